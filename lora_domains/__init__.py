@@ -1,0 +1,65 @@
+"""One frozen base, one LoRA adapter per domain, and proof of what each gained and kept.
+
+Names are imported when they are first used, so that reading a card costs no torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_domains.cli import run_recipe
+    from lora_domains.data import Data, Hub
+    from lora_domains.domain import Domain, Gates, Lora, Training, load_domain
+    from lora_domains.errors import LoraDomainsError
+    from lora_domains.model import DomainModel
+    from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice
+
+_HOMES = {
+    "Classification": "tasks",
+    "Data": "data",
+    "Domain": "domain",
+    "DomainModel": "model",
+    "Gates": "domain",
+    "Generation": "tasks",
+    "Hub": "data",
+    "LanguageModelling": "tasks",
+    "Lora": "domain",
+    "LoraDomainsError": "errors",
+    "MultipleChoice": "tasks",
+    "Training": "domain",
+    "load_domain": "domain",
+    "run_recipe": "cli",
+}
+
+__all__ = [
+    "Classification",
+    "Data",
+    "Domain",
+    "DomainModel",
+    "Gates",
+    "Generation",
+    "Hub",
+    "LanguageModelling",
+    "Lora",
+    "LoraDomainsError",
+    "MultipleChoice",
+    "Training",
+    "load_domain",
+    "run_recipe",
+]
+
+try:
+    __version__ = version("lora-domains")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,610 @@
+"""An adapter: its weights in memory, its folder on disk, saved atomically and loaded strictly.
+
+PEFT defines, initialises and names everything. It is asked on a *skeleton*: the base's
+architecture on the meta device, without weights, so that PEFT never touches the base itself.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_domains.base import Base
+from lora_domains.domain import Lora, check_name
+from lora_domains.errors import (
+    AdapterCorrupt,
+    AdapterError,
+    AdapterMismatch,
+    AdapterUnsupported,
+
+    did_you_mean,
+    listed,
+)
+from lora_domains.report import read_card
+
+CONFIG, WEIGHTS, CARD, README, ITEMS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "card.json",
+    "README.md",
+    "items.jsonl",
+)
+PREFIX = "base_model.model."
+
+# The options of LoraConfig that are computed here, or that change nothing once an adapter exists.
+# Any other option away from its default is refused by name, never ignored.
+_TAKEN = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
+    "revision", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "use_rslora", "fan_in_fan_out", "init_lora_weights", "megatron_core", "runtime_config",
+    "qalora_group_size", "loftq_config",
+}  # fmt: skip
+
+
+@dataclass
+class Adapter:
+    """LoRA weights for one base. ``weights`` maps a linear's name to A (rank, in), B (out, rank)."""
+
+    name: str
+    config: Any
+    weights: dict[str, tuple[Tensor, Tensor]]
+    scales: dict[str, float]
+    card: dict[str, Any] | None = None
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return sum(a.numel() + b.numel() for a, b in self.weights.values())
+
+
+# ── PEFT on a skeleton ──────────────────────────────────────────────────────────────────────────
+
+
+def skeleton(base: Base, config: Any) -> Any:
+    """A ``PeftModel`` of the base's architecture on the meta device, with ``config`` injected.
+
+    Raises AdapterUnsupported when no linear of this base matches, or for mixture-of-experts
+    layers whose experts are one three-dimensional weight: PEFT would leave them out in silence.
+    """
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    experts = [
+        name
+        for name, parameter in base.model.named_parameters()
+        if parameter.dim() == 3 and "expert" in name
+    ]
+    if experts:
+        raise AdapterUnsupported(
+            where=base.id,
+            expected="a base whose layers are two-dimensional linears",
+            found=f"mixture-of-experts weights such as {experts[0]}",
+            mend="Choose a dense base.",
+        )
+    plain = deepcopy(base.model.config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(plain)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return get_peft_model(bare, config, low_cpu_mem_usage=True)
+    except ValueError as error:
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in bare.named_modules() if _linear(m)})
+        wanted = config.target_modules
+        unknown = [t for t in wanted if t not in linears] if not isinstance(wanted, str) else [wanted]
+        raise AdapterUnsupported(
+            where=base.id,
+            expected="target modules that are linears of this base",
+            found=listed(map(repr, unknown)) or str(error).splitlines()[0],
+            mend=did_you_mean(str(unknown[0]) if unknown else "", linears),
+        ) from error
+
+
+def _linear(module: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
+    """(name in the base, PEFT's LoRA layer) of each linear the config targets."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in peft_model.named_modules():
+        if isinstance(module, LoraLayer):
+            if "default" not in module.lora_A:
+                raise AdapterUnsupported(
+                    where=name.removeprefix(PREFIX),
+                    expected="LoRA on linear layers",
+                    found="LoRA on an embedding",
+                    mend="Leave embeddings out of target_modules.",
+                )
+            yield name.removeprefix(PREFIX), module
+
+
+def new_adapter(base: Base, name: str, lora: Lora, rank: int, alpha: int, seed: int) -> Adapter:
+    """A fresh adapter as PEFT initialises it (A Kaiming-uniform, B zero), drawn from ``seed``."""
+    from peft import LoraConfig, TaskType
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        base_model_name_or_path=base.id,
+        revision=base.revision,
+    )
+    weights, scales = {}, {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for linear, layer in lora_layers(skeleton(base, config)):
+            layer.lora_A["default"].to_empty(device="cpu")
+            layer.lora_B["default"].to_empty(device="cpu")
+            layer.reset_lora_parameters("default", init_lora_weights=True)
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            weights[linear] = (a.detach().float(), b.detach().float())
+            scales[linear] = float(layer.scaling["default"])
+    return Adapter(name, config, weights, scales)
+
+
+# ── Saving ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def save_adapter(
+    folder: Path,
+    adapter: Adapter,
+    base: Base,
+    card: Callable[[str], Mapping[str, Any]],
+    readme: Callable[[Mapping[str, Any]], str],
+    items: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Write the whole folder, in one step that is done or not done at all; returns the card.
+
+    ``card`` is called with the sha256 of PEFT's two files. Raises AdapterError when it cannot be
+    written (no space, no permission); whatever was there before is still there then.
+    """
+    with replacing(folder) as fresh:
+        _write_peft_files(fresh, adapter, base)
+        made = dict(card(fingerprint(fresh)))
+        _write_papers(fresh, made, readme, items)
+    return made
+
+
+def rewrite_card(
+    folder: Path,
+    card: Mapping[str, Any],
+    readme: Callable[[Mapping[str, Any]], str],
+    items: list[dict[str, Any]],
+) -> None:
+    """The same adapter with a new card, README and items, again in one step."""
+    with replacing(folder) as fresh:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(folder / name, fresh / name)
+        _write_papers(fresh, card, readme, items)
+
+
+def _write_papers(
+    folder: Path,
+    card: Mapping[str, Any],
+    readme: Callable[[Mapping[str, Any]], str],
+    items: list[dict[str, Any]],
+) -> None:
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / README).write_text(readme(card), encoding="utf-8")
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    (folder / ITEMS).write_text(lines, encoding="utf-8")
+
+
+def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
+    model = skeleton(base, deepcopy(adapter.config))
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base.id
+    # A set is written in hash order, different in every process; the same bytes are wanted.
+    for option in ("target_modules", "exclude_modules"):
+        if isinstance(getattr(config, option), set):
+            setattr(config, option, sorted(getattr(config, option)))
+    state = {}
+    for linear, (a, b) in adapter.weights.items():
+        state[f"{PREFIX}{linear}.lora_A.default.weight"] = a.contiguous()
+        state[f"{PREFIX}{linear}.lora_B.default.weight"] = b.contiguous()
+    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the adapter's config and weights as stored: any changed byte changes it."""
+    digest = sha256()
+    for name in (CONFIG, WEIGHTS):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder`` to write into, that takes its place when the block succeeds.
+
+    A process killed at any moment leaves the old folder or the new one. Raises AdapterError
+    when the disk refuses; the unfinished folder is removed then.
+    """
+    folder = folder.absolute()
+    check_name(folder.name)
+    fresh: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        fresh.chmod(0o755)
+        yield fresh
+        for path in fresh.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        _take_place(fresh, folder)
+    except OSError as error:
+        raise AdapterError(
+            where=folder.name,
+            expected="a disk that takes the adapter",
+            found=error.strerror or str(error),
+            mend="Free some space or choose another --out. What was saved before is untouched.",
+        ) from error
+    finally:
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _take_place(fresh: Path, folder: Path) -> None:
+    """Put ``fresh`` where ``folder`` is; ``fresh`` then holds what was there."""
+    if not folder.exists():
+        os.rename(fresh, folder)
+    elif not _exchange(fresh, folder):
+        # No atomic exchange on this system: the old folder waits under a name that `settled`
+        # restores, should the process die between the two renames.
+        waiting = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(waiting, ignore_errors=True)
+        os.rename(folder, waiting)
+        os.rename(fresh, folder)
+        shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders atomically: renameat2 on Linux, renamex_np on macOS; False elsewhere."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        a, b = os.fsencode(one), os.fsencode(other)
+        if sys.platform == "linux":
+            at_cwd, exchange = -100, 2
+            return bool(libc.renameat2(at_cwd, a, at_cwd, b, exchange) == 0)
+        if sys.platform == "darwin":
+            swap = 2
+            return bool(libc.renamex_np(a, b, swap) == 0)
+    except (OSError, AttributeError):
+        return False
+    return False
+
+
+def settled(folder: Path) -> Path:
+    """``folder``, restored first if a process died while it was being replaced."""
+    waiting = folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and waiting.exists():
+        os.rename(waiting, folder)
+    return folder
+
+
+# ── Loading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapter:
+    """Read an adapter folder, checking everything before anything is used.
+
+    Takes folders saved here and by plain PEFT; the latter have no card, so that their base cannot
+    be verified, which ``notes`` says. Raises AdapterMismatch, AdapterCorrupt, AdapterUnsupported
+    or AdapterError.
+    """
+    folder = settled(Path(path))
+    name = check_name(name or folder.resolve().name)
+    _check_files(folder)
+    raw = _read_json(folder / CONFIG)
+    config = _config(raw, folder)
+    card = read_card(folder) if (folder / CARD).exists() else None
+    notes: list[str] = []
+    if card is None:
+        notes.append(
+            f"{name}: no card.json, so it cannot be verified that it was made on {base.id}."
+        )
+    else:
+        _check_card(card, folder, base, notes)
+    stored = _stored_shapes(folder)
+    _check_patterns(config, base, folder)
+    expected: dict[str, tuple[int, ...]] = {}
+    scales: dict[str, float] = {}
+    for linear, layer in lora_layers(skeleton(base, config)):
+        for letter in "AB":
+            key = f"{PREFIX}{linear}.lora_{letter}.weight"
+            expected[key] = tuple(getattr(layer, f"lora_{letter}")["default"].weight.shape)
+        scales[linear] = float(layer.scaling["default"])
+    _check_shapes(expected, stored, folder)
+    weights = _read_weights(folder, scales)
+    return Adapter(name, config, weights, scales, card, folder, tuple(notes))
+
+
+def _check_files(folder: Path) -> None:
+    where = folder.name
+    if not folder.is_dir():
+        raise AdapterError(
+            where=str(folder),
+            expected="an adapter folder",
+            found="a file" if folder.exists() else "no such folder",
+            mend=_nearby(folder),
+        )
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled and not (folder / WEIGHTS).exists():
+        raise AdapterUnsupported(
+            where=where,
+            expected=WEIGHTS,
+            found=f"{pickled[0]}, a pickle, which can run code when it is read",
+            mend="Load it in PEFT where you trust it and save it again with safetensors.",
+        )
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdapterCorrupt(
+                where=where,
+                expected=f"a file {name}",
+                found=listed(sorted(p.name for p in folder.iterdir())) or "an empty folder",
+                mend="Copy the whole adapter folder again.",
+            )
+
+
+def _nearby(folder: Path) -> str:
+    if folder.parent.is_dir():
+        names = [p.name for p in folder.parent.iterdir() if (p / CONFIG).exists()]
+        if names:
+            return did_you_mean(folder.name, names)
+    return "Give the folder that holds adapter_config.json."
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterCorrupt(
+            where=f"{path.parent.name}/{path.name}",
+            expected="JSON",
+            found=f"{type(error).__name__}",
+            mend="Copy the file again from where the adapter was made.",
+        ) from None
+    if not isinstance(value, dict):
+        raise AdapterCorrupt(
+            where=f"{path.parent.name}/{path.name}",
+            expected="a JSON object",
+            found=type(value).__name__,
+            mend="Copy the file again from where the adapter was made.",
+        )
+    return value
+
+
+def _config(raw: dict[str, Any], folder: Path) -> Any:
+    """A LoraConfig from the stored JSON; anything it would do beyond plain LoRA is refused."""
+    from peft import LoraConfig
+
+    where = f"{folder.name}/{CONFIG}"
+    kind = raw.get("peft_type")
+    if kind != "LORA":
+        raise AdapterUnsupported(
+            where=where,
+            expected="peft_type LORA",
+            found=repr(kind),
+            mend="Only LoRA adapters are served here.",
+        )
+    known = {f.name: f for f in fields(LoraConfig)}
+    for key, value in raw.items():
+        if key in _TAKEN or not value:
+            continue
+        field = known.get(key)
+        default = None
+        if field is not None:
+            default = (
+                field.default_factory() if field.default_factory is not MISSING else field.default
+            )
+        if value != default:
+            raise AdapterUnsupported(
+                where=where,
+                expected="plain LoRA",
+                found=f"{key}={str(value)[:60]!r}",
+                mend="This option is not computed here; train without it, or use PEFT itself.",
+            )
+    init = raw.get("init_lora_weights", True)
+    if init not in (True, False, "gaussian", "orthogonal", "eva"):
+        raise AdapterUnsupported(
+            where=where,
+            expected="an initialisation that leaves the base as it is",
+            found=f"init_lora_weights={str(init)[:40]!r}, which changes the base's weights",
+            mend="Save it with path_initial_model_for_weight_conversion, as PEFT documents.",
+        )
+    rules: list[tuple[str, Callable[[Any], bool], str]] = [
+        ("r", lambda v: type(v) is int and 1 <= v <= 65536, "a whole number above 0"),
+        ("lora_alpha", lambda v: type(v) in (int, float) and 0 < v < 1e6, "a number above 0"),
+        ("lora_dropout", lambda v: type(v) in (int, float) and 0 <= v < 1, "0 up to 1"),
+        ("target_modules", _is_targets, "names of modules"),
+        ("exclude_modules", lambda v: v is None or _is_targets(v), "names of modules"),
+        ("rank_pattern", _is_pattern, "patterns with numbers"),
+        ("alpha_pattern", _is_pattern, "patterns with numbers"),
+    ]
+    for key, holds, wanted in rules:
+        if key in raw and not holds(raw[key]):
+            raise AdapterCorrupt(
+                where=where,
+                expected=f"{key}: {wanted}",
+                found=str(raw[key])[:60],
+                mend="Copy the file again from where the adapter was made.",
+            )
+    chosen = {k: v for k, v in raw.items() if k in known and k in _TAKEN}
+    # These name Python classes or hold nothing that matters here; a stored config must not.
+    for key in ("auto_mapping", "runtime_config", "megatron_core", "loftq_config", "peft_type"):
+        chosen.pop(key, None)
+    chosen["init_lora_weights"] = True
+    return LoraConfig(**chosen)
+
+
+def _is_targets(value: Any) -> bool:
+    if isinstance(value, str):
+        return 0 < len(value) <= 1000
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= 10_000
+        and all(isinstance(v, str) for v in value)
+    )
+
+
+def _is_pattern(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(v) in (int, float) and v > 0 for v in value.values())
+
+
+def _check_patterns(config: Any, base: Base, folder: Path) -> None:
+    """Try each regular expression of the config with a time limit before PEFT runs it without."""
+    import regex
+
+    patterns = [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
+    for option in (config.target_modules, config.exclude_modules, config.layers_pattern):
+        if isinstance(option, str) and option != "all-linear":
+            patterns.append(option)
+        elif option and option is config.layers_pattern:
+            patterns.extend(option)
+    names = [name for name, _ in base.model.named_modules()]
+    for pattern in patterns:
+        try:
+            compiled = regex.compile(rf"(.*\.)?({pattern})$")
+            for name in names:
+                compiled.match(name, timeout=0.2)
+        except (regex.error, TimeoutError) as error:
+            slow = isinstance(error, TimeoutError)
+            raise AdapterCorrupt(
+                where=f"{folder.name}/{CONFIG}",
+                expected="patterns that match in a moment",
+                found="one that takes too long" if slow else "one that is no regular expression",
+                mend="List the target modules by name instead.",
+            ) from None
+
+
+def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]) -> None:
+    made_on = card["base"]
+    if made_on["identity"] != base.identity:
+        raise AdapterMismatch(
+            where=folder.name,
+            expected=f"an adapter made on {base.id} (identity {base.identity[:12]})",
+            found=f"one made on {made_on['id']} (identity {str(made_on['identity'])[:12]})",
+            mend=f"Load the base it was made on: --base {made_on['id']}.",
+        )
+    stored = card["adapters"][0]["sha256"]
+    if stored != fingerprint(folder):
+        raise AdapterCorrupt(
+            where=folder.name,
+            expected=f"files with the sha256 in the card ({stored[:12]})",
+            found=f"sha256 {fingerprint(folder)[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
+            mend="Copy the adapter folder again; if you changed it on purpose, remove card.json.",
+        )
+    if made_on["quantization"] != base.quantization:
+        notes.append(
+            f"{folder.name}: trained on the base at {made_on['quantization'] or made_on['dtype']}; "
+            "its verdict was not measured at this precision."
+        )
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise AdapterCorrupt(
+            where=f"{folder.name}/{WEIGHTS}",
+            expected="a whole safetensors file",
+            found=str(error).splitlines()[0],
+            mend="Copy the file again; it may have been cut off.",
+        ) from None
+
+
+def _check_shapes(
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], folder: Path
+) -> None:
+    missing = sorted(expected.keys() - stored.keys())
+    extra = sorted(stored.keys() - expected.keys())
+    wrong = sorted(key for key in expected.keys() & stored.keys() if expected[key] != stored[key])
+    if not (missing or extra or wrong):
+        return
+    if wrong:
+        key = wrong[0]
+        found = f"{len(wrong)} of other shapes, such as {key} with {stored[key]} for {expected[key]}"
+    elif missing:
+        found = f"{len(missing)} missing, such as {missing[0]}"
+    else:
+        found = f"{len(extra)} that belong nowhere, such as {extra[0]}"
+    raise AdapterCorrupt(
+        where=f"{folder.name}/{WEIGHTS}",
+        expected=f"the {len(expected)} tensors that its config means on this base",
+        found=found,
+        mend="Copy the adapter again, or load the base it was made on.",
+    )
+
+
+def _read_weights(folder: Path, scales: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / WEIGHTS)
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise AdapterCorrupt(
+                where=f"{folder.name}/{WEIGHTS}",
+                expected="finite numbers",
+                found=f"NaN or infinity in {key}",
+                mend="Train it again with a lower learning rate, or load an earlier version.",
+            )
+    return {
+        linear: (
+            tensors[f"{PREFIX}{linear}.lora_A.weight"].float(),
+            tensors[f"{PREFIX}{linear}.lora_B.weight"].float(),
+        )
+        for linear in scales
+    }
+
+
+def find_adapter(path: str | Path, out: Path) -> Path:
+    """``path`` itself, or the adapter of that name under ``out``; raises AdapterError otherwise."""
+    for candidate in (Path(path), out / str(path)):
+        if (candidate / CONFIG).exists():
+            return candidate
+    names = [p.name for p in out.iterdir() if (p / CONFIG).exists()] if out.is_dir() else []
+    raise AdapterError(
+        where=str(path),
+        expected="an adapter folder, or the name of one",
+        found=f"none there, and {listed(sorted(names)) or 'none'} in {out}",
+        mend=did_you_mean(str(path), names) if names else "Train one first: lora-domains fit.",
+    )
+
+
+__all__ = [
+    "Adapter",
+    "find_adapter",
+    "fingerprint",
+    "load_adapter",
+    "new_adapter",
+    "replacing",
+    "save_adapter",
+]

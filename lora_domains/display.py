@@ -1,0 +1,202 @@
+"""What a run looks like: the stages, the ledger, a row per epoch, the scores, the verdict.
+
+In a terminal with colour, boxes and progress bars; elsewhere (a log, a pipe, CI) as plain lines.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from lora_domains.report import interval, percent
+
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?"}
+Advance = Callable[[int], None]
+
+
+class Display:
+    """Prints for people; ``quiet`` prints nothing (other ranks, tests)."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.quiet = quiet
+        self.console = console or Console(highlight=False, quiet=quiet)
+        if not self.console.is_terminal:
+            # A log has no width; wrapping at 80 would break lines in the middle of a figure.
+            self.console = Console(
+                file=self.console.file, highlight=False, quiet=quiet, width=160, no_color=True
+            )
+        self._epochs_shown = False
+
+    def title(self, text: str) -> None:
+        self.console.print()
+        self.console.rule(f"[bold]{escape(text)}", align="left", style="dim")
+
+    def line(self, text: str) -> None:
+        self.console.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]Warning:[/] {escape(text)}")
+
+    def stage(self, name: str, rows_in: int | None, rows_out: int | None, what: str) -> None:
+        """One stage of the data flow: its name, rows in → rows out, what it did."""
+        if rows_in is None and rows_out is None:
+            flow = ""
+        else:
+            flow = f"{'' if rows_in is None else rows_in} → {'' if rows_out is None else rows_out}"
+        self.console.print(f"[bold cyan]{escape(name):<12}[/]{flow:>14}  {escape(what)}")
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """A bar that the yielded function advances; a silent counter where there is no terminal."""
+        if self.quiet or not self.console.is_terminal:
+            yield lambda _: None
+            return
+        bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.advance(task, done)
+
+    def ledger(self, ledger: Mapping[str, int], splits: Mapping[str, int]) -> None:
+        rows = "  ".join(f"{name} {count}" for name, count in splits.items())
+        self.stage("ledger", None, None, f"{rows}")
+        parts = [f"{name.replace('_', ' ')} {count}" for name, count in ledger.items()]
+        self.stage("", None, None, "  ".join(parts))
+
+    def epoch(self, record: Mapping[str, Any], metric: str) -> None:
+        """One line of the table of epochs, under its heading the first time."""
+        columns = ["epoch", "training loss", "validation loss", "accuracy", metric, "observation"]
+        widths = [5, 13, 15, 8, max(8, len(metric)), 0]
+        if not self._epochs_shown:
+            self._epochs_shown = True
+            head = "  ".join(f"{c:>{w}}" for c, w in zip(columns[:-1], widths, strict=False))
+            self.console.print(f"[bold]{head}  {columns[-1]}[/]")
+        cells = [
+            str(record["epoch"]),
+            f"{record['training_loss']:.4f}",
+            f"{record['validation_loss']:.4f}",
+            "–" if record["accuracy"] is None else f"{record['accuracy']:.3f}",
+            f"{record['score']:.3f}",
+        ]
+        line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=False))
+        self.console.print(f"{line}  {escape(record['observation'])}")
+
+    def scores(self, entry: Mapping[str, Any]) -> None:
+        """Base, adapter and baselines on the same unseen rows."""
+        scores = entry["domain_scores"]
+        if not scores:
+            return
+        names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
+        n = next(iter(scores.values()))["n"]
+        self.title(f"On {n} rows that were not trained on")
+        table = _table(["", "base", *names, "adapter", "adapter − base, 95 % bounds"])
+        for metric, fields in scores.items():
+            middle = [fields["baselines"].get(name) for name in names]
+            shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
+            table.add_row(
+                metric.replace("_", " "), *shown, f"[bold]{fields['adapter']:.3f}[/]",
+                interval(fields),
+            )  # fmt: skip
+        self.console.print(table)
+        if "confusion" in entry:
+            self.confusion(entry["confusion"])
+
+    def confusion(self, confusion: Mapping[str, Any], most: int = 8) -> None:
+        """The confusion matrix drawn; of many classes only the commonest confusions are listed."""
+        labels, counts = confusion["labels"], confusion["adapter"]
+        if len(labels) > most:
+            pairs = sorted(
+                (
+                    (counts[i][j], labels[i], labels[j])
+                    for i in range(len(labels))
+                    for j in range(len(labels))
+                    if i != j and counts[i][j]
+                ),
+                key=lambda pair: (-pair[0], pair[1]),
+            )
+            self.line(f"Confusion of {len(labels)} classes, the most frequent mistakes:")
+            for count, truth, said in pairs[:6]:
+                self.line(f"  {count:>4} × {truth} taken for {said}")
+            return
+        table = _table(["true ↓  said →", *labels, "", *(f"base: {label}" for label in labels)])
+        for i, label in enumerate(labels):
+            row = [_cell(counts[i], j, i == j) for j in range(len(labels))]
+            before = [str(v) for v in confusion["base"][i]]
+            table.add_row(label, *row, "", *before)
+        self.console.print(table)
+
+    def general(self, entry: Mapping[str, Any]) -> None:
+        """General knowledge before and after, with its interval."""
+        general = entry["general"]
+        if not general:
+            return
+        self.title("General knowledge")
+        for suite, fields in general.items():
+            if suite == "kl":
+                low, high = fields["lower"], fields["upper"]
+                self.line(
+                    f"  KL from the base on general text {fields['general']:.4f} nats per token "
+                    f"({low:.4f} to {high:.4f})"
+                )
+            elif suite == "nats":
+                self.line(
+                    f"  general text {fields['base']:.3f} → {fields['adapter']:.3f} nats per token, "
+                    f"{interval(fields)}"
+                )
+            elif suite != "pooled" or len(general) > 4:
+                self.line(
+                    f"  {suite}: {percent(fields['base'])} → {percent(fields['adapter'])} of "
+                    f"{fields['n']} questions, {interval(fields, 100)} points"
+                )
+
+    def gates(self, entry: Mapping[str, Any]) -> None:
+        """The gates with their reasons, then the verdict."""
+        self.title("Gates")
+        table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for gate in entry["gates"]:
+            colour = COLOURS[gate["verdict"]]
+            sign = f"[{colour}]{SIGNS[gate['verdict']]} {gate['verdict']}[/]"
+            table.add_row(sign, gate["name"], escape(gate["why"]))
+        self.console.print(table)
+        colour = COLOURS[entry["verdict"]]
+        self.console.print()
+        self.console.print(f"Verdict: [bold {colour}]{entry['verdict']}[/]")
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(escape(name), justify="left" if index == 0 else "right")
+    return table
+
+
+def _cell(row: Sequence[int], j: int, right: bool) -> Text:
+    """A count with a bar of its share of the row, green on the diagonal, red off it."""
+    share = row[j] / max(sum(row), 1)
+    bar = "▏▎▍▌▋▊▉█"[min(7, int(share * 8))] if row[j] else " "
+    return Text(f"{row[j]} {bar}", style="green" if right else "red" if row[j] else "dim")

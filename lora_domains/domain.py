@@ -1,0 +1,209 @@
+"""A domain: one declarative value. No torch, no files read, until somebody asks for its rows.
+
+Domain(
+    name="medical",
+    task=Classification(text="note", label="triage", positive="urgent"),
+    data=Data("train.csv", test="test.csv"),
+    gates=Gates(recall=0.80),
+)
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from lora_domains.data import Data
+from lora_domains.errors import DomainError, UsageError, did_you_mean
+from lora_domains.tasks import Task, task_record
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter's shape, as PEFT's ``LoraConfig`` names it. None: derived, with its reason."""
+
+    rank: int | None = None
+    alpha: int | None = None
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    rslora: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """How it is trained. ``lr`` and ``max_length`` (tokens) are derived where None."""
+
+    epochs: int = 8
+    lr: float | None = None
+    batch_size: int = 32
+    """Rows in one optimiser step, over all processes."""
+    warmup: float = 0.06
+    """Share of the steps over which the rate rises; it falls linearly after them."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    patience: int = 3
+    """Epochs without a better validation score before stopping."""
+    max_length: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds of the domain's gates; DESIGN's table says what each means."""
+
+    retention: float = 0.03
+    """Largest acceptable loss of general knowledge, as a share of the probes."""
+    drift: float = 0.35
+    """Largest KL from base to adapter on general text, nats per token."""
+    recall: float = 0.80
+    """Floor for the positive class; the rules on it apply where a task names one."""
+    precision: float = 0.85
+    overfit: float = 0.10
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Name, data, task, LoRA and training settings, gates."""
+
+    name: str
+    task: Task
+    data: Data
+    lora: Lora = field(default_factory=Lora)
+    training: Training = field(default_factory=Training)
+    gates: Gates = field(default_factory=Gates)
+    show_text: bool = False
+    """Whether cards and reports may hold row text; only for rows that are public anyway."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _check_ranges(self)
+
+    def digest(self) -> str:
+        """sha256 of the declaration; rows given in memory count by number, files by name."""
+        return sha256(json.dumps(_plain(self), sort_keys=True).encode()).hexdigest()
+
+
+def check_name(name: str) -> str:
+    """``name`` when it is safe as a folder: letters, digits, ``-``, ``_``; else DomainError."""
+    if not NAME.fullmatch(name):
+        raise DomainError(
+            where=f"name {name!r}",
+            expected="letters, digits, '-' and '_', at most 64, starting with a letter or digit",
+            found=repr(name),
+            mend=f"Use {re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-_') or 'a plain word'!r}.",
+        )
+    return name
+
+
+def _check_ranges(domain: Domain) -> None:
+    lora, training, gates = domain.lora, domain.training, domain.gates
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
+        ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
+        ("dropout", lora.dropout, 0 <= lora.dropout < 1, "0 up to, not including, 1"),
+        ("epochs", training.epochs, training.epochs >= 1, "at least 1"),
+        ("lr", training.lr, training.lr is None or 0 < training.lr < 1, "above 0, below 1"),
+        ("batch_size", training.batch_size, training.batch_size >= 1, "at least 1"),
+        ("warmup", training.warmup, 0 <= training.warmup < 1, "0 up to, not including, 1"),
+        ("patience", training.patience, training.patience >= 1, "at least 1"),
+        ("clip", training.clip, training.clip > 0, "above 0"),
+        ("retention", gates.retention, 0 < gates.retention < 1, "between 0 and 1"),
+        ("drift", gates.drift, gates.drift > 0, "above 0"),
+        ("overfit", gates.overfit, 0 < gates.overfit < 1, "between 0 and 1"),
+        ("recall", gates.recall, 0 < gates.recall < 1, "between 0 and 1"),
+        (
+            "precision",
+            gates.precision,
+            gates.precision is None or 0 < gates.precision < 1,
+            "0 to 1",
+        ),
+    ]
+    for name, value, holds, wanted in rules:
+        if not holds:
+            raise DomainError(
+                where=f"domain {domain.name!r}, setting {name!r}",
+                expected=wanted,
+                found=repr(value),
+                mend="Change it in the recipe or on the command line.",
+            )
+
+
+def with_settings(domain: Domain, **settings: Any) -> Domain:
+    """``domain`` with the named settings changed, wherever they live (``epochs``, ``rank``, …).
+
+    Raises UsageError for a name that no part of a domain has.
+    """
+    parts: dict[str, Any] = {
+        "lora": domain.lora,
+        "training": domain.training,
+        "gates": domain.gates,
+    }
+    homes = {f.name: part for part, value in parts.items() for f in fields(value)}
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        if name not in homes:
+            raise UsageError(
+                expected="a setting of a domain",
+                found=repr(name),
+                mend=did_you_mean(name, homes),
+            )
+        changes.setdefault(homes[name], {})[name] = value
+    return replace(domain, **{part: replace(parts[part], **new) for part, new in changes.items()})
+
+
+def load_domain(path: str | Path) -> Domain:
+    """The ``domain`` declared in a recipe file; nothing else in the file is run as a script."""
+    path = Path(path)
+    if not path.is_file() or path.suffix != ".py":
+        wrong = "a folder" if path.is_dir() else f"a file ending in {path.suffix!r}"
+        raise DomainError(
+            where=str(path),
+            expected="a recipe file, ending in .py",
+            found=wrong if path.exists() else "no such file",
+            mend="Give the path of a recipe, such as recipes/medical.py.",
+        )
+    spec = importlib.util.spec_from_file_location(f"lora_domains_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    domain = getattr(module, "domain", None)
+    if not isinstance(domain, Domain):
+        raise DomainError(
+            where=str(path),
+            expected="a variable `domain = Domain(…)`",
+            found="none" if domain is None else type(domain).__name__,
+            mend="Declare it at the top level of the recipe.",
+        )
+    return domain
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON, without any row's text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"is": type(value).__name__, **named}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        if value and isinstance(value[0], Mapping):
+            return f"{len(value)} rows in memory"
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
+    return value
+
+
+def as_record(domain: Domain) -> dict[str, Any]:
+    """The settings a card keeps, so that a reader knows what was run."""
+    return {
+        "task": task_record(domain.task),
+        "lora": asdict(domain.lora),
+        "training": asdict(domain.training),
+        "gates": asdict(domain.gates),
+    }

@@ -1,0 +1,225 @@
+"""From examples to token ids: prompt and answer, what is supervised, what is cut, how rows batch.
+
+The prompt is never supervised. An answer is never cut: where a row is too long its prompt loses
+tokens from the middle, because beginnings and ends carry most (Sun et al. 2019, "How to Fine-Tune
+BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_domains.data import Ledger
+from lora_domains.errors import DataError, TrainingError
+from lora_domains.tasks import Example
+
+IGNORED = -100
+"""The label of a token without supervision, as torch's cross entropy has it."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One encoded example. ``answer`` ends with EOS; ``choices`` do not."""
+
+    id: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+    target: int = -1
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+class Encoder:
+    """Tokenises examples for one base, at most ``max_length`` tokens each."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.eos: int = tokenizer.eos_token_id
+        self._answers: dict[str, tuple[int, ...]] = {}
+        prefix = tokenizer("a", add_special_tokens=True)["input_ids"]
+        # Exactly one BOS where the tokenizer adds one, whatever the prompt starts with.
+        bos = tokenizer.bos_token_id
+        self.bos: tuple[int, ...] = (bos,) if bos is not None and prefix[:1] == [bos] else ()
+
+    def tokens(self, text: str) -> list[int]:
+        """``text`` alone, without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def answer_tokens(self, answer: str) -> tuple[int, ...]:
+        """An answer as it is tokenised after the colon that ends a prompt, without EOS.
+
+        Tokenised together with its anchor, since some tokenizers treat a leading space differently
+        at the start of a text.
+        """
+        if answer not in self._answers:
+            anchor, whole = self.tokens(":"), self.tokens(":" + answer)
+            together = whole[: len(anchor)] == anchor
+            self._answers[answer] = tuple(whole[len(anchor) :] if together else self.tokens(answer))
+        return self._answers[answer]
+
+    def encode(self, example: Example, shots: Sequence[int] = ()) -> Item:
+        """The item for ``example``, its prompt preceded by the tokens of ``shots``.
+
+        Raises DataError when the answer (or a choice) leaves no room for any prompt.
+        """
+        choices = tuple(map(self.answer_tokens, example.choices))
+        answer = (*self.answer_tokens(example.answer), self.eos) if example.answer else ()
+        longest = max([len(answer), *(len(choice) + 1 for choice in choices)])
+        room = self.max_length - longest - len(self.bos) - len(shots)
+        body = self.tokens(example.prompt)
+        if room < min(len(body), 1):
+            raise DataError(
+                where=example.place,
+                expected=f"an answer that fits the context of {self.max_length} tokens",
+                found=f"an answer of {longest} tokens",
+                mend="Shorten the answer, split the row, or choose a base with a longer context.",
+            )
+        cut = len(body) > room
+        if cut:
+            head = room // 2
+            body = body[:head] + body[len(body) - (room - head) :]
+        prompt = (*self.bos, *shots, *body)
+        return Item(example.id, prompt, answer, choices, example.target, cut)
+
+    def windows(self, example: Example) -> list[Item]:
+        """A plain text as items of at most ``max_length`` tokens; every token supervised once."""
+        ids = self.tokens(example.answer)
+        ids.append(self.eos)
+        size = self.max_length - len(self.bos) - 1
+        lead = self.bos or (self.eos,)
+        return [
+            Item(f"{example.id}/{start // size}", lead, tuple(ids[start : start + size]))
+            for start in range(0, len(ids), size)
+        ]
+
+    def encode_all(self, examples: Sequence[Example]) -> list[Item]:
+        """Every example; plain texts (no prompt, no choices) in windows."""
+        items: list[Item] = []
+        for example in examples:
+            if example.prompt or example.choices:
+                items.append(self.encode(example))
+            else:
+                items.extend(self.windows(example))
+        return items
+
+
+def check_choices(encoder: Encoder, choices: Sequence[str], where: str) -> None:
+    """Raise DataError when two labels are one under the tokenizer, or one begins another.
+
+    The likelihoods of labels are compared as texts, so a label that begins another would always
+    be at least as likely.
+    """
+    coded = [(encoder.answer_tokens(choice), choice.strip()) for choice in choices]
+    for i, (one, name) in enumerate(coded):
+        if not one:
+            raise DataError(
+                where=where,
+                expected="labels with text",
+                found=f"label {name!r}, which has no token",
+                mend="Give it a wording: Classification(…, wording={…}).",
+            )
+        for j, (other, second) in enumerate(coded):
+            if i != j and other[: len(one)] == one and (i < j or other != one):
+                same = other == one
+                raise DataError(
+                    where=where,
+                    expected="labels whose texts differ from the start under the tokenizer",
+                    found=f"{name!r} and {second!r}, "
+                    + ("which are the same tokens" if same else "the first of which begins the second"),
+                    mend="Reword one of them in the data, or in the recipe: "
+                    f"Classification(…, wording={{{name!r}: 'another text'}}).",
+                )
+
+
+def supervised(ledger: Ledger, items: Sequence[Item]) -> Ledger:
+    """``ledger`` with what encoding found in the training items.
+
+    Raises TrainingError when nothing is supervised: training would teach nothing, in silence.
+    """
+    tokens = sum(len(item.answer) for item in items)
+    filled = replace(
+        ledger,
+        truncated=sum(item.truncated for item in items),
+        masked=sum(not item.answer for item in items),
+        supervised_tokens=tokens,
+    )
+    if tokens == 0:
+        raise TrainingError(
+            where="encoding",
+            expected="at least one supervised token",
+            found=f"none in {len(items)} rows",
+            mend="Check that the answer column holds text.",
+        )
+    return filled
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows. ids, mask and labels are (rows, length)."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Supervised tokens that have a prediction (the first token of a row has none)."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+
+def collate(items: Sequence[Item], pad: int, device: torch.device | str = "cpu") -> Batch:
+    """Prompt and answer of each item in one tensor, padded to the longest, prompt masked."""
+    longest = max(map(len, items))
+    ids = torch.full((len(items), longest), pad)
+    labels = torch.full((len(items), longest), IGNORED)
+    mask = torch.zeros((len(items), longest), dtype=torch.long)
+    for row, item in enumerate(items):
+        n, p = len(item), len(item.prompt)
+        ids[row, :n] = torch.tensor(item.prompt + item.answer)
+        labels[row, p:n] = torch.tensor(item.answer)
+        mask[row, :n] = 1
+    return Batch(ids.to(device), mask.to(device), labels.to(device))
+
+
+def epoch_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """The global batches of one epoch: lists of item positions, each item exactly once.
+
+    A pure function of its arguments, so that a resumed run sees the same batches. Rows are
+    shuffled, sorted by length within stretches of 32 batches to save padding, and the batches
+    shuffled again; the last one may be short.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    stretch = 32 * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(order), stretch):
+        part = sorted(order[start : start + stretch].tolist(), key=lambda i: lengths[i])
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def chunks(items: Sequence[Item], most_tokens: int) -> Iterator[list[int]]:
+    """Positions of ``items`` in batches of similar length, at most ``most_tokens`` with padding.
+
+    The same items always give the same batches, so every contender is scored in identical ones.
+    """
+    order = sorted(range(len(items)), key=lambda i: (len(items[i]), i))
+    chunk: list[int] = []
+    for i in order:
+        if chunk and (len(chunk) + 1) * len(items[i]) > most_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield chunk

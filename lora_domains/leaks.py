@@ -1,0 +1,132 @@
+"""Rows on both sides of a split: exactly the same after normalising, or nearly so. No torch."""
+
+import hmac
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from lora_domains.tasks import Example
+
+WORDS = 5
+"""Words in an n-gram. In a trial on template-heavy rows 5 with ``COMMON`` found 18 of 25 planted
+near leaks with 2 false of 450; plain 8-grams gave 139 false."""
+COMMON = 3
+"""An n-gram in more rows than this (both sides together) is a template's, not a row's."""
+COVERED = 0.5
+"""Share of a row's own n-grams found in ONE training row, from which it is called near."""
+MARKS = re.compile(r"((?<!\w)-(?=\d))|[^\w\s]")
+"""A sign before a digit (group 1), and whatever else is neither of a word nor white space."""
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Rows of the other side that a training row repeats; each is counted once."""
+
+    exact: int
+    near: int
+    pairs: tuple[tuple[str, str, str], ...]
+    """(training row id, other row id, "exact" or "near")."""
+
+
+def normalise(text: str) -> str:
+    """``text`` under NFKC and case folding, white space folded to single spaces. Idempotent."""
+    if text.isascii():
+        return " ".join(text.lower().split())
+    while True:  # folding can undo NFKC and the reverse: repeat until nothing changes
+        folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+        if folded == text:
+            return folded
+        text = folded
+
+
+def keyed_digest(text: str, key: bytes) -> str:
+    """HMAC-SHA256 of ``text`` in hex: without ``key`` a published digest cannot be guessed."""
+    return hmac.new(key, text.encode("utf-8", "surrogatepass"), sha256).hexdigest()
+
+
+def own_choices(examples: Sequence[Example]) -> bool:
+    """Whether the rows have candidates of their own (multiple choice), not one list of labels."""
+    return len({example.choices for example in examples if example.choices}) > 1
+
+
+def identity(example: Example, with_choices: bool = False) -> str:
+    """What makes two rows the same: the normalised prompt (plain text: all of it), unpunctuated.
+
+    "What is the top-up limit?" and "what is the top up limit" are one row; "C#", "3 * 4", "-5", a
+    currency or an emoji stay what they are. Candidates count where rows have their own: "Which
+    of these is true?" is no leak by itself.
+    """
+    text = example.prompt or example.answer
+    if with_choices:
+        text = " ".join([text, *sorted(example.choices)])
+    return " ".join(MARKS.sub(_mark, normalise(text)).split())
+
+
+def _mark(match: re.Match[str]) -> str:
+    kind = unicodedata.category(match[0])[0]
+    if kind == "M":  # an accent or vowel sign belongs to its letter
+        return match[0]
+    return f" {match[0]} " if match[1] or kind != "P" or match[0] in "*/%#&@" else " "
+
+
+def find_leaks(train: Sequence[Example], other: Sequence[Example]) -> Leaks:
+    """The rows of ``other`` (test rows, or probes) that ``train`` holds exactly or nearly.
+
+    Near is the share, at least ``COVERED``, of the row's word 5-grams that stand in one training
+    row, n-grams of templates left out; rows with fewer than two of their own are never near. Text
+    written without spaces between words has hardly any n-grams: only exact leaks are found there.
+    """
+    with_choices = own_choices(train) and own_choices(other)
+    first: dict[str, str] = {}
+    for row in train:
+        first.setdefault(identity(row, with_choices), row.id)
+    texts = [identity(row, with_choices) for row in other]
+    exact = [(first[t], row.id, "exact") for row, t in zip(other, texts, strict=True) if t in first]
+    holder = _near(list(first), texts)
+    near = [
+        (first[holder[t]], row.id, "near")
+        for row, t in zip(other, texts, strict=True)
+        if t not in first and t in holder
+    ]
+    return Leaks(len(exact), len(near), (*exact, *near))
+
+
+def copies(rows: Sequence[Example], other: Sequence[Example]) -> set[str]:
+    """Ids of the ``rows`` that ``other`` holds exactly."""
+    with_choices = own_choices(rows) and own_choices(other)
+    known = {identity(row, with_choices) for row in other}
+    return {row.id for row in rows if identity(row, with_choices) in known}
+
+
+def _grams(text: str) -> set[str]:
+    words = re.findall(r"\w+", text)
+    return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
+
+
+def _near(train: Sequence[str], other: Sequence[str]) -> dict[str, str]:
+    """Each near text of ``other`` with the training text that covers it best.
+
+    Only n-grams of ``other`` are indexed, so memory does not grow with the training rows.
+    """
+    grams = {text: _grams(text) for text in other}
+    rows_with = Counter(gram for found in grams.values() for gram in found)
+    holders: dict[str, list[str]] = {}
+    for text in train:
+        for gram in _grams(text):
+            if gram in rows_with:
+                rows_with[gram] += text not in grams
+                if rows_with[gram] <= COMMON:
+                    holders.setdefault(gram, []).append(text)
+    near = {}
+    for text, found in grams.items():
+        own = [gram for gram in found if rows_with[gram] <= COMMON]
+        covered = Counter(holder for gram in own for holder in holders.get(gram, ()))
+        if len(own) >= 2 and covered:
+            most = max(covered.values())
+            if most >= COVERED * len(own):
+                # Sets are walked in an order that changes from run to run: the least text wins.
+                near[text] = min(holder for holder, n in covered.items() if n == most)
+    return near

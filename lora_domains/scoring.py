@@ -1,0 +1,225 @@
+"""Forward passes only: likelihoods of choices, nats of answers, drift from the base, generation.
+
+Whichever adapter is routed when a function is called is the one that is scored. Nothing larger
+than one batch of logits is ever kept.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
+from lora_domains.routing import routed
+
+TOKENS = 4096
+"""Padded tokens in one forward pass when scoring, on a CPU; times 8 on an accelerator."""
+
+Progress = Callable[[int], None]
+
+
+def _most_tokens(device: torch.device) -> int:
+    return TOKENS if device.type == "cpu" else 8 * TOKENS
+
+
+def _silent(_: int) -> None:
+    return None
+
+
+@torch.no_grad()
+def choice_logprobs(
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
+) -> list[np.ndarray]:
+    """For each item, the natural log-likelihood of each of its choices after its prompt.
+
+    A prompt is encoded once and its keys and values shared by its choices. Returns one float64
+    array (choices,) per item.
+    """
+    device = model.device
+    scores: list[np.ndarray] = [np.empty(0)] * len(items)
+    widest = max((len(item.choices) for item in items), default=1)
+    longest = max((len(c) for item in items for c in item.choices), default=1)
+    # The continuation repeats each prompt's cache once per choice; keep that within the limit.
+    budget = _most_tokens(device) if longest == 1 else max(1, 16 * _most_tokens(device) // widest)
+    for chunk in chunks(items, min(budget, _most_tokens(device))):
+        rows = [items[i] for i in chunk]
+        for i, row in zip(chunk, _choices_of_chunk(model, rows, pad), strict=True):
+            scores[i] = row
+        progress(len(chunk))
+    return scores
+
+
+def _choices_of_chunk(model: Any, rows: list[Item], pad: int) -> list[np.ndarray]:
+    device = model.device
+    longest = max(len(item.prompt) for item in rows)
+    # Left-padded: every prompt ends in the last column, and continuations follow it.
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for r, item in enumerate(rows):
+        ids[r, longest - len(item.prompt) :] = torch.tensor(item.prompt)
+        mask[r, longest - len(item.prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    width = max(len(item.choices) for item in rows)
+    deep = max(len(choice) for item in rows for choice in item.choices)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=deep > 1,
+        logits_to_keep=1,
+    )
+    # tokens: (rows, width, deep), 0 where a choice is shorter or missing.
+    tokens = torch.zeros((len(rows), width, deep), dtype=torch.long)
+    real = torch.zeros((len(rows), width, deep), dtype=torch.bool)
+    for r, item in enumerate(rows):
+        for c, choice in enumerate(item.choices):
+            tokens[r, c, : len(choice)] = torch.tensor(choice)
+            real[r, c, : len(choice)] = True
+    tokens, real = tokens.to(device), real.to(device)
+    first = F.log_softmax(out.logits[:, -1].float(), dim=-1)
+    total = first.gather(1, tokens[:, :, 0]).double()
+    if deep > 1:
+        cache = out.past_key_values
+        cache.batch_repeat_interleave(width)
+        flat = tokens.reshape(len(rows) * width, deep)
+        there = real.reshape(len(rows) * width, deep)
+        lengths = mask.sum(1).repeat_interleave(width)
+        later = model(
+            input_ids=flat[:, :-1],
+            attention_mask=torch.cat(
+                [mask.repeat_interleave(width, 0), there[:, :-1].long()], dim=1
+            ),
+            position_ids=lengths[:, None] + torch.arange(deep - 1, device=device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logp = -F.cross_entropy(
+            later.logits.float().flatten(0, 1), flat[:, 1:].flatten(), reduction="none"
+        ).view(len(rows) * width, deep - 1)
+        total += (logp * there[:, 1:]).sum(1).view(len(rows), width).double()
+    values = total.cpu().numpy()
+    return [values[r, : len(item.choices)] for r, item in enumerate(rows)]
+
+
+def renormalise(logprobs: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the choices alone: they sum to one. Last axis: choices."""
+    peak = logprobs.max(axis=-1, keepdims=True)
+    total = peak + np.log(np.exp(logprobs - peak).sum(axis=-1, keepdims=True))
+    normalised: np.ndarray = logprobs - total
+    return normalised
+
+
+def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
+    """Nats of each supervised token, 0 elsewhere. logits (rows, length, vocabulary) → (rows, length−1)."""
+    labels = batch.labels[:, 1:]
+    nll = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return nll.view(labels.shape)
+
+
+@torch.no_grad()
+def answer_nats(
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per item: nats of its answer (EOS included), and its supervised tokens. Two (items,) arrays."""
+    nats, tokens = np.zeros(len(items)), np.zeros(len(items), dtype=int)
+    for chunk in chunks(items, _most_tokens(model.device)):
+        batch = collate([items[i] for i in chunk], pad, model.device)
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        nll = answer_nll(logits, batch)
+        nats[chunk] = nll.double().sum(1).cpu().numpy()
+        tokens[chunk] = (batch.labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        progress(len(chunk))
+    return nats, tokens
+
+
+@torch.no_grad()
+def drift(
+    model: Any, items: Sequence[Item], pad: int, adapter: str, progress: Progress = _silent
+) -> dict[str, np.ndarray]:
+    """How far ``adapter`` moved from the base on general text.
+
+    Per item: ``kl``, the sum over tokens of KL(base ‖ adapter) over the whole vocabulary;
+    ``base`` and ``adapter``, the nats of the text; ``tokens``; ``largest``, the largest absolute
+    difference of a logit.
+    """
+    names = ("kl", "base", "adapter", "tokens", "largest")
+    result = {name: np.zeros(len(items)) for name in names}
+    for chunk in chunks(items, _most_tokens(model.device)):
+        batch = collate([items[i] for i in chunk], pad, model.device)
+        logits = []
+        for name in (None, adapter):
+            with routed(name):
+                out = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            logits.append(out.logits.float())
+        here = batch.labels[:, 1:] != IGNORED
+        base, moved = (F.log_softmax(part[:, :-1], dim=-1) for part in logits)
+        kl = (base.exp() * (base - moved)).sum(-1) * here
+        result["kl"][chunk] = kl.double().sum(1).cpu().numpy()
+        for name, part in zip(("base", "adapter"), logits, strict=True):
+            result[name][chunk] = answer_nll(part, batch).double().sum(1).cpu().numpy()
+        result["tokens"][chunk] = here.sum(1).cpu().numpy()
+        gap = (logits[0] - logits[1]).abs() * batch.mask[..., None]
+        result["largest"][chunk] = gap.amax((1, 2)).cpu().numpy()
+        progress(len(chunk))
+    return result
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 64,
+    **options: Any,
+) -> list[str]:
+    """The continuation of each prompt (token ids), greedy unless ``options`` say otherwise."""
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, longest - len(prompt) :] = 1
+    config = copy.deepcopy(model.generation_config)
+    config.update(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
+    # Sampling defaults a base ships (Llama's temperature .6) would warn beside greedy decoding.
+    for name in ("temperature", "top_p", "top_k", "max_length"):
+        setattr(config, name, None)
+    out = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=config,
+        **options,
+    )
+    texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    return texts
+
+
+def generate_in_chunks(
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[Item],
+    max_new_tokens: int,
+    progress: Progress = _silent,
+) -> list[str]:
+    """Greedy answers to ``items``, in batches of similar length."""
+    texts = [""] * len(items)
+    for chunk in chunks(items, _most_tokens(model.device)):
+        answers = generate(
+            model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=max_new_tokens
+        )
+        for i, text in zip(chunk, answers, strict=True):
+            texts[i] = text.strip()
+        progress(len(chunk))
+    return texts

@@ -1,0 +1,51 @@
+"""Probe suites: general-knowledge domains that nobody fits. No torch.
+
+A suite is a name, questions with a task that reads them, and general text for drift and nats.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_domains.tasks import Example, MultipleChoice, Row
+
+
+@dataclass(frozen=True)
+class Suite:
+    """``questions`` and ``text`` are read when they are needed."""
+
+    name: str
+    task: MultipleChoice
+    questions: Callable[[], Sequence[Mapping[str, Any]]]
+    text: Callable[[], Sequence[str]]
+    part: str = ""
+    """The column that names the part of the suite a question belongs to."""
+
+    def examples(self) -> list[tuple[str, Example]]:
+        """(part, example) of every question."""
+        found = []
+        for number, values in enumerate(self.questions()):
+            row = Row(values, self.name, number, f"suite {self.name}, question {number}")
+            part = f"{self.name}/{values[self.part]}" if self.part else self.name
+            found.append((part, self.task.example(row)))
+        return found
+
+    def texts(self) -> list[Example]:
+        """The general text, as language-modelling examples."""
+        return [
+            Example(f"{self.name}-text:{number}", "", text, place=f"suite {self.name}")
+            for number, text in enumerate(self.text())
+        ]
+
+
+def embedded() -> Suite:
+    """The questions and general text of the embedded world, for any base."""
+    from lora_domains.embedded.world import general_questions, general_text
+
+    return Suite(
+        name="embedded",
+        task=MultipleChoice(prompt="{question}"),
+        questions=general_questions,
+        text=lambda: general_text("test", 200),
+        part="field",
+    )

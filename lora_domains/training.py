@@ -1,0 +1,508 @@
+"""Training one adapter: ``fit`` → ``run_epoch`` → ``train_step``, on Accelerate.
+
+Only the adapter's slots are trained. The base stays in evaluation mode and without gradients, and
+there is no wrapper around it: each rank takes its share of a global batch, and the few gradients
+are summed over the ranks. Everything that a step depends on is in ``State``, which is written to
+disk between steps; a run continued from there ends with the same bytes as an unbroken one.
+"""
+
+import math
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_domains.adapter import Adapter, new_adapter
+from lora_domains.bank import Bank
+from lora_domains.base import Base
+from lora_domains.display import Display
+from lora_domains.domain import Domain
+from lora_domains.encoding import Item, collate, epoch_batches
+from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
+from lora_domains.evaluation import validation_figures
+from lora_domains.routing import routed
+from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs
+
+MICRO_TOKENS = 16_384
+"""Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
+FEW_STEPS = 60
+"""A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
+SAVE_SECONDS = 60.0
+
+
+# ── The plan: settings derived from the base and the rows, each with its reason ─────────────────
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run once everything left open has been derived."""
+
+    rank: int
+    alpha: int
+    lr: float
+    epochs: int
+    batch_size: int
+    steps_per_epoch: int
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+def make_plan(base: Base, domain: Domain, items: Sequence[Item]) -> Plan:
+    """Learning rate and rank from the base's width and the supervised tokens, with reasons.
+
+    The rate is 5e-4 · (2000 / hidden)^p, p = .78 (.08 for Qwen), at alpha 32 and 1/r scaling:
+    Thinking Machines, "LoRA Without Regret" (2025). The rank is the least power of two from 16
+    to 64 whose adapter holds at least two parameters per supervised token, on the same finding
+    that an adapter must have room for what the rows say.
+    """
+    settings, lora = domain.training, domain.lora
+    tokens = sum(len(item.answer) for item in items)
+    steps = math.ceil(len(items) / settings.batch_size)
+    reasons: list[str] = []
+    lr = settings.lr
+    if lr is None:
+        power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
+        lr = 5e-4 * (2000 / base.width) ** power
+        lr = float(f"{lr:.2g}")
+        reasons.append(f"learning rate {lr:g}: 5e-4 · (2000 / width {base.width})^{power:g}")
+    rank = lora.rank
+    if rank is None:
+        per_rank = _parameters_per_rank(base, domain)
+        rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
+        reasons.append(
+            f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens"
+        )
+    alpha = lora.alpha if lora.alpha is not None else 32
+    warnings = []
+    total = steps * settings.epochs
+    if total < FEW_STEPS:
+        wanted = math.ceil(FEW_STEPS / steps)
+        warnings.append(
+            f"only {total} optimiser steps ({len(items)} rows, batches of {settings.batch_size}, "
+            f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}): too short to "
+            f"learn much. --epochs {wanted} gives {wanted * steps}."
+        )
+    return Plan(
+        rank, alpha, lr, settings.epochs, settings.batch_size, steps, tuple(reasons),
+        tuple(warnings),
+    )  # fmt: skip
+
+
+def _parameters_per_rank(base: Base, domain: Domain) -> int:
+    one = new_adapter(base, "plan", domain.lora, rank=1, alpha=1, seed=0)
+    return one.parameters
+
+
+# ── The state of a run ──────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class State:
+    """Where a run stands: everything the next step depends on."""
+
+    epoch: int = 0
+    step: int = 0
+    """Optimiser steps done within ``epoch``."""
+    losses: list[float] = field(default_factory=list)
+    """Nats summed over the global batch, and its tokens, for each step of the epoch so far."""
+    tokens: list[int] = field(default_factory=list)
+    first_loss: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    best_weights: dict[str, tuple[Tensor, Tensor]] | None = None
+    seconds: float = 0.0
+    total_tokens: int = 0
+    total_steps: int = 0
+
+
+@dataclass
+class Trained:
+    """What a run gives: the best epoch's adapter, and how it went."""
+
+    adapter: Adapter
+    record: dict[str, Any]
+    """The card's ``training`` entry."""
+
+
+class Run:
+    """One training run of one adapter."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        domain: Domain,
+        plan: Plan,
+        train: Sequence[Item],
+        validation: Sequence[Item],
+        checkpoint: Path,
+        display: Display,
+        judge: Callable[["Run"], dict[str, Any]] | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.bank, self.domain, self.plan = bank, domain, plan
+        self.train, self.validation = train, validation
+        self.checkpoint, self.display = checkpoint, display
+        self.judge = judge or validate
+        self.model = bank.base.model
+        self.pad = bank.base.tokenizer.pad_token_id
+        self.slot = f"{domain.name}__fit"
+        self.accelerator = Accelerator()
+        self.state = State()
+        seed = domain.training.seed
+        self.adapter = new_adapter(bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed)
+        self.parameters = bank.add(self.adapter, trainable=True)
+        decay = domain.training.weight_decay
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=plan.lr, weight_decay=decay, fused=True
+        )
+        self._stop: int | None = None
+        self._saved = time.monotonic()
+
+    # fit → run_epoch → train_step
+
+    def fit(self, *, resume: bool = False) -> Trained:
+        """Train until the epochs are over or validation stops improving; the best epoch's adapter.
+
+        Raises LossExploded and TrainingInterrupted. Whatever happens, the slot is taken out of the
+        bank again and the caller's random state is as before.
+        """
+        cuda = [self.model.device] if self.model.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=cuda), self._signals():
+                torch.manual_seed(self.domain.training.seed + self.accelerator.process_index)
+                if resume:
+                    self._load()
+                while self.state.epoch < self.plan.epochs and not self._patience_over():
+                    self.run_epoch()
+        finally:
+            self.bank.remove(self.slot)
+        self.checkpoint.unlink(missing_ok=True)
+        return self._trained()
+
+    def run_epoch(self) -> None:
+        """The rest of the current epoch, then validation, then a checkpoint."""
+        state = self.state
+        lengths = [len(item) for item in self.train]
+        batches = epoch_batches(
+            lengths, self.plan.batch_size, self.domain.training.seed, state.epoch
+        )
+        with self.display.progress(f"epoch {state.epoch + 1}", len(batches)) as advance:
+            advance(state.step)
+            for batch in batches[state.step :]:
+                self.train_step([self.train[i] for i in batch])
+                advance(1)
+                self._between_steps()
+        loss = sum(state.losses) / max(sum(state.tokens), 1)
+        started = time.monotonic()
+        record = {"epoch": state.epoch + 1, "training_loss": loss, **self.judge(self)}
+        state.history.append(record)
+        record["observation"] = observe(state.history)
+        state.seconds += time.monotonic() - started
+        if state.best is None or _better(record, state.best):
+            state.best, state.best_weights = record, self.bank.weights(self.slot)
+        self.display.epoch(record, self.domain.task.metric)
+        state.epoch, state.step, state.losses, state.tokens = state.epoch + 1, 0, [], []
+        self.save()
+
+    def train_step(self, items: Sequence[Item]) -> None:
+        """One optimiser step on one global batch; this rank takes its share of the rows."""
+        state, started = self.state, time.monotonic()
+        total = sum(len(item.answer) for item in items)
+        mine = items[self.accelerator.process_index :: self.accelerator.num_processes]
+        self._set_rate()
+        nats = torch.zeros((), device=self.model.device)
+        with routed(self.slot):
+            for part in micro_batches(mine, self.model.device):
+                batch = collate(part, self.pad, self.model.device)
+                logits = self.model(
+                    input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+                ).logits
+                loss = answer_nll(logits, batch).sum()
+                self.accelerator.backward(loss / total)
+                nats += loss.detach()
+        nats = self._sum_over_ranks(nats)
+        loss_now = float(nats) / total
+        self._check_loss(loss_now)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.losses.append(float(nats))
+        state.tokens.append(total)
+        state.total_tokens += sum(len(item) for item in items)
+        state.step += 1
+        state.total_steps += 1
+        state.seconds += time.monotonic() - started
+
+    # Inside a step
+
+    def _set_rate(self) -> None:
+        """Linear warm-up, then linearly down to zero at the last step."""
+        done, total = self.state.total_steps, self.plan.steps
+        warm = max(1, round(self.domain.training.warmup * total))
+        share = (done + 1) / warm if done < warm else (total - done) / max(1, total - warm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr * share
+
+    def _sum_over_ranks(self, nats: Tensor) -> Tensor:
+        """Gradients and loss summed over the ranks; each rank's are already over the global total."""
+        if self.accelerator.num_processes == 1:
+            return nats
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
+        flat: Tensor = self.accelerator.reduce(torch.cat([nats[None], *grads]), reduction="sum")
+        offset = 1
+        for parameter in self.parameters:
+            size = parameter.numel()
+            parameter.grad = flat[offset : offset + size].view_as(parameter).clone()
+            offset += size
+        return flat[0]
+
+    def _check_loss(self, loss: float) -> None:
+        state = self.state
+        first = state.first_loss = loss if state.first_loss is None else state.first_loss
+        vocabulary = math.log(self.model.config.get_text_config().vocab_size)
+        # A model that knows nothing has a loss of log(vocabulary); far above it nothing is learned.
+        limit = max(3 * first, 2 * vocabulary)
+        if math.isfinite(loss) and loss <= limit:
+            return
+        kept = state.best is not None
+        self._keep_best()
+        raise LossExploded(
+            where=f"{self.domain.name}, epoch {state.epoch + 1}, step {state.step + 1}",
+            expected=f"a finite loss, at most {limit:.1f}",
+            found=f"{loss:.4g} (it began at {first:.3f}, learning rate {self.plan.lr:g})",
+            mend=f"Try --lr {self.plan.lr / 5:.1g}. "
+            + (f"Epoch {state.best['epoch']} was kept." if kept and state.best else
+               "No epoch was finished, so no adapter was written."),
+        )  # fmt: skip
+
+    # Between steps
+
+    def _between_steps(self) -> None:
+        if self._stop is not None:
+            self.save()
+            self._keep_best()
+            best = self.state.best
+            raise TrainingInterrupted(
+                where=f"{self.domain.name}, epoch {self.state.epoch + 1}, step {self.state.step}",
+                expected="to finish",
+                found=f"{signal.Signals(self._stop).name}",
+                mend="Run the same command with --resume to continue from this step. "
+                + (f"The adapter of epoch {best['epoch']} is saved meanwhile." if best else
+                   "No epoch was finished yet, so there is no adapter."),
+            )  # fmt: skip
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop after the current step; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: object) -> None:
+            if self._stop is not None:
+                raise KeyboardInterrupt
+            self._stop = number
+
+        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _patience_over(self) -> bool:
+        best = self.state.best
+        over = best is not None and self.state.epoch - best["epoch"] >= self.domain.training.patience
+        if over and best is not None:
+            self.display.line(
+                f"Stopped: no better epoch than {best['epoch']} for "
+                f"{self.domain.training.patience} epochs."
+            )
+        return over
+
+    # The result, and the checkpoint
+
+    on_best: Callable[[Trained], object] | None = None
+    """Called with the best epoch so far when a run ends early, so that it is not lost."""
+
+    def _keep_best(self) -> None:
+        if self.state.best is not None and self.on_best is not None:
+            self.on_best(self._trained())
+
+    def _trained(self) -> Trained:
+        state = self.state
+        assert state.best is not None and state.best_weights is not None
+        adapter = replace(self.adapter, name=self.domain.name, weights=state.best_weights)
+        record = {
+            "epochs": len(state.history),
+            "steps": state.total_steps,
+            "best_epoch": state.best["epoch"],
+            "rank": self.plan.rank,
+            "alpha": self.plan.alpha,
+            "lr": self.plan.lr,
+            "tokens_per_second": round(state.total_tokens / max(state.seconds, 1e-9), 1),
+            "peak_memory_bytes": peak_memory(self.model.device),
+            "seconds": round(state.seconds, 2),
+            "history": state.history,
+        }
+        return Trained(adapter, record)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that continues it."""
+        plan = {k: v for k, v in asdict(self.plan).items() if k not in ("reasons", "warnings")}
+        ids = [(item.id, item.prompt, item.answer) for item in self.train]
+        return {
+            "base": self.bank.base.identity,
+            "recipe": self.domain.digest(),
+            "rows": hash_ids(ids),
+            "plan": plan,
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint: the old one or the new one is whole, whatever happens."""
+        self._saved = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "run": self.fingerprint(),
+            "state": dict(vars(self.state)),
+            "weights": self.bank.weights(self.slot),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.model.device.type == "cuda" else None,
+        }
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=self.checkpoint.name + ".", dir=self.checkpoint.parent
+        )
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self.checkpoint)
+        except OSError as error:
+            self.display.warn(f"no checkpoint could be written ({error.strerror}); training goes on.")
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        if not self.checkpoint.exists():
+            self.display.line("Nothing to resume: starting at the beginning.")
+            return
+        stored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        mine = self.fingerprint()
+        other = [name for name in mine if stored["run"].get(name) != mine[name]]
+        if other:
+            raise UsageError(
+                where=self.checkpoint.name,
+                expected="the same base, recipe, rows and settings as the interrupted run",
+                found="another " + " and another ".join(other),
+                mend="Give the same command and --resume, or leave --resume out to start anew.",
+            )
+        self.state = State(**stored["state"])
+        for linear, slot in self.bank.slots(self.slot).items():
+            a, b = stored["weights"][linear]
+            slot.a.data.copy_(a)
+            slot.b.data.copy_(b)
+        self.optimizer.load_state_dict(stored["optimizer"])
+        torch.set_rng_state(stored["rng"])
+        if stored["cuda_rng"] is not None and self.model.device.type == "cuda":
+            torch.cuda.set_rng_state(stored["cuda_rng"])
+        self.display.line(
+            f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
+            f"{self.plan.steps_per_epoch} steps."
+        )
+        for record in self.state.history:
+            self.display.epoch(record, self.domain.task.metric)
+
+
+# ── Small functions ─────────────────────────────────────────────────────────────────────────────
+
+
+def micro_batches(items: Sequence[Item], device: torch.device) -> Iterator[Sequence[Item]]:
+    """``items`` in stretches of at most ``MICRO_TOKENS`` padded tokens."""
+    if not items:
+        return
+    most = MICRO_TOKENS * (1 if device.type == "cpu" else 4)
+    size = max(1, most // max(map(len, items)))
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def validate(run: Run) -> dict[str, Any]:
+    """Loss (nats per answer token), accuracy and the domain metric on the validation rows."""
+    with routed(run.slot), run.display.progress("validating", len(run.validation)) as advance:
+        nats, tokens = answer_nats(run.model, run.validation, run.pad)
+        scores = None
+        if run.validation and run.validation[0].choices:
+            scores = choice_logprobs(run.model, run.validation, run.pad, advance)
+    loss = float(nats.sum() / max(tokens.sum(), 1))
+    return {"validation_loss": loss, **validation_figures(run.domain.task, run.validation, scores, loss)}
+
+
+def _better(record: dict[str, Any], best: dict[str, Any]) -> bool:
+    """A higher score, or the same score at a lower validation loss."""
+    now, then = (
+        (r["score"] if r["higher_is_better"] else -r["score"], -r["validation_loss"])
+        for r in (record, best)
+    )
+    return now > then
+
+
+def observe(history: Sequence[dict[str, Any]]) -> str:
+    """What the last epoch's figures say, in words; 2 % of the loss counts as a change."""
+    last = history[-1]
+    if len(history) == 1:
+        return "the first epoch"
+    before = min(h["validation_loss"] for h in history[:-1])
+    change = (last["validation_loss"] - before) / max(before, 1e-9)
+    training_falls = last["training_loss"] < history[-2]["training_loss"]
+    if change > 0.02:
+        if training_falls:
+            return "validation loss rises: overfitting begins"
+        return "both losses rise: unstable, a lower learning rate may help"
+    if change < -0.02:
+        return "still improving"
+    return "converging"
+
+
+def hash_ids(rows: Sequence[tuple[Any, ...]]) -> str:
+    from hashlib import sha256
+
+    digest = sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device on an accelerator, of the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(kilobytes) * (1024 if os.uname().sysname == "Linux" else 1)
+
+
+__all__ = ["Plan", "Run", "State", "Trained", "make_plan", "observe"]

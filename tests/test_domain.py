@@ -1,0 +1,164 @@
+"""Declarations: names, settings, recipes, digests."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_domains.data import Data
+from lora_domains.domain import (
+    NAME,
+    Domain,
+    Gates,
+    Lora,
+    Training,
+    as_record,
+    check_name,
+    load_domain,
+    with_settings,
+)
+from lora_domains.errors import DomainError, UsageError
+from lora_domains.tasks import Classification, Generation
+
+SECRET = "zq-hush-93"
+ROWS = [{"text": SECRET, "label": "a"}, {"text": "b", "label": "b"}]
+
+
+def domain(**changes: Any) -> Domain:
+    return replace(Domain("medical", Classification(positive="a"), Data(ROWS)), **changes)
+
+
+@pytest.mark.parametrize("name", ["medical", "a", "2nd-try_b", "x" * 64])
+def test_safe_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+UNSAFE = ["../x", "a/b", "a.b", "", ".", "-a", "_a", "a b", "/abs", "a\n", "a\\b", "é", "x" * 65]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_unsafe_names_are_refused_with_a_safe_one(name: str) -> None:
+    with pytest.raises(DomainError, match="letters, digits"):
+        domain(name=name)
+
+
+@given(st.text(max_size=70))
+def test_a_name_is_one_plain_folder(name: str) -> None:
+    if NAME.fullmatch(name):
+        assert Path("root", name).resolve().parent == Path("root").resolve()
+        assert name.isascii()
+    else:
+        with pytest.raises(DomainError):
+            check_name(name)
+
+
+def test_settings_are_found_where_they_live() -> None:
+    changed = with_settings(domain(), epochs=3, rank=4, retention=0.05)
+    assert (changed.training.epochs, changed.lora.rank, changed.gates.retention) == (3, 4, 0.05)
+    assert (changed.training.batch_size, changed.data) == (32, domain().data)
+    assert with_settings(domain()) == domain()
+
+
+@pytest.mark.parametrize(("name", "meant"), [("epoch", "epochs"), ("ranks", "rank"), ("lrr", "lr")])
+def test_unknown_settings_are_suggested(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"Did you mean .*'{meant}'"):
+        with_settings(domain(), **{name: 1})
+
+
+BAD: list[tuple[str, Any]] = [
+    ("rank", 0),
+    ("rank", 20000),
+    ("alpha", 0),
+    ("dropout", 1.0),
+    ("epochs", 0),
+    ("lr", 0.0),
+    ("lr", float("nan")),
+    ("lr", 3),
+    ("batch_size", 0),
+    ("warmup", 1.0),
+    ("patience", 0),
+    ("clip", 0.0),
+    ("retention", 0.0),
+    ("drift", 0.0),
+    ("overfit", 1.0),
+    ("recall", 1.0),
+    ("precision", 0.0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_settings_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(DomainError, match=f"setting '{name}'"):
+        with_settings(domain(), **{name: value})
+
+
+def test_floors_do_not_forbid_tasks_without_a_positive_class() -> None:
+    for task in (Classification(), Generation()):
+        assert domain(task=task).gates == Gates(recall=0.80, precision=0.85)
+
+
+def recipe(folder: Path, text: str, name: str = "recipe.py") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_load_domain_runs_no_script(tmp_path: Path) -> None:
+    path = recipe(
+        tmp_path,
+        "from lora_domains.domain import Domain\n"
+        "from lora_domains.data import Data\n"
+        "from lora_domains.tasks import Classification\n"
+        "domain = Domain('spam', Classification(), Data('train.csv'))\n"
+        "if __name__ == '__main__':\n    raise SystemExit(9)\n",
+    )
+    assert load_domain(path) == load_domain(str(path))
+    assert load_domain(path).name == "spam"
+
+
+def test_load_domain_refusals(tmp_path: Path) -> None:
+    with pytest.raises(DomainError, match="no such file"):
+        load_domain(tmp_path / "none.py")
+    with pytest.raises(DomainError, match="a folder"):
+        load_domain(tmp_path)
+    with pytest.raises(DomainError, match=r"ending in '\.yaml'"):
+        load_domain(recipe(tmp_path, "name: x", "recipe.yaml"))
+    with pytest.raises(DomainError, match="found none"):
+        load_domain(recipe(tmp_path, "x = 1"))
+    with pytest.raises(DomainError, match="found dict"):
+        load_domain(recipe(tmp_path, "domain = {}"))
+
+
+def test_digest_follows_every_setting() -> None:
+    base = domain()
+    others = [
+        domain(name="other"),
+        domain(task=Classification(positive="b")),
+        domain(data=Data(ROWS, group="who")),
+        domain(lora=Lora(rank=3)),
+        domain(training=Training(epochs=2)),
+        domain(gates=Gates(drift=0.2)),
+        domain(show_text=True),
+        domain(data=Data("train.csv")),
+    ]
+    digests = [base.digest(), *(other.digest() for other in others)]
+    assert len(set(digests)) == len(digests)
+    assert base.digest() == domain().digest()
+
+
+def test_digest_holds_no_text_and_no_folder(tmp_path: Path) -> None:
+    same_number = [{"text": "other", "label": "a"}] * len(ROWS)
+    assert domain().digest() == domain(data=Data(same_number)).digest()
+    assert domain().digest() == domain(data=Data(tuple(ROWS))).digest()
+    one, other = (domain(data=Data(tmp_path / d / "train.csv")).digest() for d in "ab")
+    assert one == other
+    assert len(one) == 64
+
+
+def test_record_is_json_without_rows() -> None:
+    record = json.dumps(as_record(domain()))
+    assert SECRET not in record
+    assert json.loads(record)["training"]["epochs"] == 8
