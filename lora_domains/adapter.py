@@ -29,7 +29,6 @@ from lora_domains.errors import (
     AdapterError,
     AdapterMismatch,
     AdapterUnsupported,
-
     did_you_mean,
     listed,
 )
@@ -108,7 +107,9 @@ def skeleton(base: Base, config: Any) -> Any:
     except ValueError as error:
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in bare.named_modules() if _linear(m)})
         wanted = config.target_modules
-        unknown = [t for t in wanted if t not in linears] if not isinstance(wanted, str) else [wanted]
+        unknown = (
+            [t for t in wanted if t not in linears] if not isinstance(wanted, str) else [wanted]
+        )
         raise AdapterUnsupported(
             where=base.id,
             expected="target modules that are linears of this base",
@@ -473,7 +474,9 @@ def _is_targets(value: Any) -> bool:
 
 
 def _is_pattern(value: Any) -> bool:
-    return isinstance(value, dict) and all(type(v) in (int, float) and v > 0 for v in value.values())
+    return isinstance(value, dict) and all(
+        type(v) in (int, float) and v > 0 for v in value.values()
+    )
 
 
 def _check_patterns(config: Any, base: Base, folder: Path) -> None:
@@ -551,7 +554,9 @@ def _check_shapes(
         return
     if wrong:
         key = wrong[0]
-        found = f"{len(wrong)} of other shapes, such as {key} with {stored[key]} for {expected[key]}"
+        found = (
+            f"{len(wrong)} of other shapes, such as {key} with {stored[key]} for {expected[key]}"
+        )
     elif missing:
         found = f"{len(missing)} missing, such as {missing[0]}"
     else:

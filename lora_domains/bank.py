@@ -31,7 +31,9 @@ class Bank:
             raise UsageError(
                 expected="a resident adapter",
                 found=repr(name),
-                mend=did_you_mean(name, self._adapters) if self._adapters else "None is loaded yet.",
+                mend=did_you_mean(name, self._adapters)
+                if self._adapters
+                else "None is loaded yet.",
             )
         return self._adapters[name]
 

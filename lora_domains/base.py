@@ -320,6 +320,9 @@ def _mend_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:
 def quiet_imports() -> None:
     """Hide the notices that libraries print while they are imported, not what they say later."""
     import logging
+    import os
 
+    # The bar that transformers draws while it reads weights says nothing beside our own stages.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"bitsandbytes\..*")

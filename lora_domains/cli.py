@@ -173,7 +173,9 @@ def fit_and_evaluate(domain: Domain, flags: argparse.Namespace) -> str | None:
             found="both",
             mend="Leave one out.",
         )
-    bits: Literal["8bit", "4bit"] | None = "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
+    bits: Literal["8bit", "4bit"] | None = (
+        "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
+    )
     model = DomainModel.from_pretrained(
         flags.base, quantization=bits, out=flags.out, display=display
     )

@@ -370,7 +370,7 @@ def _hub_rows(hub: Hub, name: str) -> Iterable[Mapping[str, Any]]:
         # Labels stored as numbers are read by their names: a model is shown words.
         named = {c: f.names for c, f in (table.features or {}).items() if hasattr(f, "names")}
         rows = [dict(row) for row in table]
-    except Exception as error:  # noqa: BLE001 (loaders share no error tree)
+    except Exception as error:  # loaders share no error tree
         raise DataError(
             where=name,
             expected="a data set on the Hub, or already in the local cache",

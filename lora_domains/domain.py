@@ -169,7 +169,8 @@ def load_domain(path: str | Path) -> Domain:
             mend="Give the path of a recipe, such as recipes/medical.py.",
         )
     spec = importlib.util.spec_from_file_location(f"lora_domains_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     domain = getattr(module, "domain", None)

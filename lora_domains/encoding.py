@@ -134,7 +134,11 @@ def check_choices(encoder: Encoder, choices: Sequence[str], where: str) -> None:
                     where=where,
                     expected="labels whose texts differ from the start under the tokenizer",
                     found=f"{name!r} and {second!r}, "
-                    + ("which are the same tokens" if same else "the first of which begins the second"),
+                    + (
+                        "which are the same tokens"
+                        if same
+                        else "the first of which begins the second"
+                    ),
                     mend="Reword one of them in the data, or in the recipe: "
                     f"Classification(…, wording={{{name!r}: 'another text'}}).",
                 )
@@ -164,30 +168,37 @@ def supervised(ledger: Ledger, items: Sequence[Item]) -> Ledger:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows. ids, mask and labels are (rows, length)."""
+    """Left-padded rows; ids, mask and positions are (rows, length).
+
+    Every row ends in the last column, so that all supervised tokens lie in the last ``keep - 1``
+    columns and logits are needed for the last ``keep`` only. ``labels`` is (rows, keep - 1): the
+    token that each kept position but the last should predict.
+    """
 
     ids: Tensor
     mask: Tensor
+    positions: Tensor
     labels: Tensor
 
     @property
-    def tokens(self) -> int:
-        """Supervised tokens that have a prediction (the first token of a row has none)."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+    def keep(self) -> int:
+        return self.labels.shape[1] + 1
 
 
 def collate(items: Sequence[Item], pad: int, device: torch.device | str = "cpu") -> Batch:
     """Prompt and answer of each item in one tensor, padded to the longest, prompt masked."""
     longest = max(map(len, items))
+    width = max(len(item.answer) for item in items)
     ids = torch.full((len(items), longest), pad)
-    labels = torch.full((len(items), longest), IGNORED)
     mask = torch.zeros((len(items), longest), dtype=torch.long)
+    labels = torch.full((len(items), width), IGNORED)
     for row, item in enumerate(items):
-        n, p = len(item), len(item.prompt)
-        ids[row, :n] = torch.tensor(item.prompt + item.answer)
-        labels[row, p:n] = torch.tensor(item.answer)
-        mask[row, :n] = 1
-    return Batch(ids.to(device), mask.to(device), labels.to(device))
+        start = longest - len(item)
+        ids[row, start:] = torch.tensor(item.prompt + item.answer)
+        mask[row, start:] = 1
+        labels[row, width - len(item.answer) :] = torch.tensor(item.answer)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return Batch(ids.to(device), mask.to(device), positions.to(device), labels.to(device))
 
 
 def epoch_batches(

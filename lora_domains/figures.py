@@ -60,9 +60,9 @@ def metrics_of(kind: str, positive: int | None) -> dict[str, str]:
     if kind == "classification":
         names = {"accuracy": "prediction", "macro_f1": "prediction"}
         if positive is not None:
-            names |= {m: "prediction" for m in ("precision", "recall", "f1")}
+            names |= dict.fromkeys(("precision", "recall", "f1"), "prediction")
         else:
-            names |= {m: "prediction" for m in ("macro_precision", "macro_recall")}
+            names |= dict.fromkeys(("macro_precision", "macro_recall"), "prediction")
         return names | {"loss": "nll", "nats_per_token": "nats"}
     if kind == "multiple_choice":
         return {"accuracy": "prediction", "loss": "nll", "nats_per_token": "nats"}
@@ -349,8 +349,8 @@ def calibration(items: Items) -> dict[str, Any]:
     right = column(items, "adapter", "prediction") == [item["target"] for item in items]
     bins = np.minimum((confidence * 15).astype(int), 14)
     ece = sum(
-        abs(float(right[bins == b].mean() - confidence[bins == b].mean())) * float((bins == b).mean())
+        abs(float(right[bins == b].mean() - confidence[bins == b].mean()))
+        * float((bins == b).mean())
         for b in np.unique(bins)
     )
     return {"ece": ece, "brier": float(column(items, "adapter", "brier").mean())}
-

@@ -22,7 +22,7 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation import model_scores, score_items, unanswered
+from lora_domains.evaluation import score_items, unanswered
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import current_route, routed
@@ -194,6 +194,7 @@ class DomainModel:
             domain = Domain(name, task, Data(domain, validation, test))
         domain = with_settings(domain, **settings)
         ready = self._read(domain)
+        domain = ready.domain  # its labels are known now
         plan = make_plan(self.base, domain, ready.train)
         for reason in plan.reasons:
             self.display.stage("plan", None, None, reason)
@@ -208,9 +209,7 @@ class DomainModel:
         checkpoint = self.out / f".{domain.name}.checkpoint"
         if checkpoint.exists() and not resume:
             self.display.warn("an unfinished run is replaced; --resume would have continued it.")
-        run = Run(
-            self.bank, domain, plan, ready.train, ready.validation, checkpoint, self.display
-        )
+        run = Run(self.bank, domain, plan, ready.train, ready.validation, checkpoint, self.display)
         run.on_best = lambda trained: self._save(ready, trained)
         trained = run.fit(resume=resume)
         card = self._save(ready, trained)

@@ -134,7 +134,9 @@ def _scores(entry: Mapping[str, Any]) -> list[str]:
     lines = [
         "## On rows it was not trained on",
         "",
-        "| metric | " + " | ".join(["base", *names, "adapter", "adapter − base (95 % bounds)"]) + " |",
+        "| metric | "
+        + " | ".join(["base", *names, "adapter", "adapter − base (95 % bounds)"])
+        + " |",
         "|---|" + "---|" * (len(names) + 3),
     ]
     for metric, fields in scores.items():
@@ -167,7 +169,12 @@ def _classes(entry: Mapping[str, Any]) -> list[str]:
     classes = entry.get("per_class")
     if not classes:
         return []
-    lines = ["## Per class", "", "| class | precision | recall | F1 | rows |", "|---|---|---|---|---|"]
+    lines = [
+        "## Per class",
+        "",
+        "| class | precision | recall | F1 | rows |",
+        "|---|---|---|---|---|",
+    ]
     for label, row in classes.items():
         lines.append(
             f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} "

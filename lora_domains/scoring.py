@@ -5,7 +5,9 @@ than one batch of logits is ever kept.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,7 @@ def _choices_of_chunk(model: Any, rows: list[Item], pad: int) -> list[np.ndarray
         attention_mask=mask,
         position_ids=positions,
         use_cache=deep > 1,
-        logits_to_keep=1,
+        **({"logits_to_keep": 1} if _keeps(model) else {}),
     )
     # tokens: (rows, width, deep), 0 where a choice is shorter or missing.
     tokens = torch.zeros((len(rows), width, deep), dtype=torch.long)
@@ -114,16 +116,41 @@ def renormalise(logprobs: np.ndarray) -> np.ndarray:
     return normalised
 
 
+def tail_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``.
+
+    Only these are computed: the output layer over a whole batch of long prompts would cost more
+    memory than everything else together.
+    """
+    kept = {"logits_to_keep": batch.keep} if _keeps(model) else {}
+    logits: Tensor = model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+        **kept,
+    ).logits
+    return logits[:, -batch.keep : -1]
+
+
+@cache
+def _accepts(kind: type, name: str) -> bool:
+    return name in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+
+
+def _keeps(model: Any) -> bool:
+    return _accepts(type(model), "logits_to_keep")
+
+
 def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
-    """Nats of each supervised token, 0 elsewhere. logits (rows, length, vocabulary) → (rows, length−1)."""
-    labels = batch.labels[:, 1:]
+    """Nats of each supervised token, 0 elsewhere. logits (rows, keep - 1, vocabulary), as above."""
     nll = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1),
-        labels.flatten(),
+        logits.float().flatten(0, 1),
+        batch.labels.flatten(),
         ignore_index=IGNORED,
         reduction="none",
     )
-    return nll.view(labels.shape)
+    return nll.view(batch.labels.shape)
 
 
 @torch.no_grad()
@@ -134,10 +161,9 @@ def answer_nats(
     nats, tokens = np.zeros(len(items)), np.zeros(len(items), dtype=int)
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        nll = answer_nll(logits, batch)
+        nll = answer_nll(tail_logits(model, batch), batch)
         nats[chunk] = nll.double().sum(1).cpu().numpy()
-        tokens[chunk] = (batch.labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        tokens[chunk] = (batch.labels != IGNORED).sum(1).cpu().numpy()
         progress(len(chunk))
     return nats, tokens
 
@@ -159,16 +185,15 @@ def drift(
         logits = []
         for name in (None, adapter):
             with routed(name):
-                out = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-            logits.append(out.logits.float())
-        here = batch.labels[:, 1:] != IGNORED
-        base, moved = (F.log_softmax(part[:, :-1], dim=-1) for part in logits)
+                logits.append(tail_logits(model, batch).float())
+        here = batch.labels != IGNORED
+        base, moved = (F.log_softmax(part, dim=-1) for part in logits)
         kl = (base.exp() * (base - moved)).sum(-1) * here
         result["kl"][chunk] = kl.double().sum(1).cpu().numpy()
         for name, part in zip(("base", "adapter"), logits, strict=True):
             result[name][chunk] = answer_nll(part, batch).double().sum(1).cpu().numpy()
         result["tokens"][chunk] = here.sum(1).cpu().numpy()
-        gap = (logits[0] - logits[1]).abs() * batch.mask[..., None]
+        gap = (logits[0] - logits[1]).abs() * here[..., None]
         result["largest"][chunk] = gap.amax((1, 2)).cpu().numpy()
         progress(len(chunk))
     return result

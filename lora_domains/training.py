@@ -30,7 +30,7 @@ from lora_domains.encoding import Item, collate, epoch_batches
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.evaluation import validation_figures
 from lora_domains.routing import routed
-from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs
+from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs, tail_logits
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
@@ -228,10 +228,7 @@ class Run:
         with routed(self.slot):
             for part in micro_batches(mine, self.model.device):
                 batch = collate(part, self.pad, self.model.device)
-                logits = self.model(
-                    input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-                ).logits
-                loss = answer_nll(logits, batch).sum()
+                loss = answer_nll(tail_logits(self.model, batch), batch).sum()
                 self.accelerator.backward(loss / total)
                 nats += loss.detach()
         nats = self._sum_over_ranks(nats)
@@ -331,7 +328,9 @@ class Run:
 
     def _patience_over(self) -> bool:
         best = self.state.best
-        over = best is not None and self.state.epoch - best["epoch"] >= self.domain.training.patience
+        over = (
+            best is not None and self.state.epoch - best["epoch"] >= self.domain.training.patience
+        )
         if over and best is not None:
             self.display.line(
                 f"Stopped: no better epoch than {best['epoch']} for "
@@ -401,7 +400,9 @@ class Run:
                 os.fsync(file.fileno())
             os.replace(name, self.checkpoint)
         except OSError as error:
-            self.display.warn(f"no checkpoint could be written ({error.strerror}); training goes on.")
+            self.display.warn(
+                f"no checkpoint could be written ({error.strerror}); training goes on."
+            )
         finally:
             Path(name).unlink(missing_ok=True)
 
@@ -457,7 +458,10 @@ def validate(run: Run) -> dict[str, Any]:
         if run.validation and run.validation[0].choices:
             scores = choice_logprobs(run.model, run.validation, run.pad, advance)
     loss = float(nats.sum() / max(tokens.sum(), 1))
-    return {"validation_loss": loss, **validation_figures(run.domain.task, run.validation, scores, loss)}
+    return {
+        "validation_loss": loss,
+        **validation_figures(run.domain.task, run.validation, scores, loss),
+    }
 
 
 def _better(record: dict[str, Any], best: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Medical: triage of clinical notes. Recall first: a missed emergency costs more than an alarm."""
 
-from lora_domains import Classification, Data, Domain, Gates, Hub, run_recipe
+from lora_domains import Classification, Data, Domain, Gates, run_recipe
 
 domain = Domain(
     name="medical",

@@ -344,8 +344,11 @@ def test_bad_rows_of_all_splits_come_in_one_error() -> None:
     train, test = table(40), table(20, start=50)
     for i in range(3, 9):
         train[i]["text"] = " "
-    test[5]["label"] = "span"
-    message = refuses(train, "7 rows", "train rows in memory, index 3", "and 2 more", test=test)
+    test[5]["label"] = train[4]["label"] = "span"
+    train[4]["text"] = "good"
+    parts = ("7 rows", "text; one of the labels", "train rows in memory, index 3", "and 2 more")
+    task = Classification(labels=("ham", "spam"))
+    message = refuses(train, *parts, task=task, test=test)
     assert "index 8" not in message
 
 
@@ -356,9 +359,13 @@ def test_unknown_label_is_named_and_suggested() -> None:
     refuses(rows, "index 7, column 'label'", "'span'", "Did you mean 'spam'", task=task)
 
 
-@pytest.mark.parametrize("labels", [None, ("ham", "spam")])
-def test_a_label_column_that_holds_text_is_not_quoted(labels: tuple[str, ...] | None) -> None:
-    rows = [{"text": "a", "label": f"{SECRET} {i}"} for i in range(40)]
+@pytest.mark.parametrize(
+    ("labels", "different"), [(None, 40), (("ham", "spam"), 40), (("ham", "spam"), 10)]
+)
+def test_a_label_column_that_holds_text_is_not_quoted(
+    labels: tuple[str, ...] | None, different: int
+) -> None:
+    rows = [{"text": "a", "label": f"{SECRET} {i % different}"} for i in range(40)]
     refuses(rows, "label", task=Classification(labels=labels, positive="spam"))
 
 
@@ -414,6 +421,8 @@ def test_sizes(n: int, validation: int, test: int) -> None:
     done = prepare(SPAM, Data(table(n)))
     assert (len(done.validation), len(done.test)) == (validation, test)
     assert sorted(row.id for row in everyone(done)) == sorted(f"train:{i}" for i in range(n))
+    if n >= 1000:
+        assert len({row.id[-1] for row in done.test}) == 10
     for rows in (done.validation, done.test):
         spam = sum(row.answer == " spam" for row in rows)
         assert abs(spam - len(rows) / 3) <= 1
@@ -608,6 +617,18 @@ def test_repeated_rows_do_not_hide_a_near_leak() -> None:
     text = "one two three four five six seven eight nine ten"
     other = examples([text + " eleven"] * 5, "test")
     assert find_leaks(examples([text] * 9, "train"), other).near == 5
+
+
+def test_what_a_template_repeats_is_not_near() -> None:
+    rows = [f"{i} was seen at the clinic in the morning by the same doctor {i}" for i in range(20)]
+    assert find_leaks(examples(rows[:18], "train"), examples(rows[18:], "test")).near == 0
+
+
+def test_an_exact_copy_counts_once_among_the_rows_of_an_n_gram() -> None:
+    text = "one two three four five six seven eight nine ten"
+    other = examples([text, text + " eleven", text + " twelve"], "test")
+    leaks = find_leaks(examples([text], "train"), other)
+    assert (leaks.exact, leaks.near) == (1, 2)
 
 
 def test_same_question_with_other_candidates_is_no_leak() -> None:

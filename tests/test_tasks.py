@@ -96,7 +96,7 @@ def test_unknown_class_in_the_declaration(task: Classification) -> None:
 
 def test_unknown_label_is_suggested_and_a_long_one_is_not_quoted() -> None:
     task = Classification(labels=("ham", "spam"))
-    with pytest.raises(DataError, match="line 2, column 'label'.*'span'.*Did you mean 'spam'"):
+    with pytest.raises(DataError, match=r"line 2, column 'label'.*'span'.*Did you mean 'spam'"):
         task.example(row(text="x", label="span"))
     with pytest.raises(DataError, match="a text of 60 characters") as caught:
         task.example(row(text="x", label=SECRET * 6))

@@ -1,0 +1,84 @@
+"""Shared parts: a small random base made from a config, rows to train on, the real data's folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared" / "data"
+
+WORDS = (
+    "alpha beta gamma delta red green blue stone river cloud note triage urgent routine spam ham "
+    "text label win prize call now meet later today tomorrow question answer the a is of to and"
+)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real rows beside the checkout."""
+    if not REAL.is_dir():
+        pytest.skip("the real rows (../shared/data) are not on this machine")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama (2 layers, width 32, context 128) and its tokenizer."""
+    return make_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+def make_base(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Save a random Llama and a byte-level tokenizer in ``folder``."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    settings = {
+        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**settings | changes))
+    model.save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def make_rows(count: int, seed: int = 0, secret: str = "") -> list[dict[str, Any]]:
+    """Rows whose label follows from one word; no two alike. ``secret`` stands in one of them."""
+    import random
+
+    rng = random.Random(seed)
+    words = WORDS.split()[:10]
+    rows, seen = [], set()
+    while len(rows) < count:
+        text = " ".join(rng.choice(words) for _ in range(rng.randint(4, 9)))
+        if text in seen or (("alpha" in text) == ("beta" in text)):
+            continue
+        seen.add(text)
+        rows.append({"text": text, "label": "spam" if "alpha" in text else "ham"})
+    if secret:
+        rows[1]["text"] += " " + secret
+    return rows
