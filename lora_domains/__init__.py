@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_domains.cli import run_recipe
-    from lora_domains.data import Data, Hub
+    from lora_domains.data import Data
     from lora_domains.domain import Domain, Gates, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
     from lora_domains.model import DomainModel
+    from lora_domains.reading import Hub
     from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice
 
 _HOMES = {
@@ -22,7 +23,7 @@ _HOMES = {
     "DomainModel": "model",
     "Gates": "domain",
     "Generation": "tasks",
-    "Hub": "data",
+    "Hub": "reading",
     "LanguageModelling": "tasks",
     "Lora": "domain",
     "LoraDomainsError": "errors",

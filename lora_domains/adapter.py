@@ -56,7 +56,7 @@ _TAKEN = {
 
 @dataclass
 class Adapter:
-    """LoRA weights for one base. ``weights`` maps a linear's name to A (rank, in), B (out, rank)."""
+    """LoRA weights for one base. ``weights``: a linear's name → A (rank, in), B (out, rank)."""
 
     name: str
     config: Any

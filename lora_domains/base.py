@@ -21,7 +21,7 @@ from lora_domains.errors import BaseModelError
 
 Quantization = Literal["8bit", "4bit"]
 ROUTED, SLOTS = "routed_base", "lora_slots"
-"""What ``RoutedLinear`` calls the linear it wraps, and the adapters beside it; digests look through."""
+"""What ``RoutedLinear`` calls the linear it wraps and the adapters beside it."""
 
 
 @dataclass
@@ -138,7 +138,7 @@ def load_base(
 
 
 def _public_name(path_or_id: str | Path) -> str:
-    """A Hub id as it is; a folder by its name only: a card must not carry a path of this machine."""
+    """A Hub id as it is; a folder by its name only: a card carries no path of this machine."""
     return Path(path_or_id).resolve().name if Path(path_or_id).exists() else str(path_or_id)
 
 

@@ -199,7 +199,7 @@ def fit_and_evaluate(domain: Domain, flags: argparse.Namespace) -> str | None:
     size = sum(p.stat().st_size for p in (model.out / domain.name).glob("adapter_*"))
     display.line(
         f"Adapter: {model.out / domain.name} ({size / 1e6:.1f} MB, "
-        f"sha256 {card['adapters'][0]['sha256'][:12]}); its card.json and README.md hold all of this."
+        f"sha256 {card['adapters'][0]['sha256'][:12]}); all of this is in its card.json."
     )
     return evaluation.verdict
 

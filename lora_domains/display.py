@@ -162,7 +162,7 @@ class Display:
                 )
             elif suite == "nats":
                 self.line(
-                    f"  general text {fields['base']:.3f} → {fields['adapter']:.3f} nats per token, "
+                    f"  general text {fields['base']:.3f} → {fields['adapter']:.3f} nats/token, "
                     f"{interval(fields)}"
                 )
             elif suite != "pooled" or len(general) > 4:

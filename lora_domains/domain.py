@@ -19,6 +19,7 @@ from typing import Any
 
 from lora_domains.data import Data
 from lora_domains.errors import DomainError, UsageError, did_you_mean
+from lora_domains.reading import SPLITS
 from lora_domains.tasks import Task, task_record
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -188,6 +189,9 @@ def _plain(value: Any) -> Any:
     """``value`` as JSON, without any row's text."""
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, Data):
+            # A file counts by its name: where it lies on a machine is nobody else's business.
+            named |= {s: Path(named[s]).name for s in SPLITS if _is_path(named[s])}
         return {"is": type(value).__name__, **named}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -198,6 +202,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return value.name
     return value
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, str) and not source.startswith(("hub:", "embedded:"))
 
 
 def as_record(domain: Domain) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from lora_domains.bank import Bank
-from lora_domains.data import Prepared, keyed_digest
+from lora_domains.data import Prepared
 from lora_domains.display import Advance, Display
 from lora_domains.encoding import Encoder, Item
+from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
 from lora_domains.routing import routed
 from lora_domains.scoring import (

@@ -1,4 +1,4 @@
-"""``DomainModel``: the one object people meet. Thin: each method names the files that do the work."""
+"""``DomainModel``: the one object people meet, thin over the files that do the work."""
 
 import io
 import os
@@ -17,13 +17,14 @@ from lora_domains import __version__
 from lora_domains.adapter import find_adapter, load_adapter, rewrite_card, save_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
-from lora_domains.data import Data, Prepared, Source, prepare
+from lora_domains.data import Data, Prepared, prepare
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items, unanswered
 from lora_domains.leaks import Leaks, find_leaks
+from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import current_route, routed
 from lora_domains.scoring import choice_logprobs, generate, renormalise
@@ -218,7 +219,7 @@ class DomainModel:
             "fine-tuned",
             len(ready.train),
             None,
-            f"{training['epochs']} epochs, {training['steps']} steps in {training['seconds']:.0f} s "
+            f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s "
             f"({training['tokens_per_second']:.0f} tokens/s); epoch {training['best_epoch']} kept",
         )
         # What is measured from here on is what lies on disk.

@@ -120,7 +120,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         body += [f"**Verdict: {entry['verdict']}**", "", *_gates(entry), *_scores(entry)]
         body += [*_general(entry), *_classes(entry)]
     body += _training(entry) + _loading(entry)
-    return "\n".join(front + [""] + body).rstrip() + "\n"
+    return "\n".join([*front, "", *body]).rstrip() + "\n"
 
 
 def _gates(entry: Mapping[str, Any]) -> list[str]:

@@ -134,12 +134,12 @@ def tail_logits(model: Any, batch: Batch) -> Tensor:
 
 
 @cache
-def _accepts(kind: type, name: str) -> bool:
-    return name in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+def _accepts(kind: Any, name: str) -> bool:
+    return name in inspect.signature(kind.forward).parameters
 
 
 def _keeps(model: Any) -> bool:
-    return _accepts(type(model), "logits_to_keep")
+    return _accepts(model.__class__, "logits_to_keep")
 
 
 def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
@@ -157,7 +157,7 @@ def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
 def answer_nats(
     model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per item: nats of its answer (EOS included), and its supervised tokens. Two (items,) arrays."""
+    """Per item: nats of its answer (EOS included) and supervised tokens; two (items,) arrays."""
     nats, tokens = np.zeros(len(items)), np.zeros(len(items), dtype=int)
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)

@@ -255,7 +255,7 @@ class Run:
             group["lr"] = self.plan.lr * share
 
     def _sum_over_ranks(self, nats: Tensor) -> Tensor:
-        """Gradients and loss summed over the ranks; each rank's are already over the global total."""
+        """Gradients and loss summed over the ranks; each is already over the global total."""
         if self.accelerator.num_processes == 1:
             return nats
         for parameter in self.parameters:
@@ -349,7 +349,8 @@ class Run:
 
     def _trained(self) -> Trained:
         state = self.state
-        assert state.best is not None and state.best_weights is not None
+        assert state.best is not None
+        assert state.best_weights is not None
         adapter = replace(self.adapter, name=self.domain.name, weights=state.best_weights)
         record = {
             "epochs": len(state.history),

@@ -16,18 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_domains.data import (
-    Data,
-    Hub,
-    Prepared,
-    find_leaks,
-    keyed_digest,
-    normalise,
-    prepare,
-    read,
-)
+from lora_domains.data import Data, Prepared, prepare
 from lora_domains.errors import DataError, LeakError, LoraDomainsError, UsageError
-from lora_domains.leaks import identity
+from lora_domains.leaks import find_leaks, identity, keyed_digest, normalise
+from lora_domains.reading import Hub, read
 from lora_domains.tasks import (
     Classification,
     Example,
