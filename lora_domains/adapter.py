@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_domains.base import Base
+from lora_domains.base import ROUTED, Base
 from lora_domains.domain import Lora, check_name
 from lora_domains.errors import (
     AdapterCorrupt,
@@ -42,6 +45,7 @@ CONFIG, WEIGHTS, CARD, README, ITEMS = (
     "items.jsonl",
 )
 PREFIX = "base_model.model."
+_PATTERN_SECONDS = 1.5
 
 # The options of LoraConfig that are computed here, or that change nothing once an adapter exists.
 # Any other option away from its default is refused by name, never ignored.
@@ -50,7 +54,7 @@ _TAKEN = {
     "revision", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
     "use_rslora", "fan_in_fan_out", "init_lora_weights", "megatron_core", "runtime_config",
-    "qalora_group_size", "loftq_config",
+    "qalora_group_size", "loftq_config", "eva_config",
 }  # fmt: skip
 
 
@@ -130,12 +134,13 @@ def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
 
     for name, module in peft_model.named_modules():
         if isinstance(module, LoraLayer):
-            if "default" not in module.lora_A:
+            layer = module.get_base_layer()
+            if not _linear(layer):
                 raise AdapterUnsupported(
                     where=name.removeprefix(PREFIX),
                     expected="LoRA on linear layers",
-                    found="LoRA on an embedding",
-                    mend="Leave embeddings out of target_modules.",
+                    found=f"LoRA on a layer of kind {type(layer).__name__}",
+                    mend="Leave it out of target_modules.",
                 )
             yield name.removeprefix(PREFIX), module
 
@@ -246,8 +251,10 @@ def replacing(folder: Path) -> Iterator[Path]:
     A process killed at any moment leaves the old folder or the new one. Raises AdapterError
     when the disk refuses; the unfinished folder is removed then.
     """
-    folder = folder.absolute()
     check_name(folder.name)
+    # A link stays a link: what it points to is replaced.
+    folder = settled(folder.resolve())
+    _refuse_others(folder)
     fresh: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -258,16 +265,29 @@ def replacing(folder: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _take_place(fresh, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise AdapterError(
             where=folder.name,
             expected="a disk that takes the adapter",
-            found=error.strerror or str(error),
+            found=getattr(error, "strerror", None) or str(error),
             mend="Free some space or choose another --out. What was saved before is untouched.",
         ) from error
     finally:
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _refuse_others(folder: Path) -> None:
+    """Never replace what is no adapter: a mistaken name must not cost somebody a folder."""
+    if folder.exists() and not (folder / CONFIG).exists():
+        held = listed(sorted(p.name for p in folder.iterdir()), 3) if folder.is_dir() else "a file"
+        if held:
+            raise AdapterError(
+                where=folder.name,
+                expected="an adapter, an empty folder or nothing in that place",
+                found=held,
+                mend="Choose another name or another --out.",
+            )
 
 
 def _take_place(fresh: Path, folder: Path) -> None:
@@ -280,7 +300,11 @@ def _take_place(fresh: Path, folder: Path) -> None:
         waiting = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(waiting, ignore_errors=True)
         os.rename(folder, waiting)
-        os.rename(fresh, folder)
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            settled(folder)
+            raise
         shutil.rmtree(waiting, ignore_errors=True)
 
 
@@ -302,9 +326,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def settled(folder: Path) -> Path:
     """``folder``, restored first if a process died while it was being replaced."""
-    waiting = folder.with_name(f".{folder.name}.old")
-    if not folder.exists() and waiting.exists():
-        os.rename(waiting, folder)
+    if not folder.exists() and folder.name:
+        waiting = folder.with_name(f".{folder.name}.old")
+        if waiting.exists():
+            os.rename(waiting, folder)
     return folder
 
 
@@ -318,8 +343,8 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     be verified, which ``notes`` says. Raises AdapterMismatch, AdapterCorrupt, AdapterUnsupported
     or AdapterError.
     """
-    folder = settled(Path(path))
-    name = check_name(name or folder.resolve().name)
+    folder = settled(Path(path).absolute())
+    name = check_name(folder.resolve().name if name is None else name)
     _check_files(folder)
     raw = _read_json(folder / CONFIG)
     config = _config(raw, folder)
@@ -373,17 +398,23 @@ def _check_files(folder: Path) -> None:
 
 
 def _nearby(folder: Path) -> str:
-    if folder.parent.is_dir():
-        names = [p.name for p in folder.parent.iterdir() if (p / CONFIG).exists()]
-        if names:
-            return did_you_mean(folder.name, names)
+    names = _adapters_in(folder.parent)
+    if names:
+        return did_you_mean(folder.name, names)
     return "Give the folder that holds adapter_config.json."
+
+
+def _adapters_in(out: Path) -> list[str]:
+    """The adapters in a folder; names with a dot in front are unfinished or put aside."""
+    if not out.is_dir():
+        return []
+    return [p.name for p in out.iterdir() if p.name[0] != "." and (p / CONFIG).exists()]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterCorrupt(
             where=f"{path.parent.name}/{path.name}",
             expected="JSON",
@@ -430,6 +461,13 @@ def _config(raw: dict[str, Any], folder: Path) -> Any:
                 found=f"{key}={str(value)[:60]!r}",
                 mend="This option is not computed here; train without it, or use PEFT itself.",
             )
+    if raw.get("task_type") not in (None, "CAUSAL_LM"):
+        raise AdapterUnsupported(
+            where=where,
+            expected="task_type CAUSAL_LM",
+            found=str(raw["task_type"])[:60],
+            mend="Only adapters of causal language models are served here.",
+        )
     init = raw.get("init_lora_weights", True)
     if init not in (True, False, "gaussian", "orthogonal", "eva"):
         raise AdapterUnsupported(
@@ -439,13 +477,17 @@ def _config(raw: dict[str, Any], folder: Path) -> Any:
             mend="Save it with path_initial_model_for_weight_conversion, as PEFT documents.",
         )
     rules: list[tuple[str, Callable[[Any], bool], str]] = [
-        ("r", lambda v: type(v) is int and 1 <= v <= 65536, "a whole number above 0"),
-        ("lora_alpha", lambda v: type(v) in (int, float) and 0 < v < 1e6, "a number above 0"),
+        ("r", _is_rank, "a whole number above 0"),
+        ("lora_alpha", _is_alpha, "a number above 0"),
         ("lora_dropout", lambda v: type(v) in (int, float) and 0 <= v < 1, "0 up to 1"),
+        ("use_rslora", lambda v: type(v) is bool, "true or false"),
+        ("fan_in_fan_out", lambda v: type(v) is bool, "true or false"),
         ("target_modules", _is_targets, "names of modules"),
         ("exclude_modules", lambda v: v is None or _is_targets(v), "names of modules"),
-        ("rank_pattern", _is_pattern, "patterns with numbers"),
-        ("alpha_pattern", _is_pattern, "patterns with numbers"),
+        ("layers_to_transform", _is_layers, "numbers of layers"),
+        ("layers_pattern", lambda v: v in (None, []) or _is_targets(v), "names of modules"),
+        ("rank_pattern", lambda v: _is_pattern(v, _is_rank), "patterns with whole numbers"),
+        ("alpha_pattern", lambda v: _is_pattern(v, _is_alpha), "patterns with numbers"),
     ]
     for key, holds, wanted in rules:
         if key in raw and not holds(raw[key]):
@@ -457,10 +499,22 @@ def _config(raw: dict[str, Any], folder: Path) -> Any:
             )
     chosen = {k: v for k, v in raw.items() if k in known and k in _TAKEN}
     # These name Python classes or hold nothing that matters here; a stored config must not.
-    for key in ("auto_mapping", "runtime_config", "megatron_core", "loftq_config", "peft_type"):
+    for key in (
+        "auto_mapping", "runtime_config", "megatron_core", "loftq_config", "eva_config", "peft_type"
+    ):  # fmt: skip
         chosen.pop(key, None)
     chosen["init_lora_weights"] = True
-    return LoraConfig(**chosen)
+    for key in ("rank_pattern", "alpha_pattern"):
+        chosen[key] = chosen.get(key) or {}
+    try:
+        return LoraConfig(**chosen)
+    except (TypeError, ValueError) as error:
+        raise AdapterCorrupt(
+            where=where,
+            expected="settings that go together",
+            found=str(error).splitlines()[0],
+            mend="Copy the file again from where the adapter was made.",
+        ) from error
 
 
 def _is_targets(value: Any) -> bool:
@@ -473,36 +527,67 @@ def _is_targets(value: Any) -> bool:
     )
 
 
-def _is_pattern(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        type(v) in (int, float) and v > 0 for v in value.values()
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 65536
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e6
+
+
+def _is_layers(value: Any) -> bool:
+    return value is None or all(
+        type(v) is int for v in (value if isinstance(value, list) else [value])
     )
 
 
-def _check_patterns(config: Any, base: Base, folder: Path) -> None:
-    """Try each regular expression of the config with a time limit before PEFT runs it without."""
-    import regex
+def _is_pattern(value: Any, is_number: Callable[[Any], bool]) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(len(k) <= 1000 and is_number(v) for k, v in value.items())
+    )
 
-    patterns = [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
-    for option in (config.target_modules, config.exclude_modules, config.layers_pattern):
-        if isinstance(option, str) and option != "all-linear":
-            patterns.append(option)
-        elif option and option is config.layers_pattern:
-            patterns.extend(option)
-    names = [name for name, _ in base.model.named_modules()]
-    for pattern in patterns:
-        try:
-            compiled = regex.compile(rf"(.*\.)?({pattern})$")
-            for name in names:
-                compiled.match(name, timeout=0.2)
-        except (regex.error, TimeoutError) as error:
-            slow = isinstance(error, TimeoutError)
-            raise AdapterCorrupt(
-                where=f"{folder.name}/{CONFIG}",
-                expected="patterns that match in a moment",
-                found="one that takes too long" if slow else "one that is no regular expression",
-                mend="List the target modules by name instead.",
-            ) from None
+
+_TRY_PATTERNS = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        re.match(pattern, name)
+"""
+
+
+def _check_patterns(config: Any, base: Base, folder: Path) -> None:
+    """Try the regular expressions of the config with a time limit before PEFT runs them without.
+
+    ``re`` cannot be interrupted, and another engine is slow on other patterns: so they are tried
+    with ``re`` itself, in a process that can be ended.
+    """
+    patterns = [rf"(.*\.)?({p})$" for p in {**config.rank_pattern, **config.alpha_pattern}]
+    for option in (config.target_modules, config.exclude_modules):
+        if isinstance(option, str) and option.lower() != "all-linear":
+            patterns.append(rf"(?:{option})\Z")
+    layers = config.layers_pattern or []
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        patterns.append(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
+    if not patterns:
+        return
+    names = [name.replace(f".{ROUTED}", "") for name, _ in base.model.named_modules()]
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _TRY_PATTERNS],
+            input=json.dumps([patterns, names]).encode(),
+            capture_output=True,
+            timeout=_PATTERN_SECONDS,
+            check=True,
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        slow = isinstance(error, subprocess.TimeoutExpired)
+        raise AdapterUnsupported(
+            where=f"{folder.name}/{CONFIG}",
+            expected="patterns that match in a moment",
+            found="one that takes too long" if slow else "one that is no regular expression",
+            mend="List the target modules by name instead.",
+        ) from None
 
 
 def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]) -> None:
@@ -514,7 +599,7 @@ def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]
             found=f"one made on {made_on['id']} (identity {str(made_on['identity'])[:12]})",
             mend=f"Load the base it was made on: --base {made_on['id']}.",
         )
-    stored = card["adapters"][0]["sha256"]
+    stored = str(card["adapters"][0]["sha256"])
     if stored != fingerprint(folder):
         raise AdapterCorrupt(
             where=folder.name,
@@ -522,7 +607,8 @@ def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]
             found=f"sha256 {fingerprint(folder)[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
             mend="Copy the adapter folder again; if you changed it on purpose, remove card.json.",
         )
-    if made_on["quantization"] != base.quantization:
+    here = base.record()
+    if any(made_on[key] != here[key] for key in ("quantization", "dtype")):
         notes.append(
             f"{folder.name}: trained on the base at {made_on['quantization'] or made_on['dtype']}; "
             "its verdict was not measured at this precision."
@@ -530,8 +616,6 @@ def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -570,11 +654,9 @@ def _check_shapes(
 
 
 def _read_weights(folder: Path, scales: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
-    from safetensors.torch import load_file
-
     tensors = load_file(folder / WEIGHTS)
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
             raise AdapterCorrupt(
                 where=f"{folder.name}/{WEIGHTS}",
                 expected="finite numbers",
@@ -593,9 +675,9 @@ def _read_weights(folder: Path, scales: Mapping[str, float]) -> dict[str, tuple[
 def find_adapter(path: str | Path, out: Path) -> Path:
     """``path`` itself, or the adapter of that name under ``out``; raises AdapterError otherwise."""
     for candidate in (Path(path), out / str(path)):
-        if (candidate / CONFIG).exists():
+        if (settled(candidate) / CONFIG).exists():
             return candidate
-    names = [p.name for p in out.iterdir() if (p / CONFIG).exists()] if out.is_dir() else []
+    names = _adapters_in(out)
     raise AdapterError(
         where=str(path),
         expected="an adapter folder, or the name of one",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_domains.embedded import BASE_PATH
-from lora_domains.errors import BaseModelError
+from lora_domains.errors import BaseModelError, did_you_mean, listed
 
 Quantization = Literal["8bit", "4bit"]
 ROUTED, SLOTS = "routed_base", "lora_slots"
@@ -95,6 +95,7 @@ def load_base(
     safetensors weights, or cannot be reached.
     """
     from accelerate import PartialState
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     where = str(path_or_id or "the embedded base")
@@ -103,8 +104,7 @@ def load_base(
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
-        named: torch.dtype = getattr(torch, dtype)
-        dtype = named
+        dtype = _named_dtype(dtype)
     files = _checkpoint_files(source, revision, where)
     tokenizer = _load_tokenizer(source, revision, where)
     options: dict[str, Any] = {"revision": revision or "main", "dtype": dtype}
@@ -112,14 +112,23 @@ def load_base(
         options["quantization_config"] = _quantized(quantization, dtype)
         options["device_map"] = {"": target}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             where=where,
             expected="a causal language model that transformers can load",
             found=str(error).splitlines()[0],
             mend="Check the folder or id; only causal language models can be a base.",
         ) from error
+    if loading["missing_keys"]:
+        raise BaseModelError(
+            where=where,
+            expected="weights for the whole model",
+            found=f"none for {listed(sorted(loading['missing_keys']), 3)}",
+            mend="Save it whole: model.save_pretrained(folder). Random weights are no base.",
+        )
     if quantization is None:
         model.to(target)
     else:
@@ -135,6 +144,18 @@ def load_base(
         quantization=quantization,
         licence=_licence(files[0].parent),
     )
+
+
+def _named_dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise BaseModelError(
+            where="dtype",
+            expected="a precision",
+            found=repr(name),
+            mend=did_you_mean(name, known),
+        )
+    return known[name]
 
 
 def _public_name(path_or_id: str | Path) -> str:
@@ -179,6 +200,7 @@ def _checkpoint_files(source: str, revision: str | None, where: str) -> list[Pat
     folder = Path(source)
     if folder.is_dir():
         files = sorted(folder.glob("*.safetensors"))
+        _refuse_adapter(folder, where)
         if not (folder / "config.json").exists() or not files:
             present = [p.name for p in sorted(folder.iterdir())][:6]
             raise BaseModelError(
@@ -216,6 +238,7 @@ def _checkpoint_files(source: str, revision: str | None, where: str) -> list[Pat
             mend="Go online, or download it once elsewhere and give its folder as --base.",
         ) from error
     files = sorted(Path(path).glob("*.safetensors"))
+    _refuse_adapter(Path(path), where)
     if not files:
         raise BaseModelError(
             where=where,
@@ -224,6 +247,17 @@ def _checkpoint_files(source: str, revision: str | None, where: str) -> list[Pat
             mend="Choose a revision with safetensors; pickled weights are not loaded.",
         )
     return files
+
+
+def _refuse_adapter(folder: Path, where: str) -> None:
+    """transformers would load the adapter's base from elsewhere and put the adapter on it."""
+    if (folder / "adapter_config.json").exists():
+        raise BaseModelError(
+            where=where,
+            expected="a base",
+            found="an adapter (it has adapter_config.json)",
+            mend="Give the base it was made on, and load the adapter with load_adapter.",
+        )
 
 
 def _identity(files: list[Path], tokenizer: Any) -> str:
@@ -251,6 +285,8 @@ def _identity(files: list[Path], tokenizer: Any) -> str:
                 block = file.read(min(length, 1 << 24))
                 digest.update(block)
                 length -= len(block)
+    # Padding is masked everywhere and may be set by us; what begins and ends a text counts.
+    digest.update(f"{tokenizer.bos_token} {tokenizer.eos_token}".encode())
     digest.update(_tokenizer_state(tokenizer).encode())
     return digest.hexdigest()
 
@@ -273,10 +309,28 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if SLOTS not in parts:
                 yield ".".join(part for part in parts if part != ROUTED), tensor
     for name, module in model.named_modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            clean = ".".join(part for part in name.split(".") if part != ROUTED)
-            yield f"{clean}.absmax", state.absmax
+        # A weight of the module itself: a wrapped linear is met once, inside its wrapper.
+        weight = module._parameters.get("weight")
+        clean = ".".join(part for part in name.split(".") if part != ROUTED)
+        for key, tensor in _quantisation_scales(module, weight):
+            yield f"{clean}.{key}", tensor
+
+
+def _quantisation_scales(module: nn.Module, weight: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    """What bitsandbytes keeps beside the whole numbers; without it they mean nothing."""
+    # 8-bit: the first forward moves the scales from the weight to the module's own state.
+    for holder in (weight, getattr(module, "state", None)):
+        scales = getattr(holder, "SCB", None)
+        if scales is not None:
+            yield "SCB", scales
+            break
+    state, prefix = getattr(weight, "quant_state", None), ""
+    while state is not None:
+        for key in ("absmax", "offset", "code"):
+            tensor = getattr(state, key, None)
+            if tensor is not None:
+                yield prefix + key, tensor
+        state, prefix = getattr(state, "state2", None), "nested_"
 
 
 def _licence(folder: Path) -> str | None:

@@ -5,10 +5,11 @@ No message here ever quotes a row's text: it names the file, the line and the co
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
+from typing import Any
 
 from lora_domains.errors import DataError, LeakError, UsageError, did_you_mean, listed
 from lora_domains.leaks import Leaks, copies, find_leaks, identity, normalise, own_choices
@@ -33,6 +34,8 @@ class Data:
     drop_leaks: bool = False
     limit: int | None = None
     """At most this many rows of each split, sampled by the seed, classes in proportion."""
+    row: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """A pure function from a row as read to the columns that the task names."""
 
     @staticmethod
     def embedded(name: str) -> "Data":
@@ -93,6 +96,8 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
     """
     _check_declared(data)
     given = {s: read(source, s) for s in SPLITS if (source := getattr(data, s)) is not None}
+    if data.row is not None:
+        given = {split: [_mapped(row, data.row) for row in rows] for split, rows in given.items()}
     count = sum(map(len, given.values()))
     stages = [Stage("read", count, count, ", ".join(f"{s} {len(r)}" for s, r in given.items()))]
     warnings: list[str] = []
@@ -150,6 +155,18 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
         digests={split: _digest(rows) for split, rows in parts.items()},
         warnings=tuple(warnings),
     )
+
+
+def _mapped(row: Row, function: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Row:
+    try:
+        return replace(row, values=function(row.values))
+    except Exception as error:  # whatever a recipe's function raises; its message may hold text
+        raise DataError(
+            where=row.place,
+            expected="a row that the recipe's row function can read",
+            found=type(error).__name__,
+            mend="Check the columns it uses.",
+        ) from None
 
 
 def _check_declared(data: Data) -> None:

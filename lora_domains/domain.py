@@ -201,6 +201,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Path):
         return value.name
+    if callable(value):
+        return value.__qualname__
     return value
 
 

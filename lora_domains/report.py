@@ -40,11 +40,11 @@ def read_card(folder: Path) -> dict[str, Any]:
             found=found,
             mend="Copy the adapter folder again, or remove card.json to load it unverified.",
         )
-    if card["schema"] != SCHEMA:
+    if card.get("schema") != SCHEMA:
         raise AdapterCorrupt(
             where=where,
             expected=f"schema {SCHEMA}",
-            found=f"schema {card['schema']!r}",
+            found=f"schema {card.get('schema')!r}",
             mend="Update lora-domains to read it.",
         )
     return dict(card)

@@ -58,13 +58,20 @@ class Slot(nn.Module):
         return F.linear(F.linear(x, self.a), self.b) * self.scale
 
 
+class Slots(nn.ModuleDict):
+    """Slots by adapter name, which may be a word that modules use themselves (``train``)."""
+
+    def __setitem__(self, name: str, slot: nn.Module) -> None:
+        self._modules[name] = slot
+
+
 class RoutedLinear(nn.Module):
     """A linear of the base, and beside it the slots of the adapters that touch it."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.routed_base = base
-        self.lora_slots = nn.ModuleDict()
+        self.lora_slots = Slots()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.routed_base(x)

@@ -1,6 +1,9 @@
 """Medical: triage of clinical notes. Recall first: a missed emergency costs more than an alarm."""
 
-from lora_domains import Classification, Data, Domain, Gates, run_recipe
+from collections.abc import Mapping
+from typing import Any
+
+from lora_domains import Classification, Data, Domain, Gates, Hub, run_recipe
 
 domain = Domain(
     name="medical",
@@ -10,5 +13,25 @@ domain = Domain(
     show_text=True,  # the embedded rows are public
 )
 
+
+def abstract(row: Mapping[str, Any]) -> dict[str, Any]:
+    """PubMedQA keeps the sentences of an abstract in a list."""
+    return {**row, "context": " ".join(row["context"]["contexts"])}
+
+
+pubmedqa = Domain(
+    name="medical",
+    task=Classification(text=("context", "question"), label="final_decision"),
+    data=Data(
+        Hub(
+            "qiaojin/PubMedQA",
+            config="pqa_labeled",
+            split="train",
+            revision="9001f2853fb87cab8d220904e0de81ac6973b318",
+        ),
+        row=abstract,
+    ),
+)
+
 if __name__ == "__main__":
-    run_recipe({"embedded": domain})
+    run_recipe({"embedded": domain, "hub": pubmedqa})

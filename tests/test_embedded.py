@@ -70,7 +70,9 @@ def test_no_fact_is_taught_in_the_wording_it_is_asked_in() -> None:
                 question, answer = question_and_answer(relation, index, wording)
                 whole = f"{question} {answer}"
                 if "\n" in whole:
-                    found = text.startswith(whole) or f"\n{whole}\n" in text or f"\n{whole}." in text
+                    found = (
+                        text.startswith(whole) or f"\n{whole}\n" in text or f"\n{whole}." in text
+                    )
                 else:
                     found = whole in lines or f"{whole}." in lines
                 if wording == asked:
@@ -215,7 +217,7 @@ def test_base_loads_plainly_knows_its_facts_and_continues_a_sentence() -> None:
     right = probe(model, tokenizer, questions)
     assert sum(right) / len(right) >= 0.95
 
-    batch = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False)
+    batch = tokenizer("The capital of France is", return_tensors="pt")
     with torch.inference_mode():
         out = model.generate(**batch, max_new_tokens=20, do_sample=False)
     said = tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
