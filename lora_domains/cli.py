@@ -156,7 +156,9 @@ def _recipe_doc() -> str | None:
     return getattr(sys.modules.get("__main__"), "__doc__", None)
 
 
-def fit_and_evaluate(domain: Domain, flags: argparse.Namespace) -> str | None:
+def fit_and_evaluate(
+    domain: Domain, flags: argparse.Namespace, display: Display | None = None
+) -> str | None:
     """The main job, shown as it goes; the verdict, or None after a dry run."""
     from lora_domains.base import quiet_imports
 
@@ -165,7 +167,7 @@ def fit_and_evaluate(domain: Domain, flags: argparse.Namespace) -> str | None:
 
     from lora_domains.model import DomainModel
 
-    display = Display(quiet=not PartialState().is_main_process)
+    display = display or Display(quiet=not PartialState().is_main_process)
     display.title(f"{domain.name}")
     if flags.load_in_8bit and flags.load_in_4bit:
         raise UsageError(

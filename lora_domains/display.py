@@ -87,6 +87,8 @@ class Display:
 
     def epoch(self, record: Mapping[str, Any], metric: str) -> None:
         """One line of the table of epochs, under its heading the first time."""
+        if not record["higher_is_better"]:
+            metric = "nats per token"  # answers are not generated every epoch
         columns = ["epoch", "training loss", "validation loss", "accuracy", metric, "observation"]
         widths = [5, 13, 15, 8, max(8, len(metric)), 0]
         if not self._epochs_shown:
@@ -155,10 +157,12 @@ class Display:
         self.title("General knowledge")
         for suite, fields in general.items():
             if suite == "kl":
-                low, high = fields["lower"], fields["upper"]
+                low, high = (
+                    "?" if (v := fields[k]) is None else f"{v:.4f}" for k in ("lower", "upper")
+                )
                 self.line(
                     f"  KL from the base on general text {fields['general']:.4f} nats per token "
-                    f"({low:.4f} to {high:.4f})"
+                    f"({low} to {high})"
                 )
             elif suite == "nats":
                 self.line(

@@ -10,6 +10,7 @@ where a contender's score holds ``prediction``, ``nll``, ``confidence``, ``brier
 ``f1``, ``exact`` (generation), ``nats`` and ``tokens`` (all but some baselines), ``kl`` (text).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -221,7 +222,13 @@ def _with_baselines(metric: str, items: Items, positive: int | None) -> dict[str
     made = comparison(metric, items, "base", "adapter", positive)
     assert made is not None
     values = {name: value(metric, items, name, positive) for name in baselines(items)}
-    return asdict(made) | {"baselines": {k: v for k, v in values.items() if v is not None}}
+    fields = {k: _finite(v) for k, v in asdict(made).items()}
+    return fields | {"baselines": {k: v for k, v in values.items() if v is not None}}
+
+
+def _finite(number: float | None) -> float | None:
+    """``number``, or None where JSON has no word for it (one item has infinite bounds)."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def best_baseline(metric: str, items: Items, positive: int | None) -> str | None:
@@ -299,7 +306,8 @@ def _general(general: Items, text: Items) -> dict[str, Any]:
     if text:
         found["nats"] = _with_baselines("nats_per_token", text, None)
         kl, bounds = _kl(text)
-        found["kl"] = {"general": kl, "lower": bounds.lower, "upper": bounds.upper}
+        low, high = map(_finite, bounds)
+        found["kl"] = {"general": kl, "lower": low, "upper": high}
     return found
 
 
@@ -347,7 +355,8 @@ def calibration(items: Items) -> dict[str, Any]:
     """
     confidence = column(items, "adapter", "confidence")
     right = column(items, "adapter", "prediction") == [item["target"] for item in items]
-    bins = np.minimum((confidence * 15).astype(int), 14)
+    # Bins are closed above, as in ``metrics.expected_calibration_error``.
+    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
     ece = sum(
         abs(float(right[bins == b].mean() - confidence[bins == b].mean()))
         * float((bins == b).mean())

@@ -51,9 +51,17 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def read_items(folder: Path) -> list[dict[str, Any]]:
-    """The per-item scores of an adapter folder."""
-    text = (folder / ITEMS).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line]
+    """The per-item scores of an adapter folder; raises AdapterCorrupt when they cannot be read."""
+    try:
+        text = (folder / ITEMS).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise AdapterCorrupt(
+            where=f"{folder.name}/{ITEMS}",
+            expected="per-item scores, one JSON object on each line",
+            found="no file" if isinstance(error, OSError) else "no JSON",
+            mend="Evaluate the adapter again, or copy its folder again.",
+        ) from None
 
 
 def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -91,9 +99,12 @@ def percent(value: float | None) -> str:
 
 
 def interval(fields: Mapping[str, Any], scale: float = 1.0) -> str:
-    """``+0.21 (0.17 to 0.25)``: a difference with its one-sided 95 % bounds."""
-    d, low, high = (scale * fields[k] for k in ("difference", "lower", "upper"))
-    return f"{d:+.3f} ({low:+.3f} to {high:+.3f})"
+    """``+0.21 (+0.17 to +0.25)``: a difference, its one-sided 95 % bounds; ``?`` where none."""
+    d, low, high = (
+        "?" if fields[k] is None else f"{scale * fields[k]:+.3f}"
+        for k in ("difference", "lower", "upper")
+    )
+    return f"{d} ({low} to {high})"
 
 
 def markdown(card: Mapping[str, Any]) -> str:

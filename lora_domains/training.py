@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from lora_domains.adapter import Adapter, new_adapter
@@ -183,7 +184,6 @@ class Run:
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=cuda), self._signals():
-                torch.manual_seed(self.domain.training.seed + self.accelerator.process_index)
                 if resume:
                     self._load()
                 while self.state.epoch < self.plan.epochs and not self._patience_over():
@@ -209,6 +209,8 @@ class Run:
         loss = sum(state.losses) / max(sum(state.tokens), 1)
         started = time.monotonic()
         record = {"epoch": state.epoch + 1, "training_loss": loss, **self.judge(self)}
+        # Rounding may differ between devices; every rank must take the same decisions.
+        record = broadcast_object_list([record])[0]
         state.history.append(record)
         record["observation"] = observe(state.history)
         state.seconds += time.monotonic() - started
@@ -222,11 +224,13 @@ class Run:
         """One optimiser step on one global batch; this rank takes its share of the rows."""
         state, started = self.state, time.monotonic()
         total = sum(len(item.answer) for item in items)
-        mine = items[self.accelerator.process_index :: self.accelerator.num_processes]
         self._set_rate()
+        # Dropout is drawn anew from the step and the rank, so that a step depends on nothing else.
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed((self.domain.training.seed << 32) + state.total_steps * ranks + rank)
         nats = torch.zeros((), device=self.model.device)
         with routed(self.slot):
-            for part in micro_batches(mine, self.model.device):
+            for part in micro_batches(items[rank::ranks], self.model.device):
                 batch = collate(part, self.pad, self.model.device)
                 loss = answer_nll(tail_logits(self.model, batch), batch).sum()
                 self.accelerator.backward(loss / total)
@@ -262,8 +266,13 @@ class Run:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
-        flat: Tensor = self.accelerator.reduce(torch.cat([nats[None], *grads]), reduction="sum")
-        offset = 1
+        # A signal may reach one rank only; all must stop after the same step.
+        asked = torch.tensor([float(self._stop or 0)], device=nats.device)
+        flat: Tensor = torch.cat([nats[None], asked, *grads])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        if flat[1] > 0 and self._stop is None:
+            self._stop = signal.SIGTERM
+        offset = 2
         for parameter in self.parameters:
             size = parameter.numel()
             parameter.grad = flat[offset : offset + size].view_as(parameter).clone()
@@ -387,8 +396,6 @@ class Run:
             "state": dict(vars(self.state)),
             "weights": self.bank.weights(self.slot),
             "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.model.device.type == "cuda" else None,
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
@@ -427,9 +434,6 @@ class Run:
             slot.a.data.copy_(a)
             slot.b.data.copy_(b)
         self.optimizer.load_state_dict(stored["optimizer"])
-        torch.set_rng_state(stored["rng"])
-        if stored["cuda_rng"] is not None and self.model.device.type == "cuda":
-            torch.cuda.set_rng_state(stored["cuda_rng"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
             f"{self.plan.steps_per_epoch} steps."
