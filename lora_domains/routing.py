@@ -55,14 +55,29 @@ class Slot(nn.Module):
         x = x.to(self.a.dtype)
         if self.training and self.dropout:
             x = F.dropout(x, self.dropout)
-        return F.linear(F.linear(x, self.a), self.b) * self.scale
+        # Scaled where it is narrow: rank columns, not the linear's own.
+        return F.linear(F.linear(x, self.a) * self.scale, self.b)
 
 
-class Slots(nn.ModuleDict):
+class Slots(nn.Module):
     """Slots by adapter name, which may be a word that modules use themselves (``train``)."""
 
+    def __getitem__(self, name: str) -> nn.Module:
+        slot = self._modules[f"@{name}"]
+        assert slot is not None
+        return slot
+
     def __setitem__(self, name: str, slot: nn.Module) -> None:
-        self._modules[name] = slot
+        self._modules[f"@{name}"] = slot
+
+    def __delitem__(self, name: str) -> None:
+        del self._modules[f"@{name}"]
+
+    def __contains__(self, name: str) -> bool:
+        return f"@{name}" in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key.removeprefix("@") for key in self._modules])
 
 
 class RoutedLinear(nn.Module):
