@@ -309,15 +309,16 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if SLOTS not in parts:
                 yield ".".join(part for part in parts if part != ROUTED), tensor
     for name, module in model.named_modules():
-        # A weight of the module itself: a wrapped linear is met once, inside its wrapper.
-        weight = module._parameters.get("weight")
+        if ROUTED in module._modules:
+            continue  # the wrapper answers for the linear inside, which is met once, by itself
         clean = ".".join(part for part in name.split(".") if part != ROUTED)
-        for key, tensor in _quantisation_scales(module, weight):
+        for key, tensor in _quantisation_scales(module):
             yield f"{clean}.{key}", tensor
 
 
-def _quantisation_scales(module: nn.Module, weight: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+def _quantisation_scales(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What bitsandbytes keeps beside the whole numbers; without it they mean nothing."""
+    weight = getattr(module, "weight", None)
     # 8-bit: the first forward moves the scales from the weight to the module's own state.
     for holder in (weight, getattr(module, "state", None)):
         scales = getattr(holder, "SCB", None)

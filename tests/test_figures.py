@@ -317,7 +317,8 @@ def test_a_slice_of_one_row_or_without_positives_is_still_json() -> None:
     for n, item in enumerate(items):
         item["slices"] = {"ward": "alone" if n == 99 else "rest"}
     alone = judged(items)["slices"]["ward"]["alone"]["f1"]
-    assert (alone["n"], alone["adapter"]) == (1, 0.0)
+    assert (alone["n"], alone["adapter"], alone["lower"]) == (1, 0.0, -1.0)
+    alone = judged(items, metric="loss")["slices"]["ward"]["alone"]["loss"]
     assert alone["lower"] is None
     assert "?" in interval(alone)
 

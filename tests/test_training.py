@@ -1,0 +1,523 @@
+"""Training: it learns, stops well, resumes exactly, and leaves everything else alone."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_rows
+
+from lora_domains import training
+from lora_domains.bank import Bank
+from lora_domains.base import load_base
+from lora_domains.data import Data
+from lora_domains.display import Display
+from lora_domains.domain import Domain, with_settings
+from lora_domains.encoding import Item
+from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
+from lora_domains.model import DomainModel
+from lora_domains.tasks import Classification, Generation
+from lora_domains.training import Run, make_plan, observe
+
+WEIGHTS = "adapter_model.safetensors"
+QUIET = Display(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return make_rows(380)
+
+
+def domain(rows: Sequence[Mapping[str, Any]], name: str = "spam", **settings: Any) -> Domain:
+    """A tenth validation, a fifth test, the rest training."""
+    tenth = len(rows) // 10
+    data = Data(rows[: -3 * tenth], rows[-3 * tenth : -2 * tenth], rows[-2 * tenth :])
+    defaults = {"lr": 0.03, "batch_size": 16, "rank": 8}
+    return with_settings(Domain(name, Classification(), data), **(defaults | settings))
+
+
+def model_in(folder: Path, tiny_base: Path) -> DomainModel:
+    return DomainModel.from_pretrained(tiny_base, out=folder, display=QUIET, device="cpu")
+
+
+def make_run(
+    folder: Path, tiny_base: Path, declared: Domain, judge: Callable[[Run], dict[str, Any]] | None
+    = None,
+) -> Run:  # fmt: skip
+    """A run built as ``DomainModel.fit`` builds it, to look inside."""
+    model = model_in(folder, tiny_base)
+    ready = model._read(declared)
+    plan = make_plan(model.base, ready.domain, ready.train)
+    checkpoint = folder / f".{declared.name}.checkpoint"
+    return Run(model.bank, ready.domain, plan, ready.train, ready.validation, checkpoint, QUIET,
+               judge)  # fmt: skip
+
+
+def digest(folder: Path) -> str:
+    return sha256((folder / "spam" / WEIGHTS).read_bytes()).hexdigest()
+
+
+def judged(*losses: float, scores: Sequence[float] = ()) -> Callable[[Run], dict[str, Any]]:
+    """A judge that says these validation losses (and scores) epoch after epoch."""
+
+    def judge(run: Run) -> dict[str, Any]:
+        epoch = run.state.epoch
+        score = scores[epoch] if scores else -losses[epoch]
+        return {"validation_loss": losses[epoch], "accuracy": 0.5, "score": score,
+                "higher_is_better": True}  # fmt: skip
+
+    return judge
+
+
+# ── It learns ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_learns_and_touches_neither_the_random_state_nor_the_base(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    model = model_in(tmp_path, tiny_base)
+    declared = domain(rows, epochs=5)
+    test = declared.data.test
+    assert isinstance(test, list)
+    base = model.base.state_digest()
+    flags = [(m.training, n) for n, m in model.base.model.named_modules() if "lora" not in n]
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    card = model.fit(declared)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.base.state_digest() == base
+    assert not any(training for training, _ in flags)
+    assert not any(m.training for _, m in model.base.model.named_modules())
+    assert not any(p.requires_grad for p in model.base.model.parameters())
+    assert model.domains == ("spam",)
+    said = model.predict([row["text"] for row in test], domain="spam")
+    right = [p.label == row["label"] for p, row in zip(said, test, strict=True)]  # type: ignore[union-attr]
+    assert sum(right) / len(right) >= 0.95
+    record = card["adapters"][0]["training"]
+    assert record["history"][-1]["training_loss"] < record["history"][0]["training_loss"]
+    assert record["steps"] == record["epochs"] * math.ceil(266 / 16)
+    assert card["adapters"][0]["ledger"]["supervised_tokens"] > 0
+    assert not list(tmp_path.glob(".spam*"))  # no checkpoint is left
+
+
+def test_the_best_epoch_is_kept_not_the_last(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    declared = domain(rows[:100], epochs=4, patience=2)
+    run = make_run(tmp_path, tiny_base, declared, judged(2.0, 1.0, 3.0, 4.0))
+    seen: list[dict[str, Any]] = []
+    judge = run.judge
+
+    def keeping(run: Run) -> dict[str, Any]:
+        seen.append(run.bank.weights(run.slot))
+        return judge(run)
+
+    run.judge = keeping
+    trained = run.fit()
+    assert (trained.record["best_epoch"], trained.record["epochs"]) == (2, 4)
+    for linear, (a, b) in trained.adapter.weights.items():
+        assert torch.equal(a, seen[1][linear][0])
+        assert torch.equal(b, seen[1][linear][1])
+        assert not torch.equal(b, seen[3][linear][1])
+    assert run.slot not in run.bank
+
+
+def test_patience_stops_the_run(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    declared = domain(rows[:100], epochs=8, patience=2)
+    record = make_run(tmp_path, tiny_base, declared, judged(1.0, *[2.0] * 7)).fit().record
+    assert (record["epochs"], record["best_epoch"]) == (3, 1)
+
+
+def test_equal_scores_are_ranked_by_loss(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    judge = judged(3.0, 1.0, 2.0, scores=[0.9, 0.9, 0.9])
+    record = make_run(tmp_path, tiny_base, domain(rows[:60], epochs=3), judge).fit().record
+    assert record["best_epoch"] == 2
+
+
+def test_a_run_too_short_is_warned_about_with_the_number(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    run = make_run(tmp_path, tiny_base, domain(rows, epochs=1), None)
+    (warning,) = run.plan.warnings
+    assert "only 17 optimiser steps (266 rows, batches of 16, 1 epoch)" in warning
+    assert "--epochs 4 gives 68" in warning
+    assert make_run(tmp_path, tiny_base, domain(rows, epochs=4), None).plan.warnings == ()
+
+
+def test_what_is_derived_is_derived_from_width_and_tokens(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    declared = replace(domain(rows), lora=replace(domain(rows).lora, rank=None))
+    plan = make_run(tmp_path, tiny_base, with_settings(declared, lr=None), None).plan
+    assert plan.lr == pytest.approx(5e-4 * (2000 / 32) ** 0.78, rel=0.05)
+    assert plan.rank == 16
+    assert len(plan.reasons) == 2
+    assert "width 32" in plan.reasons[0]
+
+
+# ── A step ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def one_step(run: Run, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    """The gradients that ``train_step`` computes, before they are clipped and applied."""
+    grads: dict[str, torch.Tensor] = {}
+
+    def keep(*_: Any, **__: Any) -> torch.Tensor:
+        for linear, slot in run.bank.slots(run.slot).items():
+            for letter, p in (("A", slot.a), ("B", slot.b)):
+                assert p.grad is not None
+                grads[f"{linear}.{letter}"] = p.grad.clone()
+        return torch.zeros(())
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(training.torch.nn.utils, "clip_grad_norm_", keep)
+    try:
+        run.train_step(items)
+    finally:
+        patch.undo()
+    return grads
+
+
+@pytest.mark.parametrize("micro", [16_384, 64])
+def test_gradients_and_loss_equal_plain_peft(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], micro: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The oracle: PEFT's own layers, one row at a time, no padding, mean over supervised tokens."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(training, "MICRO_TOKENS", micro)
+    declared = replace(domain(rows), task=Generation("text", "label"))
+    run = make_run(tmp_path, tiny_base, declared, None)
+    random = torch.Generator().manual_seed(0)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base)
+    config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft_model = get_peft_model(plain, config)
+    for linear, slot in run.bank.slots(run.slot).items():
+        # B away from zero: with B = 0 the gradients of A would be zero on both sides.
+        slot.b.data = torch.randn(slot.b.shape, generator=random) * 0.05
+        layer = peft_model.base_model.model.get_submodule(linear)
+        layer.lora_A["default"].weight.data = slot.a.data.clone()
+        layer.lora_B["default"].weight.data = slot.b.data.clone()
+    items = run.train[:6]
+    grads = one_step(run, items)
+    total = sum(len(item.answer) for item in items)
+    nats = torch.zeros(())
+    for item in items:
+        ids = torch.tensor([[*item.prompt, *item.answer]])
+        logits = peft_model(input_ids=ids).logits[0, len(item.prompt) - 1 : -1]
+        nats = nats + F.cross_entropy(logits, torch.tensor(item.answer), reduction="sum")
+    (nats / total).backward()
+    assert run.state.losses[0] / run.state.tokens[0] == pytest.approx(float(nats) / total, abs=1e-5)
+    assert run.state.tokens == [total]
+    for linear in run.bank.slots(run.slot):
+        layer = peft_model.base_model.model.get_submodule(linear)
+        for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
+            wanted = part["default"].weight.grad
+            assert wanted.abs().max() > 1e-4
+            torch.testing.assert_close(grads[f"{linear}.{letter}"], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_the_rate_rises_then_falls_to_zero(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    run = make_run(tmp_path, tiny_base, domain(rows, epochs=4, warmup=0.1), None)
+    rates = []
+    for run.state.total_steps in range(run.plan.steps + 1):
+        run._set_rate()
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    top = round(0.1 * run.plan.steps)
+    assert max(rates) == pytest.approx(0.03)
+    assert rates[: top - 1] == sorted(rates[: top - 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-2] > 0 == rates[-1]
+
+
+# ── The loss explodes ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e6])
+def test_an_exploded_loss_stops_and_the_saved_adapter_stays(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], bad: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = model_in(tmp_path, tiny_base)
+    model.fit(domain(rows[:100], epochs=1))
+    before = digest(tmp_path)
+    right, calls = training.answer_nll, 0
+
+    def explode(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return right(*args) * (bad if calls > 3 else 1.0)
+
+    monkeypatch.setattr(training, "answer_nll", explode)
+    with pytest.raises(LossExploded, match="epoch 1, step 4") as caught:
+        model.fit(domain(rows[:100], epochs=2, seed=5))
+    assert "No epoch was finished, so no adapter was written" in str(caught.value)
+    assert "Try --lr 0.006" in str(caught.value)
+    assert digest(tmp_path) == before
+    assert model.domains == ("spam",)
+
+
+def test_an_explosion_in_the_second_epoch_keeps_the_first(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_in(tmp_path, tiny_base)
+    right, calls = training.answer_nll, 0
+
+    def explode(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return right(*args) * (math.nan if calls > 7 else 1.0)
+
+    monkeypatch.setattr(training, "answer_nll", explode)
+    with pytest.raises(LossExploded, match=r"epoch 2.*Epoch 1 was kept"):
+        model.fit(domain(rows[:100], epochs=3))
+    card = json.loads((tmp_path / "spam" / "card.json").read_text())
+    assert card["adapters"][0]["training"]["best_epoch"] == 1
+    assert model.load_adapter("spam") == "spam"
+
+
+@pytest.mark.parametrize("where", ["gradient", "validation"])
+def test_what_is_not_a_number_is_never_saved(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], where: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = model_in(tmp_path, tiny_base)
+    if where == "gradient":
+
+        def norm(parameters: Sequence[torch.Tensor], most: float) -> torch.Tensor:
+            return torch.tensor(math.nan)
+
+        monkeypatch.setattr(training.torch.nn.utils, "clip_grad_norm_", norm)
+    else:
+        monkeypatch.setattr(training, "answer_nats", lambda *_: (torch.tensor([math.nan]).numpy(),
+                                                                 torch.tensor([1]).numpy()))  # fmt: skip
+    with pytest.raises(LossExploded):
+        model.fit(domain(rows[:100], epochs=1))
+    assert not (tmp_path / "spam").exists()
+
+
+# ── Resuming ────────────────────────────────────────────────────────────────────────────────────
+
+
+def stopped_after(steps: int, declared: Domain, folder: Path, tiny_base: Path) -> None:
+    """Train until ``steps`` are done, then as Ctrl-C does."""
+    run = make_run(folder, tiny_base, declared, None)
+    step = run.train_step
+
+    def counting(items: Sequence[Item]) -> None:
+        step(items)
+        if run.state.total_steps == steps:
+            run._stop = signal.SIGINT
+
+    run.train_step = counting  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterrupted, match="--resume to continue from this step"):
+        run.fit()
+    assert run.slot not in run.bank
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
+) -> dict[float, str]:
+    """dropout → the digest of an unbroken run of 3 epochs of 5 steps."""
+    found = {}
+    for dropout in (0.0, 0.3):
+        folder = tmp_path_factory.mktemp("unbroken")
+        model_in(folder, tiny_base).fit(domain(rows[:100], epochs=3, dropout=dropout))
+        found[dropout] = digest(folder)
+    assert found[0.0] != found[0.3]
+    return found
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("steps", [2, 5, 8, 15])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    steps: int, dropout: float,
+) -> None:  # fmt: skip
+    """Stopped in epoch 1, at its end, in epoch 2, and at the very end."""
+    declared = domain(rows[:100], epochs=3, dropout=dropout)
+    assert math.ceil(70 / 16) == 5
+    stopped_after(steps, declared, tmp_path, tiny_base)
+    torch.manual_seed(steps)  # the caller's random state must not matter
+    card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
+    assert digest(tmp_path) == unbroken[dropout]
+    assert card["adapters"][0]["training"]["steps"] == 15
+    assert not (tmp_path / ".spam.checkpoint").exists()
+
+
+def test_seeds_are_the_only_difference_between_runs(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str]
+) -> None:
+    torch.manual_seed(99)
+    model_in(tmp_path / "a", tiny_base).fit(domain(rows[:100], epochs=3))
+    model_in(tmp_path / "b", tiny_base).fit(domain(rows[:100], epochs=3, seed=1))
+    assert digest(tmp_path / "a") == unbroken[0.0] != digest(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"lr": 0.02}, "another recipe and another plan"), ({"epochs": 2}, "another plan")],
+)
+def test_the_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], changes: dict[str, Any],
+    found: str,
+) -> None:  # fmt: skip
+    stopped_after(2, domain(rows[:100], epochs=3), tmp_path, tiny_base)
+    model = model_in(tmp_path, tiny_base)
+    with pytest.raises(UsageError, match="as the interrupted run") as caught:
+        model.fit(domain(rows[:100], **({"epochs": 3} | changes)), resume=True)
+    assert found in str(caught.value)
+    with pytest.raises(UsageError, match="another rows"):
+        model.fit(domain(rows[50:150], epochs=3), resume=True)
+    assert (tmp_path / ".spam.checkpoint").exists()
+    assert model.domains == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x04N."])
+def test_a_broken_checkpoint_is_named(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], content: bytes
+) -> None:
+    (tmp_path / ".spam.checkpoint").write_bytes(content)
+    with pytest.raises(UsageError, match=r"\.spam\.checkpoint.*leave --resume out"):
+        model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=1), resume=True)
+
+
+def test_nothing_to_resume_starts_at_the_beginning(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str]
+) -> None:
+    model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=3), resume=True)
+    assert digest(tmp_path) == unbroken[0.0]
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from lora_domains import Classification, Data, DomainModel, Domain
+from lora_domains.display import Display
+from lora_domains.domain import with_settings
+from lora_domains.cli import guarded
+
+def main():
+    rows, base, out, resume, epochs = sys.argv[1:]
+    domain = Domain("spam", Classification(), Data(rows))
+    domain = with_settings(domain, lr=0.03, batch_size=4, rank=8, epochs=int(epochs),
+                           patience=99, dropout=0.1)
+    model = DomainModel.from_pretrained(base, out=out, display=Display(), device="cpu")
+    model.fit(domain, resume=resume == "resume")
+    return 0
+
+sys.exit(guarded(main))
+"""
+
+
+def process(folder: Path, tiny_base: Path, rows: Path, resume: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(rows), str(tiny_base), str(folder), resume, "6"]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:220]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken_process(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows_file: Path
+) -> str:
+    folder = tmp_path_factory.mktemp("whole")
+    child = process(folder, tiny_base, rows_file, "start")
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    return digest(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows_file: Path, unbroken_process: str,
+    number: signal.Signals,
+) -> None:  # fmt: skip
+    child = process(tmp_path, tiny_base, rows_file, "start")
+    checkpoint = tmp_path / ".spam.checkpoint"
+    until = time.monotonic() + 120
+    while not checkpoint.exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=120)
+    assert checkpoint.exists()
+    if number == signal.SIGKILL:
+        assert child.returncode == -signal.SIGKILL
+        assert not (tmp_path / "spam").exists()
+    else:
+        assert child.returncode == 130, errors
+        assert "--resume" in errors
+        assert number.name in errors
+        assert (tmp_path / "spam" / WEIGHTS).exists()  # the best epoch so far
+    child = process(tmp_path, tiny_base, rows_file, "resume")
+    said, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    assert "Resuming at epoch" in said
+    assert digest(tmp_path) == unbroken_process
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["spam"]
+
+
+# ── Words ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        ([(1.0, 1.0)], "the first epoch"),
+        ([(1.0, 1.0), (0.8, 0.9)], "still improving"),
+        ([(1.0, 1.0), (0.8, 0.99)], "converging"),
+        ([(1.0, 1.0), (0.8, 1.01)], "converging"),
+        ([(1.0, 1.0), (0.8, 1.03)], "validation loss rises: overfitting begins"),
+        ([(1.0, 1.0), (1.2, 1.03)], "both losses rise: unstable, a lower learning rate may help"),
+        # Against the best epoch so far, not the one before.
+        ([(1.0, 0.5), (0.9, 1.0), (0.8, 0.9)], "validation loss rises: overfitting begins"),
+    ],
+)
+def test_observations_follow_from_the_figures(
+    history: list[tuple[float, float]], words: str
+) -> None:
+    records = [{"training_loss": t, "validation_loss": v} for t, v in history]
+    assert observe(records) == words
+
+
+def test_a_bank_without_the_slot_is_left_after_every_failure(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    def fails(run: Run) -> dict[str, Any]:
+        raise RuntimeError("boom")
+
+    run = make_run(tmp_path, tiny_base, domain(rows[:60], epochs=1), fails)
+    with pytest.raises(RuntimeError, match="boom"):
+        run.fit()
+    assert list(run.bank) == []
+    assert isinstance(run.bank, Bank)
+    assert run.bank.base.identity == load_base(tiny_base, device="cpu").identity
