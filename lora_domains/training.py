@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -208,9 +209,11 @@ class Run:
                 self._between_steps()
         loss = sum(state.losses) / max(sum(state.tokens), 1)
         started = time.monotonic()
-        record = {"epoch": state.epoch + 1, "training_loss": loss, **self.judge(self)}
+        with self._without_dropout():
+            record = {"epoch": state.epoch + 1, "training_loss": loss, **self.judge(self)}
         # Rounding may differ between devices; every rank must take the same decisions.
         record = broadcast_object_list([record])[0]
+        self._check_loss(record["validation_loss"])
         state.history.append(record)
         record["observation"] = observe(state.history)
         state.seconds += time.monotonic() - started
@@ -237,8 +240,8 @@ class Run:
                 nats += loss.detach()
         nats = self._sum_over_ranks(nats)
         loss_now = float(nats) / total
-        self._check_loss(loss_now)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
+        self._check_loss(loss_now if bool(norm.isfinite()) else math.nan)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.losses.append(float(nats))
@@ -247,6 +250,17 @@ class Run:
         state.step += 1
         state.total_steps += 1
         state.seconds += time.monotonic() - started
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        slots = self.bank.slots(self.slot).values()
+        for slot in slots:
+            slot.eval()
+        try:
+            yield
+        finally:
+            for slot in slots:
+                slot.train()
 
     # Inside a step
 
@@ -418,7 +432,15 @@ class Run:
         if not self.checkpoint.exists():
             self.display.line("Nothing to resume: starting at the beginning.")
             return
-        stored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        try:
+            stored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError):
+            raise UsageError(
+                where=self.checkpoint.name,
+                expected="the checkpoint of an interrupted run",
+                found="a file that cannot be read as one",
+                mend="Delete it, or leave --resume out to start anew.",
+            ) from None
         mine = self.fingerprint()
         other = [name for name in mine if stored["run"].get(name) != mine[name]]
         if other:

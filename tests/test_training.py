@@ -60,8 +60,8 @@ def make_run(
     ready = model._read(declared)
     plan = make_plan(model.base, ready.domain, ready.train)
     checkpoint = folder / f".{declared.name}.checkpoint"
-    return Run(model.bank, ready.domain, plan, ready.train, ready.validation, checkpoint, QUIET,
-               judge)  # fmt: skip
+    made = (model.bank, ready.domain, plan, ready.train, ready.validation, checkpoint, QUIET)
+    return Run(*made, judge)
 
 
 def digest(folder: Path) -> str:
@@ -224,6 +224,7 @@ def test_gradients_and_loss_equal_plain_peft(
         logits = peft_model(input_ids=ids).logits[0, len(item.prompt) - 1 : -1]
         nats = nats + F.cross_entropy(logits, torch.tensor(item.answer), reduction="sum")
     (nats / total).backward()
+    nats = nats.detach()
     assert run.state.losses[0] / run.state.tokens[0] == pytest.approx(float(nats) / total, abs=1e-5)
     assert run.state.tokens == [total]
     for linear in run.bank.slots(run.slot):
@@ -393,13 +394,28 @@ def test_the_checkpoint_of_another_run_is_refused(
     assert model.domains == ()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x04N."])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x02N."])
 def test_a_broken_checkpoint_is_named(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], content: bytes
 ) -> None:
     (tmp_path / ".spam.checkpoint").write_bytes(content)
     with pytest.raises(UsageError, match=r"\.spam\.checkpoint.*leave --resume out"):
         model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=1), resume=True)
+
+
+def test_validation_sees_no_dropout(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    run = make_run(tmp_path, tiny_base, domain(rows[:100], epochs=1, dropout=0.5), None)
+    seen: list[dict[str, Any]] = []
+
+    def twice(run: Run) -> dict[str, Any]:
+        seen.extend([training.validate(run), training.validate(run)])
+        return seen[0]
+
+    run.judge = twice
+    run.fit()
+    assert seen[0] == seen[1]
 
 
 def test_nothing_to_resume_starts_at_the_beginning(
