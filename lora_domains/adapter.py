@@ -45,7 +45,7 @@ CONFIG, WEIGHTS, CARD, README, ITEMS = (
     "items.jsonl",
 )
 PREFIX = "base_model.model."
-_PATTERN_SECONDS = 1.5
+_PATTERN_SECONDS = 1.0
 
 # The options of LoraConfig that are computed here, or that change nothing once an adapter exists.
 # Any other option away from its default is refused by name, never ignored.

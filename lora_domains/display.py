@@ -154,26 +154,25 @@ class Display:
         general = entry["general"]
         if not general:
             return
-        self.title("General knowledge")
+        self.title("General knowledge, which nobody trained on")
+        table = _table(["", "before", "after", "difference, 95 % bounds", "items"])
         for suite, fields in general.items():
-            if suite == "kl":
-                low, high = (
-                    "?" if (v := fields[k]) is None else f"{v:.4f}" for k in ("lower", "upper")
-                )
-                self.line(
-                    f"  KL from the base on general text {fields['general']:.4f} nats per token "
-                    f"({low} to {high})"
-                )
-            elif suite == "nats":
-                self.line(
-                    f"  general text {fields['base']:.3f} → {fields['adapter']:.3f} nats/token, "
-                    f"{interval(fields)}"
-                )
-            elif suite != "pooled" or len(general) > 4:
-                self.line(
-                    f"  {suite}: {percent(fields['base'])} → {percent(fields['adapter'])} of "
-                    f"{fields['n']} questions, {interval(fields, 100)} points"
-                )
+            if "difference" not in fields:
+                continue
+            is_text = suite == "nats"
+            name = "nats per token of general text" if is_text else suite
+            show = "{:.3f}".format if is_text else percent
+            change = interval(fields) if is_text else interval(fields, 100, 1) + " points"
+            style = "bold" if suite == "pooled" else None
+            row = [name, show(fields["base"]), show(fields["adapter"]), change, str(fields["n"])]
+            table.add_row(*row, style=style)
+        self.console.print(table)
+        if "kl" in general:
+            kl = general["kl"]
+            self.line(
+                f"KL from the base on general text: {kl['general']:.4f} nats per token "
+                f"({kl['lower']:.4f} to {kl['upper']:.4f})"
+            )
 
     def gates(self, entry: Mapping[str, Any]) -> None:
         """The gates with their reasons, then the verdict."""
@@ -193,7 +192,9 @@ class Display:
 
 
 def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", border_style="dim"
+    )
     for index, name in enumerate(columns):
         table.add_column(escape(name), justify="left" if index == 0 else "right")
     return table

@@ -98,10 +98,10 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def interval(fields: Mapping[str, Any], scale: float = 1.0) -> str:
+def interval(fields: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> str:
     """``+0.21 (+0.17 to +0.25)``: a difference, its one-sided 95 % bounds; ``?`` where none."""
     d, low, high = (
-        "?" if fields[k] is None else f"{scale * fields[k]:+.3f}"
+        "?" if fields[k] is None else f"{scale * fields[k]:+.{digits}f}"
         for k in ("difference", "lower", "upper")
     )
     return f"{d} ({low} to {high})"

@@ -239,7 +239,7 @@ def test_a_base_that_is_not_there_is_refused(tmp_path: Path, given: str, found: 
 
 
 def test_an_unknown_precision_is_refused(tiny_base: Path) -> None:
-    with pytest.raises(BaseModelError, match="'bfloat61'.*Did you mean 'bfloat16'"):
+    with pytest.raises(BaseModelError, match=r"'bfloat61'.*Did you mean 'bfloat16'"):
         load_base(tiny_base, dtype="bfloat61")
 
 
@@ -266,7 +266,7 @@ def test_experts_with_three_dimensional_weights_are_refused(copy: Path, kind: st
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(copy)
-    with pytest.raises(AdapterUnsupported, match="mixture-of-experts weights such as .*experts"):
+    with pytest.raises(AdapterUnsupported, match=r"mixture-of-experts weights such as .*experts"):
         skeleton(load_base(copy), LoraConfig(target_modules=["q_proj"]))
 
 

@@ -1,0 +1,507 @@
+"""``DomainModel`` end to end on a tiny base: fit, evaluate, predict, generate, reload."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_base, make_rows
+
+from lora_domains.data import Data
+from lora_domains.display import Display
+from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import (
+    AdapterError,
+    AdapterMismatch,
+    DataError,
+    DomainError,
+    UsageError,
+)
+from lora_domains.evaluation import SHOTS
+from lora_domains.model import DomainModel, Evaluation, Prediction
+from lora_domains.report import read_card, read_items, rebuild
+from lora_domains.suites import Suite
+from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice, Task
+
+QUIET = Display(quiet=True)
+QUESTIONS = [
+    {"question": f"The word after {a} is", "choices": [b, "stone", "cloud"], "answer": 0, "f": a}
+    for a, b in [("alpha", "beta"), ("gamma", "delta"), ("red", "green"), ("win", "prize")]
+] * 5
+SUITE = Suite(
+    "world", MultipleChoice(prompt="{question}"), lambda: QUESTIONS,
+    lambda: [f"the {word} of a river is red and blue" for word in "alpha beta gamma".split()] * 4,
+    "f",
+)  # fmt: skip
+
+
+def declared(rows: Sequence[Mapping[str, Any]], name: str = "spam", task: Task | None = None,
+             **settings: Any) -> Domain:  # fmt: skip
+    tenth = len(rows) // 10
+    data = Data(rows[: -3 * tenth], rows[-3 * tenth : -2 * tenth], rows[-2 * tenth :])
+    defaults = {"lr": 0.03, "batch_size": 16, "rank": 8, "epochs": 2}
+    made = Domain(name, task or Classification(positive="spam"), data)
+    return with_settings(made, **(defaults | settings))
+
+
+def model_in(folder: Path, base: Path) -> DomainModel:
+    return DomainModel.from_pretrained(base, out=folder, display=QUIET, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def domain() -> Domain:
+    return declared(make_rows(300), epochs=3)
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, domain: Domain
+) -> tuple[DomainModel, Evaluation]:
+    """A model with one adapter, fitted and evaluated; tests here leave it as it is."""
+    model = model_in(tmp_path_factory.mktemp("adapters"), tiny_base)
+    model.fit(domain)
+    return model, model.evaluate(domain, suite=SUITE)
+
+
+Fitted = tuple[DomainModel, Evaluation]
+
+
+# ── Evaluating ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_contender_is_scored_on_identical_items(fitted: Fitted, domain: Domain) -> None:
+    model, evaluation = fitted
+    items = read_items(model.out / "spam")
+    by_set: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        by_set.setdefault(item["set"], []).append(item)
+    assert len(by_set["test"]) == len(domain.data.test)  # type: ignore[arg-type]
+    names = ["base", "adapter", "majority", "tfidf", f"{SHOTS}_shot"]
+    assert all(list(item["scores"]) == names for item in by_set["test"])
+    assert len({item["id"] for item in by_set["test"]}) == len(by_set["test"])
+    assert [list(item["scores"]) for item in by_set["general"]] == [["base", "adapter"]] * 20
+    assert len(by_set["text"]) == 12
+    for fields in evaluation.entry["domain_scores"].values():
+        assert fields["n"] == len(by_set["test"])
+    assert evaluation.entry["domain_scores"]["accuracy"]["baselines"].keys() == set(names[2:])
+    assert evaluation.entry["domain_scores"]["accuracy"]["adapter"] >= 0.95
+    assert {g["name"] for g in evaluation.entry["gates"]} == {
+        "gain", "retention", "drift", "recall", "precision", "overfit", "leaks", "frozen", "alive"
+    }  # fmt: skip
+    assert "Verdict" in str(evaluation)
+
+
+def test_the_card_is_whole_and_rebuilt_from_items_alone(fitted: Fitted) -> None:
+    model, evaluation = fitted
+    card = read_card(model.out / "spam")
+    assert card == json.loads(json.dumps(evaluation.card, allow_nan=False))
+    assert rebuild(model.out / "spam") == card
+    assert card.keys() >= {"schema", "base", "environment", "adapters"}
+    entry = card["adapters"][0]
+    assert entry.keys() >= {
+        "domain", "path", "sha256", "recipe_digest", "parent", "training", "ledger", "leaks",
+        "domain_scores", "general", "slices", "calibration", "confusion", "per_class", "gates",
+        "verdict",
+    }  # fmt: skip
+    assert (model.out / "spam" / "README.md").read_text().count(entry["verdict"]) >= 1
+
+
+def test_a_rebuild_sees_changed_items(fitted: Fitted, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(fitted[0].out / "spam", tmp_path / "spam")
+    items = read_items(folder)
+    for item in items:
+        if item["set"] == "test":
+            item["scores"]["adapter"]["prediction"] = 0
+    (folder / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+    entry = rebuild(folder)["adapters"][0]
+    assert entry["domain_scores"]["recall"]["adapter"] == 0.0
+    assert entry["verdict"] == "fail"
+
+
+def test_the_ledger_adds_up(tiny_base: Path, tmp_path: Path) -> None:
+    rows = make_rows(100)
+    train = [*rows[:60], rows[0], *rows[80:85], {"text": "red " * 200, "label": "ham"}]
+    data = Data(train, rows[60:80], rows[80:], drop_leaks=True)
+    made = replace(declared(rows, epochs=1), data=data)
+    model = model_in(tmp_path, tiny_base)
+    card = model.fit(made)
+    ledger = card["adapters"][0]["ledger"]
+    ready = model._ready["spam"]
+    assert ledger["read"] == len(train) + 20 + 20
+    assert ledger["refused"] == 5
+    assert ledger["duplicates"] == 1
+    assert ledger["truncated"] == 1
+    assert ledger["masked"] == 0
+    assert len(ready.train) == len(train) - 5
+    assert ledger["supervised_tokens"] == sum(len(item.answer) for item in ready.train)
+    kept = {e.id for part in ("train", "validation", "test") for e in getattr(ready.prepared, part)}
+    assert len(kept) == ledger["read"] - ledger["refused"]
+
+
+def test_reloaded_in_a_new_model_it_scores_the_same(
+    fitted: Fitted, tiny_base: Path, domain: Domain, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(fitted[0].out / "spam", tmp_path / "spam")
+    settings = read_card(folder)["adapters"][0]["settings"]
+    fresh = model_in(tmp_path, tiny_base)
+    # Another number of epochs in the declaration does not change what the card says was run.
+    again = fresh.evaluate(with_settings(domain, epochs=7), suite=SUITE)
+    assert again.entry["domain_scores"] == fitted[1].entry["domain_scores"]
+    assert read_card(folder)["adapters"][0]["settings"] == settings
+    assert fresh.domains == ("spam",)
+
+
+@pytest.mark.slow
+def test_a_fresh_process_reproduces_the_test_scores(fitted: Fitted, domain: Domain) -> None:
+    model, _ = fitted
+    test = domain.data.test
+    assert isinstance(test, list)
+    said = model.predict([row["text"] for row in test], domain="spam")
+    code = (
+        "import json, sys\n"
+        "from lora_domains import DomainModel\n"
+        "model = DomainModel.from_pretrained(sys.argv[1], out=sys.argv[2], device='cpu')\n"
+        "model.load_adapter('spam')\n"
+        "texts = json.load(sys.stdin)\n"
+        "print(json.dumps([p.probabilities for p in model.predict(texts, domain='spam')]))\n"
+    )
+    base = model.base.model.config._name_or_path
+    done = subprocess.run(
+        [sys.executable, "-c", code, base, str(model.out)], capture_output=True, text=True,
+        input=json.dumps([row["text"] for row in test]), env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for mine, theirs in zip(said, json.loads(done.stdout), strict=True):
+        assert isinstance(mine, Prediction)
+        assert mine.probabilities == pytest.approx(theirs, abs=1e-6)
+
+
+def test_evaluate_needs_an_adapter_and_a_domain(tiny_base: Path, tmp_path: Path) -> None:
+    model = model_in(tmp_path, tiny_base)
+    with pytest.raises(UsageError, match="a domain fitted in this process"):
+        model.evaluate("spam")
+    with pytest.raises(AdapterError, match="Train one first"):
+        model.evaluate(declared(make_rows(60)))
+
+
+# ── The other tasks ─────────────────────────────────────────────────────────────────────────────
+
+
+def other_rows(kind: str, count: int = 80) -> list[dict[str, Any]]:
+    rows = make_rows(count)
+    if kind == "multiple_choice":
+        return [
+            {"question": f"What follows {r['text']}?", "choices": ["red stone", "blue river"],
+             "answer": int(r["label"] == "spam")}
+            for r in rows
+        ]  # fmt: skip
+    if kind == "generation":
+        return [{"question": r["text"], "answer": r["label"] + " call now"} for r in rows]
+    if kind == "long answers":  # too long for four of them to stand in one prompt
+        return [{"question": r["text"], "answer": (r["text"] + " ") * 2} for r in rows]
+    return [{"text": (r["text"] + " ") * (1 + n % 30)} for n, r in enumerate(rows)]
+
+
+TASKS: dict[str, tuple[Task, str]] = {
+    "multiple_choice": (MultipleChoice(), "accuracy"),
+    "generation": (Generation(max_new_tokens=8), "token_f1"),
+    "long answers": (Generation(max_new_tokens=8), "token_f1"),
+    "language_modelling": (LanguageModelling(), "nats_per_token"),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_task_is_fitted_and_evaluated(kind: str, tiny_base: Path, tmp_path: Path) -> None:
+    task, metric = TASKS[kind]
+    made = declared(other_rows(kind), "other", task)
+    model = model_in(tmp_path, tiny_base)
+    card = model.fit(made)
+    history = card["adapters"][0]["training"]["history"]
+    assert history[-1]["training_loss"] < history[0]["training_loss"]
+    entry = model.evaluate(made, suite=SUITE).entry
+    assert entry["judged"]["metric"] == metric
+    assert metric in entry["domain_scores"]
+    nats = entry["domain_scores"]["nats_per_token"]
+    assert nats["adapter"] < nats["base"]
+    assert rebuild(tmp_path / "other") == read_card(tmp_path / "other")
+    if kind == "generation":
+        assert f"{SHOTS}_shot" in entry["domain_scores"]["token_f1"]["baselines"]
+        assert isinstance(model.predict("red stone", domain="other")[0], str)
+    if kind == "multiple_choice":
+        with pytest.raises(UsageError, match=r"generate\(\) instead"):
+            model.predict("red stone", domain="other")
+
+
+# ── Asking ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_predict_takes_strings_and_rows(fitted: Fitted) -> None:
+    model, _ = fitted
+    one = model.predict("alpha red red", domain="spam")
+    rows = model.predict([{"text": "alpha red red"}, {"text": "beta red red", "x": 1}], "spam")
+    assert one[0] == rows[0]
+    labels = [p.label for p in rows if isinstance(p, Prediction)]
+    assert labels == ["spam", "ham"]
+    first = one[0]
+    assert isinstance(first, Prediction)
+    assert sum(first.probabilities.values()) == pytest.approx(1.0)
+    assert first.probability == first.probabilities[first.label] == max(first.probabilities.values())
+    with model.using("spam"):
+        assert model.predict("alpha red red")[0] == first
+
+
+def test_predict_says_what_is_missing(fitted: Fitted) -> None:
+    model, _ = fitted
+    with pytest.raises(DataError, match=r"input 1, column 'text'.*columns txt.*'text'"):
+        model.predict([{"text": "a"}, {"txt": "b"}], domain="spam")
+    with pytest.raises(DataError, match="only whitespace"):
+        model.predict("  ", domain="spam")
+    with pytest.raises(UsageError, match="a domain to predict for"):
+        model.predict("alpha")
+    with pytest.raises(UsageError, match="Did you mean 'spam'"):
+        model.predict("alpha", domain="spamm")
+
+
+def test_predict_agrees_with_evaluate(fitted: Fitted, domain: Domain) -> None:
+    model, _ = fitted
+    test = domain.data.test
+    assert isinstance(test, list)
+    said = model.predict([row["text"] for row in test], domain="spam")
+    items = [i for i in read_items(model.out / "spam") if i["set"] == "test"]
+    for prediction, item in zip(said, items, strict=True):
+        assert isinstance(prediction, Prediction)
+        assert prediction.probability == pytest.approx(
+            item["scores"]["adapter"]["confidence"], abs=1e-5
+        )
+
+
+def test_generate_one_several_and_sampled(fitted: Fitted) -> None:
+    model, _ = fitted
+    one = model.generate("the red", max_new_tokens=5)
+    both = model.generate(["the red", "the blue river of"], max_new_tokens=5)
+    assert isinstance(one, str)
+    assert both[0] == one
+    assert model.generate("the red", domain="spam", max_new_tokens=5) != one
+    with model.using("spam"):
+        inside = model.generate("the red", max_new_tokens=5)
+    assert inside == model.generate("the red", domain="spam", max_new_tokens=5)
+    many = model.generate("the red", max_new_tokens=5, do_sample=True, num_return_sequences=3)
+    assert len(many) == 3
+    assert isinstance(many, list)
+    with pytest.raises(UsageError, match="Did you mean 'spam'"):
+        model.generate("the red", domain="spma")
+
+
+def test_calls_are_the_base_s_outside_and_the_adapter_s_inside(
+    fitted: Fitted, tiny_base: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, _ = fitted
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base)
+    ids = torch.tensor([[1, 40, 50, 60, 70]])
+    with torch.no_grad():
+        base = plain(input_ids=ids).logits
+        assert torch.equal(model(input_ids=ids).logits, base)
+        with model.using("spam") as inside:
+            assert inside is model
+            moved = model(input_ids=ids).logits
+            with model.using(None):
+                assert torch.equal(model(input_ids=ids).logits, base)
+            assert torch.equal(model(input_ids=ids).logits, moved)
+        assert (moved - base).abs().max() > 0.1
+        assert torch.equal(model(input_ids=ids).logits, base)
+        with pytest.raises(RuntimeError, match="boom"), model.using("spam"):
+            raise RuntimeError("boom")
+        assert torch.equal(model(input_ids=ids).logits, base)
+    with pytest.raises(UsageError, match="Did you mean 'spam'"), model.using("spa"):
+        pass
+
+
+# ── Several adapters ────────────────────────────────────────────────────────────────────────────
+
+
+def test_several_adapters_each_answer_for_themselves(
+    fitted: Fitted, tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = make_rows(80, seed=3)
+    model = model_in(tmp_path, tiny_base)
+    model.load_adapter(fitted[0].out / "spam")  # by path
+    model.load_adapter(fitted[0].out / "spam", name="copy")
+    ids = torch.tensor([[1, 40, 50, 60, 70]])
+
+    def logits(name: str | None) -> torch.Tensor:
+        with torch.no_grad(), model.using(name):
+            out: torch.Tensor = model(input_ids=ids).logits
+        return out
+
+    spam = logits("spam")
+    assert torch.equal(spam, logits("copy"))
+    model.fit(declared(rows, "other", Classification(), seed=4, epochs=1))
+    assert set(model.domains) == {"spam", "copy", "other"}
+    assert torch.equal(logits("spam"), spam)  # untouched by the training beside it
+    assert not torch.equal(logits("other"), spam)
+    found: dict[str, torch.Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda n=name: found.update({n: logits(n)}))  # type: ignore[misc]
+        for name in ("spam", "other")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(found["spam"], spam)
+    model.unload("copy")
+    assert set(model.domains) == {"spam", "other"}
+    fresh = model_in(tmp_path, tiny_base)
+    assert fresh.load_adapter("other") == "other"  # by name
+    with pytest.raises(AdapterError, match="Did you mean 'other'"):
+        fresh.load_adapter("othr")
+
+
+def test_an_adapter_of_another_base_is_refused_and_nothing_is_resident(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    model = model_in(tmp_path, make_base(tmp_path / "elsewhere", seed=1))
+    with pytest.raises(AdapterMismatch, match="made on tiny"):
+        model.load_adapter(fitted[0].out / "spam")
+    assert model.domains == ()
+
+
+# ── Rows in memory, and wrong calls ─────────────────────────────────────────────────────────────
+
+
+def test_fit_on_rows_in_memory(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [{"note": r["text"], "kind": r["label"]} for r in make_rows(120)]
+    model = model_in(tmp_path, tiny_base)
+    card = model.fit(
+        rows[:90], name="own", text="note", label="kind", positive="spam", test=rows[90:],
+        epochs=1, lr=0.01, rank=4,
+    )  # fmt: skip
+    settings = card["adapters"][0]["settings"]
+    assert (settings["lora"]["rank"], settings["training"]["epochs"]) == (4, 1)
+    assert settings["task"]["positive"] == "spam"
+    assert card["adapters"][0]["training"]["lr"] == 0.01
+    assert "verdict" not in card["adapters"][0]
+    assert isinstance(model.predict({"note": "alpha"}, domain="own")[0], Prediction)
+    with pytest.raises(UsageError, match="name='spam'"):
+        model.fit(rows)
+    with pytest.raises(UsageError, match="Did you mean 'epochs'"):
+        model.fit(rows, name="own", text="note", label="kind", epoch=3)
+    with pytest.raises(DomainError, match="letters, digits"):
+        model.fit(rows, name="../own", text="note", label="kind")
+    with pytest.raises(DataError, match="column 'text'"):
+        model.fit(rows, name="own")
+
+
+@pytest.mark.parametrize("name", ["items", "type", "train", "forward", "values", "half"])
+def test_names_that_torch_modules_use_are_names_like_any(
+    fitted: Fitted, name: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    model = model_in(tmp_path, tiny_base)
+    assert model.load_adapter(fitted[0].out / "spam", name=name) == name
+    ids = torch.tensor([[1, 40, 50]])
+    with torch.no_grad(), model.using(name):
+        moved = model(input_ids=ids).logits
+    assert not torch.equal(moved, model(input_ids=ids).logits)
+
+
+def test_a_dry_run_writes_nothing(tiny_base: Path, tmp_path: Path) -> None:
+    model = model_in(tmp_path / "out", tiny_base)
+    assert model.fit(declared(make_rows(60)), dry_run=True) == {}
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_written_opens_in_plain_peft(fitted: Fitted, tiny_base: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model, _ = fitted
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_base), str(model.out / "spam")
+    ).eval()
+    ids = torch.tensor([[1, 40, 50, 60, 70]])
+    with torch.no_grad(), model.using("spam"):
+        np.testing.assert_allclose(
+            model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5
+        )
+
+
+# ── Private rows (contract 13) ──────────────────────────────────────────────────────────────────
+
+SECRETS = {"train": "zqtrainhush", "test": "zqtesthush", "group": "zqpatient", "file": "zqfile"}
+
+
+def secret_rows() -> list[dict[str, Any]]:
+    rows = make_rows(80)
+    for n, row in enumerate(rows):
+        row |= {"patient": f"{SECRETS['group']} {n // 4}", "file": f"{SECRETS['file']}{n}.txt"}
+    rows[1]["text"] += " " + SECRETS["train"]
+    rows[-1]["text"] += " " + SECRETS["test"]
+    return rows
+
+
+@pytest.mark.parametrize("show_text", [False, True])
+def test_no_row_is_written_or_said(
+    tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], show_text: bool
+) -> None:
+    made = declared(secret_rows(), epochs=1)
+    made = replace(made, data=replace(made.data, group="patient"), show_text=show_text)
+    out = tmp_path / "out"
+    model = DomainModel.from_pretrained(tiny_base, out=out, display=Display(), device="cpu")
+    model.fit(made)
+    model.display.line(str(model.evaluate(made, suite=SUITE)))
+    said = "".join(capfd.readouterr())
+    assert "Verdict" in said
+    written = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert len(written) >= 6  # five of the adapter, and the digests' key
+    for name, secret in SECRETS.items():
+        found = [p.name for p, content in written.items() if secret.encode() in content]
+        assert found == (["items.jsonl"] if show_text and name in ("train", "test") else []), name
+        assert not any(secret in str(p) for p in written)
+        assert secret not in said
+
+
+def test_no_row_stands_in_a_checkpoint_or_an_error(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_domains import training
+
+    model = model_in(tmp_path, tiny_base)
+    made = declared(secret_rows(), epochs=2)
+    calls = 0
+    right = training.answer_nll
+
+    def explode(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return right(*args) * (float("nan") if calls > 5 else 1.0)
+
+    monkeypatch.setattr(training, "answer_nll", explode)
+    with pytest.raises(Exception, match="epoch 2") as caught:
+        model.fit(made)
+    assert (tmp_path / ".spam.checkpoint").exists()
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert not any(s.encode() in path.read_bytes() for s in SECRETS.values()), path
+    for rows in (
+        [*secret_rows(), {"text": SECRETS["train"], "label": None}],
+        [*secret_rows(), {"text": None, "label": SECRETS["test"] * 9}],
+        [*secret_rows(), secret_rows()[1] | {"label": SECRETS["file"] * 9}],
+    ):
+        with pytest.raises(DataError) as caught:
+            model.fit(rows, name="own")
+        assert not any(s in str(caught.value) for s in SECRETS.values())
