@@ -20,7 +20,7 @@ medical: $(STAMP) ## train and judge the medical adapter on the embedded base an
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/medical.py
 
 test: $(STAMP) ## every test, the slow ones too
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(STAMP) ## lint, format, spelling, types
 	$(BIN)/ruff check .

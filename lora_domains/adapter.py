@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields
@@ -365,6 +365,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
             key = f"{PREFIX}{linear}.lora_{letter}.weight"
             expected[key] = tuple(getattr(layer, f"lora_{letter}")["default"].weight.shape)
         scales[linear] = float(layer.scaling["default"])
+    _drop_copies(stored, folder, base, scales)
     _check_shapes(expected, stored, folder)
     weights = _read_weights(folder, scales)
     return Adapter(name, config, weights, scales, card, folder, tuple(notes))
@@ -626,6 +627,23 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             found=str(error).splitlines()[0],
             mend="Copy the file again; it may have been cut off.",
         ) from None
+
+
+def _drop_copies(
+    stored: dict[str, tuple[int, ...]], folder: Path, base: Base, linears: Iterable[str]
+) -> None:
+    """Forget the base's own weight, which PEFT saves beside LoRA on an output layer, if it is that.
+
+    Any other weight stays in ``stored``, and is refused there as one that belongs nowhere.
+    """
+    for linear in linears:
+        key = f"{PREFIX}{linear}.base_layer.weight"
+        if key in stored:
+            weight = base.model.get_submodule(linear).weight
+            with safe_open(folder / WEIGHTS, framework="pt") as file:
+                copy = file.get_tensor(key).to(weight)
+            if copy.shape == weight.shape and torch.equal(copy, weight):
+                del stored[key]
 
 
 def _check_shapes(

@@ -107,7 +107,7 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
         changes["group"] = flags.group
     if flags.slice:
         changes["slices"] = tuple(flags.slice.split(","))
-    if flags.limit:
+    if flags.limit is not None:
         changes["limit"] = flags.limit
     data = replace(data, **changes)
     if flags.text or flags.label or flags.positive:
@@ -124,7 +124,9 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
             task = replace(task, positive=None if flags.positive == "none" else flags.positive)
     named = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
     settings = {k: v for k, v in named.items() if v is not None}
-    show = flags.show_text or (domain.show_text and not flags.train)
+    # A recipe speaks for the rows it ships, not for one's own.
+    own = flags.train or flags.validation or flags.test
+    show = flags.show_text or (domain.show_text and not own)
     return replace(with_settings(domain, **settings), data=data, task=task, show_text=show)
 
 
@@ -213,6 +215,9 @@ def guarded(run: Any) -> int:
 
     try:
         return int(run())
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return INTERRUPTED
     except TrainingInterrupted as error:
         code: int = INTERRUPTED
         problem: LoraDomainsError = error
@@ -246,7 +251,8 @@ def _fit(flags: argparse.Namespace) -> int:
 
 def _list(flags: argparse.Namespace) -> int:
     out, display = Path(flags.out), Display()
-    folders = sorted(p.parent for p in out.glob(f"*/{CARD}")) if out.is_dir() else []
+    # Hidden folders are what a killed process left of an unfinished save.
+    folders = sorted(p.parent for p in out.glob(f"[!.]*/{CARD}")) if out.is_dir() else []
     if not folders:
         display.line(f"No adapters in {out}. Train one: accelerate launch recipes/medical.py")
     for folder in folders:
@@ -267,7 +273,7 @@ def _folder(flags: argparse.Namespace) -> Path:
         if (candidate / CARD).exists():
             return candidate
     out = Path(flags.out)
-    names = [p.parent.name for p in out.glob(f"*/{CARD}")]
+    names = [p.parent.name for p in out.glob(f"[!.]*/{CARD}")]
     raise AdapterError(
         where=flags.adapter,
         expected="an adapter with a card",

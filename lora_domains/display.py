@@ -169,9 +169,10 @@ class Display:
         self.console.print(table)
         if "kl" in general:
             kl = general["kl"]
+            low, high = ("?" if kl[k] is None else f"{kl[k]:.4f}" for k in ("lower", "upper"))
             self.line(
                 f"KL from the base on general text: {kl['general']:.4f} nats per token "
-                f"({kl['lower']:.4f} to {kl['upper']:.4f})"
+                f"({low} to {high})"
             )
 
     def gates(self, entry: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ gates are made from them without a model.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from lora_domains.bank import Bank
 from lora_domains.data import Prepared
 from lora_domains.display import Advance, Display
 from lora_domains.encoding import Encoder, Item
+from lora_domains.errors import DataError
 from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
 from lora_domains.routing import routed
@@ -131,7 +133,10 @@ def tfidf_scores(train: Sequence[Example], test: Sequence[Example], classes: int
 
 
 def shots(encoder: Encoder, train: Sequence[Example], seed: int) -> list[int]:
-    """Token ids of ``SHOTS`` answered training examples, over as many labels as there is room."""
+    """Token ids of ``SHOTS`` answered training examples, over as many labels as there is room.
+
+    One whose answer is too long for its share of the context is left out.
+    """
     random = np.random.default_rng([seed, SHOTS])
     by_label: dict[int, list[Example]] = {}
     for i in random.permutation(len(train)):
@@ -147,9 +152,21 @@ def shots(encoder: Encoder, train: Sequence[Example], seed: int) -> list[int]:
     gap = encoder.tokens("\n\n")
     ids: list[int] = []
     for example in picked:
-        item = short.encode(example)
-        ids += [*item.prompt[len(short.bos) :], *item.answer[:-1], *gap]
+        with suppress(DataError):
+            item = short.encode(example)
+            ids += [*item.prompt[len(short.bos) :], *item.answer[:-1], *gap]
     return ids
+
+
+def with_shots(encoder: Encoder, rows: Sequence[Example], few: Sequence[int]) -> list[Item]:
+    """The rows with the examples ``few`` before them; none where one has no room for them.
+
+    All or none, since contenders are compared on the same items.
+    """
+    try:
+        return [encoder.encode(example, few) for example in rows] if few else []
+    except DataError:
+        return []
 
 
 # ── All of them ─────────────────────────────────────────────────────────────────────────────────
@@ -181,8 +198,8 @@ def score_items(
         classes = len(task.labels or ())
         contenders["majority"] = majority_scores(train, rows, classes)
         contenders["tfidf"] = tfidf_scores(train, rows, classes)
-    if few:
-        prompted = [encoder.encode(example, few) for example, _ in test]
+    prompted = with_shots(encoder, [example for example, _ in test], few)
+    if prompted:
         with display.progress(f"base with {SHOTS} examples", len(test)) as advance:
             contenders[f"{SHOTS}_shot"] = model_scores(
                 bank, task, prompted, references, None, advance

@@ -315,7 +315,8 @@ class DomainModel:
                 mend="Its base and training rows are unknown, so it cannot be given a verdict.",
             )
         entry = card["adapters"][0]
-        entry["settings"] = as_record(ready.domain)
+        # How it was trained stays as it was; what it is asked and held to is today's.
+        entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
         entry["leaks"] = asdict(leaks)
         entry["judged"] = {
             "metric": ready.domain.task.metric,
@@ -418,7 +419,8 @@ class DomainModel:
             texts = generate(
                 self.base.model, self.base.tokenizer, ids, max_new_tokens=max_new_tokens, **options
             )
-        return texts[0] if isinstance(prompts, str) else texts
+        # num_return_sequences gives several for one prompt.
+        return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
 
     def _answers(self, items: list[Item], most: int) -> list[str]:
         prompts = [item.prompt for item in items]

@@ -4,7 +4,7 @@ from lora_domains import Classification, Data, Domain, Hub, run_recipe
 
 domain = Domain(
     name="finance",
-    task=Classification(),
+    task=Classification(prompt="headline: {text}\nsentiment:"),
     data=Data.embedded("finance"),
     show_text=True,  # the embedded rows are public
 )

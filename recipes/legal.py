@@ -4,7 +4,7 @@ from lora_domains import Classification, Data, Domain, Hub, run_recipe
 
 domain = Domain(
     name="legal",
-    task=Classification(),
+    task=Classification(prompt="clause: {text}\ntitle:"),
     data=Data.embedded("legal"),
     show_text=True,  # the embedded rows are public
 )

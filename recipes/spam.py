@@ -4,7 +4,7 @@ from lora_domains import Classification, Data, Domain, Gates, Hub, run_recipe
 
 domain = Domain(
     name="spam",
-    task=Classification(positive="spam"),
+    task=Classification(positive="spam", prompt="sms: {text}\nlabel:"),
     data=Data.embedded("spam"),
     gates=Gates(precision=0.85, recall=0.80),
     show_text=True,  # the embedded rows are public

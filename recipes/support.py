@@ -4,7 +4,7 @@ from lora_domains import Classification, Data, Domain, Hub, run_recipe
 
 domain = Domain(
     name="support",
-    task=Classification(),
+    task=Classification(prompt="message: {text}\nintent:"),
     data=Data.embedded("support"),
     show_text=True,  # the embedded rows are public
 )

@@ -51,11 +51,10 @@ def table(tp: int, fn: int, fp: int, tn: int, base: int = 0, where: str = "test"
 
 
 def general(count: int = 400, lost: int = 0) -> list[Item]:
-    items = [
+    return [
         row(0, "general", n, base=0, adapter=1 if n < lost else 0) | {"suite": f"world/{n % 2}"}
         for n in range(count)
     ]
-    return items
 
 
 def text(count: int = 50, kl: float = 0.02) -> list[Item]:

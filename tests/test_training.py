@@ -36,14 +36,18 @@ QUIET = Display(quiet=True)
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    return make_rows(380)
+    """The deciding word stands at the end: the random base learns that from any of five seeds."""
+    rows = make_rows(430)
+    for row in rows:
+        row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
+    return rows
 
 
 def domain(rows: Sequence[Mapping[str, Any]], name: str = "spam", **settings: Any) -> Domain:
     """A tenth validation, a fifth test, the rest training."""
     tenth = len(rows) // 10
     data = Data(rows[: -3 * tenth], rows[-3 * tenth : -2 * tenth], rows[-2 * tenth :])
-    defaults = {"lr": 0.03, "batch_size": 16, "rank": 8}
+    defaults = {"lr": 0.01, "batch_size": 16, "rank": 8}
     return with_settings(Domain(name, Classification(), data), **(defaults | settings))
 
 
@@ -87,7 +91,7 @@ def test_it_learns_and_touches_neither_the_random_state_nor_the_base(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     model = model_in(tmp_path, tiny_base)
-    declared = domain(rows, epochs=5)
+    declared = domain(rows, epochs=6)
     test = declared.data.test
     assert isinstance(test, list)
     base = model.base.state_digest()
@@ -106,7 +110,7 @@ def test_it_learns_and_touches_neither_the_random_state_nor_the_base(
     assert sum(right) / len(right) >= 0.95
     record = card["adapters"][0]["training"]
     assert record["history"][-1]["training_loss"] < record["history"][0]["training_loss"]
-    assert record["steps"] == record["epochs"] * math.ceil(266 / 16)
+    assert record["steps"] == record["epochs"] * math.ceil(301 / 16)
     assert card["adapters"][0]["ledger"]["supervised_tokens"] > 0
     assert not list(tmp_path.glob(".spam*"))  # no checkpoint is left
 
@@ -154,8 +158,8 @@ def test_a_run_too_short_is_warned_about_with_the_number(
 ) -> None:
     run = make_run(tmp_path, tiny_base, domain(rows, epochs=1), None)
     (warning,) = run.plan.warnings
-    assert "only 17 optimiser steps (266 rows, batches of 16, 1 epoch)" in warning
-    assert "--epochs 4 gives 68" in warning
+    assert "only 19 optimiser steps (301 rows, batches of 16, 1 epoch)" in warning
+    assert "--epochs 4 gives 76" in warning
     assert make_run(tmp_path, tiny_base, domain(rows, epochs=4), None).plan.warnings == ()
 
 
@@ -240,11 +244,12 @@ def test_the_rate_rises_then_falls_to_zero(
 ) -> None:
     run = make_run(tmp_path, tiny_base, domain(rows, epochs=4, warmup=0.1), None)
     rates = []
-    for run.state.total_steps in range(run.plan.steps + 1):
+    for done in range(run.plan.steps + 1):
+        run.state.total_steps = done
         run._set_rate()
         rates.append(run.optimizer.param_groups[0]["lr"])
     top = round(0.1 * run.plan.steps)
-    assert max(rates) == pytest.approx(0.03)
+    assert max(rates) == pytest.approx(0.01)
     assert rates[: top - 1] == sorted(rates[: top - 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-2] > 0 == rates[-1]
@@ -272,7 +277,7 @@ def test_an_exploded_loss_stops_and_the_saved_adapter_stays(
     with pytest.raises(LossExploded, match="epoch 1, step 4") as caught:
         model.fit(domain(rows[:100], epochs=2, seed=5))
     assert "No epoch was finished, so no adapter was written" in str(caught.value)
-    assert "Try --lr 0.006" in str(caught.value)
+    assert "Try --lr 0.002" in str(caught.value)
     assert digest(tmp_path) == before
     assert model.domains == ("spam",)
 
@@ -309,8 +314,8 @@ def test_what_is_not_a_number_is_never_saved(
 
         monkeypatch.setattr(training.torch.nn.utils, "clip_grad_norm_", norm)
     else:
-        monkeypatch.setattr(training, "answer_nats", lambda *_: (torch.tensor([math.nan]).numpy(),
-                                                                 torch.tensor([1]).numpy()))  # fmt: skip
+        nats = torch.tensor([math.nan]).numpy(), torch.tensor([1]).numpy()
+        monkeypatch.setattr(training, "answer_nats", lambda *_: nats)
     with pytest.raises(LossExploded):
         model.fit(domain(rows[:100], epochs=1))
     assert not (tmp_path / "spam").exists()
