@@ -1,4 +1,4 @@
-"""An adapter: its weights in memory, its folder on disk, saved atomically and loaded strictly.
+"""An adapter: its weights in memory, and its folder on disk, saved atomically.
 
 PEFT defines, initialises and names everything. It is asked on a *skeleton*: the base's
 architecture on the meta device, without weights, so that PEFT never touches the base itself.
@@ -8,34 +8,29 @@ import ctypes
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from lora_domains.base import ROUTED, Base
+from lora_domains.base import Base
 from lora_domains.domain import Lora, check_name
 from lora_domains.errors import (
-    AdapterCorrupt,
     AdapterError,
-    AdapterMismatch,
     AdapterUnsupported,
     did_you_mean,
     listed,
 )
-from lora_domains.report import read_card
 
 CONFIG, WEIGHTS, CARD, README, ITEMS = (
     "adapter_config.json",
@@ -45,17 +40,6 @@ CONFIG, WEIGHTS, CARD, README, ITEMS = (
     "items.jsonl",
 )
 PREFIX = "base_model.model."
-_PATTERN_SECONDS = 1.0
-
-# The options of LoraConfig that are computed here, or that change nothing once an adapter exists.
-# Any other option away from its default is refused by name, never ignored.
-_TAKEN = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
-    "revision", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
-    "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "use_rslora", "fan_in_fan_out", "init_lora_weights", "megatron_core", "runtime_config",
-    "qalora_group_size", "loftq_config", "eva_config",
-}  # fmt: skip
 
 
 @dataclass
@@ -331,385 +315,3 @@ def settled(folder: Path) -> Path:
         if waiting.exists():
             os.rename(waiting, folder)
     return folder
-
-
-# ── Loading ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapter:
-    """Read an adapter folder, checking everything before anything is used.
-
-    Takes folders saved here and by plain PEFT; the latter have no card, so that their base cannot
-    be verified, which ``notes`` says. Raises AdapterMismatch, AdapterCorrupt, AdapterUnsupported
-    or AdapterError.
-    """
-    folder = settled(Path(path).absolute())
-    name = check_name(folder.resolve().name if name is None else name)
-    _check_files(folder)
-    raw = _read_json(folder / CONFIG)
-    config = _config(raw, folder)
-    card = read_card(folder) if (folder / CARD).exists() else None
-    notes: list[str] = []
-    if card is None:
-        notes.append(
-            f"{name}: no card.json, so it cannot be verified that it was made on {base.id}."
-        )
-    else:
-        _check_card(card, folder, base, notes)
-    stored = _stored_shapes(folder)
-    _check_patterns(config, base, folder)
-    expected: dict[str, tuple[int, ...]] = {}
-    scales: dict[str, float] = {}
-    for linear, layer in lora_layers(skeleton(base, config)):
-        for letter in "AB":
-            key = f"{PREFIX}{linear}.lora_{letter}.weight"
-            expected[key] = tuple(getattr(layer, f"lora_{letter}")["default"].weight.shape)
-        scales[linear] = float(layer.scaling["default"])
-    _drop_copies(stored, folder, base, scales)
-    _check_shapes(expected, stored, folder)
-    weights = _read_weights(folder, scales)
-    return Adapter(name, config, weights, scales, card, folder, tuple(notes))
-
-
-def _check_files(folder: Path) -> None:
-    where = folder.name
-    if not folder.is_dir():
-        raise AdapterError(
-            where=str(folder),
-            expected="an adapter folder",
-            found="a file" if folder.exists() else "no such folder",
-            mend=_nearby(folder),
-        )
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled and not (folder / WEIGHTS).exists():
-        raise AdapterUnsupported(
-            where=where,
-            expected=WEIGHTS,
-            found=f"{pickled[0]}, a pickle, which can run code when it is read",
-            mend="Load it in PEFT where you trust it and save it again with safetensors.",
-        )
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise AdapterCorrupt(
-                where=where,
-                expected=f"a file {name}",
-                found=listed(sorted(p.name for p in folder.iterdir())) or "an empty folder",
-                mend="Copy the whole adapter folder again.",
-            )
-
-
-def _nearby(folder: Path) -> str:
-    names = _adapters_in(folder.parent)
-    if names:
-        return did_you_mean(folder.name, names)
-    return "Give the folder that holds adapter_config.json."
-
-
-def _adapters_in(out: Path) -> list[str]:
-    """The adapters in a folder; names with a dot in front are unfinished or put aside."""
-    if not out.is_dir():
-        return []
-    return [p.name for p in out.iterdir() if p.name[0] != "." and (p / CONFIG).exists()]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterCorrupt(
-            where=f"{path.parent.name}/{path.name}",
-            expected="JSON",
-            found=f"{type(error).__name__}",
-            mend="Copy the file again from where the adapter was made.",
-        ) from None
-    if not isinstance(value, dict):
-        raise AdapterCorrupt(
-            where=f"{path.parent.name}/{path.name}",
-            expected="a JSON object",
-            found=type(value).__name__,
-            mend="Copy the file again from where the adapter was made.",
-        )
-    return value
-
-
-def _config(raw: dict[str, Any], folder: Path) -> Any:
-    """A LoraConfig from the stored JSON; anything it would do beyond plain LoRA is refused."""
-    from peft import LoraConfig
-
-    where = f"{folder.name}/{CONFIG}"
-    kind = raw.get("peft_type")
-    if kind != "LORA":
-        raise AdapterUnsupported(
-            where=where,
-            expected="peft_type LORA",
-            found=repr(kind),
-            mend="Only LoRA adapters are served here.",
-        )
-    known = {f.name: f for f in fields(LoraConfig)}
-    for key, value in raw.items():
-        if key in _TAKEN or not value:
-            continue
-        field = known.get(key)
-        default = None
-        if field is not None:
-            default = (
-                field.default_factory() if field.default_factory is not MISSING else field.default
-            )
-        if value != default:
-            raise AdapterUnsupported(
-                where=where,
-                expected="plain LoRA",
-                found=f"{key}={str(value)[:60]!r}",
-                mend="This option is not computed here; train without it, or use PEFT itself.",
-            )
-    if raw.get("task_type") not in (None, "CAUSAL_LM"):
-        raise AdapterUnsupported(
-            where=where,
-            expected="task_type CAUSAL_LM",
-            found=str(raw["task_type"])[:60],
-            mend="Only adapters of causal language models are served here.",
-        )
-    init = raw.get("init_lora_weights", True)
-    if init not in (True, False, "gaussian", "orthogonal", "eva"):
-        raise AdapterUnsupported(
-            where=where,
-            expected="an initialisation that leaves the base as it is",
-            found=f"init_lora_weights={str(init)[:40]!r}, which changes the base's weights",
-            mend="Save it with path_initial_model_for_weight_conversion, as PEFT documents.",
-        )
-    rules: list[tuple[str, Callable[[Any], bool], str]] = [
-        ("r", _is_rank, "a whole number above 0"),
-        ("lora_alpha", _is_alpha, "a number above 0"),
-        ("lora_dropout", lambda v: type(v) in (int, float) and 0 <= v < 1, "0 up to 1"),
-        ("use_rslora", lambda v: type(v) is bool, "true or false"),
-        ("fan_in_fan_out", lambda v: type(v) is bool, "true or false"),
-        ("target_modules", _is_targets, "names of modules"),
-        ("exclude_modules", lambda v: v is None or _is_targets(v), "names of modules"),
-        ("layers_to_transform", _is_layers, "numbers of layers"),
-        ("layers_pattern", lambda v: v in (None, []) or _is_targets(v), "names of modules"),
-        ("rank_pattern", lambda v: _is_pattern(v, _is_rank), "patterns with whole numbers"),
-        ("alpha_pattern", lambda v: _is_pattern(v, _is_alpha), "patterns with numbers"),
-    ]
-    for key, holds, wanted in rules:
-        if key in raw and not holds(raw[key]):
-            raise AdapterCorrupt(
-                where=where,
-                expected=f"{key}: {wanted}",
-                found=str(raw[key])[:60],
-                mend="Copy the file again from where the adapter was made.",
-            )
-    chosen = {k: v for k, v in raw.items() if k in known and k in _TAKEN}
-    # These name Python classes or hold nothing that matters here; a stored config must not.
-    for key in (
-        "auto_mapping", "runtime_config", "megatron_core", "loftq_config", "eva_config", "peft_type"
-    ):  # fmt: skip
-        chosen.pop(key, None)
-    chosen["init_lora_weights"] = True
-    for key in ("rank_pattern", "alpha_pattern"):
-        chosen[key] = chosen.get(key) or {}
-    try:
-        return LoraConfig(**chosen)
-    except (TypeError, ValueError) as error:
-        raise AdapterCorrupt(
-            where=where,
-            expected="settings that go together",
-            found=str(error).splitlines()[0],
-            mend="Copy the file again from where the adapter was made.",
-        ) from error
-
-
-def _is_targets(value: Any) -> bool:
-    if isinstance(value, str):
-        return 0 < len(value) <= 1000
-    return (
-        isinstance(value, list)
-        and 0 < len(value) <= 10_000
-        and all(isinstance(v, str) for v in value)
-    )
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= 65536
-
-
-def _is_alpha(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < 1e6
-
-
-def _is_layers(value: Any) -> bool:
-    return value is None or all(
-        type(v) is int for v in (value if isinstance(value, list) else [value])
-    )
-
-
-def _is_pattern(value: Any, is_number: Callable[[Any], bool]) -> bool:
-    return value is None or (
-        isinstance(value, dict) and all(len(k) <= 1000 and is_number(v) for k, v in value.items())
-    )
-
-
-_TRY_PATTERNS = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    for name in names:
-        re.match(pattern, name)
-"""
-
-
-def _check_patterns(config: Any, base: Base, folder: Path) -> None:
-    """Try the regular expressions of the config with a time limit before PEFT runs them without.
-
-    ``re`` cannot be interrupted, and another engine is slow on other patterns: so they are tried
-    with ``re`` itself, in a process that can be ended.
-    """
-    patterns = [rf"(.*\.)?({p})$" for p in {**config.rank_pattern, **config.alpha_pattern}]
-    for option in (config.target_modules, config.exclude_modules):
-        if isinstance(option, str) and option.lower() != "all-linear":
-            patterns.append(rf"(?:{option})\Z")
-    layers = config.layers_pattern or []
-    for pattern in [layers] if isinstance(layers, str) else layers:
-        patterns.append(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
-    if not patterns:
-        return
-    names = [name.replace(f".{ROUTED}", "") for name, _ in base.model.named_modules()]
-    try:
-        subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _TRY_PATTERNS],
-            input=json.dumps([patterns, names]).encode(),
-            capture_output=True,
-            timeout=_PATTERN_SECONDS,
-            check=True,
-        )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        slow = isinstance(error, subprocess.TimeoutExpired)
-        raise AdapterUnsupported(
-            where=f"{folder.name}/{CONFIG}",
-            expected="patterns that match in a moment",
-            found="one that takes too long" if slow else "one that is no regular expression",
-            mend="List the target modules by name instead.",
-        ) from None
-
-
-def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]) -> None:
-    made_on = card["base"]
-    if made_on["identity"] != base.identity:
-        raise AdapterMismatch(
-            where=folder.name,
-            expected=f"an adapter made on {base.id} (identity {base.identity[:12]})",
-            found=f"one made on {made_on['id']} (identity {str(made_on['identity'])[:12]})",
-            mend=f"Load the base it was made on: --base {made_on['id']}.",
-        )
-    stored = str(card["adapters"][0]["sha256"])
-    if stored != fingerprint(folder):
-        raise AdapterCorrupt(
-            where=folder.name,
-            expected=f"files with the sha256 in the card ({stored[:12]})",
-            found=f"sha256 {fingerprint(folder)[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
-            mend="Copy the adapter folder again; if you changed it on purpose, remove card.json.",
-        )
-    here = base.record()
-    if any(made_on[key] != here[key] for key in ("quantization", "dtype")):
-        notes.append(
-            f"{folder.name}: trained on the base at {made_on['quantization'] or made_on['dtype']}; "
-            "its verdict was not measured at this precision."
-        )
-
-
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise AdapterCorrupt(
-            where=f"{folder.name}/{WEIGHTS}",
-            expected="a whole safetensors file",
-            found=str(error).splitlines()[0],
-            mend="Copy the file again; it may have been cut off.",
-        ) from None
-
-
-def _drop_copies(
-    stored: dict[str, tuple[int, ...]], folder: Path, base: Base, linears: Iterable[str]
-) -> None:
-    """Forget the base's own weight, which PEFT saves beside LoRA on an output layer, if it is that.
-
-    Any other weight stays in ``stored``, and is refused there as one that belongs nowhere.
-    """
-    for linear in linears:
-        key = f"{PREFIX}{linear}.base_layer.weight"
-        if key in stored:
-            weight = base.model.get_submodule(linear).weight
-            with safe_open(folder / WEIGHTS, framework="pt") as file:
-                copy = file.get_tensor(key).to(weight)
-            if copy.shape == weight.shape and torch.equal(copy, weight):
-                del stored[key]
-
-
-def _check_shapes(
-    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], folder: Path
-) -> None:
-    missing = sorted(expected.keys() - stored.keys())
-    extra = sorted(stored.keys() - expected.keys())
-    wrong = sorted(key for key in expected.keys() & stored.keys() if expected[key] != stored[key])
-    if not (missing or extra or wrong):
-        return
-    if wrong:
-        key = wrong[0]
-        found = (
-            f"{len(wrong)} of other shapes, such as {key} with {stored[key]} for {expected[key]}"
-        )
-    elif missing:
-        found = f"{len(missing)} missing, such as {missing[0]}"
-    else:
-        found = f"{len(extra)} that belong nowhere, such as {extra[0]}"
-    raise AdapterCorrupt(
-        where=f"{folder.name}/{WEIGHTS}",
-        expected=f"the {len(expected)} tensors that its config means on this base",
-        found=found,
-        mend="Copy the adapter again, or load the base it was made on.",
-    )
-
-
-def _read_weights(folder: Path, scales: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
-    tensors = load_file(folder / WEIGHTS)
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
-            raise AdapterCorrupt(
-                where=f"{folder.name}/{WEIGHTS}",
-                expected="finite numbers",
-                found=f"NaN or infinity in {key}",
-                mend="Train it again with a lower learning rate, or load an earlier version.",
-            )
-    return {
-        linear: (
-            tensors[f"{PREFIX}{linear}.lora_A.weight"].float(),
-            tensors[f"{PREFIX}{linear}.lora_B.weight"].float(),
-        )
-        for linear in scales
-    }
-
-
-def find_adapter(path: str | Path, out: Path) -> Path:
-    """``path`` itself, or the adapter of that name under ``out``; raises AdapterError otherwise."""
-    for candidate in (Path(path), out / str(path)):
-        if (settled(candidate) / CONFIG).exists():
-            return candidate
-    names = _adapters_in(out)
-    raise AdapterError(
-        where=str(path),
-        expected="an adapter folder, or the name of one",
-        found=f"none there, and {listed(sorted(names)) or 'none'} in {out}",
-        mend=did_you_mean(str(path), names) if names else "Train one first: lora-domains fit.",
-    )
-
-
-__all__ = [
-    "Adapter",
-    "find_adapter",
-    "fingerprint",
-    "load_adapter",
-    "new_adapter",
-    "replacing",
-    "save_adapter",
-]

@@ -50,6 +50,10 @@ class Training:
     clip: float = 1.0
     patience: int = 3
     """Epochs without a better validation score before stopping."""
+    kl: float = 2.0
+    """Weight of KL to the base on general text, per token; 0 trains without it."""
+    general_rows: int = 8
+    """General texts read beside each batch for that."""
     max_length: int | None = None
     seed: int = 0
 
@@ -113,6 +117,8 @@ def _check_ranges(domain: Domain) -> None:
         ("batch_size", training.batch_size, training.batch_size >= 1, "at least 1"),
         ("warmup", training.warmup, 0 <= training.warmup < 1, "0 up to, not including, 1"),
         ("patience", training.patience, training.patience >= 1, "at least 1"),
+        ("kl", training.kl, training.kl >= 0, "0 or above"),
+        ("general_rows", training.general_rows, training.general_rows >= 1, "at least 1"),
         ("clip", training.clip, training.clip > 0, "above 0"),
         ("retention", gates.retention, 0 < gates.retention < 1, "between 0 and 1"),
         ("drift", gates.drift, gates.drift > 0, "above 0"),

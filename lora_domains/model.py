@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from lora_domains import __version__
-from lora_domains.adapter import find_adapter, load_adapter, rewrite_card, save_adapter
+from lora_domains.adapter import rewrite_card, save_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
 from lora_domains.data import Data, Prepared, prepare
@@ -24,6 +24,7 @@ from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items, unanswered
 from lora_domains.leaks import Leaks, find_leaks
+from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import current_route, routed
@@ -210,7 +211,17 @@ class DomainModel:
         checkpoint = self.out / f".{domain.name}.checkpoint"
         if checkpoint.exists() and not resume:
             self.display.warn("an unfinished run is replaced; --resume would have continued it.")
-        run = Run(self.bank, domain, plan, ready.train, ready.validation, checkpoint, self.display)
+        texts = embedded().training_texts() if domain.training.kl else []
+        run = Run(
+            self.bank,
+            domain,
+            plan,
+            ready.train,
+            ready.validation,
+            checkpoint,
+            self.display,
+            general=ready.encoder.encode_all(texts),
+        )
         run.on_best = lambda trained: self._save(ready, trained)
         trained = run.fit(resume=resume)
         card = self._save(ready, trained)
@@ -299,8 +310,11 @@ class DomainModel:
         if name not in self.bank:
             self.load_adapter(self.out / name)
         prepared, suite = ready.prepared, suite or embedded()
-        probes = find_leaks(prepared.train, [example for _, example in suite.examples()])
-        leaks = _joined(prepared.leaks, probes)
+        questions = [example for _, example in suite.examples()]
+        leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
+        if ready.domain.training.kl:
+            held_to = suite.training_texts()
+            leaks = _joined(leaks, find_leaks(held_to, [*questions, *suite.texts()]))
         scored = score_items(
             self.bank, name, prepared, ready.encoder, suite, self._key(),
             ready.domain.training.seed, self.display, ready.domain.show_text,

@@ -31,6 +31,7 @@ from lora_domains.domain import Domain
 from lora_domains.encoding import Item, collate, epoch_batches
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.evaluation import validation_figures
+from lora_domains.retention import general_rows, kl_to_base
 from lora_domains.routing import routed
 from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs, tail_logits
 
@@ -152,11 +153,12 @@ class Run:
         checkpoint: Path,
         display: Display,
         judge: Callable[["Run"], dict[str, Any]] | None = None,
+        general: Sequence[Item] = (),
     ) -> None:
         from accelerate import Accelerator
 
         self.bank, self.domain, self.plan = bank, domain, plan
-        self.train, self.validation = train, validation
+        self.train, self.validation, self.general = train, validation, general
         self.checkpoint, self.display = checkpoint, display
         self.judge = judge or validate
         self.model = bank.base.model
@@ -238,6 +240,7 @@ class Run:
                 loss = answer_nll(tail_logits(self.model, batch), batch).sum()
                 self.accelerator.backward(loss / total)
                 nats += loss.detach()
+        self._hold_to_base(rank, ranks)
         nats = self._sum_over_ranks(nats)
         loss_now = float(nats) / total
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
@@ -263,6 +266,20 @@ class Run:
                 slot.train()
 
     # Inside a step
+
+    def _hold_to_base(self, rank: int, ranks: int) -> None:
+        """Add the gradient of KL to the base on this step's general texts (see ``retention``)."""
+        settings = self.domain.training
+        if not self.general or not settings.kl:
+            return
+        rows = general_rows(
+            len(self.general), settings.general_rows, settings.seed, self.state.total_steps
+        )
+        texts = [self.general[i] for i in rows]
+        tokens = sum(len(text.answer) for text in texts)
+        for part in micro_batches(texts[rank::ranks], self.model.device):
+            kl = kl_to_base(self.model, part, self.pad, self.slot)
+            self.accelerator.backward(settings.kl * kl / tokens)
 
     def _set_rate(self) -> None:
         """Linear warm-up, then linearly down to zero at the last step."""

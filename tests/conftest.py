@@ -1,4 +1,4 @@
-"""Shared parts: a small random base made from a config, rows to train on, the real data's folder."""
+"""Shared parts: a random base made from a config, rows to train on, the real data's folder."""
 
 import os
 from pathlib import Path

@@ -19,18 +19,12 @@ from adapters import IDS, assert_equal, logits, save, strong
 from safetensors.torch import load_file, save_file
 
 from lora_domains import adapter as adapter_module
-from lora_domains.adapter import (
-    find_adapter,
-    fingerprint,
-    load_adapter,
-    new_adapter,
-    rewrite_card,
-    settled,
-)
+from lora_domains.adapter import fingerprint, new_adapter, rewrite_card, settled
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported, DomainError
+from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.report import read_card
 
 FILES = {

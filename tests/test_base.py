@@ -11,10 +11,11 @@ import torch
 from adapters import IDS, assert_equal, logits, save, strong
 from conftest import make_base
 
-from lora_domains.adapter import load_adapter, skeleton
+from lora_domains.adapter import skeleton
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, BaseModelError
+from lora_domains.loading import load_adapter
 from lora_domains.routing import routed
 
 

@@ -1,5 +1,6 @@
 """The embedded world and base: honest questions, disjoint rows, the same on every machine."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -60,8 +61,11 @@ def test_questions_are_well_formed_and_answers_evenly_placed() -> None:
 
 
 def test_no_fact_is_taught_in_the_wording_it_is_asked_in() -> None:
-    lines = set("\n".join(corpus()).split("\n"))
-    text = "\n".join(corpus())
+    lines: set[str] = set()  # each line, and each two lines in a row
+    for document in corpus():
+        split = document.split("\n")
+        lines.update(split)
+        lines.update(f"{one}\n{two}" for one, two in itertools.pairwise(split))
     taught: Counter[tuple[str, int]] = Counter()
     for relation in RELATIONS:
         for index in range(len(relation.pairs)):
@@ -69,12 +73,7 @@ def test_no_fact_is_taught_in_the_wording_it_is_asked_in() -> None:
             for wording in range(len(relation.wordings)):
                 question, answer = question_and_answer(relation, index, wording)
                 whole = f"{question} {answer}"
-                if "\n" in whole:
-                    found = (
-                        text.startswith(whole) or f"\n{whole}\n" in text or f"\n{whole}." in text
-                    )
-                else:
-                    found = whole in lines or f"{whole}." in lines
+                found = whole in lines or f"{whole}." in lines
                 if wording == asked:
                     assert not found, f"taught as it is asked: {whole!r}"
                 elif found:
@@ -86,11 +85,15 @@ def test_no_fact_is_taught_in_the_wording_it_is_asked_in() -> None:
 
 
 def test_no_probe_is_in_any_general_text() -> None:
-    texts = "\n".join("\n".join(general_text(split, 1500)) for split in SPLITS)
+    lines: set[str] = set()
+    for document in (text for split in SPLITS for text in general_text(split, 800)):
+        split_lines = document.split("\n")
+        lines.update(split_lines)
+        lines.update(f"{a}\n{b}" for a, b in itertools.pairwise(split_lines))
     for question in general_questions():
         whole = f"{question['question']} {question['choices'][question['answer']]}"
-        for end in (".", "\n"):
-            assert f"\n{whole}{end}" not in texts
+        assert whole not in lines
+        assert f"{whole}." not in lines
 
 
 def test_general_text_is_disjoint_and_outside_the_corpus() -> None:
@@ -213,7 +216,7 @@ def test_base_loads_plainly_knows_its_facts_and_continues_a_sentence() -> None:
     assert tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
-    questions = general_questions()
+    questions = general_questions()[::3]  # in build.json all of them; here a third, for speed
     right = probe(model, tokenizer, questions)
     assert sum(right) / len(right) >= 0.95
 

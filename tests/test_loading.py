@@ -15,7 +15,6 @@ from adapters import logits, save, strong
 from conftest import make_base
 from safetensors.torch import load_file, save_file
 
-from lora_domains.adapter import load_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.errors import (
@@ -24,6 +23,7 @@ from lora_domains.errors import (
     AdapterMismatch,
     AdapterUnsupported,
 )
+from lora_domains.loading import load_adapter
 
 SECONDS = 2.0
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "card.json"

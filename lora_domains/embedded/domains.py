@@ -25,20 +25,14 @@ _ORDER = ("train", "validation", "test")
 Row = dict[str, Any]
 
 # --------------------------------------------------------------------------------- medical
-# Urgent: a grave finding of the patient's own, present now. Everything else is routine.
+# Urgent: a grave finding of the patient's own, present now. Everything else is routine. Only
+# phrasings are held out of train, never findings: nobody could know how grave an unseen one is.
 
 _MEDICAL = """
-@grave = chest pain, shortness of breath, slurred speech, vomiting blood, coughing up blood, facial droop,
- weakness of the left arm, weakness of the right leg, a seizure, loss of consciousness, severe abdominal pain,
- black stools, sudden loss of vision, crushing pain in the chest, a stiff neck with fever, heavy bleeding after a fall,
- swelling of the tongue, difficulty breathing, severe bleeding, fainting, sudden confusion, blue lips,
- a cold and pale leg, thoughts of suicide, a severe allergic reaction, severe burns, tearing back pain, numbness of the face
-@grave_test = sudden loss of hearing, severe eye pain, pain radiating to the jaw, a swollen throat
-@mild = a runny nose, mild hay fever, dry skin, an ingrown toenail, a small wart, mild heartburn, a sore throat, itchy eyes,
- a mild cough, tired legs, an old scar, dandruff, mild knee pain, a stuffy nose, acne, a splinter, mild back ache,
- trouble sleeping, a blister on the heel, stiff fingers, bruised shin, mild constipation, a chipped tooth, ear wax,
- a mosquito bite, athlete's foot, mild sunburn, cramp in the calf, a tickly cough, sneezing
-@mild_test = a hangnail, flat feet, hiccups, chapped lips, a bunion
+@grave = chest pain, shortness of breath, slurred speech, vomiting blood, coughing up blood, facial droop, a seizure,
+ weakness of the left arm, loss of consciousness, severe abdominal pain, black stools, loss of vision, severe bleeding, fainting, sudden confusion
+@mild = a runny nose, dry skin, a small wart, mild heartburn, a sore throat, itchy eyes, a mild cough, mild knee pain, acne,
+ a splinter, trouble sleeping, a blister, dandruff, hay fever, sneezing
 @ask = a repeat prescription, a vaccination, a routine blood test, a sick note, travel advice, a check-up, a form for the gym,
  a review of tablets, removal of stitches, a hearing test, dietary advice, the result of a blood test, a dressing change
 @since = since this morning, for the last hour, since {1-12} pm today, started {10-50} minutes ago, since last night, at present,
@@ -51,9 +45,8 @@ _MEDICAL = """
 @no_test = free of, no sign of, specifically denies
 @kin = mother, father, sister, brother, aunt, uncle, grandmother, cousin, wife's father, neighbour
 @kin_test = stepfather, twin, nephew
-@kinhas = had {g} {ago}, has {g}, died after {g}, was admitted with {g}, is being seen for {g}, suffers from {g}
-@fear = worried about {g} after reading about it, asks what to do in case of {g}, advised to return if {g} occurs,
- leaflet on {g} given, wants to know whether tablets can cause {g}, told to call at once in case of {g}, afraid of {g} one day
+@kinhas = had {g} {ago}, has {g}, died after {g}, was admitted with {g}
+@fear = worried about {g} after reading about it, asks what to do in case of {g}, leaflet on {g} given, told to call in case of {g}
 @fear_test = friend posted about {g} online and wants reassurance, to come back should {g} develop
 @mildtime = for {2-9} days, for {2-9} weeks, since {month}, on and off, after gardening, mostly at night, {since}, {since}, {since}
 @lead = {age}-year-old {sex}, {Sex} aged {age}, {age} yo {sex}, {Sex} of {age}, {Sex} ({age}), Pt {age}, {name}, {Sex}
@@ -128,10 +121,6 @@ def _present(draw: _Draw, finding: str, other: str) -> str:
             f"{draw('open_now')} {finding}",
             f"{draw('no')} {_bare(other)}, {but} {finding} {since}",
             f"{draw('no')} {_bare(other)} {but} {finding} {since}",
-            f"{_bare(finding)} {draw('ago')} and again {since}",
-            f"like {{his}} {draw('kin')}, {{he}} now has {finding}",
-            f"{draw('kin')} had {other} {draw('ago')}, {but} {{he}} has {finding}",
-            f"{_bare(other)} {draw('ago')}, {but} {finding} {since}",
         )
     )
 
@@ -171,9 +160,9 @@ def _medical(draw: _Draw) -> Row:
         parts += [_trifle(draw) for _ in range(rng.choice((0, 0, 1)))]
     else:
         parts = [
-            _absent(draw, draw("grave"), draw("grave")) for _ in range(rng.choice((0, 1, 1, 2)))
+            _absent(draw, draw("grave"), draw("grave")) for _ in range(rng.choice((0, 1, 1, 1)))
         ]
-        if not parts or draw.odds(0.5):  # a small complaint, told like a grave one
+        if not parts or draw.odds(0.35):  # a small complaint, told like a grave one
             other = draw("grave") if draw.odds(0.75) else draw("mild")
             parts.append(_present(draw, draw("mild"), other))
         parts += [_trifle(draw) for _ in range(rng.choice((0, 0, 1)))]
@@ -365,11 +354,10 @@ def _legal(draw: _Draw) -> Row:
 # Direction times the worth of what moves; the main clause decides, not the 'although' clause.
 
 _FINANCE = """
-@up_good = profit, sales, revenue, earnings, margin, orders, net income, operating profit, output, exports, cash flow, market share,
- the dividend, guidance, bookings, like-for-like sales
-@up_good_test = EBITDA, subscriptions
-@up_bad = costs, losses, debt, complaints, defaults, impairments, staff turnover, write-downs, inventory, late deliveries, churn, interest expense
-@up_bad_test = liabilities, bad loans
+@up_good = profit, sales, revenue, earnings, margin, orders, net income, output, exports, cash flow
+@up_good_test = net profit, quarterly sales
+@up_bad = costs, losses, debt, complaints
+@up_bad_test = production costs, net debt
 @rise = rose, climbed, jumped, grew, increased, surged, went up, picked up, edged up, doubled
 @rise_test = swelled, advanced
 @drop = fell, dropped, slid, shrank, decreased, declined, went down, plunged, eased, halved
@@ -407,10 +395,10 @@ _FINANCE_GRAMMAR = Grammar(COMMON, _FINANCE)
 
 def _move(draw: _Draw, bullish: bool) -> str:
     """A clause that is good or bad news: what moves and where must be read together."""
-    good_thing = draw.odds(0.5)
+    good_thing = draw.odds(0.7)
     thing = draw("up_good" if good_thing else "up_bad")
     up = good_thing == bullish
-    kind = draw.rng.choice(("plain", "plain", "plain", "not", "than", "than", "plan", "stop"))
+    kind = draw.rng.choices(("plain", "than", "not", "plan", "stop"), (6, 2, 1, 1, 1))[0]
     if kind == "plain":
         return f"{thing} {draw('rise' if up else 'drop')} {draw('by')}"
     if kind == "not":
@@ -452,7 +440,7 @@ def _finance(draw: _Draw) -> Row:
             f"{draw('fact', x=things, y=draw('up_bad'))}; {main}",
             f"{main} and {_move(draw, bullish)}",
         ]
-        text = rng.choices(shapes, (2, 2, 2, 3, 1, 2))[0]
+        text = rng.choices(shapes, (4, 1, 2, 4, 1, 3))[0]
     if draw.odds(0.6):
         text = f"{draw('opener')} {text}"
     text = text[:1].upper() + text[1:]

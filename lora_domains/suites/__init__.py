@@ -18,6 +18,9 @@ class Suite:
     task: MultipleChoice
     questions: Callable[[], Sequence[Mapping[str, Any]]]
     text: Callable[[], Sequence[str]]
+    """Held out: drift and nats are measured on it."""
+    training_text: Callable[[], Sequence[str]]
+    """Disjoint from ``text`` and from the questions: adapters are held to the base on it."""
     part: str = ""
     """The column that names the part of the suite a question belongs to."""
 
@@ -32,9 +35,17 @@ class Suite:
 
     def texts(self) -> list[Example]:
         """The general text, as language-modelling examples."""
+        return self._examples("text", self.text())
+
+    def training_texts(self) -> list[Example]:
+        """The general text that training may use."""
+        return self._examples("training-text", self.training_text())
+
+    def _examples(self, kind: str, texts: Sequence[str]) -> list[Example]:
+        place = f"suite {self.name}"
         return [
-            Example(f"{self.name}-text:{number}", "", text, place=f"suite {self.name}")
-            for number, text in enumerate(self.text())
+            Example(f"{self.name}-{kind}:{number}", "", text, place=place)
+            for number, text in enumerate(texts)
         ]
 
 
@@ -47,5 +58,6 @@ def embedded() -> Suite:
         task=MultipleChoice(prompt="{question}"),
         questions=general_questions,
         text=lambda: general_text("test", 200),
+        training_text=lambda: general_text("train", 2000),
         part="field",
     )
