@@ -6,6 +6,7 @@ A recipe exits 0 once training and evaluation are finished, whatever the verdict
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -170,6 +171,7 @@ def fit_and_evaluate(
     from lora_domains.model import DomainModel
 
     display = display or Display(quiet=not PartialState().is_main_process)
+    _use_cores(PartialState())
     display.title(f"{domain.name}")
     if flags.load_in_8bit and flags.load_in_4bit:
         raise UsageError(
@@ -206,6 +208,15 @@ def fit_and_evaluate(
         f"sha256 {card['adapters'][0]['sha256'][:12]}); all of this is in its card.json."
     )
     return evaluation.verdict
+
+
+def _use_cores(state: Any) -> None:
+    """Give a CPU process its share of the cores: `accelerate launch` gives each one thread."""
+    import torch
+
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if state.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))
 
 
 def guarded(run: Any) -> int:

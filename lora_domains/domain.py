@@ -52,7 +52,7 @@ class Training:
     """Epochs without a better validation score before stopping."""
     kl: float = 2.0
     """Weight of KL to the base on general text, per token; 0 trains without it."""
-    general_rows: int = 8
+    general_rows: int = 6
     """General texts read beside each batch for that."""
     max_length: int | None = None
     seed: int = 0

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_domains import Classification, Data, Domain, Gates, Hub, run_recipe
+from lora_domains import Classification, Data, Domain, Gates, Hub, Training, run_recipe
 
 domain = Domain(
     name="medical",
     task=Classification(positive="urgent", prompt="note: {text}\ntriage:"),
     data=Data.embedded("medical"),
+    training=Training(epochs=5),
     gates=Gates(recall=0.80, precision=0.85),
     show_text=True,  # the embedded rows are public
 )
