@@ -31,7 +31,7 @@ from lora_domains.routing import current_route, routed
 from lora_domains.scoring import choice_logprobs, generate, renormalise
 from lora_domains.suites import Suite, embedded
 from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
-from lora_domains.training import Run, Trained, make_plan
+from lora_domains.training import Plan, Run, Trained, make_plan
 
 LONGEST = 2048
 """Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
@@ -208,20 +208,9 @@ class DomainModel:
                 "nothing was trained or written."
             )
             return {}
-        checkpoint = self.out / f".{domain.name}.checkpoint"
-        if checkpoint.exists() and not resume:
+        if self._checkpoint(domain).exists() and not resume:
             self.display.warn("an unfinished run is replaced; --resume would have continued it.")
-        texts = embedded().training_texts() if domain.training.kl else []
-        run = Run(
-            self.bank,
-            domain,
-            plan,
-            ready.train,
-            ready.validation,
-            checkpoint,
-            self.display,
-            general=ready.encoder.encode_all(texts),
-        )
+        run = self._run(ready, plan)
         run.on_best = lambda trained: self._save(ready, trained)
         trained = run.fit(resume=resume)
         card = self._save(ready, trained)
@@ -264,6 +253,22 @@ class DomainModel:
         ready = _Ready(domain, prepared, encoder, train, validation)
         self._ready[domain.name] = ready
         return ready
+
+    def _run(self, ready: _Ready, plan: Plan) -> Run:
+        texts = embedded().training_texts() if ready.domain.training.kl else []
+        return Run(
+            self.bank,
+            ready.domain,
+            plan,
+            ready.train,
+            ready.validation,
+            self._checkpoint(ready.domain),
+            self.display,
+            general=ready.encoder.encode_all(texts),
+        )
+
+    def _checkpoint(self, domain: Domain) -> Path:
+        return self.out / f".{domain.name}.checkpoint"
 
     def _save(self, ready: _Ready, trained: Trained) -> dict[str, Any]:
         """Write the adapter's folder; one process writes, the others wait."""

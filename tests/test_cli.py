@@ -28,6 +28,7 @@ SUITE = Suite(
     "world", MultipleChoice(prompt="{question}"),
     lambda: [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20,
     lambda: ["the river is red"] * 10,
+    lambda: ["a cloud is blue"] * 10,
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ QUESTIONS = [
 SUITE = Suite(
     "world", MultipleChoice(prompt="{question}"), lambda: QUESTIONS,
     lambda: [f"the {word} of a river is red and blue" for word in ["alpha", "beta", "gamma"]] * 4,
+    lambda: [f"a {word} cloud is green" for word in ["alpha", "beta", "gamma"]] * 4,
     "f",
 )  # fmt: skip
 
