@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """The parsed flags; raises UsageError for an unknown one."""
         flags, unknown = self.parse_known_args(arguments)
+        if getattr(flags, "texts", None) is not None:
+            # argparse takes no texts after an option once it has met none before it.
+            flags.texts += [word for word in unknown if not word.startswith("-")]
+            unknown = [word for word in unknown if word.startswith("-")]
         if unknown:
             # A verb's flags belong to its own parser.
             known = set(self._option_string_actions)
