@@ -36,7 +36,7 @@ REAL = {
         "--epochs",
         "3",
         "--limit",
-        "3000",
+        "2400",
     ],
     "banking77": [
         *LAUNCH,
@@ -45,7 +45,7 @@ REAL = {
         "--epochs",
         "4",
         "--limit",
-        "2500",
+        "1500",
     ],
     "pubmedqa": [*FIT, "--name", "pubmedqa", "--text", "context,question", "--epochs", "2"],
 }

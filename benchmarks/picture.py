@@ -1,34 +1,28 @@
-"""README's picture of the terminal: the medical recipe run in a recorded console.
+"""README's picture of the terminal: an adapter's card as `lora-domains show` prints it.
 
-python benchmarks/picture.py    # about two minutes; writes .github/medical.svg
+make medical && python benchmarks/picture.py adapters/medical    # writes .github/medical.svg
 """
 
-import argparse
-import tempfile
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from lora_domains.cli import add_run_flags, configured, fit_and_evaluate
+from lora_domains.cli import show_card
 from lora_domains.display import Display
-from lora_domains.domain import load_domain
+from lora_domains.report import read_card
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    add_run_flags(parser)
-    with tempfile.TemporaryDirectory() as folder, Path("/dev/null").open("w") as nowhere:
-        out = Path(folder) / "adapters"
+    with Path("/dev/null").open("w") as nowhere:
         console = Console(
             record=True, force_terminal=True, width=118, highlight=False, file=nowhere
         )
-        flags = parser.parse_args(["--out", str(out)])
-        domain = configured(load_domain(ROOT / "recipes" / "medical.py"), flags)
-        fit_and_evaluate(domain, flags, Display(console=console))
-        picture = console.export_svg(title="accelerate launch recipes/medical.py")
-        (ROOT / ".github" / "medical.svg").write_text(picture.replace(f"{folder}/", ""))
+        show_card(read_card(Path(sys.argv[1])), Display(console=console))
+        picture = console.export_svg(title="lora-domains show medical")
+        (ROOT / ".github" / "medical.svg").write_text(picture)
 
 
 if __name__ == "__main__":

@@ -303,17 +303,22 @@ def _show(flags: argparse.Namespace) -> int:
     if flags.json:
         sys.stdout.write(json.dumps(card, indent=1) + "\n")
         return 0
+    show_card(card, display)
+    return EXIT[card["adapters"][0].get("verdict", "inconclusive")]
+
+
+def show_card(card: Mapping[str, Any], display: Display) -> None:
+    """What a card says, as it was shown when the adapter was made."""
     entry = card["adapters"][0]
     display.title(f"{entry['domain']} on {card['base']['id']}")
     if "verdict" not in entry:
         display.line("Not evaluated yet.")
-        return EXIT["inconclusive"]
+        return
     for record in entry["training"]["history"]:
         display.epoch(record, entry["judged"]["metric"])
     display.scores(entry)
     display.general(entry)
     display.gates(entry)
-    return EXIT[entry["verdict"]]
 
 
 def _predict(flags: argparse.Namespace) -> int:

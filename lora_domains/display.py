@@ -123,6 +123,7 @@ class Display:
             )  # fmt: skip
         self.console.print(table)
         if "confusion" in entry:
+            self.console.print()
             self.confusion(entry["confusion"])
 
     def confusion(self, confusion: Mapping[str, Any], most: int = 8) -> None:

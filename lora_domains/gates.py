@@ -125,7 +125,7 @@ def gain(
 ) -> GateResult:
     """The adapter beats the base on `metric`, and the best baseline too, on the same items.
 
-    The result shown is the worse of the two comparisons: both must pass. Without any baseline only
+    The result shown is the worse of the two comparisons, or the narrower: both must pass. Without any baseline only
     the base counts. `over_baseline` has the baseline in the place of the base.
     """
     sense = ">" if higher_is_better else "<"
@@ -141,7 +141,13 @@ def gain(
             _judge_difference("gain", rule, comparison, 0.0, higher_is_better, True, what)
         )
     order = ("fail", "inconclusive", "pass")
-    return min(results, key=lambda result: order.index(result.verdict))
+
+    def nearness(result: GateResult) -> tuple[int, float]:
+        bound = result.lower if higher_is_better else result.upper
+        margin = -math.inf if bound is None else bound if higher_is_better else -bound
+        return order.index(result.verdict), margin
+
+    return min(results, key=nearness)
 
 
 def retention(pooled: Comparison, margin: float = 0.03) -> GateResult:
