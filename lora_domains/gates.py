@@ -125,8 +125,8 @@ def gain(
 ) -> GateResult:
     """The adapter beats the base on `metric`, and the best baseline too, on the same items.
 
-    The result shown is the worse of the two comparisons, or the narrower: both must pass. Without any baseline only
-    the base counts. `over_baseline` has the baseline in the place of the base.
+    The result shown is the worse of the two comparisons, or the narrower: both must pass. Without
+    any baseline only the base counts. `over_baseline` has the baseline in the place of the base.
     """
     sense = ">" if higher_is_better else "<"
     rivals = [("base", over_base)]
