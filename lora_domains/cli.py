@@ -29,6 +29,7 @@ from lora_domains.tasks import Classification
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 USAGE, INTERRUPTED = 2, 130
+ABOUT = "One LoRA adapter per domain on one frozen base, and proof of what each gained and kept."
 
 
 # ── Flags ───────────────────────────────────────────────────────────────────────────────────────
@@ -362,7 +363,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The ``lora-domains`` command."""
-    parser = Parser(prog="lora-domains", description=__doc__.split("\n")[0])
+    parser = Parser(prog="lora-domains", description=ABOUT)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     fit = verbs.add_parser("fit", help="train and evaluate an adapter on rows of your own")
