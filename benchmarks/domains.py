@@ -1,6 +1,7 @@
 """What each domain gains and keeps: every recipe on its embedded rows, and real sets where given.
 
     python benchmarks/domains.py                      # the five recipes
+    python benchmarks/domains.py --card adapters/medical   # what `make medical` just did
     python benchmarks/domains.py --rows DIR           # and real rows: DIR/NAME/{train,test}.jsonl
 
 Each run is the command a user would type, in a process of its own. What is kept are figures from
@@ -60,12 +61,17 @@ def run(name: str, command: list[str]) -> dict[str, Any]:
             [program, *command[1:], "--out", out], cwd=ROOT, text=True, capture_output=True,
             check=False,
         )  # fmt: skip
-        seconds = time.perf_counter() - started
+        seconds = round(time.perf_counter() - started, 1)
         cards = list(Path(out).glob("*/card.json"))
         if not cards:
             sys.exit(f"{name}: {done.stderr.strip() or done.stdout.strip()}")
-        card = json.loads(cards[0].read_text())
-        size = sum(p.stat().st_size for p in cards[0].parent.glob("adapter_*"))
+        return figures(cards[0].parent, command, seconds)
+
+
+def figures(folder: Path, command: list[str], seconds: float | None) -> dict[str, Any]:
+    """The figures of a finished run, from its adapter's folder."""
+    card = json.loads((folder / "card.json").read_text())
+    size = sum(p.stat().st_size for p in folder.glob("adapter_*"))
     entry = card["adapters"][0]
     pooled = entry["general"]["pooled"]
     return {
@@ -83,7 +89,7 @@ def run(name: str, command: list[str]) -> dict[str, Any]:
         "leaks": {k: entry["leaks"][k] for k in ("exact", "near")},
         "training": {k: v for k, v in entry["training"].items() if k != "history"},
         "adapter_bytes": size,
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "environment": card["environment"],
     }
 
@@ -110,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, help="folder of real rows")
     parser.add_argument("--only", nargs="*", help="names to run; the others keep their results")
+    parser.add_argument("--card", type=Path, help="store a recipe's run already made, by folder")
     parser.add_argument("--table", action="store_true", help="print the table of what is stored")
     flags = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -117,6 +124,10 @@ def main() -> None:
         print(table(results))
         return
     commands = {name: [*LAUNCH, f"recipes/{name}.py"] for name in RECIPES}
+    if flags.card:
+        results[flags.card.name] = figures(flags.card, commands[flags.card.name], None)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        return
     if flags.rows:
         for name, command in REAL.items():
             files = [flags.rows / name / f"{part}.jsonl" for part in ("train", "test")]
