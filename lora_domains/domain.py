@@ -65,9 +65,8 @@ class Gates:
     retention: float = 0.03
     """Largest acceptable loss of general knowledge, as a share of the probes."""
     drift: float = 0.35
-    """Largest KL from base to adapter on general text, nats per token. Provisional: an adapter that
-    forgot half of what the base knew stood at 2.4, one that lost nothing at .01; the script that
-    calibrates it is benchmarks/retention/drift.py."""
+    """Largest KL from base to adapter on general text, nats per token. Provisional
+    until benchmarks/retention/drift.py, which calibrates it, has been run."""
     recall: float = 0.80
     """Floor for the positive class; the rules on it apply where a task names one."""
     precision: float = 0.85

@@ -1,9 +1,7 @@
 """Keeping general knowledge while training: the adapter is held to the base on general text.
 
 Beside each batch of domain rows a few general texts are read by base and adapter, and KL(base ‖
-adapter) is added to the loss. It costs no labels, and follows what is forgotten far better than
-KL on domain text does (PEERS: a tiny Llama in a harsh setting kept .98 of its general knowledge,
-against .17 without and .80 with 5 % replay).
+adapter) is added to the loss. It costs no labels.
 """
 
 from collections.abc import Sequence
