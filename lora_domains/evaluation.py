@@ -4,6 +4,7 @@ What comes out is a list of items (see ``figures``) and nothing else: figures, c
 gates are made from them without a model.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -124,7 +125,10 @@ def tfidf_scores(train: Sequence[Example], test: Sequence[Example], classes: int
 
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     model = LogisticRegression(C=10.0, max_iter=1000)
-    model.fit(vectors.fit_transform([e.prompt for e in train]), [e.target for e in train])
+    with warnings.catch_warnings():
+        # Many classes in few rows: scikit-learn wonders whether they are numbers. They are labels.
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        model.fit(vectors.fit_transform([e.prompt for e in train]), [e.target for e in train])
     known = model.predict_proba(vectors.transform([e.prompt for e in test]))
     # A label without a training row has no column; it gets a probability near none.
     shares = np.full((len(test), classes), 1e-9)
