@@ -4,6 +4,7 @@ What comes out is a list of items (see ``figures``) and nothing else: figures, c
 gates are made from them without a model.
 """
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -60,23 +61,30 @@ def model_scores(
     with routed(route):
         if items and items[0].choices:
             logprobs = choice_logprobs(model, items, pad, advance)
-            return [choice_score(lp, i) for lp, i in zip(logprobs, items, strict=True)]
+            return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
         if isinstance(task, Generation):
             nats, tokens = answer_nats(model, items, pad)
             texts = generate_in_chunks(
                 model, bank.base.tokenizer, items, task.max_new_tokens, advance
             )
             return [
-                {"nats": float(n), "tokens": int(t), **overlap(text, reference)}
+                {"nats": float(n), "tokens": int(t), **overlap(task, text, reference)}
                 for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
             ]
         nats, tokens = answer_nats(model, items, pad, advance)
         return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
 
 
-def choice_score(logprobs: np.ndarray, item: Item) -> dict[str, float]:
+def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
+    """What choices are compared by: their log-likelihoods, or those per token, (choices,)."""
+    if getattr(task, "per_token", False):
+        return logprobs / np.array([len(choice) for choice in item.choices])
+    return logprobs
+
+
+def choice_score(task: Task, logprobs: np.ndarray, item: Item) -> dict[str, float]:
     """Prediction, label cross-entropy, confidence and Brier term of one item's choices."""
-    shares = renormalise(logprobs)
+    shares = renormalise(preferred(task, logprobs, item))
     score = _from_shares(shares, item.target)
     if item.target >= 0:
         score["nats"] = float(-logprobs[item.target])
@@ -98,12 +106,26 @@ def _from_shares(shares: np.ndarray, target: int) -> dict[str, float]:
     return score
 
 
-def overlap(text: str, reference: str) -> dict[str, float]:
-    """Exact match and token F1 of a generated answer (Rajpurkar et al. 2016, SQuAD)."""
+def overlap(task: Generation, text: str, reference: str) -> dict[str, float]:
+    """Exact match and token F1 of a generated answer (Rajpurkar et al. 2016, SQuAD).
+
+    A task that judges the number has the last one of each compared, both measures being the same.
+    """
+    if task.until:
+        text = text.split(task.until)[0]
+    if task.judge == "number":
+        right = float(last_number(text) is not None and last_number(text) == last_number(reference))
+        return {"f1": right, "exact": right}
     said, wanted = (part.casefold().split() for part in (text, reference))
     common = sum((Counter(said) & Counter(wanted)).values())
     f1 = 2 * common / (len(said) + len(wanted)) if said or wanted else 1.0
     return {"f1": f1, "exact": float(said == wanted)}
+
+
+def last_number(text: str) -> float | None:
+    """The last number in ``text``; commas between digits are no part of it."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(found[-1].replace(",", "")) if found else None
 
 
 # ── The cheap contenders ────────────────────────────────────────────────────────────────────────
@@ -222,16 +244,31 @@ def score_items(
 def _probe(
     bank: Bank, adapter: str, encoder: Encoder, suite: Suite, key: bytes, display: Display
 ) -> list[dict[str, Any]]:
-    parts, examples = zip(*suite.examples(), strict=True)
-    questions = _encode(encoder, examples)
-    scores: dict[str, Scores] = {}
-    for name, route in (("base", None), ("adapter", adapter)):
-        with display.progress(f"{name} on general questions", len(questions)) as advance:
-            scores[name] = model_scores(
-                bank, suite.task, [i for _, i in questions], [], route, advance
-            )
-    records = _records("general", questions, scores, key, show_text=False)
-    return [record | {"suite": part} for record, part in zip(records, parts, strict=True)]
+    records: list[dict[str, Any]] = []
+    for probe in suite.probes:
+        asked = [(part, example) for p, part, example in suite.asked() if p is probe]
+        if not asked:
+            continue
+        rows = [(example, encoder.encode(example)) for _, example in asked]
+        references = [example.answer.strip() for example, _ in rows]
+        scores: dict[str, Scores] = {}
+        for name, route in (("base", None), ("adapter", adapter)):
+            with display.progress(f"{name} on {probe.name} questions", len(rows)) as advance:
+                found = model_scores(
+                    bank, probe.task, [i for _, i in rows], references, route, advance
+                )
+            scores[name] = [right_or_wrong(score) for score in found]
+        made = _records("general", rows, scores, key, show_text=False)
+        for record, (part, _) in zip(made, asked, strict=True):
+            # A generated answer counts like a choice: 1 is the right one.
+            record["target"] = 1 if record["target"] < 0 else record["target"]
+            records.append(record | {"suite": part})
+    return records
+
+
+def right_or_wrong(score: dict[str, float]) -> dict[str, float]:
+    """The score of a generated answer as that of a choice: prediction 1 is the right answer."""
+    return score if "prediction" in score else score | {"prediction": int(score["exact"])}
 
 
 def _general_text(
@@ -296,7 +333,8 @@ def validation_figures(
     if logprobs is None:
         # Generated answers would take long every epoch; the loss ranks epochs of free text.
         return {"accuracy": None, "score": loss, "higher_is_better": False}
-    said = [int(lp.argmax()) for lp in logprobs]
+    pairs = zip(logprobs, items, strict=True)
+    said = [int(preferred(task, lp, item).argmax()) for lp, item in pairs]
     truth = [item.target for item in items]
     if not isinstance(task, Classification):
         right = float(np.mean([s == t for s, t in zip(said, truth, strict=True)]))

@@ -21,7 +21,7 @@ HEAVY = ["metrics", "base", "encoding", "routing", "adapter", "loading", "bank",
          "evaluation", "retention", "training", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
-LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "embedded"}}
+LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "reading", "embedded"}}
 TORCH = {"torch", "transformers", "peft", "accelerate", "evaluate", "datasets", "bitsandbytes"}
 # Inside a function, and only there: rows from the Hub need `datasets`; `doctor` asks what torch is.
 LAZY = {"data": {"datasets"}, "reading": {"datasets"}, "cli": {"accelerate", "torch"}}
