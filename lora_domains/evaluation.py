@@ -7,8 +7,8 @@ gates are made from them without a model.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,26 +53,31 @@ class Scored:
 
 
 def model_scores(
-    bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str], route: str | None,
-    advance: Advance = lambda _: None,
+    bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str],
+    routes: str | None | Sequence[str | None], advance: Advance = lambda _: None,
 ) -> Scores:  # fmt: skip
-    """The scores of base (``route`` None) or an adapter on ``items``."""
+    """The scores of base (None) or an adapter on ``items``; ``routes`` may name one for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
-    with routed(route):
-        if items and items[0].choices:
-            logprobs = choice_logprobs(model, items, pad, advance)
-            return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
-        if isinstance(task, Generation):
-            nats, tokens = answer_nats(model, items, pad)
-            texts = generate_in_chunks(
-                model, bank.base.tokenizer, items, task.max_new_tokens, advance
-            )
-            return [
-                {"nats": float(n), "tokens": int(t), **overlap(task, text, reference)}
-                for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
-            ]
-        nats, tokens = answer_nats(model, items, pad, advance)
-        return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
+
+    def serve(positions: list[int]) -> AbstractContextManager[object]:
+        if routes is None or isinstance(routes, str):
+            return routed(routes)
+        return routed([routes[i] for i in positions])
+
+    if items and items[0].choices:
+        logprobs = choice_logprobs(model, items, pad, advance, serve)
+        return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
+    if isinstance(task, Generation):
+        nats, tokens = answer_nats(model, items, pad, serve=serve)
+        texts = generate_in_chunks(
+            model, bank.base.tokenizer, items, task.max_new_tokens, advance, serve
+        )
+        return [
+            {"nats": float(n), "tokens": int(t), **overlap(task, text, reference)}
+            for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
+        ]
+    nats, tokens = answer_nats(model, items, pad, advance, serve)
+    return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
 
 
 def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
@@ -211,7 +216,7 @@ def score_items(
 ) -> Scored:
     """Every contender on the test rows, the adapter on training rows, both on the probes."""
     task = prepared.task
-    test = _encode(encoder, prepared.test)
+    test = encode_rows(encoder, prepared.test)
     contenders: dict[str, Scores] = {}
     encoded = [item for _, item in test]
     references = [example.answer.strip() for example, _ in test]
@@ -230,12 +235,12 @@ def score_items(
             contenders[f"{SHOTS}_shot"] = model_scores(
                 bank, task, prompted, references, None, advance
             )
-    items = _records("test", test, contenders, key, show_text)
-    train_rows = _encode(encoder, _sample(prepared.train, TRAIN_SAMPLE, seed))
+    items = item_records("test", test, contenders, key, show_text)
+    train_rows = encode_rows(encoder, sample(prepared.train, TRAIN_SAMPLE, seed))
     with display.progress("adapter on training rows", len(train_rows)) as advance:
         answers = [example.answer.strip() for example, _ in train_rows]
         seen = model_scores(bank, task, [i for _, i in train_rows], answers, adapter, advance)
-    items += _records("train", train_rows, {"adapter": seen}, key, show_text)
+    items += item_records("train", train_rows, {"adapter": seen}, key, show_text)
     items += _probe(bank, adapter, encoder, suite, key, display)
     text, largest = _general_text(bank, adapter, encoder, suite, key, display)
     return Scored(items + text, largest)
@@ -244,7 +249,7 @@ def score_items(
 def _probe(
     bank: Bank, adapter: str, encoder: Encoder, suite: Suite, key: bytes, display: Display
 ) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for probe in suite.probes:
         asked = [(part, example) for p, part, example in suite.asked() if p is probe]
         if not asked:
@@ -254,16 +259,23 @@ def _probe(
         scores: dict[str, Scores] = {}
         for name, route in (("base", None), ("adapter", adapter)):
             with display.progress(f"{name} on {probe.name} questions", len(rows)) as advance:
-                found = model_scores(
+                scores[name] = model_scores(
                     bank, probe.task, [i for _, i in rows], references, route, advance
                 )
-            scores[name] = [right_or_wrong(score) for score in found]
-        made = _records("general", rows, scores, key, show_text=False)
-        for record, (part, _) in zip(made, asked, strict=True):
-            # A generated answer counts like a choice: 1 is the right one.
-            record["target"] = 1 if record["target"] < 0 else record["target"]
-            records.append(record | {"suite": part})
-    return records
+        found += general_records(rows, [part for part, _ in asked], scores, key)
+    return found
+
+
+def general_records(
+    rows: Sequence[tuple[Example, Item]], parts: Sequence[str], scores: dict[str, Scores], key: bytes
+) -> list[dict[str, Any]]:
+    """Items of one probe. A generated answer counts like a choice: 1 is the right one."""
+    scores = {name: [right_or_wrong(score) for score in found] for name, found in scores.items()}
+    made = item_records("general", rows, scores, key, show_text=False)
+    for record, part in zip(made, parts, strict=True):
+        record["target"] = 1 if record["target"] < 0 else record["target"]
+        record["suite"] = part
+    return made
 
 
 def right_or_wrong(score: dict[str, float]) -> dict[str, float]:
@@ -274,32 +286,40 @@ def right_or_wrong(score: dict[str, float]) -> dict[str, float]:
 def _general_text(
     bank: Bank, adapter: str, encoder: Encoder, suite: Suite, key: bytes, display: Display
 ) -> tuple[list[dict[str, Any]], float]:
-    texts = _encode(encoder, suite.texts())
+    texts = encode_rows(encoder, suite.texts())
     pad = bank.base.tokenizer.pad_token_id
     with display.progress("drift on general text", len(texts)) as advance:
-        moved = drift(bank.base.model, [item for _, item in texts], pad, adapter, advance)
+        items = [item for _, item in texts]
+        moved = drift(bank.base.model, items, pad, [adapter], advance)[adapter]
     scores: dict[str, Scores] = {"base": [], "adapter": []}
-    for i in range(len(texts)):
-        tokens = int(moved["tokens"][i])
-        scores["base"].append({"nats": float(moved["base"][i]), "tokens": tokens})
-        scores["adapter"].append(
-            {"nats": float(moved["adapter"][i]), "tokens": tokens, "kl": float(moved["kl"][i])}
-        )
-    records = _records("text", texts, scores, key, show_text=False)
-    return [r | {"suite": suite.name} for r in records], float(moved["largest"].max())
+    for at in range(len(texts)):
+        for name, score in text_scores({k: float(v[at]) for k, v in moved.items()}).items():
+            scores[name].append(score)
+    made = item_records("text", texts, scores, key, show_text=False)
+    largest = float(moved["largest"].max()) if texts else 0.0
+    return [r | {"suite": suite.name} for r in made], largest
 
 
-def _encode(encoder: Encoder, examples: Sequence[Example]) -> list[tuple[Example, Item]]:
+def text_scores(moved: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The scores of base and adapter on one general text, from its line of ``drift``."""
+    tokens = int(moved["tokens"])
+    return {
+        "base": {"nats": moved["base"], "tokens": tokens},
+        "adapter": {"nats": moved["adapter"], "tokens": tokens, "kl": moved["kl"]},
+    }
+
+
+def encode_rows(encoder: Encoder, examples: Sequence[Example]) -> list[tuple[Example, Item]]:
     """(example, item) pairs; a long plain text gives several."""
     return [(example, item) for example in examples for item in encoder.encode_all([example])]
 
 
-def _sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+def sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
     picks = np.random.default_rng([seed, most]).permutation(len(examples))[:most]
     return [examples[i] for i in sorted(picks)]
 
 
-def _records(
+def item_records(
     name: str,
     rows: Sequence[tuple[Example, Item]],
     contenders: dict[str, Scores],

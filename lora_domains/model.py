@@ -17,6 +17,7 @@ from lora_domains import __version__
 from lora_domains.adapter import rewrite_card, save_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
+from lora_domains.benchmark import Field, Scorer, Store, measure
 from lora_domains.data import Data, Prepared, prepare
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
@@ -29,7 +30,7 @@ from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import current_route, routed
 from lora_domains.scoring import choice_logprobs, generate, renormalise
-from lora_domains.suites import Suite, embedded
+from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
 from lora_domains.training import Plan, Run, Trained, make_plan
 
@@ -70,6 +71,24 @@ class Evaluation:
         text = io.StringIO()
         self.show(Display(console=Console(file=text, width=120)))
         return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark measured: a report of several adapters, and the items it is made from."""
+
+    report: dict[str, Any]
+    items: dict[str, list[dict[str, Any]]]
+
+    @property
+    def verdict(self) -> str:
+        """The worst verdict among the adapters."""
+        found = {entry["verdict"] for entry in self.report["adapters"]}
+        return next(v for v in ("fail", "inconclusive", "pass") if v in found)
+
+    def save(self, out: str | Path) -> Path:
+        """Write the report and its items into the folder ``out``; returns it."""
+        return save_report(self.report, self.items, Path(out))
 
 
 @dataclass(frozen=True)
@@ -352,6 +371,42 @@ class DomainModel:
             rewrite_card(path, card, markdown, scored.items)
         _wait()
         return Evaluation(card)
+
+    def benchmark(
+        self, suite: Suite | str = "embedded", domains: Sequence[Domain] = (),
+        out: str | Path = "reports",
+    ) -> Benchmark:  # fmt: skip
+        """Every resident adapter on the same general questions, and on the rows of ``domains``.
+
+        An adapter whose own domain is not among ``domains`` keeps the scores of its last
+        evaluation. Scores are kept under ``out``, so that a run that was stopped goes on. Raises
+        UsageError when no adapter is resident, or one was never evaluated.
+        """
+        if not self.bank:
+            raise UsageError(
+                expected="at least one resident adapter",
+                found="none",
+                mend="Load some: model.load_adapter('adapters/medical').",
+            )
+        suite = load_suite(suite) if isinstance(suite, str) else suite
+        fields = []
+        for domain in domains:
+            ready = self._ready_for(domain)
+            fields.append(Field(ready.domain, ready.prepared, ready.encoder))
+        scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
+        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
+        entries, items, matrix = measure(
+            scorer, suite, fields, encoder, self._key(),
+            lambda: _witness(self.base) != self._witness,
+        )  # fmt: skip
+        report = {
+            "schema": SCHEMA,
+            "base": self.base.record(),
+            "environment": environment(self.base, suite.seed),
+            "adapters": entries,
+            "matrix": matrix,
+        }
+        return Benchmark(report, items)
 
     def _ready_for(self, domain: Domain | str) -> _Ready:
         if isinstance(domain, str):
