@@ -1,6 +1,6 @@
 """What adapters gained and kept: the verb `lora-domains benchmark`, for `accelerate launch`.
 
-    accelerate launch benchmarks/run.py adapters/* --suite embedded --out reports
+accelerate launch benchmarks/run.py adapters/* --suite embedded --out reports
 """
 
 import sys

@@ -267,7 +267,10 @@ def _probe(
 
 
 def general_records(
-    rows: Sequence[tuple[Example, Item]], parts: Sequence[str], scores: dict[str, Scores], key: bytes
+    rows: Sequence[tuple[Example, Item]],
+    parts: Sequence[str],
+    scores: dict[str, Scores],
+    key: bytes,
 ) -> list[dict[str, Any]]:
     """Items of one probe. A generated answer counts like a choice: 1 is the right one."""
     scores = {name: [right_or_wrong(score) for score in found] for name, found in scores.items()}
