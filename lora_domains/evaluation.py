@@ -54,9 +54,9 @@ class Scored:
 
 def model_scores(
     bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str],
-    routes: str | None | Sequence[str | None], advance: Advance = lambda _: None,
+    routes: str | Sequence[str | None] | None, advance: Advance = lambda _: None,
 ) -> Scores:  # fmt: skip
-    """The scores of base (None) or an adapter on ``items``; ``routes`` may name one for each item."""
+    """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
 
     def serve(positions: list[int]) -> AbstractContextManager[object]:
@@ -271,7 +271,7 @@ def general_records(
     parts: Sequence[str],
     scores: dict[str, Scores],
     key: bytes,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Items of one probe. A generated answer counts like a choice: 1 is the right one."""
     scores = {name: [right_or_wrong(score) for score in found] for name, found in scores.items()}
     made = item_records("general", rows, scores, key, show_text=False)

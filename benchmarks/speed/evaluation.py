@@ -118,7 +118,7 @@ def main() -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from lora_domains.base import EMBEDDED
+    from lora_domains.embedded import BASE_PATH
 
     with tempfile.TemporaryDirectory() as folder:
         model = DomainModel.from_pretrained(
@@ -135,7 +135,7 @@ def main() -> None:
             (Path(folder) / adapter.name / "card.json").unlink()
             model.load_adapter(Path(folder) / adapter.name)
         dtype = getattr(torch, flags.dtype)
-        plain = AutoModelForCausalLM.from_pretrained(flags.base or EMBEDDED, dtype=dtype)
+        plain = AutoModelForCausalLM.from_pretrained(flags.base or BASE_PATH, dtype=dtype)
         plain = plain.to(flags.device).eval()
         names = list(model.domains)
         peer = PeftModel.from_pretrained(plain, Path(folder) / names[0], adapter_name=names[0])
