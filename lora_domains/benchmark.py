@@ -48,7 +48,7 @@ from lora_domains.tasks import Classification, Example, Task, task_record
 
 BLOCK = 512
 """Scores made between two writes: what a kill can cost."""
-CODE = ("encoding", "evaluation", "routing", "scoring", "tasks")
+CODE = ("encoding", "evaluation", "routing", "scoring", "slots", "tasks")
 """Files whose change makes stored scores worthless."""
 
 
@@ -189,7 +189,7 @@ class Scorer:
         if not items:
             return {name: [] for name in self.names}
         pad = self.bank.base.tokenizer.pad_token_id
-        moved = drift(self.bank.base.model, items, pad, self.names)
+        moved = drift(self.bank, items, pad, self.names)
         return {
             name: [{k: float(v[at]) for k, v in fields.items()} for at in range(len(items))]
             for name, fields in moved.items()

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import DataError
 from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
-from lora_domains.routing import routed
 from lora_domains.scoring import (
     answer_nats,
     choice_logprobs,
@@ -58,26 +57,21 @@ def model_scores(
 ) -> Scores:  # fmt: skip
     """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
-
-    def serve(positions: list[int]) -> AbstractContextManager[object]:
-        if routes is None or isinstance(routes, str):
-            return routed(routes)
-        return routed([routes[i] for i in positions])
-
-    if items and items[0].choices:
-        logprobs = choice_logprobs(model, items, pad, advance, serve)
-        return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
-    if isinstance(task, Generation):
-        nats, tokens = answer_nats(model, items, pad, serve=serve)
-        texts = generate_in_chunks(
-            model, bank.base.tokenizer, items, task.max_new_tokens, advance, serve
-        )
-        return [
-            {"nats": float(n), "tokens": int(t), **overlap(task, text, reference)}
-            for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
-        ]
-    nats, tokens = answer_nats(model, items, pad, advance, serve)
-    return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
+    with bank.routed(routes):
+        if items and items[0].choices:
+            logprobs = choice_logprobs(model, items, pad, advance)
+            return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
+        if isinstance(task, Generation):
+            nats, tokens = answer_nats(model, items, pad)
+            texts = generate_in_chunks(
+                model, bank.base.tokenizer, items, task.max_new_tokens, advance
+            )
+            return [
+                {"nats": float(n), "tokens": int(t), **overlap(task, text, reference)}
+                for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
+            ]
+        nats, tokens = answer_nats(model, items, pad, advance)
+        return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
 
 
 def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
@@ -293,7 +287,7 @@ def _general_text(
     pad = bank.base.tokenizer.pad_token_id
     with display.progress("drift on general text", len(texts)) as advance:
         items = [item for _, item in texts]
-        moved = drift(bank.base.model, items, pad, [adapter], advance)[adapter]
+        moved = drift(bank, items, pad, [adapter], advance)[adapter]
     scores: dict[str, Scores] = {"base": [], "adapter": []}
     for at in range(len(texts)):
         for name, score in text_scores({k: float(v[at]) for k, v in moved.items()}).items():

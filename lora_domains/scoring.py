@@ -1,14 +1,12 @@
 """Forward passes only: likelihoods of choices, nats of answers, drift from the base, generation.
 
-Whichever adapter is routed when a function is called is the one that is scored, unless ``serve``
-says for each batch of items (given their positions) what serves it. Nothing larger than one batch
-of logits is ever kept.
+Whichever adapter is routed when a function is called is the one that is scored; under a mixed route
+each item has its own. Nothing larger than one batch of logits is ever kept.
 """
 
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_domains.bank import Bank
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
-from lora_domains.routing import routed
+from lora_domains.routing import narrowed
 
 TOKENS = 4096
 """Padded tokens in one forward pass when scoring, on a CPU; times 8 on an accelerator."""
 
 Progress = Callable[[int], None]
-Serve = Callable[[list[int]], AbstractContextManager[object]]
 
 
 def _most_tokens(device: torch.device) -> int:
@@ -35,17 +33,9 @@ def _silent(_: int) -> None:
     return None
 
 
-def _as_routed(_: list[int]) -> AbstractContextManager[object]:
-    return nullcontext()
-
-
 @torch.no_grad()
 def choice_logprobs(
-    model: Any,
-    items: Sequence[Item],
-    pad: int,
-    progress: Progress = _silent,
-    serve: Serve = _as_routed,
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
 ) -> list[np.ndarray]:
     """For each item, the natural log-likelihood of each of its choices after its prompt.
 
@@ -60,7 +50,7 @@ def choice_logprobs(
     budget = _most_tokens(device) if longest == 1 else max(1, 16 * _most_tokens(device) // widest)
     for chunk in chunks(items, min(budget, _most_tokens(device))):
         rows = [items[i] for i in chunk]
-        with serve(chunk):
+        with narrowed(model, chunk):
             found = _choices_of_chunk(model, rows, pad)
         for i, row in zip(chunk, found, strict=True):
             scores[i] = row
@@ -168,17 +158,13 @@ def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def answer_nats(
-    model: Any,
-    items: Sequence[Item],
-    pad: int,
-    progress: Progress = _silent,
-    serve: Serve = _as_routed,
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per item: nats of its answer (EOS included) and supervised tokens; two (items,) arrays."""
     nats, tokens = np.zeros(len(items)), np.zeros(len(items), dtype=int)
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
-        with serve(chunk):
+        with narrowed(model, chunk):
             nll = answer_nll(tail_logits(model, batch), batch)
         nats[chunk] = nll.double().sum(1).cpu().numpy()
         tokens[chunk] = (batch.labels != IGNORED).sum(1).cpu().numpy()
@@ -188,7 +174,7 @@ def answer_nats(
 
 @torch.no_grad()
 def drift(
-    model: Any, items: Sequence[Item], pad: int, adapters: Sequence[str],
+    bank: Bank, items: Sequence[Item], pad: int, adapters: Sequence[str],
     progress: Progress = _silent,
 ) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
     """How far each of ``adapters`` moved from the base on general text; the base is read once.
@@ -199,14 +185,15 @@ def drift(
     """
     names = ("kl", "base", "adapter", "tokens", "largest")
     result = {adapter: {name: np.zeros(len(items)) for name in names} for adapter in adapters}
+    model = bank.base.model
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
         here = batch.labels != IGNORED
-        with routed(None):
+        with bank.routed(None):
             logits = tail_logits(model, batch).float()
         base, nats = F.log_softmax(logits, dim=-1), answer_nll(logits, batch)
         for adapter, found in result.items():
-            with routed(adapter):
+            with bank.routed(adapter):
                 moved = tail_logits(model, batch).float()
             kl = (base.exp() * (base - F.log_softmax(moved, dim=-1))).sum(-1) * here
             gap = (logits - moved).abs() * here[..., None]
@@ -257,14 +244,14 @@ def generate_in_chunks(
     items: Sequence[Item],
     max_new_tokens: int,
     progress: Progress = _silent,
-    serve: Serve = _as_routed,
 ) -> list[str]:
     """Greedy answers to ``items``, in batches of similar length."""
     texts = [""] * len(items)
     for chunk in chunks(items, _most_tokens(model.device)):
-        prompts = [items[i].prompt for i in chunk]
-        with serve(chunk):
-            answers = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+        with narrowed(model, chunk):
+            answers = generate(
+                model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=max_new_tokens
+            )
         for i, text in zip(chunk, answers, strict=True):
             texts[i] = text.strip()
         progress(len(chunk))

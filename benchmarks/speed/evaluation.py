@@ -83,10 +83,8 @@ def our_logprobs(model: DomainModel, items: Sequence[Item]) -> np.ndarray:
     names = [None, *model.domains]
     pad = model.tokenizer.pad_token_id
     pairs = [(n, i) for i in range(len(items)) for n in range(len(names))]
-    scores = choice_logprobs(
-        model.base.model, [items[i] for _, i in pairs], pad,
-        serve=lambda at: model.bank.routed([names[pairs[k][0]] for k in at]),
-    )  # fmt: skip
+    with model.bank.routed([names[n] for n, _ in pairs]):
+        scores = choice_logprobs(model.base.model, [items[i] for _, i in pairs], pad)
     found = np.zeros((len(names), len(items), max(len(i.choices) for i in items)))
     for (n, i), row in zip(pairs, scores, strict=True):
         found[n, i, : len(row)] = row
