@@ -44,7 +44,7 @@ from lora_domains.figures import value
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, Task, task_record
+from lora_domains.tasks import Classification, Example, LanguageModelling, Task, task_record
 
 BLOCK = 512
 """Scores made between two writes: what a kill can cost."""
@@ -295,7 +295,7 @@ def _general(
             found[name][0].extend(general_records(rows, parts, pair, key))
     texts = encode_rows(encoder, suite.texts())
     if texts:
-        part = Part("general text", suite.probes[0].task, texts)
+        part = Part("general text", LanguageModelling(), texts)
         for name, moved in scorer.drift(part).items():
             both = [text_scores(fields) for fields in moved]
             pair = {who: [score[who] for score in both] for who in ("base", "adapter")}
