@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 from lora_domains import __version__
 from lora_domains.data import Data
 from lora_domains.display import Display
-from lora_domains.domain import Domain, with_settings
+from lora_domains.domain import Domain, load_domain, with_settings
 from lora_domains.errors import (
     AdapterError,
     LoraDomainsError,
@@ -178,15 +178,7 @@ def fit_and_evaluate(
     display = display or Display(quiet=not PartialState().is_main_process)
     _use_cores(PartialState())
     display.title(f"{domain.name}")
-    if flags.load_in_8bit and flags.load_in_4bit:
-        raise UsageError(
-            expected="one of --load-in-8bit and --load-in-4bit",
-            found="both",
-            mend="Leave one out.",
-        )
-    bits: Literal["8bit", "4bit"] | None = (
-        "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
-    )
+    bits = _bits(flags)
     model = DomainModel.from_pretrained(
         flags.base, quantization=bits, out=flags.out, display=display
     )
@@ -339,6 +331,44 @@ def _predict(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _benchmark(flags: argparse.Namespace) -> int:
+    """Every adapter on the same questions, and on each other's domains; the worst verdict."""
+    from lora_domains.base import quiet_imports
+
+    quiet_imports()
+    from accelerate import PartialState
+
+    from lora_domains.model import DomainModel
+    from lora_domains.suites import load_suite
+
+    display = Display(quiet=not PartialState().is_main_process)
+    _use_cores(PartialState())
+    suite = load_suite(flags.suite, flags.limit, flags.seed)
+    model = DomainModel.from_pretrained(
+        flags.base, quantization=_bits(flags), out=flags.adapters_in, display=display
+    )
+    for path in flags.adapters:
+        model.load_adapter(path)
+    found = model.benchmark(suite, [load_domain(path) for path in flags.domains], flags.out)
+    for entry in found.report["adapters"]:
+        display.title(f"{entry['domain']}: {entry['verdict']}")
+        display.general(entry)
+        display.gates(entry)
+    if PartialState().is_main_process:
+        display.line(f"Report: {found.save(flags.out)}")
+    return EXIT[found.verdict]
+
+
+def _bits(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
+    if flags.load_in_8bit and flags.load_in_4bit:
+        raise UsageError(
+            expected="one of --load-in-8bit and --load-in-4bit",
+            found="both",
+            mend="Leave one out.",
+        )
+    return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
+
+
 def _doctor(_: argparse.Namespace) -> int:
     """What is installed, what the machine offers, and what would not work."""
     from importlib.metadata import PackageNotFoundError, version
@@ -382,6 +412,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predict.add_argument("texts", nargs="*")
     predict.add_argument("--base", metavar="PATH_OR_ID")
     predict.set_defaults(run=_predict)
+    bench = verbs.add_parser("benchmark", help="what adapters gained and kept, as a report")
+    add = bench.add_argument
+    add("adapters", nargs="+", metavar="ADAPTER", help="adapter folders: adapters/*")
+    add("--suite", default="embedded", help="embedded, quick, standard, mmlu, …, or a file")
+    add("--domains", nargs="*", default=[], metavar="RECIPE", help="score their test rows as well")
+    add("--out", default="reports", metavar="DIR", help="where the report and the scores are kept")
+    add("--limit", type=int, metavar="N", help="at most N questions, drawn by --seed")
+    add("--seed", type=int, default=0, help="of that sample")
+    add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded one")
+    add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
+    add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
+    bench.set_defaults(run=_benchmark, adapters_in="adapters")
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
     for verb in (listing, show, predict):

@@ -4,9 +4,10 @@ What comes out is a list of items (see ``figures``) and nothing else: figures, c
 gates are made from them without a model.
 """
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,6 @@ from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import DataError
 from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
-from lora_domains.routing import routed
 from lora_domains.scoring import (
     answer_nats,
     choice_logprobs,
@@ -52,31 +52,38 @@ class Scored:
 
 
 def model_scores(
-    bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str], route: str | None,
-    advance: Advance = lambda _: None,
+    bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str],
+    routes: str | Sequence[str | None] | None, advance: Advance = lambda _: None,
 ) -> Scores:  # fmt: skip
-    """The scores of base (``route`` None) or an adapter on ``items``."""
+    """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
-    with routed(route):
+    with bank.routed(routes):
         if items and items[0].choices:
             logprobs = choice_logprobs(model, items, pad, advance)
-            return [choice_score(lp, i) for lp, i in zip(logprobs, items, strict=True)]
+            return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
         if isinstance(task, Generation):
             nats, tokens = answer_nats(model, items, pad)
             texts = generate_in_chunks(
                 model, bank.base.tokenizer, items, task.max_new_tokens, advance
             )
             return [
-                {"nats": float(n), "tokens": int(t), **overlap(text, reference)}
+                {"nats": float(n), "tokens": int(t), **overlap(task, text, reference)}
                 for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
             ]
         nats, tokens = answer_nats(model, items, pad, advance)
         return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
 
 
-def choice_score(logprobs: np.ndarray, item: Item) -> dict[str, float]:
+def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
+    """What choices are compared by: their log-likelihoods, or those per token, (choices,)."""
+    if getattr(task, "per_token", False):
+        return logprobs / np.array([len(choice) for choice in item.choices])
+    return logprobs
+
+
+def choice_score(task: Task, logprobs: np.ndarray, item: Item) -> dict[str, float]:
     """Prediction, label cross-entropy, confidence and Brier term of one item's choices."""
-    shares = renormalise(logprobs)
+    shares = renormalise(preferred(task, logprobs, item))
     score = _from_shares(shares, item.target)
     if item.target >= 0:
         score["nats"] = float(-logprobs[item.target])
@@ -98,12 +105,26 @@ def _from_shares(shares: np.ndarray, target: int) -> dict[str, float]:
     return score
 
 
-def overlap(text: str, reference: str) -> dict[str, float]:
-    """Exact match and token F1 of a generated answer (Rajpurkar et al. 2016, SQuAD)."""
+def overlap(task: Generation, text: str, reference: str) -> dict[str, float]:
+    """Exact match and token F1 of a generated answer (Rajpurkar et al. 2016, SQuAD).
+
+    A task that judges the number has the last one of each compared, both measures being the same.
+    """
+    if task.until:
+        text = text.split(task.until)[0]
+    if task.judge == "number":
+        right = float(last_number(text) is not None and last_number(text) == last_number(reference))
+        return {"f1": right, "exact": right}
     said, wanted = (part.casefold().split() for part in (text, reference))
     common = sum((Counter(said) & Counter(wanted)).values())
     f1 = 2 * common / (len(said) + len(wanted)) if said or wanted else 1.0
     return {"f1": f1, "exact": float(said == wanted)}
+
+
+def last_number(text: str) -> float | None:
+    """The last number in ``text``; commas between digits are no part of it."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(found[-1].replace(",", "")) if found else None
 
 
 # ── The cheap contenders ────────────────────────────────────────────────────────────────────────
@@ -189,7 +210,7 @@ def score_items(
 ) -> Scored:
     """Every contender on the test rows, the adapter on training rows, both on the probes."""
     task = prepared.task
-    test = _encode(encoder, prepared.test)
+    test = encode_rows(encoder, prepared.test)
     contenders: dict[str, Scores] = {}
     encoded = [item for _, item in test]
     references = [example.answer.strip() for example, _ in test]
@@ -208,12 +229,12 @@ def score_items(
             contenders[f"{SHOTS}_shot"] = model_scores(
                 bank, task, prompted, references, None, advance
             )
-    items = _records("test", test, contenders, key, show_text)
-    train_rows = _encode(encoder, _sample(prepared.train, TRAIN_SAMPLE, seed))
+    items = item_records("test", test, contenders, key, show_text)
+    train_rows = encode_rows(encoder, sample(prepared.train, TRAIN_SAMPLE, seed))
     with display.progress("adapter on training rows", len(train_rows)) as advance:
         answers = [example.answer.strip() for example, _ in train_rows]
         seen = model_scores(bank, task, [i for _, i in train_rows], answers, adapter, advance)
-    items += _records("train", train_rows, {"adapter": seen}, key, show_text)
+    items += item_records("train", train_rows, {"adapter": seen}, key, show_text)
     items += _probe(bank, adapter, encoder, suite, key, display)
     text, largest = _general_text(bank, adapter, encoder, suite, key, display)
     return Scored(items + text, largest)
@@ -222,47 +243,80 @@ def score_items(
 def _probe(
     bank: Bank, adapter: str, encoder: Encoder, suite: Suite, key: bytes, display: Display
 ) -> list[dict[str, Any]]:
-    parts, examples = zip(*suite.examples(), strict=True)
-    questions = _encode(encoder, examples)
-    scores: dict[str, Scores] = {}
-    for name, route in (("base", None), ("adapter", adapter)):
-        with display.progress(f"{name} on general questions", len(questions)) as advance:
-            scores[name] = model_scores(
-                bank, suite.task, [i for _, i in questions], [], route, advance
-            )
-    records = _records("general", questions, scores, key, show_text=False)
-    return [record | {"suite": part} for record, part in zip(records, parts, strict=True)]
+    found: list[dict[str, Any]] = []
+    for probe in suite.probes:
+        asked = [(part, example) for p, part, example in suite.asked() if p is probe]
+        if not asked:
+            continue
+        rows = [(example, encoder.encode(example)) for _, example in asked]
+        references = [example.answer.strip() for example, _ in rows]
+        scores: dict[str, Scores] = {}
+        for name, route in (("base", None), ("adapter", adapter)):
+            with display.progress(f"{name} on {probe.name} questions", len(rows)) as advance:
+                scores[name] = model_scores(
+                    bank, probe.task, [i for _, i in rows], references, route, advance
+                )
+        found += general_records(rows, [part for part, _ in asked], scores, key)
+    return found
+
+
+def general_records(
+    rows: Sequence[tuple[Example, Item]],
+    parts: Sequence[str],
+    scores: dict[str, Scores],
+    key: bytes,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Items of one probe. A generated answer counts like a choice: 1 is the right one."""
+    scores = {name: [right_or_wrong(score) for score in found] for name, found in scores.items()}
+    made = item_records("general", rows, scores, key, show_text=False)
+    for record, part in zip(made, parts, strict=True):
+        record["target"] = 1 if record["target"] < 0 else record["target"]
+        record["suite"] = part
+    return made
+
+
+def right_or_wrong(score: dict[str, float]) -> dict[str, float]:
+    """The score of a generated answer as that of a choice: prediction 1 is the right answer."""
+    return score if "prediction" in score else score | {"prediction": int(score["exact"])}
 
 
 def _general_text(
     bank: Bank, adapter: str, encoder: Encoder, suite: Suite, key: bytes, display: Display
 ) -> tuple[list[dict[str, Any]], float]:
-    texts = _encode(encoder, suite.texts())
+    texts = encode_rows(encoder, suite.texts())
     pad = bank.base.tokenizer.pad_token_id
     with display.progress("drift on general text", len(texts)) as advance:
-        moved = drift(bank.base.model, [item for _, item in texts], pad, adapter, advance)
+        items = [item for _, item in texts]
+        moved = drift(bank, items, pad, [adapter], advance)[adapter]
     scores: dict[str, Scores] = {"base": [], "adapter": []}
-    for i in range(len(texts)):
-        tokens = int(moved["tokens"][i])
-        scores["base"].append({"nats": float(moved["base"][i]), "tokens": tokens})
-        scores["adapter"].append(
-            {"nats": float(moved["adapter"][i]), "tokens": tokens, "kl": float(moved["kl"][i])}
-        )
-    records = _records("text", texts, scores, key, show_text=False)
-    return [r | {"suite": suite.name} for r in records], float(moved["largest"].max())
+    for at in range(len(texts)):
+        for name, score in text_scores({k: float(v[at]) for k, v in moved.items()}).items():
+            scores[name].append(score)
+    made = item_records("text", texts, scores, key, show_text=False)
+    largest = float(moved["largest"].max()) if texts else 0.0
+    return [r | {"suite": suite.name} for r in made], largest
 
 
-def _encode(encoder: Encoder, examples: Sequence[Example]) -> list[tuple[Example, Item]]:
+def text_scores(moved: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The scores of base and adapter on one general text, from its line of ``drift``."""
+    tokens = int(moved["tokens"])
+    return {
+        "base": {"nats": moved["base"], "tokens": tokens},
+        "adapter": {"nats": moved["adapter"], "tokens": tokens, "kl": moved["kl"]},
+    }
+
+
+def encode_rows(encoder: Encoder, examples: Sequence[Example]) -> list[tuple[Example, Item]]:
     """(example, item) pairs; a long plain text gives several."""
     return [(example, item) for example in examples for item in encoder.encode_all([example])]
 
 
-def _sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+def sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
     picks = np.random.default_rng([seed, most]).permutation(len(examples))[:most]
     return [examples[i] for i in sorted(picks)]
 
 
-def _records(
+def item_records(
     name: str,
     rows: Sequence[tuple[Example, Item]],
     contenders: dict[str, Scores],
@@ -296,7 +350,8 @@ def validation_figures(
     if logprobs is None:
         # Generated answers would take long every epoch; the loss ranks epochs of free text.
         return {"accuracy": None, "score": loss, "higher_is_better": False}
-    said = [int(lp.argmax()) for lp in logprobs]
+    pairs = zip(logprobs, items, strict=True)
+    said = [int(preferred(task, lp, item).argmax()) for lp, item in pairs]
     truth = [item.target for item in items]
     if not isinstance(task, Classification):
         right = float(np.mean([s == t for s, t in zip(said, truth, strict=True)]))

@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 SHOWN = 5
 """Places named in one error; the rest is a count."""
 FORMS = (
-    "a path ending in .csv, .tsv, .jsonl, .ndjson, .json or .parquet, 'embedded:NAME', "
+    "a path ending in .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .txt, 'embedded:NAME', "
     "'hub:OWNER/NAME@REVISION/SPLIT', or a list of rows"
 )
 
@@ -97,6 +97,7 @@ def _file_reader(path: Path) -> Callable[[Path], list[tuple[int | str, Any]]]:
         ".ndjson": _jsonl,
         ".json": _json,
         ".parquet": _parquet,
+        ".txt": _txt,
     }.get(path.suffix.lower())
     if reader is not None and path.is_file():
         return reader
@@ -223,6 +224,12 @@ def _jsonl(path: Path) -> list[tuple[int | str, Any]]:
             mend="A table is read from .csv, a JSON list of objects from .json.",
         )
     return rows
+
+
+def _txt(path: Path) -> list[tuple[int | str, Any]]:
+    """Each line with text as a row with the one column ``text``."""
+    lines = enumerate(_decode(path).splitlines(), 1)
+    return [(f"line {number}", {"text": line}) for number, line in lines if line.strip()]
 
 
 def _json(path: Path) -> list[tuple[int | str, Any]]:

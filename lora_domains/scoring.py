@@ -1,7 +1,7 @@
 """Forward passes only: likelihoods of choices, nats of answers, drift from the base, generation.
 
-Whichever adapter is routed when a function is called is the one that is scored. Nothing larger
-than one batch of logits is ever kept.
+Whichever adapter is routed when a function is called is the one that is scored; under a mixed route
+each item has its own. Nothing larger than one batch of logits is ever kept.
 """
 
 import copy
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_domains.bank import Bank
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
-from lora_domains.routing import routed
+from lora_domains.routing import narrowed
 
 TOKENS = 4096
 """Padded tokens in one forward pass when scoring, on a CPU; times 8 on an accelerator."""
@@ -49,7 +50,9 @@ def choice_logprobs(
     budget = _most_tokens(device) if longest == 1 else max(1, 16 * _most_tokens(device) // widest)
     for chunk in chunks(items, min(budget, _most_tokens(device))):
         rows = [items[i] for i in chunk]
-        for i, row in zip(chunk, _choices_of_chunk(model, rows, pad), strict=True):
+        with narrowed(model, chunk):
+            found = _choices_of_chunk(model, rows, pad)
+        for i, row in zip(chunk, found, strict=True):
             scores[i] = row
         progress(len(chunk))
     return scores
@@ -161,7 +164,8 @@ def answer_nats(
     nats, tokens = np.zeros(len(items)), np.zeros(len(items), dtype=int)
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
-        nll = answer_nll(tail_logits(model, batch), batch)
+        with narrowed(model, chunk):
+            nll = answer_nll(tail_logits(model, batch), batch)
         nats[chunk] = nll.double().sum(1).cpu().numpy()
         tokens[chunk] = (batch.labels != IGNORED).sum(1).cpu().numpy()
         progress(len(chunk))
@@ -170,31 +174,34 @@ def answer_nats(
 
 @torch.no_grad()
 def drift(
-    model: Any, items: Sequence[Item], pad: int, adapter: str, progress: Progress = _silent
-) -> dict[str, np.ndarray]:
-    """How far ``adapter`` moved from the base on general text.
+    bank: Bank, items: Sequence[Item], pad: int, adapters: Sequence[str],
+    progress: Progress = _silent,
+) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
+    """How far each of ``adapters`` moved from the base on general text; the base is read once.
 
-    Per item: ``kl``, the sum over tokens of KL(base ‖ adapter) over the whole vocabulary;
-    ``base`` and ``adapter``, the nats of the text; ``tokens``; ``largest``, the largest absolute
-    difference of a logit.
+    Per adapter and item: ``kl``, the sum over tokens of KL(base ‖ adapter) over the whole
+    vocabulary; ``base`` and ``adapter``, the nats of the text; ``tokens``; ``largest``, the
+    largest absolute difference of a logit.
     """
     names = ("kl", "base", "adapter", "tokens", "largest")
-    result = {name: np.zeros(len(items)) for name in names}
+    result = {adapter: {name: np.zeros(len(items)) for name in names} for adapter in adapters}
+    model = bank.base.model
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
-        logits = []
-        for name in (None, adapter):
-            with routed(name):
-                logits.append(tail_logits(model, batch).float())
         here = batch.labels != IGNORED
-        base, moved = (F.log_softmax(part, dim=-1) for part in logits)
-        kl = (base.exp() * (base - moved)).sum(-1) * here
-        result["kl"][chunk] = kl.double().sum(1).cpu().numpy()
-        for name, part in zip(("base", "adapter"), logits, strict=True):
-            result[name][chunk] = answer_nll(part, batch).double().sum(1).cpu().numpy()
-        result["tokens"][chunk] = here.sum(1).cpu().numpy()
-        gap = (logits[0] - logits[1]).abs() * here[..., None]
-        result["largest"][chunk] = gap.amax((1, 2)).cpu().numpy()
+        with bank.routed(None):
+            logits = tail_logits(model, batch).float()
+        base, nats = F.log_softmax(logits, dim=-1), answer_nll(logits, batch)
+        for adapter, found in result.items():
+            with bank.routed(adapter):
+                moved = tail_logits(model, batch).float()
+            kl = (base.exp() * (base - F.log_softmax(moved, dim=-1))).sum(-1) * here
+            gap = (logits - moved).abs() * here[..., None]
+            found["kl"][chunk] = kl.double().sum(1).cpu().numpy()
+            found["base"][chunk] = nats.double().sum(1).cpu().numpy()
+            found["adapter"][chunk] = answer_nll(moved, batch).double().sum(1).cpu().numpy()
+            found["tokens"][chunk] = here.sum(1).cpu().numpy()
+            found["largest"][chunk] = gap.amax((1, 2)).cpu().numpy()
         progress(len(chunk))
     return result
 
@@ -241,9 +248,10 @@ def generate_in_chunks(
     """Greedy answers to ``items``, in batches of similar length."""
     texts = [""] * len(items)
     for chunk in chunks(items, _most_tokens(model.device)):
-        answers = generate(
-            model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=max_new_tokens
-        )
+        with narrowed(model, chunk):
+            answers = generate(
+                model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=max_new_tokens
+            )
         for i, text in zip(chunk, answers, strict=True):
             texts[i] = text.strip()
         progress(len(chunk))

@@ -200,13 +200,16 @@ class Classification:
 class MultipleChoice:
     """Questions with their own candidate answers, each scored as a continuation of the prompt.
 
-    ``answer`` holds the index of the right choice, its letter (A, B, …) or its text.
+    ``answer`` holds the index of the right choice, its letter (A, B, …) or its text. With
+    ``per_token`` a candidate's likelihood is divided by its tokens, so that long ones are not at a
+    disadvantage (Brown et al. 2020, arXiv 2005.14165, section 2.4).
     """
 
     question: str = "question"
     choices: str = "choices"
     answer: str = "answer"
     prompt: str = "Question: {question}\nAnswer:"
+    per_token: bool = False
 
     kind = "multiple_choice"
     loss_unit: LossUnit = "label cross-entropy"
@@ -268,12 +271,18 @@ class MultipleChoice:
 
 @dataclass(frozen=True)
 class Generation:
-    """Rows with a free-text answer, generated greedily and compared with the reference."""
+    """Rows with a free-text answer, generated greedily and compared with the reference.
+
+    What is generated ends before ``until``. ``judge`` says what must agree: the words, or the last
+    number in each (sums in words, whose working may differ).
+    """
 
     text: str | tuple[str, ...] = "question"
     answer: str = "answer"
     prompt: str | None = None
     max_new_tokens: int = 64
+    judge: Literal["text", "number"] = "text"
+    until: str = ""
 
     kind = "generation"
     loss_unit: LossUnit = "nats per answer token"

@@ -20,13 +20,14 @@ from lora_domains.data import Data
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report import read_card
-from lora_domains.suites import Suite
+from lora_domains.suites import Probe, Suite
 from lora_domains.tasks import Classification, Generation, MultipleChoice
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+ASKED = [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20
 SUITE = Suite(
-    "world", MultipleChoice(prompt="{question}"),
-    lambda: [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20,
+    "world",
+    (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
     lambda: ["the river is red"] * 10,
     lambda: ["a cloud is blue"] * 10,
 )  # fmt: skip

@@ -28,7 +28,7 @@ from lora_domains.errors import (
 from lora_domains.evaluation import SHOTS
 from lora_domains.model import DomainModel, Evaluation, Prediction
 from lora_domains.report import read_card, read_items, rebuild
-from lora_domains.suites import Suite
+from lora_domains.suites import Probe, Suite
 from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice, Task
 
 QUIET = Display(quiet=True)
@@ -37,10 +37,10 @@ QUESTIONS = [
     for a, b in [("alpha", "beta"), ("gamma", "delta"), ("red", "green"), ("win", "prize")]
 ] * 5
 SUITE = Suite(
-    "world", MultipleChoice(prompt="{question}"), lambda: QUESTIONS,
+    "world",
+    (Probe("world", MultipleChoice(prompt="{question}"), QUESTIONS, part="f"),),
     lambda: [f"the {word} of a river is red and blue" for word in ["alpha", "beta", "gamma"]] * 4,
     lambda: [f"a {word} cloud is green" for word in ["alpha", "beta", "gamma"]] * 4,
-    "f",
 )  # fmt: skip
 
 

@@ -1,0 +1,193 @@
+"""A suite over eight adapters: ours against a plain batched loop over PEFT, in one process.
+
+    python benchmarks/speed/evaluation.py [--device cuda --dtype bfloat16] [--quick]
+
+The plain loop is what people write: for the base and for each adapter, every question with each of
+its choices as a row, sixteen rows a batch padded to the longest, the likelihood of the choice
+summed from the logits. Both score the same questions; medians of interleaved rounds, and the
+largest difference between the two sets of scores. Peak memory is taken with one and with four
+times the questions. Results: benchmarks/results/evaluation.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lora_domains import DomainModel
+from lora_domains.adapter import new_adapter, save_adapter
+from lora_domains.benchmark import Part, Scorer, Store
+from lora_domains.display import Display
+from lora_domains.domain import Lora
+from lora_domains.encoding import Encoder, Item
+from lora_domains.scoring import choice_logprobs
+from lora_domains.suites import embedded
+
+RESULTS = Path(__file__).parents[1] / "results" / "evaluation.json"
+ADAPTERS, ROWS = 8, 16
+
+
+def plain_loop(model: Any, names: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+    """Log-likelihoods (contenders, questions, choices) by a batched loop over PEFT's model."""
+    device = next(model.parameters()).device
+    rows = [(i, c) for i, item in enumerate(items) for c in range(len(item.choices))]
+    found = np.zeros((len(names) + 1, len(items), max(len(i.choices) for i in items)))
+
+    def score(contender: int) -> None:
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            whole = [(*items[i].prompt, *items[i].choices[c]) for i, c in part]
+            longest = max(map(len, whole))
+            ids = torch.zeros((len(part), longest), dtype=torch.long)
+            mask = torch.zeros((len(part), longest), dtype=torch.long)
+            for r, tokens in enumerate(whole):
+                ids[r, : len(tokens)] = torch.tensor(tokens)
+                mask[r, : len(tokens)] = 1
+            with torch.no_grad():
+                logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            logp = F.log_softmax(logits.float(), dim=-1).cpu()
+            for r, (i, c) in enumerate(part):
+                first, choice = len(items[i].prompt), items[i].choices[c]
+                found[contender, i, c] = sum(
+                    float(logp[r, first + k - 1, token]) for k, token in enumerate(choice)
+                )
+
+    with model.disable_adapter():
+        score(0)
+    for contender, name in enumerate(names, 1):
+        model.set_adapter(name)
+        score(contender)
+    return found
+
+
+def ours(model: DomainModel, part: Part) -> None:
+    """Every contender on every item, nothing kept from an earlier round."""
+    with tempfile.TemporaryDirectory() as folder:
+        scorer = Scorer(model.bank, model.domains, Store(Path(folder)), Display(quiet=True))
+        scorer.scores(part, [None, *model.domains])
+
+
+def our_logprobs(model: DomainModel, items: Sequence[Item]) -> np.ndarray:
+    """Log-likelihoods as in ``plain_loop``, in the mixed batches that the scorer makes."""
+    names = [None, *model.domains]
+    pad = model.tokenizer.pad_token_id
+    pairs = [(n, i) for i in range(len(items)) for n in range(len(names))]
+    with model.bank.routed([names[n] for n, _ in pairs]):
+        scores = choice_logprobs(model.base.model, [items[i] for _, i in pairs], pad)
+    found = np.zeros((len(names), len(items), max(len(i.choices) for i in items)))
+    for (n, i), row in zip(pairs, scores, strict=True):
+        found[n, i, : len(row)] = row
+    return found
+
+
+def seconds(work: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", help="default: the embedded base")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a try-out: no figures to keep")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    flags = parser.parse_args()
+    if flags.quick:
+        flags.questions, flags.rounds = 24, 1
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from lora_domains.embedded import BASE_PATH
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = DomainModel.from_pretrained(
+            flags.base, device=flags.device, dtype=flags.dtype, out=folder,
+            display=Display(quiet=True),
+        )  # fmt: skip
+        for n in range(ADAPTERS):
+            adapter = new_adapter(model.base, f"domain{n}", Lora(), rank=16, alpha=32, seed=n)
+            for _, b in adapter.weights.values():
+                # A fresh B is zero, and an adapter without effect would prove nothing.
+                b.normal_(std=0.02, generator=torch.Generator().manual_seed(n))
+            save_adapter(Path(folder) / adapter.name, adapter, model.base, lambda _: {},
+                         lambda _: "", [])  # fmt: skip
+            (Path(folder) / adapter.name / "card.json").unlink()
+            model.load_adapter(Path(folder) / adapter.name)
+        dtype = getattr(torch, flags.dtype)
+        plain = AutoModelForCausalLM.from_pretrained(flags.base or BASE_PATH, dtype=dtype)
+        plain = plain.to(flags.device).eval()
+        names = list(model.domains)
+        peer = PeftModel.from_pretrained(plain, Path(folder) / names[0], adapter_name=names[0])
+        for name in names[1:]:
+            peer.load_adapter(Path(folder) / name, adapter_name=name)
+        peer.eval()
+
+        encoder = Encoder(model.tokenizer, model.base.context)
+        suite = embedded()
+        rows = [(e, encoder.encode(e)) for _, e in suite.examples()]
+        step = max(1, len(rows) // flags.questions)
+        rows = rows[::step][: flags.questions]
+        part = Part("questions", suite.probes[0].task, rows)
+        print(f"{len(rows)} questions, {ADAPTERS} adapters, load {os.getloadavg()[0]:.2f}")
+        gap = float(np.abs(plain_loop(peer, names, part.items)
+                           - our_logprobs(model, part.items)).max())  # fmt: skip
+        print(f"largest difference of a log-likelihood: {gap:.2e}")
+        times: dict[str, list[float]] = {"peft": [], "ours": []}
+        for turn in range(flags.rounds):
+            times["peft"].append(seconds(lambda: plain_loop(peer, names, part.items)))
+            times["ours"].append(seconds(lambda: ours(model, part)))
+            print(f"round {turn + 1}: PEFT {times['peft'][-1]:.2f} s, "
+                  f"ours {times['ours'][-1]:.2f} s")  # fmt: skip
+        memory = []
+        for fold in (1, 4):
+            large = Part("questions", part.task, part.rows * fold)
+            ours(model, large)
+            memory.append(_peak(flags.device))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    result = {
+        "command": "python benchmarks/speed/evaluation.py"
+        + (f" --device {flags.device} --dtype {flags.dtype}" if flags.device != "cpu" else ""),
+        "questions": len(rows), "adapters": ADAPTERS, "rounds": flags.rounds,
+        "seconds": {name: [round(t, 3) for t in found] for name, found in times.items()},
+        "times_faster": round(medians["peft"] / medians["ours"], 2),
+        "largest_difference": gap,
+        "peak_memory_bytes": {"questions": memory[0], "four times the questions": memory[1]},
+        "load": round(os.getloadavg()[0], 2), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "machine": platform.machine(), "device": flags.device,
+        "dtype": flags.dtype,
+    }  # fmt: skip
+    print(f"{result['times_faster']} times faster")
+    if not flags.quick or flags.out != RESULTS:
+        kept = json.loads(flags.out.read_text()) if flags.out.exists() else {}
+        kept[f"{flags.device} {flags.dtype}"] = result
+        flags.out.parent.mkdir(exist_ok=True)
+        flags.out.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _peak(device: str) -> int:
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

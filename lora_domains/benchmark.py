@@ -1,0 +1,370 @@
+"""Many adapters on one base, on the same items at once: what each kept, and what it does to others.
+
+Every contender is scored on every item once. Scores are kept beside the report by contender and
+items, block by block: a killed run goes on where it was, and a base is not scored again for the
+next adapter. Several processes share the blocks and get what one process gets.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from lora_domains.adapter import fingerprint
+from lora_domains.bank import Bank
+from lora_domains.data import Prepared
+from lora_domains.display import Display
+from lora_domains.domain import Domain, as_record
+from lora_domains.encoding import Encoder, Item
+from lora_domains.errors import UsageError
+from lora_domains.evaluation import (
+    SHOTS,
+    TRAIN_SAMPLE,
+    Scores,
+    encode_rows,
+    general_records,
+    item_records,
+    majority_scores,
+    model_scores,
+    sample,
+    shots,
+    text_scores,
+    tfidf_scores,
+    with_shots,
+)
+from lora_domains.figures import value
+from lora_domains.report import figures, read_items
+from lora_domains.scoring import drift
+from lora_domains.suites import Suite
+from lora_domains.tasks import Classification, Example, LanguageModelling, Task, task_record
+
+BLOCK = 512
+"""Scores made between two writes: what a kill can cost."""
+CODE = ("encoding", "evaluation", "routing", "scoring", "slots", "tasks")
+"""Files whose change makes stored scores worthless."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A domain whose rows the adapters are measured on."""
+
+    domain: Domain
+    prepared: Prepared
+    encoder: Encoder
+
+
+@dataclass(frozen=True)
+class Part:
+    """Items of one kind, asked by one task."""
+
+    name: str
+    task: Task
+    rows: list[tuple[Example, Item]]
+
+    @property
+    def items(self) -> list[Item]:
+        return [item for _, item in self.rows]
+
+    def digest(self) -> str:
+        """sha256 of the tokens that are scored and the task: another tokenizer changes it."""
+        digest = sha256(json.dumps(task_record(self.task), sort_keys=True).encode())
+        for example, item in self.rows:
+            digest.update(repr((item.prompt, item.answer, item.choices, item.target)).encode())
+            digest.update(example.answer.encode())
+        return digest.hexdigest()
+
+
+class Store:
+    """Scores on disk, one file for each contender and part, one line for each item."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, contender: str, part: str) -> Path:
+        name = sha256(f"{contender} {part} {code_version()}".encode()).hexdigest()[:32]
+        return self.folder / f"{name}.jsonl"
+
+    def read(self, path: Path) -> dict[int, dict[str, float]]:
+        """What is there already; a line that a kill cut off is left out."""
+        if not path.exists():
+            return {}
+        found = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                stored = json.loads(line)
+                found[int(stored["item"])] = stored["score"]
+            except (ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def append(self, path: Path, scores: Mapping[int, dict[str, float]]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"item": i, "score": score}) + "\n" for i, score in scores.items()]
+        with path.open("a", encoding="utf-8") as file:
+            # A cut line gets an end, so that it does not swallow the next one.
+            file.write("\n" if file.tell() else "")
+            file.writelines(lines)
+
+
+@cache
+def code_version() -> str:
+    """sha256 of the files that make a score."""
+    digest = sha256()
+    for name in CODE:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+class Scorer:
+    """The contenders of one benchmark, scored part by part through the store."""
+
+    def __init__(self, bank: Bank, names: Sequence[str], store: Store, display: Display) -> None:
+        self.bank, self.names, self.store, self.display = bank, tuple(names), store, display
+        self.process = PartialState()
+        base = bank.base.record()
+        self._base = "/".join(str(base[k]) for k in ("identity", "dtype", "quantization"))
+
+    def key(self, contender: str | None) -> str:
+        """What makes a contender's scores its own: base, precision, and the adapter's bytes."""
+        if contender is None:
+            return self._base
+        path = self.bank[contender].path
+        if path is None:
+            raise UsageError(
+                where=contender,
+                expected="an adapter from a folder",
+                found="one that was never saved",
+                mend="Save it first; its scores are kept by what the folder holds.",
+            )
+        return f"{self._base}/{fingerprint(path)}"
+
+    def scores(self, part: Part, contenders: Sequence[str | None]) -> dict[str | None, Scores]:
+        """The scores of ``contenders`` on every item of ``part``, all in mixed batches."""
+        digest = part.digest()
+        paths = {name: self.store.path(self.key(name), digest) for name in contenders}
+        found = self._stored(paths)
+        items = part.items
+        # Items of one length side by side, and an item's contenders beside each other.
+        order = sorted(range(len(items)), key=lambda i: (len(items[i]), i))
+        missing = [(i, name) for i in order for name in contenders if i not in found[name]]
+        with self.display.progress(f"scoring {part.name}", len(missing)) as advance:
+            for start in range(0, len(missing), BLOCK):
+                block = missing[start : start + BLOCK]
+                for (i, name), score in zip(block, self._block(part, block), strict=True):
+                    found[name][i] = score
+                self._keep(paths, block, found)
+                advance(len(block))
+        return {name: [found[name][i] for i in range(len(items))] for name in contenders}
+
+    def drift(self, part: Part) -> dict[str, list[dict[str, float]]]:
+        """For each adapter and text: KL from the base, nats of both, tokens, the largest move."""
+        digest = part.digest()
+        paths: dict[str | None, Path] = {
+            name: self.store.path(f"{self.key(name)}/drift", digest) for name in self.names
+        }
+        found = self._stored(paths)
+        items = part.items
+        missing = [i for i in range(len(items)) if any(i not in found[n] for n in self.names)]
+        with self.display.progress(f"drift on {part.name}", len(missing)) as advance:
+            for start in range(0, len(missing), BLOCK // 8):
+                block = missing[start : start + BLOCK // 8]
+                mine = block[self.process.process_index :: self.process.num_processes]
+                moved = self._drift_of([items[i] for i in mine])
+                made = [(i, n, moved[n][at]) for at, i in enumerate(mine) for n in self.names]
+                for i, name, score in self._gathered(made):
+                    found[name][i] = score
+                self._keep(paths, [(i, n) for i in block for n in self.names], found)
+                advance(len(block))
+        return {name: [found[name][i] for i in range(len(items))] for name in self.names}
+
+    def _drift_of(self, items: Sequence[Item]) -> dict[str, list[dict[str, float]]]:
+        if not items:
+            return {name: [] for name in self.names}
+        pad = self.bank.base.tokenizer.pad_token_id
+        moved = drift(self.bank, items, pad, self.names)
+        return {
+            name: [{k: float(v[at]) for k, v in fields.items()} for at in range(len(items))]
+            for name, fields in moved.items()
+        }
+
+    def _block(self, part: Part, block: Sequence[tuple[int, str | None]]) -> Scores:
+        """The scores of one block in its order; each process makes its share of the rows."""
+        rank, ranks = self.process.process_index, self.process.num_processes
+        mine = range(rank, len(block), ranks)
+        rows = [part.rows[block[at][0]] for at in mine]
+        references = [example.answer.strip() for example, _ in rows]
+        scores = model_scores(
+            self.bank, part.task, [item for _, item in rows], references,
+            [block[at][1] for at in mine],
+        )  # fmt: skip
+        by_place = dict(self._gathered(list(zip(mine, scores, strict=True))))
+        return [by_place[at] for at in range(len(block))]
+
+    def _gathered(self, mine: list[Any]) -> list[Any]:
+        return list(gather_object(mine)) if self.process.num_processes > 1 else mine
+
+    def _stored(self, paths: Mapping[str | None, Path]) -> dict[str | None, dict[int, Any]]:
+        read = {n: self.store.read(path) for n, path in paths.items()}
+        # Another rank might see less of a file on a shared disk; one reading holds for all.
+        return dict(broadcast_object_list([read])[0])
+
+    def _keep(
+        self, paths: Mapping[str | None, Path], block: Sequence[tuple[int, str | None]],
+        found: Mapping[str | None, Mapping[int, dict[str, float]]],
+    ) -> None:  # fmt: skip
+        if not self.process.is_main_process:
+            return
+        for name, path in paths.items():
+            made = {i: found[name][i] for i, n in block if n == name}
+            if made:
+                self.store.append(path, made)
+
+
+# ── From scores to items, entries and the matrix ────────────────────────────────────────────────
+
+
+def measure(
+    scorer: Scorer, suite: Suite, fields: Sequence[Field], encoder: Encoder, key: bytes,
+    base_changed: Callable[[], bool],
+) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, Any]]:  # fmt: skip
+    """(report entries, items by adapter, matrix) of every adapter of ``scorer``.
+
+    General knowledge is measured on ``suite``. Where an adapter's own domain is among ``fields``
+    its test rows are scored here; else the items of its folder are taken as they stand.
+    ``base_changed`` is asked once everything is scored.
+    """
+    names = scorer.names
+    general = _general(scorer, suite, encoder, key)
+    scored = {field.domain.name: _field(scorer, field, key) for field in fields}
+    changed = base_changed()
+    entries, items = [], {}
+    for name in names:
+        adapter = scorer.bank[name]
+        if adapter.card is None or "judged" not in adapter.card["adapters"][0]:
+            raise UsageError(
+                where=name,
+                expected="an adapter with a card that was evaluated",
+                found="no card" if adapter.card is None else "one without a verdict",
+                mend="Train or evaluate it here first: its rows and its gates are unknown.",
+            )
+        entry = deepcopy(adapter.card["adapters"][0])
+        own = scored.get(entry["domain"])
+        if own is not None:
+            mine = own[1][name]
+        else:
+            assert adapter.path is not None
+            mine = [item for item in read_items(adapter.path) if item["set"] in ("test", "train")]
+        asked, largest = general[name]
+        field = next((f for f in fields if f.domain.name == entry["domain"]), None)
+        if field is not None:
+            entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
+        entry["judged"] |= {
+            "suite": suite.name,
+            "largest_move": largest,
+            "base_changed": entry["judged"]["base_changed"] or changed,
+        }
+        items[name] = mine + asked
+        entry.update(figures(entry, items[name]))
+        entries.append(entry)
+    return entries, items, _matrix(names, fields, scored)
+
+
+def _general(
+    scorer: Scorer, suite: Suite, encoder: Encoder, key: bytes
+) -> dict[str, tuple[list[dict[str, Any]], float]]:
+    """For each adapter its items on general questions and text, and the largest move of a logit."""
+    found: dict[str, tuple[list[dict[str, Any]], float]] = {n: ([], 0.0) for n in scorer.names}
+    for probe in suite.probes:
+        asked = [(part, example) for p, part, example in suite.asked() if p is probe]
+        if not asked:
+            continue
+        rows = [(example, encoder.encode(example)) for _, example in asked]
+        scores = scorer.scores(Part(f"{probe.name} questions", probe.task, rows),
+                               [None, *scorer.names])  # fmt: skip
+        parts = [part for part, _ in asked]
+        for name in scorer.names:
+            pair = {"base": scores[None], "adapter": scores[name]}
+            found[name][0].extend(general_records(rows, parts, pair, key))
+    texts = encode_rows(encoder, suite.texts())
+    if texts:
+        part = Part("general text", LanguageModelling(), texts)
+        for name, moved in scorer.drift(part).items():
+            both = [text_scores(fields) for fields in moved]
+            pair = {who: [score[who] for score in both] for who in ("base", "adapter")}
+            made = item_records("text", texts, pair, key, show_text=False)
+            largest = max(fields["largest"] for fields in moved)
+            found[name] = (found[name][0] + [r | {"suite": suite.name} for r in made], largest)
+    return found
+
+
+def _field(
+    scorer: Scorer, field: Field, key: bytes
+) -> tuple[dict[str, Scores], dict[str, list[dict[str, Any]]]]:
+    """(scores of base and adapters, items by adapter) on the rows of one domain."""
+    domain, prepared, encoder = field.domain, field.prepared, field.encoder
+    task = prepared.task
+    rows = encode_rows(encoder, prepared.test)
+    scores = scorer.scores(Part(f"{domain.name} rows", task, rows), [None, *scorer.names])
+    others: dict[str, Scores] = {}
+    if isinstance(task, Classification):
+        classes = len(task.labels or ())
+        others["majority"] = majority_scores(prepared.train, prepared.test, classes)
+        others["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
+    few = shots(encoder, prepared.train, domain.training.seed) if prepared.test[0].prompt else []
+    prompted = with_shots(encoder, [example for example, _ in rows], few)
+    if prompted:
+        shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
+        part = Part(f"{domain.name} rows with {SHOTS} examples", task, shown)
+        others[f"{SHOTS}_shot"] = scorer.scores(part, [None])[None]
+    seen = encode_rows(encoder, sample(prepared.train, TRAIN_SAMPLE, domain.training.seed))
+    own = [name for name in scorer.names if _domain_of(scorer.bank, name) == domain.name]
+    learned = scorer.scores(Part(f"{domain.name} training rows", task, seen), own) if own else {}
+    items = {}
+    for name in own:
+        contenders = {"base": scores[None], "adapter": scores[name], **others}
+        items[name] = item_records("test", rows, contenders, key, domain.show_text)
+        items[name] += item_records(
+            "train", seen, {"adapter": learned[name]}, key, domain.show_text
+        )
+    # For the matrix every adapter is the contender of its own name.
+    by_name = {"base": scores[None], **{name: scores[name] for name in scorer.names}}
+    return by_name, items
+
+
+def _domain_of(bank: Bank, name: str) -> str | None:
+    card = bank[name].card
+    return str(card["adapters"][0]["domain"]) if card else None
+
+
+def _matrix(
+    names: Sequence[str], fields: Sequence[Field],
+    scored: Mapping[str, tuple[dict[str, Scores], dict[str, list[dict[str, Any]]]]],
+) -> dict[str, Any]:  # fmt: skip
+    """Each domain's metric for the base and every adapter: what does medical do to legal?"""
+    rows, values = ["base", *names], []
+    for row in rows:
+        line = []
+        for field in fields:
+            task = field.prepared.task
+            scores = scored[field.domain.name][0][row]
+            positive = getattr(task, "positive", None)
+            index = (task.labels or ()).index(positive) if positive else None  # type: ignore[union-attr]
+            targets = [item.target for _, item in encode_rows(field.encoder, field.prepared.test)]
+            items = [
+                {"target": target, "scores": {row: score}}
+                for target, score in zip(targets, scores, strict=True)
+            ]
+            found = value(task.metric, items, row, index)
+            line.append(None if found is None or np.isnan(found) else found)
+        values.append(line)
+    columns = [field.domain.name for field in fields]
+    metrics = [field.prepared.task.metric for field in fields]
+    return {"rows": rows, "columns": columns, "metrics": metrics, "values": values}

@@ -1,0 +1,241 @@
+"""Many adapters on the same items: equal to one at a time, kept, resumed, shared by processes."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from lora_domains import benchmark as benchmark_file
+from lora_domains.benchmark import Store
+from lora_domains.cli import main
+from lora_domains.data import Data
+from lora_domains.display import Display
+from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import UsageError
+from lora_domains.model import DomainModel
+from lora_domains.suites import Probe, Suite
+from lora_domains.tasks import Classification, MultipleChoice
+
+QUIET = Display(quiet=True)
+WORDS = ["alpha", "beta", "gamma", "delta", "red", "green", "blue", "stone"]
+ASKED = [
+    {"question": f"The word after {a} is", "choices": [b, "river", "cloud of stone"], "answer": 0}
+    for a in WORDS for b in WORDS[:4] if a != b
+]  # fmt: skip
+SUITE = Suite(
+    "world", (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
+    lambda: [f"the {word} of a river is red and blue" for word in WORDS],
+    lambda: [f"a {word} cloud is green" for word in WORDS],
+)  # fmt: skip
+
+
+def rows(good: str, bad: str) -> list[dict[str, str]]:
+    found = []
+    for a in WORDS:
+        for b in WORDS:
+            label = good if WORDS.index(b) % 2 else bad
+            found.append({"text": f"{a} {b} now", "label": label})
+    return found
+
+
+def domain(name: str, good: str, bad: str) -> Domain:
+    made = rows(good, bad)
+    random.Random(name).shuffle(made)
+    data = Data(made[:40], made[40:52], made[52:])
+    fast = {"lr": 0.01, "batch_size": 16, "rank": 4, "epochs": 1, "kl": 0.0}
+    return with_settings(Domain(name, Classification(), data), **fast)
+
+
+DOMAINS = [domain("spam", "spam", "ham"), domain("triage", "urgent", "routine")]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """Two adapters, trained and evaluated."""
+    out = tmp_path_factory.mktemp("adapters")
+    model = DomainModel.from_pretrained(tiny_base, out=out, display=QUIET, device="cpu")
+    for made in DOMAINS:
+        model.fit(made)
+        model.evaluate(made, suite=SUITE)
+    return out
+
+
+def loaded(adapters: Path, base: Path) -> DomainModel:
+    model = DomainModel.from_pretrained(base, out=adapters, display=QUIET, device="cpu")
+    for name in ("spam", "triage"):
+        model.load_adapter(adapters / name)
+    return model
+
+
+def close(one: Any, two: Any) -> bool:
+    """Equal, numbers to 1e-5."""
+    if isinstance(one, Mapping):
+        return one.keys() == two.keys() and all(close(one[k], two[k]) for k in one)
+    if isinstance(one, Sequence) and not isinstance(one, str):
+        return len(one) == len(two) and all(map(close, one, two))
+    if isinstance(one, float):
+        return bool(one == pytest.approx(two, abs=1e-5))
+    return bool(one == two)
+
+
+@pytest.mark.slow
+def test_all_at_once_gives_what_one_at_a_time_gives(
+    adapters: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    found = loaded(adapters, tiny_base).benchmark(SUITE, DOMAINS, tmp_path)
+    for entry in found.report["adapters"]:
+        name = entry["domain"]
+        card = json.loads((adapters / name / "card.json").read_text())["adapters"][0]
+        for part in ("domain_scores", "general", "confusion", "gates"):
+            assert close(entry[part], card[part]), (name, part)
+        lines = (adapters / name / "items.jsonl").read_text().splitlines()
+        stored = {(i["set"], i["id"]): i["scores"] for i in map(json.loads, lines)}
+        assert len(stored) == len(found.items[name])
+        for item in found.items[name]:
+            assert close(item["scores"], stored[item["set"], item["id"]])
+    matrix = found.report["matrix"]
+    assert (matrix["rows"], matrix["columns"]) == (["base", "spam", "triage"], ["spam", "triage"])
+    for at, entry in enumerate(found.report["adapters"]):
+        score = entry["domain_scores"][matrix["metrics"][at]]
+        assert matrix["values"][0][at] == pytest.approx(score["base"])
+        assert matrix["values"][at + 1][at] == pytest.approx(score["adapter"])
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_and_a_finished_one_scores_nothing(
+    adapters: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(adapters, tiny_base)
+    whole = model.benchmark(SUITE, DOMAINS, tmp_path / "whole")
+    monkeypatch.setattr(benchmark_file, "BLOCK", 16)
+    append, writes = Store.append, []
+
+    def dies(store: Store, path: Path, scores: Mapping[int, dict[str, float]]) -> None:
+        append(store, path, scores)
+        writes.append(len(scores))
+        if len(writes) == 5:
+            with path.open("a") as file:  # a line that a kill cut off
+                file.write('{"item": 99, "sc')
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "append", dies)
+    with pytest.raises(KeyboardInterrupt):
+        model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
+    before = sum(writes)
+    again = model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
+    assert close(again.report["adapters"], whole.report["adapters"])
+    total = sum(writes)
+    lines = sum(
+        line.startswith('{"item"') and line.endswith("}")
+        for path in (tmp_path / "stopped" / ".scores").iterdir()
+        for line in path.read_text().splitlines()
+    )
+    assert 0 < before < total == lines  # each score was made once
+    model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
+    assert sum(writes) == total
+
+
+@pytest.mark.slow
+def test_a_changed_prompt_or_code_is_scored_anew(
+    adapters: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(adapters, tiny_base)
+    model.benchmark(SUITE, out=tmp_path)
+    files = set((tmp_path / ".scores").iterdir())
+    probe = Probe("world", MultipleChoice(prompt="{question} now"), ASKED)
+    model.benchmark(Suite("world", (probe,), SUITE.text), out=tmp_path)
+    more = set((tmp_path / ".scores").iterdir())
+    assert len(more - files) == 3  # base and two adapters on other prompts; the texts are the same
+    monkeypatch.setattr(benchmark_file, "code_version", lambda: "another")
+    model.benchmark(SUITE, out=tmp_path)
+    assert len(set((tmp_path / ".scores").iterdir()) - more) == 5
+
+
+def test_stored_scores_hold_no_text(adapters: Path, tiny_base: Path, tmp_path: Path) -> None:
+    loaded(adapters, tiny_base).benchmark(SUITE, DOMAINS, tmp_path).save(tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert "alpha beta" not in path.read_text(encoding="utf-8"), path
+
+
+def test_nothing_resident_or_never_evaluated_is_refused(
+    tiny_base: Path, tmp_path: Path, adapters: Path
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    with pytest.raises(UsageError, match="resident"):
+        model.benchmark(SUITE)
+    model.load_adapter(adapters / "spam")
+    card = model.bank["spam"].card
+    assert card is not None
+    del card["adapters"][0]["judged"]
+    with pytest.raises(UsageError, match="without a verdict"):
+        model.benchmark(SUITE, out=tmp_path)
+
+
+def test_the_verb_writes_a_report_and_exits_with_the_worst_verdict(
+    adapters: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in ASKED))
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", *map(str, sorted(adapters.iterdir())[-2:]), "--base", str(tiny_base),
+              "--suite", str(questions), "--limit", "20", "--out", str(tmp_path)])  # fmt: skip
+    report = json.loads((tmp_path / "report.json").read_text())
+    verdicts = {entry["verdict"] for entry in report["adapters"]}
+    worst = next(v for v in ("fail", "inconclusive", "pass") if v in verdicts)
+    assert stopped.value.code == {"pass": 0, "fail": 1, "inconclusive": 3}[worst]
+    assert {e["judged"]["suite"] for e in report["adapters"]} == {"questions"}
+    assert {e["general"]["pooled"]["n"] for e in report["adapters"]} == {20}
+    assert "Report:" in capsys.readouterr().out
+
+
+TWO = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from accelerate import PartialState
+PartialState(cpu=True)
+import test_benchmark as t
+model = t.loaded(Path({adapters!r}), Path({base!r}))
+found = model.benchmark(t.SUITE, t.DOMAINS, Path({out!r}))
+if PartialState().is_main_process:
+    assert PartialState().num_processes == 2
+    Path({out!r}, "found.json").write_text(json.dumps([found.report["adapters"], found.items]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_get_the_same(
+    adapters: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    one = loaded(adapters, tiny_base).benchmark(SUITE, DOMAINS, tmp_path / "one")
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(tests=str(ROOT / "tests"), adapters=str(adapters),
+                                 base=str(tiny_base), out=str(tmp_path)))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(script)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    entries, items = json.loads((tmp_path / "found.json").read_text())
+    assert close(items, json.loads(json.dumps(one.items)))
+    for two, alone in zip(entries, one.report["adapters"], strict=True):
+        assert close(two["gates"], alone["gates"])
+    lines = [
+        line for path in (tmp_path / ".scores").iterdir() for line in path.read_text().splitlines()
+    ]
+    others = [
+        line
+        for path in (tmp_path / "one" / ".scores").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    assert len([x for x in lines if x]) == len([x for x in others if x])  # none twice
