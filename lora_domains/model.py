@@ -25,8 +25,9 @@ from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items, unanswered
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
+from lora_domains.markdown import readme
 from lora_domains.reading import Source
-from lora_domains.report import SCHEMA, figures, markdown, read_card
+from lora_domains.report import SCHEMA, figures, read_card
 from lora_domains.routing import current_route, routed
 from lora_domains.scoring import choice_logprobs, generate, renormalise
 from lora_domains.suites import Suite, embedded
@@ -298,7 +299,7 @@ class DomainModel:
             return card
 
         if _main_process():
-            save_adapter(self.out / domain.name, trained.adapter, self.base, signed, markdown, [])
+            save_adapter(self.out / domain.name, trained.adapter, self.base, signed, readme, [])
         _wait()
         return read_card(self.out / domain.name)
 
@@ -349,7 +350,7 @@ class DomainModel:
         entry.update(figures(entry, scored.items))
         path = self.bank[name].path
         if path is not None and _main_process():
-            rewrite_card(path, card, markdown, scored.items)
+            rewrite_card(path, card, readme, scored.items)
         _wait()
         return Evaluation(card)
 

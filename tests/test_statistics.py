@@ -383,7 +383,7 @@ def test_f1_without_a_flip_still_has_width() -> None:
 
 def test_compare_takes_any_statistic_of_sums() -> None:
     counts = np.stack([np.arange(20.0), np.ones(20)], axis=1)
-    longer = counts + [1, 0]
+    longer = np.add(counts, [1, 0])
     found = compare_sums(lambda sums: sums[:, 0] / sums[:, 1], counts, longer)
     assert (found.base, found.adapter) == (9.5, 10.5)
     assert (found.lower, found.upper) == pytest.approx((1.0, 1.0))
