@@ -47,6 +47,7 @@ class Rows(list[Mapping[str, Any]]):
         super().__init__(items)
         self.scores: dict[str, list[Mapping[str, float]]] = {}
         self.columns: dict[tuple[str, str], Array] = {}
+        self.grouped = any(item.get("group") is not None for item in items)
 
 
 def chosen(items: Items, field: str, wanted: str) -> Rows:
@@ -176,11 +177,11 @@ def _from_sums(sums: Array) -> Array:
 
 
 def _groups(items: Items) -> list[Any] | None:
-    groups = [item.get("group") for item in items]
-    if not groups or all(group is None for group in groups):
+    rows = items if isinstance(items, Rows) else Rows(items)
+    if not rows.grouped:
         return None
     # A row without a group stands alone.
-    return [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
+    return [g if (g := item.get("group")) is not None else f"\0{i}" for i, item in enumerate(rows)]
 
 
 def _bounds(metric: str, items: Items, contender: str, positive: int | None) -> Bounds:
@@ -212,9 +213,9 @@ def summarise(
     )
     index = labels.index(positive) if positive is not None else None
     scores = {
-        name: _with_baselines(name, test, index)
+        name: fields
         for name in metrics_of(kind, index)
-        if comparison_possible(name, test, index)
+        if (fields := _with_baselines(name, test, index))
     }
     results = [
         _gain(metric, test, index),
@@ -241,14 +242,11 @@ def summarise(
     return summary
 
 
-def comparison_possible(metric: str, items: Items, positive: int | None) -> bool:
-    """Whether base and adapter both were scored on ``metric``."""
-    return all(value(metric, items, name, positive) is not None for name in CONTENDERS)
-
-
 def _with_baselines(metric: str, items: Items, positive: int | None) -> dict[str, Any]:
+    """A comparison as a report holds it; nothing where base or adapter has no such score."""
     made = comparison(metric, items, "base", "adapter", positive)
-    assert made is not None
+    if made is None:
+        return {}
     values = {name: value(metric, items, name, positive) for name in baselines(items)}
     fields = {k: _finite(v) for k, v in asdict(made).items()}
     return fields | {"baselines": {k: v for k, v in values.items() if v is not None}}

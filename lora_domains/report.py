@@ -16,6 +16,7 @@ from lora_domains.figures import Rows, chosen, summarise, value
 from lora_domains.junit import junit
 from lora_domains.markdown import COMMENT, summary
 from lora_domains.pages import page
+from lora_domains.wording import gained
 
 SCHEMA = 1
 CARD, ITEMS = "card.json", "items.jsonl"
@@ -136,7 +137,7 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
             mend="lora-domains report adapters/* --out reports/",
         )
     entries: dict[str, dict[str, Any]] = {}
-    tests: dict[str, Rows] = {}
+    crossed: dict[str, dict[str, float | None]] = {}
     first: dict[str, Any] = {}
     environments = []
     for folder in folders:
@@ -154,9 +155,10 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
         # One without an evaluation has no gate, and no gate is no pass.
         entry = {"gates": [], "verdict": "inconclusive", **card["adapters"][0], "path": name}
         environments.append(card["environment"])
-        tests[name] = chosen(items, "set", "test")
-        if tests[name]:
-            entry["mistakes"] = mistakes(tests[name], entry["judged"]["labels"], show_text)
+        # Only figures are kept: the items of twenty adapters would fill the memory.
+        if test := chosen(items, "set", "test"):
+            entry["mistakes"] = mistakes(test, entry["judged"]["labels"], show_text)
+            crossed[name] = others(entry["judged"], test)
         entries[name] = entry
     return {
         "schema": SCHEMA,
@@ -167,7 +169,7 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
             for key in environments[0]
         },
         "adapters": list(entries.values()),
-        "matrix": matrix(entries, tests),
+        "matrix": matrix(entries, crossed),
     }  # fmt: skip
 
 
@@ -186,37 +188,39 @@ def _same_base(first: Mapping[str, Any], card: Mapping[str, Any], name: str) -> 
             )
 
 
-def matrix(
-    entries: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """What each adapter scores on each domain's test rows, by that domain's metric.
+def others(judged: Mapping[str, Any], test: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What other adapters score on a domain's test rows, by its metric: {ADAPTER: figure}.
 
-    ``values[row][column]`` is None where it was not measured. Beside an adapter's own scores an
-    item may hold those of other adapters on it, under ``others``: {ADAPTER: score}. ``base`` holds
-    the base's value for each column, ``metrics`` the metric.
+    Beside its own scores an item may hold theirs on it, under ``others``: {ADAPTER: score}.
     """
-    names = [name for name, entry in entries.items() if tests[name] and "judged" in entry]
-    values: list[list[float | None]] = [[None] * len(names) for _ in entries]
-    for column, domain in enumerate(names):
-        judged, rows = entries[domain]["judged"], tests[domain]
-        fields = entries[domain]["domain_scores"][judged["metric"]]
-        index = judged["labels"].index(judged["positive"]) if judged["positive"] else None
-        for row, name in enumerate(entries):
-            if name == domain:
-                values[row][column] = fields["adapter"]
-            elif name in rows[0].get("others", {}):
-                crossed = Rows([{**item, "scores": item["others"]} for item in rows])
-                values[row][column] = value(judged["metric"], crossed, name, index)
-    judged_by = [entries[name]["judged"]["metric"] for name in names]
+    index = judged["labels"].index(judged["positive"]) if judged["positive"] else None
+    names = test[0].get("others", {})
+    rows = Rows([{**item, "scores": item["others"]} for item in test] if names else [])
+    return {name: value(judged["metric"], rows, name, index) for name in names}
+
+
+def matrix(
+    entries: Mapping[str, Mapping[str, Any]], crossed: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, Any]:
+    """What each adapter scores on each domain's test rows: adapters by domains.
+
+    ``values[row][column]`` is None where it was not measured; ``metrics`` and ``base`` hold each
+    column's metric and the base's figure. ``crossed`` is ``others`` of each evaluated domain.
+    """
+    scored = {name: gained(entries[name]) for name in crossed}
+    columns = {name: found for name, found in scored.items() if found}
     return {
         "rows": list(entries),
-        "columns": names,
-        "values": values,
-        "metrics": judged_by,
-        "base": [
-            entries[name]["domain_scores"][metric]["base"]
-            for name, metric in zip(names, judged_by, strict=True)
+        "columns": list(columns),
+        "values": [
+            [
+                fields["adapter"] if name == domain else crossed[domain].get(name)
+                for domain, (_, fields) in columns.items()
+            ]
+            for name in entries
         ],
+        "metrics": [metric for metric, _ in columns.values()],
+        "base": [fields["base"] for _, fields in columns.values()],
     }
 
 

@@ -15,8 +15,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
 # `report`, whose views are the files from `wording` to `pages`; `display` shows what it holds.
-LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain", "figures",
-         "wording", "since", "markdown", "junit", "charts", "pages", "report", "display"]  # fmt: skip
+LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain",
+         "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report",
+         "display"]  # fmt: skip
 HEAVY = ["metrics", "base", "encoding", "routing", "adapter", "loading", "bank", "scoring",
          "evaluation", "retention", "training", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
