@@ -86,7 +86,7 @@ def _gates(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _scores(entry: Mapping[str, Any]) -> list[str]:
-    scores = entry["domain_scores"]
+    scores = entry.get("domain_scores")
     if not scores:
         return []
     names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
@@ -113,7 +113,7 @@ def _general(entry: Mapping[str, Any]) -> list[str]:
             interval(fields),
             str(fields["n"]),
         ]
-        for suite, fields in entry["general"].items()
+        for suite, fields in entry.get("general", {}).items()
         if "difference" in fields
     ]
     return table(["suite", "base", "adapter", "difference", "items"], rows) if rows else []
