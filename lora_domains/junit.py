@@ -26,7 +26,7 @@ def junit(report: Mapping[str, Any]) -> str:
         suites.append(_suite(f"lora_domains.since {since['report']}", cases))
     totals = {k: str(sum(int(s.get(k, 0)) for s in suites))
               for k in ("tests", "failures", "errors")}  # fmt: skip
-    root = Xml.Element("testsuites", name="lora_domains", **totals)
+    root = Xml.Element("testsuites", {"name": "lora_domains", **totals})
     root.extend(suites)
     Xml.indent(root)
     body = Xml.tostring(root, encoding="unicode")

@@ -83,8 +83,8 @@ def outcome(report: Report) -> str:
     """The worst verdict; ``fail`` too when something got worse since the older report."""
     if report.get("since") and report["since"]["worse"]:
         return "fail"
-    found = [entry["verdict"] for entry in report["adapters"]]
-    return min(found, key=WORST_FIRST.index)
+    found = {entry["verdict"] for entry in report["adapters"]}
+    return next(verdict for verdict in WORST_FIRST if verdict in found)
 
 
 def headline(report: Report) -> str:
@@ -148,7 +148,8 @@ def reasons(entry: Entry) -> list[str]:
 
 def fallen(since: Mapping[str, Any]) -> list[str]:
     """What got worse since the older report, a sentence each; then flips that prove nothing."""
-    worse, open_ = [], []
+    worse: list[str] = []
+    open_: list[str] = []
     for name, found in since["adapters"].items():
         for figure, fields in found["figures"].items():
             if fields["worse"]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -386,3 +387,41 @@ def test_junit_is_xml_whatever_a_report_holds(name: str, why: str) -> None:
     report = {"adapters": [{"path": name, "gates": [gate]}]}
     root = Xml.fromstring(junit(report).encode("utf-8", "strict"))
     assert root[0][0][0].tag == "failure"
+
+
+# ── In CI ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("now", "code"), [(PASSES, 0), ((400, 100, 60, 440), 1), (FAILS, 1)])
+def test_the_workflow_reports_compares_sums_up_and_fails_on_a_gate(
+    tmp_path: Path, now: tuple[int, ...], code: int
+) -> None:
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github/workflows/adapters.yml").read_text())
+    steps = {s.get("name"): s for s in workflow["jobs"]["report"]["steps"]}
+    save_report(combine([folder(tmp_path / "old")]), tmp_path / "main")
+    folder(tmp_path / "adapters", rows=items(now))
+    program = tmp_path / ".venv" / "bin" / "lora-domains"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lora_domains.cli "$@"\n')
+    program.chmod(0o755)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "GITHUB_STEP_SUMMARY": str(tmp_path / "job.md")}
+
+    def step(name: str) -> int:
+        # The shell of a GitHub runner.
+        done = subprocess.run(["bash", "-eo", "pipefail", "-c", steps[name]["run"]], cwd=tmp_path,
+                              env=env, capture_output=True, text=True, check=False)  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode
+
+    assert step("Report") == code
+    assert step("Summary") == 0
+    shown = (tmp_path / "job.md").read_text()
+    assert shown.startswith("## ✔ Ship" if code == 0 else "## ✘ Do not ship")
+    assert "since report.json" in shown
+    # A failed gate must not keep the summary, the comment and the page from appearing.
+    for name in ("Summary", "Comment on the pull request", "Page, JSON and JUnit"):
+        assert "!cancelled()" in steps[name]["if"]
+    assert {p.name for p in (tmp_path / "reports").iterdir()} == FILES
