@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -24,7 +23,7 @@ from lora_domains.data import Prepared
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record
 from lora_domains.encoding import Encoder, Item
-from lora_domains.errors import UsageError
+from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation import (
     SHOTS,
     TRAIN_SAMPLE,
@@ -40,7 +39,6 @@ from lora_domains.evaluation import (
     tfidf_scores,
     with_shots,
 )
-from lora_domains.figures import value
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
 from lora_domains.suites import Suite
@@ -234,8 +232,8 @@ class Scorer:
 def measure(
     scorer: Scorer, suite: Suite, fields: Sequence[Field], encoder: Encoder, key: bytes,
     base_changed: Callable[[], bool],
-) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, Any]]:  # fmt: skip
-    """(report entries, items by adapter, matrix) of every adapter of ``scorer``.
+) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:  # fmt: skip
+    """(report entry, items) of every adapter of ``scorer``, by name.
 
     General knowledge is measured on ``suite``. Where an adapter's own domain is among ``fields``
     its test rows are scored here; else the items of its folder are taken as they stand.
@@ -243,9 +241,10 @@ def measure(
     """
     names = scorer.names
     general = _general(scorer, suite, encoder, key)
-    scored = {field.domain.name: _field(scorer, field, key) for field in fields}
+    by_domain = {field.domain.name: field for field in fields}
+    scored = {name: _field(scorer, field, key) for name, field in by_domain.items()}
     changed = base_changed()
-    entries, items = [], {}
+    found = {}
     for name in names:
         adapter = scorer.bank[name]
         if adapter.card is None or "judged" not in adapter.card["adapters"][0]:
@@ -256,25 +255,22 @@ def measure(
                 mend="Train or evaluate it here first: its rows and its gates are unknown.",
             )
         entry = deepcopy(adapter.card["adapters"][0])
-        own = scored.get(entry["domain"])
-        if own is not None:
-            mine = own[1][name]
+        field = by_domain.get(entry["domain"])
+        if field is not None:
+            mine = scored[field.domain.name][name]
+            entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
         else:
             assert adapter.path is not None
             mine = [item for item in read_items(adapter.path) if item["set"] in ("test", "train")]
         asked, largest = general[name]
-        field = next((f for f in fields if f.domain.name == entry["domain"]), None)
-        if field is not None:
-            entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
         entry["judged"] |= {
             "suite": suite.name,
             "largest_move": largest,
             "base_changed": entry["judged"]["base_changed"] or changed,
         }
-        items[name] = mine + asked
-        entry.update(figures(entry, items[name]))
-        entries.append(entry)
-    return entries, items, _matrix(names, fields, scored)
+        entry.update(figures(entry, mine + asked))
+        found[name] = (entry, mine + asked)
+    return found
 
 
 def _general(
@@ -305,66 +301,47 @@ def _general(
     return found
 
 
-def _field(
-    scorer: Scorer, field: Field, key: bytes
-) -> tuple[dict[str, Scores], dict[str, list[dict[str, Any]]]]:
-    """(scores of base and adapters, items by adapter) on the rows of one domain."""
+def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str, Any]]]:
+    """The items of each adapter of this domain on its rows; ``others`` holds every other one's.
+
+    Raises UsageError when the domain has no adapter here.
+    """
     domain, prepared, encoder = field.domain, field.prepared, field.encoder
     task = prepared.task
+    own = [name for name in scorer.names if _domain_of(scorer.bank, name) == domain.name]
+    if not own:
+        raise UsageError(
+            where=domain.name,
+            expected="domains of the adapters that are measured",
+            found=f"none of {listed(scorer.names)} is of this domain",
+            mend=f"Load its adapter too, or leave {domain.name} out.",
+        )
     rows = encode_rows(encoder, prepared.test)
     scores = scorer.scores(Part(f"{domain.name} rows", task, rows), [None, *scorer.names])
-    others: dict[str, Scores] = {}
+    baselines: dict[str, Scores] = {}
     if isinstance(task, Classification):
         classes = len(task.labels or ())
-        others["majority"] = majority_scores(prepared.train, prepared.test, classes)
-        others["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
+        baselines["majority"] = majority_scores(prepared.train, prepared.test, classes)
+        baselines["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
     few = shots(encoder, prepared.train, domain.training.seed) if prepared.test[0].prompt else []
     prompted = with_shots(encoder, [example for example, _ in rows], few)
     if prompted:
         shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
         part = Part(f"{domain.name} rows with {SHOTS} examples", task, shown)
-        others[f"{SHOTS}_shot"] = scorer.scores(part, [None])[None]
+        baselines[f"{SHOTS}_shot"] = scorer.scores(part, [None])[None]
     seen = encode_rows(encoder, sample(prepared.train, TRAIN_SAMPLE, domain.training.seed))
-    own = [name for name in scorer.names if _domain_of(scorer.bank, name) == domain.name]
-    learned = scorer.scores(Part(f"{domain.name} training rows", task, seen), own) if own else {}
+    learned = scorer.scores(Part(f"{domain.name} training rows", task, seen), own)
     items = {}
     for name in own:
-        contenders = {"base": scores[None], "adapter": scores[name], **others}
-        items[name] = item_records("test", rows, contenders, key, domain.show_text)
-        items[name] += item_records(
-            "train", seen, {"adapter": learned[name]}, key, domain.show_text
-        )
-    # For the matrix every adapter is the contender of its own name.
-    by_name = {"base": scores[None], **{name: scores[name] for name in scorer.names}}
-    return by_name, items
+        contenders = {"base": scores[None], "adapter": scores[name], **baselines}
+        test = item_records("test", rows, contenders, key, domain.show_text)
+        for at, item in enumerate(test):
+            item["others"] = {o: scores[o][at] for o in scorer.names if o != name}
+        train = {"adapter": learned[name]}
+        items[name] = test + item_records("train", seen, train, key, domain.show_text)
+    return items
 
 
 def _domain_of(bank: Bank, name: str) -> str | None:
     card = bank[name].card
     return str(card["adapters"][0]["domain"]) if card else None
-
-
-def _matrix(
-    names: Sequence[str], fields: Sequence[Field],
-    scored: Mapping[str, tuple[dict[str, Scores], dict[str, list[dict[str, Any]]]]],
-) -> dict[str, Any]:  # fmt: skip
-    """Each domain's metric for the base and every adapter: what does medical do to legal?"""
-    rows, values = ["base", *names], []
-    for row in rows:
-        line = []
-        for field in fields:
-            task = field.prepared.task
-            scores = scored[field.domain.name][0][row]
-            positive = getattr(task, "positive", None)
-            index = (task.labels or ()).index(positive) if positive else None  # type: ignore[union-attr]
-            targets = [item.target for _, item in encode_rows(field.encoder, field.prepared.test)]
-            items = [
-                {"target": target, "scores": {row: score}}
-                for target, score in zip(targets, scores, strict=True)
-            ]
-            found = value(task.metric, items, row, index)
-            line.append(None if found is None or np.isnan(found) else found)
-        values.append(line)
-    columns = [field.domain.name for field in fields]
-    metrics = [field.prepared.task.metric for field in fields]
-    return {"rows": rows, "columns": columns, "metrics": metrics, "values": values}

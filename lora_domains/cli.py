@@ -24,8 +24,10 @@ from lora_domains.errors import (
     UsageError,
     did_you_mean,
 )
-from lora_domains.report import CARD, read_card, rebuild
+from lora_domains.report import CARD, combine, read_card, read_report, rebuild, save_report
+from lora_domains.since import compare_reports
 from lora_domains.tasks import Classification
+from lora_domains.wording import SIGNS, brief, fallen, headline, outcome, ranked
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 USAGE, INTERRUPTED = 2, 130
@@ -314,6 +316,32 @@ def show_card(card: Mapping[str, Any], display: Display) -> None:
     display.gates(entry)
 
 
+def _report(flags: argparse.Namespace) -> int:
+    display, out = Display(), Path(flags.out)
+    # Read first: --baseline may be the report that this one replaces.
+    old = read_report(Path(flags.baseline)) if flags.baseline else None
+    report = combine([Path(folder) for folder in flags.adapters], show_text=flags.show_text)
+    if old is not None:
+        report["since"] = compare_reports(old, report, Path(flags.baseline).name)
+    save_report(report, out, Path(flags.junit) if flags.junit else None)
+    rows = [row for entry in report["adapters"] for row in entry.get("mistakes", [])]
+    if flags.show_text and rows and not any("text" in row for row in rows):
+        display.warn("These items hold no text: evaluate with --show-text to have it in a report.")
+    _show_report(report, display, out)
+    return EXIT[outcome(report)]
+
+
+def _show_report(report: Mapping[str, Any], display: Display, out: Path) -> None:
+    for entry in ranked(report):
+        words = "" if entry["verdict"] == "pass" else brief(entry)
+        display.line(
+            f"{SIGNS[entry['verdict']]} {entry['verdict']:<13} {entry['path']:<20} {words}".rstrip()
+        )
+    for sentence in fallen(report["since"]) if "since" in report else []:
+        display.line(f"  since {report['since']['report']}: {sentence}")
+    display.line(f"{headline(report)}. All of it: {out / 'report.html'}")
+
+
 def _predict(flags: argparse.Namespace) -> int:
     from lora_domains.base import quiet_imports
 
@@ -343,19 +371,21 @@ def _benchmark(flags: argparse.Namespace) -> int:
 
     display = Display(quiet=not PartialState().is_main_process)
     _use_cores(PartialState())
+    # Read first: --baseline may be the report that this one replaces.
+    old = read_report(Path(flags.baseline)) if flags.baseline else None
     suite = load_suite(flags.suite, flags.limit, flags.seed)
     model = DomainModel.from_pretrained(
         flags.base, quantization=_bits(flags), out=flags.adapters_in, display=display
     )
     for path in flags.adapters:
         model.load_adapter(path)
-    found = model.benchmark(suite, [load_domain(path) for path in flags.domains], flags.out)
-    for entry in found.report["adapters"]:
-        display.title(f"{entry['domain']}: {entry['verdict']}")
-        display.general(entry)
-        display.gates(entry)
+    domains = [load_domain(path) for path in flags.domains]
+    found = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
+    if old is not None:
+        found.report["since"] = compare_reports(old, found.report, Path(flags.baseline).name)
     if PartialState().is_main_process:
-        display.line(f"Report: {found.save(flags.out)}")
+        found.save(flags.out, flags.junit)
+    _show_report(found.report, display, Path(flags.out))
     return EXIT[found.verdict]
 
 
@@ -407,6 +437,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("--rebuild", action="store_true", help="compute the figures anew from items")
     show.add_argument("--json", action="store_true", help="print the card")
     show.set_defaults(run=_show)
+    report = verbs.add_parser("report", help="many adapters as a page, Markdown, JSON and JUnit")
+    report.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapter folders")
+    report.add_argument("--out", default="reports", metavar="DIR", help="where the report lands")
+    report.set_defaults(run=_report)
     predict = verbs.add_parser("predict", help="labels for texts (arguments, or lines on stdin)")
     predict.add_argument("adapter")
     predict.add_argument("texts", nargs="*")
@@ -424,6 +458,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
     bench.set_defaults(run=_benchmark, adapters_in="adapters")
+    for verb in (report, bench):
+        add = verb.add_argument
+        add("--junit", metavar="FILE", help="default: junit.xml beside the report")
+        add("--baseline", metavar="FILE", help="an older report.json: what got worse")
+        add("--show-text", action="store_true", help="show the text of wrong rows")
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
     for verb in (listing, show, predict):

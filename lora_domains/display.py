@@ -21,10 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from lora_domains.report import interval, percent
+from lora_domains.wording import SIGNS, interval, percent
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?"}
 Advance = Callable[[int], None]
 
 

@@ -1,7 +1,6 @@
 """``DomainModel``: the one object people meet, thin over the files that do the work."""
 
 import io
-import json
 import os
 import platform
 import secrets
@@ -27,13 +26,23 @@ from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
+from lora_domains.markdown import readme
 from lora_domains.reading import Source
-from lora_domains.report import SCHEMA, figures, markdown, read_card
+from lora_domains.report import (
+    SCHEMA,
+    assemble,
+    figures,
+    read_card,
+    save_items,
+    save_report,
+    summed_up,
+)
 from lora_domains.routing import entered
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Task, task_from_record
 from lora_domains.training import Plan, Run, Trained, make_plan
+from lora_domains.wording import outcome
 
 LONGEST = 2048
 """Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
@@ -75,17 +84,20 @@ class Benchmark:
     @property
     def verdict(self) -> str:
         """The worst verdict among the adapters."""
-        found = {entry["verdict"] for entry in self.report["adapters"]}
-        return next(v for v in ("fail", "inconclusive", "pass") if v in found)
+        return outcome(self.report)
 
-    def save(self, out: str | Path) -> Path:
-        """Write the report and its items into the folder ``out``; returns it."""
+    def save(self, out: str | Path, junit: str | Path | None = None) -> Path:
+        """Write the report and its views into the folder ``out``; returns it.
+
+        Beside them ``measured/NAME`` holds each adapter's card and items of this run, from which
+        ``lora-domains report`` makes the same report again. Raises UsageError when it cannot.
+        """
         folder = Path(out)
-        (folder / "items").mkdir(parents=True, exist_ok=True)
-        for name, items in self.items.items():
-            lines = "".join(json.dumps(item) + "\n" for item in items)
-            (folder / "items" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        (folder / "report.json").write_text(json.dumps(self.report, indent=1), encoding="utf-8")
+        for entry in self.report["adapters"]:
+            card = {key: self.report[key] for key in ("schema", "base", "environment")}
+            card["adapters"] = [entry]
+            save_items(folder / "measured" / entry["path"], card, self.items[entry["path"]])
+        save_report(self.report, folder, Path(junit) if junit else None)
         return folder
 
 
@@ -349,7 +361,7 @@ class DomainModel:
             return card
 
         if _main_process():
-            save_adapter(self.out / domain.name, trained.adapter, self.base, signed, markdown, [])
+            save_adapter(self.out / domain.name, trained.adapter, self.base, signed, readme, [])
         _wait()
         return read_card(self.out / domain.name)
 
@@ -400,19 +412,20 @@ class DomainModel:
         entry.update(figures(entry, scored.items))
         path = self.bank[name].path
         if path is not None and _main_process():
-            rewrite_card(path, card, markdown, scored.items)
+            rewrite_card(path, card, readme, scored.items)
         _wait()
         return Evaluation(card)
 
     def benchmark(
         self, suite: Suite | str = "embedded", domains: Sequence[Domain] = (),
-        out: str | Path = "reports",
+        out: str | Path = "reports", *, show_text: bool = False,
     ) -> Benchmark:  # fmt: skip
         """Every resident adapter on the same general questions, and on the rows of ``domains``.
 
         An adapter whose own domain is not among ``domains`` keeps the scores of its last
-        evaluation. Scores are kept under ``out``, so that a run that was stopped goes on. Raises
-        UsageError when no adapter is resident, or one was never evaluated.
+        evaluation. Scores are kept under ``out``, so that a run that was stopped goes on.
+        ``show_text`` takes the text of rows that were answered wrongly into the report, where a
+        domain allows it. Raises UsageError when no adapter is resident, or one was never evaluated.
         """
         if not self.bank:
             raise UsageError(
@@ -427,18 +440,15 @@ class DomainModel:
             fields.append(Field(ready.domain, ready.prepared, ready.encoder))
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
         encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
-        entries, items, matrix = measure(
+        found = measure(
             scorer, suite, fields, encoder, self._key(),
             lambda: _witness(self.base) != self._witness,
         )  # fmt: skip
-        report = {
-            "schema": SCHEMA,
-            "base": self.base.record(),
-            "environment": environment(self.base, suite.seed),
-            "adapters": entries,
-            "matrix": matrix,
-        }
-        return Benchmark(report, items)
+        report = assemble(
+            self.base.record(), environment(self.base, suite.seed),
+            {n: summed_up(n, entry, items, show_text) for n, (entry, items) in found.items()},
+        )  # fmt: skip
+        return Benchmark(report, {name: items for name, (_, items) in found.items()})
 
     def _ready_for(self, domain: Domain | str) -> _Ready:
         if isinstance(domain, str):

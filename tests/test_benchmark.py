@@ -20,6 +20,7 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.model import DomainModel
+from lora_domains.report import combine
 from lora_domains.suites import Probe, Suite
 from lora_domains.tasks import Classification, MultipleChoice
 
@@ -101,11 +102,16 @@ def test_all_at_once_gives_what_one_at_a_time_gives(
         for item in found.items[name]:
             assert close(item["scores"], stored[item["set"], item["id"]])
     matrix = found.report["matrix"]
-    assert (matrix["rows"], matrix["columns"]) == (["base", "spam", "triage"], ["spam", "triage"])
+    assert (matrix["rows"], matrix["columns"]) == (["spam", "triage"], ["spam", "triage"])
     for at, entry in enumerate(found.report["adapters"]):
         score = entry["domain_scores"][matrix["metrics"][at]]
-        assert matrix["values"][0][at] == pytest.approx(score["base"])
-        assert matrix["values"][at + 1][at] == pytest.approx(score["adapter"])
+        assert matrix["base"][at] == pytest.approx(score["base"])
+        assert matrix["values"][at][at] == pytest.approx(score["adapter"])
+    assert all(value is not None for row in matrix["values"] for value in row)
+    found.save(tmp_path / "report")
+    folders = sorted((tmp_path / "report" / "measured").iterdir())
+    assert close(combine(folders)["adapters"], found.report["adapters"])
+    assert close(combine(folders)["matrix"], matrix)
 
 
 @pytest.mark.slow
@@ -193,7 +199,7 @@ def test_the_verb_writes_a_report_and_exits_with_the_worst_verdict(
     assert stopped.value.code == {"pass": 0, "fail": 1, "inconclusive": 3}[worst]
     assert {e["judged"]["suite"] for e in report["adapters"]} == {"questions"}
     assert {e["general"]["pooled"]["n"] for e in report["adapters"]} == {20}
-    assert "Report:" in capsys.readouterr().out
+    assert "report.html" in capsys.readouterr().out
 
 
 TWO = """
