@@ -25,6 +25,7 @@ from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items, unanswered
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
+from lora_domains.merging import merge, save_merged
 from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import current_route, routed
@@ -150,6 +151,29 @@ class DomainModel:
     def unload(self, name: str) -> None:
         """Take a resident adapter out; its folder stays."""
         self.bank.remove(name)
+
+    def merged(self, name: str, *, dtype: str | torch.dtype | None = None) -> Any:
+        """A stand-alone transformers model: the base with the resident adapter ``name`` in it.
+
+        The base is read once more, unquantised, in its own dtype or ``dtype``; the resident one
+        stays as it is. How far the result is from the adapter un-merged is shown. Raises
+        UsageError, BaseModelError or AdapterError.
+        """
+        found = merge(self.bank, name, dtype)
+        self.display.stage("merged", None, None, str(found))
+        return found.model
+
+    def export(
+        self, name: str, folder: str | Path, *, dtype: str | torch.dtype | None = None
+    ) -> None:
+        """``merged``, written with its tokenizer as a folder that plain transformers loads.
+
+        Raises AdapterError too when ``folder`` holds anything but a merged model.
+        """
+        found = merge(self.bank, name, dtype)
+        self.display.stage("merged", None, None, str(found))
+        save_merged(Path(folder), found)
+        self.display.line(f"Saved: {folder}")
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[Self]:
