@@ -81,7 +81,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             panels.append((title(result), points))
     heights = [len(points) + 2 for _, points in panels]
     figure, axes = pyplot.subplots(
-        len(panels), 1, squeeze=False, sharex=True, layout="constrained",
+        len(panels), 1, squeeze=False, layout="constrained",
         figsize=(8, 0.2 * sum(heights) + 0.5), gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
     for axis, (name, points) in zip(axes[:, 0], panels, strict=True):
@@ -91,6 +91,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        if max(values) < 20:  # within a decade or so the ticks between say more
+            axis.xaxis.set_minor_formatter("{x:g}")
         axis.axvline(1, color="black", linewidth=0.8)
         axis.grid(axis="x", color="0.9")
         axis.set_title(name, loc="left", fontsize=9)
