@@ -20,8 +20,8 @@ from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import BaseModelError, did_you_mean, listed
 
 Quantization = Literal["8bit", "4bit"]
-ROUTED, SLOTS = "routed_base", "lora_slots"
-"""What ``RoutedLinear`` calls the linear it wraps and the adapters beside it."""
+ROUTED = "routed_base"
+"""What ``RoutedLinear`` calls the linear it wraps; adapters are no modules of the model."""
 
 
 @dataclass
@@ -305,9 +305,7 @@ def _tokenizer_state(tokenizer: Any) -> str:
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for source in (model.named_parameters(), model.named_buffers()):
         for name, tensor in source:
-            parts = name.split(".")
-            if SLOTS not in parts:
-                yield ".".join(part for part in parts if part != ROUTED), tensor
+            yield ".".join(part for part in name.split(".") if part != ROUTED), tensor
     for name, module in model.named_modules():
         if ROUTED in module._modules:
             continue  # the wrapper answers for the linear inside, which is met once, by itself

@@ -20,7 +20,6 @@ from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import DataError
 from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
-from lora_domains.routing import routed
 from lora_domains.scoring import (
     answer_nats,
     choice_logprobs,
@@ -57,7 +56,7 @@ def model_scores(
 ) -> Scores:  # fmt: skip
     """The scores of base (``route`` None) or an adapter on ``items``."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
-    with routed(route):
+    with bank.routed(route):
         if items and items[0].choices:
             logprobs = choice_logprobs(model, items, pad, advance)
             return [choice_score(lp, i) for lp, i in zip(logprobs, items, strict=True)]
@@ -240,7 +239,7 @@ def _general_text(
     texts = _encode(encoder, suite.texts())
     pad = bank.base.tokenizer.pad_token_id
     with display.progress("drift on general text", len(texts)) as advance:
-        moved = drift(bank.base.model, [item for _, item in texts], pad, adapter, advance)
+        moved = drift(bank, [item for _, item in texts], pad, adapter, advance)
     scores: dict[str, Scores] = {"base": [], "adapter": []}
     for i in range(len(texts)):
         tokens = int(moved["tokens"][i])

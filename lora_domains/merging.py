@@ -18,7 +18,6 @@ from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import AdapterError, BaseModelError
-from lora_domains.routing import routed
 
 MERGED = "merged.json"
 """Says what a merged model was made from, and that its folder is one of ours."""
@@ -62,14 +61,17 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     where it was loaded from, AdapterError when a merged weight is too large for ``dtype``.
     """
     base, adapter = bank.base, bank[name]
-    bare, served = _logits(base, None), _logits(base, name)
+    with bank.routed(None):
+        bare = _logits(base)
+    with bank.routed(name):
+        served = _logits(base)
     full = _full_precision(base, dtype)
-    full_bare = _logits(full, None)
+    full_bare = _logits(full)
     with torch.no_grad():
         for linear, (a, b) in bank.weights(name).items():
             _add(full.model, linear, a, b, adapter.scales[linear], name)
     effect = float((served - bare).norm())
-    error = float((_logits(full, None) - served).norm())
+    error = float((_logits(full) - served).norm())
     base_error = float((full_bare - bare).norm())
     # A stand-alone model is as `from_pretrained` gives it; only a base is frozen.
     full.model.requires_grad_(True)
@@ -136,10 +138,9 @@ def _add(model: Any, linear: str, a: Tensor, b: Tensor, scale: float, adapter: s
 
 
 @torch.no_grad()
-def _logits(base: Base, name: str | None) -> Tensor:
-    """(tokens, vocabulary) in float32, for a fixed input of no meaning."""
+def _logits(base: Base) -> Tensor:
+    """(tokens, vocabulary) in float32, for a fixed input of no meaning, as routed here."""
     length, vocabulary = min(_TOKENS, base.context), base.model.config.get_text_config().vocab_size
     ids = (torch.arange(length, device=base.device) * 7 % vocabulary)[None]
-    with routed(name):
-        logits: Tensor = base.model(input_ids=ids, use_cache=False).logits[0]
+    logits: Tensor = base.model(input_ids=ids, use_cache=False).logits[0]
     return logits.float().cpu()

@@ -28,8 +28,9 @@ from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.merging import merge, save_merged
 from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
-from lora_domains.routing import current_route, routed
-from lora_domains.scoring import choice_logprobs, generate, renormalise
+from lora_domains.routing import entered
+from lora_domains.scoring import choice_logprobs, generate_in_chunks, renormalise
+from lora_domains.serving import by_domain, continued, each_row, streamed
 from lora_domains.suites import Suite, embedded
 from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
 from lora_domains.training import Plan, Run, Trained, make_plan
@@ -92,10 +93,15 @@ class DomainModel:
     """
 
     def __init__(
-        self, base: Base, *, out: str | Path = "adapters", display: Display | None = None
+        self,
+        base: Base,
+        *,
+        slots: int | None = None,
+        out: str | Path = "adapters",
+        display: Display | None = None,
     ) -> None:
         self.base = base
-        self.bank = Bank(base)
+        self.bank = Bank(base, slots)
         self.out = Path(out)
         self.display = display or Display(quiet=not _main_process())
         self._ready: dict[str, _Ready] = {}
@@ -110,20 +116,34 @@ class DomainModel:
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         device: str | torch.device | None = None,
+        slots: int | None = None,
         out: str | Path = "adapters",
         display: Display | None = None,
     ) -> Self:
         """A base from a folder or a Hub id; without an argument, the embedded one.
 
-        Raises BaseModelError when it cannot be found or loaded.
+        ``slots`` is how many adapters may lie on the device at once (see ``Bank``). Raises
+        BaseModelError when it cannot be found or loaded.
         """
         base = load_base(
             path_or_id, revision=revision, dtype=dtype, quantization=quantization, device=device
         )
-        return cls(base, out=out, display=display)
+        return cls(base, slots=slots, out=out, display=display)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base.model(*args, **kwargs)
+    def __call__(
+        self,
+        *args: Any,
+        domain: str | None = None,
+        domains: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A forward pass, served by ``domain``, by ``domains`` row by row, or as ``using`` says."""
+        batch = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
+        rows = each_row(domain, domains, 1 if batch is None else len(batch))
+        if rows is None:
+            return self.base.model(*args, **kwargs)
+        with self.bank.routed(rows):
+            return self.base.model(*args, **kwargs)
 
     @property
     def tokenizer(self) -> Any:
@@ -148,8 +168,23 @@ class DomainModel:
             self.display.warn(note)
         return adapter.name
 
+    def reload(self, name: str) -> str:
+        """Read a resident adapter from its folder again; calls in flight end with the one before.
+
+        Raises what ``load_adapter`` does, and then the adapter stays as it was.
+        """
+        path = self.bank[name].path
+        if path is None:
+            raise UsageError(
+                where=name,
+                expected="an adapter that was loaded from a folder",
+                found="one that was put into the bank from memory",
+                mend="Save it, and load it with load_adapter.",
+            )
+        return self.load_adapter(path, name)
+
     def unload(self, name: str) -> None:
-        """Take a resident adapter out; its folder stays."""
+        """Take a resident adapter out; its folder stays, and calls in flight go on with it."""
         self.bank.remove(name)
 
     def merged(self, name: str, *, dtype: str | torch.dtype | None = None) -> Any:
@@ -180,11 +215,11 @@ class DomainModel:
         """Serve every call inside by the adapter ``name``; None is the base.
 
         Safe across threads and tasks, nested and on exceptions. A thread started inside begins
-        at the base: enter ``using`` there. Do not hold it across a ``yield`` of a generator.
+        at the base: enter ``using`` there. Inside a generator that yields, name the domain in each
+        call instead: what ``using`` says would hold for whoever is given the value. Raises
+        UsageError for a name that is not resident, and for blocks left out of order.
         """
-        if name is not None:
-            self.bank[name]
-        with routed(name):
+        with self.bank.routed(name):
             yield self
 
     # Training
@@ -407,32 +442,51 @@ class DomainModel:
         self,
         texts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
         domain: str | None = None,
-    ) -> list[Prediction] | list[str]:
+        *,
+        domains: Sequence[str] | None = None,
+    ) -> list[Prediction | str]:
         """Labels with probabilities (classification) or answers (generation), one per text.
 
         A text is a string, or a row with the columns of the domain's prompt. ``domain`` is a
-        resident adapter; without it, the one that ``using`` says.
+        resident adapter, ``domains`` one for each text; without either, what ``using`` says.
         """
-        name = domain or current_route()
-        if name is None:
+        many = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        route = self.bank.current()
+        if domain is None and domains is None and route is not None:
+            said = route.domains
+            domain, domains = (said[0], None) if len(said) == 1 else (None, list(said))
+        names = each_row(domain, domains, len(many))
+        tasks = {name: self._task(name) for name in names or () if name is not None}
+        if names is None or None in names:
             raise UsageError(
                 expected="a domain to predict for",
                 found="none",
                 mend="Call predict(texts, domain='medical'), or inside using('medical').",
             )
-        task = self._task(name)
-        many = [texts] if isinstance(texts, str | Mapping) else list(texts)
         encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
-        examples = [_asked(task, text, number) for number, text in enumerate(many)]
+        asked = [tasks[name] for name in names]
+        examples = [_asked(asked[i], text, i) for i, text in enumerate(many)]
         items = [encoder.encode(example) for example in unanswered(examples)]
-        if not isinstance(task, Classification):
-            with routed(name):
-                return self._answers(items, getattr(task, "max_new_tokens", 64))
-        labels = task.labels or ()
-        with routed(name):
-            scores = choice_logprobs(self.base.model, items, self.base.tokenizer.pad_token_id)
+        found: dict[int, Prediction | str] = {}
+        # Classes are scored, answers are written: one batch for each, and for each length.
+        for most in dict.fromkeys(map(_tokens_to_write, asked)):
+            rows = [row for row, task in enumerate(asked) if _tokens_to_write(task) == most]
+
+            def answer(part: list[int], rows: list[int] = rows, most: int = most) -> list[Any]:
+                picked = [items[rows[i]] for i in part]
+                if most:
+                    return self._answers(picked, most)
+                return self._labels(picked, [asked[rows[i]] for i in part])
+
+            of_rows = by_domain(self.bank, [names[row] for row in rows], len(rows), answer)
+            found |= dict(zip(rows, of_rows, strict=True))
+        return [found[row] for row in range(len(many))]
+
+    def _labels(self, items: list[Item], tasks: list[Task]) -> list[Prediction]:
         found = []
-        for row in scores:
+        scores = choice_logprobs(self.base.model, items, self.base.tokenizer.pad_token_id)
+        for row, task in zip(scores, tasks, strict=True):
+            labels = getattr(task, "labels", None) or ()
             shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
             best = max(range(len(shares)), key=shares.__getitem__)
             found.append(
@@ -440,35 +494,39 @@ class DomainModel:
             )
         return found
 
+    def _answers(self, items: list[Item], most: int) -> list[str]:
+        texts = generate_in_chunks(self.base.model, self.base.tokenizer, items, most)
+        return [text.strip() for text in texts]
+
     def generate(
         self,
         prompts: str | Sequence[str],
         domain: str | None = None,
         *,
+        domains: Sequence[str | None] | None = None,
         max_new_tokens: int = 64,
         **options: Any,
     ) -> str | list[str]:
         """Continue one prompt or several, greedily unless ``options`` (as in transformers) say so.
 
-        ``domain`` is a resident adapter; without it, the one that ``using`` says.
+        ``domain`` is a resident adapter, ``domains`` one for each prompt (None is the base);
+        without either, what ``using`` says. Rows are sorted by domain first, which matters to
+        random sampling only.
         """
-        name = domain or current_route()
-        if name is not None:
-            self.bank[name]
-        encoder = Encoder(self.base.tokenizer, self.base.context)
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [[*encoder.bos, *encoder.tokens(prompt)] for prompt in many]
-        with routed(name):
-            texts = generate(
-                self.base.model, self.base.tokenizer, ids, max_new_tokens=max_new_tokens, **options
-            )
+        rows = each_row(domain, domains, len(many))
+        texts = continued(self.bank, many, rows, max_new_tokens=max_new_tokens, **options)
         # num_return_sequences gives several for one prompt.
         return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
 
-    def _answers(self, items: list[Item], most: int) -> list[str]:
-        prompts = [item.prompt for item in items]
-        texts = generate(self.base.model, self.base.tokenizer, prompts, max_new_tokens=most)
-        return [text.strip() for text in texts]
+    def stream(
+        self, prompt: str, domain: str | None = None, *, max_new_tokens: int = 64, **options: Any
+    ) -> Iterator[str]:
+        """The text that ``generate`` would give, piece by piece as it is written.
+
+        It is served by what was said when this was called, wherever it is read.
+        """
+        return streamed(self.bank, prompt, domain, max_new_tokens=max_new_tokens, **options)
 
     def _task(self, name: str) -> Task:
         card = self.bank[name].card
@@ -482,6 +540,11 @@ class DomainModel:
                 mend="Use generate() with the prompt it was trained on.",
             )
         return task_from_record(card["adapters"][0]["settings"]["task"])
+
+
+def _tokens_to_write(task: Task) -> int:
+    """How long an answer may be; 0 where labels are scored instead."""
+    return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
 
 
 def _asked(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
@@ -513,7 +576,7 @@ def _witness(base: Base) -> tuple[str, bytes]:
     """The base's state digest and its logits on a fixed input, bit for bit."""
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
-    with torch.no_grad(), routed(None):
+    with torch.no_grad(), entered(base.model, None):
         logits = base.model(input_ids=ids, use_cache=False).logits
     return base.state_digest(), logits.float().cpu().numpy().tobytes()
 

@@ -5,15 +5,14 @@ adapter) is added to the loss. It costs no labels.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_domains.bank import Bank
 from lora_domains.encoding import IGNORED, Item, collate
-from lora_domains.routing import routed
 from lora_domains.scoring import tail_logits
 
 
@@ -32,12 +31,13 @@ def general_rows(count: int, batch: int, seed: int, step: int) -> list[int]:
     return found
 
 
-def kl_to_base(model: Any, items: Sequence[Item], pad: int, adapter: str) -> Tensor:
+def kl_to_base(bank: Bank, items: Sequence[Item], pad: int, adapter: str) -> Tensor:
     """Sum over the tokens of ``items`` of KL(base ‖ adapter) in nats, with gradient."""
+    model = bank.base.model
     batch = collate(items, pad, model.device)
-    with torch.no_grad(), routed(None):
+    with torch.no_grad(), bank.routed(None):
         base = F.log_softmax(tail_logits(model, batch).float(), dim=-1)
-    with routed(adapter):
+    with bank.routed(adapter):
         moved = F.log_softmax(tail_logits(model, batch).float(), dim=-1)
     kl = F.kl_div(moved, base, log_target=True, reduction="none").sum(-1)
     return (kl * (batch.labels != IGNORED)).sum()

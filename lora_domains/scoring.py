@@ -1,7 +1,7 @@
 """Forward passes only: likelihoods of choices, nats of answers, drift from the base, generation.
 
-Whichever adapter is routed when a function is called is the one that is scored. Nothing larger
-than one batch of logits is ever kept.
+Whichever adapter is routed when a function is called is the one that is scored; under a mixed route
+each item has its own. Nothing larger than one batch of logits is ever kept.
 """
 
 import copy
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_domains.bank import Bank
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
-from lora_domains.routing import routed
+from lora_domains.routing import narrowed
 
 TOKENS = 4096
 """Padded tokens in one forward pass when scoring, on a CPU; times 8 on an accelerator."""
@@ -49,7 +50,9 @@ def choice_logprobs(
     budget = _most_tokens(device) if longest == 1 else max(1, 16 * _most_tokens(device) // widest)
     for chunk in chunks(items, min(budget, _most_tokens(device))):
         rows = [items[i] for i in chunk]
-        for i, row in zip(chunk, _choices_of_chunk(model, rows, pad), strict=True):
+        with narrowed(model, chunk):
+            found = _choices_of_chunk(model, rows, pad)
+        for i, row in zip(chunk, found, strict=True):
             scores[i] = row
         progress(len(chunk))
     return scores
@@ -161,7 +164,8 @@ def answer_nats(
     nats, tokens = np.zeros(len(items)), np.zeros(len(items), dtype=int)
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
-        nll = answer_nll(tail_logits(model, batch), batch)
+        with narrowed(model, chunk):
+            nll = answer_nll(tail_logits(model, batch), batch)
         nats[chunk] = nll.double().sum(1).cpu().numpy()
         tokens[chunk] = (batch.labels != IGNORED).sum(1).cpu().numpy()
         progress(len(chunk))
@@ -170,7 +174,7 @@ def answer_nats(
 
 @torch.no_grad()
 def drift(
-    model: Any, items: Sequence[Item], pad: int, adapter: str, progress: Progress = _silent
+    bank: Bank, items: Sequence[Item], pad: int, adapter: str, progress: Progress = _silent
 ) -> dict[str, np.ndarray]:
     """How far ``adapter`` moved from the base on general text.
 
@@ -180,11 +184,12 @@ def drift(
     """
     names = ("kl", "base", "adapter", "tokens", "largest")
     result = {name: np.zeros(len(items)) for name in names}
+    model = bank.base.model
     for chunk in chunks(items, _most_tokens(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
         logits = []
         for name in (None, adapter):
-            with routed(name):
+            with bank.routed(name):
                 logits.append(tail_logits(model, batch).float())
         here = batch.labels != IGNORED
         base, moved = (F.log_softmax(part, dim=-1) for part in logits)
@@ -241,9 +246,10 @@ def generate_in_chunks(
     """Greedy answers to ``items``, in batches of similar length."""
     texts = [""] * len(items)
     for chunk in chunks(items, _most_tokens(model.device)):
-        answers = generate(
-            model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=max_new_tokens
-        )
+        with narrowed(model, chunk):
+            answers = generate(
+                model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=max_new_tokens
+            )
         for i, text in zip(chunk, answers, strict=True):
             texts[i] = text.strip()
         progress(len(chunk))

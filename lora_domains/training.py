@@ -32,7 +32,6 @@ from lora_domains.encoding import Item, collate, epoch_batches
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.evaluation import validation_figures
 from lora_domains.retention import general_rows, kl_to_base
-from lora_domains.routing import routed
 from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs, tail_logits
 
 MICRO_TOKENS = 16_384
@@ -234,7 +233,7 @@ class Run:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed((self.domain.training.seed << 32) + state.total_steps * ranks + rank)
         nats = torch.zeros((), device=self.model.device)
-        with routed(self.slot):
+        with self.bank.routed(self.slot):
             for part in micro_batches(items[rank::ranks], self.model.device):
                 batch = collate(part, self.pad, self.model.device)
                 loss = answer_nll(tail_logits(self.model, batch), batch).sum()
@@ -278,7 +277,7 @@ class Run:
         texts = [self.general[i] for i in rows]
         tokens = sum(len(text.answer) for text in texts)
         for part in micro_batches(texts[rank::ranks], self.model.device):
-            kl = kl_to_base(self.model, part, self.pad, self.slot)
+            kl = kl_to_base(self.bank, part, self.pad, self.slot)
             self.accelerator.backward(settings.kl * kl / tokens)
 
     def _set_rate(self) -> None:
@@ -496,7 +495,10 @@ def micro_batches(items: Sequence[Item], device: torch.device) -> Iterator[Seque
 
 def validate(run: Run) -> dict[str, Any]:
     """Loss (nats per answer token), accuracy and the domain metric on the validation rows."""
-    with routed(run.slot), run.display.progress("validating", len(run.validation)) as advance:
+    with (
+        run.bank.routed(run.slot),
+        run.display.progress("validating", len(run.validation)) as advance,
+    ):
         nats, tokens = answer_nats(run.model, run.validation, run.pad)
         scores = None
         if run.validation and run.validation[0].choices:

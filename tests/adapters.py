@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from lora_domains.adapter import Adapter, new_adapter, save_adapter
+from lora_domains.bank import Bank
 from lora_domains.base import Base
 from lora_domains.domain import Lora
-from lora_domains.routing import routed
 
 TOLERANCE = 1e-5
 IDS = torch.arange(3, 27).reshape(2, 12)
@@ -35,10 +35,11 @@ def save(folder: Path, adapter: Adapter, base: Base) -> Path:
     return folder
 
 
-def logits(base: Base, name: str | None = None) -> torch.Tensor:
-    """(rows, tokens, vocabulary) of ``IDS``, served by ``name``."""
-    with torch.no_grad(), routed(name):
-        found: torch.Tensor = base.model(input_ids=IDS).logits
+def logits(of: Bank | Base, name: str | None = None) -> torch.Tensor:
+    """(rows, tokens, vocabulary) of ``IDS``, served by ``name`` of a bank."""
+    bank = of if isinstance(of, Bank) else Bank(of)
+    with torch.no_grad(), bank.routed(name):
+        found: torch.Tensor = bank.base.model(input_ids=IDS).logits
     return found
 
 

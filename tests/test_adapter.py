@@ -126,8 +126,9 @@ def _round_trip(base_folder: Path, base: Base, tmp_path: Path, options: dict[str
     folder, wanted = peft_saved(base_folder, tmp_path / "theirs", **options)
     adapter = load_adapter(folder, base)
     assert [n for n in adapter.notes if "cannot be verified" in n], "its base is not known"
-    Bank(base).add(adapter)
-    assert_equal(logits(base, "theirs"), wanted, bare)
+    bank = Bank(base)
+    bank.add(adapter)
+    assert_equal(logits(bank, "theirs"), wanted, bare)
     assert torch.equal(logits(base), bare)
     # And back again.
     ours = save(tmp_path / "ours", adapter, base)
@@ -145,8 +146,9 @@ def test_a_copy_of_the_output_layer_is_taken_only_where_it_is_one(
     key = "base_model.model.lm_head.base_layer.weight"
     tensors = load_file(folder / "adapter_model.safetensors")
     assert key in tensors
-    Bank(base).add(load_adapter(folder, base))
-    assert_equal(logits(base, "theirs"), wanted, logits(base))
+    bank = Bank(base)
+    bank.add(load_adapter(folder, base))
+    assert_equal(logits(bank, "theirs"), wanted, logits(base))
     tensors[key][0, 0] += 1
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(AdapterCorrupt, match=r"belong nowhere, such as .*lm_head"):
@@ -163,10 +165,11 @@ def test_adapters_saved_here_serve_the_same_in_plain_peft(
     tiny_base: Path, base: Base, tmp_path: Path, lora: dict[str, Any]
 ) -> None:
     adapter = strong(base, "ours", rank=6, **lora)
-    Bank(base).add(adapter)
+    bank = Bank(base)
+    bank.add(adapter)
     folder = save(tmp_path / "ours", adapter, base)
     assert {p.name for p in folder.iterdir()} == FILES
-    assert_equal(peft_logits(tiny_base, folder), logits(base, "ours"), logits(base))
+    assert_equal(peft_logits(tiny_base, folder), logits(bank, "ours"), logits(base))
 
 
 def test_a_new_adapter_is_drawn_from_its_seed_and_changes_nothing_yet(base: Base) -> None:
@@ -175,8 +178,9 @@ def test_a_new_adapter_is_drawn_from_its_seed_and_changes_nothing_yet(base: Base
     assert torch.equal(one.weights[linear][0], same.weights[linear][0])
     assert not torch.equal(one.weights[linear][0], other.weights[linear][0])
     assert one.parameters == sum(a.numel() + b.numel() for a, b in one.weights.values())
-    Bank(base).add(one)
-    assert torch.equal(logits(base, "a"), logits(base))
+    bank = Bank(base)
+    bank.add(one)
+    assert torch.equal(logits(bank, "a"), logits(base))
 
 
 def test_saving_twice_gives_the_same_bytes(base: Base, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def refused(bank: Bank, folder: Path, kind: type[AdapterError], found: str) -> AdapterError:
     """The error of loading ``folder``; quick, and the bank is as it was."""
-    before = {name: logits(bank.base, name) for name in (None, *bank)}
+    before = {name: logits(bank, name) for name in (None, *bank)}
     started = time.perf_counter()
     with pytest.raises(AdapterError, match=f"(?s)found .*{found}") as caught:
         bank.add(load_adapter(folder, bank.base))
@@ -64,7 +64,7 @@ def refused(bank: Bank, folder: Path, kind: type[AdapterError], found: str) -> A
     assert caught.value.where
     assert [None, *bank] == list(before)
     for name, wanted in before.items():
-        assert torch.equal(logits(bank.base, name), wanted)
+        assert torch.equal(logits(bank, name), wanted)
     return caught.value
 
 

@@ -101,13 +101,13 @@ def _as_peft(base_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None
 
 def test_weights_of_the_merged_model_are_its_own(base: Base) -> None:
     bank = resident(base, strong(base))
-    served, digest = logits(base, "strong"), base.state_digest()
+    served, digest = logits(bank, "strong"), base.state_digest()
     model = merge(bank, "strong").model
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
     assert base.state_digest() == digest
-    assert torch.equal(logits(base, "strong"), served)
+    assert torch.equal(logits(bank, "strong"), served)
 
 
 def test_an_adapter_that_changes_nothing_is_said_to(base: Base) -> None:
@@ -129,7 +129,7 @@ def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_alone(
     assert base.model.config.tie_word_embeddings
     embeddings = base.model.get_input_embeddings().weight.clone()
     bank = resident(base, strong(base, targets=("lm_head",)))
-    bare, served = logits(base), logits(base, "strong")
+    bare, served = logits(base), logits(bank, "strong")
     merged = merge(bank, "strong")
     assert torch.equal(merged.model.get_input_embeddings().weight, embeddings)
     assert_equal(plain_logits(merged.model), served, bare)
@@ -150,7 +150,7 @@ def test_other_adapters_leave_embeddings_tied(base: Base, tmp_path: Path) -> Non
 def test_an_output_layer_that_was_never_tied(tmp_path: Path) -> None:
     base = load_base(make_base(tmp_path / "untied", tie_word_embeddings=False))
     bank = resident(base, strong(base, targets=("lm_head", "q_proj")))
-    bare, served = logits(base), logits(base, "strong")
+    bare, served = logits(base), logits(bank, "strong")
     save_merged(tmp_path / "merged", merge(bank, "strong"))
     assert_equal(plain_logits(plain(tmp_path / "merged")), served, bare)
 
@@ -158,9 +158,9 @@ def test_an_output_layer_that_was_never_tied(tmp_path: Path) -> None:
 # ── Precisions ──────────────────────────────────────────────────────────────────────────────────
 
 
-def stated(base: Base, merged: torch.Tensor, name: str) -> float:
+def stated(bank: Bank, merged: torch.Tensor, name: str) -> float:
     """The error as `record` defines it, on other inputs than those it was measured on."""
-    served, bare = logits(base, name).float(), logits(base).float()
+    served, bare = logits(bank, name).float(), logits(bank).float()
     return float((merged - served).norm() / (served - bare).norm())
 
 
@@ -184,7 +184,7 @@ def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: 
         ours = merged.model.get_submodule(linear).weight
         assert bool(((ours - exact).abs() <= exact.abs() * 2**-8 + 1e-7).all())
         torch.testing.assert_close(ours, peft[f"{linear}.weight"], atol=1e-6, rtol=2**-7)
-    error = stated(base, plain_logits(merged.model), "strong")
+    error = stated(bank, plain_logits(merged.model), "strong")
     assert 0 < error < 0.05
     assert error / 3 < merged.record["error"] < error * 3
     assert merged.record["base_error"] == 0
@@ -196,11 +196,11 @@ def test_another_dtype_can_be_asked_for(tiny_base: Path) -> None:
     base = load_base(tiny_base, dtype="bfloat16")
     exact = load_base(tiny_base)
     bank, wanted = resident(base, strong(base)), logits(exact)
-    resident(exact, strong(exact))
+    exact_bank = resident(exact, strong(exact))
     merged = merge(bank, "strong", "float32")
     assert merged.model.dtype == torch.float32
     # From the stored weights, not from those already rounded to bf16.
-    assert_equal(plain_logits(merged.model), logits(exact, "strong"), wanted)
+    assert_equal(plain_logits(merged.model), logits(exact_bank, "strong"), wanted)
     assert 0 < merged.record["base_error"] < 1
     assert "the base alone, from bfloat16 to float32" in str(merged)
 
@@ -217,7 +217,7 @@ def test_a_quantised_base_is_merged_in_full_precision(tiny_base: Path, quantizat
     for name, weight in merged.model.named_parameters():
         assert torch.equal(weight, theirs[name]), name
     assert not hasattr(merged.model.config, "quantization_config")
-    error = stated(base, plain_logits(merged.model), "strong")
+    error = stated(bank, plain_logits(merged.model), "strong")
     assert error > 1e-3
     assert error / 3 < merged.record["error"] < error * 3
     assert merged.record["base_error"] > 1e-4
@@ -302,7 +302,7 @@ def test_the_model_and_the_folder_of_a_domain_model(
 ) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path)
     model.load_adapter(save(tmp_path / "strong", strong(model.base), model.base))
-    bare, served = logits(model.base), logits(model.base, "strong")
+    bare, served = logits(model.base), logits(model.bank, "strong")
     assert_equal(plain_logits(model.merged("strong")), served, bare)
     assert "off from it un-merged by" in " ".join(capsys.readouterr().out.split())
     model.export("strong", tmp_path / "merged", dtype="bfloat16")
@@ -319,14 +319,14 @@ def test_export_writes_what_plain_transformers_loads(
 
     base = load_base(tiny_base)
     adapter = save(tmp_path / "strong", strong(base), base)
-    resident(base, strong(base))
+    bank = resident(base, strong(base))
     out = tmp_path / "out" / "merged"
     command = ["export", str(adapter), "--base", str(tiny_base), "--out", str(out)]
     with pytest.raises(SystemExit) as left:
         cli.main(command)
     assert left.value.code == 0
     assert "un-merged by" in " ".join(capsys.readouterr().out.split())
-    assert_equal(plain_logits(plain(out)), logits(base, "strong"), logits(base))
+    assert_equal(plain_logits(plain(out)), logits(bank, "strong"), logits(base))
     text = "alpha beta, triage urgent"
     assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(tiny_base)(
         text

@@ -16,7 +16,6 @@ from lora_domains.embedded.world import general_questions
 from lora_domains.encoding import Encoder
 from lora_domains.leaks import find_leaks
 from lora_domains.retention import general_rows, kl_to_base
-from lora_domains.routing import routed
 from lora_domains.suites import embedded
 from lora_domains.tasks import Example
 
@@ -48,13 +47,13 @@ def test_kl_is_that_of_the_definition_and_zero_when_nothing_moves(
     encoder = Encoder(base.tokenizer, 64)
     texts = ("red river", "the stone is blue today", "alpha")
     items = [encoder.windows(Example("t", "", text))[0] for text in texts]
-    kl = kl_to_base(base.model, items, base.tokenizer.pad_token_id, "a")
+    kl = kl_to_base(bank, items, base.tokenizer.pad_token_id, "a")
     wanted = 0.0
     for item in items:
         ids = torch.tensor([item.prompt + item.answer])
         shares = []
         for route in (None, "a"):
-            with routed(route), torch.no_grad():
+            with bank.routed(route), torch.no_grad():
                 shares.append(F.log_softmax(base.model(input_ids=ids).logits[0, :-1], dim=-1))
         wanted += float((shares[0].exp() * (shares[0] - shares[1])).sum())
     assert float(kl.detach()) == pytest.approx(wanted, rel=1e-4, abs=1e-6)

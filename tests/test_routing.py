@@ -12,7 +12,7 @@ from adapters import IDS, TOLERANCE, logits, strong
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.routing import RoutedLinear, current_route, routed
+from lora_domains.routing import RoutedLinear
 
 
 @pytest.fixture
@@ -30,46 +30,53 @@ def bank(base: Base) -> Bank:
 
 
 def test_every_adapter_differs_from_the_base_and_the_others(bank: Bank) -> None:
-    seen = [logits(bank.base, name) for name in (None, "a", "b")]
+    seen = [logits(bank, name) for name in (None, "a", "b")]
     for i, one in enumerate(seen):
         for other in seen[:i]:
             assert (one - other).abs().max() >= 100 * TOLERANCE
 
 
 def test_there_and_back_gives_identical_logits(bank: Bank) -> None:
-    bare, a, b = (logits(bank.base, name) for name in (None, "a", "b"))
+    bare, a, b = (logits(bank, name) for name in (None, "a", "b"))
     for name, wanted in (("a", a), ("b", b), (None, bare), ("a", a), (None, bare), ("b", b)):
-        assert torch.equal(logits(bank.base, name), wanted)
+        assert torch.equal(logits(bank, name), wanted)
 
 
-def test_routes_nest_and_reenter() -> None:
-    assert current_route() is None
-    with routed("a"):
-        with routed("b"):
-            with routed(None):
-                assert current_route() is None
-            with routed("a"):
-                assert current_route() == "a"
-            assert current_route() == "b"
-        assert current_route() == "a"
-    assert current_route() is None
+def served_by(bank: Bank) -> tuple[str | None, ...]:
+    route = bank.current()
+    return () if route is None else route.domains
+
+
+def test_routes_nest_and_reenter(bank: Bank) -> None:
+    assert served_by(bank) == ()
+    with bank.routed("a"):
+        with bank.routed("b"):
+            with bank.routed(None):
+                assert served_by(bank) == ()
+            with bank.routed(["a", None]):
+                assert served_by(bank) == ("a", None)
+            with bank.routed("a"):
+                assert served_by(bank) == ("a",)
+            assert served_by(bank) == ("b",)
+        assert served_by(bank) == ("a",)
+    assert served_by(bank) == ()
 
 
 def test_an_exception_restores_the_route(bank: Bank) -> None:
     bare = logits(bank.base)
-    with pytest.raises(ZeroDivisionError), routed("a"), routed("b"):
+    with pytest.raises(ZeroDivisionError), bank.routed("a"), bank.routed("b"):
         raise ZeroDivisionError
-    assert current_route() is None
+    assert served_by(bank) == ()
     assert torch.equal(bank.base.model(input_ids=IDS).logits, bare)
 
 
 def test_two_threads_each_get_their_own_adapter(bank: Bank) -> None:
-    wanted = {name: logits(bank.base, name) for name in ("a", "b")}
+    wanted = {name: logits(bank, name) for name in ("a", "b")}
     together = threading.Barrier(2)
 
     def calls(name: str) -> int:
         right = 0
-        with routed(name), torch.no_grad():
+        with bank.routed(name), torch.no_grad():
             for _ in range(50):
                 together.wait(timeout=30)
                 found = bank.base.model(input_ids=IDS).logits
@@ -81,11 +88,11 @@ def test_two_threads_each_get_their_own_adapter(bank: Bank) -> None:
 
 
 def test_tasks_each_get_their_own_adapter(bank: Bank) -> None:
-    wanted = {name: logits(bank.base, name) for name in ("a", "b", None)}
+    wanted = {name: logits(bank, name) for name in ("a", "b", None)}
 
     async def calls(name: str | None) -> bool:
         # No no_grad across an await: it belongs to the thread and would leak into other tasks.
-        with routed(name):
+        with bank.routed(name):
             right = True
             for _ in range(5):
                 await asyncio.sleep(0)
@@ -98,9 +105,9 @@ def test_tasks_each_get_their_own_adapter(bank: Bank) -> None:
     assert asyncio.run(together()) == [True] * 4
 
 
-def test_a_thread_started_inside_begins_at_the_base() -> None:
-    with routed("a"), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(current_route).result() is None
+def test_a_thread_started_inside_begins_at_the_base(bank: Bank) -> None:
+    with bank.routed("a"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(served_by, bank).result() == ()
 
 
 def test_backward_from_a_second_thread_gives_the_same_gradients(base: Base) -> None:
@@ -109,7 +116,7 @@ def test_backward_from_a_second_thread_gives_the_same_gradients(base: Base) -> N
     bank.add(strong(base, "b", seed=2))
 
     def loss() -> torch.Tensor:
-        with routed("a"):
+        with bank.routed("a"):
             return base.model(input_ids=IDS, labels=IDS).loss
 
     loss().backward()
@@ -119,7 +126,7 @@ def test_backward_from_a_second_thread_gives_the_same_gradients(base: Base) -> N
     second = loss()
 
     def backward() -> None:
-        with routed("b"):
+        with bank.routed("b"):
             second.backward()
 
     thread = threading.Thread(target=backward)
@@ -135,17 +142,18 @@ def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
     from peft import get_peft_model
 
     adapter = strong(base, "a")
-    Bank(base).add(adapter, trainable=True)
+    bank = Bank(base)
+    bank.add(adapter, trainable=True)
     oracle = get_peft_model(load_base(tiny_base).model, adapter.config)
     layers = dict(oracle.base_model.model.named_modules())
     for linear, (a, b) in adapter.weights.items():
         layers[linear].lora_A["default"].weight.data.copy_(a)
         layers[linear].lora_B["default"].weight.data.copy_(b)
     oracle(input_ids=IDS, labels=IDS).loss.backward()
-    with routed("a"):
+    with bank.routed("a"):
         base.model(input_ids=IDS, labels=IDS).loss.backward()
     for linear in adapter.weights:
-        slot = base.model.get_submodule(linear).lora_slots["a"]
+        slot = bank.slots("a")[linear]
         for ours, theirs in ((slot.a, "lora_A"), (slot.b, "lora_B")):
             wanted = getattr(layers[linear], theirs)["default"].weight.grad
             torch.testing.assert_close(ours.grad, wanted, atol=1e-6, rtol=1e-4)
@@ -164,17 +172,18 @@ def test_a_routed_linear_answers_for_its_base(bank: Bank) -> None:
 
 def test_loading_and_unloading_twice_leaves_one_wrapper(bank: Bank) -> None:
     base = bank.base
-    bare, a = logits(base), logits(base, "a")
+    a = logits(bank, "a")
     for _ in range(2):
         bank.remove("a")
         assert list(bank) == ["b"]
-        assert torch.equal(logits(base, "a"), bare)
+        with pytest.raises(UsageError, match="a resident adapter"):
+            bank.routed("a")
         bank.add(strong(base, "a", 1))
         bank.add(strong(base, "a", 1))
-        assert torch.equal(logits(base, "a"), a)
+        assert torch.equal(logits(bank, "a"), a)
     linear = base.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert not isinstance(linear.routed_base, RoutedLinear)
-    assert sorted(linear.lora_slots) == ["a", "b"]
+    assert list(linear.children()) == [linear.routed_base], "adapters are no modules of the model"
     with pytest.raises(UsageError, match="None is loaded yet"):
         Bank(base).remove("a")
 
@@ -182,9 +191,9 @@ def test_loading_and_unloading_twice_leaves_one_wrapper(bank: Bank) -> None:
 def test_the_same_name_is_replaced_where_targets_differ(bank: Bank) -> None:
     base = bank.base
     bank.add(strong(base, "only", 5, targets=("q_proj",)))
-    wanted = logits(base, "only")
+    wanted = logits(bank, "only")
     bank.add(strong(base, "a", 5, targets=("q_proj",)))
-    assert torch.equal(logits(base, "a"), wanted), "slots of the adapter before are still served"
+    assert torch.equal(logits(bank, "a"), wanted), "slots of the adapter before are still served"
 
 
 @pytest.mark.parametrize("name", ["train", "keys", "type", "forward", "training", "0"])
@@ -193,16 +202,16 @@ def test_names_that_modules_use_themselves_are_names_like_any_other(base: Base, 
     bare = logits(base)
     bank.add(strong(base, name))
     bank.add(strong(base, "plain"))
-    assert torch.equal(logits(base, name), logits(base, "plain"))
+    assert torch.equal(logits(bank, name), logits(bank, "plain"))
     base.model.train().eval()
-    assert not torch.equal(logits(base, name), bare)
+    assert not torch.equal(logits(bank, name), bare)
     bank.remove(name)
-    assert torch.equal(logits(base, name), bare)
+    assert torch.equal(logits(bank), bare)
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_bank_as_it_was(bank: Bank) -> None:
     base = bank.base
-    before = {name: logits(base, name) for name in (None, "a", "b")}
+    before = {name: logits(bank, name) for name in (None, "a", "b")}
     bad = strong(base, "a", 9)
     last = list(bad.weights)[-1]
     a, b = bad.weights[last]
@@ -211,7 +220,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_bank_as_it_was(bank: Bank) -> N
         bank.add(bad)
     assert list(bank) == ["a", "b"]
     for name, wanted in before.items():
-        assert torch.equal(logits(base, name), wanted)
+        assert torch.equal(logits(bank, name), wanted)
     assert bank["a"] is not bad
 
 

@@ -16,7 +16,6 @@ from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.domain import Lora
 from lora_domains.encoding import Item
-from lora_domains.routing import routed
 from lora_domains.scoring import answer_nats, choice_logprobs, drift, generate, renormalise
 
 PAD = 0
@@ -73,7 +72,7 @@ SHAPES = {
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_choices_as_one_by_one(bank: Bank, shapes: list[Any], adapter: str | None) -> None:
     rows = items(*shapes)
-    with routed(adapter):
+    with bank.routed(adapter):
         found = choice_logprobs(bank.base.model, rows, PAD)
         wanted = [[naive(bank.base.model, r.prompt, c) for c in r.choices] for r in rows]
     for scores, oracle in zip(found, wanted, strict=True):
@@ -84,7 +83,7 @@ def test_choices_as_one_by_one(bank: Bank, shapes: list[Any], adapter: str | Non
 def test_the_adapter_that_scores_differ_by(bank: Bank) -> None:
     rows = items((5, (3, 2)), (17, (1, 4)))
     base = choice_logprobs(bank.base.model, rows, PAD)
-    with routed("moved"):
+    with bank.routed("moved"):
         moved = choice_logprobs(bank.base.model, rows, PAD)
     assert all(np.abs(a - b).max() > 100 * EXACT for a, b in zip(base, moved, strict=True))
 
@@ -92,7 +91,7 @@ def test_the_adapter_that_scores_differ_by(bank: Bank) -> None:
 @pytest.mark.parametrize("adapter", [None, "moved"])
 def test_answers_as_one_by_one(bank: Bank, adapter: str | None) -> None:
     rows = items((4, ()), (33, ()), (1, ()), (12, ()), (7, ()))
-    with routed(adapter):
+    with bank.routed(adapter):
         nats, tokens = answer_nats(bank.base.model, rows, PAD)
         wanted = [-naive(bank.base.model, row.prompt, row.answer) for row in rows]
     np.testing.assert_allclose(nats, wanted, atol=EXACT)
@@ -103,7 +102,7 @@ def test_the_company_of_a_row_does_not_change_its_score(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)), (12, (3, 1)), (25, (2, 2)))
-    with routed("moved"):
+    with bank.routed("moved"):
         together = choice_logprobs(bank.base.model, rows, PAD)
         nats, _ = answer_nats(bank.base.model, rows, PAD)
         monkeypatch.setattr(scoring, "TOKENS", 1)  # every row alone
@@ -125,7 +124,7 @@ def test_order_of_rows_does_not_matter(bank: Bank) -> None:
 
 
 def test_drift_is_zero_for_an_adapter_that_does_nothing(bank: Bank) -> None:
-    found = drift(bank.base.model, items((4, ()), (20, ())), PAD, "inert")
+    found = drift(bank, items((4, ()), (20, ())), PAD, "inert")
     assert found["kl"].tolist() == [0.0, 0.0]
     assert found["largest"].tolist() == [0.0, 0.0]
     np.testing.assert_array_equal(found["base"], found["adapter"])
@@ -133,14 +132,14 @@ def test_drift_is_zero_for_an_adapter_that_does_nothing(bank: Bank) -> None:
 
 def test_drift_equals_a_naive_divergence(bank: Bank) -> None:
     rows = items((4, ()), (20, ()), (1, ()), (9, ()))
-    found = drift(bank.base.model, rows, PAD, "moved")
+    found = drift(bank, rows, PAD, "moved")
     for n, row in enumerate(rows):
         ids = torch.tensor([[*row.prompt, *row.answer]])
         at = slice(len(row.prompt) - 1, -1)
         logits = []
         with torch.no_grad():
             for name in (None, "moved"):
-                with routed(name):
+                with bank.routed(name):
                     out = bank.base.model(input_ids=ids, use_cache=False).logits
                 logits.append(out[0, at].double())
         p, q = (F.log_softmax(part, dim=-1) for part in logits)
@@ -148,7 +147,7 @@ def test_drift_equals_a_naive_divergence(bank: Bank) -> None:
         np.testing.assert_allclose(found["kl"][n], float(kl), atol=EXACT)
         largest = float((logits[0] - logits[1]).abs().max())
         np.testing.assert_allclose(found["largest"][n], largest, atol=EXACT)
-        with routed("moved"):
+        with bank.routed("moved"):
             nats = -naive(bank.base.model, row.prompt, row.answer)
         np.testing.assert_allclose(found["adapter"][n], nats, atol=EXACT)
     assert (found["kl"] > 0).all()
@@ -159,7 +158,7 @@ def test_drift_equals_a_naive_divergence(bank: Bank) -> None:
 def test_greedy_generation_as_transformers_one_by_one(bank: Bank, adapter: str | None) -> None:
     model, tokenizer = bank.base.model, bank.base.tokenizer
     prompts = [item.prompt for item in items((4, ()), (19, ()), (1, ()), (8, ()))]
-    with routed(adapter):
+    with bank.routed(adapter):
         together = generate(model, tokenizer, prompts, max_new_tokens=12)
         for prompt, text in zip(prompts, together, strict=True):
             ids = torch.tensor([prompt])
