@@ -23,7 +23,7 @@ from shape import Bench, bench
 
 from lora_domains import DomainModel
 
-ROWS, PROMPT, NEW = 8, 16, 16
+ROWS, PROMPT, NEW = 8, 16, 8
 
 
 def occupied(device: str) -> int:
