@@ -22,30 +22,20 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation import score_items, unanswered
+from lora_domains.evaluation import score_items
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.merging import merge, save_merged
 from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import entered
-from lora_domains.scoring import choice_logprobs, generate_in_chunks, renormalise
-from lora_domains.serving import by_domain, continued, each_row, streamed
+from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded
-from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
+from lora_domains.tasks import Classification, Task, task_from_record
 from lora_domains.training import Plan, Run, Trained, make_plan
 
 LONGEST = 2048
 """Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One label with its probability, and those of the others."""
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -443,7 +433,7 @@ class DomainModel:
         texts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
         domain: str | None = None,
         *,
-        domains: Sequence[str] | None = None,
+        domains: Sequence[str | None] | None = None,
     ) -> list[Prediction | str]:
         """Labels with probabilities (classification) or answers (generation), one per text.
 
@@ -454,49 +444,17 @@ class DomainModel:
         route = self.bank.current()
         if domain is None and domains is None and route is not None:
             said = route.domains
-            domain, domains = (said[0], None) if len(said) == 1 else (None, list(said))
-        names = each_row(domain, domains, len(many))
-        tasks = {name: self._task(name) for name in names or () if name is not None}
-        if names is None or None in names:
+            domain, domains = (said[0], None) if len(said) == 1 else (None, said)
+        names = [name for name in each_row(domain, domains, len(many)) or () if name is not None]
+        if len(names) < len(many):
             raise UsageError(
                 expected="a domain to predict for",
                 found="none",
                 mend="Call predict(texts, domain='medical'), or inside using('medical').",
             )
+        tasks = {name: self._task(name) for name in names}
         encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
-        asked = [tasks[name] for name in names]
-        examples = [_asked(asked[i], text, i) for i, text in enumerate(many)]
-        items = [encoder.encode(example) for example in unanswered(examples)]
-        found: dict[int, Prediction | str] = {}
-        # Classes are scored, answers are written: one batch for each, and for each length.
-        for most in dict.fromkeys(map(_tokens_to_write, asked)):
-            rows = [row for row, task in enumerate(asked) if _tokens_to_write(task) == most]
-
-            def answer(part: list[int], rows: list[int] = rows, most: int = most) -> list[Any]:
-                picked = [items[rows[i]] for i in part]
-                if most:
-                    return self._answers(picked, most)
-                return self._labels(picked, [asked[rows[i]] for i in part])
-
-            of_rows = by_domain(self.bank, [names[row] for row in rows], len(rows), answer)
-            found |= dict(zip(rows, of_rows, strict=True))
-        return [found[row] for row in range(len(many))]
-
-    def _labels(self, items: list[Item], tasks: list[Task]) -> list[Prediction]:
-        found = []
-        scores = choice_logprobs(self.base.model, items, self.base.tokenizer.pad_token_id)
-        for row, task in zip(scores, tasks, strict=True):
-            labels = getattr(task, "labels", None) or ()
-            shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
-            best = max(range(len(shares)), key=shares.__getitem__)
-            found.append(
-                Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True)))
-            )
-        return found
-
-    def _answers(self, items: list[Item], most: int) -> list[str]:
-        texts = generate_in_chunks(self.base.model, self.base.tokenizer, items, most)
-        return [text.strip() for text in texts]
+        return predicted(self.bank, encoder, many, names, tasks)
 
     def generate(
         self,
@@ -540,32 +498,6 @@ class DomainModel:
                 mend="Use generate() with the prompt it was trained on.",
             )
         return task_from_record(card["adapters"][0]["settings"]["task"])
-
-
-def _tokens_to_write(task: Task) -> int:
-    """How long an answer may be; 0 where labels are scored instead."""
-    return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
-
-
-def _asked(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
-    """A text as an example of ``task``, without an answer."""
-    if not hasattr(task, "unlabelled"):
-        raise UsageError(
-            expected="a classification or generation domain",
-            found=task.kind,
-            mend="Use generate() instead.",
-        )
-    columns = task.columns[:-1]
-    if isinstance(text, str):
-        if len(set(columns)) != 1:
-            raise UsageError(
-                expected="rows with the columns " + ", ".join(columns),
-                found="a plain string",
-                mend="Pass a dict for each row.",
-            )
-        text = {columns[0]: text}
-    example: Example = task.unlabelled(Row(text, "input", number, f"input {number}"))
-    return example
 
 
 def _joined(one: Leaks, other: Leaks) -> Leaks:

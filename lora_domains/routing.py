@@ -45,7 +45,8 @@ class Single:
         if piece is None:
             return y
         if isinstance(piece, Slot):
-            return y + piece(x).to(y.dtype)
+            delta: Tensor = piece(x)
+            return y + delta.to(y.dtype)
         # One product serves the linears that are given this very tensor. Another thread on the
         # same route can only make both compute anew, since the entry is replaced whole.
         source, group, low = self._shared
@@ -78,7 +79,7 @@ class Mixed:
 
     @property
     def domains(self) -> tuple[str | None, ...]:
-        return tuple(resident and resident.name for resident in self.rows)
+        return tuple(None if row is None else row.name for row in self.rows)
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """``y`` (rows · n, …, out), with each row's own adapter added to it."""
@@ -264,7 +265,7 @@ class RoutedLinear(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self._modules[ROUTED](x)  # type: ignore[misc] (never None)
+        y: Tensor = self.routed_base(x)
         route = _routes.get().get(self.model)
         return y if route is None else route.serve(self.linear, x, y)
 

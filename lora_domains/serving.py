@@ -2,17 +2,29 @@
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from lora_domains.bank import Bank
-from lora_domains.encoding import Encoder
+from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import UsageError
-from lora_domains.scoring import generate
+from lora_domains.evaluation import unanswered
+from lora_domains.scoring import choice_logprobs, generate, generate_in_chunks, renormalise
+from lora_domains.tasks import Classification, Example, Row, Task
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label with its probability, and those of the others."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
 
 
 def each_row(
@@ -69,6 +81,72 @@ def continued(
         return generate(bank.base.model, bank.base.tokenizer, picked, **options)
 
     return by_domain(bank, domains, len(ids), run)
+
+
+def predicted(
+    bank: Bank,
+    encoder: Encoder,
+    texts: Sequence[str | Mapping[str, Any]],
+    domains: Sequence[str],
+    tasks: Mapping[str, Task],
+) -> list[Prediction | str]:
+    """The label or the answer to each text, asked as ``tasks`` has it for its domain."""
+    of_row = [tasks[name] for name in domains]
+    examples = [
+        _asked(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
+    ]
+    items = [encoder.encode(example) for example in unanswered(examples)]
+    found: dict[int, Prediction | str] = {}
+    # Labels are scored, answers are written: a batch for those, and one for each length of these.
+    for most in dict.fromkeys(map(_tokens_to_write, of_row)):
+        rows = [row for row, task in enumerate(of_row) if _tokens_to_write(task) == most]
+
+        def answer(part: list[int], rows: list[int] = rows, most: int = most) -> list[Any]:
+            picked = [items[rows[i]] for i in part]
+            if most:
+                return generate_in_chunks(bank.base.model, bank.base.tokenizer, picked, most)
+            return _labels(bank, picked, [of_row[rows[i]] for i in part])
+
+        answers = by_domain(bank, [domains[row] for row in rows], len(rows), answer)
+        found |= dict(zip(rows, answers, strict=True))
+    return [found[row] for row in range(len(texts))]
+
+
+def _tokens_to_write(task: Task) -> int:
+    """How long an answer may be; 0 where labels are scored instead."""
+    return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
+
+
+def _labels(bank: Bank, items: Sequence[Item], tasks: Sequence[Task]) -> list[Prediction]:
+    found = []
+    scores = choice_logprobs(bank.base.model, items, bank.base.tokenizer.pad_token_id)
+    for row, task in zip(scores, tasks, strict=True):
+        labels = getattr(task, "labels", None) or ()
+        shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
+        best = max(range(len(shares)), key=shares.__getitem__)
+        found.append(Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True))))
+    return found
+
+
+def _asked(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
+    """A text as an example of ``task``, without an answer; raises UsageError and DataError."""
+    if not hasattr(task, "unlabelled"):
+        raise UsageError(
+            expected="a classification or generation domain",
+            found=task.kind,
+            mend="Use generate() instead.",
+        )
+    columns = task.columns[:-1]
+    if isinstance(text, str):
+        if len(set(columns)) != 1:
+            raise UsageError(
+                expected="rows with the columns " + ", ".join(columns),
+                found="a plain string",
+                mend="Pass a dict for each row.",
+            )
+        text = {columns[0]: text}
+    example: Example = task.unlabelled(Row(text, "input", number, f"input {number}"))
+    return example
 
 
 def streamed(bank: Bank, prompt: str, domain: str | None, **options: Any) -> Iterator[str]:

@@ -152,9 +152,8 @@ def stack(residents: Sequence[Resident | None], shapes: Mapping[str, Shape]) -> 
 
     ``shapes`` names the linears, with the largest rank of any of the adapters.
     """
-    found = [[r and r.pieces.get(linear) for linear in shapes] for r in residents]
-    pieces = [piece for row in found for piece in row if isinstance(piece, Piece)]
-    like = pieces[0].a
+    found = [[_piece(r, linear) for linear in shapes] for r in residents]
+    like = next(piece.a for row in found for piece in row if piece is not None)
     widths = [shape.rank for shape in shapes.values()]
     padded = any(
         piece is None or piece.rank != width
@@ -167,13 +166,19 @@ def stack(residents: Sequence[Resident | None], shapes: Mapping[str, Shape]) -> 
         b = make((len(residents), shape.outputs, shape.rank))
         for row, of_row in enumerate(found):
             piece = of_row[column]
-            if isinstance(piece, Piece):
+            if piece is not None:
                 end = start + piece.rank
                 a[row, start:end] = piece.a[piece.start : piece.start + piece.rank]
                 torch.mul(piece.b, piece.scale, out=b[row, :, : piece.rank])
         parts[linear] = (start, shape.rank, b)
         start += shape.rank
     return Stacked(a, parts)
+
+
+def _piece(resident: Resident | None, linear: str) -> Piece | None:
+    piece = None if resident is None else resident.pieces.get(linear)
+    assert not isinstance(piece, Slot), "trainable adapters are not stacked"
+    return piece
 
 
 def trained(

@@ -17,8 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # `report`; `display` shows what a report holds.
 LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain", "figures",
          "report", "display"]  # fmt: skip
-HEAVY = ["metrics", "base", "encoding", "slots", "routing", "adapter", "loading", "bank", "merging",
-         "scoring", "serving", "evaluation", "retention", "training", "model", "cli"]  # fmt: skip
+HEAVY = ["metrics", "base", "encoding", "slots", "routing", "adapter", "loading", "bank",
+         "merging", "scoring", "evaluation", "serving", "retention", "training", "model",
+         "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "embedded"}}
