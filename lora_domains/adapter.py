@@ -246,7 +246,10 @@ def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         fresh.chmod(0o755)
         yield fresh
+        # safetensors lets its owner alone read a file; what others may read is the umask's to say.
+        mode = (fresh / mark).stat().st_mode
         for path in fresh.iterdir():
+            path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _take_place(fresh, folder)

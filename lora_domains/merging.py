@@ -87,16 +87,19 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     return Merged(full.model, full.tokenizer, record)
 
 
-def save_merged(folder: Path, merged: Merged) -> None:
-    """Write a folder that ``AutoModelForCausalLM.from_pretrained`` takes, whole or not at all.
+def export(bank: Bank, name: str, folder: Path, dtype: str | torch.dtype | None = None) -> Merged:
+    """``merge``, and write a folder that ``AutoModelForCausalLM.from_pretrained`` takes.
 
-    Raises AdapterError when the disk refuses, or when ``folder`` holds anything but a merged model.
+    The folder is written whole or not at all. Raises AdapterError too when the disk refuses, or,
+    before anything is read, when ``folder`` holds anything but a merged model.
     """
     with replacing(folder, MERGED) as fresh:
+        merged = merge(bank, name, dtype)
         merged.model.save_pretrained(fresh)
         merged.tokenizer.save_pretrained(fresh)
         text = json.dumps(merged.record, indent=1) + "\n"
         (fresh / MERGED).write_text(text, encoding="utf-8")
+    return merged
 
 
 def _full_precision(base: Base, dtype: str | torch.dtype | None) -> Base:

@@ -25,7 +25,7 @@ from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
-from lora_domains.merging import merge, save_merged
+from lora_domains.merging import export, merge
 from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import entered
@@ -195,9 +195,8 @@ class DomainModel:
 
         Raises AdapterError too when ``folder`` holds anything but a merged model.
         """
-        found = merge(self.bank, name, dtype)
+        found = export(self.bank, name, Path(folder), dtype)
         self.display.stage("merged", None, None, str(found))
-        save_merged(Path(folder), found)
         self.display.line(f"Saved: {folder}")
 
     @contextmanager

@@ -19,7 +19,7 @@ from lora_domains.display import Display
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterError, BaseModelError, UsageError
 from lora_domains.loading import load_adapter
-from lora_domains.merging import MERGED, merge, save_merged
+from lora_domains.merging import MERGED, export, merge
 from lora_domains.model import DomainModel
 
 
@@ -130,10 +130,9 @@ def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_alone(
     embeddings = base.model.get_input_embeddings().weight.clone()
     bank = resident(base, strong(base, targets=("lm_head",)))
     bare, served = logits(base), logits(bank, "strong")
-    merged = merge(bank, "strong")
+    merged = export(bank, "strong", tmp_path / "merged")
     assert torch.equal(merged.model.get_input_embeddings().weight, embeddings)
     assert_equal(plain_logits(merged.model), served, bare)
-    save_merged(tmp_path / "merged", merged)
     again = plain(tmp_path / "merged")
     assert not again.config.tie_word_embeddings
     assert torch.equal(again.get_input_embeddings().weight, embeddings)
@@ -142,7 +141,7 @@ def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_alone(
 
 def test_other_adapters_leave_embeddings_tied(base: Base, tmp_path: Path) -> None:
     bank = resident(base, strong(base))
-    save_merged(tmp_path / "merged", merge(bank, "strong"))
+    export(bank, "strong", tmp_path / "merged")
     again = plain(tmp_path / "merged")
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
 
@@ -151,7 +150,7 @@ def test_an_output_layer_that_was_never_tied(tmp_path: Path) -> None:
     base = load_base(make_base(tmp_path / "untied", tie_word_embeddings=False))
     bank = resident(base, strong(base, targets=("lm_head", "q_proj")))
     bare, served = logits(base), logits(bank, "strong")
-    save_merged(tmp_path / "merged", merge(bank, "strong"))
+    export(bank, "strong", tmp_path / "merged")
     assert_equal(plain_logits(plain(tmp_path / "merged")), served, bare)
 
 
@@ -262,16 +261,15 @@ def test_only_a_merged_model_is_replaced(base: Base, tmp_path: Path) -> None:
     kept = save(tmp_path / "strong", adapter, base)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    first, second = merge(bank, "strong"), merge(bank, "second")
     for name in ("strong", "thesis"):
         before = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
         with pytest.raises(AdapterError, match=r"a folder with merged\.json"):
-            save_merged(tmp_path / name, first)
+            export(bank, "strong", tmp_path / name)
         assert {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} == before
-    save_merged(tmp_path / "merged", first)
+    export(bank, "strong", tmp_path / "merged")
     with pytest.raises(AdapterError, match=r"a folder with adapter_config\.json"):
         save(tmp_path / "merged", adapter, base)
-    save_merged(tmp_path / "merged", second)
+    second = export(bank, "second", tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / MERGED).read_text())["adapter"] == "second"
     assert torch.equal(plain_logits(plain(tmp_path / "merged")), plain_logits(second.model))
     assert {p.name for p in tmp_path.iterdir()} == {kept.name, "thesis", "merged"}
@@ -280,18 +278,27 @@ def test_only_a_merged_model_is_replaced(base: Base, tmp_path: Path) -> None:
 def test_a_save_that_fails_leaves_the_model_before(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = resident(base, strong(base))
-    merged = merge(bank, "strong")
-    save_merged(tmp_path / "merged", merged)
+    bank = resident(base, strong(base), strong(base, "second", 2))
+    first = export(bank, "strong", tmp_path / "merged")
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merged.tokenizer, "save_pretrained", full)
+    monkeypatch.setattr(type(base.tokenizer), "save_pretrained", full)
     with pytest.raises(AdapterError, match="No space left"):
-        save_merged(tmp_path / "merged", merged)
-    assert torch.equal(plain_logits(plain(tmp_path / "merged")), plain_logits(merged.model))
+        export(bank, "second", tmp_path / "merged")
+    assert torch.equal(plain_logits(plain(tmp_path / "merged")), plain_logits(first.model))
     assert [p.name for p in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_folder_is_refused_before_the_base_is_read_again(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = resident(base, strong(base))
+    (tmp_path / "thesis.txt").write_text("years of work")
+    monkeypatch.setattr("lora_domains.merging.load_base", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(AdapterError, match=r"merged\.json"):
+        export(bank, "strong", tmp_path)
 
 
 # ── For people ──────────────────────────────────────────────────────────────────────────────────
@@ -336,7 +343,7 @@ def test_export_writes_what_plain_transformers_loads(
     assert record["base"]["identity"] == base.identity
     for path in out.iterdir():
         assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
-    assert not (out / MERGED).is_symlink()
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "weights others cannot read"
     # It is a base like any other, and a mistaken --out costs nobody a folder.
     assert torch.equal(logits(load_base(out)), plain_logits(plain(out)))
     with pytest.raises(SystemExit) as left:
