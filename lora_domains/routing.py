@@ -131,18 +131,19 @@ class Mixed:
         if source is not x or kept is not stacked:
             picked = x_rows if blocks is None else x_rows[blocks.rows]
             picked = picked.reshape(len(stacked.a), -1, x.shape[-1]).to(stacked.a.dtype)
-            low = stacked.a @ picked.mT  # (adapters, ranks, tokens): the order bmm is quickest in
+            # A from the left: the order in which few tokens are quickest.
+            low = (stacked.a @ picked.mT).mul_(stacked.scales).mT.contiguous()
             self._shared = (x, stacked, low)
         start, rank, b = stacked.parts[linear]
-        low = low[:, start : start + rank]
+        low = low[..., start : start + rank]
         if blocks is not None:
-            delta = (b @ low).mT.reshape(len(blocks.rows), *y_rows.shape[1:])
+            delta = (low @ b.mT).reshape(len(blocks.rows), *y_rows.shape[1:])
             return y_rows.index_add_(0, blocks.targets, delta[blocks.real].to(y_rows.dtype))
         y_blocks = y_rows.view(len(b), -1, y_rows.shape[-1])
         if y_rows.dtype == b.dtype:
-            y_blocks.mT.baddbmm_(b, low)
+            y_blocks.baddbmm_(low, b.mT)
         else:
-            y_blocks.add_((b @ low).mT)
+            y_blocks.add_(low @ b.mT)
         return y_rows
 
     def _stack(self, linear: str) -> None:
