@@ -154,7 +154,10 @@ class Experiment:
         stem = (
             self.name if plain else "-".join([self.name, self.device.split(":")[0], *self.dtypes])
         )
-        words = [w for w in sys.argv[1:] if not w.startswith("--out") and w != str(self.out)]
+        words = sys.argv[1:]
+        if "--out" in words:  # where results are put on this machine is nobody's business
+            at = words.index("--out")
+            words = words[:at] + words[at + 2 :]
         result = {
             "experiment": self.name,
             "command": " ".join(["python", f"benchmarks/speed/{self.name}.py", *words]),

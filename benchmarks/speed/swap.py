@@ -195,7 +195,7 @@ def main() -> None:
         peft = test.peft(folders[:2])
         compare(experiment, models, peft, folders, loops)
         growth(experiment, models, loops)
-        several = models[8]
+        several = models[counts[-2]]  # as many as PEFT has by now
         first_forward(experiment, test, several, peft, [f"d{i}" for i in range(8)])
         threads(experiment, test, several, peft)
         experiment.save(test.settings | {"loaded": counts, "switches_per_run": loops})
