@@ -13,7 +13,7 @@ setup: $(STAMP) ## make .venv and install the exact tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,benchmarks]'
 	touch $(STAMP)
 
 medical: $(STAMP) ## train and judge the medical adapter on the embedded base and rows

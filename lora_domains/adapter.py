@@ -229,23 +229,27 @@ def fingerprint(folder: Path) -> str:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
     """A new folder beside ``folder`` to write into, that takes its place when the block succeeds.
 
     A process killed at any moment leaves the old folder or the new one. Raises AdapterError
-    when the disk refuses; the unfinished folder is removed then.
+    when the disk refuses; the unfinished folder is removed then. A folder that stands there
+    without the file ``mark`` is not ours to replace.
     """
     check_name(folder.name)
     # A link stays a link: what it points to is replaced.
     folder = settled(folder.resolve())
-    _refuse_others(folder)
+    _refuse_others(folder, mark)
     fresh: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         fresh.chmod(0o755)
         yield fresh
+        # safetensors lets its owner alone read a file; what others may read is the umask's to say.
+        mode = (fresh / mark).stat().st_mode
         for path in fresh.iterdir():
+            path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _take_place(fresh, folder)
@@ -261,14 +265,14 @@ def replacing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _refuse_others(folder: Path) -> None:
+def _refuse_others(folder: Path, mark: str) -> None:
     """Never replace what is no adapter: a mistaken name must not cost somebody a folder."""
-    if folder.exists() and not (folder / CONFIG).exists():
+    if folder.exists() and not (folder / mark).exists():
         held = listed(sorted(p.name for p in folder.iterdir()), 3) if folder.is_dir() else "a file"
         if held:
             raise AdapterError(
                 where=folder.name,
-                expected="an adapter, an empty folder or nothing in that place",
+                expected=f"a folder with {mark}, an empty one or nothing in that place",
                 found=held,
                 mend="Choose another name or another --out.",
             )

@@ -399,6 +399,18 @@ def _bits(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
     return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
 
 
+def _export(flags: argparse.Namespace) -> int:
+    from lora_domains.base import quiet_imports
+
+    quiet_imports()
+    from lora_domains.model import DomainModel
+
+    # In main memory and float32, so that the stated error is that of what is written.
+    model = DomainModel.from_pretrained(flags.base, device="cpu", dtype="float32")
+    model.export(model.load_adapter(flags.adapter), flags.out, dtype=flags.dtype)
+    return 0
+
+
 def _doctor(_: argparse.Namespace) -> int:
     """What is installed, what the machine offers, and what would not work."""
     from importlib.metadata import PackageNotFoundError, version
@@ -463,6 +475,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         add("--junit", metavar="FILE", help="default: junit.xml beside the report")
         add("--baseline", metavar="FILE", help="an older report.json: what got worse")
         add("--show-text", action="store_true", help="show the text of wrong rows")
+    export = verbs.add_parser("export", help="the base with an adapter in it, as a plain model")
+    export.add_argument("adapter", help="its folder, or its name under adapters/")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder of the merged model")
+    export.add_argument("--base", metavar="PATH_OR_ID")
+    export.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
+        help="of the merged weights; default: %(default)s",
+    )  # fmt: skip
+    export.set_defaults(run=_export)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
     for verb in (listing, show, predict):

@@ -27,6 +27,7 @@ from lora_domains.evaluation import score_items
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
+from lora_domains.merging import export, merge
 from lora_domains.reading import Source
 from lora_domains.report import (
     SCHEMA,
@@ -213,6 +214,28 @@ class DomainModel:
     def unload(self, name: str) -> None:
         """Take a resident adapter out; its folder stays, and calls in flight go on with it."""
         self.bank.remove(name)
+
+    def merged(self, name: str, *, dtype: str | torch.dtype | None = None) -> Any:
+        """A stand-alone transformers model: the base with the resident adapter ``name`` in it.
+
+        The base is read once more, unquantised, in its own dtype or ``dtype``; the resident one
+        stays as it is. How far the result is from the adapter un-merged is shown. Raises
+        UsageError, BaseModelError or AdapterError.
+        """
+        found = merge(self.bank, name, dtype)
+        self.display.stage("merged", None, None, str(found))
+        return found.model
+
+    def export(
+        self, name: str, folder: str | Path, *, dtype: str | torch.dtype | None = None
+    ) -> None:
+        """``merged``, written with its tokenizer as a folder that plain transformers loads.
+
+        Raises AdapterError too when ``folder`` holds anything but a merged model.
+        """
+        found = export(self.bank, name, Path(folder), dtype)
+        self.display.stage("merged", None, None, str(found))
+        self.display.line(f"Saved: {folder}")
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[Self]:

@@ -19,7 +19,8 @@ LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "
          "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report",
          "display"]  # fmt: skip
 HEAVY = ["metrics", "base", "encoding", "slots", "routing", "adapter", "loading", "bank",
-         "scoring", "evaluation", "benchmark", "serving", "retention", "training", "model",
+         "merging", "scoring", "evaluation", "benchmark", "serving", "retention", "training",
+         "model",
          "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
