@@ -16,15 +16,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
 # `report`; `display` shows what a report holds.
 LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain", "figures",
-         "report", "display"]  # fmt: skip
-HEAVY = ["metrics", "base", "encoding", "routing", "adapter", "loading", "bank", "scoring",
-         "evaluation", "retention", "training", "model", "cli"]  # fmt: skip
+         "report", "rerun", "display"]  # fmt: skip
+HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "routing",
+         "recompute", "adapter", "loading", "bank", "versions", "scoring", "evaluation", "retention", "plan", "checkpoint",
+         "tracking", "training", "rehearsal", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "embedded"}}
 TORCH = {"torch", "transformers", "peft", "accelerate", "evaluate", "datasets", "bitsandbytes"}
 # Inside a function, and only there: rows from the Hub need `datasets`; `doctor` asks what torch is.
-LAZY = {"data": {"datasets"}, "reading": {"datasets"}, "cli": {"accelerate", "torch"}}
+LAZY = {"data": {"datasets"}, "reading": {"datasets"}, "cli": {"torch"}}
 
 
 def imported(tree: ast.AST) -> set[str]:
