@@ -86,7 +86,7 @@ def test_shared_scores_are_those_of_one_process(
 ) -> None:
     alone = scored(tiny_base, shared=False)
     assert len(set(map(tuple, alone["choices"]))) == 7
-    assert max(alone["drift"]["kl"]) > 0.1
+    assert max(alone["drift"]["kl"]) > 0.01
     for found in two[1]:
         # The same batches: what is left is how this CPU adds, by where in memory a tensor lies.
         for kind in ("nats", "choices"):
