@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
@@ -89,7 +90,7 @@ def skeleton(base: Base, config: Any) -> Any:
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(plain)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _plain_linears():
             warnings.simplefilter("ignore")
             return get_peft_model(bare, config, low_cpu_mem_usage=True)
     except ValueError as error:
@@ -104,6 +105,17 @@ def skeleton(base: Base, config: Any) -> Any:
             found=listed(map(repr, unknown)) or str(error).splitlines()[0],
             mend=did_you_mean(str(unknown[0]) if unknown else "", linears),
         ) from error
+
+
+@contextmanager
+def _plain_linears() -> Iterator[None]:
+    """A skeleton has plain linears only: PEFT need not import bitsandbytes to look for others."""
+    peft_model = "peft.tuners.lora.model"
+    with (
+        patch(f"{peft_model}.is_bnb_available", return_value=False),
+        patch(f"{peft_model}.is_bnb_4bit_available", return_value=False),
+    ):
+        yield
 
 
 def _linear(module: torch.nn.Module) -> bool:

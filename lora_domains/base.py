@@ -6,8 +6,9 @@ it. Its *state digest* is of the tensors in memory: equal before and after, noth
 """
 
 import json
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import BaseModelError, did_you_mean, listed
+from lora_domains.memory import estimated_bytes, resident_bytes
+from lora_domains.processes import state
 
 Quantization = Literal["8bit", "4bit"]
 ROUTED = "routed_base"
@@ -68,6 +71,10 @@ class Base:
             digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
         return digest.hexdigest()
 
+    def resident_bytes(self) -> int:
+        """What the base takes in memory, scales of quantised weights included."""
+        return resident_bytes(tensor for _, tensor in _base_tensors(self.model))
+
     def record(self) -> dict[str, Any]:
         """The ``base`` entry of a card (DESIGN.md, "On disk")."""
         return {
@@ -87,31 +94,35 @@ def load_base(
     dtype: str | torch.dtype | None = None,
     quantization: Quantization | None = None,
     device: str | torch.device | None = None,
+    announce: Callable[[int, torch.device], object] = lambda _bytes, _device: None,
 ) -> Base:
     """Load a base frozen and in evaluation mode.
 
     ``None`` is the embedded base. ``dtype`` is float32 on a CPU and bfloat16 on an accelerator
-    unless given. Raises BaseModelError when the folder or id has no model, no tokenizer or no
+    unless given. ``announce`` is told the bytes it will take, and where, before it is loaded.
+    Raises BaseModelError when the folder or id has no model, no tokenizer or no
     safetensors weights, or cannot be reached.
     """
-    from accelerate import PartialState
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     where = str(path_or_id or "the embedded base")
     source = str(path_or_id or BASE_PATH)
-    target = torch.device(device) if device is not None else PartialState().device
+    target = torch.device(device) if device is not None else state().device
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
         dtype = _named_dtype(dtype)
     files = _checkpoint_files(source, revision, where)
     tokenizer = _load_tokenizer(source, revision, where)
+    if quantization is None:
+        _import_peft_alone()
     options: dict[str, Any] = {"revision": revision or "main", "dtype": dtype}
     if quantization is not None:
         options["quantization_config"] = _quantized(quantization, dtype)
         options["device_map"] = {"": target}
     try:
+        announce(estimated_bytes(files, dtype, quantization), target)
         model, loading = AutoModelForCausalLM.from_pretrained(
             source, output_loading_info=True, **options
         )
@@ -355,6 +366,23 @@ def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
     )
+
+
+def _import_peft_alone() -> None:
+    """Import PEFT without bitsandbytes, which it loads wherever it is installed.
+
+    Nobody asked for it: it takes a second and prints notices. What PEFT remembers of the search
+    is forgotten again, so that both work together as soon as somebody does ask.
+    """
+    if "peft" in sys.modules or "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        from peft import import_utils
+    finally:
+        del sys.modules["bitsandbytes"]
+    import_utils.is_bnb_available.cache_clear()
+    import_utils.is_bnb_4bit_available.cache_clear()
 
 
 def _mend_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:

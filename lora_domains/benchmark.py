@@ -14,9 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-
+from lora_domains import processes
 from lora_domains.adapter import fingerprint
 from lora_domains.bank import Bank
 from lora_domains.data import Prepared
@@ -126,7 +124,6 @@ class Scorer:
 
     def __init__(self, bank: Bank, names: Sequence[str], store: Store, display: Display) -> None:
         self.bank, self.names, self.store, self.display = bank, tuple(names), store, display
-        self.process = PartialState()
         base = bank.base.record()
         self._base = "/".join(str(base[k]) for k in ("identity", "dtype", "quantization"))
 
@@ -156,7 +153,13 @@ class Scorer:
         with self.display.progress(f"scoring {part.name}", len(missing)) as advance:
             for start in range(0, len(missing), BLOCK):
                 block = missing[start : start + BLOCK]
-                for (i, name), score in zip(block, self._block(part, block), strict=True):
+                rows = [part.rows[i] for i, _ in block]
+                references = [example.answer.strip() for example, _ in rows]
+                scores = model_scores(
+                    self.bank, part.task, [item for _, item in rows], references,
+                    [name for _, name in block],
+                )  # fmt: skip
+                for (i, name), score in zip(block, scores, strict=True):
                     found[name][i] = score
                 self._keep(paths, block, found)
                 advance(len(block))
@@ -169,56 +172,30 @@ class Scorer:
             name: self.store.path(f"{self.key(name)}/drift", digest) for name in self.names
         }
         found = self._stored(paths)
-        items = part.items
+        items, pad = part.items, self.bank.base.tokenizer.pad_token_id
         missing = [i for i in range(len(items)) if any(i not in found[n] for n in self.names)]
         with self.display.progress(f"drift on {part.name}", len(missing)) as advance:
             for start in range(0, len(missing), BLOCK // 8):
                 block = missing[start : start + BLOCK // 8]
-                mine = block[self.process.process_index :: self.process.num_processes]
-                moved = self._drift_of([items[i] for i in mine])
-                made = [(i, n, moved[n][at]) for at, i in enumerate(mine) for n in self.names]
-                for i, name, score in self._gathered(made):
-                    found[name][i] = score
-                self._keep(paths, [(i, n) for i in block for n in self.names], found)
+                names = [n for n in self.names if any(i not in found[n] for i in block)]
+                moved = drift(self.bank, [items[i] for i in block], pad, names)
+                for name, fields in moved.items():
+                    for at, i in enumerate(block):
+                        found[name][i] = {k: float(v[at]) for k, v in fields.items()}
+                self._keep(paths, [(i, n) for i in block for n in names], found)
                 advance(len(block))
         return {name: [found[name][i] for i in range(len(items))] for name in self.names}
-
-    def _drift_of(self, items: Sequence[Item]) -> dict[str, list[dict[str, float]]]:
-        if not items:
-            return {name: [] for name in self.names}
-        pad = self.bank.base.tokenizer.pad_token_id
-        moved = drift(self.bank, items, pad, self.names)
-        return {
-            name: [{k: float(v[at]) for k, v in fields.items()} for at in range(len(items))]
-            for name, fields in moved.items()
-        }
-
-    def _block(self, part: Part, block: Sequence[tuple[int, str | None]]) -> Scores:
-        """The scores of one block in its order; each process makes its share of the rows."""
-        rank, ranks = self.process.process_index, self.process.num_processes
-        mine = range(rank, len(block), ranks)
-        rows = [part.rows[block[at][0]] for at in mine]
-        references = [example.answer.strip() for example, _ in rows]
-        scores = model_scores(
-            self.bank, part.task, [item for _, item in rows], references,
-            [block[at][1] for at in mine],
-        )  # fmt: skip
-        by_place = dict(self._gathered(list(zip(mine, scores, strict=True))))
-        return [by_place[at] for at in range(len(block))]
-
-    def _gathered(self, mine: list[Any]) -> list[Any]:
-        return list(gather_object(mine)) if self.process.num_processes > 1 else mine
 
     def _stored(self, paths: Mapping[str | None, Path]) -> dict[str | None, dict[int, Any]]:
         read = {n: self.store.read(path) for n, path in paths.items()}
         # Another rank might see less of a file on a shared disk; one reading holds for all.
-        return dict(broadcast_object_list([read])[0])
+        return processes.same_everywhere(read)
 
     def _keep(
         self, paths: Mapping[str | None, Path], block: Sequence[tuple[int, str | None]],
         found: Mapping[str | None, Mapping[int, dict[str, float]]],
     ) -> None:  # fmt: skip
-        if not self.process.is_main_process:
+        if not processes.is_main():
             return
         for name, path in paths.items():
             made = {i: found[name][i] for i, n in block if n == name}
@@ -240,9 +217,10 @@ def measure(
     ``base_changed`` is asked once everything is scored.
     """
     names = scorer.names
-    general = _general(scorer, suite, encoder, key)
     by_domain = {field.domain.name: field for field in fields}
-    scored = {name: _field(scorer, field, key) for name, field in by_domain.items()}
+    with processes.sharing():
+        general = _general(scorer, suite, encoder, key)
+        scored = {name: _field(scorer, field, key) for name, field in by_domain.items()}
     changed = base_changed()
     found = {}
     for name in names:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 from lora_domains import __version__
 from lora_domains.data import Data
 from lora_domains.display import Display
-from lora_domains.domain import Domain, load_domain, with_settings
+from lora_domains.domain import Domain, check_name, load_domain, with_settings
 from lora_domains.errors import (
     AdapterError,
     LoraDomainsError,
@@ -25,6 +25,7 @@ from lora_domains.errors import (
     did_you_mean,
 )
 from lora_domains.report import CARD, combine, read_card, read_report, rebuild, save_report
+from lora_domains.rerun import base_of, card_at, domain_of, same_bytes
 from lora_domains.since import compare_reports
 from lora_domains.tasks import Classification
 from lora_domains.wording import SIGNS, brief, fallen, headline, outcome, ranked
@@ -92,12 +93,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--rank", type=int, help="LoRA rank; default: derived from the supervised tokens")
     add("--seed", type=int, help="of splits, batches and initialisation")
     add("--resume", action="store_true", help="continue an interrupted run")
+    add("--init-from", metavar="ADAPTER", help="go on from a saved adapter, on narrower rows")
     add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
     add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
     add("--group", metavar="COLUMN", help="rows that share it (a patient) stay in one split")
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
+    add("--gradient-checkpointing", action="store_true", help="less memory for more time")
+    add("--tracker", metavar="NAME", help="log to tensorboard, wandb or trackio")
     add("--show-text", action="store_true", help="allow row text in items.jsonl")
     add("--dry-run", action="store_true", help="read, check and plan; train and write nothing")
 
@@ -132,6 +136,8 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
             task = replace(task, positive=None if flags.positive == "none" else flags.positive)
     named = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
     settings = {k: v for k, v in named.items() if v is not None}
+    if flags.gradient_checkpointing:
+        settings["gradient_checkpointing"] = True
     # A recipe speaks for the rows it ships, not for one's own.
     own = flags.train or flags.validation or flags.test
     show = flags.show_text or (domain.show_text and not own)
@@ -167,23 +173,29 @@ def _recipe_doc() -> str | None:
 
 
 def fit_and_evaluate(
-    domain: Domain, flags: argparse.Namespace, display: Display | None = None
+    domain: Domain,
+    flags: argparse.Namespace,
+    display: Display | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """The main job, shown as it goes; the verdict, or None after a dry run."""
+    """The main job, shown as it goes; the verdict, or None after a dry run.
+
+    ``card`` is of the run that this one repeats.
+    """
     from lora_domains.base import quiet_imports
 
     quiet_imports()
-    from accelerate import PartialState
-
+    from lora_domains import processes
     from lora_domains.model import DomainModel
 
-    display = display or Display(quiet=not PartialState().is_main_process)
-    _use_cores(PartialState())
+    display = display or Display(quiet=not processes.is_main())
+    _use_cores(processes.state(), card)
     display.title(f"{domain.name}")
     bits = _bits(flags)
-    model = DomainModel.from_pretrained(
-        flags.base, quantization=bits, out=flags.out, display=display
-    )
+    place: dict[str, Any] = {"path_or_id": flags.base, "quantization": bits}
+    if card is not None:
+        place = _base_of(card, flags, bits)
+    model = DomainModel.from_pretrained(**place, out=flags.out, display=display)
     base = model.base
     count = sum(p.numel() for p in base.model.parameters())
     display.stage(
@@ -191,11 +203,17 @@ def fit_and_evaluate(
         None,
         None,
         f"{base.id}: {count / 1e6:.1f} M parameters, {bits or base.record()['dtype']}, "
-        f"{base.device}, frozen",
+        f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
     )
-    card = model.fit(domain, resume=flags.resume, dry_run=flags.dry_run)
+    made = model.fit(
+        domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
+        tracker=flags.tracker,
+    )  # fmt: skip
     if flags.dry_run:
         return None
+    if card is not None:
+        same, said = same_bytes(card, made)
+        (display.line if same else display.warn)(said)
     evaluation = model.evaluate(domain)
     entry = evaluation.entry
     n = next(iter(entry["domain_scores"].values()))["n"]
@@ -204,15 +222,34 @@ def fit_and_evaluate(
     size = sum(p.stat().st_size for p in (model.out / domain.name).glob("adapter_*"))
     display.line(
         f"Adapter: {model.out / domain.name} ({size / 1e6:.1f} MB, "
-        f"sha256 {card['adapters'][0]['sha256'][:12]}); all of this is in its card.json."
+        f"sha256 {made['adapters'][0]['sha256'][:12]}); all of this is in its card.json."
     )
     return evaluation.verdict
 
 
-def _use_cores(state: Any) -> None:
-    """Give a CPU process its share of the cores: `accelerate launch` gives each one thread."""
+def _base_of(
+    card: Mapping[str, Any], flags: argparse.Namespace, bits: str | None
+) -> dict[str, Any]:
+    """The base of a card, as it was loaded then, unless flags say otherwise."""
+    path, revision = (flags.base, None) if flags.base else base_of(card)
+    return {
+        "path_or_id": path,
+        "revision": revision,
+        "quantization": bits or card["base"]["quantization"],
+        "dtype": card["base"]["dtype"],
+    }
+
+
+def _use_cores(state: Any, card: Mapping[str, Any] | None = None) -> None:
+    """Give a CPU process its share of the cores: `accelerate launch` gives each one thread.
+
+    A run that is repeated has as many threads as it had: sums depend on them in the last bit.
+    """
     import torch
 
+    if card is not None:
+        torch.set_num_threads(card["environment"].get("threads") or torch.get_num_threads())
+        return
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if state.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))
@@ -233,7 +270,9 @@ def guarded(run: Any) -> int:
         problem: LoraDomainsError = error
     except LoraDomainsError as error:
         code, problem = USAGE, error
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    # Every process of a launch finds the same; the first of each machine says it.
+    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     where = f" {escape(problem.where)}" if problem.where else ""
     console.print(f"[bold red]{type(problem).__name__}[/][bold]{where}[/]")
     console.print(f"  expected  {escape(problem.expected)}")
@@ -246,6 +285,12 @@ def guarded(run: Any) -> int:
 
 
 def _fit(flags: argparse.Namespace) -> int:
+    if flags.from_card:
+        card = card_at(Path(flags.from_card))
+        if (parent := card["adapters"][0].get("parent")) and not flags.init_from:
+            flags.init_from = parent["name"]
+        verdict = fit_and_evaluate(configured(domain_of(card), flags), flags, card=card)
+        return EXIT[verdict] if verdict else 0
     missing = [f"--{name}" for name in ("name", "train") if not getattr(flags, name)]
     if missing:
         raise UsageError(
@@ -342,6 +387,16 @@ def _show_report(report: Mapping[str, Any], display: Display, out: Path) -> None
     display.line(f"{headline(report)}. All of it: {out / 'report.html'}")
 
 
+def _rollback(flags: argparse.Namespace) -> int:
+    from lora_domains.versions import rollback
+
+    folder = Path(flags.out) / check_name(flags.adapter)
+    taken, kept = rollback(folder, flags.to)
+    was = f"; what stood there is version {kept.name}" if kept else ""
+    Display().line(f"{folder} is version {taken.name} again{was}.")
+    return 0
+
+
 def _predict(flags: argparse.Namespace) -> int:
     from lora_domains.base import quiet_imports
 
@@ -364,13 +419,12 @@ def _benchmark(flags: argparse.Namespace) -> int:
     from lora_domains.base import quiet_imports
 
     quiet_imports()
-    from accelerate import PartialState
-
+    from lora_domains import processes
     from lora_domains.model import DomainModel
     from lora_domains.suites import load_suite
 
-    display = Display(quiet=not PartialState().is_main_process)
-    _use_cores(PartialState())
+    display = Display(quiet=not processes.is_main())
+    _use_cores(processes.state())
     # Read first: --baseline may be the report that this one replaces.
     old = read_report(Path(flags.baseline)) if flags.baseline else None
     suite = load_suite(flags.suite, flags.limit, flags.seed)
@@ -383,8 +437,7 @@ def _benchmark(flags: argparse.Namespace) -> int:
     found = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
     if old is not None:
         found.report["since"] = compare_reports(old, found.report, Path(flags.baseline).name)
-    if PartialState().is_main_process:
-        found.save(flags.out, flags.junit)
+    processes.on_main(lambda: found.save(flags.out, flags.junit))
     _show_report(found.report, display, Path(flags.out))
     return EXIT[found.verdict]
 
@@ -440,6 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     fit = verbs.add_parser("fit", help="train and evaluate an adapter on rows of your own")
     fit.add_argument("--name", help="name of the domain and of its adapter")
+    fit.add_argument("--from-card", metavar="CARD", help="repeat the run of a card.json")
     add_run_flags(fit)
     fit.set_defaults(run=_fit)
     listing = verbs.add_parser("list", help="the adapters of a folder with their verdicts")
@@ -453,6 +507,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapter folders")
     report.add_argument("--out", default="reports", metavar="DIR", help="where the report lands")
     report.set_defaults(run=_report)
+    back = verbs.add_parser("rollback", help="put an earlier version of an adapter in its place")
+    back.add_argument("adapter")
+    back.add_argument("--to", metavar="VERSION", help="which; default: the newest that differs")
+    back.set_defaults(run=_rollback)
     predict = verbs.add_parser("predict", help="labels for texts (arguments, or lines on stdin)")
     predict.add_argument("adapter")
     predict.add_argument("texts", nargs="*")
@@ -486,7 +544,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     export.set_defaults(run=_export)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
-    for verb in (listing, show, predict):
+    for verb in (listing, show, back, predict):
         verb.add_argument("--out", default="adapters", metavar="DIR", help="where adapters lie")
 
     def run() -> int:

@@ -3,9 +3,9 @@
 In a terminal with colour, boxes and progress bars; elsewhere (a log, a pipe, CI) as plain lines.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,7 +24,12 @@ from rich.text import Text
 from lora_domains.wording import SIGNS, interval, percent
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-Advance = Callable[[int], None]
+
+
+class Advance(Protocol):
+    """Moves a progress bar on, with a note beside it."""
+
+    def __call__(self, done: int, note: str = "", /) -> None: ...
 
 
 class Display:
@@ -62,7 +67,7 @@ class Display:
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """A bar that the yielded function advances; a silent counter where there is no terminal."""
         if self.quiet or not self.console.is_terminal:
-            yield lambda _: None
+            yield lambda _done, _note="": None
             return
         bar = Progress(
             TextColumn("  {task.description}"),
@@ -71,12 +76,17 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
         )
         with bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.advance(task, done)
+            task = bar.add_task(what, total=total, note="")
+
+            def advance(done: int, note: str = "", /) -> None:
+                bar.update(task, advance=done, note=note)
+
+            yield advance
 
     def ledger(self, ledger: Mapping[str, int], splits: Mapping[str, int]) -> None:
         rows = "  ".join(f"{name} {count}" for name, count in splits.items())
@@ -84,7 +94,7 @@ class Display:
         parts = [f"{name.replace('_', ' ')} {count}" for name, count in ledger.items()]
         self.stage("", None, None, "  ".join(parts))
 
-    def epoch(self, record: Mapping[str, Any], metric: str) -> None:
+    def epoch(self, record: Mapping[str, Any], metric: str, note: str = "") -> None:
         """One line of the table of epochs, under its heading the first time."""
         if not record["higher_is_better"]:
             metric = "nats per token"  # answers are not generated every epoch
@@ -102,7 +112,8 @@ class Display:
             f"{record['score']:.3f}",
         ]
         line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=False))
-        self.console.print(f"{line}  {escape(record['observation'])}")
+        said = record["observation"] + (f" ({note})" if note else "")
+        self.console.print(f"{line}  {escape(said)}")
 
     def scores(self, entry: Mapping[str, Any]) -> None:
         """Base, adapter and baselines on the same unseen rows."""
@@ -121,6 +132,13 @@ class Display:
                 interval(fields),
             )  # fmt: skip
         self.console.print(table)
+        if "over_parent" in entry:
+            parent = (entry.get("parent") or {}).get("name", "the parent")
+            metric = entry["judged"]["metric"]
+            self.line(
+                f"adapter − {parent}, which it went on from: "
+                f"{metric.replace('_', ' ')} {interval(entry['over_parent'][metric])}"
+            )
         if "confusion" in entry:
             self.console.print()
             self.confusion(entry["confusion"])

@@ -16,12 +16,13 @@ import numpy as np
 
 from lora_domains.bank import Bank
 from lora_domains.data import Prepared
-from lora_domains.display import Advance, Display
+from lora_domains.display import Display
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import DataError
 from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
 from lora_domains.scoring import (
+    Progress,
     answer_nats,
     choice_logprobs,
     drift,
@@ -53,7 +54,7 @@ class Scored:
 
 def model_scores(
     bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str],
-    routes: str | Sequence[str | None] | None, advance: Advance = lambda _: None,
+    routes: str | Sequence[str | None] | None, advance: Progress = lambda _: None,
 ) -> Scores:  # fmt: skip
     """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
@@ -207,15 +208,20 @@ def score_items(
     seed: int,
     display: Display,
     show_text: bool = False,
+    parent: str | None = None,
 ) -> Scored:
-    """Every contender on the test rows, the adapter on training rows, both on the probes."""
+    """Every contender on the test rows, the adapter on training rows, both on the probes.
+
+    ``parent`` is the resident adapter that this one went on from, another contender.
+    """
     task = prepared.task
     test = encode_rows(encoder, prepared.test)
     contenders: dict[str, Scores] = {}
     encoded = [item for _, item in test]
     references = [example.answer.strip() for example, _ in test]
     few = shots(encoder, prepared.train, seed) if prepared.test[0].prompt else []
-    for name, route in (("base", None), ("adapter", adapter)):
+    routes = {"base": None, "adapter": adapter} | ({"parent": parent} if parent else {})
+    for name, route in routes.items():
         with display.progress(f"{name} on test rows", len(test)) as advance:
             contenders[name] = model_scores(bank, task, encoded, references, route, advance)
     if isinstance(task, Classification):

@@ -234,6 +234,8 @@ def summarise(
         "gates": [asdict(result) for result in results],
         "verdict": rules.verdict(results),
     }
+    if "parent" in baselines(test):
+        summary["over_parent"] = {name: _over_parent(name, test, index) for name in scores}
     if kind == "classification":
         summary["confusion"] = confusion(test, labels)
         summary["per_class"] = per_class(test, labels)
@@ -250,6 +252,14 @@ def _with_baselines(metric: str, items: Items, positive: int | None) -> dict[str
     values = {name: value(metric, items, name, positive) for name in baselines(items)}
     fields = {k: _finite(v) for k, v in asdict(made).items()}
     return fields | {"baselines": {k: v for k, v in values.items() if v is not None}}
+
+
+def _over_parent(metric: str, items: Items, positive: int | None) -> dict[str, Any]:
+    """The adapter against the one it went on from, on the same items."""
+    made = comparison(metric, items, "parent", "adapter", positive)
+    assert made is not None
+    fields = {k: _finite(v) for k, v in asdict(made).items()}
+    return {"parent": fields.pop("base"), **fields}
 
 
 def _finite(number: float | None) -> float | None:

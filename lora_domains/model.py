@@ -2,7 +2,6 @@
 
 import io
 import os
-import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,22 +12,27 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 
-from lora_domains import __version__
+from lora_domains import processes
 from lora_domains.adapter import rewrite_card, save_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
 from lora_domains.benchmark import Field, Scorer, Store, measure
+from lora_domains.checkpoint import read_checkpoint
 from lora_domains.data import Data, Prepared, prepare
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
+from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
+from lora_domains.memory import free_bytes, too_little, words
 from lora_domains.merging import export, merge
+from lora_domains.plan import Plan, make_plan
 from lora_domains.reading import Source
+from lora_domains.rehearsal import rehearse
 from lora_domains.report import (
     SCHEMA,
     assemble,
@@ -42,7 +46,9 @@ from lora_domains.routing import entered
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Task, task_from_record
-from lora_domains.training import Plan, Run, Trained, make_plan
+from lora_domains.tracking import check_tracker, open_tracker
+from lora_domains.training import Run, Trained
+from lora_domains.versions import Parent, find_parent, keep_version, load_parent, parent_resident
 from lora_domains.wording import outcome
 
 LONGEST = 2048
@@ -111,6 +117,8 @@ class _Ready:
     encoder: Encoder
     train: list[Item]
     validation: list[Item]
+    parent: Parent | None = None
+    """The saved adapter that this one goes on from."""
 
 
 class DomainModel:
@@ -131,7 +139,7 @@ class DomainModel:
         self.base = base
         self.bank = Bank(base, slots)
         self.out = Path(out)
-        self.display = display or Display(quiet=not _main_process())
+        self.display = display or Display(quiet=not processes.is_main())
         self._ready: dict[str, _Ready] = {}
         self._witness = _witness(base)
 
@@ -153,8 +161,22 @@ class DomainModel:
         ``slots`` is how many adapters may lie on the device at once (see ``Bank``). Raises
         BaseModelError when it cannot be found or loaded.
         """
+        shown = display or Display(quiet=True)
+
+        def announce(needed: int, place: torch.device) -> None:
+            free = free_bytes(place)
+            what = f"about {words(needed)} for the base, of {words(free)} free on {place}"
+            shown.stage("memory", None, None, what)
+            if warning := too_little(needed, free, quantization):
+                shown.warn(warning)
+
         base = load_base(
-            path_or_id, revision=revision, dtype=dtype, quantization=quantization, device=device
+            path_or_id,
+            revision=revision,
+            dtype=dtype,
+            quantization=quantization,
+            device=device,
+            announce=announce,
         )
         return cls(base, slots=slots, out=out, display=display)
 
@@ -261,15 +283,21 @@ class DomainModel:
         positive: str | None = None,
         validation: Source | None = None,
         test: Source | None = None,
+        init_from: str | Path | None = None,
         resume: bool = False,
+        tracker: str | None = None,
         dry_run: bool = False,
         **settings: Any,
     ) -> dict[str, Any]:
         """Train an adapter for a domain, or for rows with a text and a label; saves and loads it.
 
-        ``settings`` are those of a domain (``epochs=3``, ``lr=…``, ``rank=…``); unknown names
-        raise UsageError. Returns the card, which has no verdict before ``evaluate``. Raises
-        DataError, LeakError or TrainingError; the adapter saved before is untouched then.
+        ``init_from`` is a saved adapter to go on from; one that is replaced becomes a version
+        (``versions``). ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` plans, tries one
+        step, and trains and writes nothing. ``settings`` are those of a domain (``epochs=3``,
+        ``lr=…``, ``rank=…``); unknown names raise UsageError.
+
+        Returns the card, which has no verdict before ``evaluate``. Raises DataError, LeakError or
+        TrainingError; the adapter saved before is untouched then.
         """
         if not isinstance(domain, Domain):
             if name is None:
@@ -281,14 +309,23 @@ class DomainModel:
             task = Classification(text=text, label=label, positive=positive)
             domain = Domain(name, task, Data(domain, validation, test))
         domain = with_settings(domain, **settings)
-        ready = self._read(domain)
+        if tracker is not None:
+            check_tracker(tracker)
+        for warning in processes.launch_warnings():
+            self.display.warn(warning)
+        parent = None
+        if init_from is not None:
+            parent = self._goes_on_from(find_adapter(init_from, self.out), domain, resume)
+        ready = replace(self._read(domain), parent=parent)
+        self._ready[domain.name] = ready
         domain = ready.domain  # its labels are known now
-        plan = make_plan(self.base, domain, ready.train)
+        plan = make_plan(self.base, domain, ready.train, parent and parent.adapter)
         for reason in plan.reasons:
             self.display.stage("plan", None, None, reason)
         for warning in plan.warnings:
             self.display.warn(warning)
         if dry_run:
+            self.display.stage("estimate", None, None, rehearse(self._run(ready, plan)).in_words())
             self.display.line(
                 f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
                 "nothing was trained or written."
@@ -298,7 +335,15 @@ class DomainModel:
             self.display.warn("an unfinished run is replaced; --resume would have continued it.")
         run = self._run(ready, plan)
         run.on_best = lambda trained: self._save(ready, trained)
-        trained = run.fit(resume=resume)
+        if tracker is None:
+            trained = run.fit(resume=resume)
+        else:
+            numbers = {k: v for k, v in asdict(plan).items() if k not in ("reasons", "warnings")}
+            run.log, close = open_tracker(tracker, domain.name, self.out, numbers)
+            try:
+                trained = run.fit(resume=resume)
+            finally:
+                close()
         card = self._save(ready, trained)
         training = card["adapters"][0]["training"]
         self.display.stage(
@@ -311,6 +356,18 @@ class DomainModel:
         # What is measured from here on is what lies on disk.
         self.load_adapter(self.out / domain.name)
         return card
+
+    def _goes_on_from(self, folder: Path, domain: Domain, resume: bool) -> Parent:
+        """The parent in ``folder``; the one that an interrupted run began from, when it resumes.
+
+        Its child may have taken its place meanwhile, if both have one name.
+        """
+        parent = load_parent(folder, self.base)
+        stored = read_checkpoint(self._checkpoint(domain)) if resume else None
+        began = stored["run"].get("parent") if stored else None
+        if began in (None, parent.sha256):
+            return parent
+        return find_parent({"name": folder.name, "sha256": began}, self.base, self.out) or parent
 
     def _read(self, domain: Domain) -> _Ready:
         """Rows read, checked, split and encoded; shown stage by stage."""
@@ -351,6 +408,7 @@ class DomainModel:
             self._checkpoint(ready.domain),
             self.display,
             general=ready.encoder.encode_all(texts),
+            parent=ready.parent,
         )
 
     def _checkpoint(self, domain: Domain) -> Path:
@@ -369,7 +427,7 @@ class DomainModel:
                     "path": domain.name,
                     "sha256": None,
                     "recipe_digest": domain.digest(),
-                    "parent": None,
+                    "parent": ready.parent.record() if ready.parent else None,
                     "settings": as_record(domain),
                     "data": dict(ready.prepared.digests),
                     "training": trained.record,
@@ -383,10 +441,15 @@ class DomainModel:
             card["adapters"][0]["sha256"] = sha256
             return card
 
-        if _main_process():
-            save_adapter(self.out / domain.name, trained.adapter, self.base, signed, readme, [])
-        _wait()
-        return read_card(self.out / domain.name)
+        folder = self.out / domain.name
+
+        def save() -> dict[str, Any]:
+            # Before its parent is replaced by the child of the same name.
+            keep_version(folder)
+            save_adapter(folder, trained.adapter, self.base, signed, readme, [])
+            return read_card(folder)
+
+        return processes.on_main(save)
 
     # Measuring
 
@@ -406,10 +469,12 @@ class DomainModel:
         if ready.domain.training.kl:
             held_to = suite.training_texts()
             leaks = _joined(leaks, find_leaks(held_to, [*questions, *suite.texts()]))
-        scored = score_items(
-            self.bank, name, prepared, ready.encoder, suite, self._key(),
-            ready.domain.training.seed, self.display, ready.domain.show_text,
-        )  # fmt: skip
+        began = parent_resident(self.bank, name, ready.parent, self.out, self.display.warn)
+        with began as parent, processes.sharing():
+            scored = score_items(
+                self.bank, name, prepared, ready.encoder, suite, self._key(),
+                ready.domain.training.seed, self.display, ready.domain.show_text, parent,
+            )  # fmt: skip
         changed = _witness(self.base) != self._witness
         card = self.bank[name].card
         if card is None:
@@ -434,9 +499,8 @@ class DomainModel:
         }
         entry.update(figures(entry, scored.items))
         path = self.bank[name].path
-        if path is not None and _main_process():
-            rewrite_card(path, card, readme, scored.items)
-        _wait()
+        if path is not None:
+            processes.on_main(lambda: rewrite_card(path, card, readme, scored.items))
         return Evaluation(card)
 
     def benchmark(
@@ -490,12 +554,15 @@ class DomainModel:
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""
         path = self.out / ".digest-key"
-        if not path.exists() and _main_process():
-            self.out.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-        _wait()
-        return bytes.fromhex(path.read_text())
+
+        def made() -> bytes:
+            if not path.exists():
+                self.out.mkdir(parents=True, exist_ok=True)
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                    file.write(secrets.token_hex(32))
+            return bytes.fromhex(path.read_text())
+
+        return processes.on_main(made)
 
     # Using
 
@@ -582,55 +649,6 @@ def _witness(base: Base) -> tuple[str, bytes]:
     with torch.no_grad(), entered(base.model, None):
         logits = base.model(input_ids=ids, use_cache=False).logits
     return base.state_digest(), logits.float().cpu().numpy().tobytes()
-
-
-def environment(base: Base, seed: int) -> dict[str, Any]:
-    """What a run was made with (DESIGN.md, "On disk")."""
-    import accelerate
-    import peft
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "accelerate": accelerate.__version__,
-        "lora_domains": __version__,
-        "device": _device_name(base.device),
-        "world_size": accelerate.PartialState().num_processes,
-        "seed": seed,
-        "git": _git(),
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _git() -> str | None:
-    """The commit of the checkout that the working folder is in, if there is one."""
-    import subprocess
-
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _main_process() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
-
-
-def _wait() -> None:
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
 
 
 __all__ = ["DomainModel", "Evaluation", "Prediction"]

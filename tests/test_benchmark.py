@@ -206,13 +206,12 @@ TWO = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from accelerate import PartialState
-PartialState(cpu=True)
 import test_benchmark as t
 model = t.loaded(Path({adapters!r}), Path({base!r}))
 found = model.benchmark(t.SUITE, t.DOMAINS, Path({out!r}))
-if PartialState().is_main_process:
-    assert PartialState().num_processes == 2
+from lora_domains import processes
+if processes.is_main():
+    assert processes.state().num_processes == 2
     Path({out!r}, "found.json").write_text(json.dumps([found.report["adapters"], found.items]))
 """
 

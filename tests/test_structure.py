@@ -16,18 +16,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
 # `report`, whose views are the files from `wording` to `pages`; `display` shows what it holds.
 LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain",
-         "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report",
+         "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report", "rerun",
          "display"]  # fmt: skip
-HEAVY = ["metrics", "base", "encoding", "slots", "routing", "adapter", "loading", "bank",
-         "merging", "scoring", "evaluation", "benchmark", "serving", "retention", "training",
-         "model",
-         "cli"]  # fmt: skip
+HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "slots", "routing",
+         "recompute", "adapter", "loading", "bank", "merging", "versions", "scoring", "evaluation",
+         "benchmark", "serving", "retention", "plan", "checkpoint", "tracking", "training",
+         "rehearsal", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "reading", "embedded"}}
 TORCH = {"torch", "transformers", "peft", "accelerate", "evaluate", "datasets", "bitsandbytes"}
 # Inside a function, and only there: rows from the Hub need `datasets`; `doctor` asks what torch is.
-LAZY = {"data": {"datasets"}, "reading": {"datasets"}, "cli": {"accelerate", "torch"}}
+LAZY = {"data": {"datasets"}, "reading": {"datasets"}, "cli": {"torch"}}
 
 
 def imported(tree: ast.AST) -> set[str]:
