@@ -1,16 +1,14 @@
 """``DomainModel``: the one object people meet, thin over the files that do the work."""
 
-import io
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from rich.console import Console
 
 from lora_domains import processes
 from lora_domains.adapter import rewrite_card, save_adapter
@@ -18,10 +16,10 @@ from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
 from lora_domains.benchmark import Field, Scorer, Store, measure
 from lora_domains.checkpoint import read_checkpoint
-from lora_domains.data import Data, Prepared, prepare
+from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
-from lora_domains.encoding import Encoder, Item, check_choices, supervised
+from lora_domains.encoding import Encoder
 from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import score_items
@@ -32,16 +30,16 @@ from lora_domains.memory import free_bytes, too_little, words
 from lora_domains.merging import export, merge
 from lora_domains.plan import Plan, make_plan
 from lora_domains.reading import Source
+from lora_domains.ready import LONGEST, Ready, read_domain
 from lora_domains.rehearsal import rehearse
 from lora_domains.report import (
     SCHEMA,
     assemble,
     figures,
     read_card,
-    save_items,
-    save_report,
     summed_up,
 )
+from lora_domains.results import Benchmark, Evaluation
 from lora_domains.routing import entered
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
@@ -49,76 +47,6 @@ from lora_domains.tasks import Classification, Task, task_from_record
 from lora_domains.tracking import check_tracker, open_tracker
 from lora_domains.training import Run, Trained
 from lora_domains.versions import Parent, find_parent, keep_version, load_parent, parent_resident
-from lora_domains.wording import outcome
-
-LONGEST = 2048
-"""Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An adapter's card after it was measured; printing it shows the tables and the verdict."""
-
-    card: dict[str, Any]
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        entry: dict[str, Any] = self.card["adapters"][0]
-        return entry
-
-    @property
-    def verdict(self) -> str:
-        return str(self.entry["verdict"])
-
-    def show(self, display: Display) -> None:
-        display.scores(self.entry)
-        display.general(self.entry)
-        display.gates(self.entry)
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        self.show(Display(console=Console(file=text, width=120)))
-        return text.getvalue()
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What a benchmark measured: a report of several adapters, and the items it is made from."""
-
-    report: dict[str, Any]
-    items: dict[str, list[dict[str, Any]]]
-
-    @property
-    def verdict(self) -> str:
-        """The worst verdict among the adapters."""
-        return outcome(self.report)
-
-    def save(self, out: str | Path, junit: str | Path | None = None) -> Path:
-        """Write the report and its views into the folder ``out``; returns it.
-
-        Beside them ``measured/NAME`` holds each adapter's card and items of this run, from which
-        ``lora-domains report`` makes the same report again. Raises UsageError when it cannot.
-        """
-        folder = Path(out)
-        for entry in self.report["adapters"]:
-            card = {key: self.report[key] for key in ("schema", "base", "environment")}
-            card["adapters"] = [entry]
-            save_items(folder / "measured" / entry["path"], card, self.items[entry["path"]])
-        save_report(self.report, folder, Path(junit) if junit else None)
-        return folder
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A domain's rows, read, checked and encoded for this base."""
-
-    domain: Domain
-    prepared: Prepared
-    encoder: Encoder
-    train: list[Item]
-    validation: list[Item]
-    parent: Parent | None = None
-    """The saved adapter that this one goes on from."""
 
 
 class DomainModel:
@@ -140,7 +68,7 @@ class DomainModel:
         self.bank = Bank(base, slots)
         self.out = Path(out)
         self.display = display or Display(quiet=not processes.is_main())
-        self._ready: dict[str, _Ready] = {}
+        self._ready: dict[str, Ready] = {}
         self._witness = _witness(base)
 
     @classmethod
@@ -369,35 +297,12 @@ class DomainModel:
             return parent
         return find_parent({"name": folder.name, "sha256": began}, self.base, self.out) or parent
 
-    def _read(self, domain: Domain) -> _Ready:
-        """Rows read, checked, split and encoded; shown stage by stage."""
-        prepared = prepare(domain.task, domain.data, domain.training.seed)
-        for stage in prepared.stages:
-            self.display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
-        limit = domain.training.max_length or min(self.base.context, LONGEST)
-        encoder = Encoder(self.base.tokenizer, limit)
-        domain = replace(domain, task=prepared.task)
-        if isinstance(prepared.task, Classification):
-            where = f"domain {domain.name!r}, column {prepared.task.label!r}"
-            check_choices(encoder, prepared.task.choices, where)
-        train = encoder.encode_all(prepared.train)
-        validation = encoder.encode_all(prepared.validation)
-        ledger = supervised(prepared.ledger, train)
-        prepared = replace(prepared, ledger=ledger)
-        splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
-        self.display.ledger(asdict(ledger), splits)
-        if ledger.truncated:
-            self.display.warn(
-                f"{ledger.truncated} of {len(train)} training rows were longer than {limit} tokens "
-                "and lost tokens from the middle of their prompt."
-            )
-        for warning in prepared.warnings:
-            self.display.warn(warning)
-        ready = _Ready(domain, prepared, encoder, train, validation)
+    def _read(self, domain: Domain) -> Ready:
+        ready = read_domain(domain, self.base, self.display)
         self._ready[domain.name] = ready
         return ready
 
-    def _run(self, ready: _Ready, plan: Plan) -> Run:
+    def _run(self, ready: Ready, plan: Plan) -> Run:
         texts = embedded().training_texts() if ready.domain.training.kl else []
         return Run(
             self.bank,
@@ -414,7 +319,7 @@ class DomainModel:
     def _checkpoint(self, domain: Domain) -> Path:
         return self.out / f".{domain.name}.checkpoint"
 
-    def _save(self, ready: _Ready, trained: Trained) -> dict[str, Any]:
+    def _save(self, ready: Ready, trained: Trained) -> dict[str, Any]:
         """Write the adapter's folder; one process writes, the others wait."""
         domain = ready.domain
         card: dict[str, Any] = {
@@ -467,7 +372,7 @@ class DomainModel:
         questions = [example for _, example in suite.examples()]
         leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
         if ready.domain.training.kl:
-            held_to = suite.training_texts()
+            held_to = embedded().training_texts()
             leaks = _joined(leaks, find_leaks(held_to, [*questions, *suite.texts()]))
         began = parent_resident(self.bank, name, ready.parent, self.out, self.display.warn)
         with began as parent, processes.sharing():
@@ -537,7 +442,7 @@ class DomainModel:
         )  # fmt: skip
         return Benchmark(report, {name: items for name, (_, items) in found.items()})
 
-    def _ready_for(self, domain: Domain | str) -> _Ready:
+    def _ready_for(self, domain: Domain | str) -> Ready:
         if isinstance(domain, str):
             if domain not in self._ready:
                 raise UsageError(

@@ -17,9 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # `report`, whose views are the files from `wording` to `pages`; `display` shows what it holds.
 LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain",
          "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report", "rerun",
-         "display"]  # fmt: skip
+         "display", "results"]  # fmt: skip
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "slots", "routing",
-         "recompute", "adapter", "loading", "bank", "merging", "versions", "scoring", "evaluation",
+         "recompute", "adapter", "loading", "bank", "merging", "versions", "ready", "scoring", "evaluation",
          "benchmark", "serving", "retention", "plan", "checkpoint", "tracking", "training",
          "rehearsal", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
