@@ -21,10 +21,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from lora_domains.report import interval, percent
+from lora_domains.report import interval, nats_of, percent
 
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?"}
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
+SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–"}
 Advance = Callable[[int], None]
 
 
@@ -161,7 +161,7 @@ class Display:
             if "difference" not in fields:
                 continue
             is_text = suite == "nats"
-            name = "nats per token of general text" if is_text else suite
+            name = f"{nats_of(entry)} of general text" if is_text else suite
             show = "{:.3f}".format if is_text else percent
             change = interval(fields) if is_text else interval(fields, 100, 1) + " points"
             style = "bold" if suite == "pooled" else None

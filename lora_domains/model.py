@@ -22,13 +22,14 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation import score_items, unanswered
+from lora_domains.evaluation import general_knowledge, score_items, unanswered
+from lora_domains.heads import check_generates, check_task
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import current_route, routed
-from lora_domains.scoring import choice_logprobs, generate, renormalise
+from lora_domains.scoring import choice_logprobs, generate, head_scores, renormalise
 from lora_domains.suites import Suite, embedded
 from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
 from lora_domains.training import Plan, Run, Trained, make_plan
@@ -228,13 +229,15 @@ class DomainModel:
 
     def _read(self, domain: Domain) -> _Ready:
         """Rows read, checked, split and encoded; shown stage by stage."""
+        check_task(self.base, domain.task)
         prepared = prepare(domain.task, domain.data, domain.training.seed)
         for stage in prepared.stages:
             self.display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
         limit = domain.training.max_length or min(self.base.context, LONGEST)
-        encoder = Encoder(self.base.tokenizer, limit)
+        head = getattr(prepared.task, "head", False)
+        encoder = Encoder(self.base.tokenizer, limit, head=head)
         domain = replace(domain, task=prepared.task)
-        if isinstance(prepared.task, Classification):
+        if isinstance(prepared.task, Classification) and not head:
             where = f"domain {domain.name!r}, column {prepared.task.label!r}"
             check_choices(encoder, prepared.task.choices, where)
         train = encoder.encode_all(prepared.train)
@@ -255,7 +258,13 @@ class DomainModel:
         return ready
 
     def _run(self, ready: _Ready, plan: Plan) -> Run:
-        texts = embedded().training_texts() if ready.domain.training.kl else []
+        held = ready.domain.training.kl and self.base.language_head
+        if ready.domain.training.kl and not held:
+            self.display.warn(
+                f"{self.base.id} has no masked-token head: nothing holds the adapter to it while "
+                "it trains, and what it keeps cannot be measured."
+            )
+        texts = embedded().training_texts() if held else []
         return Run(
             self.bank,
             ready.domain,
@@ -345,6 +354,7 @@ class DomainModel:
             "largest_move": scored.largest_move,
             "loss": ready.domain.task.loss_unit,
             "suite": suite.name,
+            "knowledge": general_knowledge(self.base),
         }
         entry.update(figures(entry, scored.items))
         path = self.bank[name].path
@@ -398,15 +408,20 @@ class DomainModel:
             )
         task = self._task(name)
         many = [texts] if isinstance(texts, str | Mapping) else list(texts)
-        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
+        head = self.bank[name].head
+        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST), head=bool(head))
         examples = [_asked(task, text, number) for number, text in enumerate(many)]
         items = [encoder.encode(example) for example in unanswered(examples)]
         if not isinstance(task, Classification):
             with routed(name):
                 return self._answers(items, getattr(task, "max_new_tokens", 64))
         labels = task.labels or ()
+        model, pad = self.base.model, self.base.tokenizer.pad_token_id
         with routed(name):
-            scores = choice_logprobs(self.base.model, items, self.base.tokenizer.pad_token_id)
+            scores = (
+                head_scores(model, head, items, pad) if head
+                else choice_logprobs(model, items, pad)
+            )  # fmt: skip
         found = []
         for row in scores:
             shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
@@ -428,6 +443,7 @@ class DomainModel:
 
         ``domain`` is a resident adapter; without it, the one that ``using`` says.
         """
+        check_generates(self.base)
         name = domain or current_route()
         if name is not None:
             self.bank[name]
@@ -455,7 +471,9 @@ class DomainModel:
                 where=name,
                 expected="an adapter whose card says how it is asked",
                 found="a folder of plain PEFT",
-                mend="Use generate() with the prompt it was trained on.",
+                mend="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
+                if self.bank[name].head
+                else "Use generate() with the prompt it was trained on.",
             )
         return task_from_record(card["adapters"][0]["settings"]["task"])
 
@@ -486,12 +504,19 @@ def _joined(one: Leaks, other: Leaks) -> Leaks:
 
 
 def _witness(base: Base) -> tuple[str, bytes]:
-    """The base's state digest and its logits on a fixed input, bit for bit."""
+    """The base's state digest and its logits on a fixed input, bit for bit.
+
+    Of an encoder without a masked-token head, its last hidden state.
+    """
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
     with torch.no_grad(), routed(None):
-        logits = base.model(input_ids=ids, use_cache=False).logits
-    return base.state_digest(), logits.float().cpu().numpy().tobytes()
+        if base.encoder:
+            model = base.model if base.language_head else base.model.base_model
+            found = model(input_ids=ids)[0]
+        else:
+            found = base.model(input_ids=ids, use_cache=False).logits
+    return base.state_digest(), found.float().cpu().numpy().tobytes()
 
 
 def environment(base: Base, seed: int) -> dict[str, Any]:

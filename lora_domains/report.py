@@ -79,6 +79,7 @@ def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dic
         leaks=entry["leaks"],
         base_changed=judged["base_changed"],
         largest_move=judged["largest_move"],
+        knowledge=judged.get("knowledge", "questions"),
     )
 
 
@@ -114,7 +115,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "---",
         f"base_model: {base['id']}",
         "library_name: peft",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'text-classification' if _headed(entry) else 'text-generation'}",
         f"tags: [lora, lora_domains, {entry['domain']}]",
         *([f"license: {base['licence']}"] if base["licence"] else []),
         "---",
@@ -164,7 +165,7 @@ def _general(entry: Mapping[str, Any]) -> list[str]:
     lines = []
     for suite, fields in general.items():
         if "difference" in fields:
-            what = "nats per token" if suite == "nats" else "accuracy"
+            what = nats_of(entry) if suite == "nats" else "accuracy"
             lines.append(
                 f"| {suite} ({what}) | {fields['base']:.3f} | {fields['adapter']:.3f} "
                 f"| {interval(fields)} | {fields['n']} |"
@@ -208,7 +209,22 @@ def _training(entry: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def nats_of(entry: Mapping[str, Any]) -> str:
+    """What nats on general text are counted by."""
+    masked = entry["judged"].get("knowledge") == "masked tokens"
+    return "nats per masked token" if masked else "nats per token"
+
+
+def _headed(entry: Mapping[str, Any]) -> bool:
+    task = entry.get("settings", {}).get("task", {})
+    return bool(task.get("head"))
+
+
 def _loading(entry: Mapping[str, Any]) -> list[str]:
+    base = "base"
+    if _headed(entry):
+        classes = len(entry["settings"]["task"]["labels"])
+        base = f"AutoModelForSequenceClassification.from_pretrained(base, num_labels={classes})"
     return [
         "## Loading",
         "",
@@ -219,5 +235,5 @@ def _loading(entry: Mapping[str, Any]) -> list[str]:
         f'model.load_adapter("path/to/{entry["path"]}")',
         "```",
         "",
-        "or plain PEFT: `PeftModel.from_pretrained(base, path)`.",
+        f"or plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
     ]

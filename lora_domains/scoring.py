@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
+from lora_domains.heads import Head, features, head_logprobs
 from lora_domains.routing import routed
 
 TOKENS = 4096
@@ -108,6 +109,29 @@ def _choices_of_chunk(model: Any, rows: list[Item], pad: int) -> list[np.ndarray
     return [values[r, : len(item.choices)] for r, item in enumerate(rows)]
 
 
+@torch.no_grad()
+def text_features(
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
+) -> Tensor:
+    """The features of each prompt that a head reads (see ``heads``): (items, hidden), float32."""
+    found = torch.empty((len(items), model.config.get_text_config().hidden_size))
+    for chunk in chunks(items, _most_tokens(model.device)):
+        found[chunk] = features(model, [items[i] for i in chunk], pad).float().cpu()
+        progress(len(chunk))
+    return found
+
+
+def head_scores(
+    model: Any, head: Head, items: Sequence[Item], pad: int, progress: Progress = _silent
+) -> list[np.ndarray]:
+    """For each item, the log-probability of each class by ``head``: one float64 array (classes,).
+
+    The counterpart of ``choice_logprobs``.
+    """
+    logprobs = head_logprobs(head, text_features(model, items, pad, progress))
+    return list(logprobs.double().cpu().numpy())
+
+
 def renormalise(logprobs: np.ndarray) -> np.ndarray:
     """Log-probabilities over the choices alone: they sum to one. Last axis: choices."""
     peak = logprobs.max(axis=-1, keepdims=True)
@@ -120,8 +144,11 @@ def tail_logits(model: Any, batch: Batch) -> Tensor:
     """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``.
 
     Only these are computed: the output layer over a whole batch of long prompts would cost more
-    memory than everything else together.
+    memory than everything else together. Of masked texts they are the logits at ``batch.places``.
     """
+    if batch.places is not None:
+        found: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return found.gather(1, batch.places[..., None].expand(-1, -1, found.shape[-1]))
     kept = {"logits_to_keep": batch.keep} if _keeps(model) else {}
     logits: Tensor = model(
         input_ids=batch.ids,

@@ -20,6 +20,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -31,9 +32,17 @@ from lora_domains.domain import Domain
 from lora_domains.encoding import Item, collate, epoch_batches
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.evaluation import validation_figures
+from lora_domains.heads import Head, features, head_logits
 from lora_domains.retention import general_rows, kl_to_base
 from lora_domains.routing import routed
-from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs, tail_logits
+from lora_domains.scoring import (
+    answer_nats,
+    answer_nll,
+    choice_logprobs,
+    head_scores,
+    tail_logits,
+)
+from lora_domains.tasks import Classification, Task
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
@@ -72,7 +81,7 @@ def make_plan(base: Base, domain: Domain, items: Sequence[Item]) -> Plan:
     that an adapter must have room for what the rows say.
     """
     settings, lora = domain.training, domain.lora
-    tokens = sum(len(item.answer) for item in items)
+    tokens = sum(item.supervised for item in items)
     steps = math.ceil(len(items) / settings.batch_size)
     reasons: list[str] = []
     lr = settings.lr
@@ -105,8 +114,14 @@ def make_plan(base: Base, domain: Domain, items: Sequence[Item]) -> Plan:
 
 
 def _parameters_per_rank(base: Base, domain: Domain) -> int:
-    one = new_adapter(base, "plan", domain.lora, rank=1, alpha=1, seed=0)
-    return one.parameters
+    one = new_adapter(base, "plan", domain.lora, 1, 1, 0, classes_of(domain.task))
+    return sum(a.numel() + b.numel() for a, b in one.weights.values())
+
+
+def classes_of(task: Task) -> int | None:
+    """The size of the head that ``task`` trains, None without one."""
+    headed = isinstance(task, Classification) and task.head
+    return len(getattr(task, "labels", None) or ()) if headed else None
 
 
 # ── The state of a run ──────────────────────────────────────────────────────────────────────────
@@ -126,6 +141,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     best_weights: dict[str, tuple[Tensor, Tensor]] | None = None
+    best_head: dict[str, Tensor] | None = None
     seconds: float = 0.0
     total_tokens: int = 0
     total_steps: int = 0
@@ -167,8 +183,16 @@ class Run:
         self.accelerator = Accelerator()
         self.state = State()
         seed = domain.training.seed
-        self.adapter = new_adapter(bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed)
+        self.adapter = new_adapter(
+            bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed, classes_of(domain.task)
+        )
         self.parameters = bank.add(self.adapter, trainable=True)
+        self.head = self.adapter.head.to(self.model.device) if self.adapter.head else None
+        if self.head is not None:
+            # Trained beside the slots, and no more a module of the base than they are.
+            trained = {n: torch.nn.Parameter(t) for n, t in self.head.weights.items()}
+            self.head = replace(self.head, weights=dict(trained))
+            self.parameters += trained.values()
         decay = domain.training.weight_decay
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
@@ -221,6 +245,7 @@ class Run:
         state.seconds += time.monotonic() - started
         if state.best is None or _better(record, state.best):
             state.best, state.best_weights = record, self.bank.weights(self.slot)
+            state.best_head = self._head_weights()
         self.display.epoch(record, self.domain.task.metric)
         state.epoch, state.step, state.losses, state.tokens = state.epoch + 1, 0, [], []
         self.save()
@@ -228,7 +253,7 @@ class Run:
     def train_step(self, items: Sequence[Item]) -> None:
         """One optimiser step on one global batch; this rank takes its share of the rows."""
         state, started = self.state, time.monotonic()
-        total = sum(len(item.answer) for item in items)
+        total = sum(item.supervised for item in items)
         self._set_rate()
         # Dropout is drawn anew from the step and the rank, so that a step depends on nothing else.
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -236,8 +261,7 @@ class Run:
         nats = torch.zeros((), device=self.model.device)
         with routed(self.slot):
             for part in micro_batches(items[rank::ranks], self.model.device):
-                batch = collate(part, self.pad, self.model.device)
-                loss = answer_nll(tail_logits(self.model, batch), batch).sum()
+                loss = self._loss(part)
                 self.accelerator.backward(loss / total)
                 nats += loss.detach()
         self._hold_to_base(rank, ranks)
@@ -266,6 +290,18 @@ class Run:
                 slot.train()
 
     # Inside a step
+
+    def _loss(self, items: Sequence[Item]) -> Tensor:
+        """Nats summed over what is supervised in ``items``."""
+        if self.head is None:
+            batch = collate(items, self.pad, self.model.device)
+            return answer_nll(tail_logits(self.model, batch), batch).sum()
+        logits = head_logits(self.head, features(self.model, items, self.pad))
+        targets = torch.tensor([item.target for item in items], device=logits.device)
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    def _head_weights(self) -> dict[str, Tensor] | None:
+        return self.head.to("cpu").weights if self.head is not None else None
 
     def _hold_to_base(self, rank: int, ranks: int) -> None:
         """Add the gradient of KL to the base on this step's general texts (see ``retention``)."""
@@ -391,7 +427,13 @@ class Run:
         state = self.state
         assert state.best is not None
         assert state.best_weights is not None
-        adapter = replace(self.adapter, name=self.domain.name, weights=state.best_weights)
+        head = self.head
+        if head is not None:
+            assert state.best_head is not None
+            head = replace(head, weights=state.best_head)
+        adapter = replace(
+            self.adapter, name=self.domain.name, weights=state.best_weights, head=head
+        )
         record = {
             "epochs": len(state.history),
             "steps": state.total_steps,
@@ -409,7 +451,7 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that continues it."""
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("reasons", "warnings")}
-        ids = [(item.id, item.prompt, item.answer) for item in self.train]
+        ids = [(item.id, item.prompt, item.answer, item.target) for item in self.train]
         return {
             "base": self.bank.base.identity,
             "recipe": self.domain.digest(),
@@ -426,6 +468,7 @@ class Run:
             "run": self.fingerprint(),
             "state": dict(vars(self.state)),
             "weights": self.bank.weights(self.slot),
+            "head": self._head_weights(),
             "optimizer": self.optimizer.state_dict(),
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -472,6 +515,8 @@ class Run:
             a, b = stored["weights"][linear]
             slot.a.data.copy_(a)
             slot.b.data.copy_(b)
+        for name, tensor in (self.head.weights if self.head else {}).items():
+            tensor.data.copy_(stored["head"][name])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
@@ -495,7 +540,12 @@ def micro_batches(items: Sequence[Item], device: torch.device) -> Iterator[Seque
 
 
 def validate(run: Run) -> dict[str, Any]:
-    """Loss (nats per answer token), accuracy and the domain metric on the validation rows."""
+    """Loss (nats per answer token), accuracy and the domain metric on the validation rows.
+
+    Of a head the loss is the cross-entropy of the label.
+    """
+    if run.head is not None:
+        return _validate_head(run, run.head)
     with routed(run.slot), run.display.progress("validating", len(run.validation)) as advance:
         nats, tokens = answer_nats(run.model, run.validation, run.pad)
         scores = None
@@ -506,6 +556,15 @@ def validate(run: Run) -> dict[str, Any]:
         "validation_loss": loss,
         **validation_figures(run.domain.task, run.validation, scores, loss),
     }
+
+
+def _validate_head(run: Run, head: Head) -> dict[str, Any]:
+    with routed(run.slot), run.display.progress("validating", len(run.validation)) as advance:
+        scores = head_scores(run.model, head, run.validation, run.pad, advance)
+    nll = [-lp[item.target] for lp, item in zip(scores, run.validation, strict=True)]
+    loss = float(sum(nll) / len(nll))
+    figures = validation_figures(run.domain.task, run.validation, scores, loss)
+    return {"validation_loss": loss, **figures}
 
 
 def _better(record: dict[str, Any], best: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # `report`; `display` shows what a report holds.
 LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain", "figures",
          "report", "display"]  # fmt: skip
-HEAVY = ["metrics", "base", "encoding", "routing", "adapter", "loading", "bank", "scoring",
+HEAVY = ["metrics", "base", "encoding", "routing", "heads", "adapter", "loading", "bank", "scoring",
          "evaluation", "retention", "training", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
