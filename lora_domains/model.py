@@ -174,6 +174,7 @@ class DomainModel:
         text: str | tuple[str, ...] = "text",
         label: str = "label",
         positive: str | None = None,
+        head: bool = False,
         validation: Source | None = None,
         test: Source | None = None,
         resume: bool = False,
@@ -193,7 +194,7 @@ class DomainModel:
                     found="rows without one",
                     mend="Call fit(rows, name='spam').",
                 )
-            task = Classification(text=text, label=label, positive=positive)
+            task = Classification(text=text, label=label, positive=positive, head=head)
             domain = Domain(name, task, Data(domain, validation, test))
         domain = with_settings(domain, **settings)
         ready = self._read(domain)

@@ -121,6 +121,7 @@ def text_features(
     return found
 
 
+@torch.no_grad()
 def head_scores(
     model: Any, head: Head, items: Sequence[Item], pad: int, progress: Progress = _silent
 ) -> list[np.ndarray]:
