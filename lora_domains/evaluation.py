@@ -167,10 +167,10 @@ def frozen_scores(
     wanted = np.array([example.target for example in prepared.validation])
     best: tuple[float, np.ndarray] | None = None
     for strength in PROBE_C:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The number of unique classes")
-            # Unfinished after 1,000 iterations, it is judged on validation like the others.
+            # Unfinished after 300 iterations, it is judged on validation like the others.
             warnings.filterwarnings("ignore", message="lbfgs failed to converge")
             probe.fit(train, [example.target for example in prepared.train])
         known = probe[-1].classes_

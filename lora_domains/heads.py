@@ -138,10 +138,15 @@ def head_logprobs(head: Head, read: Tensor) -> Tensor:
 # ── Checks ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def classes_of(task: Task) -> int | None:
+    """The size of the head that ``task`` trains, None for a task without one."""
+    headed = isinstance(task, Classification) and task.head
+    return len(getattr(task, "labels", None) or ()) if headed else None
+
+
 def check_task(base: Base, task: Task) -> None:
     """Raise UsageError for a task that an encoder cannot do: all but classification by a head."""
-    headed = isinstance(task, Classification) and task.head
-    if base.encoder and not headed:
+    if base.encoder and classes_of(task) is None:
         raise UsageError(
             where=base.id,
             expected="classification with a trained head, the one task of an encoder",

@@ -325,7 +325,8 @@ class DomainModel:
         if name not in self.bank:
             self.load_adapter(self.out / name)
         prepared, suite = ready.prepared, suite or embedded()
-        questions = [example for _, example in suite.examples()]
+        # Questions are asked of causal bases only.
+        questions = [] if self.base.encoder else [example for _, example in suite.examples()]
         leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
         if ready.domain.training.kl:
             held_to = suite.training_texts()

@@ -32,7 +32,7 @@ from lora_domains.domain import Domain
 from lora_domains.encoding import Item, collate, epoch_batches
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.evaluation import validation_figures
-from lora_domains.heads import Head, features, head_logits
+from lora_domains.heads import Head, classes_of, features, head_logits
 from lora_domains.retention import general_rows, kl_to_base
 from lora_domains.routing import routed
 from lora_domains.scoring import (
@@ -42,7 +42,6 @@ from lora_domains.scoring import (
     head_scores,
     tail_logits,
 )
-from lora_domains.tasks import Classification, Task
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
@@ -116,12 +115,6 @@ def make_plan(base: Base, domain: Domain, items: Sequence[Item]) -> Plan:
 def _parameters_per_rank(base: Base, domain: Domain) -> int:
     one = new_adapter(base, "plan", domain.lora, 1, 1, 0, classes_of(domain.task))
     return sum(a.numel() + b.numel() for a, b in one.weights.values())
-
-
-def classes_of(task: Task) -> int | None:
-    """The size of the head that ``task`` trains, None without one."""
-    headed = isinstance(task, Classification) and task.head
-    return len(getattr(task, "labels", None) or ()) if headed else None
 
 
 # ── The state of a run ──────────────────────────────────────────────────────────────────────────

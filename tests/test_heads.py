@@ -398,7 +398,9 @@ def test_another_size_of_head_on_disk_leaves_the_bank_as_it_was(
     folder = save(tmp_path / "headed", headed(model.base), model.base)
     assert model.load_adapter(folder) == "headed"
     shutil.copytree(folder, tmp_path / "broken")
-    change(tmp_path / "broken", lambda t: t.update({"base_model.model.score.weight": torch.ones(2, 9)}))
+    change(
+        tmp_path / "broken", lambda t: t.update({"base_model.model.score.weight": torch.ones(2, 9)})
+    )
     with pytest.raises(AdapterError):
         model.load_adapter("broken")
     assert model.domains == ("headed",)

@@ -5,6 +5,7 @@ A suite is a name, questions with a task that reads them, and general text for d
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from lora_domains.tasks import Example, MultipleChoice, Row
@@ -49,15 +50,23 @@ class Suite:
         ]
 
 
+@cache
+def _drawn(split: str, count: int) -> tuple[str, ...]:
+    """General text of the embedded world; drawing takes seconds, and fit and evaluate both ask."""
+    from lora_domains.embedded.world import general_text
+
+    return tuple(general_text(split, count))
+
+
 def embedded() -> Suite:
     """The questions and general text of the embedded world, for any base."""
-    from lora_domains.embedded.world import general_questions, general_text
+    from lora_domains.embedded.world import general_questions
 
     return Suite(
         name="embedded",
         task=MultipleChoice(prompt="{question}"),
         questions=general_questions,
-        text=lambda: general_text("test", 200),
-        training_text=lambda: general_text("train", 2000),
+        text=lambda: _drawn("test", 200),
+        training_text=lambda: _drawn("train", 2000),
         part="field",
     )
