@@ -160,9 +160,8 @@ def load_base(
             where=where,
             expected="a causal language model or an encoder that transformers can load",
             found=str(error).splitlines()[0],
-            mend="Check the folder or id; a base is a causal language model, or an encoder of kind "
-            + ", ".join(ENCODERS)
-            + ".",
+            mend="Check the folder or id; only causal language models can be a base, and encoders "
+            f"of kind {listed(ENCODERS)}.",
         ) from error
     missing = (
         _without_random_head(model, loading["missing_keys"])

@@ -186,7 +186,8 @@ def _shares(known: np.ndarray, columns: np.ndarray, classes: int) -> np.ndarray:
     """Log-probabilities of every class; one without a training row has a share near none."""
     shares = np.full((len(known), classes), 1e-9)
     shares[:, columns] = np.clip(known, 1e-9, 1.0)
-    return np.log(shares)
+    logs: np.ndarray = np.log(shares)
+    return logs
 
 
 def shots(encoder: Encoder, train: Sequence[Example], seed: int) -> list[int]:

@@ -64,6 +64,11 @@ class Head:
         copies = {name: t.detach().float().clone().to(device) for name, t in self.weights.items()}
         return replace(self, weights=copies)
 
+    def trainable(self, device: torch.device) -> tuple["Head", list[torch.nn.Parameter]]:
+        """Such a copy whose tensors are parameters, and these in a list for an optimiser."""
+        trained = {n: torch.nn.Parameter(t) for n, t in self.to(device).weights.items()}
+        return replace(self, weights=dict(trained)), list(trained.values())
+
 
 def layout_of(base: Base) -> Layout:
     return LAYOUTS[base.model.config.model_type] if base.encoder else CAUSAL
@@ -133,6 +138,13 @@ def head_logits(head: Head, read: Tensor) -> Tensor:
 def head_logprobs(head: Head, read: Tensor) -> Tensor:
     """Log-probabilities (rows, classes) of the classes, from features ``read`` (rows, hidden)."""
     return F.log_softmax(head_logits(head, read), dim=-1)
+
+
+def label_nats(model: Any, head: Head, items: Sequence[Item], pad: int) -> Tensor:
+    """Cross-entropy of the labels in nats, summed over ``items``, with gradient."""
+    logits = head_logits(head, features(model, items, pad))
+    targets = torch.tensor([item.target for item in items], device=logits.device)
+    return F.cross_entropy(logits, targets, reduction="sum")
 
 
 # ── Checks ──────────────────────────────────────────────────────────────────────────────────────

@@ -211,7 +211,7 @@ def _training(entry: Mapping[str, Any]) -> list[str]:
 
 def nats_of(entry: Mapping[str, Any]) -> str:
     """What nats on general text are counted by."""
-    masked = entry["judged"].get("knowledge") == "masked tokens"
+    masked = entry.get("judged", {}).get("knowledge") == "masked tokens"
     return "nats per masked token" if masked else "nats per token"
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from lora_domains.domain import Domain
 from lora_domains.encoding import Item, collate, epoch_batches
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.evaluation import validation_figures
-from lora_domains.heads import Head, classes_of, features, head_logits
+from lora_domains.heads import classes_of, label_nats
 from lora_domains.retention import general_rows, kl_to_base
 from lora_domains.routing import routed
 from lora_domains.scoring import (
@@ -134,7 +134,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     best_weights: dict[str, tuple[Tensor, Tensor]] | None = None
-    best_head: dict[str, Tensor] | None = None
+    best_head: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     total_tokens: int = 0
     total_steps: int = 0
@@ -180,12 +180,10 @@ class Run:
             bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed, classes_of(domain.task)
         )
         self.parameters = bank.add(self.adapter, trainable=True)
-        self.head = self.adapter.head.to(self.model.device) if self.adapter.head else None
+        self.head = self.adapter.head
         if self.head is not None:
-            # Trained beside the slots, and no more a module of the base than they are.
-            trained = {n: torch.nn.Parameter(t) for n, t in self.head.weights.items()}
-            self.head = replace(self.head, weights=dict(trained))
-            self.parameters += trained.values()
+            self.head, trained = self.head.trainable(self.model.device)
+            self.parameters += trained
         decay = domain.training.weight_decay
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
@@ -286,15 +284,13 @@ class Run:
 
     def _loss(self, items: Sequence[Item]) -> Tensor:
         """Nats summed over what is supervised in ``items``."""
-        if self.head is None:
-            batch = collate(items, self.pad, self.model.device)
-            return answer_nll(tail_logits(self.model, batch), batch).sum()
-        logits = head_logits(self.head, features(self.model, items, self.pad))
-        targets = torch.tensor([item.target for item in items], device=logits.device)
-        return F.cross_entropy(logits, targets, reduction="sum")
+        if self.head is not None:
+            return label_nats(self.model, self.head, items, self.pad)
+        batch = collate(items, self.pad, self.model.device)
+        return answer_nll(tail_logits(self.model, batch), batch).sum()
 
-    def _head_weights(self) -> dict[str, Tensor] | None:
-        return self.head.to("cpu").weights if self.head is not None else None
+    def _head_weights(self) -> dict[str, Tensor]:
+        return self.head.to("cpu").weights if self.head is not None else {}
 
     def _hold_to_base(self, rank: int, ranks: int) -> None:
         """Add the gradient of KL to the base on this step's general texts (see ``retention``)."""
@@ -420,10 +416,7 @@ class Run:
         state = self.state
         assert state.best is not None
         assert state.best_weights is not None
-        head = self.head
-        if head is not None:
-            assert state.best_head is not None
-            head = replace(head, weights=state.best_head)
+        head = replace(self.head, weights=state.best_head) if self.head is not None else None
         adapter = replace(
             self.adapter, name=self.domain.name, weights=state.best_weights, head=head
         )
@@ -508,8 +501,8 @@ class Run:
             a, b = stored["weights"][linear]
             slot.a.data.copy_(a)
             slot.b.data.copy_(b)
-        for name, tensor in (self.head.weights if self.head else {}).items():
-            tensor.data.copy_(stored["head"][name])
+        for name, tensor in stored["head"].items():
+            self.head.weights[name].data.copy_(tensor)
         self.optimizer.load_state_dict(stored["optimizer"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
@@ -533,31 +526,23 @@ def micro_batches(items: Sequence[Item], device: torch.device) -> Iterator[Seque
 
 
 def validate(run: Run) -> dict[str, Any]:
-    """Loss (nats per answer token), accuracy and the domain metric on the validation rows.
-
-    Of a head the loss is the cross-entropy of the label.
-    """
-    if run.head is not None:
-        return _validate_head(run, run.head)
-    with routed(run.slot), run.display.progress("validating", len(run.validation)) as advance:
-        nats, tokens = answer_nats(run.model, run.validation, run.pad)
+    """Loss (nats per answer token, or per label of a head), accuracy and the domain metric."""
+    rows = run.validation
+    with routed(run.slot), run.display.progress("validating", len(rows)) as advance:
         scores = None
-        if run.validation and run.validation[0].choices:
-            scores = choice_logprobs(run.model, run.validation, run.pad, advance)
+        if run.head is not None:
+            scores = head_scores(run.model, run.head, rows, run.pad, advance)
+            nats = np.array([-score[row.target] for score, row in zip(scores, rows, strict=True)])
+            tokens = np.ones(len(rows), dtype=int)
+        else:
+            nats, tokens = answer_nats(run.model, rows, run.pad)
+            if rows and rows[0].choices:
+                scores = choice_logprobs(run.model, rows, run.pad, advance)
     loss = float(nats.sum() / max(tokens.sum(), 1))
     return {
         "validation_loss": loss,
-        **validation_figures(run.domain.task, run.validation, scores, loss),
+        **validation_figures(run.domain.task, rows, scores, loss),
     }
-
-
-def _validate_head(run: Run, head: Head) -> dict[str, Any]:
-    with routed(run.slot), run.display.progress("validating", len(run.validation)) as advance:
-        scores = head_scores(run.model, head, run.validation, run.pad, advance)
-    nll = [-lp[item.target] for lp, item in zip(scores, run.validation, strict=True)]
-    loss = float(sum(nll) / len(nll))
-    figures = validation_figures(run.domain.task, run.validation, scores, loss)
-    return {"validation_loss": loss, **figures}
 
 
 def _better(record: dict[str, Any], best: dict[str, Any]) -> bool:

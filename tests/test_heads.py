@@ -24,11 +24,13 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, Lora, with_settings
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported
+from lora_domains.evaluation import frozen_scores
 from lora_domains.heads import features, head_logits, head_logprobs, head_shapes
 from lora_domains.loading import load_adapter
 from lora_domains.model import DomainModel
 from lora_domains.routing import routed
-from lora_domains.tasks import Classification, Generation
+from lora_domains.tasks import Classification, Generation, Row
+from lora_domains.training import Run, make_plan
 
 QUIET = Display(quiet=True)
 WEIGHTS = "adapter_model.safetensors"
@@ -298,8 +300,6 @@ def test_an_item_for_a_head_is_the_text_alone(tiny_base: Path) -> None:
     assert task.template == "{text}"
     assert Classification(("a", "b"), head=True).template == "a: {a}\nb: {b}"
     assert Classification(prompt="{text} is", head=True).template == "{text} is"
-    from lora_domains.tasks import Row
-
     example = task.example(Row({"text": "alpha beta", "label": "spam"}, "train", 0, "row 0"))
     item = Encoder(base.tokenizer, 16, head=True).encode(example)
     assert (item.answer, item.choices, item.target, item.supervised) == ((), (), 1, 1)
@@ -360,12 +360,52 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     assert "pipeline_tag: text-classification" in readme
 
 
+def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    ready = model._read(domain(epochs=2, kl=0.0))
+    run = model._run(ready, make_plan(model.base, ready.domain, ready.train))
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def worse_and_worse(run: Run) -> dict[str, Any]:
+        seen.append(run._head_weights())
+        return {"validation_loss": float(len(seen)), "accuracy": 0.5, "score": -len(seen),
+                "higher_is_better": True}  # fmt: skip
+
+    run.judge = worse_and_worse
+    head = run.fit().adapter.head
+    assert head is not None
+    assert torch.equal(head.weights["score.weight"], seen[0]["score.weight"])
+    assert not torch.equal(seen[0]["score.weight"], seen[1]["score.weight"])
+
+
+def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_base: Path) -> None:
+    """The same whatever is resident or routed, learned from training rows, by scikit-learn."""
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    ready = model._read(domain("colours", 5))
+    test = ready.encoder.encode_all(ready.prepared.test)
+    model.bank.add(headed(model.base, "colours", 5))
+
+    def scores(**changes: Any) -> list[dict[str, float]]:
+        prepared = replace(ready.prepared, **changes)
+        return frozen_scores(model.bank, prepared, ready.encoder, test, lambda _: None)
+
+    alone = scores()
+    with routed("colours"):
+        assert scores() == alone
+    right = [s["prediction"] == item.target for s, item in zip(alone, test, strict=True)]
+    assert sum(right) / len(right) > 0.5  # five classes
+    shuffled = [
+        replace(e, target=(e.target * 3 + i) % 5) for i, e in enumerate(ready.prepared.train)
+    ]
+    lost = [s["prediction"] == i.target for s, i in zip(scores(train=shuffled), test, strict=True)]
+    assert sum(lost) < sum(right)
+    assert all(s["nll"] > 0 and 0 <= s["brier"] <= 2 for s in alone)
+
+
 @pytest.mark.slow
 def test_a_head_resumes_exactly(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_domains.training import Run
-
     declared = domain(dropout=0.1)
     whole = DomainModel.from_pretrained(tiny_base, out=tmp_path / "a", display=QUIET, device="cpu")
     whole.fit(declared)
