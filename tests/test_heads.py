@@ -383,13 +383,13 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     ready = model._read(domain("colours", 5))
     test = ready.encoder.encode_all(ready.prepared.test)
-    model.bank.add(headed(model.base, "colours", 5))
 
     def scores(**changes: Any) -> list[dict[str, float]]:
         prepared = replace(ready.prepared, **changes)
         return frozen_scores(model.bank, prepared, ready.encoder, test, lambda _: None)
 
     alone = scores()
+    model.bank.add(headed(model.base, "colours", 5))
     with routed("colours"):
         assert scores() == alone
     right = [s["prediction"] == item.target for s, item in zip(alone, test, strict=True)]
