@@ -259,8 +259,11 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
         state[f"{PREFIX}{linear}.lora_A.default.weight"] = a.contiguous()
         state[f"{PREFIX}{linear}.lora_B.default.weight"] = b.contiguous()
     if head:
-        # PEFT adds its own names each time it meets the config.
+        # PEFT adds its own names each time it meets the config, and "all-linear" takes the head in.
         config.modules_to_save = list(layout_of(base).saved)
+        if not isinstance(config.target_modules, str):
+            whole = {name.rpartition(".")[0] for name in head.weights}
+            config.target_modules = [t for t in config.target_modules if t not in whole]
         for name, _ in model.named_parameters():
             if WHOLE in name:
                 state[name] = head.weights[_plain_name(name)].detach().cpu().contiguous()

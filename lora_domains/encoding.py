@@ -54,22 +54,25 @@ class Item:
 class Encoder:
     """Tokenises examples for one base, at most ``max_length`` tokens each.
 
-    With ``head`` an item is its prompt, for a trained head to label.
+    With ``head`` an item is its prompt, for a trained head to label. ``framed`` is how a base that
+    is an encoder reads: between [CLS] and [SEP], and general text with masks.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, *, head: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, max_length: int, *, head: bool = False, framed: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.head = head
         self.eos: int = tokenizer.eos_token_id
         self._answers: dict[str, tuple[int, ...]] = {}
-        framed = tokenizer("a", add_special_tokens=True)["input_ids"]
-        # An encoder's text stands between two tokens: [CLS] … [SEP].
-        encoder = tokenizer.mask_token_id is not None and framed[-1:] == [tokenizer.sep_token_id]
-        self.sep: tuple[int, ...] = (tokenizer.sep_token_id,) if encoder else ()
+        prefix = tokenizer("a", add_special_tokens=True)["input_ids"]
         # Exactly one BOS where the tokenizer adds one, whatever the prompt starts with.
-        bos = tokenizer.cls_token_id if encoder else tokenizer.bos_token_id
-        self.bos: tuple[int, ...] = (bos,) if bos is not None and framed[:1] == [bos] else ()
+        bos = tokenizer.bos_token_id
+        self.bos: tuple[int, ...] = (bos,) if bos is not None and prefix[:1] == [bos] else ()
+        self.sep: tuple[int, ...] = ()
+        if framed:
+            self.bos, self.sep = (tokenizer.cls_token_id,), (tokenizer.sep_token_id,)
 
     def tokens(self, text: str) -> list[int]:
         """``text`` alone, without special tokens."""

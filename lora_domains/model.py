@@ -236,7 +236,7 @@ class DomainModel:
             self.display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
         limit = domain.training.max_length or min(self.base.context, LONGEST)
         head = getattr(prepared.task, "head", False)
-        encoder = Encoder(self.base.tokenizer, limit, head=head)
+        encoder = Encoder(self.base.tokenizer, limit, head=head, framed=self.base.encoder)
         domain = replace(domain, task=prepared.task)
         if isinstance(prepared.task, Classification) and not head:
             where = f"domain {domain.name!r}, column {prepared.task.label!r}"
@@ -410,8 +410,10 @@ class DomainModel:
             )
         task = self._task(name)
         many = [texts] if isinstance(texts, str | Mapping) else list(texts)
-        head = self.bank[name].head
-        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST), head=bool(head))
+        head, limit = self.bank[name].head, min(self.base.context, LONGEST)
+        encoder = Encoder(
+            self.base.tokenizer, limit, head=head is not None, framed=self.base.encoder
+        )
         examples = [_asked(task, text, number) for number, text in enumerate(many)]
         items = [encoder.encode(example) for example in unanswered(examples)]
         if not isinstance(task, Classification):

@@ -501,8 +501,8 @@ class Run:
             a, b = stored["weights"][linear]
             slot.a.data.copy_(a)
             slot.b.data.copy_(b)
-        for name, tensor in stored["head"].items():
-            self.head.weights[name].data.copy_(tensor)
+        for name, tensor in (self.head.weights if self.head else {}).items():
+            tensor.data.copy_(stored["head"][name])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "

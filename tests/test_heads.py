@@ -97,6 +97,10 @@ def test_plain_peft_opens_what_is_saved_here(
     adapter = headed(base)
     folder = save(tmp_path / "headed", adapter, base)
     ours = served(base, load_adapter(folder, base))
+    stored = json.loads((folder / "adapter_config.json").read_text())
+    assert not {"pre_classifier", "bert.pooler.dense", "classifier.dense"} & set(
+        stored["target_modules"]
+    )
     classifier = AutoModelForSequenceClassification.from_pretrained(bases(kind), num_labels=3)
     with torch.no_grad():
         bare = classifier.eval()(**padded()).logits
@@ -394,9 +398,8 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
         assert scores() == alone
     right = [s["prediction"] == item.target for s, item in zip(alone, test, strict=True)]
     assert sum(right) / len(right) > 0.5  # five classes
-    shuffled = [
-        replace(e, target=(e.target * 3 + i) % 5) for i, e in enumerate(ready.prepared.train)
-    ]
+    train = ready.prepared.train
+    shuffled = [replace(e, target=(e.target * 3 + i) % 5) for i, e in enumerate(train)]
     lost = [s["prediction"] == i.target for s, i in zip(scores(train=shuffled), test, strict=True)]
     assert sum(lost) < sum(right)
     assert all(s["nll"] > 0 and 0 <= s["brier"] <= 2 for s in alone)
