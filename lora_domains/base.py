@@ -1,4 +1,4 @@
-"""The base: a pretrained causal model, loaded frozen, that nothing afterwards may change.
+"""The base: a pretrained model, causal or an encoder, loaded frozen, that nothing may change.
 
 Two hashes guard it. Its *identity* is of the stored checkpoint and tokenizer, the same whatever
 the revision's name, the precision it is loaded in, or heads made at random: an adapter remembers
@@ -8,7 +8,8 @@ it. Its *state digest* is of the tensors in memory: equal before and after, noth
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +26,8 @@ from lora_domains.processes import state
 Quantization = Literal["8bit", "4bit"]
 ROUTED = "routed_base"
 """What ``RoutedLinear`` calls the linear it wraps; adapters are no modules of the model."""
+ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
+"""The kinds of encoder (``config.model_type``) that can be a base."""
 
 
 @dataclass
@@ -38,6 +41,19 @@ class Base:
     identity: str
     quantization: Quantization | None
     licence: str | None
+    files: tuple[Path, ...] = ()
+    """The checkpoint as stored; it may hold what the resident model has no place for."""
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it reads a text from both sides and writes none (BERT and its kind)."""
+        return is_encoder(self.model.config)
+
+    @property
+    def language_head(self) -> bool:
+        """Whether it gives probabilities of tokens: next ones, or masked ones (an encoder)."""
+        untrained = any(isinstance(child, NoMaskedHead) for child in self.model.children())
+        return not self.encoder or not (untrained or self.tokenizer.mask_token_id is None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,7 +73,10 @@ class Base:
     @property
     def context(self) -> int:
         """Tokens the model was made for."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+        config = self.model.config.get_text_config()
+        places = int(getattr(config, "max_position_embeddings", 2048))
+        # RoBERTa counts positions from the padding id on, so that many places are never used.
+        return places - config.pad_token_id - 1 if "roberta" in config.model_type else places
 
     def state_digest(self) -> str:
         """sha256 over name, dtype, shape and bytes of every resident tensor of the base.
@@ -87,6 +106,23 @@ class Base:
         }
 
 
+class NoMaskedHead(nn.Module):
+    """In the place of a masked-token head that the checkpoint does not hold."""
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        raise BaseModelError(
+            where="this encoder",
+            expected="a trained masked-token head",
+            found="none in its checkpoint",
+            mend="Use it with trained heads only: Classification(head=True).",
+        )
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a model of ``config`` is an encoder; BERT can also be configured as a decoder."""
+    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+
+
 def load_base(
     path_or_id: str | Path | None = None,
     *,
@@ -102,9 +138,12 @@ def load_base(
     unless given. ``announce`` is told the bytes it will take, and where, before it is loaded.
     Raises BaseModelError when the folder or id has no model, no tokenizer or no
     safetensors weights, or cannot be reached.
+
+    An encoder is loaded with its masked-token head where the checkpoint holds one; a head that
+    would be made at random is left out, and asking for its logits raises BaseModelError.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     where = str(path_or_id or "the embedded base")
     source = str(path_or_id or BASE_PATH)
@@ -114,7 +153,6 @@ def load_base(
     elif isinstance(dtype, str):
         dtype = _named_dtype(dtype)
     files = _checkpoint_files(source, revision, where)
-    tokenizer = _load_tokenizer(source, revision, where)
     if quantization is None:
         _import_peft_alone()
     options: dict[str, Any] = {"revision": revision or "main", "dtype": dtype}
@@ -123,21 +161,29 @@ def load_base(
         options["device_map"] = {"": target}
     try:
         announce(estimated_bytes(files, dtype, quantization), target)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, **options
-        )
+        encoder = is_encoder(AutoConfig.from_pretrained(source, revision=options["revision"]))
+        tokenizer = _load_tokenizer(source, revision, where, encoder)
+        kind = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+        with _quiet_report(encoder):
+            model, loading = kind.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             where=where,
-            expected="a causal language model that transformers can load",
+            expected="a causal language model or an encoder that transformers can load",
             found=str(error).splitlines()[0],
-            mend="Check the folder or id; only causal language models can be a base.",
+            mend="Check the folder or id; only causal language models can be a base, and encoders "
+            f"of kind {listed(ENCODERS)}.",
         ) from error
-    if loading["missing_keys"]:
+    missing = (
+        _without_random_head(model, loading["missing_keys"])
+        if encoder
+        else sorted(loading["missing_keys"])
+    )
+    if missing:
         raise BaseModelError(
             where=where,
             expected="weights for the whole model",
-            found=f"none for {listed(sorted(loading['missing_keys']), 3)}",
+            found=f"none for {listed(missing, 3)}",
             mend="Save it whole: model.save_pretrained(folder). Random weights are no base.",
         )
     if quantization is None:
@@ -154,7 +200,54 @@ def load_base(
         identity=_identity(files, tokenizer),
         quantization=quantization,
         licence=_licence(files[0].parent),
+        files=tuple(files),
     )
+
+
+@contextmanager
+def _quiet_report(encoder: bool) -> Iterator[None]:
+    """For an encoder, hide transformers' report of heads left over or made at random.
+
+    Neither happens here: what is left over stays in ``Base.files``, and a random head is dropped.
+    """
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if encoder:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _without_random_head(model: nn.Module, missing: Iterable[str]) -> list[str]:
+    """The missing keys of the encoder itself; parts of its masked-token head are taken out.
+
+    A random head would answer, and mean nothing.
+    """
+    inside = f"{model.base_model_prefix}."
+    for key in missing:
+        if not key.startswith(inside):
+            setattr(model, key.split(".")[0], NoMaskedHead())
+    return sorted(key for key in missing if key.startswith(inside))
+
+
+def stored_tensor(base: Base, name: str) -> Tensor | None:
+    """The tensor ``name`` of the base's checkpoint in float32, None where it has none.
+
+    ``name`` is as in an architecture with a head; a checkpoint of the bare encoder leaves its
+    prefix out (``pooler.dense.weight`` for ``bert.pooler.dense.weight``).
+    """
+    from safetensors import safe_open
+
+    bare = name.removeprefix(f"{base.model.base_model_prefix}.")
+    for path in base.files:
+        with safe_open(path, framework="pt") as file:
+            for key in {name, bare} & set(file.keys()):
+                tensor: Tensor = file.get_tensor(key)
+                return tensor.float()
+    return None
 
 
 def _named_dtype(name: str) -> torch.dtype:
@@ -174,7 +267,7 @@ def _public_name(path_or_id: str | Path) -> str:
     return Path(path_or_id).resolve().name if Path(path_or_id).exists() else str(path_or_id)
 
 
-def _load_tokenizer(source: str, revision: str | None, where: str) -> Any:
+def _load_tokenizer(source: str, revision: str | None, where: str, encoder: bool) -> Any:
     from transformers import AutoTokenizer
 
     missing = BaseModelError(
@@ -193,6 +286,15 @@ def _load_tokenizer(source: str, revision: str | None, where: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise missing from error
+    if encoder:
+        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+            raise BaseModelError(
+                where=where,
+                expected="an encoder's tokenizer, with [CLS], [SEP] and [PAD]",
+                found="one without them",
+                mend="Save the tokenizer that the encoder was trained with.",
+            )
+        return tokenizer
     if tokenizer.eos_token_id is None:
         raise BaseModelError(
             where=where,

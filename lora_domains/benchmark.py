@@ -27,6 +27,7 @@ from lora_domains.evaluation import (
     TRAIN_SAMPLE,
     Scores,
     encode_rows,
+    frozen_scores,
     general_records,
     item_records,
     majority_scores,
@@ -243,7 +244,8 @@ def measure(
         asked, largest = general[name]
         entry["judged"] |= {
             "suite": suite.name,
-            "largest_move": largest,
+            # Where nothing is read, the move on the domain's own rows stands.
+            "largest_move": largest or entry["judged"]["largest_move"],
             "base_changed": entry["judged"]["base_changed"] or changed,
         }
         entry.update(figures(entry, mine + asked))
@@ -256,7 +258,8 @@ def _general(
 ) -> dict[str, tuple[list[dict[str, Any]], float]]:
     """For each adapter its items on general questions and text, and the largest move of a logit."""
     found: dict[str, tuple[list[dict[str, Any]], float]] = {n: ([], 0.0) for n in scorer.names}
-    for probe in suite.probes:
+    base = scorer.bank.base
+    for probe in suite.probes if not base.encoder else ():
         asked = [(part, example) for p, part, example in suite.asked() if p is probe]
         if not asked:
             continue
@@ -267,7 +270,7 @@ def _general(
         for name in scorer.names:
             pair = {"base": scores[None], "adapter": scores[name]}
             found[name][0].extend(general_records(rows, parts, pair, key))
-    texts = encode_rows(encoder, suite.texts())
+    texts = encode_rows(encoder, suite.texts()) if base.language_head else []
     if texts:
         part = Part("general text", LanguageModelling(), texts)
         for name, moved in scorer.drift(part).items():
@@ -295,13 +298,22 @@ def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str,
             mend=f"Load its adapter too, or leave {domain.name} out.",
         )
     rows = encode_rows(encoder, prepared.test)
-    scores = scorer.scores(Part(f"{domain.name} rows", task, rows), [None, *scorer.names])
+    part = Part(f"{domain.name} rows", task, rows)
+    if encoder.head:
+        # A head answers for its own classes only; the base's own score is a head on it as it is.
+        names: tuple[str, ...] = tuple(own)
+        scores = scorer.scores(part, own)
+        scores[None] = frozen_scores(scorer.bank, prepared, encoder, part.items)
+    else:
+        names = scorer.names
+        scores = scorer.scores(part, [None, *names])
     baselines: dict[str, Scores] = {}
     if isinstance(task, Classification):
         classes = len(task.labels or ())
         baselines["majority"] = majority_scores(prepared.train, prepared.test, classes)
         baselines["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
-    few = shots(encoder, prepared.train, domain.training.seed) if prepared.test[0].prompt else []
+    asked = prepared.test[0].prompt and not encoder.head
+    few = shots(encoder, prepared.train, domain.training.seed) if asked else []
     prompted = with_shots(encoder, [example for example, _ in rows], few)
     if prompted:
         shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
@@ -314,7 +326,7 @@ def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str,
         contenders = {"base": scores[None], "adapter": scores[name], **baselines}
         test = item_records("test", rows, contenders, key, domain.show_text)
         for at, item in enumerate(test):
-            item["others"] = {o: scores[o][at] for o in scorer.names if o != name}
+            item["others"] = {o: scores[o][at] for o in names if o != name}
         train = {"adapter": learned[name]}
         items[name] = test + item_records("train", seen, train, key, domain.show_text)
     return items

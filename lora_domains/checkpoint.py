@@ -33,6 +33,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     best_weights: dict[str, tuple[Tensor, Tensor]] | None = None
+    best_head: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     total_tokens: int = 0
     total_steps: int = 0

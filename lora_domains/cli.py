@@ -87,6 +87,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
     add("--label", metavar="COLUMN", help="column of the label")
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
+    add("--head", action="store_true", help="train a head over the labels (needed on encoders)")
     add("--out", default="adapters", metavar="DIR", help="the adapter lands in DIR/NAME")
     add("--epochs", type=int, help="passes over the training rows at most")
     add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
@@ -122,10 +123,10 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
     if flags.limit is not None:
         changes["limit"] = flags.limit
     data = replace(data, **changes)
-    if flags.text or flags.label or flags.positive:
+    if flags.text or flags.label or flags.positive or flags.head:
         if not isinstance(task, Classification):
             raise UsageError(
-                expected="a classification recipe for --text, --label and --positive",
+                expected="a classification recipe for --text, --label, --positive and --head",
                 found=task.kind,
                 mend="Change the recipe instead.",
             )
@@ -134,6 +135,7 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
             task = replace(task, text=columns, label=flags.label or task.label, prompt=None)
         if flags.positive:
             task = replace(task, positive=None if flags.positive == "none" else flags.positive)
+        task = replace(task, head=flags.head or task.head)
     named = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
     settings = {k: v for k, v in named.items() if v is not None}
     if flags.gradient_checkpointing:

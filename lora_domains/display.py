@@ -21,9 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from lora_domains.wording import SIGNS, interval, percent
+from lora_domains.wording import SIGNS, interval, nats_of, percent
 
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
 
 
 class Advance(Protocol):
@@ -178,7 +178,7 @@ class Display:
             if "difference" not in fields:
                 continue
             is_text = suite == "nats"
-            name = "nats per token of general text" if is_text else suite
+            name = f"{nats_of(entry)} of general text" if is_text else suite
             show = "{:.3f}".format if is_text else percent
             change = interval(fields) if is_text else interval(fields, 100, 1) + " points"
             style = "bold" if suite == "pooled" else None

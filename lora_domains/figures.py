@@ -206,8 +206,13 @@ def summarise(
     leaks: Mapping[str, Any],
     base_changed: bool,
     largest_move: float,
+    knowledge: str = "questions",
 ) -> dict[str, Any]:
-    """Every figure, gate and the verdict of one adapter, as the card holds them."""
+    """Every figure, gate and the verdict of one adapter, as the card holds them.
+
+    ``knowledge`` says how the base's general knowledge is asked: by "questions", by "masked tokens"
+    (an encoder), or by "nothing" (one without a masked-token head).
+    """
     test, train, general, text = (
         chosen(items, "set", name) for name in ("test", "train", "general", "text")
     )
@@ -219,8 +224,7 @@ def summarise(
     }
     results = [
         _gain(metric, test, index),
-        *([_retention(general, gates)] if general else []),
-        *([_drift(text, gates)] if text else []),
+        *_kept(knowledge, general, text, gates),
         *_positive_gates(test, index, gates),
         *([_overfit(metric, train, test, index, gates)] if train else []),
         rules.leaks(int(leaks["exact"]), int(leaks["near"])),
@@ -287,6 +291,23 @@ def _gain(metric: str, items: Items, positive: int | None) -> GateResult:
         (rival or "best baseline"),
         higher_is_better=metric not in LOWER_IS_BETTER,
     )
+
+
+def _kept(knowledge: str, general: Items, text: Items, gates: Gates) -> list[GateResult]:
+    """The gates on general knowledge: retention and drift."""
+    if knowledge == "nothing":
+        why = "The base has no masked-token head: it gives no probabilities that could be compared."
+        return [
+            rules.not_applicable("retention", "general knowledge is kept", gates.retention, why),
+            rules.not_applicable("drift", "KL from base to adapter", gates.drift, why),
+        ]
+    if knowledge == "masked tokens":
+        nats = comparison("nats_per_token", text, "base", "adapter", None)
+        assert nats is not None
+        kept = [rules.masked_retention(nats, gates.retention)]
+    else:
+        kept = [_retention(general, gates)] if general else []
+    return kept + ([_drift(text, gates)] if text else [])
 
 
 def _retention(general: Items, gates: Gates) -> GateResult:

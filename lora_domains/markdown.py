@@ -13,6 +13,7 @@ from lora_domains.wording import (
     interval,
     kept,
     metric_name,
+    nats_of,
     number,
     open_gates,
     outcome,
@@ -49,7 +50,7 @@ def readme(card: Mapping[str, Any]) -> str:
         "---",
         f"base_model: {base['id']}",
         "library_name: peft",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'text-classification' if _headed(entry) else 'text-generation'}",
         f"tags: [lora, lora_domains, {entry['domain']}]",
         *([f"license: {base['licence']}"] if base["licence"] else []),
         "---",
@@ -107,7 +108,7 @@ def _scores(entry: Mapping[str, Any]) -> list[str]:
 def _general(entry: Mapping[str, Any]) -> list[str]:
     rows = [
         [
-            f"{escaped(suite)} ({'nats per token' if suite == 'nats' else 'accuracy'})",
+            f"{escaped(suite)} ({nats_of(entry) if suite == 'nats' else 'accuracy'})",
             number(fields["base"]),
             number(fields["adapter"]),
             interval(fields),
@@ -142,7 +143,15 @@ def _training(entry: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _headed(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("settings", {}).get("task", {}).get("head"))
+
+
 def _loading(entry: Mapping[str, Any]) -> list[str]:
+    base = "base"
+    if _headed(entry):
+        classes = len(entry["settings"]["task"]["labels"])
+        base = f"AutoModelForSequenceClassification.from_pretrained(base, num_labels={classes})"
     return [
         "## Loading",
         "",
@@ -153,7 +162,7 @@ def _loading(entry: Mapping[str, Any]) -> list[str]:
         f'model.load_adapter("path/to/{entry["path"]}")',
         "```",
         "",
-        "or plain PEFT: `PeftModel.from_pretrained(base, path)`.",
+        f"or plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
     ]
 
 

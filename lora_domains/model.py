@@ -22,7 +22,8 @@ from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder
 from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation import score_items
+from lora_domains.evaluation import general_knowledge, score_items
+from lora_domains.heads import check_generates
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
@@ -209,6 +210,7 @@ class DomainModel:
         text: str | tuple[str, ...] = "text",
         label: str = "label",
         positive: str | None = None,
+        head: bool = False,
         validation: Source | None = None,
         test: Source | None = None,
         init_from: str | Path | None = None,
@@ -234,7 +236,7 @@ class DomainModel:
                     found="rows without one",
                     mend="Call fit(rows, name='spam').",
                 )
-            task = Classification(text=text, label=label, positive=positive)
+            task = Classification(text=text, label=label, positive=positive, head=head)
             domain = Domain(name, task, Data(domain, validation, test))
         domain = with_settings(domain, **settings)
         if tracker is not None:
@@ -303,7 +305,13 @@ class DomainModel:
         return ready
 
     def _run(self, ready: Ready, plan: Plan) -> Run:
-        texts = embedded().training_texts() if ready.domain.training.kl else []
+        held = ready.domain.training.kl and self.base.language_head
+        if ready.domain.training.kl and not held:
+            self.display.warn(
+                f"{self.base.id} has no masked-token head: nothing holds the adapter to it while "
+                "it trains, and what it keeps cannot be measured."
+            )
+        texts = embedded().training_texts() if held else []
         return Run(
             self.bank,
             ready.domain,
@@ -369,7 +377,8 @@ class DomainModel:
         if name not in self.bank:
             self.load_adapter(self.out / name)
         prepared, suite = ready.prepared, suite or embedded()
-        questions = [example for _, example in suite.examples()]
+        # Questions are asked of causal bases only.
+        questions = [] if self.base.encoder else [example for _, example in suite.examples()]
         leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
         if ready.domain.training.kl:
             held_to = embedded().training_texts()
@@ -401,6 +410,7 @@ class DomainModel:
             "largest_move": scored.largest_move,
             "loss": ready.domain.task.loss_unit,
             "suite": suite.name,
+            "knowledge": general_knowledge(self.base),
         }
         entry.update(figures(entry, scored.items))
         path = self.bank[name].path
@@ -431,7 +441,8 @@ class DomainModel:
             ready = self._ready_for(domain)
             fields.append(Field(ready.domain, ready.prepared, ready.encoder))
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
-        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
+        limit = min(self.base.context, LONGEST)
+        encoder = Encoder(self.base.tokenizer, limit, framed=self.base.encoder)
         found = measure(
             scorer, suite, fields, encoder, self._key(),
             lambda: _witness(self.base) != self._witness,
@@ -496,8 +507,7 @@ class DomainModel:
                 mend="Call predict(texts, domain='medical'), or inside using('medical').",
             )
         tasks = {name: self._task(name) for name in names}
-        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
-        return predicted(self.bank, encoder, many, names, tasks)
+        return predicted(self.bank, min(self.base.context, LONGEST), many, names, tasks)
 
     def generate(
         self,
@@ -514,6 +524,7 @@ class DomainModel:
         without either, what ``using`` says. Rows are sorted by domain first, which matters to
         random sampling only.
         """
+        check_generates(self.base)
         many = [prompts] if isinstance(prompts, str) else list(prompts)
         rows = each_row(domain, domains, len(many))
         texts = continued(self.bank, many, rows, max_new_tokens=max_new_tokens, **options)
@@ -538,7 +549,9 @@ class DomainModel:
                 where=name,
                 expected="an adapter whose card says how it is asked",
                 found="a folder of plain PEFT",
-                mend="Use generate() with the prompt it was trained on.",
+                mend="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
+                if self.bank[name].head
+                else "Use generate() with the prompt it was trained on.",
             )
         return task_from_record(card["adapters"][0]["settings"]["task"])
 
@@ -548,12 +561,19 @@ def _joined(one: Leaks, other: Leaks) -> Leaks:
 
 
 def _witness(base: Base) -> tuple[str, bytes]:
-    """The base's state digest and its logits on a fixed input, bit for bit."""
+    """The base's state digest and its logits on a fixed input, bit for bit.
+
+    Of an encoder without a masked-token head, its last hidden state.
+    """
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
     with torch.no_grad(), entered(base.model, None):
-        logits = base.model(input_ids=ids, use_cache=False).logits
-    return base.state_digest(), logits.float().cpu().numpy().tobytes()
+        if base.encoder:
+            model = base.model if base.language_head else base.model.base_model
+            found = model(input_ids=ids)[0]
+        else:
+            found = base.model(input_ids=ids, use_cache=False).logits
+    return base.state_digest(), found.float().cpu().numpy().tobytes()
 
 
 __all__ = ["DomainModel", "Evaluation", "Prediction"]

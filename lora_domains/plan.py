@@ -8,6 +8,7 @@ from lora_domains.adapter import Adapter, new_adapter
 from lora_domains.base import Base
 from lora_domains.domain import Domain
 from lora_domains.encoding import Item
+from lora_domains.heads import classes_of
 
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
@@ -80,9 +81,9 @@ def make_plan(
 def _rank(base: Base, domain: Domain, items: Sequence[Item], reasons: list[str]) -> int:
     if domain.lora.rank is not None:
         return domain.lora.rank
-    tokens = sum(len(item.answer) for item in items)
-    one = new_adapter(base, "plan", domain.lora, rank=1, alpha=1, seed=0)
-    per_rank = one.parameters
+    tokens = sum(item.supervised for item in items)
+    one = new_adapter(base, "plan", domain.lora, 1, 1, 0, classes_of(domain.task))
+    per_rank = sum(a.numel() + b.numel() for a, b in one.weights.values())
     rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
     reasons.append(f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens")
     return rank

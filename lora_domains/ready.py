@@ -7,6 +7,7 @@ from lora_domains.data import Prepared, prepare
 from lora_domains.display import Display
 from lora_domains.domain import Domain
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
+from lora_domains.heads import check_task
 from lora_domains.tasks import Classification
 from lora_domains.versions import Parent
 
@@ -28,13 +29,15 @@ class Ready:
 
 def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
     """Stage by stage; raises DataError or LeakError where rows cannot be taken as they are."""
+    check_task(base, domain.task)
     prepared = prepare(domain.task, domain.data, domain.training.seed)
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
     limit = domain.training.max_length or min(base.context, LONGEST)
-    encoder = Encoder(base.tokenizer, limit)
+    head = getattr(prepared.task, "head", False)
+    encoder = Encoder(base.tokenizer, limit, head=head, framed=base.encoder)
     domain = replace(domain, task=prepared.task)
-    if isinstance(prepared.task, Classification):
+    if isinstance(prepared.task, Classification) and not head:
         where = f"domain {domain.name!r}, column {prepared.task.label!r}"
         check_choices(encoder, prepared.task.choices, where)
     train = encoder.encode_all(prepared.train)

@@ -88,6 +88,7 @@ def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dic
         leaks=entry["leaks"],
         base_changed=judged["base_changed"],
         largest_move=judged["largest_move"],
+        knowledge=judged.get("knowledge", "questions"),
     )
 
 

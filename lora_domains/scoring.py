@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lora_domains.bank import Bank
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
+from lora_domains.heads import Head, features, head_logprobs
 from lora_domains.processes import merged, own_share
 from lora_domains.routing import narrowed
 
@@ -126,6 +127,38 @@ def _choices_of_chunk(model: Any, rows: list[Item], pad: int) -> list[np.ndarray
     return [values[r, : len(item.choices)] for r, item in enumerate(rows)]
 
 
+@torch.no_grad()
+def text_features(
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
+) -> Tensor:
+    """The features of each prompt that a head reads (see ``heads``): (items, hidden), float32."""
+
+    def read(rows: list[Item]) -> list[Tensor]:
+        return list(features(model, rows, pad).float().cpu())
+
+    found = _by_chunks(model, items, _most_tokens(model.device), read, progress)
+    return torch.stack(found) if found else torch.empty((0, model.config.hidden_size))
+
+
+@torch.no_grad()
+def head_scores(
+    model: Any, heads: Head | Sequence[Head], items: Sequence[Item], pad: int,
+    progress: Progress = _silent,
+) -> list[np.ndarray]:  # fmt: skip
+    """For each item, the log-probability of each class: one float64 array (classes,).
+
+    ``heads`` is one head, or one for each item. The counterpart of ``choice_logprobs``.
+    """
+    read = text_features(model, items, pad, progress)
+    of_item = [heads] * len(items) if isinstance(heads, Head) else heads
+    scores: list[np.ndarray] = [np.empty(0)] * len(items)
+    for head in {id(h): h for h in of_item}.values():
+        rows = [i for i, h in enumerate(of_item) if h is head]
+        for i, row in zip(rows, head_logprobs(head, read[rows]).double().cpu(), strict=True):
+            scores[i] = row.numpy()
+    return scores
+
+
 def renormalise(logprobs: np.ndarray) -> np.ndarray:
     """Log-probabilities over the choices alone: they sum to one. Last axis: choices."""
     peak = logprobs.max(axis=-1, keepdims=True)
@@ -138,8 +171,11 @@ def tail_logits(model: Any, batch: Batch) -> Tensor:
     """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``.
 
     Only these are computed: the output layer over a whole batch of long prompts would cost more
-    memory than everything else together.
+    memory than everything else together. Of masked texts they are the logits at ``batch.places``.
     """
+    if batch.places is not None:
+        found: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return found.gather(1, batch.places[..., None].expand(-1, -1, found.shape[-1]))
     kept = {"logits_to_keep": batch.keep} if _keeps(model) else {}
     logits: Tensor = model(
         input_ids=batch.ids,

@@ -6,13 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from lora_domains.bank import Bank
-from lora_domains.encoding import Encoder, Item
+from lora_domains.encoding import Encoder
 from lora_domains.errors import UsageError
 from lora_domains.evaluation import unanswered
-from lora_domains.scoring import choice_logprobs, generate, generate_in_chunks, renormalise
+from lora_domains.scoring import (
+    choice_logprobs,
+    generate,
+    generate_in_chunks,
+    head_scores,
+    renormalise,
+)
 from lora_domains.tasks import Classification, Example, Row, Task
 
 T = TypeVar("T")
@@ -85,27 +92,50 @@ def continued(
 
 def predicted(
     bank: Bank,
-    encoder: Encoder,
+    limit: int,
     texts: Sequence[str | Mapping[str, Any]],
     domains: Sequence[str],
     tasks: Mapping[str, Task],
 ) -> list[Prediction | str]:
-    """The label or the answer to each text, asked as ``tasks`` has it for its domain."""
+    """The label or the answer to each text, asked as ``tasks`` has it for its domain.
+
+    ``limit`` is the tokens of a text at most.
+    """
+    base = bank.base
     of_row = [tasks[name] for name in domains]
+    heads = [bank[name].head for name in domains]
     examples = [
         _asked(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
     ]
-    items = [encoder.encode(example) for example in unanswered(examples)]
+    # By whether a head reads the text: it is framed otherwise then.
+    encoders = {
+        head: Encoder(base.tokenizer, limit, head=head, framed=base.encoder)
+        for head in (False, True)
+    }
+    items = [
+        encoders[head is not None].encode(example)
+        for head, example in zip(heads, unanswered(examples), strict=True)
+    ]
     found: dict[int, Prediction | str] = {}
-    # Labels are scored, answers are written: a batch for those, and one for each length of these.
-    for most in dict.fromkeys(map(_tokens_to_write, of_row)):
-        rows = [row for row, task in enumerate(of_row) if _tokens_to_write(task) == most]
+    # Labels are scored, answers are written: a batch for those of a head, one for those scored as
+    # text, and one for each length of what is written.
+    kinds = [
+        "head" if head is not None else _tokens_to_write(task)
+        for head, task in zip(heads, of_row, strict=True)
+    ]
+    for kind in dict.fromkeys(kinds):
+        rows = [row for row, of in enumerate(kinds) if of == kind]
 
-        def answer(part: list[int], rows: list[int] = rows, most: int = most) -> list[Any]:
-            picked = [items[rows[i]] for i in part]
-            if most:
-                return generate_in_chunks(bank.base.model, bank.base.tokenizer, picked, most)
-            return _labels(bank, picked, [of_row[rows[i]] for i in part])
+        def answer(part: list[int], rows: list[int] = rows, kind: str | int = kind) -> list[Any]:
+            picked, at = [items[rows[i]] for i in part], [rows[i] for i in part]
+            model, pad = base.model, base.tokenizer.pad_token_id
+            if kind == "head":
+                scores = head_scores(model, [h for i in at if (h := heads[i])], picked, pad)
+            elif kind:
+                return generate_in_chunks(model, base.tokenizer, picked, int(kind))
+            else:
+                scores = choice_logprobs(model, picked, pad)
+            return [_labelled(of_row[i], row) for i, row in zip(at, scores, strict=True)]
 
         answers = by_domain(bank, [domains[row] for row in rows], len(rows), answer)
         found |= dict(zip(rows, answers, strict=True))
@@ -117,15 +147,11 @@ def _tokens_to_write(task: Task) -> int:
     return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
 
 
-def _labels(bank: Bank, items: Sequence[Item], tasks: Sequence[Task]) -> list[Prediction]:
-    found = []
-    scores = choice_logprobs(bank.base.model, items, bank.base.tokenizer.pad_token_id)
-    for row, task in zip(scores, tasks, strict=True):
-        labels = getattr(task, "labels", None) or ()
-        shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
-        best = max(range(len(shares)), key=shares.__getitem__)
-        found.append(Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True))))
-    return found
+def _labelled(task: Task, logprobs: np.ndarray) -> Prediction:
+    labels = getattr(task, "labels", None) or ()
+    shares = [float(p) for p in np.exp(renormalise(logprobs))]
+    best = max(range(len(shares)), key=shares.__getitem__)
+    return Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True)))
 
 
 def _asked(task: Task, text: str | Mapping[str, Any], number: int) -> Example:

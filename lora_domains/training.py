@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
@@ -36,11 +37,18 @@ from lora_domains.domain import Domain
 from lora_domains.encoding import Item, collate, epoch_batches
 from lora_domains.errors import LossExploded, OutOfMemory, TrainingInterrupted
 from lora_domains.evaluation import validation_figures
+from lora_domains.heads import classes_of, label_nats
 from lora_domains.memory import duration, peak_memory, ran_out, release, words
 from lora_domains.plan import Plan, make_plan
 from lora_domains.recompute import recomputing
 from lora_domains.retention import general_rows, kl_to_base
-from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs, tail_logits
+from lora_domains.scoring import (
+    answer_nats,
+    answer_nll,
+    choice_logprobs,
+    head_scores,
+    tail_logits,
+)
 from lora_domains.tracking import Log, no_tracker
 from lora_domains.versions import Parent, continued
 
@@ -86,13 +94,18 @@ class Run:
         self.rank, self.ranks = processes.state().process_index, processes.state().num_processes
         self.state = State()
         seed = domain.training.seed
+        classes = classes_of(domain.task)
         self.adapter = (
-            new_adapter(bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed)
+            new_adapter(bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed, classes)
             if parent is None
             else continued(parent.adapter, self.slot, domain.lora)
         )
         self._goes_on_from = None if parent is None else parent.sha256
         self.parameters = bank.add(self.adapter, trainable=True)
+        self.head = self.adapter.head
+        if self.head is not None:
+            self.head, trained = self.head.trainable(self.model.device)
+            self.parameters += trained
         decay = domain.training.weight_decay
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
@@ -146,6 +159,7 @@ class Run:
         state.seconds += time.monotonic() - started
         if state.best is None or _better(record, state.best):
             state.best, state.best_weights = record, self.bank.weights(self.slot)
+            state.best_head = self._head_weights()
         self.display.epoch(record, self.domain.task.metric, self._speed())
         self.log(record, state.total_steps)
         state.epoch, state.step, state.losses, state.tokens = state.epoch + 1, 0, [], []
@@ -154,7 +168,7 @@ class Run:
     def train_step(self, items: Sequence[Item]) -> None:
         """One optimiser step on one global batch; this rank takes its share of the rows."""
         state, started = self.state, time.monotonic()
-        total = sum(len(item.answer) for item in items)
+        total = sum(item.supervised for item in items)
         self._set_rate()
         nats = self._sum_over_ranks(self.gradients(items, total))
         loss_now = float(nats) / total
@@ -211,11 +225,20 @@ class Run:
         nats = torch.zeros((), device=self.model.device)
         with self.bank.routed(self.slot):
             for part in self._micro_batches(items):
-                batch = collate(part, self.pad, self.model.device)
-                loss = answer_nll(tail_logits(self.model, batch), batch).sum()
+                loss = self._loss(part)
                 (loss / total).backward()
                 nats += loss.detach()
         return nats
+
+    def _loss(self, items: Sequence[Item]) -> Tensor:
+        """Nats summed over what is supervised in ``items``."""
+        if self.head is not None:
+            return label_nats(self.model, self.head, items, self.pad)
+        batch = collate(items, self.pad, self.model.device)
+        return answer_nll(tail_logits(self.model, batch), batch).sum()
+
+    def _head_weights(self) -> dict[str, Tensor]:
+        return self.head.to("cpu").weights if self.head is not None else {}
 
     def _general_texts(self) -> list[Item]:
         """This step's general texts, of which every rank takes its share."""
@@ -378,7 +401,10 @@ class Run:
         state = self.state
         assert state.best is not None
         assert state.best_weights is not None
-        adapter = replace(self.adapter, name=self.domain.name, weights=state.best_weights)
+        head = replace(self.head, weights=state.best_head) if self.head is not None else None
+        adapter = replace(
+            self.adapter, name=self.domain.name, weights=state.best_weights, head=head
+        )
         record = {
             "epochs": len(state.history),
             "steps": state.total_steps,
@@ -397,7 +423,7 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that continues it."""
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("reasons", "warnings")}
-        ids = [(item.id, item.prompt, item.answer) for item in self.train]
+        ids = [(item.id, item.prompt, item.answer, item.target) for item in self.train]
         return {
             "base": self.bank.base.identity,
             "recipe": self.domain.digest(),
@@ -416,6 +442,7 @@ class Run:
             "ranks": self.ranks,
             "state": dict(vars(self.state)),
             "weights": self.bank.weights(self.slot),
+            "head": self._head_weights(),
             "optimizer": self.optimizer.state_dict(),
         }
         refused = write_checkpoint(self.checkpoint, content)
@@ -439,6 +466,8 @@ class Run:
             a, b = stored["weights"][linear]
             slot.a.data.copy_(a)
             slot.b.data.copy_(b)
+        for name, tensor in (self.head.weights if self.head else {}).items():
+            tensor.data.copy_(stored["head"][name])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
@@ -464,23 +493,29 @@ def micro_batches(
 
 
 def validate(run: Run) -> dict[str, Any]:
-    """Loss (nats per answer token), accuracy and the domain metric on the validation rows.
+    """Loss (nats per answer token, or per label of a head), accuracy and the domain metric.
 
     The rows are shared by the processes, and every one gets the figures of all.
     """
+    rows = run.validation
     with (
         processes.sharing(),
         run.bank.routed(run.slot),
-        run.display.progress("validating", len(run.validation)) as advance,
+        run.display.progress("validating", len(rows)) as advance,
     ):
-        nats, tokens = answer_nats(run.model, run.validation, run.pad)
         scores = None
-        if run.validation and run.validation[0].choices:
-            scores = choice_logprobs(run.model, run.validation, run.pad, advance)
+        if run.head is not None:
+            scores = head_scores(run.model, run.head, rows, run.pad, advance)
+            nats = np.array([-score[row.target] for score, row in zip(scores, rows, strict=True)])
+            tokens = np.ones(len(rows), dtype=int)
+        else:
+            nats, tokens = answer_nats(run.model, rows, run.pad)
+            if rows and rows[0].choices:
+                scores = choice_logprobs(run.model, rows, run.pad, advance)
     loss = float(nats.sum() / max(tokens.sum(), 1))
     return {
         "validation_loss": loss,
-        **validation_figures(run.domain.task, run.validation, scores, loss),
+        **validation_figures(run.domain.task, rows, scores, loss),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_domains.figures import LOWER_IS_BETTER
 
-SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?"}
+SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–"}
 WORST_FIRST = ("fail", "inconclusive", "pass")
 Entry = Mapping[str, Any]
 Report = Mapping[str, Any]
@@ -172,3 +172,9 @@ def _nearest(fields: Mapping[str, Any]) -> float:
 
 def _plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def nats_of(entry: Entry) -> str:
+    """What nats on general text are counted by."""
+    masked = entry.get("judged", {}).get("knowledge") == "masked tokens"
+    return "nats per masked token" if masked else "nats per token"
