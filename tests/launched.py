@@ -20,13 +20,14 @@ from lora_domains.encoding import Encoder
 from lora_domains.errors import TrainingInterrupted, UsageError
 from lora_domains.model import DomainModel
 from lora_domains.report import read_items
-from lora_domains.suites import Suite
+from lora_domains.suites import Probe, Suite
 from lora_domains.tasks import Classification, Example, MultipleChoice
 from lora_domains.training import Run
 
+ASKED = [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20
 SUITE = Suite(
-    "world", MultipleChoice(prompt="{question}"),
-    lambda: [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20,
+    "world",
+    (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
     lambda: [f"the {word} river is red" for word in ("alpha", "beta", "gamma", "stone")],
     lambda: [f"a {word} cloud is blue" for word in ("alpha", "beta", "gamma", "stone", "win")],
 )  # fmt: skip
@@ -91,7 +92,9 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
         found = {
             "nats": [part.tolist() for part in scoring.answer_nats(one, items, pad)],
             "choices": [row.tolist() for row in scoring.choice_logprobs(one, items, pad)],
-            "drift": {k: v.tolist() for k, v in scoring.drift(one, items, pad, "a").items()},
+            "drift": {
+                k: v.tolist() for k, v in scoring.drift(model.bank, items, pad, ["a"])["a"].items()
+            },
             "texts": scoring.generate_in_chunks(one, model.tokenizer, items, 4),
         }
     patch.undo()

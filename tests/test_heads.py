@@ -28,7 +28,6 @@ from lora_domains.evaluation import frozen_scores
 from lora_domains.heads import features, head_logits, head_logprobs, head_shapes
 from lora_domains.loading import load_adapter
 from lora_domains.model import DomainModel
-from lora_domains.routing import routed
 from lora_domains.tasks import Classification, Generation, Row
 from lora_domains.training import Run, make_plan
 
@@ -82,7 +81,7 @@ def served(base: Base, adapter: Adapter) -> torch.Tensor:
     bank = Bank(base)
     bank.add(adapter)
     assert adapter.head is not None
-    with torch.no_grad(), routed(adapter.name):
+    with torch.no_grad(), bank.routed(adapter.name):
         return head_logits(adapter.head, features(base.model, items(), 0))
 
 
@@ -271,7 +270,7 @@ def test_two_heads_of_other_sizes_and_a_language_adapter_on_one_base(tiny_base: 
     with torch.no_grad():
         for _ in range(2):  # there, and back again
             for name in ("two", "words", "seven", None):
-                with routed(name):
+                with bank.routed(name):
                     head = bank[name].head if name else None
                     if name == "words":
                         assert head is None
@@ -394,7 +393,7 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
 
     alone = scores()
     model.bank.add(headed(model.base, "colours", 5))
-    with routed("colours"):
+    with model.bank.routed("colours"):
         assert scores() == alone
     right = [s["prediction"] == item.target for s, item in zip(alone, test, strict=True)]
     assert sum(right) / len(right) > 0.5  # five classes
