@@ -23,7 +23,7 @@ from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import general_knowledge, score_items, unanswered
-from lora_domains.heads import check_generates, check_task
+from lora_domains.heads import check_generates, check_head, check_task
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.reading import Source
@@ -324,6 +324,16 @@ class DomainModel:
         name = ready.domain.name
         if name not in self.bank:
             self.load_adapter(self.out / name)
+        card = self.bank[name].card
+        if card is None:
+            raise AdapterError(
+                where=name,
+                expected="an adapter trained here, with a card",
+                found="a folder of plain PEFT",
+                mend="Its base and training rows are unknown, so it cannot be given a verdict.",
+            )
+        entry = card["adapters"][0]
+        check_head(self.bank[name].head, ready.domain.task, entry["settings"]["task"], name)
         prepared, suite = ready.prepared, suite or embedded()
         # Questions are asked of causal bases only.
         questions = [] if self.base.encoder else [example for _, example in suite.examples()]
@@ -336,15 +346,6 @@ class DomainModel:
             ready.domain.training.seed, self.display, ready.domain.show_text,
         )  # fmt: skip
         changed = _witness(self.base) != self._witness
-        card = self.bank[name].card
-        if card is None:
-            raise AdapterError(
-                where=name,
-                expected="an adapter trained here, with a card",
-                found="a folder of plain PEFT",
-                mend="Its base and training rows are unknown, so it cannot be given a verdict.",
-            )
-        entry = card["adapters"][0]
         # How it was trained stays as it was; what it is asked and held to is today's.
         entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
         entry["leaks"] = asdict(leaks)
@@ -468,7 +469,7 @@ class DomainModel:
 
     def _task(self, name: str) -> Task:
         card = self.bank[name].card
-        if name in self._ready:
+        if name in self._ready and not (card and self.bank[name].head):
             return self._ready[name].domain.task
         if card is None:
             raise UsageError(
