@@ -365,6 +365,7 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     assert "pipeline_tag: text-classification" in readme
 
 
+@pytest.mark.slow
 def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     ready = model._read(domain(epochs=2, kl=0.0))
@@ -406,6 +407,7 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
     assert all(s["nll"] > 0 and 0 <= s["brier"] <= 2 for s in alone)
 
 
+@pytest.mark.slow
 def test_a_head_is_asked_for_the_labels_it_was_trained_on(tmp_path: Path, tiny_base: Path) -> None:
     """Fitted here; then asked as another domain of the same name."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
