@@ -16,7 +16,13 @@ from torch import Tensor
 
 from lora_domains.base import Base, is_encoder, stored_tensor
 from lora_domains.encoding import Item, prompts
-from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, UsageError, listed
+from lora_domains.errors import (
+    AdapterCorrupt,
+    AdapterError,
+    AdapterUnsupported,
+    UsageError,
+    listed,
+)
 from lora_domains.tasks import Classification, Task
 
 
@@ -166,6 +172,22 @@ def check_task(base: Base, task: Task) -> None:
             + (" by the likelihood of labels" if task.kind == "classification" else ""),
             mend="Declare Classification(…, head=True) or give --head; for any other task choose a "
             "causal language model.",
+        )
+
+
+def check_head(head: Head | None, task: Task, trained: Mapping[str, Any], where: str) -> None:
+    """Raise AdapterError unless ``task`` asks for what ``head`` was ``trained`` on (a record).
+
+    A head knows its classes by number, so other labels, or another order, would be told wrongly.
+    """
+    wanted = list(getattr(task, "labels", None) or ()) if classes_of(task) is not None else None
+    found = list(trained.get("labels") or ()) if head is not None else None
+    if wanted != found:
+        raise AdapterError(
+            where=where,
+            expected="no head" if wanted is None else f"a head over {listed(wanted)}",
+            found="an adapter without one" if found is None else f"one over {listed(found)}",
+            mend="Fit the domain again, or evaluate it as it was trained.",
         )
 
 

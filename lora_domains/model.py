@@ -23,7 +23,7 @@ from lora_domains.encoding import Encoder
 from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import general_knowledge, score_items
-from lora_domains.heads import check_generates
+from lora_domains.heads import check_generates, check_head
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
@@ -376,6 +376,16 @@ class DomainModel:
         name = ready.domain.name
         if name not in self.bank:
             self.load_adapter(self.out / name)
+        card = self.bank[name].card
+        if card is None:
+            raise AdapterError(
+                where=name,
+                expected="an adapter trained here, with a card",
+                found="a folder of plain PEFT",
+                mend="Its base and training rows are unknown, so it cannot be given a verdict.",
+            )
+        entry = card["adapters"][0]
+        check_head(self.bank[name].head, ready.domain.task, entry["settings"]["task"], name)
         prepared, suite = ready.prepared, suite or embedded()
         # Questions are asked of causal bases only.
         questions = [] if self.base.encoder else [example for _, example in suite.examples()]
@@ -390,15 +400,6 @@ class DomainModel:
                 ready.domain.training.seed, self.display, ready.domain.show_text, parent,
             )  # fmt: skip
         changed = _witness(self.base) != self._witness
-        card = self.bank[name].card
-        if card is None:
-            raise AdapterError(
-                where=name,
-                expected="an adapter trained here, with a card",
-                found="a folder of plain PEFT",
-                mend="Its base and training rows are unknown, so it cannot be given a verdict.",
-            )
-        entry = card["adapters"][0]
         # How it was trained stays as it was; what it is asked and held to is today's.
         entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
         entry["leaks"] = asdict(leaks)
@@ -542,7 +543,7 @@ class DomainModel:
 
     def _task(self, name: str) -> Task:
         card = self.bank[name].card
-        if name in self._ready:
+        if name in self._ready and not (card and self.bank[name].head):
             return self._ready[name].domain.task
         if card is None:
             raise UsageError(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from adapters import save, strong
+from lora_domains import cli
 from lora_domains.adapter import Adapter, new_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
@@ -23,7 +24,7 @@ from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, Lora, with_settings
 from lora_domains.encoding import Encoder, Item
-from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported
+from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported, UsageError
 from lora_domains.evaluation import frozen_scores
 from lora_domains.heads import features, head_logits, head_logprobs, head_shapes
 from lora_domains.loading import load_adapter
@@ -363,6 +364,7 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     assert "pipeline_tag: text-classification" in readme
 
 
+@pytest.mark.slow
 def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     ready = model._read(domain(epochs=2, kl=0.0))
@@ -402,6 +404,44 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
     lost = [s["prediction"] == i.target for s, i in zip(scores(train=shuffled), test, strict=True)]
     assert sum(lost) < sum(right)
     assert all(s["nll"] > 0 and 0 <= s["brier"] <= 2 for s in alone)
+
+
+@pytest.mark.slow
+def test_a_head_is_asked_for_the_labels_it_was_trained_on(tmp_path: Path, tiny_base: Path) -> None:
+    """Fitted here; then asked as another domain of the same name."""
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    declared = domain(epochs=1, kl=0.0)
+    model.fit(declared)
+    before = model.predict("alpha red", "spam")
+    for task in (Classification(), Classification(head=True, labels=("spam", "ham")),
+                 Classification(head=True, labels=("eggs", "ham", "spam"))):  # fmt: skip
+        model._ready.clear()
+        with pytest.raises(AdapterError, match="one over ham, spam"):
+            model.evaluate(replace(declared, task=task))
+        assert model.predict("alpha red", "spam") == before
+
+
+def test_a_classifier_of_plain_peft_has_numbers_and_no_labels(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    folder = save(tmp_path / "headed", headed(model.base), model.base)
+    (folder / "card.json").unlink()
+    model.load_adapter(folder)
+    with pytest.raises(UsageError, match="Its labels are not in its folder"):
+        model.predict("alpha", "headed")
+
+
+def test_the_flag_for_a_head() -> None:
+    parser = cli.Parser()
+    cli.add_run_flags(parser)
+    flags = parser.read(["--head", "--label", "kind"])
+    asked = cli.configured(Domain("x", Classification(), Data([])), flags)
+    assert asked.task == Classification(label="kind", head=True)
+    assert cli.configured(asked, parser.read([])).task == asked.task  # a recipe's own stays
+    with pytest.raises(UsageError, match="--head"):
+        cli.configured(Domain("x", Generation(), Data([])), parser.read(["--head"]))
+    assert asked.digest() != replace(asked, task=Classification(label="kind")).digest()
 
 
 @pytest.mark.slow
