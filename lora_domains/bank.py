@@ -58,6 +58,7 @@ class Bank:
         self._entries: dict[str, _Entry] = {}
         # The frozen adapters that hold a slot, the least recently used first.
         self._used: OrderedDict[str, None] = OrderedDict()
+        self._routed: set[str] = set()
         self._features: dict[str, tuple[int, int]] = {}
         # The last mixed route: calls of the model itself, step by step, gather its rows only once.
         self._last: tuple[tuple[str | None, ...], Mixed] | None = None
@@ -101,7 +102,9 @@ class Bank:
             flat, weights = flatten(adapter.weights, pinned=device.type == "cuda")
             entry = _Entry(replace(adapter, weights=weights), flat, None)
         with self._lock:
-            route_linears(self.base.model, adapter.weights)
+            new = [linear for linear in adapter.weights if linear not in self._routed]
+            route_linears(self.base.model, new)
+            self._routed.update(new)
             self._forget(adapter.name)
             self._entries[adapter.name] = entry
             self._resident(adapter.name)

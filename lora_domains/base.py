@@ -8,7 +8,7 @@ it. Its *state digest* is of the tensors in memory: equal before and after, noth
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,8 @@ class Base:
     identity: str
     quantization: Quantization | None
     licence: str | None
+    meanings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What the last few configs of adapters mean on this architecture (see ``loading``)."""
 
     @property
     def dtype(self) -> torch.dtype:
