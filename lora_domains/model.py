@@ -17,6 +17,7 @@ from lora_domains import __version__
 from lora_domains.adapter import rewrite_card, save_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
+from lora_domains.compiled import Compiled
 from lora_domains.data import Data, Prepared, prepare
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
@@ -175,6 +176,15 @@ class DomainModel:
     def unload(self, name: str) -> None:
         """Take a resident adapter out; its folder stays, and calls in flight go on with it."""
         self.bank.remove(name)
+
+    def compile(self, **options: Any) -> Self:
+        """Compile forward passes with torch.compile; swapping adapters does not compile again.
+
+        ``options`` are those of ``torch.compile``, such as ``dynamic=True`` or ``mode``. An adapter
+        with a larger rank or other target modules than any so far costs one more compilation.
+        """
+        self.base.model._compiled_call_impl = Compiled(self.bank, **options)
+        return self
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[Self]:

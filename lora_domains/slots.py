@@ -58,6 +58,11 @@ class Piece(NamedTuple):
     """(out, rank)."""
     scale: float
 
+    @property
+    def own_a(self) -> Tensor:
+        """(rank, in): this linear's rows of ``a``."""
+        return self.a[self.start : self.start + self.rank]
+
 
 class Slot(nn.Module):
     """One adapter's share of one linear while it is trained: its parameters are ``a`` and ``b``."""
@@ -124,17 +129,17 @@ def frozen(name: str, flat: Tensor, like: Weights, scales: Mapping[str, float]) 
 
 
 class Shape(NamedTuple):
-    """Of one adapter's share of one linear."""
+    """Room for any of several adapters beside one linear."""
 
     rank: int
+    inputs: int
     outputs: int
 
 
-def wider(shape: Shape | None, piece: Piece | Slot) -> Shape:
-    """``shape`` with room for ``piece`` too."""
-    assert isinstance(piece, Piece)
-    rank = max(piece.rank, shape.rank if shape else 0)
-    return Shape(rank, piece.b.shape[0])
+def wider(shapes: Mapping[str, Shape], linear: str, a: Tensor, b: Tensor) -> Shape:
+    """The shape of ``linear`` in ``shapes``, with room for A and B (grouped or not) too."""
+    rank = max(b.shape[1], shapes[linear].rank if linear in shapes else 0)
+    return Shape(rank, a.shape[1], b.shape[0])
 
 
 class Stacked(NamedTuple):
@@ -155,16 +160,16 @@ def stack(residents: Sequence[Resident | None], shapes: Mapping[str, Shape]) -> 
     """
     pieces = {linear: [_piece(r, linear) for r in residents] for linear in shapes}
     like = next(p for of_linear in pieces.values() for p in of_linear if p is not None)
-    width, inputs = sum(shape.rank for shape in shapes.values()), like.a.shape[1]
-    a = like.a.new_empty(len(residents), width, inputs)
+    width = sum(shape.rank for shape in shapes.values())
+    a = like.a.new_empty(len(residents), width, like.a.shape[1])
     scales = torch.zeros(len(residents), width, 1)
     parts, start = {}, 0
-    for linear, (rank, outputs) in shapes.items():
+    for linear, (rank, _, outputs) in shapes.items():
         b = like.b.new_empty(len(residents), outputs, rank)
         for row, piece in enumerate(pieces[linear]):
             mine = 0 if piece is None else piece.rank
             if piece is not None:
-                a[row, start : start + mine] = piece.a[piece.start : piece.start + mine]
+                a[row, start : start + mine] = piece.own_a
                 b[row, :, :mine] = piece.b
                 scales[row, start : start + mine] = piece.scale
             if mine < rank:

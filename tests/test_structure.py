@@ -18,7 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain", "figures",
          "report", "display"]  # fmt: skip
 HEAVY = ["metrics", "base", "encoding", "slots", "routing", "adapter", "loading", "bank",
-         "scoring", "evaluation", "serving", "retention", "training", "model", "cli"]  # fmt: skip
+         "compiled", "scoring", "evaluation", "serving", "retention", "training", "model",
+         "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "embedded"}}
