@@ -13,7 +13,7 @@ import torch
 
 from lora_domains.bank import Bank
 from lora_domains.routing import Operands, Route, Single, current_route, traced
-from lora_domains.slots import Piece, Resident, Shape
+from lora_domains.slots import LEAD, Piece, Resident, Shape, placed
 
 
 class Compiled:
@@ -68,11 +68,18 @@ def _padded(
     scale = scale.to(device)
     first = pieces[0]
     if len(rows) == 1 and isinstance(first, Piece) and first.rank == shape.rank:
-        return Operands(first.own_a[None], first.b[None], scale)
-    a = torch.zeros(len(rows), shape.rank, shape.inputs, device=device)
-    b = torch.zeros(len(rows), shape.outputs, shape.rank, device=device)
+        a, b = first.own_a, first.b
+        return Operands(*(placed(t, int(t.storage_offset()), 1, *t.shape) for t in (a, b)), scale)
+    a = _zeros(len(rows), shape.rank, shape.inputs, device)
+    b = _zeros(len(rows), shape.outputs, shape.rank, device)
     for row, piece in enumerate(pieces):
         if isinstance(piece, Piece):
             a[row, : piece.rank] = piece.own_a
             b[row, :, : piece.rank] = piece.b
     return Operands(a, b, scale)
+
+
+def _zeros(rows: int, height: int, width: int, device: torch.device) -> torch.Tensor:
+    """As far into its buffer as the views of an adapter are into theirs, or it would compile."""
+    room = torch.zeros(LEAD + rows * height * width, device=device)
+    return placed(room, LEAD, rows, height, width)
