@@ -19,9 +19,9 @@ LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "
          "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report", "rerun",
          "display", "results"]  # fmt: skip
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "slots", "routing",
-         "recompute", "heads", "adapter", "loading", "bank", "merging", "versions", "ready",
-         "scoring", "evaluation", "benchmark", "serving", "retention", "plan", "checkpoint",
-         "tracking", "training", "rehearsal", "model", "cli"]  # fmt: skip
+         "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging", "versions",
+         "ready", "scoring", "evaluation", "benchmark", "serving", "retention", "plan",
+         "checkpoint", "tracking", "training", "rehearsal", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "reading", "embedded"}}
