@@ -97,6 +97,7 @@ def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "rival": rival,
                 "bar": charts.bar(fields, domain, bar_to_clear, _verdict(entry, "gain")),
                 "change": wording.change(metric, fields),
+                "ladder": _ladder(metric, fields),
             }
         if kept:
             margin = _margin(entry)
@@ -106,6 +107,15 @@ def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "change": f"{wording.points(kept)} points",
             }
         yield shown | _scores(entry) | _curves(entry) | _confusion(entry)
+
+
+def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Base, baselines and adapter on one metric, worst first: (name, value, width in %)."""
+    found = {"base": fields["base"], **fields["baselines"], "adapter": fields["adapter"]}
+    lower = metric in LOWER_IS_BETTER
+    whole = (max(found.values()) if lower else 1.0) or 1.0
+    order = sorted(found.items(), key=lambda pair: -pair[1] if lower else pair[1])
+    return [(name, value, round(100 * value / whole, 1)) for name, value in order]
 
 
 def _verdict(entry: Mapping[str, Any], name: str) -> str:
