@@ -16,6 +16,7 @@ from lora_domains.figures import Rows, chosen, summarise, value
 from lora_domains.junit import junit
 from lora_domains.markdown import COMMENT, summary
 from lora_domains.pages import page
+from lora_domains.since import answers
 from lora_domains.wording import gained
 
 SCHEMA = 1
@@ -159,6 +160,9 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
         if test := chosen(items, "set", "test"):
             entry["mistakes"] = mistakes(test, entry["judged"]["labels"], show_text)
             crossed[name] = others(entry["judged"], test)
+            entry["answers"] = {"domain": answers(test, entry["judged"]["metric"])}
+            if general := chosen(items, "set", "general"):
+                entry["answers"]["general"] = answers(general, "accuracy")
         entries[name] = entry
     return {
         "schema": SCHEMA,

@@ -153,10 +153,12 @@ def fallen(since: Mapping[str, Any]) -> list[str]:
     for name, found in since["adapters"].items():
         for figure, fields in found["figures"].items():
             if fields["worse"]:
+                what = "on the same rows" if fields["paired"] else "over the base, on other rows,"
+                sign = "" if fields["paired"] else "+"
                 worse.append(
-                    f"{name}: {metric_name(figure)} over the base went from "
-                    f"{fields['before']:+.3f} to {fields['now']:+.3f}, with 95 % confidence by "
-                    f"at least {_nearest(fields):.3f}."
+                    f"{name}: {metric_name(figure)} {what} went from {fields['before']:{sign}.3f} "
+                    f"to {fields['now']:{sign}.3f}, with 95 % confidence by at least "
+                    f"{_nearest(fields):.3f}."
                 )
         for gate in found["gates"]:
             sentence = f"{name}: {gate['name']} was {gate['before']}, is {gate['now']}."
