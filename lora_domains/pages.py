@@ -104,7 +104,7 @@ def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             shown["kept"] = {
                 "fields": kept,
                 "bar": charts.bar(kept, kept_scale, -(margin or 0.0), _verdict(entry, "retention")),
-                "change": f"{wording.points(kept)} points",
+                "change": wording.points(kept),
             }
         yield shown | _scores(entry) | _curves(entry) | _confusion(entry)
 

@@ -40,8 +40,8 @@ def points(fields: Mapping[str, Any]) -> str:
 
 
 def change(metric: str, fields: Mapping[str, Any]) -> str:
-    """A difference of ``metric`` in points, or in its own unit where it is no share."""
-    return interval(fields) if metric in LOWER_IS_BETTER else f"{points(fields)} points"
+    """A difference of ``metric`` in points, or in nats where it is no share."""
+    return f"{interval(fields)} nats" if metric in LOWER_IS_BETTER else points(fields)
 
 
 def metric_name(metric: str) -> str:
