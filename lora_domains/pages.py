@@ -45,6 +45,7 @@ def page(report: Mapping[str, Any]) -> str:
         since=report.get("since"),
         fallen=wording.fallen(report["since"]) if report.get("since") else [],
         adapters=adapters,
+        differing={key for a in report["adapters"] for key in a.get("environment", {})},
         chart=chart,
         left_out=left_out,
         matrix=_matrix(report["matrix"]) if report.get("matrix") else None,

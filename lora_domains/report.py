@@ -140,7 +140,7 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
     entries: dict[str, dict[str, Any]] = {}
     crossed: dict[str, dict[str, float | None]] = {}
     first: dict[str, Any] = {}
-    environments = []
+    made_with: list[dict[str, Any]] = []
     for folder in folders:
         name = folder.resolve().name
         if name in entries:
@@ -155,7 +155,7 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
         _same_base(first, card, name)
         # One without an evaluation has no gate, and no gate is no pass.
         entry = {"gates": [], "verdict": "inconclusive", **card["adapters"][0], "path": name}
-        environments.append(card["environment"])
+        made_with.append(card.get("environment", {}))
         # Only figures are kept: the items of twenty adapters would fill the memory.
         if test := chosen(items, "set", "test"):
             entry["mistakes"] = mistakes(test, entry["judged"]["labels"], show_text)
@@ -164,17 +164,21 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
             if general := chosen(items, "set", "general"):
                 entry["answers"]["general"] = answers(general, "accuracy")
         entries[name] = entry
+    shared = {
+        key: value if all(other.get(key) == value for other in made_with) else None
+        for key, value in made_with[0].items()
+    }
+    # Where runs differ (a commit, a device) each adapter says its own.
+    for entry, environment in zip(entries.values(), made_with, strict=True):
+        own = {key: value for key, value in environment.items() if shared.get(key) != value}
+        entry |= {"environment": own} if own else {}
     return {
         "schema": SCHEMA,
         "base": first["base"],
-        "environment": {
-            key: environments[0][key] if all(e.get(key) == environments[0][key]
-                                             for e in environments) else None
-            for key in environments[0]
-        },
+        "environment": shared,
         "adapters": list(entries.values()),
         "matrix": matrix(entries, crossed),
-    }  # fmt: skip
+    }
 
 
 def _same_base(first: Mapping[str, Any], card: Mapping[str, Any], name: str) -> None:

@@ -23,6 +23,7 @@ from lora_domains import cli
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.junit import junit
 from lora_domains.markdown import COMMENT, escaped, summary, table
+from lora_domains.pages import page
 from lora_domains.report import combine, read_card, read_report, rebuild, save_report
 from lora_domains.since import compare_reports
 from lora_domains.statistics import compare_f1
@@ -108,6 +109,19 @@ def test_what_was_not_measured_is_none(tmp_path: Path) -> None:
     save_report(report, tmp_path / "out")
     assert outcome(report) == "inconclusive"
     VALID.validate(report)
+
+
+def test_environments_that_differ_are_told_apart(tmp_path: Path) -> None:
+    made = [folder(tmp_path, name, environment={"git": name * 40}) for name in ("a", "b")]
+    report = combine(made)
+    assert (report["environment"]["git"], report["environment"]["python"]) == (
+        None, CARD["environment"]["python"],
+    )  # fmt: skip
+    assert [e["environment"] for e in report["adapters"]] == [{"git": "a" * 40}, {"git": "b" * 40}]
+    VALID.validate(report)
+    text = page(report)
+    assert "differs, see each adapter" in text
+    assert "a" * 40 in text
 
 
 @pytest.mark.parametrize("change", [{"identity": "f" * 64}, {"quantization": "8bit"},
