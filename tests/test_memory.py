@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from conftest import make_base, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training import domain, make_run
+from torch.utils.checkpoint import CheckpointError
 
 from lora_domains import recompute, training
 from lora_domains.bank import Bank
@@ -30,9 +31,7 @@ from lora_domains.training import Run, micro_batches
 
 
 @pytest.mark.parametrize("quantization", [None, "8bit", "4bit"])
-def test_what_a_base_takes_is_known_before_it_is_loaded(
-    tmp_path: Path, quantization: Any
-) -> None:
+def test_what_a_base_takes_is_known_before_it_is_loaded(tmp_path: Path, quantization: Any) -> None:
     if quantization:
         pytest.importorskip("bitsandbytes")
     folder = make_base(tmp_path / "wide", hidden_size=256, intermediate_size=512)
@@ -199,9 +198,8 @@ def gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str, torch.
         with routed("a"):
             loss = base.model(input_ids=IDS, labels=IDS, use_cache=False).loss
         if thread:
-            worker = threading.Thread(target=loss.backward)
-            worker.start()
-            worker.join()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(loss.backward).result()
         else:
             loss.backward()
     found = {}
@@ -224,13 +222,13 @@ def test_layers_computed_again_give_the_same_gradients(tiny_base: Path, thread: 
 def test_without_the_route_restored_they_would_be_wrong_in_silence(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the test above would see."""
+    """What the test above would see: other gradients, or torch's own complaint."""
     plain = gradients(tiny_base, again=False, thread=False)
     monkeypatch.setattr(recompute, "routed", lambda _: nullcontext())
     try:
         found = gradients(tiny_base, again=True, thread=True)
-    except (AssertionError, RuntimeError, pytest.PytestUnhandledThreadExceptionWarning):
-        return  # torch notices where the bare base saves another number of tensors
+    except CheckpointError:
+        return  # the bare base saves another number of tensors, which torch counts
     assert any(not torch.allclose(found[name], plain[name], rtol=0.1) for name in plain)
 
 
@@ -239,7 +237,7 @@ def test_each_layer_is_computed_twice_and_is_itself_again_afterwards(tiny_base: 
     Bank(base).add(strong(base, "a"), trainable=True)
     layer = base.model.model.layers[0]
     calls: list[int] = []
-    layer.mlp.register_forward_hook(lambda *_: calls.append(1))
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     before = dict(vars(layer))
     with recomputing(base.model), routed("a"):
         base.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
@@ -251,8 +249,9 @@ def test_each_layer_is_computed_twice_and_is_itself_again_afterwards(tiny_base: 
 
 
 def test_a_model_without_such_layers_is_refused() -> None:
-    with pytest.raises(TrainingError, match="Leave gradient_checkpointing out"), recomputing(
-        torch.nn.Linear(2, 2)
+    with (
+        pytest.raises(TrainingError, match="Leave gradient_checkpointing out"),
+        recomputing(torch.nn.Linear(2, 2)),
     ):
         pass
 
