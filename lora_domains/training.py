@@ -214,7 +214,7 @@ class Run:
             for part in self._micro_batches(items):
                 batch = collate(part, self.pad, self.model.device)
                 loss = answer_nll(tail_logits(self.model, batch), batch).sum()
-                (loss / total).backward()
+                torch.autograd.backward(loss / total)
                 nats += loss.detach()
         return nats
 
@@ -233,7 +233,7 @@ class Run:
         tokens = sum(len(text.answer) for text in texts)
         for part in self._micro_batches(own):
             kl = kl_to_base(self.model, part, self.pad, self.slot)
-            (self.domain.training.kl * kl / tokens).backward()
+            torch.autograd.backward(self.domain.training.kl * kl / tokens)
 
     def _recomputing(self) -> Any:
         on = self.domain.training.gradient_checkpointing
