@@ -255,7 +255,8 @@ class Run:
         self.state.micro = most // 2
         release(self.model.device)
         process = f"process {self.rank}: " if self.ranks > 1 else ""
-        self.display.warn(
+        # Another process says it itself: the first does not know.
+        (self.display if self.rank == 0 else Display()).warn(
             f"{process}out of memory: from here on at most {self.state.micro} tokens in one pass; "
             "the batch of a step stays as it is."
         )
@@ -325,6 +326,8 @@ class Run:
             )  # fmt: skip
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
+            step = f"epoch {self.state.epoch + 1}, step {self.state.step}"
+            self.display.pulse(f"{step} of {self.plan.steps_per_epoch}: {self._speed()}")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -430,9 +433,10 @@ class Run:
             self.display.line("Nothing to resume: starting at the beginning.")
             return
         check_same_run(self.checkpoint, stored, self.fingerprint())
-        if stored["ranks"] != self.ranks:
+        ranks = stored.get("ranks", self.ranks)
+        if ranks != self.ranks:
             self.display.warn(
-                f"begun with {stored['ranks']} processes, resumed with {self.ranks}: the same up "
+                f"begun with {ranks} processes, resumed with {self.ranks}: the same up "
                 "to rounding, with dropout drawn otherwise."
             )
         self.state = State(**stored["state"])
