@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from test_training import domain, make_run
 from torch.utils.checkpoint import CheckpointError
 
-from lora_domains import recompute, training
+from lora_domains import gradients, recompute
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.display import Display
 from lora_domains.errors import OutOfMemory, TrainingError
+from lora_domains.gradients import micro_batches
 from lora_domains.memory import duration, estimated_bytes, too_little, words
 from lora_domains.model import DomainModel
 from lora_domains.recompute import recomputing
 from lora_domains.routing import routed
-from lora_domains.training import Run, micro_batches
+from lora_domains.training import Run
 
 # ── Before and after loading ────────────────────────────────────────────────────────────────────
 
@@ -97,7 +98,7 @@ ERRORS = {
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
     """``error`` is raised by the ``calls``-th forward pass, once."""
-    right, done = training.tail_logits, 0
+    right, done = gradients.tail_logits, 0
 
     def once(*arguments: Any) -> torch.Tensor:
         nonlocal done
@@ -106,7 +107,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> No
             raise error
         return right(*arguments)
 
-    monkeypatch.setattr(training, "tail_logits", once)
+    monkeypatch.setattr(gradients, "tail_logits", once)
 
 
 def ended(run: Run) -> dict[str, torch.Tensor]:
@@ -122,7 +123,7 @@ def test_out_of_memory_goes_on_as_if_begun_with_half(
 ) -> None:  # fmt: skip
     declared = domain(make_rows(60), epochs=2, kl=0.0, dropout=0.2)
     run = make_run(tmp_path, tiny_base, declared)
-    run.display = Display()
+    run.gradients.display = Display()
     failing(monkeypatch, ERRORS[kind], calls=1)
     weights = ended(run)
     assert "out of memory: from here on at most" in capsys.readouterr().out
@@ -142,7 +143,7 @@ def test_in_the_middle_of_a_step_nothing_is_counted_twice(
     """Without dropout the micro-batch changes rounding only, and the global batch not at all."""
     declared = domain(make_rows(60), epochs=2, kl=0.0)
     whole = ended(make_run(tmp_path / "whole", tiny_base, declared))
-    monkeypatch.setattr(training, "MICRO_TOKENS", 100)
+    monkeypatch.setattr(gradients, "MICRO_TOKENS", 100)
     run = make_run(tmp_path, tiny_base, declared)
     parts = len(list(micro_batches(run.train[:16], torch.device("cpu"))))
     assert parts >= 2
@@ -161,7 +162,7 @@ def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
     def never(*_: Any) -> torch.Tensor:
         raise ERRORS["cuda"]
 
-    monkeypatch.setattr(training, "tail_logits", never)
+    monkeypatch.setattr(gradients, "tail_logits", never)
     with pytest.raises(OutOfMemory, match=r"one row at a time.*gradient_checkpointing"):
         run.fit()
     assert run.slot not in run.bank
@@ -190,7 +191,7 @@ def test_micro_batches_hold_every_row_once_and_keep_their_limit(
 # ── Computed twice ──────────────────────────────────────────────────────────────────────────────
 
 
-def gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str, torch.Tensor]:
+def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str, torch.Tensor]:
     """Gradients of a strong adapter with dropout, the backward pass in a thread of its own."""
     base = load_base(tiny_base, device="cpu")
     bank = Bank(base)
@@ -214,8 +215,8 @@ def gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str, torch.
 
 @pytest.mark.parametrize("thread", [False, True])
 def test_layers_computed_again_give_the_same_gradients(tiny_base: Path, thread: bool) -> None:
-    plain = gradients(tiny_base, again=False, thread=False)
-    found = gradients(tiny_base, again=True, thread=thread)
+    plain = adapter_gradients(tiny_base, again=False, thread=False)
+    found = adapter_gradients(tiny_base, again=True, thread=thread)
     assert max(float(g.abs().max()) for g in plain.values()) > 1e-3
     for name, wanted in plain.items():
         torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=1e-5)
@@ -225,10 +226,10 @@ def test_without_the_route_restored_they_would_be_wrong_in_silence(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the test above would see: other gradients, or torch's own complaint."""
-    plain = gradients(tiny_base, again=False, thread=False)
+    plain = adapter_gradients(tiny_base, again=False, thread=False)
     monkeypatch.setattr(recompute, "routed", lambda _: nullcontext())
     try:
-        found = gradients(tiny_base, again=True, thread=True)
+        found = adapter_gradients(tiny_base, again=True, thread=True)
     except CheckpointError:
         return  # the bare base saves another number of tensors, which torch counts
     assert any(not torch.allclose(found[name], plain[name], rtol=0.1) for name in plain)

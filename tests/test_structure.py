@@ -19,8 +19,8 @@ LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "
          "report", "rerun", "display"]  # fmt: skip
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "routing",
          "recompute", "adapter", "loading", "bank", "versions", "scoring", "evaluation",
-         "retention", "plan", "checkpoint", "tracking", "training", "rehearsal",
-         "model", "cli"]  # fmt: skip
+         "retention", "plan", "checkpoint", "gradients", "tracking", "training",
+         "rehearsal", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "embedded"}}
