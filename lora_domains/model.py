@@ -259,7 +259,7 @@ class DomainModel:
         ready = replace(self._read(domain), parent=parent)
         self._ready[domain.name] = ready
         domain = ready.domain  # its labels are known now
-        plan = make_plan(self.base, domain, ready.train, parent and parent.adapter)
+        plan = make_plan(self.base, domain, ready.train, parent.adapter if parent else None)
         for reason in plan.reasons:
             self.display.stage("plan", None, None, reason)
         for warning in plan.warnings:

@@ -21,7 +21,8 @@ LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "slots", "routing",
          "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging", "versions",
          "ready", "scoring", "evaluation", "benchmark", "serving", "retention", "plan",
-         "checkpoint", "tracking", "training", "rehearsal", "model", "cli"]  # fmt: skip
+         "checkpoint", "gradients", "tracking", "training", "rehearsal", "model",
+         "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "reading", "embedded"}}
