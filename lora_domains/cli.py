@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lora_domains import __version__
+from lora_domains.comparison import compare_adapters
 from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
@@ -84,6 +85,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
     add("--label", metavar="COLUMN", help="column of the label")
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
+    add("--wanted-recall", type=float, metavar="P", help="of --positive: validation rows choose "
+        "the probability from which it is named")  # fmt: skip
+    add("--wanted-precision", type=float, metavar="P", help="the same for a precision")
     add("--out", default="adapters", metavar="DIR", help="the adapter lands in DIR/NAME")
     add("--epochs", type=int, help="passes over the training rows at most")
     add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
@@ -116,10 +120,11 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
     if flags.limit is not None:
         changes["limit"] = flags.limit
     data = replace(data, **changes)
-    if flags.text or flags.label or flags.positive:
+    wishes = {k: v for k in ("wanted_recall", "wanted_precision") if (v := getattr(flags, k))}
+    if flags.text or flags.label or flags.positive or wishes:
         if not isinstance(task, Classification):
             raise UsageError(
-                expected="a classification recipe for --text, --label and --positive",
+                expected="a classification recipe for --text, --label, --positive and --wanted-…",
                 found=task.kind,
                 mend="Change the recipe instead.",
             )
@@ -127,9 +132,14 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
             columns = tuple(flags.text.split(",")) if flags.text else task.text
             task = replace(task, text=columns, label=flags.label or task.label, prompt=None)
         if flags.positive:
-            task = replace(task, positive=None if flags.positive == "none" else flags.positive)
-    named = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
-    settings = {k: v for k, v in named.items() if v is not None}
+            named = None if flags.positive == "none" else flags.positive
+            kept = {} if named else {"wanted_recall": None, "wanted_precision": None}
+            task = replace(task, positive=named, **kept)
+        if wishes:
+            # One wish replaces the other that a recipe may have.
+            task = replace(task, **{"wanted_recall": None, "wanted_precision": None} | wishes)
+    given = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
+    settings = {k: v for k, v in given.items() if v is not None}
     # A recipe speaks for the rows it ships, not for one's own.
     own = flags.train or flags.validation or flags.test
     show = flags.show_text or (domain.show_text and not own)
@@ -284,17 +294,18 @@ def _list(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(flags: argparse.Namespace) -> Path:
-    for candidate in (Path(flags.adapter), Path(flags.out) / flags.adapter):
+def _folder(flags: argparse.Namespace, adapter: str | None = None) -> Path:
+    adapter = adapter or flags.adapter
+    for candidate in (Path(adapter), Path(flags.out) / adapter):
         if (candidate / CARD).exists():
             return candidate
     out = Path(flags.out)
     names = [p.parent.name for p in out.glob(f"[!.]*/{CARD}")]
     raise AdapterError(
-        where=flags.adapter,
+        where=adapter,
         expected="an adapter with a card",
         found=f"none there, nor in {out}",
-        mend=did_you_mean(flags.adapter, names) if names else "Train one first.",
+        mend=did_you_mean(adapter, names) if names else "Train one first.",
     )
 
 
@@ -331,12 +342,23 @@ def _predict(flags: argparse.Namespace) -> int:
     model = DomainModel.from_pretrained(flags.base, out=flags.out)
     name = model.load_adapter(flags.adapter)
     texts = flags.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    for found in model.predict(texts, domain=name):
+    for found in model.predict(texts, domain=name, refer_below=flags.refer_below):
         if isinstance(found, str):
             sys.stdout.write(found + "\n")
         else:
             sys.stdout.write(f"{found.label}\t{found.probability:.4f}\n")
     return 0
+
+
+def _compare(flags: argparse.Namespace) -> int:
+    """Two adapters or versions on the same items, from their items alone."""
+    folders = [_folder(flags, name) for name in (flags.adapter, flags.other)]
+    found = compare_adapters(*folders)
+    if flags.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        Display().comparison(found)
+    return EXIT[found["verdict"]]
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -381,10 +403,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predict.add_argument("adapter")
     predict.add_argument("texts", nargs="*")
     predict.add_argument("--base", metavar="PATH_OR_ID")
+    predict.add_argument(
+        "--refer-below", type=float, default=0.0, metavar="P",
+        help="answer 'refer' where the label's probability is below P",
+    )  # fmt: skip
     predict.set_defaults(run=_predict)
+    compare = verbs.add_parser("compare", help="is B better than A? two adapters, the same items")
+    compare.add_argument("adapter", metavar="A")
+    compare.add_argument("other", metavar="B")
+    compare.add_argument("--json", action="store_true", help="print the figures")
+    compare.set_defaults(run=_compare)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
-    for verb in (listing, show, predict):
+    for verb in (listing, show, predict, compare):
         verb.add_argument("--out", default="adapters", metavar="DIR", help="where adapters lie")
 
     def run() -> int:

@@ -176,6 +176,22 @@ class Display:
                 f"({low} to {high})"
             )
 
+    def comparison(self, found: Mapping[str, Any]) -> None:
+        """Two adapters on the same items (see ``comparison.compare_adapters``)."""
+        n = found["scores"][found["metric"]]["n"]
+        self.title(f"{found['b']} against {found['a']} on the same {n} rows")
+        table = _table(["", found["a"], found["b"], "difference, 95 % bounds", "won", "lost"])
+        parts = [*found["scores"].items()]
+        parts += [("general knowledge", found["general"])] if found["general"] else []
+        for name, fields in parts:
+            counts = ["–" if fields[k] is None else str(fields[k]) for k in ("won", "lost")]
+            table.add_row(
+                name.replace("_", " "), f"{fields['base']:.3f}", f"{fields['adapter']:.3f}",
+                interval(fields), *counts,
+            )  # fmt: skip
+        self.console.print(table)
+        self.gates(found)
+
     def gates(self, entry: Mapping[str, Any]) -> None:
         """The gates with their reasons, then the verdict."""
         self.title("Gates")

@@ -29,7 +29,8 @@ from lora_domains.scoring import (
     renormalise,
 )
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, Generation, Task
+from lora_domains.tasks import Classification, Example, Generation, LanguageModelling, Task
+from lora_domains.thresholds import choose, decide
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
@@ -46,6 +47,8 @@ class Scored:
     items: list[dict[str, Any]]
     largest_move: float
     """The largest absolute difference of a logit between adapter and base on general text."""
+    threshold: dict[str, Any] | None = None
+    """What was wanted of the positive class, and the adapter's threshold for it; None without."""
 
 
 # ── One contender on encoded items ──────────────────────────────────────────────────────────────
@@ -60,7 +63,8 @@ def model_scores(
     with routed(route):
         if items and items[0].choices:
             logprobs = choice_logprobs(model, items, pad, advance)
-            return [choice_score(lp, i) for lp, i in zip(logprobs, items, strict=True)]
+            positive = positive_of(task)
+            return [choice_score(lp, i, positive) for lp, i in zip(logprobs, items, strict=True)]
         if isinstance(task, Generation):
             nats, tokens = answer_nats(model, items, pad)
             texts = generate_in_chunks(
@@ -74,17 +78,24 @@ def model_scores(
         return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
 
 
-def choice_score(logprobs: np.ndarray, item: Item) -> dict[str, float]:
+def positive_of(task: Task) -> int | None:
+    """The number of the positive class; None where the task names none."""
+    if not isinstance(task, Classification) or task.positive is None or task.labels is None:
+        return None
+    return task.labels.index(task.positive)
+
+
+def choice_score(logprobs: np.ndarray, item: Item, positive: int | None = None) -> dict[str, float]:
     """Prediction, label cross-entropy, confidence and Brier term of one item's choices."""
     shares = renormalise(logprobs)
-    score = _from_shares(shares, item.target)
+    score = _from_shares(shares, item.target, positive)
     if item.target >= 0:
         score["nats"] = float(-logprobs[item.target])
         score["tokens"] = len(item.choices[item.target])
     return score
 
 
-def _from_shares(shares: np.ndarray, target: int) -> dict[str, float]:
+def _from_shares(shares: np.ndarray, target: int, positive: int | None) -> dict[str, float]:
     probabilities = np.exp(shares)
     score: dict[str, float] = {
         "prediction": int(shares.argmax()),
@@ -95,7 +106,27 @@ def _from_shares(shares: np.ndarray, target: int) -> dict[str, float]:
         truth[target] = 1.0
         score["nll"] = float(-shares[target])
         score["brier"] = float(((probabilities - truth) ** 2).sum())
+    if positive is not None:
+        others = np.where(np.arange(len(shares)) == positive, -1.0, probabilities)
+        score["positive"] = float(probabilities[positive])
+        # What is named, and how surely, where the positive class is not; `_decided` takes them out.
+        score["other"], score["other_confidence"] = int(others.argmax()), float(others.max())
     return score
+
+
+def _decided(scores: Scores, threshold: float | None, positive: int | None) -> Scores:
+    """``scores`` with the class that the threshold names, and the confidence in it."""
+    if positive is None:
+        return scores
+    found = []
+    for score in scores:
+        kept = {k: v for k, v in score.items() if k not in ("other", "other_confidence")}
+        if threshold is not None:
+            named = decide(score["positive"], threshold, positive, int(score["other"]))
+            sure = score["positive"] if named == positive else score["other_confidence"]
+            kept |= {"prediction": named, "confidence": sure}
+        found.append(kept)
+    return found
 
 
 def overlap(text: str, reference: str) -> dict[str, float]:
@@ -109,16 +140,20 @@ def overlap(text: str, reference: str) -> dict[str, float]:
 # ── The cheap contenders ────────────────────────────────────────────────────────────────────────
 
 
-def majority_scores(train: Sequence[Example], test: Sequence[Example], classes: int) -> Scores:
+def majority_scores(
+    train: Sequence[Example], test: Sequence[Example], classes: int, positive: int | None = None
+) -> Scores:
     """Always the commonest training label, with the labels' shares (plus one) as probabilities."""
     counts = np.ones(classes)
     for example in train:
         counts[example.target] += 1
     shares = np.log(counts / counts.sum())
-    return [_from_shares(shares, example.target) for example in test]
+    return [_from_shares(shares, example.target, positive) for example in test]
 
 
-def tfidf_scores(train: Sequence[Example], test: Sequence[Example], classes: int) -> Scores:
+def tfidf_scores(
+    train: Sequence[Example], test: Sequence[Example], classes: int, positive: int | None = None
+) -> Scores:
     """TF-IDF over words and word pairs, and logistic regression (scikit-learn, C = 10)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -133,7 +168,7 @@ def tfidf_scores(train: Sequence[Example], test: Sequence[Example], classes: int
     # A label without a training row has no column; it gets a probability near none.
     shares = np.full((len(test), classes), 1e-9)
     shares[:, model.classes_] = np.clip(known, 1e-9, 1.0)
-    return [_from_shares(np.log(s), e.target) for s, e in zip(shares, test, strict=True)]
+    return [_from_shares(np.log(s), e.target, positive) for s, e in zip(shares, test, strict=True)]
 
 
 def shots(encoder: Encoder, train: Sequence[Example], seed: int) -> list[int]:
@@ -188,35 +223,74 @@ def score_items(
     show_text: bool = False,
 ) -> Scored:
     """Every contender on the test rows, the adapter on training rows, both on the probes."""
-    task = prepared.task
-    test = _encode(encoder, prepared.test)
+    task, positive = prepared.task, positive_of(prepared.task)
+    wanted = task.wanted if isinstance(task, Classification) else {}
+    # Rows that choose a threshold are scored beside the test rows, and never judged.
+    choosing = prepared.validation if wanted else ()
+    rows = [*choosing, *prepared.test]
+    pairs = _encode(encoder, rows)
     contenders: dict[str, Scores] = {}
-    encoded = [item for _, item in test]
-    references = [example.answer.strip() for example, _ in test]
+    encoded = [item for _, item in pairs]
+    references = [example.answer.strip() for example, _ in pairs]
     few = shots(encoder, prepared.train, seed) if prepared.test[0].prompt else []
     for name, route in (("base", None), ("adapter", adapter)):
-        with display.progress(f"{name} on test rows", len(test)) as advance:
+        with display.progress(f"{name} on test rows", len(pairs)) as advance:
             contenders[name] = model_scores(bank, task, encoded, references, route, advance)
     if isinstance(task, Classification):
-        train, rows = prepared.train, prepared.test
         classes = len(task.labels or ())
-        contenders["majority"] = majority_scores(train, rows, classes)
-        contenders["tfidf"] = tfidf_scores(train, rows, classes)
-    prompted = with_shots(encoder, [example for example, _ in test], few)
+        contenders["majority"] = majority_scores(prepared.train, rows, classes, positive)
+        contenders["tfidf"] = tfidf_scores(prepared.train, rows, classes, positive)
+    prompted = with_shots(encoder, [example for example, _ in pairs], few)
     if prompted:
-        with display.progress(f"base with {SHOTS} examples", len(test)) as advance:
+        with display.progress(f"base with {SHOTS} examples", len(pairs)) as advance:
             contenders[f"{SHOTS}_shot"] = model_scores(
                 bank, task, prompted, references, None, advance
             )
-    items = _records("test", test, contenders, key, show_text)
     train_rows = _encode(encoder, _sample(prepared.train, TRAIN_SAMPLE, seed))
-    with display.progress("adapter on training rows", len(train_rows)) as advance:
-        answers = [example.answer.strip() for example, _ in train_rows]
-        seen = model_scores(bank, task, [i for _, i in train_rows], answers, adapter, advance)
-    items += _records("train", train_rows, {"adapter": seen}, key, show_text)
+    seen: dict[str, Scores] = {}
+    # The base answers no training row: what the adapter gained on them is a matter of nats.
+    for name, route, asked in (("base", None, nats_only(task)), ("adapter", adapter, task)):
+        with display.progress(f"{name} on training rows", len(train_rows)) as advance:
+            answers = [example.answer.strip() for example, _ in train_rows]
+            seen[name] = model_scores(
+                bank, asked, [i for _, i in train_rows], answers, route, advance
+            )
+    cut = len(choosing)
+    thresholds = {n: _threshold(task, s[:cut], pairs[:cut]) for n, s in contenders.items()}
+    contenders = {n: _decided(s, thresholds[n], positive) for n, s in contenders.items()}
+    seen = {n: _decided(s, thresholds[n], positive) for n, s in seen.items()}
+    if wanted and thresholds["adapter"] is None:
+        display.warn(
+            f"no threshold reaches the wanted {wanted} on the {cut} validation rows: "
+            "the likeliest class is named."
+        )
+    items = _records(
+        "validation", pairs[:cut], {n: s[:cut] for n, s in contenders.items()}, key, show_text
+    )
+    items += _records("test", pairs[cut:], {n: s[cut:] for n, s in contenders.items()}, key,
+                      show_text)  # fmt: skip
+    items += _records("train", train_rows, seen, key, show_text)
     items += _probe(bank, adapter, encoder, suite, key, display)
     text, largest = _general_text(bank, adapter, encoder, suite, key, display)
-    return Scored(items + text, largest)
+    chosen = {"wanted": wanted, "threshold": thresholds["adapter"]} if wanted else None
+    return Scored(items + text, largest, chosen)
+
+
+def _threshold(task: Task, scores: Scores, rows: Sequence[tuple[Example, Item]]) -> float | None:
+    """The contender's own threshold for what is wanted: none has an advantage by its threshold."""
+    if not isinstance(task, Classification) or not task.wanted:
+        return None
+    return choose(
+        [score["positive"] for score in scores],
+        [item.target == positive_of(task) for _, item in rows],
+        wanted_recall=task.wanted_recall,
+        wanted_precision=task.wanted_precision,
+    )
+
+
+def nats_only(task: Task) -> Task:
+    """``task``, or one that is asked for likelihoods alone where it would generate."""
+    return LanguageModelling() if isinstance(task, Generation) else task
 
 
 def _probe(

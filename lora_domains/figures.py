@@ -3,11 +3,24 @@
 An adapter's ``items.jsonl`` holds everything this file reads, so a report can be rebuilt, or
 checked, without a model. One item is one JSON object:
 
-    {"set": "test" | "train" | "general" | "text", "id": "test:17", "digest": …, "target": 1,
-     "group": …, "slices": {…}, "suite": …, "scores": {"base": {…}, "adapter": {…}, NAME: {…}}}
+    {"set": "test" | "train" | "validation" | "general" | "text", "id": "test:17", "digest": …,
+     "target": 1, "group": …, "slices": {…}, "suite": …,
+     "scores": {"base": {…}, "adapter": {…}, NAME: {…}}}
 
 where a contender's score holds ``prediction``, ``nll``, ``confidence``, ``brier`` (choices),
-``f1``, ``exact`` (generation), ``nats`` and ``tokens`` (all but some baselines), ``kl`` (text).
+``positive`` (probability of the positive class), ``f1``, ``exact`` (generation), ``nats`` and
+``tokens`` (all but some baselines), ``kl`` (text). Validation rows are there where they chose a
+threshold; no gate reads them.
+
+Beside what DESIGN.md names, an entry holds
+
+    "looks": {"test_set", "before", "adapters", "level", "broken"}           see looks.Standing
+    "calibration": {…, "bounds": {"ece" | "brier": {"lower", "upper"}},
+                    "risk_coverage": [{"confidence", "coverage", "risk", "upper"}]}
+    "curve": {"positive", "wanted": {"recall" | "precision": …}, "threshold",
+              "test" and "validation": [{"threshold", "precision", "recall"}]}
+    "memorisation": {"auc", "lower", "upper", "train", "test"}
+    "seeds": {METRIC: {…}}   where several seeds were compared; see seeds.seeds
 """
 
 import math
@@ -18,17 +31,23 @@ from typing import Any
 import numpy as np
 
 from lora_domains import gates as rules
+from lora_domains import thresholds
+from lora_domains.bootstrap import Bounds, FloatArray, Statistic, bootstrap
+from lora_domains.calibration import calibration
 from lora_domains.domain import Gates
 from lora_domains.gates import GateResult
+from lora_domains.memory import auc_bounds, membership
+from lora_domains.seeds import influence
 from lora_domains.statistics import (
-    Bounds,
     Comparison,
-    compare,
+    class_counts,
     compare_accuracy,
+    compare_classes,
     compare_f1,
     compare_means,
+    compare_ratios,
     difference_bounds,
-    paired_bootstrap,
+    ratio,
     wilson,
 )
 
@@ -36,6 +55,8 @@ Items = Sequence[Mapping[str, Any]]
 Array = np.ndarray
 CONTENDERS = ("base", "adapter")
 LOWER_IS_BETTER = {"loss", "nats_per_token"}
+MEANS = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}
+"""Metrics that are the mean of one score."""
 
 
 def chosen(items: Items, **wanted: str) -> list[Mapping[str, Any]]:
@@ -78,7 +99,12 @@ def value(metric: str, items: Items, contender: str, positive: int | None) -> fl
 
 
 def comparison(
-    metric: str, items: Items, first: str, second: str, positive: int | None
+    metric: str,
+    items: Items,
+    first: str,
+    second: str,
+    positive: int | None,
+    level: float = 0.95,
 ) -> Comparison | None:
     """``second`` minus ``first`` on the same items, with bounds; None where one has no score."""
     one, two = (_columns(metric, items, name) for name in (first, second))
@@ -86,33 +112,29 @@ def comparison(
         return None
     groups = _groups(items)
     if metric == "accuracy":
-        return compare_accuracy(one[:, 0] == one[:, 1], two[:, 0] == two[:, 1], groups)
+        return compare_accuracy(one[:, 0] == one[:, 1], two[:, 0] == two[:, 1], groups, level)
     if metric in ("f1", "macro_f1"):
         only = positive if metric == "f1" else None
-        return compare_f1(one[:, 0], one[:, 1], two[:, 1], only, groups)
+        return compare_f1(one[:, 0], one[:, 1], two[:, 1], only, groups, level)
     if metric == "recall" and (one[:, 0] == positive).any():
         # Recall is an accuracy among the positives, so the score interval for accuracies holds.
         here = one[:, 0] == positive
         part = None if groups is None else [g for g, h in zip(groups, here, strict=True) if h]
-        return compare_accuracy(one[here, 1] == positive, two[here, 1] == positive, part)
-    if metric in ("loss", "token_f1", "exact_match"):
-        return compare_means(one[:, 0], two[:, 0], groups, metric not in LOWER_IS_BETTER)
-    better = None
+        return compare_accuracy(one[here, 1] == positive, two[here, 1] == positive, part, level)
+    if metric in MEANS:
+        better = metric not in LOWER_IS_BETTER
+        return compare_means(one[:, 0], two[:, 0], groups, better, level)
     if metric == "nats_per_token":
-        better = one[:, 0] / one[:, 1].clip(1) - two[:, 0] / two[:, 1].clip(1)
-
-    def score(indices: Array, columns: Array) -> float:
-        found = _evaluated(metric, columns[indices], positive)
-        return 0.0 if found is None else found
-
-    return compare(score, one, two, groups, better)
+        saved = one[:, 0] / one[:, 1].clip(1) - two[:, 0] / two[:, 1].clip(1)
+        return compare_ratios(one, two, groups, saved, level)
+    figure = _class_figure(metric, positive)
+    return compare_classes(one[:, 0], one[:, 1], two[:, 1], figure, groups, level)
 
 
 def _columns(metric: str, items: Items, contender: str) -> Array:
     """What ``metric`` is computed from, (items, 2) or (items, 1)."""
-    if metric in ("loss", "token_f1", "exact_match"):
-        key = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}[metric]
-        return column(items, contender, key)[:, None]
+    if metric in MEANS:
+        return column(items, contender, MEANS[metric])[:, None]
     if metric == "nats_per_token":
         pair = [column(items, contender, key) for key in ("nats", "tokens")]
         return np.stack(pair, axis=1) if items else np.empty((0, 2))
@@ -123,24 +145,37 @@ def _columns(metric: str, items: Items, contender: str) -> Array:
 def _evaluated(metric: str, columns: Array, positive: int | None) -> float | None:
     if not len(columns) or np.isnan(columns).any():
         return None
-    if metric in ("loss", "token_f1", "exact_match"):
+    if metric in MEANS:
         return float(columns[:, 0].mean())
     if metric == "nats_per_token":
-        return float(columns[:, 0].sum() / max(columns[:, 1].sum(), 1))
+        return float(ratio(columns.sum(0)))
     truth, predicted = columns[:, 0].astype(int), columns[:, 1].astype(int)
     if metric == "accuracy":
         return float((truth == predicted).mean())
     size = int(max(truth.max(), predicted.max(), positive or 0)) + 1
-    hits, asked, said = (
+    counts = [
         np.bincount(labels, minlength=size)
         for labels in (truth[truth == predicted], truth, predicted)
-    )
-    parts = {"precision": (hits, said), "recall": (hits, asked), "f1": (2 * hits, asked + said)}
-    over, under = parts[metric.removeprefix("macro_")]
-    # What has no denominator is 0; macro means run over the classes among the references.
-    scores = over / np.maximum(under, 1)
-    wanted = asked > 0 if metric.startswith("macro_") else np.array([positive])
-    return float(scores[wanted].mean())
+    ]
+    return float(_class_figure(metric, positive)(np.concatenate(counts).astype(float)))
+
+
+def _class_figure(metric: str, positive: int | None) -> Statistic:
+    """Precision, recall or F1 of one class, or their macro means, from ``class_counts``."""
+
+    def figure(sums: FloatArray) -> FloatArray:
+        hits, asked, said = np.split(sums, 3, axis=-1)
+        parts = {"precision": (hits, said), "recall": (hits, asked), "f1": (2 * hits, asked + said)}
+        over, under = parts[metric.removeprefix("macro_")]
+        # What has no denominator is 0; macro means run over the classes among the references.
+        scores: FloatArray = over / np.maximum(under, 1)
+        if metric.startswith("macro_"):
+            scores = np.where(asked > 0, scores, 0.0).sum(-1) / (asked > 0).sum(-1)
+        else:
+            scores = scores[..., positive]
+        return scores
+
+    return figure
 
 
 def _groups(items: Items) -> list[Any] | None:
@@ -151,16 +186,23 @@ def _groups(items: Items) -> list[Any] | None:
     return [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
 
 
-def _bounds(metric: str, items: Items, contender: str, positive: int | None) -> Bounds:
-    columns = _columns(metric, items, contender)
-    if metric == "accuracy" and _groups(items) is None:
-        return wilson(float((columns[:, 0] == columns[:, 1]).sum()), len(columns))
-
-    def score(indices: Array) -> float:
-        found = _evaluated(metric, columns[indices], positive)
-        return 0.0 if found is None else found
-
-    return paired_bootstrap(score, len(columns), _groups(items), resamples=1000)
+def _bounds(
+    metric: str, items: Items, contender: str, positive: int | None, level: float
+) -> Bounds:
+    columns, groups = _columns(metric, items, contender), _groups(items)
+    if metric == "accuracy" and groups is None:
+        return wilson(float((columns[:, 0] == columns[:, 1]).sum()), len(columns), level)
+    if metric == "accuracy":
+        columns = (columns[:, 0] == columns[:, 1])[:, None].astype(float)
+    if metric == "accuracy" or metric in MEANS:
+        columns = np.concatenate([columns, np.ones((len(columns), 1))], axis=1)
+    elif metric != "nats_per_token":
+        pairs, kinds = np.unique(columns.astype(int), axis=0, return_inverse=True)
+        size = int(max(pairs.max(), positive or 0)) + 1
+        table = class_counts(pairs[:, 0], pairs[:, 1], size)
+        figure = _class_figure(metric, positive)
+        return bootstrap(figure, table, kinds=kinds, groups=groups, resamples=1000, level=level)
+    return bootstrap(ratio, columns, groups=groups, resamples=1000, level=level)
 
 
 # ── The whole of one adapter ────────────────────────────────────────────────────────────────────
@@ -177,22 +219,33 @@ def summarise(
     leaks: Mapping[str, Any],
     base_changed: bool,
     largest_move: float,
+    looks: Mapping[str, Any] | None = None,
+    threshold: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Every figure, gate and the verdict of one adapter, as the card holds them."""
+    """Every figure, gate and the verdict of one adapter, as the card holds them.
+
+    Gates are held at the level that ``looks`` (see looks.Standing) leaves, else at 95 %; figures
+    beside them have 95 % bounds always. ``threshold`` is what validation chose (``curve``).
+    """
     test, train = chosen(items, set="test"), chosen(items, set="train")
     general, text = chosen(items, set="general"), chosen(items, set="text")
     index = labels.index(positive) if positive is not None else None
+    level = float(looks["level"]) if looks else 0.95
+    remembered = _memorisation(train, test)
     scores = {
         name: _with_baselines(name, test, index)
         for name in metrics_of(kind, index)
         if comparison_possible(name, test, index)
     }
     results = [
-        _gain(metric, test, index),
-        *([_retention(general, gates)] if general else []),
-        *([_drift(text, gates)] if text else []),
-        *_positive_gates(test, index, gates),
-        *([_overfit(metric, train, test, index, gates)] if train else []),
+        _gain(metric, test, index, level),
+        *([_retention(general, gates, level)] if general else []),
+        *([_drift(text, gates, level)] if text else []),
+        *_positive_gates(test, index, gates, level),
+        *_slice_gates(kind, test, index, gates, level),
+        *([_overfit(metric, train, test, index, gates, level)] if train else []),
+        *_memorisation_gates(train, test, gates, level),
+        *([rules.looks(looks["adapters"], level, looks["broken"])] if looks else []),
         rules.leaks(int(leaks["exact"]), int(leaks["near"])),
         rules.frozen(base_changed),
         rules.alive(largest_move),
@@ -208,7 +261,13 @@ def summarise(
         summary["confusion"] = confusion(test, labels)
         summary["per_class"] = per_class(test, labels)
     if kind in ("classification", "multiple_choice"):
-        summary["calibration"] = calibration(test)
+        summary["calibration"] = _calibration(test)
+    if index is not None:
+        summary["curve"] = _curve(items, index, positive, threshold)
+    if remembered is not None:
+        summary["memorisation"] = remembered
+    if looks:
+        summary["looks"] = dict(looks)
     return summary
 
 
@@ -221,8 +280,31 @@ def _with_baselines(metric: str, items: Items, positive: int | None) -> dict[str
     made = comparison(metric, items, "base", "adapter", positive)
     assert made is not None
     values = {name: value(metric, items, name, positive) for name in baselines(items)}
-    fields = {k: _finite(v) for k, v in asdict(made).items()}
-    return fields | {"baselines": {k: v for k, v in values.items() if v is not None}}
+    return fields_of(made) | {"baselines": {k: v for k, v in values.items() if v is not None}}
+
+
+def fields_of(made: Comparison) -> dict[str, Any]:
+    """A comparison as a report holds it; its level is 95 % there."""
+    return {k: _finite(v) for k, v in asdict(made).items() if k != "level"}
+
+
+def contributions(metric: str, items: Items, contender: str, positive: int | None) -> Array | None:
+    """What each item adds to ``metric``, shape (items,): its mean is the metric (seeds.influence).
+
+    None where the contender was not scored on it.
+    """
+    columns = _columns(metric, items, contender)
+    if np.isnan(columns).any() or not len(columns):
+        return None
+    if metric in MEANS:
+        return columns[:, 0]
+    if metric == "nats_per_token":
+        return influence(ratio, columns)
+    truth, said = columns[:, 0].astype(int), columns[:, 1].astype(int)
+    if metric == "accuracy":
+        return (truth == said).astype(float)
+    counts = class_counts(truth, said, int(max(truth.max(), said.max(), positive or 0)) + 1)
+    return influence(_class_figure(metric, positive), counts)
 
 
 def _finite(number: float | None) -> float | None:
@@ -238,11 +320,11 @@ def best_baseline(metric: str, items: Items, positive: int | None) -> str | None
     return max(scored)[1] if scored else None
 
 
-def _gain(metric: str, items: Items, positive: int | None) -> GateResult:
-    over_base = comparison(metric, items, "base", "adapter", positive)
+def _gain(metric: str, items: Items, positive: int | None, level: float) -> GateResult:
+    over_base = comparison(metric, items, "base", "adapter", positive, level)
     assert over_base is not None
     rival = best_baseline(metric, items, positive)
-    over_rival = comparison(metric, items, rival, "adapter", positive) if rival else None
+    over_rival = comparison(metric, items, rival, "adapter", positive, level) if rival else None
     return rules.gain(
         over_base,
         over_rival,
@@ -252,48 +334,107 @@ def _gain(metric: str, items: Items, positive: int | None) -> GateResult:
     )
 
 
-def _retention(general: Items, gates: Gates) -> GateResult:
-    pooled = comparison("accuracy", general, "base", "adapter", None)
+def _retention(general: Items, gates: Gates, level: float) -> GateResult:
+    pooled = comparison("accuracy", general, "base", "adapter", None, level)
     assert pooled is not None
     return rules.retention(pooled, gates.retention)
 
 
-def _kl(text: Items) -> tuple[float, Bounds]:
-    kl, tokens = column(text, "adapter", "kl"), column(text, "adapter", "tokens")
-
-    def per_token(indices: Array) -> float:
-        return float(kl[indices].sum() / max(tokens[indices].sum(), 1))
-
-    return per_token(np.arange(len(text))), paired_bootstrap(per_token, len(text))
+def _kl(text: Items, level: float = 0.95) -> tuple[float, Bounds]:
+    columns = np.stack([column(text, "adapter", key) for key in ("kl", "tokens")], axis=1)
+    return float(ratio(columns.sum(0))), bootstrap(ratio, columns, level=level)
 
 
-def _drift(text: Items, gates: Gates) -> GateResult:
-    kl, bounds = _kl(text)
-    return rules.drift(kl, bounds, len(text), gates.drift)
+def _drift(text: Items, gates: Gates, level: float) -> GateResult:
+    kl, bounds = _kl(text, level)
+    return rules.drift(kl, bounds, len(text), gates.drift, level=level)
 
 
-def _positive_gates(test: Items, positive: int | None, gates: Gates) -> list[GateResult]:
+def _positive_gates(
+    test: Items, positive: int | None, gates: Gates, level: float
+) -> list[GateResult]:
     if positive is None:
         return []
     truth = np.array([item["target"] for item in test]) == positive
     said = column(test, "adapter", "prediction") == positive
     hits, missed, alarms = (int(x.sum()) for x in (truth & said, truth & ~said, ~truth & said))
     return [
-        rules.recall(hits, missed, gates.recall),
-        rules.precision(hits, alarms, gates.precision),
+        rules.recall(hits, missed, gates.recall, level),
+        rules.precision(hits, alarms, gates.precision, level),
     ]
 
 
 def _overfit(
-    metric: str, train: Items, test: Items, positive: int | None, gates: Gates
+    metric: str, train: Items, test: Items, positive: int | None, gates: Gates, level: float
 ) -> GateResult:
     scores = [value(metric, part, "adapter", positive) for part in (train, test)]
     first, second = (0.0 if s is None else s for s in scores)
-    bounds = [_bounds(metric, part, "adapter", positive) for part in (train, test)]
+    bounds = [_bounds(metric, part, "adapter", positive, level) for part in (train, test)]
     if metric in LOWER_IS_BETTER:
         first, second, bounds = second, first, bounds[::-1]
     gap = difference_bounds(first, bounds[0], second, bounds[1])
-    return rules.overfit(first, second, gap, len(test), gates.overfit)
+    return rules.overfit(first, second, gap, len(test), gates.overfit, level)
+
+
+# ── Slices, memorisation, calibration, the curve ────────────────────────────────────────────────
+
+
+def _slice_gates(
+    kind: str, test: Items, positive: int | None, gates: Gates, level: float
+) -> list[GateResult]:
+    """One gate on the worst slice: recall of the positive class, accuracy, or token F1."""
+    names = dict.fromkeys(name for item in test for name in item.get("slices") or {})
+    if not names or kind == "language_modelling":  # nats differ between kinds of text by nature
+        return []
+    if kind == "generation":
+        what, unit, scores = "token F1", "rows", column(test, "adapter", "f1")
+    else:
+        targets = np.array([item["target"] for item in test])
+        scores = (column(test, "adapter", "prediction") == targets).astype(float)
+        what, unit = "accuracy", "rows"
+        if positive is not None:
+            what, unit = "recall", "positives"
+            scores[targets != positive] = np.nan
+    counted, groups = ~np.isnan(scores), _groups(test)
+    parts = []
+    for name in names:
+        values = np.array([str((item.get("slices") or {}).get(name)) for item in test])
+        for part in sorted(set(values)):
+            if (values != part).any():
+                parts.append(
+                    (f"{name}={part}", counted & (values == part), counted & (values != part))
+                )
+    if not parts:
+        return []
+    shared = 1 - (1 - level) / len(parts)
+
+    def bounds_of(rows: Array, at: float) -> Bounds:
+        share, n = float(scores[rows].mean()), int(rows.sum())
+        if groups is None and kind != "generation":
+            return wilson(share * n, n, at)
+        part = None if groups is None else [groups[i] for i in np.flatnonzero(rows)]
+        drawn = bootstrap(
+            ratio, np.stack([scores[rows], np.ones(n)], axis=1), groups=part, level=at
+        )
+        if math.isfinite(drawn.lower) and drawn.lower < drawn.upper:
+            return drawn
+        # Where nothing varies resamples do not either: as many all-or-nothing units stand in.
+        units = n if part is None else len(set(part))
+        return wilson(share * units, units, at)
+
+    found = []
+    for name, inside, outside in parts:
+        n = int(inside.sum())
+        if not n or not outside.any():
+            found.append(rules.Slice(name, None, Bounds(-1.0, 1.0), Bounds(-1.0, 1.0), n, unit))
+            continue
+        here, there = float(scores[inside].mean()), float(scores[outside].mean())
+        near, wide = (
+            difference_bounds(here, bounds_of(inside, at), there, bounds_of(outside, at))
+            for at in (level, shared)
+        )
+        found.append(rules.Slice(name, here - there, near, wide, n, unit))
+    return [rules.slices(found, what, gates.slices, level)]
 
 
 def _general(general: Items, text: Items) -> dict[str, Any]:
@@ -346,19 +487,47 @@ def per_class(items: Items, labels: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def calibration(items: Items) -> dict[str, Any]:
-    """Expected calibration error over 15 equal-width bins (Guo et al. 2017) and Brier score.
+def _memorisation(train: Items, test: Items, level: float = 0.95) -> dict[str, Any] | None:
+    """How well what the adapter gained over the base tells training rows from test rows."""
+    gains, units = [], []
+    for part in (train, test):
+        before, after = (column(part, name, "nats") for name in CONTENDERS)
+        gains.append((before - after) / column(part, "adapter", "tokens").clip(1))
+        units.append(len(set(_groups(part) or range(len(part)))))
+    if not train or not test or any(np.isnan(gain).any() for gain in gains):
+        return None
+    auc = membership(*gains)
+    bounds = auc_bounds(auc, units[0], units[1], level)
+    rows = {"train": len(train), "test": len(test)}
+    return {"auc": auc, "lower": bounds.lower, "upper": bounds.upper, **rows}
 
-    The Brier score is the mean squared distance of the label probabilities from the truth
-    (Brier 1950): 0 is best, 2 worst.
-    """
-    confidence = column(items, "adapter", "confidence")
-    right = column(items, "adapter", "prediction") == [item["target"] for item in items]
-    # Bins are closed above, as in ``metrics.expected_calibration_error``.
-    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
-    ece = sum(
-        abs(float(right[bins == b].mean() - confidence[bins == b].mean()))
-        * float((bins == b).mean())
-        for b in np.unique(bins)
+
+def _memorisation_gates(train: Items, test: Items, gates: Gates, level: float) -> list[GateResult]:
+    found = _memorisation(train, test, level)
+    if found is None:
+        return []
+    bounds, n = Bounds(found["lower"], found["upper"]), found["train"] + found["test"]
+    return [rules.memorisation(found["auc"], bounds, n, gates.memorisation, level)]
+
+
+def _calibration(test: Items) -> dict[str, Any]:
+    """See ``calibration``: the adapter's confidence in the label it names."""
+    score = {key: column(test, "adapter", key) for key in ("confidence", "prediction", "brier")}
+    targets = np.array([item["target"] for item in test])
+    return calibration(
+        score["confidence"], score["prediction"] == targets, score["brier"], _groups(test)
     )
-    return {"ece": ece, "brier": float(column(items, "adapter", "brier").mean())}
+
+
+def _curve(
+    items: Items, index: int, positive: str | None, threshold: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Precision against recall of the adapter, on test rows and on those that chose."""
+    found: dict[str, Any] = {"positive": positive, **(threshold or {})}
+    for name in ("test", "validation"):
+        part = chosen(items, set=name)
+        chance = column(part, "adapter", "positive")
+        if part and not np.isnan(chance).any():
+            truth = np.array([item["target"] for item in part]) == index
+            found[name] = thresholds.curve(chance, truth)
+    return found

@@ -22,24 +22,29 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation import score_items, unanswered
+from lora_domains.evaluation import positive_of, score_items, unanswered
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
+from lora_domains.looks import look, set_digest, settle, standing
 from lora_domains.reading import Source
 from lora_domains.report import SCHEMA, figures, markdown, read_card
 from lora_domains.routing import current_route, routed
 from lora_domains.scoring import choice_logprobs, generate, renormalise
 from lora_domains.suites import Suite, embedded
 from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
+from lora_domains.thresholds import decide
 from lora_domains.training import Plan, Run, Trained, make_plan
 
 LONGEST = 2048
 """Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
 
+REFER = "refer"
+"""The answer where no label is probable enough: a person should look."""
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """One label with its probability, and those of the others."""
+    """One label with its probability, and those of the others; ``refer`` where none is sure."""
 
     label: str
     probability: float
@@ -337,6 +342,11 @@ class DomainModel:
         # How it was trained stays as it was; what it is asked and held to is today's.
         entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
         entry["leaks"] = asdict(leaks)
+        tests = {"test_set": set_digest(scored.items), "adapter": entry["sha256"]}
+        if _main_process():
+            look(self.out, **tests, domain=name, rows=len(prepared.test))
+        _wait()
+        entry["looks"] = asdict(standing(self.out, **tests))
         entry["judged"] = {
             "metric": ready.domain.task.metric,
             "labels": list(getattr(ready.domain.task, "labels", None) or ()),
@@ -345,11 +355,14 @@ class DomainModel:
             "largest_move": scored.largest_move,
             "loss": ready.domain.task.loss_unit,
             "suite": suite.name,
+            "threshold": scored.threshold,
         }
         entry.update(figures(entry, scored.items))
         path = self.bank[name].path
-        if path is not None and _main_process():
-            rewrite_card(path, card, markdown, scored.items)
+        if _main_process():
+            settle(self.out, **tests, verdict=entry["verdict"])
+            if path is not None:
+                rewrite_card(path, card, markdown, scored.items)
         _wait()
         return Evaluation(card)
 
@@ -383,11 +396,15 @@ class DomainModel:
         self,
         texts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
         domain: str | None = None,
+        *,
+        refer_below: float = 0.0,
     ) -> list[Prediction] | list[str]:
         """Labels with probabilities (classification) or answers (generation), one per text.
 
         A text is a string, or a row with the columns of the domain's prompt. ``domain`` is a
-        resident adapter; without it, the one that ``using`` says.
+        resident adapter; without it, the one that ``using`` says. A label less probable than
+        ``refer_below`` is replaced by ``refer``: a person should look (the card's
+        ``calibration`` says what that costs and saves).
         """
         name = domain or current_route()
         if name is None:
@@ -402,19 +419,50 @@ class DomainModel:
         examples = [_asked(task, text, number) for number, text in enumerate(many)]
         items = [encoder.encode(example) for example in unanswered(examples)]
         if not isinstance(task, Classification):
+            if refer_below:
+                raise UsageError(
+                    expected="a classification domain for refer_below",
+                    found=task.kind,
+                    mend="Leave it out: generated answers have no label to be unsure of.",
+                )
             with routed(name):
                 return self._answers(items, getattr(task, "max_new_tokens", 64))
         labels = task.labels or ()
+        if refer_below and REFER in labels:
+            raise UsageError(
+                expected=f"labels without {REFER!r}, which stands for no answer",
+                found=repr(REFER),
+                mend="Leave refer_below out and read the probabilities.",
+            )
+        positive, threshold = positive_of(task), self._threshold(name, task)
         with routed(name):
             scores = choice_logprobs(self.base.model, items, self.base.tokenizer.pad_token_id)
         found = []
         for row in scores:
             shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
             best = max(range(len(shares)), key=shares.__getitem__)
-            found.append(
-                Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True)))
-            )
+            if positive is not None and threshold is not None:
+                others = [i for i in range(len(shares)) if i != positive]
+                other = max(others, key=shares.__getitem__)
+                best = decide(shares[positive], threshold, positive, other)
+            label = labels[best] if shares[best] >= refer_below else REFER
+            found.append(Prediction(label, shares[best], dict(zip(labels, shares, strict=True))))
         return found
+
+    def _threshold(self, name: str, task: Classification) -> float | None:
+        """What validation chose for the positive class; None where nothing was wanted of it."""
+        if not task.wanted:
+            return None
+        card = self.bank[name].card
+        judged = card["adapters"][0].get("judged") if card else None
+        if judged is None:
+            self.display.warn(
+                f"{name} was not evaluated yet, so no threshold was chosen for the wanted "
+                f"{task.wanted}: the likeliest label is named."
+            )
+            return None
+        chosen = (judged.get("threshold") or {}).get("threshold")
+        return None if chosen is None else float(chosen)
 
     def generate(
         self,

@@ -1,6 +1,7 @@
 """Cards and reports: their shape, how they are read, rebuilt from items, and shown as Markdown.
 
-``card.json`` and ``report.json`` have one shape (DESIGN.md, "On disk"); a card has one adapter.
+``card.json`` and ``report.json`` have one shape (DESIGN.md, "On disk"; ``figures`` says what more
+an entry holds); a card has one adapter.
 """
 
 import json
@@ -79,6 +80,8 @@ def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dic
         leaks=entry["leaks"],
         base_changed=judged["base_changed"],
         largest_move=judged["largest_move"],
+        looks=entry.get("looks"),
+        threshold=judged.get("threshold"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Paired differences, score intervals, McNemar, bootstrap: how sure a figure is.
+"""Paired differences, score intervals, McNemar: how sure a figure is.
 
 Every bound is one-sided: at `level=.95` the truth lies below `lower` in at most 5 % of repetitions,
 and above `upper` in at most 5 %. (Together the two make a 90 % interval.) A gate asks one question
@@ -8,32 +8,29 @@ in one direction, so one side is what it spends its 5 % on. Differences are alwa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sized
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-IntArray = NDArray[np.intp]
-FloatArray = NDArray[np.float64]
-Items = TypeVar("Items", bound=Sized)
-
-
-class Bounds(NamedTuple):
-    """One-sided bounds, each at its own level. Unit: that of the figure they bound."""
-
-    lower: float
-    upper: float
+from lora_domains.bootstrap import (
+    Bounds,
+    FloatArray,
+    IntArray,
+    Statistic,
+    bootstrap,
+    group_codes,
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Base and adapter on the same `n` items; the fields are named as in a report.
 
-    `difference` is adapter - base, `lower` and `upper` its one-sided 95 % bounds. `won` and `lost`
-    count the items on which the adapter did better and worse; `p` is the exact two-sided test of
-    won against lost. All three are None where the items have no score of their own.
+    `difference` is adapter - base, `lower` and `upper` its one-sided bounds at `level`. `won` and
+    `lost` count the items on which the adapter did better and worse; `p` is the exact two-sided
+    test of won against lost. All three are None where the items have no score of their own.
     """
 
     base: float
@@ -45,6 +42,7 @@ class Comparison:
     won: int | None
     lost: int | None
     p: float | None
+    level: float = 0.95
 
 
 # ── one share ─────────────────────────────────────────────────────────────────────────────────────
@@ -134,61 +132,14 @@ def difference_bounds(
     return Bounds(first - second - down, first - second + up)
 
 
-# ── anything else: the bootstrap ──────────────────────────────────────────────────────────────────
-
-
-def paired_bootstrap(
-    statistic: Callable[[IntArray], float],
-    n: int,
-    groups: Iterable[Hashable] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Bounds:
-    """Bounds of any statistic of n items, from its values on items drawn again with replacement.
-
-    `statistic(indices)` takes an integer array of item numbers, shape (n,) or thereabouts, with
-    repetitions. To compare two models let it return their difference on those indices: one draw
-    serves both, and what makes an item hard for both cancels (Koehn 2004, EMNLP; Berg-Kirkpatrick
-    et al. 2012, EMNLP). Where `groups`, n of them, repeat, whole groups are drawn, since rows of
-    one group are no independent evidence (Field & Welsh 2007, JRSS B 69:369).
-
-    Percentile bounds: quantiles of the resampled statistic itself. They need no standard error,
-    respect the statistic's range and any monotone transformation of it, and stay defined where BCa
-    divides by zero (no item changes) or needs n more evaluations (Efron & Tibshirani 1993, ch. 13).
-    Known to be short for small samples, so the tail is widened to Phi(t_{G-1} sqrt(G / (G - 1)))
-    for G groups: Hesterberg (2015), The American Statistician 69:371, the expanded percentile
-    interval. The bounds always hold the estimate itself.
-
-    What never happened in the sample happens in no resample: where nothing varies the bounds have
-    no width (see `tango`). One group or item alone tells nothing of its spread: (-inf, inf). The
-    same seed gives the same bounds.
-
-    Raises ValueError without items, or when groups are not n.
-    """
-    from scipy.special import ndtr, stdtrit
-
-    if n < 1:
-        raise ValueError("paired_bootstrap expects at least one item; found none.")
-    codes = _group_codes(groups, n)
-    count = n if codes is None else int(codes.max()) + 1
-    if count < 2:
-        return Bounds(-math.inf, math.inf)
-    rng = np.random.default_rng(seed)
-    draw = _draws(codes, n)
-    values = np.array([statistic(draw(rng)) for _ in range(resamples)], dtype=np.float64)
-    estimate = float(statistic(np.arange(n)))
-    tail = float(ndtr(stdtrit(count - 1, 1 - level) * math.sqrt(count / (count - 1))))
-    lower = float(np.quantile(values, tail, method="lower"))
-    upper = float(np.quantile(values, 1 - tail, method="higher"))
-    return Bounds(min(lower, estimate), max(upper, estimate))
-
-
 # ── comparisons: one function per kind of metric ──────────────────────────────────────────────────
 
 
 def compare_accuracy(
-    correct_base: ArrayLike, correct_adapter: ArrayLike, groups: Iterable[Hashable] | None = None
+    correct_base: ArrayLike,
+    correct_adapter: ArrayLike,
+    groups: Iterable[Hashable] | None = None,
+    level: float = 0.95,
 ) -> Comparison:
     """Accuracies on the same n items, from two boolean arrays of shape (n,).
 
@@ -209,18 +160,18 @@ def compare_accuracy(
                 f"compare_accuracy expects right or wrong for each item; {name} holds other values."
             )
     change, n = adapter - base, len(base)
-    codes = _group_codes(groups, n)
+    codes = group_codes(groups, n)
     won, lost = int((change > 0).sum()), int((change < 0).sum())
-    bounds = tango(won, lost, n)
+    bounds = tango(won, lost, n, level)
     if codes is not None:
         effect = _design_effect(change, codes)
-        scored = tango(won / effect, lost / effect, n / effect)
-        drawn = paired_bootstrap(lambda indices: float(change[indices].mean()), n, codes.tolist())
+        scored = tango(won / effect, lost / effect, n / effect, level)
+        drawn = _bounds_of_mean(change, codes, level)
         # A difference of accuracies cannot leave [-1, 1], however little one group says.
         bounds = Bounds(
             max(-1.0, min(scored.lower, drawn.lower)), min(1.0, max(scored.upper, drawn.upper))
         )
-    return _comparison(float(base.mean()), float(adapter.mean()), bounds, n, change, codes)
+    return _comparison(float(base.mean()), float(adapter.mean()), bounds, n, change, codes, level)
 
 
 def compare_means(
@@ -228,6 +179,7 @@ def compare_means(
     values_adapter: ArrayLike,
     groups: Iterable[Hashable] | None = None,
     higher_is_better: bool = True,
+    level: float = 0.95,
 ) -> Comparison:
     """Means of a per-item score (nats, exact match, ROUGE) on the same items, arrays of shape (n,).
 
@@ -239,12 +191,10 @@ def compare_means(
     """
     base, adapter = _pair(values_base, values_adapter)
     change, n = adapter - base, len(base)
-    codes = _group_codes(groups, n)
-    bounds = paired_bootstrap(
-        lambda indices: float(change[indices].mean()), n, None if codes is None else codes.tolist()
-    )
+    codes = group_codes(groups, n)
+    bounds = _bounds_of_mean(change, codes, level)
     better = change if higher_is_better else -change
-    return _comparison(float(base.mean()), float(adapter.mean()), bounds, n, better, codes)
+    return _comparison(float(base.mean()), float(adapter.mean()), bounds, n, better, codes, level)
 
 
 def compare_f1(
@@ -253,6 +203,7 @@ def compare_f1(
     predictions_adapter: ArrayLike,
     positive: int | None = None,
     groups: Iterable[Hashable] | None = None,
+    level: float = 0.95,
 ) -> Comparison:
     """F1 of the `positive` class, or macro-F1 over the classes among the references.
 
@@ -265,72 +216,135 @@ def compare_f1(
     number.
     """
     truth = np.asarray(references, dtype=np.intp)
-    base, adapter = (
-        np.asarray(predictions, dtype=np.intp)
-        for predictions in (predictions_base, predictions_adapter)
-    )
-    if (
-        not truth.ndim == 1
-        or not truth.shape == base.shape == adapter.shape
-        or not len(truth)
-        or truth.min() < 0
-    ):
+    if truth.ndim != 1 or not len(truth) or truth.min() < 0:
         raise ValueError(
             "compare_f1 expects three arrays of one length with references >= 0 (at least one); "
-            f"found shapes {truth.shape}, {base.shape}, {adapter.shape}."
+            f"found references of shape {truth.shape}."
         )
     groups = None if groups is None else list(groups)
     wanted = np.unique(truth) if positive is None else np.array([positive])
-
-    def score(indices: IntArray, items: IntArray) -> float:
-        return _f1(items[indices, 0], items[indices, 1], wanted)
-
-    found = compare(
-        score,
-        np.stack([truth, base], axis=1),
-        np.stack([truth, adapter], axis=1),
-        groups,
-        better=(adapter == truth).astype(float) - (base == truth),
+    found = compare_classes(
+        references, predictions_base, predictions_adapter, f1_of(wanted), groups, level
     )
     width = 0.0
     if found.lower == found.upper:
-        width = tango(0, 0, len(truth) if groups is None else len(set(groups))).upper
+        width = tango(0, 0, len(truth) if groups is None else len(set(groups)), level).upper
     # A difference of F1 cannot leave [-1, 1], however little one group says.
     return replace(found, lower=max(-1.0, found.lower - width), upper=min(1.0, found.upper + width))
 
 
-def compare(
-    statistic: Callable[[IntArray, Items], float],
-    base_items: Items,
-    adapter_items: Items,
+def compare_classes(
+    references: ArrayLike,
+    predictions_base: ArrayLike,
+    predictions_adapter: ArrayLike,
+    statistic: Statistic,
+    groups: Iterable[Hashable] | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Any figure of a confusion matrix, for base and adapter on the same n items.
+
+    Arrays of class numbers, shape (n,), as in `compare_f1`. `statistic` takes counts (…, 3 C): for
+    each of C classes how often it was right, asked for and said (`class_counts`). won and lost
+    count items right and wrong. Paired bootstrap, clustered where groups repeat.
+
+    Raises ValueError when the arrays are empty or differ in length.
+    """
+    truth, base, adapter = (
+        np.asarray(labels, dtype=np.intp)
+        for labels in (references, predictions_base, predictions_adapter)
+    )
+    if not truth.ndim == 1 or not truth.shape == base.shape == adapter.shape or not len(truth):
+        raise ValueError(
+            "compare_classes expects three arrays of one length, at least one item; "
+            f"found shapes {truth.shape}, {base.shape}, {adapter.shape}."
+        )
+    size = int(max(truth.max(), base.max(), adapter.max())) + 2
+    coded = (truth * size + base + 1) * size + adapter + 1
+    _, first, kinds = np.unique(coded, return_index=True, return_inverse=True)
+    table = np.concatenate(
+        [class_counts(truth[first], said[first], size) for said in (base, adapter)], axis=1
+    )
+    codes = group_codes(groups, len(truth))
+    half = table.shape[1] // 2
+    bounds = bootstrap(
+        lambda sums: statistic(sums[..., half:]) - statistic(sums[..., :half]),
+        table,
+        kinds=kinds,
+        groups=None if codes is None else codes.tolist(),
+        level=level,
+    )
+    totals = np.bincount(kinds).astype(np.float64) @ table
+    scores = float(statistic(totals[:half])), float(statistic(totals[half:]))
+    better = (adapter == truth).astype(np.float64) - (base == truth)
+    return _comparison(*scores, bounds, len(truth), better, codes, level)
+
+
+def class_counts(truth: IntArray, said: IntArray, classes: int) -> FloatArray:
+    """(n, 3 classes): for each item and class, whether it was right, asked for and said."""
+    every = np.arange(classes)
+    asked, answered = truth[:, None] == every, said[:, None] == every
+    return np.concatenate([asked & answered, asked, answered], axis=1).astype(np.float64)
+
+
+def f1_of(classes: ArrayLike) -> Statistic:
+    """Mean of 2 right / (asked + said) over `classes`; 0 for a class that never occurs.
+
+    As scikit-learn's f1_score(labels=classes, average="macro", zero_division=0).
+    """
+    wanted = np.asarray(classes, dtype=np.intp)
+
+    def f1(sums: FloatArray) -> FloatArray:
+        size = sums.shape[-1] // 3
+        # A class that nobody named or asked for has no column.
+        inside = wanted[wanted < size]
+        right, asked, said = (sums[..., part * size + inside] for part in range(3))
+        scores: FloatArray = (2 * right / np.maximum(1, asked + said)).sum(-1) / len(wanted)
+        return scores
+
+    return f1
+
+
+def compare_ratios(
+    base_columns: ArrayLike,
+    adapter_columns: ArrayLike,
     groups: Iterable[Hashable] | None = None,
     better: ArrayLike | None = None,
+    level: float = 0.95,
 ) -> Comparison:
-    """Any statistic of base and adapter on the same n items, n being len of both.
+    """A sum over another sum (nats per token) of base and adapter, from two arrays (n, 2).
 
-    `statistic(indices, items)` scores the items at `indices`, an integer array with repetitions; it
-    runs some 4,000 times. `better`, shape (n,), is above 0 where the adapter did better on an item
-    and below where worse; without it won, lost and p are None. Paired bootstrap, clustered where
-    groups repeat.
+    `better`, shape (n,), is above 0 where the adapter did better on an item and below where worse;
+    without it won, lost and p are None. Paired bootstrap, clustered where groups repeat.
 
     Raises ValueError when there are no items or their numbers differ.
     """
-    n = len(base_items)
-    change = np.zeros(n) if better is None else np.asarray(better, dtype=np.float64)
-    if n < 1 or not n == len(adapter_items) == len(change):
+    base, adapter = (np.asarray(c, dtype=np.float64) for c in (base_columns, adapter_columns))
+    n = len(base)
+    change = None if better is None else np.asarray(better, dtype=np.float64)
+    if (
+        n < 1
+        or not base.shape == adapter.shape == (n, 2)
+        or (change is not None and len(change) != n)
+    ):
         raise ValueError(
-            "compare expects the same items twice, at least one, and `better` for each; "
-            f"found {n} for base, {len(adapter_items)} for adapter, {len(change)} for better."
+            "compare_ratios expects two columns for the same items, at least one, and `better` for "
+            f"each; found shapes {base.shape} for base and {adapter.shape} for adapter."
         )
-    codes = _group_codes(groups, n)
-    bounds = paired_bootstrap(
-        lambda indices: statistic(indices, adapter_items) - statistic(indices, base_items),
-        n,
-        None if codes is None else codes.tolist(),
+    codes = group_codes(groups, n)
+    bounds = bootstrap(
+        lambda sums: ratio(sums[..., 2:]) - ratio(sums[..., :2]),
+        np.concatenate([base, adapter], axis=1),
+        groups=None if codes is None else codes.tolist(),
+        level=level,
     )
-    every = np.arange(n)
-    scores = statistic(every, base_items), statistic(every, adapter_items)
-    return _comparison(*scores, bounds, n, None if better is None else change, codes)
+    scores = float(ratio(base.sum(0))), float(ratio(adapter.sum(0)))
+    return _comparison(*scores, bounds, n, change, codes, level)
+
+
+def ratio(sums: FloatArray) -> FloatArray:
+    """First column over second, (…, 2) → (…); 0 where the second is 0."""
+    found: FloatArray = sums[..., 0] / np.where(sums[..., 1] == 0, 1.0, sums[..., 1])
+    return found
 
 
 # ── how many items would settle it ────────────────────────────────────────────────────────────────
@@ -346,9 +360,9 @@ def items_needed(comparison: Comparison, threshold: float) -> int | None:
     if (
         won is not None
         and lost is not None
-        and tango(won, lost, n) == (comparison.lower, comparison.upper)
+        and tango(won, lost, n, comparison.level) == (comparison.lower, comparison.upper)
     ):
-        return items_needed_tango(won, lost, n, threshold)
+        return items_needed_tango(won, lost, n, threshold, comparison.level)
     return items_needed_mean(
         comparison.difference, Bounds(comparison.lower, comparison.upper), n, threshold
     )
@@ -433,20 +447,6 @@ def _tango_lower(won: float, lost: float, n: float, z: float) -> float:
     return float(brentq(distance, start, end, xtol=1e-13))
 
 
-def _f1(truth: IntArray, predicted: IntArray, classes: IntArray) -> float:
-    """Mean of 2 TP / (support + predicted) over `classes`; 0 for a class that never occurs.
-
-    scikit-learn's f1_score(labels=classes, average="macro", zero_division=0) takes a millisecond,
-    and a bootstrap calls this thousands of times; a test holds the two equal.
-    """
-    size = int(max(truth.max(), predicted.max(), classes.max())) + 1
-    hits = np.bincount(truth[truth == predicted], minlength=size)[classes]
-    there = np.bincount(truth, minlength=size) + np.bincount(
-        predicted[predicted >= 0], minlength=size
-    )
-    return float(np.mean(2 * hits / np.maximum(1, there[classes])))
-
-
 def _pair(base: ArrayLike, adapter: ArrayLike) -> tuple[FloatArray, FloatArray]:
     first, second = np.asarray(base, dtype=np.float64), np.asarray(adapter, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
@@ -463,33 +463,9 @@ def _pair(base: ArrayLike, adapter: ArrayLike) -> tuple[FloatArray, FloatArray]:
     return first, second
 
 
-def _group_codes(groups: Iterable[Hashable] | None, n: int) -> IntArray | None:
-    """Groups as numbers 0, 1, … in order of appearance, shape (n,); None where no group repeats."""
-    if groups is None:
-        return None
-    seen: dict[Hashable, int] = {}
-    codes = np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.intp)
-    if len(codes) != n:
-        raise ValueError(f"groups name the group of each item: expected {n}, found {len(codes)}.")
-    return codes if len(seen) < n else None
-
-
-def _draws(codes: IntArray | None, n: int) -> Callable[[np.random.Generator], IntArray]:
-    """A function drawing item numbers with replacement, by whole groups where there are codes."""
-    if codes is None:
-        return lambda rng: rng.integers(0, n, size=n, dtype=np.intp)
-    order = np.argsort(codes, kind="stable")
-    sizes = np.bincount(codes)
-    starts = np.cumsum(sizes) - sizes
-
-    def draw(rng: np.random.Generator) -> IntArray:
-        chosen = rng.integers(0, len(sizes), size=len(sizes))
-        taken = sizes[chosen]
-        within = np.arange(taken.sum()) - np.repeat(np.cumsum(taken) - taken, taken)
-        drawn: IntArray = order[np.repeat(starts[chosen], taken) + within]
-        return drawn
-
-    return draw
+def _bounds_of_mean(values: FloatArray, codes: IntArray | None, level: float) -> Bounds:
+    columns = np.stack([values, np.ones(len(values))], axis=1)
+    return bootstrap(ratio, columns, groups=None if codes is None else codes.tolist(), level=level)
 
 
 def _design_effect(change: FloatArray, codes: IntArray) -> float:
@@ -513,6 +489,7 @@ def _comparison(
     n: int,
     better: FloatArray | None,
     codes: IntArray | None,
+    level: float,
 ) -> Comparison:
     won = lost = p = None
     if better is not None:
@@ -523,4 +500,6 @@ def _comparison(
             else np.sign(np.bincount(codes, weights=np.sign(better)))
         )
         p = mcnemar(int((net > 0).sum()), int((net < 0).sum()))
-    return Comparison(base, adapter, adapter - base, bounds.lower, bounds.upper, n, won, lost, p)
+    return Comparison(
+        base, adapter, adapter - base, bounds.lower, bounds.upper, n, won, lost, p, level
+    )

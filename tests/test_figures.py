@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
+from lora_domains.calibration import calibration
 from lora_domains.display import Display
 from lora_domains.domain import Domain, Gates
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.figures import (
     best_baseline,
-    calibration,
     comparison,
     confusion,
     per_class,
@@ -103,8 +103,8 @@ def good(count: int = 1000) -> list[Item]:
 def test_a_good_run_passes_every_gate() -> None:
     summary = judged(good())
     assert {g["name"]: g["verdict"] for g in summary["gates"]} == dict.fromkeys(
-        ["gain", "retention", "drift", "recall", "precision", "overfit", "leaks", "frozen",
-         "alive"], "pass",
+        ["gain", "retention", "drift", "recall", "precision", "overfit", "memorisation", "leaks",
+         "frozen", "alive"], "pass",
     )  # fmt: skip
     assert summary["verdict"] == "pass"
 
@@ -270,11 +270,10 @@ def test_calibration_equals_the_metric_classes() -> None:
         items[-1]["scores"]["adapter"]["confidence"] = float(sure)
     right = [i["scores"]["adapter"]["prediction"] == 1 for i in items]
     sure = [i["scores"]["adapter"]["confidence"] for i in items]
-    found = calibration(items)
+    brier = [i["scores"]["adapter"]["brier"] for i in items]
+    found = calibration(np.array(sure), np.array(right), np.array(brier))
     assert found["ece"] == pytest.approx(expected_calibration_error(sure, right))
-    assert found["brier"] == pytest.approx(
-        float(np.mean([i["scores"]["adapter"]["brier"] for i in items]))
-    )
+    assert found["brier"] == pytest.approx(float(np.mean(brier)))
 
 
 def test_comparisons_are_those_of_the_statistics() -> None:
