@@ -82,6 +82,9 @@ def bootstrap(
         units = np.zeros((count, table.shape[1]))
         np.add.at(units, codes, table if numbers is None else table[numbers])
         sums = _draws(count, resamples, seed, units)
+    elif numbers is not None and 8 * len(table) > n:
+        # Drawing so many kinds takes longer than drawing items.
+        sums = _draws(n, resamples, seed, table[numbers])
     elif numbers is not None:
         rng = np.random.default_rng(seed)
         sums = rng.multinomial(n, times / n, size=resamples).astype(np.float64) @ table
@@ -115,11 +118,18 @@ def _draws(count: int, resamples: int, seed: int, units: FloatArray) -> FloatArr
     # How often each row is drawn is the same for every figure of so many rows: kept while small.
     kept = count * resamples <= 40_000_000
     step = max(1, 2_000_000 // count)
+    # A row of many classes touches few of their columns.
+    wide = units.shape[1] > 32
+    if wide:
+        from scipy.sparse import csr_array
+
+        flipped = csr_array(units).T.tocsr()
     parts = []
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         weights = (_kept_weights if kept else _weights)(count, size, seed, start)
-        parts.append(weights.astype(np.float64) @ units)
+        times = weights.astype(np.float64)
+        parts.append((flipped @ times.T).T if wide else times @ units)
     return np.concatenate(parts)
 
 

@@ -24,7 +24,7 @@ Beside what DESIGN.md names, an entry holds
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -59,14 +59,61 @@ MEANS = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}
 """Metrics that are the mean of one score."""
 
 
-def chosen(items: Items, **wanted: str) -> list[Mapping[str, Any]]:
+class Rows(list[Mapping[str, Any]]):
+    """Items that remember their columns: every metric reads the same few."""
+
+    def __init__(self, items: Iterable[Mapping[str, Any]], whole: "Rows | None" = None) -> None:
+        super().__init__(items)
+        self.columns: dict[tuple[str, str], Array] = {}
+        self.whole, self.places = whole, np.empty(0, int)
+
+    def part(self, places: Array) -> "Rows":
+        """The items at ``places``, numbers (n,), whose columns are cut from these."""
+        found = Rows((self[i] for i in places), self)
+        found.places = places
+        return found
+
+    def targets(self) -> Array:
+        """The index of the right choice of each item, (items,)."""
+        if self.whole is not None:
+            return self.whole.targets()[self.places]
+        return self._kept(("", "target"), lambda: [item["target"] for item in self])
+
+    def column(self, contender: str, key: str) -> Array:
+        """One number per item of one contender; NaN where it has none."""
+
+        if self.whole is not None:
+            return self.whole.column(contender, key)[self.places]
+
+        def values() -> list[float]:
+            scores = [item["scores"].get(contender) or {} for item in self]
+            return [score.get(key, np.nan) for score in scores]
+
+        return self._kept((contender, key), values)
+
+    def _kept(self, name: tuple[str, str], values: Callable[[], list[float]]) -> Array:
+        if name not in self.columns:
+            self.columns[name] = np.array(values(), float)
+            self.columns[name].flags.writeable = False
+        return self.columns[name]
+
+
+def chosen(items: Items, **wanted: str) -> Rows:
     """The items whose fields equal ``wanted``."""
-    return [item for item in items if all(item.get(k) == v for k, v in wanted.items())]
+    found = items
+    for key, value in wanted.items():
+        found = [item for item in found if item.get(key) == value]
+    return Rows(found)
 
 
 def column(items: Items, contender: str, key: str) -> Array:
     """One number per item of one contender; NaN where it has none."""
-    return np.array([item["scores"].get(contender, {}).get(key, np.nan) for item in items], float)
+    return (items if isinstance(items, Rows) else Rows(items)).column(contender, key)
+
+
+def targets(items: Items) -> Array:
+    """The index of the right choice of each item, (items,)."""
+    return (items if isinstance(items, Rows) else Rows(items)).targets()
 
 
 def baselines(items: Items) -> list[str]:
@@ -138,8 +185,7 @@ def _columns(metric: str, items: Items, contender: str) -> Array:
     if metric == "nats_per_token":
         pair = [column(items, contender, key) for key in ("nats", "tokens")]
         return np.stack(pair, axis=1) if items else np.empty((0, 2))
-    targets = np.array([item["target"] for item in items], float)
-    return np.stack([targets, column(items, contender, "prediction")], axis=1)
+    return np.stack([targets(items), column(items, contender, "prediction")], axis=1)
 
 
 def _evaluated(metric: str, columns: Array, positive: int | None) -> float | None:
@@ -180,7 +226,7 @@ def _class_figure(metric: str, positive: int | None) -> Statistic:
 
 def _groups(items: Items) -> list[Any] | None:
     groups = [item.get("group") for item in items]
-    if not groups or all(group is None for group in groups):
+    if groups.count(None) == len(groups):
         return None
     # A row without a group stands alone.
     return [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
@@ -355,7 +401,7 @@ def _positive_gates(
 ) -> list[GateResult]:
     if positive is None:
         return []
-    truth = np.array([item["target"] for item in test]) == positive
+    truth = targets(test) == positive
     said = column(test, "adapter", "prediction") == positive
     hits, missed, alarms = (int(x.sum()) for x in (truth & said, truth & ~said, ~truth & said))
     return [
@@ -389,12 +435,12 @@ def _slice_gates(
     if kind == "generation":
         what, unit, scores = "token F1", "rows", column(test, "adapter", "f1")
     else:
-        targets = np.array([item["target"] for item in test])
-        scores = (column(test, "adapter", "prediction") == targets).astype(float)
+        truth = targets(test)
+        scores = (column(test, "adapter", "prediction") == truth).astype(float)
         what, unit = "accuracy", "rows"
         if positive is not None:
             what, unit = "recall", "positives"
-            scores[targets != positive] = np.nan
+            scores[truth != positive] = np.nan
     counted, groups = ~np.isnan(scores), _groups(test)
     parts = []
     for name in names:
@@ -437,10 +483,12 @@ def _slice_gates(
     return [rules.slices(found, what, gates.slices, level)]
 
 
-def _general(general: Items, text: Items) -> dict[str, Any]:
+def _general(general: Rows, text: Rows) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for suite in dict.fromkeys(item["suite"] for item in general):
-        found[suite] = _with_baselines("accuracy", chosen(general, suite=suite), None)
+    suites = np.array([item["suite"] for item in general])
+    for suite in dict.fromkeys(suites.tolist()):
+        part = general.part(np.flatnonzero(suites == suite))
+        found[suite] = _with_baselines("accuracy", part, None)
     if general:
         found["pooled"] = _with_baselines("accuracy", general, None)
     if text:
@@ -451,12 +499,13 @@ def _general(general: Items, text: Items) -> dict[str, Any]:
     return found
 
 
-def _slices(metric: str, test: Items, positive: int | None) -> dict[str, Any]:
+def _slices(metric: str, test: Rows, positive: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for item in test for name in item.get("slices") or {}):
         found[name] = {}
-        for part in sorted({str(item["slices"][name]) for item in test}):
-            rows = [item for item in test if str(item["slices"][name]) == part]
+        values = np.array([str(item["slices"][name]) for item in test])
+        for part in sorted(set(values.tolist())):
+            rows = test.part(np.flatnonzero(values == part))
             found[name][part] = {metric: _with_baselines(metric, rows, positive)}
     return found
 
@@ -493,7 +542,8 @@ def _memorisation(train: Items, test: Items, level: float = 0.95) -> dict[str, A
     for part in (train, test):
         before, after = (column(part, name, "nats") for name in CONTENDERS)
         gains.append((before - after) / column(part, "adapter", "tokens").clip(1))
-        units.append(len(set(_groups(part) or range(len(part)))))
+        groups = _groups(part)
+        units.append(len(part) if groups is None else len(set(groups)))
     if not train or not test or any(np.isnan(gain).any() for gain in gains):
         return None
     auc = membership(*gains)
@@ -513,10 +563,8 @@ def _memorisation_gates(train: Items, test: Items, gates: Gates, level: float) -
 def _calibration(test: Items) -> dict[str, Any]:
     """See ``calibration``: the adapter's confidence in the label it names."""
     score = {key: column(test, "adapter", key) for key in ("confidence", "prediction", "brier")}
-    targets = np.array([item["target"] for item in test])
-    return calibration(
-        score["confidence"], score["prediction"] == targets, score["brier"], _groups(test)
-    )
+    right = score["prediction"] == targets(test)
+    return calibration(score["confidence"], right, score["brier"], _groups(test))
 
 
 def _curve(
@@ -528,6 +576,5 @@ def _curve(
         part = chosen(items, set=name)
         chance = column(part, "adapter", "positive")
         if part and not np.isnan(chance).any():
-            truth = np.array([item["target"] for item in part]) == index
-            found[name] = thresholds.curve(chance, truth)
+            found[name] = thresholds.curve(chance, targets(part) == index)
     return found
