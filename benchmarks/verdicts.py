@@ -129,8 +129,9 @@ def share(rng: np.random.Generator) -> tuple[Bounds, float]:
 def clustered(rng: np.random.Generator) -> tuple[Bounds, float]:
     """80 patients of 5 rows each; how likely a row is lost differs from patient to patient."""
     lost = rng.random(400) < np.repeat(rng.beta(0.5, 4.5, 80), 5)
-    made = compare_accuracy(np.ones(400), ~lost, np.repeat(np.arange(80), 5).tolist(), TWO_SIDED)
-    return bounds_of(made), -0.1
+    won = ~lost & (rng.random(400) < 0.1)
+    made = compare_accuracy(~won, ~lost, np.repeat(np.arange(80), 5).tolist(), TWO_SIDED)
+    return bounds_of(made), 0.9 * 0.1 - 0.1
 
 
 def mean(rng: np.random.Generator) -> tuple[Bounds, float]:

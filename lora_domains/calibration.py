@@ -45,8 +45,8 @@ def calibration(
     means = np.stack([brier, np.ones(n)], axis=1)
     spread = bootstrap(ratio, means, groups=groups, resamples=1000, level=level)
     return {
-        "ece": float(_ece(columns.sum(0))),
-        "brier": float(brier.mean()),
+        "ece": float(_ece(np.ones(n) @ columns)),
+        "brier": float(ratio(np.ones(n) @ means)),
         "bounds": {
             "ece": _within(ece, 0.0, 1.0),
             "brier": _within(spread, 0.0, 2.0),

@@ -163,7 +163,7 @@ def _broken(folder: Path, lines: Sequence[str]) -> str | None:
         count, _, last = head.read_text().strip().partition(" ")
         known = int(count) if count.isdecimal() else -1
         if known > len(lines):
-            return f"{known - len(lines)} lines are missing at the end of {LEDGER}"
+            return f"lines are missing at the end of {LEDGER}"
         if known < 1 or _hash(lines[known - 1]) != last:
             return f"{HEAD} does not fit {LEDGER}"
     return None

@@ -472,14 +472,15 @@ def _design_effect(change: FloatArray, codes: IntArray) -> float:
     """Variance of the mean change by groups over that by items, at least 1.
 
     `change` is -1, 0 or 1 for each item, shape (n,).
-    With no or few flips the ratio is unknown rather than 1, so one group of mean size in which
-    every item flips is added to both sums: the effect starts at that size (each group counts as one
-    item) and follows the data from there.
+    With no or few flips the ratio is unknown rather than 1, so a tenth of one group of mean size in
+    which every item flips is added to both sums: the effect starts at that size (each group counts
+    as one item) and follows the data from there. (A whole one covered 98 % where 95 % were meant.)
     """
     mean_size = len(codes) / (codes.max() + 1)
     residual = change - change.mean()
     by_group = np.bincount(codes, weights=residual)
-    return max(1.0, float((np.sum(by_group**2) + mean_size**2) / (np.sum(residual**2) + mean_size)))
+    over, under = np.sum(by_group**2) + mean_size**2 / 10, np.sum(residual**2) + mean_size / 10
+    return max(1.0, float(over / under))
 
 
 def _comparison(
