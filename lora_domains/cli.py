@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lora_domains import __version__
-from lora_domains.comparison import compare_adapters
+from lora_domains.comparison import compare_adapters, compare_seeds
 from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
@@ -361,6 +361,23 @@ def _compare(flags: argparse.Namespace) -> int:
     return EXIT[found["verdict"]]
 
 
+def _seeds(flags: argparse.Namespace) -> int:
+    """Several seeds of one adapter: what the seed does, apart from what the items do."""
+    if len(flags.adapters) < 2:
+        raise UsageError(
+            where="lora-domains seeds",
+            expected="several seeds of one adapter",
+            found="one",
+            mend="Train it again with another --seed and another --name.",
+        )
+    found = compare_seeds([_folder(flags, name) for name in flags.adapters])
+    if flags.json:
+        sys.stdout.write(json.dumps({"seeds": found}, indent=1) + "\n")
+    else:
+        Display().seeds(found)
+    return 0
+
+
 def _doctor(_: argparse.Namespace) -> int:
     """What is installed, what the machine offers, and what would not work."""
     from importlib.metadata import PackageNotFoundError, version
@@ -413,9 +430,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compare.add_argument("other", metavar="B")
     compare.add_argument("--json", action="store_true", help="print the figures")
     compare.set_defaults(run=_compare)
+    seeds = verbs.add_parser("seeds", help="several seeds of one adapter: does the seed matter?")
+    seeds.add_argument("adapters", nargs="+", metavar="ADAPTER")
+    seeds.add_argument("--json", action="store_true", help="print the figures")
+    seeds.set_defaults(run=_seeds)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
-    for verb in (listing, show, predict, compare):
+    for verb in (listing, show, predict, compare, seeds):
         verb.add_argument("--out", default="adapters", metavar="DIR", help="where adapters lie")
 
     def run() -> int:
