@@ -18,7 +18,7 @@ from conftest import ROOT, make_rows
 from lora_domains import cli
 from lora_domains.data import Data
 from lora_domains.domain import Domain, load_domain
-from lora_domains.errors import UsageError
+from lora_domains.errors import DomainError, UsageError
 from lora_domains.report import read_card
 from lora_domains.suites import Suite
 from lora_domains.tasks import Classification, Generation, MultipleChoice
@@ -105,7 +105,9 @@ def test_own_csv_is_trained_measured_and_its_exit_code_is_the_verdict(
     assert '"text"' not in items.replace('"set": "text"', "")
     assert "alpha" not in items
     assert '"p0"' not in items
-    assert {p.name for p in out.iterdir()} == {"spam", ".digest-key"}
+    ledger = {".looks.jsonl", ".looks.head"}
+    assert {p.name for p in out.iterdir()} == {"spam", ".digest-key"} | ledger
+    assert entry["looks"]["adapters"] == 0
 
 
 def test_list_and_show(trained: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,11 +169,15 @@ def test_predict_from_arguments_and_lines(
     monkeypatch.setattr(sys, "stdin", io.StringIO("red alpha alpha alpha\n\nred beta beta beta\n"))
     assert run("predict", "spam", *where) == 0
     assert capsys.readouterr().out.splitlines() == lines
+    assert run("predict", "spam", "red alpha alpha alpha", "--refer-below", "1", *where) == 0
+    label, probability = capsys.readouterr().out.strip().split("\t")
+    assert (label, probability) == ("refer", lines[0].split("\t")[1])
 
 
 # ── Flags ───────────────────────────────────────────────────────────────────────────────────────
 
-VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30"}
+VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
+          "--wanted-recall": "0.9", "--wanted-precision": "0.8"}  # fmt: skip
 SETTLED: dict[str, Any] = {"--positive": "spam", "--group": "who", "--slice": "ward,sex"}
 
 
@@ -216,7 +222,8 @@ def test_every_flag_changes_what_happens(
 ) -> None:
     flag = action.option_strings[0]
     value = [] if action.nargs == 0 else [VALUES.get(flag, SETTLED.get(flag, "other"))]
-    assert what_happens([], monkeypatch) != what_happens([flag, *value], monkeypatch)
+    beside = ["--positive", "spam"] if flag.startswith("--wanted") else []
+    assert what_happens(beside, monkeypatch) != what_happens([*beside, flag, *value], monkeypatch)
 
 
 def test_flags_arrive_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +255,24 @@ def test_a_recipe_s_show_text_does_not_hold_for_ones_own_rows(flag: str) -> None
     assert cli.configured(recipe, parser.read([])).show_text
     assert not cli.configured(recipe, parser.read([flag, "own.csv"])).show_text
     assert cli.configured(recipe, parser.read([flag, "own.csv", "--show-text"])).show_text
+
+
+def test_a_wish_replaces_the_recipe_s_and_goes_with_its_class() -> None:
+    parser = cli.Parser()
+    cli.add_run_flags(parser)
+    task = Classification(positive="spam", wanted_recall=0.9)
+    recipe = Domain("spam", task, Data("own.csv"))
+    for arguments, wanted in (
+        ([], {"recall": 0.9}),
+        (["--wanted-precision", "0.8"], {"precision": 0.8}),
+        (["--positive", "ham"], {"recall": 0.9}),
+        (["--positive", "none"], {}),
+    ):
+        found = cli.configured(recipe, parser.read(arguments)).task
+        assert isinstance(found, Classification)
+        assert found.wanted == wanted, arguments
+    with pytest.raises(DomainError, match="a positive class"):
+        cli.configured(recipe, parser.read(["--positive", "none", "--wanted-recall", "0.9"]))
 
 
 def test_columns_cannot_be_given_to_a_recipe_without_them() -> None:
