@@ -17,7 +17,7 @@ from scipy.special import ndtri
 from lora_domains import gates, looks
 from lora_domains.bootstrap import Bounds
 from lora_domains.calibration import calibration
-from lora_domains.memory import auc_bounds, membership
+from lora_domains.memorisation import auc_bounds, membership
 from lora_domains.seeds import seeds
 from lora_domains.statistics import (
     compare_accuracy,

@@ -120,7 +120,7 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
     if flags.limit is not None:
         changes["limit"] = flags.limit
     data = replace(data, **changes)
-    wishes = {k: v for k in ("wanted_recall", "wanted_precision") if (v := getattr(flags, k))}
+    wishes = flags.wanted_recall is not None or flags.wanted_precision is not None
     if flags.text or flags.label or flags.positive or wishes:
         if not isinstance(task, Classification):
             raise UsageError(
@@ -133,11 +133,15 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
             task = replace(task, text=columns, label=flags.label or task.label, prompt=None)
         if flags.positive:
             named = None if flags.positive == "none" else flags.positive
-            kept = {} if named else {"wanted_recall": None, "wanted_precision": None}
-            task = replace(task, positive=named, **kept)
+            kept = task.wanted_recall if named else None, task.wanted_precision if named else None
+            task = replace(task, positive=named, wanted_recall=kept[0], wanted_precision=kept[1])
         if wishes:
             # One wish replaces the other that a recipe may have.
-            task = replace(task, **{"wanted_recall": None, "wanted_precision": None} | wishes)
+            task = replace(
+                task,
+                wanted_recall=flags.wanted_recall,
+                wanted_precision=flags.wanted_precision,
+            )
     given = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
     settings = {k: v for k, v in given.items() if v is not None}
     # A recipe speaks for the rows it ships, not for one's own.

@@ -126,9 +126,9 @@ def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _ordered(one: _Run, two: _Run, where: str = "test") -> list[Mapping[str, Any]]:
     """``two``'s items in the order of ``one``'s; raises AdapterError where they differ."""
-    first = chosen(one.items, set=where)
+    first = chosen(one.items, "set", where)
     second: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for item in chosen(two.items, set=where):
+    for item in chosen(two.items, "set", where):
         second[_key(item)].append(item)
     wanted, there = Counter(map(_key, first)), Counter({k: len(v) for k, v in second.items()})
     if wanted != there:
@@ -145,7 +145,7 @@ def _ordered(one: _Run, two: _Run, where: str = "test") -> list[Mapping[str, Any
 
 def _paired(one: _Run, two: _Run, where: str) -> list[Mapping[str, Any]]:
     """Items in which ``base`` is A's adapter and ``adapter`` B's."""
-    first = chosen(one.items, set=where)
+    first = chosen(one.items, "set", where)
     second = _ordered(one, two, where)
     return [
         {**a, "scores": {"base": a["scores"]["adapter"], "adapter": b["scores"]["adapter"]}}

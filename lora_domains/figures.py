@@ -36,7 +36,7 @@ from lora_domains.bootstrap import Bounds, FloatArray, Statistic, bootstrap
 from lora_domains.calibration import calibration
 from lora_domains.domain import Gates
 from lora_domains.gates import GateResult
-from lora_domains.memory import auc_bounds, membership
+from lora_domains.memorisation import auc_bounds, membership
 from lora_domains.seeds import influence
 from lora_domains.statistics import (
     Comparison,
@@ -98,12 +98,9 @@ class Rows(list[Mapping[str, Any]]):
         return self.columns[name]
 
 
-def chosen(items: Items, **wanted: str) -> Rows:
-    """The items whose fields equal ``wanted``."""
-    found = items
-    for key, value in wanted.items():
-        found = [item for item in found if item.get(key) == value]
-    return Rows(found)
+def chosen(items: Items, field: str, wanted: str) -> Rows:
+    """The items whose ``field`` is ``wanted``."""
+    return Rows(item for item in items if item.get(field) == wanted)
 
 
 def column(items: Items, contender: str, key: str) -> Array:
@@ -273,8 +270,8 @@ def summarise(
     Gates are held at the level that ``looks`` (see looks.Standing) leaves, else at 95 %; figures
     beside them have 95 % bounds always. ``threshold`` is what validation chose (``curve``).
     """
-    test, train = chosen(items, set="test"), chosen(items, set="train")
-    general, text = chosen(items, set="general"), chosen(items, set="text")
+    test, train = chosen(items, "set", "test"), chosen(items, "set", "train")
+    general, text = chosen(items, "set", "general"), chosen(items, "set", "text")
     index = labels.index(positive) if positive is not None else None
     level = float(looks["level"]) if looks else 0.95
     remembered = _memorisation(train, test)
@@ -573,7 +570,7 @@ def _curve(
     """Precision against recall of the adapter, on test rows and on those that chose."""
     found: dict[str, Any] = {"positive": positive, **(threshold or {})}
     for name in ("test", "validation"):
-        part = chosen(items, set=name)
+        part = chosen(items, "set", name)
         chance = column(part, "adapter", "positive")
         if part and not np.isnan(chance).any():
             found[name] = thresholds.curve(chance, targets(part) == index)

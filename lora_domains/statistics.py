@@ -14,14 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_domains.bootstrap import (
-    Bounds,
-    FloatArray,
-    IntArray,
-    Statistic,
-    bootstrap,
-    group_codes,
-)
+from lora_domains.bootstrap import Bounds as Bounds
+from lora_domains.bootstrap import FloatArray, IntArray, Statistic, bootstrap, group_codes
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ def counts_at(
     order = np.argsort(-chance, kind="stable")
     chance, found = chance[order], np.cumsum(truth[order])
     # Items of one probability are named together or not at all.
-    ends = np.flatnonzero(np.append(chance[1:] != chance[:-1], True)) if len(chance) else []
-    last = np.asarray(ends, dtype=np.intp)
+    last = np.flatnonzero(np.append(chance[1:] != chance[:-1], True)[: len(chance)])
     return chance[last], found[last], last + 1
 
 

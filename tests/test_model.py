@@ -28,7 +28,7 @@ from lora_domains.errors import (
 )
 from lora_domains.evaluation import SHOTS
 from lora_domains.looks import level
-from lora_domains.memory import canaries, exposure
+from lora_domains.memorisation import canaries, exposure
 from lora_domains.model import DomainModel, Evaluation, Prediction
 from lora_domains.report import read_card, read_items, rebuild
 from lora_domains.scoring import answer_nats

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from lora_domains.memory import auc_bounds, canaries, exposure, membership
+from lora_domains.memorisation import auc_bounds, canaries, exposure, membership
 
 
 @given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
