@@ -186,7 +186,15 @@ def brier(rng: np.random.Generator) -> tuple[Bounds, float]:
     right = rng.random(300) < chance
     distance = 2 * (right - chance) ** 2
     found = calibration(chance, right, distance, level=TWO_SIDED)["bounds"]["brier"]
-    return Bounds(found["lower"], found["upper"]), 1 / 3  # the mean of 2 p (1 - p)
+    return Bounds(**found), 1 / 3  # the mean of 2 p (1 - p)
+
+
+def ece(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """Confidences half as far above .5 as they should be: on average .125 too low."""
+    truth = rng.uniform(0.5, 1, 500)
+    right, confidence = rng.random(500) < truth, 0.5 + 0.5 * (truth - 0.5)
+    found = calibration(confidence, right, (right - confidence) ** 2, level=TWO_SIDED)
+    return Bounds(**found["bounds"]["ece"]), 0.125
 
 
 INTERVALS = {
@@ -200,6 +208,7 @@ INTERVALS = {
     "seeds that differ": seeded,
     "seeds alike": seedless,
     "brier": brier,
+    "ece": ece,
 }
 
 

@@ -37,7 +37,6 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-    reflected: bool = False,
 ) -> Bounds:
     """Bounds of a figure of n items, from its values on items drawn again with replacement.
 
@@ -54,9 +53,7 @@ def bootstrap(
     zero (no item changes) or needs n more evaluations (Efron & Tibshirani 1993, ch. 13). Known to
     be short for small samples, so the tail is widened to Phi(t_{G-1} sqrt(G / (G - 1))) for G
     groups: Hesterberg (2015), The American Statistician 69:371, the expanded percentile interval.
-    ``reflected`` turns the quantiles over about the estimate (Davison & Hinkley 1997, ch. 5.2.1),
-    for a figure that resampling biases as much as sampling did. The bounds always hold the
-    estimate itself.
+    The bounds always hold the estimate itself.
 
     What never happened in the sample happens in no resample: where nothing varies the bounds have
     no width (see ``statistics.tango``). One group or item alone tells nothing of its spread:
@@ -95,8 +92,6 @@ def bootstrap(
     place = tail * (resamples - 1)
     lower = float(values[math.floor(place)])
     upper = float(values[math.ceil(resamples - 1 - place)])
-    if reflected:
-        lower, upper = 2 * estimate - upper, 2 * estimate - lower
     # Sums added in another order (other threads) differ in the last digits; the bounds do not.
     lower, upper = (float(f"{bound:.12g}") for bound in (lower, upper))
     return Bounds(min(lower, estimate), max(upper, estimate))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_domains.bootstrap import Bounds, FloatArray, bootstrap
+from lora_domains.bootstrap import Bounds, FloatArray, bootstrap, group_codes
 from lora_domains.statistics import ratio, wilson
 
 BINS = 15
@@ -31,9 +31,12 @@ def calibration(
     """Expected calibration error and Brier score with bounds, and the risk–coverage curve.
 
     ECE is the mean distance of confidence from accuracy over 15 equal-width bins (Guo et al. 2017,
-    ICML). It is never below 0, so noise alone raises it, and raises each resample again: its bounds
-    are reflected about the estimate, which takes that out once. The Brier score is the mean squared
-    distance of the label probabilities from the truth (Brier 1950): 0 is best, 2 worst.
+    ICML). It is never below 0, so noise alone raises it, and raises each resample again: its lower
+    bound is the upper one reflected about the estimate (Davison & Hinkley 1997, ch. 5.2.1), and 0
+    where a calibrated model's ECE would reach as far by chance (consistency resampling: Bröcker &
+    Smith 2007, Weather and Forecasting 22:651; normal sums in each bin). The Brier score is the
+    mean squared distance of the label probabilities from the truth (Brier 1950): 0 is best, 2
+    worst.
     """
     n = len(confidence)
     # Bins are closed above, as in ``metrics.expected_calibration_error``.
@@ -41,14 +44,17 @@ def calibration(
     columns = np.zeros((n, BINS + 1))
     columns[np.arange(n), bins] = right - confidence
     columns[:, BINS] = 1
-    ece = bootstrap(_ece, columns, groups=groups, resamples=1000, level=level, reflected=True)
+    high = bootstrap(_ece, columns, groups=groups, resamples=1000, level=level).upper
+    found = float(_ece(np.ones(n) @ columns))
+    chance = _by_chance(confidence, columns[:, :BINS], bins, groups, level)
+    low = 0.0 if found <= chance else 2 * found - high
     means = np.stack([brier, np.ones(n)], axis=1)
     spread = bootstrap(ratio, means, groups=groups, resamples=1000, level=level)
     return {
-        "ece": float(_ece(np.ones(n) @ columns)),
+        "ece": found,
         "brier": float(ratio(np.ones(n) @ means)),
         "bounds": {
-            "ece": _within(ece, 0.0, 1.0),
+            "ece": _within(Bounds(low, high), 0.0, 1.0),
             "brier": _within(spread, 0.0, 2.0),
         },
         "risk_coverage": risk_coverage(confidence, right, level),
@@ -87,6 +93,26 @@ def _ece(sums: FloatArray) -> FloatArray:
     # Share of a bin times the distance of its means is the distance of its sums over all items.
     found: FloatArray = np.abs(sums[..., :BINS]).sum(-1) / sums[..., BINS]
     return found
+
+
+def _by_chance(
+    confidence: Numbers,
+    residuals: Numbers,
+    bins: NDArray[np.int_],
+    groups: Sequence[Hashable] | None,
+    level: float,
+) -> float:
+    """The ECE that a calibrated model of these confidences stays within at ``level``."""
+    codes = group_codes(groups, len(confidence))
+    if codes is None:
+        variances = np.bincount(bins, weights=confidence * (1 - confidence), minlength=BINS)
+    else:
+        # Rows of a group err together: what its sums show is all that is known of their spread.
+        sums = np.zeros((int(codes.max()) + 1, BINS))
+        np.add.at(sums, codes, residuals)
+        variances = (sums**2).sum(0)
+    drawn = np.abs(np.random.default_rng(0).normal(size=(4000, BINS))) @ np.sqrt(variances)
+    return float(np.quantile(drawn, level)) / len(confidence)
 
 
 def _within(bounds: Bounds, least: float, most: float) -> dict[str, float]:

@@ -340,8 +340,8 @@ def contributions(metric: str, items: Items, contender: str, positive: int | Non
     if np.isnan(columns).any() or not len(columns):
         return None
     if metric in MEANS:
-        return columns[:, 0]
-    if metric == "nats_per_token":
+        columns = np.stack([columns[:, 0], np.ones(len(columns))], axis=1)
+    if metric in MEANS or metric == "nats_per_token":
         return influence(ratio, columns)
     truth, said = columns[:, 0].astype(int), columns[:, 1].astype(int)
     if metric == "accuracy":

@@ -413,6 +413,12 @@ class DomainModel:
                 found="none",
                 mend="Call predict(texts, domain='medical'), or inside using('medical').",
             )
+        if not 0 <= refer_below <= 1:
+            raise UsageError(
+                expected="a probability for refer_below, 0 to 1",
+                found=str(refer_below),
+                mend="For example .8.",
+            )
         task = self._task(name)
         many = [texts] if isinstance(texts, str | Mapping) else list(texts)
         encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))

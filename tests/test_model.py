@@ -349,6 +349,8 @@ def test_the_unsure_are_referred(fitted: Fitted) -> None:
         assert other.label == (one.label if one.probability >= between else "refer")
         assert other.probabilities == one.probabilities
     assert {p.label for p in referred if isinstance(p, Prediction)} >= {"refer"}
+    with pytest.raises(UsageError, match="0 to 1"):
+        model.predict(texts, domain="spam", refer_below=80)
 
 
 def questions(first: str) -> Suite:
