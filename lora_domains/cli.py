@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lora_domains import __version__
-from lora_domains.comparison import compare_adapters, compare_seeds
+from lora_domains.comparison import compare_adapters, compare_seeds, save_seeds
 from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
@@ -374,7 +374,10 @@ def _seeds(flags: argparse.Namespace) -> int:
             found="one",
             mend="Train it again with another --seed and another --name.",
         )
-    found = compare_seeds([_folder(flags, name) for name in flags.adapters])
+    folders = [_folder(flags, name) for name in flags.adapters]
+    found = compare_seeds(folders)
+    if flags.save:
+        save_seeds(folders, found)
     if flags.json:
         sys.stdout.write(json.dumps({"seeds": found}, indent=1) + "\n")
     else:
@@ -437,6 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = verbs.add_parser("seeds", help="several seeds of one adapter: does the seed matter?")
     seeds.add_argument("adapters", nargs="+", metavar="ADAPTER")
     seeds.add_argument("--json", action="store_true", help="print the figures")
+    seeds.add_argument("--save", action="store_true", help="put the figures into their cards too")
     seeds.set_defaults(run=_seeds)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)

@@ -4,6 +4,8 @@ Everything comes from the ``items.jsonl`` of the adapters' folders, matched by t
 each row: only folders evaluated in one output folder share a key.
 """
 
+import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,7 +24,7 @@ from lora_domains.figures import (
     fields_of,
     metrics_of,
 )
-from lora_domains.report import read_card, read_items
+from lora_domains.report import CARD, read_card, read_items
 from lora_domains.seeds import seeds
 
 
@@ -84,6 +86,16 @@ def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
         if len(changes) == len(runs):
             found[metric] = seeds(np.stack(changes))
     return found
+
+
+def save_seeds(folders: Sequence[Path], found: Mapping[str, Any]) -> None:
+    """Put the figures of ``compare_seeds`` into each card, as ``seeds``: reports show them."""
+    for folder in folders:
+        card = read_card(folder)
+        card["adapters"][0]["seeds"] = found
+        fresh = folder / f".{CARD}.new"
+        fresh.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        os.replace(fresh, folder / CARD)
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────

@@ -346,6 +346,7 @@ class DomainModel:
         if _main_process():
             look(self.out, **tests, domain=name, rows=len(prepared.test))
         _wait()
+        entry.pop("seeds", None)  # of an evaluation before this one
         entry["looks"] = asdict(standing(self.out, **tests))
         entry["judged"] = {
             "metric": ready.domain.task.metric,

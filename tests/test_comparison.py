@@ -15,6 +15,7 @@ from test_figures import row as item_row
 from lora_domains import cli
 from lora_domains.comparison import compare_adapters, compare_seeds
 from lora_domains.errors import AdapterError
+from lora_domains.report import read_card
 
 Item = dict[str, Any]
 
@@ -139,9 +140,14 @@ def test_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         cli.main(["seeds", "s0", "s1", "s2", "--out", str(tmp_path)])
     assert left.value.code == 0
     assert "3 seeds on the same 400 rows" in capsys.readouterr().out
+    assert "seeds" not in read_card(tmp_path / "s0")["adapters"][0]
     with pytest.raises(SystemExit):
-        cli.main(["seeds", "s0", "s1", "--json", "--out", str(tmp_path)])
-    assert json.loads(capsys.readouterr().out)["seeds"]["f1"]["runs"] == 2
+        cli.main(["seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)])
+    found = json.loads(capsys.readouterr().out)["seeds"]
+    assert found["f1"]["runs"] == 2
+    for name in ("s0", "s1"):
+        assert read_card(tmp_path / name)["adapters"][0]["seeds"] == found
+    assert {p.name for p in (tmp_path / "s0").iterdir()} == {"card.json", "items.jsonl"}
     with pytest.raises(SystemExit) as left:
         cli.main(["seeds", "s0", "--out", str(tmp_path)])
     assert left.value.code == 2
