@@ -30,7 +30,7 @@ from lora_domains.scoring import (
 )
 from lora_domains.suites import Suite
 from lora_domains.tasks import Classification, Example, Generation, LanguageModelling, Task
-from lora_domains.thresholds import choose, decide
+from lora_domains.thresholds import choose
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
@@ -122,9 +122,9 @@ def _decided(scores: Scores, threshold: float | None, positive: int | None) -> S
     for score in scores:
         kept = {k: v for k, v in score.items() if k not in ("other", "other_confidence")}
         if threshold is not None:
-            named = decide(score["positive"], threshold, positive, int(score["other"]))
-            sure = score["positive"] if named == positive else score["other_confidence"]
-            kept |= {"prediction": named, "confidence": sure}
+            kept |= {"prediction": score["other"], "confidence": score["other_confidence"]}
+            if score["positive"] >= threshold:
+                kept |= {"prediction": positive, "confidence": score["positive"]}
         found.append(kept)
     return found
 

@@ -38,6 +38,7 @@ from lora_domains.domain import Gates
 from lora_domains.gates import GateResult
 from lora_domains.memorisation import auc_bounds, membership
 from lora_domains.seeds import influence
+from lora_domains.slices import compare_slices
 from lora_domains.statistics import (
     Comparison,
     class_counts,
@@ -345,7 +346,7 @@ def contributions(metric: str, items: Items, contender: str, positive: int | Non
         return influence(ratio, columns)
     truth, said = columns[:, 0].astype(int), columns[:, 1].astype(int)
     if metric == "accuracy":
-        return (truth == said).astype(float)
+        return np.asarray(truth == said, float)
     counts = class_counts(truth, said, int(max(truth.max(), said.max(), positive or 0)) + 1)
     return influence(_class_figure(metric, positive), counts)
 
@@ -429,55 +430,16 @@ def _slice_gates(
     names = dict.fromkeys(name for item in test for name in item.get("slices") or {})
     if not names or kind == "language_modelling":  # nats differ between kinds of text by nature
         return []
-    if kind == "generation":
-        what, unit, scores = "token F1", "rows", column(test, "adapter", "f1")
-    else:
-        truth = targets(test)
-        scores = (column(test, "adapter", "prediction") == truth).astype(float)
-        what, unit = "accuracy", "rows"
-        if positive is not None:
-            what, unit = "recall", "positives"
-            scores[truth != positive] = np.nan
-    counted, groups = ~np.isnan(scores), _groups(test)
-    parts = []
-    for name in names:
-        values = np.array([str((item.get("slices") or {}).get(name)) for item in test])
-        for part in sorted(set(values)):
-            if (values != part).any():
-                parts.append(
-                    (f"{name}={part}", counted & (values == part), counted & (values != part))
-                )
-    if not parts:
-        return []
-    shared = 1 - (1 - level) / len(parts)
-
-    def bounds_of(rows: Array, at: float) -> Bounds:
-        share, n = float(scores[rows].mean()), int(rows.sum())
-        if groups is None and kind != "generation":
-            return wilson(share * n, n, at)
-        part = None if groups is None else [groups[i] for i in np.flatnonzero(rows)]
-        drawn = bootstrap(
-            ratio, np.stack([scores[rows], np.ones(n)], axis=1), groups=part, level=at
-        )
-        if math.isfinite(drawn.lower) and drawn.lower < drawn.upper:
-            return drawn
-        # Where nothing varies resamples do not either: as many all-or-nothing units stand in.
-        units = n if part is None else len(set(part))
-        return wilson(share * units, units, at)
-
-    found = []
-    for name, inside, outside in parts:
-        n = int(inside.sum())
-        if not n or not outside.any():
-            found.append(rules.Slice(name, None, Bounds(-1.0, 1.0), Bounds(-1.0, 1.0), n, unit))
-            continue
-        here, there = float(scores[inside].mean()), float(scores[outside].mean())
-        near, wide = (
-            difference_bounds(here, bounds_of(inside, at), there, bounds_of(outside, at))
-            for at in (level, shared)
-        )
-        found.append(rules.Slice(name, here - there, near, wide, n, unit))
-    return [rules.slices(found, what, gates.slices, level)]
+    what, unit, scores = "token F1", "rows", column(test, "adapter", "f1")
+    if kind != "generation":
+        what, scores = "accuracy", column(test, "adapter", "prediction") == targets(test)
+    if positive is not None:
+        what, unit, scores = "recall", "positives", np.where(
+            targets(test) == positive, scores, np.nan
+        )  # fmt: skip
+    values = {name: [str((item.get("slices") or {}).get(name)) for item in test] for name in names}
+    found = compare_slices(np.asarray(scores, float), values, _groups(test), unit, level)
+    return [rules.slices(found, what, gates.slices, level)] if found else []
 
 
 def _general(general: Rows, text: Rows) -> dict[str, Any]:

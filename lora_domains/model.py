@@ -32,14 +32,11 @@ from lora_domains.routing import current_route, routed
 from lora_domains.scoring import choice_logprobs, generate, renormalise
 from lora_domains.suites import Suite, embedded
 from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
-from lora_domains.thresholds import decide
+from lora_domains.thresholds import REFER, check_referral, decide, stored
 from lora_domains.training import Plan, Run, Trained, make_plan
 
 LONGEST = 2048
 """Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
-
-REFER = "refer"
-"""The answer where no label is probable enough: a person should look."""
 
 
 @dataclass(frozen=True)
@@ -414,62 +411,31 @@ class DomainModel:
                 found="none",
                 mend="Call predict(texts, domain='medical'), or inside using('medical').",
             )
-        if not 0 <= refer_below <= 1:
-            raise UsageError(
-                expected="a probability for refer_below, 0 to 1",
-                found=str(refer_below),
-                mend="For example .8.",
-            )
         task = self._task(name)
         many = [texts] if isinstance(texts, str | Mapping) else list(texts)
         encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
+        check_referral(refer_below, getattr(task, "labels", None) or ())
         examples = [_asked(task, text, number) for number, text in enumerate(many)]
         items = [encoder.encode(example) for example in unanswered(examples)]
         if not isinstance(task, Classification):
-            if refer_below:
-                raise UsageError(
-                    expected="a classification domain for refer_below",
-                    found=task.kind,
-                    mend="Leave it out: generated answers have no label to be unsure of.",
-                )
             with routed(name):
                 return self._answers(items, getattr(task, "max_new_tokens", 64))
         labels = task.labels or ()
-        if refer_below and REFER in labels:
-            raise UsageError(
-                expected=f"labels without {REFER!r}, which stands for no answer",
-                found=repr(REFER),
-                mend="Leave refer_below out and read the probabilities.",
+        threshold = stored(self.bank[name].card) if task.wanted else None
+        if task.wanted and threshold is None:
+            self.display.warn(
+                f"{name} has no threshold for the wanted {task.wanted} (evaluate chooses it): "
+                "the likeliest label is named."
             )
-        positive, threshold = positive_of(task), self._threshold(name, task)
         with routed(name):
             scores = choice_logprobs(self.base.model, items, self.base.tokenizer.pad_token_id)
         found = []
         for row in scores:
             shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
-            best = max(range(len(shares)), key=shares.__getitem__)
-            if positive is not None and threshold is not None:
-                others = [i for i in range(len(shares)) if i != positive]
-                other = max(others, key=shares.__getitem__)
-                best = decide(shares[positive], threshold, positive, other)
+            best = decide(shares, positive_of(task), threshold)
             label = labels[best] if shares[best] >= refer_below else REFER
             found.append(Prediction(label, shares[best], dict(zip(labels, shares, strict=True))))
         return found
-
-    def _threshold(self, name: str, task: Classification) -> float | None:
-        """What validation chose for the positive class; None where nothing was wanted of it."""
-        if not task.wanted:
-            return None
-        card = self.bank[name].card
-        judged = card["adapters"][0].get("judged") if card else None
-        if judged is None:
-            self.display.warn(
-                f"{name} was not evaluated yet, so no threshold was chosen for the wanted "
-                f"{task.wanted}: the likeliest label is named."
-            )
-            return None
-        chosen = (judged.get("threshold") or {}).get("threshold")
-        return None if chosen is None else float(chosen)
 
     def generate(
         self,

@@ -5,9 +5,16 @@ wanted_recall=.9)``). Without one, the likeliest class is named. The rows that c
 are never rows of a gate: gates hold the result against their floors on test rows.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lora_domains.errors import UsageError
+
+REFER = "refer"
+"""The answer where no label is probable enough: a person should look."""
 POINTS = 60
 """Points of a curve in a card, at most."""
 
@@ -56,9 +63,37 @@ def choose(
     return (float(thresholds[place]) + below) / 2
 
 
-def decide(probability: float, threshold: float, positive: int, other: int) -> int:
-    """The class to name: ``positive`` from ``threshold`` on, else the likeliest ``other``."""
-    return positive if probability >= threshold else other
+def decide(shares: Sequence[float], positive: int | None, threshold: float | None) -> int:
+    """The class to name: ``positive`` from ``threshold`` on, else the likeliest other.
+
+    Without a threshold the likeliest of all. ``shares`` are the probabilities of all classes.
+    """
+    classes = range(len(shares))
+    if positive is None or threshold is None:
+        return max(classes, key=shares.__getitem__)
+    if shares[positive] >= threshold:
+        return positive
+    return max((c for c in classes if c != positive), key=shares.__getitem__)
+
+
+def stored(card: Mapping[str, Any] | None) -> float | None:
+    """The threshold that an evaluation left in a card; None where there is none."""
+    judged = card["adapters"][0].get("judged") if card else None
+    chosen = ((judged or {}).get("threshold") or {}).get("threshold")
+    return None if chosen is None else float(chosen)
+
+
+def check_referral(below: float, labels: Sequence[str]) -> None:
+    """Raises UsageError unless labels less probable than ``below`` can be told as ``REFER``."""
+    for holds, expected, found in (
+        (0 <= below <= 1, "a probability to refer below, 0 to 1", str(below)),
+        (not below or labels, "a classification domain to refer from", "generated answers"),
+        (not below or REFER not in labels, f"no label called {REFER!r}", f"the label {REFER!r}"),
+    ):
+        if not holds:
+            raise UsageError(
+                expected=expected, found=found, mend="Leave it out and read the probabilities."
+            )
 
 
 def curve(probability: ArrayLike, positive: ArrayLike) -> list[dict[str, float]]:

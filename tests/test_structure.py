@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
 # `report`; `display` shows what a report holds.
 LIGHT = ["errors", "bootstrap", "statistics", "seeds", "calibration", "thresholds",
-         "memorisation", "looks", "gates", "tasks", "leaks", "reading", "data", "domain", "figures",
-         "report", "comparison", "display"]  # fmt: skip
+         "memorisation", "looks", "gates", "slices", "tasks", "leaks", "reading", "data", "domain",
+         "figures", "report", "comparison", "display"]  # fmt: skip
 HEAVY = ["metrics", "base", "encoding", "routing", "adapter", "loading", "bank", "scoring",
          "evaluation", "retention", "training", "model", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY

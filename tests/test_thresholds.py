@@ -10,9 +10,9 @@ from sklearn.metrics import precision_recall_curve
 
 from lora_domains.data import Data
 from lora_domains.domain import Domain
-from lora_domains.errors import DomainError
+from lora_domains.errors import DomainError, UsageError
 from lora_domains.tasks import Classification, task_from_record, task_record
-from lora_domains.thresholds import POINTS, choose, curve, decide
+from lora_domains.thresholds import POINTS, check_referral, choose, curve, decide, stored
 
 ROWS = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=1, max_size=60)
 
@@ -77,8 +77,29 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
 
 
 def test_decide() -> None:
-    assert decide(0.2, 0.2, positive=1, other=0) == 1
-    assert decide(0.19, 0.2, positive=1, other=2) == 2
+    shares = [0.5, 0.2, 0.3]
+    assert decide(shares, positive=1, threshold=0.2) == 1
+    assert decide(shares, positive=1, threshold=0.21) == 0
+    assert decide(shares, positive=0, threshold=0.6) == 2
+    assert decide(shares, positive=1, threshold=None) == decide(shares, None, 0.1) == 0
+
+
+def test_who_can_be_referred() -> None:
+    check_referral(0.8, ["urgent", "routine"])
+    check_referral(0.0, [])
+    for below, labels, said in (
+        (80, ["a", "b"], "0 to 1"), (0.8, [], "generated answers"), (0.8, ["refer", "b"], "refer"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            check_referral(below, labels)
+
+
+def test_a_threshold_is_read_from_a_card() -> None:
+    assert stored({"adapters": [{"judged": {"threshold": {"threshold": 0.3}}}]}) == 0.3
+    for entry in ({}, {"judged": {}}, {"judged": {"threshold": None}},
+                  {"judged": {"threshold": {"threshold": None}}}):  # fmt: skip
+        assert stored({"adapters": [entry]}) is None
+    assert stored(None) is None
 
 
 def test_a_wish_needs_a_positive_class_and_is_one() -> None:
