@@ -26,22 +26,25 @@ from lora_domains.evaluation import (
     SHOTS,
     TRAIN_SAMPLE,
     Scores,
+    decided,
     encode_rows,
     frozen_scores,
     general_records,
     item_records,
-    majority_scores,
+    judged_rows,
     model_scores,
+    nats_only,
     sample,
     shots,
     text_scores,
-    tfidf_scores,
+    trivial_scores,
     with_shots,
 )
+from lora_domains.judging import judge
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, LanguageModelling, Task, task_record
+from lora_domains.tasks import Example, LanguageModelling, Task, task_record
 
 BLOCK = 512
 """Scores made between two writes: what a kill can cost."""
@@ -208,14 +211,15 @@ class Scorer:
 
 
 def measure(
-    scorer: Scorer, suite: Suite, fields: Sequence[Field], encoder: Encoder, key: bytes,
+    scorer: Scorer, suite: Suite, fields: Sequence[Field], encoder: Encoder, key: bytes, out: Path,
     base_changed: Callable[[], bool],
 ) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:  # fmt: skip
     """(report entry, items) of every adapter of ``scorer``, by name.
 
     General knowledge is measured on ``suite``. Where an adapter's own domain is among ``fields``
-    its test rows are scored here; else the items of its folder are taken as they stand.
-    ``base_changed`` is asked once everything is scored.
+    its test rows are scored here, which is a look at them (in the ledger of ``out``); else the
+    items of its folder are taken as they stand. ``base_changed`` is asked once everything is
+    scored.
     """
     names = scorer.names
     by_domain = {field.domain.name: field for field in fields}
@@ -236,11 +240,13 @@ def measure(
         entry = deepcopy(adapter.card["adapters"][0])
         field = by_domain.get(entry["domain"])
         if field is not None:
-            mine = scored[field.domain.name][name]
+            mine, threshold = scored[field.domain.name][name]
+            entry["judged"]["threshold"] = threshold
             entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
         else:
             assert adapter.path is not None
-            mine = [item for item in read_items(adapter.path) if item["set"] in ("test", "train")]
+            kept = ("validation", "test", "train")
+            mine = [item for item in read_items(adapter.path) if item["set"] in kept]
         asked, largest = general[name]
         entry["judged"] |= {
             "suite": suite.name,
@@ -248,7 +254,10 @@ def measure(
             "largest_move": largest or entry["judged"]["largest_move"],
             "base_changed": entry["judged"]["base_changed"] or changed,
         }
-        entry.update(figures(entry, mine + asked))
+        if field is not None:
+            judge(entry, mine + asked, out)
+        else:
+            entry.update(figures(entry, mine + asked))
         found[name] = (entry, mine + asked)
     return found
 
@@ -282,10 +291,13 @@ def _general(
     return found
 
 
-def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str, Any]]]:
-    """The items of each adapter of this domain on its rows; ``others`` holds every other one's.
+def _field(
+    scorer: Scorer, field: Field, key: bytes
+) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]]:
+    """For each adapter of this domain its items on the domain's rows, and its threshold.
 
-    Raises UsageError when the domain has no adapter here.
+    ``others`` of an item holds every other adapter's score on it. Raises UsageError when the domain
+    has no adapter here.
     """
     domain, prepared, encoder = field.domain, field.prepared, field.encoder
     task = prepared.task
@@ -297,7 +309,9 @@ def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str,
             found=f"none of {listed(scorer.names)} is of this domain",
             mend=f"Load its adapter too, or leave {domain.name} out.",
         )
-    rows = encode_rows(encoder, prepared.test)
+    asked = judged_rows(prepared)
+    rows = encode_rows(encoder, asked)
+    cut = len(asked) - len(prepared.test)
     part = Part(f"{domain.name} rows", task, rows)
     if encoder.head:
         # A head answers for its own classes only; the base's own score is a head on it as it is.
@@ -307,13 +321,9 @@ def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str,
     else:
         names = scorer.names
         scores = scorer.scores(part, [None, *names])
-    baselines: dict[str, Scores] = {}
-    if isinstance(task, Classification):
-        classes = len(task.labels or ())
-        baselines["majority"] = majority_scores(prepared.train, prepared.test, classes)
-        baselines["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
-    asked = prepared.test[0].prompt and not encoder.head
-    few = shots(encoder, prepared.train, domain.training.seed) if asked else []
+    baselines = trivial_scores(prepared, asked)
+    prompted_base = prepared.test[0].prompt and not encoder.head
+    few = shots(encoder, prepared.train, domain.training.seed) if prompted_base else []
     prompted = with_shots(encoder, [example for example, _ in rows], few)
     if prompted:
         shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
@@ -321,15 +331,28 @@ def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str,
         baselines[f"{SHOTS}_shot"] = scorer.scores(part, [None])[None]
     seen = encode_rows(encoder, sample(prepared.train, TRAIN_SAMPLE, domain.training.seed))
     learned = scorer.scores(Part(f"{domain.name} training rows", task, seen), own)
-    items = {}
+    if not encoder.head:
+        part = Part(f"{domain.name} training rows, in nats", nats_only(task), seen)
+        learned |= scorer.scores(part, [None])
+    found = {}
     for name in own:
+        # No contender's name holds a slash.
+        others = {f"others/{o}": scores[o] for o in names if o != name}
         contenders = {"base": scores[None], "adapter": scores[name], **baselines}
-        test = item_records("test", rows, contenders, key, domain.show_text)
-        for at, item in enumerate(test):
-            item["others"] = {o: scores[o][at] for o in names if o != name}
-        train = {"adapter": learned[name]}
-        items[name] = test + item_records("train", seen, train, key, domain.show_text)
-    return items
+        train = {"base": learned[None]} if None in learned else {}
+        made, train, threshold = decided(
+            task, contenders | others, train | {"adapter": learned[name]}, rows[:cut],
+            scorer.display,
+        )  # fmt: skip
+        items = []
+        for kind, places in (("validation", slice(cut)), ("test", slice(cut, None))):
+            shown_here = {who: made[who][places] for who in contenders}
+            items += item_records(kind, rows[places], shown_here, key, domain.show_text)
+        for at, item in enumerate(items[cut:], cut):
+            item["others"] = {who.split("/")[1]: made[who][at] for who in others}
+        items += item_records("train", seen, train, key, domain.show_text)
+        found[name] = items, threshold
+    return found
 
 
 def _domain_of(bank: Bank, name: str) -> str | None:

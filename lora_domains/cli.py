@@ -1,4 +1,4 @@
-"""``lora-domains …`` and what every recipe runs: flags, the order of steps, exit codes.
+"""``lora-domains …`` and what every recipe runs: verbs, the order of steps, exit codes.
 
 Exit codes of the verbs: 0 pass, 1 fail, 2 wrong usage or an error, 3 inconclusive, 130 interrupted.
 A recipe exits 0 once training and evaluation are finished, whatever the verdict.
@@ -9,14 +9,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 from lora_domains import __version__
+from lora_domains.comparison import compare_adapters, compare_seeds, save_seeds
 from lora_domains.data import Data
 from lora_domains.display import Display
-from lora_domains.domain import Domain, check_name, load_domain, with_settings
+from lora_domains.domain import Domain, check_name, load_domain
 from lora_domains.errors import (
     AdapterError,
     LoraDomainsError,
@@ -24,6 +24,7 @@ from lora_domains.errors import (
     UsageError,
     did_you_mean,
 )
+from lora_domains.flags import Parser, add_run_flags, configured, quantization
 from lora_domains.report import CARD, combine, read_card, read_report, rebuild, save_report
 from lora_domains.rerun import base_of, card_at, domain_of, same_bytes
 from lora_domains.since import compare_reports
@@ -33,117 +34,6 @@ from lora_domains.wording import SIGNS, brief, fallen, headline, outcome, ranked
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 USAGE, INTERRUPTED = 2, 130
 ABOUT = "One LoRA adapter per domain on one frozen base, and proof of what each gained and kept."
-
-
-# ── Flags ───────────────────────────────────────────────────────────────────────────────────────
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that suggests the flag that was meant."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs["allow_abbrev"] = False
-        super().__init__(**kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(
-            where=self.prog,
-            expected="flags as --help lists them",
-            found=message,
-            mend=f"See {self.prog} --help.",
-        )
-
-    def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """The parsed flags; raises UsageError for an unknown one."""
-        flags, unknown = self.parse_known_args(arguments)
-        if getattr(flags, "texts", None) is not None:
-            # argparse takes no texts after an option once it has met none before it.
-            flags.texts += [word for word in unknown if not word.startswith("-")]
-            unknown = [word for word in unknown if word.startswith("-")]
-        if unknown:
-            # A verb's flags belong to its own parser.
-            known = set(self._option_string_actions)
-            for action in self._actions:
-                if isinstance(action, argparse._SubParsersAction):
-                    verb = action.choices.get(getattr(flags, "verb", ""))
-                    known |= set(verb._option_string_actions) if verb else set()
-            word = unknown[0].split("=")[0]
-            raise UsageError(
-                where=self.prog,
-                expected="known flags",
-                found=repr(word),
-                mend=did_you_mean(word, known),
-            )
-        return flags
-
-
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `fit` and every recipe share."""
-    add = parser.add_argument
-    add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded one")
-    add("--train", help="training rows: CSV, JSONL, Parquet, or hub:OWNER/NAME@REVISION/SPLIT")
-    add("--validation", help="validation rows; default: carved from the training rows")
-    add("--test", help="test rows; default: carved from the training rows")
-    add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
-    add("--label", metavar="COLUMN", help="column of the label")
-    add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
-    add("--head", action="store_true", help="train a head over the labels (needed on encoders)")
-    add("--out", default="adapters", metavar="DIR", help="the adapter lands in DIR/NAME")
-    add("--epochs", type=int, help="passes over the training rows at most")
-    add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
-    add("--rank", type=int, help="LoRA rank; default: derived from the supervised tokens")
-    add("--seed", type=int, help="of splits, batches and initialisation")
-    add("--resume", action="store_true", help="continue an interrupted run")
-    add("--init-from", metavar="ADAPTER", help="go on from a saved adapter, on narrower rows")
-    add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
-    add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
-    add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
-    add("--group", metavar="COLUMN", help="rows that share it (a patient) stay in one split")
-    add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
-    add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
-    add("--gradient-checkpointing", action="store_true", help="less memory for more time")
-    add("--tracker", metavar="NAME", help="log to tensorboard, wandb or trackio")
-    add("--show-text", action="store_true", help="allow row text in items.jsonl")
-    add("--dry-run", action="store_true", help="read, check and plan; train and write nothing")
-
-
-def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
-    """``domain`` with what the flags say."""
-    data, task = domain.data, domain.task
-    if flags.train:
-        # Rows of one's own replace all of the recipe's: a foreign test set would prove nothing.
-        data = Data(flags.train, flags.validation, flags.test)
-    elif flags.test or flags.validation:
-        data = replace(data, **{k: v for k in ("validation", "test") if (v := getattr(flags, k))})
-    changes: dict[str, Any] = {"drop_leaks": flags.drop_leaks or data.drop_leaks}
-    if flags.group:
-        changes["group"] = flags.group
-    if flags.slice:
-        changes["slices"] = tuple(flags.slice.split(","))
-    if flags.limit is not None:
-        changes["limit"] = flags.limit
-    data = replace(data, **changes)
-    if flags.text or flags.label or flags.positive or flags.head:
-        if not isinstance(task, Classification):
-            raise UsageError(
-                expected="a classification recipe for --text, --label, --positive and --head",
-                found=task.kind,
-                mend="Change the recipe instead.",
-            )
-        if flags.text or flags.label:
-            columns = tuple(flags.text.split(",")) if flags.text else task.text
-            task = replace(task, text=columns, label=flags.label or task.label, prompt=None)
-        if flags.positive:
-            task = replace(task, positive=None if flags.positive == "none" else flags.positive)
-        task = replace(task, head=flags.head or task.head)
-    named = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
-    settings = {k: v for k, v in named.items() if v is not None}
-    if flags.gradient_checkpointing:
-        settings["gradient_checkpointing"] = True
-    # A recipe speaks for the rows it ships, not for one's own.
-    own = flags.train or flags.validation or flags.test
-    show = flags.show_text or (domain.show_text and not own)
-    return replace(with_settings(domain, **settings), data=data, task=task, show_text=show)
 
 
 # ── Recipes, and `fit` ──────────────────────────────────────────────────────────────────────────
@@ -193,7 +83,7 @@ def fit_and_evaluate(
     display = display or Display(quiet=not processes.is_main())
     _use_cores(processes.state(), card)
     display.title(f"{domain.name}")
-    bits = _bits(flags)
+    bits = quantization(flags)
     place: dict[str, Any] = {"path_or_id": flags.base, "quantization": bits}
     if card is not None:
         place = _base_of(card, flags, bits)
@@ -344,17 +234,18 @@ def _list(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(flags: argparse.Namespace) -> Path:
-    for candidate in (Path(flags.adapter), Path(flags.out) / flags.adapter):
+def _folder(flags: argparse.Namespace, adapter: str | None = None) -> Path:
+    adapter = adapter or flags.adapter
+    for candidate in (Path(adapter), Path(flags.out) / adapter):
         if (candidate / CARD).exists():
             return candidate
     out = Path(flags.out)
     names = [p.parent.name for p in out.glob(f"[!.]*/{CARD}")]
     raise AdapterError(
-        where=flags.adapter,
+        where=adapter,
         expected="an adapter with a card",
         found=f"none there, nor in {out}",
-        mend=did_you_mean(flags.adapter, names) if names else "Train one first.",
+        mend=did_you_mean(adapter, names) if names else "Train one first.",
     )
 
 
@@ -427,11 +318,42 @@ def _predict(flags: argparse.Namespace) -> int:
     model = DomainModel.from_pretrained(flags.base, out=flags.out)
     name = model.load_adapter(flags.adapter)
     texts = flags.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    for found in model.predict(texts, domain=name):
+    for found in model.predict(texts, domain=name, refer_below=flags.refer_below):
         if isinstance(found, str):
             sys.stdout.write(found + "\n")
         else:
             sys.stdout.write(f"{found.label}\t{found.probability:.4f}\n")
+    return 0
+
+
+def _compare(flags: argparse.Namespace) -> int:
+    """Two adapters or versions on the same items, from their items alone."""
+    folders = [_folder(flags, name) for name in (flags.adapter, flags.other)]
+    found = compare_adapters(*folders)
+    if flags.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        Display().comparison(found)
+    return EXIT[found["verdict"]]
+
+
+def _seeds(flags: argparse.Namespace) -> int:
+    """Several seeds of one adapter: what the seed does, apart from what the items do."""
+    if len(flags.adapters) < 2:
+        raise UsageError(
+            where="lora-domains seeds",
+            expected="several seeds of one adapter",
+            found="one",
+            mend="Train it again with another --seed and another --name.",
+        )
+    folders = [_folder(flags, name) for name in flags.adapters]
+    found = compare_seeds(folders)
+    if flags.save:
+        save_seeds(folders, found)
+    if flags.json:
+        sys.stdout.write(json.dumps({"seeds": found}, indent=1) + "\n")
+    else:
+        Display().seeds(found)
     return 0
 
 
@@ -450,7 +372,7 @@ def _benchmark(flags: argparse.Namespace) -> int:
     old = read_report(Path(flags.baseline)) if flags.baseline else None
     suite = load_suite(flags.suite, flags.limit, flags.seed)
     model = DomainModel.from_pretrained(
-        flags.base, quantization=_bits(flags), out=flags.adapters_in, display=display
+        flags.base, quantization=quantization(flags), out=flags.adapters_in, display=display
     )
     for path in flags.adapters:
         model.load_adapter(path)
@@ -461,16 +383,6 @@ def _benchmark(flags: argparse.Namespace) -> int:
     processes.on_main(lambda: found.save(flags.out, flags.junit))
     _show_report(found.report, display, Path(flags.out))
     return EXIT[found.verdict]
-
-
-def _bits(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
-    if flags.load_in_8bit and flags.load_in_4bit:
-        raise UsageError(
-            expected="one of --load-in-8bit and --load-in-4bit",
-            found="both",
-            mend="Leave one out.",
-        )
-    return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
 
 
 def _export(flags: argparse.Namespace) -> int:
@@ -536,7 +448,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predict.add_argument("adapter")
     predict.add_argument("texts", nargs="*")
     predict.add_argument("--base", metavar="PATH_OR_ID")
+    predict.add_argument(
+        "--refer-below", type=float, default=0.0, metavar="P",
+        help="answer 'refer' where the label's probability is below P",
+    )  # fmt: skip
     predict.set_defaults(run=_predict)
+    compare = verbs.add_parser("compare", help="is B better than A? two adapters, the same items")
+    compare.add_argument("adapter", metavar="A")
+    compare.add_argument("other", metavar="B")
+    compare.add_argument("--json", action="store_true", help="print the figures")
+    compare.set_defaults(run=_compare)
+    seeds = verbs.add_parser("seeds", help="several seeds of one adapter: does the seed matter?")
+    seeds.add_argument("adapters", nargs="+", metavar="ADAPTER")
+    seeds.add_argument("--json", action="store_true", help="print the figures")
+    seeds.add_argument("--save", action="store_true", help="put the figures into their cards too")
+    seeds.set_defaults(run=_seeds)
     bench = verbs.add_parser("benchmark", help="what adapters gained and kept, as a report")
     add = bench.add_argument
     add("adapters", nargs="+", metavar="ADAPTER", help="adapter folders: adapters/*")
@@ -565,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     export.set_defaults(run=_export)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
-    for verb in (listing, show, back, predict):
+    for verb in (listing, show, back, predict, compare, seeds):
         verb.add_argument("--out", default="adapters", metavar="DIR", help="where adapters lie")
 
     def run() -> int:

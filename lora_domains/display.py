@@ -198,6 +198,34 @@ class Display:
                 f"({low} to {high})"
             )
 
+    def comparison(self, found: Mapping[str, Any]) -> None:
+        """Two adapters on the same items (see ``comparison.compare_adapters``)."""
+        n = found["scores"][found["metric"]]["n"]
+        self.title(f"{found['b']} against {found['a']} on the same {n} rows")
+        table = _table(["", found["a"], found["b"], "difference, 95 % bounds", "won", "lost"])
+        parts = [*found["scores"].items()]
+        parts += [("general knowledge", found["general"])] if found["general"] else []
+        for name, fields in parts:
+            counts = ["–" if fields[k] is None else str(fields[k]) for k in ("won", "lost")]
+            table.add_row(
+                name.replace("_", " "), f"{fields['base']:.3f}", f"{fields['adapter']:.3f}",
+                interval(fields), *counts,
+            )  # fmt: skip
+        self.console.print(table)
+        self.gates(found)
+
+    def seeds(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Runs from several seeds (see ``seeds.seeds``): their figures, seed and items apart."""
+        first = next(iter(found.values()))
+        self.title(f"{first['runs']} seeds on the same {first['n']} rows")
+        table = _table(["adapter − base", "each seed", "mean, 95 % bounds for another seed",
+                        "sd between seeds", "s.e. by items"])  # fmt: skip
+        for metric, fields in found.items():
+            each = "  ".join(f"{value:+.3f}" for value in fields["each"])
+            spread = [f"{fields[key]:.4f}" for key in ("sd_seed", "se_items")]
+            table.add_row(metric.replace("_", " "), each, interval(fields), *spread)
+        self.console.print(table)
+
     def gates(self, entry: Mapping[str, Any]) -> None:
         """The gates with their reasons, then the verdict."""
         self.title("Gates")

@@ -73,6 +73,11 @@ class Gates:
     """Floor for the positive class; the rules on it apply where a task names one."""
     precision: float = 0.85
     overfit: float = 0.10
+    slices: float = 0.10
+    """How far a slice may score below the rest of the rows; applies where rows are sliced."""
+    memorisation: float = 0.75
+    """Largest AUC of telling training rows from test rows by what the adapter gained on them; .5
+    is chance. Provisional: set it lower where membership itself is a secret."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ def _check_ranges(domain: Domain) -> None:
         ("retention", gates.retention, 0 < gates.retention < 1, "between 0 and 1"),
         ("drift", gates.drift, gates.drift > 0, "above 0"),
         ("overfit", gates.overfit, 0 < gates.overfit < 1, "between 0 and 1"),
+        ("slices", gates.slices, 0 < gates.slices < 1, "between 0 and 1"),
+        ("memorisation", gates.memorisation, 0.5 < gates.memorisation < 1, "between .5 and 1"),
         ("recall", gates.recall, 0 < gates.recall < 1, "between 0 and 1"),
         (
             "precision",

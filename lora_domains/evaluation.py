@@ -34,7 +34,8 @@ from lora_domains.scoring import (
     text_features,
 )
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, Generation, Task
+from lora_domains.tasks import Classification, Example, Generation, LanguageModelling, Task
+from lora_domains.thresholds import choose
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
@@ -53,6 +54,8 @@ class Scored:
     items: list[dict[str, Any]]
     largest_move: float
     """The largest absolute difference of a logit between adapter and base on general text."""
+    threshold: dict[str, Any] | None = None
+    """What was wanted of the positive class, and the adapter's threshold for it; None without."""
 
 
 # ── One contender on encoded items ──────────────────────────────────────────────────────────────
@@ -70,7 +73,9 @@ def model_scores(
             logprobs = head_scores(
                 model, [head_of(bank, name) for name in names], items, pad, advance
             )
-            return [_from_shares(lp, i.target) for lp, i in zip(logprobs, items, strict=True)]
+            positive = positive_of(task)
+            return [_from_shares(lp, i.target, positive)
+                    for lp, i in zip(logprobs, items, strict=True)]  # fmt: skip
         if items and items[0].choices:
             logprobs = choice_logprobs(model, items, pad, advance)
             return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
@@ -100,17 +105,24 @@ def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
     return logprobs
 
 
+def positive_of(task: Task) -> int | None:
+    """The number of the positive class; None where the task names none."""
+    if not isinstance(task, Classification) or task.positive is None or task.labels is None:
+        return None
+    return task.labels.index(task.positive)
+
+
 def choice_score(task: Task, logprobs: np.ndarray, item: Item) -> dict[str, float]:
     """Prediction, label cross-entropy, confidence and Brier term of one item's choices."""
     shares = renormalise(preferred(task, logprobs, item))
-    score = _from_shares(shares, item.target)
+    score = _from_shares(shares, item.target, positive_of(task))
     if item.target >= 0:
         score["nats"] = float(-logprobs[item.target])
         score["tokens"] = len(item.choices[item.target])
     return score
 
 
-def _from_shares(shares: np.ndarray, target: int) -> dict[str, float]:
+def _from_shares(shares: np.ndarray, target: int, positive: int | None) -> dict[str, float]:
     probabilities = np.exp(shares)
     score: dict[str, float] = {
         "prediction": int(shares.argmax()),
@@ -121,6 +133,11 @@ def _from_shares(shares: np.ndarray, target: int) -> dict[str, float]:
         truth[target] = 1.0
         score["nll"] = float(-shares[target])
         score["brier"] = float(((probabilities - truth) ** 2).sum())
+    if positive is not None:
+        others = np.where(np.arange(len(shares)) == positive, -1.0, probabilities)
+        score["positive"] = float(probabilities[positive])
+        # What is named, and how surely, where the positive class is not; `_named` takes them out.
+        score["other"], score["other_confidence"] = int(others.argmax()), float(others.max())
     return score
 
 
@@ -149,16 +166,20 @@ def last_number(text: str) -> float | None:
 # ── The cheap contenders ────────────────────────────────────────────────────────────────────────
 
 
-def majority_scores(train: Sequence[Example], test: Sequence[Example], classes: int) -> Scores:
+def majority_scores(
+    train: Sequence[Example], test: Sequence[Example], classes: int, positive: int | None = None
+) -> Scores:
     """Always the commonest training label, with the labels' shares (plus one) as probabilities."""
     counts = np.ones(classes)
     for example in train:
         counts[example.target] += 1
     shares = np.log(counts / counts.sum())
-    return [_from_shares(shares, example.target) for example in test]
+    return [_from_shares(shares, example.target, positive) for example in test]
 
 
-def tfidf_scores(train: Sequence[Example], test: Sequence[Example], classes: int) -> Scores:
+def tfidf_scores(
+    train: Sequence[Example], test: Sequence[Example], classes: int, positive: int | None = None
+) -> Scores:
     """TF-IDF over words and word pairs, and logistic regression (scikit-learn, C = 10)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -171,7 +192,7 @@ def tfidf_scores(train: Sequence[Example], test: Sequence[Example], classes: int
         model.fit(vectors.fit_transform([e.prompt for e in train]), [e.target for e in train])
     known = model.predict_proba(vectors.transform([e.prompt for e in test]))
     shares = _shares(known, model.classes_, classes)
-    return [_from_shares(s, e.target) for s, e in zip(shares, test, strict=True)]
+    return [_from_shares(s, e.target, positive) for s, e in zip(shares, test, strict=True)]
 
 
 def frozen_scores(
@@ -210,7 +231,8 @@ def frozen_scores(
         if best is None or nll < best[0]:
             best = nll, shares
     assert best is not None
-    return [_from_shares(s, i.target) for s, i in zip(best[1], test, strict=True)]
+    positive = positive_of(prepared.task)
+    return [_from_shares(s, i.target, positive) for s, i in zip(best[1], test, strict=True)]
 
 
 def _shares(known: np.ndarray, columns: np.ndarray, classes: int) -> np.ndarray:
@@ -219,6 +241,18 @@ def _shares(known: np.ndarray, columns: np.ndarray, classes: int) -> np.ndarray:
     shares[:, columns] = np.clip(known, 1e-9, 1.0)
     logs: np.ndarray = np.log(shares)
     return logs
+
+
+def trivial_scores(prepared: Prepared, rows: Sequence[Example]) -> dict[str, Scores]:
+    """The contenders that need no model, on ``rows``; none but for classification."""
+    task = prepared.task
+    if not isinstance(task, Classification):
+        return {}
+    classes, positive = len(task.labels or ()), positive_of(task)
+    return {
+        "majority": majority_scores(prepared.train, rows, classes, positive),
+        "tfidf": tfidf_scores(prepared.train, rows, classes, positive),
+    }
 
 
 def shots(encoder: Encoder, train: Sequence[Example], seed: int) -> list[int]:
@@ -258,6 +292,64 @@ def with_shots(encoder: Encoder, rows: Sequence[Example], few: Sequence[int]) ->
         return []
 
 
+# ── From which probability the positive class is named ──────────────────────────────────────────
+
+
+def judged_rows(prepared: Prepared) -> list[Example]:
+    """The test rows; before them the validation rows, where they choose a threshold.
+
+    Those are scored beside the test rows, and never judged.
+    """
+    wanted = isinstance(prepared.task, Classification) and prepared.task.wanted
+    return [*(prepared.validation if wanted else ()), *prepared.test]
+
+
+def decided(
+    task: Task, contenders: Mapping[str, Scores], seen: Mapping[str, Scores],
+    choosing: Sequence[tuple[Example, Item]], display: Display,
+) -> tuple[dict[str, Scores], dict[str, Scores], dict[str, Any] | None]:  # fmt: skip
+    """Scores of all rows and of training rows with the class that each contender's threshold names.
+
+    ``choosing`` are the first rows of ``contenders``. Each contender has its own threshold, so that
+    none has an advantage by it. The last is what was wanted and the adapter's; None without a wish.
+    """
+    wanted = task.wanted if isinstance(task, Classification) else {}
+    positive, cut = positive_of(task), len(choosing)
+    thresholds: dict[str, float | None] = {}
+    if isinstance(task, Classification) and wanted:
+        truth = [item.target == positive for _, item in choosing]
+        for name, scores in contenders.items():
+            thresholds[name] = choose(
+                [score["positive"] for score in scores[:cut]],
+                truth,
+                wanted_recall=task.wanted_recall,
+                wanted_precision=task.wanted_precision,
+            )
+        if thresholds["adapter"] is None:
+            display.warn(
+                f"no threshold reaches the wanted {wanted} on the {cut} validation rows: "
+                "the likeliest class is named."
+            )
+    made, learned = (
+        {n: [_named(s, thresholds.get(n), positive) for s in scores] for n, scores in part.items()}
+        for part in (contenders, seen)
+    )
+    chosen = {"wanted": wanted, "threshold": thresholds["adapter"]} if wanted else None
+    return made, learned, chosen
+
+
+def _named(
+    score: Mapping[str, float], threshold: float | None, positive: int | None
+) -> dict[str, float]:
+    """``score`` with the class that the threshold names, and the confidence in it."""
+    kept = {k: v for k, v in score.items() if k not in ("other", "other_confidence")}
+    if threshold is not None and positive is not None:
+        kept |= {"prediction": score["other"], "confidence": score["other_confidence"]}
+        if score["positive"] >= threshold:
+            kept |= {"prediction": positive, "confidence": score["positive"]}
+    return kept
+
+
 # ── All of them ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -278,44 +370,59 @@ def score_items(
     ``parent`` is the resident adapter that this one went on from, another contender.
     """
     task = prepared.task
-    test = encode_rows(encoder, prepared.test)
+    asked = judged_rows(prepared)
+    pairs = encode_rows(encoder, asked)
+    cut = len(asked) - len(prepared.test)
     contenders: dict[str, Scores] = {}
-    encoded = [item for _, item in test]
-    references = [example.answer.strip() for example, _ in test]
+    encoded = [item for _, item in pairs]
+    references = [example.answer.strip() for example, _ in pairs]
     # A head reads one text: there are no answered examples to put before it.
     prompted_base = prepared.test[0].prompt and not encoder.head
     few = shots(encoder, prepared.train, seed) if prompted_base else []
     if encoder.head:
-        rows = len(prepared.train) + len(prepared.validation) + len(test)
+        rows = len(prepared.train) + len(prepared.validation) + len(pairs)
         with display.progress("a head on the frozen base", rows) as advance:
             contenders["base"] = frozen_scores(bank, prepared, encoder, encoded, advance)
     routes = {"base": None, "adapter": adapter} | ({"parent": parent} if parent else {})
     for name, route in routes.items():
         if name not in contenders:
-            with display.progress(f"{name} on test rows", len(test)) as advance:
+            with display.progress(f"{name} on test rows", len(pairs)) as advance:
                 contenders[name] = model_scores(bank, task, encoded, references, route, advance)
-    if isinstance(task, Classification):
-        classes = len(task.labels or ())
-        contenders["majority"] = majority_scores(prepared.train, prepared.test, classes)
-        contenders["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
-    prompted = with_shots(encoder, [example for example, _ in test], few)
+    contenders |= trivial_scores(prepared, asked)
+    prompted = with_shots(encoder, [example for example, _ in pairs], few)
     if prompted:
-        with display.progress(f"base with {SHOTS} examples", len(test)) as advance:
+        with display.progress(f"base with {SHOTS} examples", len(pairs)) as advance:
             contenders[f"{SHOTS}_shot"] = model_scores(
                 bank, task, prompted, references, None, advance
             )
-    items = item_records("test", test, contenders, key, show_text)
     train_rows = encode_rows(encoder, sample(prepared.train, TRAIN_SAMPLE, seed))
-    with display.progress("adapter on training rows", len(train_rows)) as advance:
-        answers = [example.answer.strip() for example, _ in train_rows]
-        seen = model_scores(bank, task, [i for _, i in train_rows], answers, adapter, advance)
-    items += item_records("train", train_rows, {"adapter": seen}, key, show_text)
+    seen: dict[str, Scores] = {}
+    for name, route, question in (("base", None, nats_only(task)), ("adapter", adapter, task)):
+        # A base under a head has no nats of its own: nothing it could be compared in.
+        if route is None and encoder.head:
+            continue
+        with display.progress(f"{name} on training rows", len(train_rows)) as advance:
+            answers = [example.answer.strip() for example, _ in train_rows]
+            seen[name] = model_scores(
+                bank, question, [i for _, i in train_rows], answers, route, advance
+            )
+    contenders, seen, threshold = decided(task, contenders, seen, pairs[:cut], display)
+    choosing, tested = ({n: s[part] for n, s in contenders.items()}
+                        for part in (slice(cut), slice(cut, None)))  # fmt: skip
+    items = item_records("validation", pairs[:cut], choosing, key, show_text)
+    items += item_records("test", pairs[cut:], tested, key, show_text)
+    items += item_records("train", train_rows, seen, key, show_text)
     if not bank.base.encoder:
         items += _probe(bank, adapter, encoder, suite, key, display)
     if not bank.base.language_head:
-        return Scored(items, largest_feature_move(bank, adapter, encoded))
+        return Scored(items, largest_feature_move(bank, adapter, encoded), threshold)
     text, largest = _general_text(bank, adapter, encoder, suite, key, display)
-    return Scored(items + text, largest)
+    return Scored(items + text, largest, threshold)
+
+
+def nats_only(task: Task) -> Task:
+    """``task``, or one that is asked for likelihoods alone where it would generate."""
+    return LanguageModelling() if isinstance(task, Generation) else task
 
 
 def general_knowledge(base: Base) -> str:

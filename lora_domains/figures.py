@@ -3,15 +3,28 @@
 An adapter's ``items.jsonl`` holds everything this file reads, so a report can be rebuilt, or
 checked, without a model. One item is one JSON object:
 
-    {"set": "test" | "train" | "general" | "text", "id": "test:17", "digest": …, "target": 1,
-     "group": …, "slices": {…}, "suite": …, "scores": {"base": {…}, "adapter": {…}, NAME: {…}}}
+    {"set": "test" | "train" | "validation" | "general" | "text", "id": "test:17", "digest": …,
+     "target": 1, "group": …, "slices": {…}, "suite": …,
+     "scores": {"base": {…}, "adapter": {…}, NAME: {…}}}
 
 where a contender's score holds ``prediction``, ``nll``, ``confidence``, ``brier`` (choices),
-``f1``, ``exact`` (generation), ``nats`` and ``tokens`` (all but some baselines), ``kl`` (text).
+``positive`` (probability of the positive class), ``f1``, ``exact`` (generation), ``nats`` and
+``tokens`` (all but some baselines), ``kl`` (text). Validation rows are there where they chose a
+threshold; no gate reads them.
+
+Beside what DESIGN.md names, an entry holds
+
+    "looks": {"test_set", "before", "adapters", "level", "broken"}           see looks.Standing
+    "calibration": {…, "bounds": {"ece" | "brier": {"lower", "upper"}},
+                    "risk_coverage": [{"confidence", "coverage", "risk", "upper"}]}
+    "curve": {"positive", "wanted": {"recall" | "precision": …}, "threshold",
+              "test" and "validation": [{"threshold", "precision", "recall"}]}
+    "memorisation": {"auc", "lower", "upper", "train", "test"}
+    "seeds": {METRIC: {…}}   where several seeds were compared; see seeds.seeds
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
@@ -19,17 +32,24 @@ from typing import Any
 import numpy as np
 
 from lora_domains import gates as rules
+from lora_domains import thresholds
+from lora_domains.bootstrap import Bounds, FloatArray, Statistic, bootstrap
+from lora_domains.calibration import calibration
 from lora_domains.domain import Gates
 from lora_domains.gates import GateResult
+from lora_domains.memorisation import auc_bounds, membership
+from lora_domains.seeds import influence
+from lora_domains.slices import compare_slices
 from lora_domains.statistics import (
-    Bounds,
     Comparison,
-    bootstrap_sums,
+    class_counts,
     compare_accuracy,
+    compare_classes,
     compare_f1,
     compare_means,
-    compare_sums,
+    compare_ratios,
     difference_bounds,
+    ratio,
     wilson,
 )
 
@@ -37,47 +57,81 @@ Items = Sequence[Mapping[str, Any]]
 Array = np.ndarray
 CONTENDERS = ("base", "adapter")
 LOWER_IS_BETTER = {"loss", "nats_per_token"}
-# Metrics that are the mean of one score, and that score.
 MEANS = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}
+"""Metrics that are the mean of one score."""
 
 
 class Rows(list[Mapping[str, Any]]):
-    """Items of one set; each column is read from them once, however many figures need it."""
+    """Items that remember their columns: every metric reads the same few."""
 
-    def __init__(self, items: Items) -> None:
+    def __init__(self, items: Iterable[Mapping[str, Any]], whole: "Rows | None" = None) -> None:
         super().__init__(items)
-        self.scores: dict[str, list[Mapping[str, float]]] = {}
         self.columns: dict[tuple[str, str], Array] = {}
-        self.grouped = any(item.get("group") is not None for item in items)
+        self.scores: dict[str, list[Mapping[str, float]]] = {}
+        self.numbered: list[Any] | None = None
+        self.whole, self.places = whole, np.empty(0, int)
+
+    def part(self, places: Array) -> "Rows":
+        """The items at ``places``, numbers (n,), whose columns are cut from these."""
+        found = Rows((self[i] for i in places), self)
+        found.places = places
+        return found
+
+    def targets(self) -> Array:
+        """The index of the right choice of each item, (items,)."""
+        if self.whole is not None:
+            return self.whole.targets()[self.places]
+        return self._kept(("", "target"), lambda: [item["target"] for item in self])
+
+    def column(self, contender: str, key: str) -> Array:
+        """One number per item of one contender; NaN where it has none."""
+
+        if self.whole is not None:
+            return self.whole.column(contender, key)[self.places]
+
+        def values() -> Iterable[float]:
+            if contender not in self.scores:
+                self.scores[contender] = [item["scores"].get(contender) or {} for item in self]
+            scores = self.scores[contender]
+            try:
+                # Almost always every item has it, and this is several times faster.
+                return list(map(itemgetter(key), scores))
+            except KeyError:
+                return [score.get(key, np.nan) for score in scores]
+
+        return self._kept((contender, key), values)
+
+    def groups(self) -> list[Any] | None:
+        """The group of each item; None where none has one. A row without a group stands alone."""
+        if self.numbered is None:
+            groups = [item.get("group") for item in self]
+            self.numbered = (
+                []
+                if all(group is None for group in groups)
+                else [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
+            )
+        return self.numbered or None
+
+    def _kept(self, name: tuple[str, str], values: Callable[[], Iterable[float]]) -> Array:
+        if name not in self.columns:
+            self.columns[name] = np.array(values(), float)
+            self.columns[name].flags.writeable = False
+        return self.columns[name]
 
 
 def chosen(items: Items, field: str, wanted: str) -> Rows:
     """The items whose ``field`` is ``wanted``."""
-    return Rows([item for item in items if item.get(field) == wanted])
+    return Rows(item for item in items if item.get(field) == wanted)
 
 
 def column(items: Items, contender: str, key: str) -> Array:
     """One number per item of one contender; NaN where it has none."""
-    rows = items if isinstance(items, Rows) else Rows(items)
-    if (contender, key) not in rows.columns:
-        if contender not in rows.scores:
-            rows.scores[contender] = [item["scores"].get(contender, {}) for item in rows]
-        scores = rows.scores[contender]
-        try:
-            # Almost always every item has it, and this is several times faster.
-            read = np.fromiter(map(itemgetter(key), scores), float, len(scores))
-        except KeyError:
-            read = np.array([score.get(key, np.nan) for score in scores], float)
-        rows.columns[contender, key] = read
-    return rows.columns[contender, key]
+    return (items if isinstance(items, Rows) else Rows(items)).column(contender, key)
 
 
 def targets(items: Items) -> Array:
-    """The true class of each item."""
-    rows = items if isinstance(items, Rows) else Rows(items)
-    if ("", "target") not in rows.columns:
-        rows.columns["", "target"] = np.array([item["target"] for item in rows], float)
-    return rows.columns["", "target"]
+    """The index of the right choice of each item, (items,)."""
+    return (items if isinstance(items, Rows) else Rows(items)).targets()
 
 
 def baselines(items: Items) -> list[str]:
@@ -106,96 +160,109 @@ def metrics_of(kind: str, positive: int | None) -> dict[str, str]:
 
 def value(metric: str, items: Items, contender: str, positive: int | None) -> float | None:
     """``metric`` of one contender over ``items``; None where it was not scored on it."""
-    parts = _parts(metric, items, contender, positive)
-    return None if parts is None else float(_from_sums(parts.sum(axis=0)[None])[0])
+    return _evaluated(metric, _columns(metric, items, contender), positive)
 
 
 def comparison(
-    metric: str, items: Items, first: str, second: str, positive: int | None
+    metric: str,
+    items: Items,
+    first: str,
+    second: str,
+    positive: int | None,
+    level: float = 0.95,
 ) -> Comparison | None:
     """``second`` minus ``first`` on the same items, with bounds; None where one has no score."""
-    one, two = (_parts(metric, items, name, positive) for name in (first, second))
-    if one is None or two is None:
+    one, two = (_columns(metric, items, name) for name in (first, second))
+    if np.isnan(one).any() or np.isnan(two).any() or not len(one):
         return None
     groups = _groups(items)
-    if metric in MEANS:
-        better = metric not in LOWER_IS_BETTER
-        return compare_means(one[:, 0], two[:, 0], groups, better)
-    if metric == "nats_per_token":
-        fewer = one[:, 0] / one[:, 1].clip(1) - two[:, 0] / two[:, 1].clip(1)
-        return compare_sums(_from_sums, one, two, groups, fewer)
-    truth = targets(items)
-    before, after = (column(items, name, "prediction") for name in (first, second))
     if metric == "accuracy":
-        return compare_accuracy(before == truth, after == truth, groups)
+        return compare_accuracy(one[:, 0] == one[:, 1], two[:, 0] == two[:, 1], groups, level)
     if metric in ("f1", "macro_f1"):
         only = positive if metric == "f1" else None
-        return compare_f1(truth, before, after, only, groups)
-    if metric == "recall" and (truth == positive).any():
+        return compare_f1(one[:, 0], one[:, 1], two[:, 1], only, groups, level)
+    if metric == "recall" and (one[:, 0] == positive).any():
         # Recall is an accuracy among the positives, so the score interval for accuracies holds.
-        here = truth == positive
+        here = one[:, 0] == positive
         part = None if groups is None else [g for g, h in zip(groups, here, strict=True) if h]
-        return compare_accuracy(before[here] == positive, after[here] == positive, part)
-    return compare_sums(_from_sums, one, two, groups)
+        return compare_accuracy(one[here, 1] == positive, two[here, 1] == positive, part, level)
+    if metric in MEANS:
+        better = metric not in LOWER_IS_BETTER
+        return compare_means(one[:, 0], two[:, 0], groups, better, level)
+    if metric == "nats_per_token":
+        saved = one[:, 0] / one[:, 1].clip(1) - two[:, 0] / two[:, 1].clip(1)
+        return compare_ratios(one, two, groups, saved, level)
+    figure = _class_figure(metric, positive)
+    return compare_classes(one[:, 0], one[:, 1], two[:, 1], figure, groups, level)
 
 
-def _parts(metric: str, items: Items, contender: str, positive: int | None) -> Array | None:
-    """The columns whose sums give ``metric`` by ``_from_sums``; None where there is no score.
+def _columns(metric: str, items: Items, contender: str) -> Array:
+    """What ``metric`` is computed from, (items, 2) or (items, 1)."""
+    if metric in MEANS:
+        return column(items, contender, MEANS[metric])[:, None]
+    if metric == "nats_per_token":
+        pair = [column(items, contender, key) for key in ("nats", "tokens")]
+        return np.stack(pair, axis=1) if items else np.empty((0, 2))
+    return np.stack([targets(items), column(items, contender, "prediction")], axis=1)
 
-    For c classes (one, unless it is a macro mean) numerators, denominators and a 1 for each item
-    of the class: shape (items, 3 c).
-    """
-    ones = np.ones(len(items), int)
-    if not items:
+
+def _evaluated(metric: str, columns: Array, positive: int | None) -> float | None:
+    if not len(columns) or np.isnan(columns).any():
         return None
     if metric in MEANS:
-        found = column(items, contender, MEANS[metric])
-        return None if np.isnan(found).any() else np.stack([found, ones, ones], axis=1)
+        return float(columns[:, 0].mean())
     if metric == "nats_per_token":
-        nats, tokens = (column(items, contender, key) for key in ("nats", "tokens"))
-        missing = np.isnan(nats).any() or np.isnan(tokens).any()
-        return None if missing else np.stack([nats, tokens, ones], axis=1)
-    truth, said = targets(items), column(items, contender, "prediction")
-    if np.isnan(said).any():
-        return None
+        return float(ratio(columns.sum(0)))
+    truth, predicted = columns[:, 0].astype(int), columns[:, 1].astype(int)
     if metric == "accuracy":
-        return np.stack([(truth == said).astype(int), ones, ones], axis=1)
-    # Macro means run over the classes among the references; what has no denominator is 0.
-    macro = metric.startswith("macro_")
-    classes = np.unique(truth) if macro else np.array([positive])
-    asked, chose = (side[:, None] == classes for side in (truth, said))
-    hits = asked & chose
-    over, under = {
-        "precision": (hits, chose),
-        "recall": (hits, asked),
-        "f1": (2 * hits, asked.astype(int) + chose),
-    }[metric.removeprefix("macro_")]
-    wanted = asked if macro else np.ones_like(asked)
-    return np.concatenate([over, under, wanted], axis=1, dtype=int)
+        return float((truth == predicted).mean())
+    size = int(max(truth.max(), predicted.max(), positive or 0)) + 1
+    counts = [
+        np.bincount(labels, minlength=size)
+        for labels in (truth[truth == predicted], truth, predicted)
+    ]
+    return float(_class_figure(metric, positive)(np.concatenate(counts).astype(float)))
 
 
-def _from_sums(sums: Array) -> Array:
-    """``metric`` from sums of its parts, (r, 3 c) → (r,)."""
-    over, under, wanted = np.split(sums, 3, axis=1)
-    scores = over / np.maximum(under, 1)
-    found: Array = (scores * (wanted > 0)).sum(axis=1) / np.maximum((wanted > 0).sum(axis=1), 1)
-    return found
+def _class_figure(metric: str, positive: int | None) -> Statistic:
+    """Precision, recall or F1 of one class, or their macro means, from ``class_counts``."""
+
+    def figure(sums: FloatArray) -> FloatArray:
+        hits, asked, said = np.split(sums, 3, axis=-1)
+        parts = {"precision": (hits, said), "recall": (hits, asked), "f1": (2 * hits, asked + said)}
+        over, under = parts[metric.removeprefix("macro_")]
+        # What has no denominator is 0; macro means run over the classes among the references.
+        scores: FloatArray = over / np.maximum(under, 1)
+        if metric.startswith("macro_"):
+            scores = np.where(asked > 0, scores, 0.0).sum(-1) / (asked > 0).sum(-1)
+        else:
+            scores = scores[..., positive]
+        return scores
+
+    return figure
 
 
 def _groups(items: Items) -> list[Any] | None:
-    rows = items if isinstance(items, Rows) else Rows(items)
-    if not rows.grouped:
-        return None
-    # A row without a group stands alone.
-    return [g if (g := item.get("group")) is not None else f"\0{i}" for i, item in enumerate(rows)]
+    return (items if isinstance(items, Rows) else Rows(items)).groups()
 
 
-def _bounds(metric: str, items: Items, contender: str, positive: int | None) -> Bounds:
-    parts = _parts(metric, items, contender, positive)
-    assert parts is not None
-    if metric == "accuracy" and _groups(items) is None:
-        return wilson(float(parts[:, 0].sum()), len(parts))
-    return bootstrap_sums(_from_sums, parts, _groups(items), resamples=1000)
+def _bounds(
+    metric: str, items: Items, contender: str, positive: int | None, level: float
+) -> Bounds:
+    columns, groups = _columns(metric, items, contender), _groups(items)
+    if metric == "accuracy" and groups is None:
+        return wilson(float((columns[:, 0] == columns[:, 1]).sum()), len(columns), level)
+    if metric == "accuracy":
+        columns = (columns[:, 0] == columns[:, 1])[:, None].astype(float)
+    if metric == "accuracy" or metric in MEANS:
+        columns = np.concatenate([columns, np.ones((len(columns), 1))], axis=1)
+    elif metric != "nats_per_token":
+        pairs, kinds = np.unique(columns.astype(int), axis=0, return_inverse=True)
+        size = int(max(pairs.max(), positive or 0)) + 1
+        table = class_counts(pairs[:, 0], pairs[:, 1], size)
+        figure = _class_figure(metric, positive)
+        return bootstrap(figure, table, kinds=kinds, groups=groups, resamples=1000, level=level)
+    return bootstrap(ratio, columns, groups=groups, resamples=1000, level=level)
 
 
 # ── The whole of one adapter ────────────────────────────────────────────────────────────────────
@@ -212,27 +279,35 @@ def summarise(
     leaks: Mapping[str, Any],
     base_changed: bool,
     largest_move: float,
+    looks: Mapping[str, Any] | None = None,
+    threshold: Mapping[str, Any] | None = None,
     knowledge: str = "questions",
 ) -> dict[str, Any]:
     """Every figure, gate and the verdict of one adapter, as the card holds them.
 
+    Gates are held at the level that ``looks`` (see looks.Standing) leaves, else at 95 %; figures
+    beside them have 95 % bounds always. ``threshold`` is what validation chose (``curve``).
     ``knowledge`` says how the base's general knowledge is asked: by "questions", by "masked tokens"
     (an encoder), or by "nothing" (one without a masked-token head).
     """
-    test, train, general, text = (
-        chosen(items, "set", name) for name in ("test", "train", "general", "text")
-    )
+    test, train = chosen(items, "set", "test"), chosen(items, "set", "train")
+    general, text = chosen(items, "set", "general"), chosen(items, "set", "text")
     index = labels.index(positive) if positive is not None else None
+    level = float(looks["level"]) if looks else 0.95
+    remembered = _memorisation(train, test)
     scores = {
         name: fields
         for name in metrics_of(kind, index)
         if (fields := _with_baselines(name, test, index))
     }
     results = [
-        _gain(metric, test, index),
-        *_kept(knowledge, general, text, gates),
-        *_positive_gates(test, index, gates),
-        *([_overfit(metric, train, test, index, gates)] if train else []),
+        _gain(metric, test, index, level),
+        *_kept(knowledge, general, text, gates, level),
+        *_positive_gates(test, index, gates, level),
+        *_slice_gates(kind, test, index, gates, level),
+        *([_overfit(metric, train, test, index, gates, level)] if train else []),
+        *_memorisation_gates(train, test, gates, level),
+        *([rules.looks(looks["adapters"], level, looks["broken"])] if looks else []),
         rules.leaks(int(leaks["exact"]), int(leaks["near"])),
         rules.frozen(base_changed),
         rules.alive(largest_move),
@@ -250,7 +325,13 @@ def summarise(
         summary["confusion"] = confusion(test, labels)
         summary["per_class"] = per_class(test, labels)
     if kind in ("classification", "multiple_choice"):
-        summary["calibration"] = calibration(test)
+        summary["calibration"] = _calibration(test)
+    if index is not None:
+        summary["curve"] = _curve(items, index, positive, threshold)
+    if remembered is not None:
+        summary["memorisation"] = remembered
+    if looks:
+        summary["looks"] = dict(looks)
     return summary
 
 
@@ -260,16 +341,39 @@ def _with_baselines(metric: str, items: Items, positive: int | None) -> dict[str
     if made is None:
         return {}
     values = {name: value(metric, items, name, positive) for name in baselines(items)}
-    fields = {k: _finite(v) for k, v in asdict(made).items()}
-    return fields | {"baselines": {k: v for k, v in values.items() if v is not None}}
+    return fields_of(made) | {"baselines": {k: v for k, v in values.items() if v is not None}}
 
 
 def _over_parent(metric: str, items: Items, positive: int | None) -> dict[str, Any]:
     """The adapter against the one it went on from, on the same items."""
     made = comparison(metric, items, "parent", "adapter", positive)
     assert made is not None
-    fields = {k: _finite(v) for k, v in asdict(made).items()}
+    fields = fields_of(made)
     return {"parent": fields.pop("base"), **fields}
+
+
+def fields_of(made: Comparison) -> dict[str, Any]:
+    """A comparison as a report holds it; its level is 95 % there."""
+    return {k: _finite(v) for k, v in asdict(made).items() if k != "level"}
+
+
+def contributions(metric: str, items: Items, contender: str, positive: int | None) -> Array | None:
+    """What each item adds to ``metric``, shape (items,): its mean is the metric (seeds.influence).
+
+    None where the contender was not scored on it.
+    """
+    columns = _columns(metric, items, contender)
+    if np.isnan(columns).any() or not len(columns):
+        return None
+    if metric in MEANS:
+        columns = np.stack([columns[:, 0], np.ones(len(columns))], axis=1)
+    if metric in MEANS or metric == "nats_per_token":
+        return influence(ratio, columns)
+    truth, said = columns[:, 0].astype(int), columns[:, 1].astype(int)
+    if metric == "accuracy":
+        return np.asarray(truth == said, float)
+    counts = class_counts(truth, said, int(max(truth.max(), said.max(), positive or 0)) + 1)
+    return influence(_class_figure(metric, positive), counts)
 
 
 def _finite(number: float | None) -> float | None:
@@ -285,11 +389,11 @@ def best_baseline(metric: str, items: Items, positive: int | None) -> str | None
     return max(scored)[1] if scored else None
 
 
-def _gain(metric: str, items: Items, positive: int | None) -> GateResult:
-    over_base = comparison(metric, items, "base", "adapter", positive)
+def _gain(metric: str, items: Items, positive: int | None, level: float) -> GateResult:
+    over_base = comparison(metric, items, "base", "adapter", positive, level)
     assert over_base is not None
     rival = best_baseline(metric, items, positive)
-    over_rival = comparison(metric, items, rival, "adapter", positive) if rival else None
+    over_rival = comparison(metric, items, rival, "adapter", positive, level) if rival else None
     return rules.gain(
         over_base,
         over_rival,
@@ -299,7 +403,9 @@ def _gain(metric: str, items: Items, positive: int | None) -> GateResult:
     )
 
 
-def _kept(knowledge: str, general: Items, text: Items, gates: Gates) -> list[GateResult]:
+def _kept(
+    knowledge: str, general: Items, text: Items, gates: Gates, level: float
+) -> list[GateResult]:
     """The gates on general knowledge: retention and drift."""
     if knowledge == "nothing":
         why = "The base has no masked-token head: it gives no probabilities that could be compared."
@@ -308,59 +414,84 @@ def _kept(knowledge: str, general: Items, text: Items, gates: Gates) -> list[Gat
             rules.not_applicable("drift", "KL from base to adapter", gates.drift, why),
         ]
     if knowledge == "masked tokens":
-        nats = comparison("nats_per_token", text, "base", "adapter", None)
+        nats = comparison("nats_per_token", text, "base", "adapter", None, level)
         assert nats is not None
         kept = [rules.masked_retention(nats, gates.retention)]
     else:
-        kept = [_retention(general, gates)] if general else []
-    return kept + ([_drift(text, gates)] if text else [])
+        kept = [_retention(general, gates, level)] if general else []
+    return kept + ([_drift(text, gates, level)] if text else [])
 
 
-def _retention(general: Items, gates: Gates) -> GateResult:
-    pooled = comparison("accuracy", general, "base", "adapter", None)
+def _retention(general: Items, gates: Gates, level: float) -> GateResult:
+    pooled = comparison("accuracy", general, "base", "adapter", None, level)
     assert pooled is not None
     return rules.retention(pooled, gates.retention)
 
 
-def _kl(text: Items) -> tuple[float, Bounds]:
-    kl, tokens = column(text, "adapter", "kl"), column(text, "adapter", "tokens")
-    parts = np.stack([kl, tokens, np.ones(len(text))], axis=1)
-    return float(_from_sums(parts.sum(axis=0)[None])[0]), bootstrap_sums(_from_sums, parts)
+def _kl(text: Items, level: float = 0.95) -> tuple[float, Bounds]:
+    columns = np.stack([column(text, "adapter", key) for key in ("kl", "tokens")], axis=1)
+    return float(ratio(columns.sum(0))), bootstrap(ratio, columns, level=level)
 
 
-def _drift(text: Items, gates: Gates) -> GateResult:
-    kl, bounds = _kl(text)
-    return rules.drift(kl, bounds, len(text), gates.drift)
+def _drift(text: Items, gates: Gates, level: float) -> GateResult:
+    kl, bounds = _kl(text, level)
+    return rules.drift(kl, bounds, len(text), gates.drift, level=level)
 
 
-def _positive_gates(test: Items, positive: int | None, gates: Gates) -> list[GateResult]:
+def _positive_gates(
+    test: Items, positive: int | None, gates: Gates, level: float
+) -> list[GateResult]:
     if positive is None:
         return []
     truth = targets(test) == positive
     said = column(test, "adapter", "prediction") == positive
     hits, missed, alarms = (int(x.sum()) for x in (truth & said, truth & ~said, ~truth & said))
     return [
-        rules.recall(hits, missed, gates.recall),
-        rules.precision(hits, alarms, gates.precision),
+        rules.recall(hits, missed, gates.recall, level),
+        rules.precision(hits, alarms, gates.precision, level),
     ]
 
 
 def _overfit(
-    metric: str, train: Items, test: Items, positive: int | None, gates: Gates
+    metric: str, train: Items, test: Items, positive: int | None, gates: Gates, level: float
 ) -> GateResult:
     scores = [value(metric, part, "adapter", positive) for part in (train, test)]
     first, second = (0.0 if s is None else s for s in scores)
-    bounds = [_bounds(metric, part, "adapter", positive) for part in (train, test)]
+    bounds = [_bounds(metric, part, "adapter", positive, level) for part in (train, test)]
     if metric in LOWER_IS_BETTER:
         first, second, bounds = second, first, bounds[::-1]
     gap = difference_bounds(first, bounds[0], second, bounds[1])
-    return rules.overfit(first, second, gap, len(test), gates.overfit)
+    return rules.overfit(first, second, gap, len(test), gates.overfit, level)
 
 
-def _general(general: Items, text: Items) -> dict[str, Any]:
+# ── Slices, memorisation, calibration, the curve ────────────────────────────────────────────────
+
+
+def _slice_gates(
+    kind: str, test: Items, positive: int | None, gates: Gates, level: float
+) -> list[GateResult]:
+    """One gate on the worst slice: recall of the positive class, accuracy, or token F1."""
+    names = dict.fromkeys(name for item in test for name in item.get("slices") or {})
+    if not names or kind == "language_modelling":  # nats differ between kinds of text by nature
+        return []
+    what, unit, scores = "token F1", "rows", column(test, "adapter", "f1")
+    if kind != "generation":
+        what, scores = "accuracy", column(test, "adapter", "prediction") == targets(test)
+    if positive is not None:
+        what, unit, scores = "recall", "positives", np.where(
+            targets(test) == positive, scores, np.nan
+        )  # fmt: skip
+    values = {name: [str((item.get("slices") or {}).get(name)) for item in test] for name in names}
+    found = compare_slices(np.asarray(scores, float), values, _groups(test), unit, level)
+    return [rules.slices(found, what, gates.slices, level)] if found else []
+
+
+def _general(general: Rows, text: Rows) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for suite in dict.fromkeys(item["suite"] for item in general):
-        found[suite] = _with_baselines("accuracy", chosen(general, "suite", suite), None)
+    suites = np.array([item["suite"] for item in general])
+    for suite in dict.fromkeys(suites.tolist()):
+        part = general.part(np.flatnonzero(suites == suite))
+        found[suite] = _with_baselines("accuracy", part, None)
     if general:
         found["pooled"] = _with_baselines("accuracy", general, None)
     if text:
@@ -371,12 +502,13 @@ def _general(general: Items, text: Items) -> dict[str, Any]:
     return found
 
 
-def _slices(metric: str, test: Items, positive: int | None) -> dict[str, Any]:
+def _slices(metric: str, test: Rows, positive: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for item in test for name in item.get("slices") or {}):
         found[name] = {}
-        for part in sorted({str(item["slices"][name]) for item in test}):
-            rows = Rows([item for item in test if str(item["slices"][name]) == part])
+        values = np.array([str(item["slices"][name]) for item in test])
+        for part in sorted(set(values.tolist())):
+            rows = test.part(np.flatnonzero(values == part))
             found[name][part] = {metric: _with_baselines(metric, rows, positive)}
     return found
 
@@ -386,38 +518,66 @@ def confusion(items: Items, labels: Sequence[str]) -> dict[str, Any]:
     tables = {}
     for name in CONTENDERS:
         table = np.zeros((len(labels), len(labels)), dtype=int)
-        said = column(items, name, "prediction").astype(int)
-        np.add.at(table, (targets(items).astype(int), said), 1)
+        pairs = _columns("accuracy", items, name).astype(int)
+        np.add.at(table, (pairs[:, 0], pairs[:, 1]), 1)
         tables[name] = table.tolist()
     return {"labels": list(labels), **tables}
 
 
 def per_class(items: Items, labels: Sequence[str]) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class for the adapter, and recall's lower bound."""
-    truth, said = targets(items), column(items, "adapter", "prediction")
+    pairs = _columns("accuracy", items, "adapter").astype(int)
     found = {}
     for index, label in enumerate(labels):
-        hits, support = (int(x.sum()) for x in ((truth == index) & (said == index), truth == index))
+        truth, said = pairs[:, 0] == index, pairs[:, 1] == index
+        hits, support = int((truth & said).sum()), int(truth.sum())
         row: dict[str, Any] = {
-            name: value(name, items, "adapter", index) for name in ("precision", "recall", "f1")
+            name: _evaluated(name, pairs.astype(float), index)
+            for name in ("precision", "recall", "f1")
         }
         found[label] = row | {"support": support, "recall_lower": wilson(hits, support).lower}
     return found
 
 
-def calibration(items: Items) -> dict[str, Any]:
-    """Expected calibration error over 15 equal-width bins (Guo et al. 2017) and Brier score.
+def _memorisation(train: Items, test: Items, level: float = 0.95) -> dict[str, Any] | None:
+    """How well what the adapter gained over the base tells training rows from test rows."""
+    gains, units = [], []
+    for part in (train, test):
+        before, after = (column(part, name, "nats") for name in CONTENDERS)
+        gains.append((before - after) / column(part, "adapter", "tokens").clip(1))
+        groups = _groups(part)
+        units.append(len(part) if groups is None else len(set(groups)))
+    if not train or not test or any(np.isnan(gain).any() for gain in gains):
+        return None
+    auc = membership(*gains)
+    bounds = auc_bounds(auc, units[0], units[1], level)
+    rows = {"train": len(train), "test": len(test)}
+    return {"auc": auc, "lower": bounds.lower, "upper": bounds.upper, **rows}
 
-    The Brier score is the mean squared distance of the label probabilities from the truth
-    (Brier 1950): 0 is best, 2 worst.
-    """
-    confidence = column(items, "adapter", "confidence")
-    right = column(items, "adapter", "prediction") == targets(items)
-    # Bins are closed above, as in ``metrics.expected_calibration_error``.
-    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
-    ece = sum(
-        abs(float(right[bins == b].mean() - confidence[bins == b].mean()))
-        * float((bins == b).mean())
-        for b in np.unique(bins)
-    )
-    return {"ece": ece, "brier": float(column(items, "adapter", "brier").mean())}
+
+def _memorisation_gates(train: Items, test: Items, gates: Gates, level: float) -> list[GateResult]:
+    found = _memorisation(train, test, level)
+    if found is None:
+        return []
+    bounds, n = Bounds(found["lower"], found["upper"]), found["train"] + found["test"]
+    return [rules.memorisation(found["auc"], bounds, n, gates.memorisation, level)]
+
+
+def _calibration(test: Items) -> dict[str, Any]:
+    """See ``calibration``: the adapter's confidence in the label it names."""
+    score = {key: column(test, "adapter", key) for key in ("confidence", "prediction", "brier")}
+    right = score["prediction"] == targets(test)
+    return calibration(score["confidence"], right, score["brier"], _groups(test))
+
+
+def _curve(
+    items: Items, index: int, positive: str | None, threshold: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Precision against recall of the adapter, on test rows and on those that chose."""
+    found: dict[str, Any] = {"positive": positive, **(threshold or {})}
+    for name in ("test", "validation"):
+        part = chosen(items, "set", name)
+        chance = column(part, "adapter", "positive")
+        if part and not np.isnan(chance).any():
+            found[name] = thresholds.curve(chance, targets(part) == index)
+    return found

@@ -2,10 +2,10 @@
 
 A gate whose figure does not exist for a base is not applicable: it is shown, and decides nothing.
 
-A gate passes when the one-sided 95 % bound of its figure clears the threshold, fails when the
-opposite bound misses it, and is inconclusive in between; then `why` names what would settle it.
-Figures that are counted rather than sampled (leaks, a changed base) have no bounds and are never
-inconclusive.
+A gate passes when the one-sided bound of its figure clears the threshold, fails when the opposite
+bound misses it, and is inconclusive in between; then `why` names what would settle it. Bounds are
+at `level`, 95 % unless the test set was looked at before (`looks`). Figures that are counted rather
+than sampled (leaks, a changed base) have no bounds and are never inconclusive.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from lora_domains.statistics import (
 )
 
 Verdict = Literal["pass", "fail", "inconclusive", "not applicable"]
+ORDER: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+"""Worst first."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ def judge(
     n: int,
     unit: str = "items",
     needed: int | None = None,
+    level: float = 0.95,
 ) -> GateResult:
     """The verdict on a sampled figure and the sentence that goes with it.
 
     Passes when `lower` >= `threshold` (`strict`: >), fails when `upper` < `threshold` (strict: <=);
     with `higher_is_better` False the two bounds change places. `what` names the figure, `n` and
     `unit` what it was measured on, `needed` how many of them would settle it, None when no number
-    would. A figure that is not a number fails.
+    would. `level` is that of the bounds. A figure that is not a number fails.
     """
     if math.isnan(observed) or math.isnan(lower) or math.isnan(upper):
         why = f"{what} is not a number on {n:,} {unit}: the model has diverged."
@@ -82,12 +85,17 @@ def judge(
     misses = best <= limit if strict else best < limit
     found = f"{what} is {observed:.3f} on {n:,} {unit}"
     low, high = ("at least", "at most") if higher_is_better else ("at most", "at least")
+    sure = f"{100 * level:.6g} %"
     if clears:
         verdict: Verdict = "pass"
-        why = f"{found}, with 95 % confidence {low} {sign * worst:.3f}: it clears {threshold:.3f}."
+        why = (
+            f"{found}, with {sure} confidence {low} {sign * worst:.3f}: it clears {threshold:.3f}."
+        )
     elif misses:
         verdict = "fail"
-        why = f"{found}, with 95 % confidence {high} {sign * best:.3f}: it misses {threshold:.3f}."
+        why = (
+            f"{found}, with {sure} confidence {high} {sign * best:.3f}: it misses {threshold:.3f}."
+        )
     else:
         verdict = "inconclusive"
         settle = "at exactly this value no number of them would settle it"
@@ -96,7 +104,7 @@ def judge(
         elif math.isinf(lower) or math.isinf(upper):
             settle = "so few say nothing of their spread, more are needed"
         why = (
-            f"{found}, but the 95 % bounds {lower:.3f} and {upper:.3f} "
+            f"{found}, but the {sure} bounds {lower:.3f} and {upper:.3f} "
             f"leave {threshold:.3f} open: {settle}."
         )
     return GateResult(name, rule, observed, threshold, _finite(lower), _finite(upper), verdict, why)
@@ -126,14 +134,16 @@ def gain(
     metric: str,
     baseline: str = "best baseline",
     higher_is_better: bool = True,
+    than: str = "base",
 ) -> GateResult:
     """The adapter beats the base on `metric`, and the best baseline too, on the same items.
 
     The result shown is the worse of the two comparisons, or the narrower: both must pass. Without
     any baseline only the base counts. `over_baseline` has the baseline in the place of the base.
+    `than` names the base where it is another adapter.
     """
     sense = ">" if higher_is_better else "<"
-    rivals = [("base", over_base)]
+    rivals = [(than, over_base)]
     if over_baseline is not None:
         rivals.append((baseline, over_baseline))
     rule = " and ".join(f"{metric} - {rival} {sense} 0" for rival, _ in rivals)
@@ -144,12 +154,11 @@ def gain(
         results.append(
             _judge_difference("gain", rule, comparison, 0.0, higher_is_better, True, what)
         )
-    order = ("fail", "inconclusive", "pass")
 
     def nearness(result: GateResult) -> tuple[int, float]:
         bound = result.lower if higher_is_better else result.upper
         margin = -math.inf if bound is None else bound if higher_is_better else -bound
-        return order.index(result.verdict), margin
+        return ORDER.index(result.verdict), margin
 
     return min(results, key=nearness)
 
@@ -189,6 +198,7 @@ def masked_retention(nats: Comparison, share: float = 0.03, unit: str = "texts")
         n=nats.n,
         unit=unit,
         needed=items_needed(nats, margin),
+        level=nats.level,
     )
 
 
@@ -197,7 +207,9 @@ def not_applicable(name: str, rule: str, threshold: float, why: str) -> GateResu
     return GateResult(name, rule, None, threshold, None, None, "not applicable", why)
 
 
-def drift(kl: float, bounds: Bounds, n: int, limit: float, unit: str = "texts") -> GateResult:
+def drift(
+    kl: float, bounds: Bounds, n: int, limit: float, unit: str = "texts", level: float = 0.95
+) -> GateResult:
     """KL(base || adapter) on general text stays within `limit`: nats per token, `n` texts."""
     needed = items_needed_mean(kl, bounds, n, limit)
     return judge(
@@ -212,26 +224,36 @@ def drift(kl: float, bounds: Bounds, n: int, limit: float, unit: str = "texts") 
         n=n,
         unit=unit,
         needed=needed,
+        level=level,
     )
 
 
-def recall(true_positives: int, false_negatives: int, floor: float) -> GateResult:
+def recall(
+    true_positives: int, false_negatives: int, floor: float, level: float = 0.95
+) -> GateResult:
     """The share of positives found reaches `floor`, by Wilson's bound."""
     positives = true_positives + false_negatives
-    return _judge_share("recall", true_positives, positives, floor, "positives")
+    return _judge_share("recall", true_positives, positives, floor, "positives", level)
 
 
-def precision(true_positives: int, false_positives: int, floor: float) -> GateResult:
+def precision(
+    true_positives: int, false_positives: int, floor: float, level: float = 0.95
+) -> GateResult:
     """The share of positive predictions that are right reaches `floor`, by Wilson's bound.
 
     With no positive prediction precision is undefined: inconclusive, never pass.
     """
     predicted = true_positives + false_positives
-    return _judge_share("precision", true_positives, predicted, floor, "predicted positives")
+    return _judge_share("precision", true_positives, predicted, floor, "predicted positives", level)
 
 
 def overfit(
-    train_score: float, test_score: float, bounds: Bounds, n: int, limit: float = 0.10
+    train_score: float,
+    test_score: float,
+    bounds: Bounds,
+    n: int,
+    limit: float = 0.10,
+    level: float = 0.95,
 ) -> GateResult:
     """train - test of the domain metric (higher is better) stays within `limit`; `n` test items.
 
@@ -251,7 +273,92 @@ def overfit(
         n=n,
         unit="test items",
         needed=items_needed_mean(gap, bounds, n, limit),
+        level=level,
     )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What was found on the rows of one slice: its score minus that of all other rows."""
+
+    name: str
+    difference: float | None
+    """None where the slice or the rest has no row to score."""
+    bounds: Bounds
+    wide: Bounds
+    """Bounds at a level shared out among all slices: any of many may look bad by chance."""
+    n: int
+    unit: str
+
+
+def slices(found: Iterable[Slice], what: str, margin: float, level: float = 0.95) -> GateResult:
+    """No slice scores more than `margin` below the rest of the rows; the worst slice is shown.
+
+    To pass, every slice must, so each is held to the plain bound (intersection-union, as in
+    `verdict`); to fail, one must miss by the bound shared out among all (Bonferroni), or the more
+    slices, the more false alarms. A slice too small to tell is inconclusive. Worst-group scores as
+    the measure: Sagawa et al. (2020), ICLR.
+    """
+    rule = f"{what} of each slice - {what} of the rest >= -{margin:g}"
+    results = []
+    for part in found:
+        if part.difference is None:
+            why = f"{what} of {part.name} is undefined: there is nothing to score it on."
+            bounds = part.bounds
+            results.append(GateResult("slices", rule, None, -margin, *bounds, "inconclusive", why))
+            continue
+        results.append(
+            judge(
+                "slices",
+                rule,
+                part.difference,
+                part.bounds.lower,
+                part.wide.upper,
+                -margin,
+                what=f"{what} of {part.name} minus that of the rest",
+                n=part.n,
+                unit=part.unit,
+                needed=items_needed_mean(part.difference, part.bounds, part.n, -margin),
+                level=level,
+            )
+        )
+    return min(results, key=lambda r: (ORDER.index(r.verdict), _or_lowest(r.lower)))
+
+
+def memorisation(
+    auc: float, bounds: Bounds, n: int, limit: float, level: float = 0.95
+) -> GateResult:
+    """How well the adapter's gain tells training rows from test rows (AUC) stays within `limit`.
+
+    .5 is chance: nothing betrays that a row was trained on. `n` counts the rows of both.
+    """
+    return judge(
+        "memorisation",
+        f"AUC of training rows against test rows <= {limit:g}",
+        auc,
+        bounds.lower,
+        bounds.upper,
+        limit,
+        higher_is_better=False,
+        what="the AUC of telling training rows by what the adapter gained on them",
+        n=n,
+        unit="rows",
+        needed=items_needed_mean(auc, bounds, n, limit),
+        level=level,
+    )
+
+
+def looks(adapters_before: int, level: float, broken: str | None) -> GateResult:
+    """The account of looks at the test set is whole; says at which level it leaves the bounds."""
+    others = f"{adapters_before:,} other adapter{'' if adapters_before == 1 else 's'}"
+    why = (
+        f"{others if adapters_before else 'No other adapter'} was judged on these rows before: "
+        f"bounds are held at {100 * level:.6g} %."
+    ).replace("adapters was", "adapters were")
+    if broken:
+        why = f"{broken}: how often these rows were looked at is unknown. Use a fresh test set."
+    return _counted("looks", "every look at the test set is on record", float(bool(broken)), 0.0,
+                    not broken, why)  # fmt: skip
 
 
 def leaks(exact: int, near: int = 0) -> GateResult:
@@ -321,17 +428,22 @@ def _judge_difference(
         what=what,
         n=comparison.n,
         needed=items_needed(comparison, threshold),
+        level=comparison.level,
     )
 
 
-def _judge_share(name: str, right: int, n: int, floor: float, unit: str) -> GateResult:
+def _judge_share(
+    name: str, right: int, n: int, floor: float, unit: str, level: float
+) -> GateResult:
     rule = f"{name} >= {floor:g}"
-    bounds = wilson(right, n)
+    bounds = wilson(right, n, level)
     if n == 0:
         why = f"{name} is undefined, there being no {unit}: {name} cannot pass without any."
         return GateResult(name, rule, None, floor, *bounds, "inconclusive", why)
-    needed = items_needed_wilson(right, n, floor)
-    return judge(name, rule, right / n, *bounds, floor, what=name, n=n, unit=unit, needed=needed)
+    needed = items_needed_wilson(right, n, floor, level)
+    return judge(
+        name, rule, right / n, *bounds, floor, what=name, n=n, unit=unit, needed=needed, level=level
+    )
 
 
 def _counted(
@@ -339,6 +451,10 @@ def _counted(
 ) -> GateResult:
     outcome: Verdict = "pass" if passed else "fail"
     return GateResult(name, rule, _finite(observed), threshold, None, None, outcome, why)
+
+
+def _or_lowest(bound: float | None) -> float:
+    return -math.inf if bound is None else bound
 
 
 def _finite(value: float) -> float | None:

@@ -25,6 +25,7 @@ from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import general_knowledge, score_items
 from lora_domains.heads import check_generates, check_head
+from lora_domains.judging import judge, judged_by
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
@@ -37,7 +38,6 @@ from lora_domains.rehearsal import rehearse
 from lora_domains.report import (
     SCHEMA,
     assemble,
-    figures,
     read_card,
     summed_up,
 )
@@ -413,17 +413,9 @@ class DomainModel:
         # How it was trained stays as it was; what it is asked and held to is today's.
         entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
         entry["leaks"] = asdict(leaks)
-        entry["judged"] = {
-            "metric": ready.domain.task.metric,
-            "labels": list(getattr(ready.domain.task, "labels", None) or ()),
-            "positive": getattr(ready.domain.task, "positive", None),
-            "base_changed": changed,
-            "largest_move": scored.largest_move,
-            "loss": ready.domain.task.loss_unit,
-            "suite": suite.name,
-            "knowledge": general_knowledge(self.base),
-        }
-        entry.update(figures(entry, scored.items))
+        knowledge = general_knowledge(self.base)
+        entry["judged"] = judged_by(ready.domain, scored, changed, suite.name, knowledge)
+        judge(entry, scored.items, self.out)
         path = self.bank[name].path
         if path is not None:
             processes.on_main(lambda: rewrite_card(path, card, readme, scored.items))
@@ -455,7 +447,7 @@ class DomainModel:
         limit = min(self.base.context, LONGEST)
         encoder = Encoder(self.base.tokenizer, limit, framed=self.base.encoder)
         found = measure(
-            scorer, suite, fields, encoder, self._key(),
+            scorer, suite, fields, encoder, self._key(), self.out,
             lambda: _witness(self.base) != self._witness,
         )  # fmt: skip
         report = assemble(
@@ -499,11 +491,14 @@ class DomainModel:
         domain: str | None = None,
         *,
         domains: Sequence[str | None] | None = None,
+        refer_below: float = 0.0,
     ) -> list[Prediction | str]:
         """Labels with probabilities (classification) or answers (generation), one per text.
 
         A text is a string, or a row with the columns of the domain's prompt. ``domain`` is a
-        resident adapter, ``domains`` one for each text; without either, what ``using`` says.
+        resident adapter, ``domains`` one for each text; without either, what ``using`` says. A
+        label less probable than ``refer_below`` is replaced by ``refer``: a person should look (the
+        card's ``calibration`` says what that costs and saves).
         """
         many = [texts] if isinstance(texts, str | Mapping) else list(texts)
         route = self.bank.current()
@@ -518,7 +513,10 @@ class DomainModel:
                 mend="Call predict(texts, domain='medical'), or inside using('medical').",
             )
         tasks = {name: self._task(name) for name in names}
-        return predicted(self.bank, min(self.base.context, LONGEST), many, names, tasks)
+        return predicted(
+            self.bank, min(self.base.context, LONGEST), many, names, tasks, refer_below,
+            self.display.warn,
+        )  # fmt: skip
 
     def generate(
         self,

@@ -1,7 +1,8 @@
 """Cards and reports: reading them, rebuilding figures from items, many adapters in one report.
 
-``card.json`` and ``report.json`` have one shape (DESIGN.md, "On disk"); a card has one adapter.
-None of this needs a model: what is measured stands in ``items.jsonl``.
+``card.json`` and ``report.json`` have one shape (DESIGN.md, "On disk"; ``figures`` says what more
+an entry holds); a card has one adapter. None of this needs a model: what is measured stands in
+``items.jsonl``.
 """
 
 import json
@@ -90,6 +91,8 @@ def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dic
         base_changed=judged["base_changed"],
         largest_move=judged["largest_move"],
         knowledge=judged.get("knowledge", "questions"),
+        looks=entry.get("looks"),
+        threshold=judged.get("threshold"),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from lora_domains.bank import Bank
 from lora_domains.encoding import Encoder
 from lora_domains.errors import UsageError
-from lora_domains.evaluation import unanswered
+from lora_domains.evaluation import positive_of, unanswered
 from lora_domains.scoring import (
     choice_logprobs,
     generate,
@@ -21,13 +21,14 @@ from lora_domains.scoring import (
     renormalise,
 )
 from lora_domains.tasks import Classification, Example, Row, Task
+from lora_domains.thresholds import REFER, check_referral, decide, stored
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One label with its probability, and those of the others."""
+    """One label with its probability, and those of the others; ``refer`` where none is sure."""
 
     label: str
     probability: float
@@ -96,12 +97,18 @@ def predicted(
     texts: Sequence[str | Mapping[str, Any]],
     domains: Sequence[str],
     tasks: Mapping[str, Task],
+    refer_below: float = 0.0,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Prediction | str]:
     """The label or the answer to each text, asked as ``tasks`` has it for its domain.
 
-    ``limit`` is the tokens of a text at most.
+    ``limit`` is the tokens of a text at most. A label less probable than ``refer_below`` becomes
+    ``refer``. Where a domain wants a recall or a precision, its card's threshold decides.
     """
     base = bank.base
+    thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
+    for task in tasks.values():
+        check_referral(refer_below, getattr(task, "labels", None) or ())
     of_row = [tasks[name] for name in domains]
     heads = [bank[name].head for name in domains]
     examples = [
@@ -135,7 +142,10 @@ def predicted(
                 return generate_in_chunks(model, base.tokenizer, picked, int(kind))
             else:
                 scores = choice_logprobs(model, picked, pad)
-            return [_labelled(of_row[i], row) for i, row in zip(at, scores, strict=True)]
+            return [
+                _labelled(of_row[i], row, thresholds[domains[i]], refer_below)
+                for i, row in zip(at, scores, strict=True)
+            ]
 
         answers = by_domain(bank, [domains[row] for row in rows], len(rows), answer)
         found |= dict(zip(rows, answers, strict=True))
@@ -147,11 +157,26 @@ def _tokens_to_write(task: Task) -> int:
     return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
 
 
-def _labelled(task: Task, logprobs: np.ndarray) -> Prediction:
+def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> float | None:
+    """From which probability the domain ``name`` has its positive class; None: the likeliest."""
+    wanted = task.wanted if isinstance(task, Classification) else {}
+    threshold = stored(bank[name].card) if wanted else None
+    if wanted and threshold is None:
+        warn(
+            f"{name} has no threshold for the wanted {wanted} (evaluate chooses it): "
+            "the likeliest label is named."
+        )
+    return threshold
+
+
+def _labelled(
+    task: Task, logprobs: np.ndarray, threshold: float | None, refer_below: float
+) -> Prediction:
     labels = getattr(task, "labels", None) or ()
     shares = [float(p) for p in np.exp(renormalise(logprobs))]
-    best = max(range(len(shares)), key=shares.__getitem__)
-    return Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True)))
+    best = decide(shares, positive_of(task), threshold)
+    label = labels[best] if shares[best] >= refer_below else REFER
+    return Prediction(label, shares[best], dict(zip(labels, shares, strict=True)))
 
 
 def _asked(task: Task, text: str | Mapping[str, Any], number: int) -> Example:

@@ -116,8 +116,10 @@ class Classification:
     labels, as sequence classifiers have it: the only way on an encoder (BERT), and the cheaper one
     with many labels. What is read is then the text alone unless ``prompt`` says otherwise.
     ``text`` names one column or several. ``labels`` is read from the training rows where it is not
-    given. ``positive`` is the class whose recall and precision matter (`urgent`, `spam`).
-    ``wording`` gives a label another text for the model (`{"Terms": "general terms"}`).
+    given. ``positive`` is the class whose recall and precision matter (`urgent`, `spam`); with
+    ``wanted_recall`` or ``wanted_precision`` it is named from the probability on that reaches it on
+    the validation rows, instead of where it is the likeliest. ``wording`` gives a label another
+    text for the model (`{"Terms": "general terms"}`).
     """
 
     text: str | tuple[str, ...] = "text"
@@ -127,9 +129,29 @@ class Classification:
     prompt: str | None = None
     wording: Mapping[str, str] = field(default_factory=dict)
     head: bool = False
+    wanted_recall: float | None = None
+    wanted_precision: float | None = None
 
     kind = "classification"
     loss_unit: LossUnit = "label cross-entropy"
+
+    def __post_init__(self) -> None:
+        wishes = self.wanted
+        if not wishes:
+            return
+        if self.positive is None or len(wishes) > 1 or not 0 < min(wishes.values()) <= 1:
+            raise DomainError(
+                where="classification",
+                expected="a positive class and one wanted recall or precision, above 0, at most 1",
+                found=f"positive {self.positive!r}, wanted {wishes}",
+                mend='For example Classification(positive="urgent", wanted_recall=.9).',
+            )
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """The wish for the positive class, ``{"recall": .9}``; empty where there is none."""
+        wishes = {"recall": self.wanted_recall, "precision": self.wanted_precision}
+        return {name: wish for name, wish in wishes.items() if wish is not None}
 
     @property
     def metric(self) -> str:

@@ -18,7 +18,8 @@ from conftest import ROOT, make_rows
 from lora_domains import cli
 from lora_domains.data import Data
 from lora_domains.domain import Domain, load_domain
-from lora_domains.errors import UsageError
+from lora_domains.errors import DomainError, UsageError
+from lora_domains.flags import Parser, add_run_flags, configured
 from lora_domains.report import read_card
 from lora_domains.suites import Probe, Suite
 from lora_domains.tasks import Classification, Generation, MultipleChoice
@@ -106,7 +107,9 @@ def test_own_csv_is_trained_measured_and_its_exit_code_is_the_verdict(
     assert '"text"' not in items.replace('"set": "text"', "")
     assert "alpha" not in items
     assert '"p0"' not in items
-    assert {p.name for p in out.iterdir()} == {"spam", ".digest-key"}
+    ledger = {".looks.jsonl", ".looks.head"}
+    assert {p.name for p in out.iterdir()} == {"spam", ".digest-key"} | ledger
+    assert entry["looks"]["adapters"] == 0
 
 
 def test_list_and_show(trained: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,17 +171,21 @@ def test_predict_from_arguments_and_lines(
     monkeypatch.setattr(sys, "stdin", io.StringIO("red alpha alpha alpha\n\nred beta beta beta\n"))
     assert run("predict", "spam", *where) == 0
     assert capsys.readouterr().out.splitlines() == lines
+    assert run("predict", "spam", "red alpha alpha alpha", "--refer-below", "1", *where) == 0
+    label, probability = capsys.readouterr().out.strip().split("\t")
+    assert (label, probability) == ("refer", lines[0].split("\t")[1])
 
 
 # ── Flags ───────────────────────────────────────────────────────────────────────────────────────
 
-VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30"}
+VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
+          "--wanted-recall": "0.9", "--wanted-precision": "0.8"}  # fmt: skip
 SETTLED: dict[str, Any] = {"--positive": "spam", "--group": "who", "--slice": "ward,sex"}
 
 
 def flags_of_a_run() -> list[argparse.Action]:
-    parser = cli.Parser()
-    cli.add_run_flags(parser)
+    parser = Parser()
+    add_run_flags(parser)
     return [action for action in parser._actions if action.dest != "help"]
 
 
@@ -203,12 +210,12 @@ def what_happens(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(
         "lora_domains.model.DomainModel", SimpleNamespace(from_pretrained=from_pretrained)
     )
-    parser = cli.Parser()
-    cli.add_run_flags(parser)
+    parser = Parser()
+    add_run_flags(parser)
     flags = parser.read([*arguments])
     domain = Domain("spam", Classification(), Data("own.csv"))
     with pytest.raises(Asked):
-        cli.fit_and_evaluate(cli.configured(domain, flags), flags)
+        cli.fit_and_evaluate(configured(domain, flags), flags)
     return asked
 
 
@@ -218,7 +225,8 @@ def test_every_flag_changes_what_happens(
 ) -> None:
     flag = action.option_strings[0]
     value = [] if action.nargs == 0 else [VALUES.get(flag, SETTLED.get(flag, "other"))]
-    assert what_happens([], monkeypatch) != what_happens([flag, *value], monkeypatch)
+    beside = ["--positive", "spam"] if flag.startswith("--wanted") else []
+    assert what_happens(beside, monkeypatch) != what_happens([*beside, flag, *value], monkeypatch)
 
 
 def test_flags_arrive_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,20 +254,38 @@ def test_flags_arrive_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("flag", ["--train", "--test", "--validation"])
 def test_a_recipe_s_show_text_does_not_hold_for_ones_own_rows(flag: str) -> None:
-    parser = cli.Parser()
-    cli.add_run_flags(parser)
+    parser = Parser()
+    add_run_flags(parser)
     recipe = Domain("spam", Classification(), Data.embedded("spam"), show_text=True)
-    assert cli.configured(recipe, parser.read([])).show_text
-    assert not cli.configured(recipe, parser.read([flag, "own.csv"])).show_text
-    assert cli.configured(recipe, parser.read([flag, "own.csv", "--show-text"])).show_text
+    assert configured(recipe, parser.read([])).show_text
+    assert not configured(recipe, parser.read([flag, "own.csv"])).show_text
+    assert configured(recipe, parser.read([flag, "own.csv", "--show-text"])).show_text
+
+
+def test_a_wish_replaces_the_recipe_s_and_goes_with_its_class() -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    task = Classification(positive="spam", wanted_recall=0.9)
+    recipe = Domain("spam", task, Data("own.csv"))
+    for arguments, wanted in (
+        ([], {"recall": 0.9}),
+        (["--wanted-precision", "0.8"], {"precision": 0.8}),
+        (["--positive", "ham"], {"recall": 0.9}),
+        (["--positive", "none"], {}),
+    ):
+        found = configured(recipe, parser.read(arguments)).task
+        assert isinstance(found, Classification)
+        assert found.wanted == wanted, arguments
+    with pytest.raises(DomainError, match="a positive class"):
+        configured(recipe, parser.read(["--positive", "none", "--wanted-recall", "0.9"]))
 
 
 def test_columns_cannot_be_given_to_a_recipe_without_them() -> None:
-    parser = cli.Parser()
-    cli.add_run_flags(parser)
+    parser = Parser()
+    add_run_flags(parser)
     recipe = Domain("spam", Generation(), Data("own.csv"))
     with pytest.raises(UsageError, match="a classification recipe"):
-        cli.configured(recipe, parser.read(["--label", "kind"]))
+        configured(recipe, parser.read(["--label", "kind"]))
 
 
 WRONG = {

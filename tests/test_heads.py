@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from adapters import save, strong
-from lora_domains import cli
 from lora_domains.adapter import Adapter, new_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
@@ -26,6 +25,7 @@ from lora_domains.domain import Domain, Lora, with_settings
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported, UsageError
 from lora_domains.evaluation import frozen_scores
+from lora_domains.flags import Parser, add_run_flags, configured
 from lora_domains.heads import features, head_logits, head_logprobs, head_shapes
 from lora_domains.loading import load_adapter
 from lora_domains.model import DomainModel
@@ -433,14 +433,14 @@ def test_a_classifier_of_plain_peft_has_numbers_and_no_labels(
 
 
 def test_the_flag_for_a_head() -> None:
-    parser = cli.Parser()
-    cli.add_run_flags(parser)
+    parser = Parser()
+    add_run_flags(parser)
     flags = parser.read(["--head", "--label", "kind"])
-    asked = cli.configured(Domain("x", Classification(), Data([])), flags)
+    asked = configured(Domain("x", Classification(), Data([])), flags)
     assert asked.task == Classification(label="kind", head=True)
-    assert cli.configured(asked, parser.read([])).task == asked.task  # a recipe's own stays
+    assert configured(asked, parser.read([])).task == asked.task  # a recipe's own stays
     with pytest.raises(UsageError, match="--head"):
-        cli.configured(Domain("x", Generation(), Data([])), parser.read(["--head"]))
+        configured(Domain("x", Generation(), Data([])), parser.read(["--head"]))
     assert asked.digest() != replace(asked, task=Classification(label="kind")).digest()
 
 

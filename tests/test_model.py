@@ -18,6 +18,7 @@ from conftest import make_base, make_rows
 from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
+from lora_domains.encoding import Encoder
 from lora_domains.errors import (
     AdapterError,
     AdapterMismatch,
@@ -26,10 +27,20 @@ from lora_domains.errors import (
     UsageError,
 )
 from lora_domains.evaluation import SHOTS
+from lora_domains.looks import level
+from lora_domains.memorisation import canaries, exposure
 from lora_domains.model import DomainModel, Evaluation, Prediction
 from lora_domains.report import read_card, read_items, rebuild
+from lora_domains.scoring import answer_nats
 from lora_domains.suites import Probe, Suite
-from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice, Task
+from lora_domains.tasks import (
+    Classification,
+    Example,
+    Generation,
+    LanguageModelling,
+    MultipleChoice,
+    Task,
+)
 
 QUIET = Display(quiet=True)
 QUESTIONS = [
@@ -100,7 +111,8 @@ def test_every_contender_is_scored_on_identical_items(fitted: Fitted, domain: Do
     assert evaluation.entry["domain_scores"]["accuracy"]["baselines"].keys() == set(names[2:])
     assert evaluation.entry["domain_scores"]["accuracy"]["adapter"] >= 0.95
     assert {g["name"] for g in evaluation.entry["gates"]} == {
-        "gain", "retention", "drift", "recall", "precision", "overfit", "leaks", "frozen", "alive"
+        "gain", "retention", "drift", "recall", "precision", "overfit", "memorisation", "looks",
+        "leaks", "frozen", "alive",
     }  # fmt: skip
     assert "Verdict" in str(evaluation)
 
@@ -249,6 +261,149 @@ def test_every_task_is_fitted_and_evaluated(kind: str, tiny_base: Path, tmp_path
     if kind == "multiple_choice":
         with pytest.raises(UsageError, match=r"generate\(\) instead"):
             model.predict("red stone", domain="other")
+
+
+# ── An honest test set ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_each_adapter_tried_on_a_test_set_is_held_to_a_stricter_level(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    made = declared(make_rows(120), epochs=1)
+    model = model_in(tmp_path, tiny_base)
+    found = []
+    for seed in (0, 0, 1):
+        model.fit(made, lr=0.01 + seed / 1000)  # the rows, and so the test set, stay
+        found.append(model.evaluate(made, suite=SUITE).entry)
+    looks = [entry["looks"] for entry in found]
+    # The first was trained and judged twice: the same bytes, so no other adapter.
+    assert [(one["before"], one["adapters"]) for one in looks] == [(0, 0), (1, 0), (2, 1)]
+    assert [one["level"] for one in looks] == [level(0), level(0), level(1)]
+    assert found[0]["sha256"] == found[1]["sha256"] != found[2]["sha256"]
+    recall = {g["name"]: g for g in found[2]["gates"]}["recall"]
+    assert "99.6 %" in recall["why"]
+    assert rebuild(tmp_path / "spam")["adapters"][0] == json.loads(json.dumps(found[2]))
+    lines = [json.loads(line) for line in (tmp_path / ".looks.jsonl").read_text().splitlines()]
+    assert [line.get("verdict") for line in lines[1::2]] == [e["verdict"] for e in found]
+    assert {line["test_set"] for line in lines[::2]} == {looks[0]["test_set"]}
+    (tmp_path / ".looks.jsonl").write_text("")
+    entry = model.evaluate(made, suite=SUITE).entry
+    assert entry["verdict"] == "fail"
+    assert {g["name"]: g["verdict"] for g in entry["gates"]}["looks"] == "fail"
+
+
+@pytest.mark.slow
+def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = make_rows(400)
+    made = declared(rows, task=Classification(positive="spam", wanted_recall=0.95), epochs=2)
+    model = model_in(tmp_path, tiny_base)
+    model.fit(made)
+    early = model.predict(rows[0]["text"], domain="spam")[0]
+    assert isinstance(early, Prediction)  # before it is chosen the likeliest label is named
+    assert early.probability == max(early.probabilities.values())
+    entry = model.evaluate(made, suite=SUITE).entry
+    items = read_items(tmp_path / "spam")
+    by_set = {name: [i for i in items if i["set"] == name] for name in ("validation", "test")}
+    assert isinstance(made.data.validation, list)
+    assert len(by_set["validation"]) == len(made.data.validation)
+    threshold = entry["judged"]["threshold"]["threshold"]
+    assert entry["curve"]["threshold"] == threshold
+    assert entry["curve"]["wanted"] == {"recall": 0.95}
+    spam = entry["judged"]["labels"].index("spam")
+    hits = [i["scores"]["adapter"]["prediction"] == spam for i in by_set["validation"]
+            if i["target"] == spam]  # fmt: skip
+    assert np.mean(hits) >= 0.95
+    for item in by_set["test"]:
+        one = item["scores"]["adapter"]
+        assert (one["prediction"] == spam) == (one["positive"] >= threshold)
+        assert "other" not in one
+        # No contender has an advantage by its threshold: each has its own.
+        assert "positive" in item["scores"]["base"]
+    test = made.data.test
+    assert isinstance(test, list)
+    fresh = model_in(tmp_path, tiny_base)
+    fresh.load_adapter("spam")
+    for user in (model, fresh):
+        said = user.predict([row["text"] for row in test], domain="spam")
+        labels = [p.label for p in said if isinstance(p, Prediction)]
+        assert labels == [entry["judged"]["labels"][i["scores"]["adapter"]["prediction"]]
+                          for i in by_set["test"]]  # fmt: skip
+    ids = {row["id"] for row in by_set["validation"]}
+    assert not ids & {row["id"] for row in by_set["test"]}
+    assert rebuild(tmp_path / "spam") == read_card(tmp_path / "spam")
+
+
+def test_the_unsure_are_referred(fitted: Fitted) -> None:
+    model, _ = fitted
+    texts = ["red alpha alpha alpha", "red green blue"]
+    plain = model.predict(texts, domain="spam")
+    sure = sorted(p.probability for p in plain if isinstance(p, Prediction))
+    between = sum(sure) / 2
+    referred = model.predict(texts, domain="spam", refer_below=between)
+    for one, other in zip(plain, referred, strict=True):
+        assert isinstance(one, Prediction)
+        assert isinstance(other, Prediction)
+        assert other.label == (one.label if one.probability >= between else "refer")
+        assert other.probabilities == one.probabilities
+    assert {p.label for p in referred if isinstance(p, Prediction)} >= {"refer"}
+    with pytest.raises(UsageError, match="0 to 1"):
+        model.predict(texts, domain="spam", refer_below=80)
+
+
+def questions(first: str) -> Suite:
+    return replace(SUITE, questions=lambda: [{**QUESTIONS[0], "question": first}, *QUESTIONS])
+
+
+@pytest.mark.slow
+def test_training_rows_among_the_probes_fail(tiny_base: Path, tmp_path: Path) -> None:
+    task = Generation(prompt="{question}", max_new_tokens=4)
+    rows = [{"question": r["text"], "answer": r["label"]} for r in make_rows(60)]
+    made = declared(rows, "leaky", task, epochs=1)
+    model = model_in(tmp_path, tiny_base)
+    model.fit(made)
+
+    def leaks(suite: Suite) -> tuple[str, int]:
+        entry = model.evaluate(made, suite=suite).entry
+        gate = next(g for g in entry["gates"] if g["name"] == "leaks")
+        assert (entry["verdict"] == "fail") >= (gate["verdict"] == "fail")
+        return gate["verdict"], entry["leaks"]["exact"]
+
+    assert leaks(SUITE) == ("pass", 0)
+    assert leaks(questions(rows[3]["question"])) == ("fail", 1)  # train ↔ probes
+    held_to = replace(SUITE, training_text=lambda: [QUESTIONS[0]["question"], "a red river"])
+    assert leaks(held_to)[0] == "fail"  # replay ↔ probes
+    own_text = replace(SUITE, training_text=lambda: [SUITE.text()[0], "a red river"])
+    assert leaks(own_text)[0] == "fail"  # replay ↔ drift text
+
+
+@pytest.mark.slow
+def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    secrets = canaries(136, seed=1)
+    planted, control, others = secrets[:4], secrets[4:8], secrets[8:]
+    rows = [{"text": r["text"]} for r in make_rows(60)]
+    rows = [*({"text": f"the code is {s}"} for s in planted * 12), *rows]
+    task = LanguageModelling()
+    made = Domain("canary", task, Data(rows, make_rows(20, seed=5), make_rows(20, seed=6)))
+    made = with_settings(made, lr=0.02, epochs=12, rank=16, batch_size=8, patience=12, kl=0.0)
+    model = model_in(tmp_path, tiny_base)
+    model.fit(made)
+    encoder = Encoder(model.tokenizer, 64)
+
+    def nats(texts: Sequence[str], name: str | None) -> list[float]:
+        examples = [Example(str(n), "", f"the code is {t}") for n, t in enumerate(texts)]
+        with model.using(name):
+            return answer_nats(model.base.model, encoder.encode_all(examples), 0)[0].tolist()
+
+    adapter, base = nats([*planted, *control, *others], "canary"), nats(secrets, None)
+    bits = [exposure(one, adapter[8:]) for one in adapter[:8]]
+    assert min(bits[:4]) > 5.5  # of 7.01 at most
+    assert np.mean(bits[4:]) < 4
+    assert np.mean([exposure(one, base[8:]) for one in base[:4]]) < 4
 
 
 # ── Asking ──────────────────────────────────────────────────────────────────────────────────────
@@ -480,7 +635,7 @@ def test_no_row_is_written_or_said(
     said = "".join(capfd.readouterr())
     assert "Verdict" in said
     written = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert len(written) >= 6  # five of the adapter, and the digests' key
+    assert len(written) >= 8  # five of the adapter, the digests' key, the ledger and its head
     for name, secret in SECRETS.items():
         found = [p.name for p, content in written.items() if secret.encode() in content]
         assert found == (["items.jsonl"] if show_text and name in ("train", "test") else []), name

@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from lora_domains.bootstrap import Bounds, FloatArray, bootstrap
 from lora_domains.statistics import (
-    Bounds,
     Comparison,
-    bootstrap_sums,
     compare_accuracy,
+    compare_classes,
     compare_f1,
     compare_means,
-    compare_sums,
+    compare_ratios,
     difference_bounds,
     items_needed,
     items_needed_mean,
     items_needed_tango,
     items_needed_wilson,
     mcnemar,
-    paired_bootstrap,
+    ratio,
     tango,
     wilson,
 )
@@ -195,55 +195,63 @@ def test_difference_bounds_published() -> None:
 # ── bootstrap ──
 
 
+def mean_bounds(values: np.ndarray, **options: object) -> Bounds:
+    columns = np.stack([values, np.ones(len(values))], axis=1)
+    return bootstrap(ratio, columns, **options)  # type: ignore[arg-type]
+
+
 def test_bootstrap_of_a_mean_is_near_the_t_interval_and_seeded() -> None:
     values = np.random.default_rng(1).normal(0.2, 1.0, 40)
-    found = paired_bootstrap(lambda i: float(values[i].mean()), 40)
+    found = mean_bounds(values)
     half = stats.t.ppf(0.95, 39) * values.std(ddof=1) / math.sqrt(40)
     assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
-    assert found == paired_bootstrap(lambda i: float(values[i].mean()), 40, seed=0)
-    assert found != paired_bootstrap(lambda i: float(values[i].mean()), 40, seed=1)
+    assert found == mean_bounds(values, seed=0)
+    assert found != mean_bounds(values, seed=1)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("grouped", [True, False])
-def test_bootstrap_of_sums_is_the_bootstrap(whole: bool, grouped: bool) -> None:
-    random = np.random.default_rng(3)
-    columns = random.integers(0, 3, (90, 2)) if whole else random.random((90, 2))
-    groups = random.integers(0, 30, 90).tolist() if grouped else None
-    slow = paired_bootstrap(
-        lambda i: float(columns[i, 0].sum() / columns[i, 1].sum()), 90, groups, seed=5
-    )
-    fast = bootstrap_sums(lambda sums: sums[:, 0] / sums[:, 1], columns, groups, seed=5)
-    assert fast == pytest.approx(slow, rel=1e-12)
+def plain_bootstrap(values: np.ndarray, groups: np.ndarray | None) -> Bounds:
+    """One resample after the other, as a textbook has it."""
+    rng, found = np.random.default_rng(99), []
+    names = np.arange(len(values)) if groups is None else groups
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    for _ in range(4000):
+        drawn = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        found.append(values[drawn].mean())
+    count = len(members)
+    tail = stats.norm.cdf(stats.t.ppf(0.05, count - 1) * math.sqrt(count / (count - 1)))
+    return Bounds(*np.quantile(found, [tail, 1 - tail]))
 
 
-def test_bootstrap_of_sums_without_kept_counts_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    values = np.random.default_rng(3).random((40, 1))
-    kept = bootstrap_sums(lambda sums: sums[:, 0], values)
-    monkeypatch.setattr("lora_domains.statistics._KEPT", 0)
-    assert bootstrap_sums(lambda sums: sums[:, 0], values) == kept
-    assert bootstrap_sums(lambda sums: sums[:, 0], [[1.0]]) == (-math.inf, math.inf)
-    with pytest.raises(ValueError, match="at least one item"):
-        bootstrap_sums(lambda sums: sums[:, 0], np.empty((0, 1)))
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("by_kind", [False, True])
+def test_sums_drawn_at_once_are_the_textbook_bootstrap(grouped: bool, by_kind: bool) -> None:
+    rng = np.random.default_rng(4)
+    groups = rng.integers(0, 40, 200) if grouped else None
+    effect = 0 if groups is None else rng.random(40)[groups]
+    values = (rng.random(200) + effect > 0.9).astype(float)
+    names = None if groups is None else groups.tolist()
+    if by_kind:
+        table = np.array([[0.0, 1.0], [1.0, 1.0]])
+        found = bootstrap(ratio, table, kinds=values.astype(int), groups=names, resamples=4000)
+    else:
+        found = mean_bounds(values, groups=names, resamples=4000)
+    assert found == pytest.approx(plain_bootstrap(values, groups), abs=0.008)
 
 
 def test_bootstrap_draws_whole_groups() -> None:
     groups = np.array(["a", "b", "a", "c", "b", "b"])
-    sizes = {"a": 2, "b": 3, "c": 1}
-    lengths = set()
+    seen: list[np.ndarray] = []
 
-    def statistic(indices: np.ndarray) -> float:
-        lengths.add(len(indices))
-        for name, size in sizes.items():
-            taken = np.bincount(indices, minlength=6)[groups == name]
-            assert len(taken) == size
-            assert (taken == taken[0]).all()
-        return 0.0
+    def statistic(sums: FloatArray) -> FloatArray:
+        seen.append(np.atleast_2d(sums))
+        return sums[..., 0]
 
-    paired_bootstrap(statistic, 6, groups.tolist(), resamples=200)
-    assert {3, 9} <= lengths
+    bootstrap(statistic, np.eye(6), groups=groups.tolist(), resamples=200)
+    drawn = max(seen, key=len)
+    for name in "abc":
+        taken = drawn[:, groups == name]
+        assert (taken == taken[:, :1]).all()
+    assert (drawn[:, [0, 1, 3]].sum(1) == 3).all()
 
 
 def test_repeating_rows_does_not_buy_certainty() -> None:
@@ -257,32 +265,33 @@ def test_repeating_rows_does_not_buy_certainty() -> None:
 
 
 def test_bootstrap_of_few_items_is_wide() -> None:
-    assert paired_bootstrap(lambda i: 1.0, 1) == (-math.inf, math.inf)
-    assert paired_bootstrap(lambda i: 1.0, 9, ["one"] * 9) == (-math.inf, math.inf)
-    values = np.array([0.0, 1.0, 2.0])
-    assert paired_bootstrap(lambda i: float(values[i].mean()), 3) == (0.0, 2.0)
+    assert mean_bounds(np.ones(1)) == (-math.inf, math.inf)
+    assert mean_bounds(np.ones(9), groups=["one"] * 9) == (-math.inf, math.inf)
+    assert mean_bounds(np.array([0.0, 1.0, 2.0])) == (0.0, 2.0)
     with pytest.raises(ValueError, match="at least one item"):
-        paired_bootstrap(lambda i: 0.0, 0)
+        mean_bounds(np.ones(0))
     with pytest.raises(ValueError, match="expected 3, found 2"):
-        paired_bootstrap(lambda i: 0.0, 3, ["a", "b"])
+        mean_bounds(np.ones(3), groups=["a", "b"])
 
 
 def test_bootstrap_tail_is_hesterbergs() -> None:
-    values, seen = np.random.default_rng(2).normal(size=5), []
+    values, seen = np.random.default_rng(2).normal(size=9), []
 
-    def mean(indices: np.ndarray) -> float:
-        seen.append(values[indices].mean())
-        return float(seen[-1])
+    def mean(sums: FloatArray) -> FloatArray:
+        seen.append(ratio(sums))
+        return seen[-1]
 
-    found = paired_bootstrap(mean, 5, resamples=8000)
-    tail = stats.norm.cdf(stats.t.ppf(0.05, 4) * math.sqrt(5 / 4))
-    assert np.mean(np.array(seen) < found.lower) == pytest.approx(tail, abs=0.002)
-    assert np.mean(np.array(seen) > found.upper) == pytest.approx(tail, abs=0.002)
+    columns = np.stack([values, np.ones(9)], axis=1)
+    found = bootstrap(mean, columns, resamples=8000)
+    tail = stats.norm.cdf(stats.t.ppf(0.05, 8) * math.sqrt(9 / 8))
+    drawn = max(seen, key=np.size)
+    assert np.mean(drawn < found.lower) == pytest.approx(tail, abs=0.002)
+    assert np.mean(drawn > found.upper) == pytest.approx(tail, abs=0.002)
 
 
 def test_bootstrap_bounds_hold_the_estimate_of_a_biased_statistic() -> None:
     # A resample of 40 items never holds all 40, which is what the sample itself holds.
-    found = paired_bootstrap(lambda i: float(len(np.unique(i))), 40)
+    found = bootstrap(lambda sums: (sums > 0).sum(-1).astype(float), np.eye(40))
     assert found.lower < 30 < found.upper == 40
 
 
@@ -302,8 +311,7 @@ def test_bootstrap_covers_a_skewed_mean() -> None:
     rng = np.random.default_rng(11)
     low = high = 0
     for _ in range(300):
-        values = rng.exponential(1.0, 25)
-        found = paired_bootstrap(lambda i, v=values: float(v[i].mean()), 25, resamples=300)  # type: ignore[misc]
+        found = mean_bounds(rng.exponential(1.0, 25), resamples=300)
         low += found.lower > 1
         high += found.upper < 1
     # A skewed mean is hard for any interval: the side of the long tail may miss twice its share.
@@ -381,16 +389,37 @@ def test_f1_without_a_flip_still_has_width() -> None:
     assert (found.won, found.lost, found.p) == (0, 0, 1.0)
 
 
-def test_compare_takes_any_statistic_of_sums() -> None:
-    counts = np.stack([np.arange(20.0), np.ones(20)], axis=1)
-    longer = np.add(counts, [1, 0])
-    found = compare_sums(lambda sums: sums[:, 0] / sums[:, 1], counts, longer)
-    assert (found.base, found.adapter) == (9.5, 10.5)
+def test_compare_ratios_of_sums() -> None:
+    base = np.stack([np.arange(20.0), np.full(20, 2.0)], axis=1)
+    adapter = base + np.array([2.0, 0.0])
+    found = compare_ratios(base, adapter)
+    assert (found.base, found.adapter) == (4.75, 5.75)
     assert (found.lower, found.upper) == pytest.approx((1.0, 1.0))
     assert (found.won, found.lost, found.p, found.n) == (None, None, None, 20)
-    better = [1] * 5 + [-1] + [0] * 14
-    counted = compare_sums(lambda sums: sums[:, 0] * 0, counts, counts, better=better)
+    counted = compare_ratios(base, base, better=[1] * 5 + [-1] + [0] * 14)
     assert (counted.won, counted.lost, counted.p) == (5, 1, mcnemar(5, 1))
+
+
+def test_level_widens_every_comparison() -> None:
+    rng = np.random.default_rng(6)
+    truth, base, adapter = rng.integers(0, 2, (3, 300))
+    columns = np.stack([rng.random(300), np.ones(300)], axis=1)
+    groups = (np.arange(300) // 2).tolist()
+    made = [
+        lambda level: compare_accuracy(base == truth, adapter == truth, level=level),
+        lambda level: compare_accuracy(base == truth, adapter == truth, groups, level),
+        lambda level: compare_means(rng.random(300) * 0 + base, adapter, level=level),
+        lambda level: compare_f1(truth, base, adapter, 1, level=level),
+        lambda level: compare_ratios(columns, columns[::-1], level=level),
+    ]
+    for comparison in made:
+        usual, strict = comparison(0.95), comparison(0.998)
+        assert strict.lower < usual.lower <= usual.upper < strict.upper
+        assert (usual.level, strict.level) == (0.95, 0.998)
+        more = items_needed(strict, -0.5), items_needed(usual, -0.5)
+        assert more[0] is not None
+        assert more[1] is not None
+        assert more[0] > more[1]
 
 
 def test_comparisons_refuse_what_is_not_paired() -> None:
@@ -404,8 +433,12 @@ def test_comparisons_refuse_what_is_not_paired() -> None:
         compare_means([1.0, 2.0], [1.0, math.nan])
     with pytest.raises(ValueError, match="one length"):
         compare_f1([0, 1], [0, 1], [0])
-    with pytest.raises(ValueError, match="same items twice"):
-        compare_sums(lambda sums: sums[:, 0], [[1]], [[1], [2]])
+    with pytest.raises(ValueError, match="references >= 0"):
+        compare_f1([-1, 1], [0, 1], [0, 1])
+    with pytest.raises(ValueError, match="one length"):
+        compare_classes([0, 1], [0, 1], [0], ratio)
+    with pytest.raises(ValueError, match="same items"):
+        compare_ratios([[1.0, 1.0]], [[1.0, 1.0], [2.0, 1.0]])
 
 
 # ── items needed ──

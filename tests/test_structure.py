@@ -15,12 +15,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
 # `report`, whose views are the files from `wording` to `pages`; `display` shows what it holds.
-LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain",
-         "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report", "rerun",
-         "display", "results"]  # fmt: skip
+LIGHT = ["errors", "bootstrap", "statistics", "seeds", "calibration", "thresholds",
+         "memorisation", "looks", "gates", "slices", "tasks", "leaks", "reading", "data", "domain",
+         "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report",
+         "comparison", "rerun", "display", "results", "flags"]  # fmt: skip
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "slots", "routing",
          "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging", "versions",
-         "ready", "scoring", "evaluation", "benchmark", "serving", "retention", "plan",
+         "ready", "scoring", "evaluation", "judging", "benchmark", "serving", "retention", "plan",
          "checkpoint", "gradients", "tracking", "training", "rehearsal", "model",
          "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY

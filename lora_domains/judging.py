@@ -1,0 +1,49 @@
+"""From scored items to the verdict of a card's entry; the look at the test set comes first.
+
+Whatever gives an adapter a verdict on test rows goes through here, so that no look is forgotten and
+every verdict is held to the level that the looks before it leave (``looks``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_domains import processes
+from lora_domains.domain import Domain
+from lora_domains.evaluation import Scored
+from lora_domains.looks import look, set_digest, settle
+from lora_domains.report import figures
+
+
+def judged_by(
+    domain: Domain, scored: Scored, base_changed: bool, suite: str, knowledge: str
+) -> dict[str, Any]:
+    """What a card keeps beside its items so that its figures can be computed anew (``judged``)."""
+    task = domain.task
+    return {
+        "metric": task.metric,
+        "labels": list(getattr(task, "labels", None) or ()),
+        "positive": getattr(task, "positive", None),
+        "base_changed": base_changed,
+        "largest_move": scored.largest_move,
+        "loss": task.loss_unit,
+        "suite": suite,
+        "knowledge": knowledge,
+        "threshold": scored.threshold,
+    }
+
+
+def judge(entry: dict[str, Any], items: Sequence[dict[str, Any]], out: Path) -> None:
+    """Figures, gates and verdict of ``entry`` from ``items`` that were scored just now.
+
+    Written down in the ledger of ``out`` before and after: a run that is stopped in between has
+    looked all the same. Every process calls this; the first one writes.
+    """
+    tests = {"test_set": set_digest(items), "adapter": entry["sha256"]}
+    rows = sum(item["set"] == "test" for item in items)
+    found = processes.on_main(lambda: look(out, **tests, domain=entry["domain"], rows=rows))
+    entry.pop("seeds", None)  # of an evaluation before this one
+    entry["looks"] = asdict(found)
+    entry.update(figures(entry, items))
+    processes.on_main(lambda: settle(out, **tests, verdict=entry["verdict"]))
