@@ -156,16 +156,23 @@ def curves(
             Markup('<circle cx="{}" cy="{}" r="3"/>').format(x(e), y(v))
             for e, v in zip(epochs, values, strict=True)
         )
-        key = LEFT + place * 150
-        parts.append(
-            Markup(
-                '<g class="line line{n}"><polyline points="{path}"/>{dots}<line x1="{k1}" '
-                'x2="{k2}" y1="{ky}" y2="{ky}"/><text x="{kt}" y="{kty}">{name}</text></g>'
-            ).format(
-                n=place, path=path, dots=dots, k1=key, k2=key + 18, ky=TOP, kt=key + 24,
-                kty=TOP + 4, name=name,
-            )
-        )  # fmt: skip
+        parts.append(_line(place, name, path, dots))
+    return _figure("img", title, Markup("").join(parts))
+
+
+# ── One share against another ───────────────────────────────────────────────────────────────────
+
+
+def traces(
+    lines: Mapping[str, Sequence[tuple[float, float]]], below: str, beside: str, title: str
+) -> Markup:
+    """One line for each of ``lines`` through its points (x, y), both of them shares."""
+    along = (0.0, 1.0)
+    up = (0.0, min(1.0, 1.08 * max(y for points in lines.values() for _, y in points)) or 1.0)
+    x, y = _scale(along, LEFT, WIDTH - RIGHT), _scale(up, HEIGHT - BOTTOM, TOP + 18)
+    parts = [_axes(x, y, along, up, below, beside)]
+    for place, (name, points) in enumerate(lines.items()):
+        parts.append(_line(place, name, " ".join(f"{x(a)},{y(b)}" for a, b in points)))
     return _figure("img", title, Markup("").join(parts))
 
 
@@ -195,6 +202,18 @@ def _axes(
         '<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>'
         '<text class="axis" transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}</text>'
     ).format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, below, middle, beside)
+
+
+def _line(place: int, name: str, path: str, dots: Markup | None = None) -> Markup:
+    """A line and its key: the first of a chart is drawn through, the second in dashes."""
+    key = LEFT + place * 150
+    return Markup(
+        '<g class="line line{n}"><polyline points="{path}"/>{dots}<line x1="{k1}" '
+        'x2="{k2}" y1="{ky}" y2="{ky}"/><text x="{kt}" y="{kty}">{name}</text></g>'
+    ).format(
+        n=place, path=path, dots=dots or "", k1=key, k2=key + 18, ky=TOP, kt=key + 24,
+        kty=TOP + 4, name=name,
+    )  # fmt: skip
 
 
 def _rule(x1: float, x2: float, y1: float, y2: float, kind: str) -> Markup:

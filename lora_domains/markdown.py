@@ -6,13 +6,16 @@ from typing import Any
 
 from lora_domains.wording import (
     SIGNS,
+    calibrated,
     counted,
     fallen,
     gained,
     headline,
     interval,
     kept,
+    looked,
     metric_name,
+    named_from,
     nats_of,
     number,
     open_gates,
@@ -20,6 +23,7 @@ from lora_domains.wording import (
     percent,
     points,
     ranked,
+    remembered,
 )
 
 # GitHub's limits: a job summary in bytes, a comment in characters (bytes are never fewer).
@@ -70,6 +74,9 @@ def readme(card: Mapping[str, Any]) -> str:
             ("On rows it was not trained on", _scores(entry)),
             ("General knowledge", _general(entry)),
             ("Per class", _classes(entry)),
+            ("Slices", _slices(entry)),
+            ("Seeds", _seeds(entry)),
+            ("How far to trust it", _trust(entry)),
         ):
             body += [f"## {title}", "", *part] if part else []
     body += _training(entry) + _loading(entry)
@@ -128,6 +135,43 @@ def _classes(entry: Mapping[str, Any]) -> list[str]:
         for label, row in entry.get("per_class", {}).items()
     ]  # fmt: skip
     return table(["class", "precision", "recall", "F1", "rows"], rows) if rows else []
+
+
+def _slices(entry: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [escaped(f"{column} = {value}"), str(fields["n"]), number(fields["base"]),
+         number(fields["adapter"]), interval(fields)]
+        for column, values in entry.get("slices", {}).items()
+        for value, scores in values.items()
+        for fields in scores.values() if fields
+    ]  # fmt: skip
+    return table(["slice", "rows", "base", "adapter", "difference"], rows) if rows else []
+
+
+def _seeds(entry: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [escaped(metric_name(metric)), str(fields["runs"]), interval(fields),
+         number(fields["sd_seed"], 4), number(fields["se_items"], 4)]
+        for metric, fields in (entry.get("seeds") or {}).items()
+    ]  # fmt: skip
+    head = ["adapter − base", "seeds", "mean (95 % bounds for another seed)", "sd between seeds",
+            "s.e. by items"]  # fmt: skip
+    return table(head, rows) if rows else []
+
+
+def _trust(entry: Mapping[str, Any]) -> list[str]:
+    """Looks at the test set, calibration, the threshold, memorisation: a sentence each."""
+    said = [
+        f"- {title}: {escaped(words(entry[key]))}."
+        for key, title, words in (
+            ("looks", "Looks at the test rows", looked),
+            ("calibration", "Confidence", calibrated),
+            ("curve", "Decision", named_from),
+            ("memorisation", "Memorisation", remembered),
+        )
+        if entry.get(key)
+    ]
+    return [*said, ""] if said else []
 
 
 def _training(entry: Mapping[str, Any]) -> list[str]:
@@ -239,6 +283,7 @@ def _details(entry: Mapping[str, Any]) -> list[str]:
     return [
         f"<details{opened}><summary>{title}</summary>", "",
         *(_gates(entry) if entry["gates"] else ["It has not been evaluated.", ""]),
-        *_scores(entry), *_general(entry), *_classes(entry),
+        *_scores(entry), *_general(entry), *_classes(entry), *_slices(entry), *_seeds(entry),
+        *_trust(entry),
         "</details>", "",
     ]  # fmt: skip

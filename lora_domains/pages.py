@@ -32,7 +32,10 @@ def page(report: Mapping[str, Any]) -> str:
         "percent": wording.percent,
         "interval": wording.interval,
         "metric": wording.metric_name,
-        "kind": _kind,
+        "looked": wording.looked,
+        "calibrated": wording.calibrated,
+        "remembered": wording.remembered,
+        "named_from": wording.named_from,
     }
     adapters = list(_adapters(report))
     chart, left_out = _scatter(adapters)
@@ -51,13 +54,6 @@ def page(report: Mapping[str, Any]) -> str:
         matrix=_matrix(report["matrix"]) if report.get("matrix") else None,
         signs=wording.SIGNS,
     )
-
-
-def _kind(value: object) -> str:
-    """How the page shows a value whose shape it does not know: table, list, pairs or text."""
-    if isinstance(value, Mapping):
-        return "pairs"
-    return "list" if isinstance(value, Sequence) and not isinstance(value, str) else "text"
 
 
 # ── What the template shows of each adapter ─────────────────────────────────────────────────────
@@ -107,7 +103,7 @@ def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "bar": charts.bar(kept, kept_scale, -(margin or 0.0), _verdict(entry, "retention")),
                 "change": wording.points(kept),
             }
-        yield shown | _scores(entry) | _curves(entry) | _confusion(entry)
+        yield shown | _scores(entry) | _curves(entry) | _confusion(entry) | _honesty(entry)
 
 
 def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
@@ -215,6 +211,23 @@ def _confusion(entry: Mapping[str, Any]) -> dict[str, Any]:
         for who in ("base", "adapter")
     }
     return {"confusion": {"labels": labels, **tables}, "confused": []}
+
+
+def _honesty(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Charts of what referring unsure answers costs, and of precision against recall."""
+    risk, named = (entry.get("calibration") or {}).get("risk_coverage"), entry.get("curve") or {}
+    found: dict[str, Any] = {"risk_chart": None, "curve_chart": None}
+    if risk:
+        lines = {name: [(p["coverage"], p[key]) for p in risk]
+                 for name, key in (("share wrong", "risk"), ("at most", "upper"))}  # fmt: skip
+        title = f"Share of wrong answers against share answered by {entry['path']}; table below"
+        found["risk_chart"] = charts.traces(lines, "share answered", "share wrong", title)
+    lines = {f"{rows} rows": [(p["recall"], p["precision"]) for p in named[rows]]
+             for rows in ("test", "validation") if named.get(rows)}  # fmt: skip
+    if lines:
+        title = f"Precision against recall of {entry['path']}; the figures are in the table below"
+        found["curve_chart"] = charts.traces(lines, "recall", "precision", title)
+    return found
 
 
 # ── All adapters together ───────────────────────────────────────────────────────────────────────

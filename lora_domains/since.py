@@ -189,4 +189,6 @@ def _change(
 
 
 def _weaker(before: str | None, now: str) -> bool:
-    return before is not None and WORST_FIRST.index(now) < WORST_FIRST.index(before)
+    if before not in WORST_FIRST or now not in WORST_FIRST:  # new, or not applicable
+        return False
+    return WORST_FIRST.index(now) < WORST_FIRST.index(before)

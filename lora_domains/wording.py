@@ -67,8 +67,54 @@ def kept(entry: Entry) -> Mapping[str, Any] | None:
 
 def open_gates(entry: Entry) -> list[Mapping[str, Any]]:
     """The gates that keep an adapter from shipping, failed ones first."""
-    gates = [gate for gate in entry["gates"] if gate["verdict"] != "pass"]
+    gates = [gate for gate in entry["gates"] if gate["verdict"] in WORST_FIRST[:2]]
     return sorted(gates, key=lambda gate: WORST_FIRST.index(gate["verdict"]))
+
+
+# ── What else was found out about one adapter ───────────────────────────────────────────────────
+
+
+def looked(looks: Entry) -> str:
+    """Where the verdict stands among all looks at its test rows (``looks.Standing``)."""
+    before = _plural(looks["before"], "look")
+    others = _plural(looks["adapters"], "other adapter")
+    said = f"{before} before this one, {others} judged first: gates hold {level(looks)} bounds"
+    return f"{said}; {looks['broken']}" if looks["broken"] else said
+
+
+def level(looks: Entry) -> str:
+    return f"{100 * looks['level']:.6g} %"
+
+
+def between(fields: Mapping[str, Any], key: str, bounds: Mapping[str, Any]) -> str:
+    """``0.021 (0.010 to 0.034)``: a figure that is no difference, and its bounds."""
+    return f"{number(fields[key])} ({number(bounds['lower'])} to {number(bounds['upper'])})"
+
+
+def calibrated(found: Entry) -> str:
+    """How far a confidence can be believed (``calibration.calibration``)."""
+    ece, brier = (between(found, key, found["bounds"][key]) for key in ("ece", "brier"))
+    return f"expected error {ece}, Brier score {brier}; 0 is best"
+
+
+def remembered(found: Entry) -> str:
+    """What the adapter gained tells training rows from test rows (``memorisation``)."""
+    auc = between(found, "auc", found)
+    rows = f"{found['train']} training and {found['test']} test rows"
+    return f"its gain tells training rows from test rows with an AUC of {auc}; .5 is chance; {rows}"
+
+
+def named_from(curve: Entry) -> str:
+    """From which probability the positive class is named, and who chose that."""
+    if "wanted" not in curve:
+        return f"{curve['positive']} is named where it is the likeliest class"
+    wish = ", ".join(f"{name} {value:g}" for name, value in curve["wanted"].items())
+    if curve["threshold"] is None:
+        return f"no threshold reached {wish} on validation rows: the likeliest class is named"
+    return (
+        f"{curve['positive']} is named from a probability of {number(curve['threshold'])} on, "
+        f"which validation rows chose for {wish}"
+    )
 
 
 # ── All of them ─────────────────────────────────────────────────────────────────────────────────

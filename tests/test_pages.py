@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import CARD, FAILS, PASSES, UNSURE, folder, items
+from folders import CARD, FAILS, LOOKS, PASSES, UNSURE, folder, items, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,9 +44,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             if item["set"] == "test":
                 item["text"] = f"row {n} " + HOSTILE
                 item["slices"] = {"ward": HOSTILE if n % 2 else "south"}
+                said = item["scores"]["adapter"]
+                said["positive"] = abs(1 - said["prediction"] - said["confidence"])
                 item["others"] = dict.fromkeys({"medical", "legal", "finance"} - {name},
                                                item["scores"]["base"])  # fmt: skip
-        made.append(folder(there, name, rows, looks={"count": 3}, seeds=[{"f1": 0.9}, HOSTILE]))
+        made.append(folder(there, name, rows, looks=LOOKS, seeds=seeds(HOSTILE)))
     found = combine(made, show_text=True)
     found["base"]["id"] = "base " + HOSTILE
     found["adapters"][0]["domain"] = HOSTILE
@@ -140,7 +142,11 @@ def test_a_chart_has_a_text_alternative_or_stands_beside_its_figures(shown: Path
             assert "table" in (attrs["aria-label"] or "")
         else:
             assert attrs["aria-hidden"] == "true"
-    assert text.count("Figures of every epoch") == text.count('class="line line1"') == 3
+    for of in ("every epoch", "risk and coverage", "precision and recall"):
+        assert text.count(f"Figures of {of}") == 3
+    # Loss, risk, and precision (on test rows alone: no validation row chose a threshold here).
+    assert text.count('class="line line0"') == 4 * 3
+    assert text.count('class="line line1"') == 2 * 3
 
 
 def test_the_verdict_is_the_first_thing_said(report: dict[str, Any]) -> None:
@@ -153,13 +159,14 @@ def test_the_verdict_is_the_first_thing_said(report: dict[str, Any]) -> None:
 
 def test_optional_parts_are_shown_when_they_are_there(report: dict[str, Any]) -> None:
     text = page(report)
-    for part in ("Slices", "Seeds", "earlier looks", "Calibration", "Confusion", "Per class",
-                 "What each adapter does to the other domains", "since main.json"):  # fmt: skip
+    for part in ("Slices", "Seeds", "earlier looks", "3 looks before this one", "Calibration",
+                 "Precision against recall", "Confusion", "Per class", "since main.json",
+                 "What each adapter does to the other domains"):  # fmt: skip
         assert part in text, part
     bare = copy.deepcopy(report)
     del bare["since"]
     for entry in bare["adapters"]:
-        for key in ("slices", "seeds", "looks", "calibration", "confusion", "per_class",
+        for key in ("slices", "seeds", "looks", "calibration", "curve", "confusion", "per_class",
                     "mistakes"):  # fmt: skip
             del entry[key]
         entry["training"]["history"] = []
@@ -168,7 +175,8 @@ def test_optional_parts_are_shown_when_they_are_there(report: dict[str, Any]) ->
         for r, row in enumerate(bare["matrix"]["values"])
     ]
     text = page(bare)
-    for part in ("Slices", "Seeds", "earlier looks", "Calibration", "Confusion", "main.json"):
+    for part in ("Slices", "Seeds", "earlier looks", "Calibration", "Precision against recall",
+                 "Confusion", "main.json"):  # fmt: skip
         assert part not in text, part
     assert "no matrix to show" in text
 

@@ -14,7 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import ROOT
-from folders import CARD, FAILS, PASSES, UNSURE, folder, items
+from folders import CARD, FAILS, LOOKS, PASSES, UNSURE, folder, items, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -48,7 +48,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
                 item["slices"] = {"ward": "north" if n % 2 else "south"}
                 others = {"medical", "legal", "finance"} - {name}
                 item["others"] = dict.fromkeys(others, item["scores"]["base"])
-        made.append(folder(there, name, rows, looks=3, seeds={"f1": [0.91, 0.93]}))
+        made.append(folder(there, name, rows, looks=LOOKS, seeds=seeds()))
     return made
 
 
