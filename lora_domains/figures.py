@@ -66,6 +66,7 @@ class Rows(list[Mapping[str, Any]]):
     def __init__(self, items: Iterable[Mapping[str, Any]], whole: "Rows | None" = None) -> None:
         super().__init__(items)
         self.columns: dict[tuple[str, str], Array] = {}
+        self.scores: dict[str, list[Mapping[str, float]]] = {}
         self.whole, self.places = whole, np.empty(0, int)
 
     def part(self, places: Array) -> "Rows":
@@ -87,8 +88,9 @@ class Rows(list[Mapping[str, Any]]):
             return self.whole.column(contender, key)[self.places]
 
         def values() -> list[float]:
-            scores = [item["scores"].get(contender) or {} for item in self]
-            return [score.get(key, np.nan) for score in scores]
+            if contender not in self.scores:
+                self.scores[contender] = [item["scores"].get(contender, {}) for item in self]
+            return [score.get(key, np.nan) for score in self.scores[contender]]
 
         return self._kept((contender, key), values)
 
