@@ -34,9 +34,9 @@ def seeds(changes: FloatArray, level: float = 0.95) -> dict[str, Any]:
     """Figures of S runs, from ``changes`` (S, n): adapter - base on each item, for each run.
 
     ``difference`` is the mean over runs, with bounds of the mean over *all* seeds and *all* items,
-    not these alone (degrees of freedom: Satterthwaite 1946); ``sd_seed`` is the standard deviation between seeds once the items' share
-    is taken out, ``se_items`` what the choice of n items adds to the mean. Raises ValueError for
-    fewer than two runs or two items.
+    not these alone (degrees of freedom: Satterthwaite 1946). ``sd_seed`` is the standard deviation
+    between seeds once the items' share is taken out, ``se_items`` what the choice of n items adds
+    to the mean. Raises ValueError for fewer than two runs or two items.
     """
     from scipy.special import stdtrit
 
