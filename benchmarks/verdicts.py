@@ -228,11 +228,11 @@ def main() -> None:
         "climb_of_50_passes": {
             rule: {
                 f"n={n}, {flips:.0%} flip, {redrawn:.0%} redrawn": climb(
-                    n, flips, redrawn, level, 20_000
+                    n, flips, redrawn, level, 20_000 if rule == "ours" else 4_000
                 )
-                for n in (200, 700)
+                for n in (200, 700, 1319)
                 for flips in (0.08, 0.2)
-                for redrawn in (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
+                for redrawn in (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.05)
             }
             for rule, level in RULES.items()
         },

@@ -218,7 +218,7 @@ class Display:
         """Runs from several seeds (see ``seeds.seeds``): their figures, seed and items apart."""
         first = next(iter(found.values()))
         self.title(f"{first['runs']} seeds on the same {first['n']} rows")
-        table = _table(["adapter − base", "each seed", "mean, 95 % bounds for another seed",
+        table = _table(["adapter − base", "each seed", "mean, 95 % bounds over seeds and items",
                         "sd between seeds", "s.e. by items"])  # fmt: skip
         for metric, fields in found.items():
             each = "  ".join(f"{value:+.3f}" for value in fields["each"])

@@ -15,7 +15,7 @@ last) betrays lines taken off the end. Removing both files is not seen: this kee
 honest. Nor is a test set changed by a row the same test set.
 
 **The rule** (``level``): of the 5 % that a verdict may err, the first adapter spends 4 %, the
-second .4 %, and each one after it half as much again; together less than 5 %. That alone keeps
+second .3 %, and each one after it half of the one before; together 4.6 %. That alone keeps
 verdicts honest where adapters do not follow from one another (alpha spending: Lan & DeMets 1983,
 Biometrika 70:659). Where they do, the number of adapters one could have come to doubles with each
 look that told which to keep, and so must the evidence (Blum & Hardt 2015, The Ladder, ICML; Dwork
@@ -41,7 +41,7 @@ except ImportError:  # Windows has no advisory locks; there one process writes a
     fcntl = None  # type: ignore[assignment]
 
 LEDGER, HEAD = ".looks.jsonl", ".looks.head"
-ALPHA, FIRST, SECOND = 0.05, 0.8, 0.08
+ALPHA, FIRST, SECOND = 0.05, 0.8, 0.06
 """What a verdict may err in all, and the shares of it that the first two adapters spend."""
 LEAST = 1e-9
 """No look spends less: beyond it no adapter could pass, and a float could not hold the level."""

@@ -33,10 +33,10 @@ def influence(statistic: Statistic, columns: FloatArray) -> FloatArray:
 def seeds(changes: FloatArray, level: float = 0.95) -> dict[str, Any]:
     """Figures of S runs, from ``changes`` (S, n): adapter - base on each item, for each run.
 
-    ``difference`` is the mean over runs, with bounds for *another seed's adapters on other items*
-    (Satterthwaite 1946); ``sd_seed`` is the standard deviation between seeds once the items' share
-    is taken out, ``se_items`` what the choice of n items adds to the mean. Raises ValueError for
-    fewer than two runs or two items.
+    ``difference`` is the mean over runs, with bounds of the mean over *all* seeds and *all* items,
+    not these alone (degrees of freedom: Satterthwaite 1946). ``sd_seed`` is the standard deviation
+    between seeds once the items' share is taken out, ``se_items`` what the choice of n items adds
+    to the mean. Raises ValueError for fewer than two runs or two items.
     """
     from scipy.special import stdtrit
 
@@ -51,8 +51,8 @@ def seeds(changes: FloatArray, level: float = 0.95) -> dict[str, Any]:
     ms_rest = float((rest**2).sum()) / free
     var_seed = max(0.0, (ms_run - ms_rest) / n)
     var_item = max(0.0, (ms_item - ms_rest) / runs)
-    # The variance of the mean: each part over how often it was drawn. Never below what either way
-    # of looking says alone, since a part estimated below zero is none.
+    # The variance of the mean: each part over how often it was drawn; one estimated below zero is
+    # none.
     parts = [(ms_run, runs - 1.0), (ms_item, n - 1.0)]
     variance = (var_seed / runs) + (var_item / n) + ms_rest / (runs * n)
     spread = sum(ms**2 / df for ms, df in parts) + ms_rest**2 / free

@@ -61,7 +61,7 @@ def _bounds(
     mean = float(here.mean())
     if groups is None and np.isin(here, (0.0, 1.0)).all():
         return wilson(mean * n, n, level)
-    part = None if groups is None else [groups[i] for i in np.flatnonzero(rows)]
+    part = None if groups is None else [groups[int(i)] for i in np.flatnonzero(rows)]
     drawn = bootstrap(ratio, np.stack([here, np.ones(n)], axis=1), groups=part, level=level)
     if math.isfinite(drawn.lower) and drawn.lower < drawn.upper:
         return drawn
