@@ -5,7 +5,7 @@ import os
 import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -186,8 +186,7 @@ class DomainModel:
         self.base.model._compiled_call_impl = Compiled(self.bank, **options)
         return self
 
-    @contextmanager
-    def using(self, name: str | None) -> Iterator[Self]:
+    def using(self, name: str | None) -> AbstractContextManager[Self]:
         """Serve every call inside by the adapter ``name``; None is the base.
 
         Safe across threads and tasks, nested and on exceptions. A thread started inside begins
@@ -195,8 +194,7 @@ class DomainModel:
         call instead: what ``using`` says would hold for whoever is given the value. Raises
         UsageError for a name that is not resident, and for blocks left out of order.
         """
-        with self.bank.routed(name):
-            yield self
+        return entered(self.base.model, self.bank.route(name), self)
 
     # Training
 
@@ -494,7 +492,7 @@ def _witness(base: Base) -> tuple[str, bytes]:
     """The base's state digest and its logits on a fixed input, bit for bit."""
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
-    with torch.no_grad(), entered(base.model, None):
+    with torch.no_grad(), entered(base.model, None, None):
         logits = base.model(input_ids=ids, use_cache=False).logits
     return base.state_digest(), logits.float().cpu().numpy().tobytes()
 
