@@ -143,7 +143,7 @@ class Bank:
 
         Raises UsageError, at once, for a name that is not here.
         """
-        return entered(self.base.model, self.route(domains))
+        return entered(self.base.model, self.route(domains), None)
 
     def current(self) -> Route | None:
         """What serves calls made here; None is the base."""

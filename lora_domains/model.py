@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -198,8 +198,7 @@ class DomainModel:
         self.base.model._compiled_call_impl = Compiled(self.bank, **options)
         return self
 
-    @contextmanager
-    def using(self, name: str | None) -> Iterator[Self]:
+    def using(self, name: str | None) -> AbstractContextManager[Self]:
         """Serve every call inside by the adapter ``name``; None is the base.
 
         Safe across threads and tasks, nested and on exceptions. A thread started inside begins
@@ -207,8 +206,7 @@ class DomainModel:
         call instead: what ``using`` says would hold for whoever is given the value. Raises
         UsageError for a name that is not resident, and for blocks left out of order.
         """
-        with self.bank.routed(name):
-            yield self
+        return entered(self.base.model, self.bank.route(name), self)
 
     # Training
 
@@ -578,7 +576,7 @@ def _witness(base: Base) -> tuple[str, bytes]:
     """
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
-    with torch.no_grad(), entered(base.model, None):
+    with torch.no_grad(), entered(base.model, None, None):
         if base.encoder:
             model = base.model if base.language_head else base.model.base_model
             found = model(input_ids=ids)[0]

@@ -25,7 +25,6 @@ from lora_domains.gradients import micro_batches
 from lora_domains.memory import duration, estimated_bytes, too_little, words
 from lora_domains.model import DomainModel
 from lora_domains.recompute import recomputing
-from lora_domains.routing import routed
 from lora_domains.training import Run
 
 # ── Before and after loading ────────────────────────────────────────────────────────────────────
@@ -198,7 +197,7 @@ def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str
     bank.add(strong(base, "a", dropout=0.3), trainable=True)
     torch.manual_seed(0)
     with recomputing(base.model) if again else nullcontext():
-        with routed("a"):
+        with bank.routed("a"):
             loss = base.model(input_ids=IDS, labels=IDS, use_cache=False).loss
         if thread:
             with ThreadPoolExecutor(1) as pool:
@@ -227,7 +226,7 @@ def test_without_the_route_restored_they_would_be_wrong_in_silence(
 ) -> None:
     """What the test above would see: other gradients, or torch's own complaint."""
     plain = adapter_gradients(tiny_base, again=False, thread=False)
-    monkeypatch.setattr(recompute, "routed", lambda _: nullcontext())
+    monkeypatch.setattr(recompute, "entered", lambda *_: nullcontext())
     try:
         found = adapter_gradients(tiny_base, again=True, thread=True)
     except CheckpointError:
@@ -237,12 +236,13 @@ def test_without_the_route_restored_they_would_be_wrong_in_silence(
 
 def test_each_layer_is_computed_twice_and_is_itself_again_afterwards(tiny_base: Path) -> None:
     base = load_base(tiny_base, device="cpu")
-    Bank(base).add(strong(base, "a"), trainable=True)
+    bank = Bank(base)
+    bank.add(strong(base, "a"), trainable=True)
     layer = base.model.model.layers[0]
     calls: list[int] = []
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     before = dict(vars(layer))
-    with recomputing(base.model), routed("a"):
+    with recomputing(base.model), bank.routed("a"):
         base.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
         assert not base.model.training
     assert len(calls) == 2
