@@ -12,6 +12,7 @@ import torch
 from conftest import make_base, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from test_model import SUITE
 from test_training import domain, make_run
 from torch.utils.checkpoint import CheckpointError
 
@@ -259,7 +260,11 @@ def test_a_model_without_such_layers_is_refused() -> None:
         pass
 
 
-def test_a_whole_run_ends_alike_with_and_without(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_whole_run_ends_alike_with_and_without(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the base's own passes for KL among the adapter's."""
+    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
     rows = make_rows(60)
     weights = [
         ended(make_run(tmp_path / str(on), tiny_base,
