@@ -34,6 +34,7 @@ from lora_domains.scoring import choice_logprobs, generate_in_chunks, renormalis
 from lora_domains.serving import by_domain, continued, each_row, streamed
 from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
+from lora_domains.trace import Trace, trace
 from lora_domains.training import Plan, Run, Trained, make_plan
 
 LONGEST = 2048
@@ -535,6 +536,17 @@ class DomainModel:
     def _answers(self, items: list[Item], most: int) -> list[str]:
         texts = generate_in_chunks(self.base.model, self.base.tokenizer, items, most)
         return [text.strip() for text in texts]
+
+    def trace(self, text: str | Mapping[str, Any], domain: str) -> Trace:
+        """One text through base and the adapter ``domain``: tokens, probabilities, layers.
+
+        ``text`` is a string, or a row with the columns of the domain's prompt. The trace holds it:
+        show it (``display.trace``), do not save it.
+        """
+        task = self._task(domain)
+        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
+        (example,) = unanswered([_asked(task, text, 0)])
+        return trace(self.bank, domain, task, example, encoder)
 
     def generate(
         self,

@@ -15,11 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
 # `report`; `display` shows what a report holds.
-LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "domain", "figures",
-         "report", "display"]  # fmt: skip
+LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "augmentation",
+         "domain", "figures", "report", "display"]  # fmt: skip
 HEAVY = ["metrics", "base", "encoding", "slots", "routing", "adapter", "loading", "bank",
-         "scoring", "serving", "evaluation", "benchmark", "retention", "training", "model",
-         "cli"]  # fmt: skip
+         "scoring", "serving", "evaluation", "benchmark", "retention", "training", "trace",
+         "model", "scale", "learning", "cli"]  # fmt: skip
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "reading", "embedded"}}
