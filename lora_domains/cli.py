@@ -7,9 +7,11 @@ A recipe exits 0 once training and evaluation are finished, whatever the verdict
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -25,7 +27,7 @@ from lora_domains.errors import (
     did_you_mean,
 )
 from lora_domains.report import CARD, read_card, rebuild
-from lora_domains.tasks import Classification
+from lora_domains.tasks import Classification, Task, task_from_record
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 USAGE, INTERRUPTED = 2, 130
@@ -359,6 +361,123 @@ def _benchmark(flags: argparse.Namespace) -> int:
     return EXIT[found.verdict]
 
 
+def _loaded(flags: argparse.Namespace) -> Any:
+    """The base of the flags as a DomainModel, with the cores it should use."""
+    from lora_domains.base import quiet_imports
+
+    quiet_imports()
+    from accelerate import PartialState
+
+    from lora_domains.model import DomainModel
+
+    _use_cores(PartialState())
+    return DomainModel.from_pretrained(
+        flags.base, quantization=_bits(flags), out=flags.out,
+        display=Display(quiet=not PartialState().is_main_process),
+    )  # fmt: skip
+
+
+def _trace(flags: argparse.Namespace) -> int:
+    """One text through base and adapter, on the screen and nowhere else."""
+    model = _loaded(flags)
+    name = model.load_adapter(flags.adapter)
+    row: Any = flags.text
+    if row.lstrip().startswith("{"):
+        with suppress(ValueError):
+            row = json.loads(row)
+    found = model.trace(row, name)
+    model.display.trace(asdict(found), found.most_moved)
+    return 0
+
+
+def _curve(flags: argparse.Namespace) -> int:
+    """Gain and retention over the adapter's scale; into its card."""
+    model = _loaded(flags)
+    name = model.load_adapter(flags.adapter)
+    from lora_domains.scale import SCALES, curve
+
+    entry = (model.bank[name].card or {"adapters": [{}]})["adapters"][0]
+    settings = entry.get("settings", {})
+    domain = _asked_about(flags, task_from_record(settings["task"]) if settings else None)
+    if flags.seed is None and settings:
+        domain = with_settings(domain, seed=settings["training"]["seed"])
+    model.display.scale_curve(curve(model, name, domain, flags.scales or SCALES))
+    return 0
+
+
+def _learning_curve(flags: argparse.Namespace) -> int:
+    """Would more data help? A table, and a JSON file."""
+    model = _loaded(flags)
+    from lora_domains.learning import SHARES, learning_curve
+
+    domain = _asked_about(flags, None)
+    found = learning_curve(model, domain, flags.sizes or SHARES)
+    model.display.learning_curve(found)
+    if not model.display.quiet:
+        path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        model.display.line(f"All of it: {path}")
+    return 0
+
+
+def _asked_about(flags: argparse.Namespace, task: Task | None) -> Domain:
+    """The domain of a recipe, or of rows in a file read by ``task``, as the flags say."""
+    if Path(flags.rows).suffix == ".py":
+        return configured(load_domain(flags.rows), flags)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(flags.rows).stem).strip("-_") or "rows"
+    domain = Domain(flags.name or name, task or Classification(), Data(flags.rows))
+    own = argparse.Namespace(**vars(flags) | {"train": flags.rows})
+    return configured(domain, own)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _add_questions(verbs: Any) -> None:
+    """The verbs that answer what people ask of an adapter, and of their rows."""
+    trace = verbs.add_parser("trace", help="why it answers so: one text, token by token and layer")
+    trace.add_argument("adapter")
+    trace.add_argument("text", help="a text, or a row as JSON; shown on the screen only")
+    trace.set_defaults(run=_trace)
+    curve = verbs.add_parser("curve", help="gain and retention over the adapter's scale")
+    curve.add_argument("adapter")
+    curve.add_argument("--scales", type=_numbers, metavar="S,S,…", help="0 the base, 1 the adapter")
+    curve.set_defaults(run=_curve)
+    learning = verbs.add_parser("learning-curve", help="would more data help?")
+    learning.set_defaults(run=_learning_curve)
+    for verb in (curve, learning):
+        add = verb.add_argument
+        add("rows", metavar="RECIPE_OR_DATA", help="a recipe, or a file of training rows")
+        add("--validation", help="validation rows; default: carved from the training rows")
+        add("--test", help="test rows; default: carved from the training rows")
+        add("--group", metavar="COLUMN", help="rows that share it stay together")
+        add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
+        add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
+        add("--seed", type=int, help="of splits and training")
+        verb.set_defaults(
+            train=None, text=None, label=None, positive=None, slice=None, show_text=False,
+            name=None, epochs=None, lr=None, rank=None,
+        )  # fmt: skip
+    add = learning.add_argument
+    add("--sizes", type=_numbers, metavar="S,S,…", help="shares of the training rows")
+    add("--reports", default="reports", metavar="DIR", help="where the JSON lands")
+    add("--name", help="of the domain; default: that of the file")
+    add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
+    add("--label", metavar="COLUMN", help="column of the label")
+    add("--positive", metavar="LABEL", help="the class whose F1 counts")
+    add("--epochs", type=int, help="passes over all the training rows at most")
+    add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
+    add("--rank", type=int, help="LoRA rank; default: derived from the supervised tokens")
+    for verb in (trace, curve, learning):
+        add = verb.add_argument
+        add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded one")
+        add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
+        add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
+        add("--out", default="adapters", metavar="DIR", help="where adapters lie")
+
+
 def _bits(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
     if flags.load_in_8bit and flags.load_in_4bit:
         raise UsageError(
@@ -424,6 +543,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
     bench.set_defaults(run=_benchmark, adapters_in="adapters")
+    _add_questions(verbs)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
     for verb in (listing, show, predict):

@@ -230,8 +230,8 @@ class Display:
         whole = sum(layer["moved"] for layer in found["layers"])
         self.line(
             f"The adapter moved {answer!r} from {percent(found['base'][at])} to "
-            f"{percent(found['adapter'][at])}: {found['start']:+.2f} {whole:+.2f} nats, half of it "
-            f"in layer{'s' if len(most_moved) > 1 else ''} {', '.join(map(str, most_moved))}."
+            f"{percent(found['adapter'][at])}: log-odds {found['start']:+.2f} to "
+            f"{found['start'] + whole:+.2f}, half of it in layer{'s' if len(most_moved) > 1 else ''} {', '.join(map(str, most_moved))}."
         )
 
     def scale_curve(self, curve: Mapping[str, Any]) -> None:
@@ -303,7 +303,7 @@ def _table(columns: Sequence[str]) -> Table:
         box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", border_style="dim"
     )
     for index, name in enumerate(columns):
-        table.add_column(escape(name), justify="left" if index == 0 else "right")
+        table.add_column(escape(name), justify="right" if index and name else "left")
     return table
 
 
