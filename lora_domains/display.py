@@ -227,11 +227,11 @@ class Display:
             figures = [f"{layer[k]:+.2f}" for k in ("base", "adapter", "upto", "moved")]
             table.add_row(str(layer["number"]), *figures, signed_bar(layer["moved"] / widest))
         self.console.print(table)
-        whole = sum(layer["moved"] for layer in found["layers"])
+        end = found["start"] + sum(layer["moved"] for layer in found["layers"])
         self.line(
             f"The adapter moved {answer!r} from {percent(found['base'][at])} to "
-            f"{percent(found['adapter'][at])}: log-odds {found['start']:+.2f} to "
-            f"{found['start'] + whole:+.2f}, half of it in layer{'s' if len(most_moved) > 1 else ''} {', '.join(map(str, most_moved))}."
+            f"{percent(found['adapter'][at])} (log-odds {found['start']:+.2f} to {end:+.2f}), "
+            f"half of it in layer{'s' * (len(most_moved) > 1)} {', '.join(map(str, most_moved))}."
         )
 
     def scale_curve(self, curve: Mapping[str, Any]) -> None:

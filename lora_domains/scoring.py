@@ -120,20 +120,24 @@ def renormalise(logprobs: np.ndarray) -> np.ndarray:
 
 
 def tail_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``.
+    """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``."""
+    return last_logits(model, batch.ids, batch.mask, batch.positions, batch.keep)[:, :-1]
+
+
+def last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Logits (rows, count, vocabulary) of the last ``count`` columns of ``ids`` (rows, length).
 
     Only these are computed: the output layer over a whole batch of long prompts would cost more
     memory than everything else together.
     """
-    kept = {"logits_to_keep": batch.keep} if _keeps(model) else {}
     logits: Tensor = model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
         use_cache=False,
-        **kept,
+        **({"logits_to_keep": count} if _keeps(model) else {}),
     ).logits
-    return logits[:, -batch.keep : -1]
+    return logits[:, -count:]
 
 
 @cache

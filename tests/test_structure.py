@@ -23,6 +23,8 @@ HEAVY = ["metrics", "base", "encoding", "slots", "routing", "adapter", "loading"
 ORDER = LIGHT + HEAVY
 # Leaves that declare data; `build` makes the embedded base, and nothing imports it.
 LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "reading", "embedded"}}
+# The bridge to lm-evaluation-harness scores by itself: a leaf of `evaluation` instead.
+BRIDGE = {"harness": {"bank", "encoding", "routing", "scoring"}}
 TORCH = {"torch", "transformers", "peft", "accelerate", "evaluate", "datasets", "bitsandbytes"}
 # Inside a function, and only there: rows from the Hub need `datasets`; `doctor` asks what torch is.
 LAZY = {"data": {"datasets"}, "reading": {"datasets"}, "cli": {"accelerate", "torch"}}
@@ -68,8 +70,14 @@ def test_a_file_imports_only_files_above_it(stem: str) -> None:
 @pytest.mark.parametrize("folder", LEAVES)
 def test_leaves_lean_on_little(folder: str) -> None:
     for path in (PACKAGE / folder).glob("*.py"):
-        if path.stem != "build":
+        if path.stem not in ("build", *BRIDGE):
             assert ours(parsed(path)) <= LEAVES[folder] | {folder}, path
+
+
+@pytest.mark.parametrize("stem", BRIDGE)
+def test_the_bridge_leans_on_what_it_needs(stem: str) -> None:
+    leaves = LEAVES["suites"] | {"suites"}
+    assert ours(parsed(PACKAGE / "suites" / f"{stem}.py")) <= leaves | BRIDGE[stem]
 
 
 @pytest.mark.parametrize("stem", [*LIGHT, "cli", "__init__"])
