@@ -128,8 +128,8 @@ def measured(
     def look(name: str, asked: Sequence[Item], route: str | None) -> float:
         with display.progress(f"{name} on test rows", len(asked)) as advance:
             found = model_scores(bank, task, asked, references, route, advance)
-        for item, score in zip(scored, found, strict=True):
-            item["scores"][name] = score
+        for item, of_item in zip(scored, found, strict=True):
+            item["scores"][name] = of_item
         score = value(metric, scored, name, index)
         assert score is not None
         return score

@@ -118,11 +118,16 @@ def test_likelihoods_are_those_of_the_harness_itself(
     from lora_domains.suites.harness import language_model
 
     asked = requests(yaml(tmp_path, CHOICE))
-    long = [type(asked[0])("loglikelihood", {}, ("alpha river " * 90, " beta cloud"), 0)]
+    # Longer than the context, with a BOS of its own, without any context, and a space too many.
+    asked += [
+        type(asked[0])("loglikelihood", {}, pair, 0)
+        for pair in (("alpha river " * 90, " beta cloud"), ("<s>alpha river", " beta"),
+                     ("", " beta cloud"), ("alpha river ", "beta"))
+    ]  # fmt: skip
     theirs = oracle(tiny_base, merged(tiny_base, bank, route, tmp_path) if route else None)
     with bank.routed(route):
-        ours = language_model(bank).loglikelihood(asked + long)
-    wanted = theirs.loglikelihood(asked + long, disable_tqdm=True)
+        ours = language_model(bank).loglikelihood(asked)
+    wanted = theirs.loglikelihood(asked, disable_tqdm=True)
     for (one, greedy), (other, also) in zip(ours, wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
         assert greedy == also
@@ -258,3 +263,6 @@ def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_p
     assert {item["suite"] for item in asked} == {"local_task"}
     assert all(item["scores"].keys() == {"base", "adapter"} for item in asked)
     assert "cloud" not in json.dumps(asked)
+    # A benchmark scores them in mixed batches, through its store, and finds the same.
+    report = model.benchmark(suite, out=tmp_path / "reports").report
+    assert report["adapters"][0]["general"]["local_task"] == entry["general"]["local_task"]

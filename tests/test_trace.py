@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import IDS, save, strong
-from conftest import make_base
+from conftest import WORDS, make_base
 from rich.console import Console
 
 from lora_domains.bank import Bank
@@ -107,7 +107,7 @@ def test_nothing_of_bank_or_base_changes(bank: Bank) -> None:
 
 
 def test_tokens_are_shown_left_to_right_with_those_that_were_cut(bank: Bank) -> None:
-    encoder, example = Encoder(bank.base.tokenizer, 24), asked("alpha beta gamma delta " * 6)
+    encoder, example = Encoder(bank.base.tokenizer, 24), asked(WORDS)
     found = trace(bank, "strong", TASK, example, encoder)
     whole = bank.base.tokenizer.decode(encoder.tokens(example.prompt))
     assert "".join(found.before + found.cut + found.after) == whole

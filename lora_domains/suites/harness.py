@@ -79,7 +79,7 @@ def _tasks(names: Sequence[str]) -> dict[str, Any]:
     files = all(name.endswith((".yaml", ".yml")) for name in names)
     # Its own tasks are thousands of files, read only when one is named.
     manager = TaskManager(include_defaults=not files)
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
         try:
             found |= manager.load([name])["tasks"]
@@ -163,8 +163,10 @@ def harness_scores(
     rows = [row for row, requests in enumerate(of_document) for _ in requests]
     for kind in dict.fromkeys(request.request_type for request in asked):
         places = [at for at, request in enumerate(asked) if request.request_type == kind]
-        whole = routes is None or isinstance(routes, str)
-        with bank.routed(routes if whole else [routes[rows[at]] for at in places]):
+        served = routes
+        if routes is not None and not isinstance(routes, str):
+            served = [routes[rows[at]] for at in places]
+        with bank.routed(served):
             answers = getattr(model, kind)([asked[at] for at in places])
         for at, found in zip(places, answers, strict=True):
             asked[at].resps = [found] * (asked[at].repeats or 1)
@@ -250,7 +252,8 @@ def language_model(bank: Bank) -> Any:
         def loglikelihood_rolling(
             self, requests: Sequence[Any], disable_tqdm: bool = False
         ) -> list[float]:
-            pairs, rows = [], []
+            pairs: list[Any] = []
+            rows: list[int] = []
             for row, request in enumerate(requests):
                 windows = get_rolling_token_windows(
                     self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
@@ -297,9 +300,9 @@ def continuations(
     for chunk in chunks(items, TOKENS if model.device.type == "cpu" else 8 * TOKENS):
         batch = collate([items[i] for i in chunk], pad, model.device)
         width = batch.labels.shape[1]
-        read = (part[:, :-1] for part in (batch.ids, batch.mask, batch.positions))
+        ids, mask, positions = (part[:, :-1] for part in (batch.ids, batch.mask, batch.positions))
         with narrowed(model, [rows[i] for i in chunk]):
-            logits = last_logits(model, *read, width).float()
+            logits = last_logits(model, ids, mask, positions, width).float()
         here = batch.labels != IGNORED
         labels = batch.labels.clamp(min=0)
         logprobs = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
