@@ -50,6 +50,8 @@ def learning_curve(
     # A name of its own: an interrupted run of this domain keeps its checkpoint.
     own = replace(ready.domain, name=f"{domain.name[:50]}__curve")
     plan = make_plan(model.base, own, ready.train)
+    for warning in plan.warnings:
+        model.display.warn(warning)
 
     def train(items: Sequence[Item], epochs: int) -> Trained:
         steps = math.ceil(len(items) / plan.batch_size)
@@ -135,6 +137,7 @@ def measured(
         return score
 
     def point(name: str, examples: Sequence[Example], epochs: int, most: int) -> dict[str, Any]:
+        display.line(f"{name}: training on {len(examples)} rows")
         chosen = encoder.encode_all(examples)
         again = (chosen * math.ceil(most / len(chosen)))[:most]
         trained = train(again, epochs)
@@ -275,7 +278,7 @@ def answer(curve: Mapping[str, Any]) -> str:
     elif high < HARDLY:
         words = f"Hardly: {seen}, so the rows that were added brought less than {HARDLY:g}."
     else:
-        words = f"Undecided on {curve['test_rows']} test rows: {seen}. More of them would tell."
+        words = f"Undecided on {curve['test_rows']} test rows: {seen}. More test rows would tell."
     twice = curve["twice"]
     if twice is None:
         return words
