@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,7 @@ from lora_domains.errors import (
     did_you_mean,
     listed,
 )
+from lora_domains.heads import Head, head_shapes, layout_of, new_head
 
 CONFIG, WEIGHTS, CARD, README, ITEMS = (
     "adapter_config.json",
@@ -40,11 +42,16 @@ CONFIG, WEIGHTS, CARD, README, ITEMS = (
     "items.jsonl",
 )
 PREFIX = "base_model.model."
+WHOLE = ".modules_to_save.default."
+"""What PEFT puts into the names of modules that it stores whole."""
 
 
 @dataclass
 class Adapter:
-    """LoRA weights for one base. ``weights``: a linear's name → A (rank, in), B (out, rank)."""
+    """LoRA weights for one base, and its trained head where it has one.
+
+    ``weights``: a linear's name → A (rank, in), B (out, rank).
+    """
 
     name: str
     config: Any
@@ -53,18 +60,21 @@ class Adapter:
     card: dict[str, Any] | None = None
     path: Path | None = None
     notes: tuple[str, ...] = ()
+    head: Head | None = None
 
     @property
     def parameters(self) -> int:
-        return sum(a.numel() + b.numel() for a, b in self.weights.values())
+        lora = sum(a.numel() + b.numel() for a, b in self.weights.values())
+        return lora + (self.head.parameters if self.head else 0)
 
 
 # ── PEFT on a skeleton ──────────────────────────────────────────────────────────────────────────
 
 
-def skeleton(base: Base, config: Any) -> Any:
+def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
     """A ``PeftModel`` of the base's architecture on the meta device, with ``config`` injected.
 
+    With ``classes`` it is the architecture's sequence classifier, for an adapter with a head.
     Raises AdapterUnsupported when no linear of this base matches, or for mixture-of-experts
     layers whose experts are one three-dimensional weight: PEFT would leave them out in silence.
     """
@@ -87,12 +97,15 @@ def skeleton(base: Base, config: Any) -> Any:
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     with torch.device("meta"):
-        bare = AutoModelForCausalLM.from_config(plain)
+        if classes is None:
+            bare = AutoModelForCausalLM.from_config(plain)
+        else:
+            bare = _classifier(base, plain, classes)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _plain_linears():
             warnings.simplefilter("ignore")
             return get_peft_model(bare, config, low_cpu_mem_usage=True)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: LoRA on a layer that is saved whole
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in bare.named_modules() if _linear(m)})
         wanted = config.target_modules
         unknown = (
@@ -104,6 +117,38 @@ def skeleton(base: Base, config: Any) -> Any:
             found=listed(map(repr, unknown)) or str(error).splitlines()[0],
             mend=did_you_mean(str(unknown[0]) if unknown else "", linears),
         ) from error
+
+
+@contextmanager
+def _plain_linears() -> Iterator[None]:
+    """A skeleton has plain linears only: PEFT need not import bitsandbytes to look for others."""
+    peft_model = "peft.tuners.lora.model"
+    with (
+        patch(f"{peft_model}.is_bnb_available", return_value=False),
+        patch(f"{peft_model}.is_bnb_4bit_available", return_value=False),
+    ):
+        yield
+
+
+def _classifier(base: Base, config: Any, classes: int) -> Any:
+    """The architecture's own sequence classifier, whose head must be the one in ``heads``."""
+    from transformers import AutoModelForSequenceClassification
+
+    config.num_labels = classes
+    try:
+        model = AutoModelForSequenceClassification.from_config(config)
+        there = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    except ValueError:  # transformers has none for this architecture
+        there = {}
+    wanted = head_shapes(base, classes)
+    if not wanted.items() <= there.items():
+        raise AdapterUnsupported(
+            where=base.id,
+            expected=f"an architecture with a classification head of {listed(wanted)}",
+            found=f"{config.model_type}, which has another or none",
+            mend="Train without a head: the labels are then scored as text.",
+        )
+    return model
 
 
 def _linear(module: torch.nn.Module) -> bool:
@@ -129,13 +174,19 @@ def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix(PREFIX), module
 
 
-def new_adapter(base: Base, name: str, lora: Lora, rank: int, alpha: int, seed: int) -> Adapter:
-    """A fresh adapter as PEFT initialises it (A Kaiming-uniform, B zero), drawn from ``seed``."""
+def new_adapter(
+    base: Base, name: str, lora: Lora, rank: int, alpha: int, seed: int, classes: int | None = None
+) -> Adapter:
+    """A fresh adapter as PEFT initialises it (A Kaiming-uniform, B zero), drawn from ``seed``.
+
+    With ``classes`` it has a head of that many.
+    """
     from peft import LoraConfig, TaskType
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if classes is None else TaskType.SEQ_CLS,
+        modules_to_save=None if classes is None else list(layout_of(base).saved),
         r=rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
@@ -147,14 +198,15 @@ def new_adapter(base: Base, name: str, lora: Lora, rank: int, alpha: int, seed: 
     weights, scales = {}, {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for linear, layer in lora_layers(skeleton(base, config)):
+        for linear, layer in lora_layers(skeleton(base, config, classes)):
             layer.lora_A["default"].to_empty(device="cpu")
             layer.lora_B["default"].to_empty(device="cpu")
             layer.reset_lora_parameters("default", init_lora_weights=True)
             a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
             weights[linear] = (a.detach().float(), b.detach().float())
             scales[linear] = float(layer.scaling["default"])
-    return Adapter(name, config, weights, scales)
+        head = None if classes is None else new_head(base, classes)
+    return Adapter(name, config, weights, scales, head=head)
 
 
 # ── Saving ──────────────────────────────────────────────────────────────────────────────────────
@@ -206,7 +258,8 @@ def _write_papers(
 
 
 def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
-    model = skeleton(base, deepcopy(adapter.config))
+    head = adapter.head
+    model = skeleton(base, deepcopy(adapter.config), head.classes if head else None)
     config = model.peft_config["default"]
     config.base_model_name_or_path = base.id
     # A set is written in hash order, different in every process; the same bytes are wanted.
@@ -217,7 +270,21 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
     for linear, (a, b) in adapter.weights.items():
         state[f"{PREFIX}{linear}.lora_A.default.weight"] = a.contiguous()
         state[f"{PREFIX}{linear}.lora_B.default.weight"] = b.contiguous()
+    if head:
+        # PEFT adds its own names each time it meets the config, and "all-linear" takes the head in.
+        config.modules_to_save = list(layout_of(base).saved)
+        if not isinstance(config.target_modules, str):
+            whole = {name.rpartition(".")[0] for name in head.weights}
+            config.target_modules = [t for t in config.target_modules if t not in whole]
+        for name, _ in model.named_parameters():
+            if WHOLE in name:
+                state[name] = head.weights[_plain_name(name)].detach().cpu().contiguous()
     model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+
+
+def _plain_name(name: str) -> str:
+    """``base_model.model.bert.pooler.modules_to_save.default.dense.bias``: ``bert.pooler…``."""
+    return name.removeprefix(PREFIX).replace(WHOLE, ".")
 
 
 def fingerprint(folder: Path) -> str:
@@ -229,23 +296,27 @@ def fingerprint(folder: Path) -> str:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
     """A new folder beside ``folder`` to write into, that takes its place when the block succeeds.
 
     A process killed at any moment leaves the old folder or the new one. Raises AdapterError
-    when the disk refuses; the unfinished folder is removed then.
+    when the disk refuses; the unfinished folder is removed then. A folder that stands there
+    without the file ``mark`` is not ours to replace.
     """
     check_name(folder.name)
     # A link stays a link: what it points to is replaced.
     folder = settled(folder.resolve())
-    _refuse_others(folder)
+    _refuse_others(folder, mark)
     fresh: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         fresh.chmod(0o755)
         yield fresh
+        # safetensors lets its owner alone read a file; what others may read is the umask's to say.
+        mode = (fresh / mark).stat().st_mode
         for path in fresh.iterdir():
+            path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _take_place(fresh, folder)
@@ -261,14 +332,14 @@ def replacing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _refuse_others(folder: Path) -> None:
+def _refuse_others(folder: Path, mark: str) -> None:
     """Never replace what is no adapter: a mistaken name must not cost somebody a folder."""
-    if folder.exists() and not (folder / CONFIG).exists():
+    if folder.exists() and not (folder / mark).exists():
         held = listed(sorted(p.name for p in folder.iterdir()), 3) if folder.is_dir() else "a file"
         if held:
             raise AdapterError(
                 where=folder.name,
-                expected="an adapter, an empty folder or nothing in that place",
+                expected=f"a folder with {mark}, an empty one or nothing in that place",
                 found=held,
                 mend="Choose another name or another --out.",
             )

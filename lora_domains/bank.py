@@ -13,6 +13,7 @@ from lora_domains.adapter import Adapter
 from lora_domains.base import Base
 from lora_domains.errors import AdapterError, UsageError, did_you_mean
 from lora_domains.routing import (
+    Mixed,
     Route,
     Single,
     current_route,
@@ -59,7 +60,7 @@ class Bank:
         self._used: OrderedDict[str, None] = OrderedDict()
         self._features: dict[str, tuple[int, int]] = {}
         # The last mixed route: calls of the model itself, step by step, gather its rows only once.
-        self._last: tuple[tuple[str | None, ...], Route | None] | None = None
+        self._last: tuple[tuple[str | None, ...], Mixed] | None = None
         self._lock = threading.RLock()
 
     def __contains__(self, name: object) -> bool:
@@ -150,13 +151,14 @@ class Bank:
             if isinstance(domains, str):
                 return Single(self._resident(domains))
             names = tuple(domains)
-            if self._last is None or self._last[0] != names:
-                rows = {name: None if name is None else self._resident(name) for name in names}
-                route = mixed([rows[name] for name in names], self.base.device)
-                if self.budget is not None and len(rows) > self.budget:
-                    return route  # beyond the budget for this call, and not after it
+            rows = {name: None if name is None else self._resident(name) for name in names}
+            if self._last is not None and self._last[0] == names:
+                return self._last[1]
+            route = mixed([rows[name] for name in names], self.base.device)
+            # One beyond the budget holds for this call, and not after it.
+            if isinstance(route, Mixed) and not (self.budget and len(rows) > self.budget):
                 self._last = (names, route)
-            return self._last[1]
+            return route
 
     def parts(self, domains: Sequence[str | None]) -> list[list[int]]:
         """The rows sorted by domain, in as many parts as it takes to need no more than the slots.

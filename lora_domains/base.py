@@ -1,4 +1,4 @@
-"""The base: a pretrained causal model, loaded frozen, that nothing afterwards may change.
+"""The base: a pretrained model, causal or an encoder, loaded frozen, that nothing may change.
 
 Two hashes guard it. Its *identity* is of the stored checkpoint and tokenizer, the same whatever
 the revision's name, the precision it is loaded in, or heads made at random: an adapter remembers
@@ -6,8 +6,10 @@ it. Its *state digest* is of the tensors in memory: equal before and after, noth
 """
 
 import json
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,10 +20,14 @@ from torch import Tensor, nn
 
 from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import BaseModelError, did_you_mean, listed
+from lora_domains.memory import estimated_bytes, resident_bytes
+from lora_domains.processes import state
 
 Quantization = Literal["8bit", "4bit"]
 ROUTED = "routed_base"
 """What ``RoutedLinear`` calls the linear it wraps; adapters are no modules of the model."""
+ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
+"""The kinds of encoder (``config.model_type``) that can be a base."""
 
 
 @dataclass
@@ -35,6 +41,19 @@ class Base:
     identity: str
     quantization: Quantization | None
     licence: str | None
+    files: tuple[Path, ...] = ()
+    """The checkpoint as stored; it may hold what the resident model has no place for."""
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it reads a text from both sides and writes none (BERT and its kind)."""
+        return is_encoder(self.model.config)
+
+    @property
+    def language_head(self) -> bool:
+        """Whether it gives probabilities of tokens: next ones, or masked ones (an encoder)."""
+        untrained = any(isinstance(child, NoMaskedHead) for child in self.model.children())
+        return not self.encoder or not (untrained or self.tokenizer.mask_token_id is None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,7 +73,10 @@ class Base:
     @property
     def context(self) -> int:
         """Tokens the model was made for."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+        config = self.model.config.get_text_config()
+        places = int(getattr(config, "max_position_embeddings", 2048))
+        # RoBERTa counts positions from the padding id on, so that many places are never used.
+        return places - config.pad_token_id - 1 if "roberta" in config.model_type else places
 
     def state_digest(self) -> str:
         """sha256 over name, dtype, shape and bytes of every resident tensor of the base.
@@ -68,6 +90,10 @@ class Base:
             digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
         return digest.hexdigest()
 
+    def resident_bytes(self) -> int:
+        """What the base takes in memory, scales of quantised weights included."""
+        return resident_bytes(tensor for _, tensor in _base_tensors(self.model))
+
     def record(self) -> dict[str, Any]:
         """The ``base`` entry of a card (DESIGN.md, "On disk")."""
         return {
@@ -80,6 +106,23 @@ class Base:
         }
 
 
+class NoMaskedHead(nn.Module):
+    """In the place of a masked-token head that the checkpoint does not hold."""
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        raise BaseModelError(
+            where="this encoder",
+            expected="a trained masked-token head",
+            found="none in its checkpoint",
+            mend="Use it with trained heads only: Classification(head=True).",
+        )
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a model of ``config`` is an encoder; BERT can also be configured as a decoder."""
+    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+
+
 def load_base(
     path_or_id: str | Path | None = None,
     *,
@@ -87,46 +130,60 @@ def load_base(
     dtype: str | torch.dtype | None = None,
     quantization: Quantization | None = None,
     device: str | torch.device | None = None,
+    announce: Callable[[int, torch.device], object] = lambda _bytes, _device: None,
 ) -> Base:
     """Load a base frozen and in evaluation mode.
 
     ``None`` is the embedded base. ``dtype`` is float32 on a CPU and bfloat16 on an accelerator
-    unless given. Raises BaseModelError when the folder or id has no model, no tokenizer or no
+    unless given. ``announce`` is told the bytes it will take, and where, before it is loaded.
+    Raises BaseModelError when the folder or id has no model, no tokenizer or no
     safetensors weights, or cannot be reached.
+
+    An encoder is loaded with its masked-token head where the checkpoint holds one; a head that
+    would be made at random is left out, and asking for its logits raises BaseModelError.
     """
-    from accelerate import PartialState
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     where = str(path_or_id or "the embedded base")
     source = str(path_or_id or BASE_PATH)
-    target = torch.device(device) if device is not None else PartialState().device
+    target = torch.device(device) if device is not None else state().device
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
         dtype = _named_dtype(dtype)
     files = _checkpoint_files(source, revision, where)
-    tokenizer = _load_tokenizer(source, revision, where)
+    if quantization is None:
+        _import_peft_alone()
     options: dict[str, Any] = {"revision": revision or "main", "dtype": dtype}
     if quantization is not None:
         options["quantization_config"] = _quantized(quantization, dtype)
         options["device_map"] = {"": target}
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, **options
-        )
+        announce(estimated_bytes(files, dtype, quantization), target)
+        encoder = is_encoder(AutoConfig.from_pretrained(source, revision=options["revision"]))
+        tokenizer = _load_tokenizer(source, revision, where, encoder)
+        kind = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+        with _quiet_report(encoder):
+            model, loading = kind.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             where=where,
-            expected="a causal language model that transformers can load",
+            expected="a causal language model or an encoder that transformers can load",
             found=str(error).splitlines()[0],
-            mend="Check the folder or id; only causal language models can be a base.",
+            mend="Check the folder or id; only causal language models can be a base, and encoders "
+            f"of kind {listed(ENCODERS)}.",
         ) from error
-    if loading["missing_keys"]:
+    missing = (
+        _without_random_head(model, loading["missing_keys"])
+        if encoder
+        else sorted(loading["missing_keys"])
+    )
+    if missing:
         raise BaseModelError(
             where=where,
             expected="weights for the whole model",
-            found=f"none for {listed(sorted(loading['missing_keys']), 3)}",
+            found=f"none for {listed(missing, 3)}",
             mend="Save it whole: model.save_pretrained(folder). Random weights are no base.",
         )
     if quantization is None:
@@ -143,7 +200,54 @@ def load_base(
         identity=_identity(files, tokenizer),
         quantization=quantization,
         licence=_licence(files[0].parent),
+        files=tuple(files),
     )
+
+
+@contextmanager
+def _quiet_report(encoder: bool) -> Iterator[None]:
+    """For an encoder, hide transformers' report of heads left over or made at random.
+
+    Neither happens here: what is left over stays in ``Base.files``, and a random head is dropped.
+    """
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if encoder:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _without_random_head(model: nn.Module, missing: Iterable[str]) -> list[str]:
+    """The missing keys of the encoder itself; parts of its masked-token head are taken out.
+
+    A random head would answer, and mean nothing.
+    """
+    inside = f"{model.base_model_prefix}."
+    for key in missing:
+        if not key.startswith(inside):
+            setattr(model, key.split(".")[0], NoMaskedHead())
+    return sorted(key for key in missing if key.startswith(inside))
+
+
+def stored_tensor(base: Base, name: str) -> Tensor | None:
+    """The tensor ``name`` of the base's checkpoint in float32, None where it has none.
+
+    ``name`` is as in an architecture with a head; a checkpoint of the bare encoder leaves its
+    prefix out (``pooler.dense.weight`` for ``bert.pooler.dense.weight``).
+    """
+    from safetensors import safe_open
+
+    bare = name.removeprefix(f"{base.model.base_model_prefix}.")
+    for path in base.files:
+        with safe_open(path, framework="pt") as file:
+            for key in {name, bare} & set(file.keys()):
+                tensor: Tensor = file.get_tensor(key)
+                return tensor.float()
+    return None
 
 
 def _named_dtype(name: str) -> torch.dtype:
@@ -163,7 +267,7 @@ def _public_name(path_or_id: str | Path) -> str:
     return Path(path_or_id).resolve().name if Path(path_or_id).exists() else str(path_or_id)
 
 
-def _load_tokenizer(source: str, revision: str | None, where: str) -> Any:
+def _load_tokenizer(source: str, revision: str | None, where: str, encoder: bool) -> Any:
     from transformers import AutoTokenizer
 
     missing = BaseModelError(
@@ -182,6 +286,15 @@ def _load_tokenizer(source: str, revision: str | None, where: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise missing from error
+    if encoder:
+        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+            raise BaseModelError(
+                where=where,
+                expected="an encoder's tokenizer, with [CLS], [SEP] and [PAD]",
+                found="one without them",
+                mend="Save the tokenizer that the encoder was trained with.",
+            )
+        return tokenizer
     if tokenizer.eos_token_id is None:
         raise BaseModelError(
             where=where,
@@ -355,6 +468,23 @@ def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
     )
+
+
+def _import_peft_alone() -> None:
+    """Import PEFT without bitsandbytes, which it loads wherever it is installed.
+
+    Nobody asked for it: it takes a second and prints notices. What PEFT remembers of the search
+    is forgotten again, so that both work together as soon as somebody does ask.
+    """
+    if "peft" in sys.modules or "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        from peft import import_utils
+    finally:
+        del sys.modules["bitsandbytes"]
+    import_utils.is_bnb_available.cache_clear()
+    import_utils.is_bnb_4bit_available.cache_clear()
 
 
 def _mend_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:

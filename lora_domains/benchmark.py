@@ -14,22 +14,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-
+from lora_domains import processes
 from lora_domains.adapter import fingerprint
 from lora_domains.bank import Bank
 from lora_domains.data import Prepared
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record
 from lora_domains.encoding import Encoder, Item
-from lora_domains.errors import UsageError
+from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation import (
     SHOTS,
     TRAIN_SAMPLE,
     Scores,
     encode_rows,
+    frozen_scores,
     general_records,
     item_records,
     majority_scores,
@@ -40,11 +38,17 @@ from lora_domains.evaluation import (
     tfidf_scores,
     with_shots,
 )
-from lora_domains.figures import value
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, Harness, Task, task_record
+from lora_domains.tasks import (
+    Classification,
+    Example,
+    Harness,
+    LanguageModelling,
+    Task,
+    task_record,
+)
 
 BLOCK = 512
 """Scores made between two writes: what a kill can cost."""
@@ -128,7 +132,6 @@ class Scorer:
 
     def __init__(self, bank: Bank, names: Sequence[str], store: Store, display: Display) -> None:
         self.bank, self.names, self.store, self.display = bank, tuple(names), store, display
-        self.process = PartialState()
         base = bank.base.record()
         self._base = "/".join(str(base[k]) for k in ("identity", "dtype", "quantization"))
 
@@ -158,7 +161,13 @@ class Scorer:
         with self.display.progress(f"scoring {part.name}", len(missing)) as advance:
             for start in range(0, len(missing), BLOCK):
                 block = missing[start : start + BLOCK]
-                for (i, name), score in zip(block, self._block(part, block), strict=True):
+                rows = [part.rows[i] for i, _ in block]
+                references = [example.answer.strip() for example, _ in rows]
+                scores = model_scores(
+                    self.bank, part.task, [item for _, item in rows], references,
+                    [name for _, name in block],
+                )  # fmt: skip
+                for (i, name), score in zip(block, scores, strict=True):
                     found[name][i] = score
                 self._keep(paths, block, found)
                 advance(len(block))
@@ -171,56 +180,30 @@ class Scorer:
             name: self.store.path(f"{self.key(name)}/drift", digest) for name in self.names
         }
         found = self._stored(paths)
-        items = part.items
+        items, pad = part.items, self.bank.base.tokenizer.pad_token_id
         missing = [i for i in range(len(items)) if any(i not in found[n] for n in self.names)]
         with self.display.progress(f"drift on {part.name}", len(missing)) as advance:
             for start in range(0, len(missing), BLOCK // 8):
                 block = missing[start : start + BLOCK // 8]
-                mine = block[self.process.process_index :: self.process.num_processes]
-                moved = self._drift_of([items[i] for i in mine])
-                made = [(i, n, moved[n][at]) for at, i in enumerate(mine) for n in self.names]
-                for i, name, score in self._gathered(made):
-                    found[name][i] = score
-                self._keep(paths, [(i, n) for i in block for n in self.names], found)
+                names = [n for n in self.names if any(i not in found[n] for i in block)]
+                moved = drift(self.bank, [items[i] for i in block], pad, names)
+                for name, fields in moved.items():
+                    for at, i in enumerate(block):
+                        found[name][i] = {k: float(v[at]) for k, v in fields.items()}
+                self._keep(paths, [(i, n) for i in block for n in names], found)
                 advance(len(block))
         return {name: [found[name][i] for i in range(len(items))] for name in self.names}
-
-    def _drift_of(self, items: Sequence[Item]) -> dict[str, list[dict[str, float]]]:
-        if not items:
-            return {name: [] for name in self.names}
-        pad = self.bank.base.tokenizer.pad_token_id
-        moved = drift(self.bank, items, pad, self.names)
-        return {
-            name: [{k: float(v[at]) for k, v in fields.items()} for at in range(len(items))]
-            for name, fields in moved.items()
-        }
-
-    def _block(self, part: Part, block: Sequence[tuple[int, str | None]]) -> Scores:
-        """The scores of one block in its order; each process makes its share of the rows."""
-        rank, ranks = self.process.process_index, self.process.num_processes
-        mine = range(rank, len(block), ranks)
-        rows = [part.rows[block[at][0]] for at in mine]
-        references = [example.answer.strip() for example, _ in rows]
-        scores = model_scores(
-            self.bank, part.task, [item for _, item in rows], references,
-            [block[at][1] for at in mine],
-        )  # fmt: skip
-        by_place = dict(self._gathered(list(zip(mine, scores, strict=True))))
-        return [by_place[at] for at in range(len(block))]
-
-    def _gathered(self, mine: list[Any]) -> list[Any]:
-        return list(gather_object(mine)) if self.process.num_processes > 1 else mine
 
     def _stored(self, paths: Mapping[str | None, Path]) -> dict[str | None, dict[int, Any]]:
         read = {n: self.store.read(path) for n, path in paths.items()}
         # Another rank might see less of a file on a shared disk; one reading holds for all.
-        return dict(broadcast_object_list([read])[0])
+        return processes.same_everywhere(read)
 
     def _keep(
         self, paths: Mapping[str | None, Path], block: Sequence[tuple[int, str | None]],
         found: Mapping[str | None, Mapping[int, dict[str, float]]],
     ) -> None:  # fmt: skip
-        if not self.process.is_main_process:
+        if not processes.is_main():
             return
         for name, path in paths.items():
             made = {i: found[name][i] for i, n in block if n == name}
@@ -234,18 +217,20 @@ class Scorer:
 def measure(
     scorer: Scorer, suite: Suite, fields: Sequence[Field], encoder: Encoder, key: bytes,
     base_changed: Callable[[], bool],
-) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, Any]]:  # fmt: skip
-    """(report entries, items by adapter, matrix) of every adapter of ``scorer``.
+) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:  # fmt: skip
+    """(report entry, items) of every adapter of ``scorer``, by name.
 
     General knowledge is measured on ``suite``. Where an adapter's own domain is among ``fields``
     its test rows are scored here; else the items of its folder are taken as they stand.
     ``base_changed`` is asked once everything is scored.
     """
     names = scorer.names
-    general = _general(scorer, suite, encoder, key)
-    scored = {field.domain.name: _field(scorer, field, key) for field in fields}
+    by_domain = {field.domain.name: field for field in fields}
+    with processes.sharing():
+        general = _general(scorer, suite, encoder, key)
+        scored = {name: _field(scorer, field, key) for name, field in by_domain.items()}
     changed = base_changed()
-    entries, items = [], {}
+    found = {}
     for name in names:
         adapter = scorer.bank[name]
         if adapter.card is None or "judged" not in adapter.card["adapters"][0]:
@@ -256,25 +241,23 @@ def measure(
                 mend="Train or evaluate it here first: its rows and its gates are unknown.",
             )
         entry = deepcopy(adapter.card["adapters"][0])
-        own = scored.get(entry["domain"])
-        if own is not None:
-            mine = own[1][name]
+        field = by_domain.get(entry["domain"])
+        if field is not None:
+            mine = scored[field.domain.name][name]
+            entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
         else:
             assert adapter.path is not None
             mine = [item for item in read_items(adapter.path) if item["set"] in ("test", "train")]
         asked, largest = general[name]
-        field = next((f for f in fields if f.domain.name == entry["domain"]), None)
-        if field is not None:
-            entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
         entry["judged"] |= {
             "suite": suite.name,
-            "largest_move": largest,
+            # Where nothing is read, the move on the domain's own rows stands.
+            "largest_move": largest or entry["judged"]["largest_move"],
             "base_changed": entry["judged"]["base_changed"] or changed,
         }
-        items[name] = mine + asked
-        entry.update(figures(entry, items[name]))
-        entries.append(entry)
-    return entries, items, _matrix(names, fields, scored)
+        entry.update(figures(entry, mine + asked))
+        found[name] = (entry, mine + asked)
+    return found
 
 
 def _general(
@@ -282,7 +265,8 @@ def _general(
 ) -> dict[str, tuple[list[dict[str, Any]], float]]:
     """For each adapter its items on general questions and text, and the largest move of a logit."""
     found: dict[str, tuple[list[dict[str, Any]], float]] = {n: ([], 0.0) for n in scorer.names}
-    for probe in suite.probes:
+    base = scorer.bank.base
+    for probe in suite.probes if not base.encoder else ():
         asked = [(part, example) for p, part, example in suite.asked() if p is probe]
         if not asked:
             continue
@@ -293,9 +277,9 @@ def _general(
         for name in scorer.names:
             pair = {"base": scores[None], "adapter": scores[name]}
             found[name][0].extend(general_records(rows, parts, pair, key))
-    texts = encode_rows(encoder, suite.texts())
+    texts = encode_rows(encoder, suite.texts()) if base.language_head else []
     if texts:
-        part = Part("general text", suite.probes[0].task, texts)
+        part = Part("general text", LanguageModelling(), texts)
         for name, moved in scorer.drift(part).items():
             both = [text_scores(fields) for fields in moved]
             pair = {who: [score[who] for score in both] for who in ("base", "adapter")}
@@ -305,66 +289,56 @@ def _general(
     return found
 
 
-def _field(
-    scorer: Scorer, field: Field, key: bytes
-) -> tuple[dict[str, Scores], dict[str, list[dict[str, Any]]]]:
-    """(scores of base and adapters, items by adapter) on the rows of one domain."""
+def _field(scorer: Scorer, field: Field, key: bytes) -> dict[str, list[dict[str, Any]]]:
+    """The items of each adapter of this domain on its rows; ``others`` holds every other one's.
+
+    Raises UsageError when the domain has no adapter here.
+    """
     domain, prepared, encoder = field.domain, field.prepared, field.encoder
     task = prepared.task
+    own = [name for name in scorer.names if _domain_of(scorer.bank, name) == domain.name]
+    if not own:
+        raise UsageError(
+            where=domain.name,
+            expected="domains of the adapters that are measured",
+            found=f"none of {listed(scorer.names)} is of this domain",
+            mend=f"Load its adapter too, or leave {domain.name} out.",
+        )
     rows = encode_rows(encoder, prepared.test)
-    scores = scorer.scores(Part(f"{domain.name} rows", task, rows), [None, *scorer.names])
-    others: dict[str, Scores] = {}
+    part = Part(f"{domain.name} rows", task, rows)
+    if encoder.head:
+        # A head answers for its own classes only; the base's own score is a head on it as it is.
+        names: tuple[str, ...] = tuple(own)
+        scores = scorer.scores(part, own)
+        scores[None] = frozen_scores(scorer.bank, prepared, encoder, part.items)
+    else:
+        names = scorer.names
+        scores = scorer.scores(part, [None, *names])
+    baselines: dict[str, Scores] = {}
     if isinstance(task, Classification):
         classes = len(task.labels or ())
-        others["majority"] = majority_scores(prepared.train, prepared.test, classes)
-        others["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
-    few = shots(encoder, prepared.train, domain.training.seed) if prepared.test[0].prompt else []
+        baselines["majority"] = majority_scores(prepared.train, prepared.test, classes)
+        baselines["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
+    asked = prepared.test[0].prompt and not encoder.head
+    few = shots(encoder, prepared.train, domain.training.seed) if asked else []
     prompted = with_shots(encoder, [example for example, _ in rows], few)
     if prompted:
         shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
         part = Part(f"{domain.name} rows with {SHOTS} examples", task, shown)
-        others[f"{SHOTS}_shot"] = scorer.scores(part, [None])[None]
+        baselines[f"{SHOTS}_shot"] = scorer.scores(part, [None])[None]
     seen = encode_rows(encoder, sample(prepared.train, TRAIN_SAMPLE, domain.training.seed))
-    own = [name for name in scorer.names if _domain_of(scorer.bank, name) == domain.name]
-    learned = scorer.scores(Part(f"{domain.name} training rows", task, seen), own) if own else {}
+    learned = scorer.scores(Part(f"{domain.name} training rows", task, seen), own)
     items = {}
     for name in own:
-        contenders = {"base": scores[None], "adapter": scores[name], **others}
-        items[name] = item_records("test", rows, contenders, key, domain.show_text)
-        items[name] += item_records(
-            "train", seen, {"adapter": learned[name]}, key, domain.show_text
-        )
-    # For the matrix every adapter is the contender of its own name.
-    by_name = {"base": scores[None], **{name: scores[name] for name in scorer.names}}
-    return by_name, items
+        contenders = {"base": scores[None], "adapter": scores[name], **baselines}
+        test = item_records("test", rows, contenders, key, domain.show_text)
+        for at, item in enumerate(test):
+            item["others"] = {o: scores[o][at] for o in names if o != name}
+        train = {"adapter": learned[name]}
+        items[name] = test + item_records("train", seen, train, key, domain.show_text)
+    return items
 
 
 def _domain_of(bank: Bank, name: str) -> str | None:
     card = bank[name].card
     return str(card["adapters"][0]["domain"]) if card else None
-
-
-def _matrix(
-    names: Sequence[str], fields: Sequence[Field],
-    scored: Mapping[str, tuple[dict[str, Scores], dict[str, list[dict[str, Any]]]]],
-) -> dict[str, Any]:  # fmt: skip
-    """Each domain's metric for the base and every adapter: what does medical do to legal?"""
-    rows, values = ["base", *names], []
-    for row in rows:
-        line = []
-        for field in fields:
-            task = field.prepared.task
-            scores = scored[field.domain.name][0][row]
-            positive = getattr(task, "positive", None)
-            index = (task.labels or ()).index(positive) if positive else None  # type: ignore[union-attr]
-            targets = [item.target for _, item in encode_rows(field.encoder, field.prepared.test)]
-            items = [
-                {"target": target, "scores": {row: score}}
-                for target, score in zip(targets, scores, strict=True)
-            ]
-            found = value(task.metric, items, row, index)
-            line.append(None if found is None or np.isnan(found) else found)
-        values.append(line)
-    columns = [field.domain.name for field in fields]
-    metrics = [field.prepared.task.metric for field in fields]
-    return {"rows": rows, "columns": columns, "metrics": metrics, "values": values}

@@ -7,18 +7,16 @@ A recipe exits 0 once training and evaluation are finished, whatever the verdict
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lora_domains import __version__
 from lora_domains.data import Data
 from lora_domains.display import Display
-from lora_domains.domain import Domain, load_domain, with_settings
+from lora_domains.domain import Domain, check_name, load_domain, with_settings
 from lora_domains.errors import (
     AdapterError,
     LoraDomainsError,
@@ -26,8 +24,12 @@ from lora_domains.errors import (
     UsageError,
     did_you_mean,
 )
-from lora_domains.report import CARD, read_card, rebuild
-from lora_domains.tasks import Classification, Task, task_from_record
+from lora_domains.questions import add_questions
+from lora_domains.report import CARD, combine, read_card, read_report, rebuild, save_report
+from lora_domains.rerun import base_of, card_at, domain_of, same_bytes
+from lora_domains.since import compare_reports
+from lora_domains.tasks import Classification
+from lora_domains.wording import SIGNS, brief, fallen, headline, outcome, ranked
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 USAGE, INTERRUPTED = 2, 130
@@ -86,18 +88,22 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
     add("--label", metavar="COLUMN", help="column of the label")
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
+    add("--head", action="store_true", help="train a head over the labels (needed on encoders)")
     add("--out", default="adapters", metavar="DIR", help="the adapter lands in DIR/NAME")
     add("--epochs", type=int, help="passes over the training rows at most")
     add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
     add("--rank", type=int, help="LoRA rank; default: derived from the supervised tokens")
     add("--seed", type=int, help="of splits, batches and initialisation")
     add("--resume", action="store_true", help="continue an interrupted run")
+    add("--init-from", metavar="ADAPTER", help="go on from a saved adapter, on narrower rows")
     add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
     add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
     add("--group", metavar="COLUMN", help="rows that share it (a patient) stay in one split")
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
+    add("--gradient-checkpointing", action="store_true", help="less memory for more time")
+    add("--tracker", metavar="NAME", help="log to tensorboard, wandb or trackio")
     add("--show-text", action="store_true", help="allow row text in items.jsonl")
     add("--dry-run", action="store_true", help="read, check and plan; train and write nothing")
 
@@ -118,10 +124,10 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
     if flags.limit is not None:
         changes["limit"] = flags.limit
     data = replace(data, **changes)
-    if flags.text or flags.label or flags.positive:
+    if flags.text or flags.label or flags.positive or flags.head:
         if not isinstance(task, Classification):
             raise UsageError(
-                expected="a classification recipe for --text, --label and --positive",
+                expected="a classification recipe for --text, --label, --positive and --head",
                 found=task.kind,
                 mend="Change the recipe instead.",
             )
@@ -130,8 +136,11 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
             task = replace(task, text=columns, label=flags.label or task.label, prompt=None)
         if flags.positive:
             task = replace(task, positive=None if flags.positive == "none" else flags.positive)
+        task = replace(task, head=flags.head or task.head)
     named = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
     settings = {k: v for k, v in named.items() if v is not None}
+    if flags.gradient_checkpointing:
+        settings["gradient_checkpointing"] = True
     # A recipe speaks for the rows it ships, not for one's own.
     own = flags.train or flags.validation or flags.test
     show = flags.show_text or (domain.show_text and not own)
@@ -167,23 +176,29 @@ def _recipe_doc() -> str | None:
 
 
 def fit_and_evaluate(
-    domain: Domain, flags: argparse.Namespace, display: Display | None = None
+    domain: Domain,
+    flags: argparse.Namespace,
+    display: Display | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """The main job, shown as it goes; the verdict, or None after a dry run."""
+    """The main job, shown as it goes; the verdict, or None after a dry run.
+
+    ``card`` is of the run that this one repeats.
+    """
     from lora_domains.base import quiet_imports
 
     quiet_imports()
-    from accelerate import PartialState
-
+    from lora_domains import processes
     from lora_domains.model import DomainModel
 
-    display = display or Display(quiet=not PartialState().is_main_process)
-    _use_cores(PartialState())
+    display = display or Display(quiet=not processes.is_main())
+    _use_cores(processes.state(), card)
     display.title(f"{domain.name}")
     bits = _bits(flags)
-    model = DomainModel.from_pretrained(
-        flags.base, quantization=bits, out=flags.out, display=display
-    )
+    place: dict[str, Any] = {"path_or_id": flags.base, "quantization": bits}
+    if card is not None:
+        place = _base_of(card, flags, bits)
+    model = DomainModel.from_pretrained(**place, out=flags.out, display=display)
     base = model.base
     count = sum(p.numel() for p in base.model.parameters())
     display.stage(
@@ -191,11 +206,17 @@ def fit_and_evaluate(
         None,
         None,
         f"{base.id}: {count / 1e6:.1f} M parameters, {bits or base.record()['dtype']}, "
-        f"{base.device}, frozen",
+        f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
     )
-    card = model.fit(domain, resume=flags.resume, dry_run=flags.dry_run)
+    made = model.fit(
+        domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
+        tracker=flags.tracker,
+    )  # fmt: skip
     if flags.dry_run:
         return None
+    if card is not None:
+        same, said = same_bytes(card, made)
+        (display.line if same else display.warn)(said)
     evaluation = model.evaluate(domain)
     entry = evaluation.entry
     n = next(iter(entry["domain_scores"].values()))["n"]
@@ -204,15 +225,34 @@ def fit_and_evaluate(
     size = sum(p.stat().st_size for p in (model.out / domain.name).glob("adapter_*"))
     display.line(
         f"Adapter: {model.out / domain.name} ({size / 1e6:.1f} MB, "
-        f"sha256 {card['adapters'][0]['sha256'][:12]}); all of this is in its card.json."
+        f"sha256 {made['adapters'][0]['sha256'][:12]}); all of this is in its card.json."
     )
     return evaluation.verdict
 
 
-def _use_cores(state: Any) -> None:
-    """Give a CPU process its share of the cores: `accelerate launch` gives each one thread."""
+def _base_of(
+    card: Mapping[str, Any], flags: argparse.Namespace, bits: str | None
+) -> dict[str, Any]:
+    """The base of a card, as it was loaded then, unless flags say otherwise."""
+    path, revision = (flags.base, None) if flags.base else base_of(card)
+    return {
+        "path_or_id": path,
+        "revision": revision,
+        "quantization": bits or card["base"]["quantization"],
+        "dtype": card["base"]["dtype"],
+    }
+
+
+def _use_cores(state: Any, card: Mapping[str, Any] | None = None) -> None:
+    """Give a CPU process its share of the cores: `accelerate launch` gives each one thread.
+
+    A run that is repeated has as many threads as it had: sums depend on them in the last bit.
+    """
     import torch
 
+    if card is not None:
+        torch.set_num_threads(card["environment"].get("threads") or torch.get_num_threads())
+        return
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if state.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))
@@ -233,7 +273,9 @@ def guarded(run: Any) -> int:
         problem: LoraDomainsError = error
     except LoraDomainsError as error:
         code, problem = USAGE, error
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    # Every process of a launch finds the same; the first of each machine says it.
+    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     where = f" {escape(problem.where)}" if problem.where else ""
     console.print(f"[bold red]{type(problem).__name__}[/][bold]{where}[/]")
     console.print(f"  expected  {escape(problem.expected)}")
@@ -246,6 +288,12 @@ def guarded(run: Any) -> int:
 
 
 def _fit(flags: argparse.Namespace) -> int:
+    if flags.from_card:
+        card = card_at(Path(flags.from_card))
+        if (parent := card["adapters"][0].get("parent")) and not flags.init_from:
+            flags.init_from = parent["name"]
+        verdict = fit_and_evaluate(configured(domain_of(card), flags), flags, card=card)
+        return EXIT[verdict] if verdict else 0
     missing = [f"--{name}" for name in ("name", "train") if not getattr(flags, name)]
     if missing:
         raise UsageError(
@@ -316,6 +364,42 @@ def show_card(card: Mapping[str, Any], display: Display) -> None:
     display.gates(entry)
 
 
+def _report(flags: argparse.Namespace) -> int:
+    display, out = Display(), Path(flags.out)
+    # Read first: --baseline may be the report that this one replaces.
+    old = read_report(Path(flags.baseline)) if flags.baseline else None
+    report = combine([Path(folder) for folder in flags.adapters], show_text=flags.show_text)
+    if old is not None:
+        report["since"] = compare_reports(old, report, Path(flags.baseline).name)
+    save_report(report, out, Path(flags.junit) if flags.junit else None)
+    rows = [row for entry in report["adapters"] for row in entry.get("mistakes", [])]
+    if flags.show_text and rows and not any("text" in row for row in rows):
+        display.warn("These items hold no text: evaluate with --show-text to have it in a report.")
+    _show_report(report, display, out)
+    return EXIT[outcome(report)]
+
+
+def _show_report(report: Mapping[str, Any], display: Display, out: Path) -> None:
+    for entry in ranked(report):
+        words = "" if entry["verdict"] == "pass" else brief(entry)
+        display.line(
+            f"{SIGNS[entry['verdict']]} {entry['verdict']:<13} {entry['path']:<20} {words}".rstrip()
+        )
+    for sentence in fallen(report["since"]) if "since" in report else []:
+        display.line(f"  since {report['since']['report']}: {sentence}")
+    display.line(f"{headline(report)}. All of it: {out / 'report.html'}")
+
+
+def _rollback(flags: argparse.Namespace) -> int:
+    from lora_domains.versions import rollback
+
+    folder = Path(flags.out) / check_name(flags.adapter)
+    taken, kept = rollback(folder, flags.to)
+    was = f"; what stood there is version {kept.name}" if kept else ""
+    Display().line(f"{folder} is version {taken.name} again{was}.")
+    return 0
+
+
 def _predict(flags: argparse.Namespace) -> int:
     from lora_domains.base import quiet_imports
 
@@ -338,144 +422,42 @@ def _benchmark(flags: argparse.Namespace) -> int:
     from lora_domains.base import quiet_imports
 
     quiet_imports()
-    from accelerate import PartialState
-
+    from lora_domains import processes
     from lora_domains.model import DomainModel
     from lora_domains.suites import load_suite
 
-    display = Display(quiet=not PartialState().is_main_process)
-    _use_cores(PartialState())
+    display = Display(quiet=not processes.is_main())
+    _use_cores(processes.state())
+    # Read first: --baseline may be the report that this one replaces.
+    old = read_report(Path(flags.baseline)) if flags.baseline else None
     suite = load_suite(flags.suite, flags.limit, flags.seed)
     model = DomainModel.from_pretrained(
         flags.base, quantization=_bits(flags), out=flags.adapters_in, display=display
     )
     for path in flags.adapters:
         model.load_adapter(path)
-    found = model.benchmark(suite, [load_domain(path) for path in flags.domains], flags.out)
-    for entry in found.report["adapters"]:
-        display.title(f"{entry['domain']}: {entry['verdict']}")
-        display.general(entry)
-        display.gates(entry)
-    if PartialState().is_main_process:
-        display.line(f"Report: {found.save(flags.out)}")
+    domains = [load_domain(path) for path in flags.domains]
+    found = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
+    if old is not None:
+        found.report["since"] = compare_reports(old, found.report, Path(flags.baseline).name)
+    processes.on_main(lambda: found.save(flags.out, flags.junit))
+    _show_report(found.report, display, Path(flags.out))
     return EXIT[found.verdict]
 
 
-def _loaded(flags: argparse.Namespace) -> Any:
-    """The base of the flags as a DomainModel, with the cores it should use."""
+def _opened(flags: argparse.Namespace) -> Any:
+    """A DomainModel of the flags' base, with the cores it should use."""
     from lora_domains.base import quiet_imports
 
     quiet_imports()
-    from accelerate import PartialState
-
+    from lora_domains import processes
     from lora_domains.model import DomainModel
 
-    _use_cores(PartialState())
+    _use_cores(processes.state())
+    display = Display(quiet=not processes.is_main())
     return DomainModel.from_pretrained(
-        flags.base, quantization=_bits(flags), out=flags.out,
-        display=Display(quiet=not PartialState().is_main_process),
-    )  # fmt: skip
-
-
-def _trace(flags: argparse.Namespace) -> int:
-    """One text through base and adapter, on the screen and nowhere else."""
-    model = _loaded(flags)
-    name = model.load_adapter(flags.adapter)
-    row: Any = flags.text
-    if row.lstrip().startswith("{"):
-        with suppress(ValueError):
-            row = json.loads(row)
-    found = model.trace(row, name)
-    model.display.trace(asdict(found), found.most_moved)
-    return 0
-
-
-def _curve(flags: argparse.Namespace) -> int:
-    """Gain and retention over the adapter's scale; into its card."""
-    model = _loaded(flags)
-    name = model.load_adapter(flags.adapter)
-    from lora_domains.scale import SCALES, curve
-
-    entry = (model.bank[name].card or {"adapters": [{}]})["adapters"][0]
-    settings = entry.get("settings", {})
-    domain = _asked_about(flags, task_from_record(settings["task"]) if settings else None)
-    if flags.seed is None and settings:
-        domain = with_settings(domain, seed=settings["training"]["seed"])
-    model.display.scale_curve(curve(model, name, domain, flags.scales or SCALES))
-    return 0
-
-
-def _learning_curve(flags: argparse.Namespace) -> int:
-    """Would more data help? A table, and a JSON file."""
-    model = _loaded(flags)
-    from lora_domains.learning import SHARES, learning_curve
-
-    domain = _asked_about(flags, None)
-    found = learning_curve(model, domain, flags.sizes or SHARES)
-    model.display.learning_curve(found)
-    if not model.display.quiet:
-        path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        model.display.line(f"All of it: {path}")
-    return 0
-
-
-def _asked_about(flags: argparse.Namespace, task: Task | None) -> Domain:
-    """The domain of a recipe, or of rows in a file read by ``task``, as the flags say."""
-    if Path(flags.rows).suffix == ".py":
-        return configured(load_domain(flags.rows), flags)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(flags.rows).stem).strip("-_") or "rows"
-    domain = Domain(flags.name or name, task or Classification(), Data(flags.rows))
-    own = argparse.Namespace(**vars(flags) | {"train": flags.rows})
-    return configured(domain, own)
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _add_questions(verbs: Any) -> None:
-    """The verbs that answer what people ask of an adapter, and of their rows."""
-    trace = verbs.add_parser("trace", help="why it answers so: one text, token by token and layer")
-    trace.add_argument("adapter")
-    trace.add_argument("text", help="a text, or a row as JSON; shown on the screen only")
-    trace.set_defaults(run=_trace)
-    curve = verbs.add_parser("curve", help="gain and retention over the adapter's scale")
-    curve.add_argument("adapter")
-    curve.add_argument("--scales", type=_numbers, metavar="S,S,…", help="0 the base, 1 the adapter")
-    curve.set_defaults(run=_curve)
-    learning = verbs.add_parser("learning-curve", help="would more data help?")
-    learning.set_defaults(run=_learning_curve)
-    for verb in (curve, learning):
-        add = verb.add_argument
-        add("rows", metavar="RECIPE_OR_DATA", help="a recipe, or a file of training rows")
-        add("--validation", help="validation rows; default: carved from the training rows")
-        add("--test", help="test rows; default: carved from the training rows")
-        add("--group", metavar="COLUMN", help="rows that share it stay together")
-        add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
-        add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
-        add("--seed", type=int, help="of splits and training")
-        verb.set_defaults(
-            train=None, text=None, label=None, positive=None, slice=None, show_text=False,
-            name=None, epochs=None, lr=None, rank=None,
-        )  # fmt: skip
-    add = learning.add_argument
-    add("--sizes", type=_numbers, metavar="S,S,…", help="shares of the training rows")
-    add("--reports", default="reports", metavar="DIR", help="where the JSON lands")
-    add("--name", help="of the domain; default: that of the file")
-    add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
-    add("--label", metavar="COLUMN", help="column of the label")
-    add("--positive", metavar="LABEL", help="the class whose F1 counts")
-    add("--epochs", type=int, help="passes over all the training rows at most")
-    add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
-    add("--rank", type=int, help="LoRA rank; default: derived from the supervised tokens")
-    for verb in (trace, curve, learning):
-        add = verb.add_argument
-        add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded one")
-        add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
-        add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
-        add("--out", default="adapters", metavar="DIR", help="where adapters lie")
+        flags.base, quantization=_bits(flags), out=flags.out, display=display
+    )
 
 
 def _bits(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
@@ -486,6 +468,18 @@ def _bits(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
             mend="Leave one out.",
         )
     return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
+
+
+def _export(flags: argparse.Namespace) -> int:
+    from lora_domains.base import quiet_imports
+
+    quiet_imports()
+    from lora_domains.model import DomainModel
+
+    # In main memory and float32, so that the stated error is that of what is written.
+    model = DomainModel.from_pretrained(flags.base, device="cpu", dtype="float32")
+    model.export(model.load_adapter(flags.adapter), flags.out, dtype=flags.dtype)
+    return 0
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -517,6 +511,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     fit = verbs.add_parser("fit", help="train and evaluate an adapter on rows of your own")
     fit.add_argument("--name", help="name of the domain and of its adapter")
+    fit.add_argument("--from-card", metavar="CARD", help="repeat the run of a card.json")
     add_run_flags(fit)
     fit.set_defaults(run=_fit)
     listing = verbs.add_parser("list", help="the adapters of a folder with their verdicts")
@@ -526,6 +521,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("--rebuild", action="store_true", help="compute the figures anew from items")
     show.add_argument("--json", action="store_true", help="print the card")
     show.set_defaults(run=_show)
+    report = verbs.add_parser("report", help="many adapters as a page, Markdown, JSON and JUnit")
+    report.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapter folders")
+    report.add_argument("--out", default="reports", metavar="DIR", help="where the report lands")
+    report.set_defaults(run=_report)
+    back = verbs.add_parser("rollback", help="put an earlier version of an adapter in its place")
+    back.add_argument("adapter")
+    back.add_argument("--to", metavar="VERSION", help="which; default: the newest that differs")
+    back.set_defaults(run=_rollback)
     predict = verbs.add_parser("predict", help="labels for texts (arguments, or lines on stdin)")
     predict.add_argument("adapter")
     predict.add_argument("texts", nargs="*")
@@ -543,10 +546,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
     bench.set_defaults(run=_benchmark, adapters_in="adapters")
-    _add_questions(verbs)
+    for verb in (report, bench):
+        add = verb.add_argument
+        add("--junit", metavar="FILE", help="default: junit.xml beside the report")
+        add("--baseline", metavar="FILE", help="an older report.json: what got worse")
+        add("--show-text", action="store_true", help="show the text of wrong rows")
+    export = verbs.add_parser("export", help="the base with an adapter in it, as a plain model")
+    export.add_argument("adapter", help="its folder, or its name under adapters/")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder of the merged model")
+    export.add_argument("--base", metavar="PATH_OR_ID")
+    export.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
+        help="of the merged weights; default: %(default)s",
+    )  # fmt: skip
+    export.set_defaults(run=_export)
+    add_questions(verbs, _opened, configured)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
-    for verb in (listing, show, predict):
+    for verb in (listing, show, back, predict):
         verb.add_argument("--out", default="adapters", metavar="DIR", help="where adapters lie")
 
     def run() -> int:

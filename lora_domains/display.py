@@ -3,9 +3,9 @@
 In a terminal with colour, boxes and progress bars; elsewhere (a log, a pipe, CI) as plain lines.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,11 +21,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from lora_domains.report import interval, percent
+from lora_domains.wording import SIGNS, interval, nats_of, percent
 
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?"}
-Advance = Callable[[int], None]
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
+
+
+class Advance(Protocol):
+    """Moves a progress bar on, with a note beside it."""
+
+    def __call__(self, done: int, note: str = "", /) -> None: ...
 
 
 class Display:
@@ -63,7 +67,7 @@ class Display:
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """A bar that the yielded function advances; a silent counter where there is no terminal."""
         if self.quiet or not self.console.is_terminal:
-            yield lambda _: None
+            yield lambda _done, _note="": None
             return
         bar = Progress(
             TextColumn("  {task.description}"),
@@ -72,12 +76,17 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
         )
         with bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.advance(task, done)
+            task = bar.add_task(what, total=total, note="")
+
+            def advance(done: int, note: str = "", /) -> None:
+                bar.update(task, advance=done, note=note)
+
+            yield advance
 
     def ledger(self, ledger: Mapping[str, int], splits: Mapping[str, int]) -> None:
         rows = "  ".join(f"{name} {count}" for name, count in splits.items())
@@ -85,7 +94,7 @@ class Display:
         parts = [f"{name.replace('_', ' ')} {count}" for name, count in ledger.items()]
         self.stage("", None, None, "  ".join(parts))
 
-    def epoch(self, record: Mapping[str, Any], metric: str) -> None:
+    def epoch(self, record: Mapping[str, Any], metric: str, note: str = "") -> None:
         """One line of the table of epochs, under its heading the first time."""
         if not record["higher_is_better"]:
             metric = "nats per token"  # answers are not generated every epoch
@@ -103,7 +112,8 @@ class Display:
             f"{record['score']:.3f}",
         ]
         line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=False))
-        self.console.print(f"{line}  {escape(record['observation'])}")
+        said = record["observation"] + (f" ({note})" if note else "")
+        self.console.print(f"{line}  {escape(said)}")
 
     def scores(self, entry: Mapping[str, Any]) -> None:
         """Base, adapter and baselines on the same unseen rows."""
@@ -122,6 +132,13 @@ class Display:
                 interval(fields),
             )  # fmt: skip
         self.console.print(table)
+        if "over_parent" in entry:
+            parent = (entry.get("parent") or {}).get("name", "the parent")
+            metric = entry["judged"]["metric"]
+            self.line(
+                f"adapter − {parent}, which it went on from: "
+                f"{metric.replace('_', ' ')} {interval(entry['over_parent'][metric])}"
+            )
         if "confusion" in entry:
             self.console.print()
             self.confusion(entry["confusion"])
@@ -161,7 +178,7 @@ class Display:
             if "difference" not in fields:
                 continue
             is_text = suite == "nats"
-            name = "nats per token of general text" if is_text else suite
+            name = f"{nats_of(entry)} of general text" if is_text else suite
             show = "{:.3f}".format if is_text else percent
             change = interval(fields) if is_text else interval(fields, 100, 1) + " points"
             style = "bold" if suite == "pooled" else None
@@ -265,9 +282,8 @@ class Display:
         self.title(
             f"{curve['domain']}: {metric} on {curve['test_rows']} test rows, by training rows"
         )
-        named = [("base", curve["base"])]
-        if curve["few_shot"] is not None:
-            named.append(("base with a few rows in its prompt", curve["few_shot"]))
+        before = {"base": curve["base"], "base with a few rows in its prompt": curve["few_shot"]}
+        named = [(name, score) for name, score in before.items() if score is not None]
         named += [(f"{point['rows']} rows", point["score"]) for point in curve["points"]]
         if "augmented" in curve:
             named.append(("all rows, and edited copies", curve["augmented"]["score"]))

@@ -55,6 +55,8 @@ class Training:
     general_rows: int = 6
     """General texts read beside each batch for that."""
     max_length: int | None = None
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass: less memory, about a third more time."""
     seed: int = 0
 
 
@@ -214,14 +216,34 @@ def _plain(value: Any) -> Any:
 
 
 def _is_path(source: Any) -> bool:
+    if isinstance(source, Path):
+        return True
     return isinstance(source, str) and not source.startswith(("hub:", "embedded:"))
+
+
+def data_record(data: Data) -> dict[str, Any]:
+    """Where rows came from, so that a run can be repeated; never the rows.
+
+    A file in or under the working folder counts by its place there, any other by its name.
+    """
+    return _plain(data) | {
+        split: _near(source) for split in SPLITS if _is_path(source := getattr(data, split))
+    }
+
+
+def _near(source: str | Path) -> str:
+    path = Path(source).expanduser().absolute()
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
 
 
 def as_record(domain: Domain) -> dict[str, Any]:
     """The settings a card keeps, so that a reader knows what was run."""
     return {
         "task": task_record(domain.task),
+        "data": data_record(domain.data),
         "lora": asdict(domain.lora),
         "training": asdict(domain.training),
         "gates": asdict(domain.gates),
+        "show_text": domain.show_text,
     }

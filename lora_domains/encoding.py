@@ -3,8 +3,12 @@
 The prompt is never supervised. An answer is never cut: where a row is too long its prompt loses
 tokens from the middle, because beginnings and ends carry most (Sun et al. 2019, "How to Fine-Tune
 BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS.
+
+Where a trained head answers, an item is its prompt alone, and its target is the label. An encoder
+reads general text with some of its tokens masked, and is asked for those.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +23,16 @@ from lora_domains.tasks import Example
 
 IGNORED = -100
 """The label of a token without supervision, as torch's cross entropy has it."""
+MASKED = 0.15
+"""Share of a general text's tokens that an encoder is asked for (Devlin et al. 2019, BERT)."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded example. ``answer`` ends with EOS; ``choices`` do not."""
+    """One encoded example. ``answer`` ends with EOS; ``choices`` do not.
+
+    In a masked text (``masked``: places in ``prompt``) ``answer`` holds what stood there.
+    """
 
     id: str
     prompt: tuple[int, ...]
@@ -31,23 +40,39 @@ class Item:
     choices: tuple[tuple[int, ...], ...] = ()
     target: int = -1
     truncated: bool = False
+    masked: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.prompt) + (0 if self.masked else len(self.answer))
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are supervised; a label given to a head counts as one."""
+        return len(self.answer) or int(self.target >= 0)
 
 
 class Encoder:
-    """Tokenises examples for one base, at most ``max_length`` tokens each."""
+    """Tokenises examples for one base, at most ``max_length`` tokens each.
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    With ``head`` an item is its prompt, for a trained head to label. ``framed`` is how a base that
+    is an encoder reads: between [CLS] and [SEP], and general text with masks.
+    """
+
+    def __init__(
+        self, tokenizer: Any, max_length: int, *, head: bool = False, framed: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.head = head
         self.eos: int = tokenizer.eos_token_id
         self._answers: dict[str, tuple[int, ...]] = {}
         prefix = tokenizer("a", add_special_tokens=True)["input_ids"]
         # Exactly one BOS where the tokenizer adds one, whatever the prompt starts with.
         bos = tokenizer.bos_token_id
         self.bos: tuple[int, ...] = (bos,) if bos is not None and prefix[:1] == [bos] else ()
+        self.sep: tuple[int, ...] = ()
+        if framed:
+            self.bos, self.sep = (tokenizer.cls_token_id,), (tokenizer.sep_token_id,)
 
     def tokens(self, text: str) -> list[int]:
         """``text`` alone, without special tokens."""
@@ -71,10 +96,13 @@ class Encoder:
 
         Raises DataError when the answer (or a choice) leaves no room for any prompt.
         """
-        choices = tuple(map(self.answer_tokens, example.choices))
-        answer = (*self.answer_tokens(example.answer), self.eos) if example.answer else ()
+        choices: tuple[tuple[int, ...], ...] = ()
+        answer: tuple[int, ...] = ()
+        if not self.head:
+            choices = tuple(map(self.answer_tokens, example.choices))
+            answer = (*self.answer_tokens(example.answer), self.eos) if example.answer else ()
         longest = max([len(answer), *(len(choice) + 1 for choice in choices)])
-        room = self.max_length - longest - len(self.bos) - len(shots)
+        room = self.max_length - longest - len(self.bos) - len(self.sep) - len(shots)
         body = self.tokens(example.prompt)
         if room < min(len(body), 1):
             raise DataError(
@@ -87,12 +115,17 @@ class Encoder:
         if cut:
             head = room // 2
             body = body[:head] + body[len(body) - (room - head) :]
-        prompt = (*self.bos, *shots, *body)
+        prompt = (*self.bos, *shots, *body, *self.sep)
         return Item(example.id, prompt, answer, choices, example.target, cut)
 
     def windows(self, example: Example) -> list[Item]:
-        """A plain text as items of at most ``max_length`` tokens; every token supervised once."""
+        """A plain text as items of at most ``max_length`` tokens; every token supervised once.
+
+        For an encoder ``MASKED`` of the tokens are, at least one in each item.
+        """
         ids = self.tokens(example.answer)
+        if self.sep:
+            return self._masked(example.id, ids)
         ids.append(self.eos)
         size = self.max_length - len(self.bos) - 1
         lead = self.bos or (self.eos,)
@@ -100,6 +133,24 @@ class Encoder:
             Item(f"{example.id}/{start // size}", lead, tuple(ids[start : start + size]))
             for start in range(0, len(ids), size)
         ]
+
+    def _masked(self, name: str, ids: list[int]) -> list[Item]:
+        """``ids`` in windows with places masked that depend on ``name`` and nothing else."""
+        size = self.max_length - 2
+        found = []
+        for start in range(0, len(ids), size):
+            window = ids[start : start + size]
+            random = np.random.default_rng([zlib.crc32(name.encode()), start])
+            count = max(1, round(MASKED * len(window)))
+            places = np.sort(random.permutation(len(window))[:count]).tolist()
+            hidden = list(window)
+            for place in places:
+                hidden[place] = self.tokenizer.mask_token_id
+            prompt = (*self.bos, *hidden, *self.sep)
+            answer = tuple(window[place] for place in places)
+            shifted = tuple(place + len(self.bos) for place in places)
+            found.append(Item(f"{name}/{start // size}", prompt, answer, masked=shifted))
+        return found
 
     def encode_all(self, examples: Sequence[Example]) -> list[Item]:
         """Every example; plain texts (no prompt, no choices) in windows."""
@@ -149,11 +200,11 @@ def supervised(ledger: Ledger, items: Sequence[Item]) -> Ledger:
 
     Raises TrainingError when nothing is supervised: training would teach nothing, in silence.
     """
-    tokens = sum(len(item.answer) for item in items)
+    tokens = sum(item.supervised for item in items)
     filled = replace(
         ledger,
         truncated=sum(item.truncated for item in items),
-        masked=sum(not item.answer for item in items),
+        masked=sum(not item.supervised for item in items),
         supervised_tokens=tokens,
     )
     if tokens == 0:
@@ -173,12 +224,16 @@ class Batch:
     Every row ends in the last column, so that all supervised tokens lie in the last ``keep - 1``
     columns and logits are needed for the last ``keep`` only. ``labels`` is (rows, keep - 1): the
     token that each kept position but the last should predict.
+
+    Masked texts are right-padded, as encoders have it; ``labels`` is (rows, most masked) and
+    ``places`` of the same shape says in which columns those tokens are asked for.
     """
 
     ids: Tensor
     mask: Tensor
     positions: Tensor
     labels: Tensor
+    places: Tensor | None = None
 
     @property
     def keep(self) -> int:
@@ -189,6 +244,8 @@ def collate(items: Sequence[Item], pad: int, device: torch.device | str = "cpu")
     """Prompt and answer of each item in one tensor, padded to the longest, prompt masked."""
     longest = max(map(len, items))
     width = max(len(item.answer) for item in items)
+    if items[0].masked:
+        return _collate_masked(items, pad, device, longest, width)
     ids = torch.full((len(items), longest), pad)
     mask = torch.zeros((len(items), longest), dtype=torch.long)
     labels = torch.full((len(items), width), IGNORED)
@@ -199,6 +256,31 @@ def collate(items: Sequence[Item], pad: int, device: torch.device | str = "cpu")
         labels[row, width - len(item.answer) :] = torch.tensor(item.answer)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Batch(ids.to(device), mask.to(device), positions.to(device), labels.to(device))
+
+
+def _collate_masked(
+    items: Sequence[Item], pad: int, device: torch.device | str, longest: int, width: int
+) -> Batch:
+    ids, mask, positions = prompts(items, pad, longest, left=False)
+    labels = torch.full((len(items), width), IGNORED)
+    places = torch.zeros((len(items), width), dtype=torch.long)
+    for row, item in enumerate(items):
+        labels[row, : len(item.answer)] = torch.tensor(item.answer)
+        places[row, : len(item.answer)] = torch.tensor(item.masked)
+    return Batch(*(part.to(device) for part in (ids, mask, positions, labels, places)))
+
+
+def prompts(
+    items: Sequence[Item], pad: int, longest: int, *, left: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and positions of prompts alone, each (rows, longest), padded left or right."""
+    ids = torch.full((len(items), longest), pad)
+    mask = torch.zeros((len(items), longest), dtype=torch.long)
+    for row, item in enumerate(items):
+        start = longest - len(item.prompt) if left else 0
+        ids[row, start : start + len(item.prompt)] = torch.tensor(item.prompt)
+        mask[row, start : start + len(item.prompt)] = 1
+    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def epoch_batches(

@@ -12,6 +12,7 @@
     │   └── AdapterUnsupported    a PEFT method or option this package would get wrong
     └── TrainingError         training stopped
         ├── LossExploded          NaN, infinity, or a loss far above the start
+        ├── OutOfMemory           no memory for a single row
         └── TrainingInterrupted   Ctrl-C: the last good adapter was saved
 
 Each says what was expected, what was found, where, and how to mend it.
@@ -85,6 +86,10 @@ class TrainingError(LoraDomainsError):
 
 class LossExploded(TrainingError):
     """The loss became NaN, infinite, or far larger than it was at the start."""
+
+
+class OutOfMemory(TrainingError):
+    """There is no memory left for a single row."""
 
 
 class TrainingInterrupted(TrainingError):

@@ -15,18 +15,23 @@ from typing import Any
 import numpy as np
 
 from lora_domains.bank import Bank
+from lora_domains.base import Base
 from lora_domains.data import Prepared
-from lora_domains.display import Advance, Display
+from lora_domains.display import Display
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import DataError
+from lora_domains.heads import Head
 from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
 from lora_domains.scoring import (
+    Progress,
     answer_nats,
     choice_logprobs,
     drift,
     generate_in_chunks,
+    head_scores,
     renormalise,
+    text_features,
 )
 from lora_domains.suites import Suite
 from lora_domains.suites.harness import harness_scores
@@ -34,6 +39,8 @@ from lora_domains.tasks import Classification, Example, Generation, Harness, Tas
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
+PROBE_C = (0.01, 0.1, 1.0, 10.0)
+"""Inverse strengths of regularisation tried for the base's own head on frozen features."""
 TRAIN_SAMPLE = 500
 """Training rows scored for the overfit gate, at most."""
 
@@ -54,13 +61,19 @@ class Scored:
 
 def model_scores(
     bank: Bank, task: Task | Harness, items: Sequence[Item], references: Sequence[str],
-    routes: str | Sequence[str | None] | None, advance: Advance = lambda _: None,
+    routes: str | Sequence[str | None] | None, advance: Progress = lambda _: None,
 ) -> Scores:  # fmt: skip
     """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
     if isinstance(task, Harness):
         return harness_scores(bank, task, [item.id for item in items], routes, advance)
     with bank.routed(routes):
+        if routes is not None and getattr(task, "head", False):
+            names = [routes] * len(items) if isinstance(routes, str) else routes
+            logprobs = head_scores(
+                model, [head_of(bank, name) for name in names], items, pad, advance
+            )
+            return [_from_shares(lp, i.target) for lp, i in zip(logprobs, items, strict=True)]
         if items and items[0].choices:
             logprobs = choice_logprobs(model, items, pad, advance)
             return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
@@ -75,6 +88,12 @@ def model_scores(
             ]
         nats, tokens = answer_nats(model, items, pad, advance)
         return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
+
+
+def head_of(bank: Bank, name: str | None) -> Head:
+    head = None if name is None else bank[name].head
+    assert head is not None, "an adapter of a task with a head has one, or is not loaded"
+    return head
 
 
 def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
@@ -154,10 +173,55 @@ def tfidf_scores(train: Sequence[Example], test: Sequence[Example], classes: int
         warnings.filterwarnings("ignore", message="The number of unique classes")
         model.fit(vectors.fit_transform([e.prompt for e in train]), [e.target for e in train])
     known = model.predict_proba(vectors.transform([e.prompt for e in test]))
-    # A label without a training row has no column; it gets a probability near none.
-    shares = np.full((len(test), classes), 1e-9)
-    shares[:, model.classes_] = np.clip(known, 1e-9, 1.0)
-    return [_from_shares(np.log(s), e.target) for s, e in zip(shares, test, strict=True)]
+    shares = _shares(known, model.classes_, classes)
+    return [_from_shares(s, e.target) for s, e in zip(shares, test, strict=True)]
+
+
+def frozen_scores(
+    bank: Bank, prepared: Prepared, encoder: Encoder, test: Sequence[Item],
+    advance: Progress = lambda _: None,
+) -> Scores:  # fmt: skip
+    """The base where a head answers: logistic regression on its frozen features (scikit-learn).
+
+    A linear probe (Alain & Bengio 2016): the same rows, prompt and place in the text as the
+    adapter's head, without an adapter. Its strength C is the one best on the validation rows.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
+    classes = len(getattr(prepared.task, "labels", None) or ())
+    with bank.routed(None):
+        train, validation = (
+            text_features(model, encoder.encode_all(rows), pad, advance).numpy()
+            for rows in (prepared.train, prepared.validation)
+        )
+        read = text_features(model, test, pad, advance).numpy()
+    wanted = np.array([example.target for example in prepared.validation])
+    best: tuple[float, np.ndarray] | None = None
+    for strength in PROBE_C:
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The number of unique classes")
+            # Unfinished after 300 iterations, it is judged on validation like the others.
+            warnings.filterwarnings("ignore", message="lbfgs failed to converge")
+            probe.fit(train, [example.target for example in prepared.train])
+        known = probe[-1].classes_
+        loss, shares = (_shares(probe.predict_proba(x), known, classes) for x in (validation, read))
+        nll = float(-loss[np.arange(len(wanted)), wanted].mean())
+        if best is None or nll < best[0]:
+            best = nll, shares
+    assert best is not None
+    return [_from_shares(s, i.target) for s, i in zip(best[1], test, strict=True)]
+
+
+def _shares(known: np.ndarray, columns: np.ndarray, classes: int) -> np.ndarray:
+    """Log-probabilities of every class; one without a training row has a share near none."""
+    shares = np.full((len(known), classes), 1e-9)
+    shares[:, columns] = np.clip(known, 1e-9, 1.0)
+    logs: np.ndarray = np.log(shares)
+    return logs
 
 
 def shots(encoder: Encoder, train: Sequence[Example], seed: int) -> list[int]:
@@ -210,22 +274,33 @@ def score_items(
     seed: int,
     display: Display,
     show_text: bool = False,
+    parent: str | None = None,
 ) -> Scored:
-    """Every contender on the test rows, the adapter on training rows, both on the probes."""
+    """Every contender on the test rows, the adapter on training rows, both on the probes.
+
+    ``parent`` is the resident adapter that this one went on from, another contender.
+    """
     task = prepared.task
     test = encode_rows(encoder, prepared.test)
     contenders: dict[str, Scores] = {}
     encoded = [item for _, item in test]
     references = [example.answer.strip() for example, _ in test]
-    few = shots(encoder, prepared.train, seed) if prepared.test[0].prompt else []
-    for name, route in (("base", None), ("adapter", adapter)):
-        with display.progress(f"{name} on test rows", len(test)) as advance:
-            contenders[name] = model_scores(bank, task, encoded, references, route, advance)
+    # A head reads one text: there are no answered examples to put before it.
+    prompted_base = prepared.test[0].prompt and not encoder.head
+    few = shots(encoder, prepared.train, seed) if prompted_base else []
+    if encoder.head:
+        rows = len(prepared.train) + len(prepared.validation) + len(test)
+        with display.progress("a head on the frozen base", rows) as advance:
+            contenders["base"] = frozen_scores(bank, prepared, encoder, encoded, advance)
+    routes = {"base": None, "adapter": adapter} | ({"parent": parent} if parent else {})
+    for name, route in routes.items():
+        if name not in contenders:
+            with display.progress(f"{name} on test rows", len(test)) as advance:
+                contenders[name] = model_scores(bank, task, encoded, references, route, advance)
     if isinstance(task, Classification):
-        train, rows = prepared.train, prepared.test
         classes = len(task.labels or ())
-        contenders["majority"] = majority_scores(train, rows, classes)
-        contenders["tfidf"] = tfidf_scores(train, rows, classes)
+        contenders["majority"] = majority_scores(prepared.train, prepared.test, classes)
+        contenders["tfidf"] = tfidf_scores(prepared.train, prepared.test, classes)
     prompted = with_shots(encoder, [example for example, _ in test], few)
     if prompted:
         with display.progress(f"base with {SHOTS} examples", len(test)) as advance:
@@ -238,14 +313,34 @@ def score_items(
         answers = [example.answer.strip() for example, _ in train_rows]
         seen = model_scores(bank, task, [i for _, i in train_rows], answers, adapter, advance)
     items += item_records("train", train_rows, {"adapter": seen}, key, show_text)
-    items += _probe(bank, adapter, encoder, suite, key, display)
+    if not bank.base.encoder:
+        items += _probe(bank, adapter, encoder, suite, key, display)
+    if not bank.base.language_head:
+        return Scored(items, largest_feature_move(bank, adapter, encoded))
     text, largest = _general_text(bank, adapter, encoder, suite, key, display)
     return Scored(items + text, largest)
+
+
+def general_knowledge(base: Base) -> str:
+    """How general knowledge is asked: of a causal base, of an encoder, of one without its head."""
+    if not base.encoder:
+        return "questions"
+    return "masked tokens" if base.language_head else "nothing"
+
+
+def largest_feature_move(bank: Bank, adapter: str, items: Sequence[Item]) -> float:
+    """The largest change of a feature by the adapter; for a base that gives no logits."""
+    read = []
+    for route in (None, adapter):
+        with bank.routed(route):
+            read.append(text_features(bank.base.model, items, bank.base.tokenizer.pad_token_id))
+    return float((read[0] - read[1]).abs().max())
 
 
 def _probe(
     bank: Bank, adapter: str, encoder: Encoder, suite: Suite, key: bytes, display: Display
 ) -> list[dict[str, Any]]:
+    encoder = Encoder(encoder.tokenizer, encoder.max_length)  # answers are read as text here
     found: list[dict[str, Any]] = []
     for probe in suite.probes:
         asked = [(part, example) for p, part, example in suite.asked() if p is probe]

@@ -23,12 +23,12 @@ from lora_domains.gates import GateResult
 from lora_domains.statistics import (
     Bounds,
     Comparison,
-    compare,
+    bootstrap_sums,
     compare_accuracy,
     compare_f1,
     compare_means,
+    compare_sums,
     difference_bounds,
-    paired_bootstrap,
     wilson,
 )
 
@@ -36,16 +36,42 @@ Items = Sequence[Mapping[str, Any]]
 Array = np.ndarray
 CONTENDERS = ("base", "adapter")
 LOWER_IS_BETTER = {"loss", "nats_per_token"}
+# Metrics that are the mean of one score, and that score.
+MEANS = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}
 
 
-def chosen(items: Items, **wanted: str) -> list[Mapping[str, Any]]:
-    """The items whose fields equal ``wanted``."""
-    return [item for item in items if all(item.get(k) == v for k, v in wanted.items())]
+class Rows(list[Mapping[str, Any]]):
+    """Items of one set; each column is read from them once, however many figures need it."""
+
+    def __init__(self, items: Items) -> None:
+        super().__init__(items)
+        self.scores: dict[str, list[Mapping[str, float]]] = {}
+        self.columns: dict[tuple[str, str], Array] = {}
+        self.grouped = any(item.get("group") is not None for item in items)
+
+
+def chosen(items: Items, field: str, wanted: str) -> Rows:
+    """The items whose ``field`` is ``wanted``."""
+    return Rows([item for item in items if item.get(field) == wanted])
 
 
 def column(items: Items, contender: str, key: str) -> Array:
     """One number per item of one contender; NaN where it has none."""
-    return np.array([item["scores"].get(contender, {}).get(key, np.nan) for item in items], float)
+    rows = items if isinstance(items, Rows) else Rows(items)
+    if (contender, key) not in rows.columns:
+        if contender not in rows.scores:
+            rows.scores[contender] = [item["scores"].get(contender, {}) for item in rows]
+        read = [scores.get(key, np.nan) for scores in rows.scores[contender]]
+        rows.columns[contender, key] = np.array(read, float)
+    return rows.columns[contender, key]
+
+
+def targets(items: Items) -> Array:
+    """The true class of each item."""
+    rows = items if isinstance(items, Rows) else Rows(items)
+    if ("", "target") not in rows.columns:
+        rows.columns["", "target"] = np.array([item["target"] for item in rows], float)
+    return rows.columns["", "target"]
 
 
 def baselines(items: Items) -> list[str]:
@@ -74,93 +100,96 @@ def metrics_of(kind: str, positive: int | None) -> dict[str, str]:
 
 def value(metric: str, items: Items, contender: str, positive: int | None) -> float | None:
     """``metric`` of one contender over ``items``; None where it was not scored on it."""
-    return _evaluated(metric, _columns(metric, items, contender), positive)
+    parts = _parts(metric, items, contender, positive)
+    return None if parts is None else float(_from_sums(parts.sum(axis=0)[None])[0])
 
 
 def comparison(
     metric: str, items: Items, first: str, second: str, positive: int | None
 ) -> Comparison | None:
     """``second`` minus ``first`` on the same items, with bounds; None where one has no score."""
-    one, two = (_columns(metric, items, name) for name in (first, second))
-    if np.isnan(one).any() or np.isnan(two).any() or not len(one):
+    one, two = (_parts(metric, items, name, positive) for name in (first, second))
+    if one is None or two is None:
         return None
     groups = _groups(items)
+    if metric in MEANS:
+        better = metric not in LOWER_IS_BETTER
+        return compare_means(one[:, 0], two[:, 0], groups, better)
+    if metric == "nats_per_token":
+        fewer = one[:, 0] / one[:, 1].clip(1) - two[:, 0] / two[:, 1].clip(1)
+        return compare_sums(_from_sums, one, two, groups, fewer)
+    truth = targets(items)
+    before, after = (column(items, name, "prediction") for name in (first, second))
     if metric == "accuracy":
-        return compare_accuracy(one[:, 0] == one[:, 1], two[:, 0] == two[:, 1], groups)
+        return compare_accuracy(before == truth, after == truth, groups)
     if metric in ("f1", "macro_f1"):
         only = positive if metric == "f1" else None
-        return compare_f1(one[:, 0], one[:, 1], two[:, 1], only, groups)
-    if metric == "recall" and (one[:, 0] == positive).any():
+        return compare_f1(truth, before, after, only, groups)
+    if metric == "recall" and (truth == positive).any():
         # Recall is an accuracy among the positives, so the score interval for accuracies holds.
-        here = one[:, 0] == positive
+        here = truth == positive
         part = None if groups is None else [g for g, h in zip(groups, here, strict=True) if h]
-        return compare_accuracy(one[here, 1] == positive, two[here, 1] == positive, part)
-    if metric in ("loss", "token_f1", "exact_match"):
-        return compare_means(one[:, 0], two[:, 0], groups, metric not in LOWER_IS_BETTER)
-    better = None
-    if metric == "nats_per_token":
-        better = one[:, 0] / one[:, 1].clip(1) - two[:, 0] / two[:, 1].clip(1)
-
-    def score(indices: Array, columns: Array) -> float:
-        found = _evaluated(metric, columns[indices], positive)
-        return 0.0 if found is None else found
-
-    return compare(score, one, two, groups, better)
+        return compare_accuracy(before[here] == positive, after[here] == positive, part)
+    return compare_sums(_from_sums, one, two, groups)
 
 
-def _columns(metric: str, items: Items, contender: str) -> Array:
-    """What ``metric`` is computed from, (items, 2) or (items, 1)."""
-    if metric in ("loss", "token_f1", "exact_match"):
-        key = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}[metric]
-        return column(items, contender, key)[:, None]
-    if metric == "nats_per_token":
-        pair = [column(items, contender, key) for key in ("nats", "tokens")]
-        return np.stack(pair, axis=1) if items else np.empty((0, 2))
-    targets = np.array([item["target"] for item in items], float)
-    return np.stack([targets, column(items, contender, "prediction")], axis=1)
+def _parts(metric: str, items: Items, contender: str, positive: int | None) -> Array | None:
+    """The columns whose sums give ``metric`` by ``_from_sums``; None where there is no score.
 
-
-def _evaluated(metric: str, columns: Array, positive: int | None) -> float | None:
-    if not len(columns) or np.isnan(columns).any():
+    For c classes (one, unless it is a macro mean) numerators, denominators and a 1 for each item
+    of the class: shape (items, 3 c).
+    """
+    ones = np.ones(len(items), int)
+    if not items:
         return None
-    if metric in ("loss", "token_f1", "exact_match"):
-        return float(columns[:, 0].mean())
+    if metric in MEANS:
+        found = column(items, contender, MEANS[metric])
+        return None if np.isnan(found).any() else np.stack([found, ones, ones], axis=1)
     if metric == "nats_per_token":
-        return float(columns[:, 0].sum() / max(columns[:, 1].sum(), 1))
-    truth, predicted = columns[:, 0].astype(int), columns[:, 1].astype(int)
+        nats, tokens = (column(items, contender, key) for key in ("nats", "tokens"))
+        missing = np.isnan(nats).any() or np.isnan(tokens).any()
+        return None if missing else np.stack([nats, tokens, ones], axis=1)
+    truth, said = targets(items), column(items, contender, "prediction")
+    if np.isnan(said).any():
+        return None
     if metric == "accuracy":
-        return float((truth == predicted).mean())
-    size = int(max(truth.max(), predicted.max(), positive or 0)) + 1
-    hits, asked, said = (
-        np.bincount(labels, minlength=size)
-        for labels in (truth[truth == predicted], truth, predicted)
-    )
-    parts = {"precision": (hits, said), "recall": (hits, asked), "f1": (2 * hits, asked + said)}
-    over, under = parts[metric.removeprefix("macro_")]
-    # What has no denominator is 0; macro means run over the classes among the references.
+        return np.stack([(truth == said).astype(int), ones, ones], axis=1)
+    # Macro means run over the classes among the references; what has no denominator is 0.
+    macro = metric.startswith("macro_")
+    classes = np.unique(truth) if macro else np.array([positive])
+    asked, chose = (side[:, None] == classes for side in (truth, said))
+    hits = asked & chose
+    over, under = {
+        "precision": (hits, chose),
+        "recall": (hits, asked),
+        "f1": (2 * hits, asked.astype(int) + chose),
+    }[metric.removeprefix("macro_")]
+    wanted = asked if macro else np.ones_like(asked)
+    return np.concatenate([over, under, wanted], axis=1, dtype=int)
+
+
+def _from_sums(sums: Array) -> Array:
+    """``metric`` from sums of its parts, (r, 3 c) → (r,)."""
+    over, under, wanted = np.split(sums, 3, axis=1)
     scores = over / np.maximum(under, 1)
-    wanted = asked > 0 if metric.startswith("macro_") else np.array([positive])
-    return float(scores[wanted].mean())
+    found: Array = (scores * (wanted > 0)).sum(axis=1) / np.maximum((wanted > 0).sum(axis=1), 1)
+    return found
 
 
 def _groups(items: Items) -> list[Any] | None:
-    groups = [item.get("group") for item in items]
-    if not groups or all(group is None for group in groups):
+    rows = items if isinstance(items, Rows) else Rows(items)
+    if not rows.grouped:
         return None
     # A row without a group stands alone.
-    return [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
+    return [g if (g := item.get("group")) is not None else f"\0{i}" for i, item in enumerate(rows)]
 
 
 def _bounds(metric: str, items: Items, contender: str, positive: int | None) -> Bounds:
-    columns = _columns(metric, items, contender)
+    parts = _parts(metric, items, contender, positive)
+    assert parts is not None
     if metric == "accuracy" and _groups(items) is None:
-        return wilson(float((columns[:, 0] == columns[:, 1]).sum()), len(columns))
-
-    def score(indices: Array) -> float:
-        found = _evaluated(metric, columns[indices], positive)
-        return 0.0 if found is None else found
-
-    return paired_bootstrap(score, len(columns), _groups(items), resamples=1000)
+        return wilson(float(parts[:, 0].sum()), len(parts))
+    return bootstrap_sums(_from_sums, parts, _groups(items), resamples=1000)
 
 
 # ── The whole of one adapter ────────────────────────────────────────────────────────────────────
@@ -177,20 +206,25 @@ def summarise(
     leaks: Mapping[str, Any],
     base_changed: bool,
     largest_move: float,
+    knowledge: str = "questions",
 ) -> dict[str, Any]:
-    """Every figure, gate and the verdict of one adapter, as the card holds them."""
-    test, train = chosen(items, set="test"), chosen(items, set="train")
-    general, text = chosen(items, set="general"), chosen(items, set="text")
+    """Every figure, gate and the verdict of one adapter, as the card holds them.
+
+    ``knowledge`` says how the base's general knowledge is asked: by "questions", by "masked tokens"
+    (an encoder), or by "nothing" (one without a masked-token head).
+    """
+    test, train, general, text = (
+        chosen(items, "set", name) for name in ("test", "train", "general", "text")
+    )
     index = labels.index(positive) if positive is not None else None
     scores = {
-        name: _with_baselines(name, test, index)
+        name: fields
         for name in metrics_of(kind, index)
-        if comparison_possible(name, test, index)
+        if (fields := _with_baselines(name, test, index))
     }
     results = [
         _gain(metric, test, index),
-        *([_retention(general, gates)] if general else []),
-        *([_drift(text, gates)] if text else []),
+        *_kept(knowledge, general, text, gates),
         *_positive_gates(test, index, gates),
         *([_overfit(metric, train, test, index, gates)] if train else []),
         rules.leaks(int(leaks["exact"]), int(leaks["near"])),
@@ -204,6 +238,8 @@ def summarise(
         "gates": [asdict(result) for result in results],
         "verdict": rules.verdict(results),
     }
+    if "parent" in baselines(test):
+        summary["over_parent"] = {name: _over_parent(name, test, index) for name in scores}
     if kind == "classification":
         summary["confusion"] = confusion(test, labels)
         summary["per_class"] = per_class(test, labels)
@@ -212,17 +248,22 @@ def summarise(
     return summary
 
 
-def comparison_possible(metric: str, items: Items, positive: int | None) -> bool:
-    """Whether base and adapter both were scored on ``metric``."""
-    return all(value(metric, items, name, positive) is not None for name in CONTENDERS)
-
-
 def _with_baselines(metric: str, items: Items, positive: int | None) -> dict[str, Any]:
+    """A comparison as a report holds it; nothing where base or adapter has no such score."""
     made = comparison(metric, items, "base", "adapter", positive)
-    assert made is not None
+    if made is None:
+        return {}
     values = {name: value(metric, items, name, positive) for name in baselines(items)}
     fields = {k: _finite(v) for k, v in asdict(made).items()}
     return fields | {"baselines": {k: v for k, v in values.items() if v is not None}}
+
+
+def _over_parent(metric: str, items: Items, positive: int | None) -> dict[str, Any]:
+    """The adapter against the one it went on from, on the same items."""
+    made = comparison(metric, items, "parent", "adapter", positive)
+    assert made is not None
+    fields = {k: _finite(v) for k, v in asdict(made).items()}
+    return {"parent": fields.pop("base"), **fields}
 
 
 def _finite(number: float | None) -> float | None:
@@ -252,6 +293,23 @@ def _gain(metric: str, items: Items, positive: int | None) -> GateResult:
     )
 
 
+def _kept(knowledge: str, general: Items, text: Items, gates: Gates) -> list[GateResult]:
+    """The gates on general knowledge: retention and drift."""
+    if knowledge == "nothing":
+        why = "The base has no masked-token head: it gives no probabilities that could be compared."
+        return [
+            rules.not_applicable("retention", "general knowledge is kept", gates.retention, why),
+            rules.not_applicable("drift", "KL from base to adapter", gates.drift, why),
+        ]
+    if knowledge == "masked tokens":
+        nats = comparison("nats_per_token", text, "base", "adapter", None)
+        assert nats is not None
+        kept = [rules.masked_retention(nats, gates.retention)]
+    else:
+        kept = [_retention(general, gates)] if general else []
+    return kept + ([_drift(text, gates)] if text else [])
+
+
 def _retention(general: Items, gates: Gates) -> GateResult:
     pooled = comparison("accuracy", general, "base", "adapter", None)
     assert pooled is not None
@@ -260,11 +318,8 @@ def _retention(general: Items, gates: Gates) -> GateResult:
 
 def _kl(text: Items) -> tuple[float, Bounds]:
     kl, tokens = column(text, "adapter", "kl"), column(text, "adapter", "tokens")
-
-    def per_token(indices: Array) -> float:
-        return float(kl[indices].sum() / max(tokens[indices].sum(), 1))
-
-    return per_token(np.arange(len(text))), paired_bootstrap(per_token, len(text))
+    parts = np.stack([kl, tokens, np.ones(len(text))], axis=1)
+    return float(_from_sums(parts.sum(axis=0)[None])[0]), bootstrap_sums(_from_sums, parts)
 
 
 def _drift(text: Items, gates: Gates) -> GateResult:
@@ -275,7 +330,7 @@ def _drift(text: Items, gates: Gates) -> GateResult:
 def _positive_gates(test: Items, positive: int | None, gates: Gates) -> list[GateResult]:
     if positive is None:
         return []
-    truth = np.array([item["target"] for item in test]) == positive
+    truth = targets(test) == positive
     said = column(test, "adapter", "prediction") == positive
     hits, missed, alarms = (int(x.sum()) for x in (truth & said, truth & ~said, ~truth & said))
     return [
@@ -299,7 +354,7 @@ def _overfit(
 def _general(general: Items, text: Items) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for suite in dict.fromkeys(item["suite"] for item in general):
-        found[suite] = _with_baselines("accuracy", chosen(general, suite=suite), None)
+        found[suite] = _with_baselines("accuracy", chosen(general, "suite", suite), None)
     if general:
         found["pooled"] = _with_baselines("accuracy", general, None)
     if text:
@@ -315,7 +370,7 @@ def _slices(metric: str, test: Items, positive: int | None) -> dict[str, Any]:
     for name in dict.fromkeys(name for item in test for name in item.get("slices") or {}):
         found[name] = {}
         for part in sorted({str(item["slices"][name]) for item in test}):
-            rows = [item for item in test if str(item["slices"][name]) == part]
+            rows = Rows([item for item in test if str(item["slices"][name]) == part])
             found[name][part] = {metric: _with_baselines(metric, rows, positive)}
     return found
 
@@ -325,22 +380,20 @@ def confusion(items: Items, labels: Sequence[str]) -> dict[str, Any]:
     tables = {}
     for name in CONTENDERS:
         table = np.zeros((len(labels), len(labels)), dtype=int)
-        pairs = _columns("accuracy", items, name).astype(int)
-        np.add.at(table, (pairs[:, 0], pairs[:, 1]), 1)
+        said = column(items, name, "prediction").astype(int)
+        np.add.at(table, (targets(items).astype(int), said), 1)
         tables[name] = table.tolist()
     return {"labels": list(labels), **tables}
 
 
 def per_class(items: Items, labels: Sequence[str]) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class for the adapter, and recall's lower bound."""
-    pairs = _columns("accuracy", items, "adapter").astype(int)
+    truth, said = targets(items), column(items, "adapter", "prediction")
     found = {}
     for index, label in enumerate(labels):
-        truth, said = pairs[:, 0] == index, pairs[:, 1] == index
-        hits, support = int((truth & said).sum()), int(truth.sum())
+        hits, support = (int(x.sum()) for x in ((truth == index) & (said == index), truth == index))
         row: dict[str, Any] = {
-            name: _evaluated(name, pairs.astype(float), index)
-            for name in ("precision", "recall", "f1")
+            name: value(name, items, "adapter", index) for name in ("precision", "recall", "f1")
         }
         found[label] = row | {"support": support, "recall_lower": wilson(hits, support).lower}
     return found
@@ -353,7 +406,7 @@ def calibration(items: Items) -> dict[str, Any]:
     (Brier 1950): 0 is best, 2 worst.
     """
     confidence = column(items, "adapter", "confidence")
-    right = column(items, "adapter", "prediction") == [item["target"] for item in items]
+    right = column(items, "adapter", "prediction") == targets(items)
     # Bins are closed above, as in ``metrics.expected_calibration_error``.
     bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
     ece = sum(

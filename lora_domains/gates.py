@@ -1,5 +1,7 @@
 """Gates: a measured figure and a rule give pass, fail or inconclusive.
 
+A gate whose figure does not exist for a base is not applicable: it is shown, and decides nothing.
+
 A gate passes when the one-sided 95 % bound of its figure clears the threshold, fails when the
 opposite bound misses it, and is inconclusive in between; then `why` names what would settle it.
 Figures that are counted rather than sampled (leaks, a changed base) have no bounds and are never
@@ -22,7 +24,7 @@ from lora_domains.statistics import (
     wilson,
 )
 
-Verdict = Literal["pass", "fail", "inconclusive"]
+Verdict = Literal["pass", "fail", "inconclusive", "not applicable"]
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,13 @@ def judge(
 def verdict(results: Iterable[GateResult]) -> Verdict:
     """Any fail fails; else any inconclusive, or no gate at all, is inconclusive; else pass.
 
+    A gate that is not applicable does not count.
+
     Several gates need no correction: to pass, every one must, so the chance of passing an adapter
     that should have failed one of them is still at most 5 % (intersection-union test: Berger 1982,
     Technometrics 24:295).
     """
-    found = {result.verdict for result in results}
+    found = {result.verdict for result in results} - {"not applicable"}
     if "fail" in found:
         return "fail"
     return "pass" if found == {"pass"} else "inconclusive"
@@ -159,6 +163,38 @@ def retention(pooled: Comparison, margin: float = 0.03) -> GateResult:
     what = f"probes ({pooled.adapter:.3f} against {pooled.base:.3f} of the base): the difference"
     rule = f"adapter - base >= -{margin:g} over all probes"
     return _judge_difference("retention", rule, pooled, -margin, True, False, what)
+
+
+def masked_retention(nats: Comparison, share: float = 0.03, unit: str = "texts") -> GateResult:
+    """An encoder's general knowledge kept: nats per masked token rise by at most ``share``.
+
+    ``nats`` compares base and adapter on general text. The margin is a share of the base's nats, so
+    that it means the same for a small vocabulary and a large one.
+    """
+    margin = share * nats.base
+    what = (
+        f"nats per masked token ({nats.adapter:.3f} against {nats.base:.3f} of the base; "
+        f"{100 * share:g} % of the base's are allowed): the rise"
+    )
+    rule = f"adapter - base <= {share:g} of the base's nats per masked token of general text"
+    return judge(
+        "retention",
+        rule,
+        nats.difference,
+        nats.lower,
+        nats.upper,
+        margin,
+        higher_is_better=False,
+        what=what,
+        n=nats.n,
+        unit=unit,
+        needed=items_needed(nats, margin),
+    )
+
+
+def not_applicable(name: str, rule: str, threshold: float, why: str) -> GateResult:
+    """A gate whose figure cannot be had; it says so, and neither passes nor fails."""
+    return GateResult(name, rule, None, threshold, None, None, "not applicable", why)
 
 
 def drift(kl: float, bounds: Bounds, n: int, limit: float, unit: str = "texts") -> GateResult:

@@ -24,9 +24,10 @@ from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation import SHOTS, encode_rows, model_scores, shots, with_shots
 from lora_domains.figures import LOWER_IS_BETTER, comparison, value
 from lora_domains.model import DomainModel
+from lora_domains.plan import make_plan
 from lora_domains.statistics import Comparison, paired_bootstrap
 from lora_domains.tasks import Example
-from lora_domains.training import Trained, make_plan
+from lora_domains.training import Trained
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 HARDLY = 0.01
@@ -154,8 +155,10 @@ def measured(
 
     epochs, whole = domain.training.epochs, [prepared.train[i] for i in parts[-1]]
     length = len(encoder.encode_all(whole))
-    base = look("base", items, None)
-    few = shots(encoder, prepared.train, seed) if prepared.test[0].prompt else []
+    # Of a trained head's labels the base knows nothing.
+    words = not getattr(task, "head", False)
+    base = look("base", items, None) if words else None
+    few = shots(encoder, prepared.train, seed) if words and prepared.test[0].prompt else []
     prompted = with_shots(encoder, [example for example, _ in rows], few)
     points = [
         {"share": share}

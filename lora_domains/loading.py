@@ -38,6 +38,7 @@ from lora_domains.errors import (
     did_you_mean,
     listed,
 )
+from lora_domains.heads import complete, head_shapes, layout_of, stored_classes
 from lora_domains.report import read_card
 
 _PATTERN_SECONDS = 1.0
@@ -64,7 +65,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     name = check_name(folder.resolve().name if name is None else name)
     _check_files(folder)
     raw = _read_json(folder / CONFIG)
-    config = _config(raw, folder)
+    config = _config(raw, folder, base)
     card = read_card(folder) if (folder / CARD).exists() else None
     notes: list[str] = []
     if card is None:
@@ -77,15 +78,37 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     _check_patterns(config, base, folder)
     expected: dict[str, tuple[int, ...]] = {}
     scales: dict[str, float] = {}
-    for linear, layer in lora_layers(skeleton(base, config)):
+    classes = _classes(config, stored, base, card, folder)
+    if classes is not None:
+        shapes = head_shapes(base, classes)
+        # What is missing may stand in the base's checkpoint (see ``complete``).
+        expected = {PREFIX + n: shape for n, shape in shapes.items() if PREFIX + n in stored}
+    for linear, layer in lora_layers(skeleton(base, config, classes)):
+        if classes is not None and f"{linear}.weight" in shapes:
+            raise AdapterUnsupported(
+                where=f"{folder.name}/{CONFIG}",
+                expected="a head that is stored whole",
+                found=f"LoRA on {linear}, a layer of the head",
+                mend="Name it in PEFT's modules_to_save instead.",
+            )
         for letter in "AB":
             key = f"{PREFIX}{linear}.lora_{letter}.weight"
             expected[key] = tuple(getattr(layer, f"lora_{letter}")["default"].weight.shape)
         scales[linear] = float(layer.scaling["default"])
     _drop_copies(stored, folder, base, scales)
     _check_shapes(expected, stored, folder)
-    weights = _read_weights(folder, scales)
-    return Adapter(name, config, weights, scales, card, folder, tuple(notes))
+    tensors = _read_tensors(folder)
+    weights = {
+        linear: (
+            tensors[f"{PREFIX}{linear}.lora_A.weight"], tensors[f"{PREFIX}{linear}.lora_B.weight"]
+        )
+        for linear in scales
+    }  # fmt: skip
+    head = None
+    if classes is not None:
+        whole = {n: tensors[PREFIX + n] for n in shapes if PREFIX + n in tensors}
+        head = complete(base, whole, classes, folder.name).to(base.device)
+    return Adapter(name, config, weights, scales, card, folder, tuple(notes), head)
 
 
 def _check_files(folder: Path) -> None:
@@ -149,8 +172,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _config(raw: dict[str, Any], folder: Path) -> Any:
-    """A LoraConfig from the stored JSON; anything it would do beyond plain LoRA is refused."""
+def _config(raw: dict[str, Any], folder: Path, base: Base) -> Any:
+    """A LoraConfig from the stored JSON; anything it would do beyond plain LoRA is refused.
+
+    Beside LoRA a sequence classifier (SEQ_CLS) stores its head whole.
+    """
     from peft import LoraConfig
 
     where = f"{folder.name}/{CONFIG}"
@@ -163,8 +189,10 @@ def _config(raw: dict[str, Any], folder: Path) -> Any:
             mend="Only LoRA adapters are served here.",
         )
     known = {f.name: f for f in fields(LoraConfig)}
+    headed = raw.get("task_type") == "SEQ_CLS"
+    taken = _TAKEN | {"modules_to_save"} if headed else _TAKEN
     for key, value in raw.items():
-        if key in _TAKEN or not value:
+        if key in taken or not value:
             continue
         field = known.get(key)
         default = None
@@ -179,12 +207,23 @@ def _config(raw: dict[str, Any], folder: Path) -> Any:
                 found=f"{key}={str(value)[:60]!r}",
                 mend="This option is not computed here; train without it, or use PEFT itself.",
             )
-    if raw.get("task_type") not in (None, "CAUSAL_LM"):
+    if not headed and (base.encoder or raw.get("task_type") not in (None, "CAUSAL_LM")):
         raise AdapterUnsupported(
             where=where,
-            expected="task_type CAUSAL_LM",
-            found=str(raw["task_type"])[:60],
-            mend="Only adapters of causal language models are served here.",
+            expected="task_type SEQ_CLS" + ("" if base.encoder else " or CAUSAL_LM"),
+            found=str(raw.get("task_type"))[:60],
+            mend="Only adapters of causal language models, and sequence classifiers, are served.",
+        )
+    whole = raw.get("modules_to_save") or [] if headed else []
+    # PEFT's own two are named in every classifier's config, whatever its head is called.
+    if not isinstance(whole, list) or not set(map(str, whole)) <= {
+        "classifier", "score", *layout_of(base).saved
+    }:  # fmt: skip
+        raise AdapterUnsupported(
+            where=where,
+            expected="no module stored whole but the head's: " + listed(layout_of(base).saved),
+            found=f"modules_to_save={str(whole)[:60]!r}",
+            mend="Train without it, or use PEFT itself.",
         )
     init = raw.get("init_lora_weights", True)
     if init not in (True, False, "gaussian", "orthogonal", "eva"):
@@ -215,7 +254,7 @@ def _config(raw: dict[str, Any], folder: Path) -> Any:
                 found=str(raw[key])[:60],
                 mend="Copy the file again from where the adapter was made.",
             )
-    chosen = {k: v for k, v in raw.items() if k in known and k in _TAKEN}
+    chosen = {k: v for k, v in raw.items() if k in known and k in taken}
     # These name Python classes or hold nothing that matters here; a stored config must not.
     for key in (
         "auto_mapping", "runtime_config", "megatron_core", "loftq_config", "eva_config", "peft_type"
@@ -388,7 +427,36 @@ def _check_shapes(
     )
 
 
-def _read_weights(folder: Path, scales: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
+def _classes(
+    config: Any,
+    stored: Mapping[str, tuple[int, ...]],
+    base: Base,
+    card: Mapping[str, Any] | None,
+    folder: Path,
+) -> int | None:
+    """How many classes the stored head has, None without one; as many as the card's labels."""
+    headed = config.task_type == "SEQ_CLS"
+    where = f"{folder.name}/{WEIGHTS}"
+    plain = {key.removeprefix(PREFIX): shape for key, shape in stored.items()}
+    classes = stored_classes(base, plain, where) if headed else None
+    settings = card["adapters"][0].get("settings") if card else None
+    task = settings.get("task") if isinstance(settings, dict) else None
+    if not isinstance(task, dict):
+        return classes
+    wanted = len(task.get("labels") or ()) if task.get("head") else None
+    if wanted != classes:
+        raise AdapterCorrupt(
+            where=where,
+            expected=f"a head of {wanted} classes, as the card's labels" if wanted else
+            "no head, as the card's task has none",
+            found="none" if classes is None else f"one of {classes}",
+            mend="Copy the adapter folder again.",
+        )  # fmt: skip
+    return classes
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the file in float32, finite."""
     tensors = load_file(folder / WEIGHTS)
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
@@ -398,13 +466,7 @@ def _read_weights(folder: Path, scales: Mapping[str, float]) -> dict[str, tuple[
                 found=f"NaN or infinity in {key}",
                 mend="Train it again with a lower learning rate, or load an earlier version.",
             )
-    return {
-        linear: (
-            tensors[f"{PREFIX}{linear}.lora_A.weight"].float(),
-            tensors[f"{PREFIX}{linear}.lora_B.weight"].float(),
-        )
-        for linear in scales
-    }
+    return {key: tensor.float() for key, tensor in tensors.items()}
 
 
 def find_adapter(path: str | Path, out: Path) -> Path:

@@ -1,114 +1,48 @@
 """``DomainModel``: the one object people meet, thin over the files that do the work."""
 
-import io
-import json
 import os
-import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from rich.console import Console
 
-from lora_domains import __version__
+from lora_domains import processes
 from lora_domains.adapter import rewrite_card, save_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
 from lora_domains.benchmark import Field, Scorer, Store, measure
-from lora_domains.data import Data, Prepared, prepare
+from lora_domains.checkpoint import read_checkpoint
+from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
-from lora_domains.encoding import Encoder, Item, check_choices, supervised
+from lora_domains.encoding import Encoder
+from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation import score_items, unanswered
+from lora_domains.evaluation import general_knowledge, score_items
+from lora_domains.heads import check_generates, check_head
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
+from lora_domains.markdown import readme
+from lora_domains.memory import free_bytes, too_little, words
+from lora_domains.merging import export, merge
+from lora_domains.plan import Plan, make_plan
 from lora_domains.reading import Source
-from lora_domains.report import SCHEMA, figures, markdown, read_card
+from lora_domains.ready import LONGEST, Ready, read_domain
+from lora_domains.rehearsal import rehearse
+from lora_domains.report import SCHEMA, assemble, figures, read_card, summed_up
+from lora_domains.results import Benchmark, Evaluation
 from lora_domains.routing import entered
-from lora_domains.scoring import choice_logprobs, generate_in_chunks, renormalise
-from lora_domains.serving import by_domain, continued, each_row, streamed
+from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
-from lora_domains.tasks import Classification, Example, Row, Task, task_from_record
-from lora_domains.trace import Trace, trace
-from lora_domains.training import Plan, Run, Trained, make_plan
-
-LONGEST = 2048
-"""Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One label with its probability, and those of the others."""
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An adapter's card after it was measured; printing it shows the tables and the verdict."""
-
-    card: dict[str, Any]
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        entry: dict[str, Any] = self.card["adapters"][0]
-        return entry
-
-    @property
-    def verdict(self) -> str:
-        return str(self.entry["verdict"])
-
-    def show(self, display: Display) -> None:
-        display.scores(self.entry)
-        display.general(self.entry)
-        display.gates(self.entry)
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        self.show(Display(console=Console(file=text, width=120)))
-        return text.getvalue()
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What a benchmark measured: a report of several adapters, and the items it is made from."""
-
-    report: dict[str, Any]
-    items: dict[str, list[dict[str, Any]]]
-
-    @property
-    def verdict(self) -> str:
-        """The worst verdict among the adapters."""
-        found = {entry["verdict"] for entry in self.report["adapters"]}
-        return next(v for v in ("fail", "inconclusive", "pass") if v in found)
-
-    def save(self, out: str | Path) -> Path:
-        """Write the report and its items into the folder ``out``; returns it."""
-        folder = Path(out)
-        (folder / "items").mkdir(parents=True, exist_ok=True)
-        for name, items in self.items.items():
-            lines = "".join(json.dumps(item) + "\n" for item in items)
-            (folder / "items" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        (folder / "report.json").write_text(json.dumps(self.report, indent=1), encoding="utf-8")
-        return folder
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A domain's rows, read, checked and encoded for this base."""
-
-    domain: Domain
-    prepared: Prepared
-    encoder: Encoder
-    train: list[Item]
-    validation: list[Item]
+from lora_domains.tasks import Classification, Task, task_from_record
+from lora_domains.trace import Trace, traced
+from lora_domains.tracking import check_tracker, open_tracker
+from lora_domains.training import Run, Trained
+from lora_domains.versions import Parent, find_parent, keep_version, load_parent, parent_resident
 
 
 class DomainModel:
@@ -129,8 +63,8 @@ class DomainModel:
         self.base = base
         self.bank = Bank(base, slots)
         self.out = Path(out)
-        self.display = display or Display(quiet=not _main_process())
-        self._ready: dict[str, _Ready] = {}
+        self.display = display or Display(quiet=not processes.is_main())
+        self._ready: dict[str, Ready] = {}
         self._witness = _witness(base)
 
     @classmethod
@@ -151,8 +85,22 @@ class DomainModel:
         ``slots`` is how many adapters may lie on the device at once (see ``Bank``). Raises
         BaseModelError when it cannot be found or loaded.
         """
+        shown = display or Display(quiet=True)
+
+        def announce(needed: int, place: torch.device) -> None:
+            free = free_bytes(place)
+            what = f"about {words(needed)} for the base, of {words(free)} free on {place}"
+            shown.stage("memory", None, None, what)
+            if warning := too_little(needed, free, quantization):
+                shown.warn(warning)
+
         base = load_base(
-            path_or_id, revision=revision, dtype=dtype, quantization=quantization, device=device
+            path_or_id,
+            revision=revision,
+            dtype=dtype,
+            quantization=quantization,
+            device=device,
+            announce=announce,
         )
         return cls(base, slots=slots, out=out, display=display)
 
@@ -213,6 +161,28 @@ class DomainModel:
         """Take a resident adapter out; its folder stays, and calls in flight go on with it."""
         self.bank.remove(name)
 
+    def merged(self, name: str, *, dtype: str | torch.dtype | None = None) -> Any:
+        """A stand-alone transformers model: the base with the resident adapter ``name`` in it.
+
+        The base is read once more, unquantised, in its own dtype or ``dtype``; the resident one
+        stays as it is. How far the result is from the adapter un-merged is shown. Raises
+        UsageError, BaseModelError or AdapterError.
+        """
+        found = merge(self.bank, name, dtype)
+        self.display.stage("merged", None, None, str(found))
+        return found.model
+
+    def export(
+        self, name: str, folder: str | Path, *, dtype: str | torch.dtype | None = None
+    ) -> None:
+        """``merged``, written with its tokenizer as a folder that plain transformers loads.
+
+        Raises AdapterError too when ``folder`` holds anything but a merged model.
+        """
+        found = export(self.bank, name, Path(folder), dtype)
+        self.display.stage("merged", None, None, str(found))
+        self.display.line(f"Saved: {folder}")
+
     @contextmanager
     def using(self, name: str | None) -> Iterator[Self]:
         """Serve every call inside by the adapter ``name``; None is the base.
@@ -235,17 +205,24 @@ class DomainModel:
         text: str | tuple[str, ...] = "text",
         label: str = "label",
         positive: str | None = None,
+        head: bool = False,
         validation: Source | None = None,
         test: Source | None = None,
+        init_from: str | Path | None = None,
         resume: bool = False,
+        tracker: str | None = None,
         dry_run: bool = False,
         **settings: Any,
     ) -> dict[str, Any]:
         """Train an adapter for a domain, or for rows with a text and a label; saves and loads it.
 
-        ``settings`` are those of a domain (``epochs=3``, ``lr=…``, ``rank=…``); unknown names
-        raise UsageError. Returns the card, which has no verdict before ``evaluate``. Raises
-        DataError, LeakError or TrainingError; the adapter saved before is untouched then.
+        ``init_from`` is a saved adapter to go on from; one that is replaced becomes a version
+        (``versions``). ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` plans, tries one
+        step, and trains and writes nothing. ``settings`` are those of a domain (``epochs=3``,
+        ``lr=…``, ``rank=…``); unknown names raise UsageError.
+
+        Returns the card, which has no verdict before ``evaluate``. Raises DataError, LeakError or
+        TrainingError; the adapter saved before is untouched then.
         """
         if not isinstance(domain, Domain):
             if name is None:
@@ -254,17 +231,26 @@ class DomainModel:
                     found="rows without one",
                     mend="Call fit(rows, name='spam').",
                 )
-            task = Classification(text=text, label=label, positive=positive)
+            task = Classification(text=text, label=label, positive=positive, head=head)
             domain = Domain(name, task, Data(domain, validation, test))
         domain = with_settings(domain, **settings)
-        ready = self._read(domain)
+        if tracker is not None:
+            check_tracker(tracker)
+        for warning in processes.launch_warnings():
+            self.display.warn(warning)
+        parent = None
+        if init_from is not None:
+            parent = self._goes_on_from(find_adapter(init_from, self.out), domain, resume)
+        ready = replace(self._read(domain), parent=parent)
+        self._ready[domain.name] = ready
         domain = ready.domain  # its labels are known now
-        plan = make_plan(self.base, domain, ready.train)
+        plan = make_plan(self.base, domain, ready.train, parent and parent.adapter)
         for reason in plan.reasons:
             self.display.stage("plan", None, None, reason)
         for warning in plan.warnings:
             self.display.warn(warning)
         if dry_run:
+            self.display.stage("estimate", None, None, rehearse(self._run(ready, plan)).in_words())
             self.display.line(
                 f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
                 "nothing was trained or written."
@@ -274,7 +260,15 @@ class DomainModel:
             self.display.warn("an unfinished run is replaced; --resume would have continued it.")
         run = self._run(ready, plan)
         run.on_best = lambda trained: self._save(ready, trained)
-        trained = run.fit(resume=resume)
+        if tracker is None:
+            trained = run.fit(resume=resume)
+        else:
+            numbers = {k: v for k, v in asdict(plan).items() if k not in ("reasons", "warnings")}
+            run.log, close = open_tracker(tracker, domain.name, self.out, numbers)
+            try:
+                trained = run.fit(resume=resume)
+            finally:
+                close()
         card = self._save(ready, trained)
         training = card["adapters"][0]["training"]
         self.display.stage(
@@ -288,36 +282,31 @@ class DomainModel:
         self.load_adapter(self.out / domain.name)
         return card
 
-    def _read(self, domain: Domain) -> _Ready:
-        """Rows read, checked, split and encoded; shown stage by stage."""
-        prepared = prepare(domain.task, domain.data, domain.training.seed)
-        for stage in prepared.stages:
-            self.display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
-        limit = domain.training.max_length or min(self.base.context, LONGEST)
-        encoder = Encoder(self.base.tokenizer, limit)
-        domain = replace(domain, task=prepared.task)
-        if isinstance(prepared.task, Classification):
-            where = f"domain {domain.name!r}, column {prepared.task.label!r}"
-            check_choices(encoder, prepared.task.choices, where)
-        train = encoder.encode_all(prepared.train)
-        validation = encoder.encode_all(prepared.validation)
-        ledger = supervised(prepared.ledger, train)
-        prepared = replace(prepared, ledger=ledger)
-        splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
-        self.display.ledger(asdict(ledger), splits)
-        if ledger.truncated:
-            self.display.warn(
-                f"{ledger.truncated} of {len(train)} training rows were longer than {limit} tokens "
-                "and lost tokens from the middle of their prompt."
-            )
-        for warning in prepared.warnings:
-            self.display.warn(warning)
-        ready = _Ready(domain, prepared, encoder, train, validation)
+    def _goes_on_from(self, folder: Path, domain: Domain, resume: bool) -> Parent:
+        """The parent in ``folder``; the one that an interrupted run began from, when it resumes.
+
+        Its child may have taken its place meanwhile, if both have one name.
+        """
+        parent = load_parent(folder, self.base)
+        stored = read_checkpoint(self._checkpoint(domain)) if resume else None
+        began = stored["run"].get("parent") if stored else None
+        if began in (None, parent.sha256):
+            return parent
+        return find_parent({"name": folder.name, "sha256": began}, self.base, self.out) or parent
+
+    def _read(self, domain: Domain) -> Ready:
+        ready = read_domain(domain, self.base, self.display)
         self._ready[domain.name] = ready
         return ready
 
-    def _run(self, ready: _Ready, plan: Plan) -> Run:
-        texts = embedded().training_texts() if ready.domain.training.kl else []
+    def _run(self, ready: Ready, plan: Plan) -> Run:
+        held = ready.domain.training.kl and self.base.language_head
+        if ready.domain.training.kl and not held:
+            self.display.warn(
+                f"{self.base.id} has no masked-token head: nothing holds the adapter to it while "
+                "it trains, and what it keeps cannot be measured."
+            )
+        texts = embedded().training_texts() if held else []
         return Run(
             self.bank,
             ready.domain,
@@ -327,12 +316,13 @@ class DomainModel:
             self._checkpoint(ready.domain),
             self.display,
             general=ready.encoder.encode_all(texts),
+            parent=ready.parent,
         )
 
     def _checkpoint(self, domain: Domain) -> Path:
         return self.out / f".{domain.name}.checkpoint"
 
-    def _save(self, ready: _Ready, trained: Trained) -> dict[str, Any]:
+    def _save(self, ready: Ready, trained: Trained) -> dict[str, Any]:
         """Write the adapter's folder; one process writes, the others wait."""
         domain = ready.domain
         card: dict[str, Any] = {
@@ -345,7 +335,7 @@ class DomainModel:
                     "path": domain.name,
                     "sha256": None,
                     "recipe_digest": domain.digest(),
-                    "parent": None,
+                    "parent": ready.parent.record() if ready.parent else None,
                     "settings": as_record(domain),
                     "data": dict(ready.prepared.digests),
                     "training": trained.record,
@@ -359,10 +349,15 @@ class DomainModel:
             card["adapters"][0]["sha256"] = sha256
             return card
 
-        if _main_process():
-            save_adapter(self.out / domain.name, trained.adapter, self.base, signed, markdown, [])
-        _wait()
-        return read_card(self.out / domain.name)
+        folder = self.out / domain.name
+
+        def save() -> dict[str, Any]:
+            # Before its parent is replaced by the child of the same name.
+            keep_version(folder)
+            save_adapter(folder, trained.adapter, self.base, signed, readme, [])
+            return read_card(folder)
+
+        return processes.on_main(save)
 
     # Measuring
 
@@ -376,17 +371,6 @@ class DomainModel:
         name = ready.domain.name
         if name not in self.bank:
             self.load_adapter(self.out / name)
-        prepared, suite = ready.prepared, suite or embedded()
-        questions = [example for _, example in suite.examples()]
-        leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
-        if ready.domain.training.kl:
-            held_to = suite.training_texts()
-            leaks = _joined(leaks, find_leaks(held_to, [*questions, *suite.texts()]))
-        scored = score_items(
-            self.bank, name, prepared, ready.encoder, suite, self._key(),
-            ready.domain.training.seed, self.display, ready.domain.show_text,
-        )  # fmt: skip
-        changed = _witness(self.base) != self._witness
         card = self.bank[name].card
         if card is None:
             raise AdapterError(
@@ -396,6 +380,21 @@ class DomainModel:
                 mend="Its base and training rows are unknown, so it cannot be given a verdict.",
             )
         entry = card["adapters"][0]
+        check_head(self.bank[name].head, ready.domain.task, entry["settings"]["task"], name)
+        prepared, suite = ready.prepared, suite or embedded()
+        # Questions are asked of causal bases only.
+        questions = [] if self.base.encoder else [example for _, example in suite.examples()]
+        leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
+        if ready.domain.training.kl:
+            held_to = embedded().training_texts()
+            leaks = _joined(leaks, find_leaks(held_to, [*questions, *suite.texts()]))
+        began = parent_resident(self.bank, name, ready.parent, self.out, self.display.warn)
+        with began as parent, processes.sharing():
+            scored = score_items(
+                self.bank, name, prepared, ready.encoder, suite, self._key(),
+                ready.domain.training.seed, self.display, ready.domain.show_text, parent,
+            )  # fmt: skip
+        changed = _witness(self.base) != self._witness
         # How it was trained stays as it was; what it is asked and held to is today's.
         entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
         entry["leaks"] = asdict(leaks)
@@ -407,23 +406,24 @@ class DomainModel:
             "largest_move": scored.largest_move,
             "loss": ready.domain.task.loss_unit,
             "suite": suite.name,
+            "knowledge": general_knowledge(self.base),
         }
         entry.update(figures(entry, scored.items))
         path = self.bank[name].path
-        if path is not None and _main_process():
-            rewrite_card(path, card, markdown, scored.items)
-        _wait()
+        if path is not None:
+            processes.on_main(lambda: rewrite_card(path, card, readme, scored.items))
         return Evaluation(card)
 
     def benchmark(
         self, suite: Suite | str = "embedded", domains: Sequence[Domain] = (),
-        out: str | Path = "reports",
+        out: str | Path = "reports", *, show_text: bool = False,
     ) -> Benchmark:  # fmt: skip
         """Every resident adapter on the same general questions, and on the rows of ``domains``.
 
         An adapter whose own domain is not among ``domains`` keeps the scores of its last
-        evaluation. Scores are kept under ``out``, so that a run that was stopped goes on. Raises
-        UsageError when no adapter is resident, or one was never evaluated.
+        evaluation. Scores are kept under ``out``, so that a run that was stopped goes on.
+        ``show_text`` takes the text of rows that were answered wrongly into the report, where a
+        domain allows it. Raises UsageError when no adapter is resident, or one was never evaluated.
         """
         if not self.bank:
             raise UsageError(
@@ -437,21 +437,19 @@ class DomainModel:
             ready = self._ready_for(domain)
             fields.append(Field(ready.domain, ready.prepared, ready.encoder))
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
-        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
-        entries, items, matrix = measure(
+        limit = min(self.base.context, LONGEST)
+        encoder = Encoder(self.base.tokenizer, limit, framed=self.base.encoder)
+        found = measure(
             scorer, suite, fields, encoder, self._key(),
             lambda: _witness(self.base) != self._witness,
         )  # fmt: skip
-        report = {
-            "schema": SCHEMA,
-            "base": self.base.record(),
-            "environment": environment(self.base, suite.seed),
-            "adapters": entries,
-            "matrix": matrix,
-        }
-        return Benchmark(report, items)
+        report = assemble(
+            self.base.record(), environment(self.base, suite.seed),
+            {n: summed_up(n, entry, items, show_text) for n, (entry, items) in found.items()},
+        )  # fmt: skip
+        return Benchmark(report, {name: items for name, (_, items) in found.items()})
 
-    def _ready_for(self, domain: Domain | str) -> _Ready:
+    def _ready_for(self, domain: Domain | str) -> Ready:
         if isinstance(domain, str):
             if domain not in self._ready:
                 raise UsageError(
@@ -468,12 +466,15 @@ class DomainModel:
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""
         path = self.out / ".digest-key"
-        if not path.exists() and _main_process():
-            self.out.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-        _wait()
-        return bytes.fromhex(path.read_text())
+
+        def made() -> bytes:
+            if not path.exists():
+                self.out.mkdir(parents=True, exist_ok=True)
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                    file.write(secrets.token_hex(32))
+            return bytes.fromhex(path.read_text())
+
+        return processes.on_main(made)
 
     # Using
 
@@ -482,7 +483,7 @@ class DomainModel:
         texts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
         domain: str | None = None,
         *,
-        domains: Sequence[str] | None = None,
+        domains: Sequence[str | None] | None = None,
     ) -> list[Prediction | str]:
         """Labels with probabilities (classification) or answers (generation), one per text.
 
@@ -493,49 +494,16 @@ class DomainModel:
         route = self.bank.current()
         if domain is None and domains is None and route is not None:
             said = route.domains
-            domain, domains = (said[0], None) if len(said) == 1 else (None, list(said))
-        names = each_row(domain, domains, len(many))
-        tasks = {name: self._task(name) for name in names or () if name is not None}
-        if names is None or None in names:
+            domain, domains = (said[0], None) if len(said) == 1 else (None, said)
+        names = [name for name in each_row(domain, domains, len(many)) or () if name is not None]
+        if len(names) < len(many):
             raise UsageError(
                 expected="a domain to predict for",
                 found="none",
                 mend="Call predict(texts, domain='medical'), or inside using('medical').",
             )
-        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
-        asked = [tasks[name] for name in names]
-        examples = [_asked(asked[i], text, i) for i, text in enumerate(many)]
-        items = [encoder.encode(example) for example in unanswered(examples)]
-        found: dict[int, Prediction | str] = {}
-        # Classes are scored, answers are written: one batch for each, and for each length.
-        for most in dict.fromkeys(map(_tokens_to_write, asked)):
-            rows = [row for row, task in enumerate(asked) if _tokens_to_write(task) == most]
-
-            def answer(part: list[int], rows: list[int] = rows, most: int = most) -> list[Any]:
-                picked = [items[rows[i]] for i in part]
-                if most:
-                    return self._answers(picked, most)
-                return self._labels(picked, [asked[rows[i]] for i in part])
-
-            of_rows = by_domain(self.bank, [names[row] for row in rows], len(rows), answer)
-            found |= dict(zip(rows, of_rows, strict=True))
-        return [found[row] for row in range(len(many))]
-
-    def _labels(self, items: list[Item], tasks: list[Task]) -> list[Prediction]:
-        found = []
-        scores = choice_logprobs(self.base.model, items, self.base.tokenizer.pad_token_id)
-        for row, task in zip(scores, tasks, strict=True):
-            labels = getattr(task, "labels", None) or ()
-            shares = [float(p) for p in torch.tensor(renormalise(row)).exp()]
-            best = max(range(len(shares)), key=shares.__getitem__)
-            found.append(
-                Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True)))
-            )
-        return found
-
-    def _answers(self, items: list[Item], most: int) -> list[str]:
-        texts = generate_in_chunks(self.base.model, self.base.tokenizer, items, most)
-        return [text.strip() for text in texts]
+        tasks = {name: self._task(name) for name in names}
+        return predicted(self.bank, min(self.base.context, LONGEST), many, names, tasks)
 
     def trace(self, text: str | Mapping[str, Any], domain: str) -> Trace:
         """One text through base and the adapter ``domain``: tokens, probabilities, layers.
@@ -543,10 +511,8 @@ class DomainModel:
         ``text`` is a string, or a row with the columns of the domain's prompt. The trace holds it:
         show it (``display.trace``), do not save it.
         """
-        task = self._task(domain)
-        encoder = Encoder(self.base.tokenizer, min(self.base.context, LONGEST))
-        (example,) = unanswered([_asked(task, text, 0)])
-        return trace(self.bank, domain, task, example, encoder)
+        limit = min(self.base.context, LONGEST)
+        return traced(self.bank, domain, self._task(domain), text, limit)
 
     def generate(
         self,
@@ -563,6 +529,7 @@ class DomainModel:
         without either, what ``using`` says. Rows are sorted by domain first, which matters to
         random sampling only.
         """
+        check_generates(self.base)
         many = [prompts] if isinstance(prompts, str) else list(prompts)
         rows = each_row(domain, domains, len(many))
         texts = continued(self.bank, many, rows, max_new_tokens=max_new_tokens, **options)
@@ -580,42 +547,18 @@ class DomainModel:
 
     def _task(self, name: str) -> Task:
         card = self.bank[name].card
-        if name in self._ready:
+        if name in self._ready and not (card and self.bank[name].head):
             return self._ready[name].domain.task
         if card is None:
             raise UsageError(
                 where=name,
                 expected="an adapter whose card says how it is asked",
                 found="a folder of plain PEFT",
-                mend="Use generate() with the prompt it was trained on.",
+                mend="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
+                if self.bank[name].head
+                else "Use generate() with the prompt it was trained on.",
             )
         return task_from_record(card["adapters"][0]["settings"]["task"])
-
-
-def _tokens_to_write(task: Task) -> int:
-    """How long an answer may be; 0 where labels are scored instead."""
-    return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
-
-
-def _asked(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
-    """A text as an example of ``task``, without an answer."""
-    if not hasattr(task, "unlabelled"):
-        raise UsageError(
-            expected="a classification or generation domain",
-            found=task.kind,
-            mend="Use generate() instead.",
-        )
-    columns = task.columns[:-1]
-    if isinstance(text, str):
-        if len(set(columns)) != 1:
-            raise UsageError(
-                expected="rows with the columns " + ", ".join(columns),
-                found="a plain string",
-                mend="Pass a dict for each row.",
-            )
-        text = {columns[0]: text}
-    example: Example = task.unlabelled(Row(text, "input", number, f"input {number}"))
-    return example
 
 
 def _joined(one: Leaks, other: Leaks) -> Leaks:
@@ -623,61 +566,19 @@ def _joined(one: Leaks, other: Leaks) -> Leaks:
 
 
 def _witness(base: Base) -> tuple[str, bytes]:
-    """The base's state digest and its logits on a fixed input, bit for bit."""
+    """The base's state digest and its logits on a fixed input, bit for bit.
+
+    Of an encoder without a masked-token head, its last hidden state.
+    """
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
     with torch.no_grad(), entered(base.model, None):
-        logits = base.model(input_ids=ids, use_cache=False).logits
-    return base.state_digest(), logits.float().cpu().numpy().tobytes()
-
-
-def environment(base: Base, seed: int) -> dict[str, Any]:
-    """What a run was made with (DESIGN.md, "On disk")."""
-    import accelerate
-    import peft
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "accelerate": accelerate.__version__,
-        "lora_domains": __version__,
-        "device": _device_name(base.device),
-        "world_size": accelerate.PartialState().num_processes,
-        "seed": seed,
-        "git": _git(),
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _git() -> str | None:
-    """The commit of the checkout that the working folder is in, if there is one."""
-    import subprocess
-
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _main_process() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
-
-
-def _wait() -> None:
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
+        if base.encoder:
+            model = base.model if base.language_head else base.model.base_model
+            found = model(input_ids=ids)[0]
+        else:
+            found = base.model(input_ids=ids, use_cache=False).logits
+    return base.state_digest(), found.float().cpu().numpy().tobytes()
 
 
 __all__ = ["DomainModel", "Evaluation", "Prediction"]

@@ -1,19 +1,28 @@
-"""Cards and reports: their shape, how they are read, rebuilt from items, and shown as Markdown.
+"""Cards and reports: reading them, rebuilding figures from items, many adapters in one report.
 
 ``card.json`` and ``report.json`` have one shape (DESIGN.md, "On disk"); a card has one adapter.
+None of this needs a model: what is measured stands in ``items.jsonl``.
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_domains.errors import AdapterCorrupt
-from lora_domains.figures import summarise
+from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
+from lora_domains.figures import Rows, chosen, summarise, value
+from lora_domains.junit import junit
+from lora_domains.markdown import COMMENT, summary
+from lora_domains.pages import page
+from lora_domains.wording import gained
 
 SCHEMA = 1
 CARD, ITEMS = "card.json", "items.jsonl"
-VERDICTS = {"pass": "✔ pass", "fail": "✘ fail", "inconclusive": "? inconclusive"}
+REPORT = "report.json"
+MISTAKES = 20
+"""Rows that an adapter got wrong, listed for each in a report, at most."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -79,145 +88,258 @@ def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dic
         leaks=entry["leaks"],
         base_changed=judged["base_changed"],
         largest_move=judged["largest_move"],
+        knowledge=judged.get("knowledge", "questions"),
     )
 
 
 def rebuild(folder: Path) -> dict[str, Any]:
     """The card again, its figures computed anew from ``items.jsonl``, without a model or torch."""
+    return _rebuilt(folder)[0]
+
+
+def _rebuilt(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A card with its figures computed anew, and its items.
+
+    Raises AdapterCorrupt when card or items are not what an evaluation writes.
+    """
     card = read_card(folder)
     entry = card["adapters"][0]
-    if "judged" in entry:
-        entry.update(figures(entry, read_items(folder)))
-    return card
+    if "judged" not in entry:
+        return card, []
+    items = read_items(folder)
+    try:
+        entry.update(figures(entry, items))
+        json.dumps(card, allow_nan=False)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
+        raise AdapterCorrupt(
+            where=folder.name,
+            expected=f"a {CARD} and {ITEMS} as an evaluation writes them",
+            found=f"{type(error).__name__}: {error}",
+            mend="Evaluate the adapter again, or copy its folder again.",
+        ) from error
+    return card, items
 
 
-# ── Markdown: the adapter's README ──────────────────────────────────────────────────────────────
+# ── Many adapters, one base ─────────────────────────────────────────────────────────────────────
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, Any]:
+    """The report of adapter folders on one base, every figure computed anew from their items.
 
-
-def interval(fields: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> str:
-    """``+0.21 (+0.17 to +0.25)``: a difference, its one-sided 95 % bounds; ``?`` where none."""
-    d, low, high = (
-        "?" if fields[k] is None else f"{scale * fields[k]:+.{digits}f}"
-        for k in ("difference", "lower", "upper")
-    )
-    return f"{d} ({low} to {high})"
-
-
-def markdown(card: Mapping[str, Any]) -> str:
-    """The README of an adapter folder: front matter for the Hub, verdict first, how to load it."""
-    entry, base = card["adapters"][0], card["base"]
-    front = [
-        "---",
-        f"base_model: {base['id']}",
-        "library_name: peft",
-        "pipeline_tag: text-generation",
-        f"tags: [lora, lora_domains, {entry['domain']}]",
-        *([f"license: {base['licence']}"] if base["licence"] else []),
-        "---",
-    ]
-    body = [
-        f"# {entry['domain']}",
-        "",
-        f"A LoRA adapter for `{base['id']}`, trained and measured by lora_domains.",
-        "",
-    ]
-    if "verdict" not in entry:
-        body += ["It has not been evaluated yet: there is no verdict.", ""]
-    else:
-        body += [f"**Verdict: {entry['verdict']}**", "", *_gates(entry), *_scores(entry)]
-        body += [*_general(entry), *_classes(entry)]
-    body += _training(entry) + _loading(entry)
-    return "\n".join([*front, "", *body]).rstrip() + "\n"
-
-
-def _gates(entry: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {g['name']} | {g['verdict']} | {g['why']} |" for g in entry["gates"]]
-    return ["| gate | verdict | why |", "|---|---|---|", *rows, ""]
-
-
-def _scores(entry: Mapping[str, Any]) -> list[str]:
-    scores = entry["domain_scores"]
-    names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
-    lines = [
-        "## On rows it was not trained on",
-        "",
-        "| metric | "
-        + " | ".join(["base", *names, "adapter", "adapter − base (95 % bounds)"])
-        + " |",
-        "|---|" + "---|" * (len(names) + 3),
-    ]
-    for metric, fields in scores.items():
-        middle = [fields["baselines"].get(n) for n in names]
-        cells = [fields["base"], *middle, fields["adapter"]]
-        shown = ["–" if c is None else f"{c:.3f}" for c in cells]
-        lines.append(f"| {metric} | " + " | ".join(shown) + f" | {interval(fields)} |")
-    n = next(iter(scores.values()))["n"]
-    return [*lines, "", f"{n} items, the same for all; each bound is one-sided 95 %.", ""]
-
-
-def _general(entry: Mapping[str, Any]) -> list[str]:
-    general = entry["general"]
-    lines = []
-    for suite, fields in general.items():
-        if "difference" in fields:
-            what = "nats per token" if suite == "nats" else "accuracy"
-            lines.append(
-                f"| {suite} ({what}) | {fields['base']:.3f} | {fields['adapter']:.3f} "
-                f"| {interval(fields)} | {fields['n']} |"
-            )
-    if not lines:
-        return []
-    head = ["## General knowledge", "", "| suite | base | adapter | difference | items |",
-            "|---|---|---|---|---|"]  # fmt: skip
-    return [*head, *lines, ""]
-
-
-def _classes(entry: Mapping[str, Any]) -> list[str]:
-    classes = entry.get("per_class")
-    if not classes:
-        return []
-    lines = [
-        "## Per class",
-        "",
-        "| class | precision | recall | F1 | rows |",
-        "|---|---|---|---|---|",
-    ]
-    for label, row in classes.items():
-        lines.append(
-            f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} "
-            f"| {row['f1']:.3f} | {row['support']} |"
+    In a report an adapter goes by the name of its folder (``path``). ``show_text`` takes the text
+    of rows that were answered wrongly into it, where the items hold any. Raises AdapterMismatch
+    when the adapters were measured on different bases or at different precisions, UsageError when
+    there is none or two folders share a name, AdapterCorrupt when one cannot be read.
+    """
+    if not folders:
+        raise UsageError(
+            expected="at least one adapter folder",
+            found="none",
+            mend="lora-domains report adapters/* --out reports/",
         )
-    return [*lines, ""]
+    measured: dict[str, Measured] = {}
+    first: dict[str, Any] = {}
+    environments = []
+    for folder in folders:
+        name = folder.resolve().name
+        if name in measured:
+            raise UsageError(
+                where=str(folder),
+                expected="adapter folders of different names",
+                found=f"{name!r} twice",
+                mend="Report them apart, or rename one; --baseline shows what changed.",
+            )
+        card, items = _rebuilt(folder)
+        first = first or card
+        _same_base(first, card, name)
+        environments.append(card["environment"])
+        measured[name] = summed_up(name, card["adapters"][0], items, show_text)
+    shared = {
+        key: value if all(other.get(key) == value for other in environments) else None
+        for key, value in environments[0].items()
+    }
+    return assemble(first["base"], shared, measured)
 
 
-def _training(entry: Mapping[str, Any]) -> list[str]:
-    training, ledger, leaks = entry["training"], entry["ledger"], entry["leaks"]
-    return [
-        "## Training",
-        "",
-        f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s; "
-        f"best epoch {training['best_epoch']}. {ledger['read']} rows read, "
-        f"{ledger['refused']} refused, {ledger['duplicates']} duplicates, "
-        f"{ledger['truncated']} truncated, {ledger['supervised_tokens']} supervised tokens. "
-        f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",
-        "",
-    ]
+Measured = tuple[dict[str, Any], dict[str, float | None]]
+"""An adapter's entry in a report, and what other adapters score on its domain's test rows."""
 
 
-def _loading(entry: Mapping[str, Any]) -> list[str]:
-    return [
-        "## Loading",
-        "",
-        "```python",
-        "from lora_domains import DomainModel",
-        "",
-        'model = DomainModel.from_pretrained("the base named above")',
-        f'model.load_adapter("path/to/{entry["path"]}")',
-        "```",
-        "",
-        "or plain PEFT: `PeftModel.from_pretrained(base, path)`.",
-    ]
+def summed_up(
+    name: str, entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]], show_text: bool
+) -> Measured:
+    """What a report keeps of an adapter: figures only, since many items would fill the memory."""
+    # One without an evaluation has no gate, and no gate is no pass.
+    kept = {"gates": [], "verdict": "inconclusive", **entry, "path": name}
+    test = chosen(items, "set", "test")
+    if not test:
+        return kept, {}
+    kept["mistakes"] = mistakes(test, kept["judged"]["labels"], show_text)
+    return kept, others(kept["judged"], test)
+
+
+def assemble(
+    base: Mapping[str, Any], environment: Mapping[str, Any], measured: Mapping[str, Measured]
+) -> dict[str, Any]:
+    """The report of adapters that were measured on one base."""
+    entries = {name: entry for name, (entry, _) in measured.items()}
+    crossed = {name: found for name, (entry, found) in measured.items() if "mistakes" in entry}
+    return {
+        "schema": SCHEMA,
+        "base": dict(base),
+        "environment": dict(environment),
+        "adapters": list(entries.values()),
+        "matrix": matrix(entries, crossed),
+    }
+
+
+def _same_base(first: Mapping[str, Any], card: Mapping[str, Any], name: str) -> None:
+    """Gains over different bases, or over one base at two precisions, do not compare."""
+    for key in ("identity", "quantization", "dtype"):
+        one, other = first["base"][key], card["base"][key]
+        if one != other:
+            found = f"{card['base']['id']} with {key} {str(other)[:12]}"
+            raise AdapterMismatch(
+                where=name,
+                expected=f"the base of the adapters before it: {first['base']['id']} "
+                f"with {key} {str(one)[:12]}",
+                found=found,
+                mend="Make one report for each base and precision.",
+            )
+
+
+def others(judged: Mapping[str, Any], test: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What other adapters score on a domain's test rows, by its metric: {ADAPTER: figure}.
+
+    Beside its own scores an item may hold theirs on it, under ``others``: {ADAPTER: score}.
+    """
+    index = judged["labels"].index(judged["positive"]) if judged["positive"] else None
+    names = test[0].get("others", {})
+    rows = Rows([{**item, "scores": item["others"]} for item in test] if names else [])
+    return {name: value(judged["metric"], rows, name, index) for name in names}
+
+
+def matrix(
+    entries: Mapping[str, Mapping[str, Any]], crossed: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, Any]:
+    """What each adapter scores on each domain's test rows: adapters by domains.
+
+    ``values[row][column]`` is None where it was not measured; ``metrics`` and ``base`` hold each
+    column's metric and the base's figure. ``crossed`` is ``others`` of each evaluated domain.
+    """
+    scored = {name: gained(entries[name]) for name in crossed}
+    columns = {name: found for name, found in scored.items() if found}
+    return {
+        "rows": list(entries),
+        "columns": list(columns),
+        "values": [
+            [
+                fields["adapter"] if name == domain else crossed[domain].get(name)
+                for domain, (_, fields) in columns.items()
+            ]
+            for name in entries
+        ],
+        "metrics": [metric for metric, _ in columns.values()],
+        "base": [fields["base"] for _, fields in columns.values()],
+    }
+
+
+def mistakes(
+    test: Sequence[Mapping[str, Any]], labels: Sequence[str], show_text: bool
+) -> list[dict[str, Any]]:
+    """The test rows that the adapter got wrong, the surest first; their text if ``show_text``."""
+
+    def named(number: int) -> str:
+        # Without labels the choices are the row's own text.
+        return labels[number] if 0 <= number < len(labels) else f"choice {number + 1}"
+
+    wrong = []
+    for item in test:
+        said = item["scores"]["adapter"]
+        if "prediction" in said and said["prediction"] != item["target"]:
+            row = {
+                "id": item["id"],
+                "true": named(item["target"]),
+                "adapter": named(said["prediction"]),
+                "base": named(item["scores"]["base"]["prediction"]),
+                "confidence": said["confidence"],
+            }
+            wrong.append(row | ({"text": item["text"]} if show_text and "text" in item else {}))
+    return sorted(wrong, key=lambda row: -row["confidence"])[:MISTAKES]
+
+
+# ── On disk ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """An older report, or a card; raises UsageError when it cannot be read as one."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = "other keys"
+    except (OSError, ValueError, RecursionError) as error:
+        report, found = None, "no file" if isinstance(error, OSError) else "no JSON"
+    whole = (
+        isinstance(report, dict)
+        and report.get("schema") == SCHEMA
+        and isinstance(report.get("base"), dict)
+        and {"id", "identity"} <= report["base"].keys()
+        and isinstance(report.get("adapters"), list)
+        and all(isinstance(e, dict) and {"path", "domain"} <= e.keys() for e in report["adapters"])
+    )
+    if not whole:
+        raise UsageError(
+            where=str(path),
+            expected=f"a report of schema {SCHEMA}: {REPORT} of an earlier run",
+            found=found,
+            mend="lora-domains report adapters/* --out reports/ writes one.",
+        )
+    return dict(report)
+
+
+def save_report(report: Mapping[str, Any], out: Path, junit_file: Path | None = None) -> None:
+    """Write ``report.json`` and its views, each file whole or not at all.
+
+    Views: ``report.html``, ``report.md`` for a job summary, ``comment.md`` for a pull request, and
+    ``junit.xml`` (at ``junit_file`` where given). Raises UsageError when they cannot be written.
+    """
+    views = {
+        out / REPORT: json.dumps(report, indent=1, allow_nan=False) + "\n",
+        out / "report.html": page(report),
+        out / "report.md": summary(report),
+        out / "comment.md": summary(report, COMMENT),
+        junit_file or out / "junit.xml": junit(report),
+    }
+    _write(views)
+
+
+def _write(texts: Mapping[Path, str]) -> None:
+    for path, text in texts.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, text)
+        except OSError as error:
+            raise UsageError(
+                where=str(path),
+                expected="a place that can be written",
+                found=error.strerror or str(error),
+                mend="Choose another --out, or free some space.",
+            ) from error
+
+
+def save_items(folder: Path, card: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
+    """Keep a card and its items as ``rebuild`` reads them; raises UsageError when it cannot."""
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    _write({folder / CARD: json.dumps(card, indent=1) + "\n", folder / ITEMS: lines})
+
+
+def _replace(path: Path, text: str) -> None:
+    number, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(fresh).chmod(0o644)
+        os.replace(fresh, path)
+    finally:
+        Path(fresh).unlink(missing_ok=True)

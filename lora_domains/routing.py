@@ -45,7 +45,8 @@ class Single:
         if piece is None:
             return y
         if isinstance(piece, Slot):
-            return y + piece(x).to(y.dtype)
+            delta: Tensor = piece(x)
+            return y + delta.to(y.dtype)
         # One product serves the linears that are given this very tensor. Another thread on the
         # same route can only make both compute anew, since the entry is replaced whole.
         source, group, low = self._shared
@@ -78,7 +79,7 @@ class Mixed:
 
     @property
     def domains(self) -> tuple[str | None, ...]:
-        return tuple(resident and resident.name for resident in self.rows)
+        return tuple(None if row is None else row.name for row in self.rows)
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """``y`` (rows · n, …, out), with each row's own adapter added to it."""
@@ -130,18 +131,19 @@ class Mixed:
         if source is not x or kept is not stacked:
             picked = x_rows if blocks is None else x_rows[blocks.rows]
             picked = picked.reshape(len(stacked.a), -1, x.shape[-1]).to(stacked.a.dtype)
-            low = stacked.a @ picked.mT  # (adapters, ranks, tokens): the order bmm is quickest in
+            # A from the left: the order in which few tokens are quickest.
+            low = (stacked.a @ picked.mT).mul_(stacked.scales).mT.contiguous()
             self._shared = (x, stacked, low)
         start, rank, b = stacked.parts[linear]
-        low = low[:, start : start + rank]
+        low = low[..., start : start + rank]
         if blocks is not None:
-            delta = (b @ low).mT.reshape(len(blocks.rows), *y_rows.shape[1:])
+            delta = (low @ b.mT).reshape(len(blocks.rows), *y_rows.shape[1:])
             return y_rows.index_add_(0, blocks.targets, delta[blocks.real].to(y_rows.dtype))
         y_blocks = y_rows.view(len(b), -1, y_rows.shape[-1])
         if y_rows.dtype == b.dtype:
-            y_blocks.mT.baddbmm_(b, low)
+            y_blocks.baddbmm_(low, b.mT)
         else:
-            y_blocks.add_((b @ low).mT)
+            y_blocks.add_(low @ b.mT)
         return y_rows
 
     def _stack(self, linear: str) -> None:
@@ -264,7 +266,7 @@ class RoutedLinear(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self._modules[ROUTED](x)  # type: ignore[misc] (never None)
+        y: Tensor = self.routed_base(x)
         route = _routes.get().get(self.model)
         return y if route is None else route.serve(self.linear, x, y)
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from accelerate import PartialState
-
+from lora_domains import processes
 from lora_domains.adapter import rewrite_card
 from lora_domains.bank import Bank
 from lora_domains.display import Display
@@ -24,8 +23,9 @@ from lora_domains.encoding import Encoder
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
 from lora_domains.evaluation import encode_rows, model_scores
 from lora_domains.figures import LOWER_IS_BETTER, comparison
+from lora_domains.markdown import readme
 from lora_domains.model import DomainModel
-from lora_domains.report import markdown, read_items
+from lora_domains.report import read_items
 from lora_domains.scoring import drift
 from lora_domains.tasks import Example, Task
 
@@ -50,6 +50,13 @@ def curve(
             found="a folder of plain PEFT",
             mend="Which rows it was trained beside is unknown, so none can choose its scale.",
         )
+    if adapter.head is not None:
+        raise UsageError(
+            where=name,
+            expected="an adapter without a trained head",
+            found="one whose head fits it at scale 1 only",
+            mend="Train one without --head to choose a scale.",
+        )
     entry = adapter.card["adapters"][0]
     if entry.get("data", {}).get("validation") != ready.prepared.digests["validation"]:
         raise UsageError(
@@ -62,9 +69,9 @@ def curve(
         model.bank, name, ready.domain.task, ready.prepared.validation, ready.encoder, scales,
         model.display,
     )  # fmt: skip
-    if adapter.path is not None and PartialState().is_main_process:
-        rewrite_card(adapter.path, adapter.card, markdown, read_items(adapter.path))
-    PartialState().wait_for_everyone()
+    path, card = adapter.path, adapter.card
+    if path is not None:
+        processes.on_main(lambda: rewrite_card(path, card, readme, read_items(path)))
     return dict(entry["scale_curve"])
 
 

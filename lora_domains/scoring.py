@@ -8,7 +8,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from torch import Tensor
 
 from lora_domains.bank import Bank
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
+from lora_domains.heads import Head, features, head_logprobs
+from lora_domains.processes import merged, own_share
 from lora_domains.routing import narrowed
 
+R = TypeVar("R")
 TOKENS = 4096
 """Padded tokens in one forward pass when scoring, on a CPU; times 8 on an accelerator."""
 
@@ -33,6 +36,25 @@ def _silent(_: int) -> None:
     return None
 
 
+def _by_chunks(
+    model: Any, items: Sequence[Item], most: int, score: Callable[[list[Item]], Sequence[R]],
+    progress: Progress,
+) -> list[R]:  # fmt: skip
+    """``score`` of every item, a batch of similar lengths at a time, in the order of ``items``.
+
+    Under a mixed route each item keeps its own. Inside ``sharing`` the batches are shared by the
+    processes; they are the same batches.
+    """
+    rows: dict[int, R] = {}
+    for chunk in own_share(chunks(items, most), lambda chunk: progress(len(chunk))):
+        with narrowed(model, chunk):
+            found = score([items[i] for i in chunk])
+        rows.update(zip(chunk, found, strict=True))
+        progress(len(chunk))
+    rows = merged(rows)
+    return [rows[i] for i in range(len(items))]
+
+
 @torch.no_grad()
 def choice_logprobs(
     model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
@@ -42,20 +64,14 @@ def choice_logprobs(
     A prompt is encoded once and its keys and values shared by its choices. Returns one float64
     array (choices,) per item.
     """
-    device = model.device
-    scores: list[np.ndarray] = [np.empty(0)] * len(items)
     widest = max((len(item.choices) for item in items), default=1)
     longest = max((len(c) for item in items for c in item.choices), default=1)
     # The continuation repeats each prompt's cache once per choice; keep that within the limit.
-    budget = _most_tokens(device) if longest == 1 else max(1, 16 * _most_tokens(device) // widest)
-    for chunk in chunks(items, min(budget, _most_tokens(device))):
-        rows = [items[i] for i in chunk]
-        with narrowed(model, chunk):
-            found = _choices_of_chunk(model, rows, pad)
-        for i, row in zip(chunk, found, strict=True):
-            scores[i] = row
-        progress(len(chunk))
-    return scores
+    most = _most_tokens(model.device)
+    budget = most if longest == 1 else max(1, 16 * most // widest)
+    return _by_chunks(
+        model, items, min(budget, most), lambda rows: _choices_of_chunk(model, rows, pad), progress
+    )
 
 
 def _choices_of_chunk(model: Any, rows: list[Item], pad: int) -> list[np.ndarray]:
@@ -111,6 +127,38 @@ def _choices_of_chunk(model: Any, rows: list[Item], pad: int) -> list[np.ndarray
     return [values[r, : len(item.choices)] for r, item in enumerate(rows)]
 
 
+@torch.no_grad()
+def text_features(
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
+) -> Tensor:
+    """The features of each prompt that a head reads (see ``heads``): (items, hidden), float32."""
+
+    def read(rows: list[Item]) -> list[Tensor]:
+        return list(features(model, rows, pad).float().cpu())
+
+    found = _by_chunks(model, items, _most_tokens(model.device), read, progress)
+    return torch.stack(found) if found else torch.empty((0, model.config.hidden_size))
+
+
+@torch.no_grad()
+def head_scores(
+    model: Any, heads: Head | Sequence[Head], items: Sequence[Item], pad: int,
+    progress: Progress = _silent,
+) -> list[np.ndarray]:  # fmt: skip
+    """For each item, the log-probability of each class: one float64 array (classes,).
+
+    ``heads`` is one head, or one for each item. The counterpart of ``choice_logprobs``.
+    """
+    read = text_features(model, items, pad, progress)
+    of_item = [heads] * len(items) if isinstance(heads, Head) else heads
+    scores: list[np.ndarray] = [np.empty(0)] * len(items)
+    for head in {id(h): h for h in of_item}.values():
+        rows = [i for i, h in enumerate(of_item) if h is head]
+        for i, row in zip(rows, head_logprobs(head, read[rows]).double().cpu(), strict=True):
+            scores[i] = row.numpy()
+    return scores
+
+
 def renormalise(logprobs: np.ndarray) -> np.ndarray:
     """Log-probabilities over the choices alone: they sum to one. Last axis: choices."""
     peak = logprobs.max(axis=-1, keepdims=True)
@@ -120,7 +168,13 @@ def renormalise(logprobs: np.ndarray) -> np.ndarray:
 
 
 def tail_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``."""
+    """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``.
+
+    Of masked texts they are the logits at ``batch.places``.
+    """
+    if batch.places is not None:
+        found: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return found.gather(1, batch.places[..., None].expand(-1, -1, found.shape[-1]))
     return last_logits(model, batch.ids, batch.mask, batch.positions, batch.keep)[:, :-1]
 
 
@@ -165,15 +219,15 @@ def answer_nats(
     model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per item: nats of its answer (EOS included) and supervised tokens; two (items,) arrays."""
-    nats, tokens = np.zeros(len(items)), np.zeros(len(items), dtype=int)
-    for chunk in chunks(items, _most_tokens(model.device)):
-        batch = collate([items[i] for i in chunk], pad, model.device)
-        with narrowed(model, chunk):
-            nll = answer_nll(tail_logits(model, batch), batch)
-        nats[chunk] = nll.double().sum(1).cpu().numpy()
-        tokens[chunk] = (batch.labels != IGNORED).sum(1).cpu().numpy()
-        progress(len(chunk))
-    return nats, tokens
+
+    def score(rows: list[Item]) -> list[float]:
+        batch = collate(rows, pad, model.device)
+        nll = answer_nll(tail_logits(model, batch), batch)
+        nats: list[float] = nll.double().sum(1).tolist()
+        return nats
+
+    nats = _by_chunks(model, items, _most_tokens(model.device), score, progress)
+    return np.array(nats), np.array([len(item.answer) for item in items], dtype=int)
 
 
 @torch.no_grad()
@@ -187,27 +241,34 @@ def drift(
     vocabulary; ``base`` and ``adapter``, the nats of the text; ``tokens``; ``largest``, the
     largest absolute difference of a logit.
     """
-    names = ("kl", "base", "adapter", "tokens", "largest")
-    result = {adapter: {name: np.zeros(len(items)) for name in names} for adapter in adapters}
     model = bank.base.model
-    for chunk in chunks(items, _most_tokens(model.device)):
-        batch = collate([items[i] for i in chunk], pad, model.device)
+
+    def score(rows: list[Item]) -> list[list[list[float]]]:
+        batch = collate(rows, pad, model.device)
         here = batch.labels != IGNORED
         with bank.routed(None):
             logits = tail_logits(model, batch).float()
-        base, nats = F.log_softmax(logits, dim=-1), answer_nll(logits, batch)
-        for adapter, found in result.items():
+        base, nats = F.log_softmax(logits, dim=-1), answer_nll(logits, batch).double().sum(1)
+        tables = []
+        for adapter in adapters:
             with bank.routed(adapter):
                 moved = tail_logits(model, batch).float()
             kl = (base.exp() * (base - F.log_softmax(moved, dim=-1))).sum(-1) * here
             gap = (logits - moved).abs() * here[..., None]
-            found["kl"][chunk] = kl.double().sum(1).cpu().numpy()
-            found["base"][chunk] = nats.double().sum(1).cpu().numpy()
-            found["adapter"][chunk] = answer_nll(moved, batch).double().sum(1).cpu().numpy()
-            found["tokens"][chunk] = here.sum(1).cpu().numpy()
-            found["largest"][chunk] = gap.amax((1, 2)).cpu().numpy()
-        progress(len(chunk))
-    return result
+            columns = [kl.double().sum(1), nats, answer_nll(moved, batch).double().sum(1),
+                       here.sum(1).double(), gap.amax((1, 2)).double()]  # fmt: skip
+            tables.append(torch.stack(columns, dim=1))
+        by_row: list[list[list[float]]] = torch.stack(tables, dim=1).tolist()
+        return by_row
+
+    # (items, adapters, 5)
+    table = np.array(_by_chunks(model, items, _most_tokens(model.device), score, progress))
+    table = table.reshape(len(items), len(adapters), 5)
+    names = ("kl", "base", "adapter", "tokens", "largest")
+    return {
+        adapter: {name: table[:, a, n] for n, name in enumerate(names)}
+        for a, adapter in enumerate(adapters)
+    }
 
 
 @torch.no_grad()
@@ -250,13 +311,10 @@ def generate_in_chunks(
     progress: Progress = _silent,
 ) -> list[str]:
     """Greedy answers to ``items``, in batches of similar length."""
-    texts = [""] * len(items)
-    for chunk in chunks(items, _most_tokens(model.device)):
-        with narrowed(model, chunk):
-            answers = generate(
-                model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=max_new_tokens
-            )
-        for i, text in zip(chunk, answers, strict=True):
-            texts[i] = text.strip()
-        progress(len(chunk))
-    return texts
+
+    def score(rows: list[Item]) -> list[str]:
+        prompts = [item.prompt for item in rows]
+        answers = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+        return [text.strip() for text in answers]
+
+    return _by_chunks(model, items, _most_tokens(model.device), score, progress)

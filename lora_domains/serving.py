@@ -2,17 +2,36 @@
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from lora_domains.bank import Bank
 from lora_domains.encoding import Encoder
 from lora_domains.errors import UsageError
-from lora_domains.scoring import generate
+from lora_domains.evaluation import unanswered
+from lora_domains.scoring import (
+    choice_logprobs,
+    generate,
+    generate_in_chunks,
+    head_scores,
+    renormalise,
+)
+from lora_domains.tasks import Classification, Example, Row, Task
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label with its probability, and those of the others."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
 
 
 def each_row(
@@ -69,6 +88,91 @@ def continued(
         return generate(bank.base.model, bank.base.tokenizer, picked, **options)
 
     return by_domain(bank, domains, len(ids), run)
+
+
+def predicted(
+    bank: Bank,
+    limit: int,
+    texts: Sequence[str | Mapping[str, Any]],
+    domains: Sequence[str],
+    tasks: Mapping[str, Task],
+) -> list[Prediction | str]:
+    """The label or the answer to each text, asked as ``tasks`` has it for its domain.
+
+    ``limit`` is the tokens of a text at most.
+    """
+    base = bank.base
+    of_row = [tasks[name] for name in domains]
+    heads = [bank[name].head for name in domains]
+    examples = [
+        as_example(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
+    ]
+    # By whether a head reads the text: it is framed otherwise then.
+    encoders = {
+        head: Encoder(base.tokenizer, limit, head=head, framed=base.encoder)
+        for head in (False, True)
+    }
+    items = [
+        encoders[head is not None].encode(example)
+        for head, example in zip(heads, unanswered(examples), strict=True)
+    ]
+    found: dict[int, Prediction | str] = {}
+    # Labels are scored, answers are written: a batch for those of a head, one for those scored as
+    # text, and one for each length of what is written.
+    kinds = [
+        "head" if head is not None else _tokens_to_write(task)
+        for head, task in zip(heads, of_row, strict=True)
+    ]
+    for kind in dict.fromkeys(kinds):
+        rows = [row for row, of in enumerate(kinds) if of == kind]
+
+        def answer(part: list[int], rows: list[int] = rows, kind: str | int = kind) -> list[Any]:
+            picked, at = [items[rows[i]] for i in part], [rows[i] for i in part]
+            model, pad = base.model, base.tokenizer.pad_token_id
+            if kind == "head":
+                scores = head_scores(model, [h for i in at if (h := heads[i])], picked, pad)
+            elif kind:
+                return generate_in_chunks(model, base.tokenizer, picked, int(kind))
+            else:
+                scores = choice_logprobs(model, picked, pad)
+            return [_labelled(of_row[i], row) for i, row in zip(at, scores, strict=True)]
+
+        answers = by_domain(bank, [domains[row] for row in rows], len(rows), answer)
+        found |= dict(zip(rows, answers, strict=True))
+    return [found[row] for row in range(len(texts))]
+
+
+def _tokens_to_write(task: Task) -> int:
+    """How long an answer may be; 0 where labels are scored instead."""
+    return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
+
+
+def _labelled(task: Task, logprobs: np.ndarray) -> Prediction:
+    labels = getattr(task, "labels", None) or ()
+    shares = [float(p) for p in np.exp(renormalise(logprobs))]
+    best = max(range(len(shares)), key=shares.__getitem__)
+    return Prediction(labels[best], shares[best], dict(zip(labels, shares, strict=True)))
+
+
+def as_example(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
+    """A text as an example of ``task``, without an answer; raises UsageError and DataError."""
+    if not hasattr(task, "unlabelled"):
+        raise UsageError(
+            expected="a classification or generation domain",
+            found=task.kind,
+            mend="Use generate() instead.",
+        )
+    columns = task.columns[:-1]
+    if isinstance(text, str):
+        if len(set(columns)) != 1:
+            raise UsageError(
+                expected="rows with the columns " + ", ".join(columns),
+                found="a plain string",
+                mend="Pass a dict for each row.",
+            )
+        text = {columns[0]: text}
+    example: Example = task.unlabelled(Row(text, "input", number, f"input {number}"))
+    return example
 
 
 def streamed(bank: Bank, prompt: str, domain: str | None, **options: Any) -> Iterator[str]:

@@ -127,7 +127,6 @@ class Shape(NamedTuple):
     """Of one adapter's share of one linear."""
 
     rank: int
-    inputs: int
     outputs: int
 
 
@@ -135,7 +134,7 @@ def wider(shape: Shape | None, piece: Piece | Slot) -> Shape:
     """``shape`` with room for ``piece`` too."""
     assert isinstance(piece, Piece)
     rank = max(piece.rank, shape.rank if shape else 0)
-    return Shape(rank, piece.a.shape[1], piece.b.shape[0])
+    return Shape(rank, piece.b.shape[0])
 
 
 class Stacked(NamedTuple):
@@ -143,8 +142,10 @@ class Stacked(NamedTuple):
 
     a: Tensor
     """(adapters, sum of ranks, in)."""
+    scales: Tensor
+    """(adapters, sum of ranks, 1), for the products of ``a``."""
     parts: Mapping[str, tuple[int, int, Tensor]]
-    """A linear → its first row in ``a``, its rank, and B times its scale (adapters, out, rank)."""
+    """A linear → its first row in ``a``, its rank, and B (adapters, out, rank)."""
 
 
 def stack(residents: Sequence[Resident | None], shapes: Mapping[str, Shape]) -> Stacked:
@@ -152,28 +153,32 @@ def stack(residents: Sequence[Resident | None], shapes: Mapping[str, Shape]) -> 
 
     ``shapes`` names the linears, with the largest rank of any of the adapters.
     """
-    found = [[r and r.pieces.get(linear) for linear in shapes] for r in residents]
-    pieces = [piece for row in found for piece in row if isinstance(piece, Piece)]
-    like = pieces[0].a
-    widths = [shape.rank for shape in shapes.values()]
-    padded = any(
-        piece is None or piece.rank != width
-        for row in found for piece, width in zip(row, widths, strict=True)
-    )  # fmt: skip
-    make = like.new_zeros if padded else like.new_empty
-    a = make((len(residents), sum(widths), next(iter(shapes.values())).inputs))
+    pieces = {linear: [_piece(r, linear) for r in residents] for linear in shapes}
+    like = next(p for of_linear in pieces.values() for p in of_linear if p is not None)
+    width, inputs = sum(shape.rank for shape in shapes.values()), like.a.shape[1]
+    a = like.a.new_empty(len(residents), width, inputs)
+    scales = torch.zeros(len(residents), width, 1)
     parts, start = {}, 0
-    for column, (linear, shape) in enumerate(shapes.items()):
-        b = make((len(residents), shape.outputs, shape.rank))
-        for row, of_row in enumerate(found):
-            piece = of_row[column]
-            if isinstance(piece, Piece):
-                end = start + piece.rank
-                a[row, start:end] = piece.a[piece.start : piece.start + piece.rank]
-                torch.mul(piece.b, piece.scale, out=b[row, :, : piece.rank])
-        parts[linear] = (start, shape.rank, b)
-        start += shape.rank
-    return Stacked(a, parts)
+    for linear, (rank, outputs) in shapes.items():
+        b = like.b.new_empty(len(residents), outputs, rank)
+        for row, piece in enumerate(pieces[linear]):
+            mine = 0 if piece is None else piece.rank
+            if piece is not None:
+                a[row, start : start + mine] = piece.a[piece.start : piece.start + mine]
+                b[row, :, :mine] = piece.b
+                scales[row, start : start + mine] = piece.scale
+            if mine < rank:
+                a[row, start + mine : start + rank] = 0
+                b[row, :, mine:] = 0
+        parts[linear] = (start, rank, b)
+        start += rank
+    return Stacked(a, scales.to(like.a.device), parts)
+
+
+def _piece(resident: Resident | None, linear: str) -> Piece | None:
+    piece = None if resident is None else resident.pieces.get(linear)
+    assert not isinstance(piece, Slot), "trainable adapters are not stacked"
+    return piece
 
 
 def trained(

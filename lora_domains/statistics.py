@@ -8,16 +8,16 @@ in one direction, so one side is what it spends its 5 % on. Differences are alwa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 IntArray = NDArray[np.intp]
 FloatArray = NDArray[np.float64]
-Items = TypeVar("Items", bound=Sized)
 
 
 class Bounds(NamedTuple):
@@ -166,8 +166,6 @@ def paired_bootstrap(
 
     Raises ValueError without items, or when groups are not n.
     """
-    from scipy.special import ndtr, stdtrit
-
     if n < 1:
         raise ValueError("paired_bootstrap expects at least one item; found none.")
     codes = _group_codes(groups, n)
@@ -177,11 +175,39 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     draw = _draws(codes, n)
     values = np.array([statistic(draw(rng)) for _ in range(resamples)], dtype=np.float64)
-    estimate = float(statistic(np.arange(n)))
-    tail = float(ndtr(stdtrit(count - 1, 1 - level) * math.sqrt(count / (count - 1))))
-    lower = float(np.quantile(values, tail, method="lower"))
-    upper = float(np.quantile(values, 1 - tail, method="higher"))
-    return Bounds(min(lower, estimate), max(upper, estimate))
+    return _percentiles(values, float(statistic(np.arange(n))), count, level)
+
+
+def bootstrap_sums(
+    statistic: Callable[[FloatArray], FloatArray],
+    columns: ArrayLike,
+    groups: Iterable[Hashable] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Bounds:
+    """`paired_bootstrap` of a statistic of sums over the items: the same draws, faster.
+
+    `columns`, shape (n, k), holds what is summed: for a mean the values and a column of ones, for
+    recall the hits and the positives. `statistic` takes sums, shape (r, k), one row for each of r
+    resamples, and gives r values. A resample is then a row of counts, how often each item was
+    drawn, and all sums are one matrix product.
+
+    Raises ValueError without items, or when groups are not n.
+    """
+    parts = np.asarray(columns, dtype=np.float64)
+    if len(parts) < 1:
+        raise ValueError("bootstrap_sums expects at least one item; found none.")
+    codes = _group_codes(groups, len(parts))
+    if codes is not None:
+        order = np.argsort(codes, kind="stable")
+        parts = np.add.reduceat(parts[order], np.flatnonzero(np.diff(codes[order], prepend=-1)))
+    if len(parts) < 2:
+        return Bounds(-math.inf, math.inf)
+    drawn = _drawn_counts(len(parts), resamples, seed)
+    sums = np.concatenate([counts.astype(np.float64) @ parts for counts in drawn])
+    estimate = float(statistic(parts.sum(axis=0)[None])[0])
+    return _percentiles(statistic(sums), estimate, len(parts), level)
 
 
 # ── comparisons: one function per kind of metric ──────────────────────────────────────────────────
@@ -215,7 +241,7 @@ def compare_accuracy(
     if codes is not None:
         effect = _design_effect(change, codes)
         scored = tango(won / effect, lost / effect, n / effect)
-        drawn = paired_bootstrap(lambda indices: float(change[indices].mean()), n, codes.tolist())
+        drawn = bootstrap_sums(_ratio, np.stack([change, np.ones(n)], axis=1), codes.tolist())
         # A difference of accuracies cannot leave [-1, 1], however little one group says.
         bounds = Bounds(
             max(-1.0, min(scored.lower, drawn.lower)), min(1.0, max(scored.upper, drawn.upper))
@@ -240,8 +266,10 @@ def compare_means(
     base, adapter = _pair(values_base, values_adapter)
     change, n = adapter - base, len(base)
     codes = _group_codes(groups, n)
-    bounds = paired_bootstrap(
-        lambda indices: float(change[indices].mean()), n, None if codes is None else codes.tolist()
+    bounds = bootstrap_sums(
+        _ratio,
+        np.stack([change, np.ones(n)], axis=1),
+        None if codes is None else codes.tolist(),
     )
     better = change if higher_is_better else -change
     return _comparison(float(base.mean()), float(adapter.mean()), bounds, n, better, codes)
@@ -282,16 +310,16 @@ def compare_f1(
     groups = None if groups is None else list(groups)
     wanted = np.unique(truth) if positive is None else np.array([positive])
 
-    def score(indices: IntArray, items: IntArray) -> float:
-        return _f1(items[indices, 0], items[indices, 1], wanted)
-
-    found = compare(
-        score,
-        np.stack([truth, base], axis=1),
-        np.stack([truth, adapter], axis=1),
-        groups,
-        better=(adapter == truth).astype(float) - (base == truth),
+    asked = truth[:, None] == wanted
+    said = [predictions[:, None] == wanted for predictions in (base, adapter)]
+    first, second = (
+        np.concatenate([2 * (asked & chosen), asked.astype(int) + chosen], axis=1)
+        for chosen in said
     )
+    found = compare_sums(
+        _mean_ratio, first, second, groups,
+        better=(adapter == truth).astype(float) - (base == truth),
+    )  # fmt: skip
     width = 0.0
     if found.lower == found.upper:
         width = tango(0, 0, len(truth) if groups is None else len(set(groups))).upper
@@ -299,38 +327,37 @@ def compare_f1(
     return replace(found, lower=max(-1.0, found.lower - width), upper=min(1.0, found.upper + width))
 
 
-def compare(
-    statistic: Callable[[IntArray, Items], float],
-    base_items: Items,
-    adapter_items: Items,
+def compare_sums(
+    statistic: Callable[[FloatArray], FloatArray],
+    base_columns: ArrayLike,
+    adapter_columns: ArrayLike,
     groups: Iterable[Hashable] | None = None,
     better: ArrayLike | None = None,
 ) -> Comparison:
-    """Any statistic of base and adapter on the same n items, n being len of both.
+    """Any statistic of sums (see `bootstrap_sums`) of base and adapter, columns (n, k) each.
 
-    `statistic(indices, items)` scores the items at `indices`, an integer array with repetitions; it
-    runs some 4,000 times. `better`, shape (n,), is above 0 where the adapter did better on an item
-    and below where worse; without it won, lost and p are None. Paired bootstrap, clustered where
-    groups repeat.
+    `statistic` takes sums (r, k) and gives r values. `better`, shape (n,), is above 0 where the
+    adapter did better on an item and below where worse; without it won, lost and p are None. Paired
+    bootstrap, clustered where groups repeat.
 
     Raises ValueError when there are no items or their numbers differ.
     """
-    n = len(base_items)
+    first, second = np.asarray(base_columns), np.asarray(adapter_columns)
+    n, k = len(first), first.shape[-1]
     change = np.zeros(n) if better is None else np.asarray(better, dtype=np.float64)
-    if n < 1 or not n == len(adapter_items) == len(change):
+    if n < 1 or first.shape != second.shape or len(change) != n:
         raise ValueError(
-            "compare expects the same items twice, at least one, and `better` for each; "
-            f"found {n} for base, {len(adapter_items)} for adapter, {len(change)} for better."
+            "compare_sums expects the same items twice, at least one, and `better` for each; "
+            f"found {first.shape} for base, {second.shape} for adapter, {len(change)} for better."
         )
     codes = _group_codes(groups, n)
-    bounds = paired_bootstrap(
-        lambda indices: statistic(indices, adapter_items) - statistic(indices, base_items),
-        n,
+    bounds = bootstrap_sums(
+        lambda sums: statistic(sums[:, k:]) - statistic(sums[:, :k]),
+        np.concatenate([first, second], axis=1),
         None if codes is None else codes.tolist(),
     )
-    every = np.arange(n)
-    scores = statistic(every, base_items), statistic(every, adapter_items)
-    return _comparison(*scores, bounds, n, None if better is None else change, codes)
+    one, two = (float(statistic(part.sum(axis=0)[None])[0]) for part in (first, second))
+    return _comparison(one, two, bounds, n, None if better is None else change, codes)
 
 
 # ── how many items would settle it ────────────────────────────────────────────────────────────────
@@ -433,18 +460,60 @@ def _tango_lower(won: float, lost: float, n: float, z: float) -> float:
     return float(brentq(distance, start, end, xtol=1e-13))
 
 
-def _f1(truth: IntArray, predicted: IntArray, classes: IntArray) -> float:
-    """Mean of 2 TP / (support + predicted) over `classes`; 0 for a class that never occurs.
+def _ratio(sums: FloatArray) -> FloatArray:
+    """The first column over the second, (r, 2) → (r,): a mean, where the second counts items."""
+    found: FloatArray = sums[:, 0] / sums[:, 1]
+    return found
 
-    scikit-learn's f1_score(labels=classes, average="macro", zero_division=0) takes a millisecond,
-    and a bootstrap calls this thousands of times; a test holds the two equal.
+
+def _mean_ratio(sums: FloatArray) -> FloatArray:
+    """Mean over c classes of c numerators over c denominators, (r, 2 c) → (r,).
+
+    A class that never occurs scores 0.
     """
-    size = int(max(truth.max(), predicted.max(), classes.max())) + 1
-    hits = np.bincount(truth[truth == predicted], minlength=size)[classes]
-    there = np.bincount(truth, minlength=size) + np.bincount(
-        predicted[predicted >= 0], minlength=size
-    )
-    return float(np.mean(2 * hits / np.maximum(1, there[classes])))
+    over, under = np.split(sums, 2, axis=1)
+    found: FloatArray = (over / np.maximum(under, 1)).mean(axis=1)
+    return found
+
+
+def _percentiles(values: FloatArray, estimate: float, count: int, level: float) -> Bounds:
+    """The expanded percentile bounds of `paired_bootstrap`; `count` is what was drawn from."""
+    from scipy.special import ndtr, stdtrit
+
+    tail = float(ndtr(stdtrit(count - 1, 1 - level) * math.sqrt(count / (count - 1))))
+    lower = float(np.quantile(values, tail, method="lower"))
+    upper = float(np.quantile(values, 1 - tail, method="higher"))
+    return Bounds(min(lower, estimate), max(upper, estimate))
+
+
+# Of so many items and fewer the counts are kept (32 MB): adapters share a test set's size. A block
+# of 25 resamples of 10,000 items still fits into a processor's cache.
+_KEPT, _BLOCK = 2**25, 25
+
+
+def _drawn_counts(count: int, resamples: int, seed: int) -> Iterable[NDArray[np.uint8]]:
+    """How often each of `count` is drawn, blocks of shape (up to 25, count), one row a resample.
+
+    The draws are those of `paired_bootstrap`. A byte is enough: 256 times the same one of more than
+    255 has no probability to speak of.
+    """
+    if count * resamples <= _KEPT:
+        return _kept_counts(count, resamples, seed)
+    return _count_blocks(count, resamples, seed)
+
+
+@lru_cache(maxsize=8)
+def _kept_counts(count: int, resamples: int, seed: int) -> tuple[NDArray[np.uint8], ...]:
+    return tuple(_count_blocks(count, resamples, seed))
+
+
+def _count_blocks(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, _BLOCK):
+        block = np.empty((min(_BLOCK, resamples - start), count), dtype=np.uint8)
+        for row in block:
+            row[:] = np.bincount(rng.integers(0, count, size=count), minlength=count)
+        yield block
 
 
 def _pair(base: ArrayLike, adapter: ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -112,6 +112,9 @@ def columns_in(template: str) -> tuple[str, ...]:
 class Classification:
     """Rows with one of a few labels; the labels are scored as text after the prompt.
 
+    With ``head`` a linear layer is trained instead, from the text's last hidden state to the
+    labels, as sequence classifiers have it: the only way on an encoder (BERT), and the cheaper one
+    with many labels. What is read is then the text alone unless ``prompt`` says otherwise.
     ``text`` names one column or several. ``labels`` is read from the training rows where it is not
     given. ``positive`` is the class whose recall and precision matter (`urgent`, `spam`).
     ``wording`` gives a label another text for the model (`{"Terms": "general terms"}`).
@@ -123,6 +126,7 @@ class Classification:
     positive: str | None = None
     prompt: str | None = None
     wording: Mapping[str, str] = field(default_factory=dict)
+    head: bool = False
 
     kind = "classification"
     loss_unit: LossUnit = "label cross-entropy"
@@ -140,7 +144,10 @@ class Classification:
     def template(self) -> str:
         if self.prompt is not None:
             return self.prompt
-        return "\n".join(f"{c}: {{{c}}}" for c in self.texts) + f"\n{self.label}:"
+        if self.head and len(self.texts) == 1:
+            return f"{{{self.texts[0]}}}"
+        named = "\n".join(f"{c}: {{{c}}}" for c in self.texts)
+        return named if self.head else f"{named}\n{self.label}:"
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ and what a layer is worth depends on the ones before it).
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch import nn
 
 from lora_domains.bank import Bank
 from lora_domains.encoding import Encoder, Item
-from lora_domains.errors import BaseModelError
+from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.routing import Single, entered
 from lora_domains.scoring import choice_logprobs, generate_in_chunks, renormalise
+from lora_domains.serving import as_example
 from lora_domains.tasks import Example, Task
 
 
@@ -76,12 +78,26 @@ class Trace:
         return tuple(sorted(picked))
 
 
+def traced(bank: Bank, name: str, task: Task, text: str | Mapping[str, Any], limit: int) -> Trace:
+    """``trace`` of a text, or of a row, of at most ``limit`` tokens."""
+    encoder = Encoder(bank.base.tokenizer, limit)
+    return trace(bank, name, task, as_example(task, text, 0), encoder)
+
+
 def trace(bank: Bank, name: str, task: Task, example: Example, encoder: Encoder) -> Trace:
     """How the resident adapter ``name`` comes to its answer on ``example``, beside the base.
 
     Of a task without labels, what base and adapter write are the labels. Raises UsageError when
-    it is not resident, BaseModelError when the layers of the base cannot be told.
+    it is not resident or has a trained head (the base's output layer, which is what layers are read
+    by, has no part in its labels), BaseModelError when the layers of the base cannot be told.
     """
+    if bank[name].head is not None:
+        raise UsageError(
+            where=name,
+            expected="an adapter that answers in words",
+            found="one with a trained head",
+            mend="predict gives its labels with their probabilities.",
+        )
     item = encoder.encode(example)
     labels = tuple(getattr(task, "labels", None) or ())
     if not labels:

@@ -7,127 +7,54 @@ disk between steps; a run continued from there ends with the same bytes as an un
 """
 
 import math
-import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import reduce
 from torch import Tensor
 
+from lora_domains import processes
 from lora_domains.adapter import Adapter, new_adapter
 from lora_domains.bank import Bank
-from lora_domains.base import Base
+from lora_domains.checkpoint import (
+    State,
+    check_same_run,
+    clear,
+    hash_rows,
+    read_checkpoint,
+    write_checkpoint,
+)
 from lora_domains.display import Display
 from lora_domains.domain import Domain
 from lora_domains.encoding import Item, collate, epoch_batches
-from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
+from lora_domains.errors import LossExploded, OutOfMemory, TrainingInterrupted
 from lora_domains.evaluation import validation_figures
+from lora_domains.heads import classes_of, label_nats
+from lora_domains.memory import duration, peak_memory, ran_out, release, words
+from lora_domains.plan import Plan, make_plan
+from lora_domains.recompute import recomputing
 from lora_domains.retention import general_rows, kl_to_base
-from lora_domains.scoring import answer_nats, answer_nll, choice_logprobs, tail_logits
+from lora_domains.scoring import (
+    answer_nats,
+    answer_nll,
+    choice_logprobs,
+    head_scores,
+    tail_logits,
+)
+from lora_domains.tracking import Log, no_tracker
+from lora_domains.versions import Parent, continued
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
-FEW_STEPS = 60
-"""A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
 SAVE_SECONDS = 60.0
-
-
-# ── The plan: settings derived from the base and the rows, each with its reason ─────────────────
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings of a run once everything left open has been derived."""
-
-    rank: int
-    alpha: int
-    lr: float
-    epochs: int
-    batch_size: int
-    steps_per_epoch: int
-    reasons: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-
-def make_plan(base: Base, domain: Domain, items: Sequence[Item]) -> Plan:
-    """Learning rate and rank from the base's width and the supervised tokens, with reasons.
-
-    The rate is 5e-4 · (2000 / hidden)^p, p = .78 (.08 for Qwen), at alpha 32 and 1/r scaling:
-    Thinking Machines, "LoRA Without Regret" (2025). The rank is the least power of two from 16
-    to 64 whose adapter holds at least two parameters per supervised token, on the same finding
-    that an adapter must have room for what the rows say.
-    """
-    settings, lora = domain.training, domain.lora
-    tokens = sum(len(item.answer) for item in items)
-    steps = math.ceil(len(items) / settings.batch_size)
-    reasons: list[str] = []
-    lr = settings.lr
-    if lr is None:
-        power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
-        lr = 5e-4 * (2000 / base.width) ** power
-        lr = float(f"{lr:.2g}")
-        reasons.append(f"learning rate {lr:g}: 5e-4 · (2000 / width {base.width})^{power:g}")
-    rank = lora.rank
-    if rank is None:
-        per_rank = _parameters_per_rank(base, domain)
-        rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
-        reasons.append(
-            f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens"
-        )
-    alpha = lora.alpha if lora.alpha is not None else 32
-    warnings = []
-    total = steps * settings.epochs
-    if total < FEW_STEPS:
-        wanted = math.ceil(FEW_STEPS / steps)
-        warnings.append(
-            f"only {total} optimiser steps ({len(items)} rows, batches of {settings.batch_size}, "
-            f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}): too short to "
-            f"learn much. --epochs {wanted} gives {wanted * steps}."
-        )
-    return Plan(
-        rank, alpha, lr, settings.epochs, settings.batch_size, steps, tuple(reasons),
-        tuple(warnings),
-    )  # fmt: skip
-
-
-def _parameters_per_rank(base: Base, domain: Domain) -> int:
-    one = new_adapter(base, "plan", domain.lora, rank=1, alpha=1, seed=0)
-    return one.parameters
-
-
-# ── The state of a run ──────────────────────────────────────────────────────────────────────────
-
-
-@dataclass
-class State:
-    """Where a run stands: everything the next step depends on."""
-
-    epoch: int = 0
-    step: int = 0
-    """Optimiser steps done within ``epoch``."""
-    losses: list[float] = field(default_factory=list)
-    """Nats summed over the global batch, and its tokens, for each step of the epoch so far."""
-    tokens: list[int] = field(default_factory=list)
-    first_loss: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    best_weights: dict[str, tuple[Tensor, Tensor]] | None = None
-    seconds: float = 0.0
-    total_tokens: int = 0
-    total_steps: int = 0
 
 
 @dataclass
@@ -153,9 +80,9 @@ class Run:
         display: Display,
         judge: Callable[["Run"], dict[str, Any]] | None = None,
         general: Sequence[Item] = (),
+        parent: Parent | None = None,
+        log: Log = no_tracker,
     ) -> None:
-        from accelerate import Accelerator
-
         self.bank, self.domain, self.plan = bank, domain, plan
         self.train, self.validation, self.general = train, validation, general
         self.checkpoint, self.display = checkpoint, display
@@ -163,11 +90,22 @@ class Run:
         self.model = bank.base.model
         self.pad = bank.base.tokenizer.pad_token_id
         self.slot = f"{domain.name}__fit"
-        self.accelerator = Accelerator()
+        self.log = log
+        self.rank, self.ranks = processes.state().process_index, processes.state().num_processes
         self.state = State()
         seed = domain.training.seed
-        self.adapter = new_adapter(bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed)
+        classes = classes_of(domain.task)
+        self.adapter = (
+            new_adapter(bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed, classes)
+            if parent is None
+            else continued(parent.adapter, self.slot, domain.lora)
+        )
+        self._goes_on_from = None if parent is None else parent.sha256
         self.parameters = bank.add(self.adapter, trainable=True)
+        self.head = self.adapter.head
+        if self.head is not None:
+            self.head, trained = self.head.trainable(self.model.device)
+            self.parameters += trained
         decay = domain.training.weight_decay
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
@@ -192,7 +130,8 @@ class Run:
                     self.run_epoch()
         finally:
             self.bank.remove(self.slot)
-        self.checkpoint.unlink(missing_ok=True)
+        if processes.is_main():
+            clear(self.checkpoint)
         return self._trained()
 
     def run_epoch(self) -> None:
@@ -206,41 +145,32 @@ class Run:
             advance(state.step)
             for batch in batches[state.step :]:
                 self.train_step([self.train[i] for i in batch])
-                advance(1)
+                advance(1, self._speed())
                 self._between_steps()
         loss = sum(state.losses) / max(sum(state.tokens), 1)
         started = time.monotonic()
         with self._without_dropout():
             record = {"epoch": state.epoch + 1, "training_loss": loss, **self.judge(self)}
         # Rounding may differ between devices; every rank must take the same decisions.
-        record = broadcast_object_list([record])[0]
+        record = processes.same_everywhere(record)
         self._check_loss(record["validation_loss"])
         state.history.append(record)
         record["observation"] = observe(state.history)
         state.seconds += time.monotonic() - started
         if state.best is None or _better(record, state.best):
             state.best, state.best_weights = record, self.bank.weights(self.slot)
-        self.display.epoch(record, self.domain.task.metric)
+            state.best_head = self._head_weights()
+        self.display.epoch(record, self.domain.task.metric, self._speed())
+        self.log(record, state.total_steps)
         state.epoch, state.step, state.losses, state.tokens = state.epoch + 1, 0, [], []
         self.save()
 
     def train_step(self, items: Sequence[Item]) -> None:
         """One optimiser step on one global batch; this rank takes its share of the rows."""
         state, started = self.state, time.monotonic()
-        total = sum(len(item.answer) for item in items)
+        total = sum(item.supervised for item in items)
         self._set_rate()
-        # Dropout is drawn anew from the step and the rank, so that a step depends on nothing else.
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed((self.domain.training.seed << 32) + state.total_steps * ranks + rank)
-        nats = torch.zeros((), device=self.model.device)
-        with self.bank.routed(self.slot):
-            for part in micro_batches(items[rank::ranks], self.model.device):
-                batch = collate(part, self.pad, self.model.device)
-                loss = answer_nll(tail_logits(self.model, batch), batch).sum()
-                self.accelerator.backward(loss / total)
-                nats += loss.detach()
-        self._hold_to_base(rank, ranks)
-        nats = self._sum_over_ranks(nats)
+        nats = self._sum_over_ranks(self.gradients(items, total))
         loss_now = float(nats) / total
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
         self._check_loss(loss_now if bool(norm.isfinite()) else math.nan)
@@ -252,6 +182,8 @@ class Run:
         state.step += 1
         state.total_steps += 1
         state.seconds += time.monotonic() - started
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.log({"loss": loss_now, "learning_rate": rate}, state.total_steps)
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:
@@ -266,19 +198,89 @@ class Run:
 
     # Inside a step
 
-    def _hold_to_base(self, rank: int, ranks: int) -> None:
-        """Add the gradient of KL to the base on this step's general texts (see ``retention``)."""
+    def gradients(self, items: Sequence[Item], total: int) -> Tensor:
+        """This rank's share of the gradients, in ``grad``; the nats of its rows.
+
+        Where memory runs out, all of it is computed anew in half as large a micro-batch.
+        """
+        own, held = items[self.rank :: self.ranks], self._general_texts()
+        while True:
+            try:
+                self.optimizer.zero_grad(set_to_none=True)
+                # Dropout is drawn anew from the step and the rank: a step depends on nothing else.
+                seed = self.domain.training.seed << 32
+                torch.manual_seed(seed + self.state.total_steps * self.ranks + self.rank)
+                with self._recomputing():
+                    nats = self._domain_gradients(own, total)
+                    self._hold_to_base(held[self.rank :: self.ranks], held)
+                return nats
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                found = str(error).splitlines()[0]
+            # Outside of `except`, so that the failed pass and its tensors are gone.
+            self._halve([*own, *held[self.rank :: self.ranks]], found)
+
+    def _domain_gradients(self, items: Sequence[Item], total: int) -> Tensor:
+        nats = torch.zeros((), device=self.model.device)
+        with self.bank.routed(self.slot):
+            for part in self._micro_batches(items):
+                loss = self._loss(part)
+                (loss / total).backward()
+                nats += loss.detach()
+        return nats
+
+    def _loss(self, items: Sequence[Item]) -> Tensor:
+        """Nats summed over what is supervised in ``items``."""
+        if self.head is not None:
+            return label_nats(self.model, self.head, items, self.pad)
+        batch = collate(items, self.pad, self.model.device)
+        return answer_nll(tail_logits(self.model, batch), batch).sum()
+
+    def _head_weights(self) -> dict[str, Tensor]:
+        return self.head.to("cpu").weights if self.head is not None else {}
+
+    def _general_texts(self) -> list[Item]:
+        """This step's general texts, of which every rank takes its share."""
         settings = self.domain.training
         if not self.general or not settings.kl:
-            return
+            return []
         rows = general_rows(
             len(self.general), settings.general_rows, settings.seed, self.state.total_steps
         )
-        texts = [self.general[i] for i in rows]
+        return [self.general[i] for i in rows]
+
+    def _hold_to_base(self, own: Sequence[Item], texts: Sequence[Item]) -> None:
+        """Add the gradient of KL to the base on this step's general texts (see ``retention``)."""
         tokens = sum(len(text.answer) for text in texts)
-        for part in micro_batches(texts[rank::ranks], self.model.device):
+        for part in self._micro_batches(own):
             kl = kl_to_base(self.bank, part, self.pad, self.slot)
-            self.accelerator.backward(settings.kl * kl / tokens)
+            (self.domain.training.kl * kl / tokens).backward()
+
+    def _recomputing(self) -> Any:
+        on = self.domain.training.gradient_checkpointing
+        return recomputing(self.model) if on else nullcontext()
+
+    def _micro_batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        return micro_batches(items, self.model.device, self.state.micro)
+
+    def _halve(self, items: Sequence[Item], found: str) -> None:
+        parts = list(self._micro_batches(items))
+        most = max(len(part) * max(map(len, part)) for part in parts)
+        if all(len(part) == 1 for part in parts):
+            raise OutOfMemory(
+                where=f"{self.domain.name}, a row of {most} tokens",
+                expected="memory for one row at a time",
+                found=found,
+                mend="Set a smaller max_length, gradient_checkpointing, or --load-in-4bit.",
+            )
+        self.state.micro = most // 2
+        release(self.model.device)
+        process = f"process {self.rank}: " if self.ranks > 1 else ""
+        self.display.warn(
+            f"{process}out of memory: from here on at most {self.state.micro} tokens in one pass; "
+            "the batch of a step stays as it is."
+        )
 
     def _set_rate(self) -> None:
         """Linear warm-up, then linearly down to zero at the last step."""
@@ -290,7 +292,7 @@ class Run:
 
     def _sum_over_ranks(self, nats: Tensor) -> Tensor:
         """Gradients and loss summed over the ranks; each is already over the global total."""
-        if self.accelerator.num_processes == 1:
+        if self.ranks == 1:
             return nats
         for parameter in self.parameters:
             if parameter.grad is None:
@@ -299,7 +301,7 @@ class Run:
         # A signal may reach one rank only; all must stop after the same step.
         asked = torch.tensor([float(self._stop or 0)], device=nats.device)
         flat: Tensor = torch.cat([nats[None], asked, *grads])
-        flat = self.accelerator.reduce(flat, reduction="sum")
+        flat = reduce(flat, reduction="sum")
         if flat[1] > 0 and self._stop is None:
             self._stop = signal.SIGTERM
         offset = 2
@@ -365,6 +367,15 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _speed(self) -> str:
+        """Tokens a second, memory and time left, for people."""
+        state = self.state
+        left = (self.plan.steps - state.total_steps) * state.seconds / max(1, state.total_steps)
+        return (
+            f"{state.total_tokens / max(state.seconds, 1e-9):,.0f} tokens/s, "
+            f"{words(peak_memory(self.model.device))}, {duration(left)} left"
+        )
+
     def _patience_over(self) -> bool:
         best = self.state.best
         over = (
@@ -390,7 +401,10 @@ class Run:
         state = self.state
         assert state.best is not None
         assert state.best_weights is not None
-        adapter = replace(self.adapter, name=self.domain.name, weights=state.best_weights)
+        head = replace(self.head, weights=state.best_head) if self.head is not None else None
+        adapter = replace(
+            self.adapter, name=self.domain.name, weights=state.best_weights, head=head
+        )
         record = {
             "epochs": len(state.history),
             "steps": state.total_steps,
@@ -398,6 +412,7 @@ class Run:
             "rank": self.plan.rank,
             "alpha": self.plan.alpha,
             "lr": self.plan.lr,
+            "micro_tokens": state.micro,
             "tokens_per_second": round(state.total_tokens / max(state.seconds, 1e-9), 1),
             "peak_memory_bytes": peak_memory(self.model.device),
             "seconds": round(state.seconds, 2),
@@ -408,69 +423,51 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that continues it."""
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("reasons", "warnings")}
-        ids = [(item.id, item.prompt, item.answer) for item in self.train]
+        ids = [(item.id, item.prompt, item.answer, item.target) for item in self.train]
         return {
             "base": self.bank.base.identity,
             "recipe": self.domain.digest(),
-            "rows": hash_ids(ids),
+            "rows": hash_rows(ids),
             "plan": plan,
+            "parent": self._goes_on_from,
         }
 
     def save(self) -> None:
         """Write the checkpoint: the old one or the new one is whole, whatever happens."""
         self._saved = time.monotonic()
-        if not self.accelerator.is_main_process:
+        if self.rank:
             return
-        state = {
+        content = {
             "run": self.fingerprint(),
+            "ranks": self.ranks,
             "state": dict(vars(self.state)),
             "weights": self.bank.weights(self.slot),
+            "head": self._head_weights(),
             "optimizer": self.optimizer.state_dict(),
         }
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=self.checkpoint.name + ".", dir=self.checkpoint.parent
-        )
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.checkpoint)
-        except OSError as error:
-            self.display.warn(
-                f"no checkpoint could be written ({error.strerror}); training goes on."
-            )
-        finally:
-            Path(name).unlink(missing_ok=True)
+        refused = write_checkpoint(self.checkpoint, content)
+        if refused:
+            self.display.warn(f"no checkpoint could be written ({refused}); training goes on.")
 
     def _load(self) -> None:
-        if not self.checkpoint.exists():
+        # Read once and sent to all: other machines may not see the file.
+        stored = processes.on_main(lambda: read_checkpoint(self.checkpoint))
+        if stored is None:
             self.display.line("Nothing to resume: starting at the beginning.")
             return
-        try:
-            stored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, UnpicklingError):
-            raise UsageError(
-                where=self.checkpoint.name,
-                expected="the checkpoint of an interrupted run",
-                found="a file that cannot be read as one",
-                mend="Delete it, or leave --resume out to start anew.",
-            ) from None
-        mine = self.fingerprint()
-        other = [name for name in mine if stored["run"].get(name) != mine[name]]
-        if other:
-            raise UsageError(
-                where=self.checkpoint.name,
-                expected="the same base, recipe, rows and settings as the interrupted run",
-                found="another " + " and another ".join(other),
-                mend="Give the same command and --resume, or leave --resume out to start anew.",
+        check_same_run(self.checkpoint, stored, self.fingerprint())
+        if stored["ranks"] != self.ranks:
+            self.display.warn(
+                f"begun with {stored['ranks']} processes, resumed with {self.ranks}: the same up "
+                "to rounding, with dropout drawn otherwise."
             )
         self.state = State(**stored["state"])
         for linear, slot in self.bank.slots(self.slot).items():
             a, b = stored["weights"][linear]
             slot.a.data.copy_(a)
             slot.b.data.copy_(b)
+        for name, tensor in (self.head.weights if self.head else {}).items():
+            tensor.data.copy_(stored["head"][name])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
@@ -483,30 +480,42 @@ class Run:
 # ── Small functions ─────────────────────────────────────────────────────────────────────────────
 
 
-def micro_batches(items: Sequence[Item], device: torch.device) -> Iterator[Sequence[Item]]:
-    """``items`` in stretches of at most ``MICRO_TOKENS`` padded tokens."""
+def micro_batches(
+    items: Sequence[Item], device: torch.device, most: int | None = None
+) -> Iterator[Sequence[Item]]:
+    """``items`` in stretches of at most ``most`` (else ``MICRO_TOKENS``) padded tokens."""
     if not items:
         return
-    most = MICRO_TOKENS * (1 if device.type == "cpu" else 4)
+    most = most or MICRO_TOKENS * (1 if device.type == "cpu" else 4)
     size = max(1, most // max(map(len, items)))
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def validate(run: Run) -> dict[str, Any]:
-    """Loss (nats per answer token), accuracy and the domain metric on the validation rows."""
+    """Loss (nats per answer token, or per label of a head), accuracy and the domain metric.
+
+    The rows are shared by the processes, and every one gets the figures of all.
+    """
+    rows = run.validation
     with (
+        processes.sharing(),
         run.bank.routed(run.slot),
-        run.display.progress("validating", len(run.validation)) as advance,
+        run.display.progress("validating", len(rows)) as advance,
     ):
-        nats, tokens = answer_nats(run.model, run.validation, run.pad)
         scores = None
-        if run.validation and run.validation[0].choices:
-            scores = choice_logprobs(run.model, run.validation, run.pad, advance)
+        if run.head is not None:
+            scores = head_scores(run.model, run.head, rows, run.pad, advance)
+            nats = np.array([-score[row.target] for score, row in zip(scores, rows, strict=True)])
+            tokens = np.ones(len(rows), dtype=int)
+        else:
+            nats, tokens = answer_nats(run.model, rows, run.pad)
+            if rows and rows[0].choices:
+                scores = choice_logprobs(run.model, rows, run.pad, advance)
     loss = float(nats.sum() / max(tokens.sum(), 1))
     return {
         "validation_loss": loss,
-        **validation_figures(run.domain.task, run.validation, scores, loss),
+        **validation_figures(run.domain.task, rows, scores, loss),
     }
 
 
@@ -534,25 +543,6 @@ def observe(history: Sequence[dict[str, Any]]) -> str:
     if change < -0.02:
         return "still improving"
     return "converging"
-
-
-def hash_ids(rows: Sequence[tuple[Any, ...]]) -> str:
-    from hashlib import sha256
-
-    digest = sha256()
-    for row in rows:
-        digest.update(repr(row).encode())
-    return digest.hexdigest()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device on an accelerator, of the process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(kilobytes) * (1024 if os.uname().sysname == "Linux" else 1)
 
 
 __all__ = ["Plan", "Run", "State", "Trained", "make_plan", "observe"]

@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
@@ -30,6 +35,25 @@ def real_data() -> Path:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama (2 layers, width 32, context 128) and its tokenizer."""
     return make_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def gpt2_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2, whose linears are Conv1D with transposed weights."""
+    import shutil
+
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("bases") / "gpt2"
+    shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors", "config*"))
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
 
 
 def make_base(folder: Path, seed: int = 0, **changes: Any) -> Path:

@@ -41,22 +41,6 @@ def base(tiny_base: Path) -> Base:
     return load_base(tiny_base)
 
 
-@pytest.fixture(scope="session")
-def gpt2_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2, whose linears are Conv1D with transposed weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    folder = tmp_path_factory.mktemp("bases") / "gpt2"
-    shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors", "config*"))
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
-        eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
-
-
 # ── PEFT round trip ─────────────────────────────────────────────────────────────────────────────
 
 

@@ -193,10 +193,11 @@ def what_happens(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> d
         asked.update(domain=domain, fit=options)
         raise Asked
 
-    def from_pretrained(base: Any, **options: Any) -> Any:
-        asked.update(base=base, options={k: v for k, v in options.items() if k != "display"})
+    def from_pretrained(path_or_id: Any, **options: Any) -> Any:
+        asked.update(base=path_or_id, options={k: v for k, v in options.items() if k != "display"})
         inner = SimpleNamespace(parameters=list)
-        loaded = SimpleNamespace(model=inner, id="x", device="cpu", record=lambda: {"dtype": ""})
+        loaded = SimpleNamespace(model=inner, id="x", device="cpu", record=lambda: {"dtype": ""},
+                                 resident_bytes=lambda: 0)  # fmt: skip
         return SimpleNamespace(base=loaded, fit=fit)
 
     monkeypatch.setattr(
@@ -238,7 +239,9 @@ def test_flags_arrive_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None
     assert (domain.training.epochs, domain.training.lr, domain.training.seed) == (2, 0.1, 7)
     assert domain.lora.rank == 4
     assert found["options"] == {"quantization": "4bit", "out": "there"}
-    assert found["fit"] == {"resume": False, "dry_run": False}
+    assert found["fit"] == {
+        "resume": False, "dry_run": False, "init_from": None, "tracker": None
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("flag", ["--train", "--test", "--validation"])

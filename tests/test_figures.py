@@ -22,8 +22,10 @@ from lora_domains.figures import (
     summarise,
     value,
 )
-from lora_domains.report import interval, markdown, read_card, read_items
+from lora_domains.markdown import readme
+from lora_domains.report import read_card, read_items
 from lora_domains.statistics import compare_accuracy, compare_f1
+from lora_domains.wording import interval
 
 Item = dict[str, Any]
 
@@ -341,7 +343,7 @@ def test_hardly_any_items_give_json_a_card_and_no_pass(count: int) -> None:
                 ["read", "refused", "duplicates", "truncated", "supervised_tokens"], 0),
         }],
     }  # fmt: skip
-    assert "nan" not in markdown(card).lower().replace("finance", "")
+    assert "nan" not in readme(card).lower().replace("finance", "")
     display = Display(quiet=True)
     display.scores(summary)
     display.general(summary)

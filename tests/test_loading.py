@@ -296,7 +296,8 @@ SLOW = r"(.*)*x!"
         # Methods and options that are not plain LoRA
         ({"peft_type": "LOHA"}, AdapterUnsupported, "'LOHA'"),
         ({"peft_type": None}, AdapterUnsupported, "None"),
-        ({"task_type": "SEQ_CLS"}, AdapterUnsupported, "SEQ_CLS"),
+        ({"task_type": "SEQ_CLS"}, AdapterCorrupt, "none"),
+        ({"task_type": "TOKEN_CLS"}, AdapterUnsupported, "TOKEN_CLS"),
         ({"task_type": "NONSENSE"}, AdapterUnsupported, "NONSENSE"),
         ({"bias": "all"}, AdapterUnsupported, "bias='all'"),
         ({"bias": "lora_only"}, AdapterUnsupported, "bias='lora_only'"),

@@ -14,10 +14,11 @@ from sklearn.metrics import f1_score
 from lora_domains.statistics import (
     Bounds,
     Comparison,
-    compare,
+    bootstrap_sums,
     compare_accuracy,
     compare_f1,
     compare_means,
+    compare_sums,
     difference_bounds,
     items_needed,
     items_needed_mean,
@@ -203,6 +204,31 @@ def test_bootstrap_of_a_mean_is_near_the_t_interval_and_seeded() -> None:
     assert found != paired_bootstrap(lambda i: float(values[i].mean()), 40, seed=1)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_bootstrap_of_sums_is_the_bootstrap(whole: bool, grouped: bool) -> None:
+    random = np.random.default_rng(3)
+    columns = random.integers(0, 3, (90, 2)) if whole else random.random((90, 2))
+    groups = random.integers(0, 30, 90).tolist() if grouped else None
+    slow = paired_bootstrap(
+        lambda i: float(columns[i, 0].sum() / columns[i, 1].sum()), 90, groups, seed=5
+    )
+    fast = bootstrap_sums(lambda sums: sums[:, 0] / sums[:, 1], columns, groups, seed=5)
+    assert fast == pytest.approx(slow, rel=1e-12)
+
+
+def test_bootstrap_of_sums_without_kept_counts_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(3).random((40, 1))
+    kept = bootstrap_sums(lambda sums: sums[:, 0], values)
+    monkeypatch.setattr("lora_domains.statistics._KEPT", 0)
+    assert bootstrap_sums(lambda sums: sums[:, 0], values) == kept
+    assert bootstrap_sums(lambda sums: sums[:, 0], [[1.0]]) == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="at least one item"):
+        bootstrap_sums(lambda sums: sums[:, 0], np.empty((0, 1)))
+
+
 def test_bootstrap_draws_whole_groups() -> None:
     groups = np.array(["a", "b", "a", "c", "b", "b"])
     sizes = {"a": 2, "b": 3, "c": 1}
@@ -355,12 +381,15 @@ def test_f1_without_a_flip_still_has_width() -> None:
     assert (found.won, found.lost, found.p) == (0, 0, 1.0)
 
 
-def test_compare_takes_any_statistic() -> None:
-    values = np.arange(20.0)
-    found = compare(lambda i, items: float(np.median(items[i])), values, values + 1)
-    assert (found.base, found.adapter, found.lower, found.upper) == (9.5, 10.5, 1.0, 1.0)
+def test_compare_takes_any_statistic_of_sums() -> None:
+    counts = np.stack([np.arange(20.0), np.ones(20)], axis=1)
+    longer = np.add(counts, [1, 0])
+    found = compare_sums(lambda sums: sums[:, 0] / sums[:, 1], counts, longer)
+    assert (found.base, found.adapter) == (9.5, 10.5)
+    assert (found.lower, found.upper) == pytest.approx((1.0, 1.0))
     assert (found.won, found.lost, found.p, found.n) == (None, None, None, 20)
-    counted = compare(lambda i, items: 0.0, values, values, better=[1] * 5 + [-1] + [0] * 14)
+    better = [1] * 5 + [-1] + [0] * 14
+    counted = compare_sums(lambda sums: sums[:, 0] * 0, counts, counts, better=better)
     assert (counted.won, counted.lost, counted.p) == (5, 1, mcnemar(5, 1))
 
 
@@ -376,7 +405,7 @@ def test_comparisons_refuse_what_is_not_paired() -> None:
     with pytest.raises(ValueError, match="one length"):
         compare_f1([0, 1], [0, 1], [0])
     with pytest.raises(ValueError, match="same items twice"):
-        compare(lambda i, items: 0.0, [1], [1, 2])
+        compare_sums(lambda sums: sums[:, 0], [[1]], [[1], [2]])
 
 
 # ── items needed ──

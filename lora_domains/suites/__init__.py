@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -155,14 +156,14 @@ def _sample(
 
 def embedded() -> Suite:
     """The questions and general text of the embedded world, for any base."""
-    from lora_domains.embedded.world import general_questions, general_text
+    from lora_domains.embedded.world import general_questions
 
     task = MultipleChoice(prompt="{question}")
     return Suite(
         name="embedded",
         probes=(Probe("embedded", task, general_questions, part="field"),),
-        text=lambda: general_text("test", 200),
-        training_text=lambda: general_text("train", 2000),
+        text=lambda: _general_text("test", 200),
+        training_text=lambda: _general_text("train", 2000),
     )
 
 
@@ -223,3 +224,10 @@ def _declared(path: Path) -> Suite:
         found=found,
         mend="Declare it at the top level of the file.",
     )
+
+
+@cache  # drawn by rejection: seconds each time, and always the same
+def _general_text(split: str, count: int) -> tuple[str, ...]:
+    from lora_domains.embedded.world import general_text
+
+    return tuple(general_text(split, count))

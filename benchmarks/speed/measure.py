@@ -1,0 +1,213 @@
+"""How everything here is timed and stored: contenders take turns in one process, medians are kept.
+
+Milliseconds of one machine say little, and a busy machine slows whoever is running: so PEFT and
+ours do the same work alternately, each round beginning with another of them, and what is compared
+are medians over rounds. The load average stands beside them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+RESULTS = Path(__file__).parents[1] / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDS = 7
+
+Work = Callable[[], Any]
+
+
+class Experiment:
+    """One script's run: its flags, what it says meanwhile, its figures and its file."""
+
+    def __init__(self, name: str, doc: str | None, dtypes: Sequence[str] = ("float32",)) -> None:
+        parser = argparse.ArgumentParser(
+            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add = parser.add_argument
+        add("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+        add("--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base")
+        add("--threads", type=int, default=1, help="of torch on a CPU; default: %(default)s")
+        add("--quick", action="store_true", help="a small model and few rounds: does it run?")
+        add(
+            "--out",
+            type=Path,
+            help="folder of the JSON; default: benchmarks/results, none if quick",
+        )
+        flags = parser.parse_args()
+        if len(flags.dtype) > len(dtypes):
+            parser.error(f"{name} takes {len(dtypes)} --dtype")
+        self.name, self.device, self.quick = name, flags.device, bool(flags.quick)
+        self.dtypes: list[str] = flags.dtype
+        self.out: Path | None = flags.out or (None if self.quick else RESULTS)
+        self.rounds = 2 if self.quick else ROUNDS
+        self.figures: list[dict[str, Any]] = []
+        self._threads = flags.threads
+        self._started, self._load = time.perf_counter(), os.getloadavg()
+        torch.set_num_threads(flags.threads)
+        self.say(f"{name} on {self.device}, {' and '.join(self.dtypes)}, {flags.threads} thread(s)")
+
+    @property
+    def dtype(self) -> str:
+        return self.dtypes[0]
+
+    def say(self, text: str) -> None:
+        """One line of progress, with the time since the start and the load average."""
+        seconds = time.perf_counter() - self._started
+        print(f"{seconds:6.1f} s  load {os.getloadavg()[0]:4.1f}  {text}", flush=True)
+
+    def turns(
+        self,
+        contenders: Mapping[str, Work],
+        *,
+        per: int | Mapping[str, int] = 1,
+        after: Mapping[str, Work] | None = None,
+    ) -> dict[str, list[float]]:
+        """Seconds of each contender's work in each round, divided by ``per``.
+
+        One round of warm-up is not counted. ``after`` cleans up behind a contender, untimed.
+        """
+        names = list(contenders)
+        runs: dict[str, list[float]] = {name: [] for name in names}
+        for round_ in range(-1, self.rounds):
+            first = round_ % len(names)
+            for name in names[first:] + names[:first]:
+                self._synchronize()
+                begin = time.perf_counter()
+                contenders[name]()
+                self._synchronize()
+                seconds = time.perf_counter() - begin
+                if after is not None and name in after:
+                    after[name]()
+                if round_ >= 0:
+                    runs[name].append(seconds / (per if isinstance(per, int) else per[name]))
+        return runs
+
+    def _synchronize(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def figure(
+        self,
+        name: str,
+        unit: str,
+        ours: float | Sequence[float],
+        peft: float | Sequence[float] | None = None,
+        *,
+        at_most: float | None = None,
+        at_least: float | None = None,
+        better: str = "less",
+    ) -> None:
+        """Keep one figure: a value, or the runs whose median it is; ``at_…`` is the goal for ours.
+
+        Units are those of the values, but "ms" takes seconds. ``better`` is "less" or "more".
+        """
+        factor = 1000.0 if unit == "ms" else 1.0
+        better = "more" if at_least is not None else better
+        entry: dict[str, Any] = {"name": name, "unit": unit, "better": better}
+        runs = {}
+        for who, value in (("ours", ours), ("peft", peft)):
+            if isinstance(value, Sequence):
+                runs[who] = [factor * v for v in value]
+                entry[who] = statistics.median(runs[who])
+            else:
+                entry[who] = None if value is None else factor * value
+        if at_most is not None:
+            entry |= {"goal": f"≤ {at_most:.4g}", "reached": entry["ours"] <= at_most}
+        elif at_least is not None:
+            entry |= {"goal": f"≥ {at_least:.4g}", "reached": entry["ours"] >= at_least}
+        else:
+            entry |= {"goal": None, "reached": None}
+        self.figures.append(entry | {"runs": runs})
+        said = f"{name}: ours {entry['ours']:.4g} {unit}"
+        if entry["peft"] is not None:
+            said += f", PEFT {entry['peft']:.4g}"
+        if entry["goal"]:
+            said += f", goal {entry['goal']}: {'reached' if entry['reached'] else 'MISSED'}"
+        self.say(said)
+
+    def against_peft(self, name: str, unit: str, runs: Mapping[str, Sequence[float]]) -> None:
+        """A figure whose goal is to be no slower than PEFT."""
+        factor = 1000.0 if unit == "ms" else 1.0
+        goal = factor * statistics.median(runs["peft"])
+        self.figure(name, unit, runs["ours"], runs["peft"], at_most=goal)
+
+    def save(self, settings: Mapping[str, Any]) -> None:
+        """Write ``NAME.json``, or ``NAME-DEVICE-DTYPE.json`` where that is not the default."""
+        if self.out is None:
+            self.say("quick: nothing is stored")
+            return
+        plain = self.device == "cpu"
+        stem = (
+            self.name if plain else "-".join([self.name, self.device.split(":")[0], *self.dtypes])
+        )
+        words = sys.argv[1:]
+        if "--out" in words:  # where results are put on this machine is nobody's business
+            at = words.index("--out")
+            words = words[:at] + words[at + 2 :]
+        result = {
+            "experiment": self.name,
+            "command": " ".join(["python", f"benchmarks/speed/{self.name}.py", *words]),
+            "environment": self._environment(),
+            "load": {"before": list(self._load), "after": list(os.getloadavg())},
+            "seconds": round(time.perf_counter() - self._started, 1),
+            "settings": {"dtypes": self.dtypes, "rounds": self.rounds, "quick": self.quick}
+            | dict(settings),
+            "figures": self.figures,
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / f"{stem}.json"
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.say(f"stored in {path.name}")
+
+    def _environment(self) -> dict[str, Any]:
+        import peft
+        import transformers
+
+        import lora_domains
+
+        cuda = self.device.startswith("cuda")
+        return {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+            "lora_domains": lora_domains.__version__,
+            "git": _commit(),
+            "device": torch.cuda.get_device_name(self.device) if cuda else _processor(),
+            "cores": os.cpu_count(),
+            "threads": self._threads,
+        }
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Round by round, so that a change of the machine's speed between rounds cancels."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    done = subprocess.run(
+        ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or None

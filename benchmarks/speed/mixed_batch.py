@@ -1,0 +1,135 @@
+"""What rows of several domains in one batch cost over rows of one.
+
+    python benchmarks/speed/mixed_batch.py                           # about 5 minutes on 2 cores
+    python benchmarks/speed/mixed_batch.py --device cuda --dtype bfloat16
+
+Sixteen rows: one-token forwards behind a prompt in the cache, and a whole ``generate`` of 16 tokens
+after 16. "Over one domain" is over the way each has of serving a single adapter: ``using`` here,
+``set_adapter`` in PEFT.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measure import Experiment, Work, ratios
+from shape import Bench, bench, decode
+
+from lora_domains import DomainModel
+
+ROWS, PROMPT, NEW = 16, 16, 16
+GOAL = 1.15
+
+
+def kinds(most: int) -> dict[str, list[str] | None]:
+    """Which adapter each row has; None is one for all, without naming rows."""
+    mixed = {
+        f"{count} domain{'s' * (count > 1)}": [f"d{i % count}" for i in range(ROWS)]
+        for count in (1, 4, 16)
+        if count <= most
+    }
+    return {"one for all": None, **mixed}
+
+
+def measure(experiment: Experiment, what: str, unit: str, per: int, works: dict[str, Work]) -> None:
+    """``works``: "ours, KIND" and "peft, KIND"; all of them take turns."""
+    experiment.say(what)
+    runs = experiment.turns(works, per=per)
+    for kind in [key.removeprefix("ours, ") for key in works if key.startswith("ours, ")]:
+        ours, peft = runs[f"ours, {kind}"], runs[f"peft, {kind}"]
+        experiment.against_peft(f"{what}, {kind}", unit, {"ours": ours, "peft": peft})
+        if kind != "one for all":
+            one = {who: runs[f"{who}, one for all"] for who in ("ours", "peft")}
+            experiment.figure(
+                f"{what}, {kind} over one for all", "×",
+                ratios(ours, one["ours"]), ratios(peft, one["peft"]),
+                at_most=GOAL if kind == "16 domains" else None,
+            )  # fmt: skip
+
+
+def decoding(test: Bench, model: DomainModel, peft: Any, steps: int) -> dict[str, Work]:
+    ids, works = test.ids(ROWS, PROMPT), {}
+
+    def ours(domains: list[str] | None) -> Callable[..., Any]:
+        def call(**inputs: Any) -> Any:
+            if domains is None:
+                with model.using("d0"):
+                    return model(**inputs)
+            return model(**inputs, domains=domains)
+
+        return call
+
+    def theirs(domains: list[str] | None) -> Callable[..., Any]:
+        def call(**inputs: Any) -> Any:
+            if domains is None:
+                return peft(**inputs)
+            return peft(**inputs, adapter_names=domains)
+
+        return call
+
+    for kind, domains in kinds(len(model.domains)).items():
+        works[f"ours, {kind}"] = decode(ours(domains), ids, steps, PROMPT)
+        works[f"peft, {kind}"] = decode(theirs(domains), ids, steps, PROMPT)
+    return works
+
+
+def generating(test: Bench, model: DomainModel, peft: Any) -> dict[str, Work]:
+    prompts, works = test.prompts(ROWS, PROMPT), {}
+    # Weights are random: without a least number a row might end early, for one contender only.
+    length = {"max_new_tokens": NEW, "min_new_tokens": NEW}
+    device = test.experiment.device
+
+    def ours(domains: list[str] | None) -> Work:
+        def work() -> None:
+            if domains is None:
+                with model.using("d0"):
+                    model.generate(prompts, **length)
+            else:
+                model.generate(prompts, domains=domains, **length)
+
+        return work
+
+    def theirs(domains: list[str] | None) -> Work:
+        named = {} if domains is None else {"adapter_names": domains}
+
+        def work() -> None:
+            # From texts to texts, as ours.
+            inputs = model.tokenizer(prompts, return_tensors="pt").to(device)
+            out = peft.generate(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+                do_sample=False, pad_token_id=0, **length, **named,
+            )  # fmt: skip
+            model.tokenizer.batch_decode(out[:, PROMPT:], skip_special_tokens=True)
+
+        return work
+
+    for kind, domains in kinds(len(model.domains)).items():
+        works[f"ours, {kind}"], works[f"peft, {kind}"] = ours(domains), theirs(domains)
+    return works
+
+
+def same_tokens(test: Bench, model: DomainModel, peft: Any) -> float:
+    """Largest difference of a logit between ours and PEFT, rows of as many domains as there are."""
+    ids, domains = test.ids(ROWS, PROMPT), list(kinds(len(model.domains)).values())[-1]
+    found = model(input_ids=ids, domains=domains).logits.float()
+    wanted = peft(input_ids=ids, adapter_names=domains).logits.float()
+    assert torch.isfinite(found).all()
+    return float((found - wanted).abs().max())
+
+
+def main() -> None:
+    experiment = Experiment("mixed_batch", __doc__)
+    with bench(experiment) as test:
+        folders = test.adapters(4 if experiment.quick else ROWS)
+        model = test.ours(folders)
+        experiment.say("PEFT loads the same")
+        peft = test.peft(folders)
+        experiment.figure("largest difference of a logit from PEFT's", "",
+                          same_tokens(test, model, peft))  # fmt: skip
+        measure(experiment, "decode", "ms", NEW, decoding(test, model, peft, NEW))
+        measure(experiment, "generate", "ms", 1, generating(test, model, peft))
+        experiment.save(test.settings | {"rows": ROWS, "prompt": PROMPT, "new_tokens": NEW})
+
+
+if __name__ == "__main__":
+    main()

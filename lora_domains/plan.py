@@ -1,0 +1,89 @@
+"""The plan: a run's settings once everything left open is derived, each with its reason."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_domains.adapter import Adapter, new_adapter
+from lora_domains.base import Base
+from lora_domains.domain import Domain
+from lora_domains.encoding import Item
+from lora_domains.heads import classes_of
+
+FEW_STEPS = 60
+"""A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run once everything left open has been derived."""
+
+    rank: int
+    alpha: int
+    lr: float
+    epochs: int
+    batch_size: int
+    steps_per_epoch: int
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+def make_plan(
+    base: Base, domain: Domain, items: Sequence[Item], parent: Adapter | None = None
+) -> Plan:
+    """Learning rate and rank from the base's width and the supervised tokens, with reasons.
+
+    The rate is 5e-4 · (2000 / hidden)^p, p = .78 (.08 for Qwen), at alpha 32 and 1/r scaling:
+    Thinking Machines, "LoRA Without Regret" (2025). The rank is the least power of two from 16
+    to 64 whose adapter holds at least two parameters per supervised token, on the same finding
+    that an adapter must have room for what the rows say. An adapter that goes on from ``parent``
+    has its rank and alpha.
+    """
+    settings, lora = domain.training, domain.lora
+    steps = math.ceil(len(items) / settings.batch_size)
+    reasons: list[str] = []
+    warnings: list[str] = []
+    lr = settings.lr
+    if lr is None:
+        power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
+        lr = 5e-4 * (2000 / base.width) ** power
+        lr = float(f"{lr:.2g}")
+        reasons.append(f"learning rate {lr:g}: 5e-4 · (2000 / width {base.width})^{power:g}")
+    if parent is None:
+        rank, alpha = _rank(base, domain, items, reasons), lora.alpha or 32
+    else:
+        rank, alpha = int(parent.config.r), parent.config.lora_alpha
+        reasons.append(f"rank {rank}, alpha {alpha}, target modules: those of {parent.name}")
+        for name, asked, taken in (("rank", lora.rank, rank), ("alpha", lora.alpha, alpha)):
+            if asked not in (None, taken):
+                warnings.append(
+                    f"{name} {asked} was asked for, but an adapter keeps the {name} {taken} of "
+                    "the one that it goes on from."
+                )
+    total = steps * settings.epochs
+    if total < FEW_STEPS:
+        wanted = math.ceil(FEW_STEPS / steps)
+        warnings.append(
+            f"only {total} optimiser steps ({len(items)} rows, batches of {settings.batch_size}, "
+            f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}): too short to "
+            f"learn much. --epochs {wanted} gives {wanted * steps}."
+        )
+    return Plan(
+        rank, alpha, lr, settings.epochs, settings.batch_size, steps, tuple(reasons),
+        tuple(warnings),
+    )  # fmt: skip
+
+
+def _rank(base: Base, domain: Domain, items: Sequence[Item], reasons: list[str]) -> int:
+    if domain.lora.rank is not None:
+        return domain.lora.rank
+    tokens = sum(item.supervised for item in items)
+    one = new_adapter(base, "plan", domain.lora, 1, 1, 0, classes_of(domain.task))
+    per_rank = sum(a.numel() + b.numel() for a, b in one.weights.values())
+    rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
+    reasons.append(f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens")
+    return rank

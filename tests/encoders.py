@@ -1,0 +1,60 @@
+"""Random encoders of BERT's, DistilBERT's and RoBERTa's shape, with a small WordPiece tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+from conftest import WORDS
+
+SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
+DISTIL = {"vocab_size": 300, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64,
+          "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
+KINDS = ("bert", "distilbert", "roberta", "xlm-roberta")
+
+
+def config_of(kind: str) -> Any:
+    from transformers import BertConfig, DistilBertConfig, RobertaConfig, XLMRobertaConfig
+
+    if kind == "distilbert":
+        return DistilBertConfig(**DISTIL)
+    made = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}[kind]
+    return made(**SMALL)
+
+
+def make_encoder(folder: Path, kind: str = "distilbert", *, saved: str = "masked") -> Path:
+    """Save a random encoder; ``saved``: with its "masked" head, a "classifier", or "bare"."""
+    import torch
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    kinds = {"masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification,
+             "bare": AutoModel}  # fmt: skip
+    torch.manual_seed(0)
+    model = kinds[saved].from_config(config_of(kind))
+    with torch.no_grad():
+        # As drawn (deviation .02) every text looks alike; a trained encoder tells words apart.
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "position" not in name and "type" not in name:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
+             "sep_token": "[SEP]", "mask_token": "[MASK]"}  # fmt: skip
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, special_tokens=list(names.values()), show_progress=False
+    )
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(word, tokenizer.token_to_id(word)) for word in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
