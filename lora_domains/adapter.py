@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -287,12 +288,21 @@ def _plain_name(name: str) -> str:
     return name.removeprefix(PREFIX).replace(WHOLE, ".")
 
 
-def fingerprint(folder: Path) -> str:
-    """sha256 over the adapter's config and weights as stored: any changed byte changes it."""
-    digest = sha256()
-    for name in (CONFIG, WEIGHTS):
-        digest.update((folder / name).read_bytes())
+def fingerprint(folder: Path, pages: bytes | mmap | None = None) -> str:
+    """sha256 over the adapter's config and weights as stored: any changed byte changes it.
+
+    ``pages`` is the weights file where it is mapped already.
+    """
+    digest = sha256((folder / CONFIG).read_bytes())
+    digest.update(mapped(folder / WEIGHTS) if pages is None else pages)
     return digest.hexdigest()
+
+
+def mapped(path: Path) -> bytes | mmap:
+    """The bytes of a file as pages that are read when they are used; writing changes no file."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return mmap(file.fileno(), 0, access=ACCESS_COPY) if size else b""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ from lora_domains.routing import (
     mixed,
     route_linears,
 )
-from lora_domains.slots import Resident, Slot, flatten, frozen, trained
+from lora_domains.slots import Resident, Shape, Slot, flatten, frozen, trained, wider
 
 Domains = str | None | Sequence[str | None]
 """One adapter for a whole call, or one for each row; None is the base."""
@@ -58,6 +58,8 @@ class Bank:
         self._entries: dict[str, _Entry] = {}
         # The frozen adapters that hold a slot, the least recently used first.
         self._used: OrderedDict[str, None] = OrderedDict()
+        # Of each linear that an adapter has touched, the widest so far: what graphs are made for.
+        self.shapes: Mapping[str, Shape] = {}
         self._features: dict[str, tuple[int, int]] = {}
         # The last mixed route: calls of the model itself, step by step, gather its rows only once.
         self._last: tuple[tuple[str | None, ...], Mixed] | None = None
@@ -101,7 +103,11 @@ class Bank:
             flat, weights = flatten(adapter.weights, pinned=device.type == "cuda")
             entry = _Entry(replace(adapter, weights=weights), flat, None)
         with self._lock:
-            route_linears(self.base.model, adapter.weights)
+            new = [linear for linear in adapter.weights if linear not in self.shapes]
+            route_linears(self.base.model, new)
+            wide = {n: wider(self.shapes, n, a, b) for n, (a, b) in adapter.weights.items()}
+            if any(self.shapes.get(linear) != shape for linear, shape in wide.items()):
+                self.shapes = {**self.shapes, **wide}
             self._forget(adapter.name)
             self._entries[adapter.name] = entry
             self._resident(adapter.name)

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,8 @@ class Base:
     licence: str | None
     files: tuple[Path, ...] = ()
     """The checkpoint as stored; it may hold what the resident model has no place for."""
+    meanings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What the last few configs of adapters mean on this architecture (see ``loading``)."""
 
     @property
     def encoder(self) -> bool:

@@ -93,8 +93,8 @@ def gain_and_retention(
         parts.append(_rule(LEFT, WIDTH - RIGHT, floor, floor, "limit"))
         label = Markup('<text class="tick" x="{}" y="{}" text-anchor="end">limit −{}</text>')
         parts.append(label.format(WIDTH - RIGHT - 4, floor + 13, _short(margin)))
-    for mark in marks:
-        parts.append(_mark(mark, x, y, across, up))
+    # Those that fail come first in the page and are drawn last, over the others.
+    parts += [_mark(mark, x, y, across, up) for mark in reversed(marks)]
     return _figure("group", title, Markup("").join(parts))
 
 
@@ -140,9 +140,14 @@ def curves(
     if best is not None and along[0] <= best <= along[1]:
         parts.append(_rule(x(best), x(best), TOP + 18, HEIGHT - BOTTOM, "limit"))
         anchor = "end" if best > sum(along) / 2 else "start"
+        # Where the lines are not: above them when they have come down, else below.
+        ends = [values[-1] for values in lines.values()]
+        above = max(ends) < sum(up) / 2
+        level = TOP + 30 if above else HEIGHT - BOTTOM - 6
+        nudge = -5 if anchor == "end" else 5
         parts.append(
             Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">epoch {} kept</text>').format(
-                x(best), HEIGHT - BOTTOM - 6, anchor, best
+                x(best) + nudge, level, anchor, best
             )
         )
     for place, (name, values) in enumerate(lines.items()):

@@ -290,8 +290,7 @@ def guarded(run: Any) -> int:
 def _fit(flags: argparse.Namespace) -> int:
     if flags.from_card:
         card = card_at(Path(flags.from_card))
-        if (parent := card["adapters"][0].get("parent")) and not flags.init_from:
-            flags.init_from = parent["name"]
+        flags.init_from = flags.init_from or _parent_of(card, flags)
         verdict = fit_and_evaluate(configured(domain_of(card), flags), flags, card=card)
         return EXIT[verdict] if verdict else 0
     missing = [f"--{name}" for name in ("name", "train") if not getattr(flags, name)]
@@ -305,6 +304,26 @@ def _fit(flags: argparse.Namespace) -> int:
     domain = Domain(flags.name, Classification(), Data(flags.train))
     verdict = fit_and_evaluate(configured(domain, flags), flags)
     return EXIT[verdict] if verdict else 0
+
+
+def _parent_of(card: Mapping[str, Any], flags: argparse.Namespace) -> Path | None:
+    """The folder of the adapter that a card's went on from; None where it went on from none."""
+    record = card["adapters"][0].get("parent")
+    if record is None:
+        return None
+    from lora_domains.versions import parent_folder
+
+    given = Path(flags.from_card)
+    beside = (given.parent if given.name == CARD else given).absolute().parent
+    found = parent_folder(record, beside) or parent_folder(record, Path(flags.out))
+    if found is None:
+        raise UsageError(
+            where=str(given),
+            expected=f"its parent {record['name']} (sha256 {record['sha256'][:12]})",
+            found=f"none in {beside} or {flags.out}, nor among the versions kept there",
+            mend="Give it: --init-from ADAPTER",
+        )
+    return found
 
 
 def _list(flags: argparse.Namespace) -> int:

@@ -52,6 +52,11 @@ class Display:
     def line(self, text: str) -> None:
         self.console.print(escape(text))
 
+    def pulse(self, text: str) -> None:
+        """A sign of life for a log, where no bar is drawn."""
+        if not self.console.is_terminal:
+            self.line(text)
+
     def warn(self, text: str) -> None:
         self.console.print(f"[yellow]Warning:[/] {escape(text)}")
 

@@ -226,7 +226,8 @@ def data_record(data: Data) -> dict[str, Any]:
 
     A file in or under the working folder counts by its place there, any other by its name.
     """
-    return _plain(data) | {
+    record: dict[str, Any] = _plain(data)
+    return record | {
         split: _near(source) for split in SPLITS if _is_path(source := getattr(data, split))
     }
 

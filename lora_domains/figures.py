@@ -13,6 +13,7 @@ where a contender's score holds ``prediction``, ``nll``, ``confidence``, ``brier
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,13 @@ def column(items: Items, contender: str, key: str) -> Array:
     if (contender, key) not in rows.columns:
         if contender not in rows.scores:
             rows.scores[contender] = [item["scores"].get(contender, {}) for item in rows]
-        read = [scores.get(key, np.nan) for scores in rows.scores[contender]]
-        rows.columns[contender, key] = np.array(read, float)
+        scores = rows.scores[contender]
+        try:
+            # Almost always every item has it, and this is several times faster.
+            read = np.fromiter(map(itemgetter(key), scores), float, len(scores))
+        except KeyError:
+            read = np.array([score.get(key, np.nan) for score in scores], float)
+        rows.columns[contender, key] = read
     return rows.columns[contender, key]
 
 

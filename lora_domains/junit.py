@@ -13,7 +13,7 @@ from lora_domains.wording import fallen
 
 # What XML 1.0 cannot hold, not even escaped.
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-OUTCOME = {"fail": "failure", "inconclusive": "error"}
+OUTCOME = {"fail": "failure", "inconclusive": "error", "not applicable": "skipped"}
 
 
 def junit(report: Mapping[str, Any]) -> str:
@@ -45,6 +45,7 @@ def _suite(name: str, cases: list[tuple[str, str, str, str]]) -> Xml.Element:
     suite = Xml.Element(
         "testsuite", name=_clean(name), tests=str(len(cases)),
         failures=str(verdicts.count("fail")), errors=str(verdicts.count("inconclusive")),
+        skipped=str(verdicts.count("not applicable")),
     )  # fmt: skip
     for gate, verdict, why, rule in cases:
         case = Xml.SubElement(suite, "testcase", classname=_clean(name), name=_clean(gate))

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from lora_domains.adapter import (
     CARD,
@@ -25,6 +26,7 @@ from lora_domains.adapter import (
     Adapter,
     fingerprint,
     lora_layers,
+    mapped,
     settled,
     skeleton,
 )
@@ -54,6 +56,15 @@ _TAKEN = {
 }  # fmt: skip
 
 
+# Options on which neither shapes nor scales depend.
+_SAYS_NOTHING = {
+    "base_model_name_or_path", "revision", "inference_mode", "peft_version", "lora_dropout",
+    "auto_mapping", "runtime_config",
+}  # fmt: skip
+_MEANINGS = 32
+Meaning = tuple[Mapping[str, tuple[int, ...]], Mapping[str, float]]
+
+
 def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapter:
     """Read an adapter folder, checking everything before anything is used.
 
@@ -67,48 +78,70 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     raw = _read_json(folder / CONFIG)
     config = _config(raw, folder, base)
     card = read_card(folder) if (folder / CARD).exists() else None
+    pages = mapped(folder / WEIGHTS)
     notes: list[str] = []
     if card is None:
         notes.append(
             f"{name}: no card.json, so it cannot be verified that it was made on {base.id}."
         )
     else:
-        _check_card(card, folder, base, notes)
-    stored = _stored_shapes(folder)
-    _check_patterns(config, base, folder)
-    expected: dict[str, tuple[int, ...]] = {}
-    scales: dict[str, float] = {}
-    classes = _classes(config, stored, base, card, folder)
-    if classes is not None:
-        shapes = head_shapes(base, classes)
-        # What is missing may stand in the base's checkpoint (see ``complete``).
-        expected = {PREFIX + n: shape for n, shape in shapes.items() if PREFIX + n in stored}
-    for linear, layer in lora_layers(skeleton(base, config, classes)):
-        if classes is not None and f"{linear}.weight" in shapes:
-            raise AdapterUnsupported(
-                where=f"{folder.name}/{CONFIG}",
-                expected="a head that is stored whole",
-                found=f"LoRA on {linear}, a layer of the head",
-                mend="Name it in PEFT's modules_to_save instead.",
-            )
-        for letter in "AB":
-            key = f"{PREFIX}{linear}.lora_{letter}.weight"
-            expected[key] = tuple(getattr(layer, f"lora_{letter}")["default"].weight.shape)
-        scales[linear] = float(layer.scaling["default"])
-    _drop_copies(stored, folder, base, scales)
+        _check_card(card, folder, base, notes, fingerprint(folder, pages))
+    stored = _stored(folder, pages)
+    classes = _classes(config, {k: tuple(t.shape) for k, t in stored.items()}, base, card, folder)
+    expected, scales = _meaning(config, base, folder, classes)
+    heads = (
+        {} if classes is None else {PREFIX + n: s for n, s in head_shapes(base, classes).items()}
+    )
+    # What is missing of a head may stand in the base's checkpoint (see ``complete``).
+    expected = {**expected, **{key: shape for key, shape in heads.items() if key in stored}}
+    _drop_copies(stored, base, scales)
     _check_shapes(expected, stored, folder)
-    tensors = _read_tensors(folder)
+    _check_finite(stored, folder)
     weights = {
         linear: (
-            tensors[f"{PREFIX}{linear}.lora_A.weight"], tensors[f"{PREFIX}{linear}.lora_B.weight"]
+            stored[f"{PREFIX}{linear}.lora_A.weight"].float(),
+            stored[f"{PREFIX}{linear}.lora_B.weight"].float(),
         )
         for linear in scales
-    }  # fmt: skip
+    }
     head = None
     if classes is not None:
-        whole = {n: tensors[PREFIX + n] for n in shapes if PREFIX + n in tensors}
+        # Copies: what is mapped from the file belongs to whoever holds the adapter's folder.
+        whole = {
+            key.removeprefix(PREFIX): stored[key].float().clone() for key in heads if key in stored
+        }
         head = complete(base, whole, classes, folder.name).to(base.device)
-    return Adapter(name, config, weights, scales, card, folder, tuple(notes), head)
+    return Adapter(name, config, weights, dict(scales), card, folder, tuple(notes), head)
+
+
+def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Meaning:
+    """What ``config`` means on ``base``: its tensors' shapes, and the scale of each linear.
+
+    PEFT takes a tenth of a second to say so; its last answers are remembered with the base.
+    """
+    said = {key: value for key, value in config.to_dict().items() if key not in _SAYS_NOTHING}
+    key = json.dumps([classes, said], sort_keys=True, default=sorted)
+    if key not in base.meanings:
+        _check_patterns(config, base, folder)
+        of_head = {} if classes is None else head_shapes(base, classes)
+        expected: dict[str, tuple[int, ...]] = {}
+        scales: dict[str, float] = {}
+        for linear, layer in lora_layers(skeleton(base, config, classes)):
+            if f"{linear}.weight" in of_head:
+                raise AdapterUnsupported(
+                    where=f"{folder.name}/{CONFIG}",
+                    expected="a head that is stored whole",
+                    found=f"LoRA on {linear}, a layer of the head",
+                    mend="Name it in PEFT's modules_to_save instead.",
+                )
+            for letter in "AB":
+                tensor = getattr(layer, f"lora_{letter}")["default"].weight
+                expected[f"{PREFIX}{linear}.lora_{letter}.weight"] = tuple(tensor.shape)
+            scales[linear] = float(layer.scaling["default"])
+        while len(base.meanings) >= _MEANINGS:
+            base.meanings.pop(next(iter(base.meanings)), None)
+        base.meanings[key] = (expected, scales)
+    return base.meanings[key]
 
 
 def _check_files(folder: Path) -> None:
@@ -347,7 +380,9 @@ def _check_patterns(config: Any, base: Base, folder: Path) -> None:
         ) from None
 
 
-def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]) -> None:
+def _check_card(
+    card: dict[str, Any], folder: Path, base: Base, notes: list[str], found: str
+) -> None:
     made_on = card["base"]
     if made_on["identity"] != base.identity:
         raise AdapterMismatch(
@@ -357,11 +392,11 @@ def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]
             mend=f"Load the base it was made on: --base {made_on['id']}.",
         )
     stored = str(card["adapters"][0]["sha256"])
-    if stored != fingerprint(folder):
+    if stored != found:
         raise AdapterCorrupt(
             where=folder.name,
             expected=f"files with the sha256 in the card ({stored[:12]})",
-            found=f"sha256 {fingerprint(folder)[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
+            found=f"sha256 {found[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
             mend="Copy the adapter folder again; if you changed it on purpose, remove card.json.",
         )
     here = base.record()
@@ -372,10 +407,11 @@ def _check_card(card: dict[str, Any], folder: Path, base: Base, notes: list[str]
         )
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _stored(folder: Path, pages: bytes | mmap) -> dict[str, Tensor]:
+    """Every tensor of the weights file, as a view of its pages: nothing is copied here."""
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        with safe_open(folder / WEIGHTS, framework="pt"):
+            pass  # Its header is whole, and what it names lies within the file, end to end.
     except (SafetensorError, OSError) as error:
         raise AdapterCorrupt(
             where=f"{folder.name}/{WEIGHTS}",
@@ -383,11 +419,32 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             found=str(error).splitlines()[0],
             mend="Copy the file again; it may have been cut off.",
         ) from None
+    start = 8 + int.from_bytes(pages[:8], "little")
+    header = json.loads(pages[8:start])
+    header.pop("__metadata__", None)
+    data = torch.frombuffer(pages, dtype=torch.uint8)[start:]
+    return {key: _view(data, entry, f"{folder.name}, {key}") for key, entry in header.items()}
 
 
-def _drop_copies(
-    stored: dict[str, tuple[int, ...]], folder: Path, base: Base, linears: Iterable[str]
-) -> None:
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _view(data: Tensor, entry: Mapping[str, Any], where: str) -> Tensor:
+    if entry["dtype"] not in _FLOATS:
+        raise AdapterCorrupt(
+            where=where,
+            expected="finite numbers in " + " or ".join(_FLOATS),
+            found=str(entry["dtype"]),
+            mend="Save it again from PEFT.",
+        )
+    begin, end = entry["data_offsets"]
+    dtype, part = _FLOATS[entry["dtype"]], data[begin:end]
+    if part.storage_offset() % dtype.itemsize:
+        part = part.clone()  # stored at an odd place, which is allowed
+    return part.view(dtype).view(entry["shape"])
+
+
+def _drop_copies(stored: dict[str, Tensor], base: Base, linears: Iterable[str]) -> None:
     """Forget the base's own weight, which PEFT saves beside LoRA on an output layer, if it is that.
 
     Any other weight stays in ``stored``, and is refused there as one that belongs nowhere.
@@ -396,15 +453,14 @@ def _drop_copies(
         key = f"{PREFIX}{linear}.base_layer.weight"
         if key in stored:
             weight = base.model.get_submodule(linear).weight
-            with safe_open(folder / WEIGHTS, framework="pt") as file:
-                copy = file.get_tensor(key).to(weight)
-            if copy.shape == weight.shape and torch.equal(copy, weight):
+            if stored[key].shape == weight.shape and torch.equal(stored[key].to(weight), weight):
                 del stored[key]
 
 
 def _check_shapes(
-    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], folder: Path
+    expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], folder: Path
 ) -> None:
+    stored = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     missing = sorted(expected.keys() - stored.keys())
     extra = sorted(stored.keys() - expected.keys())
     wrong = sorted(key for key in expected.keys() & stored.keys() if expected[key] != stored[key])
@@ -455,18 +511,18 @@ def _classes(
     return classes
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the file in float32, finite."""
-    tensors = load_file(folder / WEIGHTS)
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
-            raise AdapterCorrupt(
-                where=f"{folder.name}/{WEIGHTS}",
-                expected="finite numbers",
-                found=f"NaN or infinity in {key}",
-                mend="Train it again with a lower learning rate, or load an earlier version.",
-            )
-    return {key: tensor.float() for key, tensor in tensors.items()}
+def _check_finite(stored: Mapping[str, Tensor], folder: Path) -> None:
+    # One norm of everything is quick, and finite unless a number is not (or enormous).
+    bad = []
+    if not bool(get_total_norm(stored.values()).isfinite()):
+        bad = [key for key, tensor in stored.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise AdapterCorrupt(
+            where=f"{folder.name}/{WEIGHTS}",
+            expected="finite numbers",
+            found=f"NaN or infinity in {bad[0]}",
+            mend="Train it again with a lower learning rate, or load an earlier version.",
+        )
 
 
 def find_adapter(path: str | Path, out: Path) -> Path:

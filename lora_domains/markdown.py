@@ -30,7 +30,8 @@ def escaped(text: object) -> str:
     """``text`` as Markdown shows it and does nothing else: no HTML, table, link or mention."""
     flat = " ".join(str(text).split())
     flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    flat = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", flat)
+    # Inside a word an underscore is one: macro_f1 stays as it is.
+    flat = re.sub(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", flat)
     return flat.replace("@", "@\u200b").replace("://", ":\u200b//")
 
 
@@ -177,7 +178,7 @@ def summary(report: Mapping[str, Any], limit: int = SUMMARY) -> str:
     base = report["base"]
     lines = [f"## {SIGNS[outcome(report)]} {escaped(headline(report))}", ""]
     lines += [
-        f"{counted(report)} Base `{base['id']}`, {base['quantization'] or base['dtype']}.",
+        f"{counted(report)} Base {escaped(base['id'])}, {base['quantization'] or base['dtype']}.",
         "",
     ]
     if report.get("since"):

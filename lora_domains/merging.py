@@ -17,7 +17,7 @@ from lora_domains.adapter import replacing
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.embedded import BASE_PATH
-from lora_domains.errors import AdapterError, BaseModelError
+from lora_domains.errors import AdapterError, AdapterUnsupported, BaseModelError
 
 MERGED = "merged.json"
 """Says what a merged model was made from, and that its folder is one of ours."""
@@ -58,9 +58,17 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     same for both bases without it. None where the adapter changes nothing.
 
     Raises UsageError when ``name`` is not resident, BaseModelError when the base is no longer
-    where it was loaded from, AdapterError when a merged weight is too large for ``dtype``.
+    where it was loaded from, AdapterError when a merged weight is too large for ``dtype``,
+    AdapterUnsupported for one with a trained head, which a language model has no place for.
     """
     base, adapter = bank.base, bank[name]
+    if adapter.head is not None:
+        raise AdapterUnsupported(
+            where=name,
+            expected="an adapter without a head",
+            found=f"one with a head of {adapter.head.classes} classes",
+            mend="Load its folder with PEFT's AutoPeftModelForSequenceClassification to merge it.",
+        )
     with bank.routed(None):
         bare = _logits(base)
     with bank.routed(name):

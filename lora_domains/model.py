@@ -16,6 +16,7 @@ from lora_domains.bank import Bank
 from lora_domains.base import Base, Quantization, load_base
 from lora_domains.benchmark import Field, Scorer, Store, measure
 from lora_domains.checkpoint import read_checkpoint
+from lora_domains.compiled import Compiled
 from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, as_record, with_settings
@@ -183,6 +184,15 @@ class DomainModel:
         self.display.stage("merged", None, None, str(found))
         self.display.line(f"Saved: {folder}")
 
+    def compile(self, **options: Any) -> Self:
+        """Compile forward passes with torch.compile; swapping adapters does not compile again.
+
+        ``options`` are those of ``torch.compile``, such as ``dynamic=True`` or ``mode``. An adapter
+        with a larger rank or other target modules than any so far costs one more compilation.
+        """
+        self.base.model._compiled_call_impl = Compiled(self.bank, **options)
+        return self
+
     @contextmanager
     def using(self, name: str | None) -> Iterator[Self]:
         """Serve every call inside by the adapter ``name``; None is the base.
@@ -244,7 +254,7 @@ class DomainModel:
         ready = replace(self._read(domain), parent=parent)
         self._ready[domain.name] = ready
         domain = ready.domain  # its labels are known now
-        plan = make_plan(self.base, domain, ready.train, parent and parent.adapter)
+        plan = make_plan(self.base, domain, ready.train, parent.adapter if parent else None)
         for reason in plan.reasons:
             self.display.stage("plan", None, None, reason)
         for warning in plan.warnings:

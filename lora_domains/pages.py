@@ -45,6 +45,7 @@ def page(report: Mapping[str, Any]) -> str:
         since=report.get("since"),
         fallen=wording.fallen(report["since"]) if report.get("since") else [],
         adapters=adapters,
+        differing={key for a in report["adapters"] for key in a.get("environment", {})},
         chart=chart,
         left_out=left_out,
         matrix=_matrix(report["matrix"]) if report.get("matrix") else None,
@@ -97,15 +98,25 @@ def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "rival": rival,
                 "bar": charts.bar(fields, domain, bar_to_clear, _verdict(entry, "gain")),
                 "change": wording.change(metric, fields),
+                "ladder": _ladder(metric, fields),
             }
         if kept:
             margin = _margin(entry)
             shown["kept"] = {
                 "fields": kept,
                 "bar": charts.bar(kept, kept_scale, -(margin or 0.0), _verdict(entry, "retention")),
-                "change": f"{wording.points(kept)} points",
+                "change": wording.points(kept),
             }
         yield shown | _scores(entry) | _curves(entry) | _confusion(entry)
+
+
+def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Base, baselines and adapter on one metric, worst first: (name, value, width in %)."""
+    found = {"base": fields["base"], **fields["baselines"], "adapter": fields["adapter"]}
+    lower = metric in LOWER_IS_BETTER
+    whole = (max(found.values()) if lower else 1.0) or 1.0
+    order = sorted(found.items(), key=lambda pair: -pair[1] if lower else pair[1])
+    return [(name, value, round(100 * value / whole, 1)) for name, value in order]
 
 
 def _verdict(entry: Mapping[str, Any], name: str) -> str:

@@ -47,7 +47,7 @@ def rehearse(run: Run) -> Estimate:
             for chosen in (order[-1], middle):
                 started = time.monotonic()
                 items = [run.train[i] for i in batches[chosen]]
-                float(run.gradients(items, sum(item.supervised for item in items)))
+                float(run.gradients.of(items, sum(item.supervised for item in items)))
             per_token = (time.monotonic() - started) / sizes[middle]
             whole, run.validation = run.validation, run.validation[:SAMPLE]
             started = time.monotonic()

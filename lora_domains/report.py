@@ -16,6 +16,7 @@ from lora_domains.figures import Rows, chosen, summarise, value
 from lora_domains.junit import junit
 from lora_domains.markdown import COMMENT, summary
 from lora_domains.pages import page
+from lora_domains.since import answers
 from lora_domains.wording import gained
 
 SCHEMA = 1
@@ -139,7 +140,7 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
         )
     measured: dict[str, Measured] = {}
     first: dict[str, Any] = {}
-    environments = []
+    made_with: list[dict[str, Any]] = []
     for folder in folders:
         name = folder.resolve().name
         if name in measured:
@@ -152,12 +153,16 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
         card, items = _rebuilt(folder)
         first = first or card
         _same_base(first, card, name)
-        environments.append(card["environment"])
+        made_with.append(card.get("environment", {}))
         measured[name] = summed_up(name, card["adapters"][0], items, show_text)
     shared = {
-        key: value if all(other.get(key) == value for other in environments) else None
-        for key, value in environments[0].items()
+        key: value if all(other.get(key) == value for other in made_with) else None
+        for key, value in made_with[0].items()
     }
+    # Where runs differ (a commit, a device) each adapter says its own.
+    for (entry, _), environment in zip(measured.values(), made_with, strict=True):
+        own = {key: value for key, value in environment.items() if shared.get(key) != value}
+        entry |= {"environment": own} if own else {}
     return assemble(first["base"], shared, measured)
 
 
@@ -175,6 +180,9 @@ def summed_up(
     if not test:
         return kept, {}
     kept["mistakes"] = mistakes(test, kept["judged"]["labels"], show_text)
+    kept["answers"] = {"domain": answers(test, kept["judged"]["metric"])}
+    if general := chosen(items, "set", "general"):
+        kept["answers"]["general"] = answers(general, "accuracy")
     return kept, others(kept["judged"], test)
 
 

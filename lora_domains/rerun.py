@@ -53,7 +53,7 @@ def domain_of(card: Mapping[str, Any]) -> Domain:
         name=entry["domain"],
         task=task_from_record(settings["task"]),
         data=Data(
-            **{split: _source(record[split], where) for split in SPLITS},
+            *(_source(record[split], where) for split in SPLITS),
             group=record["group"],
             slices=tuple(record["slices"]),
             drop_leaks=record["drop_leaks"],
@@ -80,7 +80,8 @@ def _source(value: Any, where: str) -> Source | None:
             found=f"{value}, which a card does not hold",
             mend="Call model.fit with those rows again.",
         )
-    return value
+    source: str | None = value
+    return source
 
 
 def base_of(card: Mapping[str, Any]) -> tuple[str | None, str | None]:

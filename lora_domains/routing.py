@@ -33,6 +33,8 @@ class Single:
 
     def __init__(self, resident: Resident) -> None:
         self.resident = resident
+        self.rows = (resident,)
+        self.trainable = resident.trainable
         self._shared: tuple[Tensor | None, str, Any] = (None, "", None)
 
     @property
@@ -70,7 +72,7 @@ class Mixed:
         for index, resident in enumerate(self.rows):
             if resident is not None:
                 self._rows_of.setdefault(resident, []).append(index)
-        self._trainable = any(resident.trainable for resident in self._rows_of)
+        self.trainable = any(resident.trainable for resident in self._rows_of)
         self._indices = {r: _index(rows, device) for r, rows in self._rows_of.items()}
         self._blocks = _blocks(list(self._rows_of.values()), len(self.rows), device)
         # Kept as long as the route, so across the steps of decoding.
@@ -92,7 +94,7 @@ class Mixed:
             )
         # (rows, tokens, width): the tokens of a row and of its beams lie one after the other.
         x_rows, y_rows = (part.reshape(count, -1, part.shape[-1]) for part in (x, y))
-        together = x_rows.shape[1] <= FEW and not self._trainable
+        together = x_rows.shape[1] <= FEW and not self.trainable
         serve = self._together if together else self._one_by_one
         return serve(linear, x, x_rows, y_rows).view(y.shape)
 
@@ -151,7 +153,8 @@ class Mixed:
         group = group_of(linear)
         for resident in self._rows_of:
             for member in resident.groups.get(group, ()):
-                shapes[member] = wider(shapes.get(member), resident.pieces[member])
+                piece = resident.pieces[member]
+                shapes[member] = wider(shapes, member, piece.a, piece.b)
         stacked = stack(list(self._rows_of), shapes) if shapes else None
         for member in (linear, *shapes):
             self._stacked[member] = stacked if member in shapes else None
@@ -253,6 +256,41 @@ def mixed(rows: Sequence[Resident | None], device: torch.device) -> Route | None
     return Mixed(rows, device)
 
 
+# ── Inside a compiled graph ─────────────────────────────────────────────────────────────────────
+
+
+class Operands(NamedTuple):
+    """One linear's share of a route as tensors alone: other adapters are other values."""
+
+    a: Tensor
+    """(1 or rows, rank, in)."""
+    b: Tensor
+    """(1 or rows, out, rank)."""
+    scale: Tensor
+    """(1 or rows, 1, 1)."""
+
+
+class Traced:
+    """What a graph is traced with. Reading a ContextVar inside would break the graph.
+
+    The compiled function sets ``operands`` to its own argument before the model runs, so that in
+    the graph they are an input, not this object's attribute; threads cannot meet here.
+    """
+
+    operands: Mapping[str, Operands] | None = None
+
+    def share(self, linear: str, x: Tensor) -> Tensor:
+        """(…, out), for x (rows · n, …, in)."""
+        if self.operands is None:
+            raise RuntimeError("Compile with DomainModel.compile(), not the base model itself.")
+        a, b, scale = self.operands[linear]
+        rows = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)
+        return ((rows @ a.mT) * scale @ b.mT).reshape(*x.shape[:-1], b.shape[1])
+
+
+traced = Traced()
+
+
 # ── The linears ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -267,6 +305,8 @@ class RoutedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.routed_base(x)
+        if torch.compiler.is_compiling():
+            return y + traced.share(self.linear, x).to(y.dtype)
         route = _routes.get().get(self.model)
         return y if route is None else route.serve(self.linear, x, y)
 

@@ -7,6 +7,7 @@ keeps it: on a CPU, small bfloat16 products are slower too.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,11 @@ class Piece(NamedTuple):
     """(out, rank)."""
     scale: float
 
+    @property
+    def own_a(self) -> Tensor:
+        """(rank, in): this linear's rows of ``a``."""
+        return self.a.narrow(0, self.start, self.rank)
+
 
 class Slot(nn.Module):
     """One adapter's share of one linear while it is trained: its parameters are ``a`` and ``b``."""
@@ -87,6 +93,19 @@ class Resident:
     trainable: bool = False
 
 
+LEAD = 16
+"""Numbers left free at the start of a buffer: torch.compile sets offsets 0 and 1 apart."""
+
+
+def placed(buffer: Tensor, offset: int, *shape: int) -> Tensor:
+    """A tensor of ``shape`` that lies in ``buffer``.
+
+    It is no view to autograd: torch.compile would compile the shapes of a view's base in.
+    """
+    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return buffer.new_empty(0).set_(buffer.untyped_storage(), offset, shape, strides)
+
+
 def flatten(
     weights: Weights, pinned: bool = False
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
@@ -94,7 +113,7 @@ def flatten(
 
     Group by group: every A of the group, then every B. ``pinned`` memory is quick to copy to CUDA.
     """
-    size = sum(a.numel() + b.numel() for a, b in weights.values())
+    size = LEAD + sum(a.numel() + b.numel() for a, b in weights.values())
     flat = torch.empty(size, dtype=torch.float32, pin_memory=pinned)
     shapes = {linear: (a.shape, b.shape) for linear, (a, b) in weights.items()}
     views = _views(flat, shapes)
@@ -115,7 +134,7 @@ def frozen(name: str, flat: Tensor, like: Weights, scales: Mapping[str, float]) 
     for group, linears in groups.items():
         firsts = [views[linear][0] for linear in linears]
         ranks, inputs = [a.shape[0] for a in firsts], firsts[0].shape[1]
-        a = firsts[0].as_strided((sum(ranks), inputs), (inputs, 1))
+        a = placed(flat, int(firsts[0].storage_offset()), sum(ranks), inputs)
         start = 0
         for linear, rank in zip(linears, ranks, strict=True):
             pieces[linear] = Piece(group, a, start, rank, views[linear][1], scales[linear])
@@ -124,17 +143,17 @@ def frozen(name: str, flat: Tensor, like: Weights, scales: Mapping[str, float]) 
 
 
 class Shape(NamedTuple):
-    """Of one adapter's share of one linear."""
+    """Room for any of several adapters beside one linear."""
 
     rank: int
+    inputs: int
     outputs: int
 
 
-def wider(shape: Shape | None, piece: Piece | Slot) -> Shape:
-    """``shape`` with room for ``piece`` too."""
-    assert isinstance(piece, Piece)
-    rank = max(piece.rank, shape.rank if shape else 0)
-    return Shape(rank, piece.b.shape[0])
+def wider(shapes: Mapping[str, Shape], linear: str, a: Tensor, b: Tensor) -> Shape:
+    """The shape of ``linear`` in ``shapes``, with room for A and B (grouped or not) too."""
+    rank = max(b.shape[1], shapes[linear].rank if linear in shapes else 0)
+    return Shape(rank, a.shape[1], b.shape[0])
 
 
 class Stacked(NamedTuple):
@@ -155,16 +174,16 @@ def stack(residents: Sequence[Resident | None], shapes: Mapping[str, Shape]) -> 
     """
     pieces = {linear: [_piece(r, linear) for r in residents] for linear in shapes}
     like = next(p for of_linear in pieces.values() for p in of_linear if p is not None)
-    width, inputs = sum(shape.rank for shape in shapes.values()), like.a.shape[1]
-    a = like.a.new_empty(len(residents), width, inputs)
+    width = sum(shape.rank for shape in shapes.values())
+    a = like.a.new_empty(len(residents), width, like.a.shape[1])
     scales = torch.zeros(len(residents), width, 1)
     parts, start = {}, 0
-    for linear, (rank, outputs) in shapes.items():
+    for linear, (rank, _, outputs) in shapes.items():
         b = like.b.new_empty(len(residents), outputs, rank)
         for row, piece in enumerate(pieces[linear]):
             mine = 0 if piece is None else piece.rank
             if piece is not None:
-                a[row, start : start + mine] = piece.a[piece.start : piece.start + mine]
+                a[row, start : start + mine] = piece.own_a
                 b[row, :, :mine] = piece.b
                 scales[row, start : start + mine] = piece.scale
             if mine < rank:
@@ -198,11 +217,11 @@ def _views(
     flat: Tensor, shapes: Mapping[str, tuple[torch.Size, torch.Size]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     found: dict[str, list[Tensor]] = {linear: [] for linear in shapes}
-    offset = 0
+    offset = LEAD
     for linears in grouped(shapes).values():
         for part in (0, 1):
             for linear in linears:
                 rows, columns = shapes[linear][part]
-                found[linear].append(flat.as_strided((rows, columns), (columns, 1), offset))
+                found[linear].append(placed(flat, offset, rows, columns))
                 offset += rows * columns
     return {linear: (a, b) for linear, (a, b) in found.items()}

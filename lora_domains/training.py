@@ -11,14 +11,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 
 from lora_domains import processes
@@ -34,26 +33,17 @@ from lora_domains.checkpoint import (
 )
 from lora_domains.display import Display
 from lora_domains.domain import Domain
-from lora_domains.encoding import Item, collate, epoch_batches
-from lora_domains.errors import LossExploded, OutOfMemory, TrainingInterrupted
+from lora_domains.encoding import Item, epoch_batches
+from lora_domains.errors import LossExploded, TrainingInterrupted
 from lora_domains.evaluation import validation_figures
-from lora_domains.heads import classes_of, label_nats
-from lora_domains.memory import duration, peak_memory, ran_out, release, words
+from lora_domains.gradients import Gradients
+from lora_domains.heads import classes_of
+from lora_domains.memory import duration, peak_memory, words
 from lora_domains.plan import Plan, make_plan
-from lora_domains.recompute import recomputing
-from lora_domains.retention import general_rows, kl_to_base
-from lora_domains.scoring import (
-    answer_nats,
-    answer_nll,
-    choice_logprobs,
-    head_scores,
-    tail_logits,
-)
+from lora_domains.scoring import answer_nats, choice_logprobs, head_scores
 from lora_domains.tracking import Log, no_tracker
 from lora_domains.versions import Parent, continued
 
-MICRO_TOKENS = 16_384
-"""Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
 SAVE_SECONDS = 60.0
 
 
@@ -84,7 +74,7 @@ class Run:
         log: Log = no_tracker,
     ) -> None:
         self.bank, self.domain, self.plan = bank, domain, plan
-        self.train, self.validation, self.general = train, validation, general
+        self.train, self.validation = train, validation
         self.checkpoint, self.display = checkpoint, display
         self.judge = judge or validate
         self.model = bank.base.model
@@ -109,6 +99,9 @@ class Run:
         decay = domain.training.weight_decay
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
+        )
+        self.gradients = Gradients(
+            bank, self.slot, self.head, domain, general, self.parameters, self.state, display
         )
         self._stop: int | None = None
         self._saved = time.monotonic()
@@ -170,7 +163,10 @@ class Run:
         state, started = self.state, time.monotonic()
         total = sum(item.supervised for item in items)
         self._set_rate()
-        nats = self._sum_over_ranks(self.gradients(items, total))
+        # A signal may reach one rank only; all must stop after the same step.
+        nats, asked = self.gradients.over_ranks(self.gradients.of(items, total), self._stop or 0)
+        if asked and self._stop is None:
+            self._stop = signal.SIGTERM
         loss_now = float(nats) / total
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
         self._check_loss(loss_now if bool(norm.isfinite()) else math.nan)
@@ -198,89 +194,8 @@ class Run:
 
     # Inside a step
 
-    def gradients(self, items: Sequence[Item], total: int) -> Tensor:
-        """This rank's share of the gradients, in ``grad``; the nats of its rows.
-
-        Where memory runs out, all of it is computed anew in half as large a micro-batch.
-        """
-        own, held = items[self.rank :: self.ranks], self._general_texts()
-        while True:
-            try:
-                self.optimizer.zero_grad(set_to_none=True)
-                # Dropout is drawn anew from the step and the rank: a step depends on nothing else.
-                seed = self.domain.training.seed << 32
-                torch.manual_seed(seed + self.state.total_steps * self.ranks + self.rank)
-                with self._recomputing():
-                    nats = self._domain_gradients(own, total)
-                    self._hold_to_base(held[self.rank :: self.ranks], held)
-                return nats
-            except RuntimeError as error:
-                if not ran_out(error):
-                    raise
-                found = str(error).splitlines()[0]
-            # Outside of `except`, so that the failed pass and its tensors are gone.
-            self._halve([*own, *held[self.rank :: self.ranks]], found)
-
-    def _domain_gradients(self, items: Sequence[Item], total: int) -> Tensor:
-        nats = torch.zeros((), device=self.model.device)
-        with self.bank.routed(self.slot):
-            for part in self._micro_batches(items):
-                loss = self._loss(part)
-                (loss / total).backward()
-                nats += loss.detach()
-        return nats
-
-    def _loss(self, items: Sequence[Item]) -> Tensor:
-        """Nats summed over what is supervised in ``items``."""
-        if self.head is not None:
-            return label_nats(self.model, self.head, items, self.pad)
-        batch = collate(items, self.pad, self.model.device)
-        return answer_nll(tail_logits(self.model, batch), batch).sum()
-
     def _head_weights(self) -> dict[str, Tensor]:
         return self.head.to("cpu").weights if self.head is not None else {}
-
-    def _general_texts(self) -> list[Item]:
-        """This step's general texts, of which every rank takes its share."""
-        settings = self.domain.training
-        if not self.general or not settings.kl:
-            return []
-        rows = general_rows(
-            len(self.general), settings.general_rows, settings.seed, self.state.total_steps
-        )
-        return [self.general[i] for i in rows]
-
-    def _hold_to_base(self, own: Sequence[Item], texts: Sequence[Item]) -> None:
-        """Add the gradient of KL to the base on this step's general texts (see ``retention``)."""
-        tokens = sum(len(text.answer) for text in texts)
-        for part in self._micro_batches(own):
-            kl = kl_to_base(self.bank, part, self.pad, self.slot)
-            (self.domain.training.kl * kl / tokens).backward()
-
-    def _recomputing(self) -> Any:
-        on = self.domain.training.gradient_checkpointing
-        return recomputing(self.model) if on else nullcontext()
-
-    def _micro_batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-        return micro_batches(items, self.model.device, self.state.micro)
-
-    def _halve(self, items: Sequence[Item], found: str) -> None:
-        parts = list(self._micro_batches(items))
-        most = max(len(part) * max(map(len, part)) for part in parts)
-        if all(len(part) == 1 for part in parts):
-            raise OutOfMemory(
-                where=f"{self.domain.name}, a row of {most} tokens",
-                expected="memory for one row at a time",
-                found=found,
-                mend="Set a smaller max_length, gradient_checkpointing, or --load-in-4bit.",
-            )
-        self.state.micro = most // 2
-        release(self.model.device)
-        process = f"process {self.rank}: " if self.ranks > 1 else ""
-        self.display.warn(
-            f"{process}out of memory: from here on at most {self.state.micro} tokens in one pass; "
-            "the batch of a step stays as it is."
-        )
 
     def _set_rate(self) -> None:
         """Linear warm-up, then linearly down to zero at the last step."""
@@ -289,27 +204,6 @@ class Run:
         share = (done + 1) / warm if done < warm else (total - done) / max(1, total - warm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr * share
-
-    def _sum_over_ranks(self, nats: Tensor) -> Tensor:
-        """Gradients and loss summed over the ranks; each is already over the global total."""
-        if self.ranks == 1:
-            return nats
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
-        # A signal may reach one rank only; all must stop after the same step.
-        asked = torch.tensor([float(self._stop or 0)], device=nats.device)
-        flat: Tensor = torch.cat([nats[None], asked, *grads])
-        flat = reduce(flat, reduction="sum")
-        if flat[1] > 0 and self._stop is None:
-            self._stop = signal.SIGTERM
-        offset = 2
-        for parameter in self.parameters:
-            size = parameter.numel()
-            parameter.grad = flat[offset : offset + size].view_as(parameter).clone()
-            offset += size
-        return flat[0]
 
     def _check_loss(self, loss: float) -> None:
         state = self.state
@@ -347,6 +241,8 @@ class Run:
             )  # fmt: skip
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
+            step = f"epoch {self.state.epoch + 1}, step {self.state.step}"
+            self.display.pulse(f"{step} of {self.plan.steps_per_epoch}: {self._speed()}")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -456,12 +352,13 @@ class Run:
             self.display.line("Nothing to resume: starting at the beginning.")
             return
         check_same_run(self.checkpoint, stored, self.fingerprint())
-        if stored["ranks"] != self.ranks:
+        ranks = stored.get("ranks", self.ranks)
+        if ranks != self.ranks:
             self.display.warn(
-                f"begun with {stored['ranks']} processes, resumed with {self.ranks}: the same up "
+                f"begun with {ranks} processes, resumed with {self.ranks}: the same up "
                 "to rounding, with dropout drawn otherwise."
             )
-        self.state = State(**stored["state"])
+        vars(self.state).update(stored["state"])
         for linear, slot in self.bank.slots(self.slot).items():
             a, b = stored["weights"][linear]
             slot.a.data.copy_(a)
@@ -478,18 +375,6 @@ class Run:
 
 
 # ── Small functions ─────────────────────────────────────────────────────────────────────────────
-
-
-def micro_batches(
-    items: Sequence[Item], device: torch.device, most: int | None = None
-) -> Iterator[Sequence[Item]]:
-    """``items`` in stretches of at most ``most`` (else ``MICRO_TOKENS``) padded tokens."""
-    if not items:
-        return
-    most = most or MICRO_TOKENS * (1 if device.type == "cpu" else 4)
-    size = max(1, most // max(map(len, items)))
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def validate(run: Run) -> dict[str, Any]:

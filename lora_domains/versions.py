@@ -123,18 +123,26 @@ class Parent:
         return {"name": self.adapter.name, "sha256": self.sha256}
 
 
-def load_parent(folder: Path, base: Base, name: str | None = None) -> Parent:
-    """The adapter in ``folder``, as strictly read as any."""
+def load_parent(folder: Path, base: Base) -> Parent:
+    """The adapter in ``folder``, as strictly read as any; a version has its adapter's name."""
+    kept = folder.absolute().parent
+    name = kept.name if kept.parent.name == VERSIONS else None
     return Parent(load_adapter(folder, base, name), fingerprint(folder))
 
 
-def find_parent(record: Mapping[str, str], base: Base, out: Path) -> Parent | None:
-    """A card's parent: in ``out`` still, or among the versions kept there."""
+def parent_folder(record: Mapping[str, str], out: Path) -> Path | None:
+    """Where a card's parent lies: in ``out`` still, or among the versions kept there."""
     folder = out / record["name"]
     for path in (folder, *reversed(versions(folder))):
         if _is_adapter(path) and fingerprint(path) == record["sha256"]:
-            return load_parent(path, base, record["name"])
+            return path
     return None
+
+
+def find_parent(record: Mapping[str, str], base: Base, out: Path) -> Parent | None:
+    """A card's parent, read; None where it cannot be found."""
+    folder = parent_folder(record, out)
+    return None if folder is None else load_parent(folder, base)
 
 
 def continued(parent: Adapter, name: str, lora: Lora) -> Adapter:

@@ -40,8 +40,8 @@ def points(fields: Mapping[str, Any]) -> str:
 
 
 def change(metric: str, fields: Mapping[str, Any]) -> str:
-    """A difference of ``metric`` in points, or in its own unit where it is no share."""
-    return interval(fields) if metric in LOWER_IS_BETTER else f"{points(fields)} points"
+    """A difference of ``metric`` in points, or in nats where it is no share."""
+    return f"{interval(fields)} nats" if metric in LOWER_IS_BETTER else points(fields)
 
 
 def metric_name(metric: str) -> str:
@@ -153,10 +153,12 @@ def fallen(since: Mapping[str, Any]) -> list[str]:
     for name, found in since["adapters"].items():
         for figure, fields in found["figures"].items():
             if fields["worse"]:
+                what = "on the same rows" if fields["paired"] else "over the base, on other rows,"
+                sign = "" if fields["paired"] else "+"
                 worse.append(
-                    f"{name}: {metric_name(figure)} over the base went from "
-                    f"{fields['before']:+.3f} to {fields['now']:+.3f}, with 95 % confidence by "
-                    f"at least {_nearest(fields):.3f}."
+                    f"{name}: {metric_name(figure)} {what} went from {fields['before']:{sign}.3f} "
+                    f"to {fields['now']:{sign}.3f}, with 95 % confidence by at least "
+                    f"{_nearest(fields):.3f}."
                 )
         for gate in found["gates"]:
             sentence = f"{name}: {gate['name']} was {gate['before']}, is {gate['now']}."

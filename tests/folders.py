@@ -22,11 +22,13 @@ def items(counts: Sequence[int] = PASSES, *, lost: int = 0) -> list[Item]:
 
 def folder(
     there: Path, name: str = "triage", rows: Sequence[Item] | None = None,
-    base: Mapping[str, Any] | None = None, **changes: Any,
+    base: Mapping[str, Any] | None = None, environment: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Path:  # fmt: skip
-    """An adapter folder ``there``/``name``; ``changes`` are of its entry, ``base`` of its base."""
+    """An adapter folder ``there``/``name``; ``changes`` are of its entry, the rest of its card."""
     card = copy.deepcopy(CARD)
     card["base"] |= base or {}
+    card["environment"] |= environment or {}
     card["adapters"][0] |= {"domain": name, "path": name, **changes}
     made = there / name
     made.mkdir(parents=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import IDS, TOLERANCE, logits, strong
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_domains.bank import Bank
@@ -57,6 +57,7 @@ def test_each_adapter_has_an_effect_of_its_own(bank: Bank) -> None:
             assert (one - other).abs().max() >= 100 * TOLERANCE
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.sampled_from(NAMES), min_size=1, max_size=7),
     st.sampled_from([1, 3, FEW, FEW + 1, 14]),
@@ -70,6 +71,7 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(
     torch.testing.assert_close(found, alone(bank, ids, domains), atol=TOLERANCE, rtol=0)
 
 
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.sampled_from(NAMES), min_size=2, max_size=5), st.sampled_from([2, 3]))
 def test_beams_are_served_as_the_row_they_come_from(
     bank: Bank, domains: list[str | None], beams: int

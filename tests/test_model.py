@@ -491,19 +491,19 @@ def test_no_row_is_written_or_said(
 def test_no_row_stands_in_a_checkpoint_or_an_error(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_domains import training
+    from lora_domains import gradients
 
     model = model_in(tmp_path, tiny_base)
     made = declared(secret_rows(), epochs=2)
     calls = 0
-    right = training.answer_nll
+    right = gradients.answer_nll
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return right(*args) * (float("nan") if calls > 5 else 1.0)
 
-    monkeypatch.setattr(training, "answer_nll", explode)
+    monkeypatch.setattr(gradients, "answer_nll", explode)
     with pytest.raises(Exception, match="epoch 2") as caught:
         model.fit(made)
     assert (tmp_path / ".spam.checkpoint").exists()

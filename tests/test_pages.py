@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import FAILS, PASSES, UNSURE, folder, items
+from folders import CARD, FAILS, PASSES, UNSURE, folder, items
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_domains import charts
 from lora_domains.pages import page
-from lora_domains.report import combine
+from lora_domains.report import combine, save_report
 from lora_domains.since import compare_reports
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -171,6 +171,32 @@ def test_optional_parts_are_shown_when_they_are_there(report: dict[str, Any]) ->
     for part in ("Slices", "Seeds", "earlier looks", "Calibration", "Confusion", "main.json"):
         assert part not in text, part
     assert "no matrix to show" in text
+
+
+@pytest.mark.parametrize("kind", ["language_modelling", "generation", "multiple_choice"])
+def test_every_kind_of_task_has_a_page_and_every_other_view(tmp_path: Path, kind: str) -> None:
+    rows, judged = items(), copy.deepcopy(CARD["adapters"][0]["judged"])
+    for item in rows:
+        if item["set"] not in ("test", "train") or kind == "multiple_choice":
+            continue
+        item["target"] = -1
+        for name, scores in item["scores"].items():
+            worse = 1.0 if name == "base" else 0.0
+            item["scores"][name] = {"nats": scores["nll"] + worse, "tokens": 4}
+            if kind == "generation":
+                item["scores"][name] |= {"f1": 0.9 - worse / 2, "exact": 1.0 - worse}
+    metric = {"language_modelling": "nats_per_token", "generation": "token_f1"}
+    judged |= {"metric": metric.get(kind, "accuracy"), "labels": [], "positive": None}
+    settings = copy.deepcopy(CARD["adapters"][0]["settings"])
+    settings["task"]["kind"] = kind
+    found = combine([folder(tmp_path, "other", rows, judged=judged, settings=settings)])
+    assert found["adapters"][0]["verdict"] in ("pass", "inconclusive")
+    save_report(found, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert judged["metric"].replace("_", " ").replace("f1", "F1") in text
+    # Gains in nats are no points: they have no place in the chart.
+    assert ('class="chart" viewBox' in text.split("Gates")[0]) == (kind != "language_modelling")
+    Page(text)
 
 
 def test_many_classes_are_shown_as_their_most_frequent_mistakes(report: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree as Xml
 
 import jsonschema
+import numpy as np
 import pytest
 from conftest import ROOT
 from folders import CARD, FAILS, PASSES, UNSURE, folder, items
@@ -22,8 +23,10 @@ from lora_domains import cli
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.junit import junit
 from lora_domains.markdown import COMMENT, escaped, summary, table
+from lora_domains.pages import page
 from lora_domains.report import combine, read_card, read_report, rebuild, save_report
 from lora_domains.since import compare_reports
+from lora_domains.statistics import compare_f1
 from lora_domains.wording import fallen, headline, outcome
 
 SCHEMA = json.loads((ROOT / "tests" / "report.schema.json").read_text())
@@ -106,6 +109,19 @@ def test_what_was_not_measured_is_none(tmp_path: Path) -> None:
     save_report(report, tmp_path / "out")
     assert outcome(report) == "inconclusive"
     VALID.validate(report)
+
+
+def test_environments_that_differ_are_told_apart(tmp_path: Path) -> None:
+    made = [folder(tmp_path, name, environment={"git": name * 40}) for name in ("a", "b")]
+    report = combine(made)
+    assert (report["environment"]["git"], report["environment"]["python"]) == (
+        None, CARD["environment"]["python"],
+    )  # fmt: skip
+    assert [e["environment"] for e in report["adapters"]] == [{"git": "a" * 40}, {"git": "b" * 40}]
+    VALID.validate(report)
+    text = page(report)
+    assert "differs, see each adapter" in text
+    assert "a" * 40 in text
 
 
 @pytest.mark.parametrize("change", [{"identity": "f" * 64}, {"quantization": "8bit"},
@@ -257,6 +273,72 @@ def test_a_figure_is_worse_when_it_fell_beyond_its_bounds(
         assert figure["lower"] <= figure["change"] <= figure["upper"]
 
 
+def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
+    tmp_path: Path,
+) -> None:
+    # Of a base that is right half the time the gain is uncertain; what the adapter lost is not.
+    random = np.random.default_rng(0)
+    before = items((240, 10, 10, 240))
+    for item in before:
+        if item["set"] == "test":
+            item["scores"]["base"]["prediction"] = int(random.integers(2))
+    now = copy.deepcopy(before)
+    for item in now[:12]:
+        item["scores"]["adapter"]["prediction"] = 0
+    old, new = (combine([folder(tmp_path / n, rows=rows)])
+                for n, rows in (("old", before), ("new", now)))  # fmt: skip
+    figure = compare_reports(old, new, "x")["adapters"]["triage"]["figures"]["f1"]
+    assert (figure["paired"], figure["worse"]) == (True, True)
+    entries = [r["adapters"][0]["domain_scores"]["f1"] for r in (old, new)]
+    assert [figure["before"], figure["now"]] == [e["adapter"] for e in entries]
+    truth, was, is_ = (
+        np.array(
+            [
+                s["target"] if k is None else s["scores"]["adapter"][k]
+                for s in part
+                if s["set"] == "test"
+            ]
+        )
+        for part, k in ((now, None), (before, "prediction"), (now, "prediction"))
+    )
+    wanted = compare_f1(truth, was, is_, 1)
+    assert (figure["lower"], figure["upper"]) == pytest.approx((wanted.lower, wanted.upper))
+    # The same figures on other rows: the gains are all there is, and they leave it open.
+    new["adapters"][0]["data"] = {"test": "f" * 64}
+    figure = compare_reports(old, new, "x")["adapters"]["triage"]["figures"]["f1"]
+    assert (figure["paired"], figure["worse"]) == (False, False)
+    assert [figure["before"], figure["now"]] == [e["difference"] for e in entries]
+    assert figure["lower"] < wanted.lower < wanted.upper < figure["upper"]
+
+
+def test_groups_are_kept_together_when_old_and_new_are_paired(tmp_path: Path) -> None:
+    before, now = items((90, 10, 10, 90)), items((80, 20, 10, 90))
+    widths = []
+    for name in ("alone", "together"):
+        reports = []
+        for n, rows in enumerate((before, now)):
+            if name == "together":
+                rows = [r | {"group": f"g{i // 10}"} for i, r in enumerate(rows)]
+            reports.append(combine([folder(tmp_path / f"{name}{n}", rows=rows)]))
+        found = compare_reports(*reports, "x")["adapters"]["triage"]["figures"]["f1"]
+        assert found["paired"]
+        widths.append(found["upper"] - found["lower"])
+    assert widths[1] > 1.5 * widths[0]
+
+
+@pytest.mark.parametrize("part", ["answers", "domain_scores", "gates"])
+def test_a_broken_baseline_is_named(tmp_path: Path, part: str) -> None:
+    made, out = folder(tmp_path), tmp_path / "out"
+    assert run(str(made), "--out", str(out)) == 0
+    old = json.loads((out / "report.json").read_text())
+    if part == "answers":
+        old["adapters"][0]["answers"]["domain"]["prediction"] = "not packed"
+    else:
+        old["adapters"][0][part] = 5
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert run(str(made), "--out", str(out), "--baseline", str(tmp_path / "old.json")) == 2
+
+
 def test_a_gate_that_fails_now_is_worse_and_one_left_open_is_shown(tmp_path: Path) -> None:
     found = since(tmp_path / "a", items(), items(FAILS))
     gates = {g["name"]: g for g in found["adapters"]["triage"]["gates"]}
@@ -297,7 +379,7 @@ def test_worse_than_the_baseline_is_exit_1_and_shown_first(
     capsys.readouterr()
     assert run(str(new), "--out", str(out), "--baseline", str(out / "report.json")) == 1
     said = capsys.readouterr().out
-    assert "F1 over the base went from" in said
+    assert "F1 on the same rows went from 0.980 to" in said
     assert "gone was in it" in said
     report = json.loads((out / "report.json").read_text())
     VALID.validate(report)
@@ -352,14 +434,21 @@ def test_markdown_keeps_within_its_limit_and_counts_what_it_left_out(
         assert "✘ fail" in text.split("| adapter-", 1)[1].splitlines()[0]
 
 
-@given(st.text(max_size=40))
+MARKS = ["<b>", "</b>", "<script>", "<!--", "|", "*x*", "_x_", "[a](b)", "![a](b)", "`c`", "\\",
+         "http://a.b", "@team", "# x", "~~s~~", "&lt;", "$x$", "\n\n", "- ", " x "]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(MARKS) | st.text(max_size=4), max_size=6).map("".join))
 def test_nothing_in_a_name_is_markdown_or_html(name: str) -> None:
     text = "\n".join(table(["a", "b"], [["x", escaped(name)], ["y", "z"]]))
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     cells = [t for t in tokens if t.type == "inline"]
     assert len(cells) == 6
-    inside = {child.type for child in cells[3].children or []}
-    assert inside <= {"text", "text_special"}, inside
+    inside = cells[3].children or []
+    assert {child.type for child in inside} <= {"text", "text_special"}
+    # It reads as it was, but for what keeps it from being a link or a mention.
+    shown = "".join(child.content for child in inside).replace("\u200b", "")
+    assert shown == " ".join(name.replace("\0", "\ufffd").split()).replace("\u200b", "")
 
 
 # ── JUnit ───────────────────────────────────────────────────────────────────────────────────────

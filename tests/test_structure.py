@@ -19,10 +19,10 @@ LIGHT = ["errors", "statistics", "gates", "tasks", "leaks", "reading", "data", "
          "domain", "figures", "wording", "since", "markdown", "junit", "charts", "pages", "report",
          "rerun", "display", "results"]  # fmt: skip
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "slots", "routing",
-         "recompute", "heads", "adapter", "loading", "bank", "merging", "versions", "ready",
-         "scoring", "evaluation", "benchmark", "serving", "retention", "plan", "checkpoint",
-         "tracking", "training", "rehearsal", "trace", "model", "scale",
-         "learning", "questions", "cli"]  # fmt: skip
+         "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging", "versions",
+         "ready", "scoring", "evaluation", "benchmark", "serving", "retention", "plan",
+         "checkpoint", "gradients", "tracking", "training", "rehearsal", "trace",
+         "model", "scale", "learning", "questions", "cli"]  # fmt: skip
 # Light too, until a verb runs.
 VERBS = ["questions", "cli"]
 ORDER = LIGHT + HEAVY

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_rows
 
-from lora_domains import training
+from lora_domains import gradients, training
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.data import Data
@@ -207,7 +207,7 @@ def test_gradients_and_loss_equal_plain_peft(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(training, "MICRO_TOKENS", micro)
+    monkeypatch.setattr(gradients, "MICRO_TOKENS", micro)
     declared = replace(domain(rows, kl=0.0), task=Generation("text", "label"))
     run = make_run(tmp_path, tiny_base, declared, None)
     random = torch.Generator().manual_seed(0)
@@ -267,14 +267,14 @@ def test_an_exploded_loss_stops_and_the_saved_adapter_stays(
     model = model_in(tmp_path, tiny_base)
     model.fit(domain(rows[:100], epochs=1))
     before = digest(tmp_path)
-    right, calls = training.answer_nll, 0
+    right, calls = gradients.answer_nll, 0
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return right(*args) * (bad if calls > 3 else 1.0)
 
-    monkeypatch.setattr(training, "answer_nll", explode)
+    monkeypatch.setattr(gradients, "answer_nll", explode)
     with pytest.raises(LossExploded, match="epoch 1, step 4") as caught:
         model.fit(domain(rows[:100], epochs=2, seed=5))
     assert "No epoch was finished, so no adapter was written" in str(caught.value)
@@ -287,14 +287,14 @@ def test_an_explosion_in_the_second_epoch_keeps_the_first(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_in(tmp_path, tiny_base)
-    right, calls = training.answer_nll, 0
+    right, calls = gradients.answer_nll, 0
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return right(*args) * (math.nan if calls > 7 else 1.0)
 
-    monkeypatch.setattr(training, "answer_nll", explode)
+    monkeypatch.setattr(gradients, "answer_nll", explode)
     with pytest.raises(LossExploded, match=r"epoch 2.*Epoch 1 was kept"):
         model.fit(domain(rows[:100], epochs=3))
     card = json.loads((tmp_path / "spam" / "card.json").read_text())

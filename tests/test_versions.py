@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 from adapters import save, strong
 from conftest import make_rows
+from test_cli import run, write
 from test_model import SUITE, declared, model_in
 
-from lora_domains import cli, versions
+from lora_domains import versions
 from lora_domains.adapter import fingerprint
 from lora_domains.base import Base, load_base
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, UsageError
+from lora_domains.plan import make_plan
 from lora_domains.report import read_card, read_items, rebuild
 from lora_domains.versions import KEPT, keep_version, rollback
 
@@ -99,19 +102,14 @@ def test_a_failure_at_any_point_leaves_adapter_and_versions_whole(
 def test_the_verb(tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = put(tmp_path / "health", base, 1), put(tmp_path / "health", base, 2)
 
-    def run(*arguments: str) -> int:
-        with pytest.raises(SystemExit) as left:
-            cli.main([*arguments, "--out", str(tmp_path)])
-        assert isinstance(left.value.code, int)
-        return left.value.code
-
-    assert run("rollback", "health") == 0
+    out = ("--out", str(tmp_path))
+    assert run("rollback", "health", *out) == 0
     assert "version 0001 again; what stood there is version 0002" in capsys.readouterr().out
     assert fingerprint(tmp_path / "health") == one
-    assert run("rollback", "health", "--to", "0002") == 0
+    assert run("rollback", "health", "--to", "0002", *out) == 0
     assert fingerprint(tmp_path / "health") == two
-    assert run("rollback", "wealth") == 2
-    assert run("rollback", "../health") == 2
+    assert run("rollback", "wealth", *out) == 2
+    assert run("rollback", "../health", *out) == 2
 
 
 # ── A second stage ──────────────────────────────────────────────────────────────────────────────
@@ -138,10 +136,6 @@ def test_a_second_stage_begins_where_its_parent_ended(health: Path, tiny_base: P
     model = model_in(health, tiny_base)
     parent = versions.load_parent(health / "health", model.base)
     ready = model._read(cancer())
-    from dataclasses import replace
-
-    from lora_domains.plan import make_plan
-
     ready = replace(ready, parent=parent)
     plan = make_plan(model.base, ready.domain, ready.train, parent.adapter)
     run = model._run(ready, plan)
@@ -255,6 +249,27 @@ def test_an_interrupted_second_stage_resumes_from_the_same_parent(
     fresh = model_in(health, tiny_base)
     fresh.fit(cancer("health", epochs=2), init_from="health", resume=True)
     assert fingerprint(health / "health") == fingerprint(health / "whole" / "health")
+
+
+def test_a_second_stage_is_repeated_from_its_card(
+    health: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Its parent of the same name is found by what it holds, among the versions."""
+    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    write(health / "narrow.csv", narrower())
+    out = ("--base", str(tiny_base), "--out", str(health))
+    assert run("fit", "--name", "health", "--train", str(health / "narrow.csv"), "--epochs", "1",
+               "--init-from", "health", *out) in (0, 1, 3)  # fmt: skip
+    made = fingerprint(health / "health")
+    monkeypatch.chdir(health)
+    again = ("fit", "--from-card", str(health / "health"), "--train", str(health / "narrow.csv"))
+    assert run(*again, *out[:2], "--out", "again") in (0, 1, 3)
+    assert "The same bytes as in the card" in capsys.readouterr().out
+    assert fingerprint(health / "again" / "health") == made
+    shutil.rmtree(health / ".versions")
+    assert run(*again, *out[:2], "--out", "again") == 2
+    assert "Give it: --init-from" in capsys.readouterr().err
 
 
 def test_the_checkpoint_of_another_parent_is_refused(health: Path, tiny_base: Path) -> None:

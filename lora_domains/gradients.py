@@ -1,0 +1,163 @@
+"""The gradients of one step: this process's share, in micro-batches that fit, summed over all.
+
+How a batch is cut into passes and shared by processes changes rounding and nothing else: each
+row's loss is over the tokens of the whole batch from the start.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+
+from lora_domains import processes
+from lora_domains.bank import Bank
+from lora_domains.checkpoint import State
+from lora_domains.display import Display
+from lora_domains.domain import Domain
+from lora_domains.encoding import Item, collate
+from lora_domains.errors import OutOfMemory
+from lora_domains.heads import Head, label_nats
+from lora_domains.memory import ran_out, release
+from lora_domains.recompute import recomputing
+from lora_domains.retention import general_rows, kl_to_base
+from lora_domains.scoring import answer_nll, tail_logits
+
+MICRO_TOKENS = 16_384
+"""Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
+
+
+class Gradients:
+    """What one adapter's steps leave in ``grad``; ``state.micro`` keeps a halved micro-batch."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        slot: str,
+        head: Head | None,
+        domain: Domain,
+        general: Sequence[Item],
+        parameters: Sequence[torch.nn.Parameter],
+        state: State,
+        display: Display,
+    ) -> None:
+        self.bank, self.head = bank, head
+        self.model, self.pad = bank.base.model, bank.base.tokenizer.pad_token_id
+        self.slot, self.domain, self.general = slot, domain, general
+        self.parameters, self.state, self.display = parameters, state, display
+        self.rank, self.ranks = processes.state().process_index, processes.state().num_processes
+
+    def of(self, items: Sequence[Item], total: int) -> Tensor:
+        """This process's share of the gradients of ``items``; the nats of its rows.
+
+        ``total`` is the supervised tokens of all of them. Where memory runs out, all of the share
+        is computed anew in half as large a micro-batch. Raises OutOfMemory where one row does not
+        fit.
+        """
+        own, held = items[self.rank :: self.ranks], self._general_texts()
+        mine = held[self.rank :: self.ranks]
+        while True:
+            try:
+                for parameter in self.parameters:
+                    parameter.grad = None
+                # Dropout is drawn anew from the step and the rank: a step depends on nothing else.
+                seed = self.domain.training.seed << 32
+                torch.manual_seed(seed + self.state.total_steps * self.ranks + self.rank)
+                with self._recomputing():
+                    nats = self._of_rows(own, total)
+                    self._of_drift(mine, sum(len(text.answer) for text in held))
+                return nats
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                found = str(error).splitlines()[0]
+            # Outside of `except`, so that the failed pass and its tensors are gone.
+            self._halve([*self._parts(own), *self._parts(mine)], found)
+
+    def over_ranks(self, nats: Tensor, asked: float) -> tuple[Tensor, float]:
+        """Gradients, ``nats`` and ``asked`` summed over the processes."""
+        if self.ranks == 1:
+            return nats, asked
+        for parameter in self.parameters:
+            if parameter.grad is None:  # a short batch may leave a process without a row
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
+        flat: Tensor = torch.cat([nats[None], torch.tensor([asked], device=nats.device), *grads])
+        flat = reduce(flat, reduction="sum")
+        offset = 2
+        for parameter in self.parameters:
+            size = parameter.numel()
+            parameter.grad = flat[offset : offset + size].view_as(parameter).clone()
+            offset += size
+        return flat[0], float(flat[1])
+
+    def _of_rows(self, items: Sequence[Item], total: int) -> Tensor:
+        nats = torch.zeros((), device=self.model.device)
+        with self.bank.routed(self.slot):
+            for part in self._parts(items):
+                loss = self._loss(part)
+                torch.autograd.backward(loss / total)
+                nats += loss.detach()
+        return nats
+
+    def _loss(self, items: Sequence[Item]) -> Tensor:
+        """Nats summed over what is supervised in ``items``."""
+        if self.head is not None:
+            return label_nats(self.model, self.head, items, self.pad)
+        batch = collate(items, self.pad, self.model.device)
+        return answer_nll(tail_logits(self.model, batch), batch).sum()
+
+    def _of_drift(self, items: Sequence[Item], total: int) -> None:
+        """Add the gradient of KL to the base on general texts (see ``retention``)."""
+        for part in self._parts(items):
+            kl = kl_to_base(self.bank, part, self.pad, self.slot)
+            torch.autograd.backward(self.domain.training.kl * kl / total)
+
+    def _general_texts(self) -> list[Item]:
+        """This step's general texts, of which every process takes its share."""
+        settings = self.domain.training
+        if not self.general or not settings.kl:
+            return []
+        rows = general_rows(
+            len(self.general), settings.general_rows, settings.seed, self.state.total_steps
+        )
+        return [self.general[i] for i in rows]
+
+    def _recomputing(self) -> Any:
+        on = self.domain.training.gradient_checkpointing
+        return recomputing(self.model) if on else nullcontext()
+
+    def _parts(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        return micro_batches(items, self.model.device, self.state.micro)
+
+    def _halve(self, parts: Sequence[Sequence[Item]], found: str) -> None:
+        most = max(len(part) * max(map(len, part)) for part in parts)
+        if all(len(part) == 1 for part in parts):
+            raise OutOfMemory(
+                where=f"{self.domain.name}, a row of {most} tokens",
+                expected="memory for one row at a time",
+                found=found,
+                mend="Set a smaller max_length, gradient_checkpointing, or --load-in-4bit.",
+            )
+        self.state.micro = most // 2
+        release(self.model.device)
+        process = f"process {self.rank}: " if self.ranks > 1 else ""
+        # Another process says it itself: the first does not know.
+        (self.display if self.rank == 0 else Display()).warn(
+            f"{process}out of memory: from here on at most {self.state.micro} tokens in one pass; "
+            "the batch of a step stays as it is."
+        )
+
+
+def micro_batches(
+    items: Sequence[Item], device: torch.device, most: int | None = None
+) -> Iterator[Sequence[Item]]:
+    """``items`` in stretches of at most ``most`` (else ``MICRO_TOKENS``) padded tokens."""
+    if not items:
+        return
+    most = most or MICRO_TOKENS * (1 if device.type == "cpu" else 4)
+    size = max(1, most // max(map(len, items)))
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,138 @@
+"""Processes that train and are killed, and others that go on from what they left.
+
+Run as a script: killed.py BASE ROWS OUT SEED. It prints one JSON object: what was done, and the
+digest that each run ended with. Forked from one process, so that the libraries load once.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_domains import checkpoint, training
+from lora_domains.base import load_base
+from lora_domains.data import Data
+from lora_domains.display import Display
+from lora_domains.domain import Domain, with_settings
+from lora_domains.model import DomainModel
+from lora_domains.tasks import Classification
+from lora_domains.training import Run
+
+EPOCHS, STEPS = 3, 6
+
+
+def declared(rows: list[dict[str, Any]], dropout: float) -> Domain:
+    """41 rows in batches of 7: six steps an epoch, the last of them short."""
+    domain = Domain("spam", Classification(), Data(rows[:41], rows[41:53], rows[53:60]))
+    return with_settings(
+        domain, lr=0.02, batch_size=7, rank=4, epochs=EPOCHS, patience=99, kl=0.0, dropout=dropout
+    )
+
+
+def forked(action: Callable[[], object]) -> int:
+    """The exit code of ``action`` in a process of its own; -9 when it was killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def doomed(step: int, moment: str) -> None:
+    """Kill this process at a moment of the ``step``-th step, or of the checkpoint after it."""
+    train_step, save, replace = Run.train_step, torch.save, os.replace
+    done = 0
+
+    def counting(self: Run, items: Any) -> None:
+        nonlocal done
+        train_step(self, items)
+        done = self.state.total_steps
+        if done == step and moment == "after the step":
+            die()
+
+    def half(content: Any, file: Any) -> None:
+        if done >= step and moment == "half written":
+            import io
+
+            whole = io.BytesIO()
+            save(content, whole)
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            die()
+        save(content, file)
+
+    def replacing(one: Any, other: Any) -> None:
+        if done >= step and moment == "before it takes its place":
+            die()
+        replace(one, other)
+        if done >= step and moment == "after it took its place":
+            die()
+
+    Run.train_step = counting  # type: ignore[method-assign]
+    checkpoint.torch.save = half  # type: ignore[assignment]
+    checkpoint.os.replace = replacing  # type: ignore[assignment]
+
+
+MOMENTS = ("after the step", "half written", "before it takes its place", "after it took its place")
+
+
+def main() -> None:
+    base_path, rows_path, out, seed = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    rows = [json.loads(line) for line in Path(rows_path).read_text().splitlines()]
+    base = load_base(base_path, device="cpu")
+    training.SAVE_SECONDS = -1.0  # a checkpoint after every step
+    rng = random.Random(int(seed))
+
+    def fit(folder: Path, dropout: float, resume: bool, doom: tuple[int, str] | None = None) -> int:
+        def work() -> None:
+            if doom is not None:
+                doomed(*doom)
+            model = DomainModel(base, out=folder, display=Display(quiet=True))
+            model.fit(declared(rows, dropout), resume=resume)
+
+        return forked(work)
+
+    moments = rng.sample(MOMENTS * 2, 6)
+    found = []
+    for dropout in (0.0, 0.3):
+        whole = out / f"whole{dropout}"
+        assert fit(whole, dropout, resume=False) == 0
+        # One in each epoch and one anywhere, each killed once more on its way.
+        steps = [rng.randint(1, STEPS), STEPS + rng.randint(1, STEPS),
+                 2 * STEPS + rng.randint(1, STEPS - 2)]  # fmt: skip
+        for number, step in enumerate(steps):
+            folder = out / f"{dropout}-{number}"
+            moment = moments.pop()
+            codes = [fit(folder, dropout, False, (step, moment))]
+            again = rng.randint(step + 1, EPOCHS * STEPS - 1)
+            codes.append(fit(folder, dropout, True, (again, rng.choice(MOMENTS))))
+            codes.append(fit(folder, dropout, True))
+            found.append({
+                "killed": [step, moment, again], "codes": codes, "digest": digest(folder),
+                "whole": digest(whole), "left": sorted(p.name for p in folder.iterdir()),
+            })  # fmt: skip
+    print(json.dumps(found))  # noqa: T201 (it is what the test reads)
+
+
+def digest(folder: Path) -> str:
+    return sha256((folder / "spam" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()

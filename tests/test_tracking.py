@@ -1,0 +1,53 @@
+"""Trackers: numbers by name, on one process, and never a row (contract 13)."""
+
+from pathlib import Path
+
+import pytest
+from conftest import make_rows
+from test_training import domain, model_in
+
+from lora_domains.errors import UsageError
+from lora_domains.tracking import check_tracker, numbers
+
+SECRET = "zqtrackerhush"
+
+
+def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    model = model_in(tmp_path, tiny_base)
+    rows = make_rows(100, secret=SECRET)
+    card = model.fit(domain(rows, epochs=2, kl=0.0), tracker="tensorboard")
+    files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    for name in (b"loss", b"learning_rate", b"training_loss", b"validation_loss", b"score"):
+        assert name in content
+    assert len(content) > 10 * card["adapters"][0]["training"]["steps"]
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes()
+        assert SECRET not in str(path)
+        assert b"alpha beta" not in path.read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"spam", ".runs"}
+
+
+def test_nothing_is_logged_unasked(tmp_path: Path, tiny_base: Path) -> None:
+    model_in(tmp_path, tiny_base).fit(domain(make_rows(60), epochs=1, kl=0.0))
+    assert {p.name for p in tmp_path.iterdir()} == {"spam"}
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_anything(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'tensorboard'"):
+        check_tracker("tensorbord")
+    monkeypatch.setattr("lora_domains.tracking.find_spec", lambda _: None)
+    for name in ("tensorboard", "wandb", "trackio"):
+        with pytest.raises(UsageError, match=rf"pip install 'lora-domains\[{name}\]'"):
+            check_tracker(name)
+    with pytest.raises(UsageError, match="not installed"):
+        model_in(tmp_path, tiny_base).fit(domain(make_rows(60)), tracker="wandb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_words_are_left_out() -> None:
+    values = {"loss": 1, "score": 0.5, "observation": SECRET, "accuracy": None, "up": True}
+    assert numbers(values) == {"loss": 1.0, "score": 0.5}
