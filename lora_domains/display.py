@@ -279,7 +279,10 @@ class Display:
         )
         self.line(f"Best on these rows: scale {curve['best']:g}.")
         if curve["least"] is not None and curve["least"] < 1:
-            self.line(f"From scale {curve['least']:g} on they show no loss against scale 1.")
+            self.line(
+                f"Scale {curve['least']:g} loses less than {curve['loss']:g} of it against scale 1 "
+                "(95 % bound)."
+            )
 
     def learning_curve(self, curve: Mapping[str, Any]) -> None:
         """The metric over the training rows (see ``learning.learning_curve``)."""

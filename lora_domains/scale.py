@@ -30,6 +30,8 @@ from lora_domains.scoring import drift
 from lora_domains.tasks import Example, Task
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+LOSS = 0.03
+"""Of the metric: a scale that loses less than this against 1, for certain, is as good."""
 TEXTS = 200
 """General texts that drift and nats are measured on."""
 
@@ -159,6 +161,7 @@ def scale_curve(
         },
         "points": points,
         "best": best_scale(metric, points),
+        "loss": LOSS,
         "least": _least(metric, scored, names, index),
     }
 
@@ -172,14 +175,15 @@ def best_scale(metric: str, points: Sequence[Mapping[str, Any]]) -> float:
 def _least(
     metric: str, scored: Sequence[Mapping[str, Any]], names: Mapping[float, str], index: int | None
 ) -> float | None:
-    """The smallest scale from 0 to 1 whose rows show no loss against 1; None without 1."""
+    """The smallest scale that loses less than ``LOSS`` against 1 at its bound; None without 1."""
     if 1.0 not in names:
         return None
     for scale, copy in names.items():
         over = comparison(metric, scored, copy, names[1.0], index)
         assert over is not None
-        shown = over.upper < 0 if metric in LOWER_IS_BETTER else over.lower > 0
-        if not shown:
+        # Too few rows cannot show that nothing is lost, so their bounds say no.
+        lost = -over.lower if metric in LOWER_IS_BETTER else over.upper
+        if lost < LOSS or scale == 1.0:
             return scale
     return 1.0
 
