@@ -41,7 +41,14 @@ from lora_domains.evaluation import (
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, LanguageModelling, Task, task_record
+from lora_domains.tasks import (
+    Classification,
+    Example,
+    Harness,
+    LanguageModelling,
+    Task,
+    task_record,
+)
 
 BLOCK = 512
 """Scores made between two writes: what a kill can cost."""
@@ -63,7 +70,7 @@ class Part:
     """Items of one kind, asked by one task."""
 
     name: str
-    task: Task
+    task: Task | Harness
     rows: list[tuple[Example, Item]]
 
     @property

@@ -34,7 +34,8 @@ from lora_domains.scoring import (
     text_features,
 )
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, Generation, Task
+from lora_domains.suites.harness import harness_scores
+from lora_domains.tasks import Classification, Example, Generation, Harness, Task
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
@@ -59,11 +60,13 @@ class Scored:
 
 
 def model_scores(
-    bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str],
+    bank: Bank, task: Task | Harness, items: Sequence[Item], references: Sequence[str],
     routes: str | Sequence[str | None] | None, advance: Progress = lambda _: None,
 ) -> Scores:  # fmt: skip
     """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
+    if isinstance(task, Harness):
+        return harness_scores(bank, task, [item.id for item in items], routes, advance)
     with bank.routed(routes):
         if routes is not None and getattr(task, "head", False):
             names = [routes] * len(items) if isinstance(routes, str) else routes

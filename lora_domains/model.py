@@ -34,18 +34,13 @@ from lora_domains.plan import Plan, make_plan
 from lora_domains.reading import Source
 from lora_domains.ready import LONGEST, Ready, read_domain
 from lora_domains.rehearsal import rehearse
-from lora_domains.report import (
-    SCHEMA,
-    assemble,
-    figures,
-    read_card,
-    summed_up,
-)
+from lora_domains.report import SCHEMA, assemble, figures, read_card, summed_up
 from lora_domains.results import Benchmark, Evaluation
 from lora_domains.routing import entered
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Task, task_from_record
+from lora_domains.trace import Trace, traced
 from lora_domains.tracking import check_tracker, open_tracker
 from lora_domains.training import Run, Trained
 from lora_domains.versions import Parent, find_parent, keep_version, load_parent, parent_resident
@@ -517,6 +512,15 @@ class DomainModel:
             )
         tasks = {name: self._task(name) for name in names}
         return predicted(self.bank, min(self.base.context, LONGEST), many, names, tasks)
+
+    def trace(self, text: str | Mapping[str, Any], domain: str) -> Trace:
+        """One text through base and the adapter ``domain``: tokens, probabilities, layers.
+
+        ``text`` is a string, or a row with the columns of the domain's prompt. The trace holds it:
+        show it (``display.trace``), do not save it.
+        """
+        limit = min(self.base.context, LONGEST)
+        return traced(self.bank, domain, self._task(domain), text, limit)
 
     def generate(
         self,
