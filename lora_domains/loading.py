@@ -100,7 +100,8 @@ def _meaning(config: Any, base: Base, folder: Path) -> Meaning:
     """
     said = {key: value for key, value in config.to_dict().items() if key not in _SAYS_NOTHING}
     key = json.dumps(said, sort_keys=True, default=sorted)
-    if key not in base.meanings:
+    meaning: Meaning | None = base.meanings.get(key)
+    if meaning is None:
         _check_patterns(config, base, folder)
         expected: dict[str, tuple[int, ...]] = {}
         scales: dict[str, float] = {}
@@ -110,9 +111,9 @@ def _meaning(config: Any, base: Base, folder: Path) -> Meaning:
                 expected[f"{PREFIX}{linear}.lora_{letter}.weight"] = tuple(tensor.shape)
             scales[linear] = float(layer.scaling["default"])
         while len(base.meanings) >= _MEANINGS:
-            base.meanings.pop(next(iter(base.meanings)), None)
-        base.meanings[key] = (expected, scales)
-    return base.meanings[key]
+            base.meanings.pop(next(iter(tuple(base.meanings))), None)
+        meaning = base.meanings[key] = (expected, scales)
+    return meaning
 
 
 def _check_files(folder: Path) -> None:
