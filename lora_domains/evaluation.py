@@ -99,7 +99,8 @@ def head_of(bank: Bank, name: str | None) -> Head:
 def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
     """What choices are compared by: their log-likelihoods, or those per token, (choices,)."""
     if getattr(task, "per_token", False):
-        return logprobs / np.array([len(choice) for choice in item.choices])
+        per_token: np.ndarray = logprobs / np.array([len(choice) for choice in item.choices])
+        return per_token
     return logprobs
 
 

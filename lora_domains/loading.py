@@ -121,7 +121,8 @@ def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Mean
     """
     said = {key: value for key, value in config.to_dict().items() if key not in _SAYS_NOTHING}
     key = json.dumps([classes, said], sort_keys=True, default=sorted)
-    if key not in base.meanings:
+    meaning: Meaning | None = base.meanings.get(key)
+    if meaning is None:
         _check_patterns(config, base, folder)
         of_head = {} if classes is None else head_shapes(base, classes)
         expected: dict[str, tuple[int, ...]] = {}
@@ -139,9 +140,9 @@ def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Mean
                 expected[f"{PREFIX}{linear}.lora_{letter}.weight"] = tuple(tensor.shape)
             scales[linear] = float(layer.scaling["default"])
         while len(base.meanings) >= _MEANINGS:
-            base.meanings.pop(next(iter(base.meanings)), None)
-        base.meanings[key] = (expected, scales)
-    return base.meanings[key]
+            base.meanings.pop(next(iter(tuple(base.meanings))), None)
+        meaning = base.meanings[key] = (expected, scales)
+    return meaning
 
 
 def _check_files(folder: Path) -> None:

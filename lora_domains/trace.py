@@ -186,7 +186,7 @@ def _layers(bank: Bank, name: str, item: Item, best: int) -> tuple[Layer, ...]:
             for linear, piece in whole.resident.pieces.items()
             if layer_of(linear, path, count) <= number
         }
-        with entered(model, Single(replace(whole.resident, pieces=pieces))):
+        with entered(model, Single(replace(whole.resident, pieces=pieces)), None):
             upto = log_odds(_scored(bank, item), best)
         found.append(Layer(number, base, adapter, upto, upto - before))
         before = upto

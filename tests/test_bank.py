@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, TOLERANCE, logits, save, strong
 from conftest import make_base
 from torch import nn
 
-from adapters import IDS, TOLERANCE, logits, save, strong
 from lora_domains import DomainModel, loading
 from lora_domains.bank import Bank
 from lora_domains.base import load_base

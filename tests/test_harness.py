@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapters import save, strong
 from conftest import make_rows
 
-from adapters import save, strong
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.data import Data

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, strong
 from conftest import make_base, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from test_model import SUITE
 from test_training import domain, make_run
 from torch.utils.checkpoint import CheckpointError
 
-from adapters import IDS, strong
 from lora_domains import gradients, recompute
 from lora_domains.bank import Bank
 from lora_domains.base import load_base

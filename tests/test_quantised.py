@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from adapters import IDS, strong
 from conftest import make_base, make_rows
 from test_training import domain, model_in
 
-from adapters import IDS, strong
 from lora_domains import base as base_file
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import logits, strong
 from conftest import make_rows
 
-from adapters import logits, strong
 from lora_domains import scale as scale_file
 from lora_domains.bank import Bank
 from lora_domains.base import load_base

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, save, strong
 from conftest import WORDS, make_base
 from rich.console import Console
 
-from adapters import IDS, save, strong
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.cli import main

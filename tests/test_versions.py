@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import save, strong
 from conftest import make_rows
 from test_cli import run, write
 from test_model import SUITE, declared, model_in
 
-from adapters import save, strong
 from lora_domains import versions
 from lora_domains.adapter import fingerprint
 from lora_domains.base import Base, load_base
