@@ -51,7 +51,8 @@ WHOLE = ".modules_to_save.default."
 class Adapter:
     """LoRA weights for one base, and its trained head where it has one.
 
-    ``weights``: a linear's name → A (rank, in), B (out, rank).
+    ``weights``: a linear's name → A (rank, in), B (out, rank). Those of a folder lie in ``flat``,
+    one buffer as ``slots.flatten`` makes it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Adapter:
     path: Path | None = None
     notes: tuple[str, ...] = ()
     head: Head | None = None
+    flat: Tensor | None = None
 
     @property
     def parameters(self) -> int:

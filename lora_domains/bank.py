@@ -99,9 +99,8 @@ class Bank:
             slots = trained(adapter.name, adapter.weights, adapter.scales, dropout, device)
             entry = _Entry(adapter, None, slots)
         else:
-            # Copies: nobody else's tensors are served or trained.
-            flat, weights = flatten(adapter.weights, pinned=device.type == "cuda")
-            entry = _Entry(replace(adapter, weights=weights), flat, None)
+            flat, weights = _own(adapter, device)
+            entry = _Entry(replace(adapter, weights=weights, flat=flat), flat, None)
         with self._lock:
             new = [linear for linear in adapter.weights if linear not in self.shapes]
             route_linears(self.base.model, new)
@@ -143,7 +142,7 @@ class Bank:
 
         Raises UsageError, at once, for a name that is not here.
         """
-        return entered(self.base.model, self.route(domains))
+        return entered(self.base.model, self.route(domains), None)
 
     def current(self) -> Route | None:
         """What serves calls made here; None is the base."""
@@ -227,3 +226,14 @@ class Bank:
                     found=f"A {tuple(a.shape)}, B {tuple(b.shape)}",
                     mend="Load the base this adapter was made on.",
                 )
+
+
+def _own(adapter: Adapter, device: torch.device) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """The buffer that ``adapter`` was read into, or copies: nobody else's tensors are served."""
+    flat, pinned = adapter.flat, device.type == "cuda"
+    if flat is not None and flat.is_pinned() == pinned:
+        place = flat.untyped_storage().data_ptr()
+        tensors = [tensor for pair in adapter.weights.values() for tensor in pair]
+        if all(tensor.untyped_storage().data_ptr() == place for tensor in tensors):
+            return flat, adapter.weights
+    return flatten(adapter.weights, pinned)

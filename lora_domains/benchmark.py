@@ -44,7 +44,7 @@ from lora_domains.judging import judge
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
 from lora_domains.suites import Suite
-from lora_domains.tasks import Example, LanguageModelling, Task, task_record
+from lora_domains.tasks import Example, Harness, LanguageModelling, Task, task_record
 
 BLOCK = 512
 """Scores made between two writes: what a kill can cost."""
@@ -66,7 +66,7 @@ class Part:
     """Items of one kind, asked by one task."""
 
     name: str
-    task: Task
+    task: Task | Harness
     rows: list[tuple[Example, Item]]
 
     @property

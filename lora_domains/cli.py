@@ -25,6 +25,7 @@ from lora_domains.errors import (
     did_you_mean,
 )
 from lora_domains.flags import Parser, add_run_flags, configured, quantization
+from lora_domains.questions import add_questions
 from lora_domains.report import CARD, combine, read_card, read_report, rebuild, save_report
 from lora_domains.rerun import base_of, card_at, domain_of, same_bytes
 from lora_domains.since import compare_reports
@@ -385,6 +386,21 @@ def _benchmark(flags: argparse.Namespace) -> int:
     return EXIT[found.verdict]
 
 
+def _opened(flags: argparse.Namespace) -> Any:
+    """A DomainModel of the flags' base, with the cores it should use."""
+    from lora_domains.base import quiet_imports
+
+    quiet_imports()
+    from lora_domains import processes
+    from lora_domains.model import DomainModel
+
+    _use_cores(processes.state())
+    display = Display(quiet=not processes.is_main())
+    return DomainModel.from_pretrained(
+        flags.base, quantization=quantization(flags), out=flags.out, display=display
+    )
+
+
 def _export(flags: argparse.Namespace) -> int:
     from lora_domains.base import quiet_imports
 
@@ -489,6 +505,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of the merged weights; default: %(default)s",
     )  # fmt: skip
     export.set_defaults(run=_export)
+    add_questions(verbs, _opened, configured)
     doctor = verbs.add_parser("doctor", help="what is installed and what the machine offers")
     doctor.set_defaults(run=_doctor)
     for verb in (listing, show, back, predict, compare, seeds):

@@ -68,8 +68,8 @@ def _padded(
     scale = scale.to(device)
     first = pieces[0]
     if len(rows) == 1 and isinstance(first, Piece) and first.rank == shape.rank:
-        a, b = first.own_a, first.b
-        return Operands(*(placed(t, int(t.storage_offset()), 1, *t.shape) for t in (a, b)), scale)
+        a, b = (placed(t, int(t.storage_offset()), 1, *t.shape) for t in (first.own_a, first.b))
+        return Operands(a, b, scale)
     a = _zeros(len(rows), shape.rank, shape.inputs, device)
     b = _zeros(len(rows), shape.outputs, shape.rank, device)
     for row, piece in enumerate(pieces):

@@ -242,13 +242,120 @@ class Display:
         self.console.print()
         self.console.print(f"Verdict: [bold {colour}]{entry['verdict']}[/]")
 
+    # What people ask of an adapter
+
+    def trace(self, found: Mapping[str, Any], most_moved: Sequence[int]) -> None:
+        """One text through base and adapter (see ``trace.Trace``, as a mapping)."""
+        labels, answer = found["labels"], found["answer"]
+        at = labels.index(answer)
+        self.title(f"{found['domain']} says {answer!r}")
+        cut = [("✂ ", "red")] + [(token, "red strike") for token in found["cut"]]
+        shown = [(token, "") for token in found["before"]] + (cut if found["cut"] else [])
+        shown += [(token, "") for token in found["after"]]
+        text = Text()
+        for n, (token, style) in enumerate(shown):
+            text.append("│" if n else "", style="dim")
+            text.append(token.replace("\n", "⏎"), style=style)
+        self.console.print(text)
+        read = len(found["before"]) + len(found["after"])
+        self.line(f"{read} tokens read, {len(found['cut'])} cut from the middle.")
+        if not found["layers"]:
+            self.line(f"Base and adapter write the same: {answer}")
+            return
+        self.console.print()
+        table = _table(["label", "base", "adapter"])
+        for label, base, adapter in zip(labels, found["base"], found["adapter"], strict=True):
+            table.add_row(
+                escape(label), percent(base), percent(adapter), style=_bold(label == answer)
+            )
+        self.console.print(table)
+        self.title(f"Where in the layers: log-odds of {answer!r}, in nats")
+        columns = ["layer", "base read off", "adapter read off", "adapter up to here", "moved by"]
+        table = _table([*columns, ""])
+        widest = max(abs(layer["moved"]) for layer in found["layers"]) or 1.0
+        for layer in found["layers"]:
+            figures = [f"{layer[k]:+.2f}" for k in ("base", "adapter", "upto", "moved")]
+            table.add_row(str(layer["number"]), *figures, signed_bar(layer["moved"] / widest))
+        self.console.print(table)
+        end = found["start"] + sum(layer["moved"] for layer in found["layers"])
+        self.line(
+            f"The adapter moved {answer!r} from {percent(found['base'][at])} to "
+            f"{percent(found['adapter'][at])} (log-odds {found['start']:+.2f} to {end:+.2f}), "
+            f"half of it in layer{'s' * (len(most_moved) > 1)} {', '.join(map(str, most_moved))}."
+        )
+
+    def scale_curve(self, curve: Mapping[str, Any]) -> None:
+        """Gain and what was kept at each scale (see ``scale.scale_curve``)."""
+        metric = curve["metric"].replace("_", " ")
+        self.title(f"Scale of the adapter: {metric} on {curve['rows']} validation rows")
+        table = _table(["scale", metric, "", "− base, 95 % bounds", "nats per token", "KL", ""])
+        points = curve["points"]
+        tops = {k: max((abs(point[k]) for point in points), default=0) for k in ("score", "kl")}
+        for point in points:
+            best = point["scale"] == curve["best"]
+            table.add_row(
+                f"{point['scale']:g}", f"{point['score']:.3f}",
+                bar(point["score"] / (tops["score"] or 1)), interval(point),
+                f"{point['nats']:.3f}", f"{point['kl']:.4f}", bar(point["kl"] / (tops["kl"] or 1)),
+                style=_bold(best),
+            )  # fmt: skip
+        self.console.print(table)
+        base = curve["base"]
+        self.line(
+            f"Base: {metric} {base['score']:.3f}, {base['nats']:.3f} nats per token of "
+            f"{curve['texts']} general texts that no gate reads."
+        )
+        self.line(f"Best on these rows: scale {curve['best']:g}.")
+        if curve["least"] is not None and curve["least"] < 1:
+            self.line(
+                f"Scale {curve['least']:g} loses less than {curve['loss']:g} of it against scale 1 "
+                "(95 % bound)."
+            )
+
+    def learning_curve(self, curve: Mapping[str, Any]) -> None:
+        """The metric over the training rows (see ``learning.learning_curve``)."""
+        metric = curve["metric"].replace("_", " ")
+        self.title(
+            f"{curve['domain']}: {metric} on {curve['test_rows']} test rows, by training rows"
+        )
+        before = {"base": curve["base"], "base with a few rows in its prompt": curve["few_shot"]}
+        named = [(name, score) for name, score in before.items() if score is not None]
+        named += [(f"{point['rows']} rows", point["score"]) for point in curve["points"]]
+        if "augmented" in curve:
+            named.append(("all rows, and edited copies", curve["augmented"]["score"]))
+        top = max(abs(score) for _, score in named) or 1.0
+        table = _table(["", metric, ""])
+        for name, score in named:
+            table.add_row(name, f"{score:.3f}", bar(score / top))
+        self.console.print(table)
+        if "augmented" in curve:
+            self.line(f"Edited copies against none: {interval(curve['augmented'])}.")
+        self.console.print(escape(f"Would more data help? {curve['answer']}"), soft_wrap=True)
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A bar of ``share`` (0 to 1) of ``width`` cells, left-justified, to an eighth of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(width)
+
+
+def signed_bar(share: float, width: int = 10) -> str:
+    """A bar to the left of its axis for negative shares, to the right for others (-1 to 1)."""
+    cells = round(abs(max(-1.0, min(1.0, share))) * width)
+    left, right = ("█" * cells, "") if share < 0 else ("", "█" * cells)
+    return f"{left:>{width}}│{right:<{width}}"
+
+
+def _bold(on: bool) -> str | None:
+    return "bold" if on else None
+
 
 def _table(columns: Sequence[str]) -> Table:
     table = Table(
         box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", border_style="dim"
     )
     for index, name in enumerate(columns):
-        table.add_column(escape(name), justify="left" if index == 0 else "right")
+        table.add_column(escape(name), justify="right" if index and name else "left")
     return table
 
 

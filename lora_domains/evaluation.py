@@ -34,7 +34,15 @@ from lora_domains.scoring import (
     text_features,
 )
 from lora_domains.suites import Suite
-from lora_domains.tasks import Classification, Example, Generation, LanguageModelling, Task
+from lora_domains.suites.harness import harness_scores
+from lora_domains.tasks import (
+    Classification,
+    Example,
+    Generation,
+    Harness,
+    LanguageModelling,
+    Task,
+)
 from lora_domains.thresholds import choose
 
 SHOTS = 4
@@ -62,11 +70,13 @@ class Scored:
 
 
 def model_scores(
-    bank: Bank, task: Task, items: Sequence[Item], references: Sequence[str],
+    bank: Bank, task: Task | Harness, items: Sequence[Item], references: Sequence[str],
     routes: str | Sequence[str | None] | None, advance: Progress = lambda _: None,
 ) -> Scores:  # fmt: skip
     """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
+    if isinstance(task, Harness):
+        return harness_scores(bank, task, [item.id for item in items], routes, advance)
     with bank.routed(routes):
         if routes is not None and getattr(task, "head", False):
             names = [routes] * len(items) if isinstance(routes, str) else routes
@@ -101,7 +111,8 @@ def head_of(bank: Bank, name: str | None) -> Head:
 def preferred(task: Task, logprobs: np.ndarray, item: Item) -> np.ndarray:
     """What choices are compared by: their log-likelihoods, or those per token, (choices,)."""
     if getattr(task, "per_token", False):
-        return logprobs / np.array([len(choice) for choice in item.choices])
+        per_token: np.ndarray = logprobs / np.array([len(choice) for choice in item.choices])
+        return per_token
     return logprobs
 
 

@@ -357,23 +357,34 @@ def fields_of(made: Comparison) -> dict[str, Any]:
     return {k: _finite(v) for k, v in asdict(made).items() if k != "level"}
 
 
+def summands(
+    metric: str, items: Items, contender: str, positive: int | None
+) -> tuple[FloatArray, Statistic] | None:
+    """Columns (items, k) whose sums give ``metric`` of one contender, and how they give it.
+
+    For ``bootstrap`` and for ``seeds.influence``. None where it was not scored on it.
+    """
+    columns = _columns(metric, items, contender)
+    if np.isnan(columns).any() or not len(columns):
+        return None
+    if metric == "accuracy":
+        columns = (columns[:, 0] == columns[:, 1])[:, None].astype(float)
+    if metric == "accuracy" or metric in MEANS:
+        columns = np.concatenate([columns, np.ones((len(columns), 1))], axis=1)
+    if metric == "accuracy" or metric in MEANS or metric == "nats_per_token":
+        return columns, ratio
+    truth, said = columns[:, 0].astype(int), columns[:, 1].astype(int)
+    size = int(max(truth.max(), said.max(), positive or 0)) + 1
+    return class_counts(truth, said, size), _class_figure(metric, positive)
+
+
 def contributions(metric: str, items: Items, contender: str, positive: int | None) -> Array | None:
     """What each item adds to ``metric``, shape (items,): its mean is the metric (seeds.influence).
 
     None where the contender was not scored on it.
     """
-    columns = _columns(metric, items, contender)
-    if np.isnan(columns).any() or not len(columns):
-        return None
-    if metric in MEANS:
-        columns = np.stack([columns[:, 0], np.ones(len(columns))], axis=1)
-    if metric in MEANS or metric == "nats_per_token":
-        return influence(ratio, columns)
-    truth, said = columns[:, 0].astype(int), columns[:, 1].astype(int)
-    if metric == "accuracy":
-        return np.asarray(truth == said, float)
-    counts = class_counts(truth, said, int(max(truth.max(), said.max(), positive or 0)) + 1)
-    return influence(_class_figure(metric, positive), counts)
+    found = summands(metric, items, contender, positive)
+    return None if found is None else influence(found[1], found[0])
 
 
 def _finite(number: float | None) -> float | None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
 from mmap import mmap
 from pathlib import Path
@@ -42,6 +43,7 @@ from lora_domains.errors import (
 )
 from lora_domains.heads import complete, head_shapes, layout_of, stored_classes
 from lora_domains.report import read_card
+from lora_domains.slots import flatten
 
 _PATTERN_SECONDS = 1.0
 
@@ -79,13 +81,24 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     config = _config(raw, folder, base)
     card = read_card(folder) if (folder / CARD).exists() else None
     pages = mapped(folder / WEIGHTS)
-    notes: list[str] = []
     if card is None:
-        notes.append(
-            f"{name}: no card.json, so it cannot be verified that it was made on {base.id}."
-        )
-    else:
-        _check_card(card, folder, base, notes, fingerprint(folder, pages))
+        return _read(name, folder, base, config, None, pages)
+    _check_base(card, folder, base)
+    # Half of the time goes into the digest: it is made while another core reads the tensors.
+    with ThreadPoolExecutor(1) as other:
+        digest = other.submit(fingerprint, folder, pages)
+        try:
+            found = _read(name, folder, base, config, card, pages)
+        finally:
+            # A changed byte says more than what it led to.
+            _check_digest(card, folder, digest.result())
+    return found
+
+
+def _read(
+    name: str, folder: Path, base: Base, config: Any, card: dict[str, Any] | None,
+    pages: bytes | mmap,
+) -> Adapter:  # fmt: skip
     stored = _stored(folder, pages)
     classes = _classes(config, {k: tuple(t.shape) for k, t in stored.items()}, base, card, folder)
     expected, scales = _meaning(config, base, folder, classes)
@@ -98,12 +111,11 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     _check_shapes(expected, stored, folder)
     _check_finite(stored, folder)
     weights = {
-        linear: (
-            stored[f"{PREFIX}{linear}.lora_A.weight"].float(),
-            stored[f"{PREFIX}{linear}.lora_B.weight"].float(),
-        )
+        linear: (stored[f"{PREFIX}{linear}.lora_A.weight"],
+                 stored[f"{PREFIX}{linear}.lora_B.weight"])
         for linear in scales
-    }
+    }  # fmt: skip
+    flat, own = flatten(weights, pinned=base.device.type == "cuda")
     head = None
     if classes is not None:
         # Copies: what is mapped from the file belongs to whoever holds the adapter's folder.
@@ -111,7 +123,8 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
             key.removeprefix(PREFIX): stored[key].float().clone() for key in heads if key in stored
         }
         head = complete(base, whole, classes, folder.name).to(base.device)
-    return Adapter(name, config, weights, dict(scales), card, folder, tuple(notes), head)
+    notes = _notes(name, base, card)
+    return Adapter(name, config, own, dict(scales), card, folder, notes, head, flat)
 
 
 def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Meaning:
@@ -121,7 +134,8 @@ def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Mean
     """
     said = {key: value for key, value in config.to_dict().items() if key not in _SAYS_NOTHING}
     key = json.dumps([classes, said], sort_keys=True, default=sorted)
-    if key not in base.meanings:
+    meaning: Meaning | None = base.meanings.get(key)
+    if meaning is None:
         _check_patterns(config, base, folder)
         of_head = {} if classes is None else head_shapes(base, classes)
         expected: dict[str, tuple[int, ...]] = {}
@@ -139,9 +153,9 @@ def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Mean
                 expected[f"{PREFIX}{linear}.lora_{letter}.weight"] = tuple(tensor.shape)
             scales[linear] = float(layer.scaling["default"])
         while len(base.meanings) >= _MEANINGS:
-            base.meanings.pop(next(iter(base.meanings)), None)
-        base.meanings[key] = (expected, scales)
-    return base.meanings[key]
+            base.meanings.pop(next(iter(tuple(base.meanings))), None)
+        meaning = base.meanings[key] = (expected, scales)
+    return meaning
 
 
 def _check_files(folder: Path) -> None:
@@ -380,9 +394,7 @@ def _check_patterns(config: Any, base: Base, folder: Path) -> None:
         ) from None
 
 
-def _check_card(
-    card: dict[str, Any], folder: Path, base: Base, notes: list[str], found: str
-) -> None:
+def _check_base(card: Mapping[str, Any], folder: Path, base: Base) -> None:
     made_on = card["base"]
     if made_on["identity"] != base.identity:
         raise AdapterMismatch(
@@ -391,6 +403,9 @@ def _check_card(
             found=f"one made on {made_on['id']} (identity {str(made_on['identity'])[:12]})",
             mend=f"Load the base it was made on: --base {made_on['id']}.",
         )
+
+
+def _check_digest(card: Mapping[str, Any], folder: Path, found: str) -> None:
     stored = str(card["adapters"][0]["sha256"])
     if stored != found:
         raise AdapterCorrupt(
@@ -399,12 +414,19 @@ def _check_card(
             found=f"sha256 {found[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
             mend="Copy the adapter folder again; if you changed it on purpose, remove card.json.",
         )
-    here = base.record()
-    if any(made_on[key] != here[key] for key in ("quantization", "dtype")):
-        notes.append(
-            f"{folder.name}: trained on the base at {made_on['quantization'] or made_on['dtype']}; "
-            "its verdict was not measured at this precision."
-        )
+
+
+def _notes(name: str, base: Base, card: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if card is None:
+        unknown = f"{name}: no card.json, so it cannot be verified that it was made on {base.id}."
+        return (unknown,)
+    made_on, here = card["base"], base.record()
+    if all(made_on[key] == here[key] for key in ("quantization", "dtype")):
+        return ()
+    at = made_on["quantization"] or made_on["dtype"]
+    return (
+        f"{name}: trained on the base at {at}; its verdict was not measured at this precision.",
+    )
 
 
 def _stored(folder: Path, pages: bytes | mmap) -> dict[str, Tensor]:

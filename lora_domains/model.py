@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -35,17 +35,13 @@ from lora_domains.plan import Plan, make_plan
 from lora_domains.reading import Source
 from lora_domains.ready import LONGEST, Ready, read_domain
 from lora_domains.rehearsal import rehearse
-from lora_domains.report import (
-    SCHEMA,
-    assemble,
-    read_card,
-    summed_up,
-)
+from lora_domains.report import SCHEMA, assemble, read_card, summed_up
 from lora_domains.results import Benchmark, Evaluation
 from lora_domains.routing import entered
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Task, task_from_record
+from lora_domains.trace import Trace, traced
 from lora_domains.tracking import check_tracker, open_tracker
 from lora_domains.training import Run, Trained
 from lora_domains.versions import Parent, find_parent, keep_version, load_parent, parent_resident
@@ -198,8 +194,7 @@ class DomainModel:
         self.base.model._compiled_call_impl = Compiled(self.bank, **options)
         return self
 
-    @contextmanager
-    def using(self, name: str | None) -> Iterator[Self]:
+    def using(self, name: str | None) -> AbstractContextManager[Self]:
         """Serve every call inside by the adapter ``name``; None is the base.
 
         Safe across threads and tasks, nested and on exceptions. A thread started inside begins
@@ -207,8 +202,7 @@ class DomainModel:
         call instead: what ``using`` says would hold for whoever is given the value. Raises
         UsageError for a name that is not resident, and for blocks left out of order.
         """
-        with self.bank.routed(name):
-            yield self
+        return entered(self.base.model, self.bank.route(name), self)
 
     # Training
 
@@ -518,6 +512,15 @@ class DomainModel:
             self.display.warn,
         )  # fmt: skip
 
+    def trace(self, text: str | Mapping[str, Any], domain: str) -> Trace:
+        """One text through base and the adapter ``domain``: tokens, probabilities, layers.
+
+        ``text`` is a string, or a row with the columns of the domain's prompt. The trace holds it:
+        show it (``display.trace``), do not save it.
+        """
+        limit = min(self.base.context, LONGEST)
+        return traced(self.bank, domain, self._task(domain), text, limit)
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -576,7 +579,7 @@ def _witness(base: Base) -> tuple[str, bytes]:
     """
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
-    with torch.no_grad(), entered(base.model, None):
+    with torch.no_grad(), entered(base.model, None, None):
         if base.encoder:
             model = base.model if base.language_head else base.model.base_model
             found = model(input_ids=ids)[0]

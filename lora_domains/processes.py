@@ -93,7 +93,7 @@ def launch_warnings() -> list[str]:
             "adapter's gradients are exchanged. A base too large for that fits with --load-in-4bit."
         )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16"):
+    if precision != "no":
         found.append(
             f"mixed precision {precision} is not used: the base is computed as it was loaded, "
             "the adapter in float32."

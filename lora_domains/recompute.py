@@ -49,6 +49,6 @@ def _twice(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -
     route = current_route(model)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), entered(model, route)
+        return nullcontext(), entered(model, route, None)
 
     return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=contexts)

@@ -53,7 +53,9 @@ def domain_of(card: Mapping[str, Any]) -> Domain:
         name=entry["domain"],
         task=task_from_record(settings["task"]),
         data=Data(
-            *(_source(record[split], where) for split in SPLITS),
+            train=_source(record["train"], where),
+            validation=_source(record["validation"], where),
+            test=_source(record["test"], where),
             group=record["group"],
             slices=tuple(record["slices"]),
             drop_leaks=record["drop_leaks"],

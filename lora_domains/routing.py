@@ -8,10 +8,10 @@ A route holds the adapters it needs, not their names: what is unloaded, reloaded
 call runs stays alive until that call is over.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from lora_domains.base import ROUTED
 from lora_domains.errors import UsageError
 from lora_domains.slots import Piece, Resident, Shape, Slot, Stacked, group_of, stack, wider
+
+T = TypeVar("T")
 
 FEW = 8
 """Tokens per row (beams included) up to which the rows' adapters run as one batched product, as in
@@ -216,37 +218,42 @@ def current_route(model: nn.Module) -> Route | None:
     return _routes.get().get(id(model))
 
 
-@contextmanager
-def entered(model: nn.Module, route: Route | None) -> Iterator[None]:
-    """Serve calls of ``model`` inside by ``route``; nested, re-entrant, restored on exceptions.
+class entered(AbstractContextManager[T]):  # noqa: N801 (called like the functions of contextlib)
+    """Serve calls of ``model`` inside by ``route``, once; nests, and is restored on exceptions.
 
-    A thread started inside begins at the base (ContextVars are not inherited by threads): enter
-    the route in that thread, or run it in ``contextvars.copy_context()``. Raises UsageError where
-    blocks are left in another order than they were entered, which only a generator can do.
+    Gives ``value``. A thread started inside begins at the base (ContextVars are not inherited by
+    threads): enter the route in that thread, or run it in ``contextvars.copy_context()``. Raises
+    UsageError where blocks are left in another order than they were entered, which only a generator
+    can do.
     """
-    mine = {**_routes.get(), id(model): route}
-    token = _routes.set(mine)
-    try:
-        yield
-        misplaced = _routes.get() is not mine
-    finally:
-        _routes.reset(token)
-    if misplaced:
-        raise UsageError(
-            expected="blocks of `using` left in the order they were entered",
-            found="another order: one is held across a `yield`",
-            mend="Inside a generator name the domain in each call: generate(…, domain='medical').",
-        )
+
+    __slots__ = ("_mine", "_model", "_route", "_token", "_value")
+
+    def __init__(self, model: nn.Module, route: Route | None, value: T) -> None:
+        self._model, self._route, self._value = id(model), route, value
+
+    def __enter__(self) -> T:
+        self._mine = {**_routes.get(), self._model: self._route}
+        self._token = _routes.set(self._mine)
+        return self._value
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        misplaced = _routes.get() is not self._mine
+        _routes.reset(self._token)
+        if misplaced and kind is None:
+            raise UsageError(
+                expected="blocks of `using` left in the order they were entered",
+                found="another order: one is held across a `yield`",
+                mend="Inside a generator name the domain in each call: domain='legal'.",
+            )
 
 
-@contextmanager
-def narrowed(model: nn.Module, rows: Sequence[int]) -> Iterator[None]:
+def narrowed(model: nn.Module, rows: Sequence[int]) -> AbstractContextManager[None]:
     """The current route for a batch of ``rows`` out of those it was made for."""
     route = current_route(model)
     if isinstance(route, Mixed):
         route = mixed([route.rows[row] for row in rows], route.device)
-    with entered(model, route):
-        yield
+    return entered(model, route, None)
 
 
 def mixed(rows: Sequence[Resident | None], device: torch.device) -> Route | None:

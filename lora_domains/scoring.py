@@ -170,21 +170,28 @@ def renormalise(logprobs: np.ndarray) -> np.ndarray:
 def tail_logits(model: Any, batch: Batch) -> Tensor:
     """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``.
 
-    Only these are computed: the output layer over a whole batch of long prompts would cost more
-    memory than everything else together. Of masked texts they are the logits at ``batch.places``.
+    Of masked texts they are the logits at ``batch.places``.
     """
     if batch.places is not None:
         found: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         return found.gather(1, batch.places[..., None].expand(-1, -1, found.shape[-1]))
-    kept = {"logits_to_keep": batch.keep} if _keeps(model) else {}
+    return last_logits(model, batch.ids, batch.mask, batch.positions, batch.keep)[:, :-1]
+
+
+def last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Logits (rows, count, vocabulary) of the last ``count`` columns of ``ids`` (rows, length).
+
+    Only these are computed: the output layer over a whole batch of long prompts would cost more
+    memory than everything else together.
+    """
     logits: Tensor = model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
         use_cache=False,
-        **kept,
+        **({"logits_to_keep": count} if _keeps(model) else {}),
     ).logits
-    return logits[:, -batch.keep : -1]
+    return logits[:, -count:]
 
 
 @cache

@@ -112,7 +112,7 @@ def predicted(
     of_row = [tasks[name] for name in domains]
     heads = [bank[name].head for name in domains]
     examples = [
-        _asked(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
+        as_example(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
     ]
     # By whether a head reads the text: it is framed otherwise then.
     encoders = {
@@ -179,7 +179,7 @@ def _labelled(
     return Prediction(label, shares[best], dict(zip(labels, shares, strict=True)))
 
 
-def _asked(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
+def as_example(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
     """A text as an example of ``task``, without an answer; raises UsageError and DataError."""
     if not hasattr(task, "unlabelled"):
         raise UsageError(

@@ -360,13 +360,30 @@ class LanguageModelling:
         return Example(row.id, "", text_of(row, self.text), place=row.place)
 
 
+@dataclass(frozen=True)
+class Harness:
+    """A task of EleutherAI's lm-evaluation-harness, which asks and judges itself; for probes only.
+
+    ``digest`` is of all it asks (see ``suites.harness``).
+    """
+
+    name: str
+    digest: str
+
+    kind = "harness"
+
+    def example(self, row: Row) -> Example:
+        """One document; what stands in it is for finding leaks, and is not what is scored."""
+        return Example(row.id, str(row.values["text"]), "", place=row.place)
+
+
 Task = Classification | MultipleChoice | Generation | LanguageModelling
 KINDS: dict[str, type[Task]] = {
     kind.kind: kind for kind in (Classification, MultipleChoice, Generation, LanguageModelling)
 }
 
 
-def task_record(task: Task) -> dict[str, Any]:
+def task_record(task: Task | Harness) -> dict[str, Any]:
     """The task as JSON, so that a saved adapter knows how it is asked."""
     return {"kind": task.kind, **asdict(task)}
 

@@ -104,6 +104,7 @@ class Run:
             bank, self.slot, self.head, domain, general, self.parameters, self.state, display
         )
         self._stop: int | None = None
+        self._agreed = False
         self._saved = time.monotonic()
 
     # fit → run_epoch → train_step
@@ -163,10 +164,9 @@ class Run:
         state, started = self.state, time.monotonic()
         total = sum(item.supervised for item in items)
         self._set_rate()
-        # A signal may reach one rank only; all must stop after the same step.
+        # A signal may reach one rank only, at any moment; all must stop after the same step.
         nats, asked = self.gradients.over_ranks(self.gradients.of(items, total), self._stop or 0)
-        if asked and self._stop is None:
-            self._stop = signal.SIGTERM
+        self._agreed = asked > 0
         loss_now = float(nats) / total
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
         self._check_loss(loss_now if bool(norm.isfinite()) else math.nan)
@@ -227,14 +227,14 @@ class Run:
     # Between steps
 
     def _between_steps(self) -> None:
-        if self._stop is not None:
+        if self._agreed or (self.ranks == 1 and self._stop is not None):
             self.save()
             self._keep_best()
             best = self.state.best
             raise TrainingInterrupted(
                 where=f"{self.domain.name}, epoch {self.state.epoch + 1}, step {self.state.step}",
                 expected="to finish",
-                found=f"{signal.Signals(self._stop).name}",
+                found=signal.Signals(self._stop or signal.SIGTERM).name,
                 mend="Run the same command with --resume to continue from this step. "
                 + (f"The adapter of epoch {best['epoch']} is saved meanwhile." if best else
                    "No epoch was finished yet, so there is no adapter."),

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, assert_equal, logits, save, strong
 from safetensors.torch import load_file, save_file
 
-from adapters import IDS, assert_equal, logits, save, strong
 from lora_domains import adapter as adapter_module
 from lora_domains.adapter import fingerprint, new_adapter, rewrite_card, settled
 from lora_domains.bank import Bank

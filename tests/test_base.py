@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, assert_equal, logits, save, strong
 from conftest import make_base
 
-from adapters import IDS, assert_equal, logits, save, strong
 from lora_domains.adapter import skeleton
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import save, strong
 from conftest import ROOT, make_rows
 
-from adapters import save, strong
 from lora_domains.adapter import fingerprint
 from lora_domains.base import load_base
 from lora_domains.checkpoint import clear, read_checkpoint, write_checkpoint

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from adapters import IDS, TOLERANCE, logits, strong
+
 from lora_domains import DomainModel
 from lora_domains.base import load_base
 from lora_domains.routing import traced

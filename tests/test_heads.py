@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import save, strong
 from conftest import make_rows
 from encoders import KINDS, make_encoder
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from adapters import save, strong
 from lora_domains.adapter import Adapter, new_adapter
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import logits, save, strong
 from conftest import make_base
 from safetensors.torch import load_file, save_file
 
-from adapters import logits, save, strong
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.errors import (

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, strong
 from conftest import make_base, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from test_model import SUITE
 from test_training import domain, make_run
 from torch.utils.checkpoint import CheckpointError
 
-from adapters import IDS, strong
 from lora_domains import gradients, recompute
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
@@ -25,7 +26,6 @@ from lora_domains.gradients import micro_batches
 from lora_domains.memory import duration, estimated_bytes, too_little, words
 from lora_domains.model import DomainModel
 from lora_domains.recompute import recomputing
-from lora_domains.routing import routed
 from lora_domains.training import Run
 
 # ── Before and after loading ────────────────────────────────────────────────────────────────────
@@ -198,7 +198,7 @@ def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str
     bank.add(strong(base, "a", dropout=0.3), trainable=True)
     torch.manual_seed(0)
     with recomputing(base.model) if again else nullcontext():
-        with routed("a"):
+        with bank.routed("a"):
             loss = base.model(input_ids=IDS, labels=IDS, use_cache=False).loss
         if thread:
             with ThreadPoolExecutor(1) as pool:
@@ -227,7 +227,7 @@ def test_without_the_route_restored_they_would_be_wrong_in_silence(
 ) -> None:
     """What the test above would see: other gradients, or torch's own complaint."""
     plain = adapter_gradients(tiny_base, again=False, thread=False)
-    monkeypatch.setattr(recompute, "routed", lambda _: nullcontext())
+    monkeypatch.setattr(recompute, "entered", lambda *_: nullcontext())
     try:
         found = adapter_gradients(tiny_base, again=True, thread=True)
     except CheckpointError:
@@ -237,12 +237,13 @@ def test_without_the_route_restored_they_would_be_wrong_in_silence(
 
 def test_each_layer_is_computed_twice_and_is_itself_again_afterwards(tiny_base: Path) -> None:
     base = load_base(tiny_base, device="cpu")
-    Bank(base).add(strong(base, "a"), trainable=True)
+    bank = Bank(base)
+    bank.add(strong(base, "a"), trainable=True)
     layer = base.model.model.layers[0]
     calls: list[int] = []
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     before = dict(vars(layer))
-    with recomputing(base.model), routed("a"):
+    with recomputing(base.model), bank.routed("a"):
         base.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
         assert not base.model.training
     assert len(calls) == 2
@@ -259,7 +260,11 @@ def test_a_model_without_such_layers_is_refused() -> None:
         pass
 
 
-def test_a_whole_run_ends_alike_with_and_without(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_whole_run_ends_alike_with_and_without(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the base's own passes for KL among the adapter's."""
+    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
     rows = make_rows(60)
     weights = [
         ended(make_run(tmp_path / str(on), tiny_base,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
 from conftest import make_base
 from test_adapter import peft_saved, plain
 
-from adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
 from lora_domains import cli
 from lora_domains.adapter import new_adapter
 from lora_domains.bank import Bank

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import IDS, TOLERANCE, logits, strong
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import IDS, TOLERANCE, logits, strong
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.errors import UsageError

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from adapters import IDS, strong
 from conftest import make_base, make_rows
 from test_training import domain, model_in
 
-from adapters import IDS, strong
 from lora_domains import base as base_file
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.model import DomainModel
-from lora_domains.routing import routed
 
 pytestmark = pytest.mark.slow
 KINDS = ["8bit", "4bit"]
@@ -54,7 +53,7 @@ def step(base: Base) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits, all gradients in one row) of a strong adapter."""
     bank = Bank(base)
     parameters = bank.add(strong(base, "a"), trainable=True)
-    with routed("a"):
+    with bank.routed("a"):
         logits = base.model(input_ids=IDS, use_cache=False).logits
     F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
     bank.remove("a")

@@ -250,6 +250,18 @@ def test_a_report_costs_no_torch(three: list[Path], tmp_path: Path) -> None:
     assert "HEAVY []" in done.stdout
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_rebuilding_runs() -> None:
+    script = ROOT / "benchmarks" / "speed" / "rebuild.py"
+    arguments = ["--adapters", "2", "--items", "2200", "--dry-run"]
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["bytes"].keys() == FILES
+    assert found["cpu_seconds"] < 10
+
+
 # ── What got worse ──────────────────────────────────────────────────────────────────────────────
 
 

@@ -16,7 +16,7 @@ from lora_domains.domain import Domain, Gates, Lora, Training, as_record
 from lora_domains.errors import UsageError
 from lora_domains.reading import Hub
 from lora_domains.report import read_card
-from lora_domains.rerun import base_of, card_at, differences, domain_of, outcome
+from lora_domains.rerun import base_of, card_at, differences, domain_of, same_bytes
 from lora_domains.tasks import Classification, Generation
 
 
@@ -135,7 +135,7 @@ def test_the_base_of_a_card() -> None:
 def test_each_difference_is_named(ran: Path) -> None:
     then = card_at(ran / "adapters" / "x")
     assert differences(then, then) == []
-    assert outcome(then, then)[0]
+    assert same_bytes(then, then)[0]
     for change, said in (
         (lambda card: card["environment"].update(torch="0.1"), "torch: "),
         (lambda card: card["environment"].update(threads=64), "threads: 1 → 64"),
@@ -148,6 +148,6 @@ def test_each_difference_is_named(ran: Path) -> None:
         now["adapters"][0]["sha256"] = "0" * 64
         (found,) = differences(then, now)
         assert said in found
-        same, words = outcome(then, now)
+        same, words = same_bytes(then, now)
         assert not same
         assert said in words

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from adapters import strong
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters import strong
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.embedded.world import general_questions

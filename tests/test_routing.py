@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from adapters import IDS, TOLERANCE, logits, strong
+
 from lora_domains.bank import Bank
 from lora_domains.base import Base, load_base
 from lora_domains.errors import AdapterError, UsageError

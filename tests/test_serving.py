@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from adapters import IDS, logits, save, strong
+
 from lora_domains import Classification, DomainModel, Generation
 from lora_domains.base import load_base
 from lora_domains.errors import AdapterCorrupt, UsageError

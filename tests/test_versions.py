@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import save, strong
 from conftest import make_rows
 from test_cli import run, write
 from test_model import SUITE, declared, model_in
 
-from adapters import save, strong
 from lora_domains import versions
 from lora_domains.adapter import fingerprint
 from lora_domains.base import Base, load_base
@@ -119,13 +119,20 @@ def narrower(seed: int = 5, count: int = 100) -> list[dict[str, Any]]:
     return [row | {"text": row["text"] + " stone"} for row in make_rows(count, seed=seed)]
 
 
-@pytest.fixture
-def health(tmp_path: Path, tiny_base: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """A folder with the adapter `health`, rank 4 on two kinds of linears."""
+    folder = tmp_path_factory.mktemp("health")
     made = declared(make_rows(100), "health", kl=0.0, rank=4, alpha=8,
                     targets=("q_proj", "down_proj"))  # fmt: skip
-    model_in(tmp_path, tiny_base).fit(made)
-    return tmp_path
+    model_in(folder, tiny_base).fit(made)
+    return folder
+
+
+@pytest.fixture
+def health(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that folder for one test."""
+    return Path(shutil.copytree(trained, tmp_path, dirs_exist_ok=True))
 
 
 def cancer(name: str = "cancer", **settings: Any) -> Domain:

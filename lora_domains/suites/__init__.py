@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_domains.errors import DataError, UsageError, did_you_mean
 from lora_domains.reading import Source, read
-from lora_domains.tasks import Example, Generation, MultipleChoice, Row, task_record
+from lora_domains.tasks import Example, Generation, Harness, MultipleChoice, Row, task_record
 
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
@@ -37,7 +37,7 @@ class Probe:
     """Questions of one kind. ``rows`` is where they are read, ``reads`` a pure row function."""
 
     name: str
-    task: MultipleChoice | Generation
+    task: MultipleChoice | Generation | Harness
     rows: Source | Rows
     reads: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_read
     part: str = ""
@@ -175,8 +175,9 @@ def quick() -> Suite:
 def load_suite(name: str | Path, limit: int | None = None, seed: int = 0) -> Suite:
     """A suite by name, or from a file; ``limit`` questions of it, drawn by ``seed``.
 
-    A ``.py`` file declares ``suite = Suite(…)``; a file of rows is one probe of questions with
-    the columns ``question``, ``choices`` and ``answer``. Raises UsageError for an unknown name,
+    ``harness:arc_easy,hellaswag`` names tasks of lm-evaluation-harness. A ``.py`` file declares
+    ``suite = Suite(…)``; a file of rows is one probe of questions with the columns ``question``,
+    ``choices`` and ``answer``. Raises UsageError for an unknown name,
     DataError for a file that cannot be read as either.
     """
     from lora_domains.suites import standard
@@ -186,6 +187,10 @@ def load_suite(name: str | Path, limit: int | None = None, seed: int = 0) -> Sui
     }  # fmt: skip
     if str(name) in known:
         suite = known[str(name)]()
+    elif str(name).startswith("harness:"):
+        from lora_domains.suites.harness import harness_suite
+
+        suite = harness_suite(str(name).removeprefix("harness:").split(","))
     elif Path(name).suffix == ".py":
         suite = _declared(Path(name))
     elif Path(name).suffix:
