@@ -16,14 +16,8 @@ import numpy as np
 
 from lora_domains import gates as rules
 from lora_domains.errors import AdapterError
-from lora_domains.figures import (
-    LOWER_IS_BETTER,
-    chosen,
-    comparison,
-    contributions,
-    fields_of,
-    metrics_of,
-)
+from lora_domains.figures import LOWER_IS_BETTER, comparison, contributions, fields_of, metrics_of
+from lora_domains.items import chosen
 from lora_domains.report import CARD, read_card, read_items
 from lora_domains.seeds import seeds
 

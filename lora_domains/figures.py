@@ -24,9 +24,8 @@ Beside what DESIGN.md names, an entry holds
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from lora_domains.bootstrap import Bounds, FloatArray, Statistic, bootstrap
 from lora_domains.calibration import calibration
 from lora_domains.domain import Gates
 from lora_domains.gates import GateResult
+from lora_domains.items import CONTENDERS, Array, Items, Rows, baselines, chosen, column, targets
 from lora_domains.memorisation import auc_bounds, membership
 from lora_domains.seeds import influence
 from lora_domains.slices import compare_slices
@@ -53,90 +53,9 @@ from lora_domains.statistics import (
     wilson,
 )
 
-Items = Sequence[Mapping[str, Any]]
-Array = np.ndarray
-CONTENDERS = ("base", "adapter")
 LOWER_IS_BETTER = {"loss", "nats_per_token"}
 MEANS = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}
 """Metrics that are the mean of one score."""
-
-
-class Rows(list[Mapping[str, Any]]):
-    """Items that remember their columns: every metric reads the same few."""
-
-    def __init__(self, items: Iterable[Mapping[str, Any]], whole: "Rows | None" = None) -> None:
-        super().__init__(items)
-        self.columns: dict[tuple[str, str], Array] = {}
-        self.scores: dict[str, list[Mapping[str, float]]] = {}
-        self.numbered: list[Any] | None = None
-        self.whole, self.places = whole, np.empty(0, int)
-
-    def part(self, places: Array) -> "Rows":
-        """The items at ``places``, numbers (n,), whose columns are cut from these."""
-        found = Rows((self[i] for i in places), self)
-        found.places = places
-        return found
-
-    def targets(self) -> Array:
-        """The index of the right choice of each item, (items,)."""
-        if self.whole is not None:
-            return self.whole.targets()[self.places]
-        return self._kept(("", "target"), lambda: [item["target"] for item in self])
-
-    def column(self, contender: str, key: str) -> Array:
-        """One number per item of one contender; NaN where it has none."""
-
-        if self.whole is not None:
-            return self.whole.column(contender, key)[self.places]
-
-        def values() -> Iterable[float]:
-            if contender not in self.scores:
-                self.scores[contender] = [item["scores"].get(contender) or {} for item in self]
-            scores = self.scores[contender]
-            try:
-                # Almost always every item has it, and this is several times faster.
-                return list(map(itemgetter(key), scores))
-            except KeyError:
-                return [score.get(key, np.nan) for score in scores]
-
-        return self._kept((contender, key), values)
-
-    def groups(self) -> list[Any] | None:
-        """The group of each item; None where none has one. A row without a group stands alone."""
-        if self.numbered is None:
-            groups = [item.get("group") for item in self]
-            self.numbered = (
-                []
-                if all(group is None for group in groups)
-                else [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
-            )
-        return self.numbered or None
-
-    def _kept(self, name: tuple[str, str], values: Callable[[], Iterable[float]]) -> Array:
-        if name not in self.columns:
-            self.columns[name] = np.array(values(), float)
-            self.columns[name].flags.writeable = False
-        return self.columns[name]
-
-
-def chosen(items: Items, field: str, wanted: str) -> Rows:
-    """The items whose ``field`` is ``wanted``."""
-    return Rows(item for item in items if item.get(field) == wanted)
-
-
-def column(items: Items, contender: str, key: str) -> Array:
-    """One number per item of one contender; NaN where it has none."""
-    return (items if isinstance(items, Rows) else Rows(items)).column(contender, key)
-
-
-def targets(items: Items) -> Array:
-    """The index of the right choice of each item, (items,)."""
-    return (items if isinstance(items, Rows) else Rows(items)).targets()
-
-
-def baselines(items: Items) -> list[str]:
-    """The contenders other than base and adapter, in the order they were scored."""
-    return [name for name in (items[0]["scores"] if items else {}) if name not in CONTENDERS]
 
 
 # ── One metric: its value for a contender, and two contenders compared on it ────────────────────

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
-from lora_domains.figures import Rows, chosen, summarise, value
+from lora_domains.figures import summarise, value
+from lora_domains.items import Rows, chosen
 from lora_domains.junit import junit
 from lora_domains.markdown import COMMENT, summary
 from lora_domains.pages import page

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from lora_domains.errors import UsageError
-from lora_domains.figures import LOWER_IS_BETTER, MEANS, Rows, column, comparison, targets
+from lora_domains.figures import LOWER_IS_BETTER, MEANS, comparison
+from lora_domains.items import Rows, column, targets
 from lora_domains.statistics import Bounds, difference_bounds
 from lora_domains.wording import WORST_FIRST, gained, kept
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from conftest import ROOT
 
@@ -19,12 +20,15 @@ from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
+from lora_domains.looks import level
 from lora_domains.model import DomainModel
 from lora_domains.report import combine
 from lora_domains.suites import Probe, Suite
-from lora_domains.tasks import Classification, MultipleChoice
+from lora_domains.tasks import Classification, MultipleChoice, Task
 
 QUIET = Display(quiet=True)
+SCHEMA = json.loads((ROOT / "tests" / "report.schema.json").read_text())
+VALID = jsonschema.Draft202012Validator(SCHEMA)
 WORDS = ["alpha", "beta", "gamma", "delta", "red", "green", "blue", "stone"]
 ASKED = [
     {"question": f"The word after {a} is", "choices": [b, "river", "cloud of stone"], "answer": 0}
@@ -46,15 +50,18 @@ def rows(good: str, bad: str) -> list[dict[str, str]]:
     return found
 
 
-def domain(name: str, good: str, bad: str) -> Domain:
+def domain(name: str, good: str, bad: str, task: Task = Classification()) -> Domain:  # noqa: B008
     made = rows(good, bad)
     random.Random(name).shuffle(made)
     data = Data(made[:40], made[40:52], made[52:])
     fast = {"lr": 0.01, "batch_size": 16, "rank": 4, "epochs": 1, "kl": 0.0}
-    return with_settings(Domain(name, Classification(), data), **fast)
+    return with_settings(Domain(name, task, data), **fast)
 
 
-DOMAINS = [domain("spam", "spam", "ham"), domain("triage", "urgent", "routine")]
+DOMAINS = [
+    domain("spam", "spam", "ham", Classification(positive="spam", wanted_recall=0.9)),
+    domain("triage", "urgent", "routine"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +98,21 @@ def test_all_at_once_gives_what_one_at_a_time_gives(
     adapters: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     found = loaded(adapters, tiny_base).benchmark(SUITE, DOMAINS, tmp_path)
+    VALID.validate(json.loads(json.dumps(found.report)))
     for entry in found.report["adapters"]:
         name = entry["domain"]
+        # The same adapter on the same rows: one look more, at the same level.
+        assert entry["looks"]["before"] >= 1
+        assert (entry["looks"]["adapters"], entry["looks"]["level"]) == (0, level(0))
         card = json.loads((adapters / name / "card.json").read_text())["adapters"][0]
-        for part in ("domain_scores", "general", "confusion", "gates"):
+        VALID.validate(json.loads((adapters / name / "card.json").read_text()))
+        for part in ("domain_scores", "general", "confusion", "gates", "calibration",
+                     "memorisation"):  # fmt: skip
             assert close(entry[part], card[part]), (name, part)
+        # The validation rows choose the same threshold, here and there.
+        assert close(entry["judged"]["threshold"], card["judged"]["threshold"])
+        assert (card["judged"]["threshold"] is not None) == (name == "spam")
+        assert close(entry.get("curve"), card.get("curve"))
         lines = (adapters / name / "items.jsonl").read_text().splitlines()
         stored = {(i["set"], i["id"]): i["scores"] for i in map(json.loads, lines)}
         assert len(stored) == len(found.items[name])
@@ -136,7 +153,10 @@ def test_a_stopped_run_goes_on_and_a_finished_one_scores_nothing(
         model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
     before = sum(writes)
     again = model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
-    assert close(again.report["adapters"], whole.report["adapters"])
+    for entry, other in zip(again.report["adapters"], whole.report["adapters"], strict=True):
+        # A run that is stopped before it judges has not looked.
+        assert entry["looks"]["before"] == other["looks"]["before"] + 1
+        assert close(entry | {"looks": None}, other | {"looks": None})
     total = sum(writes)
     lines = sum(
         line.startswith('{"item"') and line.endswith("}")

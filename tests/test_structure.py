@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
 # `report`, whose views are the files from `wording` to `pages`; `display` shows what it holds.
 LIGHT = ["errors", "bootstrap", "statistics", "seeds", "calibration", "thresholds",
-         "memorisation", "looks", "gates", "slices", "tasks", "leaks", "reading", "data",
+         "memorisation", "looks", "items", "gates", "slices", "tasks", "leaks", "reading", "data",
          "augmentation", "domain", "figures", "wording", "since", "markdown", "junit", "charts",
          "pages", "report", "comparison", "rerun", "display", "results", "flags"]  # fmt: skip
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "slots", "routing",
