@@ -45,7 +45,7 @@ def scores(random: np.random.Generator, target: int, right: float) -> dict[str, 
     return {
         "prediction": prediction, "confidence": sure, "nll": round(float(-np.log(share)), 6),
         "brier": round(2 * (1 - share) ** 2, 6), "nats": round(float(-np.log(share)) + 0.1, 6),
-        "tokens": 1,
+        "tokens": 1, "positive": sure if prediction == 1 else round(1 - sure, 6),
     }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def items(count: int, seed: int) -> list[dict[str, Any]]:
                 kept = known if random.random() < 0.99 else scores(random, target, 0.5)
                 item["scores"] = {"base": known, "adapter": kept}
             else:
-                wanted = shares if where == "test" else {"adapter": 0.96}
+                wanted = shares if where == "test" else {"base": 0.5, "adapter": 0.96}
                 item["scores"] = {name: scores(random, target, s) for name, s in wanted.items()}
             made.append(item)
     return made
