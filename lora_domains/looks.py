@@ -20,7 +20,7 @@ verdicts honest where adapters do not follow from one another (alpha spending: L
 Biometrika 70:659). Where they do, the number of adapters one could have come to doubles with each
 look that told which to keep, and so must the evidence (Blum & Hardt 2015, The Ladder, ICML; Dwork
 et al. 2015, Science 349:636): spending α/(k(k+1)) instead let climbers through far above 5 %. The
-simulation is ``benchmarks/statistics.py``. The first look keeps most of its power: a harmless
+simulation is ``benchmarks/verdicts.py``. The first look keeps most of its power: a harmless
 adapter passes the retention gate in 84 % of runs instead of 87 % (700 items, 8 % flipping).
 """
 

@@ -48,7 +48,8 @@ def test_the_make_verbs_and_flags_it_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for verb in set(re.findall(r"\bmake (\w+)", README)):
         assert re.search(rf"^{verb}:", makefile, re.M), verb
-    cli = (ROOT / "lora_domains" / "cli.py").read_text(encoding="utf-8")
+    cli = "".join((ROOT / "lora_domains" / f"{name}.py").read_text(encoding="utf-8")
+                  for name in ("flags", "questions", "cli"))  # fmt: skip
     scripts = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "benchmarks").glob("*.py"))
     for flag in set(re.findall(r"(--[a-z][a-z0-9-]+)", README)):
         assert f'"{flag}"' in cli or f'"{flag}"' in scripts or flag == "--help", flag
