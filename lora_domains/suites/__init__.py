@@ -21,7 +21,7 @@ from lora_domains.tasks import Example, Generation, Harness, MultipleChoice, Row
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
 """Questions of a quick look: with 8 % of the items flipping, a harmless adapter passes a 3-point
-gate in at least 80 % of runs at this size (``benchmarks/statistics.py``)."""
+gate in at least 80 % of runs at this size (``benchmarks/verdicts.py``)."""
 
 
 def _as_read(row: Mapping[str, Any]) -> Mapping[str, Any]:
