@@ -116,7 +116,9 @@ def test_one_process_writes_and_prints_and_an_error_there_reaches_all(
     two: tuple[Path, list[dict[str, Any]], str],
 ) -> None:
     out, seen, said = two
-    assert sorted(p.name for p in (out / "curve").iterdir()) == [".digest-key", "spam"]
+    assert sorted(p.name for p in (out / "curve").iterdir()) == [
+        ".digest-key", ".looks.head", ".looks.jsonl", "spam"
+    ]  # fmt: skip
     assert said.count("said once") == 1
     assert said.count("fine-tuned") == 2  # of the curve, and of the resumed run
     for found in seen:
