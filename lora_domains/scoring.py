@@ -293,11 +293,13 @@ def generate(
     # Sampling defaults a base ships (Llama's temperature .6) would warn beside greedy decoding.
     for name in ("temperature", "top_p", "top_k", "max_length"):
         setattr(config, name, None)
+    # What is no setting of the config (a streamer, stopping criteria) is the call's own.
+    others = config.update(**options)
     out = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=config,
-        **options,
+        **others,
     )
     texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
