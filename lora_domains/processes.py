@@ -4,6 +4,7 @@ Every process holds the whole frozen base; the rows are shared, and only the ada
 are exchanged. A launch that would end in something else than was asked for is named here.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,10 @@ def state() -> Any:
     if not PartialState._shared_state:
         _check_started()
         try:
-            PartialState(cpu=_on_cpu())
+            made = PartialState(cpu=_on_cpu())
+            if made.num_processes > 1:
+                # Left to the end of Python its threads may abort the process: exit code -6.
+                atexit.register(made.destroy_process_group)
         except ImportError as error:
             raise UsageError(
                 where="accelerate launch",

@@ -121,6 +121,7 @@ def add_questions(verbs: Any, opened: Opened, configured: Configured) -> None:
         verb.set_defaults(
             train=None, text=None, label=None, positive=None, slice=None, show_text=False,
             name=None, epochs=None, lr=None, rank=None, head=False, gradient_checkpointing=False,
+            wanted_recall=None, wanted_precision=None,
         )  # fmt: skip
     add = learning.add_argument
     add("--sizes", type=_numbers, metavar="S,S,…", help="shares of the training rows")

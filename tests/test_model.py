@@ -354,18 +354,23 @@ def test_the_unsure_are_referred(fitted: Fitted) -> None:
 
 
 def questions(first: str) -> Suite:
-    return replace(SUITE, questions=lambda: [{**QUESTIONS[0], "question": first}, *QUESTIONS])
+    asked = [{**QUESTIONS[0], "question": first}, *QUESTIONS]
+    return replace(SUITE, probes=(replace(SUITE.probes[0], rows=asked),))
 
 
 @pytest.mark.slow
-def test_training_rows_among_the_probes_fail(tiny_base: Path, tmp_path: Path) -> None:
+def test_training_rows_among_the_probes_fail(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = Generation(prompt="{question}", max_new_tokens=4)
     rows = [{"question": r["text"], "answer": r["label"]} for r in make_rows(60)]
     made = declared(rows, "leaky", task, epochs=1)
     model = model_in(tmp_path, tiny_base)
     model.fit(made)
 
-    def leaks(suite: Suite) -> tuple[str, int]:
+    def leaks(suite: Suite, held_to: Suite = SUITE) -> tuple[str, int]:
+        # What training is held to is the embedded world's, whatever suite is asked.
+        monkeypatch.setattr("lora_domains.model.embedded", lambda: held_to)
         entry = model.evaluate(made, suite=suite).entry
         gate = next(g for g in entry["gates"] if g["name"] == "leaks")
         assert (entry["verdict"] == "fail") >= (gate["verdict"] == "fail")
@@ -374,9 +379,9 @@ def test_training_rows_among_the_probes_fail(tiny_base: Path, tmp_path: Path) ->
     assert leaks(SUITE) == ("pass", 0)
     assert leaks(questions(rows[3]["question"])) == ("fail", 1)  # train ↔ probes
     held_to = replace(SUITE, training_text=lambda: [QUESTIONS[0]["question"], "a red river"])
-    assert leaks(held_to)[0] == "fail"  # replay ↔ probes
+    assert leaks(SUITE, held_to)[0] == "fail"  # replay ↔ probes
     own_text = replace(SUITE, training_text=lambda: [SUITE.text()[0], "a red river"])
-    assert leaks(own_text)[0] == "fail"  # replay ↔ drift text
+    assert leaks(SUITE, own_text)[0] == "fail"  # replay ↔ drift text
 
 
 @pytest.mark.slow
