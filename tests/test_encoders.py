@@ -273,7 +273,9 @@ def test_the_tutorials_experiment(
     scores = entry["domain_scores"]["accuracy"]
     gates = {gate["name"]: gate for gate in entry["gates"]}
     assert scores["adapter"] >= 0.9
-    assert scores["adapter"] > scores["base"] > 0.3
+    # A probe of the frozen base may already tell these few words apart.
+    assert scores["adapter"] >= scores["base"] > 0.3
+    assert scores["adapter"] > scores["baselines"]["majority"]
     assert set(scores["baselines"]) == {"majority", "tfidf"}
     assert gates["frozen"]["verdict"] == gates["alive"]["verdict"] == "pass"
     if saved == "masked":
