@@ -9,7 +9,7 @@ reads general text with some of its tokens masked, and is asked for those.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -302,15 +302,18 @@ def epoch_batches(
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def chunks(items: Sequence[Item], most_tokens: int) -> Iterator[list[int]]:
-    """Positions of ``items`` in batches of similar length, at most ``most_tokens`` with padding.
+def chunks(
+    items: Sequence[Item], most: int, weight: Callable[[Item], int] = len
+) -> Iterator[list[int]]:
+    """Positions of ``items`` in batches of similar weight, at most ``most`` with padding.
 
-    The same items always give the same batches, so every contender is scored in identical ones.
+    An item weighs its tokens unless told otherwise. The same items always give the same batches,
+    so every contender is scored in identical ones.
     """
-    order = sorted(range(len(items)), key=lambda i: (len(items[i]), i))
+    weights = [weight(item) for item in items]
     chunk: list[int] = []
-    for i in order:
-        if chunk and (len(chunk) + 1) * len(items[i]) > most_tokens:
+    for i in sorted(range(len(items)), key=lambda i: (weights[i], i)):
+        if chunk and (len(chunk) + 1) * weights[i] > most:
             yield chunk
             chunk = []
         chunk.append(i)

@@ -7,6 +7,7 @@ each item has its own. Nothing larger than one batch of logits is ever kept.
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_domains.bank import Bank
+from lora_domains.choices import choices_at_once, cost, takes_trees
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
 from lora_domains.heads import Head, features, head_logprobs
 from lora_domains.processes import merged, own_share
@@ -38,15 +40,15 @@ def _silent(_: int) -> None:
 
 def _by_chunks(
     model: Any, items: Sequence[Item], most: int, score: Callable[[list[Item]], Sequence[R]],
-    progress: Progress,
+    progress: Progress, weight: Callable[[Item], int] = len,
 ) -> list[R]:  # fmt: skip
-    """``score`` of every item, a batch of similar lengths at a time, in the order of ``items``.
+    """``score`` of every item, a batch of similar weights at a time, in the order of ``items``.
 
     Under a mixed route each item keeps its own. Inside ``sharing`` the batches are shared by the
     processes; they are the same batches.
     """
     rows: dict[int, R] = {}
-    for chunk in own_share(chunks(items, most), lambda chunk: progress(len(chunk))):
+    for chunk in own_share(chunks(items, most, weight), lambda chunk: progress(len(chunk))):
         with narrowed(model, chunk):
             found = score([items[i] for i in chunk])
         rows.update(zip(chunk, found, strict=True))
@@ -61,70 +63,36 @@ def choice_logprobs(
 ) -> list[np.ndarray]:
     """For each item, the natural log-likelihood of each of its choices after its prompt.
 
-    A prompt is encoded once and its keys and values shared by its choices. Returns one float64
-    array (choices,) per item.
+    A prompt is read once for all its choices (see ``choices``) where the model allows it. Returns
+    one float64 array (choices,) per item.
     """
-    widest = max((len(item.choices) for item in items), default=1)
-    longest = max((len(c) for item in items for c in item.choices), default=1)
-    # The continuation repeats each prompt's cache once per choice; keep that within the limit.
     most = _most_tokens(model.device)
-    budget = most if longest == 1 else max(1, 16 * most // widest)
-    return _by_chunks(
-        model, items, min(budget, most), lambda rows: _choices_of_chunk(model, rows, pad), progress
-    )
+    vocabulary = model.config.get_text_config().vocab_size
+
+    def weight(item: Item) -> int:
+        return cost(item, most, vocabulary)
+
+    def score(rows: list[Item]) -> list[np.ndarray]:
+        if _keeps(model) and takes_trees(model, rows):
+            return [np.array(found) for found in choices_at_once(model, rows, pad)]
+        return _one_by_one(model, rows, pad)
+
+    return _by_chunks(model, items, most, score, progress, weight)
 
 
-def _choices_of_chunk(model: Any, rows: list[Item], pad: int) -> list[np.ndarray]:
-    device = model.device
-    longest = max(len(item.prompt) for item in rows)
-    # Left-padded: every prompt ends in the last column, and continuations follow it.
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for r, item in enumerate(rows):
-        ids[r, longest - len(item.prompt) :] = torch.tensor(item.prompt)
-        mask[r, longest - len(item.prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    width = max(len(item.choices) for item in rows)
-    deep = max(len(choice) for item in rows for choice in item.choices)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=deep > 1,
-        **({"logits_to_keep": 1} if _keeps(model) else {}),
-    )
-    # tokens: (rows, width, deep), 0 where a choice is shorter or missing.
-    tokens = torch.zeros((len(rows), width, deep), dtype=torch.long)
-    real = torch.zeros((len(rows), width, deep), dtype=torch.bool)
-    for r, item in enumerate(rows):
-        for c, choice in enumerate(item.choices):
-            tokens[r, c, : len(choice)] = torch.tensor(choice)
-            real[r, c, : len(choice)] = True
-    tokens, real = tokens.to(device), real.to(device)
-    first = F.log_softmax(out.logits[:, -1].float(), dim=-1)
-    total = first.gather(1, tokens[:, :, 0]).double()
-    if deep > 1:
-        cache = out.past_key_values
-        cache.batch_repeat_interleave(width)
-        flat = tokens.reshape(len(rows) * width, deep)
-        there = real.reshape(len(rows) * width, deep)
-        lengths = mask.sum(1).repeat_interleave(width)
-        later = model(
-            input_ids=flat[:, :-1],
-            attention_mask=torch.cat(
-                [mask.repeat_interleave(width, 0), there[:, :-1].long()], dim=1
-            ),
-            position_ids=lengths[:, None] + torch.arange(deep - 1, device=device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logp = -F.cross_entropy(
-            later.logits.float().flatten(0, 1), flat[:, 1:].flatten(), reduction="none"
-        ).view(len(rows) * width, deep - 1)
-        total += (logp * there[:, 1:]).sum(1).view(len(rows), width).double()
-    values = total.cpu().numpy()
-    return [values[r, : len(item.choices)] for r, item in enumerate(rows)]
+def _one_by_one(model: Any, rows: Sequence[Item], pad: int) -> list[np.ndarray]:
+    """The same by a text for each choice: for models that cannot read a tree."""
+    pairs = [(r, c) for r, item in enumerate(rows) for c in range(len(item.choices))]
+    texts = [replace(rows[r], answer=rows[r].choices[c], choices=()) for r, c in pairs]
+    found = [np.zeros(len(item.choices)) for item in rows]
+    for chunk in chunks(texts, _most_tokens(model.device)):
+        with narrowed(model, [pairs[i][0] for i in chunk]):
+            batch = collate([texts[i] for i in chunk], pad, model.device)
+            nats = answer_nll(tail_logits(model, batch), batch).double().sum(1).tolist()
+        for i, loss in zip(chunk, nats, strict=True):
+            r, c = pairs[i]
+            found[r][c] = -loss
+    return found
 
 
 @torch.no_grad()
