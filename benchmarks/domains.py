@@ -46,7 +46,7 @@ REAL = {
         "--epochs",
         "4",
         "--limit",
-        "200",
+        "4000",
     ],
     "pubmedqa": [*FIT, "--name", "pubmedqa", "--text", "context,question", "--epochs", "2"],
 }

@@ -27,6 +27,8 @@ class Data:
     train: Source | None = None
     validation: Source | None = None
     test: Source | None = None
+    general: Source | None = None
+    """General text that the adapter is held to, in a column ``text``; else the embedded world's."""
     group: str | None = None
     """Column whose rows belong together (a patient, a thread): a group never spans splits."""
     slices: tuple[str, ...] = ()

@@ -103,12 +103,16 @@ class Display:
         """One line of the table of epochs, under its heading the first time."""
         if not record["higher_is_better"]:
             metric = "nats per token"  # answers are not generated every epoch
-        columns = ["epoch", "training loss", "validation loss", "accuracy", metric, "observation"]
-        widths = [5, 13, 15, 8, max(8, len(metric)), 0]
+        columns = ["epoch", "training loss", "validation loss", "accuracy", metric]
+        widths = [5, 13, 15, 8, max(8, len(metric))]
+        watched = "general_kl" in record
+        if watched:
+            columns += ["general nats", "KL"]
+            widths += [12, 5]
         if not self._epochs_shown:
             self._epochs_shown = True
-            head = "  ".join(f"{c:>{w}}" for c, w in zip(columns[:-1], widths, strict=False))
-            self.console.print(f"[bold]{head}  {columns[-1]}[/]")
+            head = "  ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))
+            self.console.print(f"[bold]{head}  observation[/]")
         cells = [
             str(record["epoch"]),
             f"{record['training_loss']:.4f}",
@@ -116,7 +120,9 @@ class Display:
             "–" if record["accuracy"] is None else f"{record['accuracy']:.3f}",
             f"{record['score']:.3f}",
         ]
-        line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=False))
+        if watched:
+            cells += [f"{record['general_nats']:.3f}", f"{record['general_kl']:.3f}"]
+        line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
         said = record["observation"] + (f" ({note})" if note else "")
         self.console.print(f"{line}  {escape(said)}")
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.data import Data
-from lora_domains.errors import DomainError, UsageError, did_you_mean
-from lora_domains.reading import SPLITS
+from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
+from lora_domains.reading import SOURCES
 from lora_domains.tasks import Task, task_record
 
+RETENTION = ("auto", "kl", "replay", "both", "scale", "none")
+"""How an adapter is held to the base while it trains; ``retention`` says what each does."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -50,10 +52,14 @@ class Training:
     clip: float = 1.0
     patience: int = 3
     """Epochs without a better validation score before stopping."""
+    retention: str = "auto"
+    """How general knowledge is kept: one of ``RETENTION``; the plan says what auto chose."""
     kl: float = 2.0
-    """Weight of KL to the base on general text, per token; 0 trains without it."""
+    """Weight of KL to the base on general text, per token."""
+    replay: float = 0.25
+    """Share of the rows of a step that are general text."""
     general_rows: int = 6
-    """General texts read beside each batch for that."""
+    """General texts read beside each batch for KL."""
     max_length: int | None = None
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass: less memory, about a third more time."""
@@ -125,7 +131,9 @@ def _check_ranges(domain: Domain) -> None:
         ("batch_size", training.batch_size, training.batch_size >= 1, "at least 1"),
         ("warmup", training.warmup, 0 <= training.warmup < 1, "0 up to, not including, 1"),
         ("patience", training.patience, training.patience >= 1, "at least 1"),
-        ("kl", training.kl, training.kl >= 0, "0 or above"),
+        ("retention", training.retention, training.retention in RETENTION, listed(RETENTION)),
+        ("kl", training.kl, training.kl > 0, "above 0 (retention='none' trains without it)"),
+        ("replay", training.replay, 0 < training.replay <= 0.9, "above 0, at most .9"),
         ("general_rows", training.general_rows, training.general_rows >= 1, "at least 1"),
         ("clip", training.clip, training.clip > 0, "above 0"),
         ("retention", gates.retention, 0 < gates.retention < 1, "between 0 and 1"),
@@ -154,12 +162,12 @@ def _check_ranges(domain: Domain) -> None:
 def with_settings(domain: Domain, **settings: Any) -> Domain:
     """``domain`` with the named settings changed, wherever they live (``epochs``, ``rank``, …).
 
-    Raises UsageError for a name that no part of a domain has.
+    ``retention`` is how it is trained; the gate of that name has its margin from ``Gates``. Raises UsageError for a name that no part of a domain has.
     """
     parts: dict[str, Any] = {
+        "gates": domain.gates,
         "lora": domain.lora,
         "training": domain.training,
-        "gates": domain.gates,
     }
     homes = {f.name: part for part, value in parts.items() for f in fields(value)}
     changes: dict[str, dict[str, Any]] = {}
@@ -207,7 +215,7 @@ def _plain(value: Any) -> Any:
         named = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
         if isinstance(value, Data):
             # A file counts by its name: where it lies on a machine is nobody else's business.
-            named |= {s: Path(named[s]).name for s in SPLITS if _is_path(named[s])}
+            named |= {s: Path(named[s]).name for s in SOURCES if _is_path(named[s])}
         return {"is": type(value).__name__, **named}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -235,7 +243,7 @@ def data_record(data: Data) -> dict[str, Any]:
     """
     record: dict[str, Any] = _plain(data)
     return record | {
-        split: _near(source) for split in SPLITS if _is_path(source := getattr(data, split))
+        name: _near(source) for name in SOURCES if _is_path(source := getattr(data, name))
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
 from lora_domains.data import Data
-from lora_domains.domain import Domain, with_settings
+from lora_domains.domain import RETENTION, Domain, with_settings
 from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.tasks import Classification
 
@@ -57,6 +57,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--train", help="training rows: CSV, JSONL, Parquet, or hub:OWNER/NAME@REVISION/SPLIT")
     add("--validation", help="validation rows; default: carved from the training rows")
     add("--test", help="test rows; default: carved from the training rows")
+    add("--general", metavar="FILE", help="general text that the adapter is held to, in a column "
+        "text; default: the embedded world's")  # fmt: skip
+    add("--retention", choices=RETENTION, help="how general knowledge is kept; default: auto")
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
     add("--label", metavar="COLUMN", help="column of the label")
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
@@ -88,10 +91,12 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
     data, task = domain.data, domain.task
     if flags.train:
         # Rows of one's own replace all of the recipe's: a foreign test set would prove nothing.
-        data = Data(flags.train, flags.validation, flags.test)
+        data = Data(flags.train, flags.validation, flags.test, data.general)
     elif flags.test or flags.validation:
         data = replace(data, **{k: v for k in ("validation", "test") if (v := getattr(flags, k))})
     changes: dict[str, Any] = {"drop_leaks": flags.drop_leaks or data.drop_leaks}
+    if flags.general:
+        changes["general"] = flags.general
     if flags.group:
         changes["group"] = flags.group
     if flags.slice:
@@ -123,7 +128,7 @@ def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
                 wanted_precision=flags.wanted_precision,
             )
         task = replace(task, head=flags.head or task.head)
-    given = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed")}
+    given = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed", "retention")}
     settings = {k: v for k, v in given.items() if v is not None}
     if flags.gradient_checkpointing:
         settings["gradient_checkpointing"] = True

@@ -6,6 +6,7 @@ row's loss is over the tokens of the whole batch from the start.
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from lora_domains.errors import OutOfMemory
 from lora_domains.heads import Head, label_nats
 from lora_domains.memory import ran_out, release
 from lora_domains.recompute import recomputing
-from lora_domains.retention import general_rows, kl_to_base
+from lora_domains.retention import Keeping, Reference, general_rows
 from lora_domains.scoring import answer_nll, tail_logits
 
 MICRO_TOKENS = 16_384
@@ -38,6 +39,7 @@ class Gradients:
         slot: str,
         head: Head | None,
         domain: Domain,
+        keeping: Keeping,
         general: Sequence[Item],
         parameters: Sequence[torch.nn.Parameter],
         state: State,
@@ -45,7 +47,8 @@ class Gradients:
     ) -> None:
         self.bank, self.head = bank, head
         self.model, self.pad = bank.base.model, bank.base.tokenizer.pad_token_id
-        self.slot, self.domain, self.general = slot, domain, general
+        self.slot, self.domain = slot, domain
+        self.keeping, self.general = keeping, general
         self.parameters, self.state, self.display = parameters, state, display
         self.rank, self.ranks = processes.state().process_index, processes.state().num_processes
 
@@ -67,7 +70,7 @@ class Gradients:
                 torch.manual_seed(seed + self.state.total_steps * self.ranks + self.rank)
                 with self._recomputing():
                     nats = self._of_rows(own, total)
-                    self._of_drift(mine, sum(len(text.answer) for text in held))
+                    self._of_general(mine, sum(len(text.answer) for text in held))
                 return nats
             except RuntimeError as error:
                 if not ran_out(error):
@@ -109,20 +112,32 @@ class Gradients:
         batch = collate(items, self.pad, self.model.device)
         return answer_nll(tail_logits(self.model, batch), batch).sum()
 
-    def _of_drift(self, items: Sequence[Item], total: int) -> None:
-        """Add the gradient of KL to the base on general texts (see ``retention``)."""
+    def _of_general(self, items: Sequence[Item], total: int) -> None:
+        """Add the gradients of what holds the adapter to the base (see ``retention``)."""
         for part in self._parts(items):
-            kl = kl_to_base(self.bank, part, self.pad, self.slot)
-            torch.autograd.backward(self.domain.training.kl * kl / total)
+            kl, nats = self.reference.moved(part, self.slot)
+            loss = self.keeping.kl * kl.sum() + self.keeping.replay * nats.sum()
+            torch.autograd.backward(loss / total)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The base on the general texts, asked when the first step needs it."""
+        with self.display.progress("the base on general text", len(self.general)) as advance:
+            reference = Reference(self.bank, self.general, progress=advance)
+        if reference.top is not None:
+            self.display.stage(
+                "retention", None, None,
+                f"KL over the {reference.top} likeliest tokens and the rest as one: too low by "
+                f"what is in that rest, {reference.left:.2%} of the base's probability",
+            )  # fmt: skip
+        return reference
 
     def _general_texts(self) -> list[Item]:
         """This step's general texts, of which every process takes its share."""
-        settings = self.domain.training
-        if not self.general or not settings.kl:
+        if not self.keeping.rows:
             return []
-        rows = general_rows(
-            len(self.general), settings.general_rows, settings.seed, self.state.total_steps
-        )
+        seed, step = self.domain.training.seed, self.state.total_steps
+        rows = general_rows(len(self.general), self.keeping.rows, seed, step)
         return [self.general[i] for i in rows]
 
     def _recomputing(self) -> Any:

@@ -51,7 +51,7 @@ def learning_curve(
     edited = augmented(prepared.task, domain.data, prepared.train, prepared.test, seed)
     # A name of its own: an interrupted run of this domain keeps its checkpoint.
     own = replace(ready.domain, name=f"{domain.name[:50]}__curve")
-    plan = make_plan(model.base, own, ready.train)
+    plan = make_plan(model.base, replace(ready, domain=own))
     for warning in plan.warnings:
         model.display.warn(warning)
 

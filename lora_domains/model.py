@@ -253,7 +253,7 @@ class DomainModel:
         ready = replace(self._read(domain), parent=parent)
         self._ready[domain.name] = ready
         domain = ready.domain  # its labels are known now
-        plan = make_plan(self.base, domain, ready.train, parent.adapter if parent else None)
+        plan = make_plan(self.base, ready)
         for reason in plan.reasons:
             self.display.stage("plan", None, None, reason)
         for warning in plan.warnings:
@@ -272,7 +272,7 @@ class DomainModel:
         if tracker is None:
             trained = run.fit(resume=resume)
         else:
-            numbers = {k: v for k, v in asdict(plan).items() if k not in ("reasons", "warnings")}
+            numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
             run.log, close = open_tracker(tracker, domain.name, self.out, numbers)
             try:
                 trained = run.fit(resume=resume)
@@ -309,13 +309,11 @@ class DomainModel:
         return ready
 
     def _run(self, ready: Ready, plan: Plan) -> Run:
-        held = ready.domain.training.kl and self.base.language_head
-        if ready.domain.training.kl and not held:
+        if not self.base.language_head and ready.domain.training.retention != "none":
             self.display.warn(
                 f"{self.base.id} has no masked-token head: nothing holds the adapter to it while "
                 "it trains, and what it keeps cannot be measured."
             )
-        texts = embedded().training_texts() if held else []
         return Run(
             self.bank,
             ready.domain,
@@ -324,7 +322,8 @@ class DomainModel:
             ready.validation,
             self._checkpoint(ready.domain),
             self.display,
-            general=ready.encoder.encode_all(texts),
+            general=ready.encoder.encode_all(ready.general.training) if plan.keeping.rows else (),
+            watched=ready.encoder.encode_all(ready.general.selection),
             parent=ready.parent,
         )
 
@@ -394,9 +393,7 @@ class DomainModel:
         # Questions are asked of causal bases only.
         questions = [] if self.base.encoder else [example for _, example in suite.examples()]
         leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
-        if ready.domain.training.kl:
-            held_to = embedded().training_texts()
-            leaks = _joined(leaks, find_leaks(held_to, [*questions, *suite.texts()]))
+        leaks = _joined(leaks, find_leaks(ready.general.all, [*questions, *suite.texts()]))
         began = parent_resident(self.bank, name, ready.parent, self.out, self.display.warn)
         with began as parent, processes.sharing():
             scored = score_items(

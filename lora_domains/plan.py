@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_domains.adapter import Adapter, new_adapter
+from lora_domains.adapter import new_adapter
 from lora_domains.base import Base
 from lora_domains.domain import Domain
 from lora_domains.encoding import Item
 from lora_domains.heads import classes_of
+from lora_domains.ready import Ready
+from lora_domains.retention import Keeping, decide
 
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
@@ -24,6 +26,7 @@ class Plan:
     epochs: int
     batch_size: int
     steps_per_epoch: int
+    keeping: Keeping
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -32,17 +35,17 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
 
-def make_plan(
-    base: Base, domain: Domain, items: Sequence[Item], parent: Adapter | None = None
-) -> Plan:
+def make_plan(base: Base, ready: Ready) -> Plan:
     """Learning rate and rank from the base's width and the supervised tokens, with reasons.
 
     The rate is 5e-4 · (2000 / hidden)^p, p = .78 (.08 for Qwen), at alpha 32 and 1/r scaling:
     Thinking Machines, "LoRA Without Regret" (2025). The rank is the least power of two from 16
     to 64 whose adapter holds at least two parameters per supervised token, on the same finding
     that an adapter must have room for what the rows say. An adapter that goes on from ``parent``
-    has its rank and alpha.
+    has its rank and alpha. How general knowledge is kept: ``retention.decide``.
     """
+    domain, items = ready.domain, ready.train
+    parent = ready.parent.adapter if ready.parent else None
     settings, lora = domain.training, domain.lora
     steps = math.ceil(len(items) / settings.batch_size)
     reasons: list[str] = []
@@ -72,8 +75,10 @@ def make_plan(
             f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}): too short to "
             f"learn much. --epochs {wanted} gives {wanted * steps}."
         )
+    keeping = decide(domain, len(ready.general.training))
+    reasons.append(keeping.reason)
     return Plan(
-        rank, alpha, lr, settings.epochs, settings.batch_size, steps, tuple(reasons),
+        rank, alpha, lr, settings.epochs, settings.batch_size, steps, keeping, tuple(reasons),
         tuple(warnings),
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """A domain's rows made ready for one base: read, checked, split and encoded, shown as it goes."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from lora_domains.base import Base
@@ -7,12 +8,34 @@ from lora_domains.data import Prepared, prepare
 from lora_domains.display import Display
 from lora_domains.domain import Domain
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
+from lora_domains.errors import DataError
 from lora_domains.heads import check_task
-from lora_domains.tasks import Classification
+from lora_domains.leaks import normalise
+from lora_domains.reading import Source, read
+from lora_domains.suites import embedded
+from lora_domains.tasks import Classification, Example, LanguageModelling
 from lora_domains.versions import Parent
 
 LONGEST = 2048
 """Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
+
+
+FEWEST = 20
+"""General texts at least: some to train by, some to choose a checkpoint by."""
+SELECTION = 200
+"""General texts that a checkpoint is chosen by, at most; a fifth of them at most."""
+
+
+@dataclass(frozen=True)
+class General:
+    """General texts: those an adapter is held to, and apart from them those it is watched on."""
+
+    training: Sequence[Example] = ()
+    selection: Sequence[Example] = ()
+
+    @property
+    def all(self) -> list[Example]:
+        return [*self.training, *self.selection]
 
 
 @dataclass(frozen=True)
@@ -24,6 +47,7 @@ class Ready:
     encoder: Encoder
     train: list[Item]
     validation: list[Item]
+    general: General = General()
     parent: Parent | None = None
 
 
@@ -53,4 +77,34 @@ def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
         )
     for warning in prepared.warnings:
         display.warn(warning)
-    return Ready(domain, prepared, encoder, train, validation)
+    # A base without a language head has nothing to say of a text.
+    general = general_texts(domain.data.general) if base.language_head else General()
+    return Ready(domain, prepared, encoder, train, validation, general)
+
+
+def general_texts(source: Source | None) -> General:
+    """The embedded world's, or those in the column ``text`` of ``source``, each text once.
+
+    Raises DataError for rows without that column, and for fewer than ``FEWEST`` texts.
+    """
+    if source is None:
+        suite = embedded()
+        return General(suite.training_texts(), suite.selection_texts())
+    texts: dict[str, Example] = {}
+    for row in read(source, "general"):
+        example = LanguageModelling().example(row)
+        texts.setdefault(normalise(example.answer), example)
+    if len(texts) < FEWEST:
+        raise DataError(
+            where="general text",
+            expected=f"at least {FEWEST} different texts in the column 'text'",
+            found=str(len(texts)),
+            mend="Add ordinary text, a line or a paragraph a row, or leave --general out.",
+        )
+    found = list(texts.values())
+    every = max(5, len(found) // SELECTION)
+    watched = set(range(0, len(found), every)[:SELECTION])
+    return General(
+        [text for at, text in enumerate(found) if at not in watched],
+        [text for at, text in enumerate(found) if at in watched],
+    )

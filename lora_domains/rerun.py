@@ -56,6 +56,7 @@ def domain_of(card: Mapping[str, Any]) -> Domain:
             train=_source(record["train"], where),
             validation=_source(record["validation"], where),
             test=_source(record["test"], where),
+            general=_source(record.get("general"), where),
             group=record["group"],
             slices=tuple(record["slices"]),
             drop_leaks=record["drop_leaks"],

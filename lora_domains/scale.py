@@ -18,7 +18,6 @@ from lora_domains.adapter import rewrite_card
 from lora_domains.bank import Bank
 from lora_domains.display import Display
 from lora_domains.domain import Domain
-from lora_domains.embedded.world import general_text
 from lora_domains.encoding import Encoder
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
 from lora_domains.evaluation import encode_rows, model_scores
@@ -27,13 +26,12 @@ from lora_domains.markdown import readme
 from lora_domains.model import DomainModel
 from lora_domains.report import read_items
 from lora_domains.scoring import drift
+from lora_domains.suites import embedded
 from lora_domains.tasks import Example, Task
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 LOSS = 0.03
 """Of the metric: a scale that loses less than this against 1, for certain, is as good."""
-TEXTS = 200
-"""General texts that drift and nats are measured on."""
 
 
 def curve(
@@ -107,10 +105,7 @@ def scale_curve(
     wanted = sorted(set(scales))
     _check(wanted, validation)
     rows = encode_rows(encoder, validation)
-    texts = [
-        Example(f"general:{at}", "", text)
-        for at, text in enumerate(general_text("validation", TEXTS))
-    ]
+    texts = embedded().selection_texts()
     general = encoder.encode_all(texts)
     items = [item for _, item in rows]
     references = [example.answer.strip() for example, _ in rows]
@@ -154,7 +149,7 @@ def scale_curve(
     return {
         "metric": metric,
         "rows": len(validation),
-        "texts": TEXTS,
+        "texts": len(texts),
         "base": {
             "score": before,
             "nats": float(first["base"].sum() / first["tokens"].sum()),

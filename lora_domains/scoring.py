@@ -19,7 +19,9 @@ from torch import Tensor
 from lora_domains.bank import Bank
 from lora_domains.choices import choices_at_once, cost, takes_trees
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
+from lora_domains.errors import OutOfMemory
 from lora_domains.heads import Head, features, head_logprobs
+from lora_domains.memory import ran_out, release
 from lora_domains.processes import merged, own_share
 from lora_domains.routing import narrowed
 
@@ -30,7 +32,7 @@ TOKENS = 4096
 Progress = Callable[[int], None]
 
 
-def _most_tokens(device: torch.device) -> int:
+def most_tokens(device: torch.device) -> int:
     return TOKENS if device.type == "cpu" else 8 * TOKENS
 
 
@@ -38,23 +40,50 @@ def _silent(_: int) -> None:
     return None
 
 
-def _by_chunks(
+def by_chunks(
     model: Any, items: Sequence[Item], most: int, score: Callable[[list[Item]], Sequence[R]],
     progress: Progress, weight: Callable[[Item], int] = len,
 ) -> list[R]:  # fmt: skip
     """``score`` of every item, a batch of similar weights at a time, in the order of ``items``.
 
     Under a mixed route each item keeps its own. Inside ``sharing`` the batches are shared by the
-    processes; they are the same batches.
+    processes; they are the same batches. Where memory runs out a batch is halved.
     """
     rows: dict[int, R] = {}
     for chunk in own_share(chunks(items, most, weight), lambda chunk: progress(len(chunk))):
-        with narrowed(model, chunk):
-            found = score([items[i] for i in chunk])
-        rows.update(zip(chunk, found, strict=True))
+        waiting = [chunk]
+        while waiting:
+            part = waiting.pop()
+            found = _scored(model, part, [items[i] for i in part], score)
+            if found is None:
+                waiting += [part[: len(part) // 2], part[len(part) // 2 :]]
+            else:
+                rows.update(zip(part, found, strict=True))
         progress(len(chunk))
     rows = merged(rows)
     return [rows[i] for i in range(len(items))]
+
+
+def _scored(
+    model: Any, part: list[int], items: list[Item], score: Callable[[list[Item]], Sequence[R]]
+) -> Sequence[R] | None:
+    """The scores of one batch; None where memory ran out and it can be halved."""
+    try:
+        with narrowed(model, part):
+            return score(items)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        if len(part) == 1:
+            raise OutOfMemory(
+                where=f"scoring, a text of {len(items[0])} tokens",
+                expected="memory for one text at a time",
+                found=str(error).splitlines()[0],
+                mend="Set a smaller max_length, or --load-in-4bit.",
+            ) from None
+    # Outside of `except`, so that the failed pass and its tensors are gone.
+    release(model.device)
+    return None
 
 
 @torch.no_grad()
@@ -66,7 +95,7 @@ def choice_logprobs(
     A prompt is read once for all its choices (see ``choices``) where the model allows it. Returns
     one float64 array (choices,) per item.
     """
-    most = _most_tokens(model.device)
+    most = most_tokens(model.device)
     vocabulary = model.config.get_text_config().vocab_size
 
     def weight(item: Item) -> int:
@@ -77,7 +106,7 @@ def choice_logprobs(
             return [np.array(found) for found in choices_at_once(model, rows, pad)]
         return _one_by_one(model, rows, pad)
 
-    return _by_chunks(model, items, most, score, progress, weight)
+    return by_chunks(model, items, most, score, progress, weight)
 
 
 def _one_by_one(model: Any, rows: Sequence[Item], pad: int) -> list[np.ndarray]:
@@ -85,7 +114,7 @@ def _one_by_one(model: Any, rows: Sequence[Item], pad: int) -> list[np.ndarray]:
     pairs = [(r, c) for r, item in enumerate(rows) for c in range(len(item.choices))]
     texts = [replace(rows[r], answer=rows[r].choices[c], choices=()) for r, c in pairs]
     found = [np.zeros(len(item.choices)) for item in rows]
-    for chunk in chunks(texts, _most_tokens(model.device)):
+    for chunk in chunks(texts, most_tokens(model.device)):
         with narrowed(model, [pairs[i][0] for i in chunk]):
             batch = collate([texts[i] for i in chunk], pad, model.device)
             nats = answer_nll(tail_logits(model, batch), batch).double().sum(1).tolist()
@@ -104,7 +133,7 @@ def text_features(
     def read(rows: list[Item]) -> list[Tensor]:
         return list(features(model, rows, pad).float().cpu())
 
-    found = _by_chunks(model, items, _most_tokens(model.device), read, progress)
+    found = by_chunks(model, items, most_tokens(model.device), read, progress)
     return torch.stack(found) if found else torch.empty((0, model.config.hidden_size))
 
 
@@ -194,7 +223,7 @@ def answer_nats(
         nats: list[float] = nll.double().sum(1).tolist()
         return nats
 
-    nats = _by_chunks(model, items, _most_tokens(model.device), score, progress)
+    nats = by_chunks(model, items, most_tokens(model.device), score, progress)
     return np.array(nats), np.array([len(item.answer) for item in items], dtype=int)
 
 
@@ -230,7 +259,7 @@ def drift(
         return by_row
 
     # (items, adapters, 5)
-    table = np.array(_by_chunks(model, items, _most_tokens(model.device), score, progress))
+    table = np.array(by_chunks(model, items, most_tokens(model.device), score, progress))
     table = table.reshape(len(items), len(adapters), 5)
     names = ("kl", "base", "adapter", "tokens", "largest")
     return {
@@ -287,4 +316,4 @@ def generate_in_chunks(
         answers = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
         return [text.strip() for text in answers]
 
-    return _by_chunks(model, items, _most_tokens(model.device), score, progress)
+    return by_chunks(model, items, most_tokens(model.device), score, progress)

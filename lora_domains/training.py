@@ -10,9 +10,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from lora_domains.gradients import Gradients
 from lora_domains.heads import classes_of
 from lora_domains.memory import duration, peak_memory, words
 from lora_domains.plan import Plan, make_plan
+from lora_domains.retention import Reference, choose_scale, keeps
 from lora_domains.scoring import answer_nats, choice_logprobs, head_scores
 from lora_domains.tracking import Log, no_tracker
 from lora_domains.versions import Parent, continued
@@ -70,6 +72,7 @@ class Run:
         display: Display,
         judge: Callable[["Run"], dict[str, Any]] | None = None,
         general: Sequence[Item] = (),
+        watched: Sequence[Item] = (),
         parent: Parent | None = None,
         log: Log = no_tracker,
     ) -> None:
@@ -101,8 +104,10 @@ class Run:
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
         )
         self.gradients = Gradients(
-            bank, self.slot, self.head, domain, general, self.parameters, self.state, display
-        )
+            bank, self.slot, self.head, domain, plan.keeping, general, self.parameters, self.state,
+            display,
+        )  # fmt: skip
+        self.watched = watched
         self._stop: int | None = None
         self._agreed = False
         self._saved = time.monotonic()
@@ -122,6 +127,7 @@ class Run:
                     self._load()
                 while self.state.epoch < self.plan.epochs and not self._patience_over():
                     self.run_epoch()
+                self._choose_scale()
         finally:
             self.bank.remove(self.slot)
         if processes.is_main():
@@ -143,15 +149,12 @@ class Run:
                 self._between_steps()
         loss = sum(state.losses) / max(sum(state.tokens), 1)
         started = time.monotonic()
-        with self._without_dropout():
-            record = {"epoch": state.epoch + 1, "training_loss": loss, **self.judge(self)}
-        # Rounding may differ between devices; every rank must take the same decisions.
-        record = processes.same_everywhere(record)
+        record = {"epoch": state.epoch + 1, "training_loss": loss, **self._judged()}
         self._check_loss(record["validation_loss"])
         state.history.append(record)
-        record["observation"] = observe(state.history)
+        record["observation"] = observe(state.history, self._limit)
         state.seconds += time.monotonic() - started
-        if state.best is None or _better(record, state.best):
+        if state.best is None or self._rank(record) > self._rank(state.best):
             state.best, state.best_weights = record, self.bank.weights(self.slot)
             state.best_head = self._head_weights()
         self.display.epoch(record, self.domain.task.metric, self._speed())
@@ -180,6 +183,21 @@ class Run:
         state.seconds += time.monotonic() - started
         rate = self.optimizer.param_groups[0]["lr"]
         self.log({"loss": loss_now, "learning_rate": rate}, state.total_steps)
+
+    def _judged(self) -> dict[str, Any]:
+        """The adapter as it is on validation rows and on watched general text."""
+        with self._without_dropout():
+            record = dict(self.judge(self))
+            if self.watched:
+                with processes.sharing():
+                    record |= self.selection.watch(self.slot)
+        # Rounding may differ between devices; every rank must take the same decisions.
+        return processes.same_everywhere(record)
+
+    @cached_property
+    def selection(self) -> Reference:
+        """The base on the general texts by which checkpoints are chosen."""
+        return Reference(self.bank, self.watched)
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:
@@ -284,6 +302,52 @@ class Run:
             )
         return over
 
+    # Which epoch, and how much of it
+
+    @property
+    def _limit(self) -> float:
+        """The drift gate's, beyond which a checkpoint is not kept; none where that was asked."""
+        return math.inf if self.plan.keeping.method == "none" else self.domain.gates.drift
+
+    def _rank(self, record: dict[str, Any]) -> tuple[bool, float, float]:
+        """Checkpoints compare by this: general knowledge kept, then score, then loss."""
+        score = record["score"] if record["higher_is_better"] else -record["score"]
+        return keeps(record, self._limit), score, -record["validation_loss"]
+
+    def _choose_scale(self) -> None:
+        """How much of the best epoch's effect to keep, where that is asked or all is too much."""
+        best, weights = self.state.best, self.state.best_weights
+        if best is None or weights is None or self.head is not None or not self.watched:
+            return
+        if keeps(best, self._limit) and self.plan.keeping.method != "scale":
+            return
+
+        def judged(scale: float) -> dict[str, Any]:
+            self._put({linear: (a, b * scale) for linear, (a, b) in weights.items()})
+            return self._judged()
+
+        chosen = choose_scale(judged, self._rank)
+        if self._rank(chosen) > self._rank(best):
+            best = self.state.best = best | chosen
+            scale = best["scale"]
+            self.state.best_weights = {n: (a, b * scale) for n, (a, b) in weights.items()}
+        what = (
+            f"epoch {best['epoch']} at scale {best.get('scale', 1.0):g}: {self.domain.task.metric} "
+            f"{best['score']:.3f}, KL {best['general_kl']:.3f}"
+        )
+        self.display.stage("scale", None, None, what)
+        if not keeps(best, self._limit):
+            self.display.warn(
+                f"no epoch and no scale stays within the drift limit of {self._limit:g}: by the "
+                "general text the base is forgotten. A lower --lr may help."
+            )
+
+    def _put(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for linear, slot in self.bank.slots(self.slot).items():
+            a, b = weights[linear]
+            slot.a.data.copy_(a)
+            slot.b.data.copy_(b)
+
     # The result, and the checkpoint
 
     on_best: Callable[[Trained], object] | None = None
@@ -307,6 +371,8 @@ class Run:
             "best_epoch": state.best["epoch"],
             "rank": self.plan.rank,
             "alpha": self.plan.alpha,
+            "retention": self.plan.keeping.method,
+            "scale": state.best.get("scale", 1.0),
             "lr": self.plan.lr,
             "micro_tokens": state.micro,
             "tokens_per_second": round(state.total_tokens / max(state.seconds, 1e-9), 1),
@@ -359,10 +425,7 @@ class Run:
                 "to rounding, with dropout drawn otherwise."
             )
         vars(self.state).update(stored["state"])
-        for linear, slot in self.bank.slots(self.slot).items():
-            a, b = stored["weights"][linear]
-            slot.a.data.copy_(a)
-            slot.b.data.copy_(b)
+        self._put(stored["weights"])
         for name, tensor in (self.head.weights if self.head else {}).items():
             tensor.data.copy_(stored["head"][name])
         self.optimizer.load_state_dict(stored["optimizer"])
@@ -404,18 +467,14 @@ def validate(run: Run) -> dict[str, Any]:
     }
 
 
-def _better(record: dict[str, Any], best: dict[str, Any]) -> bool:
-    """A higher score, or the same score at a lower validation loss."""
-    now, then = (
-        (r["score"] if r["higher_is_better"] else -r["score"], -r["validation_loss"])
-        for r in (record, best)
-    )
-    return now > then
+def observe(history: Sequence[dict[str, Any]], limit: float = math.inf) -> str:
+    """What the last epoch's figures say, in words; 2 % of the loss counts as a change.
 
-
-def observe(history: Sequence[dict[str, Any]]) -> str:
-    """What the last epoch's figures say, in words; 2 % of the loss counts as a change."""
+    General knowledge is going where KL to the base is above ``limit``.
+    """
     last = history[-1]
+    if not keeps(last, limit):
+        return f"general knowledge is going: KL {last['general_kl']:.2f}, limit {limit:g}"
     if len(history) == 1:
         return "the first epoch"
     before = min(h["validation_loss"] for h in history[:-1])

@@ -33,7 +33,14 @@ def declared(rows: list[dict[str, Any]], dropout: float) -> Domain:
     """41 rows in batches of 7: six steps an epoch, the last of them short."""
     domain = Domain("spam", Classification(), Data(rows[:41], rows[41:53], rows[53:60]))
     return with_settings(
-        domain, lr=0.02, batch_size=7, rank=4, epochs=EPOCHS, patience=99, kl=0.0, dropout=dropout
+        domain,
+        lr=0.02,
+        batch_size=7,
+        rank=4,
+        epochs=EPOCHS,
+        patience=99,
+        retention="none",
+        dropout=dropout,
     )
 
 

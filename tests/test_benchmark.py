@@ -54,7 +54,7 @@ def domain(name: str, good: str, bad: str, task: Task = Classification()) -> Dom
     made = rows(good, bad)
     random.Random(name).shuffle(made)
     data = Data(made[:40], made[40:52], made[52:])
-    fast = {"lr": 0.01, "batch_size": 16, "rank": 4, "epochs": 1, "kl": 0.0}
+    fast = {"lr": 0.01, "batch_size": 16, "rank": 4, "epochs": 1, "retention": "none"}
     return with_settings(Domain(name, task, data), **fast)
 
 

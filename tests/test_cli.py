@@ -84,7 +84,7 @@ def trained(
     code = run(
         "fit", "--name", "spam", "--train", train, "--test", test, "--positive", "spam",
         "--base", str(tiny_base), "--out", str(folder / "out"), "--epochs", "8",
-        "--slice", "ward", "--group", "patient", *FAST,
+        "--slice", "ward", "--group", "patient", "--retention", "none", *FAST,
     )  # fmt: skip
     patch.undo()
     return folder / "out", code
@@ -180,7 +180,7 @@ def test_predict_from_arguments_and_lines(
 
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--wanted-recall": "0.9", "--wanted-precision": "0.8"}  # fmt: skip
-SETTLED: dict[str, Any] = {"--positive": "spam", "--group": "who", "--slice": "ward,sex"}
+SETTLED: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who", "--slice": "ward,sex"}
 
 
 def flags_of_a_run() -> list[argparse.Action]:

@@ -249,7 +249,7 @@ def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_p
     rows = make_rows(60)
     domain = with_settings(
         Domain("spam", Classification(), Data(rows[:30], rows[30:40], rows[40:])),
-        epochs=1, kl=0.0, rank=4, lr=0.01,
+        epochs=1, retention="none", rank=4, lr=0.01,
     )  # fmt: skip
     model.fit(domain)
     suite = load_suite(f"harness:{yaml(tmp_path, CHOICE)}", limit=8)

@@ -336,7 +336,11 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     card = model.fit(domain(epochs=6))
     model.fit(domain("colours", 5, epochs=6))
     answers = [{"question": row["text"], "answer": row["label"]} for row in make_rows(60)]
-    model.fit(with_settings(Domain("words", Generation(), Data(answers)), epochs=1, kl=0.0, rank=4))
+    model.fit(
+        with_settings(
+            Domain("words", Generation(), Data(answers)), epochs=1, retention="none", rank=4
+        )
+    )
     assert model.domains == ("spam", "colours", "words")
     assert model.base.state_digest() == digest
     texts = ["alpha red blue", "beta red blue"]
@@ -367,8 +371,8 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
 @pytest.mark.slow
 def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
-    ready = model._read(domain(epochs=2, kl=0.0))
-    run = model._run(ready, make_plan(model.base, ready.domain, ready.train))
+    ready = model._read(domain(epochs=2, retention="none"))
+    run = model._run(ready, make_plan(model.base, ready))
     seen: list[dict[str, torch.Tensor]] = []
 
     def worse_and_worse(run: Run) -> dict[str, Any]:
@@ -410,7 +414,7 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
 def test_a_head_is_asked_for_the_labels_it_was_trained_on(tmp_path: Path, tiny_base: Path) -> None:
     """Fitted here; then asked as another domain of the same name."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
-    declared = domain(epochs=1, kl=0.0)
+    declared = domain(epochs=1, retention="none")
     model.fit(declared)
     before = model.predict("alpha red", "spam")
     for task in (Classification(), Classification(head=True, labels=("spam", "ham")),

@@ -108,7 +108,7 @@ def test_the_answer_follows_the_bounds(
 ROWS = make_rows(150)
 DOMAIN = with_settings(
     Domain("spam", Classification(), Data(ROWS[:80], ROWS[80:100], ROWS[100:])),
-    epochs=2, kl=0.0, rank=4, lr=0.02, batch_size=8,
+    epochs=2, retention="none", rank=4, lr=0.02, batch_size=8,
 )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def test_a_reckless_rate_visibly_forgets_and_kl_keeps(tmp_path: Path) -> None:
     declared = replace(declared, data=replace(declared.data, limit=320))
     lost = {}
     for name, settings in {
-        "reckless": {"lr": 0.03, "kl": 0.0},
+        "reckless": {"lr": 0.03, "retention": "none"},
         "sound": {"lr": 0.003, "kl": 2.0},
     }.items():
         quiet = Display(quiet=True)

@@ -74,7 +74,7 @@ import sys
 from lora_domains import DomainModel
 rows = [{{"text": f"{{w}} {{n}}", "label": w}} for n in range(40) for w in ("spam", "ham")]
 model = DomainModel.from_pretrained({str(tiny_base)!r}, out={str(tmp_path / "out")!r}, device="cpu")
-model.fit(rows, name="x", epochs=1, kl=0.0, rank=4)
+model.fit(rows, name="x", epochs=1, retention="none", rank=4)
 model.load_adapter("x", name="again")
 assert "peft" in sys.modules
 assert "bitsandbytes" not in sys.modules, "imported unasked"
@@ -121,7 +121,7 @@ def test_out_of_memory_goes_on_as_if_begun_with_half(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    declared = domain(make_rows(60), epochs=2, kl=0.0, dropout=0.2)
+    declared = domain(make_rows(60), epochs=2, retention="none", dropout=0.2)
     run = make_run(tmp_path, tiny_base, declared)
     run.gradients.display = Display()
     failing(monkeypatch, ERRORS[kind], calls=1)
@@ -141,7 +141,7 @@ def test_in_the_middle_of_a_step_nothing_is_counted_twice(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without dropout the micro-batch changes rounding only, and the global batch not at all."""
-    declared = domain(make_rows(60), epochs=2, kl=0.0)
+    declared = domain(make_rows(60), epochs=2, retention="none")
     whole = ended(make_run(tmp_path / "whole", tiny_base, declared))
     monkeypatch.setattr(gradients, "MICRO_TOKENS", 100)
     run = make_run(tmp_path, tiny_base, declared)
@@ -157,7 +157,7 @@ def test_in_the_middle_of_a_step_nothing_is_counted_twice(
 def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, kl=0.0))
+    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
 
     def never(*_: Any) -> torch.Tensor:
         raise ERRORS["cuda"]
@@ -171,7 +171,7 @@ def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
 def test_another_error_is_not_taken_for_it(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, kl=0.0))
+    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
     failing(monkeypatch, RuntimeError("shapes cannot be multiplied"), calls=2)
     with pytest.raises(RuntimeError, match="shapes cannot"):
         run.fit()
@@ -268,7 +268,8 @@ def test_a_whole_run_ends_alike_with_and_without(
     rows = make_rows(60)
     weights = [
         ended(make_run(tmp_path / str(on), tiny_base,
-                       domain(rows, epochs=1, dropout=0.2, kl=0.5, gradient_checkpointing=on)))
+                       domain(rows, epochs=1, dropout=0.2, kl=0.5,
+                              gradient_checkpointing=on)))
         for on in (False, True)
     ]  # fmt: skip
     for name, wanted in weights[0].items():
@@ -284,7 +285,7 @@ def test_a_dry_run_estimates_and_leaves_nothing(
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
                                         device="cpu")  # fmt: skip
     digest, state = model.base.state_digest(), torch.get_rng_state()
-    assert model.fit(domain(make_rows(60), epochs=2, kl=0.0), dry_run=True) == {}
+    assert model.fit(domain(make_rows(60), epochs=2, retention="none"), dry_run=True) == {}
     said = capsys.readouterr().out
     for part in ("about ", "for the base, of", "of training", "of memory", "measured on one step",
                  "supervised tokens", "nothing was trained or written"):  # fmt: skip
@@ -300,7 +301,7 @@ def test_the_estimate_is_of_the_size_of_the_run(tmp_path: Path, tiny_base: Path)
 
     from lora_domains.rehearsal import rehearse
 
-    declared = domain(make_rows(200), epochs=6, kl=0.0, patience=99)
+    declared = domain(make_rows(200), epochs=6, retention="none", patience=99)
     estimate = rehearse(make_run(tmp_path, tiny_base, declared))
     started = time.monotonic()
     make_run(tmp_path / "run", tiny_base, declared).fit()

@@ -394,7 +394,9 @@ def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
     rows = [*({"text": f"the code is {s}"} for s in planted * 12), *rows]
     task = LanguageModelling()
     made = Domain("canary", task, Data(rows, make_rows(20, seed=5), make_rows(20, seed=6)))
-    made = with_settings(made, lr=0.02, epochs=12, rank=16, batch_size=8, patience=12, kl=0.0)
+    made = with_settings(
+        made, lr=0.02, epochs=12, rank=16, batch_size=8, patience=12, retention="none"
+    )
     model = model_in(tmp_path, tiny_base)
     model.fit(made)
     encoder = Encoder(model.tokenizer, 64)

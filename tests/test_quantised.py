@@ -122,7 +122,7 @@ def test_a_quantised_base_is_trained_on_and_stays_as_it_is(
     rows = make_rows(120)
     for row in rows:
         row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
-    card = model.fit(domain(rows, epochs=4, kl=0.0))
+    card = model.fit(domain(rows, epochs=4, retention="none"))
     history = card["adapters"][0]["training"]["history"]
     assert history[-1]["training_loss"] < history[0]["training_loss"]
     assert card["base"]["quantization"] == kind

@@ -1,7 +1,9 @@
-"""Held to the base: which general texts a step reads, and KL with its gradient."""
+"""Held to the base: which texts a step reads, KL with its gradient, which checkpoint is kept."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +11,20 @@ import torch.nn.functional as F
 from adapters import strong
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
+from lora_domains.data import Data
+from lora_domains.domain import Domain, with_settings
 from lora_domains.embedded.world import general_questions
-from lora_domains.encoding import Encoder
+from lora_domains.encoding import Encoder, Item
+from lora_domains.errors import DataError, DomainError
 from lora_domains.leaks import find_leaks
-from lora_domains.retention import general_rows, kl_to_base
+from lora_domains.ready import general_texts
+from lora_domains.retention import AUTO, Reference, choose_scale, decide, general_rows, keeps
 from lora_domains.suites import embedded
-from lora_domains.tasks import Example
+from lora_domains.tasks import Classification, Example
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3), st.integers(1, 30))
@@ -34,10 +41,11 @@ def test_every_text_comes_once_before_any_comes_again(
     assert max(times.values()) - min(times.get(i, 0) for i in range(count)) <= 1
 
 
-@pytest.mark.parametrize("inert", [True, False])
-def test_kl_is_that_of_the_definition_and_zero_when_nothing_moves(
-    tiny_base: Path, inert: bool
-) -> None:
+TEXTS = ("red river", "the stone is blue today", "alpha")
+
+
+def held(tiny_base: Path, inert: bool = False) -> tuple[Bank, list[Item], list[torch.nn.Parameter]]:
+    """A bank with an adapter "a", general texts, and the adapter's parameters."""
     base = load_base(tiny_base, device="cpu")
     bank = Bank(base)
     adapter = strong(base, "a")
@@ -45,27 +53,145 @@ def test_kl_is_that_of_the_definition_and_zero_when_nothing_moves(
         adapter.weights = {n: (a, torch.zeros_like(b)) for n, (a, b) in adapter.weights.items()}
     parameters = bank.add(adapter, trainable=True)
     encoder = Encoder(base.tokenizer, 64)
-    texts = ("red river", "the stone is blue today", "alpha")
-    items = [encoder.windows(Example("t", "", text))[0] for text in texts]
-    kl = kl_to_base(bank, items, base.tokenizer.pad_token_id, "a")
-    wanted = 0.0
-    for item in items:
-        ids = torch.tensor([item.prompt + item.answer])
-        shares = []
-        for route in (None, "a"):
-            with bank.routed(route), torch.no_grad():
-                shares.append(F.log_softmax(base.model(input_ids=ids).logits[0, :-1], dim=-1))
-        wanted += float((shares[0].exp() * (shares[0] - shares[1])).sum())
-    assert float(kl.detach()) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
-    assert (float(kl.detach()) > 0.1) is not inert
-    kl.backward()
+    items = [encoder.windows(Example(f"t{n}", "", text))[0] for n, text in enumerate(TEXTS)]
+    return bank, items, parameters
+
+
+@torch.no_grad()
+def log_shares(bank: Bank, item: Item, route: str | None) -> Tensor:
+    """Log-probabilities at each place of one text alone: (tokens, vocabulary)."""
+    ids = torch.tensor([item.prompt + item.answer])
+    with bank.routed(route):
+        logits = bank.base.model(input_ids=ids).logits[0, len(item.prompt) - 1 : -1]
+    return F.log_softmax(logits, dim=-1)
+
+
+def divergence(bank: Bank, item: Item) -> Tensor:
+    """KL(base ‖ adapter) at each place, by its definition: (tokens,)."""
+    base, moved = log_shares(bank, item, None), log_shares(bank, item, "a")
+    return (base.exp() * (base - moved)).sum(-1)
+
+
+@pytest.mark.parametrize("inert", [True, False])
+def test_kl_is_that_of_the_definition_and_zero_when_nothing_moves(
+    tiny_base: Path, inert: bool
+) -> None:
+    bank, items, parameters = held(tiny_base, inert)
+    reference = Reference(bank, items)
+    assert reference.top is None
+    assert reference.left == 0
+    kl, nats = reference.moved(items, "a")
+    wanted = torch.cat([divergence(bank, item) for item in items])
+    torch.testing.assert_close(kl.detach(), wanted, rtol=1e-4, atol=1e-5)
+    asked = torch.cat([
+        -log_shares(bank, item, "a")[range(len(item.answer)), list(item.answer)] for item in items
+    ])  # fmt: skip
+    torch.testing.assert_close(nats.detach(), asked, rtol=1e-4, atol=1e-5)
+    assert (float(kl.detach().sum()) > 0.1) is not inert
+    kl.sum().backward()
     moved = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
     assert (moved > 1e-4) is not inert
-    assert all(p.grad is None for p in base.model.parameters() if not p.requires_grad)
+    assert all(p.grad is None for p in bank.base.model.parameters() if not p.requires_grad)
+
+
+def test_what_is_kept_serves_any_batch_in_any_order(tiny_base: Path) -> None:
+    bank, items, _ = held(tiny_base)
+    reference = Reference(bank, items)
+    mixed, _ = reference.moved([items[2], items[0]], "a")
+    one = torch.cat([reference.moved([items[n]], "a")[0] for n in (2, 0)])
+    torch.testing.assert_close(mixed, one, rtol=1e-4, atol=1e-5)
+
+
+def test_the_top_and_the_rest_never_say_more_than_all(tiny_base: Path) -> None:
+    bank, items, parameters = held(tiny_base)
+    whole, _ = Reference(bank, items).moved(items, "a")
+    tokens = sum(len(item.answer) for item in items)
+    before, left = torch.zeros_like(whole), 1.0
+    for kept in (2, 20, 150):
+        reference = Reference(bank, items, most_bytes=8 * tokens * kept)
+        assert reference.top == kept
+        assert reference.left < left
+        top, _ = reference.moved(items, "a")
+        assert (top <= whole + 1e-5).all()
+        assert (top >= before - 1e-5).all()  # a finer division sees more
+        before, left = top.detach(), reference.left
+    assert float(top.detach().sum()) > 0.5 * float(whole.detach().sum())
+    top.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in parameters)
+
+
+def test_watching_gives_nats_and_kl_of_all_texts(tiny_base: Path) -> None:
+    bank, items, _ = held(tiny_base)
+    found = Reference(bank, items).watch("a")
+    tokens = sum(len(item.answer) for item in items)
+    kl = sum(float(divergence(bank, item).sum()) for item in items) / tokens
+    nats = {
+        route: sum(
+            -float(log_shares(bank, item, route)[range(len(item.answer)), list(item.answer)].sum())
+            for item in items
+        ) / tokens
+        for route in (None, "a")
+    }  # fmt: skip
+    assert found["general_kl"] == pytest.approx(kl, rel=1e-4)
+    assert found["general_nats"] == pytest.approx(nats["a"], rel=1e-4)
+    assert found["general_rise"] == pytest.approx(nats["a"] - nats[None], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kl", "replay", "rows"),
+    [("kl", 2.0, 0.0, 6), ("replay", 0.0, 11 / 32, 11), ("both", 2.0, 11 / 32, 11),
+     ("scale", 0.0, 0.0, 0), ("none", 0.0, 0.0, 0)],
+)  # fmt: skip
+def test_a_method_is_its_weights_and_says_so(
+    asked: str, kl: float, replay: float, rows: int
+) -> None:
+    domain = Domain("x", Classification(), Data([]))
+    found = decide(with_settings(domain, retention=asked), texts=100)
+    assert (found.method, found.kl, found.replay, found.rows) == (asked, kl, replay, rows)
+    assert asked in found.reason
+
+
+def test_auto_says_what_it_chose_and_why() -> None:
+    domain = Domain("x", Classification(), Data([]))
+    found = decide(domain, texts=100)
+    assert found == replace(decide(with_settings(domain, retention=AUTO), 100), reason=found.reason)
+    assert AUTO in found.reason
+    assert "benchmarks/retention" in found.reason
+    nothing = decide(domain, texts=0)
+    assert (nothing.method, nothing.rows) == ("none", 0)
+    assert "no language head" in nothing.reason
+
+
+@pytest.mark.parametrize("wrong", [{"retention": "ewc"}, {"kl": 0.0}, {"replay": 1.0}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DomainError, match=next(iter(wrong))):
+        with_settings(Domain("x", Classification(), Data([])), **wrong)
+
+
+def test_a_scale_is_the_best_that_keeps() -> None:
+    def judged(scale: float) -> dict[str, Any]:
+        return {"score": scale, "general_kl": scale}
+
+    found = choose_scale(judged, lambda r: (keeps(r, 0.5), r["score"]))
+    assert found == {"scale": 0.4, "score": 0.4, "general_kl": 0.4}
+
+
+def test_own_texts_are_split_into_training_and_watched() -> None:
+    rows = [{"text": f"line number {n} of the paper"} for n in range(60)]
+    found = general_texts([*rows, *rows])
+    assert len(found.all) == 60
+    assert len(found.selection) == 12
+    assert not {e.answer for e in found.training} & {e.answer for e in found.selection}
+    with pytest.raises(DataError, match="at least 20"):
+        general_texts(rows[:19])
+    with pytest.raises(DataError, match="text"):
+        general_texts([{"line": "no such column"}] * 30)
 
 
 def test_training_text_holds_no_question_and_no_text_that_is_measured() -> None:
     suite = embedded()
     questions = [example for _, example in suite.examples()]
     assert len(questions) == len(general_questions())
-    assert find_leaks(suite.training_texts(), [*questions, *suite.texts()]).exact == 0
+    held_to = [*suite.training_texts(), *suite.selection_texts()]
+    assert find_leaks(held_to, [*questions, *suite.texts()]).exact == 0
+    assert find_leaks(suite.training_texts(), suite.selection_texts()).exact == 0

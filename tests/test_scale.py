@@ -25,7 +25,7 @@ from lora_domains.tasks import Classification, Example
 ROWS = make_rows(90)
 DOMAIN = with_settings(
     Domain("spam", Classification(positive="spam"), Data(ROWS[:40], ROWS[40:70], ROWS[70:])),
-    epochs=2, kl=0.0, rank=4, lr=0.02, batch_size=8,
+    epochs=2, retention="none", rank=4, lr=0.02, batch_size=8,
 )  # fmt: skip
 
 

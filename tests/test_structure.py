@@ -19,11 +19,11 @@ LIGHT = ["errors", "bootstrap", "statistics", "seeds", "calibration", "threshold
          "memorisation", "looks", "items", "gates", "slices", "tasks", "leaks", "reading", "data",
          "augmentation", "domain", "figures", "wording", "since", "markdown", "junit", "charts",
          "pages", "report", "comparison", "rerun", "display", "results", "flags"]  # fmt: skip
-HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "choices", "slots", "routing",
-         "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging", "versions",
-         "ready", "scoring", "evaluation", "judging", "benchmark", "serving", "retention", "plan",
-         "checkpoint", "gradients", "tracking", "training", "rehearsal", "trace",
-         "model", "scale", "learning", "questions", "cli"]  # fmt: skip
+HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "choices", "slots",
+         "routing", "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging",
+         "versions", "ready", "scoring", "evaluation", "judging", "benchmark", "serving",
+         "retention", "plan", "checkpoint", "gradients", "tracking", "training", "rehearsal",
+         "trace", "model", "scale", "learning", "questions", "cli"]  # fmt: skip
 # Light too, until a verb runs.
 VERBS = ["questions", "cli"]
 ORDER = LIGHT + HEAVY

@@ -16,7 +16,7 @@ def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> No
     pytest.importorskip("tensorboardX")
     model = model_in(tmp_path, tiny_base)
     rows = make_rows(100, secret=SECRET)
-    card = model.fit(domain(rows, epochs=2, kl=0.0), tracker="tensorboard")
+    card = model.fit(domain(rows, epochs=2, retention="none"), tracker="tensorboard")
     files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
     content = b"".join(path.read_bytes() for path in files)
     for name in (b"loss", b"learning_rate", b"training_loss", b"validation_loss", b"score"):
@@ -30,7 +30,7 @@ def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> No
 
 
 def test_nothing_is_logged_unasked(tmp_path: Path, tiny_base: Path) -> None:
-    model_in(tmp_path, tiny_base).fit(domain(make_rows(60), epochs=1, kl=0.0))
+    model_in(tmp_path, tiny_base).fit(domain(make_rows(60), epochs=1, retention="none"))
     assert {p.name for p in tmp_path.iterdir()} == {"spam"}
 
 

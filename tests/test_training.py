@@ -63,7 +63,7 @@ def make_run(
     """A run built as ``DomainModel.fit`` builds it, to look inside."""
     model = model_in(folder, tiny_base)
     ready = model._read(declared)
-    run = model._run(ready, make_plan(model.base, ready.domain, ready.train))
+    run = model._run(ready, make_plan(model.base, ready))
     if judge is not None:
         run.judge = judge
     return run
@@ -171,8 +171,9 @@ def test_what_is_derived_is_derived_from_width_and_tokens(
     plan = make_run(tmp_path, tiny_base, with_settings(declared, lr=None), None).plan
     assert plan.lr == pytest.approx(5e-4 * (2000 / 32) ** 0.78, rel=0.05)
     assert plan.rank == 16
-    assert len(plan.reasons) == 2
+    assert len(plan.reasons) == 3
     assert "width 32" in plan.reasons[0]
+    assert "retention kl: auto" in plan.reasons[2]
 
 
 # ── A step ──────────────────────────────────────────────────────────────────────────────────────
@@ -208,7 +209,7 @@ def test_gradients_and_loss_equal_plain_peft(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(gradients, "MICRO_TOKENS", micro)
-    declared = replace(domain(rows, kl=0.0), task=Generation("text", "label"))
+    declared = replace(domain(rows, retention="none"), task=Generation("text", "label"))
     run = make_run(tmp_path, tiny_base, declared, None)
     random = torch.Generator().manual_seed(0)
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)

@@ -123,7 +123,7 @@ def narrower(seed: int = 5, count: int = 100) -> list[dict[str, Any]]:
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """A folder with the adapter `health`, rank 4 on two kinds of linears."""
     folder = tmp_path_factory.mktemp("health")
-    made = declared(make_rows(100), "health", kl=0.0, rank=4, alpha=8,
+    made = declared(make_rows(100), "health", retention="none", rank=4, alpha=8,
                     targets=("q_proj", "down_proj"))  # fmt: skip
     model_in(folder, tiny_base).fit(made)
     return folder
@@ -136,7 +136,8 @@ def health(trained: Path, tmp_path: Path) -> Path:
 
 
 def cancer(name: str = "cancer", **settings: Any) -> Domain:
-    return declared(narrower(), name, **({"kl": 0.0, "epochs": 1, "rank": None} | settings))
+    plain = {"retention": "none", "epochs": 1, "rank": None}
+    return declared(narrower(), name, **(plain | settings))
 
 
 def test_a_second_stage_begins_where_its_parent_ended(health: Path, tiny_base: Path) -> None:
@@ -144,10 +145,10 @@ def test_a_second_stage_begins_where_its_parent_ended(health: Path, tiny_base: P
     parent = versions.load_parent(health / "health", model.base)
     ready = model._read(cancer())
     ready = replace(ready, parent=parent)
-    plan = make_plan(model.base, ready.domain, ready.train, parent.adapter)
+    plan = make_plan(model.base, ready)
     run = model._run(ready, plan)
     assert (plan.rank, plan.alpha) == (4, 8)
-    assert "those of health" in plan.reasons[-1]
+    assert "those of health" in plan.reasons[-2]
     weights = run.bank.weights(run.slot)
     assert weights.keys() == parent.adapter.weights.keys()
     assert {name.rsplit(".", 1)[-1] for name in weights} == {"q_proj", "down_proj"}

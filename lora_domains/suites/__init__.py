@@ -83,6 +83,8 @@ class Suite:
     """Held out: drift and nats are measured on it."""
     training_text: Callable[[], Sequence[str]] = _nothing
     """Disjoint from ``text`` and from the questions: adapters are held to the base on it."""
+    selection_text: Callable[[], Sequence[str]] = _nothing
+    """Disjoint from both and from the questions: checkpoints and scales are chosen by it."""
     limit: int | None = None
     """Questions asked at most, over all probes."""
     seed: int = 0
@@ -115,6 +117,10 @@ class Suite:
     def training_texts(self) -> list[Example]:
         """The general text that training may use."""
         return self._examples("training-text", self.training_text())
+
+    def selection_texts(self) -> list[Example]:
+        """The general text that a checkpoint or a scale may be chosen by."""
+        return self._examples("selection-text", self.selection_text())
 
     def digest(self) -> str:
         """sha256 of what is asked and read: a changed question, prompt or text changes it."""
@@ -164,6 +170,7 @@ def embedded() -> Suite:
         probes=(Probe("embedded", task, general_questions, part="field"),),
         text=lambda: _general_text("test", 200),
         training_text=lambda: _general_text("train", 2000),
+        selection_text=lambda: _general_text("validation", 200),
     )
 
 
