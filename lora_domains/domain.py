@@ -162,7 +162,8 @@ def _check_ranges(domain: Domain) -> None:
 def with_settings(domain: Domain, **settings: Any) -> Domain:
     """``domain`` with the named settings changed, wherever they live (``epochs``, ``rank``, …).
 
-    ``retention`` is how it is trained; the gate of that name has its margin from ``Gates``. Raises UsageError for a name that no part of a domain has.
+    ``retention`` is how it is trained; the gate of that name has its margin from ``Gates``.
+    Raises UsageError for a name that no part of a domain has.
     """
     parts: dict[str, Any] = {
         "gates": domain.gates,

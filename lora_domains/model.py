@@ -37,6 +37,7 @@ from lora_domains.ready import LONGEST, Ready, read_domain
 from lora_domains.rehearsal import rehearse
 from lora_domains.report import SCHEMA, assemble, read_card, summed_up
 from lora_domains.results import Benchmark, Evaluation
+from lora_domains.retention import POOL
 from lora_domains.routing import entered
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
@@ -322,7 +323,9 @@ class DomainModel:
             ready.validation,
             self._checkpoint(ready.domain),
             self.display,
-            general=ready.encoder.encode_all(ready.general.training) if plan.keeping.rows else (),
+            general=ready.encoder.encode_all(
+                ready.general.training[: min(POOL, plan.steps * plan.keeping.rows)]
+            ),
             watched=ready.encoder.encode_all(ready.general.selection),
             parent=ready.parent,
         )

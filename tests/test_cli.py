@@ -180,7 +180,8 @@ def test_predict_from_arguments_and_lines(
 
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--wanted-recall": "0.9", "--wanted-precision": "0.8"}  # fmt: skip
-SETTLED: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who", "--slice": "ward,sex"}
+SETTLED: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
+                           "--slice": "ward,sex"}  # fmt: skip
 
 
 def flags_of_a_run() -> list[argparse.Action]:
