@@ -5,11 +5,13 @@
 The plain loop is what people write: for the base and for each adapter, every question with each of
 its choices as a row, sixteen rows a batch padded to the longest, the likelihood of the choice
 summed from the logits. Both score the same questions; medians of interleaved rounds, and the
-largest difference between the two sets of scores. Peak memory is taken with one and with four
-times the questions. Results: benchmarks/results/evaluation.json.
+largest difference between the two sets of scores, absolute and as a share of the score (of 1 at
+least). How far either is from the same loop in float64 says what the dtype can resolve. Peak
+memory is taken with one and with four times the questions. Results: benchmarks/results/evaluation.json.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -36,6 +38,13 @@ from lora_domains.suites import embedded
 
 RESULTS = Path(__file__).parents[1] / "results" / "evaluation.json"
 ADAPTERS, ROWS = 8, 16
+REFEREED = 100
+"""Questions that base and one adapter answer in float64 too."""
+
+
+def at_least(dtype: torch.dtype) -> torch.dtype:
+    """What log-likelihoods are computed in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def plain_loop(model: Any, names: Sequence[str], items: Sequence[Item]) -> np.ndarray:
@@ -56,7 +65,7 @@ def plain_loop(model: Any, names: Sequence[str], items: Sequence[Item]) -> np.nd
                 mask[r, : len(tokens)] = 1
             with torch.no_grad():
                 logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-            logp = F.log_softmax(logits.float(), dim=-1).cpu()
+            logp = F.log_softmax(logits.to(at_least(logits.dtype)), dim=-1).cpu()
             for r, (i, c) in enumerate(part):
                 first, choice = len(items[i].prompt), items[i].choices[c]
                 found[contender, i, c] = sum(
@@ -148,9 +157,17 @@ def main() -> None:
         rows = rows[::step][: flags.questions]
         part = Part("questions", suite.probes[0].task, rows)
         print(f"{len(rows)} questions, {ADAPTERS} adapters, load {os.getloadavg()[0]:.2f}")
-        gap = float(np.abs(plain_loop(peer, names, part.items)
-                           - our_logprobs(model, part.items)).max())  # fmt: skip
-        print(f"largest difference of a log-likelihood: {gap:.2e}")
+        theirs, own = plain_loop(peer, names, part.items), our_logprobs(model, part.items)
+        gap = float(np.abs(theirs - own).max())
+        share = float((np.abs(theirs - own) / np.abs(theirs).clip(min=1)).max())
+        print(f"largest difference of a log-likelihood: {gap:.2e}, as a share {share:.2e}")
+        few = part.items[:REFEREED]
+        exact = plain_loop(copy.deepcopy(peer).double(), names[:1], few)
+        from_exact = {
+            name: float(np.abs(scores[:2, : len(few)] - exact).max())
+            for name, scores in (("peft", theirs), ("ours", own))
+        }
+        print(f"largest distance from float64: {from_exact}")
         times: dict[str, list[float]] = {"peft": [], "ours": []}
         for turn in range(flags.rounds):
             times["peft"].append(seconds(lambda: plain_loop(peer, names, part.items)))
@@ -169,7 +186,7 @@ def main() -> None:
         "questions": len(rows), "adapters": ADAPTERS, "rounds": flags.rounds,
         "seconds": {name: [round(t, 3) for t in found] for name, found in times.items()},
         "times_faster": round(medians["peft"] / medians["ours"], 2),
-        "largest_difference": gap,
+        "largest_difference": gap, "largest_share": share, "from_float64": from_exact,
         "peak_memory_bytes": {"questions": memory[0], "four times the questions": memory[1]},
         "load": round(os.getloadavg()[0], 2), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "machine": platform.machine(), "device": flags.device,
