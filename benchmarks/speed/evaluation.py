@@ -7,7 +7,8 @@ its choices as a row, sixteen rows a batch padded to the longest, the likelihood
 summed from the logits. Both score the same questions; medians of interleaved rounds, and the
 largest difference between the two sets of scores, absolute and as a share of the score (of 1 at
 least). How far either is from the same loop in float64 says what the dtype can resolve. Peak
-memory is taken with one and with four times the questions. Results: benchmarks/results/evaluation.json.
+memory is taken with one and with four times the questions. Results:
+benchmarks/results/evaluation.json.
 """
 
 import argparse
