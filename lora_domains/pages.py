@@ -175,7 +175,8 @@ def _curves(entry: Mapping[str, Any]) -> dict[str, Any]:
     training = entry.get("training") or {}
     history = training.get("history") or []
     if not history:
-        return {"history": [], "loss_curve": None, "score_curve": None, "score_name": ""}
+        return {"history": [], "watched": False, "loss_curve": None, "score_curve": None,
+                "score_name": ""}  # fmt: skip
     epochs, best = [record["epoch"] for record in history], training.get("best_epoch")
     name, scored = wording.metric_name(entry.get("judged", {}).get("metric") or "score"), None
     if history[0]["higher_is_better"]:
@@ -186,7 +187,10 @@ def _curves(entry: Mapping[str, Any]) -> dict[str, Any]:
              for part in ("training", "validation")}  # fmt: skip
     title = f"Training and validation loss of {entry['path']} by epoch; figures in the table below"
     loss = charts.curves(lines, epochs, best, "loss", title)
-    return {"history": history, "loss_curve": loss, "score_curve": scored, "score_name": name}
+    return {
+        "history": history, "watched": all("general_kl" in record for record in history),
+        "loss_curve": loss, "score_curve": scored, "score_name": name,
+    }  # fmt: skip
 
 
 def _confusion(entry: Mapping[str, Any]) -> dict[str, Any]:

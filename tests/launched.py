@@ -13,6 +13,7 @@ import pytest
 
 from lora_domains import model as model_file
 from lora_domains import processes, scoring
+from lora_domains import ready as ready_file
 from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
@@ -30,6 +31,7 @@ SUITE = Suite(
     (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
     lambda: [f"the {word} river is red" for word in ("alpha", "beta", "gamma", "stone")],
     lambda: [f"a {word} cloud is blue" for word in ("alpha", "beta", "gamma", "stone", "win")],
+    lambda: [f"my {word} is green" for word in ("alpha", "beta", "gamma")],
 )  # fmt: skip
 
 
@@ -46,6 +48,7 @@ def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, An
     """The loss of every step and epoch, and the scores of every item."""
     patch = pytest.MonkeyPatch()
     patch.setattr(model_file, "embedded", lambda: SUITE)
+    patch.setattr(ready_file, "embedded", lambda: SUITE)
     patch.setattr(scoring, "TOKENS", 200)  # several batches, more on one rank than on the other
     model = DomainModel.from_pretrained(base, out=out)
     steps: list[float] = []
@@ -122,6 +125,7 @@ def interrupted(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[s
 
     patch = pytest.MonkeyPatch()
     patch.setattr(model_file, "embedded", lambda: SUITE)
+    patch.setattr(ready_file, "embedded", lambda: SUITE)
     patch.setattr(model, "_run", stopped)
     with pytest.raises(TrainingInterrupted) as caught:
         model.fit(declared(rows))

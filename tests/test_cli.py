@@ -37,6 +37,7 @@ SUITE = Suite(
 @pytest.fixture
 def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    monkeypatch.setattr("lora_domains.ready.embedded", lambda: SUITE)
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -81,6 +82,7 @@ def trained(
                    for n, part in (("train", dressed[:650]), ("test", dressed[650:])))  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    patch.setattr("lora_domains.ready.embedded", lambda: SUITE)
     code = run(
         "fit", "--name", "spam", "--train", train, "--test", test, "--positive", "spam",
         "--base", str(tiny_base), "--out", str(folder / "out"), "--epochs", "8",

@@ -265,6 +265,7 @@ def test_a_whole_run_ends_alike_with_and_without(
 ) -> None:
     """With the base's own passes for KL among the adapter's."""
     monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    monkeypatch.setattr("lora_domains.ready.embedded", lambda: SUITE)
     rows = make_rows(60)
     weights = [
         ended(make_run(tmp_path / str(on), tiny_base,

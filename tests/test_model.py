@@ -370,7 +370,8 @@ def test_training_rows_among_the_probes_fail(
 
     def leaks(suite: Suite, held_to: Suite = SUITE) -> tuple[str, int]:
         # What training is held to is the embedded world's, whatever suite is asked.
-        monkeypatch.setattr("lora_domains.model.embedded", lambda: held_to)
+        monkeypatch.setattr("lora_domains.ready.embedded", lambda: held_to)
+        model._ready.clear()
         entry = model.evaluate(made, suite=suite).entry
         gate = next(g for g in entry["gates"] if g["name"] == "leaks")
         assert (entry["verdict"] == "fail") >= (gate["verdict"] == "fail")
@@ -380,6 +381,8 @@ def test_training_rows_among_the_probes_fail(
     assert leaks(questions(rows[3]["question"])) == ("fail", 1)  # train ↔ probes
     held_to = replace(SUITE, training_text=lambda: [QUESTIONS[0]["question"], "a red river"])
     assert leaks(SUITE, held_to)[0] == "fail"  # replay ↔ probes
+    chosen_by = replace(SUITE, selection_text=lambda: [QUESTIONS[0]["question"], "a red river"])
+    assert leaks(SUITE, chosen_by)[0] == "fail"  # what a checkpoint is chosen by ↔ probes
     own_text = replace(SUITE, training_text=lambda: [SUITE.text()[0], "a red river"])
     assert leaks(SUITE, own_text)[0] == "fail"  # replay ↔ drift text
 

@@ -28,6 +28,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[P
     here = Path.cwd()
     patch = pytest.MonkeyPatch()
     patch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    patch.setattr("lora_domains.ready.embedded", lambda: SUITE)
     os.chdir(folder)
     assert run("fit", "--name", "x", "--train", "train.csv", "--positive", "spam", "--epochs", "2",
                "--base", str(tiny_base), "--lr", "0.01", "--limit", "40", "--seed", "3",

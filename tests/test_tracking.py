@@ -19,7 +19,8 @@ def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> No
     card = model.fit(domain(rows, epochs=2, retention="none"), tracker="tensorboard")
     files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
     content = b"".join(path.read_bytes() for path in files)
-    for name in (b"loss", b"learning_rate", b"training_loss", b"validation_loss", b"score"):
+    epoch = (b"training_loss", b"validation_loss", b"score", b"general_nats", b"general_kl")
+    for name in (b"loss", b"learning_rate", *epoch):
         assert name in content
     assert len(content) > 10 * card["adapters"][0]["training"]["steps"]
     for path in files:

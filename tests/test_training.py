@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_rows
+from safetensors.torch import load_file
 
 from lora_domains import gradients, training
 from lora_domains.bank import Bank
@@ -136,6 +137,103 @@ def test_the_best_epoch_is_kept_not_the_last(
         assert torch.equal(b, seen[1][linear][1])
         assert not torch.equal(b, seen[3][linear][1])
     assert run.slot not in run.bank
+
+
+def test_a_better_score_does_not_buy_forgotten_knowledge(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    kl = [0.1, 0.2, 0.36, 5.0]
+    judge = judged(*[1.0] * 4, scores=[0.5, 0.6, 0.8, 0.9])
+
+    def watched(run: Run) -> dict[str, Any]:
+        return judge(run) | {"general_kl": kl[run.state.epoch], "general_nats": 1.0}
+
+    def best(**settings: Any) -> tuple[int, list[str]]:
+        run = make_run(tmp_path, tiny_base, domain(rows[:60], epochs=4, **settings), watched)
+        run.watched = ()  # the judge says what is watched
+        record = run.fit().record
+        return record["best_epoch"], [h["observation"] for h in record["history"]]
+
+    epoch, said = best(drift=0.35)
+    assert epoch == 2
+    assert said[2:] == [f"general knowledge is going: KL {k:.2f}, limit 0.35" for k in (0.36, 5.0)]
+    assert best(drift=0.36)[0] == 3
+    epoch, said = best(drift=0.35, retention="none")
+    assert epoch == 4
+    assert not any("going" in words for words in said)
+
+
+@pytest.fixture(scope="module")
+def forgetful(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
+) -> Callable[..., tuple[dict[str, Any], Path]]:
+    """Trains with nothing but ``settings`` to keep general knowledge; the record, the folder."""
+
+    def fit(**settings: Any) -> tuple[dict[str, Any], Path]:
+        folder = tmp_path_factory.mktemp("forgetful")
+        declared = domain(rows[:200], epochs=2, lr=0.02, **settings)
+        card = model_in(folder, tiny_base).fit(declared)
+        return card["adapters"][0]["training"], folder / "spam"
+
+    return fit
+
+
+def test_where_no_epoch_keeps_a_smaller_scale_does(
+    forgetful: Callable[..., tuple[dict[str, Any], Path]],
+) -> None:
+    plain, folder = forgetful(retention="none")
+    lost = min(h["general_kl"] for h in plain["history"])
+    assert plain["scale"] == 1.0
+    kept, smaller = forgetful(retention="scale", drift=lost / 3)
+    assert kept["scale"] < 1
+    assert [h["general_kl"] for h in kept["history"]] == [h["general_kl"] for h in plain["history"]]
+    a, b = (load_file(path / WEIGHTS) for path in (folder, smaller))
+    epochs = {record["best_epoch"] for record in (plain, kept)}
+    assert len(epochs) == 1
+    for name in a:
+        share = kept["scale"] if "lora_B" in name else 1.0
+        torch.testing.assert_close(b[name], a[name] * share)
+
+
+def test_what_cannot_be_kept_is_said(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
+    model.fit(domain(rows[:200], epochs=1, lr=0.02, retention="scale", drift=1e-9))
+    assert "no epoch and no scale stays within the drift limit" in " ".join(
+        "".join(capsys.readouterr()).split()
+    )
+
+
+def test_kl_keeps_what_plain_training_loses(
+    forgetful: Callable[..., tuple[dict[str, Any], Path]],
+) -> None:
+    last = {
+        way: forgetful(retention=way, drift=1e9, kl=100.0)[0]["history"][-1]
+        for way in ("none", "kl", "replay", "both")
+    }
+    assert last["kl"]["general_kl"] < 0.5 * last["none"]["general_kl"]
+    # Replay learns the texts themselves: to a random base they are rows like any other.
+    nats = {way: record["general_nats"] for way, record in last.items()}
+    assert nats["replay"] < nats["none"]
+
+
+def test_own_general_text_is_what_it_is_held_to(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    secret = "zqheldtothis"
+    texts = [{"text": f"{secret} number {n} of the stone river"} for n in range(50)]
+    declared = domain(rows[:60], epochs=1)
+    declared = replace(declared, data=replace(declared.data, general=texts))
+    model = model_in(tmp_path, tiny_base)
+    card = model.fit(declared)
+    ready = model._ready["spam"]
+    assert {len(ready.general.training), len(ready.general.selection)} == {40, 10}
+    assert card["adapters"][0]["settings"]["data"]["general"] == "50 rows in memory"
+    own, ours = (card, model_in(tmp_path / "b", tiny_base).fit(domain(rows[:60], epochs=1)))
+    assert own["adapters"][0]["sha256"] != ours["adapters"][0]["sha256"]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
 
 
 def test_patience_stops_the_run(

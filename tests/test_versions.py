@@ -265,6 +265,7 @@ def test_a_second_stage_is_repeated_from_its_card(
 ) -> None:  # fmt: skip
     """Its parent of the same name is found by what it holds, among the versions."""
     monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    monkeypatch.setattr("lora_domains.ready.embedded", lambda: SUITE)
     write(health / "narrow.csv", narrower())
     out = ("--base", str(tiny_base), "--out", str(health))
     assert run("fit", "--name", "health", "--train", str(health / "narrow.csv"), "--epochs", "1",
