@@ -4,13 +4,15 @@ Whatever gives an adapter a verdict on test rows goes through here, so that no l
 every verdict is held to the level that the looks before it leave (``looks``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lora_domains import processes
+from lora_domains.data import Prepared
 from lora_domains.domain import Domain
+from lora_domains.errors import UsageError
 from lora_domains.evaluation import Scored
 from lora_domains.looks import look, set_digest, settle
 from lora_domains.report import figures
@@ -32,6 +34,18 @@ def judged_by(
         "knowledge": knowledge,
         "threshold": scored.threshold,
     }
+
+
+def check_same_rows(name: str, entry: Mapping[str, Any], prepared: Prepared, split: str) -> None:
+    """Raise UsageError where ``split`` is not what the adapter of ``entry`` was trained with."""
+    if entry.get("data", {}).get(split) != prepared.digests[split]:
+        raise UsageError(
+            where=name,
+            expected=f"the {split} rows of its training: leaks, overfitting, baselines and scales "
+            "are judged by them",
+            found="other rows, or another split or sample of them",
+            mend="Give the rows, the seed and the limit of its training.",
+        )
 
 
 def judge(entry: dict[str, Any], items: Sequence[dict[str, Any]], out: Path) -> None:

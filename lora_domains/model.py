@@ -25,7 +25,7 @@ from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import general_knowledge, score_items
 from lora_domains.heads import check_generates, check_head
-from lora_domains.judging import judge, judged_by
+from lora_domains.judging import check_same_rows, judge, judged_by
 from lora_domains.leaks import Leaks, find_leaks
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
@@ -376,7 +376,8 @@ class DomainModel:
         """Base, adapter and baselines on the domain's test rows, and on general questions.
 
         Writes scores, gates and verdict into the adapter's card. Raises AdapterError when the
-        domain has no adapter in ``out`` or in memory, LeakError when a probe is a training row.
+        domain has no adapter in ``out`` or in memory, UsageError for other training rows than it
+        was trained on.
         """
         ready = self._ready_for(domain)
         name = ready.domain.name
@@ -393,6 +394,7 @@ class DomainModel:
         entry = card["adapters"][0]
         check_head(self.bank[name].head, ready.domain.task, entry["settings"]["task"], name)
         prepared, suite = ready.prepared, suite or embedded()
+        check_same_rows(name, entry, prepared, "train")
         # Questions are asked of causal bases only.
         questions = [] if self.base.encoder else [example for _, example in suite.examples()]
         leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))

@@ -22,6 +22,7 @@ from lora_domains.encoding import Encoder
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
 from lora_domains.evaluation import encode_rows, model_scores
 from lora_domains.figures import LOWER_IS_BETTER, comparison
+from lora_domains.judging import check_same_rows
 from lora_domains.markdown import readme
 from lora_domains.model import DomainModel
 from lora_domains.report import read_items
@@ -58,13 +59,7 @@ def curve(
             mend="Train one without --head to choose a scale.",
         )
     entry = adapter.card["adapters"][0]
-    if entry.get("data", {}).get("validation") != ready.prepared.digests["validation"]:
-        raise UsageError(
-            where=name,
-            expected="the validation rows that it was trained beside",
-            found="other rows, or another split of them",
-            mend="Give the rows, the seed and the limit of its training.",
-        )
+    check_same_rows(name, entry, ready.prepared, "validation")
     entry["scale_curve"] = scale_curve(
         model.bank, name, ready.domain.task, ready.prepared.validation, ready.encoder, scales,
         model.display,

@@ -16,6 +16,7 @@ from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.domain import Lora
 from lora_domains.encoding import Item
+from lora_domains.errors import OutOfMemory
 from lora_domains.scoring import answer_nats, choice_logprobs, drift, generate, renormalise
 
 PAD = 0
@@ -113,6 +114,33 @@ def test_the_company_of_a_row_does_not_change_its_score(
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one, other, atol=EXACT)
     np.testing.assert_allclose(nats, alone_nats, atol=EXACT)
+
+
+def test_a_batch_that_memory_refuses_is_halved(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)), (12, (3, 1)))
+    forward, most = bank.base.model.forward, [2]
+    seen: list[int] = []
+
+    def small(*arguments: Any, **options: Any) -> Any:
+        seen.append(len(options["input_ids"]))
+        if seen[-1] > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return forward(*arguments, **options)
+
+    with bank.routed("moved"):
+        wanted = choice_logprobs(bank.base.model, rows, PAD)
+        monkeypatch.setattr(bank.base.model, "forward", small)
+        monkeypatch.setattr(scoring, "TOKENS", 10**6)  # all rows in one batch, to begin with
+        advanced: list[int] = []
+        found = choice_logprobs(bank.base.model, rows, PAD, advanced.append)
+        assert (max(seen), sum(advanced)) == (5, 5)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, atol=EXACT)
+        most[0] = 0
+        with pytest.raises(OutOfMemory, match="one text at a time.*20 GiB.*max_length"):
+            answer_nats(bank.base.model, rows, PAD)
 
 
 def test_order_of_rows_does_not_matter(bank: Bank) -> None:
