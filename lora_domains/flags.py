@@ -86,6 +86,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="read, check and plan; train and write nothing")
 
 
+def run_flag_defaults() -> dict[str, Any]:
+    """What each flag of a run is when it is not given: for verbs that offer only some of them."""
+    parser = Parser(add_help=False)
+    add_run_flags(parser)
+    return vars(parser.parse_args([]))
+
+
 def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
     """``domain`` with what the flags say."""
     data, task = domain.data, domain.task

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_domains.data import Data
 from lora_domains.domain import Domain, load_domain, with_settings
+from lora_domains.flags import run_flag_defaults
 from lora_domains.rerun import domain_of
 from lora_domains.tasks import Classification, task_from_record
 
@@ -101,6 +102,7 @@ def add_questions(verbs: Any, opened: Opened, configured: Configured) -> None:
     learning = verbs.add_parser("learning-curve", help="would more data help?")
     learning.set_defaults(run=partial(_learning_curve, opened, configured))
     for verb in (curve, learning):
+        verb.set_defaults(**run_flag_defaults(), name=None)
         add = verb.add_argument
         what = "a recipe, or a file of training rows"
         if verb is curve:
@@ -118,11 +120,6 @@ def add_questions(verbs: Any, opened: Opened, configured: Configured) -> None:
         add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
         add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
         add("--seed", type=int, help="of splits and training")
-        verb.set_defaults(
-            train=None, text=None, label=None, positive=None, slice=None, show_text=False,
-            name=None, epochs=None, lr=None, rank=None, head=False, gradient_checkpointing=False,
-            wanted_recall=None, wanted_precision=None,
-        )  # fmt: skip
     add = learning.add_argument
     add("--sizes", type=_numbers, metavar="S,S,…", help="shares of the training rows")
     add("--reports", default="reports", metavar="DIR", help="where the JSON lands")

@@ -189,8 +189,9 @@ class Run:
         with self._without_dropout():
             record = dict(self.judge(self))
             if self.watched:
+                selection = self.selection  # of the whole: nothing of its size is exchanged
                 with processes.sharing():
-                    record |= self.selection.watch(self.slot)
+                    record |= selection.watch(self.slot)
         # Rounding may differ between devices; every rank must take the same decisions.
         return processes.same_everywhere(record)
 

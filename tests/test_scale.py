@@ -117,7 +117,7 @@ def test_no_row_of_a_gate_is_read(trained: DomainModel, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_other_validation_rows_are_refused(trained: DomainModel) -> None:
     other = replace(DOMAIN, name="other", data=replace(DOMAIN.data, validation=ROWS[41:70]))
-    with pytest.raises(UsageError, match="trained beside"):
+    with pytest.raises(UsageError, match="the validation rows of its training"):
         curve(trained, "spam", other)
 
 
