@@ -81,6 +81,7 @@ def takes_trees(model: Any, rows: Sequence[Item]) -> bool:
     return not any(map(len, trees)) or (
         bool(rotary or config.model_type == "gpt2")
         and not getattr(config, "alibi", False)
+        and not getattr(model, "_is_stateful", False)  # a recurrent layer reads in order
         and config._attn_implementation in ("eager", "sdpa")
         and kinds <= {"full_attention", "sliding_attention"}
         and (not window or longest <= window)

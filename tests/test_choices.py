@@ -95,6 +95,18 @@ def test_a_tree_scores_as_each_choice_alone(
     [
         ("mistral", "sdpa", {"sliding_window": 8}),  # shorter than the prompts
         ("opt", "eager", {"ffn_dim": 64, "word_embed_proj_dim": 32}),  # places from its 2-D mask
+        (
+            "bamba",
+            "eager",
+            {
+                "mamba_n_heads": 4,
+                "mamba_d_head": 16,
+                "mamba_n_groups": 1,
+                "mamba_d_state": 16,
+                "attn_layer_indices": [1],
+            },
+        ),  # layers that recur
+        ("qwen3_next", "eager", {"head_dim": 8}),
     ],
 )
 def test_a_model_that_reads_no_trees_scores_alike(

@@ -116,9 +116,7 @@ def test_the_company_of_a_row_does_not_change_its_score(
     np.testing.assert_allclose(nats, alone_nats, atol=EXACT)
 
 
-def test_a_batch_that_memory_refuses_is_halved(
-    bank: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_that_memory_refuses_is_halved(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)), (12, (3, 1)))
     forward, most = bank.base.model.forward, [2]
     seen: list[int] = []
@@ -139,7 +137,7 @@ def test_a_batch_that_memory_refuses_is_halved(
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other, atol=EXACT)
         most[0] = 0
-        with pytest.raises(OutOfMemory, match="one text at a time.*20 GiB.*max_length"):
+        with pytest.raises(OutOfMemory, match=r"one text at a time.*20 GiB.*max_length"):
             answer_nats(bank.base.model, rows, PAD)
 
 
