@@ -31,25 +31,13 @@ FIT = ["lora-domains", "fit"]
 REAL = {
     "sms_spam": [*FIT, "--name", "spam", "--positive", "spam", "--epochs", "4"],
     "twitter_financial_news": [
-        *LAUNCH,
-        "recipes/finance.py",
-        "--drop-leaks",
-        "--epochs",
-        "3",
-        "--limit",
-        "2400",
+        *LAUNCH, "recipes/finance.py", "--drop-leaks", "--epochs", "3", "--limit", "2400",
     ],
     "banking77": [
-        *LAUNCH,
-        "recipes/support.py",
-        "--drop-leaks",
-        "--epochs",
-        "4",
-        "--limit",
-        "4000",
+        *LAUNCH, "recipes/support.py", "--drop-leaks", "--epochs", "4", "--limit", "4000",
     ],
     "pubmedqa": [*FIT, "--name", "pubmedqa", "--text", "context,question", "--epochs", "2"],
-}
+}  # fmt: skip
 
 
 def run(name: str, command: list[str]) -> dict[str, Any]:
@@ -86,6 +74,7 @@ def figures(folder: Path, command: list[str], seconds: float | None) -> dict[str
         "general": {k: pooled[k] for k in ("base", "adapter", "lower", "upper", "n")},
         "kl": entry["general"]["kl"]["general"],
         "ledger": entry["ledger"],
+        "memorisation": entry.get("memorisation"),
         "leaks": {k: entry["leaks"][k] for k in ("exact", "near")},
         "training": {k: v for k, v in entry["training"].items() if k != "history"},
         "adapter_bytes": size,
