@@ -86,16 +86,13 @@ def judge(
     found = f"{what} is {observed:.3f} on {n:,} {unit}"
     low, high = ("at least", "at most") if higher_is_better else ("at most", "at least")
     sure = f"{100 * level:.6g} %"
+    nearest, farthest = (_beside(sign * bound, threshold) for bound in (worst, best))
     if clears:
         verdict: Verdict = "pass"
-        why = (
-            f"{found}, with {sure} confidence {low} {sign * worst:.3f}: it clears {threshold:.3f}."
-        )
+        why = f"{found}, with {sure} confidence {low} {nearest}: it clears {threshold:.3f}."
     elif misses:
         verdict = "fail"
-        why = (
-            f"{found}, with {sure} confidence {high} {sign * best:.3f}: it misses {threshold:.3f}."
-        )
+        why = f"{found}, with {sure} confidence {high} {farthest}: it misses {threshold:.3f}."
     else:
         verdict = "inconclusive"
         settle = "at exactly this value no number of them would settle it"
@@ -104,7 +101,8 @@ def judge(
         elif math.isinf(lower) or math.isinf(upper):
             settle = "so few say nothing of their spread, more are needed"
         why = (
-            f"{found}, but the {sure} bounds {lower:.3f} and {upper:.3f} "
+            f"{found}, but the {sure} bounds {_beside(lower, threshold)} and "
+            f"{_beside(upper, threshold)} "
             f"leave {threshold:.3f} open: {settle}."
         )
     return GateResult(name, rule, observed, threshold, _finite(lower), _finite(upper), verdict, why)
@@ -455,6 +453,16 @@ def _counted(
 
 def _or_lowest(bound: float | None) -> float:
     return -math.inf if bound is None else bound
+
+
+def _beside(value: float, threshold: float) -> str:
+    """``value`` in three decimals, or in as many as tell it from ``threshold``."""
+    shown = f"{value:.3f}"
+    for digits in range(4, 10):
+        if value == threshold or not math.isclose(float(shown), threshold, abs_tol=1e-12):
+            break
+        shown = f"{value:.{digits}f}"
+    return shown
 
 
 def _finite(value: float) -> float | None:

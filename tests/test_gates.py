@@ -50,6 +50,15 @@ def judged(
     ).verdict
 
 
+def test_a_bound_is_told_from_its_threshold_in_words() -> None:
+    found = judge("g", "r", 0.05, -0.0004, 0.1, 0.0, strict=True, what="x", n=9)
+    assert "bounds -0.0004 and 0.100 leave 0.000 open" in found.why
+    found = judge("g", "r", 0.9, 0.85000001, 0.95, 0.85, what="x", n=9)
+    assert "at least 0.85000001: it clears 0.850" in found.why
+    found = judge("g", "r", 0.9, 0.85, 0.95, 0.85, what="x", n=9)
+    assert "at least 0.850: it clears 0.850" in found.why
+
+
 # ── published figures ──
 
 
