@@ -45,8 +45,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "MLPs only": {"retention": "none", "targets": MLP},
     "replay 5 %": {"retention": "replay", "replay": 0.05},
     "replay 25 %": {"retention": "replay", "replay": 0.25},
-    "KL": {"retention": "kl"},
-    "KL and replay": {"retention": "both"},
+    "KL 0.5": {"retention": "kl", "kl": 0.5},
+    "KL 2": {"retention": "kl", "kl": 2.0},
+    "KL 2, replay 25 %": {"retention": "both", "kl": 2.0, "replay": 0.25},
     "scale": {"retention": "scale"},
     "default": {},
 }
@@ -239,7 +240,7 @@ def picture(found: dict[str, Any], runs: Sequence[dict[str, Any]], limit: float)
             x, y = 100 * one["general_lost"]["mean"], one["test"]["mean"]
             axis.errorbar(
                 x, y, xerr=100 * (one["general_lost"]["sd"] or 0), yerr=one["test"]["sd"] or 0,
-                fmt="os^Dv<>pP*"[number], color=f"C{number}", label=way,
+                fmt="os^Dv<>pPX*"[number], color=f"C{number % 10}", label=way,
                 markersize=11 if way == "default" else 6,
             )  # fmt: skip
         axis.set(title=domain, xlabel="general knowledge lost, points")
@@ -268,7 +269,7 @@ def main() -> None:
     if not flags.table:
         done = {(r["way"], r["domain"], r["seed"]) for r in runs}
         jobs = [
-            (way, domain, seed) for seed, domain, way in product(SEEDS, DOMAINS, flags.ways)
+            (way, domain, seed) for seed, way, domain in product(SEEDS, flags.ways, DOMAINS)
             if (way, domain, seed) not in done
         ]  # fmt: skip
         print(f"{len(jobs)} runs, load {os.getloadavg()[0]:.1f}", flush=True)
