@@ -109,14 +109,22 @@ class Gradients:
         """Nats summed over what is supervised in ``items``."""
         if self.head is not None:
             return label_nats(self.model, self.head, items, self.pad)
+        return self._text_nats(items)
+
+    def _text_nats(self, items: Sequence[Item]) -> Tensor:
         batch = collate(items, self.pad, self.model.device)
         return answer_nll(tail_logits(self.model, batch), batch).sum()
 
     def _of_general(self, items: Sequence[Item], total: int) -> None:
         """Add the gradients of what holds the adapter to the base (see ``retention``)."""
+        held = self.keeping
         for part in self._parts(items):
-            kl, nats = self.reference.moved(part, self.slot)
-            loss = self.keeping.kl * kl.sum() + self.keeping.replay * nats.sum()
+            if held.kl:
+                kl, nats = self.reference.moved(part, self.slot)
+                loss = held.kl * kl.sum() + held.replay * nats.sum()
+            else:
+                with self.bank.routed(self.slot):
+                    loss = held.replay * self._text_nats(part)
             torch.autograd.backward(loss / total)
 
     @cached_property

@@ -52,10 +52,8 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     warnings: list[str] = []
     lr = settings.lr
     if lr is None:
-        power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
-        lr = 5e-4 * (2000 / base.width) ** power
-        lr = float(f"{lr:.2g}")
-        reasons.append(f"learning rate {lr:g}: 5e-4 · (2000 / width {base.width})^{power:g}")
+        lr, reason = derived_rate(base)
+        reasons.append(reason)
     if parent is None:
         rank, alpha = _rank(base, domain, items, reasons), lora.alpha or 32
     else:
@@ -81,6 +79,13 @@ def make_plan(base: Base, ready: Ready) -> Plan:
         rank, alpha, lr, settings.epochs, settings.batch_size, steps, keeping, tuple(reasons),
         tuple(warnings),
     )  # fmt: skip
+
+
+def derived_rate(base: Base) -> tuple[float, str]:
+    """The learning rate that follows from the base's width, and the reason in words."""
+    power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
+    rate = float(f"{5e-4 * (2000 / base.width) ** power:.2g}")
+    return rate, f"learning rate {rate:g}: 5e-4 · (2000 / width {base.width})^{power:g}"
 
 
 def _rank(base: Base, domain: Domain, items: Sequence[Item], reasons: list[str]) -> int:
