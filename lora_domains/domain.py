@@ -54,7 +54,7 @@ class Training:
     """Epochs without a better validation score before stopping."""
     retention: str = "auto"
     """How general knowledge is kept: one of ``RETENTION``; the plan says what auto chose."""
-    kl: float = 2.0
+    kl: float = 0.5
     """Weight of KL to the base on general text, per token."""
     replay: float = 0.25
     """Share of the rows of a step that are general text."""

@@ -73,7 +73,8 @@ def make_plan(base: Base, ready: Ready) -> Plan:
             f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}): too short to "
             f"learn much. --epochs {wanted} gives {wanted * steps}."
         )
-    keeping = decide(domain, len(ready.general.training))
+    familiar = base.id == "embedded" or domain.data.general is not None
+    keeping = decide(domain, len(ready.general.training), familiar)
     reasons.append(keeping.reason)
     return Plan(
         rank, alpha, lr, settings.epochs, settings.batch_size, steps, keeping, tuple(reasons),

@@ -30,8 +30,9 @@ POOL = 480
 once; benchmarks/retention says what it keeps by them."""
 SCALES = (0.8, 0.6, 0.4, 0.2)
 """Shares of an adapter's effect that are tried where all of it costs too much general knowledge."""
-AUTO = "kl"
-"""What ``auto`` is: the best of benchmarks/retention that needs no labels."""
+AUTO = ("replay", "kl")
+"""What ``auto`` is: the best of benchmarks/retention where the texts are of the kind the base was
+trained on, and what teaches it nothing where they are not."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,16 @@ class Keeping:
     reason: str = ""
 
 
-def decide(domain: Domain, texts: int) -> Keeping:
+def decide(domain: Domain, texts: int, familiar: bool) -> Keeping:
     """The method that ``domain`` asks for, or what auto is, with the reason.
 
     ``texts`` is how many general texts there are: none where the base has no language head.
+    ``familiar`` says whether they are what the base was trained on: the embedded base's own, or
+    those that somebody gave for it.
     """
     settings = domain.training
-    method = AUTO if settings.retention == "auto" else settings.retention
+    auto = settings.retention == "auto"
+    method = AUTO[0 if familiar else 1] if auto else settings.retention
     if not texts:
         said = "the base has no language head, so nothing holds the adapter to it"
         return Keeping("none", reason=f"retention none: {said}")
@@ -68,8 +72,12 @@ def decide(domain: Domain, texts: int) -> Keeping:
         "scale": "trained plainly; validation chooses the adapter's scale afterwards",
         "none": "as asked; general knowledge is watched and not kept",
     }[method]
-    why = "auto: best of those compared in benchmarks/retention; " if method != settings.retention \
-        else ""  # fmt: skip
+    why = ""
+    if auto and familiar:
+        why = "auto: best of those compared in benchmarks/retention; "
+    elif auto:
+        why = "auto: the embedded world's text would teach this base, so it is only compared on " \
+            "it (--general FILE gives your own); "  # fmt: skip
     return Keeping(
         method, kl, replayed / settings.batch_size, rows, f"retention {method}: {why}{what}"
     )

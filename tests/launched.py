@@ -40,7 +40,8 @@ def declared(rows: Sequence[dict[str, Any]], **settings: Any) -> Domain:
     domain = Domain(
         "spam", Classification(positive="spam"), Data(rows[:49], rows[49:70], rows[70:])
     )
-    defaults = {"lr": 0.01, "batch_size": 8, "rank": 4, "epochs": 3, "general_rows": 3}
+    defaults = {"lr": 0.01, "batch_size": 8, "rank": 4, "epochs": 3, "retention": "both",
+                "general_rows": 3}  # fmt: skip
     return with_settings(domain, **(defaults | settings))
 
 

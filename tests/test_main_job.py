@@ -51,7 +51,7 @@ def test_a_reckless_rate_visibly_forgets_and_kl_keeps(tmp_path: Path) -> None:
     lost = {}
     for name, settings in {
         "reckless": {"lr": 0.03, "retention": "none"},
-        "sound": {"lr": 0.003, "kl": 2.0},
+        "sound": {"lr": 0.003},
     }.items():
         quiet = Display(quiet=True)
         model = DomainModel.from_pretrained(out=tmp_path / name, device="cpu", display=quiet)

@@ -22,7 +22,7 @@ from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import DataError, DomainError
 from lora_domains.leaks import find_leaks
 from lora_domains.ready import general_texts
-from lora_domains.retention import AUTO, Reference, choose_scale, decide, general_rows, keeps
+from lora_domains.retention import Reference, choose_scale, decide, general_rows, keeps
 from lora_domains.suites import embedded
 from lora_domains.tasks import Classification, Example
 
@@ -139,25 +139,27 @@ def test_watching_gives_nats_and_kl_of_all_texts(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "kl", "replay", "rows"),
-    [("kl", 2.0, 0.0, 6), ("replay", 0.0, 11 / 32, 11), ("both", 2.0, 11 / 32, 11),
+    [("kl", 0.5, 0.0, 6), ("replay", 0.0, 11 / 32, 11), ("both", 0.5, 11 / 32, 11),
      ("scale", 0.0, 0.0, 0), ("none", 0.0, 0.0, 0)],
 )  # fmt: skip
 def test_a_method_is_its_weights_and_says_so(
     asked: str, kl: float, replay: float, rows: int
 ) -> None:
     domain = Domain("x", Classification(), Data([]))
-    found = decide(with_settings(domain, retention=asked), texts=100)
+    found = decide(with_settings(domain, retention=asked), texts=100, familiar=True)
     assert (found.method, found.kl, found.replay, found.rows) == (asked, kl, replay, rows)
     assert asked in found.reason
 
 
-def test_auto_says_what_it_chose_and_why() -> None:
+@pytest.mark.parametrize(("familiar", "method"), [(True, "replay"), (False, "kl")])
+def test_auto_says_what_it_chose_and_why(familiar: bool, method: str) -> None:
     domain = Domain("x", Classification(), Data([]))
-    found = decide(domain, texts=100)
-    assert found == replace(decide(with_settings(domain, retention=AUTO), 100), reason=found.reason)
-    assert AUTO in found.reason
-    assert "benchmarks/retention" in found.reason
-    nothing = decide(domain, texts=0)
+    found = decide(domain, texts=100, familiar=familiar)
+    asked = decide(with_settings(domain, retention=method), 100, familiar)
+    assert found == replace(asked, reason=found.reason)
+    assert f"retention {method}: auto" in found.reason
+    assert ("benchmarks/retention" if familiar else "--general") in found.reason
+    nothing = decide(domain, texts=0, familiar=familiar)
     assert (nothing.method, nothing.rows) == ("none", 0)
     assert "no language head" in nothing.reason
 
