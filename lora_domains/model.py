@@ -462,9 +462,7 @@ class DomainModel:
                 )
             return self._ready[domain]
         known = self._ready.get(domain.name)
-        if known is not None and known.domain.data == domain.data:
-            return known
-        return self._read(domain)
+        return (known and known.of(domain)) or self._read(domain)
 
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""

@@ -50,6 +50,19 @@ class Ready:
     general: General = General()
     parent: Parent | None = None
 
+    def of(self, domain: Domain) -> "Ready | None":
+        """The same rows under the gates and settings of ``domain``; None if it reads others."""
+        task = domain.task
+        if isinstance(task, Classification) and task.labels is None:
+            task = replace(task, labels=getattr(self.domain.task, "labels", None))
+        seed, length = domain.training.seed, domain.training.max_length
+        own = self.domain.training
+        if (task, domain.data, seed, length) != (
+            self.domain.task, self.domain.data, own.seed, own.max_length
+        ):  # fmt: skip
+            return None
+        return replace(self, domain=replace(domain, task=task))
+
 
 def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
     """Stage by stage; raises DataError or LeakError where rows cannot be taken as they are."""

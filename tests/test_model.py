@@ -17,7 +17,7 @@ from conftest import make_base, make_rows
 
 from lora_domains.data import Data
 from lora_domains.display import Display
-from lora_domains.domain import Domain, with_settings
+from lora_domains.domain import Domain, Gates, with_settings
 from lora_domains.encoding import Encoder
 from lora_domains.errors import (
     AdapterError,
@@ -291,6 +291,19 @@ def test_each_adapter_tried_on_a_test_set_is_held_to_a_stricter_level(
     entry = model.evaluate(made, suite=SUITE).entry
     assert entry["verdict"] == "fail"
     assert {g["name"]: g["verdict"] for g in entry["gates"]}["looks"] == "fail"
+
+
+@pytest.mark.slow
+def test_an_evaluation_goes_by_the_gates_that_it_is_given(tiny_base: Path, tmp_path: Path) -> None:
+    made = declared(make_rows(120), epochs=1)
+    model = model_in(tmp_path, tiny_base)
+    model.fit(made, lr=0.01)
+    model.evaluate(made, suite=SUITE)
+    found = model.evaluate(replace(made, gates=Gates(recall=0.999)), suite=SUITE).entry
+    assert {g["name"]: g["threshold"] for g in found["gates"]}["recall"] == 0.999
+    fewer = replace(made, data=replace(made.data, train=make_rows(120)[:40]))
+    with pytest.raises(UsageError, match="the train rows of its training"):
+        model.evaluate(fewer, suite=SUITE)
 
 
 @pytest.mark.slow
