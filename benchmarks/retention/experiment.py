@@ -1,6 +1,6 @@
 """What keeps general knowledge, and what it costs the domain: ways to train, three seeds each.
 
-    python benchmarks/retention/experiment.py            # an hour on 2 cores; goes on if stopped
+    python benchmarks/retention/experiment.py            # 70 minutes on 2 cores; goes on if stopped
     python benchmarks/retention/experiment.py --table    # table and picture of what is there
 
 Each way trains the same adapter on the same rows: plainly, at lower rates (a cheap learning-rate
