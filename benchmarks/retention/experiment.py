@@ -15,6 +15,7 @@ foretells what the questions lose, and from where on the drift gate has to fail 
 
 import argparse
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -164,8 +165,10 @@ def asked(model: Any) -> tuple[list[Any], list[Any]]:
 
 
 def points(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float]]:
-    """(KL, share of general knowledge lost) of every adapter that was measured."""
+    """(KL, share of general knowledge lost) of every adapter that no limit was applied to."""
     for found in runs:
+        if found["way"] in LIMITED:
+            continue
         for one in (found, *found["scales"]):
             yield one["kl"], one["general_lost"]
 
@@ -173,23 +176,43 @@ def points(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float]]:
 def calibration(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How well KL foretells what the questions lose, and the limit that follows.
 
-    The limit is the KL that divides adapters within the margin from those beyond it with the
-    fewest on the wrong side; between equal ones the smallest, as it errs towards keeping.
+    The limit is the KL at which an adapter is as likely to have lost more than the margin as not,
+    by logistic regression on log KL. Its bounds are percentiles of 2,000 draws of whole runs (an
+    adapter and its scales go together).
     """
-    kl, lost = (np.array(column) for column in zip(*points(runs), strict=True))
+    found = list(points(runs))
+    kl, lost = (np.array(column) for column in zip(*found, strict=True))
     ranks = [np.argsort(np.argsort(values)) for values in (kl, lost)]
-    harmed = lost > MARGIN
-    edges = np.sort(kl)
-    wrong = [int((harmed & (kl <= edge)).sum() + (~harmed & (kl > edge)).sum()) for edge in edges]
-    at = int(np.argmin(wrong))
+    harmed, limit = lost > MARGIN, even(found)
+    own = [[*points([one])] for one in runs if one["way"] not in LIMITED]
+    random = np.random.default_rng(0)
+    draws = [
+        even([point for at in random.integers(0, len(own), len(own)) for point in own[at]])
+        for _ in range(2000)
+    ]
+    low, high = np.nanpercentile(draws, (2.5, 97.5))
     return {
         "adapters": len(kl), "harmed": int(harmed.sum()),
         "spearman": float(np.corrcoef(*ranks)[0, 1]),
         "pearson": float(np.corrcoef(kl, lost)[0, 1]),
         "largest_kl_within_margin": float(kl[~harmed].max()) if (~harmed).any() else None,
         "smallest_kl_beyond_margin": float(kl[harmed].min()) if harmed.any() else None,
-        "limit": float(edges[at]), "on_the_wrong_side": wrong[at],
+        "limit": limit, "lower": float(low), "upper": float(high),
+        "harmed_below": int((harmed & (kl <= limit)).sum()),
+        "unharmed_above": int((~harmed & (kl > limit)).sum()),
     }  # fmt: skip
+
+
+def even(found: Sequence[tuple[float, float]]) -> float:
+    """The KL at which an adapter is as likely harmed as not; NaN where all or none are."""
+    from sklearn.linear_model import LogisticRegression
+
+    kl, lost = (np.array(column) for column in zip(*found, strict=True))
+    harmed = lost > MARGIN
+    if harmed.all() or not harmed.any():
+        return math.nan
+    fitted = LogisticRegression(C=np.inf).fit(np.log(kl)[:, None], harmed)
+    return float(np.exp(-fitted.intercept_[0] / fitted.coef_[0, 0]))
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
