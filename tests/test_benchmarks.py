@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from lora_domains.domain import Gates
+from lora_domains.retention import AUTO
+
 SPEED = ROOT / "benchmarks" / "speed"
 EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency")
 
 
-def script(name: str) -> ModuleType:
-    """A script of ``benchmarks/speed`` as a module; scripts import each other by name."""
-    spec = importlib.util.spec_from_file_location(f"speed_{name}", SPEED / f"{name}.py")
+def script(name: str, folder: Path = SPEED) -> ModuleType:
+    """A script of ``folder`` as a module; scripts import each other by name."""
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -141,6 +144,24 @@ def test_the_readme_shows_what_is_stored() -> None:
     results = report.stored(ROOT / "benchmarks" / "results")
     assert report.section(results, f"results/{report.PLOT}") in text
     assert not [result["command"] for result in results if result["settings"]["quick"]]
+
+
+def test_the_readme_shows_what_keeps_general_knowledge() -> None:
+    experiment = script("experiment", ROOT / "benchmarks" / "retention")
+    stored = json.loads((ROOT / "benchmarks" / "results" / "retention.json").read_text())
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert experiment.table(experiment.summary(stored["runs"])) in text
+    assert stored["summary"] == json.loads(json.dumps(experiment.summary(stored["runs"])))
+    # The default, and the limit of its gate, are what the experiment found.
+    limit = stored["calibration"]["limit"]
+    assert Gates().drift == pytest.approx(limit, abs=0.005)
+    at_most = {w: max(d["general_lost"]["mean"] for d in stored["summary"][w].values())
+               for w in experiment.WAYS}  # fmt: skip
+    score = {w: sum(d["validation"]["mean"] for d in stored["summary"][w].values())
+             for w in experiment.WAYS if w != "default"}  # fmt: skip
+    best = max((w for w in score if at_most[w] <= 0.01), key=score.__getitem__)
+    assert experiment.WAYS[best]["retention"] == AUTO[0]
+    assert at_most["default"] <= 0.01
 
 
 def test_the_readme_names_every_script() -> None:
