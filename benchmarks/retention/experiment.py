@@ -238,7 +238,7 @@ def table(found: dict[str, Any]) -> str:
     ]
     for way, domains in found.items():
         cells = [
-            f"{d['test']['mean']:.3f} / {100 * d['general_lost']['mean']:.1f}"
+            f"{d['test']['mean']:.3f} / {round(100 * d['general_lost']['mean'], 1) + 0:.1f}"
             for d in domains.values()
         ]
         kl = mean(d["kl"]["mean"] for d in domains.values())
