@@ -45,6 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "rate / 10": {"retention": "none", "lr": RATE / 10},
     "MLPs only": {"retention": "none", "targets": MLP},
     "replay 5 %": {"retention": "replay", "replay": 0.05},
+    "replay 10 %": {"retention": "replay", "replay": 0.1},
     "replay 25 %": {"retention": "replay", "replay": 0.25},
     "KL 0.5": {"retention": "kl", "kl": 0.5},
     "KL 2": {"retention": "kl", "kl": 2.0},
@@ -263,7 +264,7 @@ def picture(found: dict[str, Any], runs: Sequence[dict[str, Any]], limit: float)
             x, y = 100 * one["general_lost"]["mean"], one["test"]["mean"]
             axis.errorbar(
                 x, y, xerr=100 * (one["general_lost"]["sd"] or 0), yerr=one["test"]["sd"] or 0,
-                fmt="os^Dv<>pPX*"[number], color=f"C{number % 10}", label=way,
+                fmt="os^Dv<8>pPX*"[number], color=f"C{number % 10}", label=way,
                 markersize=11 if way == "default" else 6,
             )  # fmt: skip
         axis.set(title=domain, xlabel="general knowledge lost, points")
