@@ -6,6 +6,7 @@ before.
 """
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,13 +21,16 @@ class Compiled:
     """What the base's model calls instead of its own forward pass.
 
     ``options`` are those of ``torch.compile``. A graph is whole or compiling fails: between the
-    pieces of a broken one, threads could meet. Adapters in training are served without it.
+    pieces of a broken one, threads could meet. Threads take turns: guards of torch that two of them
+    check at once may fail for no reason, and the graph is compiled again (seen in torch 2.13).
+    Adapters in training are served without it.
     """
 
     def __init__(self, bank: Bank, **options: Any) -> None:
         self.bank = bank
         self.eager = bank.base.model._call_impl
         self._graph = torch.compile(self._traced, fullgraph=True, **options)
+        self._turn = Lock()
         # Of each route, with the shapes they were made for; gone when the adapter is.
         self._known: WeakKeyDictionary[object, tuple[object, Mapping[str, Operands]]]
         self._known = WeakKeyDictionary()
@@ -35,7 +39,8 @@ class Compiled:
         route = current_route(self.bank.base.model)
         if route is not None and route.trainable:
             return self.eager(*args, **kwargs)
-        return self._graph(self.operands(route), args, kwargs)
+        with self._turn:
+            return self._graph(self.operands(route), args, kwargs)
 
     def _traced(self, operands: Mapping[str, Operands], args: Any, kwargs: Any) -> Any:
         traced.operands = operands

@@ -23,6 +23,14 @@ WORDS = (
 )
 
 
+LONG = ("test_main_job", "test_readme", "test_checkpoint")
+"""Files whose tests take minutes: begun first, so that no process ends up waiting for one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real rows beside the checkout."""
