@@ -75,7 +75,7 @@ class Gates:
     drift: float = 0.23
     """Largest KL from base to adapter on general text, nats per token: where, on the embedded base,
     an adapter is as likely to have lost more than 3 points of general knowledge as not
-    (benchmarks/retention; .17 to .30 at 95 %)."""
+    (benchmarks/retention; .18 to .30 at 95 %)."""
     recall: float = 0.80
     """Floor for the positive class; the rules on it apply where a task names one."""
     precision: float = 0.85
