@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ def test_nothing_imports_bitsandbytes_unless_it_is_asked_for(
     folder = make_base(tmp_path / "wide", hidden_size=64, intermediate_size=128)
     code = f"""
 import sys
+from collections.abc import Sequence
 from lora_domains import DomainModel
 rows = [{{"text": f"{{w}} {{n}}", "label": w}} for n in range(40) for w in ("spam", "ham")]
 model = DomainModel.from_pretrained({str(tiny_base)!r}, out={str(tmp_path / "out")!r}, device="cpu")
@@ -177,15 +180,30 @@ def test_another_error_is_not_taken_for_it(
         run.fit()
 
 
-@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 200))
-def test_micro_batches_hold_every_row_once_and_keep_their_limit(
-    lengths: list[int], most: int
+@given(st.lists(st.integers(1, 60), max_size=8), st.integers(1, 200), st.integers(0, 80))
+def test_micro_batches_hold_every_row_once_and_are_the_cheapest(
+    lengths: list[int], most: int, once: int
 ) -> None:
     rows = [range(length) for length in lengths]
-    parts = list(micro_batches(rows, torch.device("cpu"), most))  # type: ignore[arg-type]
-    assert [row for part in parts for row in part] == rows
-    for part in parts:
-        assert len(part) == 1 or len(part) * max(map(len, part)) <= most
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gradients.PASS, True, once)
+        parts = list(micro_batches(rows, torch.device("cpu"), most))  # type: ignore[arg-type]
+    ordered = sorted(rows, key=len, reverse=True)
+    assert [row for part in parts for row in part] == ordered
+
+    def cost(division: Sequence[Sequence[range]]) -> int:
+        return sum(once + len(part) * len(part[0]) for part in division)
+
+    def allowed(division: Sequence[Sequence[range]]) -> bool:
+        return all(len(part) == 1 or len(part) * len(part[0]) <= most for part in division)
+
+    assert allowed(parts)
+    between = range(1, len(ordered))
+    divisions = [
+        [ordered[i:j] for i, j in pairwise((0, *cuts, len(ordered)))]
+        for count in range(len(ordered)) for cuts in combinations(between, count)
+    ]  # fmt: skip
+    assert cost(parts) == min(map(cost, filter(allowed, divisions)), default=0)
 
 
 # ── Computed twice ──────────────────────────────────────────────────────────────────────────────
