@@ -23,6 +23,7 @@ from lora_domains import gradients, recompute
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.display import Display
+from lora_domains.encoding import Item
 from lora_domains.errors import OutOfMemory, TrainingError
 from lora_domains.gradients import micro_batches
 from lora_domains.memory import duration, estimated_bytes, too_little, words
@@ -184,17 +185,17 @@ def test_another_error_is_not_taken_for_it(
 def test_micro_batches_hold_every_row_once_and_are_the_cheapest(
     lengths: list[int], most: int, once: int
 ) -> None:
-    rows = [range(length) for length in lengths]
+    rows = [Item(str(at), (7,) * length, ()) for at, length in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(gradients.PASS, True, once)
-        parts = list(micro_batches(rows, torch.device("cpu"), most))  # type: ignore[arg-type]
+        parts = list(micro_batches(rows, torch.device("cpu"), most))
     ordered = sorted(rows, key=len, reverse=True)
     assert [row for part in parts for row in part] == ordered
 
-    def cost(division: Sequence[Sequence[range]]) -> int:
+    def cost(division: Sequence[Sequence[Item]]) -> int:
         return sum(once + len(part) * len(part[0]) for part in division)
 
-    def allowed(division: Sequence[Sequence[range]]) -> bool:
+    def allowed(division: Sequence[Sequence[Item]]) -> bool:
         return all(len(part) == 1 or len(part) * len(part[0]) <= most for part in division)
 
     assert allowed(parts)
