@@ -76,6 +76,11 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     familiar = base.id == "embedded" or domain.data.general is not None
     keeping = decide(domain, len(ready.general.training), familiar)
     reasons.append(keeping.reason)
+    if keeping.replay and not familiar:
+        warnings.append(
+            f"retention {keeping.method} teaches {base.id} the embedded world's text. "
+            "--general FILE gives text of its own kind; --retention kl compares only."
+        )
     return Plan(
         rank, alpha, lr, settings.epochs, settings.batch_size, steps, keeping, tuple(reasons),
         tuple(warnings),

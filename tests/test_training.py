@@ -223,17 +223,34 @@ def test_own_general_text_is_what_it_is_held_to(
 ) -> None:
     secret = "zqheldtothis"
     texts = [{"text": f"{secret} number {n} of the stone river"} for n in range(50)]
-    declared = domain(rows[:60], epochs=1)
-    declared = replace(declared, data=replace(declared.data, general=texts))
+    plain = domain(rows[:60], epochs=1, retention="kl")  # by the same method, on other texts
+    declared = replace(plain, data=replace(plain.data, general=texts))
     model = model_in(tmp_path, tiny_base)
     card = model.fit(declared)
     ready = model._ready["spam"]
     assert {len(ready.general.training), len(ready.general.selection)} == {40, 10}
     assert card["adapters"][0]["settings"]["data"]["general"] == "50 rows in memory"
-    own, ours = (card, model_in(tmp_path / "b", tiny_base).fit(domain(rows[:60], epochs=1)))
+    own, ours = (card, model_in(tmp_path / "b", tiny_base).fit(plain))
     assert own["adapters"][0]["sha256"] != ours["adapters"][0]["sha256"]
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_auto_depends_on_whose_text_it_is(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], given: bool
+) -> None:
+    texts = [{"text": f"number {n} of the stone river"} for n in range(50)] if given else None
+    model = model_in(tmp_path, tiny_base)
+    planned = {}
+    for way in ("auto", "replay"):
+        declared = domain(rows[:60], retention=way)
+        declared = replace(declared, data=replace(declared.data, general=texts))
+        planned[way] = make_plan(model.base, model._read(declared))
+    assert planned["auto"].keeping.method == ("replay" if given else "kl")
+    warned = ["teaches" in warning for warning in planned["replay"].warnings]
+    assert any(warned) is not given
+    assert not any("teaches" in warning for warning in planned["auto"].warnings)
 
 
 def test_patience_stops_the_run(
