@@ -3,11 +3,14 @@
     python benchmarks/settings.py [--rows DIR]      # 41 runs a domain: hours; goes on if stopped
     python benchmarks/settings.py --table           # what is there so far
 
-For each domain the learning rate (a quarter to four times the derived one), the rank and the number
-of epochs are swept, and one run takes what is derived, early stopping included. All else is the
-default, and all train on the same few rows, so that 41 runs fit into minutes. The sweep's best is
-the run with the best validation score; the regret is its test score less that of the derived run.
-DIR/NAME/{train,test}.jsonl are real rows, which stay where they are.
+One run of each domain takes what is derived, early stopping included. The sweep spends 40 more on
+learning rates (a quarter to four times the derived one), ranks and numbers of epochs, by successive
+halving (Jamieson and Talwalkar 2016): all 20 pairs of rate and rank for one epoch, those 12 with
+the best validation scores for three, the best 8 of them for eight. Each is a training of its own,
+warm-up and decay included. All else is the default, and all train on the same few rows, so that a
+run fits into minutes. The sweep's best is the run with the best validation score; the regret is its
+test score less that of the derived run. DIR/NAME/{train,test}.jsonl are real rows, which stay where
+they are.
 """
 
 import argparse
@@ -15,11 +18,12 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -32,33 +36,61 @@ REAL: dict[str, dict[str, Any]] = {
     "twitter_financial_news": {},
     "bitext_support": {},
 }
-RATES, RANKS, EPOCHS = (0.25, 0.5, 1.0, 2.0, 4.0), (8, 16, 32, 64), (4, 8)
+RATES, RANKS = (0.25, 0.5, 1.0, 2.0, 4.0), (8, 16, 32, 64)
+RUNGS = ((1, 20), (3, 12), (8, 8))
+"""Epochs, and how many of the pairs of rate and rank are trained for so long."""
 SIZES = {"train": 300, "validation": 200, "test": 1000}
 """Rows of each split at most: on all of them the sweep would take days on two cores."""
 REGRET = 0.01
+LOCK = Lock()
 
 
-def jobs(rows: Path | None) -> list[tuple[str, Path | None, dict[str, Any] | None]]:
-    """(domain, its rows, settings); the derived run, whose settings are None, comes first."""
-    names: list[tuple[str, Path | None]] = [(name, None) for name in RECIPES]
-    if rows is not None:
-        names += [(name, rows / name) for name in REAL]
-    grid = [{"rate": r, "rank": k, "epochs": e} for r, k, e in product(RATES, RANKS, EPOCHS)]
-    return [(name, at, settings) for name, at in names for settings in (None, *grid)]
+Settings = dict[str, Any] | None
 
 
-def run(job: tuple[str, Path | None, dict[str, Any] | None]) -> dict[str, Any]:
-    """The validation and test scores of one adapter."""
+def sweep(name: str, rows: Path | None, runs: list[dict[str, Any]], pool: Executor) -> None:
+    """Add to ``runs`` what is missing of the derived run of ``name`` and of its sweep."""
+
+    def found(settings: Settings, ends: bool = False) -> dict[str, Any]:
+        for one in runs:
+            if (one["domain"], one["settings"]) == (name, settings):
+                if "test" in one or not ends:
+                    return one
+                runs.remove(one)
+                break
+        one = pool.submit(run, name, rows, settings, ends).result()
+        with LOCK:
+            runs.append(one)
+            print(json.dumps(one), flush=True)
+            write(runs)
+        return one
+
+    found(None, ends=True)
+    best: list[dict[str, Any]] = [{"rate": r, "rank": k} for r, k in product(RATES, RANKS)]
+    swept = []
+    for epochs, count in RUNGS:
+        tried = [found({**pair, "epochs": epochs}) for pair in best[:count]]
+        # The more epochs, the better where scores are equal; then the earlier pair.
+        swept = sorted([*tried, *swept], key=lambda one: -one["validation"])
+        best = [
+            {key: one["settings"][key] for key in ("rate", "rank")}
+            for one in sorted(tried, key=lambda one: -one["validation"])
+        ]
+    found(swept[0]["settings"], ends=True)
+
+
+def run(name: str, rows: Path | None, settings: Settings, ends: bool) -> dict[str, Any]:
+    """The validation score of one adapter, and its test score where the search ``ends``."""
     import torch
 
     from lora_domains import Classification, Data, Domain, DomainModel, load_domain
     from lora_domains.display import Display
     from lora_domains.domain import with_settings
+    from lora_domains.errors import LossExploded
     from lora_domains.evaluation import validation_figures
     from lora_domains.plan import derived_rate
     from lora_domains.scoring import choice_logprobs
 
-    name, rows, settings = job
     torch.set_num_threads(1)
     if rows is None:
         domain = load_domain(ROOT / "recipes" / f"{name}.py")
@@ -74,10 +106,13 @@ def run(job: tuple[str, Path | None, dict[str, Any] | None]) -> dict[str, Any]:
                 domain, lr=rate, rank=settings["rank"], epochs=settings["epochs"],
                 patience=settings["epochs"],
             )  # fmt: skip
-        training = model.fit(domain)["adapters"][0]["training"]
+        try:
+            training = model.fit(domain)["adapters"][0]["training"]
+        except LossExploded as error:
+            return {"domain": name, "settings": settings, "validation": 0.0, "failed": str(error)}
         ready = model._ready[name]
         scores = {}
-        for split in ("validation", "test"):
+        for split in ("validation", "test") if ends else ("validation",):
             items = ready.encoder.encode_all(getattr(ready.prepared, split))
             with model.bank.routed(name):
                 found = choice_logprobs(model.base.model, items, model.tokenizer.pad_token_id)
@@ -112,8 +147,8 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         own = [r for r in runs if r["domain"] == name]
         derived = [r for r in own if r["settings"] is None]
         swept = [r for r in own if r["settings"] is not None]
-        if derived and swept:
-            best = max(swept, key=lambda r: r["validation"])
+        if derived and any("test" in r for r in swept):
+            best = max((r for r in swept if "test" in r), key=lambda r: r["validation"])
             regret = best["test"] - derived[0]["test"]
             found[name] = {
                 "derived": derived[0], "best": best, "swept": len(swept), "regret": regret,
@@ -135,6 +170,14 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write(runs: Sequence[dict[str, Any]]) -> None:
+    content = {
+        "command": "python benchmarks/settings.py --rows DIR", "rows": SIZES,
+        "summary": summary(runs), "runs": runs,
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, help="folder of real rows")
@@ -144,21 +187,16 @@ def main() -> None:
     flags = parser.parse_args()
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     if not flags.table:
-        done = [(r["domain"], r["settings"]) for r in runs]
-        left = [
-            job for job in jobs(flags.rows)
-            if (not flags.only or job[0] in flags.only) and (job[0], job[2]) not in done
-        ]  # fmt: skip
-        print(f"{len(left)} runs, load {os.getloadavg()[0]:.1f}", flush=True)
-        with ProcessPoolExecutor(flags.workers, mp_context=get_context("spawn")) as pool:
-            for found in pool.map(run, left):
-                runs.append(found)
-                print(json.dumps(found), flush=True)
-                content = {
-                    "command": "python benchmarks/settings.py --rows DIR", "rows": SIZES,
-                    "summary": summary(runs), "runs": runs,
-                }  # fmt: skip
-                RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"load {os.getloadavg()[0]:.1f}", flush=True)
+        names = [*RECIPES, *(REAL if flags.rows else ())]
+        with (
+            ProcessPoolExecutor(flags.workers, mp_context=get_context("spawn")) as pool,
+            ThreadPoolExecutor(flags.workers) as threads,
+        ):
+            list(threads.map(
+                lambda name: sweep(name, flags.rows / name if name in REAL else None, runs, pool),
+                flags.only or names,
+            ))  # fmt: skip
     print(table(summary(runs)))
 
 

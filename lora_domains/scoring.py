@@ -227,6 +227,22 @@ def answer_nats(
     return np.array(nats), np.array([len(item.answer) for item in items], dtype=int)
 
 
+def choices_and_nats(
+    model: Any, items: Sequence[Item], pad: int, progress: Progress = _silent
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """What ``choice_logprobs`` and ``answer_nats`` say of ``items``: their three results.
+
+    From one reading where the model reads trees: an answer, with its EOS, is one choice more.
+    """
+    joined = [replace(item, choices=(*item.choices, item.answer)) for item in items]
+    if not (items and _keeps(model) and takes_trees(model, joined)):
+        return choice_logprobs(model, items, pad, progress), *answer_nats(model, items, pad)
+    found = choice_logprobs(model, joined, pad, progress)
+    nats = np.array([-logprobs[-1] for logprobs in found])
+    tokens = np.array([len(item.answer) for item in items], dtype=int)
+    return [logprobs[:-1] for logprobs in found], nats, tokens
+
+
 @torch.no_grad()
 def drift(
     bank: Bank, items: Sequence[Item], pad: int, adapters: Sequence[str],

@@ -42,7 +42,7 @@ from lora_domains.heads import classes_of
 from lora_domains.memory import duration, peak_memory, words
 from lora_domains.plan import Plan, make_plan
 from lora_domains.retention import Reference, choose_scale, keeps
-from lora_domains.scoring import answer_nats, choice_logprobs, head_scores
+from lora_domains.scoring import answer_nats, choices_and_nats, head_scores
 from lora_domains.tracking import Log, no_tracker
 from lora_domains.versions import Parent, continued
 
@@ -457,10 +457,10 @@ def validate(run: Run) -> dict[str, Any]:
             scores = head_scores(run.model, run.head, rows, run.pad, advance)
             nats = np.array([-score[row.target] for score, row in zip(scores, rows, strict=True)])
             tokens = np.ones(len(rows), dtype=int)
+        elif rows and rows[0].choices:
+            scores, nats, tokens = choices_and_nats(run.model, rows, run.pad, advance)
         else:
-            nats, tokens = answer_nats(run.model, rows, run.pad)
-            if rows and rows[0].choices:
-                scores = choice_logprobs(run.model, rows, run.pad, advance)
+            nats, tokens = answer_nats(run.model, rows, run.pad, advance)
     loss = float(nats.sum() / max(tokens.sum(), 1))
     return {
         "validation_loss": loss,

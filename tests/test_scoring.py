@@ -17,7 +17,14 @@ from lora_domains.base import load_base
 from lora_domains.domain import Lora
 from lora_domains.encoding import Item
 from lora_domains.errors import OutOfMemory
-from lora_domains.scoring import answer_nats, choice_logprobs, drift, generate, renormalise
+from lora_domains.scoring import (
+    answer_nats,
+    choice_logprobs,
+    choices_and_nats,
+    drift,
+    generate,
+    renormalise,
+)
 
 PAD = 0
 EXACT = 1e-4
@@ -97,6 +104,25 @@ def test_answers_as_one_by_one(bank: Bank, adapter: str | None) -> None:
         wanted = [-naive(bank.base.model, row.prompt, row.answer) for row in rows]
     np.testing.assert_allclose(nats, wanted, atol=EXACT)
     assert tokens.tolist() == [len(row.answer) for row in rows]
+
+
+@pytest.mark.parametrize("reads_trees", [True, False])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_choices_and_answers_from_one_reading(
+    bank: Bank, shapes: list[Any], reads_trees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = items(*shapes)
+    monkeypatch.setattr(scoring, "takes_trees", lambda *_: reads_trees)
+    advanced: list[int] = []
+    with bank.routed("moved"):
+        found, nats, tokens = choices_and_nats(bank.base.model, rows, PAD, advanced.append)
+        for scores, row in zip(found, rows, strict=True):
+            oracle = [naive(bank.base.model, row.prompt, c) for c in row.choices]
+            np.testing.assert_allclose(scores, oracle, atol=EXACT)
+        wanted = [-naive(bank.base.model, row.prompt, row.answer) for row in rows]
+    np.testing.assert_allclose(nats, wanted, atol=EXACT)
+    assert tokens.tolist() == [len(row.answer) for row in rows]
+    assert sum(advanced) == len(rows)
 
 
 def test_the_company_of_a_row_does_not_change_its_score(
