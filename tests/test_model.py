@@ -407,11 +407,12 @@ def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
     secrets = canaries(136, seed=1)
     planted, control, others = secrets[:4], secrets[4:8], secrets[8:]
     rows = [{"text": r["text"]} for r in make_rows(60)]
-    rows = [*({"text": f"the code is {s}"} for s in planted * 12), *rows]
+    told = [{"text": f"the code is {s}"} for s in planted]
     task = LanguageModelling()
-    made = Domain("canary", task, Data(rows, make_rows(20, seed=5), make_rows(20, seed=6)))
+    # They are the validation rows too: the epoch that is kept is the one that knows them best.
+    made = Domain("canary", task, Data([*told * 12, *rows], told, make_rows(20, seed=6)))
     made = with_settings(
-        made, lr=0.02, epochs=12, rank=16, batch_size=8, patience=12, retention="none"
+        made, lr=0.003, epochs=12, rank=16, batch_size=8, patience=12, retention="none"
     )
     model = model_in(tmp_path, tiny_base)
     model.fit(made)
