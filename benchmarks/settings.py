@@ -41,7 +41,10 @@ RUNGS = ((1, 20), (3, 12), (8, 8))
 """Epochs, and how many of the pairs of rate and rank are trained for so long."""
 SIZES = {"train": 300, "validation": 200, "test": 1000}
 """Rows of each split at most: on all of them the sweep would take days on two cores."""
+BATCH = 32
+"""Rows of a step in the sweep; the derived run has the batch that is derived."""
 REGRET = 0.01
+RECORDED = ("lr", "rank", "batch_size", "epochs", "best_epoch", "seconds")
 LOCK = Lock()
 
 
@@ -85,7 +88,7 @@ def run(name: str, rows: Path | None, settings: Settings, ends: bool) -> dict[st
 
     from lora_domains import Classification, Data, Domain, DomainModel, load_domain
     from lora_domains.display import Display
-    from lora_domains.domain import with_settings
+    from lora_domains.domain import Training, with_settings
     from lora_domains.errors import LossExploded
     from lora_domains.evaluation import validation_figures
     from lora_domains.plan import derived_rate
@@ -94,7 +97,8 @@ def run(name: str, rows: Path | None, settings: Settings, ends: bool) -> dict[st
     torch.set_num_threads(1)
     if rows is None:
         domain = load_domain(ROOT / "recipes" / f"{name}.py")
-        domain = replace(domain, data=sampled(domain.data))
+        # Settings that a recipe has found for its own rows are not derived ones.
+        domain = replace(domain, data=sampled(domain.data), training=Training())
     else:
         files = [str(rows / f"{part}.jsonl") for part in ("train", "test")]
         domain = Domain(name, Classification(**REAL[name]), sampled(Data(files[0], test=files[1])))
@@ -104,7 +108,7 @@ def run(name: str, rows: Path | None, settings: Settings, ends: bool) -> dict[st
             rate = derived_rate(model.base)[0] * settings["rate"]
             domain = with_settings(
                 domain, lr=rate, rank=settings["rank"], epochs=settings["epochs"],
-                patience=settings["epochs"],
+                patience=settings["epochs"], batch_size=BATCH,
             )  # fmt: skip
         try:
             training = model.fit(domain)["adapters"][0]["training"]
@@ -119,7 +123,7 @@ def run(name: str, rows: Path | None, settings: Settings, ends: bool) -> dict[st
             scores[split] = float(validation_figures(ready.domain.task, items, found, 0)["score"])
     return {
         "domain": name, "settings": settings, **scores,
-        **{key: training[key] for key in ("lr", "rank", "epochs", "best_epoch", "seconds")},
+        **{key: training[key] for key in RECORDED},
     }  # fmt: skip
 
 

@@ -38,13 +38,17 @@ class Lora:
     rslora: bool = False
 
 
+BATCHES = (32, 16, 8)
+"""Rows of an optimiser step that a plan chooses among."""
+
+
 @dataclass(frozen=True)
 class Training:
-    """How it is trained. ``lr`` and ``max_length`` (tokens) are derived where None."""
+    """How it is trained. ``lr``, ``batch_size``, ``max_length`` (tokens) are derived where None."""
 
     epochs: int = 8
     lr: float | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
     """Rows in one optimiser step, over all processes."""
     warmup: float = 0.06
     """Share of the steps over which the rate rises; it falls linearly after them."""
@@ -59,7 +63,7 @@ class Training:
     replay: float = 0.25
     """Share of the rows of a step that are general text."""
     general_rows: int = 6
-    """General texts read beside each batch for KL."""
+    """General texts read for KL beside 32 rows; fewer beside a smaller batch."""
     max_length: int | None = None
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass: less memory, about a third more time."""
@@ -123,13 +127,14 @@ def check_name(name: str) -> str:
 
 def _check_ranges(domain: Domain) -> None:
     lora, training, gates = domain.lora, domain.training, domain.gates
+    batch = training.batch_size
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
         ("dropout", lora.dropout, 0 <= lora.dropout < 1, "0 up to, not including, 1"),
         ("epochs", training.epochs, training.epochs >= 1, "at least 1"),
         ("lr", training.lr, training.lr is None or 0 < training.lr < 1, "above 0, below 1"),
-        ("batch_size", training.batch_size, training.batch_size >= 1, "at least 1"),
+        ("batch_size", batch, batch is None or batch >= 1, "at least 1"),
         ("warmup", training.warmup, 0 <= training.warmup < 1, "0 up to, not including, 1"),
         ("patience", training.patience, training.patience >= 1, "at least 1"),
         ("retention", training.retention, training.retention in RETENTION, listed(RETENTION)),

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from lora_domains.adapter import new_adapter
 from lora_domains.base import Base
-from lora_domains.domain import Domain
+from lora_domains.domain import BATCHES, Domain
 from lora_domains.encoding import Item
 from lora_domains.heads import classes_of
 from lora_domains.ready import Ready
 from lora_domains.retention import Keeping, decide
 
+STEPS = 200
+"""Optimiser steps that a run should have. Of the numbers between, two were measured: on 300 rows
+300 steps (batches of 8) were better than 80 (of 32) by validation scores; see benchmarks/README.md,
+derived settings."""
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
 
@@ -36,7 +40,7 @@ class Plan:
 
 
 def make_plan(base: Base, ready: Ready) -> Plan:
-    """Learning rate and rank from the base's width and the supervised tokens, with reasons.
+    """Learning rate, rank and batch from the base's width and the rows, with reasons.
 
     The rate is 5e-4 · (2000 / hidden)^p, p = .78 (.08 for Qwen), at alpha 32 and 1/r scaling:
     Thinking Machines, "LoRA Without Regret" (2025). The rank is the least power of two from 16
@@ -47,13 +51,17 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     domain, items = ready.domain, ready.train
     parent = ready.parent.adapter if ready.parent else None
     settings, lora = domain.training, domain.lora
-    steps = math.ceil(len(items) / settings.batch_size)
     reasons: list[str] = []
     warnings: list[str] = []
     lr = settings.lr
     if lr is None:
         lr, reason = derived_rate(base)
         reasons.append(reason)
+    batch = settings.batch_size
+    if batch is None:
+        batch, reason = derived_batch(len(items), settings.epochs)
+        reasons.append(reason)
+    steps = math.ceil(len(items) / batch)
     if parent is None:
         rank, alpha = _rank(base, domain, items, reasons), lora.alpha or 32
     else:
@@ -69,12 +77,12 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     if total < FEW_STEPS:
         wanted = math.ceil(FEW_STEPS / steps)
         warnings.append(
-            f"only {total} optimiser steps ({len(items)} rows, batches of {settings.batch_size}, "
+            f"only {total} optimiser steps ({len(items)} rows, batches of {batch}, "
             f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}): too short to "
             f"learn much. --epochs {wanted} gives {wanted * steps}."
         )
     familiar = base.id == "embedded" or domain.data.general is not None
-    keeping = decide(domain, len(ready.general.training), familiar)
+    keeping = decide(domain, len(ready.general.training), familiar, batch)
     reasons.append(keeping.reason)
     if keeping.replay and not familiar:
         warnings.append(
@@ -82,7 +90,7 @@ def make_plan(base: Base, ready: Ready) -> Plan:
             "--general FILE gives text of its own kind; --retention kl compares only."
         )
     return Plan(
-        rank, alpha, lr, settings.epochs, settings.batch_size, steps, keeping, tuple(reasons),
+        rank, alpha, lr, settings.epochs, batch, steps, keeping, tuple(reasons),
         tuple(warnings),
     )  # fmt: skip
 
@@ -92,6 +100,16 @@ def derived_rate(base: Base) -> tuple[float, str]:
     power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
     rate = float(f"{5e-4 * (2000 / base.width) ** power:.2g}")
     return rate, f"learning rate {rate:g}: 5e-4 · (2000 / width {base.width})^{power:g}"
+
+
+def derived_batch(rows: int, epochs: int) -> tuple[int, str]:
+    """The largest of ``BATCHES`` that gives a run ``STEPS`` steps, or the least; and the reason."""
+
+    def steps(batch: int) -> int:
+        return epochs * math.ceil(rows / batch)
+
+    batch = next((b for b in BATCHES if steps(b) >= STEPS), BATCHES[-1])
+    return batch, f"batches of {batch} rows: {steps(batch)} steps, {STEPS} at least are wanted"
 
 
 def _rank(base: Base, domain: Domain, items: Sequence[Item], reasons: list[str]) -> int:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_domains.bank import Bank
-from lora_domains.domain import Domain
+from lora_domains.domain import BATCHES, Domain
 from lora_domains.encoding import IGNORED, Batch, Item, collate
 from lora_domains.scoring import Progress, by_chunks, most_tokens, tail_logits
 
@@ -48,12 +48,12 @@ class Keeping:
     reason: str = ""
 
 
-def decide(domain: Domain, texts: int, familiar: bool) -> Keeping:
+def decide(domain: Domain, texts: int, familiar: bool, batch: int) -> Keeping:
     """The method that ``domain`` asks for, or what auto is, with the reason.
 
     ``texts`` is how many general texts there are: none where the base has no language head.
     ``familiar`` says whether they are what the base was trained on: the embedded base's own, or
-    those that somebody gave for it.
+    those that somebody gave for it. ``batch`` is how many rows of the domain a step has.
     """
     settings = domain.training
     auto = settings.retention == "auto"
@@ -62,12 +62,13 @@ def decide(domain: Domain, texts: int, familiar: bool) -> Keeping:
         said = "the base has no language head, so nothing holds the adapter to it"
         return Keeping("none", reason=f"retention none: {said}")
     kl = settings.kl if method in ("kl", "both") else 0.0
-    count = settings.batch_size * settings.replay / (1 - settings.replay)
+    count = batch * settings.replay / (1 - settings.replay)
     replayed = max(1, round(count)) if method in ("replay", "both") else 0
-    rows = max(settings.general_rows if kl else 0, replayed)
+    compared = max(1, round(settings.general_rows * min(1.0, batch / BATCHES[0])))
+    rows = max(compared if kl else 0, replayed)
     what = {
         "kl": f"KL to the base, weight {kl:g}, on {rows} general texts a step",
-        "replay": f"{rows} general texts a step beside {settings.batch_size} rows",
+        "replay": f"{rows} general texts a step beside {batch} rows",
         "both": f"{rows} general texts a step, learned again and held to the base by KL {kl:g}",
         "scale": "trained plainly; validation chooses the adapter's scale afterwards",
         "none": "as asked; general knowledge is watched and not kept",
@@ -78,9 +79,7 @@ def decide(domain: Domain, texts: int, familiar: bool) -> Keeping:
     elif auto:
         why = "auto: the embedded world's text would teach this base, so it is only compared on " \
             "it (--general FILE gives your own); "  # fmt: skip
-    return Keeping(
-        method, kl, replayed / settings.batch_size, rows, f"retention {method}: {why}{what}"
-    )
+    return Keeping(method, kl, replayed / batch, rows, f"retention {method}: {why}{what}")
 
 
 def general_rows(count: int, batch: int, seed: int, step: int) -> list[int]:

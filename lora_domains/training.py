@@ -375,6 +375,7 @@ class Run:
             "retention": self.plan.keeping.method,
             "scale": state.best.get("scale", 1.0),
             "lr": self.plan.lr,
+            "batch_size": self.plan.batch_size,
             "micro_tokens": state.micro,
             "tokens_per_second": round(state.total_tokens / max(state.seconds, 1e-9), 1),
             "peak_memory_bytes": peak_memory(self.model.device),

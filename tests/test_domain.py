@@ -60,7 +60,7 @@ def test_settings_are_found_where_they_live() -> None:
     changed = with_settings(domain(), epochs=3, rank=4, retention="none", overfit=0.05)
     assert (changed.training.epochs, changed.lora.rank, changed.gates.overfit) == (3, 4, 0.05)
     assert (changed.training.retention, changed.gates.retention) == ("none", 0.03)
-    assert (changed.training.batch_size, changed.data) == (32, domain().data)
+    assert (changed.training.batch_size, changed.data) == (None, domain().data)
     assert with_settings(domain()) == domain()
 
 

@@ -146,20 +146,32 @@ def test_a_method_is_its_weights_and_says_so(
     asked: str, kl: float, replay: float, rows: int
 ) -> None:
     domain = Domain("x", Classification(), Data([]))
-    found = decide(with_settings(domain, retention=asked), texts=100, familiar=True)
+    found = decide(with_settings(domain, retention=asked), texts=100, familiar=True, batch=32)
     assert (found.method, found.kl, found.replay, found.rows) == (asked, kl, replay, rows)
     assert asked in found.reason
+
+
+@pytest.mark.parametrize(
+    ("batch", "kl", "replay"), [(64, 6, 21), (32, 6, 11), (8, 2, 3), (2, 1, 1)]
+)
+def test_a_smaller_batch_has_less_general_text_beside_it(batch: int, kl: int, replay: int) -> None:
+    domain = Domain("x", Classification(), Data([]))
+
+    def texts(method: str) -> int:
+        return decide(with_settings(domain, retention=method), 100, True, batch).rows
+
+    assert (texts("kl"), texts("replay"), texts("both")) == (kl, replay, max(kl, replay))
 
 
 @pytest.mark.parametrize(("familiar", "method"), [(True, "replay"), (False, "kl")])
 def test_auto_says_what_it_chose_and_why(familiar: bool, method: str) -> None:
     domain = Domain("x", Classification(), Data([]))
-    found = decide(domain, texts=100, familiar=familiar)
-    asked = decide(with_settings(domain, retention=method), 100, familiar)
+    found = decide(domain, texts=100, familiar=familiar, batch=32)
+    asked = decide(with_settings(domain, retention=method), 100, familiar, 32)
     assert found == replace(asked, reason=found.reason)
     assert f"retention {method}: auto" in found.reason
     assert ("benchmarks/retention" if familiar else "--general") in found.reason
-    nothing = decide(domain, texts=0, familiar=familiar)
+    nothing = decide(domain, texts=0, familiar=familiar, batch=32)
     assert (nothing.method, nothing.rows) == ("none", 0)
     assert "no language head" in nothing.reason
 

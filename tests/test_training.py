@@ -289,6 +289,21 @@ def test_what_is_derived_is_derived_from_width_and_tokens(
     assert len(plan.reasons) == 3
     assert "width 32" in plan.reasons[0]
     assert "retention kl: auto" in plan.reasons[2]
+    assert plan.batch_size == 16  # as asked
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "batch", "steps"),
+    [(430, 8, 8, 304), (430, 40, 32, 400), (430, 12, 16, 228), (40, 8, 8, 32)],
+)
+def test_a_batch_is_small_enough_for_the_steps_a_run_wants(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]],
+    count: int, epochs: int, batch: int, steps: int,
+) -> None:  # fmt: skip
+    declared = with_settings(domain(rows[:count], epochs=epochs), batch_size=None)
+    plan = make_run(tmp_path, tiny_base, declared, None).plan
+    assert (plan.batch_size, plan.steps) == (batch, steps)
+    assert any(f"batches of {batch} rows: {steps} steps" in reason for reason in plan.reasons)
 
 
 # ── A step ──────────────────────────────────────────────────────────────────────────────────────

@@ -35,7 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "retention.json"
 PICTURE = RESULTS.with_suffix(".svg")
 DOMAINS = ("medical", "finance", "support")
 SEEDS = (0, 1, 2)
-ROWS, EPOCHS, MARGIN = 800, 4, 0.03
+ROWS, EPOCHS, BATCH, MARGIN = 800, 4, 32, 0.03
 RATE = 0.0031
 """What is derived from the embedded base's width."""
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -72,7 +72,9 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
     torch.set_num_threads(1)
     declared = load_domain(ROOT / "recipes" / f"{name}.py")
     declared = replace(declared, data=replace(declared.data, limit=ROWS))
-    declared = with_settings(declared, epochs=EPOCHS, patience=EPOCHS, seed=seed, **WAYS[way])
+    declared = with_settings(
+        declared, epochs=EPOCHS, patience=EPOCHS, batch_size=BATCH, seed=seed, **WAYS[way]
+    )
     if way not in LIMITED:
         declared = with_settings(declared, drift=NO_LIMIT)
     with tempfile.TemporaryDirectory() as out:
