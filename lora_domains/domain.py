@@ -63,7 +63,7 @@ class Training:
     replay: float = 0.25
     """Share of the rows of a step that are general text."""
     general_rows: int = 6
-    """General texts read for KL beside 32 rows; fewer beside a smaller batch."""
+    """General texts read beside each batch for KL."""
     max_length: int | None = None
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass: less memory, about a third more time."""

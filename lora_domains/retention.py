@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_domains.bank import Bank
-from lora_domains.domain import BATCHES, Domain
+from lora_domains.domain import Domain
 from lora_domains.encoding import IGNORED, Batch, Item, collate
 from lora_domains.scoring import Progress, by_chunks, most_tokens, tail_logits
 
@@ -64,8 +64,7 @@ def decide(domain: Domain, texts: int, familiar: bool, batch: int) -> Keeping:
     kl = settings.kl if method in ("kl", "both") else 0.0
     count = batch * settings.replay / (1 - settings.replay)
     replayed = max(1, round(count)) if method in ("replay", "both") else 0
-    compared = max(1, round(settings.general_rows * min(1.0, batch / BATCHES[0])))
-    rows = max(compared if kl else 0, replayed)
+    rows = max(settings.general_rows if kl else 0, replayed)
     what = {
         "kl": f"KL to the base, weight {kl:g}, on {rows} general texts a step",
         "replay": f"{rows} general texts a step beside {batch} rows",

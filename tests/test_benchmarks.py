@@ -164,6 +164,16 @@ def test_the_readme_shows_what_keeps_general_knowledge() -> None:
     assert at_most["default"] <= 0.01
 
 
+def test_derived_settings_are_shown_as_they_came_out() -> None:
+    settings = script("settings", ROOT / "benchmarks")
+    stored = json.loads((ROOT / "benchmarks" / "results" / "settings.json").read_text())
+    found = settings.summary(stored["runs"])
+    assert stored["summary"] == found
+    assert settings.table(found) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for one in found.values():
+        assert one["swept"] == sum(count for _, count in settings.RUNGS)
+
+
 def test_the_readme_names_every_script() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "benchmarks").rglob("*.py"):

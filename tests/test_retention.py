@@ -152,9 +152,11 @@ def test_a_method_is_its_weights_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("batch", "kl", "replay"), [(64, 6, 21), (32, 6, 11), (8, 2, 3), (2, 1, 1)]
+    ("batch", "kl", "replay"), [(64, 6, 21), (32, 6, 11), (8, 6, 3), (2, 6, 1)]
 )
-def test_a_smaller_batch_has_less_general_text_beside_it(batch: int, kl: int, replay: int) -> None:
+def test_a_share_of_the_batch_is_replayed_and_kl_reads_as_many_beside_any(
+    batch: int, kl: int, replay: int
+) -> None:
     domain = Domain("x", Classification(), Data([]))
 
     def texts(method: str) -> int:
