@@ -139,7 +139,10 @@ def test_each_difference_is_named(ran: Path) -> None:
     assert same_bytes(then, then)[0]
     for change, said in (
         (lambda card: card["environment"].update(torch="0.1"), "torch: "),
-        (lambda card: card["environment"].update(threads=64), "threads: 1 → 64"),
+        (
+            lambda card: card["environment"].update(threads=64),
+            f"threads: {then['environment']['threads']} → 64",
+        ),
         (lambda card: card["base"].update(identity="f" * 64), "base identity: "),
         (lambda card: card["adapters"][0]["data"].update(test="0"), "test rows: other digests"),
         (lambda card: card["adapters"][0].update(parent={"name": "p"}), "another parent"),
