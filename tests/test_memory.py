@@ -74,7 +74,6 @@ def test_nothing_imports_bitsandbytes_unless_it_is_asked_for(
     folder = make_base(tmp_path / "wide", hidden_size=64, intermediate_size=128)
     code = f"""
 import sys
-from collections.abc import Sequence
 from lora_domains import DomainModel
 rows = [{{"text": f"{{w}} {{n}}", "label": w}} for n in range(40) for w in ("spam", "ham")]
 model = DomainModel.from_pretrained({str(tiny_base)!r}, out={str(tmp_path / "out")!r}, device="cpu")
