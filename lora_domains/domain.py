@@ -38,10 +38,6 @@ class Lora:
     rslora: bool = False
 
 
-BATCHES = (32, 16, 8)
-"""Rows of an optimiser step that a plan chooses among."""
-
-
 @dataclass(frozen=True)
 class Training:
     """How it is trained. ``lr``, ``batch_size``, ``max_length`` (tokens) are derived where None."""

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from lora_domains.adapter import new_adapter
 from lora_domains.base import Base
-from lora_domains.domain import BATCHES, Domain
+from lora_domains.domain import Domain
 from lora_domains.encoding import Item
 from lora_domains.heads import classes_of
 from lora_domains.ready import Ready
 from lora_domains.retention import Keeping, decide
 
+BATCHES = (32, 16, 8)
+"""Rows of an optimiser step that are chosen among."""
 STEPS = 200
 """Optimiser steps that a run should have. Of the numbers between, two were measured: on 300 rows
 300 steps (batches of 8) were better than 80 (of 32) by validation scores; see benchmarks/README.md,
