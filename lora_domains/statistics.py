@@ -281,9 +281,11 @@ def class_counts(truth: IntArray, said: IntArray, classes: int) -> FloatArray:
 
 
 def f1_of(classes: ArrayLike) -> Statistic:
-    """Mean of 2 right / (asked + said) over `classes`; 0 for a class that never occurs.
+    """Mean of 2 right / (asked + said) over those of `classes` that are asked for; 0 if none is.
 
-    As scikit-learn's f1_score(labels=classes, average="macro", zero_division=0).
+    As scikit-learn's f1_score(labels=…, average="macro", zero_division=0) with these labels. A
+    resample may lack a class of few items: counted as 0 it would pull both contenders, and what
+    lies between them, towards 0.
     """
     wanted = np.asarray(classes, dtype=np.intp)
 
@@ -292,8 +294,9 @@ def f1_of(classes: ArrayLike) -> Statistic:
         # A class that nobody named or asked for has no column.
         inside = wanted[wanted < size]
         right, asked, said = (sums[..., part * size + inside] for part in range(3))
-        scores: FloatArray = (2 * right / np.maximum(1, asked + said)).sum(-1) / len(wanted)
-        return scores
+        scores = (2 * right / np.maximum(1, asked + said)).sum(-1)
+        mean: FloatArray = scores / np.maximum(1, (asked > 0).sum(-1))
+        return mean
 
     return f1
 

@@ -380,6 +380,26 @@ def test_f1_is_scikit_learns(data: st.DataObject) -> None:
     assert compare_f1(truth, truth, predicted, positive=2).adapter == pytest.approx(one)
 
 
+def test_macro_f1_of_many_small_classes_covers_what_it_estimates() -> None:
+    """A class that a resample lacks must not count as 0: the bounds would lie too low."""
+    classes, draws = 77, 40
+    random = np.random.default_rng(0)
+
+    def drawn(n: int) -> list[np.ndarray]:
+        truth = random.integers(0, classes, n)
+        others = random.integers(0, classes, (2, n))
+        return [truth, *(np.where(random.random(n) < p, truth, other)
+                         for p, other in zip((0.3, 0.75), others, strict=True))]  # fmt: skip
+
+    truth, base, adapter = drawn(300_000)
+    wanted = f1_score(truth, adapter, average="macro") - f1_score(truth, base, average="macro")
+    found = [compare_f1(*drawn(200)) for _ in range(draws)]
+    assert sum(one.upper < wanted for one in found) <= 5
+    assert sum(one.lower > wanted for one in found) <= 6
+    every = np.repeat(np.arange(30), 3)
+    assert compare_f1(every, (every + 1) % 30, every).lower > 0.95
+
+
 def test_f1_without_a_flip_still_has_width() -> None:
     truth = [0, 1] * 10
     found = compare_f1(truth, truth, truth)
