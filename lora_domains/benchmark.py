@@ -8,7 +8,7 @@ next adapter. Several processes share the blocks and get what one process gets.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,6 @@ from lora_domains.domain import Domain, as_record
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation import (
-    SHOTS,
     TRAIN_SAMPLE,
     Scores,
     decided,
@@ -35,14 +34,14 @@ from lora_domains.evaluation import (
     model_scores,
     nats_only,
     sample,
-    shots,
     text_scores,
     trivial_scores,
-    with_shots,
 )
 from lora_domains.judging import judge
+from lora_domains.ready import General, every_leak
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
+from lora_domains.shots import SHOTS, shots, with_shots
 from lora_domains.suites import Suite
 from lora_domains.tasks import Example, Harness, LanguageModelling, Task, task_record
 
@@ -59,6 +58,7 @@ class Field:
     domain: Domain
     prepared: Prepared
     encoder: Encoder
+    general: General
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,15 @@ def measure(
             mine, threshold = scored[field.domain.name][name]
             entry["judged"]["threshold"] = threshold
             entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
+            asks = not scorer.bank.base.encoder
+            leaks = every_leak(field.prepared, field.general, suite, asks=asks)
+            entry["leaks"] = asdict(leaks)
         else:
+            if suite.name != entry["judged"]["suite"]:
+                scorer.display.warn(
+                    f"{name}: nobody has looked for the questions of {suite.name} in its training "
+                    "rows. --domains with its recipe does."
+                )
             assert adapter.path is not None
             kept = ("validation", "test", "train")
             mine = [item for item in read_items(adapter.path) if item["set"] in kept]
@@ -323,8 +331,12 @@ def _field(
         scores = scorer.scores(part, [None, *names])
     baselines = trivial_scores(prepared, asked)
     prompted_base = prepared.test[0].prompt and not encoder.head
-    few = shots(encoder, prepared.train, domain.training.seed) if prompted_base else []
-    prompted = with_shots(encoder, [example for example, _ in rows], few)
+    few = (
+        shots(encoder, prepared.train, domain.training.seed, scorer.display.warn)
+        if prompted_base
+        else []
+    )
+    prompted = with_shots(encoder, rows, few, scorer.display.warn)
     if prompted:
         shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
         part = Part(f"{domain.name} rows with {SHOTS} examples", task, shown)

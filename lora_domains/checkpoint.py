@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_domains.encoding import Item
 from lora_domains.errors import UsageError
 
 
@@ -99,9 +100,9 @@ def clear(path: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-def hash_rows(rows: Sequence[tuple[Any, ...]]) -> str:
+def hash_items(items: Sequence[Item]) -> str:
     """sha256 over encoded rows: ids and tokens, in order."""
     digest = sha256()
-    for row in rows:
-        digest.update(repr(row).encode())
+    for item in items:
+        digest.update(repr((item.id, item.prompt, item.answer, item.target)).encode())
     return digest.hexdigest()

@@ -65,6 +65,11 @@ def cost(item: Item, most: int, vocabulary: int) -> int:
     return max(len(item.prompt) + nodes, (1 + nodes) * vocabulary * most // LOGITS)
 
 
+def text_cost(item: Item, most: int, vocabulary: int) -> int:
+    """The same for a text whose answer alone is read."""
+    return max(len(item), len(item.answer) * vocabulary * most // LOGITS)
+
+
 def takes_trees(model: Any, rows: Sequence[Item]) -> bool:
     """Whether ``model`` attends by whatever 4-D mask it is given, as long as ``rows`` are.
 

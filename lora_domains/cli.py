@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,10 @@ def _fit(flags: argparse.Namespace) -> int:
     if flags.from_card:
         card = card_at(Path(flags.from_card))
         flags.init_from = flags.init_from or _parent_of(card, flags)
-        verdict = fit_and_evaluate(configured(domain_of(card), flags), flags, card=card)
+        domain = domain_of(card)
+        if flags.name:
+            domain = replace(domain, name=flags.name)
+        verdict = fit_and_evaluate(configured(domain, flags, again=True), flags, card=card)
         return EXIT[verdict] if verdict else 0
     missing = [f"--{name}" for name in ("name", "train") if not getattr(flags, name)]
     if missing:

@@ -114,6 +114,10 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
     duplicates, conflicts = _duplicates(task, parts["train"])
     if conflicts:
         warnings.append(f"{conflicts} training texts stand under more than one label")
+    if again := _duplicates(task, examples.get("test", []))[0]:
+        warnings.append(
+            f"{again} given test rows repeat another one: bounds count each as a row of its own"
+        )
 
     carved = []
     absent = [split for split in ("test", "validation") if split not in given]
@@ -154,14 +158,14 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
         ledger=Ledger(read=count, refused=refused, duplicates=duplicates),
         leaks=leaks,
         stages=tuple(stages),
-        digests={split: _digest(rows) for split, rows in parts.items()},
+        digests={split: digest_of(rows) for split, rows in parts.items()},
         warnings=tuple(warnings),
     )
 
 
 def _mapped(row: Row, function: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Row:
     try:
-        return replace(row, values=function(row.values))
+        values = function(row.values)
     except Exception as error:  # whatever a recipe's function raises; its message may hold text
         raise DataError(
             where=row.place,
@@ -169,6 +173,14 @@ def _mapped(row: Row, function: Callable[[Mapping[str, Any]], Mapping[str, Any]]
             found=type(error).__name__,
             mend="Check the columns it uses.",
         ) from None
+    if not isinstance(values, Mapping):
+        raise DataError(
+            where=row.place,
+            expected="a row from the recipe's row function, with named columns",
+            found=type(values).__name__,
+            mend='Return a dict: {**row, "text": …}.',
+        )
+    return replace(row, values=values)
 
 
 def _check_declared(data: Data) -> None:
@@ -464,7 +476,8 @@ def _too_little(task: Task, parts: Mapping[str, Sequence[Example]], trained: boo
     return found
 
 
-def _digest(rows: Iterable[Example]) -> str:
+def digest_of(rows: Iterable[Example]) -> str:
+    """sha256 of what the rows say, normalised, in order."""
     state = sha256()
     for row in rows:
         state.update(json.dumps([normalise(row.prompt), normalise(row.answer)]).encode() + b"\n")

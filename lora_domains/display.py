@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from lora_domains.wording import SIGNS, interval, nats_of, percent
+from lora_domains.wording import SIGNS, interval, losses, nats_of, percent
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
 
@@ -143,6 +143,7 @@ class Display:
                 interval(fields),
             )  # fmt: skip
         self.console.print(table)
+        self.line(losses(entry))
         if "over_parent" in entry:
             parent = (entry.get("parent") or {}).get("name", "the parent")
             metric = entry["judged"]["metric"]
@@ -175,7 +176,7 @@ class Display:
         for i, label in enumerate(labels):
             row = [_cell(counts[i], j, i == j) for j in range(len(labels))]
             before = [str(v) for v in confusion["base"][i]]
-            table.add_row(label, *row, "", *before)
+            table.add_row(escape(label), *row, "", *before)
         self.console.print(table)
 
     def general(self, entry: Mapping[str, Any]) -> None:

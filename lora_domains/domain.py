@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.data import Data
-from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
+from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.reading import SOURCES
 from lora_domains.tasks import Task, task_record
 
@@ -102,7 +102,15 @@ class Domain:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        _check_ranges(self)
+        try:
+            _check_ranges(self)
+        except TypeError as error:
+            raise DomainError(
+                where=f"domain {self.name!r}",
+                expected="numbers where settings are numbers",
+                found=str(error),
+                mend="Leave a setting out instead of giving None or a word.",
+            ) from None
 
     def digest(self) -> str:
         """sha256 of the declaration; rows given in memory count by number, files by name."""
@@ -123,7 +131,7 @@ def check_name(name: str) -> str:
 
 def _check_ranges(domain: Domain) -> None:
     lora, training, gates = domain.lora, domain.training, domain.gates
-    batch = training.batch_size
+    batch, length = training.batch_size, training.max_length
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
@@ -131,6 +139,9 @@ def _check_ranges(domain: Domain) -> None:
         ("epochs", training.epochs, training.epochs >= 1, "at least 1"),
         ("lr", training.lr, training.lr is None or 0 < training.lr < 1, "above 0, below 1"),
         ("batch_size", batch, batch is None or batch >= 1, "at least 1"),
+        ("seed", training.seed, 0 <= training.seed < 2**31, "0 up to 2147483647"),
+        ("weight_decay", training.weight_decay, training.weight_decay >= 0, "0 or above"),
+        ("max_length", length, length is None or length >= 8, "at least 8 tokens"),
         ("warmup", training.warmup, 0 <= training.warmup < 1, "0 up to, not including, 1"),
         ("patience", training.patience, training.patience >= 1, "at least 1"),
         ("retention", training.retention, training.retention in RETENTION, listed(RETENTION)),
@@ -144,12 +155,7 @@ def _check_ranges(domain: Domain) -> None:
         ("slices", gates.slices, 0 < gates.slices < 1, "between 0 and 1"),
         ("memorisation", gates.memorisation, 0.5 < gates.memorisation < 1, "between .5 and 1"),
         ("recall", gates.recall, 0 < gates.recall < 1, "between 0 and 1"),
-        (
-            "precision",
-            gates.precision,
-            gates.precision is None or 0 < gates.precision < 1,
-            "0 to 1",
-        ),
+        ("precision", gates.precision, 0 < gates.precision < 1, "between 0 and 1"),
     ]
     for name, value, holds, wanted in rules:
         if not holds:
@@ -200,7 +206,17 @@ def load_domain(path: str | Path) -> Domain:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except LoraDomainsError:
+        raise
+    except Exception as error:
+        raise DomainError(
+            where=str(path),
+            expected="a recipe that Python can run",
+            found=f"{type(error).__name__}: {error}",
+            mend=f"python {path} shows where.",
+        ) from error
     domain = getattr(module, "domain", None)
     if not isinstance(domain, Domain):
         raise DomainError(

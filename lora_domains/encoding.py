@@ -162,6 +162,15 @@ class Encoder:
                 items.extend(self.windows(example))
         return items
 
+    def some(self, texts: Sequence[Example], most: int) -> list[Item]:
+        """At most ``most`` windows of the first ``most`` plain ``texts``, drawn from all of theirs.
+
+        A book is as many texts as it has windows, and reading it costs as many.
+        """
+        windows = [item for text in texts[:most] for item in self.windows(text)]
+        picked = np.random.default_rng([len(windows), most]).permutation(len(windows))[:most]
+        return [windows[at] for at in sorted(picked)]
+
 
 def check_choices(encoder: Encoder, choices: Sequence[str], where: str) -> None:
     """Raise DataError when two labels are one under the tokenizer, or one begins another.

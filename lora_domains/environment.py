@@ -1,6 +1,7 @@
 """What a run was made with: versions, machine, seed, commit."""
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ def environment(base: Base, seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seed": seed,
         "git": _git(),
+        **({} if base.quantization is None else {"bitsandbytes": version("bitsandbytes")}),
     }
 
 

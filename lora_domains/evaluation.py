@@ -8,7 +8,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from lora_domains.base import Base
 from lora_domains.data import Prepared
 from lora_domains.display import Display
 from lora_domains.encoding import Encoder, Item
-from lora_domains.errors import DataError
 from lora_domains.heads import Head
 from lora_domains.leaks import keyed_digest
 from lora_domains.metrics import Classification as ClassificationMetric
@@ -33,6 +31,7 @@ from lora_domains.scoring import (
     renormalise,
     text_features,
 )
+from lora_domains.shots import SHOTS, shots, with_shots
 from lora_domains.suites import Suite
 from lora_domains.suites.harness import harness_scores
 from lora_domains.tasks import (
@@ -45,8 +44,6 @@ from lora_domains.tasks import (
 )
 from lora_domains.thresholds import choose
 
-SHOTS = 4
-"""Examples in the prompt of the few-shot baseline."""
 PROBE_C = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of regularisation tried for the base's own head on frozen features."""
 TRAIN_SAMPLE = 500
@@ -266,43 +263,6 @@ def trivial_scores(prepared: Prepared, rows: Sequence[Example]) -> dict[str, Sco
     }
 
 
-def shots(encoder: Encoder, train: Sequence[Example], seed: int) -> list[int]:
-    """Token ids of ``SHOTS`` answered training examples, over as many labels as there is room.
-
-    One whose answer is too long for its share of the context is left out.
-    """
-    random = np.random.default_rng([seed, SHOTS])
-    by_label: dict[int, list[Example]] = {}
-    for i in random.permutation(len(train)):
-        by_label.setdefault(train[i].target, []).append(train[i])
-    labels = sorted(by_label)
-    random.shuffle(labels)
-    picked: list[Example] = []
-    while len(picked) < min(SHOTS, len(train)):
-        for label in labels:
-            if by_label[label] and len(picked) < SHOTS:
-                picked.append(by_label[label].pop())
-    short = Encoder(encoder.tokenizer, encoder.max_length // (SHOTS + 2))
-    gap = encoder.tokens("\n\n")
-    ids: list[int] = []
-    for example in picked:
-        with suppress(DataError):
-            item = short.encode(example)
-            ids += [*item.prompt[len(short.bos) :], *item.answer[:-1], *gap]
-    return ids
-
-
-def with_shots(encoder: Encoder, rows: Sequence[Example], few: Sequence[int]) -> list[Item]:
-    """The rows with the examples ``few`` before them; none where one has no room for them.
-
-    All or none, since contenders are compared on the same items.
-    """
-    try:
-        return [encoder.encode(example, few) for example in rows] if few else []
-    except DataError:
-        return []
-
-
 # ── From which probability the positive class is named ──────────────────────────────────────────
 
 
@@ -389,7 +349,7 @@ def score_items(
     references = [example.answer.strip() for example, _ in pairs]
     # A head reads one text: there are no answered examples to put before it.
     prompted_base = prepared.test[0].prompt and not encoder.head
-    few = shots(encoder, prepared.train, seed) if prompted_base else []
+    few = shots(encoder, prepared.train, seed, display.warn) if prompted_base else []
     if encoder.head:
         rows = len(prepared.train) + len(prepared.validation) + len(pairs)
         with display.progress("a head on the frozen base", rows) as advance:
@@ -400,7 +360,7 @@ def score_items(
             with display.progress(f"{name} on test rows", len(pairs)) as advance:
                 contenders[name] = model_scores(bank, task, encoded, references, route, advance)
     contenders |= trivial_scores(prepared, asked)
-    prompted = with_shots(encoder, [example for example, _ in pairs], few)
+    prompted = with_shots(encoder, pairs, few, display.warn)
     if prompted:
         with display.progress(f"base with {SHOTS} examples", len(pairs)) as advance:
             contenders[f"{SHOTS}_shot"] = model_scores(
@@ -537,13 +497,16 @@ def item_records(
     show_text: bool,
 ) -> list[dict[str, Any]]:
     records = []
+    windows = Counter(example.id for example, _ in rows)
     for i, (example, item) in enumerate(rows):
+        # The windows of a long text are no more independent than a person's rows.
+        group = example.group or (example.id if windows[example.id] > 1 else None)
         record: dict[str, Any] = {"set": name, "id": item.id, "target": item.target}
         text = example.prompt or example.answer
         record["digest"] = keyed_digest(text, key)
-        if example.group is not None:
+        if group is not None:
             # A group is often a person: its name is as private as the row.
-            record["group"] = keyed_digest(example.group, key)[:16]
+            record["group"] = keyed_digest(group, key)[:16]
         if example.slices:
             record["slices"] = dict(example.slices)
         if show_text:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn
 from lora_domains.data import Data
 from lora_domains.domain import RETENTION, Domain, with_settings
 from lora_domains.errors import UsageError, did_you_mean
+from lora_domains.reading import SPLITS
 from lora_domains.tasks import Classification
 
 
@@ -93,10 +94,17 @@ def run_flag_defaults() -> dict[str, Any]:
     return vars(parser.parse_args([]))
 
 
-def configured(domain: Domain, flags: argparse.Namespace) -> Domain:
-    """``domain`` with what the flags say."""
+def configured(domain: Domain, flags: argparse.Namespace, *, again: bool = False) -> Domain:
+    """``domain`` with what the flags say.
+
+    ``again`` is a run repeated from its card: files are then where its rows lie now, and how they
+    were split and sampled stays.
+    """
     data, task = domain.data, domain.task
-    if flags.train:
+    if again:
+        given = {split: getattr(flags, split) for split in SPLITS}
+        data = replace(data, **{split: source for split, source in given.items() if source})
+    elif flags.train:
         # Rows of one's own replace all of the recipe's: a foreign test set would prove nothing.
         data = Data(flags.train, flags.validation, flags.test, data.general)
     elif flags.test or flags.validation:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lora_domains import processes
 from lora_domains.bank import Bank
 from lora_domains.checkpoint import State
+from lora_domains.choices import LOGITS
 from lora_domains.display import Display
 from lora_domains.domain import Domain
 from lora_domains.encoding import Item, collate
@@ -158,18 +159,20 @@ class Gradients:
         return recomputing(self.model) if on else nullcontext()
 
     def _parts(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-        return micro_batches(items, self.model.device, self.state.micro)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return micro_batches(items, self.model.device, self.state.micro, vocabulary)
 
     def _halve(self, parts: Sequence[Sequence[Item]], found: str) -> None:
-        most = max(len(part) * max(map(len, part)) for part in parts)
-        if all(len(part) == 1 for part in parts):
+        shared = [len(part) * max(map(len, part)) for part in parts if len(part) > 1]
+        if not shared:
+            longest = max(len(item) for part in parts for item in part)
             raise OutOfMemory(
-                where=f"{self.domain.name}, a row of {most} tokens",
+                where=f"{self.domain.name}, a row of {longest} tokens",
                 expected="memory for one row at a time",
                 found=found,
                 mend="Set a smaller max_length, gradient_checkpointing, or --load-in-4bit.",
             )
-        self.state.micro = most // 2
+        self.state.micro = max(shared) // 2
         release(self.model.device)
         process = f"process {self.rank}: " if self.ranks > 1 else ""
         # Another process says it itself: the first does not know.
@@ -180,10 +183,11 @@ class Gradients:
 
 
 def micro_batches(
-    items: Sequence[Item], device: torch.device, most: int | None = None
+    items: Sequence[Item], device: torch.device, most: int | None = None, vocabulary: int = 0
 ) -> Iterator[Sequence[Item]]:
     """``items``, longest first, in passes of at most ``most`` padded tokens (``MICRO_TOKENS``).
 
+    Over a large ``vocabulary`` fewer, where the logits of their answers would pass ``LOGITS``.
     Items of unlike lengths share a pass only where the padding costs less than a pass more would
     (``PASS``): of all divisions the cheapest, by dynamic programming over the sorted lengths.
     """
@@ -192,10 +196,12 @@ def micro_batches(
     rows = sorted(items, key=len, reverse=True)
     cost, start = [0], [0]
     for end in range(1, len(rows) + 1):
-        options = []
+        options, asked = [], 0
         for begin in range(end - 1, -1, -1):
             padded = len(rows[begin]) * (end - begin)
-            if padded > most and begin < end - 1:
+            asked = max(asked, len(rows[begin].answer))
+            large = padded > most or asked * (end - begin) * vocabulary > LOGITS
+            if large and begin < end - 1:
                 break
             options.append((cost[begin] + padded + PASS[on_cpu], begin))
         best, begin = min(options)

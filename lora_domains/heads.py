@@ -187,7 +187,7 @@ def check_head(head: Head | None, task: Task, trained: Mapping[str, Any], where:
             where=where,
             expected="no head" if wanted is None else f"a head over {listed(wanted)}",
             found="an adapter without one" if found is None else f"one over {listed(found)}",
-            mend="Fit the domain again, or evaluate it as it was trained.",
+            mend="Ask of it what it was trained for, or fit the domain anew.",
         )
 
 

@@ -1,13 +1,21 @@
-"""Rows on both sides of a split: exactly the same after normalising, or nearly so. No torch."""
+"""Rows on both sides of a split: exactly the same after normalising, or nearly so. No torch.
+
+And how rows are recognised later by those who hold the key, and by nobody else.
+"""
 
 import hmac
+import os
 import re
+import secrets
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
+from lora_domains.errors import AdapterError
 from lora_domains.tasks import Example
 
 WORDS = 5
@@ -17,6 +25,8 @@ COMMON = 3
 """An n-gram in more rows than this (both sides together) is a template's, not a row's."""
 COVERED = 0.5
 """Share of a row's own n-grams found in ONE training row, from which it is called near."""
+KEY = 32
+"""Bytes of the key of the rows' digests."""
 MARKS = re.compile(r"((?<!\w)-(?=\d))|[^\w\s]")
 """A sign before a digit (group 1), and whatever else is neither of a word nor white space."""
 
@@ -40,6 +50,41 @@ def normalise(text: str) -> str:
         if folded == text:
             return folded
         text = folded
+
+
+def digest_key(folder: Path) -> bytes:
+    """The key of the rows' digests: made once per output folder, never part of an adapter.
+
+    Raises AdapterError where it cannot be written or read whole: with an empty key a digest could
+    be guessed.
+    """
+    path, fresh = folder / ".digest-key", None
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, fresh = tempfile.mkstemp(prefix=f"{path.name}.", dir=folder)  # for us alone
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(KEY))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        key, found = bytes.fromhex(path.read_text()), "another length"
+    except ValueError:
+        key, found = b"", "something else"
+    except OSError as error:
+        key, found = b"", error.strerror or str(error)
+    finally:
+        if fresh is not None:
+            Path(fresh).unlink(missing_ok=True)
+    if len(key) != KEY:
+        raise AdapterError(
+            where=str(path),
+            expected=f"a key of {KEY} bytes in hexadecimal, written once",
+            found=found,
+            mend="Free some space, or delete the file: with a new key, rows can no longer be "
+            "recognised in older cards.",
+        )
+    return key
 
 
 def keyed_digest(text: str, key: bytes) -> str:

@@ -22,10 +22,11 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import UsageError, listed
-from lora_domains.evaluation import SHOTS, encode_rows, model_scores, shots, with_shots
+from lora_domains.evaluation import encode_rows, model_scores
 from lora_domains.figures import LOWER_IS_BETTER, comparison, summands, value
 from lora_domains.model import DomainModel
 from lora_domains.plan import make_plan
+from lora_domains.shots import SHOTS, shots, with_shots
 from lora_domains.statistics import Comparison
 from lora_domains.tasks import Example
 from lora_domains.training import Trained
@@ -58,7 +59,10 @@ def learning_curve(
     def train(items: Sequence[Item], epochs: int) -> Trained:
         steps = math.ceil(len(items) / plan.batch_size)
         part = replace(ready, domain=with_settings(own, epochs=epochs), train=list(items))
-        return model._run(part, replace(plan, epochs=epochs, steps_per_epoch=steps)).fit()
+        run = model._run(part, replace(plan, epochs=epochs, steps_per_epoch=steps))
+        trained = run.fit()
+        run.forget()
+        return trained
 
     return measured(
         model.bank, ready.domain, prepared, ready.encoder, shares, edited, train, model.display
@@ -159,8 +163,12 @@ def measured(
     # Of a trained head's labels the base knows nothing.
     words = not getattr(task, "head", False)
     base = look("base", items, None) if words else None
-    few = shots(encoder, prepared.train, seed) if words and prepared.test[0].prompt else []
-    prompted = with_shots(encoder, [example for example, _ in rows], few)
+    few = (
+        shots(encoder, prepared.train, seed, display.warn)
+        if words and prepared.test[0].prompt
+        else []
+    )
+    prompted = with_shots(encoder, rows, few, display.warn)
     points = [
         {"share": share}
         | point(f"{share:g}", [prepared.train[i] for i in part], epochs, length)

@@ -35,6 +35,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
+from lora_domains.errors import AdapterError
+
 try:
     import fcntl
 except ImportError:  # Windows has no advisory locks; there one process writes at a time
@@ -120,12 +122,23 @@ def standing(folder: Path, test_set: str, adapter: str) -> Standing:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[IO[bytes]]:
-    """The ledger, held by this process alone until the block ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LEDGER).open("a+b") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file  # closing the file releases the lock
+    """The ledger, held by this process alone until the block ends.
+
+    Raises AdapterError when the disk refuses it; a line it took half of is taken off next time.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LEDGER).open("a+b") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file  # closing the file releases the lock
+    except OSError as error:
+        raise AdapterError(
+            where=LEDGER,
+            expected="a disk that takes a line: every look at a test set is written down",
+            found=error.strerror or str(error),
+            mend="Free some space and evaluate again; the adapter itself is safe.",
+        ) from error
 
 
 def _lines(file: IO[bytes]) -> list[str]:

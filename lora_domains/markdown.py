@@ -14,6 +14,7 @@ from lora_domains.wording import (
     interval,
     kept,
     looked,
+    losses,
     metric_name,
     named_from,
     nats_of,
@@ -108,7 +109,7 @@ def _scores(entry: Mapping[str, Any]) -> list[str]:
     n = next(iter(scores.values()))["n"]
     return [
         *table(head, rows),
-        f"{n} items, the same for all; each bound is one-sided 95 %.",
+        f"{n} items, the same for all; each bound is one-sided 95 %. {losses(entry)}",
         "",
     ]
 

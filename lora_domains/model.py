@@ -1,9 +1,7 @@
 """``DomainModel``: the one object people meet, thin over the files that do the work."""
 
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,26 +24,34 @@ from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import general_knowledge, score_items
 from lora_domains.heads import check_generates, check_head
 from lora_domains.judging import check_same_rows, judge, judged_by
-from lora_domains.leaks import Leaks, find_leaks
+from lora_domains.leaks import digest_key
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
 from lora_domains.memory import free_bytes, too_little, words
 from lora_domains.merging import export, merge
 from lora_domains.plan import Plan, make_plan
 from lora_domains.reading import Source
-from lora_domains.ready import LONGEST, Ready, read_domain
+from lora_domains.ready import SELECTION, Ready, every_leak, read_domain, row_limit
 from lora_domains.rehearsal import rehearse
 from lora_domains.report import SCHEMA, assemble, read_card, summed_up
 from lora_domains.results import Benchmark, Evaluation
 from lora_domains.retention import POOL
 from lora_domains.routing import entered
+from lora_domains.scoring import witness
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
 from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Task, task_from_record
 from lora_domains.trace import Trace, traced
-from lora_domains.tracking import check_tracker, open_tracker
+from lora_domains.tracking import Log, check_tracker, no_tracker, open_tracker
 from lora_domains.training import Run, Trained
-from lora_domains.versions import Parent, find_parent, keep_version, load_parent, parent_resident
+from lora_domains.versions import (
+    Parent,
+    find_parent,
+    going_on,
+    keep_version,
+    load_parent,
+    parent_resident,
+)
 
 
 class DomainModel:
@@ -68,7 +74,7 @@ class DomainModel:
         self.out = Path(out)
         self.display = display or Display(quiet=not processes.is_main())
         self._ready: dict[str, Ready] = {}
-        self._witness = _witness(base)
+        self._witness = witness(base)
 
     @classmethod
     def from_pretrained(
@@ -232,7 +238,8 @@ class DomainModel:
         ``lr=…``, ``rank=…``); unknown names raise UsageError.
 
         Returns the card, which has no verdict before ``evaluate``. Raises DataError, LeakError or
-        TrainingError; the adapter saved before is untouched then.
+        TrainingError; the adapter saved before is untouched then, unless an epoch was finished: the
+        best one takes its place, and it becomes a version.
         """
         if not isinstance(domain, Domain):
             if name is None:
@@ -250,8 +257,11 @@ class DomainModel:
             self.display.warn(warning)
         parent = None
         if init_from is not None:
-            parent = self._goes_on_from(find_adapter(init_from, self.out), domain, resume)
-        ready = replace(self._read(domain), parent=parent)
+            parent = load_parent(find_adapter(init_from, self.out), self.base)
+            domain = replace(domain, task=going_on(parent.adapter, domain.task))
+        ready = self._read(domain)
+        if parent is not None:
+            ready = replace(ready, parent=self._goes_on_from(parent, ready, resume))
         self._ready[domain.name] = ready
         domain = ready.domain  # its labels are known now
         plan = make_plan(self.base, ready)
@@ -268,18 +278,17 @@ class DomainModel:
             return {}
         if self._checkpoint(domain).exists() and not resume:
             self.display.warn("an unfinished run is replaced; --resume would have continued it.")
-        run = self._run(ready, plan)
-        run.on_best = lambda trained: self._save(ready, trained)
-        if tracker is None:
+        with ExitStack() as ending:
+            log: Log = no_tracker
+            if tracker is not None:
+                numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
+                log, close = open_tracker(tracker, domain.name, self.out, numbers)
+                ending.callback(close)
+            run = self._run(ready, plan)
+            run.log, run.on_best = log, lambda trained: self._save(ready, trained)
             trained = run.fit(resume=resume)
-        else:
-            numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
-            run.log, close = open_tracker(tracker, domain.name, self.out, numbers)
-            try:
-                trained = run.fit(resume=resume)
-            finally:
-                close()
         card = self._save(ready, trained)
+        run.forget()
         training = card["adapters"][0]["training"]
         self.display.stage(
             "fine-tuned",
@@ -292,17 +301,29 @@ class DomainModel:
         self.load_adapter(self.out / domain.name)
         return card
 
-    def _goes_on_from(self, folder: Path, domain: Domain, resume: bool) -> Parent:
-        """The parent in ``folder``; the one that an interrupted run began from, when it resumes.
+    def _goes_on_from(self, parent: Parent, ready: Ready, resume: bool) -> Parent:
+        """``parent``, or the one that an interrupted run began from, when it resumes.
 
-        Its child may have taken its place meanwhile, if both have one name.
+        Its child may have taken its place meanwhile, if both have one name: even a child that was
+        finished, where what came after was interrupted.
         """
-        parent = load_parent(folder, self.base)
-        stored = read_checkpoint(self._checkpoint(domain)) if resume else None
-        began = stored["run"].get("parent") if stored else None
+        began = self._began_from(ready, parent.adapter.card) if resume else None
         if began in (None, parent.sha256):
             return parent
-        return find_parent({"name": folder.name, "sha256": began}, self.base, self.out) or parent
+        record = {"name": parent.adapter.name, "sha256": str(began)}
+        return find_parent(record, self.base, self.out) or parent
+
+    def _began_from(self, ready: Ready, card: Mapping[str, Any] | None) -> str | None:
+        """sha256 of the adapter that the run of ``ready`` began from, if it is known."""
+        stored = read_checkpoint(self._checkpoint(ready.domain))
+        if stored is not None:
+            found: str | None = stored["run"].get("parent")
+            return found
+        entry = card["adapters"][0] if card else {}
+        own = (ready.domain.name, ready.domain.digest(), dict(ready.prepared.digests))
+        if (entry.get("domain"), entry.get("recipe_digest"), entry.get("data")) != own:
+            return None
+        return str(entry["parent"]["sha256"]) if entry.get("parent") else None
 
     def _read(self, domain: Domain) -> Ready:
         ready = read_domain(domain, self.base, self.display)
@@ -323,10 +344,10 @@ class DomainModel:
             ready.validation,
             self._checkpoint(ready.domain),
             self.display,
-            general=ready.encoder.encode_all(
-                ready.general.training[: min(POOL, plan.steps * plan.keeping.rows)]
+            general=ready.encoder.some(
+                ready.general.training, min(POOL, plan.steps * plan.keeping.rows)
             ),
-            watched=ready.encoder.encode_all(ready.general.selection),
+            watched=ready.encoder.some(ready.general.selection, SELECTION),
             parent=ready.parent,
         )
 
@@ -395,17 +416,19 @@ class DomainModel:
         check_head(self.bank[name].head, ready.domain.task, entry["settings"]["task"], name)
         prepared, suite = ready.prepared, suite or embedded()
         check_same_rows(name, entry, prepared, "train")
-        # Questions are asked of causal bases only.
-        questions = [] if self.base.encoder else [example for _, example in suite.examples()]
-        leaks = _joined(prepared.leaks, find_leaks(prepared.train, questions))
-        leaks = _joined(leaks, find_leaks(ready.general.all, [*questions, *suite.texts()]))
+        if entry["data"].get("general") not in (None, prepared.digests["general"]):
+            self.display.warn(
+                f"{name} was trained beside other general text than is read now: leaks are looked "
+                "for in what is read now."
+            )
+        leaks = every_leak(prepared, ready.general, suite, asks=not self.base.encoder)
         began = parent_resident(self.bank, name, ready.parent, self.out, self.display.warn)
         with began as parent, processes.sharing():
             scored = score_items(
                 self.bank, name, prepared, ready.encoder, suite, self._key(),
                 ready.domain.training.seed, self.display, ready.domain.show_text, parent,
             )  # fmt: skip
-        changed = _witness(self.base) != self._witness
+        changed = witness(self.base) != self._witness
         # How it was trained stays as it was; what it is asked and held to is today's.
         entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
         entry["leaks"] = asdict(leaks)
@@ -438,13 +461,13 @@ class DomainModel:
         fields = []
         for domain in domains:
             ready = self._ready_for(domain)
-            fields.append(Field(ready.domain, ready.prepared, ready.encoder))
+            fields.append(Field(ready.domain, ready.prepared, ready.encoder, ready.general))
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
-        limit = min(self.base.context, LONGEST)
+        limit = row_limit(self.base, None)
         encoder = Encoder(self.base.tokenizer, limit, framed=self.base.encoder)
         found = measure(
             scorer, suite, fields, encoder, self._key(), self.out,
-            lambda: _witness(self.base) != self._witness,
+            lambda: witness(self.base) != self._witness,
         )  # fmt: skip
         report = assemble(
             self.base.record(), environment(self.base, suite.seed),
@@ -466,16 +489,7 @@ class DomainModel:
 
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""
-        path = self.out / ".digest-key"
-
-        def made() -> bytes:
-            if not path.exists():
-                self.out.mkdir(parents=True, exist_ok=True)
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                    file.write(secrets.token_hex(32))
-            return bytes.fromhex(path.read_text())
-
-        return processes.on_main(made)
+        return processes.on_main(lambda: digest_key(self.out))
 
     # Using
 
@@ -508,8 +522,8 @@ class DomainModel:
             )
         tasks = {name: self._task(name) for name in names}
         return predicted(
-            self.bank, min(self.base.context, LONGEST), many, names, tasks, refer_below,
-            self.display.warn,
+            self.bank, {name: self._limit(name) for name in tasks}, many, names, tasks,
+            refer_below, self.display.warn,
         )  # fmt: skip
 
     def trace(self, text: str | Mapping[str, Any], domain: str) -> Trace:
@@ -518,8 +532,7 @@ class DomainModel:
         ``text`` is a string, or a row with the columns of the domain's prompt. The trace holds it:
         show it (``display.trace``), do not save it.
         """
-        limit = min(self.base.context, LONGEST)
-        return traced(self.bank, domain, self._task(domain), text, limit)
+        return traced(self.bank, domain, self._task(domain), text, self._limit(domain))
 
     def generate(
         self,
@@ -552,10 +565,15 @@ class DomainModel:
         """
         return streamed(self.bank, prompt, domain, max_new_tokens=max_new_tokens, **options)
 
-    def _task(self, name: str) -> Task:
+    def _limit(self, name: str) -> int:
+        """Tokens of a text at most, for the adapter ``name``: as it was trained and judged."""
         card = self.bank[name].card
-        if name in self._ready and not (card and self.bank[name].head):
-            return self._ready[name].domain.task
+        settings = card["adapters"][0]["settings"]["training"] if card else {}
+        return row_limit(self.base, settings.get("max_length"))
+
+    def _task(self, name: str) -> Task:
+        """What the adapter ``name`` is asked: as its card says, whatever was read since."""
+        card = self.bank[name].card
         if card is None:
             raise UsageError(
                 where=name,
@@ -566,26 +584,6 @@ class DomainModel:
                 else "Use generate() with the prompt it was trained on.",
             )
         return task_from_record(card["adapters"][0]["settings"]["task"])
-
-
-def _joined(one: Leaks, other: Leaks) -> Leaks:
-    return Leaks(one.exact + other.exact, one.near + other.near, one.pairs + other.pairs)
-
-
-def _witness(base: Base) -> tuple[str, bytes]:
-    """The base's state digest and its logits on a fixed input, bit for bit.
-
-    Of an encoder without a masked-token head, its last hidden state.
-    """
-    length = min(16, base.context)
-    ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
-    with torch.no_grad(), entered(base.model, None, None):
-        if base.encoder:
-            model = base.model if base.language_head else base.model.base_model
-            found = model(input_ids=ids)[0]
-        else:
-            found = base.model(input_ids=ids, use_cache=False).logits
-    return base.state_digest(), found.float().cpu().numpy().tobytes()
 
 
 __all__ = ["DomainModel", "Evaluation", "Prediction"]

@@ -31,6 +31,7 @@ def page(report: Mapping[str, Any]) -> str:
         "number": wording.number,
         "percent": wording.percent,
         "interval": wording.interval,
+        "losses": wording.losses,
         "metric": wording.metric_name,
         "looked": wording.looked,
         "calibrated": wording.calibrated,

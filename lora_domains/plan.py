@@ -8,6 +8,7 @@ from lora_domains.adapter import new_adapter
 from lora_domains.base import Base
 from lora_domains.domain import Domain
 from lora_domains.encoding import Item
+from lora_domains.errors import DomainError
 from lora_domains.heads import classes_of
 from lora_domains.ready import Ready
 from lora_domains.retention import Keeping, decide
@@ -86,6 +87,13 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     familiar = base.id == "embedded" or domain.data.general is not None
     keeping = decide(domain, len(ready.general.training), familiar, batch)
     reasons.append(keeping.reason)
+    if keeping.method == "scale" and classes_of(domain.task) is not None:
+        raise DomainError(
+            where=f"domain {domain.name!r}, setting 'retention'",
+            expected="another way than scale: a head is trained for the whole of its adapter",
+            found="scale",
+            mend="Use replay, kl or auto.",
+        )
     if keeping.replay and not familiar:
         warnings.append(
             f"retention {keeping.method} teaches {base.id} the embedded world's text. "

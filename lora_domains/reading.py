@@ -73,7 +73,7 @@ def _numbered(
     for number, (at, values) in enumerate(items):
         place = f"{name}, {at if isinstance(at, str) else f'index {at}'}"
         rows.append(Row(values, split, number, place))
-        if not isinstance(values, Mapping):
+        if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
             wrong.append(place)
     if wrong or not rows:
         raise DataError(

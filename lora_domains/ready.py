@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from lora_domains.base import Base
-from lora_domains.data import Prepared, prepare
+from lora_domains.data import Prepared, digest_of, prepare
 from lora_domains.display import Display
 from lora_domains.domain import Domain
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
-from lora_domains.errors import DataError
+from lora_domains.errors import DataError, DomainError
 from lora_domains.heads import check_task
-from lora_domains.leaks import normalise
+from lora_domains.leaks import Leaks, find_leaks, normalise
 from lora_domains.reading import Source, read
-from lora_domains.suites import embedded
+from lora_domains.suites import Suite, embedded
 from lora_domains.tasks import Classification, Example, LanguageModelling
 from lora_domains.versions import Parent
 
@@ -64,13 +64,25 @@ class Ready:
         return replace(self, domain=replace(domain, task=task))
 
 
+def row_limit(base: Base, asked: int | None) -> int:
+    """Tokens of a row at most; raises DomainError for more than the base can read."""
+    if asked is not None and asked > base.context:
+        raise DomainError(
+            where="setting 'max_length'",
+            expected=f"at most the {base.context} tokens of context that {base.id} has",
+            found=str(asked),
+            mend="Set a smaller one, or leave it out.",
+        )
+    return asked or min(base.context, LONGEST)
+
+
 def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
     """Stage by stage; raises DataError or LeakError where rows cannot be taken as they are."""
     check_task(base, domain.task)
     prepared = prepare(domain.task, domain.data, domain.training.seed)
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
-    limit = domain.training.max_length or min(base.context, LONGEST)
+    limit = row_limit(base, domain.training.max_length)
     head = getattr(prepared.task, "head", False)
     encoder = Encoder(base.tokenizer, limit, head=head, framed=base.encoder)
     domain = replace(domain, task=prepared.task)
@@ -88,11 +100,37 @@ def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
             f"{ledger.truncated} of {len(train)} training rows were longer than {limit} tokens "
             "and lost tokens from the middle of their prompt."
         )
+    for split, rows in (("validation", validation), ("test", encoder.encode_all(prepared.test))):
+        if cut := sum(item.truncated for item in rows):
+            display.warn(
+                f"{cut} of {len(rows)} {split} rows are longer than {limit} tokens, and are read "
+                "without the middle of their prompt."
+            )
     for warning in prepared.warnings:
         display.warn(warning)
     # A base without a language head has nothing to say of a text.
     general = general_texts(domain.data.general) if base.language_head else General()
+    digests = {**prepared.digests, "general": digest_of(general.all)}
+    prepared = replace(prepared, digests=digests)
     return Ready(domain, prepared, encoder, train, validation, general)
+
+
+def every_leak(prepared: Prepared, general: General, suite: Suite, *, asks: bool) -> Leaks:
+    """Test rows among the training rows; and these, and what ``suite`` asks, in all that was read.
+
+    ``asks`` says whether the base is asked the suite's questions: an encoder is not.
+    """
+    questions = [example for _, example in suite.examples()] if asks else []
+    found = (
+        prepared.leaks,
+        find_leaks(prepared.train, questions),
+        find_leaks(general.all, [*prepared.test, *questions, *suite.texts()]),
+    )
+    return Leaks(
+        sum(one.exact for one in found),
+        sum(one.near for one in found),
+        tuple(pair for one in found for pair in one.pairs),
+    )
 
 
 def general_texts(source: Source | None) -> General:

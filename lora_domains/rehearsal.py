@@ -53,6 +53,11 @@ def rehearse(run: Run) -> Estimate:
             started = time.monotonic()
             run.judge(run)
             judging = (time.monotonic() - started) * len(whole) / max(1, len(run.validation))
+            if run.watched:
+                watching = run.selection  # the base's own answers: once, not in every epoch
+                started = time.monotonic()
+                watching.watch(run.slot)
+                judging += time.monotonic() - started
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         run.bank.remove(run.slot)

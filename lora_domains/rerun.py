@@ -15,8 +15,8 @@ from lora_domains.report import CARD, read_card
 from lora_domains.tasks import task_from_record
 
 MATTERS = (
-    "python", "torch", "transformers", "peft", "accelerate", "lora_domains", "device", "threads",
-    "world_size",
+    "python", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "lora_domains",
+    "device", "threads", "world_size",
 )  # fmt: skip
 """What of a card's environment the last bit of a weight may depend on."""
 
@@ -118,7 +118,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if before.get(key) != after.get(key)
     ]
     one, two = then["adapters"][0], now["adapters"][0]
-    for split in SPLITS:
+    for split in (*SPLITS, "general"):
         if one["data"].get(split) != two["data"].get(split):
             found.append(f"{split} rows: other digests")
     if one.get("parent") != two.get("parent"):

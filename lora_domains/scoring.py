@@ -8,7 +8,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_domains.bank import Bank
-from lora_domains.choices import choices_at_once, cost, takes_trees
+from lora_domains.base import Base
+from lora_domains.choices import choices_at_once, cost, takes_trees, text_cost
 from lora_domains.encoding import IGNORED, Batch, Item, chunks, collate
 from lora_domains.errors import OutOfMemory
 from lora_domains.heads import Head, features, head_logprobs
 from lora_domains.memory import ran_out, release
 from lora_domains.processes import merged, own_share
-from lora_domains.routing import narrowed
+from lora_domains.routing import entered, narrowed
 
 R = TypeVar("R")
 TOKENS = 4096
@@ -42,14 +43,18 @@ def _silent(_: int) -> None:
 
 def by_chunks(
     model: Any, items: Sequence[Item], most: int, score: Callable[[list[Item]], Sequence[R]],
-    progress: Progress, weight: Callable[[Item], int] = len,
+    progress: Progress, weight: Callable[[Item], int] | None = None,
 ) -> list[R]:  # fmt: skip
     """``score`` of every item, a batch of similar weights at a time, in the order of ``items``.
 
+    An item weighs its tokens, or as many of ``most`` as the logits of its answer take.
     Under a mixed route each item keeps its own. Inside ``sharing`` the batches are shared by the
     processes; they are the same batches. Where memory runs out a batch is halved.
     """
     rows: dict[int, R] = {}
+    if weight is None:
+        vocabulary = model.config.get_text_config().vocab_size
+        weight = partial(text_cost, most=most, vocabulary=vocabulary)
     for chunk in own_share(chunks(items, most, weight), lambda chunk: progress(len(chunk))):
         waiting = [chunk]
         while waiting:
@@ -333,3 +338,19 @@ def generate_in_chunks(
         return [text.strip() for text in answers]
 
     return by_chunks(model, items, most_tokens(model.device), score, progress)
+
+
+def witness(base: Base) -> tuple[str, bytes]:
+    """The base's state digest and its logits on a fixed input, bit for bit.
+
+    Of an encoder without a masked-token head, its last hidden state.
+    """
+    length = min(16, base.context)
+    ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
+    with torch.no_grad(), entered(base.model, None, None):
+        if base.encoder:
+            model = base.model if base.language_head else base.model.base_model
+            found = model(input_ids=ids)[0]
+        else:
+            found = base.model(input_ids=ids, use_cache=False).logits
+    return base.state_digest(), found.float().cpu().numpy().tobytes()

@@ -93,7 +93,7 @@ def continued(
 
 def predicted(
     bank: Bank,
-    limit: int,
+    limits: Mapping[str, int],
     texts: Sequence[str | Mapping[str, Any]],
     domains: Sequence[str],
     tasks: Mapping[str, Task],
@@ -102,7 +102,7 @@ def predicted(
 ) -> list[Prediction | str]:
     """The label or the answer to each text, asked as ``tasks`` has it for its domain.
 
-    ``limit`` is the tokens of a text at most. A label less probable than ``refer_below`` becomes
+    ``limits`` has the tokens of a text at most. A label less probable than ``refer_below`` becomes
     ``refer``. Where a domain wants a recall or a precision, its card's threshold decides.
     """
     base = bank.base
@@ -114,14 +114,15 @@ def predicted(
     examples = [
         as_example(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
     ]
-    # By whether a head reads the text: it is framed otherwise then.
+    # A text that a head reads is framed otherwise.
     encoders = {
-        head: Encoder(base.tokenizer, limit, head=head, framed=base.encoder)
-        for head in (False, True)
-    }
+        name: Encoder(base.tokenizer, limits[name], head=bank[name].head is not None,
+                      framed=base.encoder)
+        for name in tasks
+    }  # fmt: skip
     items = [
-        encoders[head is not None].encode(example)
-        for head, example in zip(heads, unanswered(examples), strict=True)
+        encoders[name].encode(example)
+        for name, example in zip(domains, unanswered(examples), strict=True)
     ]
     found: dict[int, Prediction | str] = {}
     # Labels are scored, answers are written: a batch for those of a head, one for those scored as

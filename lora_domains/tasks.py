@@ -81,6 +81,13 @@ def text_of(row: Row, column: str) -> str:
             found="null" if is_null(value) else "only whitespace" if text else "''",
             mend="Fill the cell or delete the row.",
         )
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(
+            where=f"{row.place}, column {column!r}",
+            expected="text that can be encoded as UTF-8",
+            found="half of a surrogate pair, as a cut emoji leaves it",
+            mend="Take it out, or export the rows again.",
+        )
     return text
 
 

@@ -28,7 +28,7 @@ from lora_domains.checkpoint import (
     State,
     check_same_run,
     clear,
-    hash_rows,
+    hash_items,
     read_checkpoint,
     write_checkpoint,
 )
@@ -117,8 +117,9 @@ class Run:
     def fit(self, *, resume: bool = False) -> Trained:
         """Train until the epochs are over or validation stops improving; the best epoch's adapter.
 
-        Raises LossExploded and TrainingInterrupted. Whatever happens, the slot is taken out of the
-        bank again and the caller's random state is as before.
+        The checkpoint stays until ``forget`` is called: a disk that then refuses the adapter costs
+        nothing. Raises LossExploded and TrainingInterrupted. Whatever happens, the slot is taken
+        out of the bank again and the caller's random state is as before.
         """
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         try:
@@ -130,9 +131,12 @@ class Run:
                 self._choose_scale()
         finally:
             self.bank.remove(self.slot)
+        return self._trained()
+
+    def forget(self) -> None:
+        """Take the checkpoint away, once what was trained is safe."""
         if processes.is_main():
             clear(self.checkpoint)
-        return self._trained()
 
     def run_epoch(self) -> None:
         """The rest of the current epoch, then validation, then a checkpoint."""
@@ -318,9 +322,14 @@ class Run:
     def _choose_scale(self) -> None:
         """How much of the best epoch's effect to keep, where that is asked or all is too much."""
         best, weights = self.state.best, self.state.best_weights
-        if best is None or weights is None or self.head is not None or not self.watched:
+        if best is None or weights is None or not self.watched:
             return
-        if keeps(best, self._limit) and self.plan.keeping.method != "scale":
+        kept = keeps(best, self._limit)
+        if self.head is not None:  # it is trained for the whole of its adapter
+            if not kept:
+                self._warn_of_forgetting("no epoch")
+            return
+        if kept and self.plan.keeping.method != "scale":
             return
 
         def judged(scale: float) -> dict[str, Any]:
@@ -338,10 +347,13 @@ class Run:
         )
         self.display.stage("scale", None, None, what)
         if not keeps(best, self._limit):
-            self.display.warn(
-                f"no epoch and no scale stays within the drift limit of {self._limit:g}: by the "
-                "general text the base is forgotten. A lower --lr may help."
-            )
+            self._warn_of_forgetting("no epoch and no scale")
+
+    def _warn_of_forgetting(self, what: str) -> None:
+        self.display.warn(
+            f"{what} stays within the drift limit of {self._limit:g}: by the general text the base "
+            "is forgotten. A lower --lr may help."
+        )
 
     def _put(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for linear, slot in self.bank.slots(self.slot).items():
@@ -387,11 +399,14 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that continues it."""
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("reasons", "warnings")}
-        ids = [(item.id, item.prompt, item.answer, item.target) for item in self.train]
+        base = self.bank.base
         return {
-            "base": self.bank.base.identity,
+            "base": base.identity,
+            "precision": [str(base.dtype), base.quantization],
             "recipe": self.domain.digest(),
-            "rows": hash_rows(ids),
+            "rows": hash_items(self.train),
+            "validation rows": hash_items(self.validation),
+            "general text": hash_items([*self.gradients.general, *self.watched]),
             "plan": plan,
             "parent": self._goes_on_from,
         }

@@ -17,7 +17,9 @@ from lora_domains.bank import Bank
 from lora_domains.base import Base
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterError, did_you_mean
+from lora_domains.heads import check_head
 from lora_domains.loading import load_adapter
+from lora_domains.tasks import Classification, Task
 
 VERSIONS = ".versions"
 KEPT = 5
@@ -143,6 +145,20 @@ def find_parent(record: Mapping[str, str], base: Base, out: Path) -> Parent | No
     """A card's parent, read; None where it cannot be found."""
     folder = parent_folder(record, out)
     return None if folder is None else load_parent(folder, base)
+
+
+def going_on(parent: Adapter, task: Task) -> Task:
+    """``task`` for an adapter that goes on from ``parent``: over the classes of its head.
+
+    Narrower rows may lack some of them. Raises AdapterError where one has a head and the other has
+    none, or where ``task`` declares other labels.
+    """
+    trained = parent.card["adapters"][0]["settings"]["task"] if parent.card else {}
+    labels = tuple(trained.get("labels") or ())
+    if parent.head is not None and labels and isinstance(task, Classification) and task.head:
+        task = replace(task, labels=task.labels or labels)
+    check_head(parent.head, task, trained, f"{parent.name}, to go on from")
+    return task
 
 
 def continued(parent: Adapter, name: str, lora: Lora) -> Adapter:

@@ -222,6 +222,16 @@ def _plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def losses(entry: Entry) -> str:
+    """What the loss is on test rows, and in the table of epochs."""
+    head = (entry.get("settings") or {}).get("task", {}).get("head")
+    trained = "label cross-entropy" if head else "nats per answer token"
+    judged = entry.get("judged", {}).get("loss") or trained
+    if judged == trained:
+        return f"Loss is {judged}, here and in the epochs."
+    return f"Loss is {judged}; in the epochs it is {trained}, as it is trained."
+
+
 def nats_of(entry: Entry) -> str:
     """What nats on general text are counted by."""
     masked = entry.get("judged", {}).get("knowledge") == "masked tokens"

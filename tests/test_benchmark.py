@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,26 @@ def test_a_stopped_run_goes_on_and_a_finished_one_scores_nothing(
     assert 0 < before < total == lines  # each score was made once
     model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
     assert sum(writes) == total
+
+
+@pytest.mark.slow
+def test_another_suite_is_looked_for_in_the_training_rows(
+    adapters: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = DOMAINS[0].data.train
+    assert isinstance(train, list)
+    taught = {**ASKED[0], "question": f"text: {train[0]['text']}\nlabel:"}
+    probe = replace(SUITE.probes[0], rows=[taught, *ASKED])
+    model = loaded(adapters, tiny_base)
+    model.display = Display()
+    found = model.benchmark(replace(SUITE, name="other", probes=(probe,)), DOMAINS[:1], tmp_path)
+    entries = {entry["domain"]: entry for entry in found.report["adapters"]}
+    assert entries["spam"]["leaks"]["exact"] == 1
+    assert entries["spam"]["verdict"] == "fail"
+    assert entries["triage"]["leaks"]["exact"] == 0
+    said = capsys.readouterr().out
+    assert "triage: nobody has looked for the questions of other in its training rows" in said
+    assert "spam: nobody" not in said
 
 
 @pytest.mark.slow

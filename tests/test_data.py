@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_domains.data import Data, Prepared, prepare
-from lora_domains.errors import DataError, LeakError, LoraDomainsError, UsageError
-from lora_domains.leaks import find_leaks, identity, keyed_digest, normalise
+from lora_domains.errors import AdapterError, DataError, LeakError, LoraDomainsError, UsageError
+from lora_domains.leaks import digest_key, find_leaks, identity, keyed_digest, normalise
 from lora_domains.reading import Hub, read
 from lora_domains.tasks import (
     Classification,
@@ -541,6 +541,55 @@ def test_duplicates_are_counted_and_kept() -> None:
     assert done.ledger.duplicates == 1
     assert len(done.train) + len(done.validation) == 61
     assert "1 training texts stand under more than one label" in done.warnings
+
+
+def test_repeated_test_rows_are_said() -> None:
+    test = table(20, start=90)
+    done = prepare(SPAM, Data(table(60), test=[*test, test[0], test[0]]))
+    assert any(line.startswith("2 given test rows repeat another one") for line in done.warnings)
+    assert done.ledger.duplicates == 0
+
+
+@pytest.mark.parametrize("value", [None, 3, ["text"]])
+def test_a_row_function_gives_a_row(value: Any) -> None:
+    data = Data(table(60), row=lambda row: value)
+    refused(
+        lambda: prepare(SPAM, data), "index 0", f"found {type(value).__name__}", "Return a dict"
+    )
+
+
+def test_columns_have_names() -> None:
+    rows: list[Any] = [{0: SECRET, 1: "spam"}] * 40
+    refused(lambda: prepare(SPAM, Data(rows)), "40 other rows", "named columns")
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_place(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in table(40)]
+    lines[7] = json.dumps({"text": f"{SECRET} \ud83d", "label": "spam"})
+    path = write(tmp_path / "cut.jsonl", "\n".join(lines))
+    refused(lambda: prepare(SPAM, Data(str(path))), "line 8, column 'text'", "surrogate")
+
+
+def test_the_key_of_the_digests_is_whole_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = digest_key(tmp_path / "out")
+    assert len(key) == 32
+    assert digest_key(tmp_path / "out") == key
+    path = tmp_path / "out" / ".digest-key"
+    assert path.stat().st_mode & 0o077 == 0
+    for broken in ("", "abcd", "no key at all"):
+        path.write_text(broken)
+        with pytest.raises(AdapterError, match="a key of 32 bytes"):
+            digest_key(tmp_path / "out")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lora_domains.leaks.os.fsync", full)
+    with pytest.raises(AdapterError, match="No space left"):
+        digest_key(tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_exact_leaks_stop_with_places_and_no_text() -> None:

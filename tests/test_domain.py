@@ -88,6 +88,10 @@ BAD: list[tuple[str, Any]] = [
     ("overfit", 1.0),
     ("recall", 1.0),
     ("precision", 0.0),
+    ("seed", -1),
+    ("seed", 2**31),
+    ("weight_decay", -0.1),
+    ("max_length", 0),
 ]
 
 
@@ -95,6 +99,12 @@ BAD: list[tuple[str, Any]] = [
 def test_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(DomainError, match=f"setting '{name}'"):
         with_settings(domain(), **{name: value})
+
+
+def test_a_word_or_nothing_for_a_number_is_refused() -> None:
+    for name, value in (("precision", None), ("lr", "fast"), ("epochs", "3")):
+        with pytest.raises(DomainError, match="numbers where settings are numbers"):
+            with_settings(domain(), **{name: value})
 
 
 def test_floors_do_not_forbid_tasks_without_a_positive_class() -> None:
@@ -129,6 +139,10 @@ def test_load_domain_refusals(tmp_path: Path) -> None:
         load_domain(recipe(tmp_path, "name: x", "recipe.yaml"))
     with pytest.raises(DomainError, match="found none"):
         load_domain(recipe(tmp_path, "x = 1"))
+    with pytest.raises(DomainError, match=r"wrong\.py.*SyntaxError"):
+        load_domain(recipe(tmp_path, "domain = (", "wrong.py"))
+    with pytest.raises(DomainError, match="NameError: name 'nothing'"):
+        load_domain(recipe(tmp_path, "domain = nothing"))
     with pytest.raises(DomainError, match="found dict"):
         load_domain(recipe(tmp_path, "domain = {}"))
 

@@ -20,7 +20,7 @@ from lora_domains.encoding import (
     supervised,
 )
 from lora_domains.errors import DataError, TrainingError
-from lora_domains.tasks import Example
+from lora_domains.tasks import Example, LanguageModelling, Row
 
 TEXTS = st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=60
@@ -189,6 +189,23 @@ def test_labels_that_cannot_be_told_apart(
 
 def test_labels_that_share_a_beginning_are_fine(tokenizer: Any) -> None:
     check_choices(Encoder(tokenizer, 64), (" spam call", " spam text", " ham"), "x")
+
+
+def test_no_more_windows_than_asked_for_from_all_over_the_texts(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, 10)
+    texts = [LanguageModelling().example(Row({"text": "red river " * n}, "general", n, "here"))
+             for n in (1, 30, 20, 2)]  # fmt: skip
+    whole = encoder.encode_all(texts)
+    assert len(whole) > 8
+    found = encoder.some(texts, 6)
+    assert len(found) == 6
+    assert found == [item for item in whole if item in found] == encoder.some(texts, 6)
+    assert max(int(item.id.split("/")[-1]) for item in found) > 0
+    assert encoder.some(texts, 10**6) == whole
+    assert {item.id.rpartition("/")[0] for item in encoder.some(texts, 2)} <= {
+        text.id for text in texts[:2]
+    }
+    assert encoder.some([], 5) == []
 
 
 def test_nothing_supervised_is_an_error_and_the_rest_is_counted() -> None:

@@ -23,7 +23,13 @@ from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, Lora, with_settings
 from lora_domains.encoding import Encoder, Item
-from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported, UsageError
+from lora_domains.errors import (
+    AdapterCorrupt,
+    AdapterError,
+    AdapterUnsupported,
+    DomainError,
+    UsageError,
+)
 from lora_domains.evaluation import frozen_scores
 from lora_domains.flags import Parser, add_run_flags, configured
 from lora_domains.heads import features, head_logits, head_logprobs, head_shapes
@@ -423,6 +429,43 @@ def test_a_head_is_asked_for_the_labels_it_was_trained_on(tmp_path: Path, tiny_b
         with pytest.raises(AdapterError, match="one over ham, spam"):
             model.evaluate(replace(declared, task=task))
         assert model.predict("alpha red", "spam") == before
+
+
+def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base: Path) -> None:
+    """Narrower rows lack one of them; other labels, or no head, are refused before training."""
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    wide = domain("wide", classes=3, epochs=1, retention="none")
+    model.fit(wide)
+    data = wide.data
+    narrow = Data(*([row for row in part if row["label"] != "red"]  # type: ignore[union-attr]
+                    for part in (data.train, data.validation, data.test)))  # fmt: skip
+    card = model.fit(replace(wide, name="narrow", data=narrow), init_from="wide")
+    assert card["adapters"][0]["settings"]["task"]["labels"] == ["blue", "green", "red"]
+    head = model.bank["narrow"].head
+    assert head is not None
+    assert head.classes == 3
+    for task in (Classification(), Classification(head=True, labels=("blue", "green"))):
+        with pytest.raises(AdapterError, match=r"wide, to go on from"):
+            model.fit(replace(wide, name="other", task=task), init_from="wide")
+    model.fit(replace(wide, name="plain", task=Classification()), rank=4)
+    with pytest.raises(AdapterError, match="an adapter without one"):
+        model.fit(replace(wide, name="other"), init_from="plain")
+    assert not (tmp_path / "other").exists()
+
+
+def test_scale_is_no_way_for_a_head(tmp_path: Path, tiny_base: Path) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    with pytest.raises(DomainError, match="another way than scale"):
+        model.fit(domain(retention="scale"))
+
+
+@pytest.mark.slow
+def test_a_head_beyond_the_drift_limit_is_said(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=Display(), device="cpu")
+    model.fit(domain(epochs=1, lr=0.05, drift=1e-9))
+    assert "no epoch stays within the drift limit of 1e-09" in capsys.readouterr().out
 
 
 def test_a_classifier_of_plain_peft_has_numbers_and_no_labels(

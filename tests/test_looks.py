@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_domains import looks
+from lora_domains.errors import AdapterError
 from lora_domains.looks import HEAD, LEDGER, Standing, level, look, set_digest, settle, standing
 
 ITEMS = [{"set": "test", "digest": f"d{n}", "target": n % 2} for n in range(5)]
@@ -103,6 +104,23 @@ def test_garbage_in_the_ledger_or_its_head_is_no_crash(tmp_path: Path) -> None:
     assert judge(tmp_path, "b").broken
     (tmp_path / LEDGER).write_bytes(b"\xff\xfe\n[1]\n")
     assert judge(tmp_path, "c").broken
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(tmp_path, "a")
+    before = (tmp_path / LEDGER).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_domains.looks.os.fsync", full)
+        with pytest.raises(AdapterError, match="No space left"):
+            judge(tmp_path, "b")
+    assert (tmp_path / LEDGER).read_bytes().startswith(before)
+    assert judge(tmp_path, "c").broken is None
 
 
 def climb(folder: Path, name: str) -> None:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointError
 from lora_domains import gradients, recompute
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
+from lora_domains.choices import text_cost
 from lora_domains.display import Display
 from lora_domains.encoding import Item
 from lora_domains.errors import OutOfMemory, TrainingError
@@ -169,6 +170,41 @@ def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
     with pytest.raises(OutOfMemory, match=r"one row at a time.*gradient_checkpointing"):
         run.fit()
     assert run.slot not in run.bank
+
+
+def test_a_long_row_beside_short_ones_ends_as_well(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long row stands alone from the start, and never fits; short ones can be halved."""
+    rows = make_rows(60)
+    for row in rows[:42:3]:
+        row["text"] += " stone" * 40
+    run = make_run(tmp_path, tiny_base, domain(rows, epochs=1, retention="none"))
+    right, passes = gradients.tail_logits, 0
+
+    def long_never(model: Any, batch: Any) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        assert passes < 100
+        if batch.ids.shape[1] > 40:
+            raise ERRORS["cuda"]
+        return right(model, batch)
+
+    monkeypatch.setattr(gradients, "tail_logits", long_never)
+    with pytest.raises(OutOfMemory, match=r"a row of \d\d tokens.*one row at a time"):
+        run.fit()
+
+
+def test_a_large_vocabulary_makes_smaller_passes() -> None:
+    rows = [Item(str(n), (1,), tuple(range(2, 102))) for n in range(8)]
+    cpu = torch.device("cpu")
+    assert [len(part) for part in micro_batches(rows, cpu)] == [8]
+    assert [len(part) for part in micro_batches(rows, cpu, vocabulary=2800)] == [8]
+    # 100 tokens over 600,000 words are 60 million logits: two rows pass 2 ** 27.
+    parts = [len(part) for part in micro_batches(rows, cpu, vocabulary=600_000)]
+    assert parts == [2] * 4
+    weighed = [text_cost(rows[0], 4096, words) for words in (2800, 600_000)]
+    assert weighed == [101, 100 * 600_000 * 4096 // 2**27]
 
 
 def test_another_error_is_not_taken_for_it(

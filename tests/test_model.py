@@ -26,12 +26,12 @@ from lora_domains.errors import (
     DomainError,
     UsageError,
 )
-from lora_domains.evaluation import SHOTS
 from lora_domains.looks import level
 from lora_domains.memorisation import canaries, exposure
 from lora_domains.model import DomainModel, Evaluation, Prediction
 from lora_domains.report import read_card, read_items, rebuild
 from lora_domains.scoring import answer_nats
+from lora_domains.shots import SHOTS
 from lora_domains.suites import Probe, Suite
 from lora_domains.tasks import (
     Classification,
@@ -398,6 +398,58 @@ def test_training_rows_among_the_probes_fail(
     assert leaks(SUITE, chosen_by)[0] == "fail"  # what a checkpoint is chosen by ↔ probes
     own_text = replace(SUITE, training_text=lambda: [SUITE.text()[0], "a red river"])
     assert leaks(SUITE, own_text)[0] == "fail"  # replay ↔ drift text
+    tested = replace(SUITE, training_text=lambda: [rows[-1]["question"], "a red river"])
+    assert leaks(SUITE, tested)[0] == "fail"  # replay ↔ test rows
+
+
+@pytest.mark.slow
+def test_a_row_is_read_in_use_as_it_was_read_in_training(tiny_base: Path, tmp_path: Path) -> None:
+    """Cut at the same length, and asked as the card says, whatever was read since."""
+    rows = [row | {"text": row["text"] + " stone river" * 16} for row in make_rows(100)]
+    model = model_in(tmp_path, tiny_base)
+    made = declared(rows, epochs=1, retention="none", max_length=32)
+    model.fit(made)
+    model.evaluate(made, suite=SUITE)
+    told: list[str] = []
+    model.display.warn = told.append  # type: ignore[method-assign]
+    model._ready.clear()
+    model.evaluate(made, suite=SUITE)
+    assert any("of 20 test rows are longer than 32 tokens" in line for line in told)
+    assert any(
+        f"with {SHOTS} examples in its prompt reads less of 20 of 20" in line for line in told
+    )
+    test = made.data.test
+    assert isinstance(test, list)
+    texts = [row["text"] for row in test]
+    judged = [i for i in read_items(tmp_path / "spam") if i["set"] == "test"]
+    said = model.predict(texts, domain="spam")
+    for one, item in zip(said, judged, strict=True):
+        assert isinstance(one, Prediction)
+        assert one.probability == pytest.approx(item["scores"]["adapter"]["confidence"], abs=1e-5)
+    trace = model.trace(texts[0], "spam")
+    assert trace.cut
+    assert len(trace.before) + len(trace.after) <= 32
+    other = Classification(positive="spam", prompt="read {text} and say the kind")
+    model.fit(replace(made, task=other), dry_run=True)
+    assert model.predict(texts, domain="spam") == said
+    most = model.base.context
+    with pytest.raises(DomainError, match=f"at most the {most} tokens of context"):
+        model.fit(with_settings(made, max_length=most + 1))
+
+
+@pytest.mark.slow
+def test_windows_of_one_text_are_one_group(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [{"text": row["text"]} for row in make_rows(60)]
+    rows[-1]["text"] = "red river stone " * 90
+    model = model_in(tmp_path, tiny_base)
+    made = declared(rows, "prose", LanguageModelling(), epochs=1, retention="none")
+    model.fit(made)
+    model.evaluate(made, suite=SUITE)
+    items = [i for i in read_items(tmp_path / "prose") if i["set"] == "test"]
+    grouped = [i["group"] for i in items if "group" in i]
+    assert len(grouped) >= 3
+    assert len(set(grouped)) == 1
+    assert len(items) == 11 + len(grouped)
 
 
 @pytest.mark.slow

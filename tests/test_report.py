@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from lora_domains import cli
+from lora_domains.display import Display
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.junit import junit
 from lora_domains.markdown import COMMENT, escaped, summary, table
@@ -27,7 +28,7 @@ from lora_domains.pages import page
 from lora_domains.report import combine, read_card, read_report, rebuild, save_report
 from lora_domains.since import compare_reports
 from lora_domains.statistics import compare_f1
-from lora_domains.wording import fallen, headline, outcome
+from lora_domains.wording import fallen, headline, losses, outcome
 
 SCHEMA = json.loads((ROOT / "tests" / "report.schema.json").read_text())
 VALID = jsonschema.Draft202012Validator(SCHEMA)
@@ -71,6 +72,26 @@ def test_a_report_holds_what_each_card_says_and_keeps_to_its_schema(three: list[
         VALID.validate(rebuild(made))
     report["since"] = compare_reports(report, report, "report.json")
     VALID.validate(json.loads(json.dumps(report, allow_nan=False)))
+
+
+def test_labels_with_brackets_are_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    Display().confusion(
+        {"labels": ["[urgent]", "[/b]"], "adapter": [[3, 1], [0, 2]], "base": [[2, 2], [1, 1]]}
+    )
+    said = capsys.readouterr().out
+    assert said.count("[urgent]") == 3
+    assert said.count("[/b]") == 3
+
+
+def test_a_loss_says_what_it_is_counted_in() -> None:
+    def entry(judged: str, head: bool) -> dict[str, Any]:
+        return {"judged": {"loss": judged}, "settings": {"task": {"head": head}}}
+
+    assert losses(entry("label cross-entropy", False)) == (
+        "Loss is label cross-entropy; in the epochs it is nats per answer token, as it is trained."
+    )
+    same = "Loss is label cross-entropy, here and in the epochs."
+    assert losses(entry("label cross-entropy", True)) == same
 
 
 @pytest.mark.parametrize("where", ["", "adapters/0", "adapters/0/gates/0", "base"])

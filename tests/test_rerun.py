@@ -55,6 +55,20 @@ def test_the_same_bytes(ran: Path, tiny_base: Path, capsys: pytest.CaptureFixtur
     assert files[0] == files[1]
 
 
+def test_the_same_rows_from_another_place_are_the_same_run(
+    ran: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How they were split, sampled and grouped is the card's; a name of its own is taken."""
+    kept = read_card(ran / "adapters" / "x")["adapters"][0]
+    assert run("fit", "--from-card", "adapters/x", "--base", str(tiny_base), "--out", "moved",
+               "--train", "train.csv", "--name", "y") in (0, 1, 3)  # fmt: skip
+    assert "The same bytes as in the card" in capsys.readouterr().out
+    entry = read_card(ran / "moved" / "y")["adapters"][0]
+    assert entry["sha256"] == kept["sha256"]
+    assert entry["data"] == kept["data"]
+    assert "general" in kept["data"]
+
+
 def test_other_rows_are_said(
     ran: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

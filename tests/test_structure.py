@@ -21,7 +21,7 @@ LIGHT = ["errors", "bootstrap", "statistics", "seeds", "calibration", "threshold
          "pages", "report", "comparison", "rerun", "display", "results", "flags"]  # fmt: skip
 HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "choices", "slots",
          "routing", "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging",
-         "versions", "ready", "scoring", "evaluation", "judging", "benchmark", "serving",
+         "versions", "ready", "scoring", "shots", "evaluation", "judging", "benchmark", "serving",
          "retention", "plan", "checkpoint", "gradients", "tracking", "training", "rehearsal",
          "trace", "model", "scale", "learning", "questions", "cli"]  # fmt: skip
 # Light too, until a verb runs.

@@ -26,7 +26,7 @@ from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.encoding import Item
-from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
+from lora_domains.errors import AdapterError, LossExploded, TrainingInterrupted, UsageError
 from lora_domains.model import DomainModel
 from lora_domains.plan import make_plan
 from lora_domains.tasks import Classification, Generation
@@ -677,3 +677,60 @@ def test_a_bank_without_the_slot_is_left_after_every_failure(
     assert list(run.bank) == []
     assert isinstance(run.bank, Bank)
     assert run.bank.base.identity == load_base(tiny_base, device="cpu").identity
+
+
+def test_a_disk_that_refuses_the_adapter_costs_no_training(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    declared = domain(rows[:100], epochs=3)
+
+    def full(*_: Any) -> None:
+        raise AdapterError(expected="space", found="none", mend="Free some.")
+
+    model = model_in(tmp_path, tiny_base)
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_domains.model.save_adapter", full)
+        with pytest.raises(AdapterError):
+            model.fit(declared)
+    assert not (tmp_path / "spam").exists()
+    monkeypatch.setattr(Run, "train_step", None)  # nothing is left to train
+    model_in(tmp_path, tiny_base).fit(declared, resume=True)
+    assert digest(tmp_path) == unbroken[0.0]
+    assert not list(tmp_path.glob(".spam*"))
+
+
+def test_what_a_resumed_run_must_share(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    declared = domain(rows[:100], epochs=1)
+    first = make_run(tmp_path, tiny_base, declared).fingerprint()
+    assert make_run(tmp_path, tiny_base, declared).fingerprint() == first
+    general = [{"text": f"text number {n} of a river"} for n in range(40)]
+    told = {
+        "validation rows": replace(declared, data=replace(declared.data, validation=rows[200:210])),
+        "general text": replace(declared, data=replace(declared.data, general=general)),
+    }
+    for what, other in told.items():
+        assert isinstance(declared.data.validation, list)
+        found = make_run(tmp_path, tiny_base, other).fingerprint()
+        assert found[what] != first[what]
+        assert found["rows"] == first["rows"]
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu",
+                                        dtype="bfloat16")  # fmt: skip
+    ready = model._read(declared)
+    again = model._run(ready, make_plan(model.base, ready)).fingerprint()
+    assert [name for name in first if again[name] != first[name]] == ["precision"]
+
+
+def test_a_tracker_that_fails_to_start_leaves_no_slot(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no server")
+
+    monkeypatch.setattr("lora_domains.model.open_tracker", broken)
+    model = model_in(tmp_path, tiny_base)
+    with pytest.raises(RuntimeError, match="no server"):
+        model.fit(domain(rows[:100], epochs=1), tracker="tensorboard")
+    assert model.domains == ()

@@ -259,6 +259,19 @@ def test_an_interrupted_second_stage_resumes_from_the_same_parent(
     assert fingerprint(health / "health") == fingerprint(health / "whole" / "health")
 
 
+def test_a_finished_second_stage_is_not_its_own_parent(health: Path, tiny_base: Path) -> None:
+    """Stopped after it was saved (in the evaluation, say), the same command asks to resume."""
+    made = cancer("health")
+    model_in(health, tiny_base).fit(made, init_from="health")
+    finished = fingerprint(health / "health")
+    model_in(health, tiny_base).fit(made, init_from="health", resume=True)
+    assert fingerprint(health / "health") == finished
+    # Another declaration goes on from what stands there.
+    model_in(health, tiny_base).fit(cancer("health", seed=1), init_from="health", resume=True)
+    entry = read_card(health / "health")["adapters"][0]
+    assert entry["parent"]["sha256"] == finished
+
+
 def test_a_second_stage_is_repeated_from_its_card(
     health: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
