@@ -13,7 +13,7 @@ from lora_domains.heads import check_task
 from lora_domains.leaks import Leaks, find_leaks, normalise
 from lora_domains.reading import Source, read
 from lora_domains.suites import Suite, embedded
-from lora_domains.tasks import Classification, Example, LanguageModelling
+from lora_domains.tasks import Classification, Example, LanguageModelling, Task
 from lora_domains.versions import Parent
 
 LONGEST = 2048
@@ -87,10 +87,13 @@ def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
     encoder = Encoder(base.tokenizer, limit, head=head, framed=base.encoder)
     domain = replace(domain, task=prepared.task)
     if isinstance(prepared.task, Classification) and not head:
-        where = f"domain {domain.name!r}, column {prepared.task.label!r}"
+        first = (prepared.train or prepared.test)[0]
+        where = f"{first.place.rsplit(', ', 1)[0]}, column {prepared.task.label!r}"
         check_choices(encoder, prepared.task.choices, where)
-    train = encoder.encode_all(prepared.train)
-    validation = encoder.encode_all(prepared.validation)
+    train, validation, test = (
+        _encoded(encoder, rows, prepared.task)
+        for rows in (prepared.train, prepared.validation, prepared.test)
+    )
     ledger = supervised(prepared.ledger, train)
     prepared = replace(prepared, ledger=ledger)
     splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
@@ -100,7 +103,7 @@ def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
             f"{ledger.truncated} of {len(train)} training rows were longer than {limit} tokens "
             "and lost tokens from the middle of their prompt."
         )
-    for split, rows in (("validation", validation), ("test", encoder.encode_all(prepared.test))):
+    for split, rows in (("validation", validation), ("test", test)):
         if cut := sum(item.truncated for item in rows):
             display.warn(
                 f"{cut} of {len(rows)} {split} rows are longer than {limit} tokens, and are read "
@@ -113,6 +116,18 @@ def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
     digests = {**prepared.digests, "general": digest_of(general.all)}
     prepared = replace(prepared, digests=digests)
     return Ready(domain, prepared, encoder, train, validation, general)
+
+
+def _encoded(encoder: Encoder, rows: Sequence[Example], task: Task) -> list[Item]:
+    """The items of ``rows``; a DataError names the column of the answer that is too long."""
+    try:
+        return encoder.encode_all(rows)
+    except DataError as error:
+        column = getattr(task, "label", None) or getattr(task, "answer", None)
+        where = f"{error.where}, column {column!r}" if column else error.where
+        raise DataError(
+            where=where, expected=error.expected, found=error.found, mend=error.mend
+        ) from None
 
 
 def every_leak(prepared: Prepared, general: General, suite: Suite, *, asks: bool) -> Leaks:

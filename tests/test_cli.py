@@ -369,14 +369,14 @@ BAD: dict[str, tuple[str, Callable[[Path], str], tuple[str, ...]]] = {
     ),
     "label longer than the context": (
         "t.csv", table(lambda rows: [r | {"label": r["label"] * 150} for r in rows]),
-        ("t.csv, line ", "context of 128 tokens"),
+        ("t.csv, line ", ", column 'label'", "context of 128 tokens"),
     ),
     "labels that are prefixes": (
         "t.csv",
         table(lambda rows: [
             r | {"label": "spam call" if n % 3 else r["label"]} for n, r in enumerate(rows)
         ]),
-        ("column 'label'", "'spam'", "'spam call'"),
+        ("t.csv, column 'label'", "'spam'", "'spam call'"),
     ),
     "two rows": ("t.csv", table(lambda rows: rows[:2]), ("t.csv", "at least 8 training rows")),
 }  # fmt: skip
