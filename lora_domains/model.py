@@ -42,7 +42,7 @@ from lora_domains.serving import Prediction, continued, each_row, predicted, str
 from lora_domains.suites import Suite, embedded, load_suite
 from lora_domains.tasks import Classification, Task, task_from_record
 from lora_domains.trace import Trace, traced
-from lora_domains.tracking import Log, check_tracker, no_tracker, open_tracker
+from lora_domains.tracking import Log, check_tracker, open_tracker
 from lora_domains.training import Run, Trained
 from lora_domains.versions import (
     Parent,
@@ -279,13 +279,14 @@ class DomainModel:
         if self._checkpoint(domain).exists() and not resume:
             self.display.warn("an unfinished run is replaced; --resume would have continued it.")
         with ExitStack() as ending:
-            log: Log = no_tracker
+            log: Log | None = None
             if tracker is not None:
                 numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
                 log, close = open_tracker(tracker, domain.name, self.out, numbers)
                 ending.callback(close)
             run = self._run(ready, plan)
-            run.log, run.on_best = log, lambda trained: self._save(ready, trained)
+            run.log = log or run.log
+            run.on_best = lambda trained: self._save(ready, trained)
             trained = run.fit(resume=resume)
         card = self._save(ready, trained)
         run.forget()
@@ -568,7 +569,8 @@ class DomainModel:
     def _limit(self, name: str) -> int:
         """Tokens of a text at most, for the adapter ``name``: as it was trained and judged."""
         card = self.bank[name].card
-        settings = card["adapters"][0]["settings"]["training"] if card else {}
+        entry = card["adapters"][0] if card else {}
+        settings = entry.get("settings", {}).get("training", {})
         return row_limit(self.base, settings.get("max_length"))
 
     def _task(self, name: str) -> Task:
