@@ -37,7 +37,8 @@ from lora_domains.evaluation import (
     text_scores,
     trivial_scores,
 )
-from lora_domains.judging import judge
+from lora_domains.heads import check_head
+from lora_domains.judging import check_same_rows, judge
 from lora_domains.ready import General, every_leak
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
@@ -45,6 +46,8 @@ from lora_domains.shots import SHOTS, shots, with_shots
 from lora_domains.suites import Suite
 from lora_domains.tasks import Example, Harness, LanguageModelling, Task, task_record
 
+EMBEDDED = {"embedded", "quick"}
+"""Suites that ask the same: the second some of it."""
 BLOCK = 512
 """Scores made between two writes: what a kill can cost."""
 CODE = ("encoding", "evaluation", "routing", "scoring", "slots", "tasks")
@@ -243,11 +246,13 @@ def measure(
             mine, threshold = scored[field.domain.name][name]
             entry["judged"]["threshold"] = threshold
             entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
+            check_same_rows(name, entry, field.prepared, "train")
             asks = not scorer.bank.base.encoder
             leaks = every_leak(field.prepared, field.general, suite, asks=asks)
             entry["leaks"] = asdict(leaks)
         else:
-            if suite.name != entry["judged"]["suite"]:
+            suites = {suite.name, entry["judged"]["suite"]}
+            if len(suites) > 1 and suites != EMBEDDED:
                 scorer.display.warn(
                     f"{name}: nobody has looked for the questions of {suite.name} in its training "
                     "rows. --domains with its recipe does."
@@ -317,6 +322,10 @@ def _field(
             found=f"none of {listed(scorer.names)} is of this domain",
             mend=f"Load its adapter too, or leave {domain.name} out.",
         )
+    for name in own:
+        card = scorer.bank[name].card
+        trained = card["adapters"][0]["settings"]["task"] if card else {}
+        check_head(scorer.bank[name].head, task, trained, name)
     asked = judged_rows(prepared)
     rows = encode_rows(encoder, asked)
     cut = len(asked) - len(prepared.test)

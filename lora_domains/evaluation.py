@@ -489,6 +489,12 @@ def sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
     return [examples[i] for i in sorted(picks)]
 
 
+def groups_of(rows: Sequence[tuple[Example, Item]]) -> list[str | None]:
+    """The group of each row; the windows of a long text are no more independent than a person's."""
+    windows = Counter(example.id for example, _ in rows)
+    return [e.group or (e.id if windows[e.id] > 1 else None) for e, _ in rows]
+
+
 def item_records(
     name: str,
     rows: Sequence[tuple[Example, Item]],
@@ -497,10 +503,7 @@ def item_records(
     show_text: bool,
 ) -> list[dict[str, Any]]:
     records = []
-    windows = Counter(example.id for example, _ in rows)
-    for i, (example, item) in enumerate(rows):
-        # The windows of a long text are no more independent than a person's rows.
-        group = example.group or (example.id if windows[example.id] > 1 else None)
+    for i, ((example, item), group) in enumerate(zip(rows, groups_of(rows), strict=True)):
         record: dict[str, Any] = {"set": name, "id": item.id, "target": item.target}
         text = example.prompt or example.answer
         record["digest"] = keyed_digest(text, key)

@@ -360,7 +360,9 @@ def _retention(general: Items, gates: Gates, level: float) -> GateResult:
 
 def _kl(text: Items, level: float = 0.95) -> tuple[float, Bounds]:
     columns = np.stack([column(text, "adapter", key) for key in ("kl", "tokens")], axis=1)
-    return float(ratio(columns.sum(0))), bootstrap(ratio, columns, level=level)
+    return float(ratio(columns.sum(0))), bootstrap(
+        ratio, columns, groups=_groups(text), level=level
+    )
 
 
 def _drift(text: Items, gates: Gates, level: float) -> GateResult:

@@ -48,6 +48,17 @@ def check_same_rows(name: str, entry: Mapping[str, Any], prepared: Prepared, spl
         )
 
 
+def check_same_length(name: str, trained: int, now: int) -> None:
+    """Raise UsageError where rows are cut elsewhere than when the adapter ``name`` was trained."""
+    if trained != now:
+        raise UsageError(
+            where=name,
+            expected=f"rows of at most {trained} tokens, as it was trained and is used",
+            found=f"at most {now}",
+            mend="Give the max_length of its training.",
+        )
+
+
 def judge(entry: dict[str, Any], items: Sequence[dict[str, Any]], out: Path) -> None:
     """Figures, gates and verdict of ``entry`` from ``items`` that were scored just now.
 

@@ -67,7 +67,12 @@ def digest_key(folder: Path) -> bytes:
                 file.write(secrets.token_hex(KEY))
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(fresh, path)
+            try:
+                os.link(fresh, path)
+            except OSError:
+                # Another run was first and its key holds; or there are no hard links here.
+                if not path.exists():
+                    os.replace(fresh, path)
         key, found = bytes.fromhex(path.read_text()), "another length"
     except ValueError:
         key, found = b"", "something else"

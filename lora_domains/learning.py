@@ -22,7 +22,7 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import UsageError, listed
-from lora_domains.evaluation import encode_rows, model_scores
+from lora_domains.evaluation import encode_rows, groups_of, model_scores
 from lora_domains.figures import LOWER_IS_BETTER, comparison, summands, value
 from lora_domains.model import DomainModel
 from lora_domains.plan import make_plan
@@ -128,7 +128,8 @@ def measured(
     items = [item for _, item in rows]
     references = [example.answer.strip() for example, _ in rows]
     scored: list[dict[str, Any]] = [
-        {"target": item.target, "group": example.group, "scores": {}} for example, item in rows
+        {"target": item.target, "group": group, "scores": {}}
+        for item, group in zip(items, groups_of(rows), strict=True)
     ]
     positive = getattr(task, "positive", None)
     index = list(getattr(task, "labels", None) or ()).index(positive) if positive else None

@@ -23,7 +23,7 @@ from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import general_knowledge, score_items
 from lora_domains.heads import check_generates, check_head
-from lora_domains.judging import check_same_rows, judge, judged_by
+from lora_domains.judging import check_same_length, check_same_rows, judge, judged_by
 from lora_domains.leaks import digest_key
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
@@ -50,6 +50,7 @@ from lora_domains.versions import (
     going_on,
     keep_version,
     load_parent,
+    over_classes,
     parent_resident,
 )
 
@@ -401,10 +402,10 @@ class DomainModel:
         domain has no adapter in ``out`` or in memory, UsageError for other training rows than it
         was trained on.
         """
+        if isinstance(domain, Domain) and domain.name not in self.bank:
+            self.load_adapter(self.out / domain.name)
         ready = self._ready_for(domain)
         name = ready.domain.name
-        if name not in self.bank:
-            self.load_adapter(self.out / name)
         card = self.bank[name].card
         if card is None:
             raise AdapterError(
@@ -417,6 +418,7 @@ class DomainModel:
         check_head(self.bank[name].head, ready.domain.task, entry["settings"]["task"], name)
         prepared, suite = ready.prepared, suite or embedded()
         check_same_rows(name, entry, prepared, "train")
+        check_same_length(name, self._limit(name), ready.encoder.max_length)
         if entry["data"].get("general") not in (None, prepared.digests["general"]):
             self.display.warn(
                 f"{name} was trained beside other general text than is read now: leaks are looked "
@@ -485,6 +487,10 @@ class DomainModel:
                     mend="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
                 )
             return self._ready[domain]
+        for name in self.domains:
+            card = self.bank[name].card
+            if card and card["adapters"][0]["domain"] == domain.name:
+                domain = replace(domain, task=over_classes(domain.task, card))
         known = self._ready.get(domain.name)
         return (known and known.of(domain)) or self._read(domain)
 
@@ -570,8 +576,8 @@ class DomainModel:
         """Tokens of a text at most, for the adapter ``name``: as it was trained and judged."""
         card = self.bank[name].card
         entry = card["adapters"][0] if card else {}
-        settings = entry.get("settings", {}).get("training", {})
-        return row_limit(self.base, settings.get("max_length"))
+        asked = entry.get("settings", {}).get("training", {}).get("max_length")
+        return min(asked or row_limit(self.base, None), self.base.context)
 
     def _task(self, name: str) -> Task:
         """What the adapter ``name`` is asked: as its card says, whatever was read since."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lora_domains import processes
 from lora_domains.encoding import epoch_batches
 from lora_domains.memory import duration, peak_memory, words
 from lora_domains.training import Run
@@ -56,7 +57,8 @@ def rehearse(run: Run) -> Estimate:
             if run.watched:
                 watching = run.selection  # the base's own answers: once, not in every epoch
                 started = time.monotonic()
-                watching.watch(run.slot)
+                with processes.sharing():
+                    watching.watch(run.slot)
                 judging += time.monotonic() - started
     finally:
         run.optimizer.zero_grad(set_to_none=True)

@@ -113,13 +113,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"base {key}: {_short(then['base'][key])} → {_short(now['base'][key])}")
     before, after = then["environment"], now["environment"]
     found += [
-        f"{key}: {before.get(key)} → {after.get(key)}"
+        f"{key}: {before[key]} → {after.get(key)}"
         for key in MATTERS
-        if before.get(key) != after.get(key)
+        if key in before and before[key] != after.get(key)
     ]
     one, two = then["adapters"][0], now["adapters"][0]
     for split in (*SPLITS, "general"):
-        if one["data"].get(split) != two["data"].get(split):
+        if split in one["data"] and one["data"][split] != two["data"].get(split):
             found.append(f"{split} rows: other digests")
     if one.get("parent") != two.get("parent"):
         found.append("another parent")

@@ -20,7 +20,7 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain
 from lora_domains.encoding import Encoder
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
-from lora_domains.evaluation import encode_rows, model_scores
+from lora_domains.evaluation import encode_rows, groups_of, model_scores
 from lora_domains.figures import LOWER_IS_BETTER, comparison
 from lora_domains.judging import check_same_rows
 from lora_domains.markdown import readme
@@ -115,10 +115,10 @@ def scale_curve(
     scored = [
         {
             "target": item.target,
-            "group": example.group,
+            "group": group,
             "scores": {contender: found[at] for contender, found in scores.items()},
         }
-        for at, (example, item) in enumerate(rows)
+        for at, (item, group) in enumerate(zip(items, groups_of(rows), strict=True))
     ]
     metric = task.metric
     positive = getattr(task, "positive", None)

@@ -337,7 +337,7 @@ def generate_in_chunks(
         answers = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
         return [text.strip() for text in answers]
 
-    return by_chunks(model, items, most_tokens(model.device), score, progress)
+    return by_chunks(model, items, most_tokens(model.device), score, progress, weight=len)
 
 
 def witness(base: Base) -> tuple[str, bytes]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lora_domains.adapter import CONFIG, WEIGHTS, Adapter, fingerprint, replacing, settled
 from lora_domains.bank import Bank
@@ -153,12 +154,35 @@ def going_on(parent: Adapter, task: Task) -> Task:
     Narrower rows may lack some of them. Raises AdapterError where one has a head and the other has
     none, or where ``task`` declares other labels.
     """
-    trained = parent.card["adapters"][0]["settings"]["task"] if parent.card else {}
-    labels = tuple(trained.get("labels") or ())
-    if parent.head is not None and labels and isinstance(task, Classification) and task.head:
-        task = replace(task, labels=task.labels or labels)
-    check_head(parent.head, task, trained, f"{parent.name}, to go on from")
+    where = f"{parent.name}, to go on from"
+    if parent.head is not None and parent.card is None:
+        raise AdapterError(
+            where=where,
+            expected="a card that says which classes its head has, in which order",
+            found="a folder of plain PEFT",
+            mend="Train on the base itself: leave --init-from out.",
+        )
+    task = over_classes(task, parent.card)
+    check_head(parent.head, task, _task_of(parent.card), where)
     return task
+
+
+def over_classes(task: Task, card: Mapping[str, Any] | None) -> Task:
+    """``task`` over the classes of the head that ``card`` is of, where it declares none itself.
+
+    A head knows its classes by number, and rows may lack one of them.
+    """
+    trained = _task_of(card)
+    labels = tuple(trained.get("labels") or ()) if trained.get("head") else ()
+    if labels and isinstance(task, Classification) and task.head and task.labels is None:
+        return replace(task, labels=labels)
+    return task
+
+
+def _task_of(card: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    entry = card["adapters"][0] if card else {}
+    found: Mapping[str, Any] = entry.get("settings", {}).get("task", {})
+    return found
 
 
 def continued(parent: Adapter, name: str, lora: Lora) -> Adapter:

@@ -15,6 +15,7 @@ from lora_domains.display import Display
 from lora_domains.domain import Domain, Gates
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.figures import (
+    _kl,
     best_baseline,
     comparison,
     confusion,
@@ -573,3 +574,16 @@ def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
 def test_default_gates_are_the_ones_of_the_design() -> None:
     assert Domain.__dataclass_fields__["gates"].default_factory is Gates
     assert (Gates().retention, Gates().overfit, Gates().recall) == (0.03, 0.10, 0.80)
+
+
+def test_what_moves_together_is_one_in_the_drift_too() -> None:
+    """Windows of a text, all alike: as many as there are of them, they say no more."""
+    texts = [
+        {"set": "text", "id": f"{n}/{w}", "target": -1, "digest": f"{n}", "group": f"g{n}",
+         "scores": {"adapter": {"kl": 0.1 * n, "tokens": 10, "nats": 10.0}}}
+        for n in range(8) for w in range(20)
+    ]  # fmt: skip
+    alone = [{k: v for k, v in text.items() if k != "group"} for text in texts]
+    (kl, grouped), (same, single) = _kl(texts), _kl(alone)
+    assert kl == same
+    assert grouped.upper - grouped.lower > 3 * (single.upper - single.lower)

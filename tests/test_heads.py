@@ -35,6 +35,7 @@ from lora_domains.flags import Parser, add_run_flags, configured
 from lora_domains.heads import features, head_logits, head_logprobs, head_shapes
 from lora_domains.loading import load_adapter
 from lora_domains.model import DomainModel
+from lora_domains.report import read_items
 from lora_domains.tasks import Classification, Generation, Row
 from lora_domains.training import Run, make_plan
 
@@ -444,6 +445,11 @@ def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base:
     head = model.bank["narrow"].head
     assert head is not None
     assert head.classes == 3
+    fresh = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
+    entry = fresh.evaluate(replace(wide, name="narrow", data=narrow)).entry
+    assert entry["judged"]["labels"] == ["blue", "green", "red"]
+    asked = {item["target"] for item in read_items(tmp_path / "narrow") if item["set"] == "test"}
+    assert asked == {0, 1}
     for task in (Classification(), Classification(head=True, labels=("blue", "green"))):
         with pytest.raises(AdapterError, match=r"wide, to go on from"):
             model.fit(replace(wide, name="other", task=task), init_from="wide")

@@ -450,6 +450,8 @@ def test_windows_of_one_text_are_one_group(tiny_base: Path, tmp_path: Path) -> N
     assert len(grouped) >= 3
     assert len(set(grouped)) == 1
     assert len(items) == 11 + len(grouped)
+    with pytest.raises(UsageError, match="rows of at most 128 tokens, as it was trained"):
+        model.evaluate(with_settings(made, max_length=100), suite=SUITE)
 
 
 @pytest.mark.slow
