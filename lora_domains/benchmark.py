@@ -42,7 +42,7 @@ from lora_domains.judging import check_same_rows, judge
 from lora_domains.ready import General, every_leak
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
-from lora_domains.shots import SHOTS, shots, with_shots
+from lora_domains.shots import SHOTS, with_shots
 from lora_domains.suites import Suite
 from lora_domains.tasks import Example, Harness, LanguageModelling, Task, task_record
 
@@ -246,7 +246,6 @@ def measure(
             mine, threshold = scored[field.domain.name][name]
             entry["judged"]["threshold"] = threshold
             entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
-            check_same_rows(name, entry, field.prepared, "train")
             asks = not scorer.bank.base.encoder
             leaks = every_leak(field.prepared, field.general, suite, asks=asks)
             entry["leaks"] = asdict(leaks)
@@ -324,8 +323,10 @@ def _field(
         )
     for name in own:
         card = scorer.bank[name].card
-        trained = card["adapters"][0]["settings"]["task"] if card else {}
-        check_head(scorer.bank[name].head, task, trained, name)
+        assert card is not None  # it names its domain
+        entry = card["adapters"][0]
+        check_head(scorer.bank[name].head, task, entry["settings"]["task"], name)
+        check_same_rows(name, entry, prepared, "train")
     asked = judged_rows(prepared)
     rows = encode_rows(encoder, asked)
     cut = len(asked) - len(prepared.test)
@@ -339,13 +340,8 @@ def _field(
         names = scorer.names
         scores = scorer.scores(part, [None, *names])
     baselines = trivial_scores(prepared, asked)
-    prompted_base = prepared.test[0].prompt and not encoder.head
-    few = (
-        shots(encoder, prepared.train, domain.training.seed, scorer.display.warn)
-        if prompted_base
-        else []
-    )
-    prompted = with_shots(encoder, rows, few, scorer.display.warn)
+    seed = domain.training.seed
+    prompted = with_shots(encoder, prepared.train, rows, seed, scorer.display.warn)
     if prompted:
         shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
         part = Part(f"{domain.name} rows with {SHOTS} examples", task, shown)

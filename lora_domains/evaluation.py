@@ -31,7 +31,7 @@ from lora_domains.scoring import (
     renormalise,
     text_features,
 )
-from lora_domains.shots import SHOTS, shots, with_shots
+from lora_domains.shots import SHOTS, with_shots
 from lora_domains.suites import Suite
 from lora_domains.suites.harness import harness_scores
 from lora_domains.tasks import (
@@ -347,9 +347,6 @@ def score_items(
     contenders: dict[str, Scores] = {}
     encoded = [item for _, item in pairs]
     references = [example.answer.strip() for example, _ in pairs]
-    # A head reads one text: there are no answered examples to put before it.
-    prompted_base = prepared.test[0].prompt and not encoder.head
-    few = shots(encoder, prepared.train, seed, display.warn) if prompted_base else []
     if encoder.head:
         rows = len(prepared.train) + len(prepared.validation) + len(pairs)
         with display.progress("a head on the frozen base", rows) as advance:
@@ -360,7 +357,7 @@ def score_items(
             with display.progress(f"{name} on test rows", len(pairs)) as advance:
                 contenders[name] = model_scores(bank, task, encoded, references, route, advance)
     contenders |= trivial_scores(prepared, asked)
-    prompted = with_shots(encoder, pairs, few, display.warn)
+    prompted = with_shots(encoder, prepared.train, pairs, seed, display.warn)
     if prompted:
         with display.progress(f"base with {SHOTS} examples", len(pairs)) as advance:
             contenders[f"{SHOTS}_shot"] = model_scores(

@@ -26,7 +26,7 @@ from lora_domains.evaluation import encode_rows, groups_of, model_scores
 from lora_domains.figures import LOWER_IS_BETTER, comparison, summands, value
 from lora_domains.model import DomainModel
 from lora_domains.plan import make_plan
-from lora_domains.shots import SHOTS, shots, with_shots
+from lora_domains.shots import SHOTS, with_shots
 from lora_domains.statistics import Comparison
 from lora_domains.tasks import Example
 from lora_domains.training import Trained
@@ -164,12 +164,7 @@ def measured(
     # Of a trained head's labels the base knows nothing.
     words = not getattr(task, "head", False)
     base = look("base", items, None) if words else None
-    few = (
-        shots(encoder, prepared.train, seed, display.warn)
-        if words and prepared.test[0].prompt
-        else []
-    )
-    prompted = with_shots(encoder, rows, few, display.warn)
+    prompted = with_shots(encoder, prepared.train, rows, seed, display.warn)
     points = [
         {"share": share}
         | point(f"{share:g}", [prepared.train[i] for i in part], epochs, length)

@@ -50,13 +50,16 @@ def shots(
 
 
 def with_shots(
-    encoder: Encoder, rows: Sequence[tuple[Example, Item]], few: Sequence[int],
+    encoder: Encoder, train: Sequence[Example], rows: Sequence[tuple[Example, Item]], seed: int,
     warn: Callable[[str], None],
 ) -> list[Item]:  # fmt: skip
-    """The rows with the examples ``few`` before them; none where one has no room for them.
+    """The rows with examples of ``train`` before them; none where one has no room for them.
 
     All or none, since contenders are compared on the same items. What the examples cost is said.
+    Plain text asks nothing that an example could answer, and a head reads one text.
     """
+    asks = rows[0][0].prompt and not encoder.head
+    few = shots(encoder, train, seed, warn) if asks else []
     if not few:
         return []
     try:

@@ -177,8 +177,8 @@ def test_a_long_row_beside_short_ones_ends_as_well(
 ) -> None:
     """The long row stands alone from the start, and never fits; short ones can be halved."""
     rows = make_rows(60)
-    for row in rows[:42:3]:
-        row["text"] += " stone" * 40
+    # In training, as the first 42 are; half of it holds more than one of the others.
+    rows[0]["text"] += " stone" * 200
     run = make_run(tmp_path, tiny_base, domain(rows, epochs=1, retention="none"))
     right, passes = gradients.tail_logits, 0
 
@@ -186,12 +186,12 @@ def test_a_long_row_beside_short_ones_ends_as_well(
         nonlocal passes
         passes += 1
         assert passes < 100
-        if batch.ids.shape[1] > 40:
+        if batch.ids.shape[1] > 100:
             raise ERRORS["cuda"]
         return right(model, batch)
 
     monkeypatch.setattr(gradients, "tail_logits", long_never)
-    with pytest.raises(OutOfMemory, match=r"a row of \d\d tokens.*one row at a time"):
+    with pytest.raises(OutOfMemory, match=r"a row of \d+ tokens.*one row at a time"):
         run.fit()
 
 
