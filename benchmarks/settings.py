@@ -1,16 +1,20 @@
 """Derived settings against a sweep: what does somebody lose who does not search?
 
-    python benchmarks/settings.py [--rows DIR]      # 32 runs a domain: hours; goes on if stopped
+    python benchmarks/settings.py [--rows DIR]      # 39 runs a domain: hours; goes on if stopped
     python benchmarks/settings.py --table           # what is there so far
 
-One run of each domain takes what is derived, early stopping included. The sweep spends 31 more on
-learning rates (a quarter to four times the derived one), ranks and numbers of epochs, by successive
-halving (Jamieson and Talwalkar 2016): all 20 pairs of rate and rank for one epoch, those 8 with the
-best validation scores for three, the best 3 of them for eight. Each is a training of its own,
-warm-up and decay included. All else is the default, the batch derived, and all train on the same
-few rows, so that a run fits into minutes. The sweep's best is the run with the best validation
-score; the regret is its test score less that of the derived run. DIR/NAME/{train,test}.jsonl are
-real rows, which stay where they are.
+The sweep spends 31 runs on learning rates (a quarter to four times the one for the base's width),
+ranks and numbers of epochs, by successive halving (Jamieson and Talwalkar 2016): all 20 pairs of
+rate and rank for one epoch, those 8 with the best validation scores for three, the best 3 of them
+for eight. Each is a training of its own, warm-up and decay included. All else is the default, the
+batch derived, and all train on the same few rows, so that a run fits into minutes. The sweep's best
+is the run with the best validation score. Its settings and those that are derived, early stopping
+included, are then trained with three seeds each: the regret is the mean test score of the one less
+that of the other.
+
+What is derived was chosen by validation rows and by spare rows of the training split, on which no
+run trains: one run each in batches of 32, and at the rate for the base's width and twice that
+(``CHOICES``). DIR/NAME/{train,test}.jsonl are real rows, which stay where they are.
 """
 
 import argparse
@@ -27,6 +31,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from scipy.stats import sem
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "settings.json"
@@ -41,6 +46,12 @@ RUNGS = ((1, 20), (3, 8), (8, 3))
 """Epochs, and how many of the pairs of rate and rank are trained for so long."""
 SIZES = {"train": 300, "validation": 200, "test": 1000}
 """Rows of each split at most: on all of them the sweep would take days on two cores."""
+SPARE = 400
+"""Rows of the training split that nothing is trained on or stopped by."""
+CHOICES: tuple[dict[str, Any], ...] = ({"batch_size": 32}, {"rate": 1.0}, {"rate": 2.0})
+"""What else could be derived; all but this is, and early stopping too."""
+SEEDS = (0, 1, 2)
+"""Of the runs that are compared on test rows; the sweep itself has the first."""
 RECORDED = ("lr", "rank", "batch_size", "epochs", "best_epoch", "seconds")
 LOCK = Lock()
 
@@ -57,14 +68,16 @@ class Runs:
     stored: list[dict[str, Any]]
     pool: Executor
 
-    def __call__(self, settings: Settings, ends: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, settings: Settings, ends: bool = False, seed: int = SEEDS[0]
+    ) -> dict[str, Any]:
+        this = {"domain": self.name, "settings": settings, "seed": seed}
         with LOCK:
-            known = [
-                r for r in self.stored if (r["domain"], r["settings"]) == (self.name, settings)
-            ]
+            known = [r for r in self.stored if this.items() <= r.items()]
         if known and ("test" in known[0] or not ends):
             return known[0]
-        one = self.pool.submit(run, self.name, self.rows, settings, ends).result()
+        found = self.pool.submit(run, self.name, self.rows, settings, ends, seed).result()
+        one = this | found
         with LOCK:
             self.stored[:] = [*(r for r in self.stored if r not in known), one]
             print(json.dumps(one), flush=True)
@@ -73,27 +86,52 @@ class Runs:
 
 
 def sweep(found: Runs) -> None:
-    """The sweep of one domain."""
+    """The sweep of one domain, and its best with every seed."""
     best: list[dict[str, Any]] = [{"rate": r, "rank": k} for r, k in product(RATES, RANKS)]
-    swept = []
+    swept: list[dict[str, Any]] = []
     for epochs, count in RUNGS:
         rung = [{**pair, "epochs": epochs} for pair in best[:count]]
         with ThreadPoolExecutor(count) as together:
-            tried = list(together.map(lambda one: found(one, ends=one["epochs"] > 1), rung))
-        # The more epochs, the better where scores are equal; then the earlier pair.
-        swept = sorted([*tried, *swept], key=lambda one: -one["validation"])
+            tried = list(together.map(found, rung))
+        swept += tried
         best = [
-            {key: one["settings"][key] for key in ("rate", "rank")}
-            for one in sorted(tried, key=lambda one: -one["validation"])
+            {key: one["settings"][key] for key in ("rate", "rank")} for one in ranked(tried, swept)
         ]
-    found(swept[0]["settings"], ends=True)
+    settings = ranked(swept, swept)[0]["settings"]
+    with ThreadPoolExecutor(len(SEEDS)) as together:
+        list(together.map(lambda seed: found(settings, True, seed), SEEDS))
 
 
-def run(name: str, rows: Path | None, settings: Settings, ends: bool) -> dict[str, Any]:
+def choices(found: Runs) -> None:
+    """What else could be derived, on rows that are no test rows."""
+    with ThreadPoolExecutor(len(CHOICES)) as together:
+        list(together.map(found, CHOICES))
+
+
+def ranked(runs: Sequence[dict[str, Any]], swept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best first by validation score; of equals that of more epochs, then the better before."""
+
+    def standing(one: dict[str, Any]) -> tuple[float, ...]:
+        own = one["settings"]
+        before = {
+            r["settings"]["epochs"]: r["validation"]
+            for r in swept
+            if {**r["settings"], "epochs": 0} == {**own, "epochs": 0}
+            and r["settings"]["epochs"] < own["epochs"]
+        }
+        return one["validation"], own["epochs"], *(before[e] for e in sorted(before, reverse=True))
+
+    return sorted(runs, key=standing, reverse=True)
+
+
+def run(
+    name: str, rows: Path | None, settings: Settings, ends: bool, seed: int
+) -> dict[str, Any]:  # fmt: skip
     """The validation score of one adapter, and its test score where the search ``ends``."""
     import torch
 
     from lora_domains import Classification, Data, Domain, DomainModel, load_domain
+    from lora_domains.data import prepare
     from lora_domains.display import Display
     from lora_domains.domain import Training, with_settings
     from lora_domains.errors import LossExploded
@@ -105,39 +143,47 @@ def run(name: str, rows: Path | None, settings: Settings, ends: bool) -> dict[st
     if rows is None:
         domain = load_domain(ROOT / "recipes" / f"{name}.py")
         # Settings that a recipe has found for its own rows are not derived ones.
-        domain = replace(domain, data=sampled(domain.data), training=Training())
+        domain = replace(domain, training=Training())
     else:
         files = [str(rows / f"{part}.jsonl") for part in ("train", "test")]
-        domain = Domain(name, Classification(**REAL[name]), sampled(Data(files[0], test=files[1])))
+        domain = Domain(name, Classification(**REAL[name]), Data(files[0], test=files[1]))
+    parts = sampled(domain.data)
+    spare = parts.pop("spare")
+    domain = with_settings(replace(domain, data=Data(**parts, drop_leaks=True)), seed=seed)
     with tempfile.TemporaryDirectory() as out:
         model = DomainModel.from_pretrained(out=out, display=Display(quiet=True), device="cpu")
-        if settings is not None:
-            rate = derived_rate(model.base)[0] * settings["rate"]
-            domain = with_settings(
-                domain, lr=rate, rank=settings["rank"], epochs=settings["epochs"],
-                patience=settings["epochs"],
-            )  # fmt: skip
+        changed = dict(settings or {})
+        if "rate" in changed:
+            changed["lr"] = derived_rate(model.base)[0] * changed.pop("rate")
+        if "epochs" in changed:
+            changed["patience"] = changed["epochs"]
+        domain = with_settings(domain, **changed)
         try:
             card = model.fit(domain)
         except LossExploded as error:
-            return {"domain": name, "settings": settings, "validation": 0.0, "failed": str(error)}
+            return {"validation": 0.0, "failed": str(error)}
         ready = model._ready[name]
+        task, read = ready.domain.task, {"validation": ready.prepared.validation}
+        if settings is None or "rank" not in settings:
+            known = [row for row in spare if str(row[task.label]) in task.labels]
+            read["spare"] = prepare(task, replace(domain.data, test=known)).test
+        if ends:
+            read["test"] = ready.prepared.test
         scores = {}
-        for split in ("validation", "test") if ends else ("validation",):
-            items = ready.encoder.encode_all(getattr(ready.prepared, split))
+        for split, examples in read.items():
+            items = ready.encoder.encode_all(examples)
             with model.bank.routed(name):
                 found = choice_logprobs(model.base.model, items, model.tokenizer.pad_token_id)
-            scores[split] = float(validation_figures(ready.domain.task, items, found, 0)["score"])
+            scores[split] = float(validation_figures(task, items, found, 0)["score"])
     return {
-        "domain": name, "settings": settings, **scores,
+        **scores,
         **{key: card["adapters"][0]["training"][key] for key in RECORDED},
         "git": card["environment"]["git"],
     }  # fmt: skip
 
 
-def sampled(data: Any) -> Any:
-    """``data`` with ``SIZES`` of its rows, the same for every run."""
-    from lora_domains import Data
+def sampled(data: Any) -> dict[str, list[dict[str, Any]]]:
+    """``SIZES`` of the rows of ``data``, the same for every run, and the ``SPARE`` next ones."""
     from lora_domains.reading import read
 
     rows = {part: read(source, part) for part in SIZES if (source := getattr(data, part))}
@@ -146,41 +192,62 @@ def sampled(data: Any) -> Any:
     if "validation" not in rows:
         count = SIZES["validation"]
         rows["validation"], rows["train"] = rows["train"][:count], rows["train"][count:]
-    return Data(
-        **{part: [dict(row.values) for row in rows[part][: SIZES[part]]] for part in SIZES},
-        drop_leaks=True,
-    )
+    rows["spare"] = rows["train"][SIZES["train"] :]
+    sizes = SIZES | {"spare": SPARE}
+    return {part: [dict(row.values) for row in rows[part][:size]] for part, size in sizes.items()}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """domain → the derived run, the sweep's best by validation, and the regret on test rows."""
+    """domain → the derived runs, the sweep's best by validation, and the regret on test rows."""
     found = {}
     for name in dict.fromkeys(r["domain"] for r in runs):
         own = [r for r in runs if r["domain"] == name]
-        derived = [r for r in own if r["settings"] is None]
-        swept = [r for r in own if r["settings"] is not None]
-        if derived and len(swept) == sum(count for _, count in RUNGS):
-            # Of equal scores the run of more epochs, as the search has it.
-            ended = [r for r in swept if "test" in r]
-            best = max(ended, key=lambda r: (r["validation"], r["settings"]["epochs"]))
+        swept = [r for r in own if r["settings"] and "rank" in r["settings"]]
+        swept = [r for r in swept if r["seed"] == SEEDS[0]]
+        if len(swept) < sum(count for _, count in RUNGS):
+            continue
+        best = ranked(swept, swept)[0]
+        sides = {
+            side: {r["seed"]: r["test"] for r in own if r["settings"] == settings and "test" in r}
+            for side, settings in (("derived", None), ("best", best["settings"]))
+        }
+        if all(set(scores) == set(SEEDS) for scores in sides.values()):
+            regrets = [sides["best"][seed] - sides["derived"][seed] for seed in SEEDS]
+            derived = next(r for r in own if r["settings"] is None and r["seed"] == SEEDS[0])
             found[name] = {
-                "derived": derived[0], "best": best, "swept": len(swept),
-                "regret": best["test"] - derived[0]["test"],
+                "derived": derived, "best": best, "swept": len(swept),
+                "test": {side: float(np.mean(list(one.values()))) for side, one in sides.items()},
+                "regret": float(np.mean(regrets)), "error": float(sem(regrets)),
             }  # fmt: skip
     return found
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = ["| domain | validation: derived | the sweep's best | test: derived "
-             "| the sweep's best by validation | regret, points |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| domain | validation: derived | the sweep's best | its settings "
+             "| test: derived | the sweep's best | regret, points |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, one in found.items():
         best, derived = one["best"], one["derived"]
         what = f"rate {best['lr']:.2g}, rank {best['rank']}, {best['settings']['epochs']} epochs"
         lines.append(
-            f"| {name} | {derived['validation']:.3f} | {best['validation']:.3f} "
-            f"| {derived['test']:.3f} | {best['test']:.3f} ({what}) | {100 * one['regret']:+.1f} |"
+            f"| {name} | {derived['validation']:.3f} | {best['validation']:.3f} | {what} "
+            f"| {one['test']['derived']:.3f} | {one['test']['best']:.3f} "
+            f"| {100 * one['regret']:+.1f} ± {100 * one['error']:.1f} |"
         )
+    return "\n".join(lines)
+
+
+def other_choices(runs: Sequence[dict[str, Any]]) -> str:
+    """The table of what else could be derived."""
+    names = {"derived": None, "batches of 32": CHOICES[0], "rate / 1.5": CHOICES[1],
+             "rate · 1.33": CHOICES[2]}  # fmt: skip
+    lines = ["| domain | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for name in dict.fromkeys(r["domain"] for r in runs):
+        own = {str(r["settings"]): r for r in runs if r["domain"] == name and r["seed"] == SEEDS[0]}
+        if all(str(settings) in own for settings in names.values()):
+            cells = [own[str(settings)] for settings in names.values()]
+            said = [f"{one['validation']:.3f} / {one['spare']:.3f}" for one in cells]
+            lines.append(f"| {name} | " + " | ".join(said) + " |")
     return "\n".join(lines)
 
 
@@ -212,10 +279,12 @@ def main() -> None:
                 for name in flags.only or names
             ]
             for one in asked:
-                derived = threads.submit(one, None, True)
+                derived = [threads.submit(one, None, True, seed) for seed in SEEDS]
+                choices(one)
                 sweep(one)
-                derived.result()
-    print(table(summary(runs)))
+                for each in derived:
+                    each.result()
+    print(table(summary(runs)), other_choices(runs), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -138,12 +138,8 @@ class Gradients:
         """The base on the general texts, asked when the first step needs it."""
         with self.display.progress("the base on general text", len(self.general)) as advance:
             reference = Reference(self.bank, self.general, progress=advance)
-        if reference.top is not None:
-            self.display.stage(
-                "retention", None, None,
-                f"KL over the {reference.top} likeliest tokens and the rest as one: too low by "
-                f"what is in that rest, {reference.left:.2%} of the base's probability",
-            )  # fmt: skip
+        if error := reference.error():
+            self.display.stage("retention", None, None, f"trained by {error}")
         return reference
 
     def _general_texts(self) -> list[Item]:

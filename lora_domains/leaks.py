@@ -25,6 +25,9 @@ COMMON = 3
 """An n-gram in more rows than this (both sides together) is a template's, not a row's."""
 COVERED = 0.5
 """Share of a row's own n-grams found in ONE training row, from which it is called near."""
+SPAN = 8
+"""Words of a row, its template left out, that a longer text must hold in one run to repeat it: the
+8-grams by which PaLM's test sets were checked (Chowdhery and others 2022). With its answer: 4."""
 KEY = 32
 """Bytes of the key of the rows' digests."""
 MARKS = re.compile(r"((?<!\w)-(?=\d))|[^\w\s]")
@@ -112,7 +115,11 @@ def identity(example: Example, with_choices: bool = False) -> str:
     text = example.prompt or example.answer
     if with_choices:
         text = " ".join([text, *sorted(example.choices)])
-    return " ".join(MARKS.sub(_mark, normalise(text)).split())
+    return " ".join(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return MARKS.sub(_mark, normalise(text)).split()
 
 
 def _mark(match: re.Match[str]) -> str:
@@ -128,20 +135,29 @@ def find_leaks(train: Sequence[Example], other: Sequence[Example]) -> Leaks:
     Near is the share, at least ``COVERED``, of the row's word 5-grams that stand in one training
     row, n-grams of templates left out; rows with fewer than two of their own are never near. Text
     written without spaces between words has hardly any n-grams: only exact leaks are found there.
+    A plain text of ``train`` also repeats exactly what stands anywhere in it: a question with its
+    right answer, or a row's text without the words that all the rows begin and end with.
     """
     with_choices = own_choices(train) and own_choices(other)
     first: dict[str, str] = {}
     for row in train:
         first.setdefault(identity(row, with_choices), row.id)
     texts = [identity(row, with_choices) for row in other]
-    exact = [(first[t], row.id, "exact") for row, t in zip(other, texts, strict=True) if t in first]
+    within = _within([row for row in train if not row.prompt], other)
+    exact = {
+        at: first.get(text) or within[at]
+        for at, text in enumerate(texts)
+        if text in first or at in within
+    }
     holder = _near(list(first), texts)
-    near = [
-        (first[holder[t]], row.id, "near")
-        for row, t in zip(other, texts, strict=True)
-        if t not in first and t in holder
-    ]
-    return Leaks(len(exact), len(near), (*exact, *near))
+    near = {
+        at: first[holder[text]]
+        for at, text in enumerate(texts)
+        if at not in exact and text in holder
+    }
+    pairs = [(found, other[at].id, "exact") for at, found in exact.items()]
+    pairs += [(found, other[at].id, "near") for at, found in near.items()]
+    return Leaks(len(exact), len(near), tuple(pairs))
 
 
 def copies(rows: Sequence[Example], other: Sequence[Example]) -> set[str]:
@@ -154,6 +170,51 @@ def copies(rows: Sequence[Example], other: Sequence[Example]) -> set[str]:
 def _grams(text: str) -> set[str]:
     words = re.findall(r"\w+", text)
     return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
+
+
+def _within(plain: Sequence[Example], rows: Sequence[Example]) -> dict[int, str]:
+    """Index of each of ``rows`` that stands whole in a text of ``plain`` → the id of that text."""
+    if not plain:
+        return {}
+    begin: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
+    whole: dict[tuple[str, ...], list[int]] = {}
+    for at, (own, answered) in enumerate(_phrases(rows)):
+        whole.setdefault(tuple(own), []).append(at)
+        for words, least in ((own, SPAN), (answered, SPAN // 2)):
+            if len(words) >= least:
+                begin.setdefault(tuple(words[: SPAN // 2]), []).append((at, words))
+    found: dict[int, str] = {}
+    for text in plain:
+        words = _words(text.answer)
+        for at in whole.get(tuple(words), ()):
+            found.setdefault(at, text.id)
+        for start in range(len(words) - SPAN // 2 + 1):
+            for at, wanted in begin.get(tuple(words[start : start + SPAN // 2]), ()):
+                if words[start : start + len(wanted)] == wanted:
+                    found.setdefault(at, text.id)
+    return found
+
+
+def _phrases(rows: Sequence[Example]) -> list[tuple[list[str], list[str]]]:
+    """Of each row its own words, and (where something is asked) the whole of it, answered."""
+    asked = list({tuple(_words(row.prompt)) for row in rows if row.prompt})
+    lead, tail = _shared(asked), _shared([words[::-1] for words in asked])
+    found = []
+    for row in rows:
+        words = _words(row.prompt or row.answer)
+        own = words[lead : len(words) - tail] if row.prompt else words
+        found.append((own, _words(row.prompt + row.answer) if row.prompt else []))
+    return found
+
+
+def _shared(texts: Sequence[tuple[str, ...]]) -> int:
+    """How many words all begin with: a template's; of a single text it cannot be known."""
+    if len(texts) < 2:
+        return 0
+    least, most = min(texts), max(texts)  # all others lie between
+    return next(
+        (n for n, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least)
+    )
 
 
 def _near(train: Sequence[str], other: Sequence[str]) -> dict[str, str]:

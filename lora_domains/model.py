@@ -287,7 +287,7 @@ class DomainModel:
                 ending.callback(close)
             run = self._run(ready, plan)
             run.log = log or run.log
-            run.on_best = lambda trained: self._save(ready, trained)
+            run.on_best = lambda trained: self._save(ready, trained, finished=False)
             trained = run.fit(resume=resume)
         card = self._save(ready, trained)
         run.forget()
@@ -356,7 +356,7 @@ class DomainModel:
     def _checkpoint(self, domain: Domain) -> Path:
         return self.out / f".{domain.name}.checkpoint"
 
-    def _save(self, ready: Ready, trained: Trained) -> dict[str, Any]:
+    def _save(self, ready: Ready, trained: Trained, finished: bool = True) -> dict[str, Any]:
         """Write the adapter's folder; one process writes, the others wait."""
         domain = ready.domain
         card: dict[str, Any] = {
@@ -372,7 +372,7 @@ class DomainModel:
                     "parent": ready.parent.record() if ready.parent else None,
                     "settings": as_record(domain),
                     "data": dict(ready.prepared.digests),
-                    "training": trained.record,
+                    "training": trained.record | {"finished": finished},
                     "ledger": asdict(ready.prepared.ledger),
                     "leaks": asdict(ready.prepared.leaks),
                 }

@@ -155,6 +155,15 @@ def same_everywhere(value: R) -> R:
     return found
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether any process says so; all must ask."""
+    if state().num_processes == 1:
+        return flag
+    from accelerate.utils import gather_object
+
+    return any(gather_object([flag]))
+
+
 # ── All score ───────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from lora_domains.base import Base
 from lora_domains.data import Prepared, digest_of, prepare
 from lora_domains.display import Display
@@ -133,12 +135,14 @@ def _encoded(encoder: Encoder, rows: Sequence[Example], task: Task) -> list[Item
 def every_leak(prepared: Prepared, general: General, suite: Suite, *, asks: bool) -> Leaks:
     """Test rows among the training rows; and these, and what ``suite`` asks, in all that was read.
 
-    ``asks`` says whether the base is asked the suite's questions: an encoder is not.
+    And the text by which checkpoints are chosen, in the text that is trained on. ``asks`` says
+    whether the base is asked the suite's questions: an encoder is not.
     """
     questions = [example for _, example in suite.examples()] if asks else []
     found = (
         prepared.leaks,
         find_leaks(prepared.train, questions),
+        find_leaks(general.training, general.selection),
         find_leaks(general.all, [*prepared.test, *questions, *suite.texts()]),
     )
     return Leaks(
@@ -151,6 +155,8 @@ def every_leak(prepared: Prepared, general: General, suite: Suite, *, asks: bool
 def general_texts(source: Source | None) -> General:
     """The embedded world's, or those in the column ``text`` of ``source``, each text once.
 
+    Training needs a few hundred only: those of ``source`` come in a random order, always the same,
+    since a file may go from one subject to the next.
     Raises DataError for rows without that column, and for fewer than ``FEWEST`` texts.
     """
     if source is None:
@@ -168,6 +174,7 @@ def general_texts(source: Source | None) -> General:
             mend="Add ordinary text, a line or a paragraph a row, or leave --general out.",
         )
     found = list(texts.values())
+    found = [found[at] for at in np.random.default_rng(0).permutation(len(found))]
     every = max(5, len(found) // SELECTION)
     watched = set(range(0, len(found), every)[:SELECTION])
     return General(

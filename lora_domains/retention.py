@@ -151,6 +151,15 @@ class Reference:
         kept = torch.cat([logp.exp().sum(-1) for logp, _ in self._kept.values()])
         return float((1 - kept.double()).clamp(min=0).mean())
 
+    def error(self) -> str | None:
+        """How KL over this is wrong, in words; None where all tokens are kept."""
+        if self.top is None:
+            return None
+        return (
+            f"KL over the {self.top} likeliest tokens and the rest as one: too low by what is in "
+            f"that rest, {self.left:.2%} of the base's probability"
+        )
+
     def moved(self, items: Sequence[Item], adapter: str) -> tuple[Tensor, Tensor]:
         """KL(base ‖ adapter) and the adapter's nats at each token of ``items``, with gradient.
 

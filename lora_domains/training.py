@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from lora_domains.checkpoint import (
 from lora_domains.display import Display
 from lora_domains.domain import Domain
 from lora_domains.encoding import Item, epoch_batches
-from lora_domains.errors import LossExploded, TrainingInterrupted
+from lora_domains.errors import AdapterError, LossExploded, TrainingInterrupted
 from lora_domains.evaluation import validation_figures
 from lora_domains.gradients import Gradients
 from lora_domains.heads import classes_of
@@ -111,6 +111,7 @@ class Run:
         self._stop: int | None = None
         self._agreed = False
         self._saved = time.monotonic()
+        self._written = True
 
     # fit → run_epoch → train_step
 
@@ -128,7 +129,9 @@ class Run:
                     self._load()
                 while self.state.epoch < self.plan.epochs and not self._patience_over():
                     self.run_epoch()
+                    self._end_where_asked()
                 self._choose_scale()
+                self._end_where_asked()
         finally:
             self.bank.remove(self.slot)
         return self._trained()
@@ -202,7 +205,10 @@ class Run:
     @cached_property
     def selection(self) -> Reference:
         """The base on the general texts by which checkpoints are chosen."""
-        return Reference(self.bank, self.watched)
+        reference = Reference(self.bank, self.watched)
+        if error := reference.error():
+            self.display.stage("retention", None, None, f"epochs are chosen by {error}")
+        return reference
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:
@@ -236,8 +242,7 @@ class Run:
         limit = max(3 * first, 2 * vocabulary)
         if math.isfinite(loss) and loss <= limit:
             return
-        kept = state.best is not None
-        self._keep_best()
+        kept = self._keep_best()
         raise LossExploded(
             where=f"{self.domain.name}, epoch {state.epoch + 1}, step {state.step + 1}",
             expected=f"a finite loss, at most {limit:.1f}",
@@ -251,21 +256,38 @@ class Run:
 
     def _between_steps(self) -> None:
         if self._agreed or (self.ranks == 1 and self._stop is not None):
-            self.save()
-            self._keep_best()
-            best = self.state.best
-            raise TrainingInterrupted(
-                where=f"{self.domain.name}, epoch {self.state.epoch + 1}, step {self.state.step}",
-                expected="to finish",
-                found=signal.Signals(self._stop or signal.SIGTERM).name,
-                mend="Run the same command with --resume to continue from this step. "
-                + (f"The adapter of epoch {best['epoch']} is saved meanwhile." if best else
-                   "No epoch was finished yet, so there is no adapter."),
-            )  # fmt: skip
+            self._interrupt(self.save())
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
             step = f"epoch {self.state.epoch + 1}, step {self.state.step}"
             self.display.pulse(f"{step} of {self.plan.steps_per_epoch}: {self._speed()}")
+
+    def _end_where_asked(self) -> None:
+        """Signals come while nobody takes a step, too; the last epoch's checkpoint is written."""
+        if processes.anywhere(self._stop is not None):
+            self._interrupt(self._written)
+
+    def _interrupt(self, written: bool) -> NoReturn:
+        best, state = self.state.best, self.state
+        meanwhile = (
+            f"The adapter of epoch {best['epoch']} is saved meanwhile."
+            if best is not None and self._keep_best()
+            else "No epoch was finished yet, so there is no adapter."
+            if best is None
+            else "No adapter could be saved."
+        )
+        raise TrainingInterrupted(
+            where=f"{self.domain.name}, epoch {state.epoch + 1}, step {state.step}",
+            expected="to finish",
+            found=signal.Signals(self._stop or signal.SIGTERM).name,
+            mend=(
+                "Run the same command with --resume to continue from this step. "
+                if written
+                else "This step could not be stored: free some space, and the same command with "
+                "--resume continues from the last checkpoint there is. "
+            )
+            + meanwhile,
+        )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -366,9 +388,18 @@ class Run:
     on_best: Callable[[Trained], object] | None = None
     """Called with the best epoch so far when a run ends early, so that it is not lost."""
 
-    def _keep_best(self) -> None:
-        if self.state.best is not None and self.on_best is not None:
+    def _keep_best(self) -> bool:
+        """Whether there is a best epoch, and the disk took it."""
+        if self.state.best is None or self.on_best is None:
+            return False
+        try:
             self.on_best(self._trained())
+        except AdapterError as error:
+            self.display.warn(
+                f"the adapter of epoch {self.state.best['epoch']} is not saved: {error.found}."
+            )
+            return False
+        return True
 
     def _trained(self) -> Trained:
         state = self.state
@@ -411,11 +442,14 @@ class Run:
             "parent": self._goes_on_from,
         }
 
-    def save(self) -> None:
-        """Write the checkpoint: the old one or the new one is whole, whatever happens."""
+    def save(self) -> bool:
+        """Write the checkpoint: the old one or the new one is whole, whatever happens.
+
+        Whether it could be written; only the first process knows.
+        """
         self._saved = time.monotonic()
         if self.rank:
-            return
+            return True
         content = {
             "run": self.fingerprint(),
             "ranks": self.ranks,
@@ -426,7 +460,9 @@ class Run:
         }
         refused = write_checkpoint(self.checkpoint, content)
         if refused:
-            self.display.warn(f"no checkpoint could be written ({refused}); training goes on.")
+            self.display.warn(f"no checkpoint could be written ({refused}); the last one stays.")
+        self._written = not refused
+        return self._written
 
     def _load(self) -> None:
         # Read once and sent to all: other machines may not see the file.

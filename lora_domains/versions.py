@@ -17,9 +17,10 @@ from lora_domains.adapter import CONFIG, WEIGHTS, Adapter, fingerprint, replacin
 from lora_domains.bank import Bank
 from lora_domains.base import Base
 from lora_domains.domain import Lora
-from lora_domains.errors import AdapterError, did_you_mean
+from lora_domains.errors import AdapterCorrupt, AdapterError, did_you_mean
 from lora_domains.heads import check_head
 from lora_domains.loading import load_adapter
+from lora_domains.report import read_card
 from lora_domains.tasks import Classification, Task
 
 VERSIONS = ".versions"
@@ -37,11 +38,12 @@ def versions(folder: Path) -> list[Path]:
 def keep_version(folder: Path) -> Path | None:
     """Copy the adapter in ``folder`` to its versions before it is replaced; the copy.
 
-    Nothing is kept where there is no adapter, or one that is the newest version already. A process
+    Nothing is kept where there is no adapter, one that is the newest version already, or one that
+    an interrupted run left meanwhile: versions that were finished must not go for it. A process
     killed at any moment leaves a whole version or none. Raises AdapterError when the disk refuses.
     """
     folder = settled(folder)
-    if not _is_adapter(folder):
+    if not _is_adapter(folder) or not _finished(folder):
         return None
     kept = versions(folder)
     if kept and fingerprint(kept[-1]) == fingerprint(folder):
@@ -113,6 +115,15 @@ def _is_adapter(folder: Path) -> bool:
 
 
 # ── Going on from another adapter ───────────────────────────────────────────────────────────────
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a run that ended wrote it; an adapter without a card is somebody's."""
+    try:
+        training = read_card(folder)["adapters"][0].get("training") or {}
+    except AdapterCorrupt:
+        return True
+    return bool(training.get("finished", True))
 
 
 @dataclass(frozen=True)

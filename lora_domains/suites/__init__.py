@@ -23,6 +23,9 @@ QUICK = 700
 """Questions of a quick look: with 8 % of the items flipping, a harmless adapter passes a 3-point
 gate in at least 80 % of runs at this size (``benchmarks/verdicts.py``)."""
 
+TEXTS = 200
+"""General texts of the embedded world by which is chosen, and as many by which is measured."""
+
 
 def _as_read(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row
@@ -168,9 +171,9 @@ def embedded() -> Suite:
     return Suite(
         name="embedded",
         probes=(Probe("embedded", task, general_questions, part="field"),),
-        text=lambda: _general_text("test", 200),
+        text=lambda: _general_text("test", TEXTS),
         training_text=lambda: _general_text("train", 2000),
-        selection_text=lambda: _general_text("validation", 200),
+        selection_text=lambda: _general_text("validation", TEXTS),
     )
 
 
@@ -235,6 +238,13 @@ def _declared(path: Path) -> Suite:
 
 @cache  # drawn by rejection: seconds each time, and always the same
 def _general_text(split: str, count: int) -> tuple[str, ...]:
+    """Documents that hold none by which is measured, nor (training) one by which is chosen.
+
+    No document is drawn twice, but one of a single line may stand within a longer one.
+    """
     from lora_domains.embedded.world import general_text
 
-    return tuple(general_text(split, count))
+    stricter = {"test": (), "validation": ("test",), "train": ("test", "validation")}[split]
+    held_out = [text for other in stricter for text in _general_text(other, TEXTS)]
+    drawn = general_text(split, count)
+    return tuple(text for text in drawn if not any(one in text for one in held_out))
