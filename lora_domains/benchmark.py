@@ -19,7 +19,7 @@ from lora_domains.adapter import fingerprint
 from lora_domains.bank import Bank
 from lora_domains.data import Prepared
 from lora_domains.display import Display
-from lora_domains.domain import Domain, as_record
+from lora_domains.domain import Domain
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation import (
@@ -38,7 +38,7 @@ from lora_domains.evaluation import (
     trivial_scores,
 )
 from lora_domains.heads import check_head
-from lora_domains.judging import check_same_rows, judge
+from lora_domains.judging import check_same_rows, hold_to, judge
 from lora_domains.ready import General, every_leak
 from lora_domains.report import figures, read_items
 from lora_domains.scoring import drift
@@ -245,7 +245,7 @@ def measure(
         if field is not None:
             mine, threshold = scored[field.domain.name][name]
             entry["judged"]["threshold"] = threshold
-            entry["settings"] |= {k: as_record(field.domain)[k] for k in ("task", "gates")}
+            hold_to(entry, field.domain)
             asks = not scorer.bank.base.encoder
             leaks = every_leak(field.prepared, field.general, suite, asks=asks)
             entry["leaks"] = asdict(leaks)

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from lora_domains.errors import DataError, LeakError, UsageError, did_you_mean, listed
-from lora_domains.leaks import Leaks, copies, find_leaks, identity, normalise, own_choices
+from lora_domains.leaks import Leaks, copies, find_leaks, identity, own_choices
 from lora_domains.reading import SHOWN, SPLITS, Source, read
 from lora_domains.tasks import Classification, Example, Row, Task, is_null, text_of
 
@@ -476,9 +476,10 @@ def _too_little(task: Task, parts: Mapping[str, Sequence[Example]], trained: boo
     return found
 
 
-def digest_of(rows: Iterable[Example]) -> str:
-    """sha256 of what the rows say, normalised, in order."""
-    state = sha256()
+def digest_of(rows: Sequence[Example]) -> str:
+    """sha256 of what the rows say, in order, to the letter: other tokens train another adapter."""
+    state, own = sha256(), own_choices(rows)
     for row in rows:
-        state.update(json.dumps([normalise(row.prompt), normalise(row.answer)]).encode() + b"\n")
+        said = [row.prompt, row.answer, *(row.choices if own else ())]
+        state.update(json.dumps(said).encode() + b"\n")
     return state.hexdigest()

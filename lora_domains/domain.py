@@ -273,8 +273,8 @@ def _near(source: str | Path) -> str:
 
 
 def as_record(domain: Domain) -> dict[str, Any]:
-    """The settings a card keeps, so that a reader knows what was run."""
-    return {
+    """The settings a card keeps, as it keeps them, so that a reader knows what was run."""
+    settings = {
         "task": task_record(domain.task),
         "data": data_record(domain.data),
         "lora": asdict(domain.lora),
@@ -282,3 +282,4 @@ def as_record(domain: Domain) -> dict[str, Any]:
         "gates": asdict(domain.gates),
         "show_text": domain.show_text,
     }
+    return {key: _plain(value) for key, value in settings.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_domains import processes
 from lora_domains.data import Prepared
-from lora_domains.domain import Domain
+from lora_domains.domain import Domain, as_record
 from lora_domains.errors import UsageError
 from lora_domains.evaluation import Scored
 from lora_domains.looks import look, set_digest, settle
@@ -34,6 +34,15 @@ def judged_by(
         "knowledge": knowledge,
         "threshold": scored.threshold,
     }
+
+
+def hold_to(entry: dict[str, Any], domain: Domain) -> None:
+    """Judge by task and gates of ``domain``: today's. Those it was trained with are kept."""
+    now = {key: as_record(domain)[key] for key in ("task", "gates")}
+    before = {key: entry["settings"][key] for key in now}
+    if before != now:
+        entry.setdefault("trained_with", before)
+    entry["settings"] |= now
 
 
 def check_same_rows(name: str, entry: Mapping[str, Any], prepared: Prepared, split: str) -> None:

@@ -23,7 +23,7 @@ from lora_domains.environment import environment
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation import general_knowledge, score_items
 from lora_domains.heads import check_generates, check_head
-from lora_domains.judging import check_same_length, check_same_rows, judge, judged_by
+from lora_domains.judging import check_same_length, check_same_rows, hold_to, judge, judged_by
 from lora_domains.leaks import digest_key
 from lora_domains.loading import find_adapter, load_adapter
 from lora_domains.markdown import readme
@@ -95,12 +95,13 @@ class DomainModel:
         ``slots`` is how many adapters may lie on the device at once (see ``Bank``). Raises
         BaseModelError when it cannot be found or loaded.
         """
-        shown = display or Display(quiet=True)
+        shown = display or Display(quiet=not processes.is_main())
 
         def announce(needed: int, place: torch.device) -> None:
             free = free_bytes(place)
-            what = f"about {words(needed)} for the base, of {words(free)} free on {place}"
-            shown.stage("memory", None, None, what)
+            if display:
+                what = f"about {words(needed)} for the base, of {words(free)} free on {place}"
+                shown.stage("memory", None, None, what)
             if warning := too_little(needed, free, quantization):
                 shown.warn(warning)
 
@@ -432,8 +433,7 @@ class DomainModel:
                 ready.domain.training.seed, self.display, ready.domain.show_text, parent,
             )  # fmt: skip
         changed = witness(self.base) != self._witness
-        # How it was trained stays as it was; what it is asked and held to is today's.
-        entry["settings"] |= {k: as_record(ready.domain)[k] for k in ("task", "gates")}
+        hold_to(entry, ready.domain)
         entry["leaks"] = asdict(leaks)
         knowledge = general_knowledge(self.base)
         entry["judged"] = judged_by(ready.domain, scored, changed, suite.name, knowledge)

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lora_domains.adapter import new_adapter
 from lora_domains.base import Base
-from lora_domains.domain import Domain
+from lora_domains.domain import Domain, Lora
 from lora_domains.encoding import Item
 from lora_domains.errors import DomainError
 from lora_domains.heads import classes_of
 from lora_domains.ready import Ready
-from lora_domains.retention import Keeping, decide
+from lora_domains.retention import POOL, Keeping, decide
 
 BATCHES = (32, 16, 8)
 """Rows of an optimiser step that are chosen among."""
@@ -74,12 +75,7 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     else:
         rank, alpha = int(parent.config.r), parent.config.lora_alpha
         reasons.append(f"rank {rank}, alpha {alpha}, target modules: those of {parent.name}")
-        for name, asked, taken in (("rank", lora.rank, rank), ("alpha", lora.alpha, alpha)):
-            if asked not in (None, taken):
-                warnings.append(
-                    f"{name} {asked} was asked for, but an adapter keeps the {name} {taken} of "
-                    "the one that it goes on from."
-                )
+        warnings += _not_taken(lora, parent.config)
     total = steps * settings.epochs
     if total < FEW_STEPS:
         wanted = math.ceil(FEW_STEPS / steps)
@@ -91,6 +87,12 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     familiar = base.id == "embedded" or domain.data.general is not None
     keeping = decide(domain, len(ready.general.training), familiar, batch)
     reasons.append(keeping.reason)
+    if texts := len(ready.general.training):
+        used = min(texts, POOL, total * keeping.rows)
+        reasons.append(
+            f"general text: {used} of {texts} texts to train by, "
+            f"{len(ready.general.selection)} others to watch by"
+        )
     if keeping.method == "scale" and classes_of(domain.task) is not None:
         raise DomainError(
             where=f"domain {domain.name!r}, setting 'retention'",
@@ -133,6 +135,27 @@ def derived_batch(rows: int, epochs: int) -> tuple[int, str]:
 
     batch = next((b for b in BATCHES if steps(b) >= STEPS), BATCHES[-1])
     return batch, f"batches of {batch} rows: {steps(batch)} steps, {STEPS} at least are wanted"
+
+
+def _not_taken(lora: Lora, config: Any) -> list[str]:
+    """What of ``lora`` was asked for, and an adapter that goes on has otherwise."""
+    targets = lora.targets if isinstance(lora.targets, str) else sorted(lora.targets)
+    pairs = (
+        ("rank", lora.rank, config.r),
+        ("alpha", lora.alpha, config.lora_alpha),
+        (
+            "target modules",
+            None if targets == Lora().targets else targets,
+            sorted(config.target_modules),
+        ),
+        ("rslora", lora.rslora or None, config.use_rslora),
+    )
+    return [
+        f"{name} {asked} was asked for, but an adapter keeps the {name} {taken} of the one that it "
+        "goes on from."
+        for name, asked, taken in pairs
+        if asked not in (None, taken)
+    ]
 
 
 def _rank(base: Base, domain: Domain, items: Sequence[Item], reasons: list[str]) -> int:

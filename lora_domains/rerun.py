@@ -32,7 +32,8 @@ def domain_of(card: Mapping[str, Any]) -> Domain:
     Labels are found anew in the rows, as they were then.
     """
     entry = card["adapters"][0]
-    settings = entry.get("settings", {})
+    # Where it has been judged by others since: those it was trained with.
+    settings = entry.get("settings", {}) | entry.get("trained_with", {})
     where = f"the card of {entry['domain']}"
     record = settings.get("data")
     if record is None:
@@ -108,9 +109,10 @@ def base_of(card: Mapping[str, Any]) -> tuple[str | None, str | None]:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two cards of one domain say differently of base, rows, versions and machine."""
     found = []
-    for key in ("identity", "dtype", "quantization"):
-        if then["base"][key] != now["base"][key]:
-            found.append(f"base {key}: {_short(then['base'][key])} → {_short(now['base'][key])}")
+    for key in ("id", "revision", "identity", "dtype", "quantization"):
+        one, two = then["base"].get(key), now["base"].get(key)
+        if one != two:
+            found.append(f"base {key}: {_short(one)} → {_short(two)}")
     before, after = then["environment"], now["environment"]
     found += [
         f"{key}: {before[key]} → {after.get(key)}"
@@ -123,11 +125,19 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{split} rows: other digests")
     if one.get("parent") != two.get("parent"):
         found.append("another parent")
+    if _taught(one) != _taught(two):
+        found.append("another task or other gates")
     if one["settings"]["training"] != two["settings"]["training"]:
         found.append("other training settings")
     if one["settings"]["lora"] != two["settings"]["lora"]:
         found.append("other LoRA settings")
     return found
+
+
+def _taught(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Task and gates with which it was trained: epochs were ranked and limited by them."""
+    settings = entry["settings"] | entry.get("trained_with", {})
+    return {key: settings[key] for key in ("task", "gates")}
 
 
 def same_bytes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[bool, str]:

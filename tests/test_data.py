@@ -9,6 +9,7 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -647,6 +648,47 @@ def test_planted_leaks_in_template_rows() -> None:
     false = sum(int(b[5:]) < 450 for _, b, _ in leaks.pairs)
     assert false <= 2
     assert leaks.near - false >= 18
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_what_stands_within_a_plain_text_is_a_leak(data: st.DataObject) -> None:
+    """A question with its answer, and a row without its template; neither of them when changed."""
+    draw = random.Random(data.draw(st.integers(0, 10**6)))
+
+    def words(count: int) -> list[str]:
+        return ["".join(draw.choices("abcdefghij", k=7)) for _ in range(count)]
+
+    asked = [
+        Example(f"q:{n}", f"The {' '.join(words(draw.randint(1, 4)))} is", f" {words(1)[0]}")
+        for n in range(6)
+    ]
+    rows = [
+        Example(f"t:{n}", f"text: {' '.join(words(draw.randint(8, 20)))}\nlabel:", " yes")
+        for n in range(6)
+    ]
+    held = [
+        Example(
+            f"g:{n}", "",
+            f"{' '.join(words(5))}. {asked[n].prompt.upper()}{asked[n].answer}! "
+            f"{' '.join(words(9))}; {rows[n].prompt[6:-7]}, {' '.join(words(3))}",
+        )
+        for n in range(3)
+    ]  # fmt: skip
+    for other in (asked, rows):
+        found = find_leaks(held, other).pairs
+        assert [pair for pair in found if pair[2] == "exact"] == [
+            (f"g:{n}", other[n].id, "exact") for n in range(3)
+        ]
+    wrong = [replace(one, answer=" another") for one in asked]
+    assert find_leaks(held, wrong).exact == 0
+
+
+def test_a_short_row_is_a_leak_where_it_is_the_whole_text() -> None:
+    rows = [Example(f"t:{n}", f"text: {text}\nlabel:", " ham") for n, text in
+            enumerate(["Ok, see you!", "call me later today"])]  # fmt: skip
+    texts = [Example("g:0", "", "ok see you"), Example("g:1", "", "please call me later today")]
+    assert find_leaks(texts, rows).pairs == (("g:0", "t:0", "exact"),)
 
 
 def test_short_rows_are_never_near() -> None:

@@ -51,6 +51,15 @@ def test_what_a_base_takes_is_known_before_it_is_loaded(tmp_path: Path, quantiza
         assert needed < 0.5 * plain
 
 
+def test_a_base_that_will_not_fit_is_said_in_python_too(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lora_domains.model.free_bytes", lambda _: 1000)
+    DomainModel.from_pretrained(tiny_base, device="cpu")
+    said = "".join(capsys.readouterr())
+    assert "are free" in said
+
+
 def test_a_base_that_will_not_fit_is_said_before() -> None:
     assert too_little(4_000_000_000, 5_000_000_000, None) is None
     said = too_little(14_000_000_000, 5_000_000_000, None)

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_cli import SUITE, run, write
 from lora_domains.data import Data
 from lora_domains.domain import Domain, Gates, Lora, Training, as_record
 from lora_domains.errors import UsageError
+from lora_domains.judging import hold_to
 from lora_domains.reading import Hub
 from lora_domains.report import read_card
 from lora_domains.rerun import base_of, card_at, differences, domain_of, same_bytes
@@ -158,6 +160,11 @@ def test_each_difference_is_named(ran: Path) -> None:
             f"threads: {then['environment']['threads']} → 64",
         ),
         (lambda card: card["base"].update(identity="f" * 64), "base identity: "),
+        (lambda card: card["base"].update(id="a/b"), "base id: tiny → a/b"),
+        (
+            lambda card: card["adapters"][0]["settings"]["gates"].update(drift=0.05),
+            "another task or other gates",
+        ),
         (lambda card: card["adapters"][0]["data"].update(test="0"), "test rows: other digests"),
         (lambda card: card["adapters"][0].update(parent={"name": "p"}), "another parent"),
     ):
@@ -169,3 +176,19 @@ def test_each_difference_is_named(ran: Path) -> None:
         same, words = same_bytes(then, now)
         assert not same
         assert said in words
+
+
+def test_an_adapter_judged_by_others_is_repeated_as_it_was_trained(ran: Path) -> None:
+    """Epochs are ranked by the task's metric and limited by the drift gate."""
+    then = card_at(ran / "adapters" / "x")
+    judged = copy.deepcopy(then)
+    domain = domain_of(then)
+    stricter = replace(domain, task=Classification(positive="ham"), gates=Gates(drift=0.05))
+    hold_to(judged["adapters"][0], stricter)
+    hold_to(judged["adapters"][0], replace(domain, gates=Gates(drift=0.01)))
+    assert judged["adapters"][0]["settings"]["gates"]["drift"] == 0.01
+    assert domain_of(judged) == domain
+    assert differences(then, judged) == []
+    same = copy.deepcopy(then)
+    hold_to(same["adapters"][0], domain_of(then))
+    assert "trained_with" not in same["adapters"][0]

@@ -1,5 +1,6 @@
 """Held to the base: which texts a step reads, KL with its gradient, which checkpoint is kept."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from adapters import strong
+from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,11 +18,13 @@ from torch import Tensor
 from lora_domains.bank import Bank
 from lora_domains.base import load_base
 from lora_domains.data import Data
+from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.embedded.world import general_questions
 from lora_domains.encoding import Encoder, Item
 from lora_domains.errors import DataError, DomainError
 from lora_domains.leaks import find_leaks
+from lora_domains.model import DomainModel
 from lora_domains.ready import general_texts
 from lora_domains.retention import Reference, choose_scale, decide, general_rows, keeps
 from lora_domains.suites import embedded
@@ -120,6 +124,28 @@ def test_the_top_and_the_rest_never_say_more_than_all(tiny_base: Path) -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in parameters)
 
 
+def test_what_kl_over_the_top_is_wrong_by_is_said(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of the KL that trains, and of that by which epochs are chosen; nothing where all is kept."""
+    made = Domain("spam", Classification(), Data(make_rows(60)))
+    made = with_settings(made, epochs=1, retention="kl")
+
+    def said() -> str:
+        model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu",
+                                            display=Display())  # fmt: skip
+        model.fit(made)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "too low by" not in said()
+    monkeypatch.setattr(Reference.__init__, "__kwdefaults__",
+                        Reference.__init__.__kwdefaults__ | {"most_bytes": 10**6})  # fmt: skip
+    told = said()
+    assert "trained by KL over the" in told
+    assert re.search(r"epochs are chosen by KL over the \d+ likeliest .* [\d.]+% of the base", told)
+
+
 def test_watching_gives_nats_and_kl_of_all_texts(tiny_base: Path) -> None:
     bank, items, _ = held(tiny_base)
     found = Reference(bank, items).watch("a")
@@ -198,6 +224,10 @@ def test_own_texts_are_split_into_training_and_watched() -> None:
     assert len(found.all) == 60
     assert len(found.selection) == 12
     assert not {e.answer for e in found.training} & {e.answer for e in found.selection}
+    # A few hundred are enough to train by: not the first of the file, which may be of one kind.
+    numbers = [int(text.answer.split()[2]) for text in found.training]
+    assert numbers != sorted(numbers)
+    assert general_texts(rows).all == found.all
     with pytest.raises(DataError, match="at least 20"):
         general_texts(rows[:19])
     with pytest.raises(DataError, match="text"):
@@ -211,3 +241,5 @@ def test_training_text_holds_no_question_and_no_text_that_is_measured() -> None:
     held_to = [*suite.training_texts(), *suite.selection_texts()]
     assert find_leaks(held_to, [*questions, *suite.texts()]).exact == 0
     assert find_leaks(suite.training_texts(), suite.selection_texts()).exact == 0
+    told = [Example(f"{n}", "", f"Yes. {q.prompt}{q.answer}") for n, q in enumerate(questions)]
+    assert find_leaks(told, questions).exact == len(questions)

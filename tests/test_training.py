@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from lora_domains.encoding import Item
 from lora_domains.errors import AdapterError, LossExploded, TrainingInterrupted, UsageError
 from lora_domains.model import DomainModel
 from lora_domains.plan import make_plan
+from lora_domains.report import read_card
 from lora_domains.tasks import Classification, Generation
 from lora_domains.training import Run, observe
 
@@ -171,7 +173,7 @@ def forgetful(
 
     def fit(**settings: Any) -> tuple[dict[str, Any], Path]:
         folder = tmp_path_factory.mktemp("forgetful")
-        declared = domain(rows[:200], epochs=2, lr=0.02, **settings)
+        declared = domain(rows[:200], epochs=2, **({"lr": 0.02} | settings))
         card = model_in(folder, tiny_base).fit(declared)
         return card["adapters"][0]["training"], folder / "spam"
 
@@ -209,7 +211,7 @@ def test_kl_keeps_what_plain_training_loses(
     forgetful: Callable[..., tuple[dict[str, Any], Path]],
 ) -> None:
     last = {
-        way: forgetful(retention=way, drift=1e9, kl=1000.0)[0]["history"][-1]
+        way: forgetful(retention=way, drift=1e9, kl=1000.0, lr=0.005)[0]["history"][-1]
         for way in ("none", "kl", "replay", "both")
     }
     assert last["kl"]["general_kl"] < 0.5 * last["none"]["general_kl"]
@@ -284,11 +286,16 @@ def test_what_is_derived_is_derived_from_width_and_tokens(
 ) -> None:
     declared = replace(domain(rows), lora=replace(domain(rows).lora, rank=None))
     plan = make_run(tmp_path, tiny_base, with_settings(declared, lr=None), None).plan
-    assert plan.lr == pytest.approx(5e-4 * (2000 / 32) ** 0.78, rel=0.05)
+    width = 5e-4 * (2000 / 32) ** 0.78
+    assert plan.lr == pytest.approx(1.5 * width, rel=0.05)  # a short run
     assert plan.rank == 16
-    assert len(plan.reasons) == 3
-    assert "width 32" in plan.reasons[0]
-    assert "retention kl: auto" in plan.reasons[2]
+    rate, _, kept, general = plan.reasons
+    assert "width 32" in rate
+    assert "· 1.5, as fewer than 200 batches of 32 rows are a short run" in rate
+    assert "retention kl: auto" in kept
+    assert re.fullmatch(r"general text: 480 of \d+ texts to train by, 200 others .*", general)
+    long = with_settings(declared, lr=None, epochs=40)
+    assert make_run(tmp_path, tiny_base, long, None).plan.lr == pytest.approx(width, rel=0.05)
     assert plan.batch_size == 16  # as asked
 
 
@@ -563,6 +570,66 @@ def test_nothing_to_resume_starts_at_the_beginning(
     assert digest(tmp_path) == unbroken[0.0]
 
 
+@pytest.mark.parametrize("moment", ["last validation", "choosing a scale"])
+def test_a_signal_counts_where_no_step_is_taken(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    monkeypatch: pytest.MonkeyPatch, moment: str,
+) -> None:  # fmt: skip
+    declared = domain(rows[:100], epochs=3)
+    model = model_in(tmp_path, tiny_base)
+    judged, scale = Run._judged, Run._choose_scale
+
+    def asked_in_validation(self: Run) -> dict[str, Any]:
+        record = judged(self)
+        if moment == "last validation" and self.state.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    def asked_in_scale(self: Run) -> None:
+        scale(self)
+        if moment == "choosing a scale":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_judged", asked_in_validation)
+        patch.setattr(Run, "_choose_scale", asked_in_scale)
+        with pytest.raises(TrainingInterrupted, match="--resume to continue") as caught:
+            model.fit(declared)
+    assert caught.value.found == ("SIGTERM" if moment == "last validation" else "SIGINT")
+    assert not read_card(tmp_path / "spam")["adapters"][0]["training"]["finished"]
+    card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
+    assert card["adapters"][0]["training"]["finished"]
+    assert digest(tmp_path) == unbroken[0.0]
+
+
+def test_a_full_disk_at_ctrl_c_promises_nothing(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Still an interruption, with what can be continued and what could not be saved."""
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
+    step = Run.train_step
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    def counting(self: Run, items: Sequence[Item]) -> None:
+        step(self, items)
+        if self.state.total_steps == 7:
+            self._stop = signal.SIGINT
+            monkeypatch.setattr("lora_domains.checkpoint.tempfile.mkstemp", refused)
+            monkeypatch.setattr("lora_domains.adapter.tempfile.mkdtemp", refused)
+
+    monkeypatch.setattr(Run, "train_step", counting)
+    with pytest.raises(TrainingInterrupted) as caught:
+        model.fit(domain(rows[:100], epochs=3))
+    assert "This step could not be stored" in caught.value.mend
+    assert "continues from the last checkpoint" in caught.value.mend
+    assert "No adapter could be saved" in caught.value.mend
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the adapter of epoch 1 is not saved: No space left on device" in said
+
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -637,9 +704,8 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
     assert child.returncode == 0, errors
     assert "Resuming at epoch" in said
     assert digest(tmp_path) == unbroken_process
-    # Ctrl-C kept the best epoch until then, and the whole run replaced it.
-    kept = [".versions"] if number == signal.SIGINT else []
-    assert sorted(p.name for p in tmp_path.iterdir()) == [*kept, "spam"]
+    # Ctrl-C kept the best epoch until then; what it left is no version of the adapter.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["spam"]
 
 
 # ── Words ───────────────────────────────────────────────────────────────────────────────────────
