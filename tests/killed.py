@@ -7,6 +7,7 @@ digest that each run ended with. Forked from one process, so that the libraries 
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import traceback
@@ -17,19 +18,20 @@ from typing import Any
 
 import torch
 
-from lora_domains import checkpoint, training
+from lora_domains import adapter, checkpoint, model, training
 from lora_domains.base import load_base
 from lora_domains.data import Data
 from lora_domains.display import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.model import DomainModel
+from lora_domains.suites import embedded
 from lora_domains.tasks import Classification
 from lora_domains.training import Run
 
 EPOCHS, STEPS = 3, 6
 
 
-def declared(rows: list[dict[str, Any]], dropout: float) -> Domain:
+def declared(rows: list[dict[str, Any]], dropout: float, retention: str) -> Domain:
     """41 rows in batches of 7: six steps an epoch, the last of them short."""
     domain = Domain("spam", Classification(), Data(rows[:41], rows[41:53], rows[53:60]))
     return with_settings(
@@ -39,7 +41,7 @@ def declared(rows: list[dict[str, Any]], dropout: float) -> Domain:
         rank=4,
         epochs=EPOCHS,
         patience=99,
-        retention="none",
+        retention=retention,
         dropout=dropout,
     )
 
@@ -91,12 +93,24 @@ def doomed(step: int, moment: str) -> None:
         if done >= step and moment == "after it took its place":
             die()
 
+    def dying(*_: Any, **__: Any) -> None:
+        die()
+
+    if moment == "before it is saved":
+        model.save_adapter = dying
+    if moment == "before it takes its folder's place":
+        adapter._take_place = dying
+    if moment == "after it was saved":
+        Run.forget = dying  # type: ignore[method-assign]
     Run.train_step = counting  # type: ignore[method-assign]
     checkpoint.torch.save = half  # type: ignore[assignment]
     checkpoint.os.replace = replacing  # type: ignore[assignment]
 
 
 MOMENTS = ("after the step", "half written", "before it takes its place", "after it took its place")
+ENDS = ("before it is saved", "before it takes its folder's place", "after it was saved")
+"""Moments after the last step, when the adapter is written and the checkpoint goes."""
+ARMS = {"plain": (0.0, "none"), "replay": (0.3, "replay"), "second stage": (0.3, "kl")}
 
 
 def main() -> None:
@@ -106,35 +120,53 @@ def main() -> None:
     training.SAVE_SECONDS = -1.0  # a checkpoint after every step
     rng = random.Random(int(seed))
 
-    def fit(folder: Path, dropout: float, resume: bool, doom: tuple[int, str] | None = None) -> int:
+    embedded().training_texts()  # read once, not by each process
+    embedded().selection_texts()
+
+    def fit(folder: Path, arm: str, resume: bool, doom: tuple[int, str] | None = None) -> int:
         def work() -> None:
             if doom is not None:
                 doomed(*doom)
-            model = DomainModel(base, out=folder, display=Display(quiet=True))
-            model.fit(declared(rows, dropout), resume=resume)
+            made = DomainModel(base, out=folder, display=Display(quiet=True))
+            parent = "spam" if arm == "second stage" else None
+            made.fit(declared(rows, *ARMS[arm]), resume=resume, init_from=parent)
 
         return forked(work)
 
-    moments = rng.sample(MOMENTS * 2, 6)
+    def begin(arm: str, name: str) -> Path:
+        """A folder to train in: that of a second stage holds its parent, of the same name."""
+        folder = out / f"{arm}-{name}"
+        if arm == "second stage":
+            shutil.copytree(out / "plain-whole", folder)
+        return folder
+
+    moments = rng.sample(MOMENTS * 3, 12)
+    ends = rng.sample(ENDS, 3)
     found = []
-    for dropout in (0.0, 0.3):
-        whole = out / f"whole{dropout}"
-        assert fit(whole, dropout, resume=False) == 0
+    for arm in ARMS:
+        whole = begin(arm, "whole")
+        assert fit(whole, arm, resume=False) == 0
         # One in each epoch and one anywhere, each killed once more on its way.
         steps = [rng.randint(1, STEPS), STEPS + rng.randint(1, STEPS),
                  2 * STEPS + rng.randint(1, STEPS - 2)]  # fmt: skip
-        for number, step in enumerate(steps):
-            folder = out / f"{dropout}-{number}"
-            moment = moments.pop()
-            codes = [fit(folder, dropout, False, (step, moment))]
-            again = rng.randint(step + 1, EPOCHS * STEPS - 1)
-            codes.append(fit(folder, dropout, True, (again, rng.choice(MOMENTS))))
-            codes.append(fit(folder, dropout, True))
+        kills = [((step, moments.pop()), (rng.randint(step + 1, EPOCHS * STEPS - 1),
+                  rng.choice(MOMENTS))) for step in steps]  # fmt: skip
+        kills.append(((rng.choice(steps), moments.pop()), (EPOCHS * STEPS + 1, ends.pop())))
+        for number, (first, second) in enumerate(kills):
+            folder = begin(arm, str(number))
+            codes = [fit(folder, arm, False, first), fit(folder, arm, True, second)]
+            codes.append(fit(folder, arm, True))
             found.append({
-                "killed": [step, moment, again], "codes": codes, "digest": digest(folder),
-                "whole": digest(whole), "left": sorted(p.name for p in folder.iterdir()),
+                "arm": arm, "killed": [*first, *second], "codes": codes, "digest": digest(folder),
+                "whole": digest(whole), "ledger": ledger(folder) == ledger(whole),
+                "left": sorted(p.name for p in folder.iterdir()),
             })  # fmt: skip
     print(json.dumps(found))  # noqa: T201 (it is what the test reads)
+
+
+def ledger(folder: Path) -> Any:
+    entry = json.loads((folder / "spam" / "card.json").read_text())["adapters"][0]
+    return {key: entry[key] for key in ("ledger", "data", "leaks", "parent", "recipe_digest")}
 
 
 def digest(folder: Path) -> str:

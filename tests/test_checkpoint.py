@@ -83,7 +83,10 @@ def test_a_full_disk_leaves_the_adapter_and_its_versions(tmp_path: Path, tiny_ba
 def test_killed_at_random_moments_every_run_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path
 ) -> None:
-    """Each is killed with SIGKILL in some epoch, or while it writes, twice, and resumed."""
+    """Each is killed with SIGKILL in some epoch, or while it writes, twice, and resumed.
+
+    Plainly and without dropout, with replay and dropout, and as a second stage of the same name.
+    """
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in make_rows(60)))
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -95,11 +98,19 @@ def test_killed_at_random_moments_every_run_ends_with_the_same_bytes(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     runs = json.loads(done.stdout.splitlines()[-1])
-    assert len(runs) == 6
+    assert len(runs) == 12
     for run in runs:
         assert run["codes"] == [-9, -9, 0], done.stderr
         assert run["digest"] == run["whole"], run
-        assert run["left"] == ["spam"], run
-    assert len({run["whole"] for run in runs}) == 2  # with and without dropout
+        assert run["ledger"], run
+        # What was saved, finished, before the kill is replaced by the same once more.
+        replaced = run["arm"] == "second stage" or run["killed"][3] == "after it was saved"
+        versions = [".versions"] if replaced else []
+        left = [name for name in run["left"] if not name.startswith(".spam.")]
+        assert left == [*versions, "spam"], run
+        if run["killed"][3] != "before it takes its folder's place":
+            assert left == run["left"], run
+    assert len({run["whole"] for run in runs}) == 3
     assert {run["killed"][0] > 6 for run in runs} == {True, False}
     assert len({run["killed"][1] for run in runs}) >= 3
+    assert {run["killed"][3] for run in runs} >= {"before it is saved", "after it was saved"}
