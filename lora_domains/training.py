@@ -276,8 +276,10 @@ class Run:
             if best is None
             else "No adapter could be saved."
         )
+        over = state.epoch == self.plan.epochs
+        place = "after the last epoch" if over else f"epoch {state.epoch + 1}, step {state.step}"
         raise TrainingInterrupted(
-            where=f"{self.domain.name}, epoch {state.epoch + 1}, step {state.step}",
+            where=f"{self.domain.name}, {place}",
             expected="to finish",
             found=signal.Signals(self._stop or signal.SIGTERM).name,
             mend=(

@@ -105,23 +105,30 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
     return found
 
 
-def interrupted(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, str]:
-    """A signal reaches one process only; then the run is resumed."""
+def interrupted(
+    base: Path, rows: Sequence[dict[str, Any]], out: Path, *, validating: bool
+) -> dict[str, str]:
+    """A signal reaches one process only, after a step or while it validates; then it is resumed."""
     model = DomainModel.from_pretrained(base, out=out)
     make_run = model._run
-    last = processes.state().num_processes - 1
+    mine = processes.state().process_index == processes.state().num_processes - 1
 
     def stopped(*arguments: Any) -> Run:
         run = make_run(*arguments)
-        step = run.train_step
+        step, judge = run.train_step, run.judge
 
         def counting(items: Any) -> None:
             step(items)
             # After the gradients were summed: the other process hears of it in the next step.
-            if run.state.total_steps == 8 and processes.state().process_index == last:
+            if run.state.total_steps == 8 and mine and not validating:
                 run._stop = 2
 
-        run.train_step = counting  # type: ignore[method-assign]
+        def judging(one: Run) -> dict[str, Any]:
+            if run.state.epoch == 2 and mine and validating:
+                run._stop = 2
+            return judge(one)
+
+        run.train_step, run.judge = counting, judging  # type: ignore[method-assign]
         return run
 
     patch = pytest.MonkeyPatch()
@@ -131,7 +138,7 @@ def interrupted(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[s
     with pytest.raises(TrainingInterrupted) as caught:
         model.fit(declared(rows))
     patch.setattr(model, "_run", make_run)
-    model.fit(declared(rows), resume=True)
+    model.fit(declared(rows), resume=True, tracker="tensorboard")
     patch.undo()
     return {"where": caught.value.where}
 
@@ -153,7 +160,8 @@ def main() -> None:
     found = {
         "curve": curve(base, lines, out / "curve"),
         "scored": scored(base, shared=True),
-        "interrupted": interrupted(base, lines, out / "interrupted"),
+        "interrupted": interrupted(base, lines, out / "interrupted", validating=False),
+        "validating": interrupted(base, lines, out / "validating", validating=True),
         "refused": refused(),
         "ranks": processes.state().num_processes,
     }

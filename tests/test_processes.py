@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from hashlib import sha256
@@ -104,11 +105,12 @@ def test_a_signal_to_one_process_stops_both_and_both_resume(
 ) -> None:
     out, seen, _ = two
     assert {found["interrupted"]["where"] for found in seen} == {"spam, epoch 2, step 2"}
+    assert {found["validating"]["where"] for found in seen} == {"spam, after the last epoch"}
     weights = [
         sha256((out / name / "spam" / "adapter_model.safetensors").read_bytes()).hexdigest()
-        for name in ("curve", "interrupted")
+        for name in ("curve", "interrupted", "validating")
     ]
-    assert weights[0] == weights[1]
+    assert len(set(weights)) == 1
 
 
 @pytest.mark.slow
@@ -120,7 +122,13 @@ def test_one_process_writes_and_prints_and_an_error_there_reaches_all(
         ".digest-key", ".looks.head", ".looks.jsonl", "spam"
     ]  # fmt: skip
     assert said.count("said once") == 1
-    assert said.count("fine-tuned") == 2  # of the curve, and of the resumed run
+    assert said.count("fine-tuned") == 3  # of the curve, and of the resumed runs
+    assert said.count("general nats     KL  observation") == 3
+    assert re.search(
+        r"^ +1( +\d+\.\d{3,4}){6}  \S.*\(\d+ tokens/s, .+ [MG]B, .+ left\)$", said, re.M
+    )
+    # Of two runs, each of two processes.
+    assert len(list(out.glob("*/.runs/spam/events.out.tfevents.*"))) == 2
     for found in seen:
         assert found["refused"] == "expected a disk; found none. Buy one."
 
