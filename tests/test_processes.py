@@ -125,7 +125,7 @@ def test_one_process_writes_and_prints_and_an_error_there_reaches_all(
     assert said.count("fine-tuned") == 3  # of the curve, and of the resumed runs
     assert said.count("general nats     KL  observation") == 3
     assert re.search(
-        r"^ +1( +\d+\.\d{3,4}){6}  \S.*\(\d+ tokens/s, .+ [MG]B, .+ left\)$", said, re.M
+        r"^ +1( +\d+\.\d{3,4}){6}  \S.*\([\d,]+ tokens/s, .+ [MG]B, .+ left\)$", said, re.M
     )
     # Of two runs, each of two processes.
     assert len(list(out.glob("*/.runs/spam/events.out.tfevents.*"))) == 2
