@@ -87,7 +87,8 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     familiar = base.id == "embedded" or domain.data.general is not None
     keeping = decide(domain, len(ready.general.training), familiar, batch)
     reasons.append(keeping.reason)
-    if texts := len(ready.general.training):
+    if keeping.rows:
+        texts = len(ready.general.training)
         used = min(texts, POOL, total * keeping.rows)
         reasons.append(
             f"general text: {used} of {texts} texts to train by, "

@@ -15,6 +15,17 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 LOGS = ".runs"
 """Where trackers that keep files keep them, under the output folder."""
 
+PRIVATE = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+}
+"""Settings of wandb, which of itself sends the command with its file names, what is printed, the
+host and the code."""
+
 Log = Callable[[Mapping[str, Any], int], None]
 
 
@@ -49,7 +60,8 @@ def open_tracker(
 
     folder = out / LOGS
     accelerator = Accelerator(log_with=check_tracker(name), project_dir=str(folder))
-    accelerator.init_trackers(domain, config=dict(settings))
+    own = {"wandb": {"dir": str(folder), "settings": PRIVATE}}
+    accelerator.init_trackers(domain, config=dict(settings), init_kwargs=own)
 
     def log(values: Mapping[str, Any], step: int) -> None:
         accelerator.log(numbers(values), step=step)

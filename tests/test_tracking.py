@@ -1,11 +1,14 @@
 """Trackers: numbers by name, on one process, and never a row (contract 13)."""
 
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import make_rows
 from test_training import domain, model_in
 
+from lora_domains.display import Display
 from lora_domains.errors import UsageError
 from lora_domains.tracking import check_tracker, numbers
 
@@ -28,6 +31,25 @@ def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> No
         assert SECRET not in str(path)
         assert b"alpha beta" not in path.read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"spam", ".runs"}
+
+
+def test_wandb_is_sent_numbers_alone(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of itself it takes the command with its file names, what is printed, host and code."""
+    pytest.importorskip("wandb", reason="pip install 'lora-domains[wandb]' runs this test")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fit", "--train", f"{SECRET}.csv"])
+    model = model_in(tmp_path, tiny_base)
+    model.display = Display()
+    model.fit(domain(make_rows(100, secret=SECRET), epochs=2, retention="none"), tracker="wandb")
+    assert {p.name for p in tmp_path.iterdir()} == {"spam", ".runs"}
+    files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"training_loss" in content
+    for word in (SECRET, "epoch  training loss", socket.gethostname() + '"', str(Path(__file__))):
+        assert word.encode() not in content, word
 
 
 def test_nothing_is_logged_unasked(tmp_path: Path, tiny_base: Path) -> None:
