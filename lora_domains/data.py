@@ -83,7 +83,7 @@ class Prepared:
     leaks: Leaks
     stages: tuple[Stage, ...]
     digests: Mapping[str, str]
-    """split → sha256 over its normalised rows, in order."""
+    """split → sha256 of what its rows say, to the letter and in order."""
     warnings: tuple[str, ...]
 
 

@@ -361,11 +361,11 @@ def looks(adapters_before: int, level: float, broken: str | None) -> GateResult:
 
 def leaks(exact: int, near: int = 0) -> GateResult:
     """No test or probe row occurs, word for word, in what was trained on; near ones only warn."""
-    why = "No test or probe row occurs in the training rows."
+    why = "No test or probe row occurs in what was trained on."
     if exact:
         why = (
-            f"{_rows(exact)} of test or probes also in the training rows: "
-            "remove them (--drop-leaks) and train again."
+            f"{_rows(exact)} of test or probes also in what was trained on: take them out of the "
+            "training rows (--drop-leaks) or the general text, and train again."
         )
     if near:
         why += f" Warning: {_rows(near)} nearly the same as a training row; look at the pairs."

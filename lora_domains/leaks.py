@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,9 +25,12 @@ COMMON = 3
 """An n-gram in more rows than this (both sides together) is a template's, not a row's."""
 COVERED = 0.5
 """Share of a row's own n-grams found in ONE training row, from which it is called near."""
-SPAN = 8
-"""Words of a row, its template left out, that a longer text must hold in one run to repeat it: the
-8-grams by which PaLM's test sets were checked (Chowdhery and others 2022). With its answer: 4."""
+SPAN, ANSWERED, LEAST = 8, 4, 3
+"""Words of a row that a text must hold in one run to repeat it: 8 of its own, as PaLM's test sets
+were checked by 8-grams (Chowdhery and others 2022), 4 with its answer, 3 where it is the text."""
+BASE = 0x9E3779B97F4A7C15
+"""Odd, so that it has an inverse modulo 2^64."""
+INVERSE = pow(BASE, -1, 2**64)
 KEY = 32
 """Bytes of the key of the rows' digests."""
 MARKS = re.compile(r"((?<!\w)-(?=\d))|[^\w\s]")
@@ -135,29 +138,20 @@ def find_leaks(train: Sequence[Example], other: Sequence[Example]) -> Leaks:
     Near is the share, at least ``COVERED``, of the row's word 5-grams that stand in one training
     row, n-grams of templates left out; rows with fewer than two of their own are never near. Text
     written without spaces between words has hardly any n-grams: only exact leaks are found there.
-    A plain text of ``train`` also repeats exactly what stands anywhere in it: a question with its
-    right answer, or a row's text without the words that all the rows begin and end with.
     """
     with_choices = own_choices(train) and own_choices(other)
     first: dict[str, str] = {}
     for row in train:
         first.setdefault(identity(row, with_choices), row.id)
     texts = [identity(row, with_choices) for row in other]
-    within = _within([row for row in train if not row.prompt], other)
-    exact = {
-        at: first.get(text) or within[at]
-        for at, text in enumerate(texts)
-        if text in first or at in within
-    }
+    exact = [(first[t], row.id, "exact") for row, t in zip(other, texts, strict=True) if t in first]
     holder = _near(list(first), texts)
-    near = {
-        at: first[holder[text]]
-        for at, text in enumerate(texts)
-        if at not in exact and text in holder
-    }
-    pairs = [(found, other[at].id, "exact") for at, found in exact.items()]
-    pairs += [(found, other[at].id, "near") for at, found in near.items()]
-    return Leaks(len(exact), len(near), tuple(pairs))
+    near = [
+        (first[holder[t]], row.id, "near")
+        for row, t in zip(other, texts, strict=True)
+        if t not in first and t in holder
+    ]
+    return Leaks(len(exact), len(near), (*exact, *near))
 
 
 def copies(rows: Sequence[Example], other: Sequence[Example]) -> set[str]:
@@ -167,43 +161,37 @@ def copies(rows: Sequence[Example], other: Sequence[Example]) -> set[str]:
     return {row.id for row in rows if identity(row, with_choices) in known}
 
 
-def _grams(text: str) -> set[str]:
-    words = re.findall(r"\w+", text)
-    return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
+def held(texts: Sequence[Example], rows: Sequence[Example]) -> list[tuple[str, str]]:
+    """(id of a plain text, id of one of ``rows`` that it holds), each pair once.
 
-
-def _within(plain: Sequence[Example], rows: Sequence[Example]) -> dict[int, str]:
-    """Index of each of ``rows`` that stands whole in a text of ``plain`` → the id of that text."""
-    if not plain:
-        return {}
-    begin: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
-    whole: dict[tuple[str, ...], list[int]] = {}
-    for at, (own, answered) in enumerate(_phrases(rows)):
-        whole.setdefault(tuple(own), []).append(at)
-        for words, least in ((own, SPAN), (answered, SPAN // 2)):
+    ``rows`` are of one kind: what all of their prompts begin and end with is their template. A text
+    holds a row's prompt with its right answer, a row's own words in one run, or is these words.
+    """
+    wanted: dict[tuple[str, ...], set[str]] = {}
+    whole: dict[tuple[str, ...], set[str]] = {}
+    for row, own, answered in _phrases(rows):
+        if len(own) >= LEAST:
+            whole.setdefault(own, set()).add(row.id)
+        for words, least in ((own, SPAN), (answered, ANSWERED)):
             if len(words) >= least:
-                begin.setdefault(tuple(words[: SPAN // 2]), []).append((at, words))
-    found: dict[int, str] = {}
-    for text in plain:
-        words = _words(text.answer)
-        for at in whole.get(tuple(words), ()):
-            found.setdefault(at, text.id)
-        for start in range(len(words) - SPAN // 2 + 1):
-            for at, wanted in begin.get(tuple(words[start : start + SPAN // 2]), ()):
-                if words[start : start + len(wanted)] == wanted:
-                    found.setdefault(at, text.id)
-    return found
+                wanted.setdefault(words, set()).add(row.id)
+    said = [tuple(_words(text.answer)) for text in texts]
+    pairs = {(at, row) for at, words in enumerate(said) for row in whole.get(words, ())}
+    pairs |= {(at, row) for at, words in _runs(said, list(wanted)) for row in wanted[words]}
+    return sorted((texts[at].id, row) for at, row in pairs)
 
 
-def _phrases(rows: Sequence[Example]) -> list[tuple[list[str], list[str]]]:
-    """Of each row its own words, and (where something is asked) the whole of it, answered."""
+def _phrases(
+    rows: Sequence[Example],
+) -> list[tuple[Example, tuple[str, ...], tuple[str, ...]]]:
+    """Of each row its own words, and all of it with the answer where something is asked."""
     asked = list({tuple(_words(row.prompt)) for row in rows if row.prompt})
     lead, tail = _shared(asked), _shared([words[::-1] for words in asked])
     found = []
     for row in rows:
-        words = _words(row.prompt or row.answer)
+        words = tuple(_words(row.prompt or row.answer))
         own = words[lead : len(words) - tail] if row.prompt else words
-        found.append((own, _words(row.prompt + row.answer) if row.prompt else []))
+        found.append((row, own, tuple(_words(row.prompt + row.answer)) if row.prompt else ()))
     return found
 
 
@@ -215,6 +203,46 @@ def _shared(texts: Sequence[tuple[str, ...]]) -> int:
     return next(
         (n for n, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least)
     )
+
+
+def _runs(
+    texts: Sequence[tuple[str, ...]], phrases: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(index of a text, phrase that stands in it in one run), by the rolling hash of Karp and Rabin
+    (1987): what it costs does not grow with how many phrases begin alike."""
+    import numpy as np  # here alone, and only where there is general text
+
+    numbers: dict[str, int] = {}
+    for phrase in phrases:
+        for word in phrase:
+            numbers.setdefault(word, len(numbers) + 1)
+    words = [word for text in texts for word in text]
+    ends = np.cumsum([len(text) for text in texts])
+    powers, inverses = (
+        np.cumprod(np.full(len(words) + 1, base, np.uint64)) for base in (BASE, INVERSE)
+    )
+    coded = np.array([numbers.get(word, 0) for word in words], dtype=np.uint64)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(coded * powers[: len(words)])])
+    by_length: dict[int, dict[int, list[tuple[str, ...]]]] = {}
+    for phrase in phrases:
+        value = sum(numbers[word] * pow(BASE, n, 2**64) for n, word in enumerate(phrase))
+        by_length.setdefault(len(phrase), {}).setdefault(value % 2**64, []).append(phrase)
+    for length, known in by_length.items():
+        if length > len(words):
+            continue
+        windows = (sums[length:] - sums[:-length]) * inverses[: len(words) - length + 1]
+        hits = np.flatnonzero(np.isin(windows, np.array(list(known), dtype=np.uint64)))
+        for start in hits.tolist():
+            at = int(np.searchsorted(ends, start, side="right"))
+            run = tuple(words[start : start + length])
+            # Within one text, and no accident of the hash.
+            if start + length <= ends[at] and run in known[int(windows[start])]:
+                yield at, run
+
+
+def _grams(text: str) -> set[str]:
+    words = re.findall(r"\w+", text)
+    return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
 
 
 def _near(train: Sequence[str], other: Sequence[str]) -> dict[str, str]:

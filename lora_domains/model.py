@@ -31,11 +31,10 @@ from lora_domains.memory import free_bytes, too_little, words
 from lora_domains.merging import export, merge
 from lora_domains.plan import Plan, make_plan
 from lora_domains.reading import Source
-from lora_domains.ready import SELECTION, Ready, every_leak, read_domain, row_limit
+from lora_domains.ready import POOL, SELECTION, Ready, every_leak, read_domain, row_limit
 from lora_domains.rehearsal import rehearse
 from lora_domains.report import SCHEMA, assemble, read_card, summed_up
 from lora_domains.results import Benchmark, Evaluation
-from lora_domains.retention import POOL
 from lora_domains.routing import entered
 from lora_domains.scoring import witness
 from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
@@ -388,7 +387,7 @@ class DomainModel:
 
         def save() -> dict[str, Any]:
             # Before its parent is replaced by the child of the same name.
-            keep_version(folder)
+            keep_version(folder, instead=card["adapters"][0])
             save_adapter(folder, trained.adapter, self.base, signed, readme, [])
             return read_card(folder)
 

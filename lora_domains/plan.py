@@ -11,8 +11,8 @@ from lora_domains.domain import Domain, Lora
 from lora_domains.encoding import Item
 from lora_domains.errors import DomainError
 from lora_domains.heads import classes_of
-from lora_domains.ready import Ready
-from lora_domains.retention import POOL, Keeping, decide
+from lora_domains.ready import POOL, Ready
+from lora_domains.retention import Keeping, decide
 
 BATCHES = (32, 16, 8)
 """Rows of an optimiser step that are chosen among."""
@@ -140,14 +140,18 @@ def derived_batch(rows: int, epochs: int) -> tuple[int, str]:
 
 def _not_taken(lora: Lora, config: Any) -> list[str]:
     """What of ``lora`` was asked for, and an adapter that goes on has otherwise."""
-    targets = lora.targets if isinstance(lora.targets, str) else sorted(lora.targets)
+
+    def named(targets: Any) -> Any:
+        return targets if isinstance(targets, str | None) else sorted(targets)
+
+    targets = named(lora.targets)
     pairs = (
         ("rank", lora.rank, config.r),
         ("alpha", lora.alpha, config.lora_alpha),
         (
             "target modules",
             None if targets == Lora().targets else targets,
-            sorted(config.target_modules),
+            named(config.target_modules),
         ),
         ("rslora", lora.rslora or None, config.use_rslora),
     )

@@ -12,7 +12,7 @@ from lora_domains.domain import Domain
 from lora_domains.encoding import Encoder, Item, check_choices, supervised
 from lora_domains.errors import DataError, DomainError
 from lora_domains.heads import check_task
-from lora_domains.leaks import Leaks, find_leaks, normalise
+from lora_domains.leaks import Leaks, find_leaks, held, identity
 from lora_domains.reading import Source, read
 from lora_domains.suites import Suite, embedded
 from lora_domains.tasks import Classification, Example, LanguageModelling, Task
@@ -24,6 +24,9 @@ LONGEST = 2048
 
 FEWEST = 20
 """General texts at least: some to train by, some to choose a checkpoint by."""
+POOL = 480
+"""General texts that a run is held to, at most. Each comes again and again, and the base is asked
+once; benchmarks/retention says what it keeps by them."""
 SELECTION = 200
 """General texts that a checkpoint is chosen by, at most; a fifth of them at most."""
 
@@ -36,8 +39,9 @@ class General:
     selection: Sequence[Example] = ()
 
     @property
-    def all(self) -> list[Example]:
-        return [*self.training, *self.selection]
+    def used(self) -> list[Example]:
+        """Those that a run may read."""
+        return [*self.training[:POOL], *self.selection]
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,12 @@ def read_domain(domain: Domain, base: Base, display: Display) -> Ready:
     for warning in prepared.warnings:
         display.warn(warning)
     # A base without a language head has nothing to say of a text.
-    general = general_texts(domain.data.general) if base.language_head else General()
-    digests = {**prepared.digests, "general": digest_of(general.all)}
+    general = General()
+    if base.language_head:
+        general = general_texts(domain.data.general)
+        if domain.data.general is not None:
+            general = _without_tests(general, prepared.test, display)
+    digests = {**prepared.digests, "general": digest_of(general.used)}
     prepared = replace(prepared, digests=digests)
     return Ready(domain, prepared, encoder, train, validation, general)
 
@@ -135,20 +143,45 @@ def _encoded(encoder: Encoder, rows: Sequence[Example], task: Task) -> list[Item
 def every_leak(prepared: Prepared, general: General, suite: Suite, *, asks: bool) -> Leaks:
     """Test rows among the training rows; and these, and what ``suite`` asks, in all that was read.
 
-    And the text by which checkpoints are chosen, in the text that is trained on. ``asks`` says
-    whether the base is asked the suite's questions: an encoder is not.
+    ``asks`` says whether the base is asked the suite's questions: an encoder is not.
     """
-    questions = [example for _, example in suite.examples()] if asks else []
+    asked = suite.asked() if asks else []
+    kinds = [[e for p, _, e in asked if p is probe] for probe in suite.probes]
+    questions = [example for _, _, example in asked]
     found = (
         prepared.leaks,
         find_leaks(prepared.train, questions),
-        find_leaks(general.training, general.selection),
-        find_leaks(general.all, [*prepared.test, *questions, *suite.texts()]),
+        _in_texts(general.used, [prepared.test, *kinds, suite.texts()]),
     )
     return Leaks(
         sum(one.exact for one in found),
         sum(one.near for one in found),
         tuple(pair for one in found for pair in one.pairs),
+    )
+
+
+def _in_texts(texts: Sequence[Example], kinds: Sequence[Sequence[Example]]) -> Leaks:
+    """Rows of each kind that a general text repeats or holds, and those that it nearly repeats."""
+    exact: dict[str, str] = {}
+    near: dict[str, str] = {}
+    for rows in kinds:
+        for text, row in held(texts, rows):
+            exact.setdefault(row, text)
+        for text, row, how in find_leaks(texts, rows).pairs:
+            (exact if how == "exact" else near).setdefault(row, text)
+    pairs = [(text, row, "exact") for row, text in exact.items()]
+    pairs += [(text, row, "near") for row, text in near.items() if row not in exact]
+    return Leaks(len(exact), len(pairs) - len(exact), tuple(pairs))
+
+
+def _without_tests(general: General, test: Sequence[Example], display: Display) -> General:
+    """One's own general text without what holds a test row; how many do is said."""
+    holding = {text for text, _ in held([*general.training, *general.selection], test)}
+    if holding:
+        display.warn(f"{len(holding)} general texts hold a test row, and are left out.")
+    return General(
+        [text for text in general.training if text.id not in holding],
+        [text for text in general.selection if text.id not in holding],
     )
 
 
@@ -165,7 +198,7 @@ def general_texts(source: Source | None) -> General:
     texts: dict[str, Example] = {}
     for row in read(source, "general"):
         example = LanguageModelling().example(row)
-        texts.setdefault(normalise(example.answer), example)
+        texts.setdefault(identity(example), example)
     if len(texts) < FEWEST:
         raise DataError(
             where="general text",
@@ -177,7 +210,7 @@ def general_texts(source: Source | None) -> General:
     found = [found[at] for at in np.random.default_rng(0).permutation(len(found))]
     every = max(5, len(found) // SELECTION)
     watched = set(range(0, len(found), every)[:SELECTION])
-    return General(
-        [text for at, text in enumerate(found) if at not in watched],
-        [text for at, text in enumerate(found) if at in watched],
-    )
+    selection = [text for at, text in enumerate(found) if at in watched]
+    training = [text for at, text in enumerate(found) if at not in watched]
+    holding = {text for text, _ in held(training, selection)}
+    return General([text for text in training if text.id not in holding], selection)

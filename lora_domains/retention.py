@@ -25,9 +25,6 @@ from lora_domains.scoring import Progress, by_chunks, most_tokens, tail_logits
 REFERENCE_BYTES = 2**28
 """For what the base says of general texts; where its whole vocabulary needs more, the top is kept.
 """
-POOL = 480
-"""General texts that a run is held to, at most. Each comes again and again, and the base is asked
-once; benchmarks/retention says what it keeps by them."""
 SCALES = (0.8, 0.6, 0.4, 0.2)
 """Shares of an adapter's effect that are tried where all of it costs too much general knowledge."""
 AUTO = ("replay", "kl")

@@ -22,9 +22,10 @@ PRIVATE = {
     "save_code": False,
     "x_disable_machine_info": True,
     "x_disable_meta": True,
+    "x_save_requirements": False,
 }
 """Settings of wandb, which of itself sends the command with its file names, what is printed, the
-host and the code."""
+host, its packages and the code."""
 
 Log = Callable[[Mapping[str, Any], int], None]
 

@@ -242,14 +242,14 @@ class Run:
         limit = max(3 * first, 2 * vocabulary)
         if math.isfinite(loss) and loss <= limit:
             return
-        kept = self._keep_best()
+        best, kept = state.best, self._keep_best()
         raise LossExploded(
             where=f"{self.domain.name}, epoch {state.epoch + 1}, step {state.step + 1}",
             expected=f"a finite loss, at most {limit:.1f}",
             found=f"{loss:.4g} (it began at {first:.3f}, learning rate {self.plan.lr:g})",
             mend=f"Try --lr {self.plan.lr / 5:.1g}. "
-            + (f"Epoch {state.best['epoch']} was kept." if kept and state.best else
-               "No epoch was finished, so no adapter was written."),
+            + ("No epoch was finished, so no adapter was written." if best is None else
+               f"Epoch {best['epoch']} was kept." if kept else "No adapter could be saved."),
         )  # fmt: skip
 
     # Between steps
@@ -269,13 +269,12 @@ class Run:
 
     def _interrupt(self, written: bool) -> NoReturn:
         best, state = self.state.best, self.state
-        meanwhile = (
-            f"The adapter of epoch {best['epoch']} is saved meanwhile."
-            if best is not None and self._keep_best()
-            else "No epoch was finished yet, so there is no adapter."
-            if best is None
-            else "No adapter could be saved."
-        )
+        if best is None:
+            meanwhile = "No epoch was finished yet, so there is no adapter."
+        elif self._keep_best():
+            meanwhile = f"The adapter of epoch {best['epoch']} is saved meanwhile."
+        else:
+            meanwhile = "No adapter is saved meanwhile."
         over = state.epoch == self.plan.epochs
         place = "after the last epoch" if over else f"epoch {state.epoch + 1}, step {state.step}"
         raise TrainingInterrupted(

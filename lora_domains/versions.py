@@ -35,15 +35,16 @@ def versions(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def keep_version(folder: Path) -> Path | None:
+def keep_version(folder: Path, instead: Mapping[str, Any] | None = None) -> Path | None:
     """Copy the adapter in ``folder`` to its versions before it is replaced; the copy.
 
     Nothing is kept where there is no adapter, one that is the newest version already, or one that
-    an interrupted run left meanwhile: versions that were finished must not go for it. A process
-    killed at any moment leaves a whole version or none. Raises AdapterError when the disk refuses.
+    an interrupted run left meanwhile and that run goes on: ``instead`` is the card's entry of what
+    replaces it. Versions that were finished must not go for those. A process killed at any moment
+    leaves a whole version or none. Raises AdapterError when the disk refuses.
     """
     folder = settled(folder)
-    if not _is_adapter(folder) or not _finished(folder):
+    if not _is_adapter(folder) or _goes_on(folder, instead):
         return None
     kept = versions(folder)
     if kept and fingerprint(kept[-1]) == fingerprint(folder):
@@ -117,13 +118,15 @@ def _is_adapter(folder: Path) -> bool:
 # ── Going on from another adapter ───────────────────────────────────────────────────────────────
 
 
-def _finished(folder: Path) -> bool:
-    """Whether a run that ended wrote it; an adapter without a card is somebody's."""
+def _goes_on(folder: Path, instead: Mapping[str, Any] | None) -> bool:
+    """Whether the run of ``instead`` left it unfinished, and nobody judged it since."""
     try:
-        training = read_card(folder)["adapters"][0].get("training") or {}
+        entry = read_card(folder)["adapters"][0]
     except AdapterCorrupt:
-        return True
-    return bool(training.get("finished", True))
+        return False
+    if instead is None or "judged" in entry or (entry.get("training") or {}).get("finished", True):
+        return False
+    return all(entry.get(key) == instead[key] for key in ("recipe_digest", "data", "parent"))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lora_domains.data import Data, Prepared, prepare
 from lora_domains.errors import AdapterError, DataError, LeakError, LoraDomainsError, UsageError
-from lora_domains.leaks import digest_key, find_leaks, identity, keyed_digest, normalise
+from lora_domains.leaks import digest_key, find_leaks, held, identity, keyed_digest, normalise
 from lora_domains.reading import Hub, read
 from lora_domains.tasks import (
     Classification,
@@ -651,10 +651,10 @@ def test_planted_leaks_in_template_rows() -> None:
 
 
 @settings(max_examples=60)
-@given(data=st.data())
-def test_what_stands_within_a_plain_text_is_a_leak(data: st.DataObject) -> None:
-    """A question with its answer, and a row without its template; neither of them when changed."""
-    draw = random.Random(data.draw(st.integers(0, 10**6)))
+@given(seed=st.integers(0, 10**6))
+def test_a_text_holds_what_stands_in_it_and_nothing_else(seed: int) -> None:
+    """A question with its answer, and a row without its template; neither when one word differs."""
+    draw = random.Random(seed)
 
     def words(count: int) -> list[str]:
         return ["".join(draw.choices("abcdefghij", k=7)) for _ in range(count)]
@@ -667,7 +667,7 @@ def test_what_stands_within_a_plain_text_is_a_leak(data: st.DataObject) -> None:
         Example(f"t:{n}", f"text: {' '.join(words(draw.randint(8, 20)))}\nlabel:", " yes")
         for n in range(6)
     ]
-    held = [
+    texts = [
         Example(
             f"g:{n}", "",
             f"{' '.join(words(5))}. {asked[n].prompt.upper()}{asked[n].answer}! "
@@ -675,20 +675,53 @@ def test_what_stands_within_a_plain_text_is_a_leak(data: st.DataObject) -> None:
         )
         for n in range(3)
     ]  # fmt: skip
-    for other in (asked, rows):
-        found = find_leaks(held, other).pairs
-        assert [pair for pair in found if pair[2] == "exact"] == [
-            (f"g:{n}", other[n].id, "exact") for n in range(3)
-        ]
-    wrong = [replace(one, answer=" another") for one in asked]
-    assert find_leaks(held, wrong).exact == 0
+    for kind in (asked, rows):
+        assert held(texts, kind) == [(f"g:{n}", kind[n].id) for n in range(3)]
+    assert held(texts, [replace(one, answer=" another") for one in asked]) == []
+    longer = [replace(row, prompt=row.prompt.replace("\n", f" {row.id}\n")) for row in rows]
+    assert held(texts, longer) == []
 
 
-def test_a_short_row_is_a_leak_where_it_is_the_whole_text() -> None:
+@settings(max_examples=100)
+@given(
+    texts=st.lists(st.text("ab ", max_size=30), max_size=4),
+    rows=st.lists(st.text("ab ", max_size=40), max_size=4),
+)
+def test_runs_are_found_as_by_looking_at_every_place(texts: list[str], rows: list[str]) -> None:
+    plain = [Example(f"g:{n}", "", text) for n, text in enumerate(texts)]
+    other = [Example(f"t:{n}", "", row) for n, row in enumerate(rows)]
+    found = held(plain, other)
+    for text in plain:
+        for row in other:
+            one, two = text.answer.split(), row.answer.split()
+            within = len(two) >= 8 and any(
+                one[at : at + len(two)] == two for at in range(len(one) - len(two) + 1)
+            )
+            same = len(two) >= 3 and one == two
+            assert ((text.id, row.id) in found) == (within or same)
+
+
+def test_a_short_row_is_held_where_it_is_the_whole_text() -> None:
     rows = [Example(f"t:{n}", f"text: {text}\nlabel:", " ham") for n, text in
-            enumerate(["Ok, see you!", "call me later today"])]  # fmt: skip
-    texts = [Example("g:0", "", "ok see you"), Example("g:1", "", "please call me later today")]
-    assert find_leaks(texts, rows).pairs == (("g:0", "t:0", "exact"),)
+            enumerate(["Ok, see you!", "call me later today", "France", "!!!"])]  # fmt: skip
+    texts = [Example(f"g:{n}", "", text) for n, text in
+             enumerate(["ok see you", "please call me later today", "France", "..."])]  # fmt: skip
+    assert held(texts, rows) == [("g:0", "t:0")]
+
+
+def test_rows_that_begin_alike_cost_no_more() -> None:
+    """20,000 of them in 300 texts that begin so too: looked up, not compared one by one."""
+    draw = random.Random(0)
+
+    def words(count: int) -> str:
+        return " ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(count))
+
+    rows = [Example(f"t:{n}", "", f"The patient was admitted with {words(30)}")
+            for n in range(20_000)]  # fmt: skip
+    texts = [Example(f"g:{n}", "", f"The patient was admitted with {words(100)}")
+             for n in range(300)]  # fmt: skip
+    texts.append(replace(rows[77], id="copy"))
+    assert held(texts, rows) == [("copy", "t:77")]
 
 
 def test_short_rows_are_never_near() -> None:

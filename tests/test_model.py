@@ -400,6 +400,10 @@ def test_training_rows_among_the_probes_fail(
     assert leaks(SUITE, own_text)[0] == "fail"  # replay ↔ drift text
     tested = replace(SUITE, training_text=lambda: [rows[-1]["question"], "a red river"])
     assert leaks(SUITE, tested)[0] == "fail"  # replay ↔ test rows
+    # Told within a longer text, beside questions that begin otherwise.
+    said = f"{QUESTIONS[0]['question']} {QUESTIONS[0]['choices'][QUESTIONS[0]['answer']]}"
+    told = replace(SUITE, training_text=lambda: [f"I heard: {said}, and so on", "a red river"])
+    assert leaks(SUITE, told)[0] == "fail"
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def test_wandb_is_sent_numbers_alone(
     files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
     content = b"".join(path.read_bytes() for path in files)
     assert b"training_loss" in content
+    assert not [p.name for p in files if p.parent.name == "files"]
     for word in (SECRET, "epoch  training loss", socket.gethostname() + '"', str(Path(__file__))):
         assert word.encode() not in content, word
 

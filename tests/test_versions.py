@@ -67,21 +67,29 @@ def test_the_same_bytes_are_kept_once_and_old_ones_go(tmp_path: Path, base: Base
     assert names == [f"{n:04d}" for n in range(4, KEPT + 4)]
 
 
-def test_what_an_interrupted_run_left_is_no_version(tmp_path: Path, base: Base) -> None:
+def test_what_a_run_left_that_goes_on_is_no_version(tmp_path: Path, base: Base) -> None:
     """Neither is it gone back to, nor do finished versions go for it."""
     folder = tmp_path / "health"
     good = put(folder, base, 0)
     assert keep_version(folder) is not None
     for seed in range(1, KEPT + 3):
-        put(folder, base, seed)
+        save(folder, strong(base, folder.name, seed), base)
         card = json.loads((folder / "card.json").read_text())
-        card["adapters"][0]["training"] = {"finished": False}
+        run = {"recipe_digest": "r", "data": {"train": "d"}, "parent": None}
+        card["adapters"][0] |= run | {"training": {"finished": False}}
         (folder / "card.json").write_text(json.dumps(card))
-        assert keep_version(folder) is None
+        assert keep_version(folder, instead=run) is None
     assert [fingerprint(p) for p in versions.versions(folder)] == [good]
-    rollback(folder)
+    left = fingerprint(folder)
+    # Another run does not make it good again, nor is what was judged worth nothing.
+    assert keep_version(folder, instead=run | {"parent": {"sha256": left}}) is not None
+    shutil.rmtree(folder.parent / ".versions" / "health" / "0002")
+    card["adapters"][0]["judged"] = {}
+    (folder / "card.json").write_text(json.dumps(card))
+    assert keep_version(folder, instead=run) is not None
+    rollback(folder, "1")
     assert fingerprint(folder) == good
-    assert [fingerprint(p) for p in versions.versions(folder)] == [good]
+    assert left in [fingerprint(p) for p in versions.versions(folder)]
 
 
 def test_there_is_nothing_to_go_back_to(tmp_path: Path, base: Base) -> None:
