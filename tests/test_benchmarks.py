@@ -170,7 +170,12 @@ def test_derived_settings_are_shown_as_they_came_out() -> None:
     stored = json.loads((ROOT / "benchmarks" / "results" / "settings.json").read_text())
     found = settings.summary(stored["runs"])
     assert stored["summary"] == found
-    assert settings.table(found) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert settings.table(found) in text
+    assert settings.other_choices(stored["runs"]) in text
+    assert found.keys() == {*settings.RECIPES, *settings.REAL}
+    near = sum(one["regret"] <= 0.01 for one in found.values())
+    assert f"or above it, in {near} of {len(found)} domains" in text
     for one in found.values():
         assert one["swept"] == sum(count for _, count in settings.RUNGS)
 
