@@ -17,12 +17,8 @@ from lora_domains.retention import Keeping, decide
 BATCHES = (32, 16, 8)
 """Rows of an optimiser step that are chosen among."""
 STEPS = 200
-"""Optimiser steps that a run should have, and below which, in batches of the most rows, it is
-short."""
-SHORT = 1.5
-"""Factor of a short run's rate: "LoRA Without Regret" finds 15 times the rate of full training best
-there, and 10 times in long ones. Batch and factor were both compared by rows of the training split;
-see benchmarks/README.md, derived settings."""
+"""Optimiser steps that a run should have: on 300 rows 300 steps (batches of 8) were better than 80
+(of 32) by validation scores; see benchmarks/README.md, derived settings."""
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
 
@@ -50,11 +46,10 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     """Learning rate, rank and batch from the base's width and the rows, with reasons.
 
     The rate is 5e-4 · (2000 / hidden)^p, p = .78 (.08 for Qwen), at alpha 32 and 1/r scaling:
-    Thinking Machines, "LoRA Without Regret" (2025); ``SHORT`` times that in a short run. The rank
-    is the least power of two from 16 to 64 whose adapter holds at least two parameters per
-    supervised token, on the same finding that an adapter must have room for what the rows say. An
-    adapter that goes on from ``parent`` has its rank and alpha. How general knowledge is kept:
-    ``retention.decide``.
+    Thinking Machines, "LoRA Without Regret" (2025). The rank is the least power of two from 16
+    to 64 whose adapter holds at least two parameters per supervised token, on the same finding
+    that an adapter must have room for what the rows say. An adapter that goes on from ``parent``
+    has its rank and alpha. How general knowledge is kept: ``retention.decide``.
     """
     domain, items = ready.domain, ready.train
     parent = ready.parent.adapter if ready.parent else None
@@ -63,7 +58,7 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     warnings: list[str] = []
     lr = settings.lr
     if lr is None:
-        lr, reason = derived_rate(base, short(len(items), settings.epochs))
+        lr, reason = derived_rate(base)
         reasons.append(reason)
     batch = settings.batch_size
     if batch is None:
@@ -112,20 +107,11 @@ def make_plan(base: Base, ready: Ready) -> Plan:
     )  # fmt: skip
 
 
-def short(rows: int, epochs: int) -> bool:
-    """Whether a run has fewer than ``STEPS`` steps in batches of the most rows."""
-    return epochs * math.ceil(rows / BATCHES[0]) < STEPS
-
-
-def derived_rate(base: Base, short: bool = False) -> tuple[float, str]:
+def derived_rate(base: Base) -> tuple[float, str]:
     """The learning rate that follows from the base's width, and the reason in words."""
     power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
-    rate = 5e-4 * (2000 / base.width) ** power * (SHORT if short else 1)
-    said = f"5e-4 · (2000 / width {base.width})^{power:g}"
-    if short:
-        said += f" · {SHORT:g}, as fewer than {STEPS} batches of {BATCHES[0]} rows are a short run"
-    rate = float(f"{rate:.2g}")
-    return rate, f"learning rate {rate:g}: {said}"
+    rate = float(f"{5e-4 * (2000 / base.width) ** power:.2g}")
+    return rate, f"learning rate {rate:g}: 5e-4 · (2000 / width {base.width})^{power:g}"
 
 
 def derived_batch(rows: int, epochs: int) -> tuple[int, str]:
