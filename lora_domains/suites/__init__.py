@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ QUICK = 700
 """Questions of a quick look: with 8 % of the items flipping, a harmless adapter passes a 3-point
 gate in at least 80 % of runs at this size (``benchmarks/verdicts.py``)."""
 
-TEXTS = 200
-"""General texts of the embedded world by which is chosen, and as many by which is measured."""
+TRAINING, TEXTS = 2000, 200
+"""General texts of the embedded world that training may use; by which is chosen, and measured."""
 
 
 def _as_read(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -172,7 +173,7 @@ def embedded() -> Suite:
         name="embedded",
         probes=(Probe("embedded", task, general_questions, part="field"),),
         text=lambda: _general_text("test", TEXTS),
-        training_text=lambda: _general_text("train", 2000),
+        training_text=lambda: _general_text("train", TRAINING),
         selection_text=lambda: _general_text("validation", TEXTS),
     )
 
@@ -238,13 +239,17 @@ def _declared(path: Path) -> Suite:
 
 @cache  # drawn by rejection: seconds each time, and always the same
 def _general_text(split: str, count: int) -> tuple[str, ...]:
-    """Documents that hold none by which is measured, nor (training) one by which is chosen.
+    """Documents; none by which is chosen stands in one that is trained on, and none by which is
+    measured in either.
 
     No document is drawn twice, but one of a single line may stand within a longer one.
     """
     from lora_domains.embedded.world import general_text
 
-    stricter = {"test": (), "validation": ("test",), "train": ("test", "validation")}[split]
-    held_out = [text for other in stricter for text in _general_text(other, TEXTS)]
-    drawn = general_text(split, count)
-    return tuple(text for text in drawn if not any(one in text for one in held_out))
+    earlier = ("train", "validation", "test")
+    sizes = {"train": TRAINING, "validation": TEXTS}
+    before = {other: sizes[other] for other in earlier[: earlier.index(split)]}
+    longer = [text for other, most in before.items() for text in _general_text(other, most)]
+    drawn = general_text(split, 2 * count if before else count)
+    found = (text for text in drawn if not any(text in one for one in longer))
+    return tuple(islice(found, count))
