@@ -1,6 +1,6 @@
 """Derived settings against a sweep: what does somebody lose who does not search?
 
-    python benchmarks/settings.py [--rows DIR]      # 37 runs a domain: hours; goes on if stopped
+    python benchmarks/settings.py [--rows DIR]      # 39 runs a domain: hours; goes on if stopped
     python benchmarks/settings.py --table           # what is there so far
 
 The sweep spends 31 runs on learning rates (a quarter to four times the one for the base's width),
