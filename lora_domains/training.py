@@ -129,7 +129,6 @@ class Run:
                     self._load()
                 while self.state.epoch < self.plan.epochs and not self._patience_over():
                     self.run_epoch()
-                    self._end_where_asked()
                 self._choose_scale()
                 self._end_where_asked()
         finally:
@@ -263,7 +262,7 @@ class Run:
             self.display.pulse(f"{step} of {self.plan.steps_per_epoch}: {self._speed()}")
 
     def _end_where_asked(self) -> None:
-        """Signals come while nobody takes a step, too; the last epoch's checkpoint is written."""
+        """A signal may come after the last step, too; the last epoch's checkpoint is written."""
         if processes.anywhere(self._stop is not None):
             self._interrupt(self._written)
 
