@@ -39,7 +39,7 @@ format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 base: $(STAMP) ## build the embedded base anew (up to 30 minutes)
-	$(BIN)/python -m lora_domains.embedded.build
+	$(BIN)/python -m benchmarks.embedded.build
 
 clean: ## remove the virtual environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

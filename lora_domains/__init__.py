@@ -8,29 +8,29 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_domains.cli import run_recipe
-    from lora_domains.data import Data
+    from lora_domains.cli.main import run_recipe
+    from lora_domains.data.prepare import Data
+    from lora_domains.data.readers import Hub
     from lora_domains.domain import Domain, Gates, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
     from lora_domains.model import DomainModel
-    from lora_domains.reading import Hub
     from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice
 
 _HOMES = {
     "Classification": "tasks",
-    "Data": "data",
+    "Data": "data.prepare",
     "Domain": "domain",
     "DomainModel": "model",
     "Gates": "domain",
     "Generation": "tasks",
-    "Hub": "reading",
+    "Hub": "data.readers",
     "LanguageModelling": "tasks",
     "Lora": "domain",
     "LoraDomainsError": "errors",
     "MultipleChoice": "tasks",
     "Training": "domain",
     "load_domain": "domain",
-    "run_recipe": "cli",
+    "run_recipe": "cli.main",
 }
 
 __all__ = [

@@ -17,9 +17,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lora_domains.data import Data
+from lora_domains.data.prepare import Data
+from lora_domains.data.readers import SOURCES
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
-from lora_domains.reading import SOURCES
 from lora_domains.tasks import Task, task_record
 
 RETENTION = ("auto", "kl", "replay", "both", "scale", "none")
@@ -75,7 +75,7 @@ class Gates:
     drift: float = 0.23
     """Largest KL from base to adapter on general text, nats per token: where, on the embedded base,
     an adapter is as likely to have lost more than 3 points of general knowledge as not
-    (benchmarks/retention; .18 to .30 at 95 %)."""
+    (benchmarks/training/retention.py; .18 to .30 at 95 %)."""
     recall: float = 0.80
     """Floor for the positive class; the rules on it apply where a task names one."""
     precision: float = 0.85
@@ -109,7 +109,7 @@ class Domain:
                 where=f"domain {self.name!r}",
                 expected="numbers where settings are numbers",
                 found=str(error),
-                mend="Leave a setting out instead of giving None or a word.",
+                hint="Leave a setting out instead of giving None or a word.",
             ) from None
 
     def digest(self) -> str:
@@ -124,7 +124,7 @@ def check_name(name: str) -> str:
             where=f"name {name!r}",
             expected="letters, digits, '-' and '_', at most 64, starting with a letter or digit",
             found=repr(name),
-            mend=f"Use {re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-_') or 'a plain word'!r}.",
+            hint=f"Use {re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-_') or 'a plain word'!r}.",
         )
     return name
 
@@ -163,7 +163,7 @@ def _check_ranges(domain: Domain) -> None:
                 where=f"domain {domain.name!r}, setting {name!r}",
                 expected=wanted,
                 found=repr(value),
-                mend="Change it in the recipe or on the command line.",
+                hint="Change it in the recipe or on the command line.",
             )
 
 
@@ -185,7 +185,7 @@ def with_settings(domain: Domain, **settings: Any) -> Domain:
             raise UsageError(
                 expected="a setting of a domain",
                 found=repr(name),
-                mend=did_you_mean(name, homes),
+                hint=did_you_mean(name, homes),
             )
         changes.setdefault(homes[name], {})[name] = value
     return replace(domain, **{part: replace(parts[part], **new) for part, new in changes.items()})
@@ -200,7 +200,7 @@ def load_domain(path: str | Path) -> Domain:
             where=str(path),
             expected="a recipe file, ending in .py",
             found=wrong if path.exists() else "no such file",
-            mend="Give the path of a recipe, such as recipes/medical.py.",
+            hint="Give the path of a recipe, such as recipes/medical.py.",
         )
     spec = importlib.util.spec_from_file_location(f"lora_domains_recipe_{path.stem}", path)
     assert spec is not None
@@ -215,7 +215,7 @@ def load_domain(path: str | Path) -> Domain:
             where=str(path),
             expected="a recipe that Python can run",
             found=f"{type(error).__name__}: {error}",
-            mend=f"python {path} shows where.",
+            hint=f"python {path} shows where.",
         ) from error
     domain = getattr(module, "domain", None)
     if not isinstance(domain, Domain):
@@ -223,7 +223,7 @@ def load_domain(path: str | Path) -> Domain:
             where=str(path),
             expected="a variable `domain = Domain(…)`",
             found="none" if domain is None else type(domain).__name__,
-            mend="Declare it at the top level of the recipe.",
+            hint="Declare it at the top level of the recipe.",
         )
     return domain
 

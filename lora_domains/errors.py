@@ -15,7 +15,7 @@
         ├── OutOfMemory           no memory for a single row
         └── TrainingInterrupted   Ctrl-C: the last good adapter was saved
 
-Each says what was expected, what was found, where, and how to mend it.
+Each says what was expected, what was found, where, and how to fix it.
 """
 
 from collections.abc import Iterable
@@ -25,23 +25,23 @@ from difflib import get_close_matches
 class LoraDomainsError(Exception):
     """The root of the tree above; catching it catches everything raised on purpose."""
 
-    def __init__(self, *, expected: str, found: str, mend: str, where: str = "") -> None:
+    def __init__(self, *, expected: str, found: str, hint: str, where: str = "") -> None:
         self.expected = expected
         self.found = found
-        self.mend = mend
+        self.hint = hint
         self.where = where
         place = f"{where}: " if where else ""
-        super().__init__(f"{place}expected {expected}; found {found}. {mend}")
+        super().__init__(f"{place}expected {expected}; found {found}. {hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive pickling by default (worker processes raise too).
-        return _rebuild, (type(self), self.expected, self.found, self.mend, self.where)
+        return _rebuild, (type(self), self.expected, self.found, self.hint, self.where)
 
 
 def _rebuild(
-    kind: type[LoraDomainsError], expected: str, found: str, mend: str, where: str
+    kind: type[LoraDomainsError], expected: str, found: str, hint: str, where: str
 ) -> LoraDomainsError:
-    return kind(expected=expected, found=found, mend=mend, where=where)
+    return kind(expected=expected, found=found, hint=hint, where=where)
 
 
 class UsageError(LoraDomainsError):

@@ -8,42 +8,11 @@ from typing import Any, Self
 
 import torch
 
-from lora_domains import processes
-from lora_domains.adapter import rewrite_card, save_adapter
-from lora_domains.bank import Bank
-from lora_domains.base import Base, Quantization, load_base
-from lora_domains.benchmark import Field, Scorer, Store, measure
-from lora_domains.checkpoint import read_checkpoint
-from lora_domains.compiled import Compiled
-from lora_domains.data import Data
-from lora_domains.display import Display
-from lora_domains.domain import Domain, as_record, with_settings
-from lora_domains.encoding import Encoder
-from lora_domains.environment import environment
-from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation import general_knowledge, score_items
-from lora_domains.heads import check_generates, check_head
-from lora_domains.judging import check_same_length, check_same_rows, hold_to, judge, judged_by
-from lora_domains.leaks import digest_key
-from lora_domains.loading import find_adapter, load_adapter
-from lora_domains.markdown import readme
-from lora_domains.memory import free_bytes, too_little, words
-from lora_domains.merging import export, merge
-from lora_domains.plan import Plan, make_plan
-from lora_domains.reading import Source
-from lora_domains.ready import POOL, SELECTION, Ready, every_leak, read_domain, row_limit
-from lora_domains.rehearsal import rehearse
-from lora_domains.report import SCHEMA, assemble, read_card, summed_up
-from lora_domains.results import Benchmark, Evaluation
-from lora_domains.routing import entered
-from lora_domains.scoring import witness
-from lora_domains.serving import Prediction, continued, each_row, predicted, streamed
-from lora_domains.suites import Suite, embedded, load_suite
-from lora_domains.tasks import Classification, Task, task_from_record
-from lora_domains.trace import Trace, traced
-from lora_domains.tracking import Log, check_tracker, open_tracker
-from lora_domains.training import Run, Trained
-from lora_domains.versions import (
+from lora_domains import distributed
+from lora_domains.adapters.loading import find_adapter, load_adapter
+from lora_domains.adapters.merging import export, merge
+from lora_domains.adapters.peft import rewrite_card, save_adapter
+from lora_domains.adapters.versions import (
     Parent,
     find_parent,
     going_on,
@@ -52,6 +21,43 @@ from lora_domains.versions import (
     over_classes,
     parent_resident,
 )
+from lora_domains.analysis.trace import Trace, traced
+from lora_domains.console import Display
+from lora_domains.data.leaks import digest_key
+from lora_domains.data.prepare import Data
+from lora_domains.data.readers import Source
+from lora_domains.data.tokenization import Tokenization
+from lora_domains.dataset import POOL, SELECTION, Dataset, every_leak, load_dataset, row_limit
+from lora_domains.domain import Domain, as_record, with_settings
+from lora_domains.errors import AdapterError, UsageError
+from lora_domains.evaluation.benchmark import Field, Scorer, Store, measure
+from lora_domains.evaluation.contenders import general_knowledge, score_items
+from lora_domains.evaluation.verdict_run import (
+    check_same_length,
+    check_same_rows,
+    hold_to,
+    judge,
+    judged_by,
+)
+from lora_domains.inference.likelihoods import witness
+from lora_domains.inference.predict import Prediction, continued, each_row, predicted, streamed
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base, Quantization, load_base
+from lora_domains.modeling.compiled import Compiled
+from lora_domains.modeling.environment import environment
+from lora_domains.modeling.heads import check_generates, check_head
+from lora_domains.modeling.memory import free_bytes, too_little, words
+from lora_domains.modeling.routing import entered
+from lora_domains.probes.suite import Suite, embedded, load_suite
+from lora_domains.report.markdown import readme
+from lora_domains.report.report import SCHEMA, assemble, read_card, summed_up
+from lora_domains.report.results import Benchmark, Evaluation
+from lora_domains.tasks import Classification, Task, task_from_record
+from lora_domains.training.checkpoints import read_checkpoint
+from lora_domains.training.estimate import rehearse
+from lora_domains.training.loop import Run, Trained
+from lora_domains.training.plan import Plan, make_plan
+from lora_domains.training.tracking import Log, check_tracker, open_tracker
 
 
 class DomainModel:
@@ -72,8 +78,8 @@ class DomainModel:
         self.base = base
         self.bank = Bank(base, slots)
         self.out = Path(out)
-        self.display = display or Display(quiet=not processes.is_main())
-        self._ready: dict[str, Ready] = {}
+        self.display = display or Display(quiet=not distributed.is_main())
+        self._datasets: dict[str, Dataset] = {}
         self._witness = witness(base)
 
     @classmethod
@@ -94,7 +100,7 @@ class DomainModel:
         ``slots`` is how many adapters may lie on the device at once (see ``Bank``). Raises
         BaseModelError when it cannot be found or loaded.
         """
-        shown = display or Display(quiet=not processes.is_main())
+        shown = display or Display(quiet=not distributed.is_main())
 
         def announce(needed: int, place: torch.device) -> None:
             free = free_bytes(place)
@@ -163,7 +169,7 @@ class DomainModel:
                 where=name,
                 expected="an adapter that was loaded from a folder",
                 found="one that was put into the bank from memory",
-                mend="Save it, and load it with load_adapter.",
+                hint="Save it, and load it with load_adapter.",
             )
         return self.load_adapter(path, name)
 
@@ -247,31 +253,33 @@ class DomainModel:
                 raise UsageError(
                     expected="a name for the adapter",
                     found="rows without one",
-                    mend="Call fit(rows, name='spam').",
+                    hint="Call fit(rows, name='spam').",
                 )
             task = Classification(text=text, label=label, positive=positive, head=head)
             domain = Domain(name, task, Data(domain, validation, test))
         domain = with_settings(domain, **settings)
         if tracker is not None:
             check_tracker(tracker)
-        for warning in processes.launch_warnings():
+        for warning in distributed.launch_warnings():
             self.display.warn(warning)
         parent = None
         if init_from is not None:
             parent = load_parent(find_adapter(init_from, self.out), self.base)
             domain = replace(domain, task=going_on(parent.adapter, domain.task))
-        ready = self._read(domain)
+        dataset = self._read(domain)
         if parent is not None:
-            ready = replace(ready, parent=self._goes_on_from(parent, ready, resume))
-        self._ready[domain.name] = ready
-        domain = ready.domain  # its labels are known now
-        plan = make_plan(self.base, ready)
+            dataset = replace(dataset, parent=self._goes_on_from(parent, dataset, resume))
+        self._datasets[domain.name] = dataset
+        domain = dataset.domain  # its labels are known now
+        plan = make_plan(self.base, dataset)
         for reason in plan.reasons:
             self.display.stage("plan", None, None, reason)
         for warning in plan.warnings:
             self.display.warn(warning)
         if dry_run:
-            self.display.stage("estimate", None, None, rehearse(self._run(ready, plan)).in_words())
+            self.display.stage(
+                "estimate", None, None, rehearse(self._run(dataset, plan)).in_words()
+            )
             self.display.line(
                 f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
                 "nothing was trained or written."
@@ -285,16 +293,16 @@ class DomainModel:
                 numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
                 log, close = open_tracker(tracker, domain.name, self.out, numbers)
                 ending.callback(close)
-            run = self._run(ready, plan)
+            run = self._run(dataset, plan)
             run.log = log or run.log
-            run.on_best = lambda trained: self._save(ready, trained, finished=False)
+            run.on_best = lambda trained: self._save(dataset, trained, finished=False)
             trained = run.fit(resume=resume)
-        card = self._save(ready, trained)
+        card = self._save(dataset, trained)
         run.forget()
         training = card["adapters"][0]["training"]
         self.display.stage(
             "fine-tuned",
-            len(ready.train),
+            len(dataset.train),
             None,
             f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s "
             f"({training['tokens_per_second']:.0f} tokens/s); epoch {training['best_epoch']} kept",
@@ -303,62 +311,62 @@ class DomainModel:
         self.load_adapter(self.out / domain.name)
         return card
 
-    def _goes_on_from(self, parent: Parent, ready: Ready, resume: bool) -> Parent:
+    def _goes_on_from(self, parent: Parent, dataset: Dataset, resume: bool) -> Parent:
         """``parent``, or the one that an interrupted run began from, when it resumes.
 
         Its child may have taken its place meanwhile, if both have one name: even a child that was
         finished, where what came after was interrupted.
         """
-        began = self._began_from(ready, parent.adapter.card) if resume else None
+        began = self._began_from(dataset, parent.adapter.card) if resume else None
         if began in (None, parent.sha256):
             return parent
         record = {"name": parent.adapter.name, "sha256": str(began)}
         return find_parent(record, self.base, self.out) or parent
 
-    def _began_from(self, ready: Ready, card: Mapping[str, Any] | None) -> str | None:
+    def _began_from(self, dataset: Dataset, card: Mapping[str, Any] | None) -> str | None:
         """sha256 of the adapter that the run of ``ready`` began from, if it is known."""
-        stored = read_checkpoint(self._checkpoint(ready.domain))
+        stored = read_checkpoint(self._checkpoint(dataset.domain))
         if stored is not None:
             found: str | None = stored["run"].get("parent")
             return found
         entry = card["adapters"][0] if card else {}
-        own = (ready.domain.name, ready.domain.digest(), dict(ready.prepared.digests))
+        own = (dataset.domain.name, dataset.domain.digest(), dict(dataset.prepared.digests))
         if (entry.get("domain"), entry.get("recipe_digest"), entry.get("data")) != own:
             return None
         return str(entry["parent"]["sha256"]) if entry.get("parent") else None
 
-    def _read(self, domain: Domain) -> Ready:
-        ready = read_domain(domain, self.base, self.display)
-        self._ready[domain.name] = ready
-        return ready
+    def _read(self, domain: Domain) -> Dataset:
+        dataset = load_dataset(domain, self.base, self.display)
+        self._datasets[domain.name] = dataset
+        return dataset
 
-    def _run(self, ready: Ready, plan: Plan) -> Run:
-        if not self.base.language_head and ready.domain.training.retention != "none":
+    def _run(self, dataset: Dataset, plan: Plan) -> Run:
+        if not self.base.language_head and dataset.domain.training.retention != "none":
             self.display.warn(
                 f"{self.base.id} has no masked-token head: nothing holds the adapter to it while "
                 "it trains, and what it keeps cannot be measured."
             )
         return Run(
             self.bank,
-            ready.domain,
+            dataset.domain,
             plan,
-            ready.train,
-            ready.validation,
-            self._checkpoint(ready.domain),
+            dataset.train,
+            dataset.validation,
+            self._checkpoint(dataset.domain),
             self.display,
-            general=ready.encoder.some(
-                ready.general.training, min(POOL, plan.steps * plan.keeping.rows)
+            general=dataset.tokenization.some(
+                dataset.general.training, min(POOL, plan.steps * plan.keeping.rows)
             ),
-            watched=ready.encoder.some(ready.general.selection, SELECTION),
-            parent=ready.parent,
+            watched=dataset.tokenization.some(dataset.general.selection, SELECTION),
+            parent=dataset.parent,
         )
 
     def _checkpoint(self, domain: Domain) -> Path:
         return self.out / f".{domain.name}.checkpoint"
 
-    def _save(self, ready: Ready, trained: Trained, finished: bool = True) -> dict[str, Any]:
+    def _save(self, dataset: Dataset, trained: Trained, finished: bool = True) -> dict[str, Any]:
         """Write the adapter's folder; one process writes, the others wait."""
-        domain = ready.domain
+        domain = dataset.domain
         card: dict[str, Any] = {
             "schema": SCHEMA,
             "base": self.base.record(),
@@ -369,12 +377,12 @@ class DomainModel:
                     "path": domain.name,
                     "sha256": None,
                     "recipe_digest": domain.digest(),
-                    "parent": ready.parent.record() if ready.parent else None,
+                    "parent": dataset.parent.record() if dataset.parent else None,
                     "settings": as_record(domain),
-                    "data": dict(ready.prepared.digests),
+                    "data": dict(dataset.prepared.digests),
                     "training": trained.record | {"finished": finished},
-                    "ledger": asdict(ready.prepared.ledger),
-                    "leaks": asdict(ready.prepared.leaks),
+                    "ledger": asdict(dataset.prepared.ledger),
+                    "leaks": asdict(dataset.prepared.leaks),
                 }
             ],
         }
@@ -391,7 +399,7 @@ class DomainModel:
             save_adapter(folder, trained.adapter, self.base, signed, readme, [])
             return read_card(folder)
 
-        return processes.on_main(save)
+        return distributed.on_main(save)
 
     # Measuring
 
@@ -404,42 +412,42 @@ class DomainModel:
         """
         if isinstance(domain, Domain) and domain.name not in self.bank:
             self.load_adapter(self.out / domain.name)
-        ready = self._ready_for(domain)
-        name = ready.domain.name
+        dataset = self._dataset_for(domain)
+        name = dataset.domain.name
         card = self.bank[name].card
         if card is None:
             raise AdapterError(
                 where=name,
                 expected="an adapter trained here, with a card",
                 found="a folder of plain PEFT",
-                mend="Its base and training rows are unknown, so it cannot be given a verdict.",
+                hint="Its base and training rows are unknown, so it cannot be given a verdict.",
             )
         entry = card["adapters"][0]
-        check_head(self.bank[name].head, ready.domain.task, entry["settings"]["task"], name)
-        prepared, suite = ready.prepared, suite or embedded()
+        check_head(self.bank[name].head, dataset.domain.task, entry["settings"]["task"], name)
+        prepared, suite = dataset.prepared, suite or embedded()
         check_same_rows(name, entry, prepared, "train")
-        check_same_length(name, self._limit(name), ready.encoder.max_length)
+        check_same_length(name, self._limit(name), dataset.tokenization.max_length)
         if entry["data"].get("general") not in (None, prepared.digests["general"]):
             self.display.warn(
                 f"{name} was trained beside other general text than is read now: leaks are looked "
                 "for in what is read now."
             )
-        leaks = every_leak(prepared, ready.general, suite, asks=not self.base.encoder)
-        began = parent_resident(self.bank, name, ready.parent, self.out, self.display.warn)
-        with began as parent, processes.sharing():
+        leaks = every_leak(prepared, dataset.general, suite, asks=not self.base.bidirectional)
+        began = parent_resident(self.bank, name, dataset.parent, self.out, self.display.warn)
+        with began as parent, distributed.sharing():
             scored = score_items(
-                self.bank, name, prepared, ready.encoder, suite, self._key(),
-                ready.domain.training.seed, self.display, ready.domain.show_text, parent,
+                self.bank, name, prepared, dataset.tokenization, suite, self._key(),
+                dataset.domain.training.seed, self.display, dataset.domain.show_text, parent,
             )  # fmt: skip
         changed = witness(self.base) != self._witness
-        hold_to(entry, ready.domain)
+        hold_to(entry, dataset.domain)
         entry["leaks"] = asdict(leaks)
         knowledge = general_knowledge(self.base)
-        entry["judged"] = judged_by(ready.domain, scored, changed, suite.name, knowledge)
+        entry["judged"] = judged_by(dataset.domain, scored, changed, suite.name, knowledge)
         judge(entry, scored.items, self.out)
         path = self.bank[name].path
         if path is not None:
-            processes.on_main(lambda: rewrite_card(path, card, readme, scored.items))
+            distributed.on_main(lambda: rewrite_card(path, card, readme, scored.items))
         return Evaluation(card)
 
     def benchmark(
@@ -457,18 +465,20 @@ class DomainModel:
             raise UsageError(
                 expected="at least one resident adapter",
                 found="none",
-                mend="Load some: model.load_adapter('adapters/medical').",
+                hint="Load some: model.load_adapter('adapters/medical').",
             )
         suite = load_suite(suite) if isinstance(suite, str) else suite
         fields = []
         for domain in domains:
-            ready = self._ready_for(domain)
-            fields.append(Field(ready.domain, ready.prepared, ready.encoder, ready.general))
+            dataset = self._dataset_for(domain)
+            fields.append(
+                Field(dataset.domain, dataset.prepared, dataset.tokenization, dataset.general)
+            )
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
         limit = row_limit(self.base, None)
-        encoder = Encoder(self.base.tokenizer, limit, framed=self.base.encoder)
+        tokenization = Tokenization(self.base.tokenizer, limit, framed=self.base.bidirectional)
         found = measure(
-            scorer, suite, fields, encoder, self._key(), self.out,
+            scorer, suite, fields, tokenization, self._key(), self.out,
             lambda: witness(self.base) != self._witness,
         )  # fmt: skip
         report = assemble(
@@ -477,25 +487,25 @@ class DomainModel:
         )  # fmt: skip
         return Benchmark(report, {name: items for name, (_, items) in found.items()})
 
-    def _ready_for(self, domain: Domain | str) -> Ready:
+    def _dataset_for(self, domain: Domain | str) -> Dataset:
         if isinstance(domain, str):
-            if domain not in self._ready:
+            if domain not in self._datasets:
                 raise UsageError(
                     expected="a domain fitted in this process, or a Domain",
                     found=repr(domain),
-                    mend="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
+                    hint="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
                 )
-            return self._ready[domain]
+            return self._datasets[domain]
         for name in self.domains:
             card = self.bank[name].card
             if card and card["adapters"][0]["domain"] == domain.name:
                 domain = replace(domain, task=over_classes(domain.task, card))
-        known = self._ready.get(domain.name)
+        known = self._datasets.get(domain.name)
         return (known and known.of(domain)) or self._read(domain)
 
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""
-        return processes.on_main(lambda: digest_key(self.out))
+        return distributed.on_main(lambda: digest_key(self.out))
 
     # Using
 
@@ -524,7 +534,7 @@ class DomainModel:
             raise UsageError(
                 expected="a domain to predict for",
                 found="none",
-                mend="Call predict(texts, domain='medical'), or inside using('medical').",
+                hint="Call predict(texts, domain='medical'), or inside using('medical').",
             )
         tasks = {name: self._task(name) for name in names}
         return predicted(
@@ -586,7 +596,7 @@ class DomainModel:
                 where=name,
                 expected="an adapter whose card says how it is asked",
                 found="a folder of plain PEFT",
-                mend="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
+                hint="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
                 if self.bank[name].head
                 else "Use generate() with the prompt it was trained on.",
             )

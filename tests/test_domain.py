@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.data import Data
+from lora_domains.data.prepare import Data
 from lora_domains.domain import (
     NAME,
     Domain,
@@ -121,7 +121,7 @@ def test_load_domain_runs_no_script(tmp_path: Path) -> None:
     path = recipe(
         tmp_path,
         "from lora_domains.domain import Domain\n"
-        "from lora_domains.data import Data\n"
+        "from lora_domains.data.prepare import Data\n"
         "from lora_domains.tasks import Classification\n"
         "domain = Domain('spam', Classification(), Data('train.csv'))\n"
         "if __name__ == '__main__':\n    raise SystemExit(9)\n",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_domains import DomainModel, load_domain
-from lora_domains.display import Display
+from lora_domains.console import Display
 from lora_domains.embedded.world import domain_rows
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def test_the_tutorial_experiment(tmp_path: Path) -> None:
             writer.writeheader()
             writer.writerows(domain_rows("medical", split))
     done = subprocess.run(
-        [sys.executable, "-m", "lora_domains.cli", "fit", "--name", "tutorial",
+        [sys.executable, "-m", "lora_domains.cli.main", "fit", "--name", "tutorial",
          "--train", "train.csv", "--validation", "validation.csv", "--test", "test.csv",
          "--positive", "urgent", "--epochs", "4"],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400,

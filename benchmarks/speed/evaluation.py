@@ -29,13 +29,13 @@ import torch
 import torch.nn.functional as F
 
 from lora_domains import DomainModel
-from lora_domains.adapter import new_adapter, save_adapter
-from lora_domains.benchmark import Part, Scorer, Store
-from lora_domains.display import Display
+from lora_domains.adapters.peft import new_adapter, save_adapter
+from lora_domains.console import Display
+from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.domain import Lora
-from lora_domains.encoding import Encoder, Item
-from lora_domains.scoring import choice_logprobs
-from lora_domains.suites import embedded
+from lora_domains.evaluation.benchmark import Part, Scorer, Store
+from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.probes.suite import embedded
 
 RESULTS = Path(__file__).parents[1] / "results" / "evaluation.json"
 ADAPTERS, ROWS = 8, 16
@@ -48,7 +48,7 @@ def at_least(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def plain_loop(model: Any, names: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+def plain_loop(model: Any, names: Sequence[str], items: Sequence[EncodedExample]) -> np.ndarray:
     """Log-likelihoods (contenders, questions, choices) by a batched loop over PEFT's model."""
     device = next(model.parameters()).device
     rows = [(i, c) for i, item in enumerate(items) for c in range(len(item.choices))]
@@ -88,7 +88,7 @@ def ours(model: DomainModel, part: Part) -> None:
         scorer.scores(part, [None, *model.domains])
 
 
-def our_logprobs(model: DomainModel, items: Sequence[Item]) -> np.ndarray:
+def our_logprobs(model: DomainModel, items: Sequence[EncodedExample]) -> np.ndarray:
     """Log-likelihoods as in ``plain_loop``, in the mixed batches that the scorer makes."""
     names = [None, *model.domains]
     pad = model.tokenizer.pad_token_id
@@ -151,9 +151,9 @@ def main() -> None:
             peer.load_adapter(Path(folder) / name, adapter_name=name)
         peer.eval()
 
-        encoder = Encoder(model.tokenizer, model.base.context)
+        tokenization = Tokenization(model.tokenizer, model.base.context)
         suite = embedded()
-        rows = [(e, encoder.encode(e)) for _, e in suite.examples()]
+        rows = [(e, tokenization.encode(e)) for _, e in suite.examples()]
         step = max(1, len(rows) // flags.questions)
         rows = rows[::step][: flags.questions]
         part = Part("questions", suite.probes[0].task, rows)

@@ -29,7 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "rebuild.json"
 BESIDE = {"train": 500, "general": 1300, "text": 200}
 RUN = """
 import sys
-from lora_domains.cli import main
+from lora_domains.cli.main import main
 try:
     main(["report", *sys.argv[2:], "--out", sys.argv[1]])
 finally:

@@ -15,10 +15,10 @@ import torch
 from measure import DTYPES, Experiment
 
 from lora_domains import DomainModel
-from lora_domains.adapter import new_adapter, save_adapter
-from lora_domains.base import load_base, quiet_imports
-from lora_domains.display import Display
+from lora_domains.adapters.peft import new_adapter, save_adapter
+from lora_domains.console import Display
 from lora_domains.domain import Lora
+from lora_domains.modeling.base import load_base, quiet_imports
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""What each domain gains and keeps: every recipe on its embedded rows, and real sets where given.
+
+    python benchmarks/evaluation/domains.py                      # the five recipes
+    python benchmarks/evaluation/domains.py --card adapters/medical   # what `make medical` just did
+    python benchmarks/evaluation/domains.py --rows DIR           # and real rows
+
+Each run is the command a user would type, in a process of its own. What is kept are figures from
+its card: benchmarks/results/domains.json, from which README's table is made (--table).
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parents[1] / "results" / "domains.json"
+LAUNCH = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+RECIPES = ("medical", "legal", "finance", "support", "spam")
+
+
+FIT = ["lora-domains", "fit"]
+# Few epochs, and a sample where rows are many: minutes on two cores, not hours.
+REAL = {
+    "sms_spam": [*FIT, "--name", "spam", "--positive", "spam", "--epochs", "4"],
+    "twitter_financial_news": [
+        *LAUNCH, "recipes/finance.py", "--drop-leaks", "--epochs", "3", "--limit", "2400",
+    ],
+    "banking77": [
+        *LAUNCH, "recipes/support.py", "--drop-leaks", "--epochs", "4", "--limit", "4000",
+    ],
+    "pubmedqa": [*FIT, "--name", "pubmedqa", "--text", "context,question", "--epochs", "2"],
+}  # fmt: skip
+
+
+def run(name: str, command: list[str]) -> dict[str, Any]:
+    """The figures of one run from its card."""
+    program = str(Path(sys.executable).parent / command[0])
+    with tempfile.TemporaryDirectory() as out:
+        started = time.perf_counter()
+        done = subprocess.run(
+            [program, *command[1:], "--out", out], cwd=ROOT, text=True, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        seconds = round(time.perf_counter() - started, 1)
+        cards = list(Path(out).glob("*/card.json"))
+        if not cards:
+            sys.exit(f"{name}: {done.stderr.strip() or done.stdout.strip()}")
+        return figures(cards[0].parent, command, seconds)
+
+
+def figures(folder: Path, command: list[str], seconds: float | None) -> dict[str, Any]:
+    """The figures of a finished run, from its adapter's folder."""
+    card = json.loads((folder / "card.json").read_text())
+    size = sum(p.stat().st_size for p in folder.glob("adapter_*"))
+    entry = card["adapters"][0]
+    pooled = entry["general"]["pooled"]
+    return {
+        "command": " ".join(command),
+        "verdict": entry["verdict"],
+        "gates": {gate["name"]: gate["verdict"] for gate in entry["gates"]},
+        "metric": entry["judged"]["metric"],
+        "scores": {
+            metric: {k: fields[k] for k in ("base", "adapter", "baselines", "lower", "upper", "n")}
+            for metric, fields in entry["domain_scores"].items()
+        },
+        "general": {k: pooled[k] for k in ("base", "adapter", "lower", "upper", "n")},
+        "kl": entry["general"]["kl"]["general"],
+        "ledger": entry["ledger"],
+        "memorisation": entry.get("memorisation"),
+        "leaks": {k: entry["leaks"][k] for k in ("exact", "near")},
+        "training": {k: v for k, v in entry["training"].items() if k != "history"},
+        "adapter_bytes": size,
+        "seconds": seconds,
+        "environment": card["environment"],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| rows | metric | base | TF-IDF | adapter | general before → after | training | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        score = found["scores"][found["metric"]]
+        tfidf = score["baselines"].get("tfidf")
+        general = found["general"]
+        lines.append(
+            f"| {name} | {found['metric']} | {score['base']:.3f} | {tfidf:.3f} "
+            f"| **{score['adapter']:.3f}** | {general['base']:.3f} → {general['adapter']:.3f} "
+            f"| {found['training']['seconds']:.0f} s | {found['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=Path, help="folder of real rows")
+    parser.add_argument("--only", nargs="*", help="names to run; the others keep their results")
+    parser.add_argument("--card", type=Path, help="store a recipe's run already made, by folder")
+    parser.add_argument("--table", action="store_true", help="print the table of what is stored")
+    flags = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if flags.table:
+        print(table(results))
+        return
+    commands = {name: [*LAUNCH, f"recipes/{name}.py"] for name in RECIPES}
+    if flags.card:
+        results[flags.card.name] = figures(flags.card, commands[flags.card.name], None)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        return
+    if flags.rows:
+        for name, command in REAL.items():
+            files = [flags.rows / name / f"{part}.jsonl" for part in ("train", "test")]
+            paths = [f"--{file.stem}={file}" for file in files]
+            commands[name] = command + paths
+    print(f"{platform.processor() or platform.machine()}, load {os.getloadavg()[0]:.1f}")
+    for name, command in commands.items():
+        if flags.only and name not in flags.only:
+            continue
+        found = run(name, command)
+        # Where the rows lie on this machine is nobody's business.
+        found["command"] = found["command"].replace(str(flags.rows), "ROWS")
+        # Read again: another run may have stored its own meanwhile.
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results[name] = found
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        print(table({name: found}).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""How often is a verdict wrong? Gates, intervals and the rule for looks, by simulation.
+
+    python benchmarks/verdict/simulation.py      # about a minute on one core, no model
+
+What is simulated is the truth; what judges it are the package's own functions. (Not called
+``statistics.py``: a script's folder comes first on the path, and torch imports a module so called.)
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.calibration import calibration
+from lora_domains.stats.intervals import (
+    compare_accuracy,
+    compare_f1,
+    compare_means,
+    compare_ratios,
+    tango,
+    wilson,
+)
+from lora_domains.stats.membership import auc_bounds, membership
+from lora_domains.stats.seeds import seeds
+from lora_domains.verdict import gates
+from lora_domains.verdict import ledger as looks
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "verdicts.json"
+MARGIN, LOOKS = 0.03, 50
+Counts = np.ndarray
+TWO_SIDED = 0.975
+"""Level of one side, so that both together are meant to hold the truth in 95 % of runs."""
+
+
+# ── The retention gate ──────────────────────────────────────────────────────────────────────────
+
+
+def flipping(difference: float, flips: float) -> list[float]:
+    """Shares of items won, lost and unchanged: ``flips`` change, and ``difference`` remains."""
+    return [(flips + difference) / 2, (flips - difference) / 2, 1 - flips]
+
+
+def share_passing(
+    n: int, flips: float, difference: float, runs: int, level: float = 0.95, seed: int = 0
+) -> float:
+    """How often the retention gate passes an adapter whose true difference is ``difference``."""
+    rng = np.random.default_rng([seed, n, round(1000 * flips)])
+    passed = 0
+    for won, lost, _ in rng.multinomial(n, flipping(difference, flips), size=runs).tolist():
+        change = np.repeat([1, -1, 0], [won, lost, n - won - lost])
+        pooled = compare_accuracy(change < 0, change > 0, level=level)
+        passed += gates.retention(pooled, MARGIN).verdict == "pass"
+    return passed / runs
+
+
+# ── Climbing on one test set ────────────────────────────────────────────────────────────────────
+
+
+def passes(won: Counts, lost: Counts, n: int, z: float) -> Counts:
+    """Whether Tango's lower bound reaches -MARGIN, for many runs at once: T(-MARGIN) >= z."""
+    linear = -MARGIN * (2 * n - won + lost) - won - lost
+    constant = lost * MARGIN * (1 + MARGIN)
+    q = (-linear + np.sqrt(np.maximum(0.0, linear * linear - 8 * n * constant))) / (4 * n)
+    variance = np.maximum(0.0, n * (2 * q - MARGIN * (1 + MARGIN)))
+    found: Counts = won - lost + n * MARGIN >= z * np.sqrt(variance)
+    return found
+
+
+def climb(
+    n: int, flips: float, redrawn: float, rule: Callable[[int], float], runs: int, seed: int = 0
+) -> float:
+    """How often a climb through ``LOOKS`` adapters, each truly MARGIN worse, meets a pass.
+
+    Each adapter is the best so far with a share ``redrawn`` of its answers drawn anew (1: adapters
+    that do not follow from one another); it is kept where it scores higher on the test set. Every
+    one of them is just as harmful in truth. ``rule`` gives the level after so many others.
+    """
+    rng = np.random.default_rng([seed, n, round(1000 * flips), round(1000 * redrawn)])
+    shares = flipping(-MARGIN, flips)
+    best = rng.multinomial(n, shares, size=runs)
+    passed = np.zeros(runs, bool)
+    for before in range(LOOKS):
+        now = best
+        if before:
+            kept = rng.binomial(best, 1 - redrawn)
+            now = kept + rng.multinomial(n - kept.sum(1), shares)
+        passed |= passes(now[:, 0], now[:, 1], n, float(ndtri(rule(before))))
+        better = now[:, 0] - now[:, 1] > best[:, 0] - best[:, 1]
+        best = np.where(better[:, None], now, best)
+    return float(passed.mean())
+
+
+RULES: dict[str, Callable[[int], float]] = {
+    "ours": looks.level,
+    "alpha/(k(k+1))": lambda before: 1 - 0.05 / ((before + 1) * (before + 2)),
+    "uncorrected": lambda before: 0.95,
+}
+
+
+# ── Do intervals cover? ─────────────────────────────────────────────────────────────────────────
+
+
+def covered(make: Callable[[np.random.Generator], tuple[Bounds, float]], runs: int) -> float:
+    """Share of runs in which both bounds hold the truth; ``make`` gives (bounds, truth)."""
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(runs):
+        (lower, upper), truth = make(rng)
+        held += lower <= truth <= upper
+    return held / runs
+
+
+def bounds_of(made: Any) -> Bounds:
+    return Bounds(made.lower, made.upper)
+
+
+def accuracy(rng: np.random.Generator) -> tuple[Bounds, float]:
+    won, lost, _ = rng.multinomial(300, flipping(-0.02, 0.12))
+    return tango(won, lost, 300, TWO_SIDED), -0.02
+
+
+def share(rng: np.random.Generator) -> tuple[Bounds, float]:
+    return wilson(int(rng.binomial(150, 0.85)), 150, TWO_SIDED), 0.85
+
+
+def clustered(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """80 patients of 5 rows each; how likely a row is lost differs from patient to patient."""
+    lost = rng.random(400) < np.repeat(rng.beta(0.5, 4.5, 80), 5)
+    won = ~lost & (rng.random(400) < 0.1)
+    made = compare_accuracy(~won, ~lost, np.repeat(np.arange(80), 5).tolist(), TWO_SIDED)
+    return bounds_of(made), 0.9 * 0.1 - 0.1
+
+
+def mean(rng: np.random.Generator) -> tuple[Bounds, float]:
+    change = rng.exponential(1.0, 200) - 0.8
+    return bounds_of(compare_means(np.zeros(200), change, level=TWO_SIDED)), 0.2
+
+
+def nats(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """Nats per token of texts of very different lengths; the adapter saves .1 on each token."""
+    tokens = rng.integers(5, 100, 200)
+    base = tokens * 2.0 + rng.normal(0, 3, 200) * np.sqrt(tokens)
+    adapter = base - 0.1 * tokens + rng.normal(0, 1, 200) * np.sqrt(tokens)
+    columns = [np.stack([values, tokens], axis=1) for values in (base, adapter)]
+    return bounds_of(compare_ratios(*columns, level=TWO_SIDED)), -0.1
+
+
+def f1(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """30 % positives; base finds 60 % and adapter 80 % of them, with 10 % and 5 % of alarms."""
+    truth = rng.random(500) < 0.3
+    said = [np.where(truth, rng.random(500) < hit, rng.random(500) < alarm)
+            for hit, alarm in ((0.6, 0.1), (0.8, 0.05))]  # fmt: skip
+
+    def of(hit: float, alarm: float) -> float:
+        return 2 * 0.3 * hit / (0.3 + 0.3 * hit + 0.7 * alarm)
+
+    made = compare_f1(truth, said[0], said[1], 1, level=TWO_SIDED)
+    return bounds_of(made), of(0.8, 0.05) - of(0.6, 0.1)
+
+
+def auc(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """Normal scores half a standard deviation apart: AUC = Phi(.5 / sqrt 2) = .638."""
+    found = membership(rng.normal(0.5, 1, 200), rng.normal(0, 1, 150))
+    return auc_bounds(found, 200, 150, TWO_SIDED), 0.6381632
+
+
+def seeded(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """5 seeds (sd .02 between them) on 400 items."""
+    changes = 0.05 + rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.3, (1, 400))
+    found = seeds(changes + rng.normal(0, 0.2, (5, 400)), TWO_SIDED)
+    return Bounds(found["lower"], found["upper"]), 0.05
+
+
+def seedless(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """The same, where seeds do not matter."""
+    changes = 0.05 + rng.normal(0, 0.3, (1, 400)) + rng.normal(0, 0.2, (5, 400))
+    found = seeds(changes, TWO_SIDED)
+    return Bounds(found["lower"], found["upper"]), 0.05
+
+
+def brier(rng: np.random.Generator) -> tuple[Bounds, float]:
+    chance = rng.uniform(0.5, 1, 300)
+    right = rng.random(300) < chance
+    distance = 2 * (right - chance) ** 2
+    found = calibration(chance, right, distance, level=TWO_SIDED)["bounds"]["brier"]
+    return Bounds(**found), 1 / 3  # the mean of 2 p (1 - p)
+
+
+def ece(rng: np.random.Generator) -> tuple[Bounds, float]:
+    """Confidences half as far above .5 as they should be: on average .125 too low."""
+    truth = rng.uniform(0.5, 1, 500)
+    right, confidence = rng.random(500) < truth, 0.5 + 0.5 * (truth - 0.5)
+    found = calibration(confidence, right, (right - confidence) ** 2, level=TWO_SIDED)
+    return Bounds(**found["bounds"]["ece"]), 0.125
+
+
+INTERVALS = {
+    "tango": accuracy,
+    "wilson": share,
+    "clustered accuracy": clustered,
+    "mean": mean,
+    "nats per token": nats,
+    "f1": f1,
+    "auc": auc,
+    "seeds that differ": seeded,
+    "seeds alike": seedless,
+    "brier": brier,
+    "ece": ece,
+}
+
+
+def main() -> None:
+    found: dict[str, Any] = {
+        "margin": MARGIN,
+        "harmful_passes": {
+            f"n=200, {flips:.0%} flip": share_passing(200, flips, -MARGIN, 2000)
+            for flips in (0.05, 0.08, 0.2)
+        },
+        "harmless_passes": {
+            f"n=700, {flips:.0%} flip, {name}": share_passing(700, flips, 0.0, 2000, level)
+            for flips in (0.08, 0.2)
+            for name, level in (("95 %", 0.95), ("first look", looks.level(0)),
+                                ("second look", looks.level(1)), ("fifth look", looks.level(4)))
+        },
+        "climb_of_50_passes": {
+            rule: {
+                f"n={n}, {flips:.0%} flip, {redrawn:.0%} redrawn": climb(
+                    n, flips, redrawn, level, 20_000 if rule == "ours" else 4_000
+                )
+                for n in (200, 700, 1319)
+                for flips in (0.08, 0.2)
+                for redrawn in (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.05)
+            }
+            for rule, level in RULES.items()
+        },
+        "two_sided_95_covers": {name: covered(make, 2000) for name, make in INTERVALS.items()},
+    }  # fmt: skip
+    climbs = found["climb_of_50_passes"]
+    found["climb_at_worst"] = {rule: worst(climbs[rule].values()) for rule in climbs}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+def worst(shares: Iterable[float]) -> float:
+    return max(shares)
+
+
+if __name__ == "__main__":
+    main()

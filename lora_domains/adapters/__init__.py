@@ -1,0 +1,1 @@
+"""Adapter folders: PEFT's format, strict loading, versions, merging."""

@@ -1,0 +1,400 @@
+"""An adapter: its weights in memory, and its folder on disk, saved atomically.
+
+PEFT defines, initialises and names everything. It is asked on a *skeleton*: the base's
+architecture on the meta device, without weights, so that PEFT never touches the base itself.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from hashlib import sha256
+from mmap import ACCESS_COPY, mmap
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lora_domains.domain import Lora, check_name
+from lora_domains.errors import (
+    AdapterError,
+    AdapterUnsupported,
+    did_you_mean,
+    listed,
+)
+from lora_domains.modeling.base import Base
+from lora_domains.modeling.heads import Head, head_shapes, layout_of, new_head
+
+CONFIG, WEIGHTS, CARD, README, ITEMS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "card.json",
+    "README.md",
+    "items.jsonl",
+)
+PREFIX = "base_model.model."
+WHOLE = ".modules_to_save.default."
+"""What PEFT puts into the names of modules that it stores whole."""
+
+
+@dataclass
+class Adapter:
+    """LoRA weights for one base, and its trained head where it has one.
+
+    ``weights``: a linear's name → A (rank, in), B (out, rank). Those of a folder lie in ``flat``,
+    one buffer as ``slots.flatten`` makes it.
+    """
+
+    name: str
+    config: Any
+    weights: dict[str, tuple[Tensor, Tensor]]
+    scales: dict[str, float]
+    card: dict[str, Any] | None = None
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+    head: Head | None = None
+    flat: Tensor | None = None
+
+    @property
+    def parameters(self) -> int:
+        lora = sum(a.numel() + b.numel() for a, b in self.weights.values())
+        return lora + (self.head.parameters if self.head else 0)
+
+
+# ── PEFT on a skeleton ──────────────────────────────────────────────────────────────────────────
+
+
+def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
+    """A ``PeftModel`` of the base's architecture on the meta device, with ``config`` injected.
+
+    With ``classes`` it is the architecture's sequence classifier, for an adapter with a head.
+    Raises AdapterUnsupported when no linear of this base matches, or for mixture-of-experts
+    layers whose experts are one three-dimensional weight: PEFT would leave them out in silence.
+    """
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    experts = [
+        name
+        for name, parameter in base.model.named_parameters()
+        if parameter.dim() == 3 and "expert" in name
+    ]
+    if experts:
+        raise AdapterUnsupported(
+            where=base.id,
+            expected="a base whose layers are two-dimensional linears",
+            found=f"mixture-of-experts weights such as {experts[0]}",
+            hint="Choose a dense base.",
+        )
+    plain = deepcopy(base.model.config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    with torch.device("meta"):
+        if classes is None:
+            bare = AutoModelForCausalLM.from_config(plain)
+        else:
+            bare = _classifier(base, plain, classes)
+    try:
+        with warnings.catch_warnings(), _plain_linears():
+            warnings.simplefilter("ignore")
+            return get_peft_model(bare, config, low_cpu_mem_usage=True)
+    except (ValueError, TypeError) as error:  # TypeError: LoRA on a layer that is saved whole
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in bare.named_modules() if _linear(m)})
+        wanted = config.target_modules
+        unknown = (
+            [t for t in wanted if t not in linears] if not isinstance(wanted, str) else [wanted]
+        )
+        raise AdapterUnsupported(
+            where=base.id,
+            expected="target modules that are linears of this base",
+            found=listed(map(repr, unknown)) or str(error).splitlines()[0],
+            hint=did_you_mean(str(unknown[0]) if unknown else "", linears),
+        ) from error
+
+
+@contextmanager
+def _plain_linears() -> Iterator[None]:
+    """A skeleton has plain linears only: PEFT need not import bitsandbytes to look for others."""
+    peft_model = "peft.tuners.lora.model"
+    with (
+        patch(f"{peft_model}.is_bnb_available", return_value=False),
+        patch(f"{peft_model}.is_bnb_4bit_available", return_value=False),
+    ):
+        yield
+
+
+def _classifier(base: Base, config: Any, classes: int) -> Any:
+    """The architecture's own sequence classifier, whose head must be the one in ``heads``."""
+    from transformers import AutoModelForSequenceClassification
+
+    config.num_labels = classes
+    try:
+        model = AutoModelForSequenceClassification.from_config(config)
+        there = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    except ValueError:  # transformers has none for this architecture
+        there = {}
+    wanted = head_shapes(base, classes)
+    if not wanted.items() <= there.items():
+        raise AdapterUnsupported(
+            where=base.id,
+            expected=f"an architecture with a classification head of {listed(wanted)}",
+            found=f"{config.model_type}, which has another or none",
+            hint="Train without a head: the labels are then scored as text.",
+        )
+    return model
+
+
+def _linear(module: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
+    """(name in the base, PEFT's LoRA layer) of each linear the config targets."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in peft_model.named_modules():
+        if isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
+            if not _linear(layer):
+                raise AdapterUnsupported(
+                    where=name.removeprefix(PREFIX),
+                    expected="LoRA on linear layers",
+                    found=f"LoRA on a layer of kind {type(layer).__name__}",
+                    hint="Leave it out of target_modules.",
+                )
+            yield name.removeprefix(PREFIX), module
+
+
+def new_adapter(
+    base: Base, name: str, lora: Lora, rank: int, alpha: int, seed: int, classes: int | None = None
+) -> Adapter:
+    """A fresh adapter as PEFT initialises it (A Kaiming-uniform, B zero), drawn from ``seed``.
+
+    With ``classes`` it has a head of that many.
+    """
+    from peft import LoraConfig, TaskType
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM if classes is None else TaskType.SEQ_CLS,
+        modules_to_save=None if classes is None else list(layout_of(base).saved),
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        base_model_name_or_path=base.id,
+        revision=base.revision,
+    )
+    weights, scales = {}, {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for linear, layer in lora_layers(skeleton(base, config, classes)):
+            layer.lora_A["default"].to_empty(device="cpu")
+            layer.lora_B["default"].to_empty(device="cpu")
+            layer.reset_lora_parameters("default", init_lora_weights=True)
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            weights[linear] = (a.detach().float(), b.detach().float())
+            scales[linear] = float(layer.scaling["default"])
+        head = None if classes is None else new_head(base, classes)
+    return Adapter(name, config, weights, scales, head=head)
+
+
+# ── Saving ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def save_adapter(
+    folder: Path,
+    adapter: Adapter,
+    base: Base,
+    card: Callable[[str], Mapping[str, Any]],
+    readme: Callable[[Mapping[str, Any]], str],
+    items: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Write the whole folder, in one step that is done or not done at all; returns the card.
+
+    ``card`` is called with the sha256 of PEFT's two files. Raises AdapterError when it cannot be
+    written (no space, no permission); whatever was there before is still there then.
+    """
+    with replacing(folder) as fresh:
+        _write_peft_files(fresh, adapter, base)
+        made = dict(card(fingerprint(fresh)))
+        _write_papers(fresh, made, readme, items)
+    return made
+
+
+def rewrite_card(
+    folder: Path,
+    card: Mapping[str, Any],
+    readme: Callable[[Mapping[str, Any]], str],
+    items: list[dict[str, Any]],
+) -> None:
+    """The same adapter with a new card, README and items, again in one step."""
+    with replacing(folder) as fresh:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(folder / name, fresh / name)
+        _write_papers(fresh, card, readme, items)
+
+
+def _write_papers(
+    folder: Path,
+    card: Mapping[str, Any],
+    readme: Callable[[Mapping[str, Any]], str],
+    items: list[dict[str, Any]],
+) -> None:
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / README).write_text(readme(card), encoding="utf-8")
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    (folder / ITEMS).write_text(lines, encoding="utf-8")
+
+
+def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
+    head = adapter.head
+    model = skeleton(base, deepcopy(adapter.config), head.classes if head else None)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base.id
+    # A set is written in hash order, different in every process; the same bytes are wanted.
+    for option in ("target_modules", "exclude_modules"):
+        if isinstance(getattr(config, option), set):
+            setattr(config, option, sorted(getattr(config, option)))
+    state = {}
+    for linear, (a, b) in adapter.weights.items():
+        state[f"{PREFIX}{linear}.lora_A.default.weight"] = a.contiguous()
+        state[f"{PREFIX}{linear}.lora_B.default.weight"] = b.contiguous()
+    if head:
+        # PEFT adds its own names each time it meets the config, and "all-linear" takes the head in.
+        config.modules_to_save = list(layout_of(base).saved)
+        if not isinstance(config.target_modules, str):
+            whole = {name.rpartition(".")[0] for name in head.weights}
+            config.target_modules = [t for t in config.target_modules if t not in whole]
+        for name, _ in model.named_parameters():
+            if WHOLE in name:
+                state[name] = head.weights[_plain_name(name)].detach().cpu().contiguous()
+    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+
+
+def _plain_name(name: str) -> str:
+    """``base_model.model.bert.pooler.modules_to_save.default.dense.bias``: ``bert.pooler…``."""
+    return name.removeprefix(PREFIX).replace(WHOLE, ".")
+
+
+def fingerprint(folder: Path, pages: bytes | mmap | None = None) -> str:
+    """sha256 over the adapter's config and weights as stored: any changed byte changes it.
+
+    ``pages`` is the weights file where it is mapped already.
+    """
+    digest = sha256((folder / CONFIG).read_bytes())
+    digest.update(mapped(folder / WEIGHTS) if pages is None else pages)
+    return digest.hexdigest()
+
+
+def mapped(path: Path) -> bytes | mmap:
+    """The bytes of a file as pages that are read when they are used; writing changes no file."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return mmap(file.fileno(), 0, access=ACCESS_COPY) if size else b""
+
+
+@contextmanager
+def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
+    """A new folder beside ``folder`` to write into, that takes its place when the block succeeds.
+
+    A process killed at any moment leaves the old folder or the new one. Raises AdapterError
+    when the disk refuses; the unfinished folder is removed then. A folder that stands there
+    without the file ``mark`` is not ours to replace.
+    """
+    check_name(folder.name)
+    # A link stays a link: what it points to is replaced.
+    folder = settled(folder.resolve())
+    _refuse_others(folder, mark)
+    fresh: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        fresh.chmod(0o755)
+        yield fresh
+        # safetensors lets its owner alone read a file; what others may read is the umask's to say.
+        mode = (fresh / mark).stat().st_mode
+        for path in fresh.iterdir():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        _take_place(fresh, folder)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            where=folder.name,
+            expected="a disk that takes the adapter",
+            found=getattr(error, "strerror", None) or str(error),
+            hint="Free some space or choose another --out. What was saved before is untouched.",
+        ) from error
+    finally:
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _refuse_others(folder: Path, mark: str) -> None:
+    """Never replace what is no adapter: a mistaken name must not cost somebody a folder."""
+    if folder.exists() and not (folder / mark).exists():
+        held = listed(sorted(p.name for p in folder.iterdir()), 3) if folder.is_dir() else "a file"
+        if held:
+            raise AdapterError(
+                where=folder.name,
+                expected=f"a folder with {mark}, an empty one or nothing in that place",
+                found=held,
+                hint="Choose another name or another --out.",
+            )
+
+
+def _take_place(fresh: Path, folder: Path) -> None:
+    """Put ``fresh`` where ``folder`` is; ``fresh`` then holds what was there."""
+    if not folder.exists():
+        os.rename(fresh, folder)
+    elif not _exchange(fresh, folder):
+        # No atomic exchange on this system: the old folder waits under a name that `settled`
+        # restores, should the process die between the two renames.
+        waiting = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(waiting, ignore_errors=True)
+        os.rename(folder, waiting)
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            settled(folder)
+            raise
+        shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders atomically: renameat2 on Linux, renamex_np on macOS; False elsewhere."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        a, b = os.fsencode(one), os.fsencode(other)
+        if sys.platform == "linux":
+            at_cwd, exchange = -100, 2
+            return bool(libc.renameat2(at_cwd, a, at_cwd, b, exchange) == 0)
+        if sys.platform == "darwin":
+            swap = 2
+            return bool(libc.renamex_np(a, b, swap) == 0)
+    except (OSError, AttributeError):
+        return False
+    return False
+
+
+def settled(folder: Path) -> Path:
+    """``folder``, restored first if a process died while it was being replaced."""
+    if not folder.exists() and folder.name:
+        waiting = folder.with_name(f".{folder.name}.old")
+        if waiting.exists():
+            os.rename(waiting, folder)
+    return folder

@@ -1,0 +1,1 @@
+"""Questions about a trained adapter: traces, curves, comparisons, reproduction."""

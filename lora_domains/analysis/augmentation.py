@@ -1,0 +1,96 @@
+"""Training texts as others would have typed them: edits that leave the label as it was. No torch.
+
+Case, spaces, a full stop, and now and then a slip of the finger: two neighbouring letters swapped,
+or one replaced by its neighbour on the keyboard, inside a longer word (the noise of Belinkov & Bisk
+2018, arXiv 1711.02173). Words are never left out, exchanged or put elsewhere, as EDA does (Wei &
+Zou 2019, arXiv 1901.11196): "no chest pain" without its "no" has another label. Digits and words of
+fewer than five letters (no, not, mg) keep their letters.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+from lora_domains.data.leaks import copies
+from lora_domains.data.prepare import Data
+from lora_domains.data.readers import read
+from lora_domains.tasks import Example, Task
+
+TYPOS = 0.03
+"""Share of the longer words that get a slip."""
+ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+LONG = re.compile(r"[a-zA-Z]{5,}")
+
+
+def noisy(text: str, random: Random) -> str:
+    """``text`` with one edit of its form, and slips in a few longer words."""
+    text = LONG.sub(lambda word: _slip(word.group(), random, TYPOS), text)
+    return random.choice((_lower, _capital, _space, _stop, _typo))(text, random)
+
+
+def _lower(text: str, _: Random) -> str:
+    return text.lower()
+
+
+def _capital(text: str, _: Random) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _space(text: str, random: Random) -> str:
+    """One space doubled."""
+    places = [at for at, letter in enumerate(text) if letter == " "]
+    at = random.choice(places) if places else 0
+    return text[:at] + " " + text[at:] if places else text
+
+
+def _stop(text: str, _: Random) -> str:
+    """The last full stop taken away, or one added."""
+    return text.rstrip().removesuffix(".") if text.rstrip().endswith(".") else text + "."
+
+
+def _typo(text: str, random: Random) -> str:
+    """A slip in one of the longer words for certain."""
+    words = list(LONG.finditer(text))
+    if not words:
+        return text
+    word = random.choice(words)
+    return text[: word.start()] + _slip(word.group(), random, 1.0) + text[word.end() :]
+
+
+def _slip(word: str, random: Random, rate: float) -> str:
+    """A letter inside the word swapped with the next, or replaced by its neighbour on the keys."""
+    if random.random() >= rate:
+        return word
+    at = random.randrange(1, len(word) - 2)
+    if random.random() < 0.5:
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    letter = word[at]
+    keys = next(row for row in ROWS if letter.lower() in row)
+    place = keys.index(letter.lower())
+    near = random.choice([keys[i] for i in (place - 1, place + 1) if 0 <= i < len(keys)])
+    return word[:at] + (near.upper() if letter.isupper() else near) + word[at + 1 :]
+
+
+def augmented(
+    task: Task, data: Data, train: Sequence[Example], test: Sequence[Example], seed: int
+) -> list[Example]:
+    """Each of ``train`` once more with its text edited; the same for the same seed.
+
+    Nothing for a task whose columns are not texts alone. An edited row that became one of ``test``
+    is left out.
+    """
+    if not hasattr(task, "unlabelled") or data.train is None:
+        return []
+    rows = {row.id: row for row in read(data.train, "train")}
+    made = []
+    for example in train:
+        row = rows[example.id]
+        values = dict(data.row(row.values) if data.row else row.values)
+        random = Random(f"{seed}/{row.id}")
+        for column in dict.fromkeys(task.columns[:-1]):
+            values[column] = noisy(str(values[column]), random)
+        edited = task.example(replace(row, values=values))
+        made.append(replace(edited, id=f"{row.id}~", group=example.group))
+    leaked = copies(made, test)
+    return [example for example in made if example.id not in leaked]

@@ -1,0 +1,165 @@
+"""Two adapters or versions on the same items, and several seeds of one; no model is needed.
+
+Everything comes from the ``items.jsonl`` of the adapters' folders, matched by the keyed digest of
+each row: only folders evaluated in one output folder share a key.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_domains.errors import AdapterError
+from lora_domains.report.report import CARD, read_card, read_items
+from lora_domains.stats.seeds import seeds
+from lora_domains.verdict import gates as rules
+from lora_domains.verdict.scores import chosen
+from lora_domains.verdict.summary import (
+    LOWER_IS_BETTER,
+    comparison,
+    contributions,
+    fields_of,
+    metrics_of,
+)
+
+
+def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
+    """B (``second``) against A on the same test items and the same general questions.
+
+    Every metric's ``base`` is A and its ``adapter`` B. ``verdict``: pass where B is better than A
+    on the domain metric, fail where it is not, inconclusive where the items cannot tell; and
+    general knowledge must be kept within A's margin. Raises AdapterError when the test sets or
+    what is asked of them differ.
+    """
+    one, two = _Run(first), _Run(second)
+    _same_question(one, two)
+    test, general = _paired(one, two, "test"), _paired(one, two, "general")
+    metric, positive = one.judged["metric"], one.positive
+    scores = {}
+    for name in metrics_of(one.kind, positive):
+        made = comparison(name, test, "base", "adapter", positive)
+        if made is not None:
+            scores[name] = fields_of(made)
+    judged = comparison(metric, test, "base", "adapter", positive)
+    assert judged is not None
+    results = [
+        rules.gain(judged, None, metric, higher_is_better=metric not in LOWER_IS_BETTER, than="A")
+    ]
+    pooled = comparison("accuracy", general, "base", "adapter", None)
+    if pooled is not None:
+        results.append(rules.retention(pooled, one.entry["settings"]["gates"]["retention"]))
+    return {
+        "a": one.name,
+        "b": two.name,
+        "metric": metric,
+        "scores": scores,
+        "general": None if pooled is None else fields_of(pooled),
+        "gates": [asdict(result) for result in results],
+        "verdict": rules.verdict(results),
+    }
+
+
+def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
+    """``seeds`` of a report entry: {metric: figures of ``seeds.seeds``}, over runs of one domain.
+
+    The change over the base on each metric, seed variance apart from item variance. Raises
+    AdapterError when the runs were not judged on the same test set.
+    """
+    runs = [_Run(folder) for folder in folders]
+    for other in runs[1:]:
+        _same_question(runs[0], other)
+    rows = [_ordered(runs[0], run) for run in runs]
+    found = {}
+    for metric in metrics_of(runs[0].kind, runs[0].positive):
+        changes = []
+        for part in rows:
+            before, after = (
+                contributions(metric, part, name, runs[0].positive) for name in ("base", "adapter")
+            )
+            if before is not None and after is not None:
+                changes.append(after - before)
+        if len(changes) == len(runs):
+            found[metric] = seeds(np.stack(changes))
+    return found
+
+
+def save_seeds(folders: Sequence[Path], found: Mapping[str, Any]) -> None:
+    """Put the figures of ``compare_seeds`` into each card, as ``seeds``: reports show them."""
+    for folder in folders:
+        card = read_card(folder)
+        card["adapters"][0]["seeds"] = found
+        fresh = folder / f".{CARD}.new"
+        fresh.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        os.replace(fresh, folder / CARD)
+
+
+# ── inside ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Run:
+    """One adapter's card and items."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.entry = read_card(folder)["adapters"][0]
+        if "judged" not in self.entry:
+            raise AdapterError(
+                where=folder.name,
+                expected="an adapter that was evaluated",
+                found="a card without a verdict",
+                hint="Evaluate it first.",
+            )
+        self.items = read_items(folder)
+        self.judged: Mapping[str, Any] = self.entry["judged"]
+        self.kind: str = self.entry["settings"]["task"]["kind"]
+        labels, positive = self.judged["labels"], self.judged["positive"]
+        self.positive = None if positive is None else labels.index(positive)
+
+
+def _same_question(one: _Run, two: _Run) -> None:
+    for what in ("metric", "labels", "positive"):
+        if one.judged[what] != two.judged[what]:
+            raise AdapterError(
+                where=f"{one.name} and {two.name}",
+                expected=f"the same {what}",
+                found=f"{one.judged[what]} and {two.judged[what]}",
+                hint="Compare adapters that were asked the same question.",
+            )
+
+
+def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
+    return item["digest"], item["target"], item.get("suite")
+
+
+def _ordered(one: _Run, two: _Run, where: str = "test") -> list[Mapping[str, Any]]:
+    """``two``'s items in the order of ``one``'s; raises AdapterError where they differ."""
+    first = chosen(one.items, "set", where)
+    second: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for item in chosen(two.items, "set", where):
+        second[_key(item)].append(item)
+    wanted, there = Counter(map(_key, first)), Counter({k: len(v) for k, v in second.items()})
+    if wanted != there:
+        shared = (wanted & there).total()
+        hint = "Evaluate both on the same test rows, in one output folder."
+        raise AdapterError(
+            where=f"{one.name} and {two.name}",
+            expected=f"the same {where} items",
+            found=f"{wanted.total()} and {there.total()} items, {shared} of them shared",
+            hint=hint + ("" if shared else " (Digests of another folder have another key.)"),
+        )
+    return [second[_key(item)].pop(0) for item in first]
+
+
+def _paired(one: _Run, two: _Run, where: str) -> list[Mapping[str, Any]]:
+    """Items in which ``base`` is A's adapter and ``adapter`` B's."""
+    first = chosen(one.items, "set", where)
+    second = _ordered(one, two, where)
+    return [
+        {**a, "scores": {"base": a["scores"]["adapter"], "adapter": b["scores"]["adapter"]}}
+        for a, b in zip(first, second, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Base, adapter and baselines scored on the same items, up to the verdict."""

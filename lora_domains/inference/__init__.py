@@ -1,0 +1,1 @@
+"""Likelihoods, generated text and predictions from a base and its adapters."""

@@ -1,0 +1,248 @@
+"""Answers for people: a batch whose rows each have their own domain, and text as it is written."""
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from lora_domains.data.tokenization import Tokenization
+from lora_domains.errors import UsageError
+from lora_domains.evaluation.contenders import positive_of, unanswered
+from lora_domains.inference.likelihoods import (
+    choice_logprobs,
+    generate,
+    generate_in_chunks,
+    head_scores,
+    renormalise,
+)
+from lora_domains.modeling.bank import Bank
+from lora_domains.stats.thresholds import REFER, check_referral, decide, stored
+from lora_domains.tasks import Classification, Example, Row, Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label with its probability, and those of the others; ``refer`` where none is sure."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def each_row(
+    domain: str | None, domains: Sequence[str | None] | None, count: int
+) -> list[str | None] | None:
+    """The domain of each of ``count`` rows; None where neither is given, so ``using`` decides.
+
+    Raises UsageError when both are given, or ``domains`` has another length.
+    """
+    if domains is None:
+        return None if domain is None else [domain] * count
+    if domain is not None or isinstance(domains, str) or len(domains) != count:
+        given = repr(domains) if isinstance(domains, str) else f"{len(domains)} for {count} rows"
+        raise UsageError(
+            expected="either one domain, or a list with one for each row",
+            found=f"both domain={domain!r} and domains" if domain is not None else given,
+            hint="Call f(rows, domain='medical') or f(rows, domains=['medical', None, …]).",
+        )
+    return list(domains)
+
+
+def by_domain(
+    bank: Bank,
+    domains: Sequence[str | None] | None,
+    count: int,
+    run: Callable[[list[int]], list[T]],
+) -> list[T]:
+    """``run`` over the rows with each served by its domain; its answers in the order of the rows.
+
+    ``run`` takes positions of rows and gives the same number of answers for each. Rows are sorted
+    by domain, and served in parts that need no more adapters than there are slots.
+    """
+    if domains is None:
+        return run(list(range(count)))
+    answers: list[list[T]] = [[] for _ in range(count)]
+    for rows in bank.parts(domains):
+        with bank.routed([domains[row] for row in rows]):
+            found = run(rows)
+        several = len(found) // len(rows)
+        for place, row in enumerate(rows):
+            answers[row] = found[place * several : (place + 1) * several]
+    return [answer for of_row in answers for answer in of_row]
+
+
+def continued(
+    bank: Bank, prompts: Sequence[str], domains: Sequence[str | None] | None, **options: Any
+) -> list[str]:
+    """The continuation of each prompt; ``options`` are those of ``scoring.generate``."""
+    tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
+    ids = [[*tokenization.bos, *tokenization.tokens(prompt)] for prompt in prompts]
+
+    def run(rows: list[int]) -> list[str]:
+        picked = [ids[row] for row in rows]
+        return generate(bank.base.model, bank.base.tokenizer, picked, **options)
+
+    return by_domain(bank, domains, len(ids), run)
+
+
+def predicted(
+    bank: Bank,
+    limits: Mapping[str, int],
+    texts: Sequence[str | Mapping[str, Any]],
+    domains: Sequence[str],
+    tasks: Mapping[str, Task],
+    refer_below: float = 0.0,
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[Prediction | str]:
+    """The label or the answer to each text, asked as ``tasks`` has it for its domain.
+
+    ``limits`` has the tokens of a text at most. A label less probable than ``refer_below`` becomes
+    ``refer``. Where a domain wants a recall or a precision, its card's threshold decides.
+    """
+    base = bank.base
+    thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
+    for task in tasks.values():
+        check_referral(refer_below, getattr(task, "labels", None) or ())
+    of_row = [tasks[name] for name in domains]
+    heads = [bank[name].head for name in domains]
+    examples = [
+        as_example(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
+    ]
+    # A text that a head reads is framed otherwise.
+    tokenizations = {
+        name: Tokenization(base.tokenizer, limits[name], head=bank[name].head is not None,
+                      framed=base.bidirectional)
+        for name in tasks
+    }  # fmt: skip
+    items = [
+        tokenizations[name].encode(example)
+        for name, example in zip(domains, unanswered(examples), strict=True)
+    ]
+    found: dict[int, Prediction | str] = {}
+    # Labels are scored, answers are written: a batch for those of a head, one for those scored as
+    # text, and one for each length of what is written.
+    kinds = [
+        "head" if head is not None else _tokens_to_write(task)
+        for head, task in zip(heads, of_row, strict=True)
+    ]
+    for kind in dict.fromkeys(kinds):
+        rows = [row for row, of in enumerate(kinds) if of == kind]
+
+        def answer(part: list[int], rows: list[int] = rows, kind: str | int = kind) -> list[Any]:
+            picked, at = [items[rows[i]] for i in part], [rows[i] for i in part]
+            model, pad = base.model, base.tokenizer.pad_token_id
+            if kind == "head":
+                scores = head_scores(model, [h for i in at if (h := heads[i])], picked, pad)
+            elif kind:
+                return generate_in_chunks(model, base.tokenizer, picked, int(kind))
+            else:
+                scores = choice_logprobs(model, picked, pad)
+            return [
+                _labelled(of_row[i], row, thresholds[domains[i]], refer_below)
+                for i, row in zip(at, scores, strict=True)
+            ]
+
+        answers = by_domain(bank, [domains[row] for row in rows], len(rows), answer)
+        found |= dict(zip(rows, answers, strict=True))
+    return [found[row] for row in range(len(texts))]
+
+
+def _tokens_to_write(task: Task) -> int:
+    """How long an answer may be; 0 where labels are scored instead."""
+    return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
+
+
+def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> float | None:
+    """From which probability the domain ``name`` has its positive class; None: the likeliest."""
+    wanted = task.wanted if isinstance(task, Classification) else {}
+    threshold = stored(bank[name].card) if wanted else None
+    if wanted and threshold is None:
+        warn(
+            f"{name} has no threshold for the wanted {wanted} (evaluate chooses it): "
+            "the likeliest label is named."
+        )
+    return threshold
+
+
+def _labelled(
+    task: Task, logprobs: np.ndarray, threshold: float | None, refer_below: float
+) -> Prediction:
+    labels = getattr(task, "labels", None) or ()
+    shares = [float(p) for p in np.exp(renormalise(logprobs))]
+    best = decide(shares, positive_of(task), threshold)
+    label = labels[best] if shares[best] >= refer_below else REFER
+    return Prediction(label, shares[best], dict(zip(labels, shares, strict=True)))
+
+
+def as_example(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
+    """A text as an example of ``task``, without an answer; raises UsageError and DataError."""
+    if not hasattr(task, "unlabelled"):
+        raise UsageError(
+            expected="a classification or generation domain",
+            found=task.kind,
+            hint="Use generate() instead.",
+        )
+    columns = task.columns[:-1]
+    if isinstance(text, str):
+        if len(set(columns)) != 1:
+            raise UsageError(
+                expected="rows with the columns " + ", ".join(columns),
+                found="a plain string",
+                hint="Pass a dict for each row.",
+            )
+        text = {columns[0]: text}
+    example: Example = task.unlabelled(Row(text, "input", number, f"input {number}"))
+    return example
+
+
+def streamed(bank: Bank, prompt: str, domain: str | None, **options: Any) -> Iterator[str]:
+    """The continuation of ``prompt`` in pieces of text, while it is written by another thread.
+
+    The thread is given the route of this call: ``using`` may be left, and the adapter unloaded,
+    before the last piece. A reader who stops early stops the thread. Raises what ``generate`` does.
+    """
+    from transformers import TextIteratorStreamer
+
+    streamer = TextIteratorStreamer(bank.base.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    left = threading.Event()
+    failures: list[Exception] = []
+
+    def stop(ids: torch.Tensor, _scores: object, **_: Any) -> torch.Tensor:
+        return torch.full((len(ids),), left.is_set(), device=ids.device)
+
+    criteria = [*options.pop("stopping_criteria", ()), stop]
+
+    def write() -> None:
+        try:
+            continued(
+                bank, [prompt], None, streamer=streamer, stopping_criteria=criteria, **options
+            )
+        except Exception as error:  # raised again where the pieces are read
+            failures.append(error)
+        finally:
+            streamer.end()
+
+    if domain is None:
+        context = contextvars.copy_context()
+    else:
+        with bank.routed(domain):
+            context = contextvars.copy_context()
+
+    def pieces() -> Iterator[str]:
+        thread = threading.Thread(target=context.run, args=(write,), daemon=True)
+        thread.start()
+        try:
+            yield from filter(None, streamer)
+        finally:
+            left.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    return pieces()

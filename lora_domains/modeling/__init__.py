@@ -1,0 +1,1 @@
+"""The frozen base and the LoRA adapters that are applied to it."""

@@ -1,0 +1,78 @@
+"""Batches of encoded examples as padded tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_domains.data.tokenization import EncodedExample
+
+IGNORED = -100
+"""The label of a token without supervision, as torch's cross entropy has it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded rows; ids, mask and positions are (rows, length).
+
+    Every row ends in the last column, so that all supervised tokens lie in the last ``keep - 1``
+    columns and logits are needed for the last ``keep`` only. ``labels`` is (rows, keep - 1): the
+    token that each kept position but the last should predict.
+
+    Masked texts are right-padded, as encoders have it; ``labels`` is (rows, most masked) and
+    ``places`` of the same shape says in which columns those tokens are asked for.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    labels: Tensor
+    places: Tensor | None = None
+
+    @property
+    def keep(self) -> int:
+        return self.labels.shape[1] + 1
+
+
+def collate(items: Sequence[EncodedExample], pad: int, device: torch.device | str = "cpu") -> Batch:
+    """Prompt and answer of each item in one tensor, padded to the longest, prompt masked."""
+    longest = max(map(len, items))
+    width = max(len(item.answer) for item in items)
+    if items[0].masked:
+        return _collate_masked(items, pad, device, longest, width)
+    ids = torch.full((len(items), longest), pad)
+    mask = torch.zeros((len(items), longest), dtype=torch.long)
+    labels = torch.full((len(items), width), IGNORED)
+    for row, item in enumerate(items):
+        start = longest - len(item)
+        ids[row, start:] = torch.tensor(item.prompt + item.answer)
+        mask[row, start:] = 1
+        labels[row, width - len(item.answer) :] = torch.tensor(item.answer)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return Batch(ids.to(device), mask.to(device), positions.to(device), labels.to(device))
+
+
+def _collate_masked(
+    items: Sequence[EncodedExample], pad: int, device: torch.device | str, longest: int, width: int
+) -> Batch:
+    ids, mask, positions = prompts(items, pad, longest, left=False)
+    labels = torch.full((len(items), width), IGNORED)
+    places = torch.zeros((len(items), width), dtype=torch.long)
+    for row, item in enumerate(items):
+        labels[row, : len(item.answer)] = torch.tensor(item.answer)
+        places[row, : len(item.answer)] = torch.tensor(item.masked)
+    return Batch(*(part.to(device) for part in (ids, mask, positions, labels, places)))
+
+
+def prompts(
+    items: Sequence[EncodedExample], pad: int, longest: int, *, left: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and positions of prompts alone, each (rows, longest), padded left or right."""
+    ids = torch.full((len(items), longest), pad)
+    mask = torch.zeros((len(items), longest), dtype=torch.long)
+    for row, item in enumerate(items):
+        start = longest - len(item.prompt) if left else 0
+        ids[row, start : start + len(item.prompt)] = torch.tensor(item.prompt)
+        mask[row, start : start + len(item.prompt)] = 1
+    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,0 +1,50 @@
+"""What a run was made with: versions, machine, seed, commit."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from lora_domains import __version__
+from lora_domains.distributed import state
+from lora_domains.modeling.base import Base
+
+
+def environment(base: Base, seed: int) -> dict[str, Any]:
+    """What a run was made with (DESIGN.md, "On disk")."""
+    import accelerate
+    import peft
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "accelerate": accelerate.__version__,
+        "lora_domains": __version__,
+        "device": _device_name(base.device),
+        "world_size": state().num_processes,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "git": _git(),
+        **({} if base.quantization is None else {"bitsandbytes": version("bitsandbytes")}),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _git() -> str | None:
+    """The commit of the checkout that the working folder is in, if there is one."""
+    import subprocess
+
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""General-knowledge suites: questions and texts that no adapter is trained on."""

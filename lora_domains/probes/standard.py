@@ -1,0 +1,153 @@
+"""The field's standard probes, each from the Hub at a pinned revision, or from a local file.
+
+A local file of the same shape takes the place of the Hub: ``mmlu("mmlu_test.jsonl")``. Questions
+are asked as continuations, most of them without examples: retention compares an adapter with its
+base on the same items, it does not compete on a leaderboard.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lora_domains.data.readers import Hub, Source, read
+from lora_domains.probes.suite import Probe, Suite
+from lora_domains.tasks import Generation, MultipleChoice
+
+Values = Mapping[str, Any]
+ANSWER = "Question: {question}\nAnswer:"
+WINDOWS = 200
+"""Texts of WikiText that drift and nats are measured on."""
+LONG = 200
+"""Characters a line needs to be a text of its own; shorter ones are titles."""
+
+
+def mmlu(rows: Source | None = None) -> Probe:
+    """MMLU: 57 subjects, four choices (Hendrycks et al. 2021, arXiv 2009.03300)."""
+    hub = Hub("cais/mmlu", "test", "c30699e8356da336a370243923dbaf21066bb9fe", "all")
+    return Probe("mmlu", MultipleChoice(prompt=ANSWER), rows or hub, part="subject")
+
+
+def arc(rows: Source | None = None) -> Probe:
+    """ARC-Challenge: school science (Clark et al. 2018, arXiv 1803.05457)."""
+    hub = Hub(
+        "allenai/ai2_arc", "test", "210d026faf9955653af8916fad021475a3f00453", "ARC-Challenge"
+    )
+    return Probe("arc", MultipleChoice(prompt=ANSWER, per_token=True), rows or hub, lettered)
+
+
+def openbookqa(rows: Source | None = None) -> Probe:
+    """OpenBookQA: elementary science (Mihaylov et al. 2018, arXiv 1809.02789)."""
+    hub = Hub("allenai/openbookqa", "test", "388097ea7776314e93a529163e0fea805b8a6454", "main")
+    return Probe("openbookqa", MultipleChoice(prompt="{question}", per_token=True), rows or hub,
+                 lettered)  # fmt: skip
+
+
+def hellaswag(rows: Source | None = None) -> Probe:
+    """HellaSwag: which ending follows (Zellers et al. 2019, arXiv 1905.07830)."""
+    hub = Hub("Rowan/hellaswag", "validation", "218ec52e09a7e7462a5400043bb9a69a41d06b76")
+
+    def plain(text: str) -> str:
+        # As EleutherAI's harness reads it: WikiHow's marks are taken out.
+        text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+        return text.replace("  ", " ").strip()
+
+    def reads(row: Values) -> Values:
+        question = plain(f"{row['activity_label']}: {row['ctx']}")
+        return {"question": question, "choices": [plain(e) for e in row["endings"]],
+                "answer": str(row["label"])}  # fmt: skip
+
+    task = MultipleChoice(prompt="{question}", per_token=True)
+    return Probe("hellaswag", task, rows or hub, reads)
+
+
+def winogrande(rows: Source | None = None) -> Probe:
+    """WinoGrande: whom a pronoun means (Sakaguchi et al. 2020, arXiv 1907.10641).
+
+    A choice is the name with the rest of its sentence, so the two are whole sentences compared.
+    """
+    revision = "01e74176c63542e6b0bcb004dcdea22d94fb67b5"
+    hub = Hub("allenai/winogrande", "validation", revision, "winogrande_xl")
+
+    def reads(row: Values) -> Values:
+        before, _, after = row["sentence"].partition("_")
+        choices = [f"{row[name]}{after}" for name in ("option1", "option2")]
+        return {"question": before.strip(), "choices": choices, "answer": int(row["answer"]) - 1}
+
+    return Probe("winogrande", MultipleChoice(prompt="{question}"), rows or hub, reads)
+
+
+def truthfulqa(rows: Source | None = None) -> Probe:
+    """TruthfulQA, single true answer (MC1; Lin et al. 2022, arXiv 2109.07958)."""
+    revision = "741b8276f2d1982aa3d5b832d3ee81ed3b896490"
+    hub = Hub("truthfulqa/truthful_qa", "validation", revision, "multiple_choice")
+
+    def reads(row: Values) -> Values:
+        targets = row["mc1_targets"]
+        answer = list(targets["labels"]).index(1)
+        return {"question": row["question"], "choices": targets["choices"], "answer": answer}
+
+    return Probe("truthfulqa", MultipleChoice(prompt="Q: {question}\nA:"), rows or hub, reads)
+
+
+def gsm8k(rows: Source | None = None, shown: Source | None = None) -> Probe:
+    """GSM8K: sums in words, judged by the last number (Cobbe et al. 2021, arXiv 2110.14168).
+
+    Answers are generated, after four worked rows of its training split.
+    """
+    revision = "e53f048856ff4f594e959d75785d2c2d37b678ee"
+    hub, train = (Hub("openai/gsm8k", split, revision, "main") for split in ("test", "train"))
+    task = Generation(prompt=ANSWER, max_new_tokens=256, judge="number", until="\n\n")
+
+    def reads(row: Values) -> Values:
+        # <<48/2=24>> are notes for a calculator that nobody has here.
+        return {**row, "answer": re.sub(r"<<.*?>>", "", row["answer"])}
+
+    return Probe("gsm8k", task, rows or hub, reads, shown=shown or train, shots=4)
+
+
+def lettered(row: Values) -> Values:
+    """ARC's and OpenBookQA's shape (choices with their letters) as question, choices, answer."""
+    choices = row["choices"]
+    if not isinstance(choices, Mapping) or "text" not in choices:
+        return row
+    answer = list(choices["label"]).index(row["answerKey"])
+    question = row.get("question") or row["question_stem"]
+    return {"question": question, "choices": list(choices["text"]), "answer": answer}
+
+
+def wikitext(rows: Source | None = None, split: str = "test") -> list[str]:
+    """Paragraphs of WikiText-2 (Merity et al. 2017, arXiv 1609.07843), from the Hub or a file."""
+    revision = "b08601e04326c79dfdd32d625aee71d232d685c3"
+    source = rows or Hub("Salesforce/wikitext", split, revision, "wikitext-2-raw-v1")
+    return paragraphs(str(row.values["text"]) for row in read(source, split))
+
+
+def paragraphs(lines: Iterable[str], most: int = WINDOWS) -> list[str]:
+    """The first ``most`` lines that are paragraphs, not titles."""
+    whole = (line.strip() for line in lines)
+    return [line for line in whole if len(line) >= LONG][:most]
+
+
+def standard() -> Suite:
+    """Seven probes and WikiText, all from the Hub. ``limit`` makes it a matter of minutes."""
+    return _suite("standard", [make() for make in PROBES.values()])
+
+
+def _suite(name: str, probes: Sequence[Probe]) -> Suite:
+    return Suite(name, tuple(probes), wikitext, partial(wikitext, split="train"))
+
+
+PROBES: dict[str, Callable[[], Probe]] = {
+    "mmlu": mmlu,
+    "arc": arc,
+    "hellaswag": hellaswag,
+    "winogrande": winogrande,
+    "openbookqa": openbookqa,
+    "truthfulqa": truthfulqa,
+    "gsm8k": gsm8k,
+}
+ALONE: dict[str, Callable[[], Suite]] = {
+    name: partial(lambda name, make: _suite(name, [make()]), name, make)
+    for name, make in PROBES.items()
+}

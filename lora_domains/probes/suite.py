@@ -1,0 +1,255 @@
+"""Probe suites: general-knowledge domains that nobody fits. No torch.
+
+A suite is a name, a few probes (questions with a task that reads them) and general text for drift
+and nats. ``load_suite`` takes the name of one, or a file.
+"""
+
+import importlib.util
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lora_domains.data.readers import Source, read
+from lora_domains.errors import DataError, UsageError, did_you_mean
+from lora_domains.tasks import Example, Generation, Harness, MultipleChoice, Row, task_record
+
+Rows = Callable[[], Sequence[Mapping[str, Any]]]
+QUICK = 700
+"""Questions of a quick look: with 8 % of the items flipping, a harmless adapter passes a 3-point
+gate in at least 80 % of runs at this size (``benchmarks/verdict/simulation.py``)."""
+
+TRAINING, TEXTS = 2000, 200
+"""General texts of the embedded world that training may use; by which is chosen, and measured."""
+
+
+def _as_read(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row
+
+
+def _nothing() -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Questions of one kind. ``rows`` is where they are read, ``reads`` a pure row function."""
+
+    name: str
+    task: MultipleChoice | Generation | Harness
+    rows: Source | Rows
+    reads: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_read
+    part: str = ""
+    """The column that names the part of the probe a question belongs to."""
+    shown: Source | None = None
+    """Answered rows put before every question, ``shots`` of them; never rows that are asked."""
+    shots: int = 0
+
+    def examples(self) -> list[tuple[str, Example]]:
+        """(part, example) of every question; raises DataError where a row cannot be read."""
+        before = self._before()
+        found = []
+        for row in self._read(self.rows):
+            part = f"{self.name}/{row.values[self.part]}" if self.part else self.name
+            example = self.task.example(row)
+            found.append((part, replace(example, prompt=before + example.prompt)))
+        return found
+
+    def _before(self) -> str:
+        if not self.shots or self.shown is None:
+            return ""
+        answered = [self.task.example(row) for row in self._read(self.shown)[: self.shots]]
+        return "".join(f"{example.prompt}{example.answer}\n\n" for example in answered)
+
+    def _read(self, source: Source | Rows) -> list[Row]:
+        if callable(source):
+            rows = [
+                Row(values, self.name, number, f"suite {self.name}, question {number}")
+                for number, values in enumerate(source())
+            ]
+        else:
+            rows = [replace(row, split=self.name) for row in read(source, self.name)]
+        return [replace(row, values=self.reads(row.values)) for row in rows]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Probes, and general text; both are read when they are needed."""
+
+    name: str
+    probes: tuple[Probe, ...]
+    text: Callable[[], Sequence[str]] = _nothing
+    """Held out: drift and nats are measured on it."""
+    training_text: Callable[[], Sequence[str]] = _nothing
+    """Disjoint from ``text`` and from the questions: adapters are held to the base on it."""
+    selection_text: Callable[[], Sequence[str]] = _nothing
+    """Disjoint from both and from the questions: checkpoints and scales are chosen by it."""
+    limit: int | None = None
+    """Questions asked at most, over all probes."""
+    seed: int = 0
+    """Of the sample that ``limit`` takes: the same for every adapter."""
+    _asked: list[tuple[Probe, str, Example]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    def asked(self) -> list[tuple[Probe, str, Example]]:
+        """(probe, part, example) of every question that is asked, in a fixed order.
+
+        With a ``limit`` each probe keeps its share, drawn by ``seed``.
+        """
+        if not self._asked:
+            found = [(p, part, e) for p in self.probes for part, e in p.examples()]
+            if self.limit is not None and len(found) > self.limit:
+                draw = random.Random(f"{self.name}/{self.seed}")
+                found = [found[i] for i in _sample(found, self.limit, draw)]
+            self._asked.extend(found)
+        return self._asked
+
+    def examples(self) -> list[tuple[str, Example]]:
+        """(part, example) of every question that is asked."""
+        return [(part, example) for _, part, example in self.asked()]
+
+    def texts(self) -> list[Example]:
+        """The general text, as language-modelling examples."""
+        return self._examples("text", self.text())
+
+    def training_texts(self) -> list[Example]:
+        """The general text that training may use."""
+        return self._examples("training-text", self.training_text())
+
+    def selection_texts(self) -> list[Example]:
+        """The general text that a checkpoint or a scale may be chosen by."""
+        return self._examples("selection-text", self.selection_text())
+
+    def digest(self) -> str:
+        """sha256 of what is asked and read: a changed question, prompt or text changes it."""
+        digest = sha256(self.name.encode())
+        for probe, part, example in self.asked():
+            asked = [part, task_record(probe.task), example.prompt, example.choices, example.answer]
+            digest.update(json.dumps(asked).encode())
+        for text in self.text():
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+    def _examples(self, kind: str, texts: Iterable[str]) -> list[Example]:
+        place = f"suite {self.name}"
+        return [
+            Example(f"{self.name}-{kind}:{number}", "", text, place=place)
+            for number, text in enumerate(texts)
+        ]
+
+
+def _sample(
+    found: Sequence[tuple[Probe, str, Example]], limit: int, draw: random.Random
+) -> list[int]:
+    """Positions of ``limit`` questions, as many of each probe as its share, in order."""
+    by_probe: dict[str, list[int]] = {}
+    for i, (probe, _, _) in enumerate(found):
+        by_probe.setdefault(probe.name, []).append(i)
+    # Everyone's share rounded down, then one more each in order of size, until the limit.
+    picked, spare = [], []
+    for places in by_probe.values():
+        draw.shuffle(places)
+        share = limit * len(places) // len(found)
+        picked += places[:share]
+        spare += places[share : share + 1]
+    return sorted(picked + spare[: limit - len(picked)])
+
+
+# ── By name ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def embedded() -> Suite:
+    """The questions and general text of the embedded world, for any base."""
+    from lora_domains.embedded.world import general_questions
+
+    task = MultipleChoice(prompt="{question}")
+    return Suite(
+        name="embedded",
+        probes=(Probe("embedded", task, general_questions, part="field"),),
+        text=lambda: _general_text("test", TEXTS),
+        training_text=lambda: _general_text("train", TRAINING),
+        selection_text=lambda: _general_text("validation", TEXTS),
+    )
+
+
+def quick() -> Suite:
+    """The embedded suite, with as many questions as a verdict needs."""
+    return replace(embedded(), name="quick", limit=QUICK)
+
+
+def load_suite(name: str | Path, limit: int | None = None, seed: int = 0) -> Suite:
+    """A suite by name, or from a file; ``limit`` questions of it, drawn by ``seed``.
+
+    ``harness:arc_easy,hellaswag`` names tasks of lm-evaluation-harness. A ``.py`` file declares
+    ``suite = Suite(…)``; a file of rows is one probe of questions with the columns ``question``,
+    ``choices`` and ``answer``. Raises UsageError for an unknown name,
+    DataError for a file that cannot be read as either.
+    """
+    from lora_domains.probes import standard
+
+    known: dict[str, Callable[[], Suite]] = {
+        "embedded": embedded, "quick": quick, "standard": standard.standard, **standard.ALONE
+    }  # fmt: skip
+    if str(name) in known:
+        suite = known[str(name)]()
+    elif str(name).startswith("harness:"):
+        from lora_domains.probes.lm_eval import harness_suite
+
+        suite = harness_suite(str(name).removeprefix("harness:").split(","))
+    elif Path(name).suffix == ".py":
+        suite = _declared(Path(name))
+    elif Path(name).suffix:
+        probe = Probe(Path(name).stem, MultipleChoice(), str(name))
+        suite = Suite(probe.name, (probe,))
+    else:
+        raise UsageError(
+            expected="a suite by name, a .py file that declares one, or a file of questions",
+            found=repr(str(name)),
+            hint=did_you_mean(str(name), known),
+        )
+    if limit is not None:
+        suite = replace(suite, limit=min(limit, suite.limit or limit), seed=seed)
+    return suite
+
+
+def _declared(path: Path) -> Suite:
+    spec = importlib.util.spec_from_file_location(f"lora_domains_suite_{path.stem}", path)
+    if path.is_file() and spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        suite = getattr(module, "suite", None)
+        if isinstance(suite, Suite):
+            return suite
+        found = "none" if suite is None else type(suite).__name__
+    else:
+        found = "no such file"
+    raise DataError(
+        where=str(path),
+        expected="a file with a variable `suite = Suite(…)`",
+        found=found,
+        hint="Declare it at the top level of the file.",
+    )
+
+
+@cache  # drawn by rejection: seconds each time, and always the same
+def _general_text(split: str, count: int) -> tuple[str, ...]:
+    """Documents; none by which is chosen stands in one that is trained on, and none by which is
+    measured in either.
+
+    No document is drawn twice, but one of a single line may stand within a longer one.
+    """
+    from lora_domains.embedded.world import general_text
+
+    earlier = ("train", "validation", "test")
+    sizes = {"train": TRAINING, "validation": TEXTS}
+    before = {other: sizes[other] for other in earlier[: earlier.index(split)]}
+    longer = [text for other, most in before.items() for text in _general_text(other, most)]
+    drawn = general_text(split, 2 * count if before else count)
+    found = (text for text in drawn if not any(text in one for one in longer))
+    return tuple(islice(found, count))

@@ -1,0 +1,1 @@
+"""Cards and reports, and the views of them. No torch."""

@@ -1,0 +1,294 @@
+"""A report as one HTML page: the verdict first, then why, then everything that was measured.
+
+The page holds its styles and charts, loads nothing, runs nothing, and reads in light and dark, on a
+phone, by keyboard and to a screen reader. What a report holds is escaped where it is shown.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_domains.report import charts
+from lora_domains.report import text as wording
+from lora_domains.verdict.summary import LOWER_IS_BETTER
+
+TEMPLATES = Path(__file__).parent / "templates"
+CLASSES = 12
+"""A confusion matrix of more classes than these is shown as its most frequent mistakes."""
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The whole page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "number": wording.number,
+        "percent": wording.percent,
+        "interval": wording.interval,
+        "losses": wording.losses,
+        "metric": wording.metric_name,
+        "looked": wording.looked,
+        "calibrated": wording.calibrated,
+        "remembered": wording.remembered,
+        "named_from": wording.named_from,
+    }
+    adapters = list(_adapters(report))
+    chart, left_out = _scatter(adapters)
+    return environment.get_template("report.html").render(
+        report=report,
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        outcome=wording.outcome(report),
+        headline=wording.headline(report),
+        counted=wording.counted(report),
+        since=report.get("since"),
+        fallen=wording.fallen(report["since"]) if report.get("since") else [],
+        adapters=adapters,
+        differing={key for a in report["adapters"] for key in a.get("environment", {})},
+        chart=chart,
+        left_out=left_out,
+        matrix=_matrix(report["matrix"]) if report.get("matrix") else None,
+        signs=wording.SIGNS,
+    )
+
+
+# ── What the template shows of each adapter ─────────────────────────────────────────────────────
+
+
+def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    entries = wording.ranked(report)
+    found = [(wording.gained(entry), wording.kept(entry)) for entry in entries]
+    # One scale a column, so that bars of different adapters can be held against each other.
+    shares = [f for gained, _ in found if gained and gained[0] not in LOWER_IS_BETTER
+              for f in [gained[1]]]  # fmt: skip
+    gain_scale = _domain(shares, [0.0])
+    kept_scale = _domain([kept for _, kept in found if kept], [0.0, -0.03])
+    for place, (entry, (gained, kept)) in enumerate(zip(entries, found, strict=True), start=1):
+        shown: dict[str, Any] = {
+            "number": place,
+            "anchor": f"adapter-{place}",
+            "entry": entry,
+            "name": entry["path"],
+            "verdict": entry["verdict"],
+            "brief": wording.brief(entry),
+            "reasons": wording.reasons(entry),
+            "gates": [(gate, _gate_bar(gate)) for gate in entry["gates"]],
+            "gained": None,
+            "kept": None,
+        }
+        if gained:
+            metric, fields = gained
+            rival = wording.best_baseline(metric, fields)
+            ahead = 0.0 if rival is None else rival[1] - fields["base"]
+            # What must be beaten: the base, or the best baseline where that is better.
+            bar_to_clear = min(ahead, 0.0) if metric in LOWER_IS_BETTER else max(ahead, 0.0)
+            alone = _domain([fields], [0.0, bar_to_clear])
+            domain = alone if metric in LOWER_IS_BETTER else gain_scale
+            shown["gained"] = {
+                "metric": metric,
+                "fields": fields,
+                "rival": rival,
+                "bar": charts.bar(fields, domain, bar_to_clear, _verdict(entry, "gain")),
+                "change": wording.change(metric, fields),
+                "ladder": _ladder(metric, fields),
+            }
+        if kept:
+            margin = _margin(entry)
+            shown["kept"] = {
+                "fields": kept,
+                "bar": charts.bar(kept, kept_scale, -(margin or 0.0), _verdict(entry, "retention")),
+                "change": wording.points(kept),
+            }
+        yield shown | _scores(entry) | _curves(entry) | _confusion(entry) | _honesty(entry)
+
+
+def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Base, baselines and adapter on one metric, worst first: (name, value, width in %)."""
+    found = {"base": fields["base"], **fields["baselines"], "adapter": fields["adapter"]}
+    lower = metric in LOWER_IS_BETTER
+    whole = (max(found.values()) if lower else 1.0) or 1.0
+    order = sorted(found.items(), key=lambda pair: -pair[1] if lower else pair[1])
+    return [(name, value, round(100 * value / whole, 1)) for name, value in order]
+
+
+def _verdict(entry: Mapping[str, Any], name: str) -> str:
+    """The verdict of the gate called ``name``; inconclusive where there is none."""
+    return next((g["verdict"] for g in entry["gates"] if g["name"] == name), "inconclusive")
+
+
+def _margin(entry: Mapping[str, Any]) -> float | None:
+    """The largest loss of general knowledge that the adapter's retention gate allows."""
+    return next((-g["threshold"] for g in entry["gates"] if g["name"] == "retention"), None)
+
+
+def _domain(rows: Sequence[Mapping[str, Any]], also: Sequence[float]) -> tuple[float, float]:
+    """The stretch that holds every figure and bound of ``rows``, and ``also``."""
+    keys = ("difference", "lower", "upper")
+    return charts.span([*also, *(row[k] for row in rows for k in keys if row[k] is not None)])
+
+
+def _gate_bar(gate: Mapping[str, Any]) -> Any:
+    """A gate's figure against its threshold; nothing where the figure was counted."""
+    if gate["observed"] is None or gate["lower"] is None or gate["upper"] is None:
+        return None
+    fields = {"difference": gate["observed"], "lower": gate["lower"], "upper": gate["upper"]}
+    domain = _domain([fields], [gate["threshold"]])
+    return charts.bar(fields, domain, gate["threshold"], gate["verdict"])
+
+
+def _scores(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of metrics; suites and slices with a bar each on one scale."""
+    scores = entry.get("domain_scores", {})
+    names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
+    suites = {k: v for k, v in entry.get("general", {}).items() if k not in ("nats", "kl")}
+    domain = _domain(list(suites.values()), [0.0])
+    slices = [
+        (column, value, metric, fields)
+        for column, values in (entry.get("slices") or {}).items()
+        for value, found in values.items()
+        for metric, fields in found.items()
+    ]
+    whole = _domain([fields for *_, fields in slices], [0.0])
+    return {
+        "baselines": names,
+        "scores": [
+            (metric, fields, [fields["baselines"].get(name) for name in names])
+            for metric, fields in scores.items()
+        ],
+        "suites": [
+            (suite, f, charts.bar(f, domain, 0.0, "plain"), wording.points(f))
+            for suite, f in suites.items()
+        ],
+        "slices": [
+            (column, value, metric, f, charts.bar(f, whole, 0.0, "plain"))
+            for column, value, metric, f in slices
+        ],
+    }  # fmt: skip
+
+
+def _curves(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Training and validation loss, and the validation score, epoch by epoch."""
+    training = entry.get("training") or {}
+    history = training.get("history") or []
+    if not history:
+        return {"history": [], "watched": False, "loss_curve": None, "score_curve": None,
+                "score_name": ""}  # fmt: skip
+    epochs, best = [record["epoch"] for record in history], training.get("best_epoch")
+    name, scored = wording.metric_name(entry.get("judged", {}).get("metric") or "score"), None
+    if history[0]["higher_is_better"]:
+        values = {f"validation {name}": [record["score"] for record in history]}
+        title = f"Validation {name} of {entry['path']} by epoch; the figures are in the table below"
+        scored = charts.curves(values, epochs, best, name, title)
+    lines = {f"{part} loss": [record[f"{part}_loss"] for record in history]
+             for part in ("training", "validation")}  # fmt: skip
+    title = f"Training and validation loss of {entry['path']} by epoch; figures in the table below"
+    loss = charts.curves(lines, epochs, best, "loss", title)
+    return {
+        "history": history, "watched": all("general_kl" in record for record in history),
+        "loss_curve": loss, "score_curve": scored, "score_name": name,
+    }  # fmt: skip
+
+
+def _confusion(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Two shaded tables for few classes; for many the most frequent mistakes."""
+    found = entry.get("confusion")
+    if not found:
+        return {"confusion": None, "confused": []}
+    labels = found["labels"]
+    if len(labels) > CLASSES:
+        pairs = [
+            (count, labels[i], labels[j])
+            for i, row in enumerate(found["adapter"])
+            for j, count in enumerate(row)
+            if i != j and count
+        ]
+        return {"confusion": None, "confused": sorted(pairs, key=lambda p: -p[0])[:CLASSES]}
+    tables = {
+        who: [
+            (label, [(count, count / max(sum(row), 1), i == j) for j, count in enumerate(row)])
+            for i, (label, row) in enumerate(zip(labels, found[who], strict=True))
+        ]
+        for who in ("base", "adapter")
+    }
+    return {"confusion": {"labels": labels, **tables}, "confused": []}
+
+
+def _honesty(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Charts of what referring unsure answers costs, and of precision against recall."""
+    risk, named = (entry.get("calibration") or {}).get("risk_coverage"), entry.get("curve") or {}
+    found: dict[str, Any] = {"risk_chart": None, "curve_chart": None}
+    if risk:
+        lines = {name: [(p["coverage"], p[key]) for p in risk]
+                 for name, key in (("share wrong", "risk"), ("at most", "upper"))}  # fmt: skip
+        title = f"Share of wrong answers against share answered by {entry['path']}; table below"
+        found["risk_chart"] = charts.traces(lines, "share answered", "share wrong", title)
+    lines = {f"{rows} rows": [(p["recall"], p["precision"]) for p in named[rows]]
+             for rows in ("test", "validation") if named.get(rows)}  # fmt: skip
+    if lines:
+        title = f"Precision against recall of {entry['path']}; the figures are in the table below"
+        found["curve_chart"] = charts.traces(lines, "recall", "precision", title)
+    return found
+
+
+# ── All adapters together ───────────────────────────────────────────────────────────────────────
+
+
+def _scatter(adapters: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str]]:
+    """Gain against retention, and the adapters that have no place in it."""
+    marks, left_out, margins = [], [], set()
+    for shown in adapters:
+        gained, kept = shown["gained"], shown["kept"]
+        if not gained or not kept or gained["metric"] in LOWER_IS_BETTER:
+            left_out.append(shown["name"])
+            continue
+        mark = {k: shown[k] for k in ("number", "name", "verdict", "anchor")}
+        for key, fields in (("gain", gained["fields"]), ("kept", kept["fields"])):
+            mark[key] = tuple(
+                None if fields[k] is None else 100 * fields[k]
+                for k in ("difference", "lower", "upper")
+            )
+        marks.append(mark)
+        margins.add(_margin(shown["entry"]))
+    if not marks:
+        return None, left_out
+    # A line for all only where all are held to the same.
+    margin = margins.pop() if len(margins) == 1 else None
+    title = (
+        "Gain in the domain against change in general knowledge for each adapter, with 95 % "
+        "bounds; the figures are in the table of adapters"
+    )
+    return charts.gain_and_retention(
+        marks, None if margin is None else 100 * margin, title
+    ), left_out
+
+
+def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Rows of (adapter, cells); a cell is (value, change from the base, its shade, at home).
+
+    None where no adapter was scored on another's rows.
+    """
+    rows = []
+    crossed = False
+    for name, values in zip(matrix["rows"], matrix["values"], strict=True):
+        cells: list[Any] = []
+        for value, domain, base, metric in zip(
+            values, matrix["columns"], matrix["base"], matrix["metrics"], strict=True
+        ):
+            crossed |= value is not None and name != domain
+            if value is None:
+                cells.append(None)
+                continue
+            better = (value - base) * (-1 if metric in LOWER_IS_BETTER else 1)
+            # The root lets small changes show; 50 points and more are as dark as it gets.
+            shade = round(55 * min(1.0, abs(better) / 0.5) ** 0.5)
+            cells.append((value, value - base, shade, better >= 0, name == domain))
+        rows.append((name, cells))
+    if not crossed:
+        return None
+    return {**matrix, "rows": rows}

@@ -1,0 +1,61 @@
+"""A report as JUnit XML: a suite for each adapter, a case for each gate.
+
+A gate that fails is a failure. One that is inconclusive is an error: it could not be decided, and a
+CI server must not show it as green.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+from lora_domains.report.text import fallen
+
+# What XML 1.0 cannot hold, not even escaped.
+FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+OUTCOME = {"fail": "failure", "inconclusive": "error", "not applicable": "skipped"}
+
+
+def junit(report: Mapping[str, Any]) -> str:
+    """The XML document."""
+    suites = [_suite(f"lora_domains.{e['path']}", _cases(e)) for e in report["adapters"]]
+    since = report.get("since")
+    if since:
+        verdict = "fail" if since["worse"] else "pass"
+        cases = [("since", verdict, " ".join(fallen(since)) or "Nothing got worse.", "")]
+        suites.append(_suite(f"lora_domains.report.regressions {since['report']}", cases))
+    totals = {k: str(sum(int(s.get(k, 0)) for s in suites))
+              for k in ("tests", "failures", "errors")}  # fmt: skip
+    root = Xml.Element("testsuites", {"name": "lora_domains", **totals})
+    root.extend(suites)
+    Xml.indent(root)
+    body = Xml.tostring(root, encoding="unicode")
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + body + "\n"
+
+
+def _cases(entry: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(name, verdict, why, rule) of each gate; of no gate at all, that there is no verdict."""
+    if not entry["gates"]:
+        return [("evaluated", "inconclusive", "It has not been evaluated.", "a verdict")]
+    return [(g["name"], g["verdict"], g["why"], g["rule"]) for g in entry["gates"]]
+
+
+def _suite(name: str, cases: list[tuple[str, str, str, str]]) -> Xml.Element:
+    verdicts = [verdict for _, verdict, _, _ in cases]
+    suite = Xml.Element(
+        "testsuite", name=_clean(name), tests=str(len(cases)),
+        failures=str(verdicts.count("fail")), errors=str(verdicts.count("inconclusive")),
+        skipped=str(verdicts.count("not applicable")),
+    )  # fmt: skip
+    for gate, verdict, why, rule in cases:
+        case = Xml.SubElement(suite, "testcase", classname=_clean(name), name=_clean(gate))
+        if verdict in OUTCOME:
+            told = Xml.SubElement(case, OUTCOME[verdict], type=verdict, message=_clean(why))
+            told.text = _clean(rule)
+        else:
+            Xml.SubElement(case, "system-out").text = _clean(why)
+    return suite
+
+
+def _clean(text: str) -> str:
+    return FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)

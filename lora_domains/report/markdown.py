@@ -1,0 +1,290 @@
+"""Markdown views: an adapter's README, a report for a job summary or a pull-request comment."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_domains.report.text import (
+    SIGNS,
+    calibrated,
+    counted,
+    fallen,
+    gained,
+    headline,
+    interval,
+    kept,
+    looked,
+    losses,
+    metric_name,
+    named_from,
+    nats_of,
+    number,
+    open_gates,
+    outcome,
+    percent,
+    points,
+    ranked,
+    remembered,
+)
+
+# GitHub's limits: a job summary in bytes, a comment in characters (bytes are never fewer).
+SUMMARY, COMMENT = 1024 * 1024, 65_536
+
+
+def escaped(text: object) -> str:
+    """``text`` as Markdown shows it and does nothing else: no HTML, table, link or mention."""
+    flat = " ".join(str(text).split())
+    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Inside a word an underscore is one: macro_f1 stays as it is.
+    flat = re.sub(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", flat)
+    return flat.replace("@", "@\u200b").replace("://", ":\u200b//")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, and an empty one after it."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
+
+
+# ── An adapter's README ─────────────────────────────────────────────────────────────────────────
+
+
+def readme(card: Mapping[str, Any]) -> str:
+    """The README of an adapter folder: front matter for the Hub, verdict first, how to load it."""
+    entry, base = card["adapters"][0], card["base"]
+    front = [
+        "---",
+        f"base_model: {base['id']}",
+        "library_name: peft",
+        f"pipeline_tag: {'text-classification' if _headed(entry) else 'text-generation'}",
+        f"tags: [lora, lora_domains, {entry['domain']}]",
+        *([f"license: {base['licence']}"] if base["licence"] else []),
+        "---",
+    ]
+    body = [
+        f"# {entry['domain']}",
+        "",
+        f"A LoRA adapter for `{base['id']}`, trained and measured by lora_domains.",
+        "",
+    ]
+    if "verdict" not in entry:
+        body += ["It has not been evaluated yet: there is no verdict.", ""]
+    else:
+        body += [f"**Verdict: {entry['verdict']}**", "", *_gates(entry)]
+        for title, part in (
+            ("On rows it was not trained on", _scores(entry)),
+            ("General knowledge", _general(entry)),
+            ("Per class", _classes(entry)),
+            ("Slices", _slices(entry)),
+            ("Seeds", _seeds(entry)),
+            ("How far to trust it", _trust(entry)),
+        ):
+            body += [f"## {title}", "", *part] if part else []
+    body += _training(entry) + _loading(entry)
+    return "\n".join([*front, "", *body]).rstrip() + "\n"
+
+
+# ── Parts of both ───────────────────────────────────────────────────────────────────────────────
+
+
+def _gates(entry: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [escaped(g["name"]), f"{SIGNS[g['verdict']]} {g['verdict']}", escaped(g["why"])]
+        for g in entry["gates"]
+    ]
+    return table(["gate", "verdict", "why"], rows)
+
+
+def _scores(entry: Mapping[str, Any]) -> list[str]:
+    scores = entry.get("domain_scores")
+    if not scores:
+        return []
+    names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
+    rows = []
+    for metric, fields in scores.items():
+        middle = [fields["baselines"].get(name) for name in names]
+        shown = [number(v) for v in (fields["base"], *middle, fields["adapter"])]
+        rows.append([escaped(metric), *shown, interval(fields)])
+    head = ["metric", "base", *map(escaped, names), "adapter", "adapter − base (95 % bounds)"]
+    n = next(iter(scores.values()))["n"]
+    return [
+        *table(head, rows),
+        f"{n} items, the same for all; each bound is one-sided 95 %. {losses(entry)}",
+        "",
+    ]
+
+
+def _general(entry: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{escaped(suite)} ({nats_of(entry) if suite == 'nats' else 'accuracy'})",
+            number(fields["base"]),
+            number(fields["adapter"]),
+            interval(fields),
+            str(fields["n"]),
+        ]
+        for suite, fields in entry.get("general", {}).items()
+        if "difference" in fields
+    ]
+    return table(["suite", "base", "adapter", "difference", "items"], rows) if rows else []
+
+
+def _classes(entry: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [escaped(label), *(number(row[k]) for k in ("precision", "recall", "f1")),
+         str(row["support"])]
+        for label, row in entry.get("per_class", {}).items()
+    ]  # fmt: skip
+    return table(["class", "precision", "recall", "F1", "rows"], rows) if rows else []
+
+
+def _slices(entry: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [escaped(f"{column} = {value}"), str(fields["n"]), number(fields["base"]),
+         number(fields["adapter"]), interval(fields)]
+        for column, values in entry.get("slices", {}).items()
+        for value, scores in values.items()
+        for fields in scores.values() if fields
+    ]  # fmt: skip
+    return table(["slice", "rows", "base", "adapter", "difference"], rows) if rows else []
+
+
+def _seeds(entry: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [escaped(metric_name(metric)), str(fields["runs"]), interval(fields),
+         number(fields["sd_seed"], 4), number(fields["se_items"], 4)]
+        for metric, fields in (entry.get("seeds") or {}).items()
+    ]  # fmt: skip
+    head = ["adapter − base", "seeds", "mean (95 % bounds for another seed)", "sd between seeds",
+            "s.e. by items"]  # fmt: skip
+    return table(head, rows) if rows else []
+
+
+def _trust(entry: Mapping[str, Any]) -> list[str]:
+    """Looks at the test set, calibration, the threshold, memorisation: a sentence each."""
+    said = [
+        f"- {title}: {escaped(words(entry[key]))}."
+        for key, title, words in (
+            ("looks", "Looks at the test rows", looked),
+            ("calibration", "Confidence", calibrated),
+            ("curve", "Decision", named_from),
+            ("memorisation", "Memorisation", remembered),
+        )
+        if entry.get(key)
+    ]
+    return [*said, ""] if said else []
+
+
+def _training(entry: Mapping[str, Any]) -> list[str]:
+    training, ledger, leaks = entry["training"], entry["ledger"], entry["leaks"]
+    return [
+        "## Training",
+        "",
+        f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s; "
+        f"best epoch {training['best_epoch']}. {ledger['read']} rows read, "
+        f"{ledger['refused']} refused, {ledger['duplicates']} duplicates, "
+        f"{ledger['truncated']} truncated, {ledger['supervised_tokens']} supervised tokens. "
+        f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",
+        "",
+    ]
+
+
+def _headed(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("settings", {}).get("task", {}).get("head"))
+
+
+def _loading(entry: Mapping[str, Any]) -> list[str]:
+    base = "base"
+    if _headed(entry):
+        classes = len(entry["settings"]["task"]["labels"])
+        base = f"AutoModelForSequenceClassification.from_pretrained(base, num_labels={classes})"
+    return [
+        "## Loading",
+        "",
+        "```python",
+        "from lora_domains import DomainModel",
+        "",
+        'model = DomainModel.from_pretrained("the base named above")',
+        f'model.load_adapter("path/to/{entry["path"]}")',
+        "```",
+        "",
+        f"or plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
+    ]
+
+
+# ── A report ────────────────────────────────────────────────────────────────────────────────────
+
+
+def summary(report: Mapping[str, Any], limit: int = SUMMARY) -> str:
+    """A report within ``limit`` bytes: verdict, what got worse, a row an adapter, then details.
+
+    Adapters that fail come first. What there is no room for is counted, never cut in the middle.
+    """
+    base = report["base"]
+    lines = [f"## {SIGNS[outcome(report)]} {escaped(headline(report))}", ""]
+    lines += [
+        f"{counted(report)} Base {escaped(base['id'])}, {base['quantization'] or base['dtype']}.",
+        "",
+    ]
+    if report.get("since"):
+        lines += _since(report["since"])
+    end = "\nEverything else is in report.html and report.json.\n"
+    room = limit - len(end.encode())
+    text = "\n".join([*lines, ""])
+    entries = ranked(report)
+    blocks = [
+        ("adapters in the table", table(["adapter", "verdict", "gain over the base", "general "
+         "knowledge", "open gates"], []), [_row(entry) for entry in entries]),
+        ("adapters in detail", [""], ["\n".join(_details(entry)) for entry in entries]),
+    ]  # fmt: skip
+    for what, head, parts in blocks:
+        text += "\n".join(head).rstrip("\n") + "\n"
+        text = _filled(text, parts, what, room)
+    return text.rstrip("\n") + "\n" + end
+
+
+def _filled(text: str, parts: Sequence[str], what: str, room: int) -> str:
+    """``text`` with as many ``parts`` as there is room for, and how many there was none for."""
+    used = len(text.encode()) + 80  # what the line below takes
+    for done, part in enumerate(parts):
+        used += len(part.encode()) + 1
+        if used > room:
+            return text + f"\n{len(parts) - done} more {what}: no room for them here.\n"
+        text += part + "\n"
+    return text
+
+
+def _since(since: Mapping[str, Any]) -> list[str]:
+    sentences = fallen(since)
+    title = "Worse" if since["worse"] else "Nothing got worse beyond its bounds"
+    lines = [f"### {title} since {escaped(since['report'])}", ""]
+    return [*lines, *(f"- {escaped(sentence)}" for sentence in sentences), ""]
+
+
+def _row(entry: Mapping[str, Any]) -> str:
+    found, general = gained(entry), kept(entry)
+    gain = "not measured"
+    if found:
+        metric, fields = found
+        gain = (
+            f"{escaped(metric_name(metric))} {number(fields['base'])} → "
+            f"**{number(fields['adapter'])}**, {interval(fields)}"
+        )
+    know = "not measured"
+    if general:
+        know = f"{percent(general['base'])} → {percent(general['adapter'])}, {points(general)}"
+    gates = ", ".join(escaped(g["name"]) for g in open_gates(entry)) or "–"
+    sign = f"{SIGNS[entry['verdict']]} {entry['verdict']}"
+    return f"| {escaped(entry['path'])} | {sign} | {gain} | {know} | {gates} |"
+
+
+def _details(entry: Mapping[str, Any]) -> list[str]:
+    opened = " open" if entry["verdict"] == "fail" else ""
+    title = f"{SIGNS[entry['verdict']]} {escaped(entry['path'])}: gates and figures"
+    return [
+        f"<details{opened}><summary>{title}</summary>", "",
+        *(_gates(entry) if entry["gates"] else ["It has not been evaluated.", ""]),
+        *_scores(entry), *_general(entry), *_classes(entry), *_slices(entry), *_seeds(entry),
+        *_trust(entry),
+        "</details>", "",
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Statistics: bootstrap, intervals, paired comparisons, calibration. No torch, no files."""

@@ -1,0 +1,119 @@
+"""Whether a confidence can be believed, and what is gained by referring unsure answers to a person.
+
+Arrays of one model on n items: ``confidence``, the probability of its answer; ``right``, whether
+the answer was; ``brier``, the squared distance of all label probabilities from the truth.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap, group_codes
+from lora_domains.stats.intervals import ratio, wilson
+
+BINS = 15
+POINTS = 40
+"""Points of a curve in a card, at most."""
+
+Numbers = NDArray[np.float64]
+Truths = NDArray[np.bool_]
+
+
+def calibration(
+    confidence: Numbers,
+    right: Truths,
+    brier: Numbers,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Expected calibration error and Brier score with bounds, and the risk–coverage curve.
+
+    ECE is the mean distance of confidence from accuracy over 15 equal-width bins (Guo et al. 2017,
+    ICML). It is never below 0, so noise alone raises it, and raises each resample again: its lower
+    bound is the upper one reflected about the estimate (Davison & Hinkley 1997, ch. 5.2.1), and 0
+    where a calibrated model's ECE would reach as far by chance (consistency resampling: Bröcker &
+    Smith 2007, Weather and Forecasting 22:651; normal sums in each bin). The Brier score is the
+    mean squared distance of the label probabilities from the truth (Brier 1950): 0 is best, 2
+    worst.
+    """
+    n = len(confidence)
+    # Bins are closed above, as in ``metrics.expected_calibration_error``.
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    columns = np.zeros((n, BINS + 1))
+    columns[np.arange(n), bins] = right - confidence
+    columns[:, BINS] = 1
+    high = bootstrap(_ece, columns, groups=groups, resamples=1000, level=level).upper
+    found = float(_ece(np.ones(n) @ columns))
+    chance = _by_chance(confidence, columns[:, :BINS], bins, groups, level)
+    low = 0.0 if found <= chance else 2 * found - high
+    means = np.stack([brier, np.ones(n)], axis=1)
+    spread = bootstrap(ratio, means, groups=groups, resamples=1000, level=level)
+    return {
+        "ece": found,
+        "brier": float(ratio(np.ones(n) @ means)),
+        "bounds": {
+            "ece": _within(Bounds(low, high), 0.0, 1.0),
+            "brier": _within(spread, 0.0, 2.0),
+        },
+        "risk_coverage": risk_coverage(confidence, right, level),
+    }
+
+
+def risk_coverage(
+    confidence: Numbers, right: Truths, level: float = 0.95
+) -> list[dict[str, float]]:
+    """What share is answered, and what share of that is wrong, when less sure items are referred.
+
+    From the surest item to all of them, at the confidence from which an item is answered
+    (``predict --refer-below``); ``upper`` bounds the risk of that one point (Wilson). Source:
+    El-Yaniv & Wiener (2010), JMLR 11:1605; Geifman & El-Yaniv (2017), NeurIPS.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    sure, wrong = confidence[order], np.cumsum(~right[order])
+    # Items of one confidence are answered or referred together.
+    ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
+    picks = ends[np.unique(np.linspace(0, len(ends) - 1, POINTS).round().astype(int))]
+    points = []
+    for last in picks:
+        answered, errors = int(last) + 1, int(wrong[last])
+        points.append(
+            {
+                "confidence": float(sure[last]),
+                "coverage": answered / len(sure),
+                "risk": errors / answered,
+                "upper": wilson(errors, answered, level).upper,
+            }
+        )
+    return points
+
+
+def _ece(sums: FloatArray) -> FloatArray:
+    # Share of a bin times the distance of its means is the distance of its sums over all items.
+    found: FloatArray = np.abs(sums[..., :BINS]).sum(-1) / sums[..., BINS]
+    return found
+
+
+def _by_chance(
+    confidence: Numbers,
+    residuals: Numbers,
+    bins: NDArray[np.int_],
+    groups: Sequence[Hashable] | None,
+    level: float,
+) -> float:
+    """The ECE that a calibrated model of these confidences stays within at ``level``."""
+    codes = group_codes(groups, len(confidence))
+    if codes is None:
+        variances = np.bincount(bins, weights=confidence * (1 - confidence), minlength=BINS)
+    else:
+        # Rows of a group err together: what its sums show is all that is known of their spread.
+        sums = np.zeros((int(codes.max()) + 1, BINS))
+        np.add.at(sums, codes, residuals)
+        variances = (sums**2).sum(0)
+    drawn = np.abs(np.random.default_rng(0).normal(size=(4000, BINS))) @ np.sqrt(variances)
+    return float(np.quantile(drawn, level)) / len(confidence)
+
+
+def _within(bounds: Bounds, least: float, most: float) -> dict[str, float]:
+    return {"lower": max(least, bounds.lower), "upper": min(most, bounds.upper)}

@@ -1,0 +1,41 @@
+"""Tasks: how a row becomes a prompt and an answer, and how an answer is scored. No torch."""
+
+from lora_domains.tasks.base import (
+    KINDS,
+    Classification,
+    Example,
+    Generation,
+    Harness,
+    LanguageModelling,
+    LossUnit,
+    MultipleChoice,
+    Row,
+    Task,
+    columns_in,
+    fill,
+    is_null,
+    shown,
+    task_from_record,
+    task_record,
+    text_of,
+)
+
+__all__ = [
+    "KINDS",
+    "Classification",
+    "Example",
+    "Generation",
+    "Harness",
+    "LanguageModelling",
+    "LossUnit",
+    "MultipleChoice",
+    "Row",
+    "Task",
+    "columns_in",
+    "fill",
+    "is_null",
+    "shown",
+    "task_from_record",
+    "task_record",
+    "text_of",
+]

@@ -1,0 +1,1 @@
+"""One training run: plan, loop, retention, checkpoints."""

@@ -1,0 +1,85 @@
+"""Trackers through Accelerate: numbers of a run to TensorBoard, Weights & Biases or Trackio.
+
+Numbers and settings alone are logged, by name; no row, no file name and no prediction (contract
+13). Nothing is contacted unless a tracker is asked for.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lora_domains.errors import UsageError, did_you_mean
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+LOGS = ".runs"
+"""Where trackers that keep files keep them, under the output folder."""
+
+PRIVATE = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+}
+"""Settings of wandb, which of itself sends the command with its file names, what is printed, the
+host, its packages and the code."""
+
+Log = Callable[[Mapping[str, Any], int], None]
+
+
+def no_tracker(_values: Mapping[str, Any], _step: int) -> None:
+    """Logs nothing."""
+
+
+def check_tracker(name: str) -> str:
+    """``name`` when it is a tracker and installed; raises UsageError otherwise."""
+    if name not in TRACKERS:
+        raise UsageError(
+            where="--tracker",
+            expected="one of " + ", ".join(TRACKERS),
+            found=repr(name),
+            hint=did_you_mean(name, TRACKERS),
+        )
+    if find_spec(name) is None and not (name == "tensorboard" and find_spec("tensorboardX")):
+        raise UsageError(
+            where="--tracker",
+            expected=f"the package {name}",
+            found="not installed",
+            hint=f"pip install 'lora-domains[{name}]'",
+        )
+    return name
+
+
+def open_tracker(
+    name: str, domain: str, out: Path, settings: Mapping[str, Any]
+) -> tuple[Log, Callable[[], None]]:
+    """(log, close) of one run. ``settings`` are plain numbers and words."""
+    from accelerate import Accelerator
+
+    folder = out / LOGS
+    accelerator = Accelerator(log_with=check_tracker(name), project_dir=str(folder))
+    own = {"wandb": {"dir": str(folder), "settings": PRIVATE}}
+    accelerator.init_trackers(domain, config=dict(settings), init_kwargs=own)
+
+    def log(values: Mapping[str, Any], step: int) -> None:
+        accelerator.log(numbers(values), step=step)
+
+    def close() -> None:
+        # Not end_training(), which would take the processes apart before they evaluate.
+        if accelerator.is_main_process:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+
+    return log, close
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among ``values``; words, and what is missing, are left out."""
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -1,0 +1,1 @@
+"""From per-item scores to metrics, gates and a verdict. No torch, no model."""

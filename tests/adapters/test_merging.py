@@ -1,0 +1,363 @@
+"""Merging: what real PEFT merges, at every precision, and the base as it was."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_base
+from support.adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
+from test_peft import peft_saved, plain
+
+from lora_domains.adapters.loading import load_adapter
+from lora_domains.adapters.merging import MERGED, export, merge
+from lora_domains.adapters.peft import new_adapter
+from lora_domains.cli import main as cli
+from lora_domains.console import Display
+from lora_domains.domain import Lora
+from lora_domains.errors import AdapterError, BaseModelError, UsageError
+from lora_domains.model import DomainModel
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base, load_base
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> Base:
+    return load_base(tiny_base)
+
+
+def resident(base: Base, *adapters: Any) -> Bank:
+    bank = Bank(base)
+    for adapter in adapters:
+        bank.add(adapter)
+    return bank
+
+
+def plain_logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS).logits
+    return found.float()
+
+
+def assert_stands_alone(model: Any) -> None:
+    assert type(model).__module__.startswith("transformers.")
+    assert not [n for n, _ in model.named_modules() if "routed" in n or "lora" in n]
+    assert all(p.requires_grad for p in model.parameters())
+    assert not model.training
+
+
+# ── What PEFT merges ────────────────────────────────────────────────────────────────────────────
+
+LLAMA = [
+    {"r": 4, "target_modules": "all-linear"},
+    {"r": 16, "lora_alpha": 3, "use_rslora": True, "target_modules": ["k_proj", "up_proj"]},
+    {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2},
+     "alpha_pattern": {"v_proj": 40}},
+]  # fmt: skip
+GPT2 = [
+    {"target_modules": ["c_proj"], "fan_in_fan_out": True},  # square, so a transpose would fit too
+    {"target_modules": "all-linear", "fan_in_fan_out": True, "r": 5, "use_rslora": True},
+]
+
+
+@pytest.mark.parametrize("options", LLAMA, ids=lambda options: " ".join(options))
+def test_a_llama_is_merged_as_peft_merges_it(
+    tiny_base: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    _as_peft(tiny_base, tmp_path, options)
+
+
+@pytest.mark.parametrize("options", GPT2, ids=lambda options: " ".join(options))
+def test_a_gpt2_is_merged_as_peft_merges_it(
+    gpt2_base: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    _as_peft(gpt2_base, tmp_path, options)
+
+
+def _as_peft(base_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    from peft import PeftModel
+
+    folder, unmerged = peft_saved(base_folder, tmp_path / "theirs", **options)
+    oracle = PeftModel.from_pretrained(plain(base_folder), folder).merge_and_unload()
+    base = load_base(base_folder)
+    bank = resident(base, strong(base, "other", 7, targets="all-linear"))
+    bank.add(load_adapter(folder, base))
+    bare, digest = logits(base), base.state_digest()
+    merged = merge(bank, "theirs")
+    assert_stands_alone(merged.model)
+    theirs = dict(oracle.named_parameters())
+    ours = dict(merged.model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=TOLERANCE, rtol=0)
+    assert_equal(plain_logits(merged.model), plain_logits(oracle), bare)
+    assert_equal(plain_logits(merged.model), unmerged, bare)
+    assert merged.record["error"] < 1e-5
+    assert merged.record["base_error"] == 0
+    assert (base.state_digest(), torch.equal(logits(base), bare)) == (digest, True)
+
+
+def test_weights_of_the_merged_model_are_its_own(base: Base) -> None:
+    bank = resident(base, strong(base))
+    served, digest = logits(bank, "strong"), base.state_digest()
+    model = merge(bank, "strong").model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert base.state_digest() == digest
+    assert torch.equal(logits(bank, "strong"), served)
+
+
+def test_an_adapter_that_changes_nothing_is_said_to(base: Base) -> None:
+    bank = resident(base, new_adapter(base, "fresh", Lora(), 4, 8, seed=1))
+    merged = merge(bank, "fresh")
+    assert merged.record["error"] is None
+    assert "changes nothing" in str(merged)
+    assert torch.equal(plain_logits(merged.model), logits(base))
+
+
+# ── Tied embeddings ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_alone(
+    kind: str, tiny_base: Path, gpt2_base: Path, tmp_path: Path
+) -> None:
+    base = load_base({"llama": tiny_base, "gpt2": gpt2_base}[kind])
+    assert base.model.config.tie_word_embeddings
+    embeddings = base.model.get_input_embeddings().weight.clone()
+    bank = resident(base, strong(base, targets=("lm_head",)))
+    bare, served = logits(base), logits(bank, "strong")
+    merged = export(bank, "strong", tmp_path / "merged")
+    assert torch.equal(merged.model.get_input_embeddings().weight, embeddings)
+    assert_equal(plain_logits(merged.model), served, bare)
+    again = plain(tmp_path / "merged")
+    assert not again.config.tie_word_embeddings
+    assert torch.equal(again.get_input_embeddings().weight, embeddings)
+    assert_equal(plain_logits(again), served, bare)
+
+
+def test_other_adapters_leave_embeddings_tied(base: Base, tmp_path: Path) -> None:
+    bank = resident(base, strong(base))
+    export(bank, "strong", tmp_path / "merged")
+    again = plain(tmp_path / "merged")
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+
+
+def test_an_output_layer_that_was_never_tied(tmp_path: Path) -> None:
+    base = load_base(make_base(tmp_path / "untied", tie_word_embeddings=False))
+    bank = resident(base, strong(base, targets=("lm_head", "q_proj")))
+    bare, served = logits(base), logits(bank, "strong")
+    export(bank, "strong", tmp_path / "merged")
+    assert_equal(plain_logits(plain(tmp_path / "merged")), served, bare)
+
+
+# ── Precisions ──────────────────────────────────────────────────────────────────────────────────
+
+
+def stated(bank: Bank, merged: torch.Tensor, name: str) -> float:
+    """The error as `record` defines it, on other inputs than those it was measured on."""
+    served, bare = logits(bank, name).float(), logits(bank).float()
+    return float((merged - served).norm() / (served - bare).norm())
+
+
+def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = load_base(tiny_base, dtype="bfloat16")
+    adapter = strong(base)
+    folder = save(tmp_path / "strong", adapter, base)
+    bank = resident(base, adapter)
+    digest = base.state_digest()
+    merged = merge(bank, "strong")
+    assert {p.dtype for p in merged.model.parameters()} == {torch.bfloat16}
+    assert merged.record["dtype"] == "bfloat16"
+    # Sums in float32, rounded once: half a unit of bf16's last place (8 bits) off the exact sum.
+    theirs = PeftModel.from_pretrained(load_base(tiny_base, dtype="bfloat16").model, folder)
+    peft = dict(theirs.merge_and_unload().named_parameters())
+    for linear, (a, b) in adapter.weights.items():
+        weight = base.model.get_submodule(linear).weight.double()
+        exact = weight + b.double() @ a.double() * adapter.scales[linear]
+        ours = merged.model.get_submodule(linear).weight
+        assert bool(((ours - exact).abs() <= exact.abs() * 2**-8 + 1e-7).all())
+        torch.testing.assert_close(ours, peft[f"{linear}.weight"], atol=1e-6, rtol=2**-7)
+    error = stated(bank, plain_logits(merged.model), "strong")
+    assert 0 < error < 0.05
+    assert error / 3 < merged.record["error"] < error * 3
+    assert merged.record["base_error"] == 0
+    assert "in bfloat16; off from it un-merged by" in str(merged)
+    assert base.state_digest() == digest
+
+
+def test_another_dtype_can_be_asked_for(tiny_base: Path) -> None:
+    base = load_base(tiny_base, dtype="bfloat16")
+    exact = load_base(tiny_base)
+    bank, wanted = resident(base, strong(base)), logits(exact)
+    exact_bank = resident(exact, strong(exact))
+    merged = merge(bank, "strong", "float32")
+    assert merged.model.dtype == torch.float32
+    # From the stored weights, not from those already rounded to bf16.
+    assert_equal(plain_logits(merged.model), logits(exact_bank, "strong"), wanted)
+    assert 0 < merged.record["base_error"] < 1
+    assert "the base alone, from bfloat16 to float32" in str(merged)
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantised_base_is_merged_in_full_precision(tiny_base: Path, quantization: Any) -> None:
+    base, full = load_base(tiny_base, quantization=quantization), load_base(tiny_base)
+    adapter = strong(full)
+    bank, digest, bare = resident(base, adapter), base.state_digest(), logits(base)
+    merged = merge(bank, "strong")
+    wanted = merge(resident(full, adapter), "strong")
+    assert_stands_alone(merged.model)
+    theirs = dict(wanted.model.named_parameters())
+    for name, weight in merged.model.named_parameters():
+        assert torch.equal(weight, theirs[name]), name
+    assert not hasattr(merged.model.config, "quantization_config")
+    error = stated(bank, plain_logits(merged.model), "strong")
+    assert error > 1e-3
+    assert error / 3 < merged.record["error"] < error * 3
+    assert merged.record["base_error"] > 1e-4
+    assert f"the base alone, from {quantization} to float32" in str(merged)
+    assert base.state_digest() == digest
+    assert torch.equal(logits(base), bare)
+
+
+def test_weights_beyond_the_range_of_a_dtype_are_refused(base: Base) -> None:
+    adapter = strong(base)
+    _, b = next(iter(adapter.weights.values()))
+    b.mul_(1e6)
+    bank, digest = resident(base, adapter), base.state_digest()
+    with pytest.raises(AdapterError, match="float16 can hold"):
+        merge(bank, "strong", "float16")
+    assert merge(bank, "strong").record["dtype"] == "float32"
+    assert base.state_digest() == digest
+
+
+# ── Refusals ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_name_that_is_not_resident(base: Base) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'strong'"):
+        merge(resident(base, strong(base)), "stronk")
+
+
+def test_another_base_in_its_place_is_noticed(tmp_path: Path) -> None:
+    base = load_base(make_base(tmp_path / "base"))
+    bank = resident(base, strong(base))
+    make_base(tmp_path / "base", seed=1)
+    with pytest.raises(BaseModelError, match="another in its place"):
+        merge(bank, "strong")
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(BaseModelError, match="no such folder"):
+        merge(bank, "strong")
+
+
+def test_only_a_merged_model_is_replaced(base: Base, tmp_path: Path) -> None:
+    adapter = strong(base)
+    bank = resident(base, adapter, strong(base, "second", 2))
+    kept = save(tmp_path / "strong", adapter, base)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    for name in ("strong", "thesis"):
+        before = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        with pytest.raises(AdapterError, match=r"a folder with merged\.json"):
+            export(bank, "strong", tmp_path / name)
+        assert {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} == before
+    export(bank, "strong", tmp_path / "merged")
+    with pytest.raises(AdapterError, match=r"a folder with adapter_config\.json"):
+        save(tmp_path / "merged", adapter, base)
+    second = export(bank, "second", tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / MERGED).read_text())["adapter"] == "second"
+    assert torch.equal(plain_logits(plain(tmp_path / "merged")), plain_logits(second.model))
+    assert {p.name for p in tmp_path.iterdir()} == {kept.name, "thesis", "merged"}
+
+
+def test_a_save_that_fails_leaves_the_model_before(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = resident(base, strong(base), strong(base, "second", 2))
+    first = export(bank, "strong", tmp_path / "merged")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(base.tokenizer), "save_pretrained", full)
+    with pytest.raises(AdapterError, match="No space left"):
+        export(bank, "second", tmp_path / "merged")
+    assert torch.equal(plain_logits(plain(tmp_path / "merged")), plain_logits(first.model))
+    assert [p.name for p in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_folder_is_refused_before_the_base_is_read_again(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = resident(base, strong(base))
+    (tmp_path / "thesis.txt").write_text("years of work")
+    monkeypatch.setattr(
+        "lora_domains.adapters.merging.load_base", lambda *_, **__: pytest.fail("read")
+    )
+    with pytest.raises(AdapterError, match=r"merged\.json"):
+        export(bank, "strong", tmp_path)
+
+
+# ── For people ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_model_and_the_folder_of_a_domain_model(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path)
+    model.load_adapter(save(tmp_path / "strong", strong(model.base), model.base))
+    bare, served = logits(model.base), logits(model.bank, "strong")
+    assert_equal(plain_logits(model.merged("strong")), served, bare)
+    assert "off from it un-merged by" in " ".join(capsys.readouterr().out.split())
+    model.export("strong", tmp_path / "merged", dtype="bfloat16")
+    again = plain(tmp_path / "merged")
+    assert again.dtype == torch.bfloat16
+    assert (plain_logits(again) - served).norm() < 0.05 * (served - bare).norm()
+    assert torch.equal(logits(model.base), bare)
+
+
+def test_export_writes_what_plain_transformers_loads(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    base = load_base(tiny_base)
+    adapter = save(tmp_path / "strong", strong(base), base)
+    bank = resident(base, strong(base))
+    out = tmp_path / "out" / "merged"
+    command = ["export", str(adapter), "--base", str(tiny_base), "--out", str(out)]
+    with pytest.raises(SystemExit) as left:
+        cli.main(command)
+    assert left.value.code == 0
+    assert "un-merged by" in " ".join(capsys.readouterr().out.split())
+    assert_equal(plain_logits(plain(out)), logits(bank, "strong"), logits(base))
+    text = "alpha beta, triage urgent"
+    assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(tiny_base)(
+        text
+    )
+    record = json.loads((out / MERGED).read_text())
+    assert record["adapter"] == "strong"
+    assert record["base"]["identity"] == base.identity
+    for path in out.iterdir():
+        assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "weights others cannot read"
+    # It is a base like any other, and a mistaken --out costs nobody a folder.
+    assert torch.equal(logits(load_base(out)), plain_logits(plain(out)))
+    with pytest.raises(SystemExit) as left:
+        cli.main([*command[:-1], str(adapter)])
+    assert left.value.code == 2
+    assert "merged.json" in capsys.readouterr().err
+
+
+def test_nothing_is_printed_where_quiet_was_asked_for(
+    base: Base, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = DomainModel(base, display=Display(quiet=True))
+    model.bank.add(strong(base))
+    model.merged("strong")
+    assert capsys.readouterr().out == ""

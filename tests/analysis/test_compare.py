@@ -1,0 +1,166 @@
+"""Two adapters, or several seeds of one, on the same items: from folders, without a model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_summary import general, score
+from test_summary import row as item_row
+
+from lora_domains.analysis.compare import compare_adapters, compare_seeds
+from lora_domains.cli import main as cli
+from lora_domains.errors import AdapterError
+from lora_domains.report.report import read_card
+
+Item = dict[str, Any]
+
+
+def drawn(right: float, seed: int, count: int = 400, lost: int = 0) -> list[Item]:
+    """The same test items for every seed; the adapter is right on a share of them."""
+    hard = np.random.default_rng(0).permutation(count) / count
+    noise = np.random.default_rng(seed).normal(0, 0.05, count)
+    items = []
+    for n in range(count):
+        target = n % 2
+        said = target if hard[n] + noise[n] < right else 1 - target
+        item = item_row(target, number=n, base=0, adapter=said)
+        item["scores"]["adapter"] = score(said, target)
+        items.append(item)
+    for n, item in enumerate(found := [*items, *general(300, lost)]):
+        item["digest"] = f"digest {n}"
+    return found
+
+
+def save(folder: Path, items: Sequence[Item], **judged: Any) -> Path:
+    folder.mkdir(parents=True)
+    entry = {
+        "domain": folder.name, "sha256": folder.name,
+        "judged": {"metric": "f1", "labels": ["no", "yes"], "positive": "yes"} | judged,
+        "settings": {"task": {"kind": "classification"}, "gates": {"retention": 0.03}},
+    }  # fmt: skip
+    base = dict.fromkeys(["id", "identity", "dtype", "quantization"], "x")
+    card = {"schema": 1, "base": base, "adapters": [entry]}
+    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+    return folder
+
+
+def test_the_better_version_passes_the_worse_fails_and_the_same_is_open(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", drawn(0.7, 1)), save(tmp_path / "b", drawn(0.9, 2))
+    better, worse, same = compare_adapters(a, b), compare_adapters(b, a), compare_adapters(a, a)
+    assert (better["verdict"], worse["verdict"], same["verdict"]) == (
+        "pass", "fail", "inconclusive",
+    )  # fmt: skip
+    fields = better["scores"]["accuracy"]
+    assert (fields["base"], fields["adapter"]) == pytest.approx((0.7, 0.9), abs=0.05)
+    assert fields["won"] - fields["lost"] == pytest.approx(400 * fields["difference"])
+    assert better["general"]["n"] == 300
+    assert same["scores"]["f1"]["difference"] == 0
+    json.dumps(better, allow_nan=False)
+
+
+def test_items_are_matched_by_digest_in_any_order(tmp_path: Path) -> None:
+    items = drawn(0.9, 2)
+    mixed = [items[i] for i in np.random.default_rng(0).permutation(len(items))]
+    a = save(tmp_path / "a", drawn(0.7, 1))
+    one, two = (compare_adapters(a, save(tmp_path / n, i)) for n, i in (("b", items), ("c", mixed)))
+    assert one | {"b": ""} == two | {"b": ""}
+
+
+def test_a_better_version_that_forgot_does_not_pass(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", drawn(0.7, 1)), save(tmp_path / "b", drawn(0.9, 2, lost=60))
+    found = compare_adapters(a, b)
+    assert {g["name"]: g["verdict"] for g in found["gates"]} == {"gain": "pass",
+                                                                 "retention": "fail"}  # fmt: skip
+    assert found["verdict"] == "fail"
+
+
+def test_other_test_rows_or_another_question_are_refused(tmp_path: Path) -> None:
+    a, items = save(tmp_path / "a", drawn(0.7, 1)), drawn(0.9, 2)
+    fewer = save(tmp_path / "fewer", items[1:])
+    with pytest.raises(AdapterError, match="399 items, 399 of them shared"):
+        compare_adapters(a, fewer)
+    relabelled = save(tmp_path / "relabelled", [items[0] | {"target": 1}, *items[1:]])
+    with pytest.raises(AdapterError, match="399 of them shared"):
+        compare_adapters(a, relabelled)
+    elsewhere = save(tmp_path / "elsewhere", [i | {"digest": "x" + i["digest"]} for i in items])
+    with pytest.raises(AdapterError, match="another key"):
+        compare_adapters(a, elsewhere)
+    other = save(tmp_path / "other", items, positive="no")
+    with pytest.raises(AdapterError, match="the same positive"):
+        compare_adapters(a, other)
+    card = json.loads((a / "card.json").read_text())
+    del card["adapters"][0]["judged"]
+    (a / "card.json").write_text(json.dumps(card))
+    with pytest.raises(AdapterError, match="that was evaluated"):
+        compare_adapters(a, fewer)
+
+
+def test_seeds_of_one_domain(tmp_path: Path) -> None:
+    rights = (0.80, 0.85, 0.90, 0.95)
+    folders = [save(tmp_path / f"s{n}", drawn(r, n)) for n, r in enumerate(rights)]
+    found = compare_seeds(folders)
+    assert found.keys() >= {"accuracy", "f1", "loss"}
+    accuracy = found["accuracy"]
+    assert accuracy["runs"] == 4
+    assert accuracy["each"] == pytest.approx([r - 0.5 for r in rights], abs=0.05)
+    assert accuracy["sd_seed"] == pytest.approx(np.std(rights, ddof=1), abs=0.02)
+    for one, folder in zip(found["f1"]["each"], folders, strict=True):
+        alone = compare_adapters(folder, folder)["scores"]["f1"]["base"]
+        assert one == pytest.approx(alone)  # the base's F1 is 0
+    with pytest.raises(AdapterError, match="the same test items"):
+        compare_seeds([folders[0], save(tmp_path / "fewer", drawn(0.9, 9)[1:])])
+
+
+def test_the_command_and_its_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a", drawn(0.7, 1))
+    save(tmp_path / "b", drawn(0.9, 2))
+    for names, code in ((("a", "b"), 0), (("b", "a"), 1), (("a", "a"), 3), (("a", "bb"), 2)):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["compare", *names, "--out", str(tmp_path)])
+        assert left.value.code == code, names
+    captured = capsys.readouterr()
+    assert "b against a on the same 400 rows" in captured.out
+    assert "of the A" in captured.out
+    assert "Did you mean 'b'" in captured.err
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "a", "b", "--json", "--out", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out)["verdict"] == "pass"
+
+
+def test_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(3):
+        save(tmp_path / f"s{n}", drawn(0.8 + n / 20, n))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["seeds", "s0", "s1", "s2", "--out", str(tmp_path)])
+    assert left.value.code == 0
+    assert "3 seeds on the same 400 rows" in capsys.readouterr().out
+    assert "seeds" not in read_card(tmp_path / "s0")["adapters"][0]
+    with pytest.raises(SystemExit):
+        cli.main(["seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)])
+    found = json.loads(capsys.readouterr().out)["seeds"]
+    assert found["f1"]["runs"] == 2
+    for name in ("s0", "s1"):
+        assert read_card(tmp_path / name)["adapters"][0]["seeds"] == found
+    assert {p.name for p in (tmp_path / "s0").iterdir()} == {"card.json", "items.jsonl"}
+    with pytest.raises(SystemExit) as left:
+        cli.main(["seeds", "s0", "--out", str(tmp_path)])
+    assert left.value.code == 2
+    assert "several seeds" in capsys.readouterr().err
+
+
+def test_comparing_needs_no_torch(tmp_path: Path) -> None:
+    folders = [save(tmp_path / n, drawn(0.7, 1, 40)) for n in "ab"]
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from lora_domains.analysis.compare import compare_adapters\n"
+        f"compare_adapters(*map(Path, {[str(f) for f in folders]!r}))\n"
+        "assert not {'torch', 'transformers', 'peft'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,189 @@
+"""Would more data help: nested shares, the same test rows, one look each, an answer with bounds."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_domains.analysis import learning_curve as learning_file
+from lora_domains.analysis.learning_curve import answer, extrapolated, learning_curve, nested
+from lora_domains.cli.main import main
+from lora_domains.console import Display
+from lora_domains.data.prepare import Data
+from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import UsageError
+from lora_domains.model import DomainModel
+from lora_domains.tasks import Classification, Example
+
+
+def examples(groups: list[str | None], targets: list[int]) -> list[Example]:
+    return [
+        Example(f"train:{i}", f"text {i}", " a", (" a", " b", " c"), target, group)
+        for i, (group, target) in enumerate(zip(groups, targets, strict=True))
+    ]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_shares_are_nested_and_take_whole_groups(data: st.DataObject) -> None:
+    count = data.draw(st.integers(8, 60))
+    groups = data.draw(st.lists(st.sampled_from([None, "a", "b", "c", "d", "e"]),
+                                min_size=count, max_size=count))  # fmt: skip
+    targets = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    rows = examples(groups, targets)
+    parts = nested(rows, (0.125, 0.5, 1.0), data.draw(st.integers(0, 3)))
+    assert parts[2] == list(range(count))
+    largest = max(Counter(g for g in groups if g is not None).values(), default=1)
+    for part, share in zip(parts, (0.125, 0.5, 1.0), strict=True):
+        assert round(share * count) <= len(part) < round(share * count) + max(largest, 1)
+        mine = {groups[i] for i in part} - {None}
+        assert not mine & {groups[i] for i in range(count) if i not in part}
+    assert set(parts[0]) <= set(parts[1])
+
+
+def test_classes_keep_their_proportion_and_the_seed_draws() -> None:
+    rows = examples([None] * 400, [0] * 300 + [1] * 100)
+    (part,) = nested(rows, (0.25,), 0)
+    assert len(part) == 100
+    assert abs(sum(rows[i].target for i in part) - 25) <= 1
+    assert nested(rows, (0.25,), 1) != [part] == nested(rows, (0.25,), 0)
+
+
+def scored(errors: dict[str, float], count: int = 400) -> list[dict[str, Any]]:
+    """Items that each contender gets wrong in its share, the same ones first."""
+
+    def said(at: int) -> dict[str, Any]:
+        return {name: {"prediction": int(at >= share * count)} for name, share in errors.items()}
+
+    return [{"target": 1, "group": None, "scores": said(at)} for at in range(count)]
+
+
+def test_a_power_law_is_found_again() -> None:
+    rows = [100, 200, 400, 800]
+    errors = {str(n): 0.4 * (n / 100) ** -0.5 for n in rows}
+    points = [{"share": n, "rows": n} for n in rows]
+    found = extrapolated("accuracy", scored(errors), points, None)
+    assert found is not None
+    assert found["rows"] == 1600
+    assert found["score"] == pytest.approx(1 - 0.1, abs=0.01)
+    assert found["exponent"] == pytest.approx(0.5, abs=0.02)
+    assert found["lower"] < found["score"] < found["upper"]
+    assert found["upper"] - found["lower"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("errors", "sizes"), [({"1": 0.2, "2": 0.2, "4": 0.3}, 3), ({"1": 0.4, "2": 0.2}, 2)],
+    ids=["does not fall", "two points"],
+)  # fmt: skip
+def test_there_is_no_law_without_ground(errors: dict[str, float], sizes: int) -> None:
+    points = [{"share": float(n), "rows": int(n)} for n in errors]
+    assert len(points) == sizes
+    assert extrapolated("accuracy", scored(errors), points, None) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "word"),
+    [("f1", 0.01, 0.05, "Yes"), ("f1", -0.02, 0.005, "Hardly"), ("f1", -0.02, 0.05, "Undecided"),
+     ("nats_per_token", -0.05, -0.01, "Yes"), ("nats_per_token", 0.01, 0.02, "Hardly"),
+     ("f1", None, None, "Undecided")],
+)  # fmt: skip
+def test_the_answer_follows_the_bounds(
+    metric: str, low: float | None, high: float | None, word: str
+) -> None:
+    points = [{"rows": 100, "score": 0.7}, {"rows": 200, "score": 0.72}]
+    step = {"difference": 0.02, "lower": low, "upper": high}
+    words = answer({"points": points, "last_step": step, "metric": metric, "test_rows": 50,
+                    "twice": None})  # fmt: skip
+    assert words.startswith(word)
+    assert "from 100 to 200 rows" in words
+
+
+ROWS = make_rows(150)
+DOMAIN = with_settings(
+    Domain("spam", Classification(), Data(ROWS[:80], ROWS[80:100], ROWS[100:])),
+    epochs=2, retention="none", rank=4, lr=0.02, batch_size=8,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_one_training_for_each_share_on_the_same_test_rows(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DomainModel.from_pretrained(
+        tiny_base, out=tmp_path, display=Display(quiet=True), device="cpu"
+    )
+    model.fit(DOMAIN)
+    before, resident = model.base.state_digest(), model.bank["spam"]
+    (tmp_path / ".spam.checkpoint").write_bytes(b"of an interrupted run")
+    looks: list[tuple[str | None, int]] = []
+    scores = learning_file.model_scores
+
+    def looked(bank: Any, task: Any, items: Any, references: Any, route: Any, on: Any) -> Any:
+        looks.append((route, len(items)))
+        return scores(bank, task, items, references, route, on)
+
+    monkeypatch.setattr(learning_file, "model_scores", looked)
+    found = learning_curve(model, DOMAIN, (1.0, 0.25, 0.5))
+    # The base, the base with rows in its prompt, three shares and the edited copies: once each.
+    assert [count for _, count in looks] == [50] * len(looks)
+    assert len(looks) == 5 + (found["few_shot"] is not None)
+    assert [point["rows"] for point in found["points"]] == [20, 40, 80]
+    assert {point["steps"] for point in found["points"]} == {20}
+    assert found["augmented"]["steps"] == 20
+    assert 80 < found["augmented"]["rows"] <= 160
+    assert all(math.isfinite(found["last_step"][k]) for k in ("difference", "lower", "upper"))
+    gap = found["points"][-1]["score"] - found["points"][-2]["score"]
+    assert found["last_step"]["difference"] == pytest.approx(gap)
+    # The largest is the training that fit does.
+    own = model.evaluate(DOMAIN).entry["domain_scores"]["macro_f1"]
+    assert found["points"][-1]["score"] == pytest.approx(own["adapter"])
+    assert found["base"] == pytest.approx(own["base"])
+    assert json.loads(json.dumps(found)) == found
+    assert not any(row["text"] in json.dumps(found) for row in ROWS)
+    assert model.domains == ("spam",)
+    assert model.bank["spam"] is not None
+    np.testing.assert_array_equal(
+        next(iter(model.bank["spam"].weights.values()))[0],
+        next(iter(resident.weights.values()))[0],
+    )
+    assert model.base.state_digest() == before
+    assert (tmp_path / ".spam.checkpoint").read_bytes() == b"of an interrupted run"
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"spam"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", [(1.0,), (0.0, 1.0), (0.5, 2.0), (0.01, 1.0), (0.5, 0.501)])
+def test_what_is_no_curve_is_refused(
+    tiny_base: Path, tmp_path: Path, shares: tuple[float, ...]
+) -> None:
+    model = DomainModel.from_pretrained(
+        tiny_base, out=tmp_path, display=Display(quiet=True), device="cpu"
+    )
+    with pytest.raises(UsageError, match="shares"):
+        learning_curve(model, DOMAIN, shares)
+
+
+@pytest.mark.slow
+def test_the_verb_shows_it_and_writes_no_text(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mails.jsonl"
+    rows = make_rows(60, secret="secretword")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as stopped:
+        main(["learning-curve", str(file), "--sizes", "0.5,1", "--epochs", "1", "--lr", "0.01",
+              "--rank", "2", "--base", str(tiny_base), "--out", str(tmp_path / "adapters"),
+              "--reports", str(tmp_path / "reports")])  # fmt: skip
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Would more data help?" in shown
+    written = (tmp_path / "reports" / "mails-learning-curve.json").read_text()
+    assert json.loads(written)["answer"] in " ".join(shown.split())
+    assert "secretword" not in written + shown

@@ -1,0 +1,194 @@
+"""A run once more, from its card: the same bytes, or what differs, in words."""
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_rows
+from test_cli import SUITE, run, write
+
+from lora_domains.analysis.reproduce import base_of, card_at, differences, domain_of, same_bytes
+from lora_domains.data.prepare import Data
+from lora_domains.data.readers import Hub
+from lora_domains.domain import Domain, Gates, Lora, Training, as_record
+from lora_domains.errors import UsageError
+from lora_domains.evaluation.verdict_run import hold_to
+from lora_domains.report.report import read_card
+from lora_domains.tasks import Classification, Generation
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Path]:
+    """A working folder with rows and the adapter `x`, made by the command line."""
+    folder = tmp_path_factory.mktemp("rerun")
+    write(folder / "train.csv", make_rows(80))
+    here = Path.cwd()
+    patch = pytest.MonkeyPatch()
+    patch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    patch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
+    os.chdir(folder)
+    assert run("fit", "--name", "x", "--train", "train.csv", "--positive", "spam", "--epochs", "2",
+               "--base", str(tiny_base), "--lr", "0.01", "--limit", "40", "--seed", "3",
+               "--gradient-checkpointing") in (0, 1, 3)  # fmt: skip
+    yield folder
+    os.chdir(here)
+    patch.undo()
+
+
+def test_the_same_bytes(ran: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = read_card(ran / "adapters" / "x")["adapters"][0]
+    assert entry["settings"]["data"]["train"] == "train.csv"
+    assert entry["settings"]["data"]["limit"] == 40
+    again = ("fit", "--from-card", "adapters/x/card.json", "--base", str(tiny_base))
+    assert run(*again, "--out", "again") in (0, 1, 3)
+    assert f"The same bytes as in the card (sha256 {entry['sha256'][:12]})." in (
+        capsys.readouterr().out
+    )
+    other = read_card(ran / "again" / "x")["adapters"][0]
+    for key in ("sha256", "recipe_digest", "data", "domain_scores", "verdict"):
+        assert other[key] == entry[key], key
+    files = [(ran / out / "x" / "adapter_model.safetensors").read_bytes()
+             for out in ("adapters", "again")]  # fmt: skip
+    assert files[0] == files[1]
+
+
+def test_the_same_rows_from_another_place_are_the_same_run(
+    ran: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How they were split, sampled and grouped is the card's; a name of its own is taken."""
+    kept = read_card(ran / "adapters" / "x")["adapters"][0]
+    assert run("fit", "--from-card", "adapters/x", "--base", str(tiny_base), "--out", "moved",
+               "--train", "train.csv", "--name", "y") in (0, 1, 3)  # fmt: skip
+    assert "The same bytes as in the card" in capsys.readouterr().out
+    entry = read_card(ran / "moved" / "y")["adapters"][0]
+    assert entry["sha256"] == kept["sha256"]
+    assert entry["data"] == kept["data"]
+    assert "general" in kept["data"]
+
+
+def test_other_rows_are_said(
+    ran: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(ran / "other.csv", make_rows(80, seed=9))
+    assert run("fit", "--from-card", "adapters/x", "--base", str(tiny_base), "--out", "changed",
+               "--train", "other.csv", "--epochs", "1") in (0, 1, 3)  # fmt: skip
+    said = capsys.readouterr().out
+    assert "Warning: Other bytes than in the card" in said
+    assert "train rows: other digests" in said
+    assert "other training settings" in said
+
+
+def test_a_folder_base_has_to_be_given(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--from-card", "adapters/x") == 2
+    error = capsys.readouterr().err
+    assert "a folder called tiny" in error
+    assert "Give it: --base" in error
+
+
+# ── Without a model ─────────────────────────────────────────────────────────────────────────────
+
+DECLARED = [
+    Domain("a", Classification(positive="urgent"), Data.embedded("medical")),
+    Domain(
+        "b", Generation("question", "answer"),
+        Data(Hub("o/n", "train", "abc", "cfg"), None, "hub:o/n@abc/test", group="g",
+             slices=("s", "t"), drop_leaks=True, limit=7),
+        Lora(rank=4, targets=("q_proj",), dropout=0.1, rslora=True),
+        Training(epochs=3, lr=0.1, seed=4, max_length=99), Gates(recall=0.7), show_text=True,
+    ),
+]  # fmt: skip
+
+
+def card_of(domain: Domain) -> dict[str, Any]:
+    entry = {"domain": domain.name, "settings": json.loads(json.dumps(as_record(domain)))}
+    return {"base": {"id": "embedded", "revision": None}, "adapters": [entry]}
+
+
+@pytest.mark.parametrize("domain", DECLARED, ids=lambda domain: domain.name)
+def test_a_card_gives_its_domain_back(domain: Domain) -> None:
+    again = domain_of(card_of(domain))
+    assert again == domain
+    assert again.digest() == domain.digest()
+
+
+def test_what_a_card_cannot_give_back_is_said() -> None:
+    memory = Domain("a", Classification(), Data([{"text": "zqsecret", "label": "x"}]))
+    assert "zqsecret" not in json.dumps(card_of(memory))
+    with pytest.raises(UsageError, match=r"1 rows in memory.*model\.fit"):
+        domain_of(card_of(memory))
+    mapped = Domain("a", Classification(), Data("x.csv", row=dict))
+    with pytest.raises(UsageError, match=r"row|function dict.*Run the recipe"):
+        domain_of(card_of(mapped))
+    old = card_of(memory)
+    del old["adapters"][0]["settings"]["data"]
+    with pytest.raises(UsageError, match="an older version wrote it"):
+        domain_of(old)
+
+
+def test_a_card_names_no_place_outside_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    data = Data(tmp_path / "out" / "x.csv", str(tmp_path / "in" / "sub" / "y.csv"), "z.csv")
+    record = as_record(Domain("a", Classification(), data))["data"]
+    assert (record["train"], record["validation"], record["test"]) == (
+        "x.csv", "sub/y.csv", "z.csv"
+    )  # fmt: skip
+
+
+def test_the_base_of_a_card() -> None:
+    card: dict[str, Any] = {"base": {"id": "embedded", "revision": None}}
+    assert base_of(card) == (None, None)
+    card = {"base": {"id": "o/n", "revision": "abc"}}
+    assert base_of(card) == ("o/n", "abc")
+
+
+def test_each_difference_is_named(ran: Path) -> None:
+    then = card_at(ran / "adapters" / "x")
+    assert differences(then, then) == []
+    assert same_bytes(then, then)[0]
+    for change, said in (
+        (lambda card: card["environment"].update(torch="0.1"), "torch: "),
+        (
+            lambda card: card["environment"].update(threads=64),
+            f"threads: {then['environment']['threads']} → 64",
+        ),
+        (lambda card: card["base"].update(identity="f" * 64), "base identity: "),
+        (lambda card: card["base"].update(id="a/b"), "base id: tiny → a/b"),
+        (
+            lambda card: card["adapters"][0]["settings"]["gates"].update(drift=0.05),
+            "another task or other gates",
+        ),
+        (lambda card: card["adapters"][0]["data"].update(test="0"), "test rows: other digests"),
+        (lambda card: card["adapters"][0].update(parent={"name": "p"}), "another parent"),
+    ):
+        now = copy.deepcopy(then)
+        change(now)
+        now["adapters"][0]["sha256"] = "0" * 64
+        (found,) = differences(then, now)
+        assert said in found
+        same, words = same_bytes(then, now)
+        assert not same
+        assert said in words
+
+
+def test_an_adapter_judged_by_others_is_repeated_as_it_was_trained(ran: Path) -> None:
+    """Epochs are ranked by the task's metric and limited by the drift gate."""
+    then = card_at(ran / "adapters" / "x")
+    judged = copy.deepcopy(then)
+    domain = domain_of(then)
+    stricter = replace(domain, task=Classification(positive="ham"), gates=Gates(drift=0.05))
+    hold_to(judged["adapters"][0], stricter)
+    hold_to(judged["adapters"][0], replace(domain, gates=Gates(drift=0.01)))
+    assert judged["adapters"][0]["settings"]["gates"]["drift"] == 0.01
+    assert domain_of(judged) == domain
+    assert differences(then, judged) == []
+    same = copy.deepcopy(then)
+    hold_to(same["adapters"][0], domain_of(then))
+    assert "trained_with" not in same["adapters"][0]

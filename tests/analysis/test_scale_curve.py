@@ -1,0 +1,188 @@
+"""Metric and drift over the adapter's scale: 0 is the base, 1 the adapter, no gate's row read."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_rows
+from support.adapters import logits, strong
+
+from lora_domains.analysis import scale_curve as scale_file
+from lora_domains.analysis.scale_curve import best_scale, curve, scaled
+from lora_domains.cli.main import main
+from lora_domains.console import Display
+from lora_domains.data.prepare import Data
+from lora_domains.domain import Domain, with_settings
+from lora_domains.embedded.world import general_text
+from lora_domains.errors import AdapterError, DataError, UsageError
+from lora_domains.model import DomainModel
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import load_base
+from lora_domains.probes.suite import embedded
+from lora_domains.tasks import Classification, Example
+
+ROWS = make_rows(90)
+DOMAIN = with_settings(
+    Domain("spam", Classification(positive="spam"), Data(ROWS[:40], ROWS[40:70], ROWS[70:])),
+    epochs=2, retention="none", rank=4, lr=0.02, batch_size=8,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> DomainModel:
+    """A model with the adapter ``spam``, trained on files that hold the rows of DOMAIN."""
+    out = tmp_path_factory.mktemp("adapters")
+    files = []
+    for name, rows in (("train", ROWS[:40]), ("validation", ROWS[40:70]), ("test", ROWS[70:])):
+        files.append(out / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = DomainModel.from_pretrained(
+        tiny_base, out=out, display=Display(quiet=True), device="cpu"
+    )
+    filed = replace(DOMAIN, data=Data(*map(str, files)))
+    model.fit(filed)
+    model.evaluate(filed)
+    return model
+
+
+def test_scale_0_is_the_base_and_1_the_adapter(tiny_base: Path) -> None:
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    bank.add(strong(bank.base))
+    with scaled(bank, "strong", (0.0, 0.5, 1.0)) as names:
+        half = logits(bank, names[0.5])
+        assert torch.equal(logits(bank, names[0.0]), logits(bank))
+        assert torch.equal(logits(bank, names[1.0]), logits(bank, "strong"))
+        for end in (logits(bank), logits(bank, "strong")):
+            assert (half - end).abs().max() > 1e-2
+    assert tuple(bank) == ("strong",)
+
+
+def test_copies_leave_with_an_error(tiny_base: Path) -> None:
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    bank.add(strong(bank.base))
+    with pytest.raises(RuntimeError), scaled(bank, "strong", (0.0, 1.0)):
+        raise RuntimeError
+    assert tuple(bank) == ("strong",)
+
+
+@pytest.mark.slow
+def test_the_ends_of_the_curve_are_base_and_adapter(trained: DomainModel) -> None:
+    found = curve(trained, "spam", DOMAIN, (1.0, 0.0, 0.5))
+    points = {point["scale"]: point for point in found["points"]}
+    assert list(points) == [0.0, 0.5, 1.0]
+    assert points[0.0]["score"] == found["base"]["score"]
+    assert points[0.0]["nats"] == found["base"]["nats"]
+    assert points[0.0]["kl"] == 0 < points[0.5]["kl"] < points[1.0]["kl"]
+    # The validation score of the epoch that was kept, measured when it was trained.
+    training = trained.bank["spam"].card["adapters"][0]["training"]  # type: ignore[index]
+    kept = training["history"][training["best_epoch"] - 1]["score"]
+    assert points[1.0]["score"] == pytest.approx(kept)
+    assert points[1.0]["difference"] == pytest.approx(kept - found["base"]["score"])
+    assert found["rows"] == 30
+
+
+@pytest.mark.slow
+def test_it_stands_in_the_card_beside_the_verdict(trained: DomainModel) -> None:
+    folder = trained.out / "spam"
+    items = (folder / "items.jsonl").read_text()
+    before = json.loads((folder / "card.json").read_text())["adapters"][0]
+    found = curve(trained, "spam", DOMAIN, (0.0, 1.0))
+    after = json.loads((folder / "card.json").read_text())["adapters"][0]
+    assert after.pop("scale_curve") == found
+    before.pop("scale_curve", None)
+    assert after == before
+    assert (folder / "items.jsonl").read_text() == items
+    assert ROWS[45]["text"] not in json.dumps(found)
+    trained.load_adapter(folder)  # its card still holds
+
+
+@pytest.mark.slow
+def test_no_row_of_a_gate_is_read(trained: DomainModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def remembers(tokenization: object, examples: list[Example]) -> list[object]:
+        read.extend(example.id.split(":")[0] for example in examples)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale_file, "encode_rows", remembers)
+    with pytest.raises(KeyboardInterrupt):
+        curve(trained, "spam", DOMAIN)
+    assert set(read) == {"validation"}
+    gates = set(general_text("test", 200))
+    assert not gates & {example.answer for example in embedded().selection_texts()}
+
+
+@pytest.mark.slow
+def test_other_validation_rows_are_refused(trained: DomainModel) -> None:
+    other = replace(DOMAIN, name="other", data=replace(DOMAIN.data, validation=ROWS[41:70]))
+    with pytest.raises(UsageError, match="the validation rows of its training"):
+        curve(trained, "spam", other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 1.0), (0.0, -1.0), (0.0, 5.0)])
+def test_what_is_no_curve_is_refused(trained: DomainModel, scales: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="at least two scales"):
+        curve(trained, "spam", DOMAIN, scales)
+
+
+@pytest.mark.slow
+def test_an_adapter_without_a_card_is_refused(trained: DomainModel) -> None:
+    trained.bank.add(strong(trained.base))
+    with pytest.raises(AdapterError, match="plain PEFT"):
+        curve(trained, "strong", DOMAIN)
+    trained.unload("strong")
+
+
+def test_without_validation_rows_there_is_no_curve() -> None:
+    with pytest.raises(DataError, match="never chosen on rows of a gate"):
+        scale_file._check((0.0, 1.0), [])
+
+
+def test_the_best_scale_is_nearest_to_the_base_among_equals() -> None:
+    points = [
+        {"scale": 0.5, "score": 0.9, "kl": 0.1},
+        {"scale": 1.0, "score": 0.9, "kl": 0.3},
+        {"scale": 0.0, "score": 0.4, "kl": 0.0},
+    ]
+    assert best_scale("f1", points) == 0.5
+    assert best_scale("nats_per_token", points) == 0.0
+
+
+def test_the_least_scale_is_the_first_that_is_shown_to_lose_little() -> None:
+    def row(at: int) -> dict[str, object]:
+        said = {"none": 1 - at % 2, "half": at % 2 if at else 1, "whole": at % 2}
+        return {"target": at % 2, "group": None,
+                "scores": {name: {"prediction": p} for name, p in said.items()}}  # fmt: skip
+
+    scored = [row(at) for at in range(400)]
+    names = {0.0: "none", 0.5: "half", 1.0: "whole"}
+    assert scale_file._least("accuracy", scored, names, None) == 0.5
+    assert scale_file._least("accuracy", scored, {0.0: "none", 1.0: "whole"}, None) == 1.0
+    assert scale_file._least("accuracy", scored, {0.5: "half"}, None) is None
+    # Forty rows cannot show that nothing is lost.
+    assert scale_file._least("accuracy", scored[:40], names, None) == 1.0
+
+
+@pytest.mark.slow
+def test_the_verb_shows_it(
+    trained: DomainModel,
+    tiny_base: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The rows its card names (by file name alone), or the same given again.
+    monkeypatch.chdir(trained.out)
+    rows = ["train.jsonl", "--validation", "validation.jsonl", "--test", "test.jsonl"]
+    shown = []
+    for given in ([], rows):
+        with pytest.raises(SystemExit) as stopped:
+            main(["curve", "spam", *given, "--scales", "0,1", "--out", ".",
+                  "--base", str(tiny_base)])  # fmt: skip
+        assert stopped.value.code == 0
+        shown.append(capsys.readouterr().out)
+    for said in shown:
+        assert "f1 on 30 validation rows" in said
+        assert "Best on these rows" in said

@@ -1,0 +1,187 @@
+"""Benchmarks run, on a small model, and what they store is what the tables are made from."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from lora_domains.domain import Gates, Training
+from lora_domains.training.retention import AUTO
+
+SPEED = ROOT / "benchmarks" / "speed"
+EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency")
+
+
+def script(name: str, folder: Path = SPEED) -> ModuleType:
+    """A script of ``folder`` as a module; scripts import each other by name."""
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def experiment(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["swap.py", "--quick", *flags])
+    return script("measure").Experiment("swap", None)
+
+
+# One process for all of them: importing torch and PEFT takes longer than any.
+RUN = """
+import runpy, sys
+folder, out, *names = sys.argv[1:]
+sys.path.insert(0, folder)
+for name in names:
+    sys.argv = [name + ".py", "--quick", "--out", out]
+    runpy.run_path(folder + "/" + name + ".py", run_name="__main__")
+sys.argv = ["report.py", "--results", out, "--readme", out + "/README.md"]
+runpy.run_path(folder + "/report.py", run_name="__main__")
+"""
+
+
+def assert_result(result: dict[str, Any], name: str) -> None:
+    assert result["experiment"] == name
+    assert result["command"] == f"python benchmarks/speed/{name}.py --quick"
+    assert {"torch", "transformers", "peft", "device", "cores", "threads", "git"} <= result[
+        "environment"
+    ].keys()
+    assert len(result["load"]["before"]) == len(result["load"]["after"]) == 3
+    assert result["settings"]["quick"] is True
+    assert len({figure["name"] for figure in result["figures"]}) == len(result["figures"])
+    for figure in result["figures"]:
+        assert figure.keys() == {
+            "name",
+            "unit",
+            "better",
+            "ours",
+            "peft",
+            "goal",
+            "reached",
+            "runs",
+        }
+        assert math.isfinite(figure["ours"])
+        assert (figure["goal"] is None) == (figure["reached"] is None)
+        assert all(len(runs) == result["settings"]["rounds"] for runs in figure["runs"].values())
+
+
+@pytest.mark.slow
+def test_each_script_runs_and_stores_figures(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(SPEED), str(tmp_path), *EXPERIMENTS], cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {}
+    for name in EXPERIMENTS:
+        assert f"{name} on cpu" in done.stdout
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+        assert_result(found[name], name)
+        assert str(tmp_path) not in json.dumps(found[name])
+    values = {f["name"]: f["ours"] for result in found.values() for f in result["figures"]}
+    # What does not depend on how busy this machine is must be right even here.
+    for threads in (2, 4, 8):
+        assert values[f"right answers, {threads} threads × domains"] == 1.0
+    assert values["largest difference of a logit from PEFT's"] < 1e-4
+    assert values["adapters evicted per pass, fit"] == 0
+    assert values["adapters evicted per pass, twice"] == 4
+    assert (tmp_path / "speed.svg").read_text(encoding="utf-8").count("one token") >= 2
+    text = readme.read_text(encoding="utf-8")
+    for name in values:
+        assert f"| {name} |" in text
+    assert text.count("for trial only") == len(EXPERIMENTS)
+
+
+def test_contenders_take_turns_and_warming_up_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    works = {name: lambda name=name: order.append(name) for name in "abc"}
+    after = {"b": lambda: order.append("-")}
+    runs = experiment(monkeypatch).turns(works, per={"a": 1, "b": 2, "c": 3}, after=after)
+    assert {name: len(of) for name, of in runs.items()} == {"a": 2, "b": 2, "c": 2}
+    assert "".join(order) == "cab-ab-cb-ca"
+
+
+def test_goals_are_judged_on_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = experiment(monkeypatch)
+    kept.figure("time", "ms", [0.001, 0.009, 0.002], [0.004] * 3, at_most=2.0)
+    kept.figure("late", "ms", [0.003] * 3, at_most=2.0)
+    kept.figure("rate", "rows/s", 3.0, 2.0, at_least=4.0)
+    kept.against_peft("slower", "×", {"ours": [2.0], "peft": [1.0]})
+    kept.figure("open", "", 1.0)
+    found = {f["name"]: f for f in kept.figures}
+    assert (found["time"]["ours"], found["time"]["peft"]) == (2.0, 4.0)
+    assert {name: f["reached"] for name, f in found.items()} == {
+        "time": True, "late": False, "rate": False, "slower": False, "open": None,
+    }  # fmt: skip
+    advantage = script("report").advantage
+    assert [advantage(f) for f in found.values()] == [2.0, None, 1.5, 0.5, None]
+
+
+def test_a_quick_trial_never_replaces_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert experiment(monkeypatch).out is None
+    assert experiment(monkeypatch, "--out", "there").out == Path("there")
+    measure = script("measure")
+    monkeypatch.setattr(sys, "argv", ["swap.py"])
+    assert measure.Experiment("swap", None).out == ROOT / "benchmarks" / "results"
+
+
+def test_the_readme_shows_what_is_stored() -> None:
+    report = script("report")
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    results = report.stored(ROOT / "benchmarks" / "results")
+    assert report.section(results, f"results/{report.PLOT}") in text
+    assert not [result["command"] for result in results if result["settings"]["quick"]]
+
+
+def test_the_readme_shows_what_keeps_general_knowledge() -> None:
+    experiment = script("retention", ROOT / "benchmarks" / "training")
+    stored = json.loads((ROOT / "benchmarks" / "results" / "retention.json").read_text())
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert experiment.table(experiment.summary(stored["runs"])) in text
+    assert stored["summary"] == json.loads(json.dumps(experiment.summary(stored["runs"])))
+    # The default, and the limit of its gate, are what the experiment found.
+    limit = stored["calibration"]["limit"]
+    assert Gates().drift == pytest.approx(limit, abs=0.005)
+    chosen = experiment.WAYS[experiment.tied(stored["summary"])[0]]
+    assert chosen == {"retention": AUTO[0], "replay": Training().replay}
+    # What the default promises, on test rows: a point of the base's knowledge, and of the best.
+    for domain in experiment.DOMAINS:
+        own = {way: one[domain] for way, one in stored["summary"].items()}
+        assert own["default"]["general_lost"]["mean"] <= 0.01
+        best = max(one["test"]["mean"] for one in own.values())
+        assert own["default"]["test"]["mean"] >= best - 0.01
+
+
+def test_derived_settings_are_shown_as_they_came_out() -> None:
+    settings = script("settings", ROOT / "benchmarks" / "training")
+    stored = json.loads((ROOT / "benchmarks" / "results" / "settings.json").read_text())
+    found = settings.summary(stored["runs"])
+    assert stored["summary"] == found
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert settings.table(found) in text
+    assert settings.other_choices(stored["runs"]) in text
+    assert found.keys() == {*settings.RECIPES, *settings.REAL}
+    near = sum(one["regret"] <= 0.01 for one in found.values())
+    assert f"or above it, in {near} of {len(found)} domains" in text
+    for one in found.values():
+        assert one["swept"] == sum(count for _, count in settings.RUNGS)
+
+
+def test_the_readme_names_every_script() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        if path.stem not in ("measure", "shape"):  # what the others are made of
+            assert f"`{path.relative_to(ROOT / 'benchmarks')}`" in text, path.name

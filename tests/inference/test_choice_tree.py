@@ -1,0 +1,159 @@
+"""Choices read as one tree against each choice read alone, over architectures and random trees."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_domains.data.tokenization import EncodedExample, chunks
+from lora_domains.inference import choice_tree as choices_file
+from lora_domains.inference.choice_tree import choices_at_once, cost, takes_trees, tree
+from lora_domains.inference.likelihoods import choice_logprobs
+
+EXACT = 1e-4
+TOKENS = st.integers(3, 6)
+CHOICE = st.lists(TOKENS, min_size=1, max_size=6).map(tuple)
+CHOICES = st.lists(CHOICE, min_size=1, max_size=8, unique=True).map(tuple)
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+def items() -> list[EncodedExample]:
+    """Prompts of several lengths; choices that share beginnings, and one that begins another."""
+    random = np.random.default_rng(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in random.integers(7, 97, count))
+
+    made = []
+    for length in (1, 9, 30):
+        start = ids(3)
+        shared = (start, (*start, 5), (*start, 6, 7), (*start[:1], 8, 9, 10), ids(2), (4,))
+        made.append(EncodedExample(f"row:{length}", ids(length), (), shared, 0))
+    return [*made, EncodedExample("single", ids(12), (), ((3,), (4,)), 0)]
+
+
+def made(kind: str, attention: str, **changes: Any) -> Any:
+    """A random model of ``kind`` whose logits differ a lot between texts."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SMALL, **changes})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(4)
+    return model
+
+
+@torch.no_grad()
+def alone(model: Any, item: EncodedExample) -> list[float]:
+    """Each choice's log-likelihood: one text, no padding, no cache."""
+    found = []
+    for choice in item.choices:
+        ids = torch.tensor([[*item.prompt, *choice]])
+        logp = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+        start = len(item.prompt) - 1
+        found.append(sum(float(logp[start + k, token]) for k, token in enumerate(choice)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "changes"),
+    [
+        ("llama", "sdpa", {}),
+        ("llama", "eager", {}),
+        ("qwen3", "sdpa", {"head_dim": 8}),
+        ("mistral", "sdpa", {"sliding_window": 64}),
+        ("gemma3_text", "sdpa", {"head_dim": 8, "sliding_window": 64}),
+        ("phi3", "eager", {}),
+        ("gpt2", "sdpa", {}),
+        ("gpt_neox", "sdpa", {}),
+    ],
+)
+def test_a_tree_scores_as_each_choice_alone(
+    kind: str, attention: str, changes: dict[str, Any]
+) -> None:
+    model, rows = made(kind, attention, **changes), items()
+    assert takes_trees(model, rows)
+    with torch.no_grad():
+        found = choices_at_once(model, rows, 0)
+    for scores, item in zip(found, rows, strict=True):
+        np.testing.assert_allclose(scores, alone(model, item), atol=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "changes"),
+    [
+        ("mistral", "sdpa", {"sliding_window": 8}),  # shorter than the prompts
+        ("opt", "eager", {"ffn_dim": 64, "word_embed_proj_dim": 32}),  # places from its 2-D mask
+        (
+            "bamba",
+            "eager",
+            {
+                "mamba_n_heads": 4,
+                "mamba_d_head": 16,
+                "mamba_n_groups": 1,
+                "mamba_d_state": 16,
+                "attn_layer_indices": [1],
+            },
+        ),  # layers that recur
+        ("qwen3_next", "eager", {"head_dim": 8}),
+    ],
+)
+def test_a_model_that_reads_no_trees_scores_alike(
+    kind: str, attention: str, changes: dict[str, Any]
+) -> None:
+    model, rows = made(kind, attention, **changes), items()
+    assert not takes_trees(model, rows)
+    found = choice_logprobs(model, rows, 0)
+    for scores, item in zip(found, rows, strict=True):
+        np.testing.assert_allclose(scores, alone(model, item), atol=EXACT)
+
+
+def test_choices_of_one_token_need_no_tree() -> None:
+    model = made("mistral", "sdpa", sliding_window=8)
+    rows = [item for item in items() if item.id == "single"]
+    assert takes_trees(model, rows)
+    np.testing.assert_allclose(
+        choice_logprobs(model, rows, 0)[0], alone(model, rows[0]), atol=EXACT
+    )
+
+
+@given(CHOICES)
+def test_a_tree_holds_every_beginning_once(choices: tuple[tuple[int, ...], ...]) -> None:
+    found = tree(choices)
+    beginnings = {choice[:end] for choice in choices for end in range(1, len(choice))}
+    assert len(found) == len(beginnings)
+    # What a node sees, in order, is the beginning that it ends.
+    read = [tuple(found.tokens[found.sees[node]].tolist()) for node in range(len(found))]
+    assert set(read) == beginnings
+    assert [len(path) for path in read] == found.depths.tolist()
+    # Every choice is predicted token by token, each token by the beginning before it.
+    for c, choice in enumerate(choices):
+        said = [(n, t) for number, n, t in found.reads.tolist() if number == c]
+        assert tuple(token for _, token in said) == choice
+        assert [read[n - 1] if n else () for n, _ in said] == [
+            choice[:end] for end in range(len(choice))
+        ]
+
+
+def test_an_item_weighs_its_tree_or_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    item = items()[0]
+    nodes = len(tree(item.choices))
+    assert cost(item, 4096, 97) == len(item.prompt) + nodes
+    monkeypatch.setattr(choices_file, "LOGITS", 97 * (1 + nodes) * 2)
+    assert cost(item, 4096, 97) == 2048  # two of them fill a pass
+    assert [len(chunk) for chunk in chunks([item] * 5, 4096, lambda i: cost(i, 4096, 97))] == [
+        2,
+        2,
+        1,
+    ]

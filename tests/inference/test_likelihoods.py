@@ -1,0 +1,243 @@
+"""Scores of batches with cache and padding against one row at a time with neither."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lora_domains.adapters.peft import new_adapter
+from lora_domains.data.tokenization import EncodedExample
+from lora_domains.domain import Lora
+from lora_domains.errors import OutOfMemory
+from lora_domains.inference import likelihoods as scoring
+from lora_domains.inference.likelihoods import (
+    answer_nats,
+    choice_logprobs,
+    choices_and_nats,
+    drift,
+    generate,
+    renormalise,
+)
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import load_base
+
+PAD = 0
+EXACT = 1e-4
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_base: Path) -> Bank:
+    """The tiny base with an adapter that moves logits a lot, and one that moves none."""
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    fresh = new_adapter(bank.base, "inert", Lora(), 4, 8, seed=0)
+    bank.add(fresh)
+    random = torch.Generator().manual_seed(1)
+    moved = {
+        linear: (a, torch.randn(b.shape, generator=random) * 0.3)
+        for linear, (a, b) in fresh.weights.items()
+    }
+    bank.add(replace(fresh, name="moved", weights=moved))
+    return bank
+
+
+def items(*shapes: tuple[int, tuple[int, ...]], seed: int = 0) -> list[EncodedExample]:
+    """Items with prompts and choices of the given lengths, of random tokens."""
+    random = np.random.default_rng(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in random.integers(3, 390, count))
+
+    made = []
+    for n, (prompt, lengths) in enumerate(shapes):
+        choices = tuple(ids(length) for length in lengths)
+        answer = (*choices[0], 2) if choices else (*ids(1 + n % 4), 2)
+        made.append(EncodedExample(f"test:{n}", (1, *ids(prompt)), answer, choices, 0))
+    return made
+
+
+@torch.no_grad()
+def naive(model: Any, prompt: tuple[int, ...], continuation: tuple[int, ...]) -> float:
+    """log p(continuation | prompt): one row, no cache, no padding."""
+    ids = torch.tensor([[*prompt, *continuation]])
+    logp = F.log_softmax(model(input_ids=ids, use_cache=False).logits[0].double(), dim=-1)
+    at = len(prompt) - 1
+    return float(sum(logp[at + k, token] for k, token in enumerate(continuation)))
+
+
+SHAPES = {
+    "single tokens": [(3, (1, 1)), (20, (1, 1)), (1, (1, 1))],
+    "several tokens": [(5, (3, 3, 3)), (17, (2, 2, 2)), (9, (4, 4, 4))],
+    "numbers and lengths differ": [(4, (1, 5)), (30, (2, 1, 7, 3)), (1, (6,)), (12, (1, 1, 1))],
+}
+
+
+@pytest.mark.parametrize("adapter", [None, "moved"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_choices_as_one_by_one(bank: Bank, shapes: list[Any], adapter: str | None) -> None:
+    rows = items(*shapes)
+    with bank.routed(adapter):
+        found = choice_logprobs(bank.base.model, rows, PAD)
+        wanted = [[naive(bank.base.model, r.prompt, c) for c in r.choices] for r in rows]
+    for scores, oracle in zip(found, wanted, strict=True):
+        assert scores.dtype == np.float64
+        np.testing.assert_allclose(scores, oracle, atol=EXACT)
+
+
+def test_the_adapter_that_scores_differ_by(bank: Bank) -> None:
+    rows = items((5, (3, 2)), (17, (1, 4)))
+    base = choice_logprobs(bank.base.model, rows, PAD)
+    with bank.routed("moved"):
+        moved = choice_logprobs(bank.base.model, rows, PAD)
+    assert all(np.abs(a - b).max() > 100 * EXACT for a, b in zip(base, moved, strict=True))
+
+
+@pytest.mark.parametrize("adapter", [None, "moved"])
+def test_answers_as_one_by_one(bank: Bank, adapter: str | None) -> None:
+    rows = items((4, ()), (33, ()), (1, ()), (12, ()), (7, ()))
+    with bank.routed(adapter):
+        nats, tokens = answer_nats(bank.base.model, rows, PAD)
+        wanted = [-naive(bank.base.model, row.prompt, row.answer) for row in rows]
+    np.testing.assert_allclose(nats, wanted, atol=EXACT)
+    assert tokens.tolist() == [len(row.answer) for row in rows]
+
+
+@pytest.mark.parametrize("reads_trees", [True, False])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_choices_and_answers_from_one_reading(
+    bank: Bank, shapes: list[Any], reads_trees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = items(*shapes)
+    monkeypatch.setattr(scoring, "takes_trees", lambda *_: reads_trees)
+    advanced: list[int] = []
+    with bank.routed("moved"):
+        found, nats, tokens = choices_and_nats(bank.base.model, rows, PAD, advanced.append)
+        for scores, row in zip(found, rows, strict=True):
+            oracle = [naive(bank.base.model, row.prompt, c) for c in row.choices]
+            np.testing.assert_allclose(scores, oracle, atol=EXACT)
+        wanted = [-naive(bank.base.model, row.prompt, row.answer) for row in rows]
+    np.testing.assert_allclose(nats, wanted, atol=EXACT)
+    assert tokens.tolist() == [len(row.answer) for row in rows]
+    assert sum(advanced) == len(rows)
+
+
+def test_the_company_of_a_row_does_not_change_its_score(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)), (12, (3, 1)), (25, (2, 2)))
+    with bank.routed("moved"):
+        together = choice_logprobs(bank.base.model, rows, PAD)
+        nats, _ = answer_nats(bank.base.model, rows, PAD)
+        monkeypatch.setattr(scoring, "TOKENS", 1)  # every row alone
+        advanced: list[int] = []
+        alone = choice_logprobs(bank.base.model, rows, PAD, advanced.append)
+        alone_nats, _ = answer_nats(bank.base.model, rows, PAD)
+    assert advanced == [1] * len(rows)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one, other, atol=EXACT)
+    np.testing.assert_allclose(nats, alone_nats, atol=EXACT)
+
+
+def test_a_batch_that_memory_refuses_is_halved(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)), (12, (3, 1)))
+    forward, most = bank.base.model.forward, [2]
+    seen: list[int] = []
+
+    def small(*arguments: Any, **options: Any) -> Any:
+        seen.append(len(options["input_ids"]))
+        if seen[-1] > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return forward(*arguments, **options)
+
+    with bank.routed("moved"):
+        wanted = choice_logprobs(bank.base.model, rows, PAD)
+        monkeypatch.setattr(bank.base.model, "forward", small)
+        monkeypatch.setattr(scoring, "TOKENS", 10**6)  # all rows in one batch, to begin with
+        advanced: list[int] = []
+        found = choice_logprobs(bank.base.model, rows, PAD, advanced.append)
+        assert (max(seen), sum(advanced)) == (5, 5)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, atol=EXACT)
+        most[0] = 0
+        with pytest.raises(OutOfMemory, match=r"one text at a time.*20 GiB.*max_length"):
+            answer_nats(bank.base.model, rows, PAD)
+
+
+def test_order_of_rows_does_not_matter(bank: Bank) -> None:
+    rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)))
+    forward = choice_logprobs(bank.base.model, rows, PAD)
+    backward = choice_logprobs(bank.base.model, rows[::-1], PAD)[::-1]
+    for one, other in zip(forward, backward, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_drift_is_zero_for_an_adapter_that_does_nothing(bank: Bank) -> None:
+    found = drift(bank, items((4, ()), (20, ())), PAD, ["inert"])["inert"]
+    assert found["kl"].tolist() == [0.0, 0.0]
+    assert found["largest"].tolist() == [0.0, 0.0]
+    np.testing.assert_array_equal(found["base"], found["adapter"])
+
+
+def test_drift_equals_a_naive_divergence(bank: Bank) -> None:
+    rows = items((4, ()), (20, ()), (1, ()), (9, ()))
+    found = drift(bank, rows, PAD, ["moved"])["moved"]
+    for n, row in enumerate(rows):
+        ids = torch.tensor([[*row.prompt, *row.answer]])
+        at = slice(len(row.prompt) - 1, -1)
+        logits = []
+        with torch.no_grad():
+            for name in (None, "moved"):
+                with bank.routed(name):
+                    out = bank.base.model(input_ids=ids, use_cache=False).logits
+                logits.append(out[0, at].double())
+        p, q = (F.log_softmax(part, dim=-1) for part in logits)
+        kl = F.kl_div(q, p, reduction="sum", log_target=True)
+        np.testing.assert_allclose(found["kl"][n], float(kl), atol=EXACT)
+        largest = float((logits[0] - logits[1]).abs().max())
+        np.testing.assert_allclose(found["largest"][n], largest, atol=EXACT)
+        with bank.routed("moved"):
+            nats = -naive(bank.base.model, row.prompt, row.answer)
+        np.testing.assert_allclose(found["adapter"][n], nats, atol=EXACT)
+    assert (found["kl"] > 0).all()
+    assert found["tokens"].tolist() == [len(row.answer) for row in rows]
+
+
+@pytest.mark.parametrize("adapter", [None, "moved"])
+def test_greedy_generation_as_transformers_one_by_one(bank: Bank, adapter: str | None) -> None:
+    model, tokenizer = bank.base.model, bank.base.tokenizer
+    prompts = [item.prompt for item in items((4, ()), (19, ()), (1, ()), (8, ()))]
+    with bank.routed(adapter):
+        together = generate(model, tokenizer, prompts, max_new_tokens=12)
+        for prompt, text in zip(prompts, together, strict=True):
+            ids = torch.tensor([prompt])
+            out = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
+                do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+            assert text == tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+
+
+def test_a_base_that_ships_sampling_settings_generates_greedily_in_silence(bank: Bank) -> None:
+    model, tokenizer = bank.base.model, bank.base.tokenizer
+    prompts = [item.prompt for item in items((4, ()), (19, ()))]
+    plain = generate(model, tokenizer, prompts, max_new_tokens=6)
+    before = model.generation_config.to_dict()
+    try:
+        model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, top_k=20)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert generate(model, tokenizer, prompts, max_new_tokens=6) == plain
+        assert model.generation_config.temperature == 0.6  # the base's own are as they were
+    finally:
+        model.generation_config.update(**before)
+
+
+def test_renormalised_choices_sum_to_one_even_far_from_zero() -> None:
+    logprobs = np.array([[-1000.0, -1001.0, -1002.0], [-0.1, -5.0, -900.0]])
+    shares = np.exp(renormalise(logprobs))
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+    np.testing.assert_allclose(shares[0], np.exp([0, -1, -2]) / np.exp([0, -1, -2]).sum())

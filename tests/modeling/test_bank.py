@@ -1,0 +1,172 @@
+"""The bank: a switch visits nothing, an adapter takes what its file takes, models keep apart."""
+
+from collections.abc import Iterator
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_base
+from support.adapters import IDS, TOLERANCE, logits, save, strong
+from torch import nn
+
+from lora_domains import DomainModel
+from lora_domains.adapters import loading
+from lora_domains.adapters.loading import load_adapter
+from lora_domains.errors import UsageError
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import load_base
+from lora_domains.modeling.lora import LEAD, Piece, group_of
+
+
+@pytest.fixture
+def bank(tiny_base: Path) -> Bank:
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    for seed, name in enumerate("ab"):
+        bank.add(strong(bank.base, name, seed))
+    return bank
+
+
+def test_a_switch_visits_no_module_and_flips_nothing(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = logits(bank, "a")
+    model = bank.base.model
+    flags = [(m.training, *(p.requires_grad for p in m.parameters())) for m in model.modules()]
+
+    def visited(*_: object, **__: object) -> Any:
+        raise AssertionError("a module was visited")
+
+    with monkeypatch.context() as patch:
+        for method in ("modules", "named_modules", "children", "parameters", "train", "apply",
+                       "requires_grad_", "__setattr__", "get_submodule"):  # fmt: skip
+            patch.setattr(nn.Module, method, visited)
+        entered = bank.routed("a")
+        entered.__enter__()
+    assert torch.equal(model(input_ids=IDS).logits, wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "__setattr__", visited)
+        patch.setattr(nn.Module, "named_modules", visited)
+        entered.__exit__(None, None, None)
+    assert flags == [
+        (m.training, *(p.requires_grad for p in m.parameters())) for m in model.modules()
+    ]
+
+
+def test_an_adapter_takes_the_memory_of_its_file(tmp_path: Path) -> None:
+    base = load_base(make_base(tmp_path / "base", hidden_size=128, intermediate_size=256))
+    folder = save(tmp_path / "a", strong(base, "a", rank=16), base)
+    bank = Bank(base)
+    bank.add(load_adapter(folder, base))
+    with bank.routed("a"):
+        route = bank.current()
+    assert route is not None
+    assert route.rows[0] is not None
+    pieces = route.rows[0].pieces
+    held = [t for p in pieces.values() if isinstance(p, Piece) for t in (p.a, p.b)]
+    held += [t for pair in bank["a"].weights.values() for t in pair]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+    size = (folder / "adapter_model.safetensors").stat().st_size
+    assert size > 100_000
+    assert sum(storages.values()) <= 1.05 * size
+    assert len(held) == 4 * len(pieces)
+
+
+def test_linears_that_share_an_input_share_a_product(bank: Bank) -> None:
+    layer = "model.layers.1.self_attn."
+    assert group_of(layer + "k_proj") == group_of(layer + "v_proj") == layer + "q_proj"
+    assert group_of("lm_head") == "lm_head"
+    with bank.routed("a"):
+        route = bank.current()
+    assert route is not None
+    assert route.rows[0] is not None
+    pieces = [route.rows[0].pieces[layer + name] for name in ("q_proj", "k_proj", "v_proj")]
+    assert all(isinstance(p, Piece) and p.a is pieces[0].a for p in pieces)
+    for name, piece in zip("qkv", pieces, strict=True):
+        assert isinstance(piece, Piece)
+        assert torch.equal(piece.own_a, bank["a"].weights[f"{layer}{name}_proj"][0])
+    starts = [t.storage_offset() for pair in bank["a"].weights.values() for t in pair]
+    assert min(starts) == LEAD
+    assert len(set(starts)) == len(starts)
+
+
+def test_an_input_changed_between_linears_is_not_mistaken(bank: Bank) -> None:
+    """Sharing hangs on the very tensor: equal shapes, or the same memory later, are not enough."""
+    attention = bank.base.model.get_submodule("model.layers.0.self_attn")
+    with torch.no_grad(), bank.routed("a"):
+        for _ in range(3):
+            x, other = torch.randn(2, 4, 32), torch.randn(2, 4, 32)
+            attention.q_proj(x)
+            a, b = bank["a"].weights["model.layers.0.self_attn.k_proj"]
+            scale = bank["a"].scales["model.layers.0.self_attn.k_proj"]
+            wanted = attention.k_proj.routed_base(other) + scale * (other @ a.T @ b.T)
+            torch.testing.assert_close(attention.k_proj(other), wanted, atol=TOLERANCE, rtol=0)
+            del x, other
+
+
+def test_routes_of_two_models_do_not_meet(bank: Bank, tmp_path: Path) -> None:
+    other = Bank(load_base(make_base(tmp_path / "other", seed=5), device="cpu"))
+    other.add(strong(other.base, "a", 7))
+    ours, theirs, bare = logits(bank, "a"), logits(other, "a"), logits(other)
+    with torch.no_grad(), bank.routed("a"):
+        assert torch.equal(other.base.model(input_ids=IDS).logits, bare)
+        with other.routed("a"):
+            assert torch.equal(bank.base.model(input_ids=IDS).logits, ours)
+            assert torch.equal(other.base.model(input_ids=IDS).logits, theirs)
+        assert other.current() is None
+
+
+def test_using_held_across_a_yield_is_refused_where_it_mixes_up(bank: Bank) -> None:
+    model = DomainModel(bank.base)
+    model.bank = bank
+
+    def held(name: str) -> Iterator[None]:
+        with model.using(name):
+            yield
+
+    def mixed_up() -> None:
+        one, other = held("a"), held("b")
+        next(one)
+        next(other)
+        with pytest.raises(UsageError, match="held across a `yield`"):
+            list(one)
+        other.close()
+
+    copy_context().run(mixed_up)  # what such generators leave behind stays in there
+
+
+def test_autocast_serves_what_it_serves_without(bank: Bank) -> None:
+    ids = IDS[:, :5]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with bank.routed("a"):
+            alone = bank.base.model(input_ids=ids).logits
+        with bank.routed(["a", None]):
+            mixed = bank.base.model(input_ids=ids).logits
+        bare = bank.base.model(input_ids=ids).logits
+    effect = (alone - bare).abs().max()
+    assert effect > 0.5
+    assert (mixed[0] - alone[0]).abs().max() < 0.1 * effect
+    assert (mixed[1] - bare[1]).abs().max() < 0.1 * effect
+
+
+def test_what_configs_mean_is_remembered_for_the_last_few(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(tiny_base, device="cpu")
+    folders = [
+        save(tmp_path / f"a{rank}", strong(base, f"a{rank}", rank=rank), base) for rank in (2, 3, 5)
+    ]
+    asked: list[object] = []
+    skeleton = loading.skeleton
+    monkeypatch.setattr(loading, "skeleton", lambda *args: (asked.append(args), skeleton(*args))[1])
+    monkeypatch.setattr(loading, "_MEANINGS", 2)
+    for folder in (folders[0], folders[0], folders[1], folders[0]):
+        load_adapter(folder, base)
+    assert len(asked) == 2
+    load_adapter(folders[2], base)
+    assert len(asked) == 3
+    assert len(base.meanings) == 2
+    scales = load_adapter(folders[0], base).scales
+    scales.clear()
+    assert load_adapter(folders[0], base).scales, "an adapter's scales are its own"

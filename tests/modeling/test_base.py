@@ -1,0 +1,337 @@
+"""The base: frozen, recognised again, and never changed (contract 1)."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_base
+from support.adapters import IDS, assert_equal, logits, save, strong
+
+from lora_domains.adapters.loading import load_adapter
+from lora_domains.adapters.peft import skeleton
+from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, BaseModelError
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base, load_base
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> Base:
+    return load_base(tiny_base)
+
+
+@pytest.fixture
+def copy(tiny_base: Path, tmp_path: Path) -> Path:
+    """The tiny base in a folder that a test may damage."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+
+
+# ── It never changes ────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_that_a_bank_does_changes_the_base(base: Base, tmp_path: Path) -> None:
+    digest, bare = base.state_digest(), logits(base)
+    bank = Bank(base)
+    for name, seed in (("a", 1), ("b", 2), ("a", 3)):
+        bank.add(strong(base, name, seed))
+    assert base.state_digest() == digest, "routed linears count"
+    for name in ("a", None, "b"):
+        logits(bank, name)
+    with pytest.raises(ZeroDivisionError), bank.routed("a"):
+        raise ZeroDivisionError
+    folder = save(tmp_path / "c", strong(base, "c"), base)
+    bank.add(load_adapter(folder, base))
+    (folder / "adapter_model.safetensors").write_bytes(b"no adapter")
+    with pytest.raises(AdapterCorrupt):
+        load_adapter(folder, base)
+    assert base.state_digest() == digest
+    assert torch.equal(logits(base), bare)
+    for name in tuple(bank):
+        bank.remove(name)
+    assert base.state_digest() == digest
+    assert torch.equal(logits(base), bare)
+
+
+def test_training_an_adapter_changes_only_the_adapter(base: Base) -> None:
+    digest, bare = base.state_digest(), logits(base)
+    bank = Bank(base)
+    parameters = bank.add(strong(base, "a"), trainable=True)
+    before = logits(bank, "a")
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    with bank.routed("a"):
+        base.model(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    assert base.state_digest() == digest
+    assert torch.equal(logits(base), bare)
+    assert not torch.equal(logits(bank, "a"), before)
+
+
+def test_the_digest_notices_one_changed_bit(base: Base) -> None:
+    digest = base.state_digest()
+    Bank(base).add(strong(base, "a"))
+    assert base.state_digest() == digest
+    for tensor in (*base.model.parameters(), *base.model.buffers()):
+        bits = tensor.data.view(torch.int32).reshape(-1)
+        bits[-1] ^= 1
+        assert base.state_digest() != digest
+        bits[-1] ^= 1
+    assert base.state_digest() == digest
+
+
+def test_a_loaded_base_is_frozen_and_in_evaluation_mode(base: Base) -> None:
+    assert not any(p.requires_grad for p in base.model.parameters())
+    assert not base.model.training
+
+
+def test_loading_draws_nothing_from_the_random_generator(tiny_base: Path, tmp_path: Path) -> None:
+    base = load_base(tiny_base)
+    folder = save(tmp_path / "a", strong(base), base)
+    state = torch.get_rng_state()
+    Bank(base).add(load_adapter(folder, base))
+    save(tmp_path / "b", strong(base), base)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ── It is recognised again ──────────────────────────────────────────────────────────────────────
+
+
+def test_identity_does_not_depend_on_precision(tiny_base: Path, base: Base) -> None:
+    half = load_base(tiny_base, dtype="bfloat16")
+    assert half.dtype == torch.bfloat16
+    assert half.identity == base.identity
+    assert half.state_digest() != base.state_digest()
+    assert torch.isfinite(half.model(input_ids=IDS).logits).all()
+
+
+def test_identity_does_not_depend_on_sharding_or_place(base: Base, copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    base.model.save_pretrained(copy, max_shard_size="20KB")
+    assert len(list(copy.glob("*.safetensors"))) > 2
+    sharded = load_base(copy)
+    assert sharded.identity == base.identity
+    assert torch.equal(logits(sharded), logits(base))
+
+
+def test_identity_does_not_depend_on_padding_calls(base: Base, copy: Path) -> None:
+    base.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    base.tokenizer.save_pretrained(copy)
+    assert load_base(copy).identity == base.identity
+
+
+def test_identity_changes_with_one_weight(base: Base, copy: Path) -> None:
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    assert load_base(copy).identity != base.identity
+
+
+def test_identity_changes_with_the_tokenizer(base: Base, copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["merges"].pop()
+    path.write_text(json.dumps(tokenizer))
+    assert load_base(copy).identity != base.identity
+
+
+def test_identity_changes_with_what_ends_a_text(base: Base, copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"eos_token": "<pad>"}))
+    assert load_base(copy).identity != base.identity
+
+
+def test_the_record_names_no_path_of_this_machine(base: Base, tiny_base: Path) -> None:
+    assert base.record() == {
+        "id": tiny_base.name, "revision": None, "identity": base.identity, "dtype": "float32",
+        "quantization": None, "licence": None,
+    }  # fmt: skip
+
+
+def test_the_licence_is_read_from_the_readme(copy: Path) -> None:
+    (copy / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\n")
+    assert load_base(copy).licence == "apache-2.0"
+
+
+# ── What cannot be a base ───────────────────────────────────────────────────────────────────────
+
+
+def _without(*patterns: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for pattern in patterns:
+            for path in folder.glob(pattern):
+                path.unlink()
+
+    return damage
+
+
+def _no_eos(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("eos_token")
+    path.write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+
+
+def _half_the_weights(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(dict(sorted(tensors.items())[::2]), path, {"format": "pt"})
+
+
+def _cut_off(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _is_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def _no_causal_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "found", "hint"),
+    [
+        (_without("tokenizer*"), "none that transformers can load", "tokenizer.save_pretrained"),
+        (_without("*.safetensors"), "files config.json", "model.save_pretrained"),
+        (_without("config.json"), "files .*model.safetensors", "model.save_pretrained"),
+        (_without("*"), "none at all", "model.save_pretrained"),
+        (_no_eos, "none", "Set tokenizer.eos_token"),
+        (_half_the_weights, "none for .* more", "Save it whole"),
+        (_cut_off, ".", "Check the folder"),
+        (_no_causal_model, "ViT", "only causal language models"),
+        (_is_an_adapter, "an adapter", "load the adapter with load_adapter"),
+    ],
+)
+def test_a_folder_that_is_no_base_is_refused(
+    copy: Path, damage: Callable[[Path], None], found: str, hint: str
+) -> None:
+    damage(copy)
+    with pytest.raises(BaseModelError, match=f"(?s)found .*{found}.*{hint}") as caught:
+        load_base(copy)
+    assert str(copy) in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("{tmp}/nowhere", "no such folder"),
+        ("{tmp}/file", "a file"),
+        ("./nowhere", "no such folder"),
+        ("nobody/has-this-base", "the Hub gave no answer"),
+        ("not a name", "'not a name'"),
+    ],
+)
+def test_a_base_that_is_not_there_is_refused(tmp_path: Path, given: str, found: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BaseModelError, match=found) as caught:
+        load_base(given.format(tmp=tmp_path))
+    assert "--base" in caught.value.hint
+
+
+def test_an_unknown_precision_is_refused(tiny_base: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"'bfloat61'.*Did you mean 'bfloat16'"):
+        load_base(tiny_base, dtype="bfloat61")
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(base: Base, copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("pad_token")
+    path.write_text(json.dumps(settings))
+    unpadded = load_base(copy)
+    assert unpadded.tokenizer.pad_token_id == unpadded.tokenizer.eos_token_id == 2
+    assert len(unpadded.tokenizer) == len(base.tokenizer)
+    assert unpadded.identity == base.identity
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_with_three_dimensional_weights_are_refused(copy: Path, kind: str) -> None:
+    from peft import LoraConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        kind, vocab_size=400, hidden_size=16, intermediate_size=16, moe_intermediate_size=16,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        num_local_experts=2, num_experts=2, num_experts_per_tok=1, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    with pytest.raises(AdapterUnsupported, match=r"mixture-of-experts weights such as .*experts"):
+        skeleton(load_base(copy), LoraConfig(target_modules=["q_proj"]))
+
+
+# ── 8-bit and 4-bit ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def wider_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough for the block sizes of bitsandbytes."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.mktemp("bases") / "wider"
+    return make_base(folder, hidden_size=64, intermediate_size=128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantised_base_serves_and_stays_as_it_is(
+    wider_base: Path, tmp_path: Path, quantization: Any
+) -> None:
+    full = load_base(wider_base)
+    small = load_base(wider_base, quantization=quantization)
+    digest, bare = small.state_digest(), logits(small)
+    assert small.identity == full.identity
+    assert not torch.equal(bare, logits(full))
+    adapter = strong(small, "a")
+    bank = Bank(small)
+    parameters = bank.add(adapter, trainable=True)
+    moved = logits(bank, "a")
+    assert (moved - bare).abs().max() > 1e-2
+    with bank.routed("a"):
+        small.model(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in parameters)
+    assert max(float(p.grad.abs().max()) for p in parameters) > 0
+    assert small.state_digest() == digest
+    assert torch.equal(logits(small), bare)
+
+    # Saved here, it is at home in full precision too, and says what was not measured there.
+    folder = save(tmp_path / "a", adapter, small)
+    loaded = load_adapter(folder, full)
+    assert any("not measured at this precision" in note for note in loaded.notes)
+    assert load_adapter(folder, small).notes == ()
+    bank = Bank(full)
+    bank.add(loaded)
+    bank.add(strong(full, "same"))
+    assert_equal(logits(bank, "a"), logits(bank, "same"), logits(full))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_the_digest_of_a_quantised_base_covers_its_scales(
+    wider_base: Path, quantization: Any
+) -> None:
+    small = load_base(wider_base, quantization=quantization)
+    digest = small.state_digest()
+    linear = small.model.get_submodule("model.layers.0.self_attn.q_proj")
+    if quantization == "8bit":
+        scales = [linear.weight.SCB]
+    else:
+        state = linear.weight.quant_state
+        scales = [state.absmax, state.state2.absmax, state.offset]
+    for scale in scales:
+        kept = scale.clone()
+        scale.copy_(scale + 1)
+        assert small.state_digest() != digest
+        scale.copy_(kept)
+    assert small.state_digest() == digest
+    logits(small)
+    assert small.state_digest() == digest

@@ -1,0 +1,314 @@
+"""Encoders as a base: loaded with or without their masked-token head, trained, judged, refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.encoders import KINDS, config_of, make_encoder, make_tokenizer
+
+from lora_domains.cli.main import main
+from lora_domains.console import Display
+from lora_domains.data.prepare import Data
+from lora_domains.data.tokenization import Tokenization
+from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import BaseModelError, UsageError
+from lora_domains.inference.likelihoods import answer_nats, tail_logits
+from lora_domains.model import DomainModel
+from lora_domains.modeling.base import ENCODERS, load_base, stored_tensor
+from lora_domains.modeling.batching import IGNORED, collate
+from lora_domains.modeling.heads import LAYOUTS
+from lora_domains.report.report import rebuild
+from lora_domains.stats.intervals import compare_means
+from lora_domains.tasks import (
+    Classification,
+    Example,
+    Generation,
+    LanguageModelling,
+    MultipleChoice,
+    Task,
+)
+from lora_domains.verdict.gates import masked_retention, not_applicable, verdict
+from lora_domains.verdict.summary import summarise
+
+QUIET = Display(quiet=True)
+TOKENIZER = make_tokenizer()
+
+
+# ── Loading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_kind_of_encoder_has_a_head_and_is_tested() -> None:
+    assert set(ENCODERS) == set(LAYOUTS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_is_loaded_with_its_masked_token_head(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    folder = make_encoder(tmp_path / kind, kind)
+    base = load_base(folder, device="cpu")
+    assert base.bidirectional
+    assert base.language_head
+    assert base.width == 32
+    assert base.context == 63 if "roberta" in kind else 64
+    assert not any(p.requires_grad for p in base.model.parameters())
+    ids = torch.tensor([[2, 9, 11, 4, 3]])
+    with torch.no_grad():
+        wanted = AutoModelForMaskedLM.from_pretrained(folder).eval()(ids).logits
+        assert torch.equal(base.model(input_ids=ids).logits, wanted)
+        assert base.model(input_ids=torch.full((1, base.context), 9)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("saved", ["bare", "classifier"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_random_masked_token_head_is_never_used(tmp_path: Path, kind: str, saved: str) -> None:
+    folder = make_encoder(tmp_path / kind, kind, saved=saved)
+    base = load_base(folder, device="cpu")
+    assert base.bidirectional
+    assert not base.language_head
+    with pytest.raises(BaseModelError, match="trained masked-token head"):
+        base.model(input_ids=torch.tensor([[2, 9, 3]]))
+    again = load_base(folder, device="cpu")
+    assert (base.identity, base.state_digest()) == (again.identity, again.state_digest())
+
+
+def test_what_the_model_has_no_place_for_is_still_in_the_checkpoint(tmp_path: Path) -> None:
+    bare = load_base(make_encoder(tmp_path / "bare", "bert", saved="bare"), device="cpu")
+    whole = load_base(make_encoder(tmp_path / "whole", "bert", saved="classifier"), device="cpu")
+    for base in (bare, whole):
+        found = stored_tensor(base, "bert.pooler.dense.weight")
+        assert found is not None
+        assert found.shape == (32, 32)
+    assert stored_tensor(bare, "classifier.weight") is None
+    assert stored_tensor(whole, "classifier.weight") is not None
+
+
+def test_an_encoder_without_weights_of_its_own_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_encoder(tmp_path / "bert", "bert")
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("bert.encoder.layer.1.output.dense.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match="weights for the whole model"):
+        load_base(folder, device="cpu")
+
+
+def test_a_tokenizer_that_is_no_encoders_is_refused(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = make_encoder(tmp_path / "bert", "bert")
+    bare = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer)
+    bare.save_pretrained(folder)
+    with pytest.raises(BaseModelError, match=r"\[CLS\]"):
+        load_base(folder, device="cpu")
+
+
+def test_a_bert_that_is_a_decoder_is_a_causal_base(tmp_path: Path) -> None:
+    from lora_domains.modeling.base import is_bidirectional
+
+    config = config_of("bert")
+    assert is_bidirectional(config)
+    config.is_decoder = True
+    assert not is_bidirectional(config)
+    assert not is_bidirectional(json.loads("null") or type("C", (), {"model_type": "llama"})())
+
+
+# ── Tokens ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from(["alpha", "beta", "red", "win", "xyzzy"]), max_size=30),
+       st.integers(8, 40))  # fmt: skip
+def test_masks_hide_what_is_asked_for_and_nothing_else(words: list[str], limit: int) -> None:
+    tokenization = Tokenization(TOKENIZER, limit, framed=True)
+    ids = tokenization.tokens(" ".join(words))
+    items = tokenization.windows(Example("text:1", "", " ".join(words)))
+    restored: list[int] = []
+    for item in items:
+        assert len(item) == len(item.prompt) <= limit
+        assert (item.prompt[0], item.prompt[-1]) == (TOKENIZER.cls_token_id, TOKENIZER.sep_token_id)
+        prompt = list(item.prompt)
+        assert len(item.answer) == len(item.masked) == max(1, round(0.15 * (len(prompt) - 2)))
+        for place, token in zip(item.masked, item.answer, strict=True):
+            assert prompt[place] == TOKENIZER.mask_token_id
+            prompt[place] = token
+        restored += prompt[1:-1]
+    assert restored == ids
+    assert items == tokenization.windows(Example("text:1", "", " ".join(words)))
+
+
+def test_an_encoders_text_stands_between_its_tokens_and_loses_its_middle() -> None:
+    example = Example("1", "red green blue stone river cloud note", " ham", target=0)
+    whole = Tokenization(TOKENIZER, 32, head=True, framed=True).encode(example)
+    assert TOKENIZER.decode(whole.prompt) == "[CLS] red green blue stone river cloud note [SEP]"
+    cut = Tokenization(TOKENIZER, 6, head=True, framed=True).encode(example)
+    assert TOKENIZER.decode(cut.prompt) == "[CLS] red green cloud note [SEP]"
+    assert cut.truncated
+
+
+def test_nats_of_masked_tokens_are_the_masked_heads(tmp_path: Path) -> None:
+    """Against plain transformers, text by text without padding."""
+    base = load_base(make_encoder(tmp_path / "bert", "bert"), device="cpu")
+    tokenization = Tokenization(base.tokenizer, 24, framed=True)
+    texts = ["red green blue", "stone river cloud note alpha beta gamma " * 3, "win prize"]
+    items = [i for n, t in enumerate(texts) for i in tokenization.windows(Example(f"t:{n}", "", t))]
+    nats, tokens = answer_nats(base.model, items, 0)
+    for item, found, count in zip(items, nats, tokens, strict=True):
+        with torch.no_grad():
+            logits = base.model(input_ids=torch.tensor([item.prompt])).logits[0]
+        wanted = F.cross_entropy(
+            logits[list(item.masked)], torch.tensor(item.answer), reduction="sum"
+        )
+        assert found == pytest.approx(float(wanted), abs=1e-4)
+        assert count == len(item.answer)
+    batch = collate(items, 0)
+    assert tail_logits(base.model, batch).shape[:2] == batch.labels.shape
+    assert int((batch.labels != IGNORED).sum()) == sum(len(item.answer) for item in items)
+
+
+# ── What an encoder cannot do ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "task", [Classification(), MultipleChoice(), Generation(), LanguageModelling()]
+)
+def test_tasks_that_need_a_causal_model_are_refused(tmp_path: Path, task: Task) -> None:
+    model = DomainModel.from_pretrained(
+        make_encoder(tmp_path / "base"), out=tmp_path / "out", display=QUIET, device="cpu"
+    )
+    with pytest.raises(UsageError, match=r"head=True\) or give --head"):
+        model.fit(Domain("x", task, Data(make_rows(20))))
+    with pytest.raises(UsageError, match="to generate text"):
+        model.generate("red")
+
+
+# ── Gates ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_retention_of_an_encoder_is_the_rise_of_its_nats() -> None:
+    random = np.random.default_rng(0)
+    base = random.uniform(1.5, 2.5, 300)
+    for rise, wanted in ((0.0, "pass"), (0.03, "pass"), (0.2, "fail")):
+        moved = base + rise + random.normal(0, 0.05, 300)
+        gate = masked_retention(compare_means(base, moved, None, False), 0.03)
+        assert gate.verdict == wanted
+        assert gate.threshold == pytest.approx(0.03 * base.mean())
+        assert "3 % of the base's are allowed" in gate.why
+    few = masked_retention(compare_means(base[:6], base[:6] + [0.3, -0.3] * 3, None, False), 0.03)
+    assert few.verdict == "inconclusive"
+
+
+def test_a_gate_that_is_not_applicable_decides_nothing() -> None:
+    absent = not_applicable("retention", "kept", 0.03, "there is no head")
+    good = masked_retention(compare_means(np.ones(50), np.ones(50), None, False))
+    assert good.verdict == "pass"
+    assert verdict([absent, good]) == "pass"
+    assert verdict([absent]) == "inconclusive"
+
+
+def test_an_adapter_without_general_figures_says_so() -> None:
+    """Never a silent pass: both gates stand in the card."""
+    from lora_domains.domain import Gates
+
+    scores = {"prediction": 1, "nll": 0.1, "confidence": 0.9, "brier": 0.02}
+    wrong = {"prediction": 0, "nll": 2.0, "confidence": 0.9, "brier": 1.6}
+    items = [{"set": "test", "id": f"test:{i}", "target": i % 2,
+              "scores": {"base": wrong if i % 2 else scores, "adapter": scores if i % 2 else wrong}}
+             for i in range(20)]  # fmt: skip
+    made = summarise(
+        items, kind="classification", metric="macro_f1", labels=["a", "b"], positive=None,
+        gates=Gates(), leaks={"exact": 0, "near": 0}, base_changed=False, largest_move=1.0,
+        knowledge="nothing",
+    )  # fmt: skip
+    found = {gate["name"]: gate["verdict"] for gate in made["gates"]}
+    assert found["retention"] == found["drift"] == "not applicable"
+    assert made["general"] == {}
+
+
+# ── The tutorial's experiment ───────────────────────────────────────────────────────────────────
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def run(*arguments: str | Path) -> int:
+    """The exit code of ``lora-domains`` with these arguments."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", ["masked", "bare"])
+def test_the_tutorials_experiment(
+    tmp_path: Path, saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A DistilBERT, rows of text and label, a head: from the command line to a verdict."""
+    base = make_encoder(tmp_path / "distilbert", saved=saved)
+    rows = make_rows(260)
+    train = write_csv(tmp_path / "train.csv", rows[:160])
+    validation = write_csv(tmp_path / "val.csv", rows[160:200])
+    test = write_csv(tmp_path / "test.csv", rows[200:])
+    out = tmp_path / "adapters"
+    code = run(
+        "fit", "--name", "tutorial", "--head", "--base", base, "--train", train, "--validation",
+        validation, "--test", test, "--out", out, "--epochs", "8", "--lr", "5e-3", "--rank", "8",
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert code in (0, 1, 3), said
+    card = json.loads((out / "tutorial" / "card.json").read_text())
+    entry = card["adapters"][0]
+    scores = entry["domain_scores"]["accuracy"]
+    gates = {gate["name"]: gate for gate in entry["gates"]}
+    assert scores["adapter"] >= 0.9
+    # A probe of the frozen base may already tell these few words apart.
+    assert scores["adapter"] >= scores["base"] > 0.3
+    assert scores["adapter"] > scores["baselines"]["majority"]
+    assert set(scores["baselines"]) == {"majority", "tfidf"}
+    assert gates["frozen"]["verdict"] == gates["alive"]["verdict"] == "pass"
+    if saved == "masked":
+        assert entry["judged"]["knowledge"] == "masked tokens"
+        kept = gates["retention"]
+        nats = entry["general"]["nats"]
+        assert kept["observed"] == pytest.approx(nats["adapter"] - nats["base"])
+        assert kept["threshold"] == pytest.approx(0.03 * nats["base"])
+        assert entry["general"]["kl"]["general"] > 0
+        assert "nats per masked token" in said
+    else:
+        assert gates["retention"]["verdict"] == gates["drift"]["verdict"] == "not applicable"
+        assert "nothing holds the adapter to it" in said
+        assert "– not applicable" in said
+    assert rebuild(out / "tutorial")["adapters"][0]["gates"] == entry["gates"]
+    assert run("predict", "tutorial", "alpha red", "beta red", "--base", base, "--out", out) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["spam", "ham"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_other_encoders_are_trained_and_never_changed(tmp_path: Path, kind: str) -> None:
+    model = DomainModel.from_pretrained(
+        make_encoder(tmp_path / kind, kind), out=tmp_path / "out", display=QUIET, device="cpu"
+    )
+    digest = model.base.state_digest()
+    declared = Domain("spam", Classification(head=True), Data(make_rows(120)))
+    model.fit(with_settings(declared, epochs=3, lr=5e-3, rank=4, dropout=0.1))
+    entry = model.evaluate("spam").entry
+    assert model.base.state_digest() == digest
+    assert entry["judged"]["base_changed"] is False
+    assert {gate["name"]: gate["verdict"] for gate in entry["gates"]}["alive"] == "pass"
+    (found,) = model.predict("alpha red", "spam")
+    assert sum(found.probabilities.values()) == pytest.approx(1)  # type: ignore[union-attr]

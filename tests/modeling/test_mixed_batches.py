@@ -1,0 +1,164 @@
+"""Mixed batches (contract 6): a batch whose rows have their own adapters equals its rows alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.adapters import IDS, TOLERANCE, logits, strong
+
+from lora_domains.errors import UsageError
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import load_base
+from lora_domains.modeling.routing import FEW, Mixed, narrowed
+
+# Side by side: ranks, scales, rsLoRA, target sets that overlap, nest and are disjoint.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "wide": {"rank": 7, "rslora": True},
+    "attention": {"targets": ("q_proj", "v_proj"), "rank": 2},
+    "value": {"targets": ("v_proj", "down_proj")},
+    "mlp": {"targets": ("gate_proj", "up_proj"), "rank": 5},
+    "head": {"targets": ("lm_head",)},
+}
+NAMES = (*ADAPTERS, None)
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_base: Path) -> Bank:
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    for seed, (name, options) in enumerate(ADAPTERS.items()):
+        bank.add(strong(bank.base, name, seed, **options))
+    return bank
+
+
+@torch.no_grad()
+def alone(bank: Bank, ids: torch.Tensor, domains: Sequence[str | None]) -> torch.Tensor:
+    """(rows, tokens, vocabulary): each row by itself, served by its own adapter only."""
+    rows = []
+    for row, name in zip(ids, domains, strict=True):
+        with bank.routed(name):
+            rows.append(bank.base.model(input_ids=row[None]).logits)
+    return torch.cat(rows)
+
+
+def random_ids(rows: int, tokens: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows * 100 + tokens)
+    return torch.randint(3, 300, (rows, tokens), generator=generator)
+
+
+def test_each_adapter_has_an_effect_of_its_own(bank: Bank) -> None:
+    seen = [logits(bank, name) for name in NAMES]
+    for i, one in enumerate(seen):
+        for other in seen[:i]:
+            assert (one - other).abs().max() >= 100 * TOLERANCE
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=7),
+    st.sampled_from([1, 3, FEW, FEW + 1, 14]),
+)
+def test_a_mixed_batch_equals_its_rows_one_by_one(
+    bank: Bank, domains: list[str | None], tokens: int
+) -> None:
+    ids = random_ids(len(domains), tokens)
+    with torch.no_grad(), bank.routed(domains):
+        found = bank.base.model(input_ids=ids).logits
+    torch.testing.assert_close(found, alone(bank, ids, domains), atol=TOLERANCE, rtol=0)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.sampled_from(NAMES), min_size=2, max_size=5), st.sampled_from([2, 3]))
+def test_beams_are_served_as_the_row_they_come_from(
+    bank: Bank, domains: list[str | None], beams: int
+) -> None:
+    for tokens in (1, 12):
+        ids = random_ids(len(domains) * beams, tokens)
+        with torch.no_grad(), bank.routed(domains):
+            found = bank.base.model(input_ids=ids).logits
+        each = [name for name in domains for _ in range(beams)]
+        torch.testing.assert_close(found, alone(bank, ids, each), atol=TOLERANCE, rtol=0)
+
+
+def test_decoding_with_a_cache_gathers_once(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    domains = ["wide", None, "all", "attention"]
+    ids = random_ids(4, 12)
+    wanted = alone(bank, ids, domains)
+    with torch.no_grad(), bank.routed(domains):
+        out = bank.base.model(input_ids=ids[:, :9], use_cache=True)
+        cache = out.past_key_values
+    torch.testing.assert_close(out.logits, wanted[:, :9], atol=TOLERANCE, rtol=0)
+    gathered = []
+    stack = Mixed._stack
+    monkeypatch.setattr(
+        Mixed, "_stack", lambda self, linear: (gathered.append(linear), stack(self, linear))
+    )
+    for step in range(9, 12):
+        # A new call each time, as in a loop of one's own.
+        with torch.no_grad(), bank.routed(domains):
+            out = bank.base.model(input_ids=ids[:, step : step + 1], past_key_values=cache)
+        torch.testing.assert_close(out.logits[:, 0], wanted[:, step], atol=TOLERANCE, rtol=0)
+    assert len(gathered) == len(set(gathered)) > 0, "gathered again for a later step"
+
+
+def test_a_batch_of_another_size_is_refused(bank: Bank) -> None:
+    with pytest.raises(UsageError, match="a batch of 3 rows"), bank.routed(["all", "wide", None]):
+        bank.base.model(input_ids=random_ids(4, 2))
+
+
+def test_a_part_of_the_rows_keeps_its_domains(bank: Bank) -> None:
+    domains = ["all", "wide", None, "mlp", "all"]
+    ids = random_ids(5, 12)
+    wanted = alone(bank, ids, domains)
+    for rows in ([3, 0], [4, 0], [2], [1, 2, 4]):
+        with torch.no_grad(), bank.routed(domains), narrowed(bank.base.model, rows):
+            found = bank.base.model(input_ids=ids[rows]).logits
+        torch.testing.assert_close(found, wanted[rows], atol=TOLERANCE, rtol=0)
+
+
+def test_a_trainable_adapter_may_be_one_of_several(tiny_base: Path) -> None:
+    """Gradients of a mixed batch are those of the rows alone, for every adapter in training."""
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    names = ("a", "b", "still")
+    grads: dict[str, list[torch.Tensor]] = {}
+    parameters = {
+        name: bank.add(strong(bank.base, name, seed), trainable=name != "still")
+        for seed, name in enumerate(names)
+    }
+    domains = ["a", "b", None, "a", "still"]
+    ids = random_ids(5, 6)
+    for name in ("a", "b"):
+        rows = [row for row, of in enumerate(domains) if of == name]
+        with bank.routed(name):
+            (bank.base.model(input_ids=ids[rows]).logits ** 2).sum().backward()
+        grads[name] = [p.grad.clone() for p in parameters[name]]
+        for p in parameters[name]:
+            p.grad = None
+    with bank.routed(domains):
+        out = bank.base.model(input_ids=ids).logits
+    torch.testing.assert_close(out, alone(bank, ids, domains), atol=TOLERANCE, rtol=0)
+    (out**2).sum().backward()
+    for name in ("a", "b"):
+        for p, wanted in zip(parameters[name], grads[name], strict=True):
+            assert wanted.abs().max() > 1e-3
+            torch.testing.assert_close(p.grad, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_half_precision_bases_are_served_alike(tiny_base: Path) -> None:
+    bank = Bank(load_base(tiny_base, device="cpu", dtype="bfloat16"))
+    for seed, (name, options) in enumerate(ADAPTERS.items()):
+        bank.add(strong(bank.base, name, seed, **options))
+    for tokens in (2, 12):
+        ids = random_ids(len(NAMES), tokens)
+        with torch.no_grad(), bank.routed(NAMES):
+            found = bank.base.model(input_ids=ids).logits
+        assert found.dtype == torch.bfloat16
+        wanted = alone(bank, ids, NAMES)
+        # Each rounding is 2^-8 of a value; a row served by another adapter is off by its effect.
+        close = (found - wanted).abs().amax((1, 2))
+        assert (close <= 0.05 * wanted.abs().amax((1, 2)) + 0.02).all()
+    assert IDS.shape == (2, 12)

@@ -1,0 +1,129 @@
+"""8-bit and 4-bit bases: forward and backward are those of the weights they stand for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_base, make_rows
+from support.adapters import IDS, strong
+from test_loop import domain, model_in
+
+from lora_domains.model import DomainModel
+from lora_domains.modeling import base as base_file
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base, load_base
+
+pytestmark = pytest.mark.slow
+KINDS = ["8bit", "4bit"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("bitsandbytes")
+    place = tmp_path_factory.mktemp("bases") / "wide"
+    return make_base(place, hidden_size=128, intermediate_size=256)
+
+
+def dequantised(small: Base, folder: Path) -> Base:
+    """A plain base with the weights that the whole numbers of ``small`` stand for."""
+    import bitsandbytes as bnb
+
+    plain = load_base(folder, device="cpu")
+    replaced = 0
+    for name, module in small.model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+            weight = module.weight.data.float() * scales[:, None] / 127
+        else:
+            continue
+        target = plain.model.get_submodule(name).weight
+        assert not torch.equal(target.data, weight)
+        target.data.copy_(weight.view_as(target))
+        replaced += 1
+    assert replaced == 2 * 7
+    return plain
+
+
+def step(base: Base) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, all gradients in one row) of a strong adapter."""
+    bank = Bank(base)
+    parameters = bank.add(strong(base, "a"), trainable=True)
+    with bank.routed("a"):
+        logits = base.model(input_ids=IDS, use_cache=False).logits
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
+    bank.remove("a")
+    grads = [p.grad.flatten() for p in parameters if p.grad is not None]
+    assert len(grads) == len(parameters)
+    return logits.detach(), torch.cat(grads)
+
+
+def after_eval(base: Base) -> None:
+    with torch.no_grad():
+        base.model(input_ids=IDS)
+
+
+def after_state_dict(base: Base) -> None:
+    after_eval(base)
+    base.model.state_dict()
+
+
+BEFORE: dict[str, Callable[[Base], object]] = {
+    "fresh": lambda _: None,
+    "after an evaluation": after_eval,
+    "after state_dict": after_state_dict,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before", BEFORE)
+def test_gradients_are_those_of_the_weights_it_stands_for(
+    folder: Path, kind: Any, before: str
+) -> None:
+    small = load_base(folder, device="cpu", quantization=kind)
+    plain = dequantised(small, folder)
+    BEFORE[before](small)
+    logits, grads = step(small)
+    wanted_logits, wanted = step(plain)
+    assert F.cosine_similarity(grads, wanted, dim=0) >= 0.999
+    assert grads.norm() == pytest.approx(float(wanted.norm()), rel=0.02)
+    assert F.cosine_similarity(logits.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
+
+
+def test_without_the_mending_nf4_on_a_cpu_would_repack_its_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flag that bitsandbytes repacks by is off on every linear; elsewhere it is as found."""
+    small = load_base(folder, device="cpu", quantization="4bit")
+    flags = [m.support_avx512bf16_for_cpu for m in small.model.modules()
+             if hasattr(m, "support_avx512bf16_for_cpu")]  # fmt: skip
+    assert flags == [False] * 14
+    packed = {n: p.data.clone() for n, p in small.model.named_parameters()}
+    after_state_dict(small)
+    for name, parameter in small.model.named_parameters():
+        assert torch.equal(parameter.data, packed[name]), name
+    seen: list[str] = []
+    monkeypatch.setattr(base_file, "_mend_nf4_on_cpu", lambda *_: seen.append("called"))
+    load_base(folder, device="cpu", quantization="4bit")
+    assert seen == ["called"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_base_is_trained_on_and_stays_as_it_is(
+    folder: Path, tmp_path: Path, kind: Any
+) -> None:
+    model = DomainModel.from_pretrained(folder, quantization=kind, out=tmp_path, device="cpu")
+    model.display = model_in(tmp_path, folder).display
+    digest = model.base.state_digest()
+    rows = make_rows(120)
+    for row in rows:
+        row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
+    card = model.fit(domain(rows, epochs=4, retention="none"))
+    history = card["adapters"][0]["training"]["history"]
+    assert history[-1]["training_loss"] < history[0]["training_loss"]
+    assert card["base"]["quantization"] == kind
+    assert model.base.state_digest() == digest

@@ -1,0 +1,244 @@
+"""Routes: nested, across threads and tasks, and backwards."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from support.adapters import IDS, TOLERANCE, logits, strong
+
+from lora_domains.errors import AdapterError, UsageError
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.routing import RoutedLinear
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> Base:
+    return load_base(tiny_base)
+
+
+@pytest.fixture
+def bank(base: Base) -> Bank:
+    """Two adapters, "a" and "b", resident on one base."""
+    bank = Bank(base)
+    for seed, name in enumerate(("a", "b"), start=1):
+        bank.add(strong(base, name, seed))
+    return bank
+
+
+def test_every_adapter_differs_from_the_base_and_the_others(bank: Bank) -> None:
+    seen = [logits(bank, name) for name in (None, "a", "b")]
+    for i, one in enumerate(seen):
+        for other in seen[:i]:
+            assert (one - other).abs().max() >= 100 * TOLERANCE
+
+
+def test_there_and_back_gives_identical_logits(bank: Bank) -> None:
+    bare, a, b = (logits(bank, name) for name in (None, "a", "b"))
+    for name, wanted in (("a", a), ("b", b), (None, bare), ("a", a), (None, bare), ("b", b)):
+        assert torch.equal(logits(bank, name), wanted)
+
+
+def served_by(bank: Bank) -> tuple[str | None, ...]:
+    route = bank.current()
+    return () if route is None else route.domains
+
+
+def test_routes_nest_and_reenter(bank: Bank) -> None:
+    assert served_by(bank) == ()
+    with bank.routed("a"):
+        with bank.routed("b"):
+            with bank.routed(None):
+                assert served_by(bank) == ()
+            with bank.routed(["a", None]):
+                assert served_by(bank) == ("a", None)
+            with bank.routed("a"):
+                assert served_by(bank) == ("a",)
+            assert served_by(bank) == ("b",)
+        assert served_by(bank) == ("a",)
+    assert served_by(bank) == ()
+
+
+def test_an_exception_restores_the_route(bank: Bank) -> None:
+    bare = logits(bank.base)
+    with pytest.raises(ZeroDivisionError), bank.routed("a"), bank.routed("b"):
+        raise ZeroDivisionError
+    assert served_by(bank) == ()
+    assert torch.equal(bank.base.model(input_ids=IDS).logits, bare)
+
+
+def test_two_threads_each_get_their_own_adapter(bank: Bank) -> None:
+    wanted = {name: logits(bank, name) for name in ("a", "b")}
+    together = threading.Barrier(2)
+
+    def calls(name: str) -> int:
+        right = 0
+        with bank.routed(name), torch.no_grad():
+            for _ in range(50):
+                together.wait(timeout=30)
+                found = bank.base.model(input_ids=IDS).logits
+                right += torch.equal(found, wanted[name])
+        return right
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(calls, ("a", "b"))) == [50, 50]
+
+
+def test_tasks_each_get_their_own_adapter(bank: Bank) -> None:
+    wanted = {name: logits(bank, name) for name in ("a", "b", None)}
+
+    async def calls(name: str | None) -> bool:
+        # No no_grad across an await: it belongs to the thread and would leak into other tasks.
+        with bank.routed(name):
+            right = True
+            for _ in range(5):
+                await asyncio.sleep(0)
+                right &= torch.equal(bank.base.model(input_ids=IDS).logits, wanted[name])
+        return right
+
+    async def together() -> list[bool]:
+        return await asyncio.gather(*(calls(name) for name in ("a", "b", None, "a")))
+
+    assert asyncio.run(together()) == [True] * 4
+
+
+def test_a_thread_started_inside_begins_at_the_base(bank: Bank) -> None:
+    with bank.routed("a"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(served_by, bank).result() == ()
+
+
+def test_backward_from_a_second_thread_gives_the_same_gradients(base: Base) -> None:
+    bank = Bank(base)
+    parameters = bank.add(strong(base, "a"), trainable=True)
+    bank.add(strong(base, "b", seed=2))
+
+    def loss() -> torch.Tensor:
+        with bank.routed("a"):
+            return base.model(input_ids=IDS, labels=IDS).loss
+
+    loss().backward()
+    wanted = [p.grad.clone() for p in parameters]
+    for p in parameters:
+        p.grad = None
+    second = loss()
+
+    def backward() -> None:
+        with bank.routed("b"):
+            second.backward()
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert all(w.abs().max() > 0 for w in wanted)
+    for p, gradient in zip(parameters, wanted, strict=True):
+        assert torch.equal(p.grad, gradient)
+    assert all(p.grad is None for p in base.model.parameters() if not p.requires_grad)
+
+
+def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
+    from peft import get_peft_model
+
+    adapter = strong(base, "a")
+    bank = Bank(base)
+    bank.add(adapter, trainable=True)
+    oracle = get_peft_model(load_base(tiny_base).model, adapter.config)
+    layers = dict(oracle.base_model.model.named_modules())
+    for linear, (a, b) in adapter.weights.items():
+        layers[linear].lora_A["default"].weight.data.copy_(a)
+        layers[linear].lora_B["default"].weight.data.copy_(b)
+    oracle(input_ids=IDS, labels=IDS).loss.backward()
+    with bank.routed("a"):
+        base.model(input_ids=IDS, labels=IDS).loss.backward()
+    for linear in adapter.weights:
+        slot = bank.slots("a")[linear]
+        for ours, theirs in ((slot.a, "lora_A"), (slot.b, "lora_B")):
+            wanted = getattr(layers[linear], theirs)["default"].weight.grad
+            torch.testing.assert_close(ours.grad, wanted, atol=1e-6, rtol=1e-4)
+            assert wanted.abs().max() > 1e-4
+
+
+def test_a_routed_linear_answers_for_its_base(bank: Bank) -> None:
+    linear = bank.base.model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert isinstance(linear, RoutedLinear)
+    assert linear.weight is linear.routed_base.weight
+    assert (linear.in_features, linear.out_features) == (32, 32)
+    assert linear.bias is None
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = linear.no_such_thing
+
+
+def test_loading_and_unloading_twice_leaves_one_wrapper(bank: Bank) -> None:
+    base = bank.base
+    a = logits(bank, "a")
+    for _ in range(2):
+        bank.remove("a")
+        assert list(bank) == ["b"]
+        with pytest.raises(UsageError, match="a resident adapter"):
+            bank.routed("a")
+        bank.add(strong(base, "a", 1))
+        bank.add(strong(base, "a", 1))
+        assert torch.equal(logits(bank, "a"), a)
+    linear = base.model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert not isinstance(linear.routed_base, RoutedLinear)
+    assert list(linear.children()) == [linear.routed_base], "adapters are no modules of the model"
+    with pytest.raises(UsageError, match="None is loaded yet"):
+        Bank(base).remove("a")
+
+
+def test_the_same_name_is_replaced_where_targets_differ(bank: Bank) -> None:
+    base = bank.base
+    bank.add(strong(base, "only", 5, targets=("q_proj",)))
+    wanted = logits(bank, "only")
+    bank.add(strong(base, "a", 5, targets=("q_proj",)))
+    assert torch.equal(logits(bank, "a"), wanted), "slots of the adapter before are still served"
+
+
+@pytest.mark.parametrize("name", ["train", "keys", "type", "forward", "training", "0"])
+def test_names_that_modules_use_themselves_are_names_like_any_other(base: Base, name: str) -> None:
+    bank = Bank(base)
+    bare = logits(base)
+    bank.add(strong(base, name))
+    bank.add(strong(base, "plain"))
+    assert torch.equal(logits(bank, name), logits(bank, "plain"))
+    base.model.train().eval()
+    assert not torch.equal(logits(bank, name), bare)
+    bank.remove(name)
+    assert torch.equal(logits(bank), bare)
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_bank_as_it_was(bank: Bank) -> None:
+    base = bank.base
+    before = {name: logits(bank, name) for name in (None, "a", "b")}
+    bad = strong(base, "a", 9)
+    last = list(bad.weights)[-1]
+    a, b = bad.weights[last]
+    bad.weights[last] = (a[:, 1:], b)
+    with pytest.raises(AdapterError, match="for a linear of"):
+        bank.add(bad)
+    assert list(bank) == ["a", "b"]
+    for name, wanted in before.items():
+        assert torch.equal(logits(bank, name), wanted)
+    assert bank["a"] is not bad
+
+
+def test_training_writes_into_the_slot_and_not_into_the_adapter(base: Base) -> None:
+    bank = Bank(base)
+    adapter = strong(base, "a")
+    kept = {k: (a.clone(), b.clone()) for k, (a, b) in adapter.weights.items()}
+    parameters = bank.add(adapter, trainable=True)
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(1.0)
+    for linear, (a, b) in bank.weights("a").items():
+        assert torch.equal(adapter.weights[linear][0], kept[linear][0])
+        assert torch.equal(a, kept[linear][0] + 1)
+        assert torch.equal(b, kept[linear][1] + 1)
+
+
+def test_an_unknown_name_is_answered_with_a_near_one(bank: Bank) -> None:
+    bank.add(strong(bank.base, "medical"))
+    with pytest.raises(UsageError, match="Did you mean 'medical'"):
+        bank["medcal"]

@@ -1,0 +1,270 @@
+"""The bridge to lm-evaluation-harness: its own HFLM is the oracle, documents are items; offline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_rows
+from support.adapters import save, strong
+
+from lora_domains.console import Display
+from lora_domains.data.prepare import Data
+from lora_domains.data.tokenization import Tokenization
+from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import UsageError
+from lora_domains.evaluation.contenders import model_scores
+from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.model import DomainModel
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import load_base
+from lora_domains.probes.suite import load_suite
+from lora_domains.tasks import Classification
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[harness]'")
+
+QUESTIONS = [
+    {"q": f"The {a} {b} is", "choices": ["red", "blue", f"{b}"], "gold": n % 3}
+    for n, (a, b) in enumerate(
+        (a, b) for a in ("alpha", "beta", "gamma", "delta") for b in ("cloud", "note", "prize")
+    )
+]
+CHOICE = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{q}}}}"
+doc_to_target: gold
+doc_to_choice: choices
+num_fewshot: 0
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+WRITTEN = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{choices[gold]}}}}"
+generation_kwargs: {{until: ["a", "\\n"], max_gen_toks: 12, do_sample: {sample}}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+ROLLING = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{q}}}}"
+metric_list: [{{metric: word_perplexity}}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data sets' cache belongs to the test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def yaml(folder: Path, template: str, name: str = "local_task", **fields: Any) -> Path:
+    file = folder / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    path = folder / f"{name}.yaml"
+    path.write_text(template.format(name=name, file=file, **fields))
+    return path
+
+
+@pytest.fixture
+def bank(tiny_base: Path) -> Bank:
+    made = Bank(load_base(tiny_base, device="cpu"))
+    for name, seed in (("one", 1), ("two", 2)):
+        made.add(strong(made.base, name, seed))
+    return made
+
+
+def requests(path: Path) -> list[Any]:
+    from lora_domains.probes.suite import harness
+
+    (probe,) = load_suite(f"harness:{path}").probes
+    loaded = harness._loaded[probe.task]  # type: ignore[index]
+    return [request for of_doc in loaded.documents.values() for request in of_doc]
+
+
+def oracle(tiny_base: Path, model: Any = None) -> Any:
+    """The harness's own model class on the same weights, in batches of one."""
+    from lm_eval.models.huggingface import HFLM
+
+    base = load_base(tiny_base, device="cpu")
+    return HFLM(pretrained=model or base.model, tokenizer=base.tokenizer, batch_size=1,
+                max_length=base.context)  # fmt: skip
+
+
+def merged(tiny_base: Path, bank: Bank, name: str, folder: Path) -> Any:
+    """The adapter ``name`` on the same base by plain PEFT."""
+    from peft import PeftModel
+
+    path = save(folder / name, bank[name], bank.base)
+    return PeftModel.from_pretrained(load_base(tiny_base, device="cpu").model, path)
+
+
+@pytest.mark.parametrize("route", [None, "one"])
+def test_likelihoods_are_those_of_the_harness_itself(
+    bank: Bank, tiny_base: Path, tmp_path: Path, route: str | None
+) -> None:
+    from lora_domains.probes.lm_eval import language_model
+
+    asked = requests(yaml(tmp_path, CHOICE))
+    # Longer than the context, with a BOS of its own, without any context, and a space too many.
+    asked += [
+        type(asked[0])("loglikelihood", {}, pair, 0)
+        for pair in (("alpha river " * 90, " beta cloud"), ("<s>alpha river", " beta"),
+                     ("", " beta cloud"), ("alpha river ", "beta"))
+    ]  # fmt: skip
+    theirs = oracle(tiny_base, merged(tiny_base, bank, route, tmp_path) if route else None)
+    with bank.routed(route):
+        ours = language_model(bank).loglikelihood(asked)
+    wanted = theirs.loglikelihood(asked, disable_tqdm=True)
+    for (one, greedy), (other, also) in zip(ours, wanted, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+        assert greedy == also
+
+
+def test_likelihoods_are_those_of_our_own_scoring(bank: Bank, tmp_path: Path) -> None:
+    from lora_domains.probes.lm_eval import language_model
+    from lora_domains.tasks import MultipleChoice, Row
+
+    asked = requests(yaml(tmp_path, CHOICE))
+    tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
+    task = MultipleChoice("q", "choices", "gold", prompt="{q}")
+    items = [
+        tokenization.encode(task.example(Row(row, "t", n, ""))) for n, row in enumerate(QUESTIONS)
+    ]
+    with bank.routed("two"):
+        ours = choice_logprobs(bank.base.model, items, bank.base.tokenizer.pad_token_id)
+        through = language_model(bank).loglikelihood(asked)
+    assert [pair[0] for pair in through] == pytest.approx(
+        [float(value) for row in ours for value in row], abs=1e-4
+    )
+
+
+def test_rolling_likelihoods_and_written_answers_too(
+    bank: Bank, tiny_base: Path, tmp_path: Path
+) -> None:
+    from lora_domains.probes.lm_eval import language_model
+
+    theirs = oracle(tiny_base, merged(tiny_base, bank, "one", tmp_path))
+    written = requests(yaml(tmp_path, WRITTEN, sample="false"))
+    # One text of several windows: the context is 128 tokens.
+    rolling = [
+        type(written[0])("loglikelihood_rolling", {}, (text,), 0)
+        for text in ("alpha beta gamma", "the red stone is of a green cloud and " * 30)
+    ]
+    with bank.routed("one"):
+        ours = language_model(bank)
+        assert ours.loglikelihood_rolling(rolling) == pytest.approx(
+            theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3
+        )
+        assert ours.generate_until(written) == theirs.generate_until(written, disable_tqdm=True)
+
+
+def test_documents_are_judged_as_the_harness_judges_them(
+    bank: Bank, tiny_base: Path, tmp_path: Path
+) -> None:
+    import lm_eval
+
+    from lora_domains.probes.lm_eval import language_model
+
+    path = yaml(tmp_path, CHOICE)
+    (probe,) = load_suite(f"harness:{path}").probes
+    tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
+    items = [tokenization.encode(example) for _, example in probe.examples()]
+    alone = {
+        route: model_scores(bank, probe.task, items, [], route) for route in (None, "one", "two")
+    }
+    with bank.routed("one"):
+        theirs = lm_eval.simple_evaluate(
+            language_model(bank), tasks=[str(path)], bootstrap_iters=0,
+            task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
+        )  # fmt: skip
+    wanted = [sample["acc"] for sample in theirs["samples"]["local_task"]]
+    assert [score["prediction"] for score in alone["one"]] == wanted
+    assert len({tuple(s["prediction"] for s in scores) for scores in alone.values()}) > 1
+    # In one mixed batch each document has its own contender.
+    mixed = [(item, route) for item in items for route in alone]
+    together = model_scores(bank, probe.task, [i for i, _ in mixed], [], [r for _, r in mixed])
+    assert together == [s for scores in zip(*alone.values(), strict=True) for s in scores]
+
+
+def test_a_cache_of_answers_is_refused(bank: Bank, tmp_path: Path) -> None:
+    import lm_eval
+
+    from lora_domains.probes.lm_eval import language_model
+
+    with pytest.raises(UsageError, match="which adapter gave them"):
+        lm_eval.simple_evaluate(
+            language_model(bank), tasks=[str(yaml(tmp_path, CHOICE))],
+            use_cache=str(tmp_path / "answers"),
+            task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "words"),
+    [(WRITTEN, {"sample": "true"}, "samples"), (ROLLING, {}, "word_perplexity")],
+    ids=["sampling", "perplexity"],
+)
+def test_what_cannot_be_compared_is_refused(
+    bank: Bank, tmp_path: Path, template: str, fields: dict[str, str], words: str
+) -> None:
+    tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
+
+    def asked() -> None:
+        (probe,) = load_suite(f"harness:{yaml(tmp_path, template, **fields)}").probes
+        items = [tokenization.encode(example) for _, example in probe.examples()]
+        model_scores(bank, probe.task, items, [], None)
+
+    with pytest.raises(UsageError, match=words):
+        asked()
+
+
+def test_an_unknown_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no\.yaml"):
+        load_suite(f"harness:{tmp_path / 'no.yaml'}")
+
+
+def test_another_prompt_is_another_digest(tmp_path: Path) -> None:
+    first = load_suite(f"harness:{yaml(tmp_path, CHOICE)}")
+    again = load_suite(f"harness:{yaml(tmp_path, CHOICE)}")
+    other = load_suite(f"harness:{yaml(tmp_path, CHOICE.replace('{{{{q}}}}', '{{{{q}}}} a'))}")
+    assert first.digest() == again.digest() != other.digest()
+
+
+@pytest.mark.slow
+def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_path: Path) -> None:
+    model = DomainModel.from_pretrained(
+        tiny_base, out=tmp_path / "adapters", display=Display(quiet=True), device="cpu"
+    )
+    rows = make_rows(60)
+    domain = with_settings(
+        Domain("spam", Classification(), Data(rows[:30], rows[30:40], rows[40:])),
+        epochs=1, retention="none", rank=4, lr=0.01,
+    )  # fmt: skip
+    model.fit(domain)
+    suite = load_suite(f"harness:{yaml(tmp_path, CHOICE)}", limit=8)
+    entry = model.evaluate(domain, suite=suite).entry
+    assert entry["general"]["local_task"]["n"] == entry["general"]["pooled"]["n"] == 8
+    items = [
+        json.loads(line)
+        for line in (tmp_path / "adapters" / "spam" / "items.jsonl").read_text().splitlines()
+    ]
+    asked = [item for item in items if item["set"] == "general"]
+    assert {item["suite"] for item in asked} == {"local_task"}
+    assert all(item["scores"].keys() == {"base", "adapter"} for item in asked)
+    assert "cloud" not in json.dumps(asked)
+    # A benchmark scores them in mixed batches, through its store, and finds the same.
+    report = model.benchmark(suite, out=tmp_path / "reports").report
+    assert report["adapters"][0]["general"]["local_task"] == entry["general"]["local_task"]

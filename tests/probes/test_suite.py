@@ -1,0 +1,168 @@
+"""Probe suites: the shapes of the standard sets, samples, digests, and real files where given."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REAL as SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_domains.errors import DataError, UsageError
+from lora_domains.evaluation.contenders import last_number, overlap
+from lora_domains.probes import standard
+from lora_domains.probes.suite import Probe, Suite, embedded, load_suite, quick
+from lora_domains.tasks import Generation, MultipleChoice
+
+# One row of each set in the shape it has on the Hub, written for this test.
+SHAPES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], int]] = {
+    "mmlu": (
+        {"question": "Two and two?", "subject": "sums", "choices": ["3", "4"], "answer": "B"},
+        "Question: Two and two?\nAnswer:", (" 3", " 4"), 1,
+    ),
+    "arc": (
+        {"question": "What is wet?", "answerKey": "2",
+         "choices": {"text": ["sand", "rain"], "label": ["1", "2"]}},
+        "Question: What is wet?\nAnswer:", (" sand", " rain"), 1,
+    ),
+    "hellaswag": (
+        {"activity_label": "Baking", "ctx": "She takes flour. [title] Then", "label": "0",
+         "endings": ["[step] she adds water.", "he flies."]},
+        "Baking: She takes flour.. Then", (" she adds water.", " he flies."), 0,
+    ),
+    "winogrande": (
+        {"sentence": "The cup fell because _ was wet.", "option1": "the hand", "option2": "it",
+         "answer": "1"},
+        "The cup fell because", (" the hand was wet.", " it was wet."), 0,
+    ),
+    "openbookqa": (
+        {"question_stem": "Plants need", "answerKey": "B",
+         "choices": {"text": ["noise", "light"], "label": ["A", "B"]}},
+        "Plants need", (" noise", " light"), 1,
+    ),
+    "truthfulqa": (
+        {"question": "Is glass a liquid?",
+         "mc1_targets": {"choices": ["Yes.", "No."], "labels": [0, 1]}},
+        "Q: Is glass a liquid?\nA:", (" Yes.", " No."), 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_row_of_the_hubs_shape_becomes_a_question(name: str) -> None:
+    row, prompt, choices, target = SHAPES[name]
+    probe = replace(standard.PROBES[name](), rows=[row])
+    ((part, example),) = probe.examples()
+    assert (example.prompt, example.choices, example.target) == (prompt, choices, target)
+    assert part.startswith(name)
+
+
+def test_gsm8k_shows_worked_rows_first_and_is_judged_by_its_last_number() -> None:
+    rows = [{"question": f"Is {n}?", "answer": f"It is <<{n}={n}>>{n}.\n#### {n}"} for n in "12345"]
+    probe = standard.gsm8k(rows[4:], shown=rows)
+    ((_, example),) = probe.examples()
+    assert example.prompt.count("Question:") == 5
+    assert "<<" not in example.prompt + example.answer
+    assert isinstance(probe.task, Generation)
+    assert overlap(probe.task, "so 5 it is: 5\n\nQuestion: 7", example.answer)["exact"] == 1
+    assert overlap(probe.task, "so 5, no, 6", example.answer)["exact"] == 0
+    assert overlap(probe.task, "no idea", example.answer)["exact"] == 0
+
+
+@given(st.integers(-(10**9), 10**9), st.text(alphabet="abc .,"))
+def test_the_last_number_is_found_after_any_words(number: int, words: str) -> None:
+    assert last_number(f"first 3 {words} x {number:,}") == number
+
+
+def test_every_standard_set_is_pinned_to_a_commit() -> None:
+    for make in standard.PROBES.values():
+        source: Any = make().rows
+        assert len(source.revision) == 40
+        assert int(source.revision, 16)
+
+
+def test_a_sample_keeps_every_probe_and_is_the_same_each_time() -> None:
+    rows = [{"question": f"q{n}", "choices": ["a", "b"], "answer": 0} for n in range(300)]
+    task = MultipleChoice()
+    suite = Suite("two", (Probe("large", task, rows), Probe("small", task, rows[:30])))
+    part = replace(suite, limit=100)
+    kept = [p for p, _ in part.examples()]
+    assert (kept.count("large"), kept.count("small")) == (91, 9)
+    again = replace(suite, limit=100)
+    assert part.examples() == again.examples()
+    assert replace(suite, limit=100, seed=1).examples() != part.examples()
+    assert replace(suite, limit=1000).examples() == suite.examples()
+
+
+def test_the_quick_suite_has_enough_questions_to_decide() -> None:
+    assert len(quick().examples()) == 700
+    assert {part for part, _ in quick().examples()} == {part for part, _ in embedded().examples()}
+
+
+def test_a_digest_changes_with_a_prompt_a_question_or_a_text() -> None:
+    rows = [{"question": "q", "choices": ["a", "b"], "answer": 0}]
+    suite = Suite("s", (Probe("p", MultipleChoice(), rows),), lambda: ["one text"])
+    others = [
+        replace(suite, probes=(Probe("p", MultipleChoice(prompt="{question}?"), rows),)),
+        replace(suite, probes=(Probe("p", MultipleChoice(per_token=True), rows),)),
+        replace(suite, probes=(Probe("p", MultipleChoice(), [{**rows[0], "answer": 1}]),)),
+        replace(suite, text=lambda: ["another"]),
+    ]
+    assert len({s.digest() for s in [suite, *others]}) == 5
+    assert replace(suite).digest() == suite.digest()
+
+
+def test_a_file_of_questions_or_a_python_file_is_a_suite(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "choices": ["a", "b"], "answer": n % 2} for n in range(5)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [example.target for _, example in load_suite(file).examples()] == [0, 1, 0, 1, 0]
+    assert len(load_suite(file, limit=2).examples()) == 2
+    script = tmp_path / "declared.py"
+    script.write_text(
+        "from lora_domains.probes.suite import Probe, Suite\n"
+        "from lora_domains.tasks import MultipleChoice\n"
+        f"suite = Suite('mine', (Probe('mine', MultipleChoice(), {str(file)!r}),))\n"
+    )
+    assert load_suite(script).examples() == load_suite(file).examples()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [("standart", UsageError, "standard"), ("no.py", DataError, "no such file"),
+     ("no.jsonl", DataError, "no such file")],
+)  # fmt: skip
+def test_an_unknown_suite_is_refused(name: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        load_suite(name).examples()
+
+
+SETS: Mapping[str, tuple[str, int]] = {
+    "mmlu": ("probe_mmlu", 14042),
+    "openbookqa": ("probe_openbookqa", 500),
+    "gsm8k": ("probe_gsm8k", 1319),
+}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared rows beside this checkout")
+@pytest.mark.parametrize("name", SETS)
+def test_real_questions_are_read_from_local_files(name: str) -> None:
+    folder, count = SETS[name]
+    probe = standard.PROBES[name]()
+    shown = str(SHARED / folder / "train.jsonl") if probe.shots else None
+    probe = replace(probe, rows=str(SHARED / folder / "test.jsonl"), shown=shown)
+    examples = probe.examples()
+    assert len(examples) == count
+    assert all(example.prompt.strip() for _, example in examples)
+    parts = {part for part, _ in examples}
+    assert len(parts) == (57 if name == "mmlu" else 1)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared rows beside this checkout")
+def test_real_wikitext_is_read_as_paragraphs() -> None:
+    texts = standard.wikitext(str(SHARED / "text_wikitext2" / "test.txt"))
+    assert len(texts) == 200
+    assert min(map(len, texts)) >= 200

@@ -1,0 +1,119 @@
+"""A threshold chosen on validation for a wanted recall or precision, against scikit-learn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_curve
+
+from lora_domains.data.prepare import Data
+from lora_domains.domain import Domain
+from lora_domains.errors import DomainError, UsageError
+from lora_domains.stats.thresholds import POINTS, check_referral, choose, curve, decide, stored
+from lora_domains.tasks import Classification, task_from_record, task_record
+
+ROWS = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=1, max_size=60)
+
+
+def reached(chance: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[float, float]:
+    named = chance >= threshold
+    found = (named & truth).sum()
+    return found / max(1, truth.sum()), found / max(1, named.sum())
+
+
+@given(ROWS, st.floats(0.05, 1))
+def test_a_wanted_recall_is_reached_by_the_highest_threshold(
+    rows: list[tuple[int, bool]], wanted: float
+) -> None:
+    chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
+    found = choose(chance, truth, wanted_recall=wanted)
+    if not truth.any():
+        assert found is None
+        return
+    assert found is not None
+    assert reached(chance, truth, found)[0] >= wanted - 1e-9
+    lowest_named = chance[chance >= found].min()
+    assert all(reached(chance, truth, t)[0] < wanted for t in chance if t > lowest_named)
+
+
+@given(ROWS, st.floats(0.05, 1))
+def test_a_wanted_precision_is_reached_and_finds_most(
+    rows: list[tuple[int, bool]], wanted: float
+) -> None:
+    chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
+    found = choose(chance, truth, wanted_precision=wanted)
+    possible = [r for t in chance if (r := reached(chance, truth, t))[1] >= wanted - 1e-9 and r[0]]
+    if not possible:
+        assert found is None
+        return
+    assert found is not None
+    recall, precision = reached(chance, truth, found)
+    assert precision >= wanted - 1e-9
+    assert recall == max(r for r, _ in possible)
+
+
+@given(ROWS)
+def test_the_curve_is_scikit_learns(rows: list[tuple[int, bool]]) -> None:
+    chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
+    points = curve(chance, truth)
+    if not truth.any():
+        assert points == []
+        return
+    precision, recall, thresholds = precision_recall_curve(truth, chance)
+    assert [p["threshold"] for p in points] == pytest.approx(thresholds[::-1].tolist())
+    assert [p["precision"] for p in points] == pytest.approx(precision[-2::-1].tolist())
+    assert [p["recall"] for p in points] == pytest.approx(recall[-2::-1].tolist())
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.random(5000)
+    points = curve(chance, rng.random(5000) < chance)
+    assert len(points) == POINTS
+    assert points[-1]["recall"] == 1.0
+    assert points[0]["threshold"] == chance.max()
+
+
+def test_decide() -> None:
+    shares = [0.5, 0.2, 0.3]
+    assert decide(shares, positive=1, threshold=0.2) == 1
+    assert decide(shares, positive=1, threshold=0.21) == 0
+    assert decide(shares, positive=0, threshold=0.6) == 2
+    assert decide(shares, positive=1, threshold=None) == decide(shares, None, 0.1) == 0
+
+
+def test_who_can_be_referred() -> None:
+    check_referral(0.8, ["urgent", "routine"])
+    check_referral(0.0, [])
+    for below, labels, said in (
+        (80, ["a", "b"], "0 to 1"), (0.8, [], "generated answers"), (0.8, ["refer", "b"], "refer"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            check_referral(below, labels)
+
+
+def test_a_threshold_is_read_from_a_card() -> None:
+    assert stored({"adapters": [{"judged": {"threshold": {"threshold": 0.3}}}]}) == 0.3
+    for entry in ({}, {"judged": {}}, {"judged": {"threshold": None}},
+                  {"judged": {"threshold": {"threshold": None}}}):  # fmt: skip
+        assert stored({"adapters": [entry]}) is None
+    assert stored(None) is None
+
+
+def test_a_wish_needs_a_positive_class_and_is_one() -> None:
+    task = Classification(positive="urgent", wanted_recall=0.9)
+    assert task.wanted == {"recall": 0.9}
+    assert task_from_record(task_record(task)) == task
+    assert Classification(positive="urgent").wanted == {}
+    for wrong in (
+        {"wanted_recall": 0.9},
+        {"positive": "urgent", "wanted_recall": 0.9, "wanted_precision": 0.9},
+        {"positive": "urgent", "wanted_precision": 1.2},
+        {"positive": "urgent", "wanted_recall": 0.0},
+    ):
+        with pytest.raises(DomainError, match="one wanted recall or precision"):
+            Classification(**wrong)  # type: ignore[arg-type]
+    plain = Domain("x", Classification(positive="urgent"), Data("t.csv"))
+    assert plain.digest() != replace(plain, task=task).digest()

@@ -1,0 +1,49 @@
+"""Adapters with a real effect for tests: B is random, since a fresh LoRA (B = 0) proves nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_domains.adapters.peft import Adapter, new_adapter, save_adapter
+from lora_domains.domain import Lora
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base
+
+TOLERANCE = 1e-5
+IDS = torch.arange(3, 27).reshape(2, 12)
+"""(2 rows, 12 tokens) of no meaning."""
+
+
+def strong(base: Base, name: str = "strong", seed: int = 1, rank: int = 4, **lora: Any) -> Adapter:
+    """A random adapter of ``base`` that moves its logits far beyond ``TOLERANCE``."""
+    adapter = new_adapter(base, name, Lora(**lora), rank, 2 * rank, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _, b in adapter.weights.values():
+        b.normal_(std=0.5, generator=generator)
+    return adapter
+
+
+def save(folder: Path, adapter: Adapter, base: Base) -> Path:
+    """``adapter`` saved with the smallest card that is one."""
+
+    def card(sha256: str) -> dict[str, Any]:
+        entry = {"domain": adapter.name, "sha256": sha256}
+        return {"schema": 1, "base": base.record(), "adapters": [entry]}
+
+    save_adapter(folder, adapter, base, card, lambda card: "# An adapter\n", [])
+    return folder
+
+
+def logits(of: Bank | Base, name: str | None = None) -> torch.Tensor:
+    """(rows, tokens, vocabulary) of ``IDS``, served by ``name`` of a bank."""
+    bank = of if isinstance(of, Bank) else Bank(of)
+    with torch.no_grad(), bank.routed(name):
+        found: torch.Tensor = bank.base.model(input_ids=IDS).logits
+    return found
+
+
+def assert_equal(found: torch.Tensor, wanted: torch.Tensor, bare: torch.Tensor) -> None:
+    """Equal within the tolerance, and both at least 100 tolerances away from the bare base."""
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
+    assert (found - bare).abs().max() >= 100 * TOLERANCE

@@ -1,0 +1,51 @@
+"""Adapter folders with made-up items, as an evaluation leaves them: no model needed."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import ROOT
+from test_summary import Item, general, table, text, train_like
+
+from lora_domains.stats.seeds import seeds as several
+
+CARD: dict[str, Any] = json.loads((ROOT / "benchmarks" / "speed" / "card.json").read_text())
+# What the adapter says of 500 positives and 500 others: found, missed, false alarms, right.
+PASSES, FAILS = (460, 40, 30, 470), (60, 440, 30, 470)
+UNSURE = (17, 3, 2, 18)
+
+
+LOOKS = {"test_set": "0" * 64, "before": 3, "adapters": 0, "level": 0.96, "broken": None}
+"""The fourth look at a test set, all of them at this adapter."""
+
+
+def items(counts: Sequence[int] = PASSES, *, lost: int = 0) -> list[Item]:
+    """Items whose test set has these counts; ``lost`` of 400 general questions are forgotten."""
+    return [*table(*counts), *train_like(*counts), *general(lost=lost), *text()]
+
+
+def seeds(name: str = "f1") -> dict[str, Any]:
+    """What two seeds of an adapter gave."""
+    changes = np.random.default_rng(0).choice([0.0, 1.0], size=(2, 50))
+    return {name: several(changes)}
+
+
+def folder(
+    there: Path, name: str = "triage", rows: Sequence[Item] | None = None,
+    base: Mapping[str, Any] | None = None, environment: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Path:  # fmt: skip
+    """An adapter folder ``there``/``name``; ``changes`` are of its entry, the rest of its card."""
+    card = copy.deepcopy(CARD)
+    card["base"] |= base or {}
+    card["environment"] |= environment or {}
+    card["adapters"][0] |= {"domain": name, "path": name, **changes}
+    made = there / name
+    made.mkdir(parents=True)
+    (made / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    lines = (json.dumps(item) + "\n" for item in (items() if rows is None else rows))
+    (made / "items.jsonl").write_text("".join(lines), encoding="utf-8")
+    return made

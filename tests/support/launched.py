@@ -1,0 +1,176 @@
+"""What a launched process does, and the test process beside it: train, measure, report.
+
+Run as a script: launched.py BASE ROWS OUT. Each process writes what it saw to OUT/rankN.json.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_domains import dataset as dataset_file
+from lora_domains import distributed
+from lora_domains import model as model_file
+from lora_domains.console import Display
+from lora_domains.data.prepare import Data
+from lora_domains.data.tokenization import Tokenization
+from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import TrainingInterrupted, UsageError
+from lora_domains.inference import likelihoods as scoring
+from lora_domains.model import DomainModel
+from lora_domains.probes.suite import Probe, Suite
+from lora_domains.report.report import read_items
+from lora_domains.tasks import Classification, Example, MultipleChoice
+from lora_domains.training.loop import Run
+
+ASKED = [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20
+SUITE = Suite(
+    "world",
+    (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
+    lambda: [f"the {word} river is red" for word in ("alpha", "beta", "gamma", "stone")],
+    lambda: [f"a {word} cloud is blue" for word in ("alpha", "beta", "gamma", "stone", "win")],
+    lambda: [f"my {word} is green" for word in ("alpha", "beta", "gamma")],
+)  # fmt: skip
+
+
+def declared(rows: Sequence[dict[str, Any]], **settings: Any) -> Domain:
+    """49 training rows in batches of 8: the last one of an epoch holds a single row."""
+    domain = Domain(
+        "spam", Classification(positive="spam"), Data(rows[:49], rows[49:70], rows[70:])
+    )
+    defaults = {"lr": 0.01, "batch_size": 8, "rank": 4, "epochs": 3, "retention": "both",
+                "general_rows": 3}  # fmt: skip
+    return with_settings(domain, **(defaults | settings))
+
+
+def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """The loss of every step and epoch, and the scores of every item."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(model_file, "embedded", lambda: SUITE)
+    patch.setattr(dataset_file, "embedded", lambda: SUITE)
+    patch.setattr(scoring, "TOKENS", 200)  # several batches, more on one rank than on the other
+    model = DomainModel.from_pretrained(base, out=out)
+    steps: list[float] = []
+    make_run = model._run
+
+    def watched(*arguments: Any) -> Run:
+        run = make_run(*arguments)
+        run.log = lambda values, step: steps.append(values.get("loss", values.get("training_loss")))
+        return run
+
+    patch.setattr(model, "_run", watched)
+    card = model.fit(declared(rows))
+    evaluation = model.evaluate(declared(rows), suite=SUITE)
+    patch.undo()
+    return {
+        "steps": steps,
+        "history": [
+            {k: r[k] for k in ("training_loss", "validation_loss", "score")}
+            for r in card["adapters"][0]["training"]["history"]
+        ],
+        "world_size": card["environment"]["world_size"],
+        "verdict": evaluation.verdict,
+        "items": read_items(out / "spam"),
+    }
+
+
+def scored(base: Path, shared: bool) -> dict[str, Any]:
+    """Nats, choices, drift and generated text of 7 items in batches of at most 60 tokens."""
+    from support.adapters import strong
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(scoring, "TOKENS", 60)
+    model = DomainModel.from_pretrained(base)
+    model.bank.add(strong(model.base, "a"))
+    tokenization = Tokenization(model.tokenizer, 64)
+    items = [
+        tokenization.encode(
+            Example(f"{n}", "red " * (3 + 2 * n), "beta", ("beta", "stone call"), 0)
+        )
+        for n in range(7)
+    ]
+    one, pad = model.base.model, model.tokenizer.pad_token_id
+    from contextlib import nullcontext
+
+    with distributed.sharing() if shared else nullcontext():
+        found = {
+            "nats": [part.tolist() for part in scoring.answer_nats(one, items, pad)],
+            "choices": [row.tolist() for row in scoring.choice_logprobs(one, items, pad)],
+            "drift": {
+                k: v.tolist() for k, v in scoring.drift(model.bank, items, pad, ["a"])["a"].items()
+            },
+            "texts": scoring.generate_in_chunks(one, model.tokenizer, items, 4),
+        }
+    patch.undo()
+    return found
+
+
+def interrupted(
+    base: Path, rows: Sequence[dict[str, Any]], out: Path, *, validating: bool
+) -> dict[str, str]:
+    """A signal reaches one process only, after a step or while it validates; then it is resumed."""
+    model = DomainModel.from_pretrained(base, out=out)
+    make_run = model._run
+    mine = distributed.state().process_index == distributed.state().num_processes - 1
+
+    def stopped(*arguments: Any) -> Run:
+        run = make_run(*arguments)
+        step, judge = run.train_step, run.judge
+
+        def counting(items: Any) -> None:
+            step(items)
+            # After the gradients were summed: the other process hears of it in the next step.
+            if run.state.total_steps == 8 and mine and not validating:
+                run._stop = 2
+
+        def judging(one: Run) -> dict[str, Any]:
+            if run.state.epoch == 2 and mine and validating:
+                run._stop = 2
+            return judge(one)
+
+        run.train_step, run.judge = counting, judging  # type: ignore[method-assign]
+        return run
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(model_file, "embedded", lambda: SUITE)
+    patch.setattr(dataset_file, "embedded", lambda: SUITE)
+    patch.setattr(model, "_run", stopped)
+    with pytest.raises(TrainingInterrupted) as caught:
+        model.fit(declared(rows))
+    patch.setattr(model, "_run", make_run)
+    model.fit(declared(rows), resume=True, tracker="tensorboard")
+    patch.undo()
+    return {"where": caught.value.where}
+
+
+def refused() -> str:
+    """What every process hears when the first one fails alone."""
+
+    def fail() -> None:
+        raise UsageError(expected="a disk", found="none", hint="Buy one.")
+
+    with pytest.raises(UsageError) as caught:
+        distributed.on_main(fail)
+    return str(caught.value)
+
+
+def main() -> None:
+    base, rows, out = map(Path, sys.argv[1:])
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    found = {
+        "curve": curve(base, lines, out / "curve"),
+        "scored": scored(base, shared=True),
+        "interrupted": interrupted(base, lines, out / "interrupted", validating=False),
+        "validating": interrupted(base, lines, out / "validating", validating=True),
+        "refused": refused(),
+        "ranks": distributed.state().num_processes,
+    }
+    Display(quiet=not distributed.is_main()).line("said once")
+    (out / f"rank{distributed.state().process_index}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

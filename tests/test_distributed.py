@@ -1,0 +1,228 @@
+"""Several processes: the same run as in one, one writer, launches that are not what they seem."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, make_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from support.launched import curve, scored
+
+from lora_domains import distributed
+from lora_domains.errors import UsageError
+
+CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+
+
+def launch(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment | variables, capture_output=True, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+
+
+# ── Two real processes ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return make_rows(100)
+
+
+@pytest.fixture(scope="module")
+def two(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
+) -> tuple[Path, list[dict[str, Any]], str]:
+    """(folder, what each of two processes saw, what they printed)."""
+    out = tmp_path_factory.mktemp("two")
+    (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = launch(
+        "--config_file", ROOT / "recipes" / "accelerate" / "ddp.yaml", "--main_process_port", 0,
+        ROOT / "tests" / "support" / "launched.py", tiny_base, out / "rows.jsonl", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = [json.loads((out / f"rank{n}.json").read_text()) for n in (0, 1)]
+    return out, seen, done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_run_as_one_does(
+    two: tuple[Path, list[dict[str, Any]], str], tiny_base: Path, rows: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    _, seen, _ = two
+    alone = curve(tiny_base, rows, tmp_path)
+    assert [found["ranks"] for found in seen] == [2, 2]
+    assert (alone["world_size"], seen[0]["curve"]["world_size"]) == (1, 2)
+    assert len(alone["steps"]) == 3 * 7 + 3
+    for found in seen:
+        assert found["curve"]["steps"] == pytest.approx(alone["steps"], abs=1e-4)
+        for mine, theirs in zip(found["curve"]["history"], alone["history"], strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4)
+        assert found["curve"]["verdict"] == alone["verdict"]
+    # It moved, or equality would prove nothing.
+    assert abs(alone["steps"][0] - alone["steps"][-2]) > 0.01
+    one, other = (found["items"] for found in (alone, seen[0]["curve"]))
+    assert [(i["set"], i["id"]) for i in one] == [(i["set"], i["id"]) for i in other]
+    assert seen[1]["curve"] == seen[0]["curve"]
+    for mine, theirs in zip(one, other, strict=True):
+        for contender, scores in mine["scores"].items():
+            assert theirs["scores"][contender] == pytest.approx(scores, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_shared_scores_are_those_of_one_process(
+    two: tuple[Path, list[dict[str, Any]], str], tiny_base: Path
+) -> None:
+    alone = scored(tiny_base, shared=False)
+    assert len(set(map(tuple, alone["choices"]))) == 7
+    assert max(alone["drift"]["kl"]) > 0.01
+    for found in two[1]:
+        # The same batches: what is left is how this CPU adds, by where in memory a tensor lies.
+        for kind in ("nats", "choices"):
+            for mine, theirs in zip(alone[kind], found["scored"][kind], strict=True):
+                assert theirs == pytest.approx(mine, abs=1e-5)
+        for name, values in alone["drift"].items():
+            assert found["scored"]["drift"][name] == pytest.approx(values, abs=1e-5)
+        assert found["scored"]["texts"] == alone["texts"]
+    assert two[1][0]["scored"] == two[1][1]["scored"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_both_resume(
+    two: tuple[Path, list[dict[str, Any]], str],
+) -> None:
+    out, seen, _ = two
+    assert {found["interrupted"]["where"] for found in seen} == {"spam, epoch 2, step 2"}
+    assert {found["validating"]["where"] for found in seen} == {"spam, after the last epoch"}
+    weights = [
+        sha256((out / name / "spam" / "adapter_model.safetensors").read_bytes()).hexdigest()
+        for name in ("curve", "interrupted", "validating")
+    ]
+    assert len(set(weights)) == 1
+
+
+@pytest.mark.slow
+def test_one_process_writes_and_prints_and_an_error_there_reaches_all(
+    two: tuple[Path, list[dict[str, Any]], str],
+) -> None:
+    out, seen, said = two
+    assert sorted(p.name for p in (out / "curve").iterdir()) == [
+        ".digest-key", ".looks.head", ".looks.jsonl", "spam"
+    ]  # fmt: skip
+    assert said.count("said once") == 1
+    assert said.count("fine-tuned") == 3  # of the curve, and of the resumed runs
+    assert said.count("general nats     KL  observation") == 3
+    assert re.search(
+        r"^ +1( +\d+\.\d{3,4}){6}  \S.*\([\d,]+ tokens/s, .+ [MG]B, .+ left\)$", said, re.M
+    )
+    # Of two runs, each of two processes.
+    assert len(list(out.glob("*/.runs/spam/events.out.tfevents.*"))) == 2
+    for found in seen:
+        assert found["refused"] == "expected a disk; found none. Buy one."
+
+
+# ── Shares ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.integers(), max_size=20), st.integers(1, 5))
+def test_every_piece_belongs_to_one_process(work: list[int], ranks: int) -> None:
+    pieces = list(enumerate(work))
+    found = []
+    patch = pytest.MonkeyPatch()
+    for rank in range(ranks):
+
+        class Fake:
+            process_index, num_processes = rank, ranks
+
+        patch.setattr(distributed, "state", Fake)
+        left: list[Any] = []
+        with distributed.sharing():
+            own = list(distributed.own_share(pieces, left.append))
+        assert sorted(own + left) == pieces
+        found += own
+        assert list(distributed.own_share(pieces, left.append)) == pieces  # outside: all of it
+    patch.undo()
+    assert sorted(found) == pieces
+
+
+# ── Launches that are not what they seem ────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_the_launch_that_starts_one_process_for_two_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from lora_domains import distributed\nprint('state', distributed.state().num_processes)\n"
+    )
+    done = launch("--cpu", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no",
+                  "--dynamo_backend", "no", script)  # fmt: skip
+    assert done.returncode != 0
+    assert "Accelerate starts a single process" in done.stderr
+    assert "--multi_gpu --num_processes 2" in done.stderr
+    assert "state" not in done.stdout.split()
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert distributed.state().num_processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="2 processes that know of 1 each"):
+        distributed.state()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP was asked for: on a CPU Accelerate runs plain data"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "ZeRO was asked for"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed precision fp16 is not used"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accumulation steps are not used"),
+    ],
+)
+def test_what_a_launch_asks_for_in_vain_is_said(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    for name in list(os.environ):
+        if name.startswith("ACCELERATE_"):
+            monkeypatch.delenv(name)
+    assert distributed.launch_warnings() == []
+    monkeypatch.setenv(variable, value)
+    (warning,) = distributed.launch_warnings()
+    assert said in warning
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_launch_files_are_read_by_accelerate_and_say_what_was_run(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 2
+    parser = launch_command_parser()
+    arguments, _, _ = _validate_launch_command(
+        parser.parse_args(["--config_file", str(path), "recipes/medical.py"])
+    )
+    kind = {"ddp": "multi_gpu", "multi_node": "multi_gpu", "fsdp2": "use_fsdp"}
+    assert getattr(arguments, kind.get(path.stem, "use_deepspeed"))
+    if path.stem.startswith("zero"):
+        assert arguments.zero_stage == int(path.stem[-1])
+    text = path.read_text()
+    assert "Not run" in text
+    assert ("Run and tested" in text) == (path.stem == "ddp")
+
+
+def test_every_kind_of_launch_has_a_file() -> None:
+    assert [path.stem for path in CONFIGS] == ["ddp", "fsdp2", "multi_node", "zero2", "zero3"]

@@ -1,0 +1,374 @@
+"""Memory: known before a base is loaded, halved when it runs out, saved by computing twice."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_base, make_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from support.adapters import IDS, strong
+from test_loop import domain, make_run
+from test_model import SUITE
+from torch.utils.checkpoint import CheckpointError
+
+from lora_domains.console import Display
+from lora_domains.data.tokenization import EncodedExample
+from lora_domains.errors import OutOfMemory, TrainingError
+from lora_domains.inference.choice_tree import text_cost
+from lora_domains.model import DomainModel
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import load_base
+from lora_domains.modeling.memory import duration, estimated_bytes, too_little, words
+from lora_domains.training import gradients, recompute
+from lora_domains.training.gradients import micro_batches
+from lora_domains.training.loop import Run
+from lora_domains.training.recompute import recomputing
+
+# ── Before and after loading ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("quantization", [None, "8bit", "4bit"])
+def test_what_a_base_takes_is_known_before_it_is_loaded(tmp_path: Path, quantization: Any) -> None:
+    if quantization:
+        pytest.importorskip("bitsandbytes")
+    folder = make_base(tmp_path / "wide", hidden_size=256, intermediate_size=512)
+    told: list[int] = []
+    base = load_base(folder, device="cpu", quantization=quantization,
+                     announce=lambda needed, _: told.append(needed))  # fmt: skip
+    (needed,) = told
+    # Buffers of the rotary embedding and constants of the quantisation are not in the files.
+    assert needed == pytest.approx(base.resident_bytes(), rel=0.03)
+    if quantization:
+        plain = estimated_bytes([folder / "model.safetensors"], torch.float32, None)
+        assert needed < 0.5 * plain
+
+
+def test_a_base_that_will_not_fit_is_said_in_python_too(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lora_domains.model.free_bytes", lambda _: 1000)
+    DomainModel.from_pretrained(tiny_base, device="cpu")
+    said = "".join(capsys.readouterr())
+    assert "are free" in said
+
+
+def test_a_base_that_will_not_fit_is_said_before() -> None:
+    assert too_little(4_000_000_000, 5_000_000_000, None) is None
+    said = too_little(14_000_000_000, 5_000_000_000, None)
+    assert said is not None
+    assert "about 14.0 GB and 5.0 GB are free; --load-in-4bit" in said
+    assert "4bit" not in str(too_little(14_000_000_000, 5_000_000_000, "4bit"))
+
+
+def test_words_and_durations() -> None:
+    assert [words(n) for n in (900, 2.5e6, 1.4e9)] == ["0.9 kB", "2.5 MB", "1.4 GB"]
+    assert [duration(s) for s in (4.4, 59.6, 200, 7500)] == [
+        "4 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nothing_imports_bitsandbytes_unless_it_is_asked_for(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """Fit, save and load on a plain base; then a quantised one in the same process."""
+    pytest.importorskip("bitsandbytes")
+    folder = make_base(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    code = f"""
+import sys
+from lora_domains import DomainModel
+rows = [{{"text": f"{{w}} {{n}}", "label": w}} for n in range(40) for w in ("spam", "ham")]
+model = DomainModel.from_pretrained({str(tiny_base)!r}, out={str(tmp_path / "out")!r}, device="cpu")
+model.fit(rows, name="x", epochs=1, retention="none", rank=4)
+model.load_adapter("x", name="again")
+assert "peft" in sys.modules
+assert "bitsandbytes" not in sys.modules, "imported unasked"
+quantised = DomainModel.from_pretrained({str(folder)!r}, quantization="4bit", device="cpu")
+assert "bitsandbytes" in sys.modules
+from peft.import_utils import is_bnb_available
+assert is_bnb_available()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ── Out of memory ───────────────────────────────────────────────────────────────────────────────
+
+ERRORS = {
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate "
+                        "memory: you tried to allocate 12 bytes. Error code 12"),
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+}  # fmt: skip
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
+    """``error`` is raised by the ``calls``-th forward pass, once."""
+    right, done = gradients.tail_logits, 0
+
+    def once(*arguments: Any) -> torch.Tensor:
+        nonlocal done
+        done += 1
+        if done == calls:
+            raise error
+        return right(*arguments)
+
+    monkeypatch.setattr(gradients, "tail_logits", once)
+
+
+def ended(run: Run) -> dict[str, torch.Tensor]:
+    """The weights that a run ends with, by name."""
+    weights = run.fit().adapter.weights
+    return {f"{name}.{n}": part for name, pair in weights.items() for n, part in enumerate(pair)}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_out_of_memory_goes_on_as_if_begun_with_half(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    declared = domain(make_rows(60), epochs=2, retention="none", dropout=0.2)
+    run = make_run(tmp_path, tiny_base, declared)
+    run.gradients.display = Display()
+    failing(monkeypatch, ERRORS[kind], calls=1)
+    weights = ended(run)
+    assert "out of memory: from here on at most" in capsys.readouterr().out
+    micro = run.state.micro
+    assert micro is not None
+    parts = list(micro_batches(run.train[:16], torch.device("cpu"), micro))
+    assert len(parts) >= 2
+    other = make_run(tmp_path / "other", tiny_base, declared)
+    other.state.micro = micro
+    for name, wanted in ended(other).items():
+        assert torch.equal(weights[name], wanted), name
+
+
+def test_in_the_middle_of_a_step_nothing_is_counted_twice(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout the micro-batch changes rounding only, and the global batch not at all."""
+    declared = domain(make_rows(60), epochs=2, retention="none")
+    whole = ended(make_run(tmp_path / "whole", tiny_base, declared))
+    monkeypatch.setattr(gradients, "MICRO_TOKENS", 100)
+    run = make_run(tmp_path, tiny_base, declared)
+    parts = len(list(micro_batches(run.train[:16], torch.device("cpu"))))
+    assert parts >= 2
+    failing(monkeypatch, ERRORS["cuda"], calls=2)  # its first part was computed already
+    found = ended(run)
+    assert run.state.micro is not None
+    for name, wanted in whole.items():
+        torch.testing.assert_close(found[name], wanted, atol=2e-4, rtol=1e-3)
+
+
+def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
+
+    def never(*_: Any) -> torch.Tensor:
+        raise ERRORS["cuda"]
+
+    monkeypatch.setattr(gradients, "tail_logits", never)
+    with pytest.raises(OutOfMemory, match=r"one row at a time.*gradient_checkpointing"):
+        run.fit()
+    assert run.slot not in run.bank
+
+
+def test_a_long_row_beside_short_ones_ends_as_well(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long row stands alone from the start, and never fits; short ones can be halved."""
+    rows = make_rows(60)
+    # In training, as the first 42 are; half of it holds more than one of the others.
+    rows[0]["text"] += " stone" * 200
+    run = make_run(tmp_path, tiny_base, domain(rows, epochs=1, retention="none"))
+    right, passes = gradients.tail_logits, 0
+
+    def long_never(model: Any, batch: Any) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        assert passes < 100
+        if batch.ids.shape[1] > 100:
+            raise ERRORS["cuda"]
+        return right(model, batch)
+
+    monkeypatch.setattr(gradients, "tail_logits", long_never)
+    with pytest.raises(OutOfMemory, match=r"a row of \d+ tokens.*one row at a time"):
+        run.fit()
+
+
+def test_a_large_vocabulary_makes_smaller_passes() -> None:
+    rows = [EncodedExample(str(n), (1,), tuple(range(2, 102))) for n in range(8)]
+    cpu = torch.device("cpu")
+    assert [len(part) for part in micro_batches(rows, cpu)] == [8]
+    assert [len(part) for part in micro_batches(rows, cpu, vocabulary=2800)] == [8]
+    # 100 tokens over 600,000 words are 60 million logits: two rows pass 2 ** 27.
+    parts = [len(part) for part in micro_batches(rows, cpu, vocabulary=600_000)]
+    assert parts == [2] * 4
+    weighed = [text_cost(rows[0], 4096, words) for words in (2800, 600_000)]
+    assert weighed == [101, 100 * 600_000 * 4096 // 2**27]
+
+
+def test_another_error_is_not_taken_for_it(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
+    failing(monkeypatch, RuntimeError("shapes cannot be multiplied"), calls=2)
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        run.fit()
+
+
+@given(st.lists(st.integers(1, 60), max_size=8), st.integers(1, 200), st.integers(0, 80))
+def test_micro_batches_hold_every_row_once_and_are_the_cheapest(
+    lengths: list[int], most: int, once: int
+) -> None:
+    rows = [EncodedExample(str(at), (7,) * length, ()) for at, length in enumerate(lengths)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gradients.PASS, True, once)
+        parts = list(micro_batches(rows, torch.device("cpu"), most))
+    ordered = sorted(rows, key=len, reverse=True)
+    assert [row for part in parts for row in part] == ordered
+
+    def cost(division: Sequence[Sequence[EncodedExample]]) -> int:
+        return sum(once + len(part) * len(part[0]) for part in division)
+
+    def allowed(division: Sequence[Sequence[EncodedExample]]) -> bool:
+        return all(len(part) == 1 or len(part) * len(part[0]) <= most for part in division)
+
+    assert allowed(parts)
+    between = range(1, len(ordered))
+    divisions = [
+        [ordered[i:j] for i, j in pairwise((0, *cuts, len(ordered)))]
+        for count in range(len(ordered)) for cuts in combinations(between, count)
+    ]  # fmt: skip
+    assert cost(parts) == min(map(cost, filter(allowed, divisions)), default=0)
+
+
+# ── Computed twice ──────────────────────────────────────────────────────────────────────────────
+
+
+def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str, torch.Tensor]:
+    """Gradients of a strong adapter with dropout, the backward pass in a thread of its own."""
+    base = load_base(tiny_base, device="cpu")
+    bank = Bank(base)
+    bank.add(strong(base, "a", dropout=0.3), trainable=True)
+    torch.manual_seed(0)
+    with recomputing(base.model) if again else nullcontext():
+        with bank.routed("a"):
+            loss = base.model(input_ids=IDS, labels=IDS, use_cache=False).loss
+        if thread:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(loss.backward).result()
+        else:
+            loss.backward()
+    found = {}
+    for name, slot in bank.slots("a").items():
+        assert slot.a.grad is not None
+        assert slot.b.grad is not None
+        found[f"{name}.A"], found[f"{name}.B"] = slot.a.grad, slot.b.grad
+    return found
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_layers_computed_again_give_the_same_gradients(tiny_base: Path, thread: bool) -> None:
+    plain = adapter_gradients(tiny_base, again=False, thread=False)
+    found = adapter_gradients(tiny_base, again=True, thread=thread)
+    assert max(float(g.abs().max()) for g in plain.values()) > 1e-3
+    for name, wanted in plain.items():
+        torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_without_the_route_restored_they_would_be_wrong_in_silence(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the test above would see: other gradients, or torch's own complaint."""
+    plain = adapter_gradients(tiny_base, again=False, thread=False)
+    monkeypatch.setattr(recompute, "entered", lambda *_: nullcontext())
+    try:
+        found = adapter_gradients(tiny_base, again=True, thread=True)
+    except CheckpointError:
+        return  # the bare base saves another number of tensors, which torch counts
+    assert any(not torch.allclose(found[name], plain[name], rtol=0.1) for name in plain)
+
+
+def test_each_layer_is_computed_twice_and_is_itself_again_afterwards(tiny_base: Path) -> None:
+    base = load_base(tiny_base, device="cpu")
+    bank = Bank(base)
+    bank.add(strong(base, "a"), trainable=True)
+    layer = base.model.model.layers[0]
+    calls: list[int] = []
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    before = dict(vars(layer))
+    with recomputing(base.model), bank.routed("a"):
+        base.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        assert not base.model.training
+    assert len(calls) == 2
+    assert vars(layer).keys() == before.keys()
+    base.model(input_ids=IDS)
+    assert len(calls) == 3
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    with (
+        pytest.raises(TrainingError, match="Leave gradient_checkpointing out"),
+        recomputing(torch.nn.Linear(2, 2)),
+    ):
+        pass
+
+
+def test_a_whole_run_ends_alike_with_and_without(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the base's own passes for KL among the adapter's."""
+    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    monkeypatch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
+    rows = make_rows(60)
+    weights = [
+        ended(make_run(tmp_path / str(on), tiny_base,
+                       domain(rows, epochs=1, dropout=0.2, kl=0.5,
+                              gradient_checkpointing=on)))
+        for on in (False, True)
+    ]  # fmt: skip
+    for name, wanted in weights[0].items():
+        torch.testing.assert_close(weights[1][name], wanted, atol=1e-5, rtol=1e-4)
+
+
+# ── A dry run ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_dry_run_estimates_and_leaves_nothing(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
+                                        device="cpu")  # fmt: skip
+    digest, state = model.base.state_digest(), torch.get_rng_state()
+    assert model.fit(domain(make_rows(60), epochs=2, retention="none"), dry_run=True) == {}
+    said = capsys.readouterr().out
+    for part in ("about ", "for the base, of", "of training", "of memory", "measured on one step",
+                 "supervised tokens", "nothing was trained or written"):  # fmt: skip
+        assert part in said, part
+    assert not (tmp_path / "out").exists()
+    assert model.domains == ()
+    assert model.base.state_digest() == digest
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_estimate_is_of_the_size_of_the_run(tmp_path: Path, tiny_base: Path) -> None:
+    import time
+
+    from lora_domains.training.estimate import rehearse
+
+    declared = domain(make_rows(200), epochs=6, retention="none", patience=99)
+    estimate = rehearse(make_run(tmp_path, tiny_base, declared))
+    started = time.monotonic()
+    make_run(tmp_path / "run", tiny_base, declared).fit()
+    took = time.monotonic() - started
+    assert took / 8 < estimate.seconds < 8 * took  # a loaded machine is no clock
+    assert estimate.peak_bytes > 50e6

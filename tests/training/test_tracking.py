@@ -1,0 +1,77 @@
+"""Trackers: numbers by name, on one process, and never a row (contract 13)."""
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_rows
+from test_loop import domain, model_in
+
+from lora_domains.console import Display
+from lora_domains.errors import UsageError
+from lora_domains.training.tracking import check_tracker, numbers
+
+SECRET = "zqtrackerhush"
+
+
+def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    model = model_in(tmp_path, tiny_base)
+    rows = make_rows(100, secret=SECRET)
+    card = model.fit(domain(rows, epochs=2, retention="none"), tracker="tensorboard")
+    files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    epoch = (b"training_loss", b"validation_loss", b"score", b"general_nats", b"general_kl")
+    for name in (b"loss", b"learning_rate", *epoch):
+        assert name in content
+    assert len(content) > 10 * card["adapters"][0]["training"]["steps"]
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes()
+        assert SECRET not in str(path)
+        assert b"alpha beta" not in path.read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"spam", ".runs"}
+
+
+def test_wandb_is_sent_numbers_alone(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of itself it takes the command with its file names, what is printed, host and code."""
+    pytest.importorskip("wandb", reason="pip install 'lora-domains[wandb]' runs this test")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fit", "--train", f"{SECRET}.csv"])
+    model = model_in(tmp_path, tiny_base)
+    model.display = Display()
+    model.fit(domain(make_rows(100, secret=SECRET), epochs=2, retention="none"), tracker="wandb")
+    assert {p.name for p in tmp_path.iterdir()} == {"spam", ".runs"}
+    files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"training_loss" in content
+    assert not [p.name for p in files if p.parent.name == "files"]
+    for word in (SECRET, "epoch  training loss", socket.gethostname() + '"', str(Path(__file__))):
+        assert word.encode() not in content, word
+
+
+def test_nothing_is_logged_unasked(tmp_path: Path, tiny_base: Path) -> None:
+    model_in(tmp_path, tiny_base).fit(domain(make_rows(60), epochs=1, retention="none"))
+    assert {p.name for p in tmp_path.iterdir()} == {"spam"}
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_anything(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'tensorboard'"):
+        check_tracker("tensorbord")
+    monkeypatch.setattr("lora_domains.training.tracking.find_spec", lambda _: None)
+    for name in ("tensorboard", "wandb", "trackio"):
+        with pytest.raises(UsageError, match=rf"pip install 'lora-domains\[{name}\]'"):
+            check_tracker(name)
+    with pytest.raises(UsageError, match="not installed"):
+        model_in(tmp_path, tiny_base).fit(domain(make_rows(60)), tracker="wandb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_words_are_left_out() -> None:
+    values = {"loss": 1, "score": 0.5, "observation": SECRET, "accuracy": None, "up": True}
+    assert numbers(values) == {"loss": 1.0, "score": 0.5}
