@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup medical browser test check format base clean
+.PHONY: help setup medical browser test check structure format base clean
 
-help: ## list the verbs
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
 setup: $(STAMP) ## make .venv and install the exact tested versions
@@ -16,16 +16,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,benchmarks]'
 	touch $(STAMP)
 
-medical: $(STAMP) ## train and judge the medical adapter on the embedded base and rows
+medical: $(STAMP) ## train and evaluate the medical adapter on the embedded base and rows
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/medical.py
 
-browser: ## a Chromium for the tests of the report's page, where apt-get can install one
+browser: ## install Chromium for the tests of the report page, where apt-get can
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
 	  echo "No Chromium here: the tests that need one are skipped."
 
-test: $(STAMP) browser ## every test, the slow ones too
+test: $(STAMP) browser ## run every test, including the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(STAMP) ## lint, format, spelling, types
@@ -34,11 +34,14 @@ check: $(STAMP) ## lint, format, spelling, types
 	$(BIN)/codespell
 	$(BIN)/mypy
 
-format: $(STAMP) ## mend what ruff can mend
+structure: $(STAMP) ## print the sizes of rooms, files and functions; exit 1 above a limit
+	$(BIN)/python tests/support/structure.py
+
+format: $(STAMP) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP) ## build the embedded base anew (up to 30 minutes)
+base: $(STAMP) ## rebuild the embedded base (up to 30 minutes)
 	$(BIN)/python -m benchmarks.embedded.build
 
 clean: ## remove the virtual environment and what was built

@@ -1,0 +1,133 @@
+"""Measures of the package's structure, and what they may be. Run as a script, it prints them."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "lora_domains"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LIGHT = ["errors", "atomic", "embedded", "stats", "tasks", "verdict", "data", "domain", "report",
+         "console"]  # fmt: skip
+"""Rooms that import no torch. A room is a folder, or a module at the root."""
+TORCH_ROOMS = ["distributed", "modeling", "adapters", "inference", "dataset", "probes", "training",
+               "evaluation", "model", "analysis", "serving", "cli"]  # fmt: skip
+ORDER = LIGHT + TORCH_ROOMS
+"""A room imports only rooms before it, and itself."""
+SIDE_BY_SIDE = {"training": {"evaluation"}, "evaluation": {"training"}}
+"""Rooms of one rank: neither imports the other."""
+MOST_FOLDERS, MOST_FILES, MOST_MODULES = 16, 9, 8
+MOST_LINES, MOST_FUNCTION, MOST_CLASS = 400, 60, 330
+
+
+def name_of(path: Path) -> str:
+    """``report/card.py``."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room_of(path: Path) -> str:
+    """``lora_domains/report/card.py`` is in ``report``, ``lora_domains/model.py`` in ``model``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Every module that a file imports anywhere, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names.add(node.module or "")
+            if node.module == "lora_domains":
+                names |= {f"lora_domains.{alias.name}" for alias in node.names}
+    return names
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms that a file imports."""
+    names = {n.split(".")[1] for n in imported(parsed(path)) if n.startswith("lora_domains.")}
+    return names & set(ORDER)
+
+
+def out_of_order(path: Path) -> set[str]:
+    """The rooms that a file imports and may not."""
+    room = room_of(path)
+    if room not in ORDER:
+        return set()
+    above = set(ORDER[: ORDER.index(room) + 1]) - SIDE_BY_SIDE.get(room, set())
+    return rooms_imported(path) - above
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A function or a class and its length in lines."""
+
+    path: Path
+    name: str
+    lines: int
+    is_class: bool
+
+
+def definitions(path: Path) -> Iterator[Definition]:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            yield Definition(path, node.name, lines, isinstance(node, ast.ClassDef))
+
+
+def folders() -> dict[str, list[Path]]:
+    """The files of each folder beside ``__init__.py``."""
+    found: dict[str, list[Path]] = {}
+    for path in FILES:
+        if path.parent != PACKAGE and path.name != "__init__.py":
+            found.setdefault(path.parent.relative_to(PACKAGE).as_posix(), []).append(path)
+    return found
+
+
+def modules() -> list[Path]:
+    """The modules at the root beside ``__init__.py``."""
+    return [path for path in FILES if path.parent == PACKAGE and path.name != "__init__.py"]
+
+
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def report() -> tuple[str, bool]:
+    """A table of the measures, and whether each is within its limit."""
+    code = [path for path in FILES if room_of(path) != "embedded"]
+    longest = max(code, key=length)
+    every = [definition for path in code for definition in definitions(path)]
+    function = max((d for d in every if not d.is_class), key=lambda d: d.lines)
+    largest = max((d for d in every if d.is_class), key=lambda d: d.lines)
+    fullest = max(folders(), key=lambda name: len(folders()[name]))
+    disordered = [name_of(path) for path in FILES if out_of_order(path)]
+    rows = [
+        ("folders", len(folders()), MOST_FOLDERS, ""),
+        ("modules at the root", len(modules()), MOST_MODULES, ""),
+        ("most files in a folder", len(folders()[fullest]), MOST_FILES, fullest),
+        ("longest file, lines", length(longest), MOST_LINES, name_of(longest)),
+        ("longest function, lines", function.lines, MOST_FUNCTION,
+         f"{name_of(function.path)}: {function.name}"),
+        ("longest class, lines", largest.lines, MOST_CLASS,
+         f"{name_of(largest.path)}: {largest.name}"),
+        ("files importing against the order", len(disordered), 0, ", ".join(disordered)),
+    ]  # fmt: skip
+    lines = [f"{'measure':<36} {'value':>5} {'most':>5}  where"]
+    lines += [f"{what:<36} {value:>5} {most:>5}  {where}" for what, value, most, where in rows]
+    total = sum(map(length, code))
+    lines.append(f"{len(code)} files, {total:,} lines; {len(FILES) - len(code)} files of tables")
+    return "\n".join(lines), all(value <= most for _, value, most, _ in rows)
+
+
+if __name__ == "__main__":
+    text, within = report()
+    sys.stdout.write(text + "\n")
+    sys.exit(0 if within else 1)
