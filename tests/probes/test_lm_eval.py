@@ -87,7 +87,7 @@ def bank(tiny_base: Path) -> Bank:
 
 
 def requests(path: Path) -> list[Any]:
-    from lora_domains.probes.suite import harness
+    from lora_domains.probes import lm_eval as harness
 
     (probe,) = load_suite(f"harness:{path}").probes
     loaded = harness._loaded[probe.task]  # type: ignore[index]
