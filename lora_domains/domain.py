@@ -11,14 +11,14 @@ Domain(
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from lora_domains.data.prepare import Data
-from lora_domains.data.readers import SOURCES
+from lora_domains.data.readers import Hub, Source
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Task, task_record
 
@@ -113,8 +113,10 @@ class Domain:
             ) from None
 
     def digest(self) -> str:
-        """sha256 of the declaration; rows given in memory count by number, files by name."""
-        return sha256(json.dumps(_plain(self), sort_keys=True).encode()).hexdigest()
+        """sha256 of the declaration; rows in memory count by number, files by name."""
+        data = _data_record(self.data, lambda path: Path(path).name)
+        hashed = {"name": self.name, **as_record(self), "data": data}
+        return sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def check_name(name: str) -> str:
@@ -228,58 +230,101 @@ def load_domain(path: str | Path) -> Domain:
     return domain
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON, without any row's text."""
-    if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        if isinstance(value, Data):
-            # A file counts by its name: where it lies on a machine is nobody else's business.
-            named |= {s: Path(named[s]).name for s in SOURCES if _is_path(named[s])}
-        return {"is": type(value).__name__, **named}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        if value and isinstance(value[0], Mapping):
-            return f"{len(value)} rows in memory"
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return value.name
-    if callable(value):
-        return value.__qualname__
-    return value
-
-
-def _is_path(source: Any) -> bool:
-    if isinstance(source, Path):
-        return True
-    return isinstance(source, str) and not source.startswith(("hub:", "embedded:"))
-
-
-def data_record(data: Data) -> dict[str, Any]:
-    """Where rows came from, so that a run can be repeated; never the rows.
-
-    A file in or under the working folder counts by its place there, any other by its name.
-    """
-    record: dict[str, Any] = _plain(data)
-    return record | {
-        name: _near(source) for name in SOURCES if _is_path(source := getattr(data, name))
-    }
-
-
-def _near(source: str | Path) -> str:
-    path = Path(source).expanduser().absolute()
-    here = Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
-
-
 def as_record(domain: Domain) -> dict[str, Any]:
-    """The settings a card keeps, as it keeps them, so that a reader knows what was run."""
-    settings = {
-        "task": task_record(domain.task),
-        "data": data_record(domain.data),
-        "lora": asdict(domain.lora),
-        "training": asdict(domain.training),
-        "gates": asdict(domain.gates),
+    """The declaration as JSON, without any row: what a card keeps and what ``digest`` hashes.
+
+    Every key is written out, so that renaming a class or an attribute changes neither. Files in or
+    under the working folder are given relative to it, other files by name only.
+    """
+    return {
+        "task": _json(task_record(domain.task)),
+        "data": _data_record(domain.data, _relative),
+        "lora": _lora_record(domain.lora),
+        "training": _training_record(domain.training),
+        "gates": _gates_record(domain.gates),
         "show_text": domain.show_text,
     }
-    return {key: _plain(value) for key, value in settings.items()}
+
+
+def _data_record(data: Data, place: Callable[[str | Path], str]) -> dict[str, Any]:
+    """``data`` as JSON; ``place`` says how the path of a file is written."""
+    return {
+        "train": _source_record(data.train, place),
+        "validation": _source_record(data.validation, place),
+        "test": _source_record(data.test, place),
+        "general": _source_record(data.general, place),
+        "group": data.group,
+        "slices": list(data.slices),
+        "drop_leaks": data.drop_leaks,
+        "limit": data.limit,
+        "row": None if data.row is None else data.row.__qualname__,
+    }
+
+
+def _source_record(source: Source | None, place: Callable[[str | Path], str]) -> Any:
+    if source is None:
+        return None
+    if isinstance(source, Hub):
+        return {
+            "id": source.id,
+            "split": source.split,
+            "revision": source.revision,
+            "config": source.config,
+        }
+    if isinstance(source, str) and source.startswith(("hub:", "embedded:")):
+        return source
+    if isinstance(source, str | Path):
+        return place(source)
+    return f"{len(source)} rows in memory"
+
+
+def _relative(path: str | Path) -> str:
+    """``path`` relative to the working folder; the name of a file outside it."""
+    absolute, here = Path(path).expanduser().absolute(), Path.cwd()
+    return absolute.relative_to(here).as_posix() if absolute.is_relative_to(here) else absolute.name
+
+
+def _lora_record(lora: Lora) -> dict[str, Any]:
+    return {
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "dropout": lora.dropout,
+        "targets": _json(lora.targets),
+        "rslora": lora.rslora,
+    }
+
+
+def _training_record(training: Training) -> dict[str, Any]:
+    return {
+        "epochs": training.epochs,
+        "lr": training.lr,
+        "batch_size": training.batch_size,
+        "warmup": training.warmup,
+        "weight_decay": training.weight_decay,
+        "clip": training.clip,
+        "patience": training.patience,
+        "retention": training.retention,
+        "kl": training.kl,
+        "replay": training.replay,
+        "general_rows": training.general_rows,
+        "max_length": training.max_length,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "seed": training.seed,
+    }
+
+
+def _gates_record(gates: Gates) -> dict[str, Any]:
+    return {
+        "retention": gates.retention,
+        "drift": gates.drift,
+        "recall": gates.recall,
+        "precision": gates.precision,
+        "overfit": gates.overfit,
+        "slices": gates.slices,
+        "memorisation": gates.memorisation,
+    }
+
+
+def _json(value: Any) -> Any:
+    """``value`` with tuples as lists, as it is read back from JSON."""
+    return json.loads(json.dumps(value))

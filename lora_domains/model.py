@@ -158,21 +158,6 @@ class DomainModel:
             self.display.warn(note)
         return adapter.name
 
-    def reload(self, name: str) -> str:
-        """Read a resident adapter from its folder again; calls in flight end with the one before.
-
-        Raises what ``load_adapter`` does, and then the adapter stays as it was.
-        """
-        path = self.bank[name].path
-        if path is None:
-            raise UsageError(
-                where=name,
-                expected="an adapter that was loaded from a folder",
-                found="one that was put into the bank from memory",
-                hint="Save it, and load it with load_adapter.",
-            )
-        return self.load_adapter(path, name)
-
     def unload(self, name: str) -> None:
         """Take a resident adapter out; its folder stays, and calls in flight go on with it."""
         self.bank.remove(name)

@@ -1,7 +1,8 @@
 """Declarations: names, settings, recipes, digests."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_domains.data.prepare import Data
+from lora_domains.data.readers import Hub
 from lora_domains.domain import (
     NAME,
     Domain,
@@ -22,7 +24,7 @@ from lora_domains.domain import (
     with_settings,
 )
 from lora_domains.errors import DomainError, UsageError
-from lora_domains.tasks import Classification, Generation
+from lora_domains.tasks import Classification, Generation, LanguageModelling
 
 SECRET = "zq-hush-93"
 ROWS = [{"text": SECRET, "label": "a"}, {"text": "b", "label": "b"}]
@@ -173,7 +175,46 @@ def test_digest_holds_no_text_and_no_folder(tmp_path: Path) -> None:
     assert len(one) == 64
 
 
+GOLDEN = "9141f6ceb2d62f4450e309b3875a2486c1aecabc7679fe1799716d96972420ca"
+
+
+def test_digest_of_a_declaration_never_changes() -> None:
+    """Pinned: cards, checkpoints and versions are recognised by it."""
+    pinned = Domain(
+        "notes",
+        LanguageModelling(),
+        Data("rows/train.csv", test=Hub("owner/set", "test", "abc"), slices=("ward",), limit=9),
+        Lora(rank=4, targets=("q_proj", "v_proj")),
+        Training(epochs=2, seed=3),
+    )
+    assert pinned.digest() == GOLDEN
+
+
+def test_renaming_a_class_changes_no_digest() -> None:
+    def build(kind: Callable[[type], Any]) -> Domain:
+        hub = kind(Hub)("owner/set", "test", "abc")
+        data = kind(Data)(ROWS, test=hub)
+        task = kind(Classification)(positive="a")
+        parts = [kind(part)() for part in (Lora, Training, Gates)]
+        built: Domain = kind(Domain)("medical", task, data, *parts)
+        return built
+
+    one, renamed = build(lambda kind: kind), build(lambda kind: type("Other", (kind,), {}))
+    assert type(renamed.training).__name__ == "Other"
+    assert renamed.digest() == one.digest()
+    assert as_record(renamed) == as_record(one)
+
+
+def test_every_setting_is_in_the_record() -> None:
+    record = as_record(domain())
+    for part in (Data(), Lora(), Training(), Gates()):
+        key = type(part).__name__.lower()
+        assert record[key].keys() == {f.name for f in fields(part)}
+    assert {"name", *record} == {f.name for f in fields(Domain)}
+
+
 def test_record_is_json_without_rows() -> None:
-    record = json.dumps(as_record(domain()))
-    assert SECRET not in record
-    assert json.loads(record)["training"]["epochs"] == 8
+    record = as_record(domain())
+    assert json.loads(json.dumps(record)) == record
+    assert SECRET not in json.dumps(record)
+    assert record["training"]["epochs"] == 8

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_base, make_rows
+from support.models import QUESTIONS, SUITE, declared, model_in
 
 from lora_domains.console import Display
 from lora_domains.data.prepare import Data
@@ -29,7 +30,7 @@ from lora_domains.errors import (
 from lora_domains.evaluation.shots import SHOTS
 from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.model import DomainModel, Evaluation, Prediction
-from lora_domains.probes.suite import Probe, Suite
+from lora_domains.probes.suite import Suite
 from lora_domains.report.report import read_card, read_items, rebuild
 from lora_domains.stats.membership import canaries, exposure
 from lora_domains.tasks import (
@@ -41,31 +42,6 @@ from lora_domains.tasks import (
     Task,
 )
 from lora_domains.verdict.ledger import level
-
-QUIET = Display(quiet=True)
-QUESTIONS = [
-    {"question": f"The word after {a} is", "choices": [b, "stone", "cloud"], "answer": 0, "f": a}
-    for a, b in [("alpha", "beta"), ("gamma", "delta"), ("red", "green"), ("win", "prize")]
-] * 5
-SUITE = Suite(
-    "world",
-    (Probe("world", MultipleChoice(prompt="{question}"), QUESTIONS, part="f"),),
-    lambda: [f"the {word} of a river is red and blue" for word in ["alpha", "beta", "gamma"]] * 4,
-    lambda: [f"a {word} cloud is green" for word in ["alpha", "beta", "gamma"]] * 4,
-)  # fmt: skip
-
-
-def declared(rows: Sequence[Mapping[str, Any]], name: str = "spam", task: Task | None = None,
-             **settings: Any) -> Domain:  # fmt: skip
-    tenth = len(rows) // 10
-    data = Data(rows[: -3 * tenth], rows[-3 * tenth : -2 * tenth], rows[-2 * tenth :])
-    defaults = {"lr": 0.01, "batch_size": 16, "rank": 8, "epochs": 2}
-    made = Domain(name, task or Classification(positive="spam"), data)
-    return with_settings(made, **(defaults | settings))
-
-
-def model_in(folder: Path, base: Path) -> DomainModel:
-    return DomainModel.from_pretrained(base, out=folder, display=QUIET, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,7 @@ def _targets(value: str | list[str]) -> str | tuple[str, ...]:
 
 def _source(value: Any, where: str) -> Source | None:
     if isinstance(value, Mapping):
+        # Older cards name the class under "is".
         return Hub(**{key: part for key, part in value.items() if key != "is"})
     if isinstance(value, str) and value.endswith(" rows in memory"):
         raise UsageError(

@@ -19,7 +19,6 @@ from lora_domains.errors import DataError
 from lora_domains.tasks import Row
 
 SPLITS = ("train", "validation", "test")
-SOURCES = (*SPLITS, "general")
 SHOWN = 5
 """Places named in one error; the rest is a count."""
 FORMS = (

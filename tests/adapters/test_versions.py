@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import make_rows
 from support.adapters import save, strong
-from test_cli import run, write
-from test_model import SUITE, declared, model_in
+from support.commands import run, write
+from support.models import SUITE, declared, model_in
 
 from lora_domains.adapters import versions
 from lora_domains.adapters.peft import fingerprint

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import make_rows
-from test_cli import SUITE, run, write
+from support.commands import run, write
+from support.models import SUITE
 
 from lora_domains.analysis.reproduce import base_of, card_at, differences, domain_of, same_bytes
 from lora_domains.data.prepare import Data

@@ -1,59 +1,36 @@
 """The command line: flags, exit codes, bad input, and what lies on disk afterwards."""
 
 import argparse
-import csv
 import json
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT, make_rows
+from support.commands import run, write
+from support.models import SUITE
 
 from lora_domains.cli import main as cli
 from lora_domains.cli.flags import Parser, add_run_flags, configured
 from lora_domains.data.prepare import Data
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import DomainError, UsageError
-from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import read_card
-from lora_domains.tasks import Classification, Generation, MultipleChoice
+from lora_domains.tasks import Classification, Generation
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-ASKED = [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20
-SUITE = Suite(
-    "world",
-    (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
-    lambda: ["the river is red"] * 10,
-    lambda: ["a cloud is blue"] * 10,
-)  # fmt: skip
 
 
 @pytest.fixture
 def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
     monkeypatch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
-
-
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
-
-
-def run(*arguments: str) -> int:
-    """The exit code of ``lora-domains ARGUMENTS``."""
-    with pytest.raises(SystemExit) as left:
-        cli.main(list(arguments))
-    assert isinstance(left.value.code, int)
-    return left.value.code
 
 
 FAST = ("--lr", "0.01", "--rank", "8")

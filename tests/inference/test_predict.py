@@ -198,7 +198,7 @@ def test_a_call_in_flight_survives_eviction(
     assert model.bank.on_device == ("b",)
 
 
-def test_reload_reads_the_folder_again_and_keeps_the_old_when_it_is_broken(
+def test_loading_again_replaces_an_adapter_and_keeps_it_when_the_folder_is_broken(
     model: DomainModel, tmp_path: Path
 ) -> None:
     base = model.base
@@ -206,17 +206,14 @@ def test_reload_reads_the_folder_again_and_keeps_the_old_when_it_is_broken(
     model.load_adapter(tmp_path / "own")
     before = logits(model.bank, "own")
     save(tmp_path / "own", strong(base, "own", 8), base)
-    assert model.reload("own") == "own"
+    assert model.load_adapter(tmp_path / "own") == "own"
     after = logits(model.bank, "own")
     assert not torch.equal(before, after)
     with (tmp_path / "own" / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(AdapterCorrupt):
-        model.reload("own")
+        model.load_adapter(tmp_path / "own")
     assert torch.equal(logits(model.bank, "own"), after)
-    model.bank.add(strong(base, "memory", 9))
-    with pytest.raises(UsageError, match="loaded from a folder"):
-        model.reload("memory")
 
 
 # ── A budget of slots ───────────────────────────────────────────────────────────────────────────
@@ -294,7 +291,7 @@ def test_a_thousand_calls_from_threads_are_all_right(
         while not over.is_set():
             model.unload("d")
             model.load_adapter("d")
-            model.reload("c")
+            model.load_adapter("c")
             changes += 1
         return changes
 

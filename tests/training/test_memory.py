@@ -15,8 +15,8 @@ from conftest import make_base, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support.adapters import IDS, strong
+from support.models import SUITE
 from test_loop import domain, make_run
-from test_model import SUITE
 from torch.utils.checkpoint import CheckpointError
 
 from lora_domains.console import Display
