@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lora_domains.atomic import new_folder
 from lora_domains.embedded import BASE_PATH
 from lora_domains.embedded.world import DOCUMENTS, general_questions, pretraining_documents
 
@@ -260,9 +260,14 @@ def accuracy_by_field(questions: list[dict[str, Any]], right: list[bool]) -> dic
 def save(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any], out: Path
 ) -> None:
-    """Write the folder beside its place, then swap it in: readers never see half of one."""
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Write the folder in one step: readers never see half of it."""
+    with new_folder(out) as fresh:
+        _write_folder(model, tokenizer, record, fresh)
+
+
+def _write_folder(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any], fresh: Path
+) -> None:
     model.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     named = fresh / "tokenizer_config.json"
@@ -277,14 +282,6 @@ def save(
         accuracy=record["probe"]["accuracy"],
     )
     (fresh / "README.md").write_text(readme, encoding="utf-8")
-    for file in fresh.iterdir():
-        file.chmod(0o644)  # safetensors writes files that only their owner can read
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(fresh, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

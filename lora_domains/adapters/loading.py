@@ -28,9 +28,9 @@ from lora_domains.adapters.peft import (
     fingerprint,
     lora_layers,
     mapped,
-    settled,
     skeleton,
 )
+from lora_domains.atomic import restored
 from lora_domains.domain import check_name
 from lora_domains.errors import (
     AdapterCorrupt,
@@ -74,7 +74,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     be verified, which ``notes`` says. Raises AdapterMismatch, AdapterCorrupt, AdapterUnsupported
     or AdapterError.
     """
-    folder = settled(Path(path).absolute())
+    folder = restored(Path(path).absolute())
     name = check_name(folder.resolve().name if name is None else name)
     _check_files(folder)
     raw = _read_json(folder / CONFIG)
@@ -550,7 +550,7 @@ def _check_finite(stored: Mapping[str, Tensor], folder: Path) -> None:
 def find_adapter(path: str | Path, out: Path) -> Path:
     """``path`` itself, or the adapter of that name under ``out``; raises AdapterError otherwise."""
     for candidate in (Path(path), out / str(path)):
-        if (settled(candidate) / CONFIG).exists():
+        if (restored(candidate) / CONFIG).exists():
             return candidate
     names = _adapters_in(out)
     raise AdapterError(

@@ -4,12 +4,9 @@ PEFT defines, initialises and names everything. It is asked on a *skeleton*: the
 architecture on the meta device, without weights, so that PEFT never touches the base itself.
 """
 
-import ctypes
 import json
 import os
 import shutil
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lora_domains.atomic import new_folder, restored
 from lora_domains.domain import Lora, check_name
 from lora_domains.errors import (
     AdapterError,
@@ -316,22 +314,10 @@ def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
     without the file ``mark`` is not ours to replace.
     """
     check_name(folder.name)
-    # A link stays a link: what it points to is replaced.
-    folder = settled(folder.resolve())
-    _refuse_others(folder, mark)
-    fresh: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        fresh.chmod(0o755)
-        yield fresh
-        # safetensors lets its owner alone read a file; what others may read is the umask's to say.
-        mode = (fresh / mark).stat().st_mode
-        for path in fresh.iterdir():
-            path.chmod(mode)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        _take_place(fresh, folder)
+        _refuse_others(restored(folder.resolve()), mark)
+        with new_folder(folder) as fresh:
+            yield fresh
     except (OSError, SafetensorError) as error:
         raise AdapterError(
             where=folder.name,
@@ -339,9 +325,6 @@ def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
             found=getattr(error, "strerror", None) or str(error),
             hint="Free some space or choose another --out. What was saved before is untouched.",
         ) from error
-    finally:
-        if fresh is not None:
-            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _refuse_others(folder: Path, mark: str) -> None:
@@ -355,46 +338,3 @@ def _refuse_others(folder: Path, mark: str) -> None:
                 found=held,
                 hint="Choose another name or another --out.",
             )
-
-
-def _take_place(fresh: Path, folder: Path) -> None:
-    """Put ``fresh`` where ``folder`` is; ``fresh`` then holds what was there."""
-    if not folder.exists():
-        os.rename(fresh, folder)
-    elif not _exchange(fresh, folder):
-        # No atomic exchange on this system: the old folder waits under a name that `settled`
-        # restores, should the process die between the two renames.
-        waiting = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(waiting, ignore_errors=True)
-        os.rename(folder, waiting)
-        try:
-            os.rename(fresh, folder)
-        except OSError:
-            settled(folder)
-            raise
-        shutil.rmtree(waiting, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders atomically: renameat2 on Linux, renamex_np on macOS; False elsewhere."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        a, b = os.fsencode(one), os.fsencode(other)
-        if sys.platform == "linux":
-            at_cwd, exchange = -100, 2
-            return bool(libc.renameat2(at_cwd, a, at_cwd, b, exchange) == 0)
-        if sys.platform == "darwin":
-            swap = 2
-            return bool(libc.renamex_np(a, b, swap) == 0)
-    except (OSError, AttributeError):
-        return False
-    return False
-
-
-def settled(folder: Path) -> Path:
-    """``folder``, restored first if a process died while it was being replaced."""
-    if not folder.exists() and folder.name:
-        waiting = folder.with_name(f".{folder.name}.old")
-        if waiting.exists():
-            os.rename(waiting, folder)
-    return folder

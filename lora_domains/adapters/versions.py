@@ -3,9 +3,7 @@
 ``out/.versions/NAME/0001`` is the oldest version kept of ``out/NAME``: a whole adapter folder.
 """
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.loading import load_adapter
-from lora_domains.adapters.peft import CONFIG, WEIGHTS, Adapter, fingerprint, replacing, settled
+from lora_domains.adapters.peft import CONFIG, WEIGHTS, Adapter, fingerprint, replacing
+from lora_domains.atomic import new_folder, restored
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterError, did_you_mean
 from lora_domains.modeling.bank import Bank
@@ -43,7 +42,7 @@ def keep_version(folder: Path, instead: Mapping[str, Any] | None = None) -> Path
     replaces it. Versions that were finished must not go for those. A process killed at any moment
     leaves a whole version or none. Raises AdapterError when the disk refuses.
     """
-    folder = settled(folder)
+    folder = restored(folder)
     if not _is_adapter(folder) or _goes_on(folder, instead):
         return None
     kept = versions(folder)
@@ -52,15 +51,9 @@ def keep_version(folder: Path, instead: Mapping[str, Any] | None = None) -> Path
     number = int(kept[-1].name) + 1 if kept else 1
     place = folder.parent / VERSIONS / folder.name / f"{number:04d}"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=".", dir=place.parent))
-        try:
-            fresh.chmod(0o755)
+        with new_folder(place) as fresh:
             for path in folder.iterdir():
                 shutil.copy2(path, fresh / path.name)
-            os.rename(fresh, place)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise AdapterError(
             where=folder.name,
@@ -80,7 +73,7 @@ def rollback(folder: Path, number: str | None = None) -> tuple[Path, Path | None
     What stood there becomes a version itself, so that a rollback can be rolled back. Returns the
     version taken and the one made. Raises AdapterError when there is none.
     """
-    folder = settled(folder)
+    folder = restored(folder)
     kept = versions(folder)
     if not kept:
         raise AdapterError(

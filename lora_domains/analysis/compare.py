@@ -5,7 +5,6 @@ each row: only folders evaluated in one output folder share a key.
 """
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
 from lora_domains.report.report import CARD, read_card, read_items
 from lora_domains.stats.seeds import seeds
@@ -93,9 +93,7 @@ def save_seeds(folders: Sequence[Path], found: Mapping[str, Any]) -> None:
     for folder in folders:
         card = read_card(folder)
         card["adapters"][0]["seeds"] = found
-        fresh = folder / f".{CARD}.new"
-        fresh.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        os.replace(fresh, folder / CARD)
+        write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.analysis.reproduce import domain_of
+from lora_domains.atomic import write_text
 from lora_domains.cli.flags import run_flag_defaults
 from lora_domains.data.prepare import Data
 from lora_domains.domain import Domain, load_domain, with_settings
@@ -62,7 +63,7 @@ def _learning_curve(opened: Opened, configured: Configured, flags: argparse.Name
     if not model.display.quiet:
         path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(found, indent=1) + "\n")
         model.display.line(f"All of it: {path}")
     return 0
 

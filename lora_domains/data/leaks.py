@@ -4,10 +4,8 @@ And how rows are recognised later by those who hold the key, and by nobody else.
 """
 
 import hmac
-import os
 import re
 import secrets
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
 from lora_domains.tasks import Example
 
@@ -64,29 +63,16 @@ def digest_key(folder: Path) -> bytes:
     Raises AdapterError where it cannot be written or read whole: with an empty key a digest could
     be guessed.
     """
-    path, fresh = folder / ".digest-key", None
+    path = folder / ".digest-key"
     try:
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, fresh = tempfile.mkstemp(prefix=f"{path.name}.", dir=folder)  # for us alone
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(KEY))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(fresh, path)
-            except OSError:
-                # Another run was first and its key holds; or there are no hard links here.
-                if not path.exists():
-                    os.replace(fresh, path)
+            # Where another run writes its key first, that key holds.
+            write_text(path, secrets.token_hex(KEY), private=True, overwrite=False)
         key, found = bytes.fromhex(path.read_text()), "another length"
     except ValueError:
         key, found = b"", "something else"
     except OSError as error:
         key, found = b"", error.strerror or str(error)
-    finally:
-        if fresh is not None:
-            Path(fresh).unlink(missing_ok=True)
     if len(key) != KEY:
         raise AdapterError(
             where=str(path),

@@ -6,12 +6,11 @@ an entry holds); a card has one adapter. None of this needs a model: what is mea
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.report.html import page
 from lora_domains.report.junit import junit
@@ -327,8 +326,7 @@ def save_report(report: Mapping[str, Any], out: Path, junit_file: Path | None = 
 def _write(texts: Mapping[Path, str]) -> None:
     for path, text in texts.items():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, text)
+            write_text(path, text)
         except OSError as error:
             raise UsageError(
                 where=str(path),
@@ -342,16 +340,3 @@ def save_items(folder: Path, card: Mapping[str, Any], items: Sequence[Mapping[st
     """Keep a card and its items as ``rebuild`` reads them; raises UsageError when it cannot."""
     lines = "".join(json.dumps(item) + "\n" for item in items)
     _write({folder / CARD: json.dumps(card, indent=1) + "\n", folder / ITEMS: lines})
-
-
-def _replace(path: Path, text: str) -> None:
-    number, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(fresh).chmod(0o644)
-        os.replace(fresh, path)
-    finally:
-        Path(fresh).unlink(missing_ok=True)

@@ -4,8 +4,6 @@ A checkpoint is written whole or not at all: a process killed, or a disk full, a
 the one before.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_domains.atomic import new_file, unfinished
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import UsageError
 
@@ -44,15 +43,9 @@ class State:
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> str | None:
     """Put ``content`` in the place of the checkpoint at ``path``; why not, where that failed."""
-    name = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with new_file(path, private=True) as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
     except OSError as error:
         return error.strerror or str(error)
     except RuntimeError as error:
@@ -60,9 +53,6 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> str | None:
         if not isinstance(error.__context__, OSError):
             raise
         return error.__context__.strerror or str(error.__context__)
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
     return None
 
 
@@ -96,7 +86,7 @@ def check_same_run(path: Path, stored: Mapping[str, Any], run: Mapping[str, Any]
 
 def clear(path: Path) -> None:
     """Take the checkpoint away, and what killed processes left of unfinished ones."""
-    for old in (path, *path.parent.glob(f"{path.name}.*")):
+    for old in (path, *unfinished(path)):
         old.unlink(missing_ok=True)
 
 

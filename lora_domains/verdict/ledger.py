@@ -35,6 +35,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
+from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
 
 try:
@@ -158,9 +159,7 @@ def _append(folder: Path, file: IO[bytes], lines: list[str], entry: dict[str, An
     os.fsync(file.fileno())
     if _broken(folder, lines) is None:
         # A head that no longer fits stays as it is: what was done to the ledger stays seen.
-        fresh = folder / f"{HEAD}.new"
-        fresh.write_text(f"{len(lines) + 1} {_hash(line)}\n")
-        os.replace(fresh, folder / HEAD)
+        write_text(folder / HEAD, f"{len(lines) + 1} {_hash(line)}\n")
 
 
 def _broken(folder: Path, lines: Sequence[str]) -> str | None:

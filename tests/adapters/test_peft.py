@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import IDS, assert_equal, logits, save, strong
 
-from lora_domains.adapters import peft as adapter_module
+from lora_domains import atomic
 from lora_domains.adapters.loading import find_adapter, load_adapter
-from lora_domains.adapters.peft import fingerprint, new_adapter, rewrite_card, settled
+from lora_domains.adapters.peft import fingerprint, new_adapter, rewrite_card
+from lora_domains.atomic import restored
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported, DomainError
 from lora_domains.modeling.bank import Bank
@@ -272,7 +273,7 @@ def test_a_full_disk_leaves_the_old_adapter(
 ) -> None:
     folder = save(tmp_path / "a", strong(base), base)
     with monkeypatch.context() as patch:
-        patch.setattr(adapter_module, "_exchange", lambda one, other: False)
+        patch.setattr(atomic, "_exchange", lambda one, other: False)
         patch.setattr(os, call, _full)
         with pytest.raises(AdapterError, match=r"No space left.*untouched"):
             save(folder, strong(base, seed=2), base)
@@ -317,7 +318,7 @@ def test_a_card_is_rewritten_beside_the_same_weights(base: Base, tmp_path: Path)
 def test_without_an_atomic_exchange_two_renames_do(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_module, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     folder = save(tmp_path / "a", strong(base), base)
     save(folder, strong(base, seed=2), base)
     assert_same(folder, strong(base, seed=2), base)
@@ -343,7 +344,7 @@ def test_death_between_the_two_renames_is_mended(base: Base, tmp_path: Path) -> 
     adapter = strong(base)
     folder = save(tmp_path / "a", adapter, base)
     for hint in (
-        lambda: settled(folder),
+        lambda: restored(folder),
         lambda: load_adapter(folder, base),
         lambda: find_adapter("a", tmp_path),
     ):
@@ -353,7 +354,7 @@ def test_death_between_the_two_renames_is_mended(base: Base, tmp_path: Path) -> 
     # A folder that is there is never replaced by one that waits.
     waiting = shutil.copytree(folder, tmp_path / ".a.old")
     save(folder, strong(base, seed=2), base)
-    assert_same(settled(folder), strong(base, seed=2), base)
+    assert_same(restored(folder), strong(base, seed=2), base)
     assert waiting.exists()
 
 
@@ -373,7 +374,7 @@ SAVE_FOR_EVER = """
 import os, sys
 from pathlib import Path
 from support.adapters import save, strong
-from lora_domains.adapters import peft as adapter
+from lora_domains import atomic
 from lora_domains.modeling.base import load_base
 
 base = load_base(sys.argv[1])
@@ -382,7 +383,7 @@ for how in sys.stdin:
     child = os.fork()
     if child == 0:
         if how == "renames\\n":
-            adapter._exchange = lambda one, other: False
+            atomic._exchange = lambda one, other: False
         while True:
             for one in made:
                 save(Path(sys.argv[2]), one, base)
@@ -398,6 +399,9 @@ def test_a_killed_process_leaves_a_whole_adapter(
     tiny_base: Path, base: Base, tmp_path: Path
 ) -> None:
     folder = save(tmp_path / "out" / "a", strong(base, "a", 1), base)
+    begun = time.monotonic()
+    save(folder, strong(base, "a", 1), base)
+    seconds = time.monotonic() - begun
     known = {
         fingerprint(save(tmp_path / "known" / f"a{s}", strong(base, "a", s), base)) for s in (1, 2)
     }
@@ -414,7 +418,7 @@ def test_a_killed_process_leaves_a_whole_adapter(
         for how in ["exchange", "renames"] * 12:
             print(how, file=process.stdin, flush=True)
             child = int(process.stdout.readline())
-            time.sleep(moments.uniform(0.02, 0.25))
+            time.sleep(moments.uniform(0.2, 4) * seconds)
             os.kill(child, signal.SIGKILL)
             assert process.stdout.readline() == "killed\n"
             load_adapter(folder, base)

@@ -114,7 +114,7 @@ def test_a_failure_at_any_point_leaves_adapter_and_versions_whole(
             raise OSError(28, "No space left on device")
         return real(*arguments)  # type: ignore[operator]
 
-    monkeypatch.setattr(f"lora_domains.adapters.versions.{call}", failing)
+    monkeypatch.setattr(call, failing)
     for action in (lambda: keep_version(folder), lambda: rollback(folder)):
         calls = 0
         with pytest.raises(AdapterError, match="No space left"):

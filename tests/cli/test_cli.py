@@ -449,7 +449,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lora_domains.adapters.peft.os.fsync", full)
+    monkeypatch.setattr("lora_domains.atomic.os.fsync", full)
     train = write(tmp_path / "train.csv", GOOD)
     assert run("fit", "--name", "x", "--train", train, "--base", str(tiny_base), "--epochs", "1",
                "--out", str(tmp_path / "out"), *FAST) == 2  # fmt: skip

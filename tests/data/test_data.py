@@ -587,7 +587,7 @@ def test_the_key_of_the_digests_is_whole_or_refused(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lora_domains.data.leaks.os.fsync", full)
+    monkeypatch.setattr("lora_domains.atomic.os.fsync", full)
     with pytest.raises(AdapterError, match="No space left"):
         digest_key(tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())

@@ -242,7 +242,7 @@ def test_a_refused_write_leaves_the_old_file_whole(
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lora_domains.report.report.os.fsync", refuse)
+    monkeypatch.setattr("lora_domains.atomic.os.fsync", refuse)
     with pytest.raises(UsageError, match="No space left"):
         save_report(report | {"schema": 2}, out)
     assert (out / "report.json").read_text() == before

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from lora_domains import model
-from lora_domains.adapters import peft as adapter
+from lora_domains import atomic, model
 from lora_domains.console import Display
 from lora_domains.data.prepare import Data
 from lora_domains.domain import Domain, with_settings
@@ -102,12 +101,12 @@ def doomed(step: int, moment: str) -> None:
     if moment == "before it is saved":
         model.save_adapter = dying
     if moment == "before it takes its folder's place":
-        adapter._take_place = dying
+        atomic._take_place = dying
     if moment == "after it was saved":
         Run.forget = dying  # type: ignore[method-assign]
     Run.train_step = counting  # type: ignore[method-assign]
     checkpoint.torch.save = half  # type: ignore[assignment]
-    checkpoint.os.replace = replacing  # type: ignore[assignment]
+    atomic.os.replace = replacing  # type: ignore[assignment]
 
 
 MOMENTS = ("after the step", "half written", "before it takes its place", "after it took its place")

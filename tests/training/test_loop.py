@@ -614,8 +614,7 @@ def test_a_full_disk_at_ctrl_c_promises_nothing(
         step(self, items)
         if self.state.total_steps == 7:
             self._stop = signal.SIGINT
-            monkeypatch.setattr("lora_domains.training.checkpoints.tempfile.mkstemp", refused)
-            monkeypatch.setattr("lora_domains.adapters.peft.tempfile.mkdtemp", refused)
+            monkeypatch.setattr("lora_domains.atomic.os.fsync", refused)
 
     monkeypatch.setattr(Run, "train_step", counting)
     with pytest.raises(TrainingInterrupted) as caught:

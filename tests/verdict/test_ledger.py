@@ -125,7 +125,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lora_domains.verdict.ledger.os.fsync", full)
+        patch.setattr("lora_domains.atomic.os.fsync", full)
         with pytest.raises(AdapterError, match="No space left"):
             judge(tmp_path, "b")
     assert (tmp_path / LEDGER).read_bytes().startswith(before)

@@ -1,0 +1,132 @@
+"""Atomic writes: a file or a folder is replaced as a whole, or it stays as it was.
+
+Everything is written beside its final place, flushed to the disk and then renamed. A process killed
+at any moment leaves the old content or the new. Permissions follow the umask. The functions raise
+OSError; callers turn it into an error that says what could not be written.
+"""
+
+import ctypes
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def new_file(path: Path, *, private: bool = False, overwrite: bool = True) -> Iterator[IO[bytes]]:
+    """A binary file to write into; it becomes ``path`` when the block succeeds.
+
+    ``private`` files are readable by their owner only. Without ``overwrite`` a file that exists by
+    then is kept and the new content is dropped, so that of several processes the first one wins.
+    """
+    mode = 0o600 if private else 0o666
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = _beside(path)
+    try:
+        with open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(fresh, path)
+        else:
+            _link(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, private: bool = False, overwrite: bool = True) -> None:
+    """Write ``text`` to ``path`` in UTF-8; the options are those of ``new_file``."""
+    with new_file(path, private=private, overwrite=overwrite) as file:
+        file.write(text.encode("utf-8"))
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What killed processes left beside ``path`` while they were writing it."""
+    return list(path.parent.glob(f"{_hidden(path)}.*"))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into; it becomes ``folder`` when the block succeeds.
+
+    A link stays a link: the folder that it points to is replaced.
+    """
+    folder = restored(folder.resolve())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = _beside(folder)
+    fresh.mkdir()
+    try:
+        yield fresh
+        mode = fresh.stat().st_mode & 0o666  # safetensors writes files for their owner only
+        for path in fresh.iterdir():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        _take_place(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def restored(folder: Path) -> Path:
+    """``folder``, put back first if a process died between the two renames that replace it."""
+    if not folder.exists() and folder.name:
+        waiting = folder.with_name(f".{folder.name}.old")
+        if waiting.exists():
+            os.rename(waiting, folder)
+    return folder
+
+
+def _hidden(path: Path) -> str:
+    return f".{path.name.removeprefix('.')}"
+
+
+def _beside(path: Path) -> Path:
+    """A new hidden name in the folder of ``path``."""
+    return path.with_name(f"{_hidden(path)}.{secrets.token_hex(4)}")
+
+
+def _link(fresh: Path, path: Path) -> None:
+    try:
+        os.link(fresh, path)
+    except OSError:  # ``path`` exists, or this file system has no hard links
+        if not path.exists():
+            os.replace(fresh, path)
+
+
+def _take_place(fresh: Path, folder: Path) -> None:
+    """Rename ``fresh`` to ``folder``; what was there is then in ``fresh``, or removed."""
+    if not folder.exists():
+        os.rename(fresh, folder)
+    elif not _exchange(fresh, folder):
+        # Without an atomic exchange the old folder waits under a name that `restored` puts back,
+        # should the process die between the two renames.
+        waiting = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(waiting, ignore_errors=True)
+        os.rename(folder, waiting)
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            restored(folder)
+            raise
+        shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders atomically: renameat2 on Linux, renamex_np on macOS; False elsewhere."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        a, b = os.fsencode(one), os.fsencode(other)
+        if sys.platform == "linux":
+            at_cwd, exchange = -100, 2
+            return bool(libc.renameat2(at_cwd, a, at_cwd, b, exchange) == 0)
+        if sys.platform == "darwin":
+            swap = 2
+            return bool(libc.renamex_np(a, b, swap) == 0)
+    except (OSError, AttributeError):
+        return False
+    return False
