@@ -126,8 +126,8 @@ def measure(model: Any, domain: str, adapter: str | None = None) -> dict[str, fl
 
 
 def score(model: Any, dataset: Any, rows: Sequence[Any], route: str | None) -> float:
-    from lora_domains.evaluation.contenders import validation_figures
     from lora_domains.inference.likelihoods import choice_logprobs
+    from lora_domains.training.validation import validation_figures
 
     items = dataset.tokenization.encode_all(rows)
     with model.bank.routed(route):

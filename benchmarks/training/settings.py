@@ -137,9 +137,9 @@ def run(
     from lora_domains.data.prepare import prepare
     from lora_domains.domain import Training, with_settings
     from lora_domains.errors import LossExploded
-    from lora_domains.evaluation.contenders import validation_figures
     from lora_domains.inference.likelihoods import choice_logprobs
     from lora_domains.training.plan import derived_rate
+    from lora_domains.training.validation import validation_figures
 
     torch.set_num_threads(1)
     if rows is None:

@@ -19,8 +19,9 @@ from torch import nn
 
 from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.errors import BaseModelError, UsageError
-from lora_domains.inference.likelihoods import choice_logprobs, generate_in_chunks, renormalise
+from lora_domains.inference.likelihoods import choice_logprobs, generate_in_chunks
 from lora_domains.inference.predict import as_example
+from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.routing import Single, entered
 from lora_domains.tasks import Example, Task

@@ -423,7 +423,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
     display = Display()
     for package in ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
-                    "evaluate", "scikit-learn"):  # fmt: skip
+                    "scikit-learn"):  # fmt: skip
         try:
             display.line(f"{package:<14} {version(package)}")
         except PackageNotFoundError:

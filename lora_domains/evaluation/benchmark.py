@@ -24,7 +24,6 @@ from lora_domains.domain import Domain
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import (
     TRAIN_SAMPLE,
-    Scores,
     decided,
     encode_rows,
     frozen_scores,
@@ -40,6 +39,7 @@ from lora_domains.evaluation.contenders import (
 from lora_domains.evaluation.shots import SHOTS, with_shots
 from lora_domains.evaluation.verdict_run import check_same_rows, hold_to, judge
 from lora_domains.inference.likelihoods import drift
+from lora_domains.inference.scores import Scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite

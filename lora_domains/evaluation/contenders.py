@@ -4,11 +4,10 @@ What comes out is a list of items (see ``figures``) and nothing else: figures, c
 gates are made from them without a model.
 """
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from lora_domains.console import Display
 from lora_domains.data.leaks import keyed_digest
 from lora_domains.data.prepare import Prepared
 from lora_domains.data.tokenization import EncodedExample, Tokenization
-from lora_domains.evaluation.metrics import Classification as ClassificationMetric
 from lora_domains.evaluation.shots import SHOTS, with_shots
 from lora_domains.inference.likelihoods import (
     Progress,
@@ -26,8 +24,14 @@ from lora_domains.inference.likelihoods import (
     drift,
     generate_in_chunks,
     head_scores,
-    renormalise,
     text_features,
+)
+from lora_domains.inference.scores import (
+    Scores,
+    choice_score,
+    class_score,
+    overlap,
+    positive_of,
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -48,8 +52,6 @@ PROBE_C = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of regularisation tried for the base's own head on frozen features."""
 TRAIN_SAMPLE = 500
 """Training rows scored for the overfit gate, at most."""
-
-Scores = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def model_scores(
                 model, [head_of(bank, name) for name in names], items, pad, advance
             )
             positive = positive_of(task)
-            return [_from_shares(lp, i.target, positive)
+            return [class_score(lp, i.target, positive)
                     for lp, i in zip(logprobs, items, strict=True)]  # fmt: skip
         if items and items[0].choices:
             logprobs = choice_logprobs(model, items, pad, advance)
@@ -105,72 +107,6 @@ def head_of(bank: Bank, name: str | None) -> Head:
     return head
 
 
-def preferred(task: Task, logprobs: np.ndarray, item: EncodedExample) -> np.ndarray:
-    """What choices are compared by: their log-likelihoods, or those per token, (choices,)."""
-    if getattr(task, "per_token", False):
-        per_token: np.ndarray = logprobs / np.array([len(choice) for choice in item.choices])
-        return per_token
-    return logprobs
-
-
-def positive_of(task: Task) -> int | None:
-    """The number of the positive class; None where the task names none."""
-    if not isinstance(task, Classification) or task.positive is None or task.labels is None:
-        return None
-    return task.labels.index(task.positive)
-
-
-def choice_score(task: Task, logprobs: np.ndarray, item: EncodedExample) -> dict[str, float]:
-    """Prediction, label cross-entropy, confidence and Brier term of one item's choices."""
-    shares = renormalise(preferred(task, logprobs, item))
-    score = _from_shares(shares, item.target, positive_of(task))
-    if item.target >= 0:
-        score["nats"] = float(-logprobs[item.target])
-        score["tokens"] = len(item.choices[item.target])
-    return score
-
-
-def _from_shares(shares: np.ndarray, target: int, positive: int | None) -> dict[str, float]:
-    probabilities = np.exp(shares)
-    score: dict[str, float] = {
-        "prediction": int(shares.argmax()),
-        "confidence": float(probabilities.max()),
-    }
-    if target >= 0:
-        truth = np.zeros(len(shares))
-        truth[target] = 1.0
-        score["nll"] = float(-shares[target])
-        score["brier"] = float(((probabilities - truth) ** 2).sum())
-    if positive is not None:
-        others = np.where(np.arange(len(shares)) == positive, -1.0, probabilities)
-        score["positive"] = float(probabilities[positive])
-        # What is named, and how surely, where the positive class is not; `_named` takes them out.
-        score["other"], score["other_confidence"] = int(others.argmax()), float(others.max())
-    return score
-
-
-def overlap(task: Generation, text: str, reference: str) -> dict[str, float]:
-    """Exact match and token F1 of a generated answer (Rajpurkar et al. 2016, SQuAD).
-
-    A task that judges the number has the last one of each compared, both measures being the same.
-    """
-    if task.until:
-        text = text.split(task.until)[0]
-    if task.judge == "number":
-        right = float(last_number(text) is not None and last_number(text) == last_number(reference))
-        return {"f1": right, "exact": right}
-    said, wanted = (part.casefold().split() for part in (text, reference))
-    common = sum((Counter(said) & Counter(wanted)).values())
-    f1 = 2 * common / (len(said) + len(wanted)) if said or wanted else 1.0
-    return {"f1": f1, "exact": float(said == wanted)}
-
-
-def last_number(text: str) -> float | None:
-    """The last number in ``text``; commas between digits are no part of it."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return float(found[-1].replace(",", "")) if found else None
-
-
 # ── The cheap contenders ────────────────────────────────────────────────────────────────────────
 
 
@@ -182,7 +118,7 @@ def majority_scores(
     for example in train:
         counts[example.target] += 1
     shares = np.log(counts / counts.sum())
-    return [_from_shares(shares, example.target, positive) for example in test]
+    return [class_score(shares, example.target, positive) for example in test]
 
 
 def tfidf_scores(
@@ -200,7 +136,7 @@ def tfidf_scores(
         model.fit(vectors.fit_transform([e.prompt for e in train]), [e.target for e in train])
     known = model.predict_proba(vectors.transform([e.prompt for e in test]))
     shares = _shares(known, model.classes_, classes)
-    return [_from_shares(s, e.target, positive) for s, e in zip(shares, test, strict=True)]
+    return [class_score(s, e.target, positive) for s, e in zip(shares, test, strict=True)]
 
 
 def frozen_scores(
@@ -240,7 +176,7 @@ def frozen_scores(
             best = nll, shares
     assert best is not None
     positive = positive_of(prepared.task)
-    return [_from_shares(s, i.target, positive) for s, i in zip(best[1], test, strict=True)]
+    return [class_score(s, i.target, positive) for s, i in zip(best[1], test, strict=True)]
 
 
 def _shares(known: np.ndarray, columns: np.ndarray, classes: int) -> np.ndarray:
@@ -521,31 +457,3 @@ def item_records(
         }
         records.append(record)
     return records
-
-
-def validation_figures(
-    task: Task, items: Sequence[EncodedExample], logprobs: list[np.ndarray] | None, loss: float
-) -> dict[str, Any]:
-    """Accuracy and the domain metric of one epoch's validation."""
-    if logprobs is None:
-        # Generated answers would take long every epoch; the loss ranks epochs of free text.
-        return {"accuracy": None, "score": loss, "higher_is_better": False}
-    pairs = zip(logprobs, items, strict=True)
-    said = [int(preferred(task, lp, item).argmax()) for lp, item in pairs]
-    truth = [item.target for item in items]
-    if not isinstance(task, Classification):
-        right = float(np.mean([s == t for s, t in zip(said, truth, strict=True)]))
-        return {"accuracy": right, "score": right, "higher_is_better": True}
-    metric = ClassificationMetric(list(task.labels or ()), task.positive)
-    found = metric.compute(predictions=said, references=truth)
-    assert found is not None
-    return {
-        "accuracy": float(found["accuracy"]),
-        "score": float(found[task.metric]),
-        "higher_is_better": True,
-    }
-
-
-def unanswered(examples: Sequence[Example]) -> list[Example]:
-    """The examples without their answers, as they come at prediction time."""
-    return [replace(example, answer="", target=-1) for example in examples]

@@ -169,14 +169,6 @@ def head_scores(
     return scores
 
 
-def renormalise(logprobs: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the choices alone: they sum to one. Last axis: choices."""
-    peak = logprobs.max(axis=-1, keepdims=True)
-    total = peak + np.log(np.exp(logprobs - peak).sum(axis=-1, keepdims=True))
-    normalised: np.ndarray = logprobs - total
-    return normalised
-
-
 def tail_logits(model: Any, batch: Batch) -> Tensor:
     """Logits (rows, keep - 1, vocabulary) of the positions that predict ``batch.labels``.
 

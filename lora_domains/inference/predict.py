@@ -11,14 +11,13 @@ import torch
 
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.errors import UsageError
-from lora_domains.evaluation.contenders import positive_of, unanswered
 from lora_domains.inference.likelihoods import (
     choice_logprobs,
     generate,
     generate_in_chunks,
     head_scores,
-    renormalise,
 )
+from lora_domains.inference.scores import positive_of, renormalise, unanswered
 from lora_domains.modeling.bank import Bank
 from lora_domains.stats.thresholds import REFER, check_referral, decide, stored
 from lora_domains.tasks import Classification, Example, Row, Task

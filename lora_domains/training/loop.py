@@ -28,7 +28,6 @@ from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample, epoch_batches
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded, TrainingInterrupted
-from lora_domains.evaluation.contenders import validation_figures
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import classes_of
@@ -45,6 +44,7 @@ from lora_domains.training.gradients import Gradients
 from lora_domains.training.plan import Plan, make_plan
 from lora_domains.training.retention import Reference, choose_scale, keeps
 from lora_domains.training.tracking import Log, no_tracker
+from lora_domains.training.validation import validation_figures
 
 SAVE_SECONDS = 60.0
 

@@ -16,7 +16,8 @@ from lora_domains.cli.main import main
 from lora_domains.console import Display, bar, signed_bar
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.errors import UsageError
-from lora_domains.inference.likelihoods import choice_logprobs, renormalise
+from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.inference.scores import renormalise
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base

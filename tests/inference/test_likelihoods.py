@@ -21,8 +21,8 @@ from lora_domains.inference.likelihoods import (
     choices_and_nats,
     drift,
     generate,
-    renormalise,
 )
+from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 

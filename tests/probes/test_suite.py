@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_domains.errors import DataError, UsageError
-from lora_domains.evaluation.contenders import last_number, overlap
+from lora_domains.inference.scores import last_number, overlap
 from lora_domains.probes import standard
 from lora_domains.probes.suite import Probe, Suite, embedded, load_suite, quick
 from lora_domains.tasks import Generation, MultipleChoice

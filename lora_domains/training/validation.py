@@ -1,0 +1,35 @@
+"""Figures of one epoch's validation, by which epochs are compared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_domains.data.tokenization import EncodedExample
+from lora_domains.inference.scores import comparable, positive_of
+from lora_domains.tasks import Classification, Task
+from lora_domains.verdict.summary import value
+
+
+def validation_figures(
+    task: Task, examples: Sequence[EncodedExample], logprobs: list[np.ndarray] | None, loss: float
+) -> dict[str, Any]:
+    """Accuracy, and the score that ranks epochs: the domain metric, or the loss of free text.
+
+    ``logprobs`` are the log-likelihoods of each example's choices, (choices,); None for a task
+    without choices, since generating answers every epoch would take too long.
+    """
+    if logprobs is None:
+        return {"accuracy": None, "score": loss, "higher_is_better": False}
+    records = [
+        {
+            "target": example.target,
+            "scores": {"adapter": {"prediction": int(comparable(task, row, example).argmax())}},
+        }
+        for row, example in zip(logprobs, examples, strict=True)
+    ]
+    metric = task.metric if isinstance(task, Classification) else "accuracy"
+    accuracy, score = (
+        value(name, records, "adapter", positive_of(task)) for name in ("accuracy", metric)
+    )
+    return {"accuracy": accuracy, "score": score, "higher_is_better": True}
