@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from conftest import make_base, make_rows
 from support.adapters import IDS, strong
-from test_loop import domain, model_in
+from support.fits import domain
+from support.models import model_in
 
 from lora_domains.model import DomainModel
 from lora_domains.modeling import base as base_file

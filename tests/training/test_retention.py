@@ -13,6 +13,8 @@ from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support.adapters import strong
+from support.fits import domain, forgetful
+from support.models import model_in
 from torch import Tensor
 
 from lora_domains.console import Display
@@ -252,3 +254,31 @@ def test_training_text_holds_no_question_and_no_text_that_is_measured() -> None:
     assert held_in(suite.training_texts(), suite.selection_texts()) == []
     told = [Example(f"{n}", "", f"Yes. {q.prompt}{q.answer}") for n, q in enumerate(questions)]
     assert len({row for _, row in held_in(told, questions)}) == len(questions)
+
+
+def test_kl_keeps_what_plain_training_loses(tmp_path: Path, tiny_base: Path) -> None:
+    settings = {"drift": 1e9, "kl": 1000.0, "lr": 0.005}
+    last = {
+        way: forgetful(tmp_path / way, tiny_base, retention=way, **settings)["history"][-1]
+        for way in ("none", "kl", "replay", "both")
+    }
+    assert last["kl"]["general_kl"] < 0.5 * last["none"]["general_kl"]
+    # Replay learns the texts themselves: to a random base they are rows like any other.
+    nats = {way: record["general_nats"] for way, record in last.items()}
+    assert nats["replay"] < nats["none"]
+
+
+def test_own_general_text_is_what_it_is_held_to(tmp_path: Path, tiny_base: Path) -> None:
+    secret = "zqheldtothis"
+    texts = [{"text": f"{secret} number {n} of the stone river"} for n in range(50)]
+    plain = domain(make_rows(60), epochs=1, retention="kl")  # by the same method, on other texts
+    declared = replace(plain, data=replace(plain.data, general=texts))
+    model = model_in(tmp_path, tiny_base)
+    card = model.fit(declared)
+    dataset = model._datasets["spam"]
+    assert {len(dataset.general.training), len(dataset.general.selection)} == {40, 10}
+    assert card["adapters"][0]["settings"]["data"]["general"] == "50 rows in memory"
+    own, ours = (card, model_in(tmp_path / "b", tiny_base).fit(plain))
+    assert own["adapters"][0]["sha256"] != ours["adapters"][0]["sha256"]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path

@@ -3,10 +3,12 @@
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_rows
-from test_loop import domain, model_in
+from support.fits import domain
+from support.models import model_in
 
 from lora_domains.console import Display
 from lora_domains.errors import UsageError
@@ -75,3 +77,16 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything(
 def test_words_are_left_out() -> None:
     values = {"loss": 1, "score": 0.5, "observation": SECRET, "accuracy": None, "up": True}
     assert numbers(values) == {"loss": 1.0, "score": 0.5}
+
+
+def test_a_tracker_that_fails_to_start_leaves_no_slot(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no server")
+
+    monkeypatch.setattr("lora_domains.model.open_tracker", broken)
+    model = model_in(tmp_path, tiny_base)
+    with pytest.raises(RuntimeError, match="no server"):
+        model.fit(domain(make_rows(100), epochs=1), tracker="tensorboard")
+    assert model.domains == ()

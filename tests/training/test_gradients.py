@@ -1,106 +1,106 @@
-"""Memory: known before a base is loaded, halved when it runs out, saved by computing twice."""
+"""Gradients of a step: those of plain PEFT, in passes that fit into memory, or computed twice."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_base, make_rows
+import torch.nn.functional as F
+from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support.adapters import IDS, strong
-from support.models import SUITE
-from test_loop import domain, make_run
+from support.fits import clear_rows, domain, ended, make_run
 from torch.utils.checkpoint import CheckpointError
 
 from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import OutOfMemory, TrainingError
 from lora_domains.inference.choice_tree import text_cost
-from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.memory import duration, estimated_bytes, too_little, words
+from lora_domains.tasks import Generation
 from lora_domains.training import gradients, recompute
+from lora_domains.training import loop as training
 from lora_domains.training.gradients import micro_batches
 from lora_domains.training.loop import Run
 from lora_domains.training.recompute import recomputing
 
-# ── Before and after loading ────────────────────────────────────────────────────────────────────
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return clear_rows()
 
 
-@pytest.mark.parametrize("quantization", [None, "8bit", "4bit"])
-def test_what_a_base_takes_is_known_before_it_is_loaded(tmp_path: Path, quantization: Any) -> None:
-    if quantization:
-        pytest.importorskip("bitsandbytes")
-    folder = make_base(tmp_path / "wide", hidden_size=256, intermediate_size=512)
-    told: list[int] = []
-    base = load_base(folder, device="cpu", quantization=quantization,
-                     announce=lambda needed, _: told.append(needed))  # fmt: skip
-    (needed,) = told
-    # Buffers of the rotary embedding and constants of the quantisation are not in the files.
-    assert needed == pytest.approx(base.resident_bytes(), rel=0.03)
-    if quantization:
-        plain = estimated_bytes([folder / "model.safetensors"], torch.float32, None)
-        assert needed < 0.5 * plain
+def one_step(run: Run, items: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
+    """The gradients that ``train_step`` computes, before they are clipped and applied."""
+    grads: dict[str, torch.Tensor] = {}
+
+    def keep(*_: Any, **__: Any) -> torch.Tensor:
+        for linear, slot in run.bank.slots(run.slot).items():
+            for letter, p in (("A", slot.a), ("B", slot.b)):
+                assert p.grad is not None
+                grads[f"{linear}.{letter}"] = p.grad.clone()
+        return torch.zeros(())
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(training.torch.nn.utils, "clip_grad_norm_", keep)
+    try:
+        run.train_step(items)
+    finally:
+        patch.undo()
+    return grads
 
 
-def test_a_base_that_will_not_fit_is_said_in_python_too(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("lora_domains.model.free_bytes", lambda _: 1000)
-    DomainModel.from_pretrained(tiny_base, device="cpu")
-    said = "".join(capsys.readouterr())
-    assert "are free" in said
+@pytest.mark.parametrize("micro", [16_384, 64])
+def test_gradients_and_loss_equal_plain_peft(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], micro: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The oracle: PEFT's own layers, one row at a time, no padding, mean over supervised tokens."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(gradients, "MICRO_TOKENS", micro)
+    declared = replace(domain(rows, retention="none"), task=Generation("text", "label"))
+    run = make_run(tmp_path, tiny_base, declared, None)
+    random = torch.Generator().manual_seed(0)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base)
+    config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft_model = get_peft_model(plain, config)
+    for linear, slot in run.bank.slots(run.slot).items():
+        # B away from zero: with B = 0 the gradients of A would be zero on both sides.
+        slot.b.data = torch.randn(slot.b.shape, generator=random) * 0.05
+        layer = peft_model.base_model.model.get_submodule(linear)
+        layer.lora_A["default"].weight.data = slot.a.data.clone()
+        layer.lora_B["default"].weight.data = slot.b.data.clone()
+    items = run.train[:6]
+    grads = one_step(run, items)
+    total = sum(len(item.answer) for item in items)
+    nats = torch.zeros(())
+    for item in items:
+        ids = torch.tensor([[*item.prompt, *item.answer]])
+        logits = peft_model(input_ids=ids).logits[0, len(item.prompt) - 1 : -1]
+        nats = nats + F.cross_entropy(logits, torch.tensor(item.answer), reduction="sum")
+    (nats / total).backward()
+    nats = nats.detach()
+    assert run.state.losses[0] / run.state.tokens[0] == pytest.approx(float(nats) / total, abs=1e-5)
+    assert run.state.tokens == [total]
+    for linear in run.bank.slots(run.slot):
+        layer = peft_model.base_model.model.get_submodule(linear)
+        for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
+            wanted = part["default"].weight.grad
+            assert wanted.abs().max() > 1e-4
+            torch.testing.assert_close(grads[f"{linear}.{letter}"], wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_a_base_that_will_not_fit_is_said_before() -> None:
-    assert too_little(4_000_000_000, 5_000_000_000, None) is None
-    said = too_little(14_000_000_000, 5_000_000_000, None)
-    assert said is not None
-    assert "about 14.0 GB and 5.0 GB are free; --load-in-4bit" in said
-    assert "4bit" not in str(too_little(14_000_000_000, 5_000_000_000, "4bit"))
+# ── Out of memory ─────────────────────────────────────────────────────────────────────────────────
 
-
-def test_words_and_durations() -> None:
-    assert [words(n) for n in (900, 2.5e6, 1.4e9)] == ["0.9 kB", "2.5 MB", "1.4 GB"]
-    assert [duration(s) for s in (4.4, 59.6, 200, 7500)] == [
-        "4 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"
-    ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_nothing_imports_bitsandbytes_unless_it_is_asked_for(
-    tiny_base: Path, tmp_path: Path
-) -> None:
-    """Fit, save and load on a plain base; then a quantised one in the same process."""
-    pytest.importorskip("bitsandbytes")
-    folder = make_base(tmp_path / "wide", hidden_size=64, intermediate_size=128)
-    code = f"""
-import sys
-from lora_domains import DomainModel
-rows = [{{"text": f"{{w}} {{n}}", "label": w}} for n in range(40) for w in ("spam", "ham")]
-model = DomainModel.from_pretrained({str(tiny_base)!r}, out={str(tmp_path / "out")!r}, device="cpu")
-model.fit(rows, name="x", epochs=1, retention="none", rank=4)
-model.load_adapter("x", name="again")
-assert "peft" in sys.modules
-assert "bitsandbytes" not in sys.modules, "imported unasked"
-quantised = DomainModel.from_pretrained({str(folder)!r}, quantization="4bit", device="cpu")
-assert "bitsandbytes" in sys.modules
-from peft.import_utils import is_bnb_available
-assert is_bnb_available()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-# ── Out of memory ───────────────────────────────────────────────────────────────────────────────
 
 ERRORS = {
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate "
@@ -121,12 +121,6 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> No
         return right(*arguments)
 
     monkeypatch.setattr(gradients, "tail_logits", once)
-
-
-def ended(run: Run) -> dict[str, torch.Tensor]:
-    """The weights that a run ends with, by name."""
-    weights = run.fit().adapter.weights
-    return {f"{name}.{n}": part for name, pair in weights.items() for n, part in enumerate(pair)}
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -251,7 +245,7 @@ def test_micro_batches_hold_every_row_once_and_are_the_cheapest(
     assert cost(parts) == min(map(cost, filter(allowed, divisions)), default=0)
 
 
-# ── Computed twice ──────────────────────────────────────────────────────────────────────────────
+# ── Layers computed twice ─────────────────────────────────────────────────────────────────────────
 
 
 def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str, torch.Tensor]:
@@ -323,12 +317,8 @@ def test_a_model_without_such_layers_is_refused() -> None:
         pass
 
 
-def test_a_whole_run_ends_alike_with_and_without(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_run_ends_alike_with_and_without(tmp_path: Path, tiny_base: Path) -> None:
     """With the base's own passes for KL among the adapter's."""
-    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    monkeypatch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
     rows = make_rows(60)
     weights = [
         ended(make_run(tmp_path / str(on), tiny_base,
@@ -338,37 +328,3 @@ def test_a_whole_run_ends_alike_with_and_without(
     ]  # fmt: skip
     for name, wanted in weights[0].items():
         torch.testing.assert_close(weights[1][name], wanted, atol=1e-5, rtol=1e-4)
-
-
-# ── A dry run ───────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_dry_run_estimates_and_leaves_nothing(
-    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
-                                        device="cpu")  # fmt: skip
-    digest, state = model.base.state_digest(), torch.get_rng_state()
-    assert model.fit(domain(make_rows(60), epochs=2, retention="none"), dry_run=True) == {}
-    said = capsys.readouterr().out
-    for part in ("about ", "for the base, of", "of training", "of memory", "measured on one step",
-                 "supervised tokens", "nothing was trained or written"):  # fmt: skip
-        assert part in said, part
-    assert not (tmp_path / "out").exists()
-    assert model.domains == ()
-    assert model.base.state_digest() == digest
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_estimate_is_of_the_size_of_the_run(tmp_path: Path, tiny_base: Path) -> None:
-    import time
-
-    from lora_domains.training.estimate import rehearse
-
-    declared = domain(make_rows(200), epochs=6, retention="none", patience=99)
-    estimate = rehearse(make_run(tmp_path, tiny_base, declared))
-    started = time.monotonic()
-    make_run(tmp_path / "run", tiny_base, declared).fit()
-    took = time.monotonic() - started
-    assert took / 8 < estimate.seconds < 8 * took  # a loaded machine is no clock
-    assert estimate.peak_bytes > 50e6

@@ -1,0 +1,403 @@
+"""Checkpoints are whole or absent, and a run that is resumed ends with the same bytes."""
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, make_rows
+from support.adapters import save, strong
+from support.fits import WEIGHTS, clear_rows, digest, domain, make_run, stopped_after
+from support.models import QUIET, model_in
+
+from lora_domains.adapters.loading import load_adapter
+from lora_domains.adapters.peft import fingerprint
+from lora_domains.adapters.versions import keep_version
+from lora_domains.console import Display
+from lora_domains.data.tokenization import EncodedExample
+from lora_domains.errors import (
+    AdapterError,
+    TrainingInterrupted,
+    UsageError,
+)
+from lora_domains.model import DomainModel
+from lora_domains.modeling.base import load_base
+from lora_domains.report.report import read_card
+from lora_domains.training.checkpoints import clear, read_checkpoint, write_checkpoint
+from lora_domains.training.loop import Run
+from lora_domains.training.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return clear_rows()
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
+) -> dict[float, str]:
+    """dropout → the digest of an unbroken run of 3 epochs of 5 steps."""
+    found = {}
+    for dropout in (0.0, 0.3):
+        folder = tmp_path_factory.mktemp("unbroken")
+        model_in(folder, tiny_base).fit(domain(rows[:100], epochs=3, dropout=dropout))
+        found[dropout] = digest(folder)
+    assert found[0.0] != found[0.3]
+    return found
+
+
+# ── The file ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def files_of_at_most(count: int) -> Iterator[None]:
+    """No file may grow beyond ``count`` bytes: to a process it is a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def content(number: int) -> dict[str, Any]:
+    return {"run": {}, "state": {"step": number}, "weights": torch.full((300_000,), float(number))}
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out" / ".spam.checkpoint"
+    assert write_checkpoint(path, content(1)) is None
+    with files_of_at_most(400_000):
+        assert write_checkpoint(path, content(2)) == "File too large"
+    stored = read_checkpoint(path)
+    assert stored is not None
+    assert stored["state"] == {"step": 1}
+    assert torch.equal(stored["weights"], content(1)["weights"])
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert write_checkpoint(path, content(3)) is None
+    (path.parent / f"{path.name}.abc").write_bytes(b"what a killed process left")
+    clear(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_is_no_fault_of_the_disk_is_raised(tmp_path: Path) -> None:
+    def fails() -> None:
+        return None
+
+    with pytest.raises(Exception, match="pickle"):
+        write_checkpoint(tmp_path / "x", {"run": fails})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_adapter_and_its_versions(tmp_path: Path, tiny_base: Path) -> None:
+    base = load_base(tiny_base, device="cpu")
+    folder = save(tmp_path / "spam", strong(base, "spam", 1), base)
+    before = fingerprint(folder)
+    with files_of_at_most(8_000):
+        with pytest.raises(AdapterError, match=r"Free some space"):
+            save(folder, strong(base, "spam", 2), base)
+        with pytest.raises(AdapterError, match=r"File too large.*The adapter is untouched"):
+            keep_version(folder)
+    assert fingerprint(folder) == before
+    assert load_adapter(folder, base).name == "spam"
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.parent != folder]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x02N."])
+def test_a_broken_checkpoint_is_named(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], content: bytes
+) -> None:
+    (tmp_path / ".spam.checkpoint").write_bytes(content)
+    with pytest.raises(UsageError, match=r"\.spam\.checkpoint.*leave --resume out"):
+        model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=1), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"lr": 0.02}, "another recipe and another plan"), ({"epochs": 2}, "another plan")],
+)
+def test_the_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], changes: dict[str, Any],
+    found: str,
+) -> None:  # fmt: skip
+    stopped_after(2, domain(rows[:100], epochs=3), tmp_path, tiny_base)
+    model = model_in(tmp_path, tiny_base)
+    with pytest.raises(UsageError, match="as the interrupted run") as caught:
+        model.fit(domain(rows[:100], **({"epochs": 3} | changes)), resume=True)
+    assert found in str(caught.value)
+    with pytest.raises(UsageError, match="another rows"):
+        model.fit(domain(rows[50:150], epochs=3), resume=True)
+    assert (tmp_path / ".spam.checkpoint").exists()
+    assert model.domains == ()
+
+
+def test_what_a_resumed_run_must_share(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    declared = domain(rows[:100], epochs=1)
+    first = make_run(tmp_path, tiny_base, declared).fingerprint()
+    assert make_run(tmp_path, tiny_base, declared).fingerprint() == first
+    general = [{"text": f"text number {n} of a river"} for n in range(40)]
+    told = {
+        "validation rows": replace(declared, data=replace(declared.data, validation=rows[200:210])),
+        "general text": replace(declared, data=replace(declared.data, general=general)),
+    }
+    for what, other in told.items():
+        assert isinstance(declared.data.validation, list)
+        found = make_run(tmp_path, tiny_base, other).fingerprint()
+        assert found[what] != first[what]
+        assert found["rows"] == first["rows"]
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu",
+                                        dtype="bfloat16")  # fmt: skip
+    dataset = model._read(declared)
+    again = model._run(dataset, make_plan(model.base, dataset)).fingerprint()
+    assert [name for name in first if again[name] != first[name]] == ["precision"]
+
+
+# ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("steps", [2, 5, 8, 15])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    steps: int, dropout: float,
+) -> None:  # fmt: skip
+    """Stopped in epoch 1, at its end, in epoch 2, and at the very end."""
+    declared = domain(rows[:100], epochs=3, dropout=dropout)
+    assert math.ceil(70 / 16) == 5
+    stopped_after(steps, declared, tmp_path, tiny_base)
+    torch.manual_seed(steps)  # the caller's random state must not matter
+    card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
+    assert digest(tmp_path) == unbroken[dropout]
+    assert card["adapters"][0]["training"]["steps"] == 15
+    assert not (tmp_path / ".spam.checkpoint").exists()
+
+
+def test_seeds_are_the_only_difference_between_runs(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str]
+) -> None:
+    torch.manual_seed(99)
+    model_in(tmp_path / "a", tiny_base).fit(domain(rows[:100], epochs=3))
+    model_in(tmp_path / "b", tiny_base).fit(domain(rows[:100], epochs=3, seed=1))
+    assert digest(tmp_path / "a") == unbroken[0.0] != digest(tmp_path / "b")
+
+
+def test_nothing_to_resume_starts_at_the_beginning(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str]
+) -> None:
+    model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=3), resume=True)
+    assert digest(tmp_path) == unbroken[0.0]
+
+
+@pytest.mark.parametrize("moment", ["last validation", "choosing a scale"])
+def test_a_signal_counts_where_no_step_is_taken(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    monkeypatch: pytest.MonkeyPatch, moment: str,
+) -> None:  # fmt: skip
+    declared = domain(rows[:100], epochs=3)
+    model = model_in(tmp_path, tiny_base)
+    judged, scale = Run._judged, Run._choose_scale
+
+    def asked_in_validation(self: Run) -> dict[str, Any]:
+        record = judged(self)
+        if moment == "last validation" and self.state.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    def asked_in_scale(self: Run) -> None:
+        scale(self)
+        if moment == "choosing a scale":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_judged", asked_in_validation)
+        patch.setattr(Run, "_choose_scale", asked_in_scale)
+        with pytest.raises(TrainingInterrupted, match="--resume to continue") as caught:
+            model.fit(declared)
+    assert caught.value.found == ("SIGTERM" if moment == "last validation" else "SIGINT")
+    assert not read_card(tmp_path / "spam")["adapters"][0]["training"]["finished"]
+    card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
+    assert card["adapters"][0]["training"]["finished"]
+    assert digest(tmp_path) == unbroken[0.0]
+
+
+def test_a_full_disk_at_ctrl_c_promises_nothing(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Still an interruption, with what can be continued and what could not be saved."""
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
+    step = Run.train_step
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    def counting(self: Run, items: Sequence[EncodedExample]) -> None:
+        step(self, items)
+        if self.state.total_steps == 7:
+            self._stop = signal.SIGINT
+            monkeypatch.setattr("lora_domains.atomic.os.fsync", refused)
+
+    monkeypatch.setattr(Run, "train_step", counting)
+    with pytest.raises(TrainingInterrupted) as caught:
+        model.fit(domain(rows[:100], epochs=3))
+    assert "This step could not be stored" in caught.value.hint
+    assert "continues from the last checkpoint" in caught.value.hint
+    assert "No adapter is saved meanwhile" in caught.value.hint
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the adapter of epoch 1 is not saved: No space left on device" in said
+
+
+def test_a_disk_that_refuses_the_adapter_costs_no_training(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    declared = domain(rows[:100], epochs=3)
+
+    def full(*_: Any) -> None:
+        raise AdapterError(expected="space", found="none", hint="Free some.")
+
+    model = model_in(tmp_path, tiny_base)
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_domains.model.save_adapter", full)
+        with pytest.raises(AdapterError):
+            model.fit(declared)
+    assert not (tmp_path / "spam").exists()
+    monkeypatch.setattr(Run, "train_step", None)  # nothing is left to train
+    model_in(tmp_path, tiny_base).fit(declared, resume=True)
+    assert digest(tmp_path) == unbroken[0.0]
+    assert not list(tmp_path.glob(".spam*"))
+
+
+# ── Processes that are stopped ────────────────────────────────────────────────────────────────────
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from lora_domains import Classification, Data, DomainModel, Domain
+from lora_domains.console import Display
+from lora_domains.domain import with_settings
+from lora_domains.cli.main import guarded
+
+def main():
+    rows, base, out, resume, epochs = sys.argv[1:]
+    domain = Domain("spam", Classification(), Data(rows))
+    domain = with_settings(domain, lr=0.03, batch_size=4, rank=8, epochs=int(epochs),
+                           patience=99, dropout=0.1)
+    model = DomainModel.from_pretrained(base, out=out, display=Display(), device="cpu")
+    model.fit(domain, resume=resume == "resume")
+    return 0
+
+sys.exit(guarded(main))
+"""
+
+
+def process(folder: Path, tiny_base: Path, rows: Path, resume: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(rows), str(tiny_base), str(folder), resume, "6"]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:220]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken_process(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows_file: Path
+) -> str:
+    folder = tmp_path_factory.mktemp("whole")
+    child = process(folder, tiny_base, rows_file, "start")
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    return digest(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows_file: Path, unbroken_process: str,
+    number: signal.Signals,
+) -> None:  # fmt: skip
+    child = process(tmp_path, tiny_base, rows_file, "start")
+    checkpoint = tmp_path / ".spam.checkpoint"
+    until = time.monotonic() + 120
+    while not checkpoint.exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=120)
+    assert checkpoint.exists()
+    if number == signal.SIGKILL:
+        assert child.returncode == -signal.SIGKILL
+        assert not (tmp_path / "spam").exists()
+    else:
+        assert child.returncode == 130, errors
+        assert "--resume" in errors
+        assert number.name in errors
+        assert (tmp_path / "spam" / WEIGHTS).exists()  # the best epoch so far
+    child = process(tmp_path, tiny_base, rows_file, "resume")
+    said, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    assert "Resuming at epoch" in said
+    assert digest(tmp_path) == unbroken_process
+    # Ctrl-C kept the best epoch until then; what it left is no version of the adapter.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["spam"]
+
+
+SEED = 20_241
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_every_run_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """Each is killed with SIGKILL in some epoch, or while it writes, twice, and resumed.
+
+    Plainly and without dropout, with replay and dropout, and as a second stage of the same name.
+    """
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in make_rows(60)))
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "support" / "killed.py"), str(tiny_base), str(rows),
+         str(tmp_path / "out"), str(SEED)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout.splitlines()[-1])
+    assert len(runs) == 12
+    for run in runs:
+        assert run["codes"] == [-9, -9, 0], done.stderr
+        assert run["digest"] == run["whole"], run
+        assert run["ledger"], run
+        # What was saved, finished, before the kill is replaced by the same once more.
+        replaced = run["arm"] == "second stage" or run["killed"][3] == "after it was saved"
+        versions = [".versions"] if replaced else []
+        left = [name for name in run["left"] if not name.startswith(".spam.")]
+        assert left == [*versions, "spam"], run
+        if run["killed"][3] != "before it takes its folder's place":
+            assert left == run["left"], run
+    assert len({run["whole"] for run in runs}) == 3
+    assert {run["killed"][0] > 6 for run in runs} == {True, False}
+    assert len({run["killed"][1] for run in runs}) >= 3
+    assert {run["killed"][3] for run in runs} >= {"before it is saved", "after it was saved"}
