@@ -7,15 +7,15 @@ import numpy as np
 
 from lora_domains.adapters.versions import Parent
 from lora_domains.console import Display
-from lora_domains.data.leaks import Leaks, find_leaks, held, identity
+from lora_domains.data.leaks import held, identity
 from lora_domains.data.prepare import Prepared, digest_of, prepare
 from lora_domains.data.readers import Source, read
-from lora_domains.data.tokenization import EncodedExample, Tokenization, check_choices, supervised
+from lora_domains.data.tokenization import EncodedRow, Tokenization, check_choices, supervised
 from lora_domains.domain import Domain
 from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_task
-from lora_domains.probes.suite import Suite, embedded
+from lora_domains.probes.suite import embedded
 from lora_domains.tasks import Classification, Example, LanguageModelling, Task
 
 LONGEST = 2048
@@ -46,18 +46,19 @@ class General:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A domain whose labels are known, and its rows."""
+    """A domain whose labels are known, and its rows, each tokenised once for one base."""
 
     domain: Domain
     prepared: Prepared
     tokenization: Tokenization
-    train: list[EncodedExample]
-    validation: list[EncodedExample]
+    train: list[EncodedRow]
+    validation: list[EncodedRow]
+    test: list[EncodedRow]
     general: General = General()
     parent: Parent | None = None
 
-    def of(self, domain: Domain) -> "Dataset | None":
-        """The same rows under the gates and settings of ``domain``; None if it reads others."""
+    def for_domain(self, domain: Domain) -> "Dataset | None":
+        """The same rows with the gates and settings of ``domain``; None if it reads other rows."""
         task = domain.task
         if isinstance(task, Classification) and task.labels is None:
             task = replace(task, labels=getattr(self.domain.task, "labels", None))
@@ -100,7 +101,7 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
         _encoded(tokenization, rows, prepared.task)
         for rows in (prepared.train, prepared.validation, prepared.test)
     )
-    ledger = supervised(prepared.ledger, train)
+    ledger = supervised(prepared.ledger, [row.encoded for row in train])
     prepared = replace(prepared, ledger=ledger)
     splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
     display.ledger(asdict(ledger), splits)
@@ -110,7 +111,7 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
             "and lost tokens from the middle of their prompt."
         )
     for split, rows in (("validation", validation), ("test", test)):
-        if cut := sum(item.truncated for item in rows):
+        if cut := sum(row.encoded.truncated for row in rows):
             display.warn(
                 f"{cut} of {len(rows)} {split} rows are longer than {limit} tokens, and are read "
                 "without the middle of their prompt."
@@ -125,55 +126,21 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
             general = _without_tests(general, prepared.test, display)
     digests = {**prepared.digests, "general": digest_of(general.used)}
     prepared = replace(prepared, digests=digests)
-    return Dataset(domain, prepared, tokenization, train, validation, general)
+    return Dataset(domain, prepared, tokenization, train, validation, test, general)
 
 
 def _encoded(
-    tokenization: Tokenization, rows: Sequence[Example], task: Task
-) -> list[EncodedExample]:
-    """The items of ``rows``; a DataError names the column of the answer that is too long."""
+    tokenization: Tokenization, examples: Sequence[Example], task: Task
+) -> list[EncodedRow]:
+    """The encoded rows; a DataError names the column of the answer that is too long."""
     try:
-        return tokenization.encode_all(rows)
+        return tokenization.encode_rows(examples)
     except DataError as error:
         column = getattr(task, "label", None) or getattr(task, "answer", None)
         where = f"{error.where}, column {column!r}" if column else error.where
         raise DataError(
             where=where, expected=error.expected, found=error.found, hint=error.hint
         ) from None
-
-
-def every_leak(prepared: Prepared, general: General, suite: Suite, *, asks: bool) -> Leaks:
-    """Test rows among the training rows; and these, and what ``suite`` asks, in all that was read.
-
-    ``asks`` says whether the base is asked the suite's questions: an encoder is not.
-    """
-    asked = suite.asked() if asks else []
-    kinds = [[e for p, _, e in asked if p is probe] for probe in suite.probes]
-    questions = [example for _, _, example in asked]
-    found = (
-        prepared.leaks,
-        find_leaks(prepared.train, questions),
-        _in_texts(general.used, [prepared.test, *kinds, suite.texts()]),
-    )
-    return Leaks(
-        sum(one.exact for one in found),
-        sum(one.near for one in found),
-        tuple(pair for one in found for pair in one.pairs),
-    )
-
-
-def _in_texts(texts: Sequence[Example], kinds: Sequence[Sequence[Example]]) -> Leaks:
-    """Rows of each kind that a general text repeats or holds, and those that it nearly repeats."""
-    exact: dict[str, str] = {}
-    near: dict[str, str] = {}
-    for rows in kinds:
-        for text, row in held(texts, rows):
-            exact.setdefault(row, text)
-        for text, row, how in find_leaks(texts, rows).pairs:
-            (exact if how == "exact" else near).setdefault(row, text)
-    pairs = [(text, row, "exact") for row, text in exact.items()]
-    pairs += [(text, row, "near") for row, text in near.items() if row not in exact]
-    return Leaks(len(exact), len(pairs) - len(exact), tuple(pairs))
 
 
 def _without_tests(general: General, test: Sequence[Example], display: Display) -> General:

@@ -27,11 +27,12 @@ from lora_domains.data.leaks import digest_key
 from lora_domains.data.prepare import Data
 from lora_domains.data.readers import Source
 from lora_domains.data.tokenization import Tokenization
-from lora_domains.dataset import POOL, SELECTION, Dataset, every_leak, load_dataset, row_limit
+from lora_domains.dataset import POOL, SELECTION, Dataset, load_dataset, row_limit
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation.benchmark import Field, Scorer, Store, measure
+from lora_domains.evaluation.benchmark import Scorer, Store, measure
 from lora_domains.evaluation.contenders import general_knowledge, score_items
+from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.verdict_run import (
     check_same_length,
     check_same_rows,
@@ -335,8 +336,8 @@ class DomainModel:
             self.bank,
             dataset.domain,
             plan,
-            dataset.train,
-            dataset.validation,
+            [row.encoded for row in dataset.train],
+            [row.encoded for row in dataset.validation],
             self._checkpoint(dataset.domain),
             self.display,
             general=dataset.tokenization.some(
@@ -417,13 +418,10 @@ class DomainModel:
                 f"{name} was trained beside other general text than is read now: leaks are looked "
                 "for in what is read now."
             )
-        leaks = every_leak(prepared, dataset.general, suite, asks=not self.base.bidirectional)
+        leaks = every_leak(dataset, suite, with_questions=not self.base.bidirectional)
         began = parent_resident(self.bank, name, dataset.parent, self.out, self.display.warn)
         with began as parent, distributed.sharing():
-            scored = score_items(
-                self.bank, name, prepared, dataset.tokenization, suite, self._key(),
-                dataset.domain.training.seed, self.display, dataset.domain.show_text, parent,
-            )  # fmt: skip
+            scored = score_items(self.bank, name, dataset, suite, self._key(), self.display, parent)
         changed = witness(self.base) != self._witness
         hold_to(entry, dataset.domain)
         entry["leaks"] = asdict(leaks)
@@ -453,17 +451,12 @@ class DomainModel:
                 hint="Load some: model.load_adapter('adapters/medical').",
             )
         suite = load_suite(suite) if isinstance(suite, str) else suite
-        fields = []
-        for domain in domains:
-            dataset = self._dataset_for(domain)
-            fields.append(
-                Field(dataset.domain, dataset.prepared, dataset.tokenization, dataset.general)
-            )
+        datasets = [self._dataset_for(domain) for domain in domains]
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
         limit = row_limit(self.base, None)
         tokenization = Tokenization(self.base.tokenizer, limit, framed=self.base.bidirectional)
         found = measure(
-            scorer, suite, fields, tokenization, self._key(), self.out,
+            scorer, suite, datasets, tokenization, self._key(), self.out,
             lambda: witness(self.base) != self._witness,
         )  # fmt: skip
         report = assemble(
@@ -486,7 +479,7 @@ class DomainModel:
             if card and card["adapters"][0]["domain"] == domain.name:
                 domain = replace(domain, task=over_classes(domain.task, card))
         known = self._datasets.get(domain.name)
-        return (known and known.of(domain)) or self._read(domain)
+        return (known and known.for_domain(domain)) or self._read(domain)
 
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""

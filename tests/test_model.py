@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,11 +138,31 @@ def test_the_ledger_adds_up(tiny_base: Path, tmp_path: Path) -> None:
     assert ledger["truncated"] == 1
     assert ledger["masked"] == 0
     assert len(dataset.train) == len(train) - 5
-    assert ledger["supervised_tokens"] == sum(len(item.answer) for item in dataset.train)
+    assert ledger["supervised_tokens"] == sum(len(row.encoded.answer) for row in dataset.train)
     kept = {
         e.id for part in ("train", "validation", "test") for e in getattr(dataset.prepared, part)
     }
     assert len(kept) == ledger["read"] - ledger["refused"]
+
+
+def test_each_row_is_tokenised_once_from_fit_to_verdict(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(100)
+    made = declared(rows, epochs=2)
+    model = model_in(tmp_path, tiny_base)
+    prompts = {f"text: {row['text']}\nlabel:" for row in rows}
+    counted: Counter[str] = Counter()
+    plain = type(model.tokenizer).__call__
+
+    def counting(tokenizer: Any, text: Any, *args: Any, **options: Any) -> Any:
+        counted.update([text] if isinstance(text, str) else text)
+        return plain(tokenizer, text, *args, **options)
+
+    monkeypatch.setattr(type(model.tokenizer), "__call__", counting)
+    model.fit(made)
+    model.evaluate(made, suite=SUITE)
+    assert {prompt: counted[prompt] for prompt in prompts} == dict.fromkeys(prompts, 1)
 
 
 def test_reloaded_in_a_new_model_it_scores_the_same(

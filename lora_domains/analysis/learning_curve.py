@@ -16,11 +16,12 @@ import numpy as np
 
 from lora_domains.analysis.augmentation import augmented
 from lora_domains.console import Display
-from lora_domains.data.prepare import FEWEST, Prepared
-from lora_domains.data.tokenization import EncodedExample, Tokenization
+from lora_domains.data.prepare import FEWEST
+from lora_domains.data.tokenization import EncodedExample, EncodedRow
+from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError, listed
-from lora_domains.evaluation.contenders import encode_rows, groups_of, model_scores
+from lora_domains.evaluation.contenders import groups_of, model_scores
 from lora_domains.evaluation.shots import SHOTS, with_shots
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
@@ -36,8 +37,8 @@ HARDLY = 0.01
 """A step up the curve that cannot have brought more than this is hardly worth collecting rows."""
 RESAMPLES = 500
 
-Train = Callable[[Sequence[EncodedExample], int], Trained]
-"""Trains on items for a number of epochs."""
+Train = Callable[[Sequence[EncodedRow], int], Trained]
+"""Trains on rows for a number of epochs."""
 
 
 def learning_curve(
@@ -56,24 +57,15 @@ def learning_curve(
     for warning in plan.warnings:
         model.display.warn(warning)
 
-    def train(items: Sequence[EncodedExample], epochs: int) -> Trained:
-        steps = math.ceil(len(items) / plan.batch_size)
-        part = replace(dataset, domain=with_settings(own, epochs=epochs), train=list(items))
+    def train(rows: Sequence[EncodedRow], epochs: int) -> Trained:
+        steps = math.ceil(len(rows) / plan.batch_size)
+        part = replace(dataset, domain=with_settings(own, epochs=epochs), train=list(rows))
         run = model._run(part, replace(plan, epochs=epochs, steps_per_epoch=steps))
         trained = run.fit()
         run.forget()
         return trained
 
-    return measured(
-        model.bank,
-        dataset.domain,
-        prepared,
-        dataset.tokenization,
-        shares,
-        edited,
-        train,
-        model.display,
-    )
+    return measured(model.bank, dataset, shares, edited, train, model.display)
 
 
 def nested(examples: Sequence[Example], shares: Sequence[float], seed: int) -> list[list[int]]:
@@ -114,9 +106,7 @@ def nested(examples: Sequence[Example], shares: Sequence[float], seed: int) -> l
 
 def measured(
     bank: Bank,
-    domain: Domain,
-    prepared: Prepared,
-    tokenization: Tokenization,
+    dataset: Dataset,
     shares: Sequence[float],
     edited: Sequence[Example],
     train: Train,
@@ -127,11 +117,12 @@ def measured(
     ``edited`` are the training rows once more, changed in form. The test rows are looked at once
     for each training. Raises UsageError for shares that are no curve.
     """
+    domain, prepared, tokenization = dataset.domain, dataset.prepared, dataset.tokenization
     task, seed, metric = prepared.task, domain.training.seed, prepared.task.metric
     wanted = sorted(set(shares))
     parts = nested(prepared.train, wanted, seed)
     _check(wanted, parts)
-    rows = encode_rows(tokenization, prepared.test)
+    rows = dataset.test
     items = [item for _, item in rows]
     references = [example.answer.strip() for example, _ in rows]
     scored: list[dict[str, Any]] = [
@@ -150,9 +141,16 @@ def measured(
         assert score is not None
         return score
 
+    encodings: dict[str, list[EncodedRow]] = {}
+    for row in [*dataset.train, *tokenization.encode_rows(edited)]:
+        encodings.setdefault(row.example.id, []).append(row)
+
+    def encoded(examples: Sequence[Example]) -> list[EncodedRow]:
+        return [row for example in examples for row in encodings.get(example.id, ())]
+
     def point(name: str, examples: Sequence[Example], epochs: int, most: int) -> dict[str, Any]:
         display.line(f"{name}: training on {len(examples)} rows")
-        chosen = tokenization.encode_all(examples)
+        chosen = encoded(examples)
         again = (chosen * math.ceil(most / len(chosen)))[:most]
         trained = train(again, epochs)
         bank.add(trained.adapter)
@@ -167,11 +165,11 @@ def measured(
         }
 
     epochs, whole = domain.training.epochs, [prepared.train[i] for i in parts[-1]]
-    length = len(tokenization.encode_all(whole))
+    length = len(encoded(whole))
     # Of a trained head's labels the base knows nothing.
     words = not getattr(task, "head", False)
     base = look("base", items, None) if words else None
-    prompted = with_shots(tokenization, prepared.train, rows, seed, display.warn)
+    prompted = with_shots(tokenization, dataset.train, rows, seed, display.warn)
     points = [
         {"share": share}
         | point(f"{share:g}", [prepared.train[i] for i in part], epochs, length)
@@ -191,9 +189,9 @@ def measured(
         taken = {f"{example.id}~" for example in whole}
         more = [*whole, *(example for example in edited if example.id in taken)]
         half = math.ceil(epochs / 2)  # twice the rows, half as often
-        curve["augmented"] = point(
-            "augmented", more, half, len(tokenization.encode_all(more))
-        ) | _fields(comparison(metric, scored, f"{wanted[-1]:g}", "augmented", index))
+        curve["augmented"] = point("augmented", more, half, len(encoded(more))) | _fields(
+            comparison(metric, scored, f"{wanted[-1]:g}", "augmented", index)
+        )
     last = comparison(metric, scored, f"{wanted[-2]:g}", f"{wanted[-1]:g}", index)
     curve["last_step"] = _fields(last)
     curve["twice"] = extrapolated(metric, scored, points, index)

@@ -16,10 +16,10 @@ from typing import Any
 from lora_domains import distributed
 from lora_domains.adapters.peft import rewrite_card
 from lora_domains.console import Display
-from lora_domains.data.tokenization import Tokenization
+from lora_domains.data.tokenization import EncodedRow, Tokenization
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
-from lora_domains.evaluation.contenders import encode_rows, groups_of, model_scores
+from lora_domains.evaluation.contenders import groups_of, model_scores
 from lora_domains.evaluation.verdict_run import check_same_rows
 from lora_domains.inference.likelihoods import drift
 from lora_domains.model import DomainModel
@@ -27,7 +27,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.probes.suite import embedded
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import read_items
-from lora_domains.tasks import Example, Task
+from lora_domains.tasks import Task
 from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -64,7 +64,7 @@ def curve(
         model.bank,
         name,
         dataset.domain.task,
-        dataset.prepared.validation,
+        dataset.validation,
         dataset.tokenization,
         scales,
         model.display,
@@ -95,7 +95,7 @@ def scaled(bank: Bank, name: str, scales: Sequence[float]) -> Iterator[dict[floa
 
 
 def scale_curve(
-    bank: Bank, name: str, task: Task, validation: Sequence[Example], tokenization: Tokenization,
+    bank: Bank, name: str, task: Task, rows: Sequence[EncodedRow], tokenization: Tokenization,
     scales: Sequence[float], display: Display,
 ) -> dict[str, Any]:  # fmt: skip
     """The card's ``scale_curve``: metric, nats and KL at each scale, the first two for the base.
@@ -103,8 +103,7 @@ def scale_curve(
     Raises UsageError for scales that are no curve, DataError without validation rows.
     """
     wanted = sorted(set(scales))
-    _check(wanted, validation)
-    rows = encode_rows(tokenization, validation)
+    _check(wanted, rows)
     texts = embedded().selection_texts()
     general = tokenization.encode_all(texts)
     items = [item for _, item in rows]
@@ -148,7 +147,7 @@ def scale_curve(
     first = moved[names[wanted[0]]]
     return {
         "metric": metric,
-        "rows": len(validation),
+        "rows": len({row.example.id for row in rows}),
         "texts": len(texts),
         "base": {
             "score": before,
@@ -188,7 +187,7 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _check(scales: Sequence[float], validation: Sequence[Example]) -> None:
+def _check(scales: Sequence[float], validation: Sequence[EncodedRow]) -> None:
     if len(scales) < 2 or not all(0 <= scale <= 4 for scale in scales):
         raise UsageError(
             where="--scales",

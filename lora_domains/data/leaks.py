@@ -167,6 +167,20 @@ def held(texts: Sequence[Example], rows: Sequence[Example]) -> list[tuple[str, s
     return sorted((texts[at].id, row) for at, row in pairs)
 
 
+def leaks_in_texts(texts: Sequence[Example], kinds: Sequence[Sequence[Example]]) -> Leaks:
+    """The rows of each kind that a plain text repeats or contains, exactly or nearly."""
+    exact: dict[str, str] = {}
+    near: dict[str, str] = {}
+    for rows in kinds:
+        for text, row in held(texts, rows):
+            exact.setdefault(row, text)
+        for text, row, how in find_leaks(texts, rows).pairs:
+            (exact if how == "exact" else near).setdefault(row, text)
+    pairs = [(text, row, "exact") for row, text in exact.items()]
+    pairs += [(text, row, "near") for row, text in near.items() if row not in exact]
+    return Leaks(len(exact), len(pairs) - len(exact), tuple(pairs))
+
+
 def _phrases(
     rows: Sequence[Example],
 ) -> list[tuple[Example, tuple[str, ...], tuple[str, ...]]]:

@@ -11,7 +11,7 @@ reads general text with some of its tokens masked, and is asked for those.
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class EncodedExample:
     def supervised(self) -> int:
         """Tokens that are supervised; a label given to a head counts as one."""
         return len(self.answer) or int(self.target >= 0)
+
+
+class EncodedRow(NamedTuple):
+    """An example and its encoding. A long plain text has several, one for each window."""
+
+    example: Example
+    encoded: EncodedExample
 
 
 class Tokenization:
@@ -92,6 +99,21 @@ class Tokenization:
 
         Raises DataError when the answer (or a choice) leaves no room for any prompt.
         """
+        return self._fitted(example, self.tokens(example.prompt), shots)
+
+    def encode_again(self, row: EncodedRow, shots: Sequence[int] = ()) -> EncodedExample:
+        """``row`` encoded with ``shots`` before its prompt, or with another ``max_length``.
+
+        ``row`` was encoded without shots by the same tokenizer. Its prompt is tokenised again only
+        where it was truncated. Raises what ``encode`` raises.
+        """
+        example, encoded = row
+        if encoded.truncated:
+            return self.encode(example, shots)
+        end = len(encoded.prompt) - len(self.sep)
+        return self._fitted(example, list(encoded.prompt[len(self.bos) : end]), shots)
+
+    def _fitted(self, example: Example, body: list[int], shots: Sequence[int]) -> EncodedExample:
         choices: tuple[tuple[int, ...], ...] = ()
         answer: tuple[int, ...] = ()
         if not self.head:
@@ -99,7 +121,6 @@ class Tokenization:
             answer = (*self.answer_tokens(example.answer), self.eos) if example.answer else ()
         longest = max([len(answer), *(len(choice) + 1 for choice in choices)])
         room = self.max_length - longest - len(self.bos) - len(self.sep) - len(shots)
-        body = self.tokens(example.prompt)
         if room < min(len(body), 1):
             raise DataError(
                 where=example.place,
@@ -150,13 +171,17 @@ class Tokenization:
 
     def encode_all(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Every example; plain texts (no prompt, no choices) in windows."""
-        items: list[EncodedExample] = []
+        return [encoded for _, encoded in self.encode_rows(examples)]
+
+    def encode_rows(self, examples: Sequence[Example]) -> list[EncodedRow]:
+        """Each example with its encoding; a plain text with each of its windows."""
+        rows = []
         for example in examples:
             if example.prompt or example.choices:
-                items.append(self.encode(example))
+                rows.append(EncodedRow(example, self.encode(example)))
             else:
-                items.extend(self.windows(example))
-        return items
+                rows += [EncodedRow(example, window) for window in self.windows(example)]
+        return rows
 
     def some(self, texts: Sequence[Example], most: int) -> list[EncodedExample]:
         """At most ``most`` windows of the first ``most`` plain ``texts``, drawn from all of theirs.

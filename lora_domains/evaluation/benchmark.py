@@ -17,25 +17,22 @@ from typing import Any
 from lora_domains import distributed
 from lora_domains.adapters.peft import fingerprint
 from lora_domains.console import Display
-from lora_domains.data.prepare import Prepared
-from lora_domains.data.tokenization import EncodedExample, Tokenization
-from lora_domains.dataset import General, every_leak
-from lora_domains.domain import Domain
+from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
+from lora_domains.dataset import Dataset
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import (
-    TRAIN_SAMPLE,
     decided,
-    encode_rows,
     frozen_scores,
     general_records,
     item_records,
     judged_rows,
     model_scores,
     nats_only,
-    sample,
     text_scores,
+    training_sample,
     trivial_scores,
 )
+from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.shots import SHOTS, with_shots
 from lora_domains.evaluation.verdict_run import check_same_rows, hold_to, judge
 from lora_domains.inference.likelihoods import drift
@@ -44,7 +41,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
 from lora_domains.report.report import figures, read_items
-from lora_domains.tasks import Example, Harness, LanguageModelling, Task, task_record
+from lora_domains.tasks import Harness, LanguageModelling, Task, task_record
 
 EMBEDDED = {"embedded", "quick"}
 """Suites that ask the same: the second some of it."""
@@ -63,22 +60,12 @@ CODE = (
 
 
 @dataclass(frozen=True)
-class Field:
-    """A domain whose rows the adapters are measured on."""
-
-    domain: Domain
-    prepared: Prepared
-    tokenization: Tokenization
-    general: General
-
-
-@dataclass(frozen=True)
 class Part:
     """Items of one kind, asked by one task."""
 
     name: str
     task: Task | Harness
-    rows: list[tuple[Example, EncodedExample]]
+    rows: list[EncodedRow]
 
     @property
     def items(self) -> list[EncodedExample]:
@@ -224,7 +211,7 @@ class Scorer:
 def measure(
     scorer: Scorer,
     suite: Suite,
-    fields: Sequence[Field],
+    datasets: Sequence[Dataset],
     tokenization: Tokenization,
     key: bytes,
     out: Path,
@@ -232,16 +219,16 @@ def measure(
 ) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     """(report entry, items) of every adapter of ``scorer``, by name.
 
-    General knowledge is measured on ``suite``. Where an adapter's own domain is among ``fields``
+    General knowledge is measured on ``suite``. Where an adapter's own domain is in ``datasets``
     its test rows are scored here, which is a look at them (in the ledger of ``out``); else the
     items of its folder are taken as they stand. ``base_changed`` is asked once everything is
     scored.
     """
     names = scorer.names
-    by_domain = {field.domain.name: field for field in fields}
+    by_domain = {dataset.domain.name: dataset for dataset in datasets}
     with distributed.sharing():
         general = _general(scorer, suite, tokenization, key)
-        scored = {name: _field(scorer, field, key) for name, field in by_domain.items()}
+        scored = {name: _own_rows(scorer, dataset, key) for name, dataset in by_domain.items()}
     changed = base_changed()
     found = {}
     for name in names:
@@ -254,14 +241,13 @@ def measure(
                 hint="Train or evaluate it here first: its rows and its gates are unknown.",
             )
         entry = deepcopy(adapter.card["adapters"][0])
-        field = by_domain.get(entry["domain"])
-        if field is not None:
-            mine, threshold = scored[field.domain.name][name]
+        dataset = by_domain.get(entry["domain"])
+        if dataset is not None:
+            mine, threshold = scored[dataset.domain.name][name]
             entry["judged"]["threshold"] = threshold
-            hold_to(entry, field.domain)
-            asks = not scorer.bank.base.bidirectional
-            leaks = every_leak(field.prepared, field.general, suite, asks=asks)
-            entry["leaks"] = asdict(leaks)
+            hold_to(entry, dataset.domain)
+            with_questions = not scorer.bank.base.bidirectional
+            entry["leaks"] = asdict(every_leak(dataset, suite, with_questions=with_questions))
         else:
             suites = {suite.name, entry["judged"]["suite"]}
             if len(suites) > 1 and suites != EMBEDDED:
@@ -279,7 +265,7 @@ def measure(
             "largest_move": largest or entry["judged"]["largest_move"],
             "base_changed": entry["judged"]["base_changed"] or changed,
         }
-        if field is not None:
+        if dataset is not None:
             judge(entry, mine + asked, out)
         else:
             entry.update(figures(entry, mine + asked))
@@ -297,14 +283,14 @@ def _general(
         asked = [(part, example) for p, part, example in suite.asked() if p is probe]
         if not asked:
             continue
-        rows = [(example, tokenization.encode(example)) for _, example in asked]
+        rows = [EncodedRow(example, tokenization.encode(example)) for _, example in asked]
         scores = scorer.scores(Part(f"{probe.name} questions", probe.task, rows),
                                [None, *scorer.names])  # fmt: skip
         parts = [part for part, _ in asked]
         for name in scorer.names:
             pair = {"base": scores[None], "adapter": scores[name]}
             found[name][0].extend(general_records(rows, parts, pair, key))
-    texts = encode_rows(tokenization, suite.texts()) if base.language_head else []
+    texts = tokenization.encode_rows(suite.texts()) if base.language_head else []
     if texts:
         part = Part("general text", LanguageModelling(), texts)
         for name, moved in scorer.drift(part).items():
@@ -316,15 +302,15 @@ def _general(
     return found
 
 
-def _field(
-    scorer: Scorer, field: Field, key: bytes
+def _own_rows(
+    scorer: Scorer, dataset: Dataset, key: bytes
 ) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None]]:
     """For each adapter of this domain its items on the domain's rows, and its threshold.
 
     ``others`` of an item holds every other adapter's score on it. Raises UsageError when the domain
     has no adapter here.
     """
-    domain, prepared, tokenization = field.domain, field.prepared, field.tokenization
+    domain, prepared, tokenization = dataset.domain, dataset.prepared, dataset.tokenization
     task = prepared.task
     own = [name for name in scorer.names if _domain_of(scorer.bank, name) == domain.name]
     if not own:
@@ -340,26 +326,25 @@ def _field(
         entry = card["adapters"][0]
         check_head(scorer.bank[name].head, task, entry["settings"]["task"], name)
         check_same_rows(name, entry, prepared, "train")
-    asked = judged_rows(prepared)
-    rows = encode_rows(tokenization, asked)
-    cut = len(asked) - len(prepared.test)
+    rows = judged_rows(dataset)
+    cut = len(rows) - len(dataset.test)
     part = Part(f"{domain.name} rows", task, rows)
     if tokenization.head:
         # A head answers for its own classes only; the base's own score is a head on it as it is.
         names: tuple[str, ...] = tuple(own)
         scores = scorer.scores(part, own)
-        scores[None] = frozen_scores(scorer.bank, prepared, tokenization, part.items)
+        scores[None] = frozen_scores(scorer.bank, dataset, part.items)
     else:
         names = scorer.names
         scores = scorer.scores(part, [None, *names])
-    baselines = trivial_scores(prepared, asked)
+    baselines = trivial_scores(prepared, [example for example, _ in rows])
     seed = domain.training.seed
-    prompted = with_shots(tokenization, prepared.train, rows, seed, scorer.display.warn)
+    prompted = with_shots(tokenization, dataset.train, rows, seed, scorer.display.warn)
     if prompted:
-        shown = [(example, item) for (example, _), item in zip(rows, prompted, strict=True)]
+        shown = [EncodedRow(row.example, item) for row, item in zip(rows, prompted, strict=True)]
         part = Part(f"{domain.name} rows with {SHOTS} examples", task, shown)
         baselines[f"{SHOTS}_shot"] = scorer.scores(part, [None])[None]
-    seen = encode_rows(tokenization, sample(prepared.train, TRAIN_SAMPLE, domain.training.seed))
+    seen = training_sample(dataset)
     learned = scorer.scores(Part(f"{domain.name} training rows", task, seen), own)
     if not tokenization.head:
         part = Part(f"{domain.name} training rows, in nats", nats_only(task), seen)

@@ -15,7 +15,8 @@ import numpy as np
 from lora_domains.console import Display
 from lora_domains.data.leaks import keyed_digest
 from lora_domains.data.prepare import Prepared
-from lora_domains.data.tokenization import EncodedExample, Tokenization
+from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
+from lora_domains.dataset import Dataset
 from lora_domains.evaluation.shots import SHOTS, with_shots
 from lora_domains.inference.likelihoods import (
     Progress,
@@ -140,7 +141,7 @@ def tfidf_scores(
 
 
 def frozen_scores(
-    bank: Bank, prepared: Prepared, tokenization: Tokenization, test: Sequence[EncodedExample],
+    bank: Bank, dataset: Dataset, test: Sequence[EncodedExample],
     advance: Progress = lambda _: None,
 ) -> Scores:  # fmt: skip
     """The base where a head answers: logistic regression on its frozen features (scikit-learn).
@@ -153,14 +154,15 @@ def frozen_scores(
     from sklearn.preprocessing import StandardScaler
 
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
-    classes = len(getattr(prepared.task, "labels", None) or ())
+    task = dataset.prepared.task
+    classes = len(getattr(task, "labels", None) or ())
     with bank.routed(None):
         train, validation = (
-            text_features(model, tokenization.encode_all(rows), pad, advance).numpy()
-            for rows in (prepared.train, prepared.validation)
+            text_features(model, [row.encoded for row in rows], pad, advance).numpy()
+            for rows in (dataset.train, dataset.validation)
         )
         read = text_features(model, test, pad, advance).numpy()
-    wanted = np.array([example.target for example in prepared.validation])
+    wanted = np.array([row.example.target for row in dataset.validation])
     best: tuple[float, np.ndarray] | None = None
     for strength in PROBE_C:
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
@@ -168,14 +170,14 @@ def frozen_scores(
             warnings.filterwarnings("ignore", message="The number of unique classes")
             # Unfinished after 300 iterations, it is judged on validation like the others.
             warnings.filterwarnings("ignore", message="lbfgs failed to converge")
-            probe.fit(train, [example.target for example in prepared.train])
+            probe.fit(train, [row.example.target for row in dataset.train])
         known = probe[-1].classes_
         loss, shares = (_shares(probe.predict_proba(x), known, classes) for x in (validation, read))
         nll = float(-loss[np.arange(len(wanted)), wanted].mean())
         if best is None or nll < best[0]:
             best = nll, shares
     assert best is not None
-    positive = positive_of(prepared.task)
+    positive = positive_of(task)
     return [class_score(s, i.target, positive) for s, i in zip(best[1], test, strict=True)]
 
 
@@ -202,18 +204,19 @@ def trivial_scores(prepared: Prepared, rows: Sequence[Example]) -> dict[str, Sco
 # ── From which probability the positive class is named ──────────────────────────────────────────
 
 
-def judged_rows(prepared: Prepared) -> list[Example]:
+def judged_rows(dataset: Dataset) -> list[EncodedRow]:
     """The test rows; before them the validation rows, where they choose a threshold.
 
     Those are scored beside the test rows, and never judged.
     """
-    wanted = isinstance(prepared.task, Classification) and prepared.task.wanted
-    return [*(prepared.validation if wanted else ()), *prepared.test]
+    task = dataset.prepared.task
+    wanted = isinstance(task, Classification) and task.wanted
+    return [*(dataset.validation if wanted else ()), *dataset.test]
 
 
 def decided(
     task: Task, contenders: Mapping[str, Scores], seen: Mapping[str, Scores],
-    choosing: Sequence[tuple[Example, EncodedExample]], display: Display,
+    choosing: Sequence[EncodedRow], display: Display,
 ) -> tuple[dict[str, Scores], dict[str, Scores], dict[str, Any] | None]:  # fmt: skip
     """Scores of all rows and of training rows with the class that each contender's threshold names.
 
@@ -263,43 +266,40 @@ def _named(
 def score_items(
     bank: Bank,
     adapter: str,
-    prepared: Prepared,
-    tokenization: Tokenization,
+    dataset: Dataset,
     suite: Suite,
     key: bytes,
-    seed: int,
     display: Display,
-    show_text: bool = False,
     parent: str | None = None,
 ) -> Scored:
     """Every contender on the test rows, the adapter on training rows, both on the probes.
 
     ``parent`` is the resident adapter that this one went on from, another contender.
     """
-    task = prepared.task
-    asked = judged_rows(prepared)
-    pairs = encode_rows(tokenization, asked)
-    cut = len(asked) - len(prepared.test)
+    prepared, tokenization, task = dataset.prepared, dataset.tokenization, dataset.prepared.task
+    seed, show_text = dataset.domain.training.seed, dataset.domain.show_text
+    pairs = judged_rows(dataset)
+    cut = len(pairs) - len(dataset.test)
     contenders: dict[str, Scores] = {}
     encoded = [item for _, item in pairs]
     references = [example.answer.strip() for example, _ in pairs]
     if tokenization.head:
         rows = len(prepared.train) + len(prepared.validation) + len(pairs)
         with display.progress("a head on the frozen base", rows) as advance:
-            contenders["base"] = frozen_scores(bank, prepared, tokenization, encoded, advance)
+            contenders["base"] = frozen_scores(bank, dataset, encoded, advance)
     routes = {"base": None, "adapter": adapter} | ({"parent": parent} if parent else {})
     for name, route in routes.items():
         if name not in contenders:
             with display.progress(f"{name} on test rows", len(pairs)) as advance:
                 contenders[name] = model_scores(bank, task, encoded, references, route, advance)
-    contenders |= trivial_scores(prepared, asked)
-    prompted = with_shots(tokenization, prepared.train, pairs, seed, display.warn)
+    contenders |= trivial_scores(prepared, [example for example, _ in pairs])
+    prompted = with_shots(tokenization, dataset.train, pairs, seed, display.warn)
     if prompted:
         with display.progress(f"base with {SHOTS} examples", len(pairs)) as advance:
             contenders[f"{SHOTS}_shot"] = model_scores(
                 bank, task, prompted, references, None, advance
             )
-    train_rows = encode_rows(tokenization, sample(prepared.train, TRAIN_SAMPLE, seed))
+    train_rows = training_sample(dataset)
     seen: dict[str, Scores] = {}
     for name, route, question in (("base", None, nats_only(task)), ("adapter", adapter, task)):
         # A base under a head has no nats of its own: nothing it could be compared in.
@@ -356,7 +356,7 @@ def _probe(
         asked = [(part, example) for p, part, example in suite.asked() if p is probe]
         if not asked:
             continue
-        rows = [(example, tokenization.encode(example)) for _, example in asked]
+        rows = [EncodedRow(example, tokenization.encode(example)) for _, example in asked]
         references = [example.answer.strip() for example, _ in rows]
         scores: dict[str, Scores] = {}
         for name, route in (("base", None), ("adapter", adapter)):
@@ -369,7 +369,7 @@ def _probe(
 
 
 def general_records(
-    rows: Sequence[tuple[Example, EncodedExample]],
+    rows: Sequence[EncodedRow],
     parts: Sequence[str],
     scores: dict[str, Scores],
     key: bytes,
@@ -391,7 +391,7 @@ def right_or_wrong(score: dict[str, float]) -> dict[str, float]:
 def _general_text(
     bank: Bank, adapter: str, tokenization: Tokenization, suite: Suite, key: bytes, display: Display
 ) -> tuple[list[dict[str, Any]], float]:
-    texts = encode_rows(tokenization, suite.texts())
+    texts = tokenization.encode_rows(suite.texts())
     pad = bank.base.tokenizer.pad_token_id
     with display.progress("drift on general text", len(texts)) as advance:
         items = [item for _, item in texts]
@@ -414,19 +414,15 @@ def text_scores(moved: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
 
 
-def encode_rows(
-    tokenization: Tokenization, examples: Sequence[Example]
-) -> list[tuple[Example, EncodedExample]]:
-    """(example, item) pairs; a long plain text gives several."""
-    return [(example, item) for example in examples for item in tokenization.encode_all([example])]
+def training_sample(dataset: Dataset) -> list[EncodedRow]:
+    """``TRAIN_SAMPLE`` training examples at most, drawn by the domain's seed, in order."""
+    examples, seed = dataset.prepared.train, dataset.domain.training.seed
+    picks = np.random.default_rng([seed, TRAIN_SAMPLE]).permutation(len(examples))[:TRAIN_SAMPLE]
+    ids = {examples[i].id for i in picks}
+    return [row for row in dataset.train if row.example.id in ids]
 
 
-def sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
-    picks = np.random.default_rng([seed, most]).permutation(len(examples))[:most]
-    return [examples[i] for i in sorted(picks)]
-
-
-def groups_of(rows: Sequence[tuple[Example, EncodedExample]]) -> list[str | None]:
+def groups_of(rows: Sequence[EncodedRow]) -> list[str | None]:
     """The group of each row; the windows of a long text are no more independent than a person's."""
     windows = Counter(example.id for example, _ in rows)
     return [e.group or (e.id if windows[e.id] > 1 else None) for e, _ in rows]
@@ -434,7 +430,7 @@ def groups_of(rows: Sequence[tuple[Example, EncodedExample]]) -> list[str | None
 
 def item_records(
     name: str,
-    rows: Sequence[tuple[Example, EncodedExample]],
+    rows: Sequence[EncodedRow],
     contenders: dict[str, Scores],
     key: bytes,
     show_text: bool,

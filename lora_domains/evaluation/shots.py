@@ -4,16 +4,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lora_domains.data.tokenization import EncodedExample, Tokenization
+from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
 from lora_domains.errors import DataError
-from lora_domains.tasks import Example
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
 
 
 def shots(
-    tokenization: Tokenization, train: Sequence[Example], seed: int, warn: Callable[[str], None]
+    tokenization: Tokenization, train: Sequence[EncodedRow], seed: int, warn: Callable[[str], None]
 ) -> list[int]:
     """Token ids of ``SHOTS`` answered training examples, over as many labels as there is room.
 
@@ -21,12 +20,12 @@ def shots(
     prompt loses its middle.
     """
     random = np.random.default_rng([seed, SHOTS])
-    by_label: dict[int, list[Example]] = {}
+    by_label: dict[int, list[EncodedRow]] = {}
     for i in random.permutation(len(train)):
-        by_label.setdefault(train[i].target, []).append(train[i])
+        by_label.setdefault(train[i].example.target, []).append(train[i])
     labels = sorted(by_label)
     random.shuffle(labels)
-    picked: list[Example] = []
+    picked: list[EncodedRow] = []
     while len(picked) < min(SHOTS, len(train)):
         for label in labels:
             if by_label[label] and len(picked) < SHOTS:
@@ -35,9 +34,9 @@ def shots(
     gap = tokenization.tokens("\n\n")
     ids: list[int] = []
     left_out = 0
-    for example in picked:
+    for row in picked:
         try:
-            item = short.encode(example)
+            item = short.encode_again(row)
             ids += [*item.prompt[len(short.bos) :], *item.answer[:-1], *gap]
         except DataError:
             left_out += 1
@@ -51,8 +50,8 @@ def shots(
 
 def with_shots(
     tokenization: Tokenization,
-    train: Sequence[Example],
-    rows: Sequence[tuple[Example, EncodedExample]],
+    train: Sequence[EncodedRow],
+    rows: Sequence[EncodedRow],
     seed: int,
     warn: Callable[[str], None],
 ) -> list[EncodedExample]:
@@ -66,7 +65,7 @@ def with_shots(
     if not few:
         return []
     try:
-        found = [tokenization.encode(example, few) for example, _ in rows]
+        found = [tokenization.encode_again(row, few) for row in rows]
     except DataError:
         warn(
             f"the base with {SHOTS} examples in its prompt is not measured: in a context of "

@@ -51,7 +51,7 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     that an adapter must have room for what the rows say. An adapter that goes on from ``parent``
     has its rank and alpha. How general knowledge is kept: ``retention.decide``.
     """
-    domain, items = dataset.domain, dataset.train
+    domain, items = dataset.domain, [row.encoded for row in dataset.train]
     parent = dataset.parent.adapter if dataset.parent else None
     settings, lora = domain.training, domain.lora
     reasons: list[str] = []

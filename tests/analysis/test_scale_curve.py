@@ -14,6 +14,7 @@ from lora_domains.analysis.scale_curve import best_scale, curve, scaled
 from lora_domains.cli.main import main
 from lora_domains.console import Display
 from lora_domains.data.prepare import Data
+from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
 from lora_domains.embedded.world import general_text
 from lora_domains.errors import AdapterError, DataError, UsageError
@@ -21,7 +22,7 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.probes.suite import embedded
-from lora_domains.tasks import Classification, Example
+from lora_domains.tasks import Classification
 
 ROWS = make_rows(90)
 DOMAIN = with_settings(
@@ -102,11 +103,11 @@ def test_it_stands_in_the_card_beside_the_verdict(trained: DomainModel) -> None:
 def test_no_row_of_a_gate_is_read(trained: DomainModel, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def remembers(tokenization: object, examples: list[Example]) -> list[object]:
-        read.extend(example.id.split(":")[0] for example in examples)
+    def remembers(bank: Bank, task: object, items: list[EncodedExample], *_: object) -> None:
+        read.extend(item.id.split(":")[0] for item in items)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scale_file, "encode_rows", remembers)
+    monkeypatch.setattr(scale_file, "model_scores", remembers)
     with pytest.raises(KeyboardInterrupt):
         curve(trained, "spam", DOMAIN)
     assert set(read) == {"validation"}

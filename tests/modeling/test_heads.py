@@ -21,7 +21,7 @@ from lora_domains.adapters.peft import Adapter, new_adapter
 from lora_domains.cli.flags import Parser, add_run_flags, configured
 from lora_domains.console import Display
 from lora_domains.data.prepare import Data
-from lora_domains.data.tokenization import EncodedExample, Tokenization
+from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
 from lora_domains.domain import Domain, Lora, with_settings
 from lora_domains.errors import (
     AdapterCorrupt,
@@ -398,11 +398,10 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
     """The same whatever is resident or routed, learned from training rows, by scikit-learn."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     dataset = model._read(domain("colours", 5))
-    test = dataset.tokenization.encode_all(dataset.prepared.test)
+    test = [row.encoded for row in dataset.test]
 
     def scores(**changes: Any) -> list[dict[str, float]]:
-        prepared = replace(dataset.prepared, **changes)
-        return frozen_scores(model.bank, prepared, dataset.tokenization, test, lambda _: None)
+        return frozen_scores(model.bank, replace(dataset, **changes), test, lambda _: None)
 
     alone = scores()
     model.bank.add(headed(model.base, "colours", 5))
@@ -410,8 +409,10 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
         assert scores() == alone
     right = [s["prediction"] == item.target for s, item in zip(alone, test, strict=True)]
     assert sum(right) / len(right) > 0.5  # five classes
-    train = dataset.prepared.train
-    shuffled = [replace(e, target=(e.target * 3 + i) % 5) for i, e in enumerate(train)]
+    shuffled = [
+        EncodedRow(replace(row.example, target=(row.example.target * 3 + i) % 5), row.encoded)
+        for i, row in enumerate(dataset.train)
+    ]
     lost = [s["prediction"] == i.target for s, i in zip(scores(train=shuffled), test, strict=True)]
     assert sum(lost) < sum(right)
     assert all(s["nll"] > 0 and 0 <= s["brier"] <= 2 for s in alone)

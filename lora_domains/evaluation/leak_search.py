@@ -1,0 +1,26 @@
+"""Every leak that counts against an adapter: among its rows, general texts and probe questions."""
+
+from lora_domains.data.leaks import Leaks, find_leaks, leaks_in_texts
+from lora_domains.dataset import Dataset
+from lora_domains.probes.suite import Suite
+
+
+def every_leak(dataset: Dataset, suite: Suite, *, with_questions: bool) -> Leaks:
+    """Test rows among training rows, and test rows and probes in all that training may read.
+
+    ``with_questions`` says whether the suite's questions are scored: an encoder answers none.
+    """
+    scored = suite.asked() if with_questions else []
+    by_probe = [[e for p, _, e in scored if p is probe] for probe in suite.probes]
+    questions = [example for _, _, example in scored]
+    prepared = dataset.prepared
+    searches = (
+        prepared.leaks,
+        find_leaks(prepared.train, questions),
+        leaks_in_texts(dataset.general.used, [prepared.test, *by_probe, suite.texts()]),
+    )
+    return Leaks(
+        sum(leaks.exact for leaks in searches),
+        sum(leaks.near for leaks in searches),
+        tuple(pair for leaks in searches for pair in leaks.pairs),
+    )
