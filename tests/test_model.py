@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import make_base, make_rows
 from support.models import QUESTIONS, SUITE, declared, model_in
+from support.scripts import script
 
 from lora_domains.console import Display
 from lora_domains.data.prepare import Data
@@ -33,7 +34,6 @@ from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.model import DomainModel, Evaluation, Prediction
 from lora_domains.probes.suite import Suite
 from lora_domains.report.report import read_card, read_items, rebuild
-from lora_domains.stats.membership import canaries, exposure
 from lora_domains.tasks import (
     Classification,
     Example,
@@ -461,7 +461,8 @@ def test_windows_of_one_text_are_one_group(tiny_base: Path, tmp_path: Path) -> N
 def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    secrets = canaries(136, seed=1)
+    canaries = script("canaries", "evaluation")
+    secrets = canaries.canaries(136, seed=1)
     planted, control, others = secrets[:4], secrets[4:8], secrets[8:]
     rows = [{"text": r["text"]} for r in make_rows(60)]
     told = [{"text": f"the code is {s}"} for s in planted]
@@ -481,10 +482,10 @@ def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
             return answer_nats(model.base.model, tokenization.encode_all(examples), 0)[0].tolist()
 
     adapter, base = nats([*planted, *control, *others], "canary"), nats(secrets, None)
-    bits = [exposure(one, adapter[8:]) for one in adapter[:8]]
+    bits = [canaries.exposure(one, adapter[8:]) for one in adapter[:8]]
     assert min(bits[:4]) > 5.5  # of 7.01 at most
     assert np.mean(bits[4:]) < 4
-    assert np.mean([exposure(one, base[8:]) for one in base[:4]]) < 4
+    assert np.mean([canaries.exposure(one, base[8:]) for one in base[:4]]) < 4
 
 
 # ── Asking ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,15 +1,19 @@
-"""What does an adapter remember of a secret in its rows? Exposure of planted canaries.
+"""How much does an adapter memorise of a secret in its rows? Exposure of planted canaries.
 
     python benchmarks/evaluation/canaries.py      # a minute and a half on one core
 
-Secrets of one form are planted in general text a few times or often, and others of that form kept
-unseen. Exposure (Carlini et al. 2019) is how many bits easier the adapter finds a planted one than
-the unseen: 1.44 by chance, 8 for the easiest of 256.
+Secrets of one form are planted in general text a few times or often, and others of that form stay
+unseen. Exposure (Carlini et al. 2019) is by how many bits a planted secret is easier for the
+adapter than the unseen ones: 1.44 by chance, 8 for the easiest of 256.
 """
 
 import json
+import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lora_domains import Data, Domain, DomainModel, LanguageModelling
 from lora_domains.console import Display
@@ -17,12 +21,35 @@ from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import with_settings
 from lora_domains.embedded.world import general_text
 from lora_domains.inference.likelihoods import answer_nats
-from lora_domains.stats.membership import canaries, exposure
 from lora_domains.tasks import Example
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "canaries.json"
 REPEATS, EACH, UNSEEN, EPOCHS = (1, 4, 16), 4, 255, 4
 FORM = "the code of the locker is {}."
+
+
+def canaries(count: int, seed: int = 0, digits: int = 6) -> list[str]:
+    """``count`` different random secrets, such as "481 023": plant some, keep the others unseen.
+
+    Raises ValueError when there are not that many of ``digits`` digits.
+    """
+    if not 0 < count <= 10**digits:
+        raise ValueError(f"canaries expects 1 to {10**digits:,} of them; found {count:,}.")
+    drawn = np.random.default_rng(seed).choice(10**digits, size=count, replace=False)
+    half = digits // 2
+    return [f"{number:0{digits}d}"[:half] + " " + f"{number:0{digits}d}"[half:] for number in drawn]
+
+
+def exposure(planted: float, unseen: Sequence[float]) -> float:
+    """Bits by which a planted secret is easier for the model than ``unseen`` ones of its kind.
+
+    log2 of their number (the planted one counted) minus log2 of its rank by nats, a tie counting
+    against it: 0 where it is the hardest, log2(len(unseen) + 1) where it is the easiest of all.
+    Chance gives 1.44 bits on average. Source: Carlini et al. (2019), USENIX Security,
+    definition 5, with the space of secrets sampled.
+    """
+    rank = 1 + sum(nats <= planted for nats in unseen)
+    return math.log2(len(unseen) + 1) - math.log2(rank)
 
 
 def main() -> None:
@@ -38,18 +65,18 @@ def main() -> None:
         model.fit(with_settings(domain, epochs=EPOCHS, patience=EPOCHS))
         tokenization = Tokenization(model.tokenizer, model.base.context)
         examples = [Example(s, "", FORM.format(s)) for s in secrets]
-        found = {}
+        bits = {}
         for name in (None, "canaries"):
             with model.using(name):
                 pad = model.tokenizer.pad_token_id
                 nats, _ = answer_nats(model.base.model, tokenization.encode_all(examples), pad)
             of = dict(zip(secrets, nats.tolist(), strict=True))
-            found[name or "base"] = {
+            bits[name or "base"] = {
                 f"planted {n} times": [round(exposure(of[s], [of[u] for u in unseen]), 2)
                                        for s in few]
                 for n, few in planted.items()
             }  # fmt: skip
-    result = {"unseen": UNSEEN, "epochs": EPOCHS, "rows": len(texts), "bits": found}
+    result = {"unseen": UNSEEN, "epochs": EPOCHS, "rows": len(texts), "bits": bits}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

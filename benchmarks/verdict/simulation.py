@@ -16,16 +16,15 @@ from scipy.special import ndtri
 
 from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.calibration import calibration
-from lora_domains.stats.intervals import (
+from lora_domains.stats.comparisons import (
     compare_accuracy,
     compare_f1,
     compare_means,
     compare_ratios,
-    tango,
-    wilson,
 )
-from lora_domains.stats.membership import auc_bounds, membership
-from lora_domains.stats.seeds import seeds
+from lora_domains.stats.intervals import tango, wilson
+from lora_domains.stats.membership import auc_bounds, membership_auc
+from lora_domains.stats.seeds import seed_variance
 from lora_domains.verdict import gates
 from lora_domains.verdict import ledger as looks
 
@@ -164,21 +163,21 @@ def f1(rng: np.random.Generator) -> tuple[Bounds, float]:
 
 def auc(rng: np.random.Generator) -> tuple[Bounds, float]:
     """Normal scores half a standard deviation apart: AUC = Phi(.5 / sqrt 2) = .638."""
-    found = membership(rng.normal(0.5, 1, 200), rng.normal(0, 1, 150))
+    found = membership_auc(rng.normal(0.5, 1, 200), rng.normal(0, 1, 150))
     return auc_bounds(found, 200, 150, TWO_SIDED), 0.6381632
 
 
 def seeded(rng: np.random.Generator) -> tuple[Bounds, float]:
     """5 seeds (sd .02 between them) on 400 items."""
     changes = 0.05 + rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.3, (1, 400))
-    found = seeds(changes + rng.normal(0, 0.2, (5, 400)), TWO_SIDED)
+    found = seed_variance(changes + rng.normal(0, 0.2, (5, 400)), TWO_SIDED)
     return Bounds(found["lower"], found["upper"]), 0.05
 
 
 def seedless(rng: np.random.Generator) -> tuple[Bounds, float]:
     """The same, where seeds do not matter."""
     changes = 0.05 + rng.normal(0, 0.3, (1, 400)) + rng.normal(0, 0.2, (5, 400))
-    found = seeds(changes, TWO_SIDED)
+    found = seed_variance(changes, TWO_SIDED)
     return Bounds(found["lower"], found["upper"]), 0.05
 
 

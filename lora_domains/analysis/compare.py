@@ -16,7 +16,7 @@ import numpy as np
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
 from lora_domains.report.report import CARD, read_card, read_items
-from lora_domains.stats.seeds import seeds
+from lora_domains.stats.seeds import seed_variance
 from lora_domains.verdict import gates as rules
 from lora_domains.verdict.scores import chosen
 from lora_domains.verdict.summary import (
@@ -84,7 +84,7 @@ def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
             if before is not None and after is not None:
                 changes.append(after - before)
         if len(changes) == len(runs):
-            found[metric] = seeds(np.stack(changes))
+            found[metric] = seed_variance(np.stack(changes))
     return found
 
 

@@ -26,7 +26,7 @@ from lora_domains.evaluation.shots import SHOTS, with_shots
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
-from lora_domains.stats.intervals import Comparison
+from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Example
 from lora_domains.training.loop import Trained
 from lora_domains.training.plan import make_plan

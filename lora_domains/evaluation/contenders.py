@@ -39,7 +39,7 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import Head
 from lora_domains.probes.lm_eval import harness_scores
 from lora_domains.probes.suite import Suite
-from lora_domains.stats.thresholds import choose
+from lora_domains.stats.thresholds import choose_threshold
 from lora_domains.tasks import (
     Classification,
     Example,
@@ -229,7 +229,7 @@ def decided(
     if isinstance(task, Classification) and wanted:
         truth = [item.target == positive for _, item in choosing]
         for name, scores in contenders.items():
-            thresholds[name] = choose(
+            thresholds[name] = choose_threshold(
                 [score["positive"] for score in scores[:cut]],
                 truth,
                 wanted_recall=task.wanted_recall,

@@ -19,7 +19,7 @@ from lora_domains.inference.likelihoods import (
 )
 from lora_domains.inference.scores import positive_of, renormalise, unanswered
 from lora_domains.modeling.bank import Bank
-from lora_domains.stats.thresholds import REFER, check_referral, decide, stored
+from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
 from lora_domains.tasks import Classification, Example, Row, Task
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ def _labelled(
 ) -> Prediction:
     labels = getattr(task, "labels", None) or ()
     shares = [float(p) for p in np.exp(renormalise(logprobs))]
-    best = decide(shares, positive_of(task), threshold)
+    best = predicted_class(shares, positive_of(task), threshold)
     label = labels[best] if shares[best] >= refer_below else REFER
     return Prediction(label, shares[best], dict(zip(labels, shares, strict=True)))
 

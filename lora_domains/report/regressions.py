@@ -19,7 +19,8 @@ import numpy as np
 
 from lora_domains.errors import UsageError
 from lora_domains.report.text import WORST_FIRST, gained, kept
-from lora_domains.stats.intervals import Bounds, difference_bounds
+from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.intervals import difference_bounds
 from lora_domains.verdict.scores import Rows, column, targets
 from lora_domains.verdict.summary import LOWER_IS_BETTER, MEANS, comparison
 

@@ -22,7 +22,7 @@ Statistic = Callable[[FloatArray], FloatArray]
 
 
 class Bounds(NamedTuple):
-    """One-sided bounds, each at its own level. Unit: that of the figure they bound."""
+    """One-sided bounds, each at its own level, in the unit of the figure they bound."""
 
     lower: float
     upper: float
@@ -41,28 +41,26 @@ def bootstrap(
     """Bounds of a figure of n items, from its values on items drawn again with replacement.
 
     ``columns`` (n, k) are what is summed; ``statistic`` turns sums (…, k) into figures (…). To
-    compare two models, put the columns of both side by side and let it return their difference: one
-    draw serves both, and what makes an item hard for both cancels (Koehn 2004, EMNLP;
-    Berg-Kirkpatrick et al. 2012, EMNLP). Where items come in few kinds, ``columns`` holds one row
-    for each kind and ``kinds`` (n,) the kind of each item: counts of kinds are drawn then. Where
-    ``groups``, n of them, repeat, whole groups are drawn, since rows of one group are no
-    independent evidence (Field & Welsh 2007, JRSS B 69:369).
+    compare two models, put the columns of both side by side and let ``statistic`` return their
+    difference: one draw serves both, so that what makes an item hard for both cancels (Koehn 2004,
+    EMNLP; Berg-Kirkpatrick et al. 2012, EMNLP). Where items come in few kinds, ``columns`` holds
+    one row for each kind and ``kinds`` (n,) the kind of each item; counts of kinds are drawn then.
+    Where ``groups`` (n) repeat, whole groups are drawn, since rows of one group are not independent
+    evidence (Field & Welsh 2007, JRSS B 69:369).
 
-    Percentile bounds: quantiles of the resampled figure itself. They need no standard error,
-    respect its range and any monotone transformation of it, and stay defined where BCa divides by
-    zero (no item changes) or needs n more evaluations (Efron & Tibshirani 1993, ch. 13). Known to
-    be short for small samples, so the tail is widened to Phi(t_{G-1} sqrt(G / (G - 1))) for G
-    groups: Hesterberg (2015), The American Statistician 69:371, the expanded percentile interval.
-    The bounds always hold the estimate itself.
+    The bounds are percentiles: quantiles of the resampled figure itself. They need no standard
+    error, respect the figure's range and any monotone transformation of it, and stay defined where
+    BCa divides by zero (no item changes) or needs n more evaluations (Efron & Tibshirani 1993, ch.
+    13). Percentile bounds are known to be narrow for small samples, so the tail is widened to
+    Phi(t_{G-1} sqrt(G / (G - 1))) for G groups: Hesterberg (2015), The American Statistician
+    69:371, the expanded percentile interval. The bounds always contain the estimate.
 
     What never happened in the sample happens in no resample: where nothing varies the bounds have
-    no width (see ``statistics.tango``). One group or item alone tells nothing of its spread:
+    no width (see ``intervals.tango``). A single group or item says nothing about spread:
     (-inf, inf). The same seed gives the same bounds.
 
-    Raises ValueError without items, or when groups are not n.
+    Raises ValueError without items, or when there are not n groups.
     """
-    from scipy.special import ndtr, stdtrit
-
     table = np.asarray(columns, dtype=np.float64)
     table = table[:, None] if table.ndim == 1 else table
     numbers = None if kinds is None else np.asarray(kinds, dtype=np.intp)
@@ -72,28 +70,12 @@ def bootstrap(
     codes = group_codes(groups, n)
     times = np.ones(n) if numbers is None else np.bincount(numbers, minlength=len(table))
     estimate = float(statistic(times @ table))
-    count = n if codes is None else int(codes.max()) + 1
-    if count < 2:
+    units = n if codes is None else int(codes.max()) + 1
+    if units < 2:
         return Bounds(-math.inf, math.inf)
-    if codes is not None:
-        units = np.zeros((count, table.shape[1]))
-        np.add.at(units, codes, table if numbers is None else table[numbers])
-        sums = _draws(count, resamples, seed, units)
-    elif numbers is not None and 8 * len(table) > n:
-        # Drawing so many kinds takes longer than drawing items.
-        sums = _draws(n, resamples, seed, table[numbers])
-    elif numbers is not None:
-        rng = np.random.default_rng(seed)
-        sums = rng.multinomial(n, times / n, size=resamples).astype(np.float64) @ table
-    else:
-        sums = _draws(n, resamples, seed, table)
+    sums = _resampled_sums(table, numbers, codes, resamples, seed)
     values = np.sort(np.asarray(statistic(sums), dtype=np.float64))
-    tail = float(ndtr(stdtrit(count - 1, 1 - level) * math.sqrt(count / (count - 1))))
-    place = tail * (resamples - 1)
-    lower = float(values[math.floor(place)])
-    upper = float(values[math.ceil(resamples - 1 - place)])
-    # Sums added in another order (other threads) differ in the last digits; the bounds do not.
-    lower, upper = (float(f"{bound:.12g}") for bound in (lower, upper))
+    lower, upper = _expanded_percentiles(values, units, level)
     return Bounds(min(lower, estimate), max(upper, estimate))
 
 
@@ -108,8 +90,45 @@ def group_codes(groups: Iterable[Hashable] | None, n: int) -> IntArray | None:
     return codes if len(seen) < n else None
 
 
-def _draws(count: int, resamples: int, seed: int, units: FloatArray) -> FloatArray:
-    """Sums (resamples, k) of ``count`` rows of ``units`` (count, k), drawn with replacement."""
+def _expanded_percentiles(values: FloatArray, units: int, level: float) -> tuple[float, float]:
+    """Percentile bounds from sorted ``values`` (resamples,), the tail widened for few units."""
+    from scipy.special import ndtr, stdtrit
+
+    tail = float(ndtr(stdtrit(units - 1, 1 - level) * math.sqrt(units / (units - 1))))
+    last = len(values) - 1
+    place = tail * last
+    bounds = values[math.floor(place)], values[math.ceil(last - place)]
+    # Sums added in another order (other threads) differ in the last digits; the bounds do not.
+    lower, upper = (float(f"{float(bound):.12g}") for bound in bounds)
+    return lower, upper
+
+
+def _resampled_sums(
+    table: FloatArray,
+    kinds: IntArray | None,
+    codes: IntArray | None,
+    resamples: int,
+    seed: int,
+) -> FloatArray:
+    """Sums (resamples, k) over items, or over whole groups, drawn with replacement."""
+    if codes is not None:
+        by_group = np.zeros((int(codes.max()) + 1, table.shape[1]))
+        np.add.at(by_group, codes, table if kinds is None else table[kinds])
+        return _draws(by_group, resamples, seed)
+    if kinds is None:
+        return _draws(table, resamples, seed)
+    n = len(kinds)
+    if 8 * len(table) > n:  # drawing so many kinds takes longer than drawing items
+        return _draws(table[kinds], resamples, seed)
+    times = np.bincount(kinds, minlength=len(table))
+    drawn = np.random.default_rng(seed).multinomial(n, times / n, size=resamples)
+    sums: FloatArray = drawn.astype(np.float64) @ table
+    return sums
+
+
+def _draws(units: FloatArray, resamples: int, seed: int) -> FloatArray:
+    """Sums (resamples, k) of as many rows of ``units`` (count, k), drawn with replacement."""
+    count = len(units)
     # How often each row is drawn is the same for every figure of so many rows: kept while small.
     kept = count * resamples <= 40_000_000
     step = max(1, 2_000_000 // count)

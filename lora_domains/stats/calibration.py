@@ -1,7 +1,7 @@
-"""Whether a confidence can be believed, and what is gained by referring unsure answers to a person.
+"""Whether a confidence can be trusted, and what referring uncertain answers to a person gains.
 
 Arrays of one model on n items: ``confidence``, the probability of its answer; ``right``, whether
-the answer was; ``brier``, the squared distance of all label probabilities from the truth.
+the answer is correct; ``brier``, the squared distance of all label probabilities from the truth.
 """
 
 from collections.abc import Hashable, Sequence
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap, group_codes
-from lora_domains.stats.intervals import ratio, wilson
+from lora_domains.stats.comparisons import ratio
+from lora_domains.stats.intervals import wilson
 
 BINS = 15
 POINTS = 40
@@ -30,29 +31,26 @@ def calibration(
 ) -> dict[str, Any]:
     """Expected calibration error and Brier score with bounds, and the risk–coverage curve.
 
-    ECE is the mean distance of confidence from accuracy over 15 equal-width bins (Guo et al. 2017,
-    ICML). It is never below 0, so noise alone raises it, and raises each resample again: its lower
-    bound is the upper one reflected about the estimate (Davison & Hinkley 1997, ch. 5.2.1), and 0
-    where a calibrated model's ECE would reach as far by chance (consistency resampling: Bröcker &
-    Smith 2007, Weather and Forecasting 22:651; normal sums in each bin). The Brier score is the
-    mean squared distance of the label probabilities from the truth (Brier 1950): 0 is best, 2
-    worst.
+    ECE is the mean distance of confidence from accuracy over 15 bins of equal width, in 0 … 1 (Guo
+    et al. 2017, ICML; Naeini et al. 2015, AAAI). An item on an edge belongs to the lower bin. ECE
+    is never below 0, so noise alone raises it, and raises each resample again: its lower bound is
+    the upper one reflected about the estimate (Davison & Hinkley 1997, ch. 5.2.1), and 0 where a
+    calibrated model's ECE would reach as far by chance (consistency resampling: Bröcker & Smith
+    2007, Weather and Forecasting 22:651; normal sums in each bin). The Brier score is the mean
+    squared distance of the label probabilities from the truth (Brier 1950): 0 is best, 2 worst.
     """
-    n = len(confidence)
-    # Bins are closed above, as in ``metrics.expected_calibration_error``.
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    columns = np.zeros((n, BINS + 1))
-    columns[np.arange(n), bins] = right - confidence
-    columns[:, BINS] = 1
+    residuals = _residuals_by_bin(confidence, right)
+    columns = np.concatenate([residuals, np.ones((len(confidence), 1))], axis=1)
     high = bootstrap(_ece, columns, groups=groups, resamples=1000, level=level).upper
-    found = float(_ece(np.ones(n) @ columns))
-    chance = _by_chance(confidence, columns[:, :BINS], bins, groups, level)
-    low = 0.0 if found <= chance else 2 * found - high
-    means = np.stack([brier, np.ones(n)], axis=1)
+    ece = float(_ece(np.ones(len(columns)) @ columns))
+    low = 0.0
+    if ece > _ece_by_chance(confidence, residuals, groups, level):
+        low = 2 * ece - high
+    means = np.stack([brier, np.ones(len(brier))], axis=1)
     spread = bootstrap(ratio, means, groups=groups, resamples=1000, level=level)
     return {
-        "ece": found,
-        "brier": float(ratio(np.ones(n) @ means)),
+        "ece": ece,
+        "brier": float(ratio(np.ones(len(means)) @ means)),
         "bounds": {
             "ece": _within(Bounds(low, high), 0.0, 1.0),
             "brier": _within(spread, 0.0, 2.0),
@@ -64,9 +62,9 @@ def calibration(
 def risk_coverage(
     confidence: Numbers, right: Truths, level: float = 0.95
 ) -> list[dict[str, float]]:
-    """What share is answered, and what share of that is wrong, when less sure items are referred.
+    """Coverage (share answered) and risk (share of those wrong) when unsure items are referred.
 
-    From the surest item to all of them, at the confidence from which an item is answered
+    From the most confident item to all of them, at the confidence from which an item is answered
     (``predict --refer-below``); ``upper`` bounds the risk of that one point (Wilson). Source:
     El-Yaniv & Wiener (2010), JMLR 11:1605; Geifman & El-Yaniv (2017), NeurIPS.
     """
@@ -89,23 +87,33 @@ def risk_coverage(
     return points
 
 
+def _bins(confidence: Numbers) -> NDArray[np.int_]:
+    """The bin of each confidence, (n,); bins are closed above."""
+    bins: NDArray[np.int_] = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    return bins
+
+
+def _residuals_by_bin(confidence: Numbers, right: Truths) -> Numbers:
+    """(n, BINS): ``right`` - ``confidence`` in the column of the item's bin, else 0."""
+    residuals = np.zeros((len(confidence), BINS))
+    residuals[np.arange(len(confidence)), _bins(confidence)] = right - confidence
+    return residuals
+
+
 def _ece(sums: FloatArray) -> FloatArray:
     # Share of a bin times the distance of its means is the distance of its sums over all items.
-    found: FloatArray = np.abs(sums[..., :BINS]).sum(-1) / sums[..., BINS]
-    return found
+    errors: FloatArray = np.abs(sums[..., :BINS]).sum(-1) / sums[..., BINS]
+    return errors
 
 
-def _by_chance(
-    confidence: Numbers,
-    residuals: Numbers,
-    bins: NDArray[np.int_],
-    groups: Sequence[Hashable] | None,
-    level: float,
+def _ece_by_chance(
+    confidence: Numbers, residuals: Numbers, groups: Sequence[Hashable] | None, level: float
 ) -> float:
     """The ECE that a calibrated model of these confidences stays within at ``level``."""
     codes = group_codes(groups, len(confidence))
     if codes is None:
-        variances = np.bincount(bins, weights=confidence * (1 - confidence), minlength=BINS)
+        chance = confidence * (1 - confidence)
+        variances = np.bincount(_bins(confidence), weights=chance, minlength=BINS)
     else:
         # Rows of a group err together: what its sums show is all that is known of their spread.
         sums = np.zeros((int(codes.max()) + 1, BINS))

@@ -15,14 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_domains.stats.intervals import (
-    Bounds,
-    Comparison,
-    items_needed,
-    items_needed_mean,
-    items_needed_wilson,
-    wilson,
-)
+from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.comparisons import Comparison, items_needed
+from lora_domains.stats.intervals import items_needed_mean, items_needed_wilson, wilson
 
 Verdict = Literal["pass", "fail", "inconclusive", "not applicable"]
 ORDER: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")

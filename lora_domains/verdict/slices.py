@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_domains.stats.bootstrap import Bounds, bootstrap
-from lora_domains.stats.intervals import difference_bounds, ratio, wilson
+from lora_domains.stats.comparisons import ratio
+from lora_domains.stats.intervals import difference_bounds, wilson
 from lora_domains.verdict.gates import Slice
 
 Rows = NDArray[np.bool_]

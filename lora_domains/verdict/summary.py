@@ -26,7 +26,7 @@ Beside what DESIGN.md names, an entry holds
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,19 +34,18 @@ from lora_domains.domain import Gates
 from lora_domains.stats import thresholds
 from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, bootstrap
 from lora_domains.stats.calibration import calibration
-from lora_domains.stats.intervals import (
+from lora_domains.stats.classes import ClassFigure, class_counts, macro, of_class
+from lora_domains.stats.comparisons import (
     Comparison,
-    class_counts,
     compare_accuracy,
     compare_classes,
     compare_f1,
     compare_means,
     compare_ratios,
-    difference_bounds,
     ratio,
-    wilson,
 )
-from lora_domains.stats.membership import auc_bounds, membership
+from lora_domains.stats.intervals import difference_bounds, wilson
+from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.stats.seeds import influence
 from lora_domains.verdict import gates as rules
 from lora_domains.verdict.gates import GateResult
@@ -153,21 +152,9 @@ def _evaluated(metric: str, columns: Array, positive: int | None) -> float | Non
 
 
 def _class_figure(metric: str, positive: int | None) -> Statistic:
-    """Precision, recall or F1 of one class, or their macro means, from ``class_counts``."""
-
-    def figure(sums: FloatArray) -> FloatArray:
-        hits, asked, said = np.split(sums, 3, axis=-1)
-        parts = {"precision": (hits, said), "recall": (hits, asked), "f1": (2 * hits, asked + said)}
-        over, under = parts[metric.removeprefix("macro_")]
-        # What has no denominator is 0; macro means run over the classes among the references.
-        scores: FloatArray = over / np.maximum(under, 1)
-        if metric.startswith("macro_"):
-            scores = np.where(asked > 0, scores, 0.0).sum(-1) / (asked > 0).sum(-1)
-        else:
-            scores = scores[..., positive]
-        return scores
-
-    return figure
+    if metric.startswith("macro_"):
+        return macro(cast(ClassFigure, metric.removeprefix("macro_")))
+    return of_class(cast(ClassFigure, metric), cast(int, positive))
 
 
 def _groups(items: Items) -> list[Any] | None:
@@ -490,7 +477,7 @@ def _memorisation(train: Items, test: Items, level: float = 0.95) -> dict[str, A
         units.append(len(part) if groups is None else len(set(groups)))
     if not train or not test or any(np.isnan(gain).any() for gain in gains):
         return None
-    auc = membership(*gains)
+    auc = membership_auc(*gains)
     bounds = auc_bounds(auc, units[0], units[1], level)
     rows = {"train": len(train), "test": len(test)}
     return {"auc": auc, "lower": bounds.lower, "upper": bounds.upper, **rows}

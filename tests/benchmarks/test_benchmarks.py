@@ -1,17 +1,16 @@
 """Benchmarks run, on a small model, and what they store is what the tables are made from."""
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from support.scripts import script
 
 from lora_domains.domain import Gates, Training
 from lora_domains.training.retention import AUTO
@@ -20,19 +19,9 @@ SPEED = ROOT / "benchmarks" / "speed"
 EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency")
 
 
-def script(name: str, folder: Path = SPEED) -> ModuleType:
-    """A script of ``folder`` as a module; scripts import each other by name."""
-    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def experiment(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
     monkeypatch.setattr(sys, "argv", ["swap.py", "--quick", *flags])
-    return script("measure").Experiment("swap", None)
+    return script("measure", "speed").Experiment("swap", None)
 
 
 # One process for all of them: importing torch and PEFT takes longer than any.
@@ -126,20 +115,20 @@ def test_goals_are_judged_on_the_median(monkeypatch: pytest.MonkeyPatch) -> None
     assert {name: f["reached"] for name, f in found.items()} == {
         "time": True, "late": False, "rate": False, "slower": False, "open": None,
     }  # fmt: skip
-    advantage = script("report").advantage
+    advantage = script("report", "speed").advantage
     assert [advantage(f) for f in found.values()] == [2.0, None, 1.5, 0.5, None]
 
 
 def test_a_quick_trial_never_replaces_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert experiment(monkeypatch).out is None
     assert experiment(monkeypatch, "--out", "there").out == Path("there")
-    measure = script("measure")
+    measure = script("measure", "speed")
     monkeypatch.setattr(sys, "argv", ["swap.py"])
     assert measure.Experiment("swap", None).out == ROOT / "benchmarks" / "results"
 
 
 def test_the_readme_shows_what_is_stored() -> None:
-    report = script("report")
+    report = script("report", "speed")
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     results = report.stored(ROOT / "benchmarks" / "results")
     assert report.section(results, f"results/{report.PLOT}") in text
@@ -147,7 +136,7 @@ def test_the_readme_shows_what_is_stored() -> None:
 
 
 def test_the_readme_shows_what_keeps_general_knowledge() -> None:
-    experiment = script("retention", ROOT / "benchmarks" / "training")
+    experiment = script("retention", "training")
     stored = json.loads((ROOT / "benchmarks" / "results" / "retention.json").read_text())
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert experiment.table(experiment.summary(stored["runs"])) in text
@@ -166,7 +155,7 @@ def test_the_readme_shows_what_keeps_general_knowledge() -> None:
 
 
 def test_derived_settings_are_shown_as_they_came_out() -> None:
-    settings = script("settings", ROOT / "benchmarks" / "training")
+    settings = script("settings", "training")
     stored = json.loads((ROOT / "benchmarks" / "results" / "settings.json").read_text())
     found = settings.summary(stored["runs"])
     assert stored["summary"] == found

@@ -25,7 +25,7 @@ from lora_domains.modeling.base import ENCODERS, load_base, stored_tensor
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.heads import LAYOUTS
 from lora_domains.report.report import rebuild
-from lora_domains.stats.intervals import compare_means
+from lora_domains.stats.comparisons import compare_means
 from lora_domains.tasks import (
     Classification,
     Example,

@@ -28,7 +28,7 @@ from lora_domains.report.markdown import COMMENT, escaped, summary, table
 from lora_domains.report.regressions import compare_reports
 from lora_domains.report.report import combine, read_card, read_report, rebuild, save_report
 from lora_domains.report.text import fallen, headline, losses, outcome
-from lora_domains.stats.intervals import compare_f1
+from lora_domains.stats.comparisons import compare_f1
 
 SCHEMA = json.loads((ROOT / "tests" / "report.schema.json").read_text())
 VALID = jsonschema.Draft202012Validator(SCHEMA)

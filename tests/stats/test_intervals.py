@@ -12,20 +12,22 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap
-from lora_domains.stats.intervals import (
+from lora_domains.stats.comparisons import (
     Comparison,
     compare_accuracy,
     compare_classes,
     compare_f1,
     compare_means,
     compare_ratios,
-    difference_bounds,
     items_needed,
+    ratio,
+)
+from lora_domains.stats.intervals import (
+    difference_bounds,
     items_needed_mean,
     items_needed_tango,
     items_needed_wilson,
     mcnemar,
-    ratio,
     tango,
     wilson,
 )
@@ -453,7 +455,7 @@ def test_comparisons_refuse_what_is_not_paired() -> None:
         compare_means([1.0, 2.0], [1.0, math.nan])
     with pytest.raises(ValueError, match="one length"):
         compare_f1([0, 1], [0, 1], [0])
-    with pytest.raises(ValueError, match="references >= 0"):
+    with pytest.raises(ValueError, match="targets >= 0"):
         compare_f1([-1, 1], [0, 1], [0, 1])
     with pytest.raises(ValueError, match="one length"):
         compare_classes([0, 1], [0, 1], [0], ratio)

@@ -5,14 +5,15 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from lora_domains.stats.intervals import class_counts, f1_of, ratio
-from lora_domains.stats.seeds import influence, seeds
+from lora_domains.stats.classes import class_counts, macro
+from lora_domains.stats.comparisons import ratio
+from lora_domains.stats.seeds import influence, seed_variance
 
 
 def test_planted_variances_are_found_apart() -> None:
     rng = np.random.default_rng(0)
     found = [
-        seeds(0.1 + rng.normal(0, 0.05, (8, 1)) + rng.normal(0, 0.4, (1, 300))
+        seed_variance(0.1 + rng.normal(0, 0.05, (8, 1)) + rng.normal(0, 0.4, (1, 300))
               + rng.normal(0, 0.2, (8, 300)))
         for _ in range(60)
     ]  # fmt: skip
@@ -20,7 +21,7 @@ def test_planted_variances_are_found_apart() -> None:
     assert np.mean([f["se_items"] for f in found]) == pytest.approx(0.4 / 300**0.5, rel=0.05)
     assert np.mean([f["se_residual"] for f in found]) == pytest.approx(0.2 / 2400**0.5, rel=0.05)
     # Without seeds that differ hardly anything is laid to them.
-    alike = seeds(0.1 + rng.normal(0, 0.4, (1, 300)) + rng.normal(0, 0.2, (8, 300)))
+    alike = seed_variance(0.1 + rng.normal(0, 0.4, (1, 300)) + rng.normal(0, 0.2, (8, 300)))
     assert alike["sd_seed"] < 0.02
 
 
@@ -29,7 +30,9 @@ def test_more_items_do_not_make_up_for_few_seeds() -> None:
     offsets = np.array([[-0.05], [0.0], [0.05]])
     widths = []
     for n in (200, 20_000):
-        found = seeds(0.1 + offsets + rng.normal(0, 0.4, (1, n)) + rng.normal(0, 0.1, (3, n)))
+        found = seed_variance(
+            0.1 + offsets + rng.normal(0, 0.4, (1, n)) + rng.normal(0, 0.1, (3, n))
+        )
         widths.append(found["upper"] - found["lower"])
         assert found["each"] == pytest.approx([found["difference"] + o for o in offsets[:, 0]],
                                               abs=0.02)  # fmt: skip
@@ -40,7 +43,7 @@ def test_more_items_do_not_make_up_for_few_seeds() -> None:
 
 def test_identical_runs_have_the_items_alone() -> None:
     values = np.random.default_rng(2).normal(0.1, 0.4, 500)
-    found = seeds(np.stack([values] * 3))
+    found = seed_variance(np.stack([values] * 3))
     half = stats.t.ppf(0.95, 499) * values.std(ddof=1) / 500**0.5
     assert found["sd_seed"] == 0
     assert found["upper"] - found["difference"] == pytest.approx(half, rel=1e-3)
@@ -48,13 +51,13 @@ def test_identical_runs_have_the_items_alone() -> None:
 
 def test_one_run_says_nothing_of_seeds() -> None:
     with pytest.raises(ValueError, match="at least two runs"):
-        seeds(np.zeros((1, 20)))
+        seed_variance(np.zeros((1, 20)))
 
 
 def test_influence_adds_up_to_the_figure_and_to_its_spread() -> None:
     rng = np.random.default_rng(3)
     truth, said = rng.integers(0, 2, 400), rng.integers(0, 2, 400)
-    parts = influence(f1_of([1]), class_counts(truth, said, 2))
+    parts = influence(macro("f1", [1]), class_counts(truth, said, 2))
     assert parts.mean() == pytest.approx(f1_score(truth, said))
     # Leaving one item out moves F1 by its part: the jackknife says the same.
     left = [f1_score(np.delete(truth, i), np.delete(said, i)) for i in range(0, 400, 40)]

@@ -11,7 +11,14 @@ from sklearn.metrics import precision_recall_curve
 from lora_domains.data.prepare import Data
 from lora_domains.domain import Domain
 from lora_domains.errors import DomainError, UsageError
-from lora_domains.stats.thresholds import POINTS, check_referral, choose, curve, decide, stored
+from lora_domains.stats.thresholds import (
+    POINTS,
+    check_referral,
+    choose_threshold,
+    curve,
+    predicted_class,
+    stored,
+)
 from lora_domains.tasks import Classification, task_from_record, task_record
 
 ROWS = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=1, max_size=60)
@@ -28,7 +35,7 @@ def test_a_wanted_recall_is_reached_by_the_highest_threshold(
     rows: list[tuple[int, bool]], wanted: float
 ) -> None:
     chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
-    found = choose(chance, truth, wanted_recall=wanted)
+    found = choose_threshold(chance, truth, wanted_recall=wanted)
     if not truth.any():
         assert found is None
         return
@@ -43,7 +50,7 @@ def test_a_wanted_precision_is_reached_and_finds_most(
     rows: list[tuple[int, bool]], wanted: float
 ) -> None:
     chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
-    found = choose(chance, truth, wanted_precision=wanted)
+    found = choose_threshold(chance, truth, wanted_precision=wanted)
     possible = [r for t in chance if (r := reached(chance, truth, t))[1] >= wanted - 1e-9 and r[0]]
     if not possible:
         assert found is None
@@ -78,10 +85,11 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
 
 def test_decide() -> None:
     shares = [0.5, 0.2, 0.3]
-    assert decide(shares, positive=1, threshold=0.2) == 1
-    assert decide(shares, positive=1, threshold=0.21) == 0
-    assert decide(shares, positive=0, threshold=0.6) == 2
-    assert decide(shares, positive=1, threshold=None) == decide(shares, None, 0.1) == 0
+    assert predicted_class(shares, positive=1, threshold=0.2) == 1
+    assert predicted_class(shares, positive=1, threshold=0.21) == 0
+    assert predicted_class(shares, positive=0, threshold=0.6) == 2
+    assert predicted_class(shares, positive=1, threshold=None) == 0
+    assert predicted_class(shares, positive=None, threshold=0.1) == 0
 
 
 def test_who_can_be_referred() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from conftest import ROOT
 from test_summary import Item, general, table, text, train_like
 
-from lora_domains.stats.seeds import seeds as several
+from lora_domains.stats.seeds import seed_variance
 
 CARD: dict[str, Any] = json.loads((ROOT / "benchmarks" / "speed" / "card.json").read_text())
 # What the adapter says of 500 positives and 500 others: found, missed, false alarms, right.
@@ -30,7 +30,7 @@ def items(counts: Sequence[int] = PASSES, *, lost: int = 0) -> list[Item]:
 def seeds(name: str = "f1") -> dict[str, Any]:
     """What two seeds of an adapter gave."""
     changes = np.random.default_rng(0).choice([0.0, 1.0], size=(2, 50))
-    return {name: several(changes)}
+    return {name: seed_variance(changes)}
 
 
 def folder(

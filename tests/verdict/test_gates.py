@@ -11,15 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.stats.intervals import (
-    Bounds,
-    Comparison,
-    compare_accuracy,
-    compare_means,
-    difference_bounds,
-    tango,
-    wilson,
-)
+from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.comparisons import Comparison, compare_accuracy, compare_means
+from lora_domains.stats.intervals import difference_bounds, tango, wilson
 from lora_domains.verdict import gates
 from lora_domains.verdict.gates import GateResult, Verdict, judge, verdict
 

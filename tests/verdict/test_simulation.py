@@ -1,32 +1,18 @@
 """How often a verdict is wrong: a light simulation that can fail, and the figures committed."""
 
-import importlib.util
 import json
-from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
+from support.scripts import script
 
 from lora_domains.stats.intervals import tango
 from lora_domains.verdict.ledger import level
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "verdicts", ROOT / "benchmarks" / "verdict" / "simulation.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-verdicts = load()
+simulation = script("simulation", "verdict")
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(120, 900), st.floats(0.9, 0.9999))
@@ -34,37 +20,37 @@ def test_all_runs_at_once_are_judged_as_one_by_one(
     won: int, lost: int, n: int, level: float
 ) -> None:
     lower = tango(won, lost, n, level).lower
-    if abs(lower + verdicts.MARGIN) > 1e-9:
-        at_once = verdicts.passes(np.array([won]), np.array([lost]), n, float(ndtri(level)))
-        assert at_once[0] == (lower >= -verdicts.MARGIN)
+    if abs(lower + simulation.MARGIN) > 1e-9:
+        at_once = simulation.passes(np.array([won]), np.array([lost]), n, float(ndtri(level)))
+        assert at_once[0] == (lower >= -simulation.MARGIN)
 
 
 def test_a_truly_harmful_adapter_rarely_passes() -> None:
-    assert verdicts.share_passing(200, 0.08, -0.03, 500, seed=1) <= 0.065
+    assert simulation.share_passing(200, 0.08, -0.03, 500, seed=1) <= 0.065
 
 
 @pytest.mark.parametrize("at", [0.95, level(0)], ids=["95 %", "first look"])
 def test_a_harmless_adapter_mostly_passes(at: float) -> None:
-    assert verdicts.share_passing(700, 0.08, 0.0, 500, at, seed=1) >= 0.80
-    assert verdicts.share_passing(700, 0.20, 0.0, 500, at, seed=1) >= 0.48  # 50 %, 1 sd below
+    assert simulation.share_passing(700, 0.08, 0.0, 500, at, seed=1) >= 0.80
+    assert simulation.share_passing(700, 0.20, 0.0, 500, at, seed=1) >= 0.48  # 50 %, 1 sd below
 
 
 @pytest.mark.parametrize("redrawn", [1.0, 0.5, 0.2, 0.05])
 def test_a_climb_through_50_harmful_adapters_rarely_ends_in_a_pass(redrawn: float) -> None:
-    assert verdicts.climb(700, 0.2, redrawn, level, 3000, seed=3) <= 0.05 + 0.008  # + 2 sd
+    assert simulation.climb(700, 0.2, redrawn, level, 3000, seed=3) <= 0.05 + 0.008  # + 2 sd
     # What the rule is for: a 95 % gate lets almost every climb through, α/(k(k+1)) too many.
-    assert verdicts.climb(700, 0.2, redrawn, verdicts.RULES["uncorrected"], 1000) > 0.85
+    assert simulation.climb(700, 0.2, redrawn, simulation.RULES["uncorrected"], 1000) > 0.85
     if redrawn == 0.2:
-        assert verdicts.climb(700, 0.2, redrawn, verdicts.RULES["alpha/(k(k+1))"], 1000) > 0.2
+        assert simulation.climb(700, 0.2, redrawn, simulation.RULES["alpha/(k(k+1))"], 1000) > 0.2
 
 
-@pytest.mark.parametrize("name", sorted(verdicts.INTERVALS))
+@pytest.mark.parametrize("name", sorted(simulation.INTERVALS))
 def test_intervals_cover(name: str) -> None:
-    assert 0.91 <= verdicts.covered(verdicts.INTERVALS[name], 300) <= 0.99  # 2.5 sd of 93–97 %
+    assert 0.91 <= simulation.covered(simulation.INTERVALS[name], 300) <= 0.99  # 2.5 sd of 93–97 %
 
 
 def test_what_is_committed_holds_what_is_claimed() -> None:
-    found = json.loads(verdicts.RESULTS.read_text())
+    found = json.loads(simulation.RESULTS.read_text())
     assert max(found["harmful_passes"].values()) <= 0.065
     for name, share in found["harmless_passes"].items():
         if name.endswith(("95 %", "first look")):

@@ -17,7 +17,8 @@ from lora_domains.report.markdown import readme
 from lora_domains.report.report import read_card, read_items
 from lora_domains.report.text import interval
 from lora_domains.stats.calibration import calibration
-from lora_domains.stats.intervals import compare_accuracy, compare_f1, wilson
+from lora_domains.stats.comparisons import compare_accuracy, compare_f1
+from lora_domains.stats.intervals import wilson
 from lora_domains.verdict.ledger import level
 from lora_domains.verdict.summary import (
     _kl,

@@ -1,0 +1,82 @@
+"""Precision, recall and F1 of each class and their macro means, from counts that add up.
+
+``class_counts`` gives each item a row of 3 C counts for C classes: correctly predicted, true and
+predicted. Every figure of a confusion matrix here is a function of the sums of those rows, so one
+statistic serves a single figure and all resamples of a bootstrap at once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lora_domains.stats.bootstrap import FloatArray, IntArray, Statistic
+
+ClassFigure = Literal["precision", "recall", "f1"]
+
+
+def class_counts(targets: IntArray, predictions: IntArray, classes: int) -> FloatArray:
+    """Counts (n, 3 classes): for each item and class, whether correct, true and predicted.
+
+    A prediction that is not one of the classes, such as -1, counts as a prediction of none.
+    """
+    every = np.arange(classes)
+    true, predicted = targets[:, None] == every, predictions[:, None] == every
+    return np.concatenate([true & predicted, true, predicted], axis=1).astype(np.float64)
+
+
+def total_counts(targets: IntArray, predictions: IntArray, classes: int) -> FloatArray:
+    """The sum of ``class_counts`` over all items, (3 classes,)."""
+    predicted = predictions[predictions >= 0]
+    counts = [
+        np.bincount(labels, minlength=classes)
+        for labels in (targets[targets == predictions], targets, predicted)
+    ]
+    return np.concatenate(counts).astype(np.float64)
+
+
+def by_class(figure: ClassFigure, sums: FloatArray) -> FloatArray:
+    """``figure`` of each class from sums of ``class_counts``, (…, 3 C) → (…, C).
+
+    As in scikit-learn with ``zero_division=0``: a figure without a denominator is 0.
+    """
+    correct, true, predicted = np.split(sums, 3, axis=-1)
+    over, under = {
+        "precision": (correct, predicted),
+        "recall": (correct, true),
+        "f1": (2 * correct, true + predicted),
+    }[figure]
+    scores: FloatArray = over / np.maximum(under, 1)
+    return scores
+
+
+def of_class(figure: ClassFigure, index: int) -> Statistic:
+    """The statistic that gives ``figure`` of the class ``index``."""
+
+    def statistic(sums: FloatArray) -> FloatArray:
+        one: FloatArray = by_class(figure, sums)[..., index]
+        return one
+
+    return statistic
+
+
+def macro(figure: ClassFigure, classes: ArrayLike | None = None) -> Statistic:
+    """The mean of ``figure`` over those of ``classes`` (all by default) that have a true item.
+
+    As scikit-learn's ``average="macro"`` with these labels. A resample may lack a class of few
+    items: counted as 0 it would pull both contenders, and their difference, towards 0.
+    """
+    wanted = None if classes is None else np.asarray(classes, dtype=np.intp)
+
+    def statistic(sums: FloatArray) -> FloatArray:
+        scores, true = by_class(figure, sums), np.split(sums, 3, axis=-1)[1]
+        if wanted is not None:
+            inside = wanted[wanted < scores.shape[-1]]  # no item has the others
+            scores, true = scores[..., inside], true[..., inside]
+        # A class without a true item has no correct prediction, so it adds 0 to the sum.
+        mean: FloatArray = scores.sum(-1) / np.maximum(1, (true > 0).sum(-1))
+        return mean
+
+    return statistic
