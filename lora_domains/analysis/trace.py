@@ -19,7 +19,8 @@ from torch import nn
 
 from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.errors import BaseModelError, UsageError
-from lora_domains.inference.likelihoods import choice_logprobs, generate_in_chunks
+from lora_domains.inference.generation import generate_in_batches
+from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.inference.predict import as_example
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
@@ -150,7 +151,7 @@ def _written(
     for route in (name, None):
         with bank.routed(route):
             model, tokenizer = bank.base.model, bank.base.tokenizer
-            texts += generate_in_chunks(model, tokenizer, [item], most)
+            texts += generate_in_batches(model, tokenizer, [item], most)
     said = tuple(dict.fromkeys(texts))
     # With its end, or an answer that begins the other would always be the likelier one.
     coded = tuple((*tokenization.answer_tokens(" " + text), tokenization.eos) for text in said)

@@ -18,12 +18,12 @@ from lora_domains.data.prepare import Prepared
 from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
 from lora_domains.dataset import Dataset
 from lora_domains.evaluation.shots import SHOTS, with_shots
+from lora_domains.inference.batches import Progress
+from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import (
-    Progress,
     answer_nats,
     choice_logprobs,
     drift,
-    generate_in_chunks,
     head_scores,
     text_features,
 )
@@ -91,7 +91,7 @@ def model_scores(
             return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
         if isinstance(task, Generation):
             nats, tokens = answer_nats(model, items, pad)
-            texts = generate_in_chunks(
+            texts = generate_in_batches(
                 model, bank.base.tokenizer, items, task.max_new_tokens, advance
             )
             return [

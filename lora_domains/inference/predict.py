@@ -11,10 +11,9 @@ import torch
 
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.errors import UsageError
+from lora_domains.inference.generation import generate, generate_in_batches
 from lora_domains.inference.likelihoods import (
     choice_logprobs,
-    generate,
-    generate_in_chunks,
     head_scores,
 )
 from lora_domains.inference.scores import positive_of, renormalise, unanswered
@@ -139,7 +138,7 @@ def predicted(
             if kind == "head":
                 scores = head_scores(model, [h for i in at if (h := heads[i])], picked, pad)
             elif kind:
-                return generate_in_chunks(model, base.tokenizer, picked, int(kind))
+                return generate_in_batches(model, base.tokenizer, picked, int(kind))
             else:
                 scores = choice_logprobs(model, picked, pad)
             return [

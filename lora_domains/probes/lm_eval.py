@@ -20,7 +20,9 @@ import torch
 from lora_domains.data.tokenization import EncodedExample, chunks
 from lora_domains.embedded.world import general_text
 from lora_domains.errors import DataError, UsageError, did_you_mean, listed
-from lora_domains.inference.likelihoods import TOKENS, generate, last_logits
+from lora_domains.inference.batches import token_budget
+from lora_domains.inference.generation import generate
+from lora_domains.inference.likelihoods import last_logits
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.routing import narrowed
@@ -298,7 +300,7 @@ def continuations(
             raise _too_long(bank.base.context, len(answer))
         items.append(EncodedExample(str(at), tuple(context[-room:]), tuple(answer)))
     found = [(0.0, False)] * len(items)
-    for chunk in chunks(items, TOKENS if model.device.type == "cpu" else 8 * TOKENS):
+    for chunk in chunks(items, token_budget(model.device)):
         batch = collate([items[i] for i in chunk], pad, model.device)
         width = batch.labels.shape[1]
         ids, mask, positions = (part[:, :-1] for part in (batch.ids, batch.mask, batch.positions))
@@ -334,7 +336,7 @@ def written(bank: Bank, prompts: Sequence[tuple[list[int], dict[str, Any]]]) -> 
         items = [EncodedExample(str(at), tuple(prompts[at][0][-room:]), ()) for at in places]
         known = tuple(filter(None, stops))
         criteria = [StopStringCriteria(tokenizer, list(known))] if known else []
-        for chunk in chunks(items, TOKENS if model.device.type == "cpu" else 8 * TOKENS):
+        for chunk in chunks(items, token_budget(model.device)):
             with narrowed(model, [places[i] for i in chunk]):
                 texts = generate(
                     model, tokenizer, [items[i].prompt for i in chunk], max_new_tokens=most,

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
-from lora_domains.inference.likelihoods import Progress, by_chunks, most_tokens, tail_logits
+from lora_domains.inference.batches import Progress, in_batches
+from lora_domains.inference.likelihoods import tail_logits
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import IGNORED, Batch, collate
 
@@ -137,7 +138,7 @@ class Reference:
             return [(p.clone(), n, float(loss.sum())) for p, n, loss in split]
 
         with torch.no_grad(), bank.routed(None):
-            found = by_chunks(model, items, most_tokens(model.device), read, progress)
+            found = in_batches(model, items, read, progress)
         for item, (logp, numbers, nats) in zip(items, found, strict=True):
             self._kept[item.id], self.nats[item.id] = (logp, numbers), nats
 
@@ -188,8 +189,7 @@ class Reference:
             )
             return [(float(k.sum()), float(n.sum())) for k, n in zip(kl, nats, strict=True)]
 
-        device = self.bank.base.model.device
-        found = by_chunks(self.bank.base.model, self.items, most_tokens(device), read, progress)
+        found = in_batches(self.bank.base.model, self.items, read, progress)
         tokens = sum(len(item.answer) for item in self.items)
         kl, nats = (math.fsum(column) / tokens for column in zip(*found, strict=True))
         base = math.fsum(self.nats[item.id] for item in self.items) / tokens

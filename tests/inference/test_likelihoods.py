@@ -14,13 +14,13 @@ from lora_domains.adapters.peft import new_adapter
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Lora
 from lora_domains.errors import OutOfMemory
-from lora_domains.inference import likelihoods as scoring
+from lora_domains.inference import batches, likelihoods
+from lora_domains.inference.generation import generate
 from lora_domains.inference.likelihoods import (
     answer_nats,
     choice_logprobs,
     choices_and_nats,
     drift,
-    generate,
 )
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
@@ -112,7 +112,7 @@ def test_choices_and_answers_from_one_reading(
     bank: Bank, shapes: list[Any], reads_trees: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = items(*shapes)
-    monkeypatch.setattr(scoring, "takes_trees", lambda *_: reads_trees)
+    monkeypatch.setattr(likelihoods, "takes_trees", lambda *_: reads_trees)
     advanced: list[int] = []
     with bank.routed("moved"):
         found, nats, tokens = choices_and_nats(bank.base.model, rows, PAD, advanced.append)
@@ -132,7 +132,7 @@ def test_the_company_of_a_row_does_not_change_its_score(
     with bank.routed("moved"):
         together = choice_logprobs(bank.base.model, rows, PAD)
         nats, _ = answer_nats(bank.base.model, rows, PAD)
-        monkeypatch.setattr(scoring, "TOKENS", 1)  # every row alone
+        monkeypatch.setattr(batches, "TOKENS", 1)  # every row alone
         advanced: list[int] = []
         alone = choice_logprobs(bank.base.model, rows, PAD, advanced.append)
         alone_nats, _ = answer_nats(bank.base.model, rows, PAD)
@@ -156,7 +156,7 @@ def test_a_batch_that_memory_refuses_is_halved(bank: Bank, monkeypatch: pytest.M
     with bank.routed("moved"):
         wanted = choice_logprobs(bank.base.model, rows, PAD)
         monkeypatch.setattr(bank.base.model, "forward", small)
-        monkeypatch.setattr(scoring, "TOKENS", 10**6)  # all rows in one batch, to begin with
+        monkeypatch.setattr(batches, "TOKENS", 10**6)  # all rows in one batch, to begin with
         advanced: list[int] = []
         found = choice_logprobs(bank.base.model, rows, PAD, advanced.append)
         assert (max(seen), sum(advanced)) == (5, 5)

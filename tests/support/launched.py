@@ -19,7 +19,9 @@ from lora_domains.data.prepare import Data
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted, UsageError
+from lora_domains.inference import batches
 from lora_domains.inference import likelihoods as scoring
+from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import read_items
@@ -51,7 +53,7 @@ def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, An
     patch = pytest.MonkeyPatch()
     patch.setattr(model_file, "embedded", lambda: SUITE)
     patch.setattr(dataset_file, "embedded", lambda: SUITE)
-    patch.setattr(scoring, "TOKENS", 200)  # several batches, more on one rank than on the other
+    patch.setattr(batches, "TOKENS", 200)  # several batches, more on one rank than on the other
     model = DomainModel.from_pretrained(base, out=out)
     steps: list[float] = []
     make_run = model._run
@@ -82,7 +84,7 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
     from support.adapters import strong
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(scoring, "TOKENS", 60)
+    patch.setattr(batches, "TOKENS", 60)
     model = DomainModel.from_pretrained(base)
     model.bank.add(strong(model.base, "a"))
     tokenization = Tokenization(model.tokenizer, 64)
@@ -102,7 +104,7 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
             "drift": {
                 k: v.tolist() for k, v in scoring.drift(model.bank, items, pad, ["a"])["a"].items()
             },
-            "texts": scoring.generate_in_chunks(one, model.tokenizer, items, 4),
+            "texts": generate_in_batches(one, model.tokenizer, items, 4),
         }
     patch.undo()
     return found
