@@ -16,7 +16,7 @@ from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_task
 from lora_domains.probes.suite import embedded
-from lora_domains.tasks import Classification, Example, LanguageModelling, Task
+from lora_domains.tasks import Example, LanguageModelling, Task
 
 LONGEST = 2048
 """Tokens of a row at most, unless a domain's ``max_length`` says otherwise."""
@@ -59,9 +59,7 @@ class Dataset:
 
     def for_domain(self, domain: Domain) -> "Dataset | None":
         """The same rows with the gates and settings of ``domain``; None if it reads other rows."""
-        task = domain.task
-        if isinstance(task, Classification) and task.labels is None:
-            task = replace(task, labels=getattr(self.domain.task, "labels", None))
+        task = domain.task.with_default_labels(self.domain.task.labels)
         seed, length = domain.training.seed, domain.training.max_length
         own = self.domain.training
         if (task, domain.data, seed, length) != (
@@ -90,15 +88,15 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
     limit = row_limit(base, domain.training.max_length)
-    head = getattr(prepared.task, "head", False)
-    tokenization = Tokenization(base.tokenizer, limit, head=head, framed=base.bidirectional)
-    domain = replace(domain, task=prepared.task)
-    if isinstance(prepared.task, Classification) and not head:
+    task = prepared.task
+    tokenization = Tokenization(base.tokenizer, limit, head=task.head, framed=base.bidirectional)
+    domain = replace(domain, task=task)
+    if task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
-        where = f"{first.place.rsplit(', ', 1)[0]}, column {prepared.task.label!r}"
-        check_choices(tokenization, prepared.task.choices, where)
+        where = f"{first.place.rsplit(', ', 1)[0]}, column {task.answer_column!r}"
+        check_choices(tokenization, task.label_texts, where)
     train, validation, test = (
-        _encoded(tokenization, rows, prepared.task)
+        _encoded(tokenization, rows, task)
         for rows in (prepared.train, prepared.validation, prepared.test)
     )
     ledger = supervised(prepared.ledger, [row.encoded for row in train])
@@ -136,7 +134,7 @@ def _encoded(
     try:
         return tokenization.encode_rows(examples)
     except DataError as error:
-        column = getattr(task, "label", None) or getattr(task, "answer", None)
+        column = task.answer_column
         where = f"{error.where}, column {column!r}" if column else error.where
         raise DataError(
             where=where, expected=error.expected, found=error.found, hint=error.hint

@@ -310,7 +310,7 @@ def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     rows = make_rows(400)
-    made = declared(rows, task=Classification(positive="spam", wanted_recall=0.95), epochs=2)
+    made = declared(rows, task=Classification(positive="spam", target_recall=0.95), epochs=2)
     model = model_in(tmp_path, tiny_base)
     model.fit(made)
     early = model.predict(rows[0]["text"], domain="spam")[0]

@@ -20,7 +20,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_head
 from lora_domains.report.report import read_card
-from lora_domains.tasks import Classification, Task
+from lora_domains.tasks import Task
 
 VERSIONS = ".versions"
 KEPT = 5
@@ -181,9 +181,7 @@ def over_classes(task: Task, card: Mapping[str, Any] | None) -> Task:
     """
     trained = _task_of(card)
     labels = tuple(trained.get("labels") or ()) if trained.get("head") else ()
-    if labels and isinstance(task, Classification) and task.head and task.labels is None:
-        return replace(task, labels=labels)
-    return task
+    return task.with_default_labels(labels) if labels and task.head else task
 
 
 def _task_of(card: Mapping[str, Any] | None) -> Mapping[str, Any]:

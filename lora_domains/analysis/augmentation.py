@@ -80,7 +80,7 @@ def augmented(
     Nothing for a task whose columns are not texts alone. An edited row that became one of ``test``
     is left out.
     """
-    if not hasattr(task, "unlabelled") or data.train is None:
+    if not task.predictable or data.train is None:
         return []
     rows = {row.id: row for row in read(data.train, "train")}
     made = []
@@ -88,7 +88,7 @@ def augmented(
         row = rows[example.id]
         values = dict(data.row(row.values) if data.row else row.values)
         random = Random(f"{seed}/{row.id}")
-        for column in dict.fromkeys(task.columns[:-1]):
+        for column in dict.fromkeys(task.input_columns):
             values[column] = noisy(str(values[column]), random)
         edited = task.example(replace(row, values=values))
         made.append(replace(edited, id=f"{row.id}~", group=example.group))

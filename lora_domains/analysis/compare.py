@@ -17,6 +17,7 @@ from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
 from lora_domains.report.report import CARD, read_card, read_items
 from lora_domains.stats.seeds import seed_variance
+from lora_domains.tasks import positive_index, task_from_record
 from lora_domains.verdict import gates as rules
 from lora_domains.verdict.scores import chosen
 from lora_domains.verdict.summary import (
@@ -24,7 +25,6 @@ from lora_domains.verdict.summary import (
     comparison,
     contributions,
     fields_of,
-    metrics_of,
 )
 
 
@@ -41,7 +41,7 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     test, general = _paired(one, two, "test"), _paired(one, two, "general")
     metric, positive = one.judged["metric"], one.positive
     scores = {}
-    for name in metrics_of(one.kind, positive):
+    for name in one.metrics:
         made = comparison(name, test, "base", "adapter", positive)
         if made is not None:
             scores[name] = fields_of(made)
@@ -75,7 +75,7 @@ def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
         _same_question(runs[0], other)
     rows = [_ordered(runs[0], run) for run in runs]
     found = {}
-    for metric in metrics_of(runs[0].kind, runs[0].positive):
+    for metric in runs[0].metrics:
         changes = []
         for part in rows:
             before, after = (
@@ -114,9 +114,8 @@ class _Run:
             )
         self.items = read_items(folder)
         self.judged: Mapping[str, Any] = self.entry["judged"]
-        self.kind: str = self.entry["settings"]["task"]["kind"]
-        labels, positive = self.judged["labels"], self.judged["positive"]
-        self.positive = None if positive is None else labels.index(positive)
+        self.metrics = task_from_record(self.entry["settings"]["task"]).metrics
+        self.positive = positive_index(self.judged["labels"], self.judged["positive"])
 
 
 def _same_question(one: _Run, two: _Run) -> None:

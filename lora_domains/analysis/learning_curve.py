@@ -129,8 +129,7 @@ def measured(
         {"target": item.target, "group": group, "scores": {}}
         for item, group in zip(items, groups_of(rows), strict=True)
     ]
-    positive = getattr(task, "positive", None)
-    index = list(getattr(task, "labels", None) or ()).index(positive) if positive else None
+    index = task.positive_index
 
     def look(name: str, asked: Sequence[EncodedExample], route: str | None) -> float:
         with display.progress(f"{name} on test rows", len(asked)) as advance:
@@ -167,8 +166,7 @@ def measured(
     epochs, whole = domain.training.epochs, [prepared.train[i] for i in parts[-1]]
     length = len(encoded(whole))
     # Of a trained head's labels the base knows nothing.
-    words = not getattr(task, "head", False)
-    base = look("base", items, None) if words else None
+    base = None if task.head else look("base", items, None)
     prompted = with_shots(tokenization, dataset.train, rows, seed, display.warn)
     points = [
         {"share": share}

@@ -125,8 +125,7 @@ def scale_curve(
         for at, (item, group) in enumerate(zip(items, groups_of(rows), strict=True))
     ]
     metric = task.metric
-    positive = getattr(task, "positive", None)
-    index = list(getattr(task, "labels", None) or ()).index(positive) if positive else None
+    index = task.positive_index
     points, before = [], 0.0
     for scale, copy in names.items():
         made = comparison(metric, scored, "base", copy, index)

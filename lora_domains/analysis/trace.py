@@ -21,7 +21,6 @@ from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs
-from lora_domains.inference.predict import as_example
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.routing import Single, entered
@@ -83,7 +82,7 @@ class Trace:
 def traced(bank: Bank, name: str, task: Task, text: str | Mapping[str, Any], limit: int) -> Trace:
     """``trace`` of a text, or of a row, of at most ``limit`` tokens."""
     tokenization = Tokenization(bank.base.tokenizer, limit)
-    return trace(bank, name, task, as_example(task, text, 0), tokenization)
+    return trace(bank, name, task, task.to_predict(text, 0), tokenization)
 
 
 def trace(bank: Bank, name: str, task: Task, example: Example, tokenization: Tokenization) -> Trace:
@@ -101,7 +100,7 @@ def trace(bank: Bank, name: str, task: Task, example: Example, tokenization: Tok
             hint="predict gives its labels with their probabilities.",
         )
     item = tokenization.encode(example)
-    labels = tuple(getattr(task, "labels", None) or ())
+    labels = task.labels or ()
     if not labels:
         labels, item = _written(bank, name, task, item, tokenization)
     before, cut, after = _tokens(tokenization, example, item)
@@ -146,12 +145,11 @@ def _written(
     bank: Bank, name: str, task: Task, item: EncodedExample, tokenization: Tokenization
 ) -> tuple[tuple[str, ...], EncodedExample]:
     """What base and adapter write, as the labels, the adapter's first; once if it is the same."""
-    most = int(getattr(task, "max_new_tokens", 64))
     texts = []
     for route in (name, None):
         with bank.routed(route):
             model, tokenizer = bank.base.model, bank.base.tokenizer
-            texts += generate_in_batches(model, tokenizer, [item], most)
+            texts += generate_in_batches(model, tokenizer, [item], task.max_new_tokens)
     said = tuple(dict.fromkeys(texts))
     # With its end, or an answer that begins the other would always be the likelier one.
     coded = tuple((*tokenization.answer_tokens(" " + text), tokenization.eos) for text in said)

@@ -9,7 +9,7 @@ from lora_domains.data.prepare import Data
 from lora_domains.data.readers import SPLITS
 from lora_domains.domain import RETENTION, Domain, with_settings
 from lora_domains.errors import UsageError, did_you_mean
-from lora_domains.tasks import Classification
+from lora_domains.tasks import Task
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,9 +64,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
     add("--label", metavar="COLUMN", help="column of the label")
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
-    add("--wanted-recall", type=float, metavar="P", help="of --positive: validation rows choose "
-        "the probability from which it is named")  # fmt: skip
-    add("--wanted-precision", type=float, metavar="P", help="the same for a precision")
+    add("--target-recall", type=float, metavar="P", help="target recall for --positive; its "
+        "threshold is tuned on validation rows")  # fmt: skip
+    add("--target-precision", type=float, metavar="P", help="target precision for --positive")
     add("--head", action="store_true", help="train a head over the labels (needed on encoders)")
     add("--out", default="adapters", metavar="DIR", help="the adapter lands in DIR/NAME")
     add("--epochs", type=int, help="passes over the training rows at most")
@@ -119,30 +119,7 @@ def configured(domain: Domain, flags: argparse.Namespace, *, again: bool = False
     if flags.limit is not None:
         changes["limit"] = flags.limit
     data = replace(data, **changes)
-    wishes = flags.wanted_recall is not None or flags.wanted_precision is not None
-    if flags.text or flags.label or flags.positive or flags.head or wishes:
-        if not isinstance(task, Classification):
-            raise UsageError(
-                expected="a classification recipe for --text, --label, --positive, --head and "
-                "--wanted-…",
-                found=task.kind,
-                hint="Change the recipe instead.",
-            )
-        if flags.text or flags.label:
-            columns = tuple(flags.text.split(",")) if flags.text else task.text
-            task = replace(task, text=columns, label=flags.label or task.label, prompt=None)
-        if flags.positive:
-            named = None if flags.positive == "none" else flags.positive
-            kept = task.wanted_recall if named else None, task.wanted_precision if named else None
-            task = replace(task, positive=named, wanted_recall=kept[0], wanted_precision=kept[1])
-        if wishes:
-            # One wish replaces the other that a recipe may have.
-            task = replace(
-                task,
-                wanted_recall=flags.wanted_recall,
-                wanted_precision=flags.wanted_precision,
-            )
-        task = replace(task, head=flags.head or task.head)
+    task = _with_task_flags(task, flags)
     given = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed", "retention")}
     settings = {k: v for k, v in given.items() if v is not None}
     if flags.gradient_checkpointing:
@@ -151,6 +128,23 @@ def configured(domain: Domain, flags: argparse.Namespace, *, again: bool = False
     own = flags.train or flags.validation or flags.test
     show = flags.show_text or (domain.show_text and not own)
     return replace(with_settings(domain, **settings), data=data, task=task, show_text=show)
+
+
+def _with_task_flags(task: Task, flags: argparse.Namespace) -> Task:
+    """``task`` with the flags of its columns, labels and head; UsageError where it has none."""
+    options: dict[str, Any] = {}
+    if flags.text:
+        options["text"] = tuple(flags.text.split(","))
+    if flags.label:
+        options["label"] = flags.label
+    if flags.positive:
+        options["positive"] = None if flags.positive == "none" else flags.positive
+    if flags.head:
+        options["head"] = True
+    for name in ("target_recall", "target_precision"):
+        if getattr(flags, name) is not None:
+            options[name] = getattr(flags, name)
+    return task.with_options(**options) if options else task
 
 
 def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:

@@ -14,7 +14,7 @@ from typing import Any
 from lora_domains.data.leaks import Leaks, copies, find_leaks, identity, own_choices
 from lora_domains.data.readers import SHOWN, SPLITS, Source, read
 from lora_domains.errors import DataError, LeakError, UsageError, did_you_mean, listed
-from lora_domains.tasks import Classification, Example, Row, Task, is_null, text_of
+from lora_domains.tasks import Example, Row, Task, is_null, text_of
 
 FEWEST = 8
 """Training rows below which nothing is trained."""
@@ -108,7 +108,7 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
     task = _with_labels(task, given)
     examples = _examples(task, data, given)
     parts = {split: examples.get(split, []) for split in SPLITS}
-    labels = f"one of {len(task.labels or ())} labels" if isinstance(task, Classification) else ""
+    labels = f"one of {len(task.labels or ())} labels" if task.has_labels else ""
     what = "every row has its text" + (f" and {labels}" if labels else "")
     stages.append(Stage("check", count, count, what))
     duplicates, conflicts = _duplicates(task, parts["train"])
@@ -133,7 +133,7 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
     leaks, refused = _without_leaks(parts, data.drop_leaks, warnings)
     if len(parts["train"]) < whole:
         classes = Counter(row.answer for row in parts["train"])
-        known = classes if isinstance(task, Classification) else None
+        known = classes if task.has_labels else None
         _check_enough("train without the rows of test", len(parts["train"]), known)
     what = f"{refused} rows dropped that the test set holds" if refused else "no exact ones"
     stages.append(Stage("leaks", count, count - refused, f"{what}; {leaks.near} near"))
@@ -237,9 +237,9 @@ def _check_columns(task: Task, data: Data, given: Mapping[str, Sequence[Row]]) -
             )
 
 
-def _labels(task: Classification, rows: Iterable[Row]) -> list[str]:
+def _labels(task: Task, rows: Iterable[Row]) -> list[str]:
     """The labels of the rows that have one."""
-    found = (row.values.get(task.label) for row in rows)
+    found = (row.values.get(task.answer_column or "") for row in rows)
     return [label for value in found if not is_null(value) and (label := str(value).strip())]
 
 
@@ -261,7 +261,7 @@ def _check_enough(place: str, rows: int, classes: Counter[str] | None) -> None:
 def _with_labels(task: Task, given: Mapping[str, Sequence[Row]]) -> Task:
     """The task with its labels, from the rows that have one; bad rows are gathered after this."""
     rows = given.get("train") or given["test"]
-    if isinstance(task, Classification):
+    if task.has_labels:
         labelled = [row for row in rows if _labels(task, [row])]
         classes = Counter(_labels(task, labelled))
         # One class alone is left to with_labels, which names it.
@@ -280,7 +280,7 @@ def _examples(
     examples: dict[str, list[Example]] = {split: [] for split in given}
     errors: list[DataError] = []
     for split, rows in given.items():
-        if isinstance(task, Classification):
+        if task.has_labels:
             _check_labels(task, rows)
         for row in rows:
             try:
@@ -303,12 +303,12 @@ def _examples(
     return examples
 
 
-def _check_labels(task: Classification, rows: Sequence[Row]) -> None:
+def _check_labels(task: Task, rows: Sequence[Row]) -> None:
     """Where most labels are unknown the column is the wrong one, and must not be quoted."""
     unknown = sum(label not in (task.labels or ()) for label in _labels(task, rows))
     if unknown > max(SHOWN, len(rows) / 2):
         raise DataError(
-            where=f"{_file_of(rows[0].place)}, column {task.label!r}",
+            where=f"{_file_of(rows[0].place)}, column {task.answer_column!r}",
             expected="one of the labels " + listed(task.labels or ()),
             found=f"something else in {unknown} of {len(rows)} rows",
             hint="Name the column that holds the labels.",
@@ -327,7 +327,7 @@ def _duplicates(task: Task, rows: Sequence[Example]) -> tuple[int, int]:
     for row in rows:
         answers.setdefault(identity(row, with_choices), set()).add(row.answer)
     conflicts = sum(len(labels) > 1 for labels in answers.values())
-    return len(rows) - len(answers), conflicts if isinstance(task, Classification) else 0
+    return len(rows) - len(answers), conflicts if task.has_labels else 0
 
 
 def _carve(
@@ -463,10 +463,10 @@ def _too_little(task: Task, parts: Mapping[str, Sequence[Example]], trained: boo
         found.append(f"only {len(parts['train'])} training rows: another seed may end elsewhere")
     if len(parts["test"]) < 20:
         found.append(f"only {len(parts['test'])} test rows: hardly any gate can be decided")
-    if not isinstance(task, Classification) or not task.labels:
+    if not task.labels:
         return found
-    if task.positive:
-        positives = sum(row.target == task.labels.index(task.positive) for row in parts["test"])
+    if task.positive_index is not None:
+        positives = sum(row.target == task.positive_index for row in parts["test"])
         if positives < 20:
             found.append(f"only {positives} test rows are {task.positive!r}: recall is uncertain")
     counts = Counter(row.target for row in parts["train"])

@@ -27,27 +27,14 @@ from lora_domains.inference.likelihoods import (
     head_scores,
     text_features,
 )
-from lora_domains.inference.scores import (
-    Scores,
-    choice_score,
-    class_score,
-    overlap,
-    positive_of,
-)
+from lora_domains.inference.scores import Scores, choice_score, class_score
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import Head
 from lora_domains.probes.lm_eval import harness_scores
 from lora_domains.probes.suite import Suite
 from lora_domains.stats.thresholds import choose_threshold
-from lora_domains.tasks import (
-    Classification,
-    Example,
-    Generation,
-    Harness,
-    LanguageModelling,
-    Task,
-)
+from lora_domains.tasks import Example, LanguageModelling, Task
 
 PROBE_C = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of regularisation tried for the base's own head on frozen features."""
@@ -63,39 +50,38 @@ class Scored:
     largest_move: float
     """The largest absolute difference of a logit between adapter and base on general text."""
     threshold: dict[str, Any] | None = None
-    """What was wanted of the positive class, and the adapter's threshold for it; None without."""
+    """The target of the positive class and the adapter's threshold for it; None without one."""
 
 
 # ── One contender on encoded items ──────────────────────────────────────────────────────────────
 
 
 def model_scores(
-    bank: Bank, task: Task | Harness, items: Sequence[EncodedExample], references: Sequence[str],
+    bank: Bank, task: Task, items: Sequence[EncodedExample], references: Sequence[str],
     routes: str | Sequence[str | None] | None, advance: Progress = lambda _: None,
 ) -> Scores:  # fmt: skip
     """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
-    if isinstance(task, Harness):
+    if task.scored_by == "harness":
         return harness_scores(bank, task, [item.id for item in items], routes, advance)
     with bank.routed(routes):
-        if routes is not None and getattr(task, "head", False):
+        if routes is not None and task.head:
             names = [routes] * len(items) if isinstance(routes, str) else routes
             logprobs = head_scores(
                 model, [head_of(bank, name) for name in names], items, pad, advance
             )
-            positive = positive_of(task)
-            return [class_score(lp, i.target, positive)
+            return [class_score(lp, i.target, task.positive_index)
                     for lp, i in zip(logprobs, items, strict=True)]  # fmt: skip
-        if items and items[0].choices:
+        if task.scored_by == "choices":
             logprobs = choice_logprobs(model, items, pad, advance)
             return [choice_score(task, lp, i) for lp, i in zip(logprobs, items, strict=True)]
-        if isinstance(task, Generation):
+        if task.scored_by == "text":
             nats, tokens = answer_nats(model, items, pad)
             texts = generate_in_batches(
                 model, bank.base.tokenizer, items, task.max_new_tokens, advance
             )
             return [
-                {"nats": float(n), "tokens": int(t), **overlap(task, text, reference)}
+                {"nats": float(n), "tokens": int(t), **task.score_text(text, reference)}
                 for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
             ]
         nats, tokens = answer_nats(model, items, pad, advance)
@@ -155,7 +141,7 @@ def frozen_scores(
 
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
     task = dataset.prepared.task
-    classes = len(getattr(task, "labels", None) or ())
+    classes = len(task.labels or ())
     with bank.routed(None):
         train, validation = (
             text_features(model, [row.encoded for row in rows], pad, advance).numpy()
@@ -177,7 +163,7 @@ def frozen_scores(
         if best is None or nll < best[0]:
             best = nll, shares
     assert best is not None
-    positive = positive_of(task)
+    positive = task.positive_index
     return [class_score(s, i.target, positive) for s, i in zip(best[1], test, strict=True)]
 
 
@@ -190,11 +176,11 @@ def _shares(known: np.ndarray, columns: np.ndarray, classes: int) -> np.ndarray:
 
 
 def trivial_scores(prepared: Prepared, rows: Sequence[Example]) -> dict[str, Scores]:
-    """The contenders that need no model, on ``rows``; none but for classification."""
+    """The contenders that need no model, on ``rows``; none for tasks without labels."""
     task = prepared.task
-    if not isinstance(task, Classification):
+    if task.labels is None:
         return {}
-    classes, positive = len(task.labels or ()), positive_of(task)
+    classes, positive = len(task.labels), task.positive_index
     return {
         "majority": majority_scores(prepared.train, rows, classes, positive),
         "tfidf": tfidf_scores(prepared.train, rows, classes, positive),
@@ -209,9 +195,8 @@ def judged_rows(dataset: Dataset) -> list[EncodedRow]:
 
     Those are scored beside the test rows, and never judged.
     """
-    task = dataset.prepared.task
-    wanted = isinstance(task, Classification) and task.wanted
-    return [*(dataset.validation if wanted else ()), *dataset.test]
+    chosen = dataset.validation if dataset.prepared.task.targets else ()
+    return [*chosen, *dataset.test]
 
 
 def decided(
@@ -221,30 +206,25 @@ def decided(
     """Scores of all rows and of training rows with the class that each contender's threshold names.
 
     ``choosing`` are the first rows of ``contenders``. Each contender has its own threshold, so that
-    none has an advantage by it. The last is what was wanted and the adapter's; None without a wish.
+    none has an advantage by it. The last is the target and the adapter's; None without a target.
     """
-    wanted = task.wanted if isinstance(task, Classification) else {}
-    positive, cut = positive_of(task), len(choosing)
+    targets, positive, cut = task.targets, task.positive_index, len(choosing)
     thresholds: dict[str, float | None] = {}
-    if isinstance(task, Classification) and wanted:
+    if targets:
         truth = [item.target == positive for _, item in choosing]
         for name, scores in contenders.items():
-            thresholds[name] = choose_threshold(
-                [score["positive"] for score in scores[:cut]],
-                truth,
-                wanted_recall=task.wanted_recall,
-                wanted_precision=task.wanted_precision,
-            )
+            chance = [score["positive"] for score in scores[:cut]]
+            thresholds[name] = choose_threshold(chance, truth, **targets)
         if thresholds["adapter"] is None:
             display.warn(
-                f"no threshold reaches the wanted {wanted} on the {cut} validation rows: "
-                "the likeliest class is named."
+                f"no threshold reaches the target {targets} on the {cut} validation rows: "
+                "the most likely class is predicted."
             )
     made, learned = (
         {n: [_named(s, thresholds.get(n), positive) for s in scores] for n, scores in part.items()}
         for part in (contenders, seen)
     )
-    chosen = {"wanted": wanted, "threshold": thresholds["adapter"]} if wanted else None
+    chosen = {"wanted": targets, "threshold": thresholds["adapter"]} if targets else None
     return made, learned, chosen
 
 
@@ -326,7 +306,7 @@ def score_items(
 
 def nats_only(task: Task) -> Task:
     """``task``, or one that is asked for likelihoods alone where it would generate."""
-    return LanguageModelling() if isinstance(task, Generation) else task
+    return LanguageModelling() if task.scored_by == "text" else task
 
 
 def general_knowledge(base: Base) -> str:

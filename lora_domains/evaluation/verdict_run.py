@@ -25,8 +25,8 @@ def judged_by(
     task = domain.task
     return {
         "metric": task.metric,
-        "labels": list(getattr(task, "labels", None) or ()),
-        "positive": getattr(task, "positive", None),
+        "labels": list(task.labels or ()),
+        "positive": task.positive,
         "base_changed": base_changed,
         "largest_move": scored.largest_move,
         "loss": task.loss_unit,

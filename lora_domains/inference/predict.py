@@ -16,10 +16,10 @@ from lora_domains.inference.likelihoods import (
     choice_logprobs,
     head_scores,
 )
-from lora_domains.inference.scores import positive_of, renormalise, unanswered
+from lora_domains.inference.scores import renormalise, unanswered
 from lora_domains.modeling.bank import Bank
 from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
-from lora_domains.tasks import Classification, Example, Row, Task
+from lora_domains.tasks import Task
 
 T = TypeVar("T")
 
@@ -106,11 +106,11 @@ def predicted(
     base = bank.base
     thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     for task in tasks.values():
-        check_referral(refer_below, getattr(task, "labels", None) or ())
+        check_referral(refer_below, task.labels or ())
     of_row = [tasks[name] for name in domains]
     heads = [bank[name].head for name in domains]
     examples = [
-        as_example(task, text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
+        task.to_predict(text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
     ]
     # A text that a head reads is framed otherwise.
     tokenizations = {
@@ -126,7 +126,7 @@ def predicted(
     # Labels are scored, answers are written: a batch for those of a head, one for those scored as
     # text, and one for each length of what is written.
     kinds = [
-        "head" if head is not None else _tokens_to_write(task)
+        "head" if head is not None else task.max_new_tokens
         for head, task in zip(heads, of_row, strict=True)
     ]
     for kind in dict.fromkeys(kinds):
@@ -151,19 +151,13 @@ def predicted(
     return [found[row] for row in range(len(texts))]
 
 
-def _tokens_to_write(task: Task) -> int:
-    """How long an answer may be; 0 where labels are scored instead."""
-    return 0 if isinstance(task, Classification) else int(getattr(task, "max_new_tokens", 64))
-
-
 def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> float | None:
     """From which probability the domain ``name`` has its positive class; None: the likeliest."""
-    wanted = task.wanted if isinstance(task, Classification) else {}
-    threshold = stored(bank[name].card) if wanted else None
-    if wanted and threshold is None:
+    threshold = stored(bank[name].card) if task.targets else None
+    if task.targets and threshold is None:
         warn(
-            f"{name} has no threshold for the wanted {wanted} (evaluate chooses it): "
-            "the likeliest label is named."
+            f"{name} has no threshold for the target {task.targets} (evaluate chooses it): "
+            "the most likely label is predicted."
         )
     return threshold
 
@@ -171,32 +165,11 @@ def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -
 def _labelled(
     task: Task, logprobs: np.ndarray, threshold: float | None, refer_below: float
 ) -> Prediction:
-    labels = getattr(task, "labels", None) or ()
+    labels = task.labels or ()
     shares = [float(p) for p in np.exp(renormalise(logprobs))]
-    best = predicted_class(shares, positive_of(task), threshold)
+    best = predicted_class(shares, task.positive_index, threshold)
     label = labels[best] if shares[best] >= refer_below else REFER
     return Prediction(label, shares[best], dict(zip(labels, shares, strict=True)))
-
-
-def as_example(task: Task, text: str | Mapping[str, Any], number: int) -> Example:
-    """A text as an example of ``task``, without an answer; raises UsageError and DataError."""
-    if not hasattr(task, "unlabelled"):
-        raise UsageError(
-            expected="a classification or generation domain",
-            found=task.kind,
-            hint="Use generate() instead.",
-        )
-    columns = task.columns[:-1]
-    if isinstance(text, str):
-        if len(set(columns)) != 1:
-            raise UsageError(
-                expected="rows with the columns " + ", ".join(columns),
-                found="a plain string",
-                hint="Pass a dict for each row.",
-            )
-        text = {columns[0]: text}
-    example: Example = task.unlabelled(Row(text, "input", number, f"input {number}"))
-    return example
 
 
 def streamed(bank: Bank, prompt: str, domain: str | None, **options: Any) -> Iterator[str]:

@@ -5,15 +5,13 @@ A record is a flat dict of numbers, as ``items.jsonl`` stores it for each conten
 ``nats`` and ``tokens`` where an answer is, ``f1`` and ``exact`` where one is generated. No torch.
 """
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lora_domains.data.tokenization import EncodedExample
-from lora_domains.tasks import Classification, Example, Generation, Task
+from lora_domains.tasks import Example, Task
 
 Scores = list[dict[str, float]]
 """One record per example."""
@@ -29,23 +27,16 @@ def renormalise(logprobs: np.ndarray) -> np.ndarray:
 
 def comparable(task: Task, logprobs: np.ndarray, example: EncodedExample) -> np.ndarray:
     """What choices are ranked by: their log-likelihoods, or those per token; (choices,)."""
-    if getattr(task, "per_token", False):
+    if task.per_token:
         per_token: np.ndarray = logprobs / np.array([len(choice) for choice in example.choices])
         return per_token
     return logprobs
 
 
-def positive_of(task: Task) -> int | None:
-    """The number of the positive class; None where the task declares none."""
-    if not isinstance(task, Classification) or task.positive is None or task.labels is None:
-        return None
-    return task.labels.index(task.positive)
-
-
 def choice_score(task: Task, logprobs: np.ndarray, example: EncodedExample) -> dict[str, float]:
     """The record of one example from the log-likelihoods of its choices, (choices,)."""
     shares = renormalise(comparable(task, logprobs, example))
-    score = class_score(shares, example.target, positive_of(task))
+    score = class_score(shares, example.target, task.positive_index)
     if example.target >= 0:
         score["nats"] = float(-logprobs[example.target])
         score["tokens"] = len(example.choices[example.target])
@@ -73,28 +64,6 @@ def class_score(log_shares: np.ndarray, target: int, positive: int | None) -> di
         score["positive"] = float(probabilities[positive])
         score["other"], score["other_confidence"] = int(others.argmax()), float(others.max())
     return score
-
-
-def overlap(task: Generation, text: str, reference: str) -> dict[str, float]:
-    """Exact match and token F1 of a generated answer (Rajpurkar et al. 2016, SQuAD).
-
-    Where the task compares numbers, the last number of each text decides both measures.
-    """
-    if task.until:
-        text = text.split(task.until)[0]
-    if task.judge == "number":
-        right = float(last_number(text) is not None and last_number(text) == last_number(reference))
-        return {"f1": right, "exact": right}
-    generated, expected = (part.casefold().split() for part in (text, reference))
-    common = sum((Counter(generated) & Counter(expected)).values())
-    f1 = 2 * common / (len(generated) + len(expected)) if generated or expected else 1.0
-    return {"f1": f1, "exact": float(generated == expected)}
-
-
-def last_number(text: str) -> float | None:
-    """The last number in ``text``; commas between digits are ignored."""
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def unanswered(examples: Sequence[Example]) -> list[Example]:

@@ -24,7 +24,7 @@ from lora_domains.errors import (
 )
 from lora_domains.modeling.base import Base, is_bidirectional, stored_tensor
 from lora_domains.modeling.batching import prompts
-from lora_domains.tasks import Classification, Task
+from lora_domains.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -157,20 +157,13 @@ def label_nats(model: Any, head: Head, items: Sequence[EncodedExample], pad: int
 # ── Checks ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def classes_of(task: Task) -> int | None:
-    """The size of the head that ``task`` trains, None for a task without one."""
-    headed = isinstance(task, Classification) and task.head
-    return len(getattr(task, "labels", None) or ()) if headed else None
-
-
 def check_task(base: Base, task: Task) -> None:
     """Raise UsageError for a task that an encoder cannot do: all but classification by a head."""
-    if base.bidirectional and classes_of(task) is None:
+    if base.bidirectional and not task.head:
         raise UsageError(
             where=base.id,
             expected="classification with a trained head, the one task of an encoder",
-            found=task.kind.replace("_", " ")
-            + (" by the likelihood of labels" if task.kind == "classification" else ""),
+            found=task.kind.replace("_", " ") + " without a head",
             hint="Declare Classification(…, head=True) or give --head; for any other task choose a "
             "causal language model.",
         )
@@ -181,7 +174,7 @@ def check_head(head: Head | None, task: Task, trained: Mapping[str, Any], where:
 
     A head knows its classes by number, so other labels, or another order, would be told wrongly.
     """
-    wanted = list(getattr(task, "labels", None) or ()) if classes_of(task) is not None else None
+    wanted = list(task.labels or ()) if task.head else None
     found = list(trained.get("labels") or ()) if head is not None else None
     if wanted != found:
         raise AdapterError(

@@ -27,7 +27,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.routing import narrowed
 from lora_domains.probes.suite import Probe, Suite
-from lora_domains.tasks import Harness
+from lora_domains.tasks import Example, Row, Task
 
 MEASURES = ("acc", "exact_match", "acc_norm")
 """What says that a document was answered rightly, in this order; else a task's first metric."""
@@ -38,16 +38,40 @@ WRITTEN = 256
 
 
 @dataclass(frozen=True)
+class Harness(Task):
+    """A task of lm-evaluation-harness, which writes its own prompts and scores the answers.
+
+    For probes only. ``digest`` covers every request of the task (see ``_digest``).
+    """
+
+    name: str
+    digest: str
+
+    kind = "harness"
+    scored_by = "harness"
+    predictable = False
+    metric = "accuracy"
+    metrics = ("accuracy",)
+    template = ""
+    answer_column = None
+
+    def example(self, row: Row) -> Example:
+        """One document. Its text serves to find leaks; it is not what is scored."""
+        return Example(row.id, str(row.values["text"]), "", place=row.place)
+
+
+@dataclass(frozen=True)
 class _Loaded:
     """A task of the harness with its requests, by document."""
 
+    name: str
     task: Any
     documents: Mapping[str, list[Any]]
     measure: str
 
 
 # Documents and functions of the harness, which a declaration (``Harness``) cannot hold.
-_loaded: dict[Harness, _Loaded] = {}
+_loaded: dict[Task, _Loaded] = {}
 
 
 def harness_suite(names: Sequence[str]) -> Suite:
@@ -123,7 +147,7 @@ def _read(name: str, task: Any) -> _Loaded:
         requests.sort(key=lambda request: request.idx)
     metrics = list(task.aggregation())
     measure = next((name for name in MEASURES if name in metrics), metrics[0])
-    return _Loaded(task, documents, measure)
+    return _Loaded(name, task, documents, measure)
 
 
 def _refused(name: str, expected: str, found: str) -> UsageError:
@@ -152,7 +176,7 @@ def _digest(loaded: _Loaded) -> str:
 
 
 def harness_scores(
-    bank: Bank, task: Harness, ids: Sequence[str], routes: str | Sequence[str | None] | None,
+    bank: Bank, task: Task, ids: Sequence[str], routes: str | Sequence[str | None] | None,
     advance: Callable[[int], object],
 ) -> list[dict[str, float]]:  # fmt: skip
     """For each document, right (1) or wrong (0) as ``prediction``, and the harness's own numbers.
@@ -178,7 +202,7 @@ def harness_scores(
     scores = []
     for requests in of_document:
         said = [request.filtered_resps[judge.name] for request in requests]
-        scores.append(_judged(task.name, loaded, requests[0].doc, said))
+        scores.append(_judged(loaded, requests[0].doc, said))
         advance(1)
     return scores
 
@@ -189,13 +213,13 @@ def _fresh(request: Any) -> Any:
     return made
 
 
-def _judged(name: str, loaded: _Loaded, doc: Any, answers: list[Any]) -> dict[str, float]:
+def _judged(loaded: _Loaded, doc: Any, answers: list[Any]) -> dict[str, float]:
     found = loaded.task.process_results(doc, answers)
     numbers = {k: float(v) for k, v in found.items() if isinstance(v, bool | int | float)}
     right = numbers.get(loaded.measure)
     if right not in (0.0, 1.0):
         raise _refused(
-            name, "a task that says of each document whether it was answered rightly",
+            loaded.name, "a task that says of each document whether it was answered rightly",
             f"{loaded.measure} with other values (it has {listed(found)})",
         )  # fmt: skip
     return {"prediction": int(right), **numbers}

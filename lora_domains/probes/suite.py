@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_domains.data.readers import Source, read
 from lora_domains.errors import DataError, UsageError, did_you_mean
-from lora_domains.tasks import Example, Generation, Harness, MultipleChoice, Row, task_record
+from lora_domains.tasks import Example, MultipleChoice, Row, Task, task_record
 
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
@@ -41,7 +41,7 @@ class Probe:
     """Questions of one kind. ``rows`` is where they are read, ``reads`` a pure row function."""
 
     name: str
-    task: MultipleChoice | Generation | Harness
+    task: Task
     rows: Source | Rows
     reads: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_read
     part: str = ""

@@ -21,6 +21,7 @@ from lora_domains.errors import UsageError
 from lora_domains.report.text import WORST_FIRST, gained, kept
 from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.intervals import difference_bounds
+from lora_domains.tasks import positive_index
 from lora_domains.verdict.scores import Rows, column, targets
 from lora_domains.verdict.summary import LOWER_IS_BETTER, MEANS, comparison
 
@@ -125,7 +126,7 @@ def _entry(old: Entry, new: Entry) -> dict[str, Any]:
     if was and is_ and was[0] == is_[0]:
         rows = [entry.get("data", {}).get("test") for entry in (old, new)]
         judged = new["judged"]
-        index = judged["labels"].index(judged["positive"]) if judged["positive"] else None
+        index = positive_index(judged["labels"], judged["positive"])
         same = _same_items(old, new, "domain") if rows[0] == rows[1] else None
         figures[is_[0]] = _change(is_[0], was[1], is_[1], same, index)
     known, knows = kept(old), kept(new)

@@ -17,6 +17,7 @@ from lora_domains.report.junit import junit
 from lora_domains.report.markdown import COMMENT, summary
 from lora_domains.report.regressions import answers
 from lora_domains.report.text import gained
+from lora_domains.tasks import positive_index, task_from_record, upgraded_record
 from lora_domains.verdict.scores import Rows, chosen
 from lora_domains.verdict.summary import summarise, value
 
@@ -58,6 +59,9 @@ def read_card(folder: Path) -> dict[str, Any]:
             found=f"schema {card.get('schema')!r}",
             hint="Update lora-domains to read it.",
         )
+    for settings in (card["adapters"][0].get(key) for key in ("settings", "trained_with")):
+        if isinstance(settings, dict) and isinstance(settings.get("task"), dict):
+            settings["task"] = upgraded_record(settings["task"])
     return dict(card)
 
 
@@ -82,10 +86,10 @@ def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dic
     judged = entry["judged"]
     return summarise(
         items,
-        kind=entry["settings"]["task"]["kind"],
+        metrics=task_from_record(entry["settings"]["task"]).metrics,
         metric=judged["metric"],
         labels=judged["labels"],
-        positive=judged["positive"],
+        positive=positive_index(judged["labels"], judged["positive"]),
         gates=Gates(**entry["settings"]["gates"]),
         leaks=entry["leaks"],
         base_changed=judged["base_changed"],
@@ -224,7 +228,7 @@ def others(judged: Mapping[str, Any], test: Sequence[Mapping[str, Any]]) -> dict
 
     Beside its own scores an item may hold theirs on it, under ``others``: {ADAPTER: score}.
     """
-    index = judged["labels"].index(judged["positive"]) if judged["positive"] else None
+    index = positive_index(judged["labels"], judged["positive"])
     names = test[0].get("others", {})
     rows = Rows([{**item, "scores": item["others"]} for item in test] if names else [])
     return {name: value(judged["metric"], rows, name, index) for name in names}

@@ -108,12 +108,12 @@ def named_from(curve: Entry) -> str:
     """From which probability the positive class is named, and who chose that."""
     if "wanted" not in curve:
         return f"{curve['positive']} is named where it is the likeliest class"
-    wish = ", ".join(f"{name} {value:g}" for name, value in curve["wanted"].items())
+    target = ", ".join(f"{name} {value:g}" for name, value in curve["wanted"].items())
     if curve["threshold"] is None:
-        return f"no threshold reached {wish} on validation rows: the likeliest class is named"
+        return f"no threshold reached {target} on validation rows: the likeliest class is named"
     return (
         f"{curve['positive']} is named from a probability of {number(curve['threshold'])} on, "
-        f"which validation rows chose for {wish}"
+        f"which validation rows chose for {target}"
     )
 
 

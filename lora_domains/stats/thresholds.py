@@ -1,6 +1,6 @@
 """Decision threshold of the positive class, chosen on validation rows for a recall or precision.
 
-Without a target (``Classification(positive="urgent", wanted_recall=.9)``) the most probable class
+Without a target (``Classification(positive="urgent", target_recall=.9)``) the most probable class
 is predicted. Rows that choose a threshold are never rows of a gate: gates compare the result with
 their floors on test rows.
 """
@@ -35,8 +35,8 @@ def choose_threshold(
     probability: ArrayLike,
     positive: ArrayLike,
     *,
-    wanted_recall: float | None = None,
-    wanted_precision: float | None = None,
+    recall: float | None = None,
+    precision: float | None = None,
 ) -> float | None:
     """The probability from which to predict the positive class; None where no target can be met.
 
@@ -50,17 +50,17 @@ def choose_threshold(
     total = int(hits[-1]) if len(hits) else 0
     if total == 0:
         return None
-    if wanted_recall is not None:
+    if recall is not None:
         # Shares of counts against a decimal target: 9 of 10 is .9, whatever rounding gives.
-        place = int(np.flatnonzero(hits >= wanted_recall * total - 1e-9)[0])
-    elif wanted_precision is not None:
-        reached = np.flatnonzero(hits >= wanted_precision * predicted - 1e-9)
+        place = int(np.flatnonzero(hits >= recall * total - 1e-9)[0])
+    elif precision is not None:
+        reached = np.flatnonzero(hits >= precision * predicted - 1e-9)
         reached = reached[hits[reached] > 0]
         if not len(reached):
             return None
         place = int(reached[np.argmax(hits[reached])])
     else:
-        raise ValueError("choose_threshold expects a wanted recall or precision; found neither.")
+        raise ValueError("choose_threshold expects a recall or a precision; found neither.")
     below = float(thresholds[place + 1]) if place + 1 < len(thresholds) else 0.0
     return (float(thresholds[place]) + below) / 2
 

@@ -2,40 +2,41 @@
 
 from lora_domains.tasks.base import (
     KINDS,
-    Classification,
-    Example,
-    Generation,
-    Harness,
-    LanguageModelling,
     LossUnit,
-    MultipleChoice,
-    Row,
+    ScoredBy,
     Task,
-    columns_in,
-    fill,
-    is_null,
-    shown,
+    positive_index,
+    register,
     task_from_record,
     task_record,
-    text_of,
+    upgraded_record,
 )
+from lora_domains.tasks.classification import Classification
+from lora_domains.tasks.generation import Generation, last_number
+from lora_domains.tasks.language_modelling import LanguageModelling
+from lora_domains.tasks.multiple_choice import MultipleChoice
+from lora_domains.tasks.rows import Example, Row, columns_in, fill, is_null, shown, text_of
 
 __all__ = [
     "KINDS",
     "Classification",
     "Example",
     "Generation",
-    "Harness",
     "LanguageModelling",
     "LossUnit",
     "MultipleChoice",
     "Row",
+    "ScoredBy",
     "Task",
     "columns_in",
     "fill",
     "is_null",
+    "last_number",
+    "positive_index",
+    "register",
     "shown",
     "task_from_record",
     "task_record",
     "text_of",
+    "upgraded_record",
 ]

@@ -1,413 +1,234 @@
-"""How a row becomes a prompt and an answer, and how an answer is judged. No torch.
+"""The interface of a task, and the registry of its kinds.
 
-A task is a frozen value. ``example(row)`` is its one important function: a pure function from a
-row to an :class:`Example`, which is all that encoding, scoring and the baselines ever see.
+A task is a frozen value that says how a row becomes a prompt and an answer, and how the answer is
+scored. A kind of task is one subclass of :class:`Task` in its own file, marked with
+:func:`register`; no other file asks what kind a task is.
 """
 
-import json
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
-from string import Formatter
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from lora_domains.errors import DataError, DomainError, did_you_mean, listed
+from lora_domains.errors import DomainError, UsageError, listed
+from lora_domains.tasks.rows import Example, Row, columns_in, fill
 
 LossUnit = Literal["label cross-entropy", "nats per answer token"]
+ScoredBy = Literal["choices", "text", "likelihood", "harness"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row as read: its values, and where it stands (for messages; never its text)."""
+class Task(ABC):
+    """How a row becomes an :class:`Example`, and how answers to it are scored.
 
-    values: Mapping[str, Any]
-    split: str
-    number: int
-    """Position in its split, from 0."""
-    place: str
-    """Where a person finds it: ``train.csv, line 17``."""
-
-    @property
-    def id(self) -> str:
-        """Stable, and free of the row's contents: a column called ``id`` may name a patient."""
-        return f"{self.split}:{self.number}"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item: what the model is shown and what it should say.
-
-    ``answer`` and ``choices`` start with the space that separates them from the prompt. ``target``
-    is the index of the right choice, -1 where the answer is free text.
+    Subclasses are frozen dataclasses whose fields are what a user declares. They implement
+    ``metric``, ``metrics``, ``template``, ``answer_column`` and ``example``, and override what
+    differs from the defaults below.
     """
 
-    id: str
-    prompt: str
-    answer: str
-    choices: tuple[str, ...] = ()
-    target: int = -1
-    group: str | None = None
-    slices: Mapping[str, str] = field(default_factory=dict)
-    place: str = ""
-
-
-def is_null(value: object) -> bool:
-    """None, NaN, or one of pandas' own (which cannot be compared, and need no pandas here)."""
-    nan = isinstance(value, float) and math.isnan(value)
-    return value is None or nan or type(value).__name__ in {"NAType", "NaTType"}
-
-
-def shown(label: str) -> str:
-    """A label for a message; a long one may be a row's text in the wrong column: its length."""
-    return repr(label) if len(label) <= 40 else f"a text of {len(label)} characters"
-
-
-def text_of(row: Row, column: str) -> str:
-    """The text in ``column``; raises DataError when it is missing, null or only whitespace."""
-    if column not in row.values:
-        raise DataError(
-            where=f"{row.place}, column {column!r}",
-            expected=f"a column named {column!r}",
-            found="columns " + listed(row.values),
-            hint=did_you_mean(column, row.values),
-        )
-    value = row.values[column]
-    text = "" if is_null(value) else str(value)
-    if not text.strip():
-        raise DataError(
-            where=f"{row.place}, column {column!r}",
-            expected="text",
-            found="null" if is_null(value) else "only whitespace" if text else "''",
-            hint="Fill the cell or delete the row.",
-        )
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(
-            where=f"{row.place}, column {column!r}",
-            expected="text that can be encoded as UTF-8",
-            found="half of a surrogate pair, as a cut emoji leaves it",
-            hint="Take it out, or export the rows again.",
-        )
-    return text
-
-
-def fill(template: str, row: Row) -> str:
-    """``template`` with each ``{column}`` replaced by the row's text in that column."""
-    return "".join(
-        literal + (text_of(row, name).strip() if name else "")
-        for literal, name, _, _ in Formatter().parse(template)
-    )
-
-
-def columns_in(template: str) -> tuple[str, ...]:
-    """The columns a prompt template names, in order; raises DomainError when it cannot be read."""
-    try:
-        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-        if "" in names:
-            raise ValueError("a place without a name: {}")
-        return tuple(names)
-    except ValueError as error:
-        raise DomainError(
-            where=f"prompt {template!r}",
-            expected="text with {column} places; a literal brace is written twice",
-            found=str(error),
-            hint="Write {{ and }} for braces that are not places.",
-        ) from None
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Rows with one of a few labels; the labels are scored as text after the prompt.
-
-    With ``head`` a linear layer is trained instead, from the text's last hidden state to the
-    labels, as sequence classifiers have it: the only way on an encoder (BERT), and the cheaper one
-    with many labels. What is read is then the text alone unless ``prompt`` says otherwise.
-    ``text`` names one column or several. ``labels`` is read from the training rows where it is not
-    given. ``positive`` is the class whose recall and precision matter (`urgent`, `spam`); with
-    ``wanted_recall`` or ``wanted_precision`` it is named from the probability on that reaches it on
-    the validation rows, instead of where it is the likeliest. ``wording`` gives a label another
-    text for the model (`{"Terms": "general terms"}`).
-    """
-
-    text: str | tuple[str, ...] = "text"
-    label: str = "label"
-    labels: tuple[str, ...] | None = None
-    positive: str | None = None
-    prompt: str | None = None
-    wording: Mapping[str, str] = field(default_factory=dict)
-    head: bool = False
-    wanted_recall: float | None = None
-    wanted_precision: float | None = None
-
-    kind = "classification"
-    loss_unit: LossUnit = "label cross-entropy"
-
-    def __post_init__(self) -> None:
-        wishes = self.wanted
-        if not wishes:
-            return
-        if self.positive is None or len(wishes) > 1 or not 0 < min(wishes.values()) <= 1:
-            raise DomainError(
-                where="classification",
-                expected="a positive class and one wanted recall or precision, above 0, at most 1",
-                found=f"positive {self.positive!r}, wanted {wishes}",
-                hint='For example Classification(positive="urgent", wanted_recall=.9).',
-            )
+    kind: ClassVar[str]
+    """Name of the kind, as a card stores it."""
+    loss_unit: ClassVar[LossUnit] = "nats per answer token"
+    scored_by: ClassVar[ScoredBy] = "likelihood"
+    """``choices``: each candidate answer is scored; ``text``: an answer is generated and compared
+    with the reference; ``likelihood``: the answer's likelihood alone; ``harness``: by
+    lm-evaluation-harness."""
+    has_labels: ClassVar[bool] = False
+    """Whether every answer is one of a fixed set of labels, shared by all rows."""
+    predictable: ClassVar[bool] = True
+    """Whether rows without an answer can be predicted."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former names of fields, which older cards have: {former: current}."""
 
     @property
-    def wanted(self) -> dict[str, float]:
-        """The wish for the positive class, ``{"recall": .9}``; empty where there is none."""
-        wishes = {"recall": self.wanted_recall, "precision": self.wanted_precision}
-        return {name: wish for name, wish in wishes.items() if wish is not None}
-
-    @property
+    @abstractmethod
     def metric(self) -> str:
-        """The domain metric: F1 of the positive class, else macro-F1 (all classes alike)."""
-        return "f1" if self.positive else "macro_f1"
+        """The metric that decides whether an adapter gained."""
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics to report, by their names in ``verdict``."""
 
     @property
+    @abstractmethod
     def template(self) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        if self.head and len(self.texts) == 1:
-            return f"{{{self.texts[0]}}}"
-        named = "\n".join(f"{c}: {{{c}}}" for c in self.texts)
-        return named if self.head else f"{named}\n{self.label}:"
+        """The prompt, with ``{column}`` placeholders."""
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (*columns_in(self.template), self.label)
+    @abstractmethod
+    def answer_column(self) -> str | None:
+        """The column of the answer; None where all of the text is supervised."""
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        return tuple(" " + self.wording.get(label, label) for label in self.labels or ())
-
-    def with_labels(self, rows: Sequence[Row]) -> "Classification":
-        """This task with its labels known; raises DataError for one class, or an unknown one."""
-        if self.labels is not None:
-            found = list(self.labels)
-        else:
-            found = sorted({text_of(row, self.label).strip() for row in rows})
-        where = f"{rows[0].place.rsplit(', ', 1)[0]}, column {self.label!r}" if rows else self.label
-        if len(found) < 2:
-            raise DataError(
-                where=where,
-                expected="at least two classes",
-                found=f"only {listed(map(shown, found))}",
-                hint="Name the column that holds the labels, or add rows of another class.",
-            )
-        for name in ([self.positive] if self.positive else []) + list(self.wording):
-            if name not in found:
-                raise DataError(
-                    where=where,
-                    expected=f"the class {name!r} that the domain names",
-                    found="classes " + listed(found),
-                    hint=did_you_mean(name, found),
-                )
-        return replace(self, labels=tuple(found))
-
+    @abstractmethod
     def example(self, row: Row) -> Example:
-        label = text_of(row, self.label).strip()
-        labels = self.labels or ()
-        if label not in labels:
-            raise DataError(
-                where=f"{row.place}, column {self.label!r}",
-                expected="one of the labels " + listed(labels),
-                found=shown(label),
-                hint=did_you_mean(label, labels)
-                if get_close_matches(label, labels) or len(labels) <= 8
-                else "Mend the row, or declare every class: labels=(…).",
-            )
-        target = labels.index(label)
-        choices = self.choices
-        prompt = fill(self.template, row)
-        return Example(row.id, prompt, choices[target], choices, target, place=row.place)
+        """The example of a row, a pure function. Raises DataError for an unusable row."""
 
-    def unlabelled(self, row: Row) -> Example:
-        """An item to predict: no label is needed in the row."""
-        return Example(row.id, fill(self.template, row), "", self.choices, place=row.place)
-
-
-@dataclass(frozen=True)
-class MultipleChoice:
-    """Questions with their own candidate answers, each scored as a continuation of the prompt.
-
-    ``answer`` holds the index of the right choice, its letter (A, B, …) or its text. With
-    ``per_token`` a candidate's likelihood is divided by its tokens, so that long ones are not at a
-    disadvantage (Brown et al. 2020, arXiv 2005.14165, section 2.4).
-    """
-
-    question: str = "question"
-    choices: str = "choices"
-    answer: str = "answer"
-    prompt: str = "Question: {question}\nAnswer:"
-    per_token: bool = False
-
-    kind = "multiple_choice"
-    loss_unit: LossUnit = "label cross-entropy"
-    metric = "accuracy"
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that a row to predict must have."""
+        return columns_in(self.template)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*columns_in(self.prompt), self.choices, self.answer)
+        """The columns that a row with an answer must have."""
+        answer = () if self.answer_column is None else (self.answer_column,)
+        return (*self.input_columns, *answer)
 
-    def with_labels(self, rows: Sequence[Row]) -> "MultipleChoice":
+    # ── Labels ──────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels, in order; None where unknown or where the kind has none."""
+        return None
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The text of each label that is scored after the prompt, with its leading space."""
+        return ()
+
+    @property
+    def positive(self) -> str | None:
+        """The label whose recall and precision matter."""
+        return None
+
+    @property
+    def positive_index(self) -> int | None:
+        """Position of ``positive`` among ``labels``; None where no class is positive."""
+        return positive_index(self.labels or (), self.positive) if self.labels else None
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The recall or precision that the threshold of ``positive`` is tuned for."""
+        return {}
+
+    @property
+    def head(self) -> bool:
+        """Whether a linear head over the labels is trained."""
+        return False
+
+    @property
+    def head_classes(self) -> int | None:
+        """Number of classes of the trained head; None without a head."""
+        return len(self.labels or ()) if self.head else None
+
+    def with_labels(self, rows: Sequence[Row]) -> Self:
+        """This task with its labels read from ``rows`` where none are declared."""
         return self
 
-    def example(self, row: Row) -> Example:
-        raw = row.values.get(self.choices)
-        if isinstance(raw, str):  # a table's cell
-            try:
-                raw = json.loads(raw)
-            except ValueError:
-                raw = None
-        if isinstance(raw, Mapping):  # {"A": …, "B": …}
-            raw = list(raw.values())
-        if not isinstance(raw, Sequence) or isinstance(raw, str) or len(raw) < 2:
-            raise DataError(
-                where=f"{row.place}, column {self.choices!r}",
-                expected="a list of at least two candidate answers",
-                found=type(raw).__name__ if not isinstance(raw, list) else f"{len(raw)} answers",
-                hint="Write the candidates as a JSON list.",
-            )
-        texts = [str(choice).strip() for choice in raw]
-        choices = tuple(" " + text for text in texts)
-        target = self._target(row, texts)
-        prompt = fill(self.prompt, row)
-        return Example(row.id, prompt, choices[target], choices, target, place=row.place)
+    def with_default_labels(self, labels: tuple[str, ...] | None) -> Self:
+        """This task over ``labels`` where it declares none itself."""
+        return self
 
-    def _target(self, row: Row, texts: list[str]) -> int:
-        value = row.values.get(self.answer)
-        if isinstance(value, int) and 0 <= value < len(texts):
-            return value
-        text = str(value).strip()
-        if text in texts:
-            return texts.index(text)
-        if text.isdecimal() and int(text) < len(texts):  # a table's cell
-            return int(text)
-        if len(text) == 1 and text.isascii() and text.isalpha():
-            letter = ord(text.upper()) - ord("A")
-            if letter < len(texts):
-                return letter
-        # "answer3" counts from 1, as in the sets that write it so.
-        digits = text.removeprefix("answer")
-        if digits.isdecimal() and text.startswith("answer") and 1 <= int(digits) <= len(texts):
-            return int(digits) - 1
-        raise DataError(
-            where=f"{row.place}, column {self.answer!r}",
-            expected=f"the index (0 to {len(texts) - 1}), letter or text of the right choice",
-            found=repr(value) if isinstance(value, int) else "something else",
-            hint="Write the index of the right choice, counted from 0.",
+    # ── Scoring ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the likelihood of a choice is divided by its number of tokens."""
+        return False
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens to generate at most; 0 where nothing is generated."""
+        return 0
+
+    def score_text(self, text: str, reference: str) -> dict[str, float]:
+        """``f1`` and ``exact`` of a generated answer; for kinds scored by ``text``."""
+        raise NotImplementedError(f"{self.kind} is not scored by generated text")
+
+    # ── Prediction and options ──────────────────────────────────────────────────────────────────
+
+    def unlabelled(self, row: Row) -> Example:
+        """The example of a row to predict, which needs no answer."""
+        return Example(row.id, fill(self.template, row), "", self.label_texts, place=row.place)
+
+    def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
+        """The example of a text, or of a row's values, to predict.
+
+        Raises UsageError where this kind cannot predict, or for a text where several columns are
+        needed, and DataError for an unusable row.
+        """
+        if not self.predictable:
+            raise UsageError(
+                expected="a classification or generation domain",
+                found=self.kind,
+                hint="Use generate() instead.",
+            )
+        columns = self.input_columns
+        if isinstance(text, str):
+            if len(set(columns)) != 1:
+                raise UsageError(
+                    expected="rows with the columns " + ", ".join(columns),
+                    found="a plain string",
+                    hint="Pass a dict for each row.",
+                )
+            text = {columns[0]: text}
+        return self.unlabelled(Row(text, "input", number, f"input {number}"))
+
+    def with_options(self, **options: Any) -> Self:
+        """This task with options of the command line: columns, positive class, head, targets.
+
+        Raises UsageError where the kind has none of these.
+        """
+        raise UsageError(
+            expected="a classification recipe for --text, --label, --positive, --head and "
+            "--target-…",
+            found=self.kind,
+            hint="Change the recipe instead.",
         )
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Rows with a free-text answer, generated greedily and compared with the reference.
+def positive_index(labels: Sequence[str], positive: str | None) -> int | None:
+    """Position of ``positive`` among ``labels``; None where no class is positive."""
+    return None if positive is None else list(labels).index(positive)
 
-    What is generated ends before ``until``. ``judge`` says what must agree: the words, or the last
-    number in each (sums in words, whose working may differ).
+
+# ── The registry of kinds, and tasks in cards ───────────────────────────────────────────────────
+
+KINDS: dict[str, type[Task]] = {}
+"""Every registered kind, by its name."""
+Kind = TypeVar("Kind", bound=type[Task])
+
+
+def register(kind: Kind) -> Kind:
+    """Decorate a subclass of :class:`Task` so that cards can name it.
+
+    Raises DomainError when another class has the same ``kind``.
     """
-
-    text: str | tuple[str, ...] = "question"
-    answer: str = "answer"
-    prompt: str | None = None
-    max_new_tokens: int = 64
-    judge: Literal["text", "number"] = "text"
-    until: str = ""
-
-    kind = "generation"
-    loss_unit: LossUnit = "nats per answer token"
-    metric = "token_f1"
-
-    @property
-    def template(self) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        texts = (self.text,) if isinstance(self.text, str) else tuple(self.text)
-        return "\n".join(f"{c}: {{{c}}}" for c in texts) + f"\n{self.answer}:"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (*columns_in(self.template), self.answer)
-
-    def with_labels(self, rows: Sequence[Row]) -> "Generation":
-        return self
-
-    def example(self, row: Row) -> Example:
-        answer = " " + text_of(row, self.answer).strip()
-        return Example(row.id, fill(self.template, row), answer, place=row.place)
-
-    def unlabelled(self, row: Row) -> Example:
-        return Example(row.id, fill(self.template, row), "", place=row.place)
+    known = KINDS.setdefault(kind.kind, kind)
+    if known is not kind:
+        raise DomainError(
+            where=f"task kind {kind.kind!r}",
+            expected="a name that no other kind has",
+            found=f"{known.__module__}.{known.__qualname__}",
+            hint="Choose another name.",
+        )
+    return kind
 
 
-@dataclass(frozen=True)
-class LanguageModelling:
-    """Plain text; every token is supervised. Long texts are read in windows, none is cut off."""
-
-    text: str = "text"
-
-    kind = "language_modelling"
-    loss_unit: LossUnit = "nats per answer token"
-    metric = "nats_per_token"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.text,)
-
-    def with_labels(self, rows: Sequence[Row]) -> "LanguageModelling":
-        return self
-
-    def example(self, row: Row) -> Example:
-        return Example(row.id, "", text_of(row, self.text), place=row.place)
-
-
-@dataclass(frozen=True)
-class Harness:
-    """A task of EleutherAI's lm-evaluation-harness, which asks and judges itself; for probes only.
-
-    ``digest`` is of all it asks (see ``suites.harness``).
-    """
-
-    name: str
-    digest: str
-
-    kind = "harness"
-
-    def example(self, row: Row) -> Example:
-        """One document; what stands in it is for finding leaks, and is not what is scored."""
-        return Example(row.id, str(row.values["text"]), "", place=row.place)
-
-
-Task = Classification | MultipleChoice | Generation | LanguageModelling
-KINDS: dict[str, type[Task]] = {
-    kind.kind: kind for kind in (Classification, MultipleChoice, Generation, LanguageModelling)
-}
-
-
-def task_record(task: Task | Harness) -> dict[str, Any]:
-    """The task as JSON, so that a saved adapter knows how it is asked."""
+def task_record(task: Task) -> dict[str, Any]:
+    """The task as JSON, as a card stores it."""
     return {"kind": task.kind, **asdict(task)}
 
 
-def task_from_record(record: Mapping[str, Any]) -> Task:
-    """The task of a card; raises DomainError for a kind or field this version does not know."""
+def upgraded_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of an older card with the current names of fields."""
     kind = KINDS.get(str(record.get("kind")))
-    known = {f.name for f in fields(kind)} if kind else set()
-    values = {k: v for k, v in record.items() if k != "kind"}
-    if kind is None or not values.keys() <= known:
+    renamed: Mapping[str, str] = kind.renamed if kind else {}
+    # ``loss_unit`` follows from the kind; it was stored nonetheless.
+    return {renamed.get(k, k): v for k, v in record.items() if k != "loss_unit"}
+
+
+def task_from_record(record: Mapping[str, Any]) -> Task:
+    """The task that a card stores. Raises DomainError for an unknown kind or field."""
+    values = upgraded_record(record)
+    kind = KINDS.get(str(values.pop("kind", None)))
+    if kind is None or not values.keys() <= {field.name for field in fields(kind)}:
         raise DomainError(
             where="card",
             expected="a task of kind " + listed(KINDS),
             found=str(record.get("kind")),
-            hint="Update lora-domains to read it.",
+            hint="Update lora-domains, or import the module that registers this kind.",
         )
-    for name in ("labels", "text"):
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    return kind(**values)
+    # JSON has no tuples.
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

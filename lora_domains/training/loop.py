@@ -30,7 +30,6 @@ from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded, TrainingInterrupted
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.heads import classes_of
 from lora_domains.modeling.memory import duration, peak_memory, words
 from lora_domains.training.checkpoints import (
     State,
@@ -87,7 +86,7 @@ class Run:
         self.rank, self.ranks = distributed.state().process_index, distributed.state().num_processes
         self.state = State()
         seed = domain.training.seed
-        classes = classes_of(domain.task)
+        classes = domain.task.head_classes
         self.adapter = (
             new_adapter(bank.base, self.slot, domain.lora, plan.rank, plan.alpha, seed, classes)
             if parent is None

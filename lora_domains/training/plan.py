@@ -11,7 +11,6 @@ from lora_domains.dataset import POOL, Dataset
 from lora_domains.domain import Domain, Lora
 from lora_domains.errors import DomainError
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.heads import classes_of
 from lora_domains.training.retention import Keeping, decide
 
 BATCHES = (32, 16, 8)
@@ -89,7 +88,7 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
             f"general text: {used} of {texts} texts to train by, "
             f"{len(dataset.general.selection)} others to watch by"
         )
-    if keeping.method == "scale" and classes_of(domain.task) is not None:
+    if keeping.method == "scale" and domain.task.head_classes is not None:
         raise DomainError(
             where=f"domain {domain.name!r}, setting 'retention'",
             expected="another way than scale: a head is trained for the whole of its adapter",
@@ -153,7 +152,7 @@ def _rank(base: Base, domain: Domain, items: Sequence[EncodedExample], reasons: 
     if domain.lora.rank is not None:
         return domain.lora.rank
     tokens = sum(item.supervised for item in items)
-    one = new_adapter(base, "plan", domain.lora, 1, 1, 0, classes_of(domain.task))
+    one = new_adapter(base, "plan", domain.lora, 1, 1, 0, domain.task.head_classes)
     per_rank = sum(a.numel() + b.numel() for a, b in one.weights.values())
     rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
     reasons.append(f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens")

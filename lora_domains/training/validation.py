@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from lora_domains.data.tokenization import EncodedExample
-from lora_domains.inference.scores import comparable, positive_of
-from lora_domains.tasks import Classification, Task
+from lora_domains.inference.scores import comparable
+from lora_domains.tasks import Task
 from lora_domains.verdict.summary import value
 
 
@@ -28,8 +28,7 @@ def validation_figures(
         }
         for row, example in zip(logprobs, examples, strict=True)
     ]
-    metric = task.metric if isinstance(task, Classification) else "accuracy"
     accuracy, score = (
-        value(name, records, "adapter", positive_of(task)) for name in ("accuracy", metric)
+        value(name, records, "adapter", task.positive_index) for name in ("accuracy", task.metric)
     )
     return {"accuracy": accuracy, "score": score, "higher_is_better": True}

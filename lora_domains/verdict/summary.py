@@ -69,22 +69,6 @@ MEANS = {"loss": "nll", "token_f1": "f1", "exact_match": "exact"}
 # ── One metric: its value for a contender, and two contenders compared on it ────────────────────
 
 
-def metrics_of(kind: str, positive: int | None) -> dict[str, str]:
-    """Metrics reported for a task, each with the score it is made from."""
-    if kind == "classification":
-        names = {"accuracy": "prediction", "macro_f1": "prediction"}
-        if positive is not None:
-            names |= dict.fromkeys(("precision", "recall", "f1"), "prediction")
-        else:
-            names |= dict.fromkeys(("macro_precision", "macro_recall"), "prediction")
-        return names | {"loss": "nll", "nats_per_token": "nats"}
-    if kind == "multiple_choice":
-        return {"accuracy": "prediction", "loss": "nll", "nats_per_token": "nats"}
-    if kind == "generation":
-        return {"token_f1": "f1", "exact_match": "exact", "nats_per_token": "nats"}
-    return {"nats_per_token": "nats"}
-
-
 def value(metric: str, items: Items, contender: str, positive: int | None) -> float | None:
     """``metric`` of one contender over ``items``; None where it was not scored on it."""
     return _evaluated(metric, _columns(metric, items, contender), positive)
@@ -186,10 +170,10 @@ def _bounds(
 def summarise(
     items: Items,
     *,
-    kind: str,
     metric: str,
+    metrics: Sequence[str],
     labels: Sequence[str],
-    positive: str | None,
+    positive: int | None,
     gates: Gates,
     leaks: Mapping[str, Any],
     base_changed: bool,
@@ -200,6 +184,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Every figure, gate and the verdict of one adapter, as the card holds them.
 
+    ``metrics`` are reported, ``metric`` decides. ``labels`` is empty where rows have no labels in
+    common, and ``positive`` the position of the positive class among them.
     Gates are held at the level that ``looks`` (see looks.Standing) leaves, else at 95 %; figures
     beside them have 95 % bounds always. ``threshold`` is what validation chose (``curve``).
     ``knowledge`` says how the base's general knowledge is asked: by "questions", by "masked tokens"
@@ -207,20 +193,15 @@ def summarise(
     """
     test, train = chosen(items, "set", "test"), chosen(items, "set", "train")
     general, text = chosen(items, "set", "general"), chosen(items, "set", "text")
-    index = labels.index(positive) if positive is not None else None
     level = float(looks["level"]) if looks else 0.95
     remembered = _memorisation(train, test)
-    scores = {
-        name: fields
-        for name in metrics_of(kind, index)
-        if (fields := _with_baselines(name, test, index))
-    }
+    scores = {name: fields for name in metrics if (fields := _with_baselines(name, test, positive))}
     results = [
-        _gain(metric, test, index, level),
+        _gain(metric, test, positive, level),
         *_kept(knowledge, general, text, gates, level),
-        *_positive_gates(test, index, gates, level),
-        *_slice_gates(kind, test, index, gates, level),
-        *([_overfit(metric, train, test, index, gates, level)] if train else []),
+        *_positive_gates(test, positive, gates, level),
+        *_slice_gates(metrics, test, positive, gates, level),
+        *([_overfit(metric, train, test, positive, gates, level)] if train else []),
         *_memorisation_gates(train, test, gates, level),
         *([rules.looks(looks["adapters"], level, looks["broken"])] if looks else []),
         rules.leaks(int(leaks["exact"]), int(leaks["near"])),
@@ -230,19 +211,19 @@ def summarise(
     summary: dict[str, Any] = {
         "domain_scores": scores,
         "general": _general(general, text),
-        "slices": _slices(metric, test, index),
+        "slices": _slices(metric, test, positive),
         "gates": [asdict(result) for result in results],
         "verdict": rules.verdict(results),
     }
     if "parent" in baselines(test):
-        summary["over_parent"] = {name: _over_parent(name, test, index) for name in scores}
-    if kind == "classification":
+        summary["over_parent"] = {name: _over_parent(name, test, positive) for name in scores}
+    if labels:
         summary["confusion"] = confusion(test, labels)
         summary["per_class"] = per_class(test, labels)
-    if kind in ("classification", "multiple_choice"):
+    if "accuracy" in metrics:
         summary["calibration"] = _calibration(test)
-    if index is not None:
-        summary["curve"] = _curve(items, index, positive, threshold)
+    if positive is not None:
+        summary["curve"] = _curve(items, positive, labels[positive], threshold)
     if remembered is not None:
         summary["memorisation"] = remembered
     if looks:
@@ -396,14 +377,17 @@ def _overfit(
 
 
 def _slice_gates(
-    kind: str, test: Items, positive: int | None, gates: Gates, level: float
+    metrics: Sequence[str], test: Items, positive: int | None, gates: Gates, level: float
 ) -> list[GateResult]:
-    """One gate on the worst slice: recall of the positive class, accuracy, or token F1."""
+    """One gate on the worst slice: recall of the positive class, accuracy, or token F1.
+
+    None for nats alone, which differ between kinds of text.
+    """
     names = dict.fromkeys(name for item in test for name in item.get("slices") or {})
-    if not names or kind == "language_modelling":  # nats differ between kinds of text by nature
+    if not names or not {"accuracy", "token_f1"} & set(metrics):
         return []
     what, unit, scores = "token F1", "rows", column(test, "adapter", "f1")
-    if kind != "generation":
+    if "accuracy" in metrics:
         what, scores = "accuracy", column(test, "adapter", "prediction") == targets(test)
     if positive is not None:
         what, unit, scores = "recall", "positives", np.where(
@@ -499,13 +483,13 @@ def _calibration(test: Items) -> dict[str, Any]:
 
 
 def _curve(
-    items: Items, index: int, positive: str | None, threshold: Mapping[str, Any] | None
+    items: Items, positive: int, label: str, threshold: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Precision against recall of the adapter, on test rows and on those that chose."""
-    found: dict[str, Any] = {"positive": positive, **(threshold or {})}
+    found: dict[str, Any] = {"positive": label, **(threshold or {})}
     for name in ("test", "validation"):
         part = chosen(items, "set", name)
         chance = column(part, "adapter", "positive")
         if part and not np.isnan(chance).any():
-            found[name] = thresholds.curve(chance, targets(part) == index)
+            found[name] = thresholds.curve(chance, targets(part) == positive)
     return found

@@ -41,7 +41,9 @@ def save(folder: Path, items: Sequence[Item], **judged: Any) -> Path:
     entry = {
         "domain": folder.name, "sha256": folder.name,
         "judged": {"metric": "f1", "labels": ["no", "yes"], "positive": "yes"} | judged,
-        "settings": {"task": {"kind": "classification"}, "gates": {"retention": 0.03}},
+        "settings": {
+            "task": {"kind": "classification", "positive": "yes"}, "gates": {"retention": 0.03}
+        },
     }  # fmt: skip
     base = dict.fromkeys(["id", "identity", "dtype", "quantization"], "x")
     card = {"schema": 1, "base": base, "adapters": [entry]}

@@ -158,7 +158,7 @@ def test_predict_from_arguments_and_lines(
 # ── Flags ───────────────────────────────────────────────────────────────────────────────────────
 
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
-          "--wanted-recall": "0.9", "--wanted-precision": "0.8"}  # fmt: skip
+          "--target-recall": "0.9", "--target-precision": "0.8"}  # fmt: skip
 SETTLED: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex"}  # fmt: skip
 
@@ -205,7 +205,7 @@ def test_every_flag_changes_what_happens(
 ) -> None:
     flag = action.option_strings[0]
     value = [] if action.nargs == 0 else [VALUES.get(flag, SETTLED.get(flag, "other"))]
-    beside = ["--positive", "spam"] if flag.startswith("--wanted") else []
+    beside = ["--positive", "spam"] if flag.startswith("--target") else []
     assert what_happens(beside, monkeypatch) != what_happens([*beside, flag, *value], monkeypatch)
 
 
@@ -242,22 +242,22 @@ def test_a_recipe_s_show_text_does_not_hold_for_ones_own_rows(flag: str) -> None
     assert configured(recipe, parser.read([flag, "own.csv", "--show-text"])).show_text
 
 
-def test_a_wish_replaces_the_recipe_s_and_goes_with_its_class() -> None:
+def test_a_target_replaces_the_recipe_s_and_is_dropped_with_its_class() -> None:
     parser = Parser()
     add_run_flags(parser)
-    task = Classification(positive="spam", wanted_recall=0.9)
+    task = Classification(positive="spam", target_recall=0.9)
     recipe = Domain("spam", task, Data("own.csv"))
-    for arguments, wanted in (
+    for arguments, targets in (
         ([], {"recall": 0.9}),
-        (["--wanted-precision", "0.8"], {"precision": 0.8}),
+        (["--target-precision", "0.8"], {"precision": 0.8}),
         (["--positive", "ham"], {"recall": 0.9}),
         (["--positive", "none"], {}),
     ):
         found = configured(recipe, parser.read(arguments)).task
         assert isinstance(found, Classification)
-        assert found.wanted == wanted, arguments
+        assert found.targets == targets, arguments
     with pytest.raises(DomainError, match="a positive class"):
-        configured(recipe, parser.read(["--positive", "none", "--wanted-recall", "0.9"]))
+        configured(recipe, parser.read(["--positive", "none", "--target-recall", "0.9"]))
 
 
 def test_columns_cannot_be_given_to_a_recipe_without_them() -> None:

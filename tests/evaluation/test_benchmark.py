@@ -60,7 +60,7 @@ def domain(name: str, good: str, bad: str, task: Task = Classification()) -> Dom
 
 
 DOMAINS = [
-    domain("spam", "spam", "ham", Classification(positive="spam", wanted_recall=0.9)),
+    domain("spam", "spam", "ham", Classification(positive="spam", target_recall=0.9)),
     domain("triage", "urgent", "routine"),
 ]
 

@@ -224,8 +224,9 @@ def test_an_adapter_without_general_figures_says_so() -> None:
               "scores": {"base": wrong if i % 2 else scores, "adapter": scores if i % 2 else wrong}}
              for i in range(20)]  # fmt: skip
     made = summarise(
-        items, kind="classification", metric="macro_f1", labels=["a", "b"], positive=None,
-        gates=Gates(), leaks={"exact": 0, "near": 0}, base_changed=False, largest_move=1.0,
+        items, metric="macro_f1", metrics=Classification().metrics, labels=["a", "b"],
+        positive=None, gates=Gates(), leaks={"exact": 0, "near": 0}, base_changed=False,
+        largest_move=1.0,
         knowledge="nothing",
     )  # fmt: skip
     found = {gate["name"]: gate["verdict"] for gate in made["gates"]}

@@ -23,6 +23,7 @@ from lora_domains.report import charts
 from lora_domains.report.html import page
 from lora_domains.report.regressions import compare_reports
 from lora_domains.report.report import combine, save_report
+from lora_domains.tasks import KINDS, task_record
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)  # fmt: skip
@@ -196,7 +197,7 @@ def test_every_kind_of_task_has_a_page_and_every_other_view(tmp_path: Path, kind
     metric = {"language_modelling": "nats_per_token", "generation": "token_f1"}
     judged |= {"metric": metric.get(kind, "accuracy"), "labels": [], "positive": None}
     settings = copy.deepcopy(CARD["adapters"][0]["settings"])
-    settings["task"]["kind"] = kind
+    settings["task"] = task_record(KINDS[kind]())
     found = combine([folder(tmp_path, "other", rows, judged=judged, settings=settings)])
     assert found["adapters"][0]["verdict"] in ("pass", "inconclusive")
     save_report(found, tmp_path / "out")

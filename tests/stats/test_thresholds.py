@@ -1,4 +1,4 @@
-"""A threshold chosen on validation for a wanted recall or precision, against scikit-learn."""
+"""A threshold tuned on validation for a target recall or precision, against scikit-learn."""
 
 from dataclasses import replace
 
@@ -31,11 +31,11 @@ def reached(chance: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[fl
 
 
 @given(ROWS, st.floats(0.05, 1))
-def test_a_wanted_recall_is_reached_by_the_highest_threshold(
+def test_a_target_recall_is_reached_by_the_highest_threshold(
     rows: list[tuple[int, bool]], wanted: float
 ) -> None:
     chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
-    found = choose_threshold(chance, truth, wanted_recall=wanted)
+    found = choose_threshold(chance, truth, recall=wanted)
     if not truth.any():
         assert found is None
         return
@@ -46,11 +46,11 @@ def test_a_wanted_recall_is_reached_by_the_highest_threshold(
 
 
 @given(ROWS, st.floats(0.05, 1))
-def test_a_wanted_precision_is_reached_and_finds_most(
+def test_a_target_precision_is_reached_and_finds_most(
     rows: list[tuple[int, bool]], wanted: float
 ) -> None:
     chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
-    found = choose_threshold(chance, truth, wanted_precision=wanted)
+    found = choose_threshold(chance, truth, precision=wanted)
     possible = [r for t in chance if (r := reached(chance, truth, t))[1] >= wanted - 1e-9 and r[0]]
     if not possible:
         assert found is None
@@ -111,17 +111,17 @@ def test_a_threshold_is_read_from_a_card() -> None:
 
 
 def test_a_wish_needs_a_positive_class_and_is_one() -> None:
-    task = Classification(positive="urgent", wanted_recall=0.9)
-    assert task.wanted == {"recall": 0.9}
+    task = Classification(positive="urgent", target_recall=0.9)
+    assert task.targets == {"recall": 0.9}
     assert task_from_record(task_record(task)) == task
-    assert Classification(positive="urgent").wanted == {}
+    assert Classification(positive="urgent").targets == {}
     for wrong in (
-        {"wanted_recall": 0.9},
-        {"positive": "urgent", "wanted_recall": 0.9, "wanted_precision": 0.9},
-        {"positive": "urgent", "wanted_precision": 1.2},
-        {"positive": "urgent", "wanted_recall": 0.0},
+        {"target_recall": 0.9},
+        {"positive": "urgent", "target_recall": 0.9, "target_precision": 0.9},
+        {"positive": "urgent", "target_precision": 1.2},
+        {"positive": "urgent", "target_recall": 0.0},
     ):
-        with pytest.raises(DomainError, match="one wanted recall or precision"):
+        with pytest.raises(DomainError, match="one target recall or precision"):
             Classification(**wrong)  # type: ignore[arg-type]
     plain = Domain("x", Classification(positive="urgent"), Data("t.csv"))
     assert plain.digest() != replace(plain, task=task).digest()

@@ -16,6 +16,7 @@ from lora_domains.tasks import (
     Row,
     columns_in,
     fill,
+    last_number,
     shown,
     text_of,
 )
@@ -175,3 +176,8 @@ def test_tasks_and_examples_travel_to_workers() -> None:
     task = Classification(labels=("a", "b"), wording={"a": "x"})
     item = task.example(row(text="t", label="a"))
     assert pickle.loads(pickle.dumps((task, item))) == (task, item)
+
+
+@given(st.integers(-(10**9), 10**9), st.text(alphabet="abc .,"))
+def test_the_last_number_is_found_after_any_words(number: int, words: str) -> None:
+    assert last_number(f"first 3 {words} x {number:,}") == number

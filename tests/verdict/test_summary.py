@@ -19,6 +19,7 @@ from lora_domains.report.text import interval
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import compare_accuracy, compare_f1
 from lora_domains.stats.intervals import wilson
+from lora_domains.tasks import Classification, Generation
 from lora_domains.verdict.ledger import level
 from lora_domains.verdict.summary import (
     _kl,
@@ -31,6 +32,7 @@ from lora_domains.verdict.summary import (
 )
 
 Item = dict[str, Any]
+METRICS = Classification(positive="urgent").metrics
 
 
 def score(prediction: int, target: int, sure: float = 0.9) -> dict[str, float]:
@@ -74,8 +76,8 @@ def text(count: int = 50, kl: float = 0.02) -> list[Item]:
 
 def judged(items: Sequence[Item], **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "kind": "classification", "metric": "f1", "labels": ["routine", "urgent"],
-        "positive": "urgent", "gates": Gates(recall=0.80, precision=0.85),
+        "metrics": METRICS, "metric": "f1", "labels": ["routine", "urgent"],
+        "positive": 1, "gates": Gates(recall=0.80, precision=0.85),
         "leaks": {"exact": 0, "near": 0}, "base_changed": False, "largest_move": 2.0,
     }  # fmt: skip
     summary = summarise(items, **settings | changes)
@@ -278,7 +280,7 @@ def test_slices_in_groups_and_of_free_text() -> None:
                         "tokens": 3}}}
         for n in range(200)
     ]  # fmt: skip
-    found = judged(answers, kind="generation", metric="token_f1", labels=[], positive=None)
+    found = judged(answers, metrics=Generation.metrics, metric="token_f1", labels=[], positive=None)
     assert gate(found, "slices")["verdict"] == "fail"
     assert "token F1 of ward=s" in gate(found, "slices")["why"]
 
@@ -550,7 +552,7 @@ def test_free_text_is_judged_on_its_nats() -> None:
         for s in ("test", "train") for n in range(60)
     ]  # fmt: skip
     settings: dict[str, Any] = {
-        "kind": "language_modelling", "metric": "nats_per_token", "labels": [], "positive": None
+        "metrics": ["nats_per_token"], "metric": "nats_per_token", "labels": [], "positive": None
     }  # fmt: skip
     summary = judged(items, **settings)
     nats = summary["domain_scores"]["nats_per_token"]

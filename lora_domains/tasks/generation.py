@@ -1,0 +1,68 @@
+"""Generation: rows with a free-text answer."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_domains.tasks.base import Task, register
+from lora_domains.tasks.rows import Example, Row, fill, prompt_from, text_of
+
+
+@register
+@dataclass(frozen=True)
+class Generation(Task):
+    """Rows with a free-text answer, generated greedily and compared with the reference.
+
+    A generated answer ends before ``until``. ``judge`` says what is compared: the words, or the
+    last number in each text (for calculations whose steps may differ).
+    """
+
+    text: str | tuple[str, ...] = "question"
+    answer: str = "answer"
+    prompt: str | None = None
+    max_new_tokens: int = 64
+    judge: Literal["text", "number"] = "text"
+    until: str = ""
+
+    kind = "generation"
+    scored_by = "text"
+    metric = "token_f1"
+    metrics = ("token_f1", "exact_match", "nats_per_token")
+
+    @property
+    def template(self) -> str:
+        if self.prompt is not None:
+            return self.prompt
+        texts = (self.text,) if isinstance(self.text, str) else tuple(self.text)
+        return prompt_from(texts, self.answer)
+
+    @property
+    def answer_column(self) -> str:
+        return self.answer
+
+    def example(self, row: Row) -> Example:
+        answer = " " + text_of(row, self.answer).strip()
+        return Example(row.id, fill(self.template, row), answer, place=row.place)
+
+    def score_text(self, text: str, reference: str) -> dict[str, float]:
+        """Token F1 and exact match (Rajpurkar et al. 2016, SQuAD, arXiv 1606.05250).
+
+        Where ``judge`` is "number", both are 1 if the last numbers are equal, else 0.
+        """
+        if self.until:
+            text = text.split(self.until)[0]
+        if self.judge == "number":
+            number = last_number(text)
+            right = float(number is not None and number == last_number(reference))
+            return {"f1": right, "exact": right}
+        words, expected = (part.casefold().split() for part in (text, reference))
+        common = sum((Counter(words) & Counter(expected)).values())
+        f1 = 2 * common / (len(words) + len(expected)) if words or expected else 1.0
+        return {"f1": f1, "exact": float(words == expected)}
+
+
+def last_number(text: str) -> float | None:
+    """The last number in ``text``, without thousands separators; None if there is none."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
