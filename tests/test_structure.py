@@ -37,7 +37,7 @@ TOO_LONG = {
     "adapters/loading.py", "analysis/learning_curve.py", "analysis/scale_curve.py", "cli/main.py",
     "data/prepare.py", "evaluation/benchmark.py", "evaluation/contenders.py", "model.py",
     "modeling/base.py", "probes/lm_eval.py",
-    "tasks/base.py", "training/loop.py", "training/plan.py", "verdict/gates.py",
+    "training/loop.py", "training/plan.py", "verdict/gates.py",
     "verdict/summary.py",
 }  # fmt: skip
 
