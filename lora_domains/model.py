@@ -23,11 +23,12 @@ from lora_domains.adapters.versions import (
 )
 from lora_domains.analysis.trace import Trace, traced
 from lora_domains.console import Display
+from lora_domains.data.general_text import POOL, SELECTION
 from lora_domains.data.leaks import digest_key
 from lora_domains.data.prepare import Data
 from lora_domains.data.readers import Source
 from lora_domains.data.tokenization import Tokenization
-from lora_domains.dataset import POOL, SELECTION, Dataset, load_dataset, row_limit
+from lora_domains.dataset import Dataset, load_dataset, row_limit
 from lora_domains.domain import Domain, as_record, with_settings
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation.benchmark import Scorer, Store, measure

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_base, make_rows
+from support.general_text import TRAINING, use_general_text
 from support.models import QUESTIONS, SUITE, declared, model_in
 from support.scripts import script
 
@@ -380,9 +381,11 @@ def test_training_rows_among_the_probes_fail(
     model = model_in(tmp_path, tiny_base)
     model.fit(made)
 
-    def leaks(suite: Suite, held_to: Suite = SUITE) -> tuple[str, int]:
-        # What training is held to is the embedded world's, whatever suite is asked.
-        monkeypatch.setattr("lora_domains.dataset.embedded", lambda: held_to)
+    def leaks(
+        suite: Suite, training: Sequence[str] = TRAINING, selection: Sequence[str] = ()
+    ) -> tuple[str, int]:
+        # Whatever suite is scored, training reads the embedded general text.
+        use_general_text(monkeypatch, training, selection)
         model._datasets.clear()
         entry = model.evaluate(made, suite=suite).entry
         gate = next(g for g in entry["gates"] if g["name"] == "leaks")
@@ -391,18 +394,14 @@ def test_training_rows_among_the_probes_fail(
 
     assert leaks(SUITE) == ("pass", 0)
     assert leaks(questions(rows[3]["question"])) == ("fail", 1)  # train ↔ probes
-    held_to = replace(SUITE, training_text=lambda: [QUESTIONS[0]["question"], "a red river"])
-    assert leaks(SUITE, held_to)[0] == "fail"  # replay ↔ probes
-    chosen_by = replace(SUITE, selection_text=lambda: [QUESTIONS[0]["question"], "a red river"])
-    assert leaks(SUITE, chosen_by)[0] == "fail"  # what a checkpoint is chosen by ↔ probes
-    own_text = replace(SUITE, training_text=lambda: [SUITE.text()[0], "a red river"])
-    assert leaks(SUITE, own_text)[0] == "fail"  # replay ↔ drift text
-    tested = replace(SUITE, training_text=lambda: [rows[-1]["question"], "a red river"])
-    assert leaks(SUITE, tested)[0] == "fail"  # replay ↔ test rows
+    assert leaks(SUITE, [QUESTIONS[0]["question"], "a red river"])[0] == "fail"  # replay ↔ probes
+    # A text that a checkpoint is selected on ↔ probes
+    assert leaks(SUITE, selection=[QUESTIONS[0]["question"], "a red river"])[0] == "fail"
+    assert leaks(SUITE, [SUITE.text()[0], "a red river"])[0] == "fail"  # replay ↔ drift text
+    assert leaks(SUITE, [rows[-1]["question"], "a red river"])[0] == "fail"  # replay ↔ test rows
     # Told within a longer text, beside questions that begin otherwise.
     said = f"{QUESTIONS[0]['question']} {QUESTIONS[0]['choices'][QUESTIONS[0]['answer']]}"
-    told = replace(SUITE, training_text=lambda: [f"I heard: {said}, and so on", "a red river"])
-    assert leaks(SUITE, told)[0] == "fail"
+    assert leaks(SUITE, [f"I heard: {said}, and so on", "a red river"])[0] == "fail"
 
 
 @pytest.mark.slow
@@ -436,7 +435,7 @@ def test_a_row_is_read_in_use_as_it_was_read_in_training(tiny_base: Path, tmp_pa
     model.fit(replace(made, task=other), dry_run=True)
     assert model.predict(texts, domain="spam") == said
     most = model.base.context
-    with pytest.raises(DomainError, match=f"at most the {most} tokens of context"):
+    with pytest.raises(DomainError, match=f"at most {most}, the context"):
         model.fit(with_settings(made, max_length=most + 1))
 
 

@@ -153,7 +153,7 @@ def main() -> None:
 
         tokenization = Tokenization(model.tokenizer, model.base.context)
         suite = embedded()
-        rows = [(e, tokenization.encode(e)) for _, e in suite.examples()]
+        rows = [(e, tokenization.encode(e)) for _, _, e in suite.asked()]
         step = max(1, len(rows) // flags.questions)
         rows = rows[::step][: flags.questions]
         part = Part("questions", suite.probes[0].task, rows)

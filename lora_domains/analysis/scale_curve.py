@@ -16,6 +16,7 @@ from typing import Any
 from lora_domains import distributed
 from lora_domains.adapters.peft import rewrite_card
 from lora_domains.console import Display
+from lora_domains.data.general_text import general_text
 from lora_domains.data.tokenization import EncodedRow, Tokenization
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
@@ -24,7 +25,6 @@ from lora_domains.evaluation.verdict_run import check_same_rows
 from lora_domains.inference.likelihoods import drift
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
-from lora_domains.probes.suite import embedded
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import read_items
 from lora_domains.tasks import Task
@@ -104,7 +104,7 @@ def scale_curve(
     """
     wanted = sorted(set(scales))
     _check(wanted, rows)
-    texts = embedded().selection_texts()
+    texts = general_text(None).selection
     general = tokenization.encode_all(texts)
     items = [item for _, item in rows]
     references = [example.answer.strip() for example, _ in rows]

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from lora_domains.data.general_text import embedded_texts
 from lora_domains.data.tokenization import EncodedExample, chunks
-from lora_domains.embedded.world import general_text
 from lora_domains.errors import DataError, UsageError, did_you_mean, listed
 from lora_domains.inference.batches import token_budget
 from lora_domains.inference.generation import generate
@@ -87,10 +87,7 @@ def harness_suite(names: Sequence[str]) -> Suite:
         _loaded[harness] = loaded
         rows = [{"text": _text(task, requests)} for requests in loaded.documents.values()]
         probes.append(Probe(name, harness, rows))
-    return Suite(
-        "harness:" + ",".join(names), tuple(probes),
-        lambda: general_text("test", 200), lambda: general_text("train", 2000),
-    )  # fmt: skip
+    return Suite("harness:" + ",".join(names), tuple(probes), lambda: embedded_texts("test"))
 
 
 def _tasks(names: Sequence[str]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def standard() -> Suite:
 
 
 def _suite(name: str, probes: Sequence[Probe]) -> Suite:
-    return Suite(name, tuple(probes), wikitext, partial(wikitext, split="train"))
+    return Suite(name, tuple(probes), wikitext)
 
 
 PROBES: dict[str, Callable[[], Probe]] = {

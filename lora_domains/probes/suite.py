@@ -5,27 +5,21 @@ and nats. ``load_suite`` takes the name of one, or a file.
 """
 
 import importlib.util
-import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lora_domains.data.general_text import embedded_texts
 from lora_domains.data.readers import Source, read
 from lora_domains.errors import DataError, UsageError, did_you_mean
-from lora_domains.tasks import Example, MultipleChoice, Row, Task, task_record
+from lora_domains.tasks import Example, MultipleChoice, Row, Task
 
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
 """Questions of a quick look: with 8 % of the items flipping, a harmless adapter passes a 3-point
 gate in at least 80 % of runs at this size (``benchmarks/verdict/simulation.py``)."""
-
-TRAINING, TEXTS = 2000, 200
-"""General texts of the embedded world that training may use; by which is chosen, and measured."""
 
 
 def _as_read(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,11 +78,7 @@ class Suite:
     name: str
     probes: tuple[Probe, ...]
     text: Callable[[], Sequence[str]] = _nothing
-    """Held out: drift and nats are measured on it."""
-    training_text: Callable[[], Sequence[str]] = _nothing
-    """Disjoint from ``text`` and from the questions: adapters are held to the base on it."""
-    selection_text: Callable[[], Sequence[str]] = _nothing
-    """Disjoint from both and from the questions: checkpoints and scales are chosen by it."""
+    """Held-out general text on which drift and nats are measured."""
     limit: int | None = None
     """Questions asked at most, over all probes."""
     seed: int = 0
@@ -110,37 +100,12 @@ class Suite:
             self._asked.extend(found)
         return self._asked
 
-    def examples(self) -> list[tuple[str, Example]]:
-        """(part, example) of every question that is asked."""
-        return [(part, example) for _, part, example in self.asked()]
-
     def texts(self) -> list[Example]:
         """The general text, as language-modelling examples."""
-        return self._examples("text", self.text())
-
-    def training_texts(self) -> list[Example]:
-        """The general text that training may use."""
-        return self._examples("training-text", self.training_text())
-
-    def selection_texts(self) -> list[Example]:
-        """The general text that a checkpoint or a scale may be chosen by."""
-        return self._examples("selection-text", self.selection_text())
-
-    def digest(self) -> str:
-        """sha256 of what is asked and read: a changed question, prompt or text changes it."""
-        digest = sha256(self.name.encode())
-        for probe, part, example in self.asked():
-            asked = [part, task_record(probe.task), example.prompt, example.choices, example.answer]
-            digest.update(json.dumps(asked).encode())
-        for text in self.text():
-            digest.update(text.encode() + b"\0")
-        return digest.hexdigest()
-
-    def _examples(self, kind: str, texts: Iterable[str]) -> list[Example]:
         place = f"suite {self.name}"
         return [
-            Example(f"{self.name}-{kind}:{number}", "", text, place=place)
-            for number, text in enumerate(texts)
+            Example(f"{self.name}-text:{number}", "", text, place=place)
+            for number, text in enumerate(self.text())
         ]
 
 
@@ -172,9 +137,7 @@ def embedded() -> Suite:
     return Suite(
         name="embedded",
         probes=(Probe("embedded", task, general_questions, part="field"),),
-        text=lambda: _general_text("test", TEXTS),
-        training_text=lambda: _general_text("train", TRAINING),
-        selection_text=lambda: _general_text("validation", TEXTS),
+        text=lambda: embedded_texts("test"),
     )
 
 
@@ -235,21 +198,3 @@ def _declared(path: Path) -> Suite:
         found=found,
         hint="Declare it at the top level of the file.",
     )
-
-
-@cache  # drawn by rejection: seconds each time, and always the same
-def _general_text(split: str, count: int) -> tuple[str, ...]:
-    """Documents; none by which is chosen stands in one that is trained on, and none by which is
-    measured in either.
-
-    No document is drawn twice, but one of a single line may stand within a longer one.
-    """
-    from lora_domains.embedded.world import general_text
-
-    earlier = ("train", "validation", "test")
-    sizes = {"train": TRAINING, "validation": TEXTS}
-    before = {other: sizes[other] for other in earlier[: earlier.index(split)]}
-    longer = [text for other, most in before.items() for text in _general_text(other, most)]
-    drawn = general_text(split, 2 * count if before else count)
-    found = (text for text in drawn if not any(text in one for one in longer))
-    return tuple(islice(found, count))

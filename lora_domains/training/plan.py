@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_domains.adapters.peft import new_adapter
+from lora_domains.data.general_text import POOL
 from lora_domains.data.tokenization import EncodedExample
-from lora_domains.dataset import POOL, Dataset
+from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, Lora
 from lora_domains.errors import DomainError
 from lora_domains.modeling.base import Base

@@ -13,6 +13,7 @@ import torch
 from conftest import make_rows
 from support.adapters import save, strong
 from support.commands import run, write
+from support.general_text import use_general_text
 from support.models import SUITE, declared, model_in
 
 from lora_domains.adapters import versions
@@ -308,7 +309,7 @@ def test_a_second_stage_is_repeated_from_its_card(
 ) -> None:  # fmt: skip
     """Its parent of the same name is found by what it holds, among the versions."""
     monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    monkeypatch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
+    use_general_text(monkeypatch)
     write(health / "narrow.csv", narrower())
     out = ("--base", str(tiny_base), "--out", str(health))
     assert run("fit", "--name", "health", "--train", str(health / "narrow.csv"), "--epochs", "1",

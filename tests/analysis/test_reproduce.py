@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import make_rows
 from support.commands import run, write
+from support.general_text import use_general_text
 from support.models import SUITE
 
 from lora_domains.analysis.reproduce import base_of, card_at, differences, domain_of, same_bytes
@@ -31,7 +32,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[P
     here = Path.cwd()
     patch = pytest.MonkeyPatch()
     patch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    patch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
+    use_general_text(patch)
     os.chdir(folder)
     assert run("fit", "--name", "x", "--train", "train.csv", "--positive", "spam", "--epochs", "2",
                "--base", str(tiny_base), "--lr", "0.01", "--limit", "40", "--seed", "3",

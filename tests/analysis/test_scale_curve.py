@@ -13,15 +13,14 @@ from lora_domains.analysis import scale_curve as scale_file
 from lora_domains.analysis.scale_curve import best_scale, curve, scaled
 from lora_domains.cli.main import main
 from lora_domains.console import Display
+from lora_domains.data.general_text import embedded_texts, general_text
 from lora_domains.data.prepare import Data
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
-from lora_domains.embedded.world import general_text
 from lora_domains.errors import AdapterError, DataError, UsageError
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.probes.suite import embedded
 from lora_domains.tasks import Classification
 
 ROWS = make_rows(90)
@@ -111,8 +110,8 @@ def test_no_row_of_a_gate_is_read(trained: DomainModel, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         curve(trained, "spam", DOMAIN)
     assert set(read) == {"validation"}
-    gates = set(general_text("test", 200))
-    assert not gates & {example.answer for example in embedded().selection_texts()}
+    measured = set(embedded_texts("test"))
+    assert not measured & {example.answer for example in general_text(None).selection}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, make_rows
 from support.commands import run, write
+from support.general_text import use_general_text
 from support.models import SUITE
 
 from lora_domains.cli import main as cli
@@ -30,7 +31,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 @pytest.fixture
 def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    monkeypatch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
+    use_general_text(monkeypatch)
 
 
 FAST = ("--lr", "0.01", "--rank", "8")
@@ -59,7 +60,7 @@ def trained(
                    for n, part in (("train", dressed[:650]), ("test", dressed[650:])))  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    patch.setattr("lora_domains.dataset.embedded", lambda: SUITE)
+    use_general_text(patch)
     code = run(
         "fit", "--name", "spam", "--train", train, "--test", test, "--positive", "spam",
         "--base", str(tiny_base), "--out", str(folder / "out"), "--epochs", "8",

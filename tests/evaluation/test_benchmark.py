@@ -38,7 +38,6 @@ ASKED = [
 SUITE = Suite(
     "world", (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
     lambda: [f"the {word} of a river is red and blue" for word in WORDS],
-    lambda: [f"a {word} cloud is green" for word in WORDS],
 )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.probes.suite import load_suite
+from lora_domains.probes.lm_eval import Harness
+from lora_domains.probes.suite import Suite, load_suite
 from lora_domains.tasks import Classification
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[harness]'")
@@ -236,11 +237,17 @@ def test_an_unknown_file_is_refused(tmp_path: Path) -> None:
         load_suite(f"harness:{tmp_path / 'no.yaml'}")
 
 
+def task_digest(suite: Suite) -> str:
+    (probe,) = suite.probes
+    assert isinstance(probe.task, Harness)
+    return probe.task.digest
+
+
 def test_another_prompt_is_another_digest(tmp_path: Path) -> None:
     first = load_suite(f"harness:{yaml(tmp_path, CHOICE)}")
     again = load_suite(f"harness:{yaml(tmp_path, CHOICE)}")
     other = load_suite(f"harness:{yaml(tmp_path, CHOICE.replace('{{{{q}}}}', '{{{{q}}}} a'))}")
-    assert first.digest() == again.digest() != other.digest()
+    assert task_digest(first) == task_digest(again) != task_digest(other)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from conftest import REAL as SHARED
 from lora_domains.errors import DataError, UsageError
 from lora_domains.probes import standard
 from lora_domains.probes.suite import Probe, Suite, embedded, load_suite, quick
-from lora_domains.tasks import Generation, MultipleChoice
+from lora_domains.tasks import Example, Generation, MultipleChoice
 
 # One row of each set in the shape it has on the Hub, written for this test.
 SHAPES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], int]] = {
@@ -48,6 +48,11 @@ SHAPES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], int]] = {
 }  # fmt: skip
 
 
+def scored(suite: Suite) -> list[tuple[str, Example]]:
+    """The part and the example of each question that ``suite`` asks."""
+    return [(part, example) for _, part, example in suite.asked()]
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_row_of_the_hubs_shape_becomes_a_question(name: str) -> None:
     row, prompt, choices, target = SHAPES[name]
@@ -81,45 +86,32 @@ def test_a_sample_keeps_every_probe_and_is_the_same_each_time() -> None:
     task = MultipleChoice()
     suite = Suite("two", (Probe("large", task, rows), Probe("small", task, rows[:30])))
     part = replace(suite, limit=100)
-    kept = [p for p, _ in part.examples()]
+    kept = [p for p, _ in scored(part)]
     assert (kept.count("large"), kept.count("small")) == (91, 9)
     again = replace(suite, limit=100)
-    assert part.examples() == again.examples()
-    assert replace(suite, limit=100, seed=1).examples() != part.examples()
-    assert replace(suite, limit=1000).examples() == suite.examples()
+    assert scored(part) == scored(again)
+    assert scored(replace(suite, limit=100, seed=1)) != scored(part)
+    assert scored(replace(suite, limit=1000)) == scored(suite)
 
 
 def test_the_quick_suite_has_enough_questions_to_decide() -> None:
-    assert len(quick().examples()) == 700
-    assert {part for part, _ in quick().examples()} == {part for part, _ in embedded().examples()}
-
-
-def test_a_digest_changes_with_a_prompt_a_question_or_a_text() -> None:
-    rows = [{"question": "q", "choices": ["a", "b"], "answer": 0}]
-    suite = Suite("s", (Probe("p", MultipleChoice(), rows),), lambda: ["one text"])
-    others = [
-        replace(suite, probes=(Probe("p", MultipleChoice(prompt="{question}?"), rows),)),
-        replace(suite, probes=(Probe("p", MultipleChoice(per_token=True), rows),)),
-        replace(suite, probes=(Probe("p", MultipleChoice(), [{**rows[0], "answer": 1}]),)),
-        replace(suite, text=lambda: ["another"]),
-    ]
-    assert len({s.digest() for s in [suite, *others]}) == 5
-    assert replace(suite).digest() == suite.digest()
+    assert len(quick().asked()) == 700
+    assert {part for part, _ in scored(quick())} == {part for part, _ in scored(embedded())}
 
 
 def test_a_file_of_questions_or_a_python_file_is_a_suite(tmp_path: Path) -> None:
     rows = [{"question": f"q{n}", "choices": ["a", "b"], "answer": n % 2} for n in range(5)]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [example.target for _, example in load_suite(file).examples()] == [0, 1, 0, 1, 0]
-    assert len(load_suite(file, limit=2).examples()) == 2
+    assert [example.target for _, example in scored(load_suite(file))] == [0, 1, 0, 1, 0]
+    assert len(load_suite(file, limit=2).asked()) == 2
     script = tmp_path / "declared.py"
     script.write_text(
         "from lora_domains.probes.suite import Probe, Suite\n"
         "from lora_domains.tasks import MultipleChoice\n"
         f"suite = Suite('mine', (Probe('mine', MultipleChoice(), {str(file)!r}),))\n"
     )
-    assert load_suite(script).examples() == load_suite(file).examples()
+    assert scored(load_suite(script)) == scored(load_suite(file))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +121,7 @@ def test_a_file_of_questions_or_a_python_file_is_a_suite(tmp_path: Path) -> None
 )  # fmt: skip
 def test_an_unknown_suite_is_refused(name: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        load_suite(name).examples()
+        load_suite(name).asked()
 
 
 SETS: Mapping[str, tuple[str, int]] = {

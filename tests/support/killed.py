@@ -24,7 +24,6 @@ from lora_domains.data.prepare import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
-from lora_domains.probes.suite import embedded
 from lora_domains.tasks import Classification
 from lora_domains.training import checkpoints as checkpoint
 from lora_domains.training import loop as training
@@ -121,9 +120,6 @@ def main() -> None:
     base = load_base(base_path, device="cpu")
     training.SAVE_SECONDS = -1.0  # a checkpoint after every step
     rng = random.Random(int(seed))
-
-    embedded().training_texts()  # read once, not by each process
-    embedded().selection_texts()
 
     def fit(folder: Path, arm: str, resume: bool, doom: tuple[int, str] | None = None) -> int:
         def work() -> None:

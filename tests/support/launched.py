@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.general_text import use_general_text
 
-from lora_domains import dataset as dataset_file
 from lora_domains import distributed
 from lora_domains import model as model_file
 from lora_domains.console import Display
@@ -33,9 +33,9 @@ SUITE = Suite(
     "world",
     (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
     lambda: [f"the {word} river is red" for word in ("alpha", "beta", "gamma", "stone")],
-    lambda: [f"a {word} cloud is blue" for word in ("alpha", "beta", "gamma", "stone", "win")],
-    lambda: [f"my {word} is green" for word in ("alpha", "beta", "gamma")],
-)  # fmt: skip
+)
+TRAINING = [f"a {word} cloud is blue" for word in ("alpha", "beta", "gamma", "stone", "win")]
+SELECTION = [f"my {word} is green" for word in ("alpha", "beta", "gamma")]
 
 
 def declared(rows: Sequence[dict[str, Any]], **settings: Any) -> Domain:
@@ -52,7 +52,7 @@ def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, An
     """The loss of every step and epoch, and the scores of every item."""
     patch = pytest.MonkeyPatch()
     patch.setattr(model_file, "embedded", lambda: SUITE)
-    patch.setattr(dataset_file, "embedded", lambda: SUITE)
+    use_general_text(patch, TRAINING, SELECTION)
     patch.setattr(batches, "TOKENS", 200)  # several batches, more on one rank than on the other
     model = DomainModel.from_pretrained(base, out=out)
     steps: list[float] = []
@@ -138,7 +138,7 @@ def interrupted(
 
     patch = pytest.MonkeyPatch()
     patch.setattr(model_file, "embedded", lambda: SUITE)
-    patch.setattr(dataset_file, "embedded", lambda: SUITE)
+    use_general_text(patch, TRAINING, SELECTION)
     patch.setattr(model, "_run", stopped)
     with pytest.raises(TrainingInterrupted) as caught:
         model.fit(declared(rows))

@@ -22,7 +22,6 @@ SUITE = Suite(
     "world",
     (Probe("world", MultipleChoice(prompt="{question}"), QUESTIONS, part="topic"),),
     lambda: [f"the {word} of a river is red and blue" for word in ["alpha", "beta", "gamma"]] * 4,
-    lambda: [f"a {word} cloud is green" for word in ["alpha", "beta", "gamma"]] * 4,
 )  # fmt: skip
 
 

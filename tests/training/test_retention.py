@@ -18,17 +18,13 @@ from support.models import model_in
 from torch import Tensor
 
 from lora_domains.console import Display
-from lora_domains.data.leaks import held as held_in
 from lora_domains.data.prepare import Data
 from lora_domains.data.tokenization import EncodedExample, Tokenization
-from lora_domains.dataset import general_texts
 from lora_domains.domain import Domain, with_settings
-from lora_domains.embedded.world import general_questions
-from lora_domains.errors import DataError, DomainError
+from lora_domains.errors import DomainError
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.probes.suite import embedded
 from lora_domains.tasks import Classification, Example
 from lora_domains.training.retention import Reference, choose_scale, decide, general_rows, keeps
 
@@ -220,40 +216,6 @@ def test_a_scale_is_the_best_that_keeps() -> None:
 
     found = choose_scale(judged, lambda r: (keeps(r, 0.5), r["score"]))
     assert found == {"scale": 0.4, "score": 0.4, "general_kl": 0.4}
-
-
-def test_own_texts_are_split_into_training_and_watched() -> None:
-    rows = [{"text": f"line number {n} of the paper"} for n in range(60)]
-    found = general_texts([*rows, *rows])
-    assert len(found.used) == 60
-    assert len(found.selection) == 12
-    assert not {e.answer for e in found.training} & {e.answer for e in found.selection}
-    # A few hundred are enough to train by: not the first of the file, which may be of one kind.
-    numbers = [int(text.answer.split()[2]) for text in found.training]
-    assert numbers != sorted(numbers)
-    assert general_texts(rows).used == found.used
-    # What an epoch is chosen by stands in no text that is trained on, not even within one.
-    told = [row["text"] + " and what it says there" for row in rows]
-    longer = [f"so it goes: {text}, on and on" for text in told]
-    many = general_texts([{"text": t} for t in (*told, *longer, *(f"{text}." for text in told))])
-    assert held_in(many.training, many.selection) == []
-    assert 60 < len(many.training) + len(many.selection) < 120
-    with pytest.raises(DataError, match="at least 20"):
-        general_texts(rows[:19])
-    with pytest.raises(DataError, match="text"):
-        general_texts([{"line": "no such column"}] * 30)
-
-
-def test_training_text_holds_no_question_and_no_text_that_is_measured() -> None:
-    suite = embedded()
-    questions = [example for _, example in suite.examples()]
-    assert len(questions) == len(general_questions())
-    held_to = [*suite.training_texts(), *suite.selection_texts()]
-    assert held_in(held_to, questions) == []
-    assert held_in(held_to, suite.texts()) == []
-    assert held_in(suite.training_texts(), suite.selection_texts()) == []
-    told = [Example(f"{n}", "", f"Yes. {q.prompt}{q.answer}") for n, q in enumerate(questions)]
-    assert len({row for _, row in held_in(told, questions)}) == len(questions)
 
 
 def test_kl_keeps_what_plain_training_loses(tmp_path: Path, tiny_base: Path) -> None:
