@@ -18,6 +18,7 @@ from support.structure import (
     MOST_MODULES,
     ORDER,
     PACKAGE,
+    asks_the_kind,
     definitions,
     folders,
     imported,
@@ -125,6 +126,24 @@ def test_nothing_is_swallowed() -> None:
                 silent = all(isinstance(part, ast.Pass) for part in node.body)
                 assert not broad, f"{path.name}:{node.lineno}"
                 assert not silent, f"{path.name}:{node.lineno}"
+
+
+def test_nobody_outside_tasks_asks_what_kind_a_task_is() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in FILES if room_of(path) != "tasks"
+        for line in asks_the_kind(parsed(path))
+    ]  # fmt: skip
+    assert not wrong
+
+
+@pytest.mark.parametrize("code", [
+    "isinstance(task, Other)", "getattr(domain.task, 'labels', None)", "hasattr(own_task, 'x')",
+    "type(task) is Other", "isinstance(value, tasks.Generation)", "task.kind == other",
+    "kind in ('generation', 'classification')", "match task:\n case Classification(): pass",
+])  # fmt: skip
+def test_asking_the_kind_of_a_task_is_seen(code: str) -> None:
+    assert list(asks_the_kind(ast.parse(code))) == [1 + code.count("\n")]
 
 
 def test_the_public_names() -> None:

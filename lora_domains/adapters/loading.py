@@ -518,10 +518,10 @@ def _classes(
     plain = {key.removeprefix(PREFIX): shape for key, shape in stored.items()}
     classes = stored_classes(base, plain, where) if headed else None
     settings = card["adapters"][0].get("settings") if card else None
-    task = settings.get("task") if isinstance(settings, dict) else None
-    if not isinstance(task, dict):
+    record = settings.get("task") if isinstance(settings, dict) else None
+    if not isinstance(record, dict):
         return classes
-    wanted = len(task.get("labels") or ()) if task.get("head") else None
+    wanted = len(record.get("labels") or ()) if record.get("head") else None
     if wanted != classes:
         raise AdapterCorrupt(
             where=where,

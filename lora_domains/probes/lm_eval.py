@@ -124,17 +124,18 @@ def _tasks(names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _read(name: str, task: Any) -> _Loaded:
+def _read(name: str, source: Any) -> _Loaded:
+    """The requests of ``source``, a task of the harness."""
     for flag, what in (("UNSAFE_CODE", "runs what the model wrote"), ("MULTIMODAL", "has images")):
-        if getattr(task, flag, False):
+        if getattr(source, flag, False):
             raise _refused(name, "a task of texts alone", f"one that {what}")
-    if task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=FEW_SHOT_SEED)
-    task.build_all_requests(cache_requests=False)
+    if source.get_config("num_fewshot") is None:
+        source.set_config(key="num_fewshot", value=0)
+    source.set_fewshot_seed(seed=FEW_SHOT_SEED)
+    source.build_all_requests(cache_requests=False)
     documents: dict[str, list[Any]] = {}
     places: dict[int, str] = {}
-    for request in task.instances:
+    for request in source.instances:
         # Counted as ``Row.id`` counts them; the harness may number them otherwise.
         place = places.setdefault(request.doc_id, f"{name}:{len(places)}")
         documents.setdefault(place, []).append(request)
@@ -142,9 +143,9 @@ def _read(name: str, task: Any) -> _Loaded:
             raise _refused(name, "a task answered greedily", "one that samples its answers")
     for requests in documents.values():
         requests.sort(key=lambda request: request.idx)
-    metrics = list(task.aggregation())
+    metrics = list(source.aggregation())
     measure = next((name for name in MEASURES if name in metrics), metrics[0])
-    return _Loaded(name, task, documents, measure)
+    return _Loaded(name, source, documents, measure)
 
 
 def _refused(name: str, expected: str, found: str) -> UsageError:

@@ -65,6 +65,40 @@ def out_of_order(path: Path) -> set[str]:
     return rooms_imported(path) - above
 
 
+KINDS = {"classification", "generation", "language_modelling", "multiple_choice"}
+KIND_CLASSES = {"Classification", "Generation", "Harness", "LanguageModelling", "MultipleChoice"}
+
+
+def asks_the_kind(tree: ast.AST) -> Iterator[int]:
+    """Lines that branch on the kind of a task, instead of using the interface ``Task``."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(ast.Name("isinstance" | "getattr" | "hasattr" | "type"), [first, *rest]):
+                names = {name for part in rest for name in _names(part)}
+                if _last_name(first).endswith("task") or names & KIND_CLASSES:
+                    yield node.lineno
+            case ast.Compare():
+                parts = [node.left, *node.comparators]
+                if any((_last_name(part) == "kind" and isinstance(part, ast.Attribute)) or
+                       _texts(part) & KINDS for part in parts):  # fmt: skip
+                    yield node.lineno
+            case ast.MatchClass():
+                if set(_names(node.cls)) & KIND_CLASSES:
+                    yield node.lineno
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+
+
+def _names(node: ast.expr) -> set[str]:
+    return {_last_name(part) for part in ast.walk(node) if isinstance(part, ast.expr)}
+
+
+def _texts(node: ast.expr) -> set[object]:
+    return {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+
+
 @dataclass(frozen=True)
 class Definition:
     """A function or a class and its length in lines."""
