@@ -1,7 +1,7 @@
 """``DomainModel``: the one object people meet, thin over the files that do the work."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,25 +11,21 @@ import torch
 from lora_domains import distributed
 from lora_domains.adapters.loading import find_adapter, load_adapter
 from lora_domains.adapters.merging import export, merge
-from lora_domains.adapters.peft import rewrite_card, save_adapter
+from lora_domains.adapters.peft import rewrite_card
 from lora_domains.adapters.versions import (
-    Parent,
-    find_parent,
     going_on,
-    keep_version,
     load_parent,
     over_classes,
     parent_resident,
 )
 from lora_domains.analysis.trace import Trace, traced
 from lora_domains.console import Display
-from lora_domains.data.general_text import POOL, SELECTION
 from lora_domains.data.leaks import digest_key
 from lora_domains.data.prepare import Data
 from lora_domains.data.readers import Source
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.dataset import Dataset, load_dataset, row_limit
-from lora_domains.domain import Domain, as_record, with_settings
+from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation.benchmark import Scorer, Store, measure
 from lora_domains.evaluation.contenders import general_knowledge, score_items
@@ -52,14 +48,11 @@ from lora_domains.modeling.memory import free_bytes, too_little, words
 from lora_domains.modeling.routing import entered
 from lora_domains.probes.suite import Suite, embedded, load_suite
 from lora_domains.report.markdown import readme
-from lora_domains.report.report import SCHEMA, assemble, read_card, summed_up
+from lora_domains.report.report import assemble, summed_up
 from lora_domains.report.results import Benchmark, Evaluation
 from lora_domains.tasks import Classification, Task, task_from_record
-from lora_domains.training.checkpoints import read_checkpoint
-from lora_domains.training.estimate import rehearse
-from lora_domains.training.loop import Run, Trained
-from lora_domains.training.plan import Plan, make_plan
-from lora_domains.training.tracking import Log, check_tracker, open_tracker
+from lora_domains.training.fit import fit, resumed_parent
+from lora_domains.training.tracking import check_tracker
 
 
 class DomainModel:
@@ -253,140 +246,47 @@ class DomainModel:
         if init_from is not None:
             parent = load_parent(find_adapter(init_from, self.out), self.base)
             domain = replace(domain, task=going_on(parent.adapter, domain.task))
-        dataset = self._read(domain)
+        dataset = self._load(domain)
         if parent is not None:
-            dataset = replace(dataset, parent=self._goes_on_from(parent, dataset, resume))
+            if resume:
+                parent = resumed_parent(parent, dataset, self.base, self.out)
+            dataset = replace(dataset, parent=parent)
         self._datasets[domain.name] = dataset
-        domain = dataset.domain  # its labels are known now
-        plan = make_plan(self.base, dataset)
-        for reason in plan.reasons:
-            self.display.stage("plan", None, None, reason)
-        for warning in plan.warnings:
-            self.display.warn(warning)
-        if dry_run:
-            self.display.stage(
-                "estimate", None, None, rehearse(self._run(dataset, plan)).in_words()
-            )
-            self.display.line(
-                f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
-                "nothing was trained or written."
-            )
+        card = fit(
+            self.bank, dataset, self.out, self.display,
+            resume=resume, tracker=tracker, dry_run=dry_run,
+        )  # fmt: skip
+        if card is None:
             return {}
-        if self._checkpoint(domain).exists() and not resume:
-            self.display.warn("an unfinished run is replaced; --resume would have continued it.")
-        with ExitStack() as ending:
-            log: Log | None = None
-            if tracker is not None:
-                numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
-                log, close = open_tracker(tracker, domain.name, self.out, numbers)
-                ending.callback(close)
-            run = self._run(dataset, plan)
-            run.log = log or run.log
-            run.on_best = lambda trained: self._save(dataset, trained, finished=False)
-            trained = run.fit(resume=resume)
-        card = self._save(dataset, trained)
-        run.forget()
-        training = card["adapters"][0]["training"]
-        self.display.stage(
-            "fine-tuned",
-            len(dataset.train),
-            None,
-            f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s "
-            f"({training['tokens_per_second']:.0f} tokens/s); epoch {training['best_epoch']} kept",
-        )
-        # What is measured from here on is what lies on disk.
+        # Evaluate the adapter as it is on disk.
         self.load_adapter(self.out / domain.name)
         return card
 
-    def _goes_on_from(self, parent: Parent, dataset: Dataset, resume: bool) -> Parent:
-        """``parent``, or the one that an interrupted run began from, when it resumes.
+    def dataset(self, domain: Domain | str) -> Dataset:
+        """The rows of ``domain``, read, split and tokenised for this base.
 
-        Its child may have taken its place meanwhile, if both have one name: even a child that was
-        finished, where what came after was interrupted.
+        A name stands for a domain fitted by this model. Raises UsageError for an unknown name,
+        DataError or LeakError for rows that cannot be used.
         """
-        began = self._began_from(dataset, parent.adapter.card) if resume else None
-        if began in (None, parent.sha256):
-            return parent
-        record = {"name": parent.adapter.name, "sha256": str(began)}
-        return find_parent(record, self.base, self.out) or parent
+        if isinstance(domain, str):
+            if domain not in self._datasets:
+                raise UsageError(
+                    expected="a domain fitted in this process, or a Domain",
+                    found=repr(domain),
+                    hint="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
+                )
+            return self._datasets[domain]
+        for name in self.domains:
+            card = self.bank[name].card
+            if card and card["adapters"][0]["domain"] == domain.name:
+                domain = replace(domain, task=over_classes(domain.task, card))
+        known = self._datasets.get(domain.name)
+        return (known and known.for_domain(domain)) or self._load(domain)
 
-    def _began_from(self, dataset: Dataset, card: Mapping[str, Any] | None) -> str | None:
-        """sha256 of the adapter that the run of ``ready`` began from, if it is known."""
-        stored = read_checkpoint(self._checkpoint(dataset.domain))
-        if stored is not None:
-            found: str | None = stored["run"].get("parent")
-            return found
-        entry = card["adapters"][0] if card else {}
-        own = (dataset.domain.name, dataset.domain.digest(), dict(dataset.prepared.digests))
-        if (entry.get("domain"), entry.get("recipe_digest"), entry.get("data")) != own:
-            return None
-        return str(entry["parent"]["sha256"]) if entry.get("parent") else None
-
-    def _read(self, domain: Domain) -> Dataset:
+    def _load(self, domain: Domain) -> Dataset:
         dataset = load_dataset(domain, self.base, self.display)
         self._datasets[domain.name] = dataset
         return dataset
-
-    def _run(self, dataset: Dataset, plan: Plan) -> Run:
-        if not self.base.language_head and dataset.domain.training.retention != "none":
-            self.display.warn(
-                f"{self.base.id} has no masked-token head: nothing holds the adapter to it while "
-                "it trains, and what it keeps cannot be measured."
-            )
-        return Run(
-            self.bank,
-            dataset.domain,
-            plan,
-            [row.encoded for row in dataset.train],
-            [row.encoded for row in dataset.validation],
-            self._checkpoint(dataset.domain),
-            self.display,
-            general=dataset.tokenization.some(
-                dataset.general.training, min(POOL, plan.steps * plan.keeping.rows)
-            ),
-            watched=dataset.tokenization.some(dataset.general.selection, SELECTION),
-            parent=dataset.parent,
-        )
-
-    def _checkpoint(self, domain: Domain) -> Path:
-        return self.out / f".{domain.name}.checkpoint"
-
-    def _save(self, dataset: Dataset, trained: Trained, finished: bool = True) -> dict[str, Any]:
-        """Write the adapter's folder; one process writes, the others wait."""
-        domain = dataset.domain
-        card: dict[str, Any] = {
-            "schema": SCHEMA,
-            "base": self.base.record(),
-            "environment": environment(self.base, domain.training.seed),
-            "adapters": [
-                {
-                    "domain": domain.name,
-                    "path": domain.name,
-                    "sha256": None,
-                    "recipe_digest": domain.digest(),
-                    "parent": dataset.parent.record() if dataset.parent else None,
-                    "settings": as_record(domain),
-                    "data": dict(dataset.prepared.digests),
-                    "training": trained.record | {"finished": finished},
-                    "ledger": asdict(dataset.prepared.ledger),
-                    "leaks": asdict(dataset.prepared.leaks),
-                }
-            ],
-        }
-
-        def signed(sha256: str) -> dict[str, Any]:
-            card["adapters"][0]["sha256"] = sha256
-            return card
-
-        folder = self.out / domain.name
-
-        def save() -> dict[str, Any]:
-            # Before its parent is replaced by the child of the same name.
-            keep_version(folder, instead=card["adapters"][0])
-            save_adapter(folder, trained.adapter, self.base, signed, readme, [])
-            return read_card(folder)
-
-        return distributed.on_main(save)
 
     # Measuring
 
@@ -399,7 +299,7 @@ class DomainModel:
         """
         if isinstance(domain, Domain) and domain.name not in self.bank:
             self.load_adapter(self.out / domain.name)
-        dataset = self._dataset_for(domain)
+        dataset = self.dataset(domain)
         name = dataset.domain.name
         card = self.bank[name].card
         if card is None:
@@ -452,7 +352,7 @@ class DomainModel:
                 hint="Load some: model.load_adapter('adapters/medical').",
             )
         suite = load_suite(suite) if isinstance(suite, str) else suite
-        datasets = [self._dataset_for(domain) for domain in domains]
+        datasets = [self.dataset(domain) for domain in domains]
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
         limit = row_limit(self.base, None)
         tokenization = Tokenization(self.base.tokenizer, limit, framed=self.base.bidirectional)
@@ -465,22 +365,6 @@ class DomainModel:
             {n: summed_up(n, entry, items, show_text) for n, (entry, items) in found.items()},
         )  # fmt: skip
         return Benchmark(report, {name: items for name, (_, items) in found.items()})
-
-    def _dataset_for(self, domain: Domain | str) -> Dataset:
-        if isinstance(domain, str):
-            if domain not in self._datasets:
-                raise UsageError(
-                    expected="a domain fitted in this process, or a Domain",
-                    found=repr(domain),
-                    hint="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
-                )
-            return self._datasets[domain]
-        for name in self.domains:
-            card = self.bank[name].card
-            if card and card["adapters"][0]["domain"] == domain.name:
-                domain = replace(domain, task=over_classes(domain.task, card))
-        known = self._datasets.get(domain.name)
-        return (known and known.for_domain(domain)) or self._read(domain)
 
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""

@@ -132,7 +132,7 @@ def test_the_ledger_adds_up(tiny_base: Path, tmp_path: Path) -> None:
     model = model_in(tmp_path, tiny_base)
     card = model.fit(made)
     ledger = card["adapters"][0]["ledger"]
-    dataset = model._datasets["spam"]
+    dataset = model.dataset("spam")
     assert ledger["read"] == len(train) + 20 + 20
     assert ledger["refused"] == 5
     assert ledger["duplicates"] == 1

@@ -103,7 +103,7 @@ def measure(model: Any, domain: str, adapter: str | None = None) -> dict[str, fl
     """Domain metric on validation and test rows, general knowledge lost, KL and nats."""
     from lora_domains.inference.likelihoods import drift
 
-    dataset, bank = model._datasets[domain], model.bank
+    dataset, bank = model.dataset(domain), model.bank
     adapter = adapter or domain
     scores = {}
     for split, rows in (

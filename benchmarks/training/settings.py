@@ -164,7 +164,7 @@ def run(
             card = model.fit(domain)
         except LossExploded as error:
             return {"validation": 0.0, "spare": 0.0, "test": 0.0, "failed": str(error)}
-        dataset = model._datasets[name]
+        dataset = model.dataset(name)
         task, read = dataset.domain.task, {"validation": dataset.prepared.validation}
         if settings is None or "rank" not in settings:
             known = [row for row in spare if str(row[task.label]) in task.labels]

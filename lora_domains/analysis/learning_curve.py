@@ -28,6 +28,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Example
+from lora_domains.training.fit import make_run
 from lora_domains.training.loop import Trained
 from lora_domains.training.plan import make_plan
 from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison, summands, value
@@ -48,7 +49,7 @@ def learning_curve(
 
     Nothing is saved, and no resident adapter changes. Raises what ``fit`` does.
     """
-    dataset = model._dataset_for(domain)
+    dataset = model.dataset(domain)
     prepared, seed = dataset.prepared, dataset.domain.training.seed
     edited = augmented(prepared.task, domain.data, prepared.train, prepared.test, seed)
     # A name of its own: an interrupted run of this domain keeps its checkpoint.
@@ -60,7 +61,8 @@ def learning_curve(
     def train(rows: Sequence[EncodedRow], epochs: int) -> Trained:
         steps = math.ceil(len(rows) / plan.batch_size)
         part = replace(dataset, domain=with_settings(own, epochs=epochs), train=list(rows))
-        run = model._run(part, replace(plan, epochs=epochs, steps_per_epoch=steps))
+        planned = replace(plan, epochs=epochs, steps_per_epoch=steps)
+        run = make_run(model.bank, part, planned, model.out, model.display)
         trained = run.fit()
         run.forget()
         return trained

@@ -43,7 +43,7 @@ def curve(
     ``domain`` says where the validation rows are that it was trained beside. Raises UsageError for
     other rows, AdapterError for an adapter without a card.
     """
-    dataset, adapter = model._dataset_for(domain), model.bank[name]
+    dataset, adapter = model.dataset(domain), model.bank[name]
     if adapter.card is None:
         raise AdapterError(
             where=name,

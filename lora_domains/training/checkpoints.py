@@ -41,6 +41,11 @@ class State:
     """Padded tokens in one pass, once memory ran out; rounding depends on it."""
 
 
+def checkpoint_path(out: Path, domain: str) -> Path:
+    """Where an unfinished run of ``domain`` that saves into ``out`` keeps its checkpoint."""
+    return out / f".{domain}.checkpoint"
+
+
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> str | None:
     """Put ``content`` in the place of the checkpoint at ``path``; why not, where that failed."""
     try:

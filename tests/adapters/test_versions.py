@@ -23,6 +23,7 @@ from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.report.report import read_card, read_items, rebuild
+from lora_domains.training import fit
 from lora_domains.training.plan import make_plan
 
 
@@ -169,10 +170,10 @@ def cancer(name: str = "cancer", **settings: Any) -> Domain:
 def test_a_second_stage_begins_where_its_parent_ended(health: Path, tiny_base: Path) -> None:
     model = model_in(health, tiny_base)
     parent = versions.load_parent(health / "health", model.base)
-    dataset = model._read(cancer())
+    dataset = model.dataset(cancer())
     dataset = replace(dataset, parent=parent)
     plan = make_plan(model.base, dataset)
-    run = model._run(dataset, plan)
+    run = fit.make_run(model.bank, dataset, plan, model.out, model.display)
     assert (plan.rank, plan.alpha) == (4, 8)
     assert any("those of health" in reason for reason in plan.reasons)
     weights = run.bank.weights(run.slot)
@@ -257,7 +258,7 @@ def test_a_rank_of_one_s_own_is_not_taken_in_silence(
 
 
 def test_an_interrupted_second_stage_resumes_from_the_same_parent(
-    health: Path, tiny_base: Path
+    health: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its best epoch has taken its parent's place by then."""
     from lora_domains.errors import TrainingInterrupted
@@ -267,7 +268,7 @@ def test_an_interrupted_second_stage_resumes_from_the_same_parent(
     shutil.copytree(health / "health", health / "whole" / "health")
     whole.fit(cancer("health", epochs=2), init_from="health")
     model = model_in(health, tiny_base)
-    make_run = model._run
+    make_run = fit.make_run
 
     def stopped(*arguments: Any) -> Run:
         run = make_run(*arguments)
@@ -281,9 +282,10 @@ def test_an_interrupted_second_stage_resumes_from_the_same_parent(
         run.train_step = counting  # type: ignore[method-assign]
         return run
 
-    model._run = stopped  # type: ignore[method-assign]
+    monkeypatch.setattr(fit, "make_run", stopped)
     with pytest.raises(TrainingInterrupted, match="epoch 2, step 2"):
         model.fit(cancer("health", epochs=2), init_from="health")
+    monkeypatch.undo()
     assert read_card(health / "health")["adapters"][0]["parent"] is not None
     fresh = model_in(health, tiny_base)
     fresh.fit(cancer("health", epochs=2), init_from="health", resume=True)

@@ -37,7 +37,9 @@ from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import features, head_logits, head_logprobs, head_shapes
 from lora_domains.report.report import read_items
 from lora_domains.tasks import Classification, Generation, Row
-from lora_domains.training.loop import Run, make_plan
+from lora_domains.training import fit
+from lora_domains.training.loop import Run
+from lora_domains.training.plan import make_plan
 
 QUIET = Display(quiet=True)
 WEIGHTS = "adapter_model.safetensors"
@@ -378,8 +380,8 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
 @pytest.mark.slow
 def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
-    dataset = model._read(domain(epochs=2, retention="none"))
-    run = model._run(dataset, make_plan(model.base, dataset))
+    dataset = model.dataset(domain(epochs=2, retention="none"))
+    run = fit.make_run(model.bank, dataset, make_plan(model.base, dataset), model.out, QUIET)
     seen: list[dict[str, torch.Tensor]] = []
 
     def worse_and_worse(run: Run) -> dict[str, Any]:
@@ -397,7 +399,7 @@ def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
 def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_base: Path) -> None:
     """The same whatever is resident or routed, learned from training rows, by scikit-learn."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
-    dataset = model._read(domain("colours", 5))
+    dataset = model.dataset(domain("colours", 5))
     test = [row.encoded for row in dataset.test]
 
     def scores(**changes: Any) -> list[dict[str, float]]:

@@ -16,6 +16,7 @@ from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted
 from lora_domains.tasks import Classification
+from lora_domains.training import fit
 from lora_domains.training.loop import Run
 from lora_domains.training.plan import make_plan
 
@@ -44,8 +45,9 @@ def make_run(
 ) -> Run:  # fmt: skip
     """A run built as ``DomainModel.fit`` builds it, to look inside."""
     model = model_in(folder, tiny_base)
-    dataset = model._read(declared)
-    run = model._run(dataset, make_plan(model.base, dataset))
+    dataset = model.dataset(declared)
+    plan = make_plan(model.base, dataset)
+    run = fit.make_run(model.bank, dataset, plan, model.out, model.display)
     if judge is not None:
         run.judge = judge
     return run

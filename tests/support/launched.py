@@ -26,6 +26,7 @@ from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import read_items
 from lora_domains.tasks import Classification, Example, MultipleChoice
+from lora_domains.training import fit
 from lora_domains.training.loop import Run
 
 ASKED = [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20
@@ -56,14 +57,14 @@ def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, An
     patch.setattr(batches, "TOKENS", 200)  # several batches, more on one rank than on the other
     model = DomainModel.from_pretrained(base, out=out)
     steps: list[float] = []
-    make_run = model._run
+    make_run = fit.make_run
 
     def watched(*arguments: Any) -> Run:
         run = make_run(*arguments)
         run.log = lambda values, step: steps.append(values.get("loss", values.get("training_loss")))
         return run
 
-    patch.setattr(model, "_run", watched)
+    patch.setattr(fit, "make_run", watched)
     card = model.fit(declared(rows))
     evaluation = model.evaluate(declared(rows), suite=SUITE)
     patch.undo()
@@ -115,7 +116,7 @@ def interrupted(
 ) -> dict[str, str]:
     """A signal reaches one process only, after a step or while it validates; then it is resumed."""
     model = DomainModel.from_pretrained(base, out=out)
-    make_run = model._run
+    make_run = fit.make_run
     mine = distributed.state().process_index == distributed.state().num_processes - 1
 
     def stopped(*arguments: Any) -> Run:
@@ -139,10 +140,10 @@ def interrupted(
     patch = pytest.MonkeyPatch()
     patch.setattr(model_file, "embedded", lambda: SUITE)
     use_general_text(patch, TRAINING, SELECTION)
-    patch.setattr(model, "_run", stopped)
+    patch.setattr(fit, "make_run", stopped)
     with pytest.raises(TrainingInterrupted) as caught:
         model.fit(declared(rows))
-    patch.setattr(model, "_run", make_run)
+    patch.setattr(fit, "make_run", make_run)
     model.fit(declared(rows), resume=True, tracker="tensorboard")
     patch.undo()
     return {"where": caught.value.where}

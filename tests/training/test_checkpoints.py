@@ -34,6 +34,7 @@ from lora_domains.errors import (
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.report.report import read_card
+from lora_domains.training import fit
 from lora_domains.training.checkpoints import clear, read_checkpoint, write_checkpoint
 from lora_domains.training.loop import Run
 from lora_domains.training.plan import make_plan
@@ -161,8 +162,11 @@ def test_what_a_resumed_run_must_share(
         assert found["rows"] == first["rows"]
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu",
                                         dtype="bfloat16")  # fmt: skip
-    dataset = model._read(declared)
-    again = model._run(dataset, make_plan(model.base, dataset)).fingerprint()
+    dataset = model.dataset(declared)
+    run = fit.make_run(
+        model.bank, dataset, make_plan(model.base, dataset), model.out, model.display
+    )
+    again = run.fingerprint()
     assert [name for name in first if again[name] != first[name]] == ["precision"]
 
 

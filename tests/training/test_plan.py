@@ -66,7 +66,7 @@ def test_auto_depends_on_whose_text_it_is(
     for way in ("auto", "replay"):
         declared = domain(rows[:60], retention=way)
         declared = replace(declared, data=replace(declared.data, general=texts))
-        planned[way] = make_plan(model.base, model._read(declared))
+        planned[way] = make_plan(model.base, model.dataset(declared))
     assert planned["auto"].keeping.method == ("replay" if given else "kl")
     warned = ["teaches" in warning for warning in planned["replay"].warnings]
     assert any(warned) is not given

@@ -237,7 +237,7 @@ def test_own_general_text_is_what_it_is_held_to(tmp_path: Path, tiny_base: Path)
     declared = replace(plain, data=replace(plain.data, general=texts))
     model = model_in(tmp_path, tiny_base)
     card = model.fit(declared)
-    dataset = model._datasets["spam"]
+    dataset = model.dataset("spam")
     assert {len(dataset.general.training), len(dataset.general.selection)} == {40, 10}
     assert card["adapters"][0]["settings"]["data"]["general"] == "50 rows in memory"
     own, ours = (card, model_in(tmp_path / "b", tiny_base).fit(plain))

@@ -1,0 +1,169 @@
+"""The steps of one fit: plan, train with checkpoints, save the adapter with its card."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_domains import distributed
+from lora_domains.adapters.peft import save_adapter
+from lora_domains.adapters.versions import Parent, find_parent, keep_version
+from lora_domains.console import Display
+from lora_domains.data.general_text import POOL, SELECTION
+from lora_domains.dataset import Dataset
+from lora_domains.domain import as_record
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base
+from lora_domains.modeling.environment import environment
+from lora_domains.report.markdown import readme
+from lora_domains.report.report import SCHEMA, read_card
+from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
+from lora_domains.training.estimate import rehearse
+from lora_domains.training.loop import Run, Trained
+from lora_domains.training.plan import Plan, make_plan
+from lora_domains.training.tracking import open_tracker
+
+
+def fit(
+    bank: Bank,
+    dataset: Dataset,
+    out: Path,
+    display: Display,
+    *,
+    resume: bool = False,
+    tracker: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any] | None:
+    """Train an adapter on ``dataset`` and save it in ``out``; its card, None after a dry run.
+
+    The bank is as it was before. Raises DataError or TrainingError; when an epoch was finished, the
+    best one is saved first.
+    """
+    domain = dataset.domain
+    plan = make_plan(bank.base, dataset)
+    for reason in plan.reasons:
+        display.stage("plan", None, None, reason)
+    for warning in plan.warnings:
+        display.warn(warning)
+    if dry_run:
+        estimate = rehearse(make_run(bank, dataset, plan, out, display))
+        display.stage("estimate", None, None, estimate.in_words())
+        display.line(
+            f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
+            "nothing was trained or written."
+        )
+        return None
+    if checkpoint_path(out, domain.name).exists() and not resume:
+        display.warn("an unfinished run is replaced; --resume would have continued it.")
+    with ExitStack() as stack:
+        log = None
+        if tracker is not None:
+            numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
+            log, close = open_tracker(tracker, domain.name, out, numbers)
+            stack.callback(close)
+        run = make_run(bank, dataset, plan, out, display)
+        run.log = log or run.log
+        run.on_best = lambda trained: save(bank.base, dataset, trained, out, finished=False)
+        trained = run.fit(resume=resume)
+    card = save(bank.base, dataset, trained, out)
+    run.forget()
+    record = trained.record
+    display.stage(
+        "fine-tuned",
+        len(dataset.train),
+        None,
+        f"{record['epochs']} epochs, {record['steps']} steps, {record['seconds']:.0f} s "
+        f"({record['tokens_per_second']:.0f} tokens/s); epoch {record['best_epoch']} kept",
+    )
+    return card
+
+
+def make_run(bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Display) -> Run:
+    """The training run of ``dataset``; its adapter is added to ``bank``."""
+    domain, base = dataset.domain, bank.base
+    if not base.language_head and domain.training.retention != "none":
+        display.warn(
+            f"{base.id} has no masked-token head: the adapter is not regularised towards it, and "
+            "what it keeps cannot be measured."
+        )
+    most = min(POOL, plan.steps * plan.keeping.rows)
+    return Run(
+        bank,
+        domain,
+        plan,
+        [row.encoded for row in dataset.train],
+        [row.encoded for row in dataset.validation],
+        checkpoint_path(out, domain.name),
+        display,
+        general=dataset.tokenization.some(dataset.general.training, most),
+        watched=dataset.tokenization.some(dataset.general.selection, SELECTION),
+        parent=dataset.parent,
+    )
+
+
+def save(
+    base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bool = True
+) -> dict[str, Any]:
+    """Write the adapter's folder in ``out``; the main process writes, the others wait.
+
+    Returns its card. An adapter of that name becomes a version first.
+    """
+    domain, folder = dataset.domain, out / dataset.domain.name
+    entry = {
+        "domain": domain.name,
+        "path": domain.name,
+        "sha256": None,
+        "recipe_digest": domain.digest(),
+        "parent": dataset.parent.record() if dataset.parent else None,
+        "settings": as_record(domain),
+        "data": dict(dataset.prepared.digests),
+        "training": trained.record | {"finished": finished},
+        "ledger": asdict(dataset.prepared.ledger),
+        "leaks": asdict(dataset.prepared.leaks),
+    }
+    card: dict[str, Any] = {
+        "schema": SCHEMA,
+        "base": base.record(),
+        "environment": environment(base, domain.training.seed),
+        "adapters": [entry],
+    }
+
+    def signed(sha256: str) -> dict[str, Any]:
+        entry["sha256"] = sha256
+        return card
+
+    def write() -> dict[str, Any]:
+        # First, since the parent may have the same name.
+        keep_version(folder, instead=entry)
+        save_adapter(folder, trained.adapter, base, signed, readme, [])
+        return read_card(folder)
+
+    return distributed.on_main(write)
+
+
+def resumed_parent(parent: Parent, dataset: Dataset, base: Base, out: Path) -> Parent:
+    """The adapter from which an interrupted run began; ``parent`` where that is unknown.
+
+    The run may have replaced its parent meanwhile, if both have one name, even with a finished
+    adapter when only the evaluation was interrupted.
+    """
+    began = _began_from(dataset, parent.adapter.card, out)
+    if began in (None, parent.sha256):
+        return parent
+    record = {"name": parent.adapter.name, "sha256": str(began)}
+    return find_parent(record, base, out) or parent
+
+
+def _began_from(dataset: Dataset, card: Mapping[str, Any] | None, out: Path) -> str | None:
+    """sha256 of the adapter from which the run of ``dataset`` began, if it is known."""
+    domain = dataset.domain
+    stored = read_checkpoint(checkpoint_path(out, domain.name))
+    if stored is not None:
+        parent: str | None = stored["run"].get("parent")
+        return parent
+    entry = card["adapters"][0] if card else {}
+    own = (domain.name, domain.digest(), dict(dataset.prepared.digests))
+    if (entry.get("domain"), entry.get("recipe_digest"), entry.get("data")) != own:
+        return None
+    return str(entry["parent"]["sha256"]) if entry.get("parent") else None
