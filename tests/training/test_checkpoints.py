@@ -276,7 +276,7 @@ def test_a_disk_that_refuses_the_adapter_costs_no_training(
 
     model = model_in(tmp_path, tiny_base)
     with monkeypatch.context() as patch:
-        patch.setattr("lora_domains.model.save_adapter", full)
+        patch.setattr("lora_domains.training.fit.save_adapter", full)
         with pytest.raises(AdapterError):
             model.fit(declared)
     assert not (tmp_path / "spam").exists()

@@ -85,7 +85,7 @@ def test_a_tracker_that_fails_to_start_leaves_no_slot(
     def broken(*_: Any) -> None:
         raise RuntimeError("no server")
 
-    monkeypatch.setattr("lora_domains.model.open_tracker", broken)
+    monkeypatch.setattr("lora_domains.training.fit.open_tracker", broken)
     model = model_in(tmp_path, tiny_base)
     with pytest.raises(RuntimeError, match="no server"):
         model.fit(domain(make_rows(100), epochs=1), tracker="tensorboard")
