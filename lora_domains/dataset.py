@@ -9,13 +9,11 @@ from lora_domains.data.general_text import GeneralText, general_text
 from lora_domains.data.prepare import Prepared, digest_of, prepare
 from lora_domains.data.tokenization import EncodedRow, Tokenization, check_choices, supervised
 from lora_domains.domain import Domain
-from lora_domains.errors import DataError, DomainError
+from lora_domains.errors import DataError
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import row_limit
 from lora_domains.modeling.heads import check_task
 from lora_domains.tasks import Example, Task
-
-LONGEST = 2048
-"""The most tokens of a row, unless the domain's ``max_length`` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +39,6 @@ class Dataset:
         ):  # fmt: skip
             return None
         return replace(self, domain=replace(domain, task=task))
-
-
-def row_limit(base: Base, max_length: int | None) -> int:
-    """The most tokens of a row; raises DomainError if ``max_length`` exceeds the base's context."""
-    if max_length is not None and max_length > base.context:
-        raise DomainError(
-            where="setting 'max_length'",
-            expected=f"at most {base.context}, the context of {base.id} in tokens",
-            found=str(max_length),
-            hint="Set a smaller one, or leave it out.",
-        )
-    return max_length or min(base.context, LONGEST)
 
 
 def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,46 +11,35 @@ import torch
 from lora_domains import distributed
 from lora_domains.adapters.loading import find_adapter, load_adapter
 from lora_domains.adapters.merging import export, merge
-from lora_domains.adapters.peft import rewrite_card
 from lora_domains.adapters.versions import (
     going_on,
     load_parent,
     over_classes,
-    parent_resident,
 )
-from lora_domains.analysis.trace import Trace, traced
 from lora_domains.console import Display
 from lora_domains.data.leaks import digest_key
 from lora_domains.data.prepare import Data
 from lora_domains.data.readers import Source
 from lora_domains.data.tokenization import Tokenization
-from lora_domains.dataset import Dataset, load_dataset, row_limit
+from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.domain import Domain, with_settings
-from lora_domains.errors import AdapterError, UsageError
+from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import Scorer, Store, measure
-from lora_domains.evaluation.contenders import general_knowledge, score_items
-from lora_domains.evaluation.leak_search import every_leak
-from lora_domains.evaluation.verdict_run import (
-    check_same_length,
-    check_same_rows,
-    hold_to,
-    judge,
-    judged_by,
-)
+from lora_domains.evaluation.verdict_run import evaluate
 from lora_domains.inference.likelihoods import witness
 from lora_domains.inference.predict import Prediction, continued, each_row, predicted, streamed
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, Quantization, load_base
+from lora_domains.modeling.batching import row_limit
 from lora_domains.modeling.compiled import Compiled
 from lora_domains.modeling.environment import environment
-from lora_domains.modeling.heads import check_generates, check_head
+from lora_domains.modeling.heads import check_generates
 from lora_domains.modeling.memory import free_bytes, too_little, words
 from lora_domains.modeling.routing import entered
 from lora_domains.probes.suite import Suite, embedded, load_suite
-from lora_domains.report.markdown import readme
 from lora_domains.report.report import assemble, summed_up
 from lora_domains.report.results import Benchmark, Evaluation
-from lora_domains.tasks import Classification, Task, task_from_record
+from lora_domains.tasks import Classification
 from lora_domains.training.fit import fit, resumed_parent
 from lora_domains.training.tracking import check_tracker
 
@@ -299,39 +288,10 @@ class DomainModel:
         """
         if isinstance(domain, Domain) and domain.name not in self.bank:
             self.load_adapter(self.out / domain.name)
-        dataset = self.dataset(domain)
-        name = dataset.domain.name
-        card = self.bank[name].card
-        if card is None:
-            raise AdapterError(
-                where=name,
-                expected="an adapter trained here, with a card",
-                found="a folder of plain PEFT",
-                hint="Its base and training rows are unknown, so it cannot be given a verdict.",
-            )
-        entry = card["adapters"][0]
-        check_head(self.bank[name].head, dataset.domain.task, entry["settings"]["task"], name)
-        prepared, suite = dataset.prepared, suite or embedded()
-        check_same_rows(name, entry, prepared, "train")
-        check_same_length(name, self._limit(name), dataset.tokenization.max_length)
-        if entry["data"].get("general") not in (None, prepared.digests["general"]):
-            self.display.warn(
-                f"{name} was trained beside other general text than is read now: leaks are looked "
-                "for in what is read now."
-            )
-        leaks = every_leak(dataset, suite, with_questions=not self.base.bidirectional)
-        began = parent_resident(self.bank, name, dataset.parent, self.out, self.display.warn)
-        with began as parent, distributed.sharing():
-            scored = score_items(self.bank, name, dataset, suite, self._key(), self.display, parent)
-        changed = witness(self.base) != self._witness
-        hold_to(entry, dataset.domain)
-        entry["leaks"] = asdict(leaks)
-        knowledge = general_knowledge(self.base)
-        entry["judged"] = judged_by(dataset.domain, scored, changed, suite.name, knowledge)
-        judge(entry, scored.items, self.out)
-        path = self.bank[name].path
-        if path is not None:
-            distributed.on_main(lambda: rewrite_card(path, card, readme, scored.items))
+        card = evaluate(
+            self.bank, self.dataset(domain), suite or embedded(), self.out, self.display,
+            self._base_changed,
+        )  # fmt: skip
         return Evaluation(card)
 
     def benchmark(
@@ -358,13 +318,16 @@ class DomainModel:
         tokenization = Tokenization(self.base.tokenizer, limit, framed=self.base.bidirectional)
         found = measure(
             scorer, suite, datasets, tokenization, self._key(), self.out,
-            lambda: witness(self.base) != self._witness,
+            self._base_changed,
         )  # fmt: skip
         report = assemble(
             self.base.record(), environment(self.base, suite.seed),
             {n: summed_up(n, entry, items, show_text) for n, (entry, items) in found.items()},
         )  # fmt: skip
         return Benchmark(report, {name: items for name, (_, items) in found.items()})
+
+    def _base_changed(self) -> bool:
+        return witness(self.base) != self._witness
 
     def _key(self) -> bytes:
         """The key of the rows' digests: made once per output folder, never part of an adapter."""
@@ -399,19 +362,7 @@ class DomainModel:
                 found="none",
                 hint="Call predict(texts, domain='medical'), or inside using('medical').",
             )
-        tasks = {name: self._task(name) for name in names}
-        return predicted(
-            self.bank, {name: self._limit(name) for name in tasks}, many, names, tasks,
-            refer_below, self.display.warn,
-        )  # fmt: skip
-
-    def trace(self, text: str | Mapping[str, Any], domain: str) -> Trace:
-        """One text through base and the adapter ``domain``: tokens, probabilities, layers.
-
-        ``text`` is a string, or a row with the columns of the domain's prompt. The trace holds it:
-        show it (``display.trace``), do not save it.
-        """
-        return traced(self.bank, domain, self._task(domain), text, self._limit(domain))
+        return predicted(self.bank, many, names, refer_below, self.display.warn)
 
     def generate(
         self,
@@ -443,27 +394,6 @@ class DomainModel:
         It is served by what was said when this was called, wherever it is read.
         """
         return streamed(self.bank, prompt, domain, max_new_tokens=max_new_tokens, **options)
-
-    def _limit(self, name: str) -> int:
-        """Tokens of a text at most, for the adapter ``name``: as it was trained and judged."""
-        card = self.bank[name].card
-        entry = card["adapters"][0] if card else {}
-        asked = entry.get("settings", {}).get("training", {}).get("max_length")
-        return min(asked or row_limit(self.base, None), self.base.context)
-
-    def _task(self, name: str) -> Task:
-        """What the adapter ``name`` is asked: as its card says, whatever was read since."""
-        card = self.bank[name].card
-        if card is None:
-            raise UsageError(
-                where=name,
-                expected="an adapter whose card says how it is asked",
-                found="a folder of plain PEFT",
-                hint="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
-                if self.bank[name].head
-                else "Use generate() with the prompt it was trained on.",
-            )
-        return task_from_record(card["adapters"][0]["settings"]["task"])
 
 
 __all__ = ["DomainModel", "Evaluation", "Prediction"]

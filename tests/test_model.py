@@ -19,6 +19,7 @@ from support.general_text import TRAINING, use_general_text
 from support.models import QUESTIONS, SUITE, declared, model_in
 from support.scripts import script
 
+from lora_domains.analysis.trace import trace
 from lora_domains.console import Display
 from lora_domains.data.prepare import Data
 from lora_domains.data.tokenization import Tokenization
@@ -428,9 +429,9 @@ def test_a_row_is_read_in_use_as_it_was_read_in_training(tiny_base: Path, tmp_pa
     for one, item in zip(said, judged, strict=True):
         assert isinstance(one, Prediction)
         assert one.probability == pytest.approx(item["scores"]["adapter"]["confidence"], abs=1e-5)
-    trace = model.trace(texts[0], "spam")
-    assert trace.cut
-    assert len(trace.before) + len(trace.after) <= 32
+    traced = trace(model, texts[0], "spam")
+    assert traced.cut
+    assert len(traced.before) + len(traced.after) <= 32
     other = Classification(positive="spam", prompt="read {text} and say the kind")
     model.fit(replace(made, task=other), dry_run=True)
     assert model.predict(texts, domain="spam") == said

@@ -21,7 +21,9 @@ from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.inference.predict import length_of, task_of
 from lora_domains.inference.scores import renormalise
+from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.routing import Single, entered
 from lora_domains.tasks import Example, Task
@@ -79,13 +81,21 @@ class Trace:
         return tuple(sorted(picked))
 
 
-def traced(bank: Bank, name: str, task: Task, text: str | Mapping[str, Any], limit: int) -> Trace:
-    """``trace`` of a text, or of a row, of at most ``limit`` tokens."""
-    tokenization = Tokenization(bank.base.tokenizer, limit)
-    return trace(bank, name, task, task.to_predict(text, 0), tokenization)
+def trace(model: DomainModel, text: str | Mapping[str, Any], name: str) -> Trace:
+    """One text through the base and the loaded adapter ``name``: tokens, probabilities, layers.
+
+    ``text`` is a string, or a row with the columns of the domain's prompt. Raises UsageError for an
+    adapter without a card, and what ``trace_example`` does.
+    """
+    bank = model.bank
+    task = task_of(bank, name)
+    tokenization = Tokenization(bank.base.tokenizer, length_of(bank, name))
+    return trace_example(bank, name, task, task.to_predict(text, 0), tokenization)
 
 
-def trace(bank: Bank, name: str, task: Task, example: Example, tokenization: Tokenization) -> Trace:
+def trace_example(
+    bank: Bank, name: str, task: Task, example: Example, tokenization: Tokenization
+) -> Trace:
     """How the resident adapter ``name`` comes to its answer on ``example``, beside the base.
 
     Of a task without labels, what base and adapter write are the labels. Raises UsageError when

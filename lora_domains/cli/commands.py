@@ -27,12 +27,14 @@ def _trace(opened: Opened, flags: argparse.Namespace) -> int:
     """One text through base and adapter, on the screen and nowhere else."""
     model = opened(flags)
     name = model.load_adapter(flags.adapter)
+    from lora_domains.analysis.trace import trace
+
     row: Any = flags.text
     if row.lstrip().startswith("{"):
         with suppress(ValueError):
             row = json.loads(row)
-    found = model.trace(row, name)
-    model.display.trace(asdict(found), found.most_moved)
+    traced = trace(model, row, name)
+    model.display.trace(asdict(traced), traced.most_moved)
     return 0
 
 

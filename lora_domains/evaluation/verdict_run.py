@@ -4,18 +4,79 @@ Whatever gives an adapter a verdict on test rows goes through here, so that no l
 every verdict is held to the level that the looks before it leave (``looks``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lora_domains import distributed
+from lora_domains.adapters.peft import rewrite_card
+from lora_domains.adapters.versions import parent_resident
+from lora_domains.console import Display
+from lora_domains.data.leaks import digest_key
 from lora_domains.data.prepare import Prepared
+from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
-from lora_domains.errors import UsageError
-from lora_domains.evaluation.contenders import Scored
+from lora_domains.errors import AdapterError, UsageError
+from lora_domains.evaluation.contenders import Scored, general_knowledge, score_items
+from lora_domains.evaluation.leak_search import every_leak
+from lora_domains.inference.predict import length_of
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.heads import check_head
+from lora_domains.probes.suite import Suite
+from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
 from lora_domains.verdict.ledger import look, set_digest, settle
+
+
+def evaluate(
+    bank: Bank,
+    dataset: Dataset,
+    suite: Suite,
+    out: Path,
+    display: Display,
+    base_changed: Callable[[], bool],
+) -> dict[str, Any]:
+    """Score the adapter of ``dataset``, compute its figures and gates, and rewrite its card.
+
+    ``out`` holds the ledger and the key of the rows' digests. ``base_changed`` is called once
+    everything is scored. Returns the card. Raises AdapterError for an adapter without one,
+    UsageError for other training rows than it was trained on.
+    """
+    name, prepared = dataset.domain.name, dataset.prepared
+    adapter = bank[name]
+    card = adapter.card
+    if card is None:
+        raise AdapterError(
+            where=name,
+            expected="an adapter trained here, with a card",
+            found="a folder of plain PEFT",
+            hint="Its base and training rows are unknown, so it cannot be given a verdict.",
+        )
+    entry = card["adapters"][0]
+    check_head(adapter.head, dataset.domain.task, entry["settings"]["task"], name)
+    check_same_rows(name, entry, prepared, "train")
+    check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
+    if entry["data"].get("general") not in (None, prepared.digests["general"]):
+        display.warn(
+            f"the general text differs from that in the training of {name}: leaks are searched for "
+            "in the text given now."
+        )
+    leaks = every_leak(dataset, suite, with_questions=not bank.base.bidirectional)
+    key = distributed.on_main(lambda: digest_key(out))
+    parent = parent_resident(bank, name, dataset.parent, out, display.warn)
+    with parent as parent_name, distributed.sharing():
+        scored = score_items(bank, name, dataset, suite, key, display, parent_name)
+    changed = base_changed()
+    hold_to(entry, dataset.domain)
+    entry["leaks"] = asdict(leaks)
+    knowledge = general_knowledge(bank.base)
+    entry["judged"] = judged_by(dataset.domain, scored, changed, suite.name, knowledge)
+    judge(entry, scored.items, out)
+    if adapter.path is not None:
+        folder = adapter.path
+        distributed.on_main(lambda: rewrite_card(folder, card, readme, scored.items))
+    return card
 
 
 def judged_by(

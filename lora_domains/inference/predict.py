@@ -18,8 +18,9 @@ from lora_domains.inference.likelihoods import (
 )
 from lora_domains.inference.scores import renormalise, unanswered
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.batching import row_limit
 from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
-from lora_domains.tasks import Task
+from lora_domains.tasks import Task, task_from_record
 
 T = TypeVar("T")
 
@@ -89,21 +90,43 @@ def continued(
     return by_domain(bank, domains, len(ids), run)
 
 
+def task_of(bank: Bank, name: str) -> Task:
+    """The task in the card of the adapter ``name``; raises UsageError without a card."""
+    card = bank[name].card
+    if card is None:
+        raise UsageError(
+            where=name,
+            expected="an adapter whose card holds its task",
+            found="a folder of plain PEFT",
+            hint="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
+            if bank[name].head
+            else "Use generate() with the prompt it was trained on.",
+        )
+    return task_from_record(card["adapters"][0]["settings"]["task"])
+
+
+def length_of(bank: Bank, name: str) -> int:
+    """Tokens of a text at most for the adapter ``name``, as in its training."""
+    card = bank[name].card
+    entry = card["adapters"][0] if card else {}
+    wanted = entry.get("settings", {}).get("training", {}).get("max_length")
+    return min(wanted or row_limit(bank.base, None), bank.base.context)
+
+
 def predicted(
     bank: Bank,
-    limits: Mapping[str, int],
     texts: Sequence[str | Mapping[str, Any]],
     domains: Sequence[str],
-    tasks: Mapping[str, Task],
     refer_below: float = 0.0,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Prediction | str]:
-    """The label or the answer to each text, asked as ``tasks`` has it for its domain.
+    """The label of each text, or its answer, prompted as the card of its domain says.
 
-    ``limits`` has the tokens of a text at most. A label less probable than ``refer_below`` becomes
-    ``refer``. Where a domain wants a recall or a precision, its card's threshold decides.
+    A label less probable than ``refer_below`` becomes ``refer``. Where a domain has a target recall
+    or precision, its card's threshold decides.
     """
     base = bank.base
+    tasks = {name: task_of(bank, name) for name in domains}
     thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     for task in tasks.values():
         check_referral(refer_below, task.labels or ())
@@ -114,7 +137,7 @@ def predicted(
     ]
     # A text that a head reads is framed otherwise.
     tokenizations = {
-        name: Tokenization(base.tokenizer, limits[name], head=bank[name].head is not None,
+        name: Tokenization(base.tokenizer, length_of(bank, name), head=bank[name].head is not None,
                       framed=base.bidirectional)
         for name in tasks
     }  # fmt: skip

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from lora_domains.data.tokenization import EncodedExample
+from lora_domains.errors import DomainError
+from lora_domains.modeling.base import Base
 
+LONGEST = 2048
+"""The most tokens of a row, unless the domain's ``max_length`` says otherwise."""
 IGNORED = -100
 """The label of a token without supervision, as torch's cross entropy has it."""
 
@@ -76,3 +80,15 @@ def prompts(
         ids[row, start : start + len(item.prompt)] = torch.tensor(item.prompt)
         mask[row, start : start + len(item.prompt)] = 1
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def row_limit(base: Base, max_length: int | None) -> int:
+    """The most tokens of a row; raises DomainError if ``max_length`` exceeds the base's context."""
+    if max_length is not None and max_length > base.context:
+        raise DomainError(
+            where="setting 'max_length'",
+            expected=f"at most {base.context}, the context of {base.id} in tokens",
+            found=str(max_length),
+            hint="Set a smaller one, or leave it out.",
+        )
+    return max_length or min(base.context, LONGEST)

@@ -11,7 +11,14 @@ from conftest import WORDS, make_base
 from rich.console import Console
 from support.adapters import IDS, save, strong
 
-from lora_domains.analysis.trace import ended_after, layer_list, layer_of, log_odds, trace
+from lora_domains.analysis.trace import (
+    ended_after,
+    layer_list,
+    layer_of,
+    log_odds,
+    trace,
+    trace_example,
+)
 from lora_domains.cli.main import main
 from lora_domains.console import Display, bar, signed_bar
 from lora_domains.data.tokenization import Tokenization
@@ -48,7 +55,7 @@ def probabilities(bank: Bank, route: str | None) -> list[float]:
 
 
 def test_it_agrees_with_what_base_and_adapter_say(bank: Bank) -> None:
-    found = trace(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    found = trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
     assert found.base == pytest.approx(probabilities(bank, None), abs=1e-6)
     assert found.adapter == pytest.approx(probabilities(bank, "strong"), abs=1e-6)
     best = found.labels.index(found.answer)
@@ -69,7 +76,7 @@ def test_a_layer_without_an_adapter_moves_nothing(bank: Bank) -> None:
     whole = bank["strong"]
     third = {n: pair for n, pair in whole.weights.items() if ".layers.2." in n}
     bank.add(replace(whole, name="third", weights=third))
-    found = trace(bank, "third", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    found = trace_example(bank, "third", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
     assert [layer.moved != 0 for layer in found.layers] == [False, False, True, False]
     assert found.most_moved == (3,)
     for layer in found.layers[:2]:
@@ -102,32 +109,32 @@ def test_the_lens_is_the_last_norm_and_the_output_layer_after_each_layer(
 
 def test_nothing_of_bank_or_base_changes(bank: Bank) -> None:
     before, names = bank.base.state_digest(), tuple(bank)
-    trace(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
     assert (bank.base.state_digest(), tuple(bank)) == (before, names)
     assert bank.current() is None
 
 
 def test_tokens_are_shown_left_to_right_with_those_that_were_cut(bank: Bank) -> None:
     tokenization, example = Tokenization(bank.base.tokenizer, 24), asked(WORDS)
-    found = trace(bank, "strong", TASK, example, tokenization)
+    found = trace_example(bank, "strong", TASK, example, tokenization)
     whole = bank.base.tokenizer.decode(tokenization.tokens(example.prompt))
     assert "".join(found.before + found.cut + found.after) == whole
     read = tokenization.encode(example).prompt
     kept = bank.base.tokenizer.decode(read[len(tokenization.bos) :])
     assert "".join(found.before + found.after) == kept
     assert len(found.cut) > 0
-    short = trace(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    short = trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
     assert (short.cut, short.after) == ((), ())
 
 
 def test_of_written_answers_the_adapters_is_set_against_the_bases(bank: Bank) -> None:
     task = Generation(max_new_tokens=4)
     example = task.unlabelled(Row({"question": TEXT}, "input", 0, "input"))
-    found = trace(bank, "strong", task, example, Tokenization(bank.base.tokenizer, 128))
+    found = trace_example(bank, "strong", task, example, Tokenization(bank.base.tokenizer, 128))
     assert len(found.labels) == 2
     assert sum(found.adapter) == pytest.approx(1)
     bank.add(replace(bank["strong"], name="none", scales=dict.fromkeys(bank["strong"].scales, 0.0)))
-    same = trace(bank, "none", task, example, Tokenization(bank.base.tokenizer, 128))
+    same = trace_example(bank, "none", task, example, Tokenization(bank.base.tokenizer, 128))
     assert (len(same.labels), same.layers) == (1, ())
 
 
@@ -174,12 +181,12 @@ def test_a_domain_of_several_columns_asks_for_a_row(bank: Bank, tmp_path: Path) 
         "task": task_record(replace(TASK, text=("text", "note")))}}]})  # fmt: skip
     model.bank.add(adapter)
     with pytest.raises(UsageError, match="rows with the columns text, note"):
-        model.trace("alpha", "strong")
-    assert model.trace({"text": "alpha", "note": "beta"}, "strong").layers
+        trace(model, "alpha", "strong")
+    assert trace(model, {"text": "alpha", "note": "beta"}, "strong").layers
 
 
 def test_a_trace_is_drawn(bank: Bank, tmp_path: Path) -> None:
-    found = trace(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    found = trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
         Display(console=Console(file=file)).trace(asdict(found), found.most_moved)
     text = (tmp_path / "log").read_text(encoding="utf-8")
