@@ -103,7 +103,7 @@ def test_predict_asks_each_text_as_its_own_domain_does(
 ) -> None:
     label = Classification("text", "label", labels=("ham", "spam"))
     tasks = {"a": label, "b": Generation("text", "label", max_new_tokens=3), "c": label}
-    monkeypatch.setattr(DomainModel, "_task", lambda _, name: tasks[name])
+    monkeypatch.setattr("lora_domains.inference.predict.task_of", lambda _, name: tasks[name])
     texts, names = ["alpha red", "stone", "beta blue cloud", "win"], ["a", "b", "c", "a"]
     together = model.predict(texts, domains=names)
     for text, name, found in zip(texts, names, together, strict=True):
