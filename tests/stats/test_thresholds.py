@@ -1,16 +1,12 @@
 """A threshold tuned on validation for a target recall or precision, against scikit-learn."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
-from lora_domains.data.prepare import Data
-from lora_domains.domain import Domain
-from lora_domains.errors import DomainError, UsageError
+from lora_domains.errors import UsageError
 from lora_domains.stats.thresholds import (
     POINTS,
     check_referral,
@@ -19,7 +15,6 @@ from lora_domains.stats.thresholds import (
     predicted_class,
     stored,
 )
-from lora_domains.tasks import Classification, task_from_record, task_record
 
 ROWS = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=1, max_size=60)
 
@@ -108,20 +103,3 @@ def test_a_threshold_is_read_from_a_card() -> None:
                   {"judged": {"threshold": {"threshold": None}}}):  # fmt: skip
         assert stored({"adapters": [entry]}) is None
     assert stored(None) is None
-
-
-def test_a_wish_needs_a_positive_class_and_is_one() -> None:
-    task = Classification(positive="urgent", target_recall=0.9)
-    assert task.targets == {"recall": 0.9}
-    assert task_from_record(task_record(task)) == task
-    assert Classification(positive="urgent").targets == {}
-    for wrong in (
-        {"target_recall": 0.9},
-        {"positive": "urgent", "target_recall": 0.9, "target_precision": 0.9},
-        {"positive": "urgent", "target_precision": 1.2},
-        {"positive": "urgent", "target_recall": 0.0},
-    ):
-        with pytest.raises(DomainError, match="one target recall or precision"):
-            Classification(**wrong)  # type: ignore[arg-type]
-    plain = Domain("x", Classification(positive="urgent"), Data("t.csv"))
-    assert plain.digest() != replace(plain, task=task).digest()
