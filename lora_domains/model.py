@@ -37,8 +37,8 @@ from lora_domains.modeling.heads import check_generates
 from lora_domains.modeling.memory import free_bytes, too_little, words
 from lora_domains.modeling.routing import entered
 from lora_domains.probes.suite import Suite, embedded, load_suite
-from lora_domains.report.report import assemble, summed_up
-from lora_domains.report.results import Benchmark, Evaluation
+from lora_domains.report.card import BaseRecord, Card
+from lora_domains.report.report import Benchmark, Evaluation, assemble, summed_up
 from lora_domains.tasks import Classification
 from lora_domains.training.fit import fit, resumed_parent
 from lora_domains.training.tracking import check_tracker
@@ -205,7 +205,7 @@ class DomainModel:
         tracker: str | None = None,
         dry_run: bool = False,
         **settings: Any,
-    ) -> dict[str, Any]:
+    ) -> Card | None:
         """Train an adapter for a domain, or for rows with a text and a label; saves and loads it.
 
         ``init_from`` is a saved adapter to go on from; one that is replaced becomes a version
@@ -213,9 +213,9 @@ class DomainModel:
         step, and trains and writes nothing. ``settings`` are those of a domain (``epochs=3``,
         ``lr=…``, ``rank=…``); unknown names raise UsageError.
 
-        Returns the card, which has no verdict before ``evaluate``. Raises DataError, LeakError or
-        TrainingError; the adapter saved before is untouched then, unless an epoch was finished: the
-        best one takes its place, and it becomes a version.
+        Returns the card, which has no verdict before ``evaluate``; None after a dry run.
+        Raises DataError, LeakError or TrainingError; the adapter saved before is untouched then,
+        unless an epoch was finished: the best one takes its place, and it becomes a version.
         """
         if not isinstance(domain, Domain):
             if name is None:
@@ -246,7 +246,7 @@ class DomainModel:
             resume=resume, tracker=tracker, dry_run=dry_run,
         )  # fmt: skip
         if card is None:
-            return {}
+            return None
         # Evaluate the adapter as it is on disk.
         self.load_adapter(self.out / domain.name)
         return card
@@ -267,7 +267,7 @@ class DomainModel:
             return self._datasets[domain]
         for name in self.domains:
             card = self.bank[name].card
-            if card and card["adapters"][0]["domain"] == domain.name:
+            if card and card.adapter.domain == domain.name:
                 domain = replace(domain, task=over_classes(domain.task, card))
         known = self._datasets.get(domain.name)
         return (known and known.for_domain(domain)) or self._load(domain)
@@ -321,7 +321,7 @@ class DomainModel:
             self._base_changed,
         )  # fmt: skip
         report = assemble(
-            self.base.record(), environment(self.base, suite.seed),
+            BaseRecord(**self.base.record()), environment(self.base, suite.seed),
             {n: summed_up(n, entry, items, show_text) for n, (entry, items) in found.items()},
         )  # fmt: skip
         return Benchmark(report, {name: items for name, (_, items) in found.items()})

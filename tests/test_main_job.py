@@ -57,8 +57,8 @@ def test_a_reckless_rate_visibly_forgets_and_the_default_keeps(tmp_path: Path) -
         model = DomainModel.from_pretrained(out=tmp_path / name, device="cpu", display=quiet)
         model.fit(declared, epochs=2, **settings)
         entry = model.evaluate(declared).entry
-        lost[name] = -entry["general"]["pooled"]["difference"]
-        verdicts = {gate["name"]: gate["verdict"] for gate in entry["gates"]}
+        lost[name] = -entry.general["pooled"]["difference"]
+        verdicts = {gate["name"]: gate["verdict"] for gate in entry.gates}
         assert verdicts["retention"] == ("pass" if name == "sound" else "fail")
         assert verdicts["drift"] == ("pass" if name == "sound" else "fail")
         assert verdicts["frozen"] == "pass"

@@ -35,7 +35,8 @@ from lora_domains.evaluation.shots import SHOTS
 from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.model import DomainModel, Evaluation, Prediction
 from lora_domains.probes.suite import Suite
-from lora_domains.report.report import read_card, read_items, rebuild
+from lora_domains.report.card import Card, read_items
+from lora_domains.report.report import rebuild
 from lora_domains.tasks import (
     Classification,
     Example,
@@ -84,12 +85,12 @@ def test_every_contender_is_scored_on_identical_items(fitted: Fitted, domain: Do
     assert len({item["id"] for item in by_set["test"]}) == len(by_set["test"])
     assert [list(item["scores"]) for item in by_set["general"]] == [["base", "adapter"]] * 20
     assert len(by_set["text"]) == 12
-    entry_positives = evaluation.entry["per_class"]["spam"]["support"]  # recall is over these
-    for fields in evaluation.entry["domain_scores"].values():
+    entry_positives = evaluation.entry.per_class["spam"]["support"]  # recall is over these
+    for fields in evaluation.entry.domain_scores.values():
         assert fields["n"] in (len(by_set["test"]), entry_positives)
-    assert evaluation.entry["domain_scores"]["accuracy"]["baselines"].keys() == set(names[2:])
-    assert evaluation.entry["domain_scores"]["accuracy"]["adapter"] >= 0.95
-    assert {g["name"] for g in evaluation.entry["gates"]} == {
+    assert evaluation.entry.domain_scores["accuracy"]["baselines"].keys() == set(names[2:])
+    assert evaluation.entry.domain_scores["accuracy"]["adapter"] >= 0.95
+    assert {g["name"] for g in evaluation.entry.gates} == {
         "gain", "retention", "drift", "recall", "precision", "overfit", "memorisation", "looks",
         "leaks", "frozen", "alive",
     }  # fmt: skip
@@ -98,17 +99,17 @@ def test_every_contender_is_scored_on_identical_items(fitted: Fitted, domain: Do
 
 def test_the_card_is_whole_and_rebuilt_from_items_alone(fitted: Fitted) -> None:
     model, evaluation = fitted
-    card = read_card(model.out / "spam")
-    assert card == json.loads(json.dumps(evaluation.card, allow_nan=False))
+    card = Card.read(model.out / "spam")
+    assert card == Card.from_json(json.loads(evaluation.card.dumps()), "")
     assert rebuild(model.out / "spam") == card
-    assert card.keys() >= {"schema", "base", "environment", "adapters"}
-    entry = card["adapters"][0]
-    assert entry.keys() >= {
+    written = card.to_json()
+    assert written.keys() == {"schema", "base", "environment", "adapters"}
+    assert written["adapters"][0].keys() >= {
         "domain", "path", "sha256", "recipe_digest", "parent", "training", "ledger", "leaks",
         "domain_scores", "general", "slices", "calibration", "confusion", "per_class", "gates",
         "verdict",
     }  # fmt: skip
-    assert (model.out / "spam" / "README.md").read_text().count(entry["verdict"]) >= 1
+    assert (model.out / "spam" / "README.md").read_text().count(evaluation.verdict) >= 1
 
 
 def test_a_rebuild_sees_changed_items(fitted: Fitted, tmp_path: Path) -> None:
@@ -120,9 +121,9 @@ def test_a_rebuild_sees_changed_items(fitted: Fitted, tmp_path: Path) -> None:
         if item["set"] == "test":
             item["scores"]["adapter"]["prediction"] = 0
     (folder / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
-    entry = rebuild(folder)["adapters"][0]
-    assert entry["domain_scores"]["recall"]["adapter"] == 0.0
-    assert entry["verdict"] == "fail"
+    entry = rebuild(folder).adapter
+    assert entry.domain_scores["recall"]["adapter"] == 0.0
+    assert entry.verdict == "fail"
 
 
 def test_the_ledger_adds_up(tiny_base: Path, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_ledger_adds_up(tiny_base: Path, tmp_path: Path) -> None:
     made = replace(declared(rows, epochs=1), data=data)
     model = model_in(tmp_path, tiny_base)
     card = model.fit(made)
-    ledger = card["adapters"][0]["ledger"]
+    ledger = card.adapter.ledger
     dataset = model.dataset("spam")
     assert ledger["read"] == len(train) + 20 + 20
     assert ledger["refused"] == 5
@@ -173,12 +174,12 @@ def test_reloaded_in_a_new_model_it_scores_the_same(
     import shutil
 
     folder = shutil.copytree(fitted[0].out / "spam", tmp_path / "spam")
-    settings = read_card(folder)["adapters"][0]["settings"]
+    settings = Card.read(folder).adapter.settings
     fresh = model_in(tmp_path, tiny_base)
     # Another number of epochs in the declaration does not change what the card says was run.
     again = fresh.evaluate(with_settings(domain, epochs=7), suite=SUITE)
-    assert again.entry["domain_scores"] == fitted[1].entry["domain_scores"]
-    assert read_card(folder)["adapters"][0]["settings"] == settings
+    assert again.entry.domain_scores == fitted[1].entry.domain_scores
+    assert Card.read(folder).adapter.settings == settings
     assert fresh.domains == ("spam",)
 
 
@@ -248,16 +249,16 @@ def test_every_task_is_fitted_and_evaluated(kind: str, tiny_base: Path, tmp_path
     made = declared(other_rows(kind), "other", task)
     model = model_in(tmp_path, tiny_base)
     card = model.fit(made)
-    history = card["adapters"][0]["training"]["history"]
+    history = card.adapter.training["history"]
     assert history[-1]["training_loss"] < history[0]["training_loss"]
     entry = model.evaluate(made, suite=SUITE).entry
-    assert entry["judged"]["metric"] == metric
-    assert metric in entry["domain_scores"]
-    nats = entry["domain_scores"]["nats_per_token"]
+    assert entry.judged["metric"] == metric
+    assert metric in entry.domain_scores
+    nats = entry.domain_scores["nats_per_token"]
     assert nats["adapter"] < nats["base"]
-    assert rebuild(tmp_path / "other") == read_card(tmp_path / "other")
+    assert rebuild(tmp_path / "other") == Card.read(tmp_path / "other")
     if kind == "generation":
-        assert f"{SHOTS}_shot" in entry["domain_scores"]["token_f1"]["baselines"]
+        assert f"{SHOTS}_shot" in entry.domain_scores["token_f1"]["baselines"]
         assert isinstance(model.predict("red stone", domain="other")[0], str)
     if kind == "multiple_choice":
         with pytest.raises(UsageError, match=r"generate\(\) instead"):
@@ -277,21 +278,23 @@ def test_each_adapter_tried_on_a_test_set_is_held_to_a_stricter_level(
     for seed in (0, 0, 1):
         model.fit(made, lr=0.01 + seed / 1000)  # the rows, and so the test set, stay
         found.append(model.evaluate(made, suite=SUITE).entry)
-    looks = [entry["looks"] for entry in found]
+    looks = [entry.looks for entry in found]
     # The first was trained and judged twice: the same bytes, so no other adapter.
     assert [(one["before"], one["adapters"]) for one in looks] == [(0, 0), (1, 0), (2, 1)]
     assert [one["level"] for one in looks] == [level(0), level(0), level(1)]
-    assert found[0]["sha256"] == found[1]["sha256"] != found[2]["sha256"]
-    recall = {g["name"]: g for g in found[2]["gates"]}["recall"]
+    assert found[0].sha256 == found[1].sha256 != found[2].sha256
+    recall = {g["name"]: g for g in found[2].gates}["recall"]
     assert "99.7 %" in recall["why"]
-    assert rebuild(tmp_path / "spam")["adapters"][0] == json.loads(json.dumps(found[2]))
+    assert rebuild(tmp_path / "spam").adapter.to_json() == json.loads(
+        json.dumps(found[2].to_json())
+    )
     lines = [json.loads(line) for line in (tmp_path / ".looks.jsonl").read_text().splitlines()]
-    assert [line.get("verdict") for line in lines[1::2]] == [e["verdict"] for e in found]
+    assert [line.get("verdict") for line in lines[1::2]] == [e.verdict for e in found]
     assert {line["test_set"] for line in lines[::2]} == {looks[0]["test_set"]}
     (tmp_path / ".looks.jsonl").write_text("")
     entry = model.evaluate(made, suite=SUITE).entry
-    assert entry["verdict"] == "fail"
-    assert {g["name"]: g["verdict"] for g in entry["gates"]}["looks"] == "fail"
+    assert entry.verdict == "fail"
+    assert {g["name"]: g["verdict"] for g in entry.gates}["looks"] == "fail"
 
 
 @pytest.mark.slow
@@ -323,10 +326,10 @@ def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
     by_set = {name: [i for i in items if i["set"] == name] for name in ("validation", "test")}
     assert isinstance(made.data.validation, list)
     assert len(by_set["validation"]) == len(made.data.validation)
-    threshold = entry["judged"]["threshold"]["threshold"]
-    assert entry["curve"]["threshold"] == threshold
-    assert entry["curve"]["wanted"] == {"recall": 0.95}
-    spam = entry["judged"]["labels"].index("spam")
+    threshold = entry.judged["threshold"]["threshold"]
+    assert entry.curve["threshold"] == threshold
+    assert entry.curve["wanted"] == {"recall": 0.95}
+    spam = entry.judged["labels"].index("spam")
     hits = [i["scores"]["adapter"]["prediction"] == spam for i in by_set["validation"]
             if i["target"] == spam]  # fmt: skip
     assert np.mean(hits) >= 0.95
@@ -343,11 +346,11 @@ def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
     for user in (model, fresh):
         said = user.predict([row["text"] for row in test], domain="spam")
         labels = [p.label for p in said if isinstance(p, Prediction)]
-        assert labels == [entry["judged"]["labels"][i["scores"]["adapter"]["prediction"]]
+        assert labels == [entry.judged["labels"][i["scores"]["adapter"]["prediction"]]
                           for i in by_set["test"]]  # fmt: skip
     ids = {row["id"] for row in by_set["validation"]}
     assert not ids & {row["id"] for row in by_set["test"]}
-    assert rebuild(tmp_path / "spam") == read_card(tmp_path / "spam")
+    assert rebuild(tmp_path / "spam") == Card.read(tmp_path / "spam")
 
 
 def test_the_unsure_are_referred(fitted: Fitted) -> None:
@@ -389,9 +392,9 @@ def test_training_rows_among_the_probes_fail(
         use_general_text(monkeypatch, training, selection)
         model._datasets.clear()
         entry = model.evaluate(made, suite=suite).entry
-        gate = next(g for g in entry["gates"] if g["name"] == "leaks")
-        assert (entry["verdict"] == "fail") >= (gate["verdict"] == "fail")
-        return gate["verdict"], entry["leaks"]["exact"]
+        gate = next(g for g in entry.gates if g["name"] == "leaks")
+        assert (entry.verdict == "fail") >= (gate["verdict"] == "fail")
+        return gate["verdict"], entry.leaks["exact"]
 
     assert leaks(SUITE) == ("pass", 0)
     assert leaks(questions(rows[3]["question"])) == ("fail", 1)  # train ↔ probes
@@ -641,11 +644,11 @@ def test_fit_on_rows_in_memory(tiny_base: Path, tmp_path: Path) -> None:
         rows[:90], name="own", text="note", label="kind", positive="spam", test=rows[90:],
         epochs=1, lr=0.01, rank=4,
     )  # fmt: skip
-    settings = card["adapters"][0]["settings"]
+    settings = card.adapter.settings
     assert (settings["lora"]["rank"], settings["training"]["epochs"]) == (4, 1)
     assert settings["task"]["positive"] == "spam"
-    assert card["adapters"][0]["training"]["lr"] == 0.01
-    assert "verdict" not in card["adapters"][0]
+    assert card.adapter.training["lr"] == 0.01
+    assert card.adapter.verdict is None
     assert isinstance(model.predict({"note": "alpha"}, domain="own")[0], Prediction)
     with pytest.raises(UsageError, match="name='spam'"):
         model.fit(rows)
@@ -671,7 +674,7 @@ def test_names_that_torch_modules_use_are_names_like_any(
 
 def test_a_dry_run_writes_nothing(tiny_base: Path, tmp_path: Path) -> None:
     model = model_in(tmp_path / "out", tiny_base)
-    assert model.fit(declared(make_rows(60)), dry_run=True) == {}
+    assert model.fit(declared(make_rows(60)), dry_run=True) is None
     assert not (tmp_path / "out").exists()
 
 

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lora_domains.report.card import Card
+
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parents[1] / "results" / "domains.json"
 LAUNCH = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1",
@@ -58,28 +60,28 @@ def run(name: str, command: list[str]) -> dict[str, Any]:
 
 def figures(folder: Path, command: list[str], seconds: float | None) -> dict[str, Any]:
     """The figures of a finished run, from its adapter's folder."""
-    card = json.loads((folder / "card.json").read_text())
+    card = Card.read(folder)
     size = sum(p.stat().st_size for p in folder.glob("adapter_*"))
-    entry = card["adapters"][0]
-    pooled = entry["general"]["pooled"]
+    entry = card.adapter
+    pooled = entry.general["pooled"]
     return {
         "command": " ".join(command),
-        "verdict": entry["verdict"],
-        "gates": {gate["name"]: gate["verdict"] for gate in entry["gates"]},
-        "metric": entry["judged"]["metric"],
+        "verdict": entry.verdict,
+        "gates": {gate["name"]: gate["verdict"] for gate in entry.gates},
+        "metric": entry.judged["metric"],
         "scores": {
             metric: {k: fields[k] for k in ("base", "adapter", "baselines", "lower", "upper", "n")}
-            for metric, fields in entry["domain_scores"].items()
+            for metric, fields in entry.domain_scores.items()
         },
         "general": {k: pooled[k] for k in ("base", "adapter", "lower", "upper", "n")},
-        "kl": entry["general"]["kl"]["general"],
-        "ledger": entry["ledger"],
-        "memorisation": entry.get("memorisation"),
-        "leaks": {k: entry["leaks"][k] for k in ("exact", "near")},
-        "training": {k: v for k, v in entry["training"].items() if k != "history"},
+        "kl": entry.general["kl"]["general"],
+        "ledger": entry.ledger,
+        "memorisation": entry.memorisation or None,
+        "leaks": {k: entry.leaks[k] for k in ("exact", "near")},
+        "training": {k: v for k, v in entry.training.items() if k != "history"},
         "adapter_bytes": size,
         "seconds": seconds,
-        "environment": card["environment"],
+        "environment": card.environment,
     }
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from lora_domains.cli.main import show_card
 from lora_domains.console import Display
-from lora_domains.report.report import combine, read_card, save_report
+from lora_domains.report.card import Card
+from lora_domains.report.report import combine, save_report
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def main() -> None:
         console = Console(
             record=True, force_terminal=True, width=118, highlight=False, file=nowhere
         )
-        show_card(read_card(Path(sys.argv[1])), Display(console=console))
+        show_card(Card.read(Path(sys.argv[1])), Display(console=console))
         picture = console.export_svg(title="lora-domains show medical")
         (ROOT / ".github" / "medical.svg").write_text(picture)
     page_picture(Path(sys.argv[1]))

@@ -19,6 +19,7 @@ from lora_domains.adapters.peft import new_adapter, save_adapter
 from lora_domains.console import Display
 from lora_domains.domain import Lora
 from lora_domains.modeling.base import load_base, quiet_imports
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Bench:
             adapter = replace(first, name=f"r{rank}-{number}", weights=weights)
             folders.append(self._adapters / adapter.name)
 
-            def card(sha256: str, name: str = adapter.name) -> dict[str, Any]:
-                entry = {"domain": name, "sha256": sha256}
-                return {"schema": 1, "base": base.record(), "adapters": [entry]}
+            def card(sha256: str, name: str = adapter.name) -> Card:
+                entry = AdapterEntry(domain=name, path=name, sha256=sha256)
+                return Card(base=BaseRecord(**base.record()), adapter=entry)
 
             save_adapter(folders[-1], adapter, base, card, lambda _: "# Random\n", [])
         return folders

@@ -84,7 +84,7 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         model = DomainModel.from_pretrained(out=out, display=Display(quiet=True), device="cpu")
         card = model.fit(declared)
-        training = card["adapters"][0]["training"]
+        training = card.adapter.training
         measured = measure(model, name)
         at_scales = []
         if way == "plain":

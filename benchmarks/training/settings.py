@@ -179,8 +179,8 @@ def run(
             scores[split] = float(validation_figures(task, items, found, 0)["score"])
     return {
         **scores,
-        **{key: card["adapters"][0]["training"][key] for key in RECORDED},
-        "git": card["environment"]["git"],
+        **{key: card.adapter.training[key] for key in RECORDED},
+        "git": card.environment["git"],
     }  # fmt: skip
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from lora_domains.adapters.peft import (
-    CARD,
     CONFIG,
     PREFIX,
     WEIGHTS,
@@ -43,7 +42,7 @@ from lora_domains.errors import (
 from lora_domains.modeling.base import ROUTED, Base
 from lora_domains.modeling.heads import complete, head_shapes, layout_of, stored_classes
 from lora_domains.modeling.lora import flatten
-from lora_domains.report.report import read_card
+from lora_domains.report.card import CARD, Card
 
 _PATTERN_SECONDS = 1.0
 
@@ -79,7 +78,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     _check_files(folder)
     raw = _read_json(folder / CONFIG)
     config = _config(raw, folder, base)
-    card = read_card(folder) if (folder / CARD).exists() else None
+    card = Card.read(folder) if (folder / CARD).exists() else None
     pages = mapped(folder / WEIGHTS)
     if card is None:
         return _read(name, folder, base, config, None, pages)
@@ -96,7 +95,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
 
 
 def _read(
-    name: str, folder: Path, base: Base, config: Any, card: dict[str, Any] | None,
+    name: str, folder: Path, base: Base, config: Any, card: Card | None,
     pages: bytes | mmap,
 ) -> Adapter:  # fmt: skip
     stored = _stored(folder, pages)
@@ -394,19 +393,19 @@ def _check_patterns(config: Any, base: Base, folder: Path) -> None:
         ) from None
 
 
-def _check_base(card: Mapping[str, Any], folder: Path, base: Base) -> None:
-    made_on = card["base"]
-    if made_on["identity"] != base.identity:
+def _check_base(card: Card, folder: Path, base: Base) -> None:
+    made_on = card.base
+    if made_on.identity != base.identity:
         raise AdapterMismatch(
             where=folder.name,
             expected=f"an adapter made on {base.id} (identity {base.identity[:12]})",
-            found=f"one made on {made_on['id']} (identity {str(made_on['identity'])[:12]})",
-            hint=f"Load the base it was made on: --base {made_on['id']}.",
+            found=f"one made on {made_on.id} (identity {made_on.identity[:12]})",
+            hint=f"Load the base it was made on: --base {made_on.id}.",
         )
 
 
-def _check_digest(card: Mapping[str, Any], folder: Path, found: str) -> None:
-    stored = str(card["adapters"][0]["sha256"])
+def _check_digest(card: Card, folder: Path, found: str) -> None:
+    stored = str(card.adapter.sha256)
     if stored != found:
         raise AdapterCorrupt(
             where=folder.name,
@@ -416,14 +415,14 @@ def _check_digest(card: Mapping[str, Any], folder: Path, found: str) -> None:
         )
 
 
-def _notes(name: str, base: Base, card: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _notes(name: str, base: Base, card: Card | None) -> tuple[str, ...]:
     if card is None:
         unknown = f"{name}: no card.json, so it cannot be verified that it was made on {base.id}."
         return (unknown,)
-    made_on, here = card["base"], base.record()
-    if all(made_on[key] == here[key] for key in ("quantization", "dtype")):
+    made_on, here = card.base, base.record()
+    if (made_on.quantization, made_on.dtype) == (here["quantization"], here["dtype"]):
         return ()
-    at = made_on["quantization"] or made_on["dtype"]
+    at = made_on.precision
     return (
         f"{name}: trained on the base at {at}; its verdict was not measured at this precision.",
     )
@@ -509,7 +508,7 @@ def _classes(
     config: Any,
     stored: Mapping[str, tuple[int, ...]],
     base: Base,
-    card: Mapping[str, Any] | None,
+    card: Card | None,
     folder: Path,
 ) -> int | None:
     """How many classes the stored head has, None without one; as many as the card's labels."""
@@ -517,9 +516,8 @@ def _classes(
     where = f"{folder.name}/{WEIGHTS}"
     plain = {key.removeprefix(PREFIX): shape for key, shape in stored.items()}
     classes = stored_classes(base, plain, where) if headed else None
-    settings = card["adapters"][0].get("settings") if card else None
-    record = settings.get("task") if isinstance(settings, dict) else None
-    if not isinstance(record, dict):
+    record = card.adapter.task if card else {}
+    if not record:
         return classes
     wanted = len(record.get("labels") or ()) if record.get("head") else None
     if wanted != classes:

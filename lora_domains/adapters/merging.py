@@ -86,7 +86,7 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     record = {
         "schema": 1,
         "adapter": name,
-        "sha256": adapter.card["adapters"][0]["sha256"] if adapter.card else None,
+        "sha256": adapter.card.adapter.sha256 if adapter.card else None,
         "base": base.record(),
         "dtype": str(full.dtype).removeprefix("torch."),
         "error": error / effect if effect else None,

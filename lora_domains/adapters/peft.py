@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -32,14 +32,9 @@ from lora_domains.errors import (
 )
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import Head, head_shapes, layout_of, new_head
+from lora_domains.report.card import CARD, ITEMS, Card
 
-CONFIG, WEIGHTS, CARD, README, ITEMS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "card.json",
-    "README.md",
-    "items.jsonl",
-)
+CONFIG, WEIGHTS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
 PREFIX = "base_model.model."
 WHOLE = ".modules_to_save.default."
 """What PEFT puts into the names of modules that it stores whole."""
@@ -57,7 +52,7 @@ class Adapter:
     config: Any
     weights: dict[str, tuple[Tensor, Tensor]]
     scales: dict[str, float]
-    card: dict[str, Any] | None = None
+    card: Card | None = None
     path: Path | None = None
     notes: tuple[str, ...] = ()
     head: Head | None = None
@@ -217,10 +212,10 @@ def save_adapter(
     folder: Path,
     adapter: Adapter,
     base: Base,
-    card: Callable[[str], Mapping[str, Any]],
-    readme: Callable[[Mapping[str, Any]], str],
+    card: Callable[[str], Card],
+    readme: Callable[[Card], str],
     items: list[dict[str, Any]],
-) -> dict[str, Any]:
+) -> Card:
     """Write the whole folder, in one step that is done or not done at all; returns the card.
 
     ``card`` is called with the sha256 of PEFT's two files. Raises AdapterError when it cannot be
@@ -228,15 +223,15 @@ def save_adapter(
     """
     with replacing(folder) as fresh:
         _write_peft_files(fresh, adapter, base)
-        made = dict(card(fingerprint(fresh)))
+        made = card(fingerprint(fresh))
         _write_papers(fresh, made, readme, items)
     return made
 
 
 def rewrite_card(
     folder: Path,
-    card: Mapping[str, Any],
-    readme: Callable[[Mapping[str, Any]], str],
+    card: Card,
+    readme: Callable[[Card], str],
     items: list[dict[str, Any]],
 ) -> None:
     """The same adapter with a new card, README and items, again in one step."""
@@ -248,11 +243,11 @@ def rewrite_card(
 
 def _write_papers(
     folder: Path,
-    card: Mapping[str, Any],
-    readme: Callable[[Mapping[str, Any]], str],
+    card: Card,
+    readme: Callable[[Card], str],
     items: list[dict[str, Any]],
 ) -> None:
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card.dumps(), encoding="utf-8")
     (folder / README).write_text(readme(card), encoding="utf-8")
     lines = "".join(json.dumps(item) + "\n" for item in items)
     (folder / ITEMS).write_text(lines, encoding="utf-8")

@@ -4,12 +4,11 @@
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.peft import CONFIG, WEIGHTS, Adapter, fingerprint, replacing
@@ -19,7 +18,7 @@ from lora_domains.errors import AdapterCorrupt, AdapterError, did_you_mean
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_head
-from lora_domains.report.report import read_card
+from lora_domains.report.card import AdapterEntry, Card, ParentRecord
 from lora_domains.tasks import Task
 
 VERSIONS = ".versions"
@@ -34,7 +33,7 @@ def versions(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def keep_version(folder: Path, instead: Mapping[str, Any] | None = None) -> Path | None:
+def keep_version(folder: Path, instead: AdapterEntry | None = None) -> Path | None:
     """Copy the adapter in ``folder`` to its versions before it is replaced; the copy.
 
     Nothing is kept where there is no adapter, one that is the newest version already, or one that
@@ -111,15 +110,16 @@ def _is_adapter(folder: Path) -> bool:
 # ── Going on from another adapter ───────────────────────────────────────────────────────────────
 
 
-def _goes_on(folder: Path, instead: Mapping[str, Any] | None) -> bool:
+def _goes_on(folder: Path, instead: AdapterEntry | None) -> bool:
     """Whether the run of ``instead`` left it unfinished, and nobody judged it since."""
     try:
-        entry = read_card(folder)["adapters"][0]
+        entry = Card.read(folder).adapter
     except AdapterCorrupt:
         return False
-    if instead is None or "judged" in entry or (entry.get("training") or {}).get("finished", True):
+    if instead is None or entry.judged or entry.training.get("finished", True):
         return False
-    return all(entry.get(key) == instead[key] for key in ("recipe_digest", "data", "parent"))
+    same = ("recipe_digest", "data", "parent")
+    return all(getattr(entry, name) == getattr(instead, name) for name in same)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class Parent:
     adapter: Adapter
     sha256: str
 
-    def record(self) -> dict[str, str]:
-        return {"name": self.adapter.name, "sha256": self.sha256}
+    def record(self) -> ParentRecord:
+        return ParentRecord(self.adapter.name, self.sha256)
 
 
 def load_parent(folder: Path, base: Base) -> Parent:
@@ -140,16 +140,16 @@ def load_parent(folder: Path, base: Base) -> Parent:
     return Parent(load_adapter(folder, base, name), fingerprint(folder))
 
 
-def parent_folder(record: Mapping[str, str], out: Path) -> Path | None:
+def parent_folder(record: ParentRecord, out: Path) -> Path | None:
     """Where a card's parent lies: in ``out`` still, or among the versions kept there."""
-    folder = out / record["name"]
+    folder = out / record.name
     for path in (folder, *reversed(versions(folder))):
-        if _is_adapter(path) and fingerprint(path) == record["sha256"]:
+        if _is_adapter(path) and fingerprint(path) == record.sha256:
             return path
     return None
 
 
-def find_parent(record: Mapping[str, str], base: Base, out: Path) -> Parent | None:
+def find_parent(record: ParentRecord, base: Base, out: Path) -> Parent | None:
     """A card's parent, read; None where it cannot be found."""
     folder = parent_folder(record, out)
     return None if folder is None else load_parent(folder, base)
@@ -170,24 +170,18 @@ def going_on(parent: Adapter, task: Task) -> Task:
             hint="Train on the base itself: leave --init-from out.",
         )
     task = over_classes(task, parent.card)
-    check_head(parent.head, task, _task_of(parent.card), where)
+    check_head(parent.head, task, parent.card.adapter.task if parent.card else {}, where)
     return task
 
 
-def over_classes(task: Task, card: Mapping[str, Any] | None) -> Task:
+def over_classes(task: Task, card: Card | None) -> Task:
     """``task`` over the classes of the head that ``card`` is of, where it declares none itself.
 
     A head knows its classes by number, and rows may lack one of them.
     """
-    trained = _task_of(card)
+    trained = card.adapter.task if card else {}
     labels = tuple(trained.get("labels") or ()) if trained.get("head") else ()
     return task.with_default_labels(labels) if labels and task.head else task
-
-
-def _task_of(card: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    entry = card["adapters"][0] if card else {}
-    found: Mapping[str, Any] = entry.get("settings", {}).get("task", {})
-    return found
 
 
 def continued(parent: Adapter, name: str, lora: Lora) -> Adapter:
@@ -206,14 +200,14 @@ def parent_resident(
     None where there was none, or where it cannot be found any more, which is said.
     """
     card = bank[name].card
-    record = card["adapters"][0].get("parent") if card else None
+    record = card.adapter.parent if card else None
     if record is None:
         yield None
         return
-    if known is None or known.sha256 != record["sha256"]:
+    if known is None or known.sha256 != record.sha256:
         known = find_parent(record, bank.base, out)
     if known is None:
-        warn(f"{record['name']}, which {name} went on from, is not there to be compared with.")
+        warn(f"{record.name}, which {name} went on from, is not there to be compared with.")
         yield None
         return
     slot = f"{name}__parent"

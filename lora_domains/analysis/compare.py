@@ -4,7 +4,6 @@ Everything comes from the ``items.jsonl`` of the adapters' folders, matched by t
 each row: only folders evaluated in one output folder share a key.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
-from lora_domains.report.report import CARD, read_card, read_items
+from lora_domains.report.card import Card, read_items
 from lora_domains.stats.seeds import seed_variance
 from lora_domains.tasks import positive_index, task_from_record
 from lora_domains.verdict import gates as rules
@@ -52,7 +50,7 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     ]
     pooled = comparison("accuracy", general, "base", "adapter", None)
     if pooled is not None:
-        results.append(rules.retention(pooled, one.entry["settings"]["gates"]["retention"]))
+        results.append(rules.retention(pooled, one.entry.settings["gates"]["retention"]))
     return {
         "a": one.name,
         "b": two.name,
@@ -91,9 +89,9 @@ def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
 def save_seeds(folders: Sequence[Path], found: Mapping[str, Any]) -> None:
     """Put the figures of ``compare_seeds`` into each card, as ``seeds``: reports show them."""
     for folder in folders:
-        card = read_card(folder)
-        card["adapters"][0]["seeds"] = found
-        write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
+        card = Card.read(folder)
+        card.adapter.seeds = dict(found)
+        card.write(folder)
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────
@@ -104,8 +102,8 @@ class _Run:
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
-        self.entry = read_card(folder)["adapters"][0]
-        if "judged" not in self.entry:
+        self.entry = Card.read(folder).adapter
+        if not self.entry.judged:
             raise AdapterError(
                 where=folder.name,
                 expected="an adapter that was evaluated",
@@ -113,8 +111,8 @@ class _Run:
                 hint="Evaluate it first.",
             )
         self.items = read_items(folder)
-        self.judged: Mapping[str, Any] = self.entry["judged"]
-        self.metrics = task_from_record(self.entry["settings"]["task"]).metrics
+        self.judged = self.entry.judged
+        self.metrics = task_from_record(self.entry.task).metrics
         self.positive = positive_index(self.judged["labels"], self.judged["positive"])
 
 

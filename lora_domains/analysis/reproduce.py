@@ -11,7 +11,7 @@ from lora_domains.data.prepare import Data
 from lora_domains.data.readers import SPLITS, Hub, Source
 from lora_domains.domain import Domain, Gates, Lora, Training
 from lora_domains.errors import UsageError, listed
-from lora_domains.report.report import CARD, read_card
+from lora_domains.report.card import CARD, AdapterEntry, Card
 from lora_domains.tasks import task_from_record
 
 MATTERS = (
@@ -21,20 +21,20 @@ MATTERS = (
 """What of a card's environment the last bit of a weight may depend on."""
 
 
-def card_at(path: Path) -> dict[str, Any]:
+def card_at(path: Path) -> Card:
     """The card at ``path``: the file itself, or the folder it lies in."""
-    return read_card(path.parent if path.name == CARD else path)
+    return Card.read(path.parent if path.name == CARD else path)
 
 
-def domain_of(card: Mapping[str, Any]) -> Domain:
+def domain_of(card: Card) -> Domain:
     """The domain a card's adapter was trained on; raises UsageError where it cannot be had again.
 
     Labels are found anew in the rows, as they were then.
     """
-    entry = card["adapters"][0]
+    entry = card.adapter
     # Where it has been judged by others since: those it was trained with.
-    settings = entry.get("settings", {}) | entry.get("trained_with", {})
-    where = f"the card of {entry['domain']}"
+    settings = entry.settings | entry.trained_with
+    where = f"the card of {entry.domain}"
     record = settings.get("data")
     if record is None:
         raise UsageError(
@@ -51,7 +51,7 @@ def domain_of(card: Mapping[str, Any]) -> Domain:
             hint="Run the recipe itself with the same flags: a card holds no code.",
         )
     return Domain(
-        name=entry["domain"],
+        name=entry.domain,
         task=task_from_record(settings["task"]),
         data=Data(
             train=_source(record["train"], where),
@@ -89,61 +89,61 @@ def _source(value: Any, where: str) -> Source | None:
     return source
 
 
-def base_of(card: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def base_of(card: Card) -> tuple[str | None, str | None]:
     """(path or id, revision) of a card's base; None is the embedded one.
 
     Raises UsageError where it was a folder, whose place a card does not hold.
     """
-    base = card["base"]
-    if base["id"] == "embedded":
+    base = card.base
+    if base.id == "embedded":
         return None, None
-    if base["revision"] is None:
+    if base.revision is None:
         raise UsageError(
-            where=f"the card of {card['adapters'][0]['domain']}",
+            where=f"the card of {card.adapter.domain}",
             expected="a base that can be found again",
-            found=f"a folder called {base['id']}, whose place a card does not hold",
-            hint=f"Give it: --base …/{base['id']}",
+            found=f"a folder called {base.id}, whose place a card does not hold",
+            hint=f"Give it: --base …/{base.id}",
         )
-    return base["id"], base["revision"]
+    return base.id, base.revision
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(then: Card, now: Card) -> list[str]:
     """What two cards of one domain say differently of base, rows, versions and machine."""
     found = []
     for key in ("id", "revision", "identity", "dtype", "quantization"):
-        one, two = then["base"].get(key), now["base"].get(key)
+        one, two = getattr(then.base, key), getattr(now.base, key)
         if one != two:
             found.append(f"base {key}: {_short(one)} → {_short(two)}")
-    before, after = then["environment"], now["environment"]
+    before, after = then.environment, now.environment
     found += [
         f"{key}: {before[key]} → {after.get(key)}"
         for key in MATTERS
         if key in before and before[key] != after.get(key)
     ]
-    one, two = then["adapters"][0], now["adapters"][0]
+    one, two = then.adapter, now.adapter
     for split in (*SPLITS, "general"):
-        if split in one["data"] and one["data"][split] != two["data"].get(split):
+        if split in one.data and one.data[split] != two.data.get(split):
             found.append(f"{split} rows: other digests")
-    if one.get("parent") != two.get("parent"):
+    if one.parent != two.parent:
         found.append("another parent")
     if _taught(one) != _taught(two):
         found.append("another task or other gates")
-    if one["settings"]["training"] != two["settings"]["training"]:
+    if one.settings["training"] != two.settings["training"]:
         found.append("other training settings")
-    if one["settings"]["lora"] != two["settings"]["lora"]:
+    if one.settings["lora"] != two.settings["lora"]:
         found.append("other LoRA settings")
     return found
 
 
-def _taught(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _taught(entry: AdapterEntry) -> dict[str, Any]:
     """Task and gates with which it was trained: epochs were ranked and limited by them."""
-    settings = entry["settings"] | entry.get("trained_with", {})
+    settings = entry.settings | entry.trained_with
     return {key: settings[key] for key in ("task", "gates")}
 
 
-def same_bytes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[bool, str]:
+def same_bytes(then: Card, now: Card) -> tuple[bool, str]:
     """Whether the adapter is the same to the byte, and that in words with what differs."""
-    one, two = (str(card["adapters"][0]["sha256"]) for card in (then, now))
+    one, two = (str(card.adapter.sha256) for card in (then, now))
     differing = differences(then, now)
     what = f" What differs: {listed(differing)}." if differing else ""
     if one == two:

@@ -25,8 +25,8 @@ from lora_domains.evaluation.verdict_run import check_same_rows
 from lora_domains.inference.likelihoods import drift
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
+from lora_domains.report.card import read_items
 from lora_domains.report.markdown import readme
-from lora_domains.report.report import read_items
 from lora_domains.tasks import Task
 from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison
 
@@ -58,9 +58,9 @@ def curve(
             found="one whose head fits it at scale 1 only",
             hint="Train one without --head to choose a scale.",
         )
-    entry = adapter.card["adapters"][0]
+    entry = adapter.card.adapter
     check_same_rows(name, entry, dataset.prepared, "validation")
-    entry["scale_curve"] = scale_curve(
+    entry.scale_curve = scale_curve(
         model.bank,
         name,
         dataset.domain.task,
@@ -72,7 +72,7 @@ def curve(
     path, card = adapter.path, adapter.card
     if path is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, read_items(path)))
-    return dict(entry["scale_curve"])
+    return dict(entry.scale_curve)
 
 
 @contextmanager

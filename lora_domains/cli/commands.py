@@ -15,6 +15,7 @@ from lora_domains.atomic import write_text
 from lora_domains.cli.flags import run_flag_defaults
 from lora_domains.data.prepare import Data
 from lora_domains.domain import Domain, load_domain, with_settings
+from lora_domains.report import terminal
 from lora_domains.tasks import Classification, task_from_record
 
 Opened = Callable[[argparse.Namespace], Any]
@@ -34,7 +35,7 @@ def _trace(opened: Opened, flags: argparse.Namespace) -> int:
         with suppress(ValueError):
             row = json.loads(row)
     traced = trace(model, row, name)
-    model.display.trace(asdict(traced), traced.most_moved)
+    terminal.trace(model.display.console, asdict(traced), traced.most_moved)
     return 0
 
 
@@ -46,11 +47,11 @@ def _curve(opened: Opened, configured: Configured, flags: argparse.Namespace) ->
 
     card = model.bank[name].card
     if card is None or flags.rows is not None:
-        settings = card["adapters"][0].get("settings") if card else None
+        settings = card.adapter.settings if card else None
         domain = _about(flags, configured, settings)
     else:
         domain = configured(domain_of(card), flags)
-    model.display.scale_curve(curve(model, name, domain, flags.scales or SCALES))
+    terminal.scale_curve(model.display.console, curve(model, name, domain, flags.scales or SCALES))
     return 0
 
 
@@ -61,7 +62,7 @@ def _learning_curve(opened: Opened, configured: Configured, flags: argparse.Name
 
     domain = _about(flags, configured)
     found = learning_curve(model, domain, flags.sizes or SHARES)
-    model.display.learning_curve(found)
+    terminal.learning_curve(model.display.console, found)
     if not model.display.quiet:
         path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
         path.parent.mkdir(parents=True, exist_ok=True)

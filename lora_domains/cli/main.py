@@ -28,9 +28,11 @@ from lora_domains.errors import (
     UsageError,
     did_you_mean,
 )
-from lora_domains.report.regressions import compare_reports
-from lora_domains.report.report import CARD, combine, read_card, read_report, rebuild, save_report
-from lora_domains.report.text import SIGNS, brief, fallen, headline, outcome, ranked
+from lora_domains.report import terminal
+from lora_domains.report.card import CARD, Card, Report, read_items
+from lora_domains.report.regressions import older_adapters, regressions
+from lora_domains.report.report import Evaluation, combine, rebuild, save_report
+from lora_domains.report.text import outcome
 from lora_domains.tasks import Classification
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -70,7 +72,7 @@ def fit_and_evaluate(
     domain: Domain,
     flags: argparse.Namespace,
     display: Display | None = None,
-    card: Mapping[str, Any] | None = None,
+    card: Card | None = None,
 ) -> str | None:
     """The main job, shown as it goes; the verdict, or None after a dry run.
 
@@ -103,38 +105,36 @@ def fit_and_evaluate(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
         tracker=flags.tracker,
     )  # fmt: skip
-    if flags.dry_run:
+    if made is None:  # a dry run
         return None
     if card is not None:
         same, said = same_bytes(card, made)
         (display.line if same else display.warn)(said)
     evaluation = model.evaluate(domain)
     entry = evaluation.entry
-    n = next(iter(entry["domain_scores"].values()))["n"]
+    n = next(iter(entry.domain_scores.values()))["n"]
     display.stage("evaluated", n, n, "base, adapter and baselines on the same unseen rows")
-    evaluation.show(display)
+    evaluation.show(display.console)
     size = sum(p.stat().st_size for p in (model.out / domain.name).glob("adapter_*"))
     display.line(
         f"Adapter: {model.out / domain.name} ({size / 1e6:.1f} MB, "
-        f"sha256 {made['adapters'][0]['sha256'][:12]}); all of this is in its card.json."
+        f"sha256 {str(made.adapter.sha256)[:12]}); all of this is in its card.json."
     )
     return evaluation.verdict
 
 
-def _base_of(
-    card: Mapping[str, Any], flags: argparse.Namespace, bits: str | None
-) -> dict[str, Any]:
+def _base_of(card: Card, flags: argparse.Namespace, bits: str | None) -> dict[str, Any]:
     """The base of a card, as it was loaded then, unless flags say otherwise."""
     path, revision = (flags.base, None) if flags.base else base_of(card)
     return {
         "path_or_id": path,
         "revision": revision,
-        "quantization": bits or card["base"]["quantization"],
-        "dtype": card["base"]["dtype"],
+        "quantization": bits or card.base.quantization,
+        "dtype": card.base.dtype,
     }
 
 
-def _use_cores(state: Any, card: Mapping[str, Any] | None = None) -> None:
+def _use_cores(state: Any, card: Card | None = None) -> None:
     """Give a CPU process its share of the cores: `accelerate launch` gives each one thread.
 
     A run that is repeated has as many threads as it had: sums depend on them in the last bit.
@@ -142,7 +142,7 @@ def _use_cores(state: Any, card: Mapping[str, Any] | None = None) -> None:
     import torch
 
     if card is not None:
-        torch.set_num_threads(card["environment"].get("threads") or torch.get_num_threads())
+        torch.set_num_threads(int(card.environment.get("threads") or torch.get_num_threads()))
         return
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if state.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
@@ -200,9 +200,9 @@ def _fit(flags: argparse.Namespace) -> int:
     return EXIT[verdict] if verdict else 0
 
 
-def _parent_of(card: Mapping[str, Any], flags: argparse.Namespace) -> Path | None:
+def _parent_of(card: Card, flags: argparse.Namespace) -> Path | None:
     """The folder of the adapter that a card's went on from; None where it went on from none."""
-    record = card["adapters"][0].get("parent")
+    record = card.adapter.parent
     if record is None:
         return None
     from lora_domains.adapters.versions import parent_folder
@@ -213,7 +213,7 @@ def _parent_of(card: Mapping[str, Any], flags: argparse.Namespace) -> Path | Non
     if found is None:
         raise UsageError(
             where=str(given),
-            expected=f"its parent {record['name']} (sha256 {record['sha256'][:12]})",
+            expected=f"its parent {record.name} (sha256 {record.sha256[:12]})",
             found=f"none in {beside} or {flags.out}, nor among the versions kept there",
             hint="Give it: --init-from ADAPTER",
         )
@@ -227,15 +227,14 @@ def _list(flags: argparse.Namespace) -> int:
     if not folders:
         display.line(f"No adapters in {out}. Train one: accelerate launch recipes/medical.py")
     for folder in folders:
-        card = read_card(folder)
-        entry = card["adapters"][0]
-        scores = entry.get("domain_scores", {})
-        metric = entry.get("judged", {}).get("metric")
+        card = Card.read(folder)
+        entry = card.adapter
+        scores, metric = entry.domain_scores, entry.judged.get("metric", "")
         gained = ""
         if metric in scores:
             gained = f"{metric} {scores[metric]['base']:.3f} → {scores[metric]['adapter']:.3f}"
-        verdict = entry.get("verdict", "not evaluated")
-        display.line(f"{folder.name:<20} {verdict:<13} {gained:<32} base {card['base']['id']}")
+        verdict = entry.verdict or "not evaluated"
+        display.line(f"{folder.name:<20} {verdict:<13} {gained:<32} base {card.base.id}")
     return 0
 
 
@@ -256,52 +255,45 @@ def _folder(flags: argparse.Namespace, adapter: str | None = None) -> Path:
 
 def _show(flags: argparse.Namespace) -> int:
     folder, display = _folder(flags), Display()
-    card = rebuild(folder) if flags.rebuild else read_card(folder)
+    card = rebuild(folder) if flags.rebuild else Card.read(folder)
     if flags.json:
-        sys.stdout.write(json.dumps(card, indent=1) + "\n")
+        sys.stdout.write(card.dumps())
         return 0
     show_card(card, display)
-    return EXIT[card["adapters"][0].get("verdict", "inconclusive")]
+    return EXIT[card.adapter.outcome]
 
 
-def show_card(card: Mapping[str, Any], display: Display) -> None:
+def show_card(card: Card, display: Display) -> None:
     """What a card says, as it was shown when the adapter was made."""
-    entry = card["adapters"][0]
-    display.title(f"{entry['domain']} on {card['base']['id']}")
-    if "verdict" not in entry:
+    entry = card.adapter
+    display.title(f"{entry.domain} on {card.base.id}")
+    if entry.verdict is None:
         display.line("Not evaluated yet.")
         return
-    for record in entry["training"]["history"]:
-        display.epoch(record, entry["judged"]["metric"])
-    display.scores(entry)
-    display.general(entry)
-    display.gates(entry)
+    for record in entry.training["history"]:
+        display.epoch(record, entry.judged["metric"])
+    Evaluation(card).show(display.console)
 
 
 def _report(flags: argparse.Namespace) -> int:
     display, out = Display(), Path(flags.out)
-    # Read first: --baseline may be the report that this one replaces.
-    old = read_report(Path(flags.baseline)) if flags.baseline else None
+    older = older_adapters(Path(flags.against)) if flags.against else None
+    folders = {folder.resolve().name: folder for folder in map(Path, flags.adapters)}
     report = combine([Path(folder) for folder in flags.adapters], show_text=flags.show_text)
-    if old is not None:
-        report["since"] = compare_reports(old, report, Path(flags.baseline).name)
+    if older is not None:
+        name = Path(flags.against).resolve().name
+        report.since = regressions(report, lambda path: read_items(folders[path]), older, name)
     save_report(report, out, Path(flags.junit) if flags.junit else None)
-    rows = [row for entry in report["adapters"] for row in entry.get("mistakes", [])]
+    rows = [row for entry in report.adapters for row in entry.mistakes or []]
     if flags.show_text and rows and not any("text" in row for row in rows):
         display.warn("These items hold no text: evaluate with --show-text to have it in a report.")
     _show_report(report, display, out)
     return EXIT[outcome(report)]
 
 
-def _show_report(report: Mapping[str, Any], display: Display, out: Path) -> None:
-    for entry in ranked(report):
-        words = "" if entry["verdict"] == "pass" else brief(entry)
-        display.line(
-            f"{SIGNS[entry['verdict']]} {entry['verdict']:<13} {entry['path']:<20} {words}".rstrip()
-        )
-    for sentence in fallen(report["since"]) if "since" in report else []:
-        display.line(f"  since {report['since']['report']}: {sentence}")
-    display.line(f"{headline(report)}. All of it: {out / 'report.html'}")
+def _show_report(report: Report, display: Display, out: Path) -> None:
+    terminal.report(display.console, report)
+    display.line(f"The report: {out / 'report.html'}")
 
 
 def _rollback(flags: argparse.Namespace) -> int:
@@ -338,7 +330,7 @@ def _compare(flags: argparse.Namespace) -> int:
     if flags.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:
-        Display().comparison(found)
+        terminal.comparison(Display().console, found)
     return EXIT[found["verdict"]]
 
 
@@ -358,7 +350,7 @@ def _seeds(flags: argparse.Namespace) -> int:
     if flags.json:
         sys.stdout.write(json.dumps({"seeds": found}, indent=1) + "\n")
     else:
-        Display().seeds(found)
+        terminal.seeds(Display().console, found)
     return 0
 
 
@@ -373,8 +365,7 @@ def _benchmark(flags: argparse.Namespace) -> int:
 
     display = Display(quiet=not distributed.is_main())
     _use_cores(distributed.state())
-    # Read first: --baseline may be the report that this one replaces.
-    old = read_report(Path(flags.baseline)) if flags.baseline else None
+    older = older_adapters(Path(flags.against)) if flags.against else None
     suite = load_suite(flags.suite, flags.limit, flags.seed)
     model = DomainModel.from_pretrained(
         flags.base, quantization=quantization(flags), out=flags.adapters_in, display=display
@@ -383,8 +374,9 @@ def _benchmark(flags: argparse.Namespace) -> int:
         model.load_adapter(path)
     domains = [load_domain(path) for path in flags.domains]
     found = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
-    if old is not None:
-        found.report["since"] = compare_reports(old, found.report, Path(flags.baseline).name)
+    if older is not None:
+        name = Path(flags.against).resolve().name
+        found.report.since = regressions(found.report, found.items.__getitem__, older, name)
     distributed.on_main(lambda: found.save(flags.out, flags.junit))
     _show_report(found.report, display, Path(flags.out))
     return EXIT[found.verdict]
@@ -498,7 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for verb in (report, bench):
         add = verb.add_argument
         add("--junit", metavar="FILE", help="default: junit.xml beside the report")
-        add("--baseline", metavar="FILE", help="an older report.json: what got worse")
+        add("--against", "--baseline", metavar="DIR", help="older adapters: what got worse since")
         add("--show-text", action="store_true", help="show the text of wrong rows")
     export = verbs.add_parser("export", help="the base with an adapter in it, as a plain model")
     export.add_argument("adapter", help="its folder, or its name under adapters/")

@@ -40,7 +40,8 @@ from lora_domains.inference.scores import Scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
-from lora_domains.report.report import figures, read_items
+from lora_domains.report.card import AdapterEntry, read_items
+from lora_domains.report.report import figures
 from lora_domains.tasks import LanguageModelling, Task, task_record
 
 EMBEDDED = {"embedded", "quick"}
@@ -221,7 +222,7 @@ def measure(
     key: bytes,
     out: Path,
     base_changed: Callable[[], bool],
-) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+) -> dict[str, tuple[AdapterEntry, list[dict[str, Any]]]]:
     """(report entry, items) of every adapter of ``scorer``, by name.
 
     General knowledge is measured on ``suite``. Where an adapter's own domain is in ``datasets``
@@ -238,23 +239,23 @@ def measure(
     found = {}
     for name in names:
         adapter = scorer.bank[name]
-        if adapter.card is None or "judged" not in adapter.card["adapters"][0]:
+        if adapter.card is None or not adapter.card.adapter.judged:
             raise UsageError(
                 where=name,
                 expected="an adapter with a card that was evaluated",
                 found="no card" if adapter.card is None else "one without a verdict",
                 hint="Train or evaluate it here first: its rows and its gates are unknown.",
             )
-        entry = deepcopy(adapter.card["adapters"][0])
-        dataset = by_domain.get(entry["domain"])
+        entry = deepcopy(adapter.card.adapter)
+        dataset = by_domain.get(entry.domain)
         if dataset is not None:
             mine, threshold = scored[dataset.domain.name][name]
-            entry["judged"]["threshold"] = threshold
+            entry.judged["threshold"] = threshold
             hold_to(entry, dataset.domain)
             with_questions = not scorer.bank.base.bidirectional
-            entry["leaks"] = asdict(every_leak(dataset, suite, with_questions=with_questions))
+            entry.leaks = asdict(every_leak(dataset, suite, with_questions=with_questions))
         else:
-            suites = {suite.name, entry["judged"]["suite"]}
+            suites = {suite.name, entry.judged["suite"]}
             if len(suites) > 1 and suites != EMBEDDED:
                 scorer.display.warn(
                     f"{name}: nobody has looked for the questions of {suite.name} in its training "
@@ -264,11 +265,11 @@ def measure(
             kept = ("validation", "test", "train")
             mine = [item for item in read_items(adapter.path) if item["set"] in kept]
         asked, largest = general[name]
-        entry["judged"] |= {
+        entry.judged |= {
             "suite": suite.name,
             # Where nothing is read, the move on the domain's own rows stands.
-            "largest_move": largest or entry["judged"]["largest_move"],
-            "base_changed": entry["judged"]["base_changed"] or changed,
+            "largest_move": largest or entry.judged["largest_move"],
+            "base_changed": entry.judged["base_changed"] or changed,
         }
         if dataset is not None:
             judge(entry, mine + asked, out)
@@ -328,8 +329,8 @@ def _own_rows(
     for name in own:
         card = scorer.bank[name].card
         assert card is not None  # it names its domain
-        entry = card["adapters"][0]
-        check_head(scorer.bank[name].head, task, entry["settings"]["task"], name)
+        entry = card.adapter
+        check_head(scorer.bank[name].head, task, entry.task, name)
         check_same_rows(name, entry, prepared, "train")
     rows = judged_rows(dataset)
     cut = len(rows) - len(dataset.test)
@@ -377,4 +378,4 @@ def _own_rows(
 
 def _domain_of(bank: Bank, name: str) -> str | None:
     card = bank[name].card
-    return str(card["adapters"][0]["domain"]) if card else None
+    return card.adapter.domain if card else None

@@ -4,8 +4,9 @@ Whatever gives an adapter a verdict on test rows goes through here, so that no l
 every verdict is held to the level that the looks before it leave (``looks``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lora_domains.inference.predict import length_of
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
+from lora_domains.report.card import AdapterEntry, Card
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
 from lora_domains.verdict.ledger import look, set_digest, settle
@@ -36,7 +38,7 @@ def evaluate(
     out: Path,
     display: Display,
     base_changed: Callable[[], bool],
-) -> dict[str, Any]:
+) -> Card:
     """Score the adapter of ``dataset``, compute its figures and gates, and rewrite its card.
 
     ``out`` holds the ledger and the key of the rows' digests. ``base_changed`` is called once
@@ -53,11 +55,11 @@ def evaluate(
             found="a folder of plain PEFT",
             hint="Its base and training rows are unknown, so it cannot be given a verdict.",
         )
-    entry = card["adapters"][0]
-    check_head(adapter.head, dataset.domain.task, entry["settings"]["task"], name)
+    entry = card.adapter
+    check_head(adapter.head, dataset.domain.task, entry.task, name)
     check_same_rows(name, entry, prepared, "train")
     check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
-    if entry["data"].get("general") not in (None, prepared.digests["general"]):
+    if entry.data.get("general") not in (None, prepared.digests["general"]):
         display.warn(
             f"the general text differs from that in the training of {name}: leaks are searched for "
             "in the text given now."
@@ -69,9 +71,9 @@ def evaluate(
         scored = score_items(bank, name, dataset, suite, key, display, parent_name)
     changed = base_changed()
     hold_to(entry, dataset.domain)
-    entry["leaks"] = asdict(leaks)
+    entry.leaks = asdict(leaks)
     knowledge = general_knowledge(bank.base)
-    entry["judged"] = judged_by(dataset.domain, scored, changed, suite.name, knowledge)
+    entry.judged = judged_by(dataset.domain, scored, changed, suite.name, knowledge)
     judge(entry, scored.items, out)
     if adapter.path is not None:
         folder = adapter.path
@@ -89,7 +91,7 @@ def judged_by(
         "labels": list(task.labels or ()),
         "positive": task.positive,
         "base_changed": base_changed,
-        "largest_move": scored.largest_move,
+        "largest_move": scored.largest_move if isfinite(scored.largest_move) else None,
         "loss": task.loss_unit,
         "suite": suite,
         "knowledge": knowledge,
@@ -97,18 +99,18 @@ def judged_by(
     }
 
 
-def hold_to(entry: dict[str, Any], domain: Domain) -> None:
+def hold_to(entry: AdapterEntry, domain: Domain) -> None:
     """Judge by task and gates of ``domain``: today's. Those it was trained with are kept."""
     now = {key: as_record(domain)[key] for key in ("task", "gates")}
-    before = {key: entry["settings"][key] for key in now}
-    if before != now:
-        entry.setdefault("trained_with", before)
-    entry["settings"] |= now
+    before = {key: entry.settings[key] for key in now}
+    if before != now and not entry.trained_with:
+        entry.trained_with = before
+    entry.settings |= now
 
 
-def check_same_rows(name: str, entry: Mapping[str, Any], prepared: Prepared, split: str) -> None:
+def check_same_rows(name: str, entry: AdapterEntry, prepared: Prepared, split: str) -> None:
     """Raise UsageError where ``split`` is not what the adapter of ``entry`` was trained with."""
-    if entry.get("data", {}).get(split) != prepared.digests[split]:
+    if entry.data.get(split) != prepared.digests[split]:
         raise UsageError(
             where=name,
             expected=f"the {split} rows of its training: leaks, overfitting, baselines and scales "
@@ -129,16 +131,16 @@ def check_same_length(name: str, trained: int, now: int) -> None:
         )
 
 
-def judge(entry: dict[str, Any], items: Sequence[dict[str, Any]], out: Path) -> None:
+def judge(entry: AdapterEntry, items: Sequence[dict[str, Any]], out: Path) -> None:
     """Figures, gates and verdict of ``entry`` from ``items`` that were scored just now.
 
     Written down in the ledger of ``out`` before and after: a run that is stopped in between has
     looked all the same. Every process calls this; the first one writes.
     """
-    tests = {"test_set": set_digest(items), "adapter": entry["sha256"]}
+    tests = {"test_set": set_digest(items), "adapter": str(entry.sha256)}
     rows = sum(item["set"] == "test" for item in items)
-    found = distributed.on_main(lambda: look(out, **tests, domain=entry["domain"], rows=rows))
-    entry.pop("seeds", None)  # of an evaluation before this one
-    entry["looks"] = asdict(found)
+    found = distributed.on_main(lambda: look(out, **tests, domain=entry.domain, rows=rows))
+    entry.seeds = {}  # of an evaluation before this one
+    entry.looks = asdict(found)
     entry.update(figures(entry, items))
-    distributed.on_main(lambda: settle(out, **tests, verdict=entry["verdict"]))
+    distributed.on_main(lambda: settle(out, **tests, verdict=entry.outcome))

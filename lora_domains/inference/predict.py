@@ -102,14 +102,14 @@ def task_of(bank: Bank, name: str) -> Task:
             if bank[name].head
             else "Use generate() with the prompt it was trained on.",
         )
-    return task_from_record(card["adapters"][0]["settings"]["task"])
+    return task_from_record(card.adapter.task)
 
 
 def length_of(bank: Bank, name: str) -> int:
     """Tokens of a text at most for the adapter ``name``, as in its training."""
     card = bank[name].card
-    entry = card["adapters"][0] if card else {}
-    wanted = entry.get("settings", {}).get("training", {}).get("max_length")
+    settings = card.adapter.settings if card else {}
+    wanted = settings.get("training", {}).get("max_length")
     return min(wanted or row_limit(bank.base, None), bank.base.context)
 
 
@@ -176,7 +176,8 @@ def predicted(
 
 def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> float | None:
     """From which probability the domain ``name`` has its positive class; None: the likeliest."""
-    threshold = stored(bank[name].card) if task.targets else None
+    card = bank[name].card
+    threshold = stored(card.adapter.judged) if task.targets and card else None
     if task.targets and threshold is None:
         warn(
             f"{name} has no threshold for the target {task.targets} (evaluate chooses it): "

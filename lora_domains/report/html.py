@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_domains.report import charts
 from lora_domains.report import text as wording
+from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.verdict.summary import LOWER_IS_BETTER
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -17,7 +18,7 @@ CLASSES = 12
 """A confusion matrix of more classes than these is shown as its most frequent mistakes."""
 
 
-def page(report: Mapping[str, Any]) -> str:
+def page(report: Report) -> str:
     """The whole page."""
     import jinja2
 
@@ -47,13 +48,13 @@ def page(report: Mapping[str, Any]) -> str:
         outcome=wording.outcome(report),
         headline=wording.headline(report),
         counted=wording.counted(report),
-        since=report.get("since"),
-        fallen=wording.fallen(report["since"]) if report.get("since") else [],
+        since=report.since,
+        fallen=wording.fallen(report.since) if report.since else [],
         adapters=adapters,
-        differing={key for a in report["adapters"] for key in a.get("environment", {})},
+        differing={key for a in report.adapters for key in a.environment},
         chart=chart,
         left_out=left_out,
-        matrix=_matrix(report["matrix"]) if report.get("matrix") else None,
+        matrix=_matrix(report.matrix) if report.matrix else None,
         signs=wording.SIGNS,
     )
 
@@ -61,7 +62,7 @@ def page(report: Mapping[str, Any]) -> str:
 # ── What the template shows of each adapter ─────────────────────────────────────────────────────
 
 
-def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _adapters(report: Report) -> Iterator[dict[str, Any]]:
     entries = wording.ranked(report)
     found = [(wording.gained(entry), wording.kept(entry)) for entry in entries]
     # One scale a column, so that bars of different adapters can be held against each other.
@@ -74,11 +75,11 @@ def _adapters(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "number": place,
             "anchor": f"adapter-{place}",
             "entry": entry,
-            "name": entry["path"],
-            "verdict": entry["verdict"],
+            "name": entry.path,
+            "verdict": entry.outcome,
             "brief": wording.brief(entry),
             "reasons": wording.reasons(entry),
-            "gates": [(gate, _gate_bar(gate)) for gate in entry["gates"]],
+            "gates": [(gate, _gate_bar(gate)) for gate in entry.gates],
             "gained": None,
             "kept": None,
         }
@@ -117,14 +118,14 @@ def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, fl
     return [(name, value, round(100 * value / whole, 1)) for name, value in order]
 
 
-def _verdict(entry: Mapping[str, Any], name: str) -> str:
+def _verdict(entry: AdapterEntry, name: str) -> str:
     """The verdict of the gate called ``name``; inconclusive where there is none."""
-    return next((g["verdict"] for g in entry["gates"] if g["name"] == name), "inconclusive")
+    return next((g["verdict"] for g in entry.gates if g["name"] == name), "inconclusive")
 
 
-def _margin(entry: Mapping[str, Any]) -> float | None:
+def _margin(entry: AdapterEntry) -> float | None:
     """The largest loss of general knowledge that the adapter's retention gate allows."""
-    return next((-g["threshold"] for g in entry["gates"] if g["name"] == "retention"), None)
+    return next((-g["threshold"] for g in entry.gates if g["name"] == "retention"), None)
 
 
 def _domain(rows: Sequence[Mapping[str, Any]], also: Sequence[float]) -> tuple[float, float]:
@@ -142,15 +143,15 @@ def _gate_bar(gate: Mapping[str, Any]) -> Any:
     return charts.bar(fields, domain, gate["threshold"], gate["verdict"])
 
 
-def _scores(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(entry: AdapterEntry) -> dict[str, Any]:
     """The table of metrics; suites and slices with a bar each on one scale."""
-    scores = entry.get("domain_scores", {})
+    scores = entry.domain_scores
     names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
-    suites = {k: v for k, v in entry.get("general", {}).items() if k not in ("nats", "kl")}
+    suites = {k: v for k, v in entry.general.items() if k not in ("nats", "kl")}
     domain = _domain(list(suites.values()), [0.0])
     slices = [
         (column, value, metric, fields)
-        for column, values in (entry.get("slices") or {}).items()
+        for column, values in entry.slices.items()
         for value, found in values.items()
         for metric, fields in found.items()
     ]
@@ -172,22 +173,22 @@ def _scores(entry: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _curves(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _curves(entry: AdapterEntry) -> dict[str, Any]:
     """Training and validation loss, and the validation score, epoch by epoch."""
-    training = entry.get("training") or {}
+    training = entry.training
     history = training.get("history") or []
     if not history:
         return {"history": [], "watched": False, "loss_curve": None, "score_curve": None,
                 "score_name": ""}  # fmt: skip
     epochs, best = [record["epoch"] for record in history], training.get("best_epoch")
-    name, scored = wording.metric_name(entry.get("judged", {}).get("metric") or "score"), None
+    name, scored = wording.metric_name(entry.judged.get("metric") or "score"), None
     if history[0]["higher_is_better"]:
         values = {f"validation {name}": [record["score"] for record in history]}
-        title = f"Validation {name} of {entry['path']} by epoch; the figures are in the table below"
+        title = f"Validation {name} of {entry.path} by epoch; the figures are in the table below"
         scored = charts.curves(values, epochs, best, name, title)
     lines = {f"{part} loss": [record[f"{part}_loss"] for record in history]
              for part in ("training", "validation")}  # fmt: skip
-    title = f"Training and validation loss of {entry['path']} by epoch; figures in the table below"
+    title = f"Training and validation loss of {entry.path} by epoch; figures in the table below"
     loss = charts.curves(lines, epochs, best, "loss", title)
     return {
         "history": history, "watched": all("general_kl" in record for record in history),
@@ -195,9 +196,9 @@ def _curves(entry: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _confusion(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _confusion(entry: AdapterEntry) -> dict[str, Any]:
     """Two shaded tables for few classes; for many the most frequent mistakes."""
-    found = entry.get("confusion")
+    found = entry.confusion
     if not found:
         return {"confusion": None, "confused": []}
     labels = found["labels"]
@@ -219,19 +220,19 @@ def _confusion(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"confusion": {"labels": labels, **tables}, "confused": []}
 
 
-def _honesty(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _honesty(entry: AdapterEntry) -> dict[str, Any]:
     """Charts of what referring unsure answers costs, and of precision against recall."""
-    risk, named = (entry.get("calibration") or {}).get("risk_coverage"), entry.get("curve") or {}
+    risk, named = entry.calibration.get("risk_coverage"), entry.curve
     found: dict[str, Any] = {"risk_chart": None, "curve_chart": None}
     if risk:
         lines = {name: [(p["coverage"], p[key]) for p in risk]
                  for name, key in (("share wrong", "risk"), ("at most", "upper"))}  # fmt: skip
-        title = f"Share of wrong answers against share answered by {entry['path']}; table below"
+        title = f"Share of wrong answers against share answered by {entry.path}; table below"
         found["risk_chart"] = charts.traces(lines, "share answered", "share wrong", title)
     lines = {f"{rows} rows": [(p["recall"], p["precision"]) for p in named[rows]]
              for rows in ("test", "validation") if named.get(rows)}  # fmt: skip
     if lines:
-        title = f"Precision against recall of {entry['path']}; the figures are in the table below"
+        title = f"Precision against recall of {entry.path}; the figures are in the table below"
         found["curve_chart"] = charts.traces(lines, "recall", "precision", title)
     return found
 

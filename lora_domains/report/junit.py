@@ -5,10 +5,9 @@ CI server must not show it as green.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
 from xml.etree import ElementTree as Xml
 
+from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.text import fallen
 
 # What XML 1.0 cannot hold, not even escaped.
@@ -16,10 +15,10 @@ FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 OUTCOME = {"fail": "failure", "inconclusive": "error", "not applicable": "skipped"}
 
 
-def junit(report: Mapping[str, Any]) -> str:
+def junit(report: Report) -> str:
     """The XML document."""
-    suites = [_suite(f"lora_domains.{e['path']}", _cases(e)) for e in report["adapters"]]
-    since = report.get("since")
+    suites = [_suite(f"lora_domains.{e.path}", _cases(e)) for e in report.adapters]
+    since = report.since
     if since:
         verdict = "fail" if since["worse"] else "pass"
         cases = [("since", verdict, " ".join(fallen(since)) or "Nothing got worse.", "")]
@@ -33,11 +32,11 @@ def junit(report: Mapping[str, Any]) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + body + "\n"
 
 
-def _cases(entry: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def _cases(entry: AdapterEntry) -> list[tuple[str, str, str, str]]:
     """(name, verdict, why, rule) of each gate; of no gate at all, that there is no verdict."""
-    if not entry["gates"]:
+    if not entry.gates:
         return [("evaluated", "inconclusive", "It has not been evaluated.", "a verdict")]
-    return [(g["name"], g["verdict"], g["why"], g["rule"]) for g in entry["gates"]]
+    return [(g["name"], g["verdict"], g["why"], g["rule"]) for g in entry.gates]
 
 
 def _suite(name: str, cases: list[tuple[str, str, str, str]]) -> Xml.Element:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_domains.report.card import AdapterEntry, Card, Report
 from lora_domains.report.text import (
     SIGNS,
     calibrated,
@@ -49,28 +50,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 # ── An adapter's README ─────────────────────────────────────────────────────────────────────────
 
 
-def readme(card: Mapping[str, Any]) -> str:
+def readme(card: Card) -> str:
     """The README of an adapter folder: front matter for the Hub, verdict first, how to load it."""
-    entry, base = card["adapters"][0], card["base"]
+    entry, base = card.adapter, card.base
     front = [
         "---",
-        f"base_model: {base['id']}",
+        f"base_model: {base.id}",
         "library_name: peft",
         f"pipeline_tag: {'text-classification' if _headed(entry) else 'text-generation'}",
-        f"tags: [lora, lora_domains, {entry['domain']}]",
-        *([f"license: {base['licence']}"] if base["licence"] else []),
+        f"tags: [lora, lora_domains, {entry.domain}]",
+        *([f"license: {base.licence}"] if base.licence else []),
         "---",
     ]
     body = [
-        f"# {entry['domain']}",
+        f"# {entry.domain}",
         "",
-        f"A LoRA adapter for `{base['id']}`, trained and measured by lora_domains.",
+        f"A LoRA adapter for `{base.id}`, trained and measured by lora_domains.",
         "",
     ]
-    if "verdict" not in entry:
+    if entry.verdict is None:
         body += ["It has not been evaluated yet: there is no verdict.", ""]
     else:
-        body += [f"**Verdict: {entry['verdict']}**", "", *_gates(entry)]
+        body += [f"**Verdict: {entry.verdict}**", "", *_gates(entry)]
         for title, part in (
             ("On rows it was not trained on", _scores(entry)),
             ("General knowledge", _general(entry)),
@@ -87,16 +88,16 @@ def readme(card: Mapping[str, Any]) -> str:
 # ── Parts of both ───────────────────────────────────────────────────────────────────────────────
 
 
-def _gates(entry: Mapping[str, Any]) -> list[str]:
+def _gates(entry: AdapterEntry) -> list[str]:
     rows = [
         [escaped(g["name"]), f"{SIGNS[g['verdict']]} {g['verdict']}", escaped(g["why"])]
-        for g in entry["gates"]
+        for g in entry.gates
     ]
     return table(["gate", "verdict", "why"], rows)
 
 
-def _scores(entry: Mapping[str, Any]) -> list[str]:
-    scores = entry.get("domain_scores")
+def _scores(entry: AdapterEntry) -> list[str]:
+    scores = entry.domain_scores
     if not scores:
         return []
     names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
@@ -114,7 +115,7 @@ def _scores(entry: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _general(entry: Mapping[str, Any]) -> list[str]:
+def _general(entry: AdapterEntry) -> list[str]:
     rows = [
         [
             f"{escaped(suite)} ({nats_of(entry) if suite == 'nats' else 'accuracy'})",
@@ -123,60 +124,60 @@ def _general(entry: Mapping[str, Any]) -> list[str]:
             interval(fields),
             str(fields["n"]),
         ]
-        for suite, fields in entry.get("general", {}).items()
+        for suite, fields in entry.general.items()
         if "difference" in fields
     ]
     return table(["suite", "base", "adapter", "difference", "items"], rows) if rows else []
 
 
-def _classes(entry: Mapping[str, Any]) -> list[str]:
+def _classes(entry: AdapterEntry) -> list[str]:
     rows = [
         [escaped(label), *(number(row[k]) for k in ("precision", "recall", "f1")),
          str(row["support"])]
-        for label, row in entry.get("per_class", {}).items()
+        for label, row in entry.per_class.items()
     ]  # fmt: skip
     return table(["class", "precision", "recall", "F1", "rows"], rows) if rows else []
 
 
-def _slices(entry: Mapping[str, Any]) -> list[str]:
+def _slices(entry: AdapterEntry) -> list[str]:
     rows = [
         [escaped(f"{column} = {value}"), str(fields["n"]), number(fields["base"]),
          number(fields["adapter"]), interval(fields)]
-        for column, values in entry.get("slices", {}).items()
+        for column, values in entry.slices.items()
         for value, scores in values.items()
         for fields in scores.values() if fields
     ]  # fmt: skip
     return table(["slice", "rows", "base", "adapter", "difference"], rows) if rows else []
 
 
-def _seeds(entry: Mapping[str, Any]) -> list[str]:
+def _seeds(entry: AdapterEntry) -> list[str]:
     rows = [
         [escaped(metric_name(metric)), str(fields["runs"]), interval(fields),
          number(fields["sd_seed"], 4), number(fields["se_items"], 4)]
-        for metric, fields in (entry.get("seeds") or {}).items()
+        for metric, fields in entry.seeds.items()
     ]  # fmt: skip
     head = ["adapter − base", "seeds", "mean (95 % bounds for another seed)", "sd between seeds",
             "s.e. by items"]  # fmt: skip
     return table(head, rows) if rows else []
 
 
-def _trust(entry: Mapping[str, Any]) -> list[str]:
+def _trust(entry: AdapterEntry) -> list[str]:
     """Looks at the test set, calibration, the threshold, memorisation: a sentence each."""
     said = [
-        f"- {title}: {escaped(words(entry[key]))}."
+        f"- {title}: {escaped(words(getattr(entry, key)))}."
         for key, title, words in (
             ("looks", "Looks at the test rows", looked),
             ("calibration", "Confidence", calibrated),
             ("curve", "Decision", named_from),
             ("memorisation", "Memorisation", remembered),
         )
-        if entry.get(key)
+        if getattr(entry, key)
     ]
     return [*said, ""] if said else []
 
 
-def _training(entry: Mapping[str, Any]) -> list[str]:
-    training, ledger, leaks = entry["training"], entry["ledger"], entry["leaks"]
+def _training(entry: AdapterEntry) -> list[str]:
+    training, ledger, leaks = entry.training, entry.ledger, entry.leaks
     return [
         "## Training",
         "",
@@ -189,14 +190,14 @@ def _training(entry: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _headed(entry: Mapping[str, Any]) -> bool:
-    return bool(entry.get("settings", {}).get("task", {}).get("head"))
+def _headed(entry: AdapterEntry) -> bool:
+    return bool(entry.task.get("head"))
 
 
-def _loading(entry: Mapping[str, Any]) -> list[str]:
+def _loading(entry: AdapterEntry) -> list[str]:
     base = "base"
     if _headed(entry):
-        classes = len(entry["settings"]["task"]["labels"])
+        classes = len(entry.task["labels"])
         base = f"AutoModelForSequenceClassification.from_pretrained(base, num_labels={classes})"
     return [
         "## Loading",
@@ -205,7 +206,7 @@ def _loading(entry: Mapping[str, Any]) -> list[str]:
         "from lora_domains import DomainModel",
         "",
         'model = DomainModel.from_pretrained("the base named above")',
-        f'model.load_adapter("path/to/{entry["path"]}")',
+        f'model.load_adapter("path/to/{entry.path}")',
         "```",
         "",
         f"or plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
@@ -215,19 +216,24 @@ def _loading(entry: Mapping[str, Any]) -> list[str]:
 # ── A report ────────────────────────────────────────────────────────────────────────────────────
 
 
-def summary(report: Mapping[str, Any], limit: int = SUMMARY) -> str:
+def comment(report: Report) -> str:
+    """``summary`` within the limit of a comment."""
+    return summary(report, COMMENT)
+
+
+def summary(report: Report, limit: int = SUMMARY) -> str:
     """A report within ``limit`` bytes: verdict, what got worse, a row an adapter, then details.
 
     Adapters that fail come first. What there is no room for is counted, never cut in the middle.
     """
-    base = report["base"]
+    base = report.base
     lines = [f"## {SIGNS[outcome(report)]} {escaped(headline(report))}", ""]
     lines += [
-        f"{counted(report)} Base {escaped(base['id'])}, {base['quantization'] or base['dtype']}.",
+        f"{counted(report)} Base {escaped(base.id)}, {base.precision}.",
         "",
     ]
-    if report.get("since"):
-        lines += _since(report["since"])
+    if report.since:
+        lines += _since(report.since)
     end = "\nEverything else is in report.html and report.json.\n"
     room = limit - len(end.encode())
     text = "\n".join([*lines, ""])
@@ -261,7 +267,7 @@ def _since(since: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"- {escaped(sentence)}" for sentence in sentences), ""]
 
 
-def _row(entry: Mapping[str, Any]) -> str:
+def _row(entry: AdapterEntry) -> str:
     found, general = gained(entry), kept(entry)
     gain = "not measured"
     if found:
@@ -274,16 +280,16 @@ def _row(entry: Mapping[str, Any]) -> str:
     if general:
         know = f"{percent(general['base'])} → {percent(general['adapter'])}, {points(general)}"
     gates = ", ".join(escaped(g["name"]) for g in open_gates(entry)) or "–"
-    sign = f"{SIGNS[entry['verdict']]} {entry['verdict']}"
-    return f"| {escaped(entry['path'])} | {sign} | {gain} | {know} | {gates} |"
+    sign = f"{SIGNS[entry.outcome]} {entry.outcome}"
+    return f"| {escaped(entry.path)} | {sign} | {gain} | {know} | {gates} |"
 
 
-def _details(entry: Mapping[str, Any]) -> list[str]:
-    opened = " open" if entry["verdict"] == "fail" else ""
-    title = f"{SIGNS[entry['verdict']]} {escaped(entry['path'])}: gates and figures"
+def _details(entry: AdapterEntry) -> list[str]:
+    opened = " open" if entry.verdict == "fail" else ""
+    title = f"{SIGNS[entry.outcome]} {escaped(entry.path)}: gates and figures"
     return [
         f"<details{opened}><summary>{title}</summary>", "",
-        *(_gates(entry) if entry["gates"] else ["It has not been evaluated.", ""]),
+        *(_gates(entry) if entry.gates else ["It has not been evaluated.", ""]),
         *_scores(entry), *_general(entry), *_classes(entry), *_slices(entry), *_seeds(entry),
         *_trust(entry),
         "</details>", "",

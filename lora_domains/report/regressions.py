@@ -1,140 +1,104 @@
-"""What got worse since an older report: for ``--baseline reports/main.json``.
+"""What got worse since older adapters: for ``--against FOLDER``.
 
-The rule. Two figures of each adapter are held against the older report: the metric it is judged on,
-and pooled general knowledge. (Twenty others would raise false alarms.) Where both reports were made
-on the same rows, old and new adapter are compared as base and adapter are: paired, item by item,
-with the same one-sided 95 % bounds. A report keeps what that takes, packed, under ``answers``.
-Where the rows are others, the gains over the base are compared, their difference bounded as one of
-two independent figures (``statistics.difference_bounds``). A figure got worse when even the better
-bound of its change is a loss. A gate got worse when it fails and did not; one that was passed and
-is inconclusive now is shown, and is what the verdict already says.
+Two figures of each adapter are compared with those of the adapter of the same name in the older
+folder: the metric it is evaluated on, and pooled general knowledge. (Twenty more figures would
+raise false alarms.) On the same rows, the two adapters are compared item by item, as base and
+adapter are, with the same one-sided 95 % bounds. On other rows, their gains over the base are
+compared as two independent figures (``stats.intervals.difference_bounds``). A figure got worse when
+even the better bound of its change is a loss. A gate got worse when it fails and did not before;
+one that passed and is inconclusive now is listed, but the verdict already says so.
 """
 
-import zlib
-from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_domains.errors import UsageError
+from lora_domains.report.card import CARD, AdapterEntry, Card, Report
+from lora_domains.report.report import rebuilt
 from lora_domains.report.text import WORST_FIRST, gained, kept
 from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.tasks import positive_index
-from lora_domains.verdict.scores import Rows, column, targets
-from lora_domains.verdict.summary import LOWER_IS_BETTER, MEANS, comparison
+from lora_domains.verdict.scores import Rows, chosen
+from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison
 
-Report = Mapping[str, Any]
-Entry = Mapping[str, Any]
+Items = Sequence[Mapping[str, Any]]
 Change = dict[str, Any]
 
 
-# ── What a report keeps of its items ────────────────────────────────────────────────────────────
+def older_adapters(folder: Path) -> dict[str, Path]:
+    """The adapters to compare with, by name: those in ``folder``, or ``folder`` itself.
 
-
-def answers(items: Sequence[Mapping[str, Any]], metric: str) -> dict[str, str]:
-    """What the adapter said on each item, as far as ``metric`` needs it: packed columns.
-
-    A column is float32, little-endian, compressed, in base 64: some 3 kB for 10,000 predictions.
-    Groups are numbers in order of appearance.
+    Raises UsageError when it holds none.
     """
-    keys = ["nats", "tokens"] if metric == "nats_per_token" else [MEANS.get(metric, "prediction")]
-    packed = {key: _packed(column(items, "adapter", key)) for key in keys}
-    packed["target"] = _packed(targets(items))
-    groups = [item.get("group") for item in items]
-    if any(group is not None for group in groups):
-        seen: dict[Any, int] = {}
-        codes = [-1 if g is None else seen.setdefault(g, len(seen)) for g in groups]
-        packed["group"] = _packed(np.array(codes))
-    return packed
-
-
-def _packed(values: np.ndarray) -> str:
-    return b64encode(zlib.compress(values.astype("<f4").tobytes(), 9)).decode()
-
-
-def _unpacked(text: str) -> list[float]:
-    found: list[float] = np.frombuffer(zlib.decompress(b64decode(text)), "<f4").tolist()
+    if (folder / CARD).is_file():
+        return {Card.read(folder).adapter.path: folder}
+    found = {path.parent.name: path.parent for path in sorted(folder.glob(f"[!.]*/{CARD}"))}
+    if not found:
+        raise UsageError(
+            where=str(folder),
+            expected="a folder of older adapters, each with its card.json and items.jsonl",
+            found="none in it" if folder.is_dir() else "no such folder",
+            hint="Give a copy of adapters/, or reports/measured of an older benchmark.",
+        )
     return found
 
 
-def _paired(old: Mapping[str, str], new: Mapping[str, str]) -> Rows | None:
-    """Items with the scores ``was`` and ``now``; None where the two are not of the same rows."""
-    # The true classes of other rows, or of the same ones in another order, are hardly ever these.
-    if old.keys() != new.keys() or any(old[k] != new[k] for k in ("target", "group") if k in new):
-        return None
-    was, now = ({k: _unpacked(v) for k, v in part.items()} for part in (old, new))
-    keys = [key for key in now if key not in ("target", "group")]
-    groups = now.get("group")
-    return Rows(
-        [
-            {
-                "target": target,
-                "group": None if groups is None or groups[n] < 0 else groups[n],
-                "scores": {
-                    "was": {key: was[key][n] for key in keys},
-                    "now": {key: now[key][n] for key in keys},
-                },
-            }
-            for n, target in enumerate(now["target"])
-        ]
-    )
+def regressions(
+    report: Report, items: Callable[[str], Items], older: Mapping[str, Path], name: str
+) -> dict[str, Any]:
+    """The part ``since`` of ``report``: changes from ``older`` adapters, a folder called ``name``.
 
-
-# ── Two reports ─────────────────────────────────────────────────────────────────────────────────
-
-
-def compare_reports(old: Report, new: Report, name: str) -> dict[str, Any]:
-    """The part ``since`` of ``new``: changes from ``old``, a report or card called ``name``.
-
-    Adapters are matched by their folder's name. Raises UsageError when the two have other bases
-    (a gain over one base says nothing of a gain over another), or ``old`` cannot be read.
+    ``items`` gives the items of an adapter of the report by its name. Raises UsageError when the
+    bases differ (gains over different bases are not comparable), AdapterCorrupt when an older
+    adapter cannot be read.
     """
-    if old["base"]["identity"] != new["base"]["identity"]:
-        raise UsageError(
-            where=name,
-            expected=f"a report on the same base, {new['base']['id']}",
-            found=f"one on {old['base']['id']} "
-            f"(identity {str(old['base']['identity'])[:12]}, "
-            f"not {str(new['base']['identity'])[:12]})",
-            hint="Store a report of the adapters on the new base, and compare with that.",
-        )
-    before = {entry["path"]: entry for entry in old["adapters"]}
-    now = {entry["path"]: entry for entry in new["adapters"]}
-    try:
-        adapters = {path: _entry(before[path], now[path]) for path in now if path in before}
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
-        raise UsageError(
-            where=name,
-            expected="a report as lora-domains writes it",
-            found=f"{type(error).__name__}: {error}",
-            hint="Make it again: lora-domains report adapters/* --out reports/",
-        ) from error
+    entries = {entry.path: entry for entry in report.adapters}
+    changes = {}
+    for path in entries.keys() & older.keys():
+        card, before = rebuilt(older[path])
+        _check_base(card, report, f"{name}/{path}")
+        after = items(path) if entries[path].judged else []
+        changes[path] = _changes(card.adapter, before, entries[path], after)
+    changes = {path: changes[path] for path in entries if path in changes}
     return {
         "report": name,
-        "worse": any(found["worse"] for found in adapters.values()),
-        "adapters": adapters,
-        "added": [path for path in now if path not in before],
-        "missing": [path for path in before if path not in now],
+        "worse": any(change["worse"] for change in changes.values()),
+        "adapters": changes,
+        "added": [path for path in entries if path not in older],
+        "missing": [path for path in older if path not in entries],
     }
 
 
-def _entry(old: Entry, new: Entry) -> dict[str, Any]:
+def _check_base(card: Card, report: Report, where: str) -> None:
+    before, now = card.base, report.base
+    if before.identity != now.identity:
+        raise UsageError(
+            where=where,
+            expected=f"an adapter on the same base, {now.id} (identity {now.identity[:12]})",
+            found=f"one on {before.id} (identity {before.identity[:12]})",
+            hint="Compare with adapters that were evaluated on this base.",
+        )
+
+
+def _changes(old: AdapterEntry, before: Items, new: AdapterEntry, after: Items) -> Change:
+    """The figures and gates of one adapter that changed."""
     figures: dict[str, Change] = {}
     was, is_ = gained(old), gained(new)
     if was and is_ and was[0] == is_[0]:
-        rows = [entry.get("data", {}).get("test") for entry in (old, new)]
-        judged = new["judged"]
-        index = positive_index(judged["labels"], judged["positive"])
-        same = _same_items(old, new, "domain") if rows[0] == rows[1] else None
-        figures[is_[0]] = _change(is_[0], was[1], is_[1], same, index)
+        index = positive_index(new.judged["labels"], new.judged["positive"])
+        same_rows = old.data.get("test") == new.data.get("test")
+        pairs = _paired(before, after, "test") if same_rows else None
+        figures[is_[0]] = _change(is_[0], was[1], is_[1], pairs, index)
     known, knows = kept(old), kept(new)
     if known and knows:
-        suites = [entry.get("judged", {}).get("suite") for entry in (old, new)]
-        same = _same_items(old, new, "general") if suites[0] == suites[1] else None
-        figures["general"] = _change("accuracy", known, knows, same, None)
-    verdicts = {gate["name"]: gate["verdict"] for gate in old.get("gates", [])}
+        same_suite = old.judged.get("suite") == new.judged.get("suite")
+        pairs = _paired(before, after, "general") if same_suite else None
+        figures["general"] = _change("accuracy", known, knows, pairs, None)
+    verdicts = {gate["name"]: gate["verdict"] for gate in old.gates}
     gates = [
         {
             "name": gate["name"],
@@ -142,28 +106,48 @@ def _entry(old: Entry, new: Entry) -> dict[str, Any]:
             "now": gate["verdict"],
             "worse": gate["verdict"] == "fail",
         }
-        for gate in new["gates"]
+        for gate in new.gates
         if _weaker(verdicts.get(gate["name"]), gate["verdict"])
     ]
     return {
-        "verdict": {"before": old.get("verdict", "inconclusive"), "now": new["verdict"]},
+        "verdict": {"before": old.outcome, "now": new.outcome},
         "figures": figures,
         "gates": gates,
         "worse": any(part["worse"] for part in (*figures.values(), *gates)),
     }
 
 
-def _same_items(old: Entry, new: Entry, which: str) -> Rows | None:
-    one, other = (entry.get("answers", {}).get(which) for entry in (old, new))
-    return _paired(one, other) if one and other else None
+def _paired(before: Items, after: Items, part: str) -> Rows | None:
+    """Items of the set ``part`` with the scores ``was`` and ``now``; None where rows differ.
+
+    Digests of rows are keyed by the output folder, so that those of another machine differ: the
+    same rows are those with the same targets and groups in the same order.
+    """
+    old, new = chosen(before, "set", part), chosen(after, "set", part)
+    if not old or _arrangement(old) != _arrangement(new):
+        return None
+    return Rows(
+        [
+            {**now, "scores": {"was": was["scores"]["adapter"], "now": now["scores"]["adapter"]}}
+            for was, now in zip(old, new, strict=True)
+        ]
+    )
+
+
+def _arrangement(items: Items) -> list[tuple[Any, int | None]]:
+    """Target and group of each item; groups are numbered in order of appearance."""
+    numbers: dict[Any, int] = {}
+    groups = [item.get("group") for item in items]
+    codes = [None if g is None else numbers.setdefault(g, len(numbers)) for g in groups]
+    return [(item["target"], code) for item, code in zip(items, codes, strict=True)]
 
 
 def _change(
-    metric: str, old: Mapping[str, Any], new: Mapping[str, Any], same: Rows | None,
+    metric: str, old: Mapping[str, Any], new: Mapping[str, Any], pairs: Rows | None,
     positive: int | None,
 ) -> Change:  # fmt: skip
     """From ``before`` to ``now``: the adapter's figure on the same rows, else its gains."""
-    paired = comparison(metric, same, "was", "now", positive) if same else None
+    paired = comparison(metric, pairs, "was", "now", positive) if pairs else None
     lower: float | None
     upper: float | None
     if paired is not None:
@@ -172,7 +156,7 @@ def _change(
             lower = upper = None
     else:
         before, now, lower, upper = old["difference"], new["difference"], None, None
-        # One item alone bounds nothing.
+        # A single item has no bounds.
         if None not in (old["lower"], old["upper"], new["lower"], new["upper"]):
             lower, upper = difference_bounds(
                 now, Bounds(new["lower"], new["upper"]), before, Bounds(old["lower"], old["upper"])

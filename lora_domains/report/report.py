@@ -1,123 +1,108 @@
-"""Cards and reports: reading them, rebuilding figures from items, many adapters in one report.
+"""Reports: figures computed again from items, many adapters in one report, its files.
 
-``card.json`` and ``report.json`` have one shape (DESIGN.md, "On disk"; ``figures`` says what more
-an entry holds); a card has one adapter. None of this needs a model: what is measured stands in
-``items.jsonl``.
+None of this needs a model: what was measured is in ``items.jsonl``.
 """
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from lora_domains.atomic import write_text
+from lora_domains.domain import Gates
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
+from lora_domains.report import terminal
+from lora_domains.report.card import (
+    CARD,
+    ITEMS,
+    AdapterEntry,
+    BaseRecord,
+    Card,
+    Report,
+    read_items,
+)
 from lora_domains.report.html import page
 from lora_domains.report.junit import junit
-from lora_domains.report.markdown import COMMENT, summary
-from lora_domains.report.regressions import answers
-from lora_domains.report.text import gained
-from lora_domains.tasks import positive_index, task_from_record, upgraded_record
+from lora_domains.report.markdown import comment, summary
+from lora_domains.report.text import gained, outcome
+from lora_domains.tasks import positive_index, task_from_record
 from lora_domains.verdict.scores import Rows, chosen
 from lora_domains.verdict.summary import summarise, value
 
-SCHEMA = 1
-CARD, ITEMS = "card.json", "items.jsonl"
 REPORT = "report.json"
 MISTAKES = 20
-"""Rows that an adapter got wrong, listed for each in a report, at most."""
+"""The number of wrongly answered rows listed for each adapter, at most."""
+Items = Sequence[Mapping[str, Any]]
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card of an adapter folder; raises AdapterCorrupt when it cannot be read as one."""
-    where = f"{folder.name}/{CARD}"
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        found = "other keys" if isinstance(card, dict) else type(card).__name__
-    except (OSError, ValueError, RecursionError) as error:
-        card, found = None, "no file" if isinstance(error, OSError) else "no JSON"
-    whole = (
-        isinstance(card, dict)
-        and isinstance(card.get("base"), dict)
-        and {"id", "identity", "dtype", "quantization"} <= card["base"].keys()
-        and isinstance(card.get("adapters"), list)
-        and len(card["adapters"]) == 1
-        and isinstance(card["adapters"][0], dict)
-        and {"domain", "sha256"} <= card["adapters"][0].keys()
-    )
-    if not whole:
-        raise AdapterCorrupt(
-            where=where,
-            expected="a card: one JSON object with 'base' and one entry in 'adapters'",
-            found=found,
-            hint="Copy the adapter folder again, or remove card.json to load it unverified.",
-        )
-    if card.get("schema") != SCHEMA:
-        raise AdapterCorrupt(
-            where=where,
-            expected=f"schema {SCHEMA}",
-            found=f"schema {card.get('schema')!r}",
-            hint="Update lora-domains to read it.",
-        )
-    for settings in (card["adapters"][0].get(key) for key in ("settings", "trained_with")):
-        if isinstance(settings, dict) and isinstance(settings.get("task"), dict):
-            settings["task"] = upgraded_record(settings["task"])
-    return dict(card)
+# ── One adapter ─────────────────────────────────────────────────────────────────────────────────
 
 
-def read_items(folder: Path) -> list[dict[str, Any]]:
-    """The per-item scores of an adapter folder; raises AdapterCorrupt when they cannot be read."""
-    try:
-        text = (folder / ITEMS).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines() if line]
-    except (OSError, ValueError) as error:
-        raise AdapterCorrupt(
-            where=f"{folder.name}/{ITEMS}",
-            expected="per-item scores, one JSON object on each line",
-            found="no file" if isinstance(error, OSError) else "no JSON",
-            hint="Evaluate the adapter again, or copy its folder again.",
-        ) from None
+@dataclass(frozen=True)
+class Evaluation:
+    """An adapter's card after its evaluation; printing it shows the tables and the verdict."""
+
+    card: Card
+
+    @property
+    def entry(self) -> AdapterEntry:
+        return self.card.adapter
+
+    @property
+    def verdict(self) -> str:
+        return self.entry.outcome
+
+    def show(self, console: Console) -> None:
+        terminal.scores(console, self.entry)
+        terminal.general(console, self.entry)
+        terminal.gates(console, self.entry.gates, self.verdict)
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        self.show(Console(file=text, width=120))
+        return text.getvalue()
 
 
-def figures(entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
     """An adapter's figures, gates and verdict, from its items and the rules its card declares."""
-    from lora_domains.domain import Gates
-
-    judged = entry["judged"]
+    judged, move = entry.judged, entry.judged["largest_move"]
     return summarise(
         items,
-        metrics=task_from_record(entry["settings"]["task"]).metrics,
+        metrics=task_from_record(entry.task).metrics,
         metric=judged["metric"],
         labels=judged["labels"],
         positive=positive_index(judged["labels"], judged["positive"]),
-        gates=Gates(**entry["settings"]["gates"]),
-        leaks=entry["leaks"],
+        gates=Gates(**entry.settings["gates"]),
+        leaks=entry.leaks,
         base_changed=judged["base_changed"],
-        largest_move=judged["largest_move"],
+        largest_move=float("nan") if move is None else move,
         knowledge=judged.get("knowledge", "questions"),
-        looks=entry.get("looks"),
+        looks=entry.looks,
         threshold=judged.get("threshold"),
     )
 
 
-def rebuild(folder: Path) -> dict[str, Any]:
-    """The card again, its figures computed anew from ``items.jsonl``, without a model or torch."""
-    return _rebuilt(folder)[0]
+def rebuild(folder: Path) -> Card:
+    """The card of an adapter folder, its figures computed again from ``items.jsonl``."""
+    return rebuilt(folder)[0]
 
 
-def _rebuilt(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A card with its figures computed anew, and its items.
+def rebuilt(folder: Path) -> tuple[Card, list[dict[str, Any]]]:
+    """A card with its figures computed again, and its items (none before an evaluation).
 
     Raises AdapterCorrupt when card or items are not what an evaluation writes.
     """
-    card = read_card(folder)
-    entry = card["adapters"][0]
-    if "judged" not in entry:
+    card = Card.read(folder)
+    if not card.adapter.judged:
         return card, []
     items = read_items(folder)
     try:
-        entry.update(figures(entry, items))
-        json.dumps(card, allow_nan=False)
+        card.adapter.update(figures(card.adapter, items))
+        card.dumps()
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
         raise AdapterCorrupt(
             where=folder.name,
@@ -131,7 +116,7 @@ def _rebuilt(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 # ── Many adapters, one base ─────────────────────────────────────────────────────────────────────
 
 
-def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, Any]:
+def combine(folders: Sequence[Path], *, show_text: bool = False) -> Report:
     """The report of adapter folders on one base, every figure computed anew from their items.
 
     In a report an adapter goes by the name of its folder (``path``). ``show_text`` takes the text
@@ -146,8 +131,7 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
             hint="lora-domains report adapters/* --out reports/",
         )
     measured: dict[str, Measured] = {}
-    first: dict[str, Any] = {}
-    made_with: list[dict[str, Any]] = []
+    cards: list[Card] = []
     for folder in folders:
         name = folder.resolve().name
         if name in measured:
@@ -155,70 +139,61 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> dict[str, An
                 where=str(folder),
                 expected="adapter folders of different names",
                 found=f"{name!r} twice",
-                hint="Report them apart, or rename one; --baseline shows what changed.",
+                hint="Make a report of each, or rename one; --against shows what changed.",
             )
-        card, items = _rebuilt(folder)
-        first = first or card
-        _same_base(first, card, name)
-        made_with.append(card.get("environment", {}))
-        measured[name] = summed_up(name, card["adapters"][0], items, show_text)
+        card, items = rebuilt(folder)
+        cards.append(card)
+        _check_base(cards[0].base, card.base, name)
+        measured[name] = summed_up(name, card.adapter, items, show_text)
+    environments = [card.environment for card in cards]
     shared = {
-        key: value if all(other.get(key) == value for other in made_with) else None
-        for key, value in made_with[0].items()
+        key: value if all(other.get(key) == value for other in environments) else None
+        for key, value in environments[0].items()
     }
-    # Where runs differ (a commit, a device) each adapter says its own.
-    for (entry, _), environment in zip(measured.values(), made_with, strict=True):
-        own = {key: value for key, value in environment.items() if shared.get(key) != value}
-        entry |= {"environment": own} if own else {}
-    return assemble(first["base"], shared, measured)
+    # Where runs differ (a commit, a device) each adapter has its own.
+    for (entry, _), environment in zip(measured.values(), environments, strict=True):
+        entry.environment = {k: v for k, v in environment.items() if shared.get(k) != v}
+    return assemble(cards[0].base, shared, measured)
 
 
-Measured = tuple[dict[str, Any], dict[str, float | None]]
+Measured = tuple[AdapterEntry, dict[str, float | None]]
 """An adapter's entry in a report, and what other adapters score on its domain's test rows."""
 
 
-def summed_up(
-    name: str, entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]], show_text: bool
-) -> Measured:
+def summed_up(name: str, entry: AdapterEntry, items: Items, show_text: bool) -> Measured:
     """What a report keeps of an adapter: figures only, since many items would fill the memory."""
-    # One without an evaluation has no gate, and no gate is no pass.
-    kept = {"gates": [], "verdict": "inconclusive", **entry, "path": name}
+    kept = replace(entry, path=name, verdict=entry.outcome, mistakes=None)
     test = chosen(items, "set", "test")
     if not test:
         return kept, {}
-    kept["mistakes"] = mistakes(test, kept["judged"]["labels"], show_text)
-    kept["answers"] = {"domain": answers(test, kept["judged"]["metric"])}
-    if general := chosen(items, "set", "general"):
-        kept["answers"]["general"] = answers(general, "accuracy")
-    return kept, others(kept["judged"], test)
+    kept.mistakes = mistakes(test, kept.judged["labels"], show_text)
+    return kept, others(kept.judged, test)
 
 
 def assemble(
-    base: Mapping[str, Any], environment: Mapping[str, Any], measured: Mapping[str, Measured]
-) -> dict[str, Any]:
+    base: BaseRecord, environment: Mapping[str, Any], measured: Mapping[str, Measured]
+) -> Report:
     """The report of adapters that were measured on one base."""
     entries = {name: entry for name, (entry, _) in measured.items()}
-    crossed = {name: found for name, (entry, found) in measured.items() if "mistakes" in entry}
-    return {
-        "schema": SCHEMA,
-        "base": dict(base),
-        "environment": dict(environment),
-        "adapters": list(entries.values()),
-        "matrix": matrix(entries, crossed),
-    }
+    crossed = {n: found for n, (entry, found) in measured.items() if entry.mistakes is not None}
+    return Report(
+        base=base,
+        environment=dict(environment),
+        adapters=list(entries.values()),
+        matrix=matrix(entries, crossed),
+    )
 
 
-def _same_base(first: Mapping[str, Any], card: Mapping[str, Any], name: str) -> None:
-    """Gains over different bases, or over one base at two precisions, do not compare."""
+def _check_base(first: BaseRecord, base: BaseRecord, name: str) -> None:
+    """Gains over different bases, or over one base at two precisions, are not comparable."""
     for key in ("identity", "quantization", "dtype"):
-        one, other = first["base"][key], card["base"][key]
+        one, other = getattr(first, key), getattr(base, key)
         if one != other:
-            found = f"{card['base']['id']} with {key} {str(other)[:12]}"
             raise AdapterMismatch(
                 where=name,
-                expected=f"the base of the adapters before it: {first['base']['id']} "
+                expected=f"the base of the adapters before it: {first.id} "
                 f"with {key} {str(one)[:12]}",
-                found=found,
+                found=f"{base.id} with {key} {str(other)[:12]}",
                 hint="Make one report for each base and precision.",
             )
 
@@ -235,7 +210,7 @@ def others(judged: Mapping[str, Any], test: Sequence[Mapping[str, Any]]) -> dict
 
 
 def matrix(
-    entries: Mapping[str, Mapping[str, Any]], crossed: Mapping[str, Mapping[str, float | None]]
+    entries: Mapping[str, AdapterEntry], crossed: Mapping[str, Mapping[str, float | None]]
 ) -> dict[str, Any]:
     """What each adapter scores on each domain's test rows: adapters by domains.
 
@@ -285,46 +260,56 @@ def mistakes(
 
 # ── On disk ─────────────────────────────────────────────────────────────────────────────────────
 
-
-def read_report(path: Path) -> dict[str, Any]:
-    """An older report, or a card; raises UsageError when it cannot be read as one."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        found = "other keys"
-    except (OSError, ValueError, RecursionError) as error:
-        report, found = None, "no file" if isinstance(error, OSError) else "no JSON"
-    whole = (
-        isinstance(report, dict)
-        and report.get("schema") == SCHEMA
-        and isinstance(report.get("base"), dict)
-        and {"id", "identity"} <= report["base"].keys()
-        and isinstance(report.get("adapters"), list)
-        and all(isinstance(e, dict) and {"path", "domain"} <= e.keys() for e in report["adapters"])
-    )
-    if not whole:
-        raise UsageError(
-            where=str(path),
-            expected=f"a report of schema {SCHEMA}: {REPORT} of an earlier run",
-            found=found,
-            hint="lora-domains report adapters/* --out reports/ writes one.",
-        )
-    return dict(report)
+VIEWS: dict[str, Callable[[Report], str]] = {
+    "report.html": page,
+    "report.md": summary,  # for a job summary
+    "comment.md": comment,  # for a pull request
+    "junit.xml": junit,
+}
+"""The views of a report by file name. A new one is a function here: report in, text out."""
 
 
-def save_report(report: Mapping[str, Any], out: Path, junit_file: Path | None = None) -> None:
-    """Write ``report.json`` and its views, each file whole or not at all.
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark measured: a report of several adapters, and the items it was made from."""
 
-    Views: ``report.html``, ``report.md`` for a job summary, ``comment.md`` for a pull request, and
-    ``junit.xml`` (at ``junit_file`` where given). Raises UsageError when they cannot be written.
+    report: Report
+    items: dict[str, list[dict[str, Any]]]
+
+    @property
+    def verdict(self) -> str:
+        """The worst verdict among the adapters."""
+        return outcome(self.report)
+
+    def save(self, out: str | Path, junit: str | Path | None = None) -> Path:
+        """Write the report and its views into the folder ``out``; returns it.
+
+        Beside them ``measured/NAME`` holds each adapter's card and items of this run, from which
+        ``lora-domains report`` makes the same report again. Raises UsageError when they cannot be
+        written.
+        """
+        folder = Path(out)
+        for entry in self.report.adapters:
+            place = folder / "measured" / entry.path
+            environment = self.report.environment
+            card = Card(base=self.report.base, environment=environment, adapter=entry)
+            lines = "".join(json.dumps(item) + "\n" for item in self.items[entry.path])
+            _write({place / CARD: card.dumps(), place / ITEMS: lines})
+        save_report(self.report, folder, Path(junit) if junit else None)
+        return folder
+
+
+def save_report(report: Report, out: Path, junit_file: Path | None = None) -> None:
+    """Write ``report.json`` and its ``VIEWS`` into ``out``, each file whole or not at all.
+
+    ``junit_file`` is the place of ``junit.xml``, where it is another. Raises UsageError when a file
+    cannot be written.
     """
-    views = {
-        out / REPORT: json.dumps(report, indent=1, allow_nan=False) + "\n",
-        out / "report.html": page(report),
-        out / "report.md": summary(report),
-        out / "comment.md": summary(report, COMMENT),
-        junit_file or out / "junit.xml": junit(report),
-    }
-    _write(views)
+    texts = {out / REPORT: json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n"}
+    texts |= {out / name: view(report) for name, view in VIEWS.items()}
+    if junit_file:
+        texts[junit_file] = texts.pop(out / "junit.xml")
+    _write(texts)
 
 
 def _write(texts: Mapping[Path, str]) -> None:
@@ -338,9 +323,3 @@ def _write(texts: Mapping[Path, str]) -> None:
                 found=error.strerror or str(error),
                 hint="Choose another --out, or free some space.",
             ) from error
-
-
-def save_items(folder: Path, card: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-    """Keep a card and its items as ``rebuild`` reads them; raises UsageError when it cannot."""
-    lines = "".join(json.dumps(item) + "\n" for item in items)
-    _write({folder / CARD: json.dumps(card, indent=1) + "\n", folder / ITEMS: lines})

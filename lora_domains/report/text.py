@@ -6,12 +6,12 @@ Terminal, Markdown, HTML and JUnit say the same thing because they ask here.
 from collections.abc import Mapping
 from typing import Any
 
+from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.verdict.summary import LOWER_IS_BETTER
 
 SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–"}
 WORST_FIRST = ("fail", "inconclusive", "pass")
-Entry = Mapping[str, Any]
-Report = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 
 # ── Figures ─────────────────────────────────────────────────────────────────────────────────────
@@ -52,29 +52,28 @@ def metric_name(metric: str) -> str:
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────
 
 
-def gained(entry: Entry) -> tuple[str, Mapping[str, Any]] | None:
+def gained(entry: AdapterEntry) -> tuple[str, Mapping[str, Any]] | None:
     """The metric an adapter is judged on, and its fields; None where it was not evaluated."""
-    metric = entry.get("judged", {}).get("metric")
-    fields = entry.get("domain_scores", {}).get(metric)
+    metric = entry.judged.get("metric", "")
+    fields = entry.domain_scores.get(metric)
     return (metric, fields) if fields else None
 
 
-def kept(entry: Entry) -> Mapping[str, Any] | None:
+def kept(entry: AdapterEntry) -> Mapping[str, Any] | None:
     """General knowledge, all probes pooled; None where none was asked."""
-    found: Mapping[str, Any] | None = entry.get("general", {}).get("pooled")
-    return found
+    return entry.general.get("pooled")
 
 
-def open_gates(entry: Entry) -> list[Mapping[str, Any]]:
+def open_gates(entry: AdapterEntry) -> list[Mapping[str, Any]]:
     """The gates that keep an adapter from shipping, failed ones first."""
-    gates = [gate for gate in entry["gates"] if gate["verdict"] in WORST_FIRST[:2]]
+    gates = [gate for gate in entry.gates if gate["verdict"] in WORST_FIRST[:2]]
     return sorted(gates, key=lambda gate: WORST_FIRST.index(gate["verdict"]))
 
 
 # ── What else was found out about one adapter ───────────────────────────────────────────────────
 
 
-def looked(looks: Entry) -> str:
+def looked(looks: Fields) -> str:
     """Where the verdict stands among all looks at its test rows (``looks.Standing``)."""
     before = _plural(looks["before"], "look")
     others = _plural(looks["adapters"], "other adapter")
@@ -82,7 +81,7 @@ def looked(looks: Entry) -> str:
     return f"{said}; {looks['broken']}" if looks["broken"] else said
 
 
-def level(looks: Entry) -> str:
+def level(looks: Fields) -> str:
     return f"{100 * looks['level']:.6g} %"
 
 
@@ -91,20 +90,20 @@ def between(fields: Mapping[str, Any], key: str, bounds: Mapping[str, Any]) -> s
     return f"{number(fields[key])} ({number(bounds['lower'])} to {number(bounds['upper'])})"
 
 
-def calibrated(found: Entry) -> str:
+def calibrated(found: Fields) -> str:
     """How far a confidence can be believed (``calibration.calibration``)."""
     ece, brier = (between(found, key, found["bounds"][key]) for key in ("ece", "brier"))
     return f"expected error {ece}, Brier score {brier}; 0 is best"
 
 
-def remembered(found: Entry) -> str:
+def remembered(found: Fields) -> str:
     """What the adapter gained tells training rows from test rows (``memorisation``)."""
     auc = between(found, "auc", found)
     rows = f"{found['train']} training and {found['test']} test rows"
     return f"its gain tells training rows from test rows with an AUC of {auc}; .5 is chance; {rows}"
 
 
-def named_from(curve: Entry) -> str:
+def named_from(curve: Fields) -> str:
     """From which probability the positive class is named, and who chose that."""
     if "wanted" not in curve:
         return f"{curve['positive']} is named where it is the likeliest class"
@@ -120,30 +119,30 @@ def named_from(curve: Entry) -> str:
 # ── All of them ─────────────────────────────────────────────────────────────────────────────────
 
 
-def ranked(report: Report) -> list[Entry]:
+def ranked(report: Report) -> list[AdapterEntry]:
     """The adapters, those that fail first, else in the order they were given."""
-    return sorted(report["adapters"], key=lambda entry: WORST_FIRST.index(entry["verdict"]))
+    return sorted(report.adapters, key=lambda entry: WORST_FIRST.index(entry.outcome))
 
 
 def outcome(report: Report) -> str:
     """The worst verdict; ``fail`` too when something got worse since the older report."""
-    if report.get("since") and report["since"]["worse"]:
+    if report.since and report.since["worse"]:
         return "fail"
-    found = {entry["verdict"] for entry in report["adapters"]}
+    found = {entry.outcome for entry in report.adapters}
     return next(verdict for verdict in WORST_FIRST if verdict in found)
 
 
 def headline(report: Report) -> str:
     """What to do, in a few words: ``Ship medical``, ``Do not ship: 1 of 5 fails``."""
-    verdicts = [entry["verdict"] for entry in report["adapters"]]
+    verdicts = [entry.outcome for entry in report.adapters]
     many = len(verdicts)
-    what = report["adapters"][0]["path"] if many == 1 else f"all {many} adapters"
+    what = report.adapters[0].path if many == 1 else f"all {many} adapters"
     failing, unsure = verdicts.count("fail"), verdicts.count("inconclusive")
     if failing:
         short = f"{failing} of {many} {'fails' if failing == 1 else 'fail'}"
         return f"Do not ship {what}" if many == 1 else f"Do not ship: {short}"
-    if outcome(report) == "fail":
-        return f"Do not ship: worse than {report['since']['report']}"
+    if report.since and outcome(report) == "fail":
+        return f"Do not ship: worse than {report.since['report']}"
     if unsure:
         short = f"{unsure} of {many} {'is' if unsure == 1 else 'are'} inconclusive"
         return f"Not proven yet: {what if many == 1 else short}"
@@ -152,7 +151,7 @@ def headline(report: Report) -> str:
 
 def counted(report: Report) -> str:
     """``3 adapters: 1 fails, 2 pass.``"""
-    verdicts = [entry["verdict"] for entry in report["adapters"]]
+    verdicts = [entry.outcome for entry in report.adapters]
     words = {"fail": ("fails", "fail"), "inconclusive": ("is inconclusive", "are inconclusive"),
              "pass": ("passes", "pass")}  # fmt: skip
     parts = [
@@ -163,15 +162,15 @@ def counted(report: Report) -> str:
     return f"{_plural(len(verdicts), 'adapter')}: {', '.join(parts)}."
 
 
-def brief(entry: Entry) -> str:
+def brief(entry: AdapterEntry) -> str:
     """What keeps an adapter from shipping, in a line: ``fails recall (0.120 against 0.8)``."""
-    if not entry["gates"]:
+    if not entry.gates:
         return "has not been evaluated"
     phrases = []
     for verdict, words in (("fail", "fails"), ("inconclusive", "is undecided on")):
         found = [
             f"{g['name']} ({number(g['observed'])} against {g['threshold']:.3g})"
-            for g in entry["gates"]
+            for g in entry.gates
             if g["verdict"] == verdict
         ]
         phrases += [f"{words} {', '.join(found)}"] if found else []
@@ -185,9 +184,9 @@ def best_baseline(metric: str, fields: Mapping[str, Any]) -> tuple[str, float] |
     return max(found.items(), key=lambda pair: sign * pair[1]) if found else None
 
 
-def reasons(entry: Entry) -> list[str]:
+def reasons(entry: AdapterEntry) -> list[str]:
     """Why an adapter does not ship: one sentence for each gate that did not pass."""
-    if not entry["gates"]:
+    if not entry.gates:
         return ["It has not been evaluated: there is no verdict."]
     return [f"{gate['name']}: {gate['why']}" for gate in open_gates(entry)]
 
@@ -222,17 +221,17 @@ def _plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def losses(entry: Entry) -> str:
+def losses(entry: AdapterEntry) -> str:
     """What the loss is on test rows, and in the table of epochs."""
-    head = (entry.get("settings") or {}).get("task", {}).get("head")
+    head = entry.task.get("head")
     trained = "label cross-entropy" if head else "nats per answer token"
-    judged = entry.get("judged", {}).get("loss") or trained
+    judged = entry.judged.get("loss") or trained
     if judged == trained:
         return f"Loss is {judged}, here and in the epochs."
     return f"Loss is {judged}; in the epochs it is {trained}, as it is trained."
 
 
-def nats_of(entry: Entry) -> str:
+def nats_of(entry: AdapterEntry) -> str:
     """What nats on general text are counted by."""
-    masked = entry.get("judged", {}).get("knowledge") == "masked tokens"
+    masked = entry.judged.get("knowledge") == "masked tokens"
     return "nats per masked token" if masked else "nats per token"

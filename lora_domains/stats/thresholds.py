@@ -80,10 +80,9 @@ def predicted_class(
     return max((c for c in classes if c != positive), key=probabilities.__getitem__)
 
 
-def stored(card: Mapping[str, Any] | None) -> float | None:
-    """The threshold that an evaluation left in a card; None where there is none."""
-    judged = card["adapters"][0].get("judged") if card else None
-    chosen = ((judged or {}).get("threshold") or {}).get("threshold")
+def stored(judged: Mapping[str, Any]) -> float | None:
+    """The threshold that an evaluation left in a card's ``judged``; None where there is none."""
+    chosen = (judged.get("threshold") or {}).get("threshold")
     return None if chosen is None else float(chosen)
 
 

@@ -1,10 +1,8 @@
 """The steps of one fit: plan, train with checkpoints, save the adapter with its card."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.peft import save_adapter
@@ -16,8 +14,8 @@ from lora_domains.domain import as_record
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.environment import environment
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.report.markdown import readme
-from lora_domains.report.report import SCHEMA, read_card
 from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
 from lora_domains.training.estimate import rehearse
 from lora_domains.training.loop import Run, Trained
@@ -34,7 +32,7 @@ def fit(
     resume: bool = False,
     tracker: str | None = None,
     dry_run: bool = False,
-) -> dict[str, Any] | None:
+) -> Card | None:
     """Train an adapter on ``dataset`` and save it in ``out``; its card, None after a dry run.
 
     The bank is as it was before. Raises DataError or TrainingError; when an epoch was finished, the
@@ -102,42 +100,37 @@ def make_run(bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Displ
     )
 
 
-def save(
-    base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bool = True
-) -> dict[str, Any]:
+def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bool = True) -> Card:
     """Write the adapter's folder in ``out``; the main process writes, the others wait.
 
     Returns its card. An adapter of that name becomes a version first.
     """
     domain, folder = dataset.domain, out / dataset.domain.name
-    entry = {
-        "domain": domain.name,
-        "path": domain.name,
-        "sha256": None,
-        "recipe_digest": domain.digest(),
-        "parent": dataset.parent.record() if dataset.parent else None,
-        "settings": as_record(domain),
-        "data": dict(dataset.prepared.digests),
-        "training": trained.record | {"finished": finished},
-        "ledger": asdict(dataset.prepared.ledger),
-        "leaks": asdict(dataset.prepared.leaks),
-    }
-    card: dict[str, Any] = {
-        "schema": SCHEMA,
-        "base": base.record(),
-        "environment": environment(base, domain.training.seed),
-        "adapters": [entry],
-    }
+    entry = AdapterEntry(
+        domain=domain.name,
+        path=domain.name,
+        sha256=None,
+        recipe_digest=domain.digest(),
+        parent=dataset.parent.record() if dataset.parent else None,
+        settings=as_record(domain),
+        data=dict(dataset.prepared.digests),
+        training=trained.record | {"finished": finished},
+        ledger=asdict(dataset.prepared.ledger),
+        leaks=asdict(dataset.prepared.leaks),
+    )
 
-    def signed(sha256: str) -> dict[str, Any]:
-        entry["sha256"] = sha256
-        return card
+    def signed(sha256: str) -> Card:
+        return Card(
+            base=BaseRecord(**base.record()),
+            environment=environment(base, domain.training.seed),
+            adapter=replace(entry, sha256=sha256),
+        )
 
-    def write() -> dict[str, Any]:
+    def write() -> Card:
         # First, since the parent may have the same name.
         keep_version(folder, instead=entry)
         save_adapter(folder, trained.adapter, base, signed, readme, [])
-        return read_card(folder)
+        return Card.read(folder)
 
     return distributed.on_main(write)
 
@@ -151,19 +144,20 @@ def resumed_parent(parent: Parent, dataset: Dataset, base: Base, out: Path) -> P
     began = _began_from(dataset, parent.adapter.card, out)
     if began in (None, parent.sha256):
         return parent
-    record = {"name": parent.adapter.name, "sha256": str(began)}
+    record = ParentRecord(parent.adapter.name, str(began))
     return find_parent(record, base, out) or parent
 
 
-def _began_from(dataset: Dataset, card: Mapping[str, Any] | None, out: Path) -> str | None:
+def _began_from(dataset: Dataset, card: Card | None, out: Path) -> str | None:
     """sha256 of the adapter from which the run of ``dataset`` began, if it is known."""
     domain = dataset.domain
     stored = read_checkpoint(checkpoint_path(out, domain.name))
     if stored is not None:
         parent: str | None = stored["run"].get("parent")
         return parent
-    entry = card["adapters"][0] if card else {}
-    own = (domain.name, domain.digest(), dict(dataset.prepared.digests))
-    if (entry.get("domain"), entry.get("recipe_digest"), entry.get("data")) != own:
+    if card is None or card.adapter.parent is None:
         return None
-    return str(entry["parent"]["sha256"]) if entry.get("parent") else None
+    entry = card.adapter
+    own = (domain.name, domain.digest(), dict(dataset.prepared.digests))
+    same_run = (entry.domain, entry.recipe_digest, entry.data) == own
+    return card.adapter.parent.sha256 if same_run else None

@@ -26,7 +26,7 @@ from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported, DomainError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
-from lora_domains.report.report import read_card
+from lora_domains.report.card import Card
 
 FILES = {
     "adapter_config.json",
@@ -186,7 +186,7 @@ def test_a_new_adapter_is_drawn_from_its_seed_and_changes_nothing_yet(base: Base
 
 def test_saving_twice_gives_the_same_bytes(base: Base, tmp_path: Path) -> None:
     one, two = (save(tmp_path / name, strong(base), base) for name in ("one", "two"))
-    assert fingerprint(one) == fingerprint(two) == read_card(one)["adapters"][0]["sha256"]
+    assert fingerprint(one) == fingerprint(two) == Card.read(one).adapter.sha256
 
 
 def test_a_target_that_is_no_linear_is_refused(base: Base) -> None:
@@ -301,15 +301,15 @@ def test_a_failure_while_the_card_is_made_leaves_the_old_adapter(
 ) -> None:
     folder = save(tmp_path / "a", strong(base), base)
     with pytest.raises(ZeroDivisionError):
-        rewrite_card(folder, {}, lambda card: str(1 / len(card)), [])
+        rewrite_card(folder, Card.read(folder), lambda card: str(1 / 0), [])
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert_same(folder, strong(base), base)
 
 
 def test_a_card_is_rewritten_beside_the_same_weights(base: Base, tmp_path: Path) -> None:
     folder = save(tmp_path / "a", strong(base), base)
-    card = read_card(folder)
-    card["adapters"][0]["verdict"] = "pass"
+    card = Card.read(folder)
+    card.adapter.verdict = "pass"
     rewrite_card(folder, card, lambda card: "# Measured\n", [{"id": 1}])
     assert load_adapter(folder, base).card == card
     assert json.loads((folder / "items.jsonl").read_text()) == {"id": 1}
@@ -423,7 +423,7 @@ def test_a_killed_process_leaves_a_whole_adapter(
             assert process.stdout.readline() == "killed\n"
             load_adapter(folder, base)
             seen.add(fingerprint(folder))
-            assert fingerprint(folder) == read_card(folder)["adapters"][0]["sha256"]
+            assert fingerprint(folder) == Card.read(folder).adapter.sha256
             assert {p.name for p in folder.iterdir()} == FILES
         process.stdin.close()
     assert seen == known, "no save was finished between two kills"

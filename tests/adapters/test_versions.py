@@ -22,9 +22,15 @@ from lora_domains.adapters.versions import KEPT, keep_version, rollback
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.modeling.base import Base, load_base
-from lora_domains.report.report import read_card, read_items, rebuild
+from lora_domains.report.card import Card, ParentRecord, read_items
+from lora_domains.report.report import rebuild
 from lora_domains.training import fit
 from lora_domains.training.plan import make_plan
+
+JUDGED = {
+    "metric": "f1", "labels": ["a", "b"], "positive": "b", "base_changed": False,
+    "largest_move": 1.0, "loss": "label cross-entropy", "suite": "embedded",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +82,18 @@ def test_what_a_run_left_that_goes_on_is_no_version(tmp_path: Path, base: Base) 
     assert keep_version(folder) is not None
     for seed in range(1, KEPT + 3):
         save(folder, strong(base, folder.name, seed), base)
-        card = json.loads((folder / "card.json").read_text())
-        run = {"recipe_digest": "r", "data": {"train": "d"}, "parent": None}
-        card["adapters"][0] |= run | {"training": {"finished": False}}
-        (folder / "card.json").write_text(json.dumps(card))
+        card = Card.read(folder)
+        run = replace(card.adapter, recipe_digest="r", data={"train": "d"})
+        card.adapter = replace(run, training={"finished": False})
+        card.write(folder)
         assert keep_version(folder, instead=run) is None
     assert [fingerprint(p) for p in versions.versions(folder)] == [good]
     left = fingerprint(folder)
     # Another run does not make it good again, nor is what was judged worth nothing.
-    assert keep_version(folder, instead=run | {"parent": {"sha256": left}}) is not None
+    assert keep_version(folder, instead=replace(run, parent=ParentRecord("x", left))) is not None
     shutil.rmtree(folder.parent / ".versions" / "health" / "0002")
-    card["adapters"][0]["judged"] = {}
-    (folder / "card.json").write_text(json.dumps(card))
+    card.adapter.judged = JUDGED
+    card.write(folder)
     assert keep_version(folder, instead=run) is not None
     rollback(folder, "1")
     assert fingerprint(folder) == good
@@ -192,13 +198,13 @@ def test_the_card_names_the_parent_and_scores_against_it(health: Path, tiny_base
     model.fit(cancer(), init_from="health")
     evaluation = model.evaluate(cancer(), suite=SUITE)
     entry = evaluation.entry
-    assert entry["parent"] == {"name": "health", "sha256": before}
+    assert entry.parent == ParentRecord("health", before)
     config = json.loads((health / "cancer" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 8)
     test = [i for i in read_items(health / "cancer") if i["set"] == "test"]
     assert all({"base", "adapter", "parent", "tfidf"} <= i["scores"].keys() for i in test)
-    for metric, fields in entry["domain_scores"].items():
-        assert fields["baselines"]["parent"] == entry["over_parent"][metric]["parent"]
+    for metric, fields in entry.domain_scores.items():
+        assert fields["baselines"]["parent"] == entry.over_parent[metric]["parent"]
     # The parent's own predictions, not the base's or the child's.
     alone = model_in(health, tiny_base)
     alone.load_adapter("health")
@@ -207,9 +213,9 @@ def test_the_card_names_the_parent_and_scores_against_it(health: Path, tiny_base
         confidence = item["scores"]["parent"]["confidence"]
         assert prediction.probability == pytest.approx(confidence, abs=1e-5)  # type: ignore[union-attr]
     assert any(i["scores"]["parent"]["nats"] != i["scores"]["adapter"]["nats"] for i in test)
-    assert "which it went on from" in str(evaluation)
+    assert "adapter − health, its parent" in str(evaluation)
     assert set(model.domains) == {"cancer"}
-    assert rebuild(health / "cancer") == read_card(health / "cancer")
+    assert rebuild(health / "cancer") == Card.read(health / "cancer")
     assert fingerprint(health / "health") == before
 
 
@@ -222,8 +228,8 @@ def test_a_parent_of_the_same_name_is_kept_as_a_version(health: Path, tiny_base:
     # A fresh process finds it there.
     fresh = model_in(health, tiny_base)
     entry = fresh.evaluate(cancer("health"), suite=SUITE).entry
-    assert entry["parent"] == {"name": "health", "sha256": before}
-    assert "parent" in entry["domain_scores"]["f1"]["baselines"]
+    assert entry.parent == ParentRecord("health", before)
+    assert "parent" in entry.domain_scores["f1"]["baselines"]
 
 
 def test_a_parent_that_is_gone_is_said(
@@ -236,7 +242,7 @@ def test_a_parent_that_is_gone_is_said(
     fresh = model_in(health, tiny_base)
     fresh.display = Display()
     entry = fresh.evaluate(cancer(), suite=SUITE).entry
-    assert "over_parent" not in entry
+    assert not entry.over_parent
     assert "health, which cancer went on from, is not there" in capsys.readouterr().out
 
 
@@ -286,7 +292,7 @@ def test_an_interrupted_second_stage_resumes_from_the_same_parent(
     with pytest.raises(TrainingInterrupted, match="epoch 2, step 2"):
         model.fit(cancer("health", epochs=2), init_from="health")
     monkeypatch.undo()
-    assert read_card(health / "health")["adapters"][0]["parent"] is not None
+    assert Card.read(health / "health").adapter.parent is not None
     fresh = model_in(health, tiny_base)
     fresh.fit(cancer("health", epochs=2), init_from="health", resume=True)
     assert fingerprint(health / "health") == fingerprint(health / "whole" / "health")
@@ -301,8 +307,8 @@ def test_a_finished_second_stage_is_not_its_own_parent(health: Path, tiny_base: 
     assert fingerprint(health / "health") == finished
     # Another declaration goes on from what stands there.
     model_in(health, tiny_base).fit(cancer("health", seed=1), init_from="health", resume=True)
-    entry = read_card(health / "health")["adapters"][0]
-    assert entry["parent"]["sha256"] == finished
+    entry = Card.read(health / "health").adapter
+    assert entry.parent.sha256 == finished
 
 
 def test_a_second_stage_is_repeated_from_its_card(

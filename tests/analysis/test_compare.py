@@ -15,7 +15,7 @@ from test_summary import row as item_row
 from lora_domains.analysis.compare import compare_adapters, compare_seeds
 from lora_domains.cli import main as cli
 from lora_domains.errors import AdapterError
-from lora_domains.report.report import read_card
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
 Item = dict[str, Any]
 
@@ -38,16 +38,14 @@ def drawn(right: float, seed: int, count: int = 400, lost: int = 0) -> list[Item
 
 def save(folder: Path, items: Sequence[Item], **judged: Any) -> Path:
     folder.mkdir(parents=True)
-    entry = {
-        "domain": folder.name, "sha256": folder.name,
-        "judged": {"metric": "f1", "labels": ["no", "yes"], "positive": "yes"} | judged,
-        "settings": {
-            "task": {"kind": "classification", "positive": "yes"}, "gates": {"retention": 0.03}
-        },
-    }  # fmt: skip
-    base = dict.fromkeys(["id", "identity", "dtype", "quantization"], "x")
-    card = {"schema": 1, "base": base, "adapters": [entry]}
-    (folder / "card.json").write_text(json.dumps(card))
+    entry = AdapterEntry(
+        domain=folder.name, path=folder.name, sha256=folder.name,
+        judged={"metric": "f1", "labels": ["no", "yes"], "positive": "yes", "suite": "embedded",
+                "loss": "label cross-entropy", "base_changed": False, "largest_move": 1.0} | judged,
+        settings={"task": {"kind": "classification", "positive": "yes"},
+                  "gates": {"retention": 0.03}},
+    )  # fmt: skip
+    Card(base=BaseRecord("x", None, "x", "x", None), adapter=entry).write(folder)
     (folder / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
     return folder
 
@@ -96,9 +94,9 @@ def test_other_test_rows_or_another_question_are_refused(tmp_path: Path) -> None
     other = save(tmp_path / "other", items, positive="no")
     with pytest.raises(AdapterError, match="the same positive"):
         compare_adapters(a, other)
-    card = json.loads((a / "card.json").read_text())
-    del card["adapters"][0]["judged"]
-    (a / "card.json").write_text(json.dumps(card))
+    card = Card.read(a)
+    card.adapter.judged = {}
+    card.write(a)
     with pytest.raises(AdapterError, match="that was evaluated"):
         compare_adapters(a, fewer)
 
@@ -142,13 +140,13 @@ def test_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         cli.main(["seeds", "s0", "s1", "s2", "--out", str(tmp_path)])
     assert left.value.code == 0
     assert "3 seeds on the same 400 rows" in capsys.readouterr().out
-    assert "seeds" not in read_card(tmp_path / "s0")["adapters"][0]
+    assert not Card.read(tmp_path / "s0").adapter.seeds
     with pytest.raises(SystemExit):
         cli.main(["seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)])
     found = json.loads(capsys.readouterr().out)["seeds"]
     assert found["f1"]["runs"] == 2
     for name in ("s0", "s1"):
-        assert read_card(tmp_path / name)["adapters"][0]["seeds"] == found
+        assert Card.read(tmp_path / name).adapter.seeds == found
     assert {p.name for p in (tmp_path / "s0").iterdir()} == {"card.json", "items.jsonl"}
     with pytest.raises(SystemExit) as left:
         cli.main(["seeds", "s0", "--out", str(tmp_path)])

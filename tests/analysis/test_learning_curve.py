@@ -142,7 +142,7 @@ def test_one_training_for_each_share_on_the_same_test_rows(
     gap = found["points"][-1]["score"] - found["points"][-2]["score"]
     assert found["last_step"]["difference"] == pytest.approx(gap)
     # The largest is the training that fit does.
-    own = model.evaluate(DOMAIN).entry["domain_scores"]["macro_f1"]
+    own = model.evaluate(DOMAIN).entry.domain_scores["macro_f1"]
     assert found["points"][-1]["score"] == pytest.approx(own["adapter"])
     assert found["base"] == pytest.approx(own["base"])
     assert json.loads(json.dumps(found)) == found

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import make_rows
@@ -20,7 +19,7 @@ from lora_domains.data.readers import Hub
 from lora_domains.domain import Domain, Gates, Lora, Training, as_record
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.verdict_run import hold_to
-from lora_domains.report.report import read_card
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.tasks import Classification, Generation
 
 
@@ -43,17 +42,17 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[P
 
 
 def test_the_same_bytes(ran: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entry = read_card(ran / "adapters" / "x")["adapters"][0]
-    assert entry["settings"]["data"]["train"] == "train.csv"
-    assert entry["settings"]["data"]["limit"] == 40
+    entry = Card.read(ran / "adapters" / "x").adapter
+    assert entry.settings["data"]["train"] == "train.csv"
+    assert entry.settings["data"]["limit"] == 40
     again = ("fit", "--from-card", "adapters/x/card.json", "--base", str(tiny_base))
     assert run(*again, "--out", "again") in (0, 1, 3)
-    assert f"The same bytes as in the card (sha256 {entry['sha256'][:12]})." in (
+    assert f"The same bytes as in the card (sha256 {entry.sha256[:12]})." in (
         capsys.readouterr().out
     )
-    other = read_card(ran / "again" / "x")["adapters"][0]
+    other = Card.read(ran / "again" / "x").adapter
     for key in ("sha256", "recipe_digest", "data", "domain_scores", "verdict"):
-        assert other[key] == entry[key], key
+        assert getattr(other, key) == getattr(entry, key), key
     files = [(ran / out / "x" / "adapter_model.safetensors").read_bytes()
              for out in ("adapters", "again")]  # fmt: skip
     assert files[0] == files[1]
@@ -63,14 +62,14 @@ def test_the_same_rows_from_another_place_are_the_same_run(
     ran: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """How they were split, sampled and grouped is the card's; a name of its own is taken."""
-    kept = read_card(ran / "adapters" / "x")["adapters"][0]
+    kept = Card.read(ran / "adapters" / "x").adapter
     assert run("fit", "--from-card", "adapters/x", "--base", str(tiny_base), "--out", "moved",
                "--train", "train.csv", "--name", "y") in (0, 1, 3)  # fmt: skip
     assert "The same bytes as in the card" in capsys.readouterr().out
-    entry = read_card(ran / "moved" / "y")["adapters"][0]
-    assert entry["sha256"] == kept["sha256"]
-    assert entry["data"] == kept["data"]
-    assert "general" in kept["data"]
+    entry = Card.read(ran / "moved" / "y").adapter
+    assert entry.sha256 == kept.sha256
+    assert entry.data == kept.data
+    assert "general" in kept.data
 
 
 def test_other_rows_are_said(
@@ -106,9 +105,14 @@ DECLARED = [
 ]  # fmt: skip
 
 
-def card_of(domain: Domain) -> dict[str, Any]:
-    entry = {"domain": domain.name, "settings": json.loads(json.dumps(as_record(domain)))}
-    return {"base": {"id": "embedded", "revision": None}, "adapters": [entry]}
+def base(name: str = "embedded", revision: str | None = None) -> BaseRecord:
+    return BaseRecord(name, revision, "0" * 64, "float32", None)
+
+
+def card_of(domain: Domain) -> Card:
+    settings = json.loads(json.dumps(as_record(domain)))
+    entry = AdapterEntry(domain=domain.name, path=domain.name, sha256=None, settings=settings)
+    return Card(base=base(), adapter=entry)
 
 
 @pytest.mark.parametrize("domain", DECLARED, ids=lambda domain: domain.name)
@@ -120,14 +124,14 @@ def test_a_card_gives_its_domain_back(domain: Domain) -> None:
 
 def test_what_a_card_cannot_give_back_is_said() -> None:
     memory = Domain("a", Classification(), Data([{"text": "zqsecret", "label": "x"}]))
-    assert "zqsecret" not in json.dumps(card_of(memory))
+    assert "zqsecret" not in card_of(memory).dumps()
     with pytest.raises(UsageError, match=r"1 rows in memory.*model\.fit"):
         domain_of(card_of(memory))
     mapped = Domain("a", Classification(), Data("x.csv", row=dict))
     with pytest.raises(UsageError, match=r"row|function dict.*Run the recipe"):
         domain_of(card_of(mapped))
     old = card_of(memory)
-    del old["adapters"][0]["settings"]["data"]
+    del old.adapter.settings["data"]
     with pytest.raises(UsageError, match="an older version wrote it"):
         domain_of(old)
 
@@ -145,10 +149,13 @@ def test_a_card_names_no_place_outside_the_working_folder(
 
 
 def test_the_base_of_a_card() -> None:
-    card: dict[str, Any] = {"base": {"id": "embedded", "revision": None}}
+    card = card_of(Domain("a", Classification(), Data("x.csv")))
     assert base_of(card) == (None, None)
-    card = {"base": {"id": "o/n", "revision": "abc"}}
-    assert base_of(card) == ("o/n", "abc")
+    assert base_of(replace(card, base=base("o/n", "abc"))) == ("o/n", "abc")
+
+
+def rebase(card: Card, **changes: str) -> None:
+    card.base = replace(card.base, **changes)
 
 
 def test_each_difference_is_named(ran: Path) -> None:
@@ -156,23 +163,26 @@ def test_each_difference_is_named(ran: Path) -> None:
     assert differences(then, then) == []
     assert same_bytes(then, then)[0]
     for change, said in (
-        (lambda card: card["environment"].update(torch="0.1"), "torch: "),
+        (lambda card: card.environment.update(torch="0.1"), "torch: "),
         (
-            lambda card: card["environment"].update(threads=64),
-            f"threads: {then['environment']['threads']} → 64",
+            lambda card: card.environment.update(threads=64),
+            f"threads: {then.environment['threads']} → 64",
         ),
-        (lambda card: card["base"].update(identity="f" * 64), "base identity: "),
-        (lambda card: card["base"].update(id="a/b"), "base id: tiny → a/b"),
+        (lambda card: rebase(card, identity="f" * 64), "base identity: "),
+        (lambda card: rebase(card, id="a/b"), "base id: tiny → a/b"),
         (
-            lambda card: card["adapters"][0]["settings"]["gates"].update(drift=0.05),
+            lambda card: card.adapter.settings["gates"].update(drift=0.05),
             "another task or other gates",
         ),
-        (lambda card: card["adapters"][0]["data"].update(test="0"), "test rows: other digests"),
-        (lambda card: card["adapters"][0].update(parent={"name": "p"}), "another parent"),
+        (lambda card: card.adapter.data.update(test="0"), "test rows: other digests"),
+        (
+            lambda card: card.adapter.update({"parent": ParentRecord("p", "0" * 64)}),
+            "another parent",
+        ),
     ):
         now = copy.deepcopy(then)
         change(now)
-        now["adapters"][0]["sha256"] = "0" * 64
+        now.adapter.sha256 = "0" * 64
         (found,) = differences(then, now)
         assert said in found
         same, words = same_bytes(then, now)
@@ -186,11 +196,11 @@ def test_an_adapter_judged_by_others_is_repeated_as_it_was_trained(ran: Path) ->
     judged = copy.deepcopy(then)
     domain = domain_of(then)
     stricter = replace(domain, task=Classification(positive="ham"), gates=Gates(drift=0.05))
-    hold_to(judged["adapters"][0], stricter)
-    hold_to(judged["adapters"][0], replace(domain, gates=Gates(drift=0.01)))
-    assert judged["adapters"][0]["settings"]["gates"]["drift"] == 0.01
+    hold_to(judged.adapter, stricter)
+    hold_to(judged.adapter, replace(domain, gates=Gates(drift=0.01)))
+    assert judged.adapter.settings["gates"]["drift"] == 0.01
     assert domain_of(judged) == domain
     assert differences(then, judged) == []
     same = copy.deepcopy(then)
-    hold_to(same["adapters"][0], domain_of(then))
-    assert "trained_with" not in same["adapters"][0]
+    hold_to(same.adapter, domain_of(then))
+    assert not same.adapter.trained_with

@@ -76,7 +76,7 @@ def test_the_ends_of_the_curve_are_base_and_adapter(trained: DomainModel) -> Non
     assert points[0.0]["nats"] == found["base"]["nats"]
     assert points[0.0]["kl"] == 0 < points[0.5]["kl"] < points[1.0]["kl"]
     # The validation score of the epoch that was kept, measured when it was trained.
-    training = trained.bank["spam"].card["adapters"][0]["training"]  # type: ignore[index]
+    training = trained.bank["spam"].card.adapter.training  # type: ignore[union-attr]
     kept = training["history"][training["best_epoch"] - 1]["score"]
     assert points[1.0]["score"] == pytest.approx(kept)
     assert points[1.0]["difference"] == pytest.approx(kept - found["base"]["score"])

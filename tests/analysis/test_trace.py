@@ -20,7 +20,7 @@ from lora_domains.analysis.trace import (
     trace_example,
 )
 from lora_domains.cli.main import main
-from lora_domains.console import Display, bar, signed_bar
+from lora_domains.console import Display
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.errors import UsageError
 from lora_domains.inference.likelihoods import choice_logprobs
@@ -28,6 +28,9 @@ from lora_domains.inference.scores import renormalise
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
+from lora_domains.report import terminal
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card
+from lora_domains.report.terminal import bar, signed_bar
 from lora_domains.tasks import Classification, Example, Generation, Row, task_record
 
 # Labels of several tokens that begin alike: the first token alone would say nothing.
@@ -170,15 +173,18 @@ def test_the_screen_shows_it_and_no_file_does(
     shown = capsys.readouterr().out
     assert stopped.value.code == 0
     assert "secretword" in shown.replace("│", "")
-    assert "Where in the layers" in shown
+    assert "Layer by layer" in shown
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"secretword" not in path.read_bytes(), path
 
 
 def test_a_domain_of_several_columns_asks_for_a_row(bank: Bank, tmp_path: Path) -> None:
     model = DomainModel(bank.base, out=tmp_path, display=Display(quiet=True))
-    adapter = replace(bank["strong"], card={"adapters": [{"settings": {
-        "task": task_record(replace(TASK, text=("text", "note")))}}]})  # fmt: skip
+    adapter = replace(bank["strong"], card=Card(
+        base=BaseRecord(**bank.base.record()),
+        adapter=AdapterEntry(domain="strong", path="strong", sha256=None, settings={
+            "task": task_record(replace(TASK, text=("text", "note")))}),
+    ))  # fmt: skip
     model.bank.add(adapter)
     with pytest.raises(UsageError, match="rows with the columns text, note"):
         trace(model, "alpha", "strong")
@@ -188,7 +194,7 @@ def test_a_domain_of_several_columns_asks_for_a_row(bank: Bank, tmp_path: Path) 
 def test_a_trace_is_drawn(bank: Bank, tmp_path: Path) -> None:
     found = trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
-        Display(console=Console(file=file)).trace(asdict(found), found.most_moved)
+        terminal.trace(Display(console=Console(file=file)).console, asdict(found), found.most_moved)
     text = (tmp_path / "log").read_text(encoding="utf-8")
     assert f"strong says '{found.answer}'" in text
     assert "0 cut from the middle" in text

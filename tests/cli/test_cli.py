@@ -22,7 +22,7 @@ from lora_domains.cli.flags import Parser, add_run_flags, configured
 from lora_domains.data.prepare import Data
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import DomainError, UsageError
-from lora_domains.report.report import read_card
+from lora_domains.report.card import Card
 from lora_domains.tasks import Classification, Generation
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -77,11 +77,11 @@ def test_own_csv_is_trained_measured_and_its_exit_code_is_the_verdict(
     trained: tuple[Path, int],
 ) -> None:
     out, code = trained
-    entry = read_card(out / "spam")["adapters"][0]
-    assert code == {"pass": 0, "fail": 1, "inconclusive": 3}[entry["verdict"]]
-    assert entry["domain_scores"]["f1"]["adapter"] >= 0.95
-    assert set(entry["slices"]["ward"]) == {"north", "south"}
-    assert entry["training"]["epochs"] <= 8
+    entry = Card.read(out / "spam").adapter
+    assert code == {"pass": 0, "fail": 1, "inconclusive": 3}[entry.verdict]
+    assert entry.domain_scores["f1"]["adapter"] >= 0.95
+    assert set(entry.slices["ward"]) == {"north", "south"}
+    assert entry.training["epochs"] <= 8
     items = (out / "spam" / "items.jsonl").read_text()
     assert '"group"' in items
     assert '"text"' not in items.replace('"set": "text"', "")
@@ -89,12 +89,12 @@ def test_own_csv_is_trained_measured_and_its_exit_code_is_the_verdict(
     assert '"p0"' not in items
     ledger = {".looks.jsonl", ".looks.head"}
     assert {p.name for p in out.iterdir()} == {"spam", ".digest-key"} | ledger
-    assert entry["looks"]["adapters"] == 0
+    assert entry.looks["adapters"] == 0
 
 
 def test_list_and_show(trained: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
     out, code = trained
-    verdict = read_card(out / "spam")["adapters"][0]["verdict"]
+    verdict = Card.read(out / "spam").adapter.verdict
     assert run("list", "--out", str(out)) == 0
     assert f"spam                 {verdict}" in capsys.readouterr().out
     for extra in ((), ("--rebuild",)):
@@ -123,10 +123,9 @@ def test_what_a_killed_save_left_is_not_listed(
 def test_exit_codes_follow_the_verdict(
     trained: tuple[Path, int], tmp_path: Path, verdict: str, code: int
 ) -> None:
-    card = read_card(trained[0] / "spam")
-    card["adapters"][0]["verdict"] = verdict
-    (tmp_path / "spam").mkdir()
-    (tmp_path / "spam" / "card.json").write_text(json.dumps(card))
+    card = Card.read(trained[0] / "spam")
+    card.adapter.verdict = verdict
+    card.write(tmp_path / "spam")
     assert run("show", "spam", "--out", str(tmp_path)) == code
 
 
@@ -399,8 +398,8 @@ def test_a_leak_stops_the_run_unless_it_is_dropped(
     assert not (tmp_path / "out").exists()
     assert run(*run_it, "--drop-leaks") in (0, 1, 3)
     assert "6 rows dropped that the test set holds" in capsys.readouterr().out
-    entry = read_card(tmp_path / "out" / "x")["adapters"][0]
-    assert (entry["ledger"]["refused"], entry["leaks"]["exact"]) == (6, 0)
+    entry = Card.read(tmp_path / "out" / "x").adapter
+    assert (entry.ledger["refused"], entry.leaks["exact"]) == (6, 0)
 
 
 def no_tokenizer(folder: Path, tiny_base: Path) -> str:
@@ -494,8 +493,8 @@ def test_a_recipe_runs_with_few_rows(
                  "--epochs", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
     runpy.run_path(str(recipe), run_name="__main__")  # exits 0 whatever the verdict
-    entry = read_card(tmp_path / recipe.stem)["adapters"][0]
-    assert entry["verdict"] in ("pass", "fail", "inconclusive")
+    entry = Card.read(tmp_path / recipe.stem).adapter
+    assert entry.verdict in ("pass", "fail", "inconclusive")
     said = capsys.readouterr().out
     for part in ("base loaded", "read", "ledger", "epoch", "fine-tuned", "evaluated", "Verdict"):
         assert part in said

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from conftest import ROOT
+from support.folders import VALID
 
 from lora_domains.cli.main import main
 from lora_domains.console import Display
@@ -28,8 +28,6 @@ from lora_domains.tasks import Classification, MultipleChoice, Task
 from lora_domains.verdict.ledger import level
 
 QUIET = Display(quiet=True)
-SCHEMA = json.loads((ROOT / "tests" / "report.schema.json").read_text())
-VALID = jsonschema.Draft202012Validator(SCHEMA)
 WORDS = ["alpha", "beta", "gamma", "delta", "red", "green", "blue", "stone"]
 ASKED = [
     {"question": f"The word after {a} is", "choices": [b, "river", "cloud of stone"], "answer": 0}
@@ -98,14 +96,13 @@ def test_all_at_once_gives_what_one_at_a_time_gives(
     adapters: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     found = loaded(adapters, tiny_base).benchmark(SUITE, DOMAINS, tmp_path)
-    VALID.validate(json.loads(json.dumps(found.report)))
-    for entry in found.report["adapters"]:
+    VALID.validate(json.loads(json.dumps(found.report.to_json())))
+    for entry in (entry.to_json() for entry in found.report.adapters):
         name = entry["domain"]
         # The same adapter on the same rows: one look more, at the same level.
         assert entry["looks"]["before"] >= 1
         assert (entry["looks"]["adapters"], entry["looks"]["level"]) == (0, level(0))
         card = json.loads((adapters / name / "card.json").read_text())["adapters"][0]
-        VALID.validate(json.loads((adapters / name / "card.json").read_text()))
         for part in ("domain_scores", "general", "confusion", "gates", "calibration",
                      "memorisation"):  # fmt: skip
             assert close(entry[part], card[part]), (name, part)
@@ -118,16 +115,16 @@ def test_all_at_once_gives_what_one_at_a_time_gives(
         assert len(stored) == len(found.items[name])
         for item in found.items[name]:
             assert close(item["scores"], stored[item["set"], item["id"]])
-    matrix = found.report["matrix"]
+    matrix = found.report.matrix
     assert (matrix["rows"], matrix["columns"]) == (["spam", "triage"], ["spam", "triage"])
-    for at, entry in enumerate(found.report["adapters"]):
+    for at, entry in enumerate(found.report.to_json()["adapters"]):
         score = entry["domain_scores"][matrix["metrics"][at]]
         assert matrix["base"][at] == pytest.approx(score["base"])
         assert matrix["values"][at][at] == pytest.approx(score["adapter"])
     assert all(value is not None for row in matrix["values"] for value in row)
     found.save(tmp_path / "report")
     folders = sorted((tmp_path / "report" / "measured").iterdir())
-    assert close(combine(folders)["adapters"], found.report["adapters"])
+    assert close(combine(folders).to_json(), found.report.to_json())
     assert close(combine(folders)["matrix"], matrix)
 
 
@@ -153,7 +150,9 @@ def test_a_stopped_run_goes_on_and_a_finished_one_scores_nothing(
         model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
     before = sum(writes)
     again = model.benchmark(SUITE, DOMAINS, tmp_path / "stopped")
-    for entry, other in zip(again.report["adapters"], whole.report["adapters"], strict=True):
+    for entry, other in zip(
+        again.report.to_json()["adapters"], whole.report.to_json()["adapters"], strict=True
+    ):
         # A run that is stopped before it judges has not looked.
         assert entry["looks"]["before"] == other["looks"]["before"] + 1
         assert close(entry | {"looks": None}, other | {"looks": None})
@@ -179,10 +178,10 @@ def test_another_suite_is_looked_for_in_the_training_rows(
     model = loaded(adapters, tiny_base)
     model.display = Display()
     found = model.benchmark(replace(SUITE, name="other", probes=(probe,)), DOMAINS[:1], tmp_path)
-    entries = {entry["domain"]: entry for entry in found.report["adapters"]}
-    assert entries["spam"]["leaks"]["exact"] == 1
-    assert entries["spam"]["verdict"] == "fail"
-    assert entries["triage"]["leaks"]["exact"] == 0
+    entries = {entry.domain: entry for entry in found.report.adapters}
+    assert entries["spam"].leaks["exact"] == 1
+    assert entries["spam"].verdict == "fail"
+    assert entries["triage"].leaks["exact"] == 0
     said = capsys.readouterr().out
     assert "triage: nobody has looked for the questions of other in its training rows" in said
     assert "spam: nobody" not in said
@@ -220,7 +219,7 @@ def test_nothing_resident_or_never_evaluated_is_refused(
     model.load_adapter(adapters / "spam")
     card = model.bank["spam"].card
     assert card is not None
-    del card["adapters"][0]["judged"]
+    card.adapter.judged = {}
     with pytest.raises(UsageError, match="without a verdict"):
         model.benchmark(SUITE, out=tmp_path)
 
@@ -252,7 +251,8 @@ found = model.benchmark(t.SUITE, t.DOMAINS, Path({out!r}))
 from lora_domains import distributed
 if distributed.is_main():
     assert distributed.state().num_processes == 2
-    Path({out!r}, "found.json").write_text(json.dumps([found.report["adapters"], found.items]))
+    entries = found.report.to_json()["adapters"]
+    Path({out!r}, "found.json").write_text(json.dumps([entries, found.items]))
 """
 
 
@@ -273,8 +273,8 @@ def test_two_processes_share_the_work_and_get_the_same(
     assert done.returncode == 0, done.stderr[-3000:]
     entries, items = json.loads((tmp_path / "found.json").read_text())
     assert close(items, json.loads(json.dumps(one.items)))
-    for two, alone in zip(entries, one.report["adapters"], strict=True):
-        assert close(two["gates"], alone["gates"])
+    for two, alone in zip(entries, one.report.adapters, strict=True):
+        assert close(two["gates"], alone.gates)
     lines = [
         line for path in (tmp_path / ".scores").iterdir() for line in path.read_text().splitlines()
     ]

@@ -271,9 +271,9 @@ def test_the_tutorials_experiment(
     said = capsys.readouterr().out
     assert code in (0, 1, 3), said
     card = json.loads((out / "tutorial" / "card.json").read_text())
-    entry = card["adapters"][0]
-    scores = entry["domain_scores"]["accuracy"]
-    gates = {gate["name"]: gate for gate in entry["gates"]}
+    entry = card.adapter
+    scores = entry.domain_scores["accuracy"]
+    gates = {gate["name"]: gate for gate in entry.gates}
     assert scores["adapter"] >= 0.9
     # A probe of the frozen base may already tell these few words apart.
     assert scores["adapter"] >= scores["base"] > 0.3
@@ -281,18 +281,18 @@ def test_the_tutorials_experiment(
     assert set(scores["baselines"]) == {"majority", "tfidf"}
     assert gates["frozen"]["verdict"] == gates["alive"]["verdict"] == "pass"
     if saved == "masked":
-        assert entry["judged"]["knowledge"] == "masked tokens"
+        assert entry.judged["knowledge"] == "masked tokens"
         kept = gates["retention"]
-        nats = entry["general"]["nats"]
+        nats = entry.general["nats"]
         assert kept["observed"] == pytest.approx(nats["adapter"] - nats["base"])
         assert kept["threshold"] == pytest.approx(0.03 * nats["base"])
-        assert entry["general"]["kl"]["general"] > 0
+        assert entry.general["kl"]["general"] > 0
         assert "nats per masked token" in said
     else:
         assert gates["retention"]["verdict"] == gates["drift"]["verdict"] == "not applicable"
         assert "nothing holds the adapter to it" in said
         assert "– not applicable" in said
-    assert rebuild(out / "tutorial")["adapters"][0]["gates"] == entry["gates"]
+    assert rebuild(out / "tutorial").adapter.gates == entry.gates
     assert run("predict", "tutorial", "alpha red", "beta red", "--base", base, "--out", out) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["spam", "ham"]
@@ -309,7 +309,7 @@ def test_other_encoders_are_trained_and_never_changed(tmp_path: Path, kind: str)
     model.fit(with_settings(declared, epochs=3, lr=5e-3, rank=4, dropout=0.1))
     entry = model.evaluate("spam").entry
     assert model.base.state_digest() == digest
-    assert entry["judged"]["base_changed"] is False
-    assert {gate["name"]: gate["verdict"] for gate in entry["gates"]}["alive"] == "pass"
+    assert entry.judged["base_changed"] is False
+    assert {gate["name"]: gate["verdict"] for gate in entry.gates}["alive"] == "pass"
     (found,) = model.predict("alpha red", "spam")
     assert sum(found.probabilities.values()) == pytest.approx(1)  # type: ignore[union-attr]

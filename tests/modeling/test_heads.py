@@ -35,7 +35,7 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import features, head_logits, head_logprobs, head_shapes
-from lora_domains.report.report import read_items
+from lora_domains.report.card import read_items
 from lora_domains.tasks import Classification, Generation, Row
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
@@ -360,18 +360,18 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     assert len(colour.probabilities) == 5  # type: ignore[union-attr]
     assert isinstance(model.generate("red", "words", max_new_tokens=2), str)
     entry = model.evaluate("colours").entry
-    scores = entry["domain_scores"]["macro_f1"]
+    scores = entry.domain_scores["macro_f1"]
     assert set(scores["baselines"]) == {"majority", "tfidf"}
     assert scores["adapter"] > 0.9
-    assert entry["domain_scores"]["accuracy"]["base"] > scores["baselines"]["majority"]
-    assert {gate["name"] for gate in entry["gates"]} >= {"gain", "retention", "drift", "alive"}
-    assert entry["judged"]["knowledge"] == "questions"
-    assert entry["general"]["kl"]["general"] > 0
+    assert entry.domain_scores["accuracy"]["base"] > scores["baselines"]["majority"]
+    assert {gate["name"] for gate in entry.gates} >= {"gain", "retention", "drift", "alive"}
+    assert entry.judged["knowledge"] == "questions"
+    assert entry.general["kl"]["general"] > 0
     assert model._witness == witness
     # The adapter alone, in another process's place, says the same.
     fresh = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     assert fresh.predict(texts, fresh.load_adapter("spam")) == said
-    assert card["adapters"][0]["settings"]["task"]["head"] is True
+    assert card.adapter.task["head"] is True
     readme = (tmp_path / "colours" / "README.md").read_text()
     assert "AutoModelForSequenceClassification.from_pretrained(base, num_labels=5)" in readme
     assert "pipeline_tag: text-classification" in readme
@@ -444,13 +444,13 @@ def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base:
     narrow = Data(*([row for row in part if row["label"] != "red"]  # type: ignore[union-attr]
                     for part in (data.train, data.validation, data.test)))  # fmt: skip
     card = model.fit(replace(wide, name="narrow", data=narrow), init_from="wide")
-    assert card["adapters"][0]["settings"]["task"]["labels"] == ["blue", "green", "red"]
+    assert card.adapter.task["labels"] == ["blue", "green", "red"]
     head = model.bank["narrow"].head
     assert head is not None
     assert head.classes == 3
     fresh = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     entry = fresh.evaluate(replace(wide, name="narrow", data=narrow)).entry
-    assert entry["judged"]["labels"] == ["blue", "green", "red"]
+    assert entry.judged["labels"] == ["blue", "green", "red"]
     asked = {item["target"] for item in read_items(tmp_path / "narrow") if item["set"] == "test"}
     assert asked == {0, 1}
     for task in (Classification(), Classification(head=True, labels=("blue", "green"))):

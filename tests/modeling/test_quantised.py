@@ -124,7 +124,7 @@ def test_a_quantised_base_is_trained_on_and_stays_as_it_is(
     for row in rows:
         row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
     card = model.fit(domain(rows, epochs=4, retention="none"))
-    history = card["adapters"][0]["training"]["history"]
+    history = card.adapter.training["history"]
     assert history[-1]["training_loss"] < history[0]["training_loss"]
     assert card["base"]["quantization"] == kind
     assert model.base.state_digest() == digest

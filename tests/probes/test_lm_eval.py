@@ -263,7 +263,7 @@ def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_p
     model.fit(domain)
     suite = load_suite(f"harness:{yaml(tmp_path, CHOICE)}", limit=8)
     entry = model.evaluate(domain, suite=suite).entry
-    assert entry["general"]["local_task"]["n"] == entry["general"]["pooled"]["n"] == 8
+    assert entry.general["local_task"]["n"] == entry.general["pooled"]["n"] == 8
     items = [
         json.loads(line)
         for line in (tmp_path / "adapters" / "spam" / "items.jsonl").read_text().splitlines()
@@ -274,4 +274,4 @@ def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_p
     assert "cloud" not in json.dumps(asked)
     # A benchmark scores them in mixed batches, through its store, and finds the same.
     report = model.benchmark(suite, out=tmp_path / "reports").report
-    assert report["adapters"][0]["general"]["local_task"] == entry["general"]["local_task"]
+    assert report.adapters[0].general["local_task"] == entry.general["local_task"]

@@ -9,6 +9,7 @@ import socketserver
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +21,9 @@ from hypothesis import strategies as st
 from support.folders import CARD, FAILS, LOOKS, PASSES, UNSURE, folder, items, seeds
 
 from lora_domains.report import charts
+from lora_domains.report.card import Report, read_items
 from lora_domains.report.html import page
-from lora_domains.report.regressions import compare_reports
+from lora_domains.report.regressions import regressions
 from lora_domains.report.report import combine, save_report
 from lora_domains.tasks import KINDS, task_record
 
@@ -35,7 +37,7 @@ VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Three adapters with everything a page can show, and hostile text wherever text can stand."""
     there = tmp_path_factory.mktemp("adapters")
     made = []
@@ -51,17 +53,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                                                item["scores"]["base"])  # fmt: skip
         made.append(folder(there, name, rows, looks=LOOKS, seeds=seeds(HOSTILE)))
     found = combine(made, show_text=True)
-    found["base"]["id"] = "base " + HOSTILE
-    found["adapters"][0]["domain"] = HOSTILE
-    # Since then one got worse.
-    older = copy.deepcopy(found)
-    older["adapters"][1] |= {k: found["adapters"][0][k] for k in ("gates", "domain_scores")}
-    found["since"] = compare_reports(older, found, "main.json")
+    found.base = replace(found.base, id="base " + HOSTILE)
+    found.adapters[0].domain = HOSTILE
+    older = {path.name: path for path in made} | {"legal": made[0]}  # since then one got worse
+    rows_of = {path.name: read_items(path) for path in made}
+    found.since = regressions(found, rows_of.__getitem__, older, "main")
     return found
 
 
 @pytest.fixture(scope="module")
-def shown(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shown(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page on disk."""
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(page(report), encoding="utf-8")
@@ -150,34 +151,34 @@ def test_a_chart_has_a_text_alternative_or_stands_beside_its_figures(shown: Path
     assert text.count('class="line line1"') == 2 * 3
 
 
-def test_the_verdict_is_the_first_thing_said(report: dict[str, Any]) -> None:
+def test_the_verdict_is_the_first_thing_said(report: Report) -> None:
     body = re.sub(r"<[^>]*>", " ", page(report).split("<main")[1])
     assert body.index("Do not ship: 1 of 3 fails") < 200
     assert body.index("recall (0.120 against 0.8)") < 900
-    alone = page(report | {"adapters": report["adapters"][:1], "since": None})
+    alone = page(replace(report, adapters=report.adapters[:1], since=None))
     assert "Ship medical</h1>" in alone
 
 
-def test_optional_parts_are_shown_when_they_are_there(report: dict[str, Any]) -> None:
+def test_optional_parts_are_shown_when_they_are_there(report: Report) -> None:
     text = page(report)
     for part in ("Slices", "Seeds", "earlier looks", "3 looks before this one", "Calibration",
-                 "Precision against recall", "Confusion", "Per class", "since main.json",
+                 "Precision against recall", "Confusion", "Per class", "since main",
                  "What each adapter does to the other domains"):  # fmt: skip
         assert part in text, part
     bare = copy.deepcopy(report)
-    del bare["since"]
-    for entry in bare["adapters"]:
+    bare.since = None
+    for entry in bare.adapters:
         for key in ("slices", "seeds", "looks", "calibration", "curve", "confusion", "per_class",
                     "mistakes"):  # fmt: skip
-            del entry[key]
-        entry["training"]["history"] = []
-    bare["matrix"]["values"] = [
+            setattr(entry, key, {})
+        entry.training["history"] = []
+    bare.matrix["values"] = [
         [v if r == c else None for c, v in enumerate(row)]
-        for r, row in enumerate(bare["matrix"]["values"])
+        for r, row in enumerate(bare.matrix["values"])
     ]
     text = page(bare)
     for part in ("Slices", "Seeds", "earlier looks", "Calibration", "Precision against recall",
-                 "Confusion", "main.json"):  # fmt: skip
+                 "Confusion", "since main"):  # fmt: skip
         assert part not in text, part
     assert "no matrix to show" in text
 
@@ -199,7 +200,7 @@ def test_every_kind_of_task_has_a_page_and_every_other_view(tmp_path: Path, kind
     settings = copy.deepcopy(CARD["adapters"][0]["settings"])
     settings["task"] = task_record(KINDS[kind]())
     found = combine([folder(tmp_path, "other", rows, judged=judged, settings=settings)])
-    assert found["adapters"][0]["verdict"] in ("pass", "inconclusive")
+    assert found.adapters[0].verdict in ("pass", "inconclusive")
     save_report(found, tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
     assert judged["metric"].replace("_", " ").replace("f1", "F1") in text
@@ -208,12 +209,12 @@ def test_every_kind_of_task_has_a_page_and_every_other_view(tmp_path: Path, kind
     Page(text)
 
 
-def test_many_classes_are_shown_as_their_most_frequent_mistakes(report: dict[str, Any]) -> None:
-    entry = copy.deepcopy(report["adapters"][0])
+def test_many_classes_are_shown_as_their_most_frequent_mistakes(report: Report) -> None:
+    entry = copy.deepcopy(report.adapters[0])
     labels = [f"class {n}" for n in range(30)]
     table = [[100 if i == j else int(j == i + 1) * (i + 1) for j in range(30)] for i in range(30)]
-    entry["confusion"] = {"labels": labels, "base": table, "adapter": table}
-    text = page(report | {"adapters": [entry]})
+    entry.confusion = {"labels": labels, "base": table, "adapter": table}
+    text = page(replace(report, adapters=[entry]))
     rows = re.findall(r'<td class="n">(\d+)</td><td>(class \d+)</td><td>(class \d+)</td>', text)
     assert len(rows) == 12
     assert rows[0] == ("29", "class 28", "class 29")

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -17,21 +18,32 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from support.folders import CARD, FAILS, LOOKS, PASSES, UNSURE, folder, items, seeds
+from rich.console import Console
+from support.folders import (
+    CARD,
+    FAILS,
+    LOOKS,
+    PASSES,
+    UNSURE,
+    VALID,
+    VALID_CARD,
+    folder,
+    items,
+    seeds,
+)  # fmt: skip
 
-from lora_domains.cli import main as cli
-from lora_domains.console import Display
+from lora_domains.cli.main import main
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
+from lora_domains.report import terminal
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card, Report, read_items
 from lora_domains.report.html import page
 from lora_domains.report.junit import junit
 from lora_domains.report.markdown import COMMENT, escaped, summary, table
-from lora_domains.report.regressions import compare_reports
-from lora_domains.report.report import combine, read_card, read_report, rebuild, save_report
-from lora_domains.report.text import fallen, headline, losses, outcome
+from lora_domains.report.regressions import older_adapters, regressions
+from lora_domains.report.report import combine, rebuild, save_report
+from lora_domains.report.text import fallen, losses, outcome
 from lora_domains.stats.comparisons import compare_f1
 
-SCHEMA = json.loads((ROOT / "tests" / "report.schema.json").read_text())
-VALID = jsonschema.Draft202012Validator(SCHEMA)
 SECRET = "planted-7f3a <script>alert(1)</script>"
 FILES = {"report.json", "report.html", "report.md", "comment.md", "junit.xml"}
 
@@ -55,7 +67,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as left:
-        cli.main(["report", *arguments])
+        main(["report", *arguments])
     assert isinstance(left.value.code, int)
     return left.value.code
 
@@ -65,18 +77,19 @@ def run(*arguments: str) -> int:
 
 def test_a_report_holds_what_each_card_says_and_keeps_to_its_schema(three: list[Path]) -> None:
     report = combine(three)
-    assert [e["path"] for e in report["adapters"]] == ["medical", "legal", "finance"]
-    assert [e["verdict"] for e in report["adapters"]] == ["pass", "fail", "inconclusive"]
-    for made, entry in zip(three, report["adapters"], strict=True):
-        assert rebuild(made)["adapters"][0].items() <= entry.items()
-        VALID.validate(rebuild(made))
-    report["since"] = compare_reports(report, report, "report.json")
-    VALID.validate(json.loads(json.dumps(report, allow_nan=False)))
+    assert [e.path for e in report.adapters] == ["medical", "legal", "finance"]
+    assert [e.verdict for e in report.adapters] == ["pass", "fail", "inconclusive"]
+    for made, entry in zip(three, report.adapters, strict=True):
+        assert rebuild(made).adapter.to_json().items() <= entry.to_json().items()
+        VALID_CARD.validate(rebuild(made).to_json())
+    report.since = changes(three, three)
+    VALID.validate(json.loads(json.dumps(report.to_json(), allow_nan=False)))
 
 
 def test_labels_with_brackets_are_drawn(capsys: pytest.CaptureFixture[str]) -> None:
-    Display().confusion(
-        {"labels": ["[urgent]", "[/b]"], "adapter": [[3, 1], [0, 2]], "base": [[2, 2], [1, 1]]}
+    terminal.confusion(
+        Console(),
+        {"labels": ["[urgent]", "[/b]"], "adapter": [[3, 1], [0, 2]], "base": [[2, 2], [1, 1]]},
     )
     said = capsys.readouterr().out
     assert said.count("[urgent]") == 3
@@ -84,8 +97,11 @@ def test_labels_with_brackets_are_drawn(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_loss_says_what_it_is_counted_in() -> None:
-    def entry(judged: str, head: bool) -> dict[str, Any]:
-        return {"judged": {"loss": judged}, "settings": {"task": {"head": head}}}
+    def entry(judged: str, head: bool) -> AdapterEntry:
+        return AdapterEntry(
+            domain="x", path="x", sha256=None, judged={"loss": judged},
+            settings={"task": {"head": head}},
+        )  # fmt: skip
 
     assert losses(entry("label cross-entropy", False)) == (
         "Loss is label cross-entropy; in the epochs it is nats per answer token, as it is trained."
@@ -96,7 +112,7 @@ def test_a_loss_says_what_it_is_counted_in() -> None:
 
 @pytest.mark.parametrize("where", ["", "adapters/0", "adapters/0/gates/0", "base"])
 def test_the_schema_refuses_what_it_does_not_name(three: list[Path], where: str) -> None:
-    report: Any = combine(three)
+    report: Any = combine(three).to_json()
     part = report
     for step in where.split("/") if where else []:
         part = part[int(step)] if step.isdigit() else part[step]
@@ -107,14 +123,14 @@ def test_the_schema_refuses_what_it_does_not_name(three: list[Path], where: str)
 
 def test_the_matrix_says_what_each_adapter_does_to_the_other_domains(three: list[Path]) -> None:
     report = combine(three)
-    matrix, entries = report["matrix"], {e["path"]: e for e in report["adapters"]}
+    matrix, entries = report.matrix, {e.path: e for e in report.adapters}
     assert matrix["rows"] == matrix["columns"] == ["medical", "legal", "finance"]
     assert matrix["metrics"] == ["f1"] * 3
     for row, name in enumerate(matrix["rows"]):
         for column, domain in enumerate(matrix["columns"]):
             # Here the others answer as the base does.
             who = "adapter" if name == domain else "base"
-            assert matrix["values"][row][column] == entries[domain]["domain_scores"]["f1"][who]
+            assert matrix["values"][row][column] == entries[domain].domain_scores["f1"][who]
 
 
 def test_what_was_not_measured_is_none(tmp_path: Path) -> None:
@@ -123,23 +139,23 @@ def test_what_was_not_measured_is_none(tmp_path: Path) -> None:
     del card["adapters"][0]["judged"]
     (made[1] / "card.json").write_text(json.dumps(card))
     report = combine(made)
-    assert report["matrix"]["columns"] == ["one"]
-    assert report["matrix"]["values"][1] == [None]
-    assert report["adapters"][1]["verdict"] == "inconclusive"
+    assert report.matrix["columns"] == ["one"]
+    assert report.matrix["values"][1] == [None]
+    assert report.adapters[1].verdict == "inconclusive"
     assert "has not been evaluated" in summary(report)
     save_report(report, tmp_path / "out")
     assert outcome(report) == "inconclusive"
-    VALID.validate(report)
+    VALID.validate(report.to_json())
 
 
 def test_environments_that_differ_are_told_apart(tmp_path: Path) -> None:
     made = [folder(tmp_path, name, environment={"git": name * 40}) for name in ("a", "b")]
     report = combine(made)
-    assert (report["environment"]["git"], report["environment"]["python"]) == (
+    assert (report.environment["git"], report.environment["python"]) == (
         None, CARD["environment"]["python"],
     )  # fmt: skip
-    assert [e["environment"] for e in report["adapters"]] == [{"git": "a" * 40}, {"git": "b" * 40}]
-    VALID.validate(report)
+    assert [e.environment for e in report.adapters] == [{"git": "a" * 40}, {"git": "b" * 40}]
+    VALID.validate(report.to_json())
     text = page(report)
     assert "differs, see each adapter" in text
     assert "a" * 40 in text
@@ -178,11 +194,12 @@ def test_items_of_another_shape_are_named(tmp_path: Path, line: str) -> None:
 
 
 def test_mistakes_are_listed_by_id_and_their_text_only_when_asked_for(three: list[Path]) -> None:
-    entry = combine(three)["adapters"][1]
-    assert len(entry["mistakes"]) == 20
-    assert entry["mistakes"][0].keys() == {"id", "true", "adapter", "base", "confidence"}
-    assert entry["mistakes"][0]["true"] == "urgent"
-    assert SECRET in combine(three, show_text=True)["adapters"][1]["mistakes"][0]["text"]
+    mistakes = combine(three).adapters[1].mistakes or []
+    assert len(mistakes) == 20
+    assert mistakes[0].keys() == {"id", "true", "adapter", "base", "confidence"}
+    assert mistakes[0]["true"] == "urgent"
+    shown = combine(three, show_text=True).adapters[1].mistakes or []
+    assert SECRET in shown[0]["text"]
 
 
 # ── The verb ────────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +227,7 @@ def test_every_view_is_written_and_says_the_verdict_first(
     assert (out / "report.md").read_text().startswith("## ✘ Do not ship: 1 of 3 fails\n")
     page = (out / "report.html").read_text()
     assert "Do not ship: 1 of 3 fails" in page.split("<h1")[1].split("</h1>")[0]
-    assert read_report(out / "report.json") == json.loads((out / "report.json").read_text())
+    VALID.validate(json.loads((out / "report.json").read_text()))
 
 
 def test_row_text_is_nowhere_unless_asked_for(three: list[Path], tmp_path: Path) -> None:
@@ -244,7 +261,7 @@ def test_a_refused_write_leaves_the_old_file_whole(
 
     monkeypatch.setattr("lora_domains.atomic.os.fsync", refuse)
     with pytest.raises(UsageError, match="No space left"):
-        save_report(report | {"schema": 2}, out)
+        save_report(replace(report, since=None), out)
     assert (out / "report.json").read_text() == before
     assert {p.name for p in out.iterdir()} == FILES
 
@@ -258,8 +275,8 @@ def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_report_costs_no_torch(three: list[Path], tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from lora_domains import cli\n"
-        "try:\n    cli.main(sys.argv[1:])\n"
+        "from lora_domains.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\n"
         "finally:\n"
         "    heavy = {'torch', 'transformers', 'peft', 'accelerate'} & sys.modules.keys()\n"
         "    print('HEAVY', sorted(heavy))\n"
@@ -286,10 +303,15 @@ def test_the_benchmark_of_rebuilding_runs() -> None:
 # ── What got worse ──────────────────────────────────────────────────────────────────────────────
 
 
+def changes(old: list[Path], new: list[Path]) -> dict[str, Any]:
+    """What got worse in the adapters ``new`` since ``old``."""
+    rows = {path.name: read_items(path) for path in new}
+    return regressions(combine(new), rows.__getitem__, {p.name: p for p in old}, "main")
+
+
 def since(tmp_path: Path, before: Any, now: Any) -> dict[str, Any]:
-    old, new = (combine([folder(tmp_path / n, rows=rows)])
-                for n, rows in (("old", before), ("new", now)))  # fmt: skip
-    return compare_reports(old, new, "main.json")
+    old, new = (folder(tmp_path / n, rows=rows) for n, rows in (("old", before), ("new", now)))
+    return changes([old], [new])
 
 
 @pytest.mark.parametrize(
@@ -318,11 +340,10 @@ def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
     now = copy.deepcopy(before)
     for item in now[:12]:
         item["scores"]["adapter"]["prediction"] = 0
-    old, new = (combine([folder(tmp_path / n, rows=rows)])
-                for n, rows in (("old", before), ("new", now)))  # fmt: skip
-    figure = compare_reports(old, new, "x")["adapters"]["triage"]["figures"]["f1"]
+    old, new = (folder(tmp_path / n, rows=rows) for n, rows in (("old", before), ("new", now)))
+    figure = changes([old], [new])["adapters"]["triage"]["figures"]["f1"]
     assert (figure["paired"], figure["worse"]) == (True, True)
-    entries = [r["adapters"][0]["domain_scores"]["f1"] for r in (old, new)]
+    entries = [rebuild(path).adapter.domain_scores["f1"] for path in (old, new)]
     assert [figure["before"], figure["now"]] == [e["adapter"] for e in entries]
     truth, was, is_ = (
         np.array(
@@ -337,8 +358,10 @@ def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
     wanted = compare_f1(truth, was, is_, 1)
     assert (figure["lower"], figure["upper"]) == pytest.approx((wanted.lower, wanted.upper))
     # The same figures on other rows: the gains are all there is, and they leave it open.
-    new["adapters"][0]["data"] = {"test": "f" * 64}
-    figure = compare_reports(old, new, "x")["adapters"]["triage"]["figures"]["f1"]
+    card = Card.read(new)
+    card.adapter.data = {"test": "f" * 64}
+    card.write(new)
+    figure = changes([old], [new])["adapters"]["triage"]["figures"]["f1"]
     assert (figure["paired"], figure["worse"]) == (False, False)
     assert [figure["before"], figure["now"]] == [e["difference"] for e in entries]
     assert figure["lower"] < wanted.lower < wanted.upper < figure["upper"]
@@ -348,28 +371,32 @@ def test_groups_are_kept_together_when_old_and_new_are_paired(tmp_path: Path) ->
     before, now = items((90, 10, 10, 90)), items((80, 20, 10, 90))
     widths = []
     for name in ("alone", "together"):
-        reports = []
+        folders = []
         for n, rows in enumerate((before, now)):
             if name == "together":
                 rows = [r | {"group": f"g{i // 10}"} for i, r in enumerate(rows)]
-            reports.append(combine([folder(tmp_path / f"{name}{n}", rows=rows)]))
-        found = compare_reports(*reports, "x")["adapters"]["triage"]["figures"]["f1"]
+            folders.append([folder(tmp_path / f"{name}{n}", rows=rows)])
+        found = changes(*folders)["adapters"]["triage"]["figures"]["f1"]
         assert found["paired"]
         widths.append(found["upper"] - found["lower"])
     assert widths[1] > 1.5 * widths[0]
 
 
-@pytest.mark.parametrize("part", ["answers", "domain_scores", "gates"])
-def test_a_broken_baseline_is_named(tmp_path: Path, part: str) -> None:
-    made, out = folder(tmp_path), tmp_path / "out"
-    assert run(str(made), "--out", str(out)) == 0
-    old = json.loads((out / "report.json").read_text())
-    if part == "answers":
-        old["adapters"][0]["answers"]["domain"]["prediction"] = "not packed"
+@pytest.mark.parametrize("part", ["items", "domain_scores", "gates"])
+def test_a_broken_older_adapter_is_named(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = folder(tmp_path / "new"), folder(tmp_path / "old")
+    if part == "items":
+        (old / "items.jsonl").write_text('{"set": "test"}')
     else:
-        old["adapters"][0][part] = 5
-    (tmp_path / "old.json").write_text(json.dumps(old))
-    assert run(str(made), "--out", str(out), "--baseline", str(tmp_path / "old.json")) == 2
+        card = json.loads((old / "card.json").read_text())
+        card["adapters"][0][part] = 5
+        (old / "card.json").write_text(json.dumps(card))
+    out = tmp_path / "out"
+    assert run(str(new), "--out", str(out), "--against", str(tmp_path / "old")) == 2
+    assert "AdapterCorrupt triage" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_gate_that_fails_now_is_worse_and_one_left_open_is_shown(tmp_path: Path) -> None:
@@ -385,17 +412,17 @@ def test_a_gate_that_fails_now_is_worse_and_one_left_open_is_shown(tmp_path: Pat
 
 
 def test_a_lower_loss_is_no_fall(tmp_path: Path) -> None:
-    changes = {"judged": CARD["adapters"][0]["judged"] | {"metric": "loss"}}
-    reports = []
+    entry = {"judged": CARD["adapters"][0]["judged"] | {"metric": "loss"}}
+    one, two = [], []
     for n, sure in enumerate((0.9, 0.99)):
         rows = items()
         for item in rows:
             if item["set"] == "test":
                 said = item["scores"]["adapter"]
                 said["nll"] = said["nll"] * (1.0 if sure == 0.9 else 0.5)
-        reports.append(combine([folder(tmp_path / str(n), rows=rows, **changes)]))
-    better = compare_reports(reports[0], reports[1], "x")["adapters"]["triage"]["figures"]["loss"]
-    worse = compare_reports(reports[1], reports[0], "x")["adapters"]["triage"]["figures"]["loss"]
+        (one, two)[n].append(folder(tmp_path / str(n), rows=rows, **entry))
+    better = changes(one, two)["adapters"]["triage"]["figures"]["loss"]
+    worse = changes(two, one)["adapters"]["triage"]["figures"]["loss"]
     assert (better["worse"], worse["worse"]) == (False, True)
 
 
@@ -405,48 +432,49 @@ def test_worse_than_the_baseline_is_exit_1_and_shown_first(
     # Both pass their gates; the new one found fewer.
     old = folder(tmp_path / "old", rows=items((490, 10, 10, 490)))
     new = folder(tmp_path / "new", rows=items((450, 50, 35, 465)))
-    gone = folder(tmp_path / "old", "gone")
+    folder(tmp_path / "old", "gone")
     out = tmp_path / "out"
-    assert run(str(old), str(gone), "--out", str(out)) == 0
-    # The baseline may be the very file that is replaced.
+    assert run(str(old), "--out", str(out)) == 0
     capsys.readouterr()
-    assert run(str(new), "--out", str(out), "--baseline", str(out / "report.json")) == 1
+    assert run(str(new), "--out", str(out), "--baseline", str(tmp_path / "old")) == 1
     said = capsys.readouterr().out
     assert "F1 on the same rows went from 0.980 to" in said
     assert "gone was in it" in said
     report = json.loads((out / "report.json").read_text())
     VALID.validate(report)
     assert report["adapters"][0]["verdict"] == "pass"
-    assert outcome(report) == "fail"
-    assert headline(report) == "Do not ship: worse than report.json"
+    assert report["since"]["worse"]
+    assert "Do not ship: worse than old" in said
     for view in ("report.md", "report.html"):
         shown = (out / view).read_text()
-        assert shown.index("Worse since report.json") < shown.index("general knowledge")
+        assert shown.index("Worse since old") < shown.index("general knowledge")
     cases = Xml.parse(out / "junit.xml").getroot()
     assert cases.attrib["failures"] == "1"
-    assert run(str(new), "--out", str(out), "--baseline", str(out / "report.json")) == 0
+    assert run(str(new), "--out", str(out), "--against", str(tmp_path / "new")) == 0
+    # One adapter, such as an earlier version, goes by the name in its card.
+    assert run(str(new), "--out", str(out), "--against", str(old)) == 1
 
 
-def test_a_baseline_on_another_base_or_of_no_report_is_refused(tmp_path: Path) -> None:
+def test_older_adapters_on_another_base_or_none_are_refused(tmp_path: Path) -> None:
     made, out = folder(tmp_path), tmp_path / "out"
-    card = read_card(made)
-    card["base"]["identity"] = "f" * 64
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(card))
-    assert run(str(made), "--out", str(out), "--baseline", str(other)) == 2
-    for text in ("{", "[]", '{"schema": 1}'):
-        other.write_text(text)
-        assert run(str(made), "--out", str(out), "--baseline", str(other)) == 2
+    folder(tmp_path / "other", base={"identity": "f" * 64})
+    assert run(str(made), "--out", str(out), "--against", str(tmp_path / "other")) == 2
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "nowhere"):
+        with pytest.raises(UsageError, match="a folder of older adapters"):
+            older_adapters(tmp_path / place)
+        assert run(str(made), "--out", str(out), "--against", str(tmp_path / place)) == 2
+    (tmp_path / "other" / "triage" / "card.json").write_text("{")
+    assert run(str(made), "--out", str(out), "--against", str(tmp_path / "other")) == 2
     assert not out.exists()
 
 
 # ── Markdown ────────────────────────────────────────────────────────────────────────────────────
 
 
-def many(report: dict[str, Any], count: int) -> dict[str, Any]:
-    entries = [copy.deepcopy(report["adapters"][n % 3]) | {"path": f"adapter-{n}"}
-               for n in range(count)]  # fmt: skip
-    return report | {"adapters": entries}
+def many(report: Report, count: int) -> Report:
+    entries = [replace(report.adapters[n % 3], path=f"adapter-{n}") for n in range(count)]
+    return replace(report, adapters=entries)
 
 
 @pytest.mark.parametrize(("count", "limit"), [(3, COMMENT), (60, COMMENT), (2000, COMMENT),
@@ -491,14 +519,14 @@ def test_junit_has_a_case_for_each_gate(three: list[Path]) -> None:
     report = combine(three)
     root = Xml.fromstring(junit(report).encode())
     suites = {suite.attrib["name"]: suite for suite in root}
-    for entry in report["adapters"]:
-        suite = suites[f"lora_domains.{entry['path']}"]
-        assert [case.attrib["name"] for case in suite] == [g["name"] for g in entry["gates"]]
-        for case, gate in zip(suite, entry["gates"], strict=True):
+    for entry in report.adapters:
+        suite = suites[f"lora_domains.{entry.path}"]
+        assert [case.attrib["name"] for case in suite] == [g["name"] for g in entry.gates]
+        for case, gate in zip(suite, entry.gates, strict=True):
             wanted = {"fail": "failure", "inconclusive": "error", "pass": "system-out"}
             assert [part.tag for part in case] == [wanted[gate["verdict"]]]
             assert gate["why"] in (case[0].text or "") + case[0].attrib.get("message", "")
-    verdicts = [g["verdict"] for e in report["adapters"] for g in e["gates"]]
+    verdicts = [g["verdict"] for e in report.adapters for g in e.gates]
     counts = [str(len(verdicts)), str(verdicts.count("fail")), str(verdicts.count("inconclusive"))]
     assert [root.attrib[k] for k in ("tests", "failures", "errors")] == counts
 
@@ -506,7 +534,9 @@ def test_junit_has_a_case_for_each_gate(three: list[Path]) -> None:
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_junit_is_xml_whatever_a_report_holds(name: str, why: str) -> None:
     gate = {"name": name, "rule": why, "verdict": "fail", "why": why}
-    report = {"adapters": [{"path": name, "gates": [gate]}]}
+    entry = AdapterEntry(domain="x", path=name, sha256=None, gates=[gate], verdict="fail")
+    base = BaseRecord("tiny", None, "0" * 64, "float32", None)
+    report = Report(base=base, environment={}, adapters=[entry], matrix={})
     root = Xml.fromstring(junit(report).encode("utf-8", "strict"))
     assert root[0][0][0].tag == "failure"
 

@@ -98,8 +98,6 @@ def test_who_can_be_referred() -> None:
 
 
 def test_a_threshold_is_read_from_a_card() -> None:
-    assert stored({"adapters": [{"judged": {"threshold": {"threshold": 0.3}}}]}) == 0.3
-    for entry in ({}, {"judged": {}}, {"judged": {"threshold": None}},
-                  {"judged": {"threshold": {"threshold": None}}}):  # fmt: skip
-        assert stored({"adapters": [entry]}) is None
-    assert stored(None) is None
+    assert stored({"threshold": {"threshold": 0.3}}) == 0.3
+    for judged in ({}, {"threshold": None}, {"threshold": {"threshold": None}}):
+        assert stored(judged) is None

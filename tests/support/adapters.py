@@ -9,6 +9,7 @@ from lora_domains.adapters.peft import Adapter, new_adapter, save_adapter
 from lora_domains.domain import Lora
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
 TOLERANCE = 1e-5
 IDS = torch.arange(3, 27).reshape(2, 12)
@@ -27,9 +28,9 @@ def strong(base: Base, name: str = "strong", seed: int = 1, rank: int = 4, **lor
 def save(folder: Path, adapter: Adapter, base: Base) -> Path:
     """``adapter`` saved with the smallest card that is one."""
 
-    def card(sha256: str) -> dict[str, Any]:
-        entry = {"domain": adapter.name, "sha256": sha256}
-        return {"schema": 1, "base": base.record(), "adapters": [entry]}
+    def card(sha256: str) -> Card:
+        entry = AdapterEntry(domain=adapter.name, path=adapter.name, sha256=sha256)
+        return Card(base=BaseRecord(**base.record()), adapter=entry)
 
     save_adapter(folder, adapter, base, card, lambda card: "# An adapter\n", [])
     return folder

@@ -95,5 +95,5 @@ def forgetful(folder: Path, tiny_base: Path, **settings: Any) -> dict[str, Any]:
     """The training record of a run that forgets unless ``settings`` prevent it."""
     declared = domain(clear_rows()[:200], epochs=2, **({"lr": 0.02} | settings))
     card = model_in(folder, tiny_base).fit(declared)
-    record: dict[str, Any] = card["adapters"][0]["training"]
+    record: dict[str, Any] = card.adapter.training
     return record

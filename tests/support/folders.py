@@ -6,11 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 from conftest import ROOT
+from referencing import Registry
 from test_summary import Item, general, table, text, train_like
 
 from lora_domains.stats.seeds import seed_variance
+
+SCHEMAS = {
+    name: json.loads((ROOT / f"lora_domains/report/{name}.schema.json").read_text())
+    for name in ("card", "report")
+}
+REGISTRY: Registry[Any] = Registry().with_contents(
+    (f"{name}.schema.json", schema) for name, schema in SCHEMAS.items()
+)
+VALID_CARD, VALID = (
+    jsonschema.Draft202012Validator(SCHEMAS[name], registry=REGISTRY) for name in ("card", "report")
+)
+"""Validators of ``card.json`` and ``report.json``."""
 
 CARD: dict[str, Any] = json.loads((ROOT / "benchmarks" / "speed" / "card.json").read_text())
 # What the adapter says of 500 positives and 500 others: found, missed, false alarms, right.

@@ -24,7 +24,7 @@ from lora_domains.inference import likelihoods as scoring
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
-from lora_domains.report.report import read_items
+from lora_domains.report.card import read_items
 from lora_domains.tasks import Classification, Example, MultipleChoice
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
@@ -72,9 +72,9 @@ def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, An
         "steps": steps,
         "history": [
             {k: r[k] for k in ("training_loss", "validation_loss", "score")}
-            for r in card["adapters"][0]["training"]["history"]
+            for r in card.adapter.training["history"]
         ],
-        "world_size": card["environment"]["world_size"],
+        "world_size": card.environment["world_size"],
         "verdict": evaluation.verdict,
         "items": read_items(out / "spam"),
     }

@@ -10,7 +10,8 @@ from support.models import SUITE, declared, model_in
 
 from lora_domains.errors import DataError
 from lora_domains.inference.predict import Prediction
-from lora_domains.report.report import read_card, rebuild
+from lora_domains.report.card import Card
+from lora_domains.report.report import rebuild
 from lora_domains.tasks import KINDS, Example, Row, Task, fill, register, text_of
 from lora_domains.tasks.base import LossUnit
 
@@ -67,15 +68,15 @@ def test_a_new_kind_is_fitted_evaluated_rebuilt_and_predicts(
     domain = declared(rows, "ratings", Stars(), epochs=2)
     model = model_in(tmp_path, tiny_base)
     card = model.fit(domain)
-    history = card["adapters"][0]["training"]["history"]
+    history = card.adapter.training["history"]
     assert history[-1]["training_loss"] < history[0]["training_loss"]
 
     entry = model.evaluate(domain, suite=SUITE).entry
-    assert entry["judged"]["metric"] == "accuracy"
-    assert entry["domain_scores"].keys() == {"accuracy", "macro_f1", "loss"}
-    assert {"majority", "tfidf"} <= entry["domain_scores"]["accuracy"]["baselines"].keys()
-    assert entry["confusion"]["labels"] == ["1", "2", "3"]
-    assert rebuild(tmp_path / "ratings") == read_card(tmp_path / "ratings")
+    assert entry.judged["metric"] == "accuracy"
+    assert entry.domain_scores.keys() == {"accuracy", "macro_f1", "loss"}
+    assert {"majority", "tfidf"} <= entry.domain_scores["accuracy"]["baselines"].keys()
+    assert entry.confusion["labels"] == ["1", "2", "3"]
+    assert rebuild(tmp_path / "ratings") == Card.read(tmp_path / "ratings")
 
     fresh = model_in(tmp_path, tiny_base)
     fresh.load_adapter(tmp_path / "ratings")

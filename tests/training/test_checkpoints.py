@@ -33,7 +33,7 @@ from lora_domains.errors import (
 )
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
-from lora_domains.report.report import read_card
+from lora_domains.report.card import Card
 from lora_domains.training import fit
 from lora_domains.training.checkpoints import clear, read_checkpoint, write_checkpoint
 from lora_domains.training.loop import Run
@@ -186,7 +186,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     torch.manual_seed(steps)  # the caller's random state must not matter
     card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
     assert digest(tmp_path) == unbroken[dropout]
-    assert card["adapters"][0]["training"]["steps"] == 15
+    assert card.adapter.training["steps"] == 15
     assert not (tmp_path / ".spam.checkpoint").exists()
 
 
@@ -232,9 +232,9 @@ def test_a_signal_counts_where_no_step_is_taken(
         with pytest.raises(TrainingInterrupted, match="--resume to continue") as caught:
             model.fit(declared)
     assert caught.value.found == ("SIGTERM" if moment == "last validation" else "SIGINT")
-    assert not read_card(tmp_path / "spam")["adapters"][0]["training"]["finished"]
+    assert not Card.read(tmp_path / "spam").adapter.training["finished"]
     card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
-    assert card["adapters"][0]["training"]["finished"]
+    assert card.adapter.training["finished"]
     assert digest(tmp_path) == unbroken[0.0]
 
 

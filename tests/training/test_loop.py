@@ -47,10 +47,10 @@ def test_it_learns_and_touches_neither_the_random_state_nor_the_base(
     said = model.predict([row["text"] for row in test], domain="spam")
     right = [p.label == row["label"] for p, row in zip(said, test, strict=True)]  # type: ignore[union-attr]
     assert sum(right) / len(right) >= 0.95
-    record = card["adapters"][0]["training"]
+    record = card.adapter.training
     assert record["history"][-1]["training_loss"] < record["history"][0]["training_loss"]
     assert record["steps"] == record["epochs"] * math.ceil(301 / 16)
-    assert card["adapters"][0]["ledger"]["supervised_tokens"] > 0
+    assert card.adapter.ledger["supervised_tokens"] > 0
     assert not list(tmp_path.glob(".spam*"))  # no checkpoint is left
 
 
@@ -134,7 +134,7 @@ def test_an_explosion_in_the_second_epoch_keeps_the_first(
     with pytest.raises(LossExploded, match=r"epoch 2.*Epoch 1 was kept"):
         model.fit(domain(rows[:100], epochs=3))
     card = json.loads((tmp_path / "spam" / "card.json").read_text())
-    assert card["adapters"][0]["training"]["best_epoch"] == 1
+    assert card.adapter.training["best_epoch"] == 1
     assert model.load_adapter("spam") == "spam"
 
 

@@ -239,8 +239,8 @@ def test_own_general_text_is_what_it_is_held_to(tmp_path: Path, tiny_base: Path)
     card = model.fit(declared)
     dataset = model.dataset("spam")
     assert {len(dataset.general.training), len(dataset.general.selection)} == {40, 10}
-    assert card["adapters"][0]["settings"]["data"]["general"] == "50 rows in memory"
+    assert card.adapter.settings["data"]["general"] == "50 rows in memory"
     own, ours = (card, model_in(tmp_path / "b", tiny_base).fit(plain))
-    assert own["adapters"][0]["sha256"] != ours["adapters"][0]["sha256"]
+    assert own.adapter.sha256 != ours.adapter.sha256
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path

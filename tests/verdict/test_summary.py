@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from lora_domains.console import Display
 from lora_domains.domain import Domain, Gates
 from lora_domains.errors import AdapterCorrupt
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card, read_items
 from lora_domains.report.markdown import readme
-from lora_domains.report.report import read_card, read_items
+from lora_domains.report.report import Evaluation
 from lora_domains.report.text import interval
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import compare_accuracy, compare_f1
@@ -528,20 +528,16 @@ def test_hardly_any_items_give_json_a_card_and_no_pass(count: int) -> None:
     if count == 1:
         assert summary["domain_scores"]["loss"]["lower"] is None
         assert summary["general"]["kl"]["upper"] is None
-    card = {
-        "base": {"id": "tiny", "licence": None},
-        "adapters": [summary | {
-            "domain": "x", "path": "x", "leaks": {"exact": 0, "near": 0},
-            "training": {"epochs": 1, "steps": 1, "seconds": 1.0, "best_epoch": 1},
-            "ledger": dict.fromkeys(
-                ["read", "refused", "duplicates", "truncated", "supervised_tokens"], 0),
-        }],
-    }  # fmt: skip
+    entry = AdapterEntry(
+        domain="x", path="x", sha256=None, leaks={"exact": 0, "near": 0},
+        training={"epochs": 1, "steps": 1, "seconds": 1.0, "best_epoch": 1},
+        ledger=dict.fromkeys(
+            ["read", "refused", "duplicates", "truncated", "supervised_tokens"], 0),
+    )  # fmt: skip
+    entry.update(summary)
+    card = Card(base=BaseRecord("tiny", None, "0" * 64, "float32", None), adapter=entry)
     assert "nan" not in readme(card).lower().replace("finance", "")
-    display = Display(quiet=True)
-    display.scores(summary)
-    display.general(summary)
-    display.gates(summary)
+    assert summary["verdict"] in str(Evaluation(card))
 
 
 def test_free_text_is_judged_on_its_nats() -> None:
@@ -589,7 +585,7 @@ def test_items_that_cannot_be_read_are_named(tmp_path: Path, text: str | None) -
 def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
     (tmp_path / "card.json").write_text(card)
     with pytest.raises(AdapterCorrupt, match=r"card\.json"):
-        read_card(tmp_path)
+        Card.read(tmp_path)
 
 
 def test_default_gates_are_the_ones_of_the_design() -> None:

@@ -1,0 +1,370 @@
+"""``card.json`` and ``report.json``, typed: a ``Card`` reads, writes and validates itself.
+
+The shape of the file is in ``card.schema.json``; this file checks a card against it when it is read
+and before it is written. What a run measured for each item is in ``items.jsonl`` beside the card.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from lora_domains.atomic import write_text
+from lora_domains.errors import AdapterCorrupt
+from lora_domains.tasks import upgraded_record
+
+SCHEMA = 1
+CARD, ITEMS = "card.json", "items.jsonl"
+OLD_GATES: dict[str, str] = {}
+"""Names of gates in older cards, and their names today."""
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base that an adapter was trained on and evaluated against."""
+
+    id: str
+    revision: str | None
+    identity: str
+    dtype: str
+    quantization: str | None
+    licence: str | None = None
+
+    @property
+    def precision(self) -> str:
+        return self.quantization or self.dtype
+
+
+@dataclass(frozen=True)
+class ParentRecord:
+    """The adapter that training continued from."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class AdapterEntry:
+    """One adapter in a card or a report: how it was trained, and what an evaluation found.
+
+    Attributes have the names of the keys in ``card.json``. A mapping is empty, and everything else
+    None, where nothing is known; ``judged`` is empty until the adapter is evaluated.
+    """
+
+    domain: str
+    path: str
+    """The name of the adapter's folder."""
+    sha256: str | None
+    """Digest of the two files of PEFT; None until they are written."""
+    recipe_digest: str | None = None
+    parent: ParentRecord | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """``task``, ``data``, ``lora``, ``training``, ``gates`` and ``show_text`` of the domain."""
+    trained_with: dict[str, Any] = field(default_factory=dict)
+    """Task and gates at training, where an evaluation used others."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Digests of the rows by split, and of the general text."""
+    training: dict[str, Any] = field(default_factory=dict)
+    ledger: dict[str, int] = field(default_factory=dict)
+    """Row counts: read, refused, duplicates, truncated, masked; and the supervised tokens."""
+    leaks: dict[str, Any] = field(default_factory=dict)
+
+    # Added by an evaluation.
+    judged: dict[str, Any] = field(default_factory=dict)
+    """What is needed, beside the items, to compute the figures again."""
+    looks: dict[str, Any] | None = None
+    """This evaluation among all those of the same test set (``verdict.ledger``)."""
+    domain_scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    general: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slices: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    verdict: str | None = None
+    over_parent: dict[str, dict[str, Any]] = field(default_factory=dict)
+    confusion: dict[str, Any] = field(default_factory=dict)
+    per_class: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    curve: dict[str, Any] = field(default_factory=dict)
+    memorisation: dict[str, Any] = field(default_factory=dict)
+
+    # Added by comparisons and by a report.
+    seeds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scale_curve: dict[str, Any] = field(default_factory=dict)
+    mistakes: list[dict[str, Any]] | None = None
+    environment: dict[str, str | int | None] = field(default_factory=dict)
+    """Where it differs from that of other adapters in a report."""
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The settings of the task, ``kind`` among them."""
+        task: dict[str, Any] = self.settings.get("task", {})
+        return task
+
+    def update(self, figures: Mapping[str, Any]) -> None:
+        """Set the attributes that ``figures`` names (as ``verdict.summary.summarise`` does)."""
+        for name, value in figures.items():
+            if name not in self.__dataclass_fields__:
+                raise AttributeError(f"a card has no figure called {name!r}")
+            setattr(self, name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as ``card.json`` holds it: what is unknown is left out."""
+        written: dict[str, Any] = {}
+        for name in (part.name for part in fields(self)):
+            value = getattr(self, name)
+            evaluated = name in FIGURES and self.verdict is not None
+            if name in ALWAYS or evaluated or (value is not None and value not in ({}, [])):
+                written[name] = value
+        if self.mistakes is not None:
+            written["mistakes"] = self.mistakes
+        if self.parent is not None:
+            written["parent"] = dict(vars(self.parent))
+        return written
+
+    @property
+    def outcome(self) -> str:
+        """The verdict; inconclusive without an evaluation."""
+        return self.verdict or "inconclusive"
+
+
+ALWAYS = {"domain", "path", "sha256", "recipe_digest", "parent"}
+FIGURES = {"domain_scores", "general", "slices", "gates"}
+"""Written once there is a verdict, even when empty."""
+
+
+@dataclass(kw_only=True)
+class Card:
+    """One adapter on one base, as ``card.json`` in its folder holds it."""
+
+    base: BaseRecord
+    environment: dict[str, str | int | None] = field(default_factory=dict)
+    adapter: AdapterEntry
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The card of an adapter folder; raises AdapterCorrupt when it is none."""
+        where = f"{folder.name}/{CARD}"
+        try:
+            stored = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            found = "no file" if isinstance(error, OSError) else "no JSON"
+            raise _corrupt(where, "a card: one JSON object", found) from None
+        return cls.from_json(stored, where)
+
+    @classmethod
+    def from_json(cls, stored: Any, where: str) -> Self:
+        """The card in parsed JSON, an older one brought up to date.
+
+        ``where`` names the file in errors. Raises AdapterCorrupt, which names the key.
+        """
+        if isinstance(stored, Mapping) and stored.get("schema") != SCHEMA:
+            raise AdapterCorrupt(
+                where=where,
+                expected=f"schema {SCHEMA}",
+                found=f"schema {stored.get('schema')!r}",
+                hint="Update lora-domains to read it.",
+            )
+        stored = _upgraded(stored)
+        check(stored, where)
+        (entry,) = stored["adapters"]
+        parent = entry.get("parent")
+        entry = {"path": entry["domain"], **entry} | {
+            "parent": None if parent is None else ParentRecord(**parent)
+        }
+        return cls(
+            base=BaseRecord(**{"revision": None, **stored["base"]}),
+            environment=stored.get("environment", {}),
+            adapter=AdapterEntry(**entry),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``card.json`` holds."""
+        return {
+            "schema": SCHEMA,
+            "base": dict(vars(self.base)),
+            "environment": self.environment,
+            "adapters": [self.adapter.to_json()],
+        }
+
+    def dumps(self) -> str:
+        """The text of ``card.json``; raises AdapterCorrupt for what a reader would refuse."""
+        # Through JSON once, so that tuples are arrays and keys are strings, as a reader has them.
+        text = json.dumps(self.to_json(), indent=1)
+        check(json.loads(text), f"{self.adapter.path}/{CARD}")
+        return text + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Replace the card of an adapter folder."""
+        write_text(folder / CARD, self.dumps())
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Adapters that were measured on one base, as ``report.json`` holds them."""
+
+    base: BaseRecord
+    environment: dict[str, str | int | None]
+    """None where adapters differ; each says its own then."""
+    adapters: list[AdapterEntry]
+    matrix: dict[str, Any]
+    """Each adapter's figure on the test rows of each domain (``report.matrix``)."""
+    since: dict[str, Any] | None = None
+    """Changes since older adapters (``regressions``)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``report.json`` holds."""
+        written = {
+            "schema": SCHEMA,
+            "base": dict(vars(self.base)),
+            "environment": self.environment,
+            "adapters": [entry.to_json() for entry in self.adapters],
+            "matrix": self.matrix,
+        }
+        return written | ({} if self.since is None else {"since": self.since})
+
+
+def read_items(folder: Path) -> list[dict[str, Any]]:
+    """The scores of each item in an adapter folder; raises AdapterCorrupt when there are none."""
+    try:
+        text = (folder / ITEMS).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise AdapterCorrupt(
+            where=f"{folder.name}/{ITEMS}",
+            expected="scores of each item, one JSON object on each line",
+            found="no file" if isinstance(error, OSError) else "no JSON",
+            hint="Evaluate the adapter again, or copy its folder again.",
+        ) from None
+
+
+def _upgraded(stored: Any) -> Any:
+    """A card of this schema as an earlier version wrote it, with the keys and names of today."""
+    entries = stored.get("adapters") if isinstance(stored, Mapping) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        return stored
+    renewed = []
+    for entry in entries:
+        # Packed answers were kept for comparisons, which read the items now.
+        entry = {key: value for key, value in entry.items() if key != "answers"}
+        if isinstance(entry.get("gates"), list):
+            entry["gates"] = [_renamed(gate) for gate in entry["gates"]]
+        for name in ("settings", "trained_with"):
+            settings = entry.get(name)
+            if isinstance(settings, Mapping) and isinstance(settings.get("task"), Mapping):
+                entry[name] = {**settings, "task": upgraded_record(settings["task"])}
+        renewed.append(entry)
+    return {**stored, "adapters": renewed}
+
+
+def _renamed(gate: Any) -> Any:
+    name = gate.get("name") if isinstance(gate, Mapping) else None
+    return {**gate, "name": OLD_GATES.get(name, name)} if isinstance(name, str) else gate
+
+
+def _corrupt(where: str, expected: str, found: str) -> AdapterCorrupt:
+    hint = "Copy the adapter folder again, or remove card.json to load it unverified."
+    return AdapterCorrupt(where=where, expected=expected, found=found, hint=hint)
+
+
+# ── Validation against the schema ───────────────────────────────────────────────────────────────
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None),
+    "integer": int, "number": (int, float),
+}  # fmt: skip
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a card."""
+    path = Path(__file__).with_name("card.schema.json")
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read
+
+
+def check(stored: Any, where: str) -> None:
+    """Raise AdapterCorrupt, naming the key, when parsed JSON is no card by its schema.
+
+    The package does without a validator of its own for JSON Schema: this one knows the keywords
+    that ``card.schema.json`` uses. NaN and infinity, which JSON lacks, are refused anywhere.
+    """
+    fault = _fault(stored, schema(), "")
+    if fault is not None:
+        key, expected, found = fault
+        raise _corrupt(f"{where}, {key}" if key else where, expected, found)
+
+
+Fault = tuple[str, str, str]
+"""Key path, what was expected there, what was found."""
+
+
+def _fault(value: Any, rule: Mapping[str, Any], key: str) -> Fault | None:
+    """The first place where ``value`` breaks ``rule``; None where it keeps it."""
+    if "$ref" in rule:
+        rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
+    broken = _broken(value, rule)
+    if broken is not None:
+        return key, broken, _shown(value)
+    if isinstance(value, dict):
+        return _object_fault(value, rule, key)
+    if isinstance(value, list):
+        inside = (_fault(v, rule.get("items", {}), f"{key}[{n}]") for n, v in enumerate(value))
+        return next((fault for fault in inside if fault), None)
+    return None
+
+
+def _object_fault(value: dict[str, Any], rule: Mapping[str, Any], key: str) -> Fault | None:
+    missing = [name for name in rule.get("required", ()) if name not in value]
+    if missing:
+        return key, f"a key {missing[0]!r}", f"no {missing[0]!r}"
+    named, others = rule.get("properties", {}), rule.get("additionalProperties", {})
+    for name, part in value.items():
+        place = f"{key}.{name}" if key else name
+        if name not in named and others is False:
+            return place, "no key that a card does not have", _shown(part)
+        fault = _fault(part, named.get(name, others), place)
+        if fault:
+            return fault
+    return None
+
+
+def _broken(value: Any, rule: Mapping[str, Any]) -> str | None:
+    """What ``rule`` expects of the value itself, if it is something else."""
+    kinds: Sequence[str] = rule.get("type", ())
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if kinds and not any(_is(value, kind) for kind in kinds):
+        return " or ".join(kinds)
+    if "const" in rule and value != rule["const"]:
+        return f"{rule['const']!r}"
+    if "enum" in rule and value not in rule["enum"]:
+        return "one of " + ", ".join(map(repr, rule["enum"]))
+    if isinstance(value, str) and not re.search(rule.get("pattern", ""), value):
+        return f"text that matches {rule['pattern']}"
+    if isinstance(value, list):
+        low, high = rule.get("minItems", 0), rule.get("maxItems", len(value))
+        return None if low <= len(value) <= high else "exactly one element"
+    return _out_of_range(value, rule) if _is(value, "number") else None
+
+
+def _is(value: Any, kind: str) -> bool:
+    # In Python a boolean is an integer; in JSON it is not.
+    return isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
+
+
+def _out_of_range(value: float, rule: Mapping[str, Any]) -> str | None:
+    for keyword, holds in (
+        ("minimum", float.__ge__), ("maximum", float.__le__),
+        ("exclusiveMinimum", float.__gt__), ("exclusiveMaximum", float.__lt__),
+    ):  # fmt: skip
+        if keyword in rule and not holds(float(value), float(rule[keyword])):
+            return f"a number with {keyword} {rule[keyword]}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"

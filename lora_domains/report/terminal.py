@@ -1,0 +1,305 @@
+"""The tables of cards, reports and analyses for a terminal or a log."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from lora_domains.report.card import AdapterEntry, Report
+from lora_domains.report.text import (
+    SIGNS,
+    brief,
+    fallen,
+    headline,
+    interval,
+    losses,
+    metric_name,
+    nats_of,
+    percent,
+    ranked,
+)
+
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
+CLASSES = 8
+"""The confusion of more classes is shown as its most frequent mistakes."""
+Figures = Mapping[str, Any]
+
+
+def title(console: Console, text: str) -> None:
+    console.print()
+    console.rule(f"[bold]{escape(text)}", align="left", style="dim")
+
+
+def line(console: Console, text: str) -> None:
+    console.print(escape(text))
+
+
+# ── One adapter ─────────────────────────────────────────────────────────────────────────────────
+
+
+def scores(console: Console, entry: AdapterEntry) -> None:
+    """Base, adapter and baselines on the same test rows."""
+    if not entry.domain_scores:
+        return
+    found = entry.domain_scores
+    names = list(dict.fromkeys(n for fields in found.values() for n in fields["baselines"]))
+    n = next(iter(found.values()))["n"]
+    title(console, f"On {n} test rows")
+    table = _table(["", "base", *names, "adapter", "adapter − base, 95 % bounds"])
+    for metric, fields in found.items():
+        middle = [fields["baselines"].get(name) for name in names]
+        shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
+        adapter = f"[bold]{fields['adapter']:.3f}[/]"
+        table.add_row(metric_name(metric), *shown, adapter, interval(fields))
+    console.print(table)
+    line(console, losses(entry))
+    if entry.over_parent:
+        parent = entry.parent.name if entry.parent else "the parent"
+        metric = entry.judged["metric"]
+        over = interval(entry.over_parent[metric])
+        line(console, f"adapter − {parent}, its parent: {metric_name(metric)} {over}")
+    if entry.confusion:
+        console.print()
+        confusion(console, entry.confusion)
+
+
+def confusion(console: Console, found: Figures, most: int = CLASSES) -> None:
+    """The confusion matrix; for more than ``most`` classes its most frequent mistakes."""
+    labels, counts = found["labels"], found["adapter"]
+    if len(labels) > most:
+        pairs = [
+            (counts[i][j], labels[i], labels[j])
+            for i in range(len(labels))
+            for j in range(len(labels))
+            if i != j and counts[i][j]
+        ]
+        line(console, f"Confusion of {len(labels)} classes, the most frequent mistakes:")
+        for count, truth, predicted in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))[:6]:
+            line(console, f"  {count:>4} × {truth} predicted as {predicted}")
+        return
+    table = _table(["true ↓  predicted →", *labels, "", *(f"base: {label}" for label in labels)])
+    for i, label in enumerate(labels):
+        row = [_cell(counts[i], j, i == j) for j in range(len(labels))]
+        table.add_row(escape(label), *row, "", *map(str, found["base"][i]))
+    console.print(table)
+
+
+def general(console: Console, entry: AdapterEntry) -> None:
+    """General knowledge before and after, with its bounds."""
+    if not entry.general:
+        return
+    title(console, "General knowledge")
+    table = _table(["", "before", "after", "difference, 95 % bounds", "items"])
+    for suite, fields in entry.general.items():
+        if "difference" not in fields:
+            continue
+        is_text = suite == "nats"
+        name = f"{nats_of(entry)} of general text" if is_text else suite
+        show = "{:.3f}".format if is_text else percent
+        change = interval(fields) if is_text else interval(fields, 100, 1) + " points"
+        row = [name, show(fields["base"]), show(fields["adapter"]), change, str(fields["n"])]
+        table.add_row(*row, style=_bold(suite == "pooled"))
+    console.print(table)
+    if "kl" in entry.general:
+        kl = entry.general["kl"]
+        low, high = ("?" if kl[k] is None else f"{kl[k]:.4f}" for k in ("lower", "upper"))
+        between = f"{kl['general']:.4f} nats per token ({low} to {high})"
+        line(console, f"KL from the base on general text: {between}")
+
+
+def gates(console: Console, found: Sequence[Figures], verdict: str) -> None:
+    """The gates with their reasons, then the verdict."""
+    title(console, "Gates")
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for gate in found:
+        colour = COLOURS[gate["verdict"]]
+        sign = f"[{colour}]{SIGNS[gate['verdict']]} {gate['verdict']}[/]"
+        table.add_row(sign, gate["name"], escape(gate["why"]))
+    console.print(table)
+    console.print()
+    console.print(f"Verdict: [bold {COLOURS[verdict]}]{verdict}[/]")
+
+
+# ── Several adapters ────────────────────────────────────────────────────────────────────────────
+
+
+def report(console: Console, found: Report) -> None:
+    """A line for each adapter, what got worse, and what to do."""
+    for entry in ranked(found):
+        verdict = entry.outcome
+        words = "" if verdict == "pass" else brief(entry)
+        line(console, f"{SIGNS[verdict]} {verdict:<13} {entry.path:<20} {words}".rstrip())
+    if found.since:
+        for sentence in fallen(found.since):
+            line(console, f"  since {found.since['report']}: {sentence}")
+    line(console, f"{headline(found)}.")
+
+
+def comparison(console: Console, found: Figures) -> None:
+    """Two adapters on the same items (see ``analysis.compare.compare_adapters``)."""
+    n = found["scores"][found["metric"]]["n"]
+    title(console, f"{found['b']} against {found['a']} on the same {n} rows")
+    table = _table(["", found["a"], found["b"], "difference, 95 % bounds", "won", "lost"])
+    parts = [*found["scores"].items()]
+    parts += [("general knowledge", found["general"])] if found["general"] else []
+    for name, fields in parts:
+        counts = ["–" if fields[k] is None else str(fields[k]) for k in ("won", "lost")]
+        values = [f"{fields[k]:.3f}" for k in ("base", "adapter")]
+        table.add_row(metric_name(name), *values, interval(fields), *counts)
+    console.print(table)
+    gates(console, found["gates"], found["verdict"])
+
+
+def seeds(console: Console, found: Mapping[str, Figures]) -> None:
+    """Runs from several seeds (see ``stats.seeds``): variance between seeds and between items."""
+    first = next(iter(found.values()))
+    title(console, f"{first['runs']} seeds on the same {first['n']} rows")
+    table = _table(["adapter − base", "each seed", "mean, 95 % bounds over seeds and items",
+                    "sd between seeds", "s.e. by items"])  # fmt: skip
+    for metric, fields in found.items():
+        each = "  ".join(f"{value:+.3f}" for value in fields["each"])
+        spread = [f"{fields[key]:.4f}" for key in ("sd_seed", "se_items")]
+        table.add_row(metric_name(metric), each, interval(fields), *spread)
+    console.print(table)
+
+
+# ── Analyses of one adapter ─────────────────────────────────────────────────────────────────────
+
+
+def trace(console: Console, found: Figures, most_moved: Sequence[int]) -> None:
+    """One text through base and adapter (see ``analysis.trace.Trace``, as a mapping)."""
+    labels, answer = found["labels"], found["answer"]
+    title(console, f"{found['domain']} answers {answer!r}")
+    console.print(_tokens(found))
+    read = len(found["before"]) + len(found["after"])
+    line(console, f"{read} tokens read, {len(found['cut'])} cut from the middle.")
+    if not found["layers"]:
+        line(console, f"Base and adapter write the same: {answer}")
+        return
+    console.print()
+    table = _table(["label", "base", "adapter"])
+    for label, base, adapter in zip(labels, found["base"], found["adapter"], strict=True):
+        row = [escape(label), percent(base), percent(adapter)]
+        table.add_row(*row, style=_bold(label == answer))
+    console.print(table)
+    title(console, f"Layer by layer: log-odds of {answer!r}, in nats")
+    columns = ["layer", "base", "adapter", "adapter up to here", "change"]
+    table = _table([*columns, ""])
+    widest = max(abs(layer["moved"]) for layer in found["layers"]) or 1.0
+    for layer in found["layers"]:
+        figures = [f"{layer[k]:+.2f}" for k in ("base", "adapter", "upto", "moved")]
+        table.add_row(str(layer["number"]), *figures, signed_bar(layer["moved"] / widest))
+    console.print(table)
+    end = found["start"] + sum(layer["moved"] for layer in found["layers"])
+    at = labels.index(answer)
+    line(
+        console,
+        f"The adapter moved {answer!r} from {percent(found['base'][at])} to "
+        f"{percent(found['adapter'][at])} (log-odds {found['start']:+.2f} to {end:+.2f}), "
+        f"half of it in layer{'s' * (len(most_moved) > 1)} {', '.join(map(str, most_moved))}.",
+    )
+
+
+def _tokens(found: Figures) -> Text:
+    """The tokens read, and those that were cut from the middle."""
+    cut = [("✂ ", "red")] + [(token, "red strike") for token in found["cut"]]
+    shown = [(token, "") for token in found["before"]] + (cut if found["cut"] else [])
+    shown += [(token, "") for token in found["after"]]
+    text = Text()
+    for number, (token, style) in enumerate(shown):
+        text.append("│" if number else "", style="dim")
+        text.append(token.replace("\n", "⏎"), style=style)
+    return text
+
+
+def scale_curve(console: Console, curve: Figures) -> None:
+    """Gain and retention at each scale (see ``analysis.scale_curve``)."""
+    metric = metric_name(curve["metric"])
+    title(console, f"Scale of the adapter: {metric} on {curve['rows']} validation rows")
+    table = _table(["scale", metric, "", "− base, 95 % bounds", "nats per token", "KL", ""])
+    points = curve["points"]
+    tops = {k: max((abs(point[k]) for point in points), default=0) for k in ("score", "kl")}
+    for point in points:
+        table.add_row(
+            f"{point['scale']:g}", f"{point['score']:.3f}",
+            bar(point["score"] / (tops["score"] or 1)), interval(point),
+            f"{point['nats']:.3f}", f"{point['kl']:.4f}", bar(point["kl"] / (tops["kl"] or 1)),
+            style=_bold(point["scale"] == curve["best"]),
+        )  # fmt: skip
+    console.print(table)
+    base = curve["base"]
+    line(
+        console,
+        f"Base: {metric} {base['score']:.3f}, {base['nats']:.3f} nats per token of "
+        f"{curve['texts']} general texts that no gate reads.",
+    )
+    line(console, f"Best on these rows: scale {curve['best']:g}.")
+    if curve["least"] is not None and curve["least"] < 1:
+        line(
+            console,
+            f"Scale {curve['least']:g} loses less than {curve['loss']:g} of it against scale 1 "
+            "(95 % bound).",
+        )
+
+
+def learning_curve(console: Console, curve: Figures) -> None:
+    """The metric over the number of training rows (see ``analysis.learning_curve``)."""
+    metric = metric_name(curve["metric"])
+    heading = f"{metric} on {curve['test_rows']} test rows, by training rows"
+    title(console, f"{curve['domain']}: {heading}")
+    before = {"base": curve["base"], "few-shot base": curve["few_shot"]}
+    named = [(name, score) for name, score in before.items() if score is not None]
+    named += [(f"{point['rows']} rows", point["score"]) for point in curve["points"]]
+    if "augmented" in curve:
+        named.append(("all rows, and edited copies", curve["augmented"]["score"]))
+    top = max(abs(score) for _, score in named) or 1.0
+    table = _table(["", metric, ""])
+    for name, score in named:
+        table.add_row(name, f"{score:.3f}", bar(score / top))
+    console.print(table)
+    if "augmented" in curve:
+        line(console, f"Edited copies against none: {interval(curve['augmented'])}.")
+    console.print(escape(f"Would more data help? {curve['answer']}"), soft_wrap=True)
+
+
+# ── Parts of tables ─────────────────────────────────────────────────────────────────────────────
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A bar of ``share`` (0 to 1) of ``width`` cells, left-justified, to an eighth of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(width)
+
+
+def signed_bar(share: float, width: int = 10) -> str:
+    """A bar to the left of its axis for negative shares, to the right for others (-1 to 1)."""
+    cells = round(abs(max(-1.0, min(1.0, share))) * width)
+    left, right = ("█" * cells, "") if share < 0 else ("", "█" * cells)
+    return f"{left:>{width}}│{right:<{width}}"
+
+
+def _bold(on: bool) -> str | None:
+    return "bold" if on else None
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", border_style="dim"
+    )
+    for index, name in enumerate(columns):
+        table.add_column(escape(name), justify="right" if index and name else "left")
+    return table
+
+
+def _cell(row: Sequence[int], j: int, right: bool) -> Text:
+    """A count with a bar of its share of the row, green on the diagonal, red off it."""
+    share = row[j] / max(sum(row), 1)
+    level = "▏▎▍▌▋▊▉█"[min(7, int(share * 8))] if row[j] else " "
+    return Text(f"{row[j]} {level}", style="green" if right else "red" if row[j] else "dim")
