@@ -196,7 +196,7 @@ def test_a_trace_is_drawn(bank: Bank, tmp_path: Path) -> None:
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
         terminal.trace(Display(console=Console(file=file)).console, asdict(found), found.most_moved)
     text = (tmp_path / "log").read_text(encoding="utf-8")
-    assert f"strong says '{found.answer}'" in text
+    assert f"strong answers '{found.answer}'" in text
     assert "0 cut from the middle" in text
     for layer in found.layers:
         assert f"{layer.upto:+.2f}" in text
