@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_domains.cli.main import run_recipe
-    from lora_domains.data.prepare import Data
-    from lora_domains.data.readers import Hub
+    from lora_domains.data.source import Data, Hub
     from lora_domains.domain import Domain, Gates, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
     from lora_domains.model import DomainModel
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Classification": "tasks",
-    "Data": "data.prepare",
+    "Data": "data.source",
     "Domain": "domain",
     "DomainModel": "model",
     "Gates": "domain",
     "Generation": "tasks",
-    "Hub": "data.readers",
+    "Hub": "data.source",
     "LanguageModelling": "tasks",
     "Lora": "domain",
     "LoraDomainsError": "errors",

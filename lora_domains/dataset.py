@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from lora_domains.adapters.versions import Parent
 from lora_domains.console import Display
 from lora_domains.data.general_text import GeneralText, general_text
-from lora_domains.data.prepare import Prepared, digest_of, prepare
+from lora_domains.data.identity import digest_of
+from lora_domains.data.prepare import Prepared, prepare
 from lora_domains.data.tokenization import EncodedRow, Tokenization, check_choices, supervised
 from lora_domains.domain import Domain
 from lora_domains.errors import DataError
@@ -57,9 +58,11 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
         _encoded(tokenization, examples, prepared.task)
         for examples in (prepared.train, prepared.validation, prepared.test)
     )
-    prepared = replace(prepared, ledger=supervised(prepared.ledger, [row.encoded for row in train]))
+    prepared = replace(
+        prepared, row_counts=supervised(prepared.row_counts, [row.encoded for row in train])
+    )
     splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
-    display.ledger(asdict(prepared.ledger), splits)
+    display.ledger(asdict(prepared.row_counts), splits)
     for split, rows in (("training", train), ("validation", validation), ("test", test)):
         if truncated := sum(row.encoded.truncated for row in rows):
             display.warn(

@@ -17,8 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lora_domains.data.prepare import Data
-from lora_domains.data.readers import Hub, Source
+from lora_domains.data.source import Data, Hub, Source
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Task, task_record
 

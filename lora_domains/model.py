@@ -17,9 +17,8 @@ from lora_domains.adapters.versions import (
     over_classes,
 )
 from lora_domains.console import Display
-from lora_domains.data.leaks import digest_key
-from lora_domains.data.prepare import Data
-from lora_domains.data.readers import Source
+from lora_domains.data.identity import digest_key
+from lora_domains.data.source import Data, Source
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.domain import Domain, with_settings

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.data.prepare import Data
-from lora_domains.data.readers import Hub
+from lora_domains.data.source import Data, Hub
 from lora_domains.domain import (
     NAME,
     Domain,

@@ -21,7 +21,7 @@ from support.scripts import script
 
 from lora_domains.analysis.trace import trace
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, Gates, with_settings
 from lora_domains.errors import (

@@ -36,7 +36,7 @@ import lora_domains
 OUT_OF_ORDER = {"verdict", "modeling", "training"}
 TOO_LONG = {
     "adapters/loading.py", "analysis/learning_curve.py", "analysis/scale_curve.py", "cli/main.py",
-    "data/prepare.py", "evaluation/benchmark.py", "evaluation/contenders.py", "model.py",
+    "evaluation/benchmark.py", "evaluation/contenders.py", "model.py",
     "modeling/base.py", "probes/lm_eval.py",
     "training/loop.py", "training/plan.py", "verdict/gates.py",
     "verdict/summary.py",

@@ -13,8 +13,8 @@ from dataclasses import replace
 from random import Random
 
 from lora_domains.data.leaks import copies
-from lora_domains.data.prepare import Data
 from lora_domains.data.readers import read
+from lora_domains.data.source import Data
 from lora_domains.tasks import Example, Task
 
 TYPOS = 0.03

@@ -16,7 +16,7 @@ import numpy as np
 
 from lora_domains.analysis.augmentation import augmented
 from lora_domains.console import Display
-from lora_domains.data.prepare import FEWEST
+from lora_domains.data.checks import FEWEST
 from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, with_settings

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_domains.data.prepare import Data
-from lora_domains.data.readers import SPLITS, Hub, Source
+from lora_domains.data.source import SPLITS, Data, Hub, Source
 from lora_domains.domain import Domain, Gates, Lora, Training
 from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, AdapterEntry, Card

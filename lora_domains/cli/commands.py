@@ -13,7 +13,7 @@ from typing import Any
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.atomic import write_text
 from lora_domains.cli.flags import run_flag_defaults
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
 from lora_domains.report import terminal
 from lora_domains.tasks import Classification, task_from_record

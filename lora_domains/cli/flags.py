@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
-from lora_domains.data.prepare import Data
-from lora_domains.data.readers import SPLITS
+from lora_domains.data.source import SPLITS, Data
 from lora_domains.domain import RETENTION, Domain, with_settings
 from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.tasks import Task

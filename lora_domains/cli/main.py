@@ -19,7 +19,7 @@ from lora_domains.analysis.reproduce import base_of, card_at, domain_of, same_by
 from lora_domains.cli.commands import add_questions
 from lora_domains.cli.flags import Parser, add_run_flags, configured, quantization
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, check_name, load_domain
 from lora_domains.errors import (
     AdapterError,

@@ -13,8 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from lora_domains.data.leaks import held, identity
-from lora_domains.data.readers import Source, read
+from lora_domains.data.identity import identity, normalised_once
+from lora_domains.data.leaks import contained
+from lora_domains.data.readers import read
+from lora_domains.data.source import Source
 from lora_domains.embedded import GENERAL_TEXT_PATH
 from lora_domains.errors import DataError
 from lora_domains.tasks import Example, LanguageModelling
@@ -45,7 +47,7 @@ class GeneralText:
 
     def without_texts_containing(self, rows: Sequence[Example]) -> "GeneralText":
         """The texts that contain none of ``rows``."""
-        containing = {text for text, _ in held([*self.training, *self.selection], rows)}
+        containing = {text for text, _ in contained([*self.training, *self.selection], rows)}
         return GeneralText(
             [text for text in self.training if text.id not in containing],
             [text for text in self.selection if text.id not in containing],
@@ -63,6 +65,7 @@ def embedded_texts(split: Literal["train", "validation", "test"]) -> tuple[str, 
     return tuple(row["text"] for row in rows if row["split"] == split)
 
 
+@normalised_once()
 def general_text(source: Source | None) -> GeneralText:
     """The embedded general text, or the column ``text`` of ``source``, each different text once.
 
@@ -92,7 +95,7 @@ def general_text(source: Source | None) -> GeneralText:
     selected = set(range(0, len(texts), every)[:SELECTION])
     selection = [text for at, text in enumerate(texts) if at in selected]
     training = [text for at, text in enumerate(texts) if at not in selected]
-    containing = {text for text, _ in held(training, selection)}
+    containing = {text for text, _ in contained(training, selection)}
     return GeneralText([text for text in training if text.id not in containing], selection)
 
 

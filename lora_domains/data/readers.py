@@ -10,34 +10,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lora_domains.data.source import Hub, Source
 from lora_domains.errors import DataError
 from lora_domains.tasks import Row
 
-SPLITS = ("train", "validation", "test")
 SHOWN = 5
 """Places named in one error; the rest is a count."""
 FORMS = (
     "a path ending in .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .txt, 'embedded:NAME', "
     "'hub:OWNER/NAME@REVISION/SPLIT', or a list of rows"
 )
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Rows from the Hub through ``datasets.load_dataset``, at one pinned revision."""
-
-    id: str
-    split: str
-    revision: str
-    config: str | None = None
-
-
-Source = str | Path | Hub | Sequence[Mapping[str, Any]]
 
 
 def read(source: Source, split: str) -> list[Row]:

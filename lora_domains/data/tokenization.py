@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_domains.data.prepare import Ledger
+from lora_domains.data.prepare import RowCounts
 from lora_domains.errors import DataError, TrainingError
 from lora_domains.tasks import Example
 
@@ -225,7 +225,7 @@ def check_choices(tokenization: Tokenization, choices: Sequence[str], where: str
                 )
 
 
-def supervised(ledger: Ledger, items: Sequence[EncodedExample]) -> Ledger:
+def supervised(ledger: RowCounts, items: Sequence[EncodedExample]) -> RowCounts:
     """``ledger`` with what encoding found in the training items.
 
     Raises TrainingError when nothing is supervised: training would teach nothing, in silence.

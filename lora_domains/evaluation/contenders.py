@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lora_domains.console import Display
-from lora_domains.data.leaks import keyed_digest
+from lora_domains.data.identity import keyed_digest
 from lora_domains.data.prepare import Prepared
 from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
 from lora_domains.dataset import Dataset

@@ -1,10 +1,12 @@
 """Every leak that counts against an adapter: among its rows, general texts and probe questions."""
 
+from lora_domains.data.identity import normalised_once
 from lora_domains.data.leaks import Leaks, find_leaks, leaks_in_texts
 from lora_domains.dataset import Dataset
 from lora_domains.probes.suite import Suite
 
 
+@normalised_once()
 def every_leak(dataset: Dataset, suite: Suite, *, with_questions: bool) -> Leaks:
     """Test rows among training rows, and test rows and probes in all that training may read.
 

@@ -14,7 +14,7 @@ from lora_domains import distributed
 from lora_domains.adapters.peft import rewrite_card
 from lora_domains.adapters.versions import parent_resident
 from lora_domains.console import Display
-from lora_domains.data.leaks import digest_key
+from lora_domains.data.identity import digest_key
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lora_domains.data.readers import Hub, Source, read
+from lora_domains.data.readers import read
+from lora_domains.data.source import Hub, Source
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Generation, MultipleChoice
 

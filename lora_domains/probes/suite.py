@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.data.general_text import embedded_texts
-from lora_domains.data.readers import Source, read
+from lora_domains.data.readers import read
+from lora_domains.data.source import Source
 from lora_domains.errors import DataError, UsageError, did_you_mean
 from lora_domains.tasks import Example, MultipleChoice, Row, Task
 

@@ -115,7 +115,7 @@ def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bo
         settings=as_record(domain),
         data=dict(dataset.prepared.digests),
         training=trained.record | {"finished": finished},
-        ledger=asdict(dataset.prepared.ledger),
+        ledger=asdict(dataset.prepared.row_counts),
         leaks=asdict(dataset.prepared.leaks),
     )
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_domains.analysis.augmentation import LONG, augmented, noisy
-from lora_domains.data.prepare import Data, prepare
+from lora_domains.data.prepare import prepare
+from lora_domains.data.source import Data
 from lora_domains.tasks import Classification, LanguageModelling
 
 WORDS = st.lists(

@@ -16,7 +16,7 @@ from lora_domains.analysis import learning_curve as learning_file
 from lora_domains.analysis.learning_curve import answer, extrapolated, learning_curve, nested
 from lora_domains.cli.main import main
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.model import DomainModel

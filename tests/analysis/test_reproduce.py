@@ -14,8 +14,7 @@ from support.general_text import use_general_text
 from support.models import SUITE
 
 from lora_domains.analysis.reproduce import base_of, card_at, differences, domain_of, same_bytes
-from lora_domains.data.prepare import Data
-from lora_domains.data.readers import Hub
+from lora_domains.data.source import Data, Hub
 from lora_domains.domain import Domain, Gates, Lora, Training, as_record
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.verdict_run import hold_to

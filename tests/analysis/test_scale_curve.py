@@ -14,7 +14,7 @@ from lora_domains.analysis.scale_curve import best_scale, curve, scaled
 from lora_domains.cli.main import main
 from lora_domains.console import Display
 from lora_domains.data.general_text import embedded_texts, general_text
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import AdapterError, DataError, UsageError

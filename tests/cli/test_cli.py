@@ -19,7 +19,7 @@ from support.models import SUITE
 
 from lora_domains.cli import main as cli
 from lora_domains.cli.flags import Parser, add_run_flags, configured
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import DomainError, UsageError
 from lora_domains.report.card import Card
@@ -397,7 +397,7 @@ def test_a_leak_stops_the_run_unless_it_is_dropped(
     assert "train.csv, line 2" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert run(*run_it, "--drop-leaks") in (0, 1, 3)
-    assert "6 rows dropped that the test set holds" in capsys.readouterr().out
+    assert "6 rows dropped that are also test rows" in capsys.readouterr().out
     entry = Card.read(tmp_path / "out" / "x").adapter
     assert (entry.ledger["refused"], entry.leaks["exact"]) == (6, 0)
 

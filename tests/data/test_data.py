@@ -17,9 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_domains.data.leaks import digest_key, find_leaks, held, identity, keyed_digest, normalise
-from lora_domains.data.prepare import Data, Prepared, prepare
-from lora_domains.data.readers import Hub, read
+from lora_domains.data.identity import digest_key, identity, keyed_digest, normalise
+from lora_domains.data.leaks import contained, find_leaks
+from lora_domains.data.prepare import Prepared, prepare
+from lora_domains.data.readers import read
+from lora_domains.data.source import Data, Hub
 from lora_domains.errors import AdapterError, DataError, LeakError, LoraDomainsError, UsageError
 from lora_domains.tasks import (
     Classification,
@@ -300,7 +302,9 @@ def test_column_in_other_case_is_suggested() -> None:
 
 def test_a_row_taken_for_the_header_is_not_quoted(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", f"{SECRET},urgent\nmore,calm\n")
-    refused(lambda: prepare(SPAM, Data(path)), "2 columns, none named", "first line a header")
+    refused(
+        lambda: prepare(SPAM, Data(path)), "2 columns, none of them named", "first line a header"
+    )
 
 
 @pytest.mark.parametrize("role", ["group", "slices"])
@@ -425,7 +429,7 @@ def test_given_splits_are_kept_in_order() -> None:
     done = prepare(SPAM, Data(table(50), table(20, start=100), table(20, start=200)))
     assert [row.id for row in done.validation] == [f"validation:{i}" for i in range(20)]
     assert [row.id for row in done.train] == [f"train:{i}" for i in range(50)]
-    assert done.ledger.read == 90
+    assert done.row_counts.read == 90
     assert [stage.rows_out for stage in done.stages] == [90] * 4
 
 
@@ -539,16 +543,16 @@ def test_test_rows_alone() -> None:
 def test_duplicates_are_counted_and_kept() -> None:
     rows = [*table(60), {"text": "Message  NUMBER 3", "label": "ham"}]
     done = prepare(SPAM, Data(rows, test=table(20, start=90)))
-    assert done.ledger.duplicates == 1
+    assert done.row_counts.duplicates == 1
     assert len(done.train) + len(done.validation) == 61
-    assert "1 training texts stand under more than one label" in done.warnings
+    assert "1 training texts have more than one label" in done.warnings
 
 
 def test_repeated_test_rows_are_said() -> None:
     test = table(20, start=90)
     done = prepare(SPAM, Data(table(60), test=[*test, test[0], test[0]]))
-    assert any(line.startswith("2 given test rows repeat another one") for line in done.warnings)
-    assert done.ledger.duplicates == 0
+    assert any(line.startswith("2 test rows repeat another test row") for line in done.warnings)
+    assert done.row_counts.duplicates == 0
 
 
 @pytest.mark.parametrize("value", [None, 3, ["text"]])
@@ -607,7 +611,7 @@ def test_dropped_leaks_are_counted_and_never_from_test() -> None:
     test = [*table(20, start=100), train[3], validation[5], train[3]]
     done = prepare(SPAM, Data(train, validation, test, drop_leaks=True))
     assert (len(done.train), len(done.validation), len(done.test)) == (39, 19, 23)
-    assert (done.ledger.refused, done.leaks.exact) == (2, 0)
+    assert (done.row_counts.refused, done.leaks.exact) == (2, 0)
     assert "2 rows dropped" in done.stages[-1].what
     assert done.stages[-1].rows_in - done.stages[-1].rows_out == 2
 
@@ -676,10 +680,10 @@ def test_a_text_holds_what_stands_in_it_and_nothing_else(seed: int) -> None:
         for n in range(3)
     ]  # fmt: skip
     for kind in (asked, rows):
-        assert held(texts, kind) == [(f"g:{n}", kind[n].id) for n in range(3)]
-    assert held(texts, [replace(one, answer=" another") for one in asked]) == []
+        assert contained(texts, kind) == [(f"g:{n}", kind[n].id) for n in range(3)]
+    assert contained(texts, [replace(one, answer=" another") for one in asked]) == []
     longer = [replace(row, prompt=row.prompt.replace("\n", f" {row.id}\n")) for row in rows]
-    assert held(texts, longer) == []
+    assert contained(texts, longer) == []
 
 
 @settings(max_examples=100)
@@ -690,7 +694,7 @@ def test_a_text_holds_what_stands_in_it_and_nothing_else(seed: int) -> None:
 def test_runs_are_found_as_by_looking_at_every_place(texts: list[str], rows: list[str]) -> None:
     plain = [Example(f"g:{n}", "", text) for n, text in enumerate(texts)]
     other = [Example(f"t:{n}", "", row) for n, row in enumerate(rows)]
-    found = held(plain, other)
+    found = contained(plain, other)
     for text in plain:
         for row in other:
             one, two = text.answer.split(), row.answer.split()
@@ -706,7 +710,7 @@ def test_a_short_row_is_held_where_it_is_the_whole_text() -> None:
             enumerate(["Ok, see you!", "call me later today", "France", "!!!"])]  # fmt: skip
     texts = [Example(f"g:{n}", "", text) for n, text in
              enumerate(["ok see you", "please call me later today", "France", "..."])]  # fmt: skip
-    assert held(texts, rows) == [("g:0", "t:0")]
+    assert contained(texts, rows) == [("g:0", "t:0")]
 
 
 def test_rows_that_begin_alike_cost_no_more() -> None:
@@ -721,7 +725,7 @@ def test_rows_that_begin_alike_cost_no_more() -> None:
     texts = [Example(f"g:{n}", "", f"The patient was admitted with {words(100)}")
              for n in range(300)]  # fmt: skip
     texts.append(replace(rows[77], id="copy"))
-    assert held(texts, rows) == [("copy", "t:77")]
+    assert contained(texts, rows) == [("copy", "t:77")]
 
 
 def test_short_rows_are_never_near() -> None:

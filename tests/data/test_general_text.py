@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.embedded.general_text import SIZES, lines
 from lora_domains.data.general_text import embedded_texts, general_text
-from lora_domains.data.leaks import held
+from lora_domains.data.leaks import contained
 from lora_domains.embedded import GENERAL_TEXT_PATH
 from lora_domains.embedded.world import general_questions
 from lora_domains.errors import DataError
@@ -39,16 +39,16 @@ def test_no_training_text_contains_a_question_or_a_text_that_is_measured(
     questions = [example for _, _, example in suite.asked()]
     used = [*general.training, *general.selection]
     assert len(suite.texts()) == SIZES["test"]
-    assert held(used, questions) == []
-    assert held(used, suite.texts()) == []
-    assert held(general.training, general.selection) == []
+    assert contained(used, questions) == []
+    assert contained(used, suite.texts()) == []
+    assert contained(general.training, general.selection) == []
 
 
 def test_a_question_with_its_answer_is_found_in_a_text() -> None:
     questions = [example for _, _, example in embedded().asked()]
     assert len(questions) == len(general_questions())
     told = [Example(f"{n}", "", f"Yes. {q.prompt}{q.answer}") for n, q in enumerate(questions)]
-    assert len({row for _, row in held(told, questions)}) == len(questions)
+    assert len({row for _, row in contained(told, questions)}) == len(questions)
 
 
 def test_own_texts_are_split_into_training_and_selection() -> None:
@@ -67,7 +67,7 @@ def test_no_own_training_text_contains_a_selection_text() -> None:
     texts = [f"line number {n} of the paper and what it says there" for n in range(60)]
     longer = [f"so it goes: {text}, on and on" for text in texts]
     general = general_text([{"text": t} for t in (*texts, *longer, *(f"{t}." for t in texts))])
-    assert held(general.training, general.selection) == []
+    assert contained(general.training, general.selection) == []
     assert 60 < len(general) < 120
 
 

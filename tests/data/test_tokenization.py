@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_domains.data.prepare import Ledger
+from lora_domains.data.prepare import RowCounts
 from lora_domains.data.tokenization import (
     EncodedExample,
     Tokenization,
@@ -208,7 +208,7 @@ def test_no_more_windows_than_asked_for_from_all_over_the_texts(tokenizer: Any) 
 
 
 def test_nothing_supervised_is_an_error_and_the_rest_is_counted() -> None:
-    ledger = Ledger(read=3, refused=0, duplicates=0)
+    ledger = RowCounts(read=3, refused=0, duplicates=0)
     with pytest.raises(TrainingError, match="at least one supervised token"):
         supervised(ledger, [EncodedExample("a", (1,), ()), EncodedExample("b", (1,), ())])
     items = [

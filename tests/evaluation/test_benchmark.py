@@ -16,7 +16,7 @@ from support.folders import VALID
 
 from lora_domains.cli.main import main
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation import benchmark as benchmark_file

@@ -15,7 +15,7 @@ from support.encoders import KINDS, config_of, make_encoder, make_tokenizer
 
 from lora_domains.cli.main import main
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import BaseModelError, UsageError

@@ -20,7 +20,7 @@ from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.peft import Adapter, new_adapter
 from lora_domains.cli.flags import Parser, add_run_flags, configured
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
 from lora_domains.domain import Domain, Lora, with_settings
 from lora_domains.errors import (

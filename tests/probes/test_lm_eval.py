@@ -9,7 +9,7 @@ from conftest import make_rows
 from support.adapters import save, strong
 
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError

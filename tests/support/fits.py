@@ -11,7 +11,7 @@ import torch
 from conftest import make_rows
 from support.models import model_in
 
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted

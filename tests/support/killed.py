@@ -20,7 +20,7 @@ import torch
 
 from lora_domains import atomic, model
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base

@@ -15,7 +15,7 @@ from support.general_text import use_general_text
 from lora_domains import distributed
 from lora_domains import model as model_file
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted, UsageError

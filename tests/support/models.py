@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite

@@ -18,7 +18,7 @@ from support.models import model_in
 from torch import Tensor
 
 from lora_domains.console import Display
-from lora_domains.data.prepare import Data
+from lora_domains.data.source import Data
 from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import DomainError

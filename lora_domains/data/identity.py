@@ -1,0 +1,136 @@
+"""What makes two rows the same, and the digests by which rows are recognised later. No torch."""
+
+import hmac
+import json
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import sha256
+from pathlib import Path
+
+from lora_domains.atomic import write_text
+from lora_domains.errors import AdapterError
+from lora_domains.tasks import Example
+
+KEY_BYTES = 32
+MARKS = re.compile(r"((?<!\w)-(?=\d))|[^\w\s]")
+"""A minus sign (group 1), and every other character that is neither white space nor in a word."""
+
+# ── Normalised text ─────────────────────────────────────────────────────────────────────────────
+
+
+def normalise(text: str) -> str:
+    """``text`` in NFKC, case-folded, with single spaces. Idempotent."""
+    if text.isascii():
+        return " ".join(text.lower().split())
+    while True:  # case folding can undo NFKC and the reverse: repeat until nothing changes
+        folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+        if folded == text:
+            return folded
+        text = folded
+
+
+_known: ContextVar[dict[str, str] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def normalised_once() -> Iterator[None]:
+    """In the block each text is normalised once; the results are dropped at its end.
+
+    A search for leaks compares each row several times.
+    """
+    outer = _known.get()
+    token = _known.set({} if outer is None else outer)
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def words(text: str) -> str:
+    """The words of ``text``, normalised, without punctuation, separated by single spaces.
+
+    Characters that carry meaning remain words: a minus sign, ``* / % # & @``, currencies, emoji.
+    """
+    known = _known.get()
+    if known is None:
+        return _unpunctuated(normalise(text))
+    if text not in known:
+        known[text] = _unpunctuated(normalise(text))
+    return known[text]
+
+
+def _unpunctuated(text: str) -> str:
+    return " ".join(MARKS.sub(_mark, text).split())
+
+
+def _mark(match: re.Match[str]) -> str:
+    category = unicodedata.category(match[0])[0]
+    if category == "M":  # an accent or vowel sign belongs to its letter
+        return match[0]
+    return f" {match[0]} " if match[1] or category != "P" or match[0] in "*/%#&@" else " "
+
+
+def identity(example: Example, with_choices: bool = False) -> str:
+    """What makes two rows the same: the words of the prompt, or of the whole plain text.
+
+    "What is the top-up limit?" and "what is the top up limit" are the same row; "C" and "C#" are
+    not. ``with_choices`` adds the candidate answers, for rows that have their own: "Which of these
+    is true?" alone identifies no row.
+    """
+    text = example.prompt or example.answer
+    if with_choices:
+        text = " ".join([text, *sorted(example.choices)])
+    return words(text)
+
+
+def has_own_choices(examples: Sequence[Example]) -> bool:
+    """Whether rows have candidate answers of their own, not one list of labels."""
+    return len({example.choices for example in examples if example.choices}) > 1
+
+
+# ── Digests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def digest_of(rows: Sequence[Example]) -> str:
+    """sha256 of the exact text of the rows, in order: other tokens train another adapter."""
+    state, with_choices = sha256(), has_own_choices(rows)
+    for row in rows:
+        texts = [row.prompt, row.answer, *(row.choices if with_choices else ())]
+        state.update(json.dumps(texts).encode() + b"\n")
+    return state.hexdigest()
+
+
+def keyed_digest(text: str, key: bytes) -> str:
+    """HMAC-SHA256 of ``text`` in hex: nobody without ``key`` can confirm a guess of the text."""
+    return hmac.new(key, text.encode("utf-8", "surrogatepass"), sha256).hexdigest()
+
+
+def digest_key(folder: Path) -> bytes:
+    """The key of the rows' digests: written once per output folder, never part of an adapter.
+
+    Raises AdapterError where it cannot be written or read completely; with an empty key the text
+    behind a digest could be guessed.
+    """
+    path = folder / ".digest-key"
+    try:
+        if not path.exists():
+            # If another process has written a key meanwhile, that one is kept.
+            write_text(path, secrets.token_hex(KEY_BYTES), private=True, overwrite=False)
+        key, found = bytes.fromhex(path.read_text()), "another length"
+    except ValueError:
+        key, found = b"", "something else"
+    except OSError as error:
+        key, found = b"", error.strerror or str(error)
+    if len(key) != KEY_BYTES:
+        raise AdapterError(
+            where=str(path),
+            expected=f"a key of {KEY_BYTES} bytes in hexadecimal",
+            found=found,
+            hint="Free some space, or delete the file; with a new key, the rows of older cards "
+            "can no longer be recognised.",
+        )
+    return key
