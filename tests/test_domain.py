@@ -174,7 +174,7 @@ def test_digest_holds_no_text_and_no_folder(tmp_path: Path) -> None:
     assert len(one) == 64
 
 
-GOLDEN = "9141f6ceb2d62f4450e309b3875a2486c1aecabc7679fe1799716d96972420ca"
+GOLDEN = "9e73d44922fd47e46e71edfd861a7730e9ce474004b5b413a735b674fc69c685"
 
 
 def test_digest_of_a_declaration_never_changes() -> None:

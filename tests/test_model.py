@@ -328,7 +328,7 @@ def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
     assert len(by_set["validation"]) == len(made.data.validation)
     threshold = entry.judged["threshold"]["threshold"]
     assert entry.curve["threshold"] == threshold
-    assert entry.curve["wanted"] == {"recall": 0.95}
+    assert entry.curve["targets"] == {"recall": 0.95}
     spam = entry.judged["labels"].index("spam")
     hits = [i["scores"]["adapter"]["prediction"] == spam for i in by_set["validation"]
             if i["target"] == spam]  # fmt: skip

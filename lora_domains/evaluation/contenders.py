@@ -224,7 +224,7 @@ def decided(
         {n: [_named(s, thresholds.get(n), positive) for s in scores] for n, scores in part.items()}
         for part in (contenders, seen)
     )
-    chosen = {"wanted": targets, "threshold": thresholds["adapter"]} if targets else None
+    chosen = {"targets": targets, "threshold": thresholds["adapter"]} if targets else None
     return made, learned, chosen
 
 

@@ -255,6 +255,11 @@ def _upgraded(stored: Any) -> Any:
             settings = entry.get(name)
             if isinstance(settings, Mapping) and isinstance(settings.get("task"), Mapping):
                 entry[name] = {**settings, "task": upgraded_record(settings["task"])}
+        if isinstance(entry.get("curve"), Mapping):
+            entry["curve"] = _with_targets(entry["curve"])
+        judged = entry.get("judged")
+        if isinstance(judged, Mapping) and isinstance(judged.get("threshold"), Mapping):
+            entry["judged"] = {**judged, "threshold": _with_targets(judged["threshold"])}
         renewed.append(entry)
     return {**stored, "adapters": renewed}
 
@@ -262,6 +267,10 @@ def _upgraded(stored: Any) -> Any:
 def _renamed(gate: Any) -> Any:
     name = gate.get("name") if isinstance(gate, Mapping) else None
     return {**gate, "name": OLD_GATES.get(name, name)} if isinstance(name, str) else gate
+
+
+def _with_targets(threshold: Mapping[str, Any]) -> dict[str, Any]:
+    return {"targets" if key == "wanted" else key: value for key, value in threshold.items()}
 
 
 def _corrupt(where: str, expected: str, found: str) -> AdapterCorrupt:

@@ -105,9 +105,9 @@ def remembered(found: Fields) -> str:
 
 def named_from(curve: Fields) -> str:
     """From which probability the positive class is named, and who chose that."""
-    if "wanted" not in curve:
+    if "targets" not in curve:
         return f"{curve['positive']} is named where it is the likeliest class"
-    target = ", ".join(f"{name} {value:g}" for name, value in curve["wanted"].items())
+    target = ", ".join(f"{name} {value:g}" for name, value in curve["targets"].items())
     if curve["threshold"] is None:
         return f"no threshold reached {target} on validation rows: the likeliest class is named"
     return (

@@ -17,7 +17,7 @@ Beside what DESIGN.md names, an entry holds
     "looks": {"test_set", "before", "adapters", "level", "broken"}           see looks.Standing
     "calibration": {…, "bounds": {"ece" | "brier": {"lower", "upper"}},
                     "risk_coverage": [{"confidence", "coverage", "risk", "upper"}]}
-    "curve": {"positive", "wanted": {"recall" | "precision": …}, "threshold",
+    "curve": {"positive", "targets": {"recall" | "precision": …}, "threshold",
               "test" and "validation": [{"threshold", "precision", "recall"}]}
     "memorisation": {"auc", "lower", "upper", "train", "test"}
     "seeds": {METRIC: {…}}   where several seeds were compared; see seeds.seeds

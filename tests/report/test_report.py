@@ -43,6 +43,7 @@ from lora_domains.report.regressions import older_adapters, regressions
 from lora_domains.report.report import combine, rebuild, save_report
 from lora_domains.report.text import fallen, losses, outcome
 from lora_domains.stats.comparisons import compare_f1
+from lora_domains.tasks import task_from_record
 
 SECRET = "planted-7f3a <script>alert(1)</script>"
 FILES = {"report.json", "report.html", "report.md", "comment.md", "junit.xml"}
@@ -119,6 +120,21 @@ def test_the_schema_refuses_what_it_does_not_name(three: list[Path], where: str)
     part["invented"] = 1
     with pytest.raises(jsonschema.ValidationError, match="invented"):
         VALID.validate(report)
+
+
+def test_the_targets_of_an_older_card_get_their_current_names(tmp_path: Path) -> None:
+    judged, settings = (copy.deepcopy(CARD["adapters"][0][k]) for k in ("judged", "settings"))
+    older = {"wanted": {"recall": 0.9}, "threshold": 0.3}
+    judged["threshold"] = older
+    settings["task"] |= {"wanted_recall": 0.9, "wanted_precision": None}
+    path = folder(tmp_path, judged=judged, settings=settings, trained_with=settings,
+                  curve={"positive": "urgent", **older})  # fmt: skip
+    entry = Card.read(path).adapter
+    assert task_from_record(entry.task).targets == {"recall": 0.9}
+    assert entry.task == entry.trained_with["task"]
+    assert entry.task.keys().isdisjoint({"wanted_recall", "wanted_precision", "loss_unit"})
+    assert entry.judged["threshold"] == {"targets": {"recall": 0.9}, "threshold": 0.3}
+    assert entry.curve == {"positive": "urgent", "targets": {"recall": 0.9}, "threshold": 0.3}
 
 
 def test_the_matrix_says_what_each_adapter_does_to_the_other_domains(three: list[Path]) -> None:

@@ -356,7 +356,7 @@ def test_rows_that_chose_a_threshold_are_rows_of_no_gate() -> None:
     for n, item in enumerate(items):
         for scores in item["scores"].values():
             scores["positive"] = n % 7 / 7
-    threshold = {"wanted": {"recall": 0.9}, "threshold": 0.3}
+    threshold = {"targets": {"recall": 0.9}, "threshold": 0.3}
     before = judged(items, threshold=threshold)
     worst = [row(1, "validation", n, base=1, adapter=0) for n in range(300)]
     for n, item in enumerate(worst):
@@ -366,7 +366,7 @@ def test_rows_that_chose_a_threshold_are_rows_of_no_gate() -> None:
         None, 60,
     )  # fmt: skip
     assert after == before
-    assert after["curve"].keys() == {"positive", "wanted", "threshold", "test"}
+    assert after["curve"].keys() == {"positive", "targets", "threshold", "test"}
 
 
 def test_ten_thousand_items_are_summarised_fast() -> None:
