@@ -62,7 +62,7 @@ def model_scores(
 ) -> Scores:  # fmt: skip
     """The scores of base (None) or an adapter on ``items``, or of one named for each item."""
     model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
-    if task.scored_by == "harness":
+    if task.scored_by == "requests":
         return harness_scores(bank, task, [item.id for item in items], routes, advance)
     with bank.routed(routes):
         if routes is not None and task.head:

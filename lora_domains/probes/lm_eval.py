@@ -48,7 +48,7 @@ class Harness(Task):
     digest: str
 
     kind = "harness"
-    scored_by = "harness"
+    scored_by = "requests"
     predictable = False
     metric = "accuracy"
     metrics = ("accuracy",)

@@ -4,6 +4,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lora_domains"
@@ -65,25 +66,37 @@ def out_of_order(path: Path) -> set[str]:
     return rooms_imported(path) - above
 
 
-KINDS = {"classification", "generation", "language_modelling", "multiple_choice"}
-KIND_CLASSES = {"Classification", "Generation", "Harness", "LanguageModelling", "MultipleChoice"}
+@cache
+def kinds_of_task() -> tuple[frozenset[str], frozenset[str]]:
+    """The kinds of task that the package declares: their names, and those of their classes."""
+    classes = [
+        node for path in FILES for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef) and "Task" in {_last_name(base) for base in node.bases}
+    ]  # fmt: skip
+    names = [
+        part.value.value for node in classes for part in node.body
+        if isinstance(part, ast.Assign) and isinstance(part.value, ast.Constant)
+        and _last_name(part.targets[0]) == "kind"
+    ]  # fmt: skip
+    return frozenset(map(str, names)), frozenset(node.name for node in classes)
 
 
 def asks_the_kind(tree: ast.AST) -> Iterator[int]:
     """Lines that branch on the kind of a task, instead of using the interface ``Task``."""
+    kinds, classes = kinds_of_task()
     for node in ast.walk(tree):
         match node:
             case ast.Call(ast.Name("isinstance" | "getattr" | "hasattr" | "type"), [first, *rest]):
                 names = {name for part in rest for name in _names(part)}
-                if _last_name(first).endswith("task") or names & KIND_CLASSES:
+                if _last_name(first).endswith("task") or names & classes:
                     yield node.lineno
             case ast.Compare():
                 parts = [node.left, *node.comparators]
                 if any((_last_name(part) == "kind" and isinstance(part, ast.Attribute)) or
-                       _texts(part) & KINDS for part in parts):  # fmt: skip
+                       _texts(part) & kinds for part in parts):  # fmt: skip
                     yield node.lineno
             case ast.MatchClass():
-                if set(_names(node.cls)) & KIND_CLASSES:
+                if _names(node.cls) & classes:
                     yield node.lineno
 
 
