@@ -8,7 +8,12 @@ from lora_domains.console import Display
 from lora_domains.data.general_text import GeneralText, general_text
 from lora_domains.data.identity import digest_of
 from lora_domains.data.prepare import Prepared, prepare
-from lora_domains.data.tokenization import EncodedRow, Tokenization, check_choices, supervised
+from lora_domains.data.tokenization import (
+    EncodedRow,
+    Tokenization,
+    check_choices,
+    with_token_counts,
+)
 from lora_domains.domain import Domain
 from lora_domains.errors import DataError
 from lora_domains.modeling.base import Base
@@ -59,7 +64,7 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
         for examples in (prepared.train, prepared.validation, prepared.test)
     )
     prepared = replace(
-        prepared, row_counts=supervised(prepared.row_counts, [row.encoded for row in train])
+        prepared, row_counts=with_token_counts(prepared.row_counts, [row.encoded for row in train])
     )
     splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
     display.ledger(asdict(prepared.row_counts), splits)
@@ -81,7 +86,9 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
 def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenization:
     """The tokenisation of the domain's rows; raises DataError for labels it cannot tell apart."""
     task, limit = domain.task, row_limit(base, domain.training.max_length)
-    tokenization = Tokenization(base.tokenizer, limit, head=task.head, framed=base.bidirectional)
+    tokenization = Tokenization(
+        base.tokenizer, limit, head=task.head, bidirectional=base.bidirectional
+    )
     if task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
         where = f"{first.place.rsplit(', ', 1)[0]}, column {task.answer_column!r}"

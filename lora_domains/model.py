@@ -314,7 +314,9 @@ class DomainModel:
         datasets = [self.dataset(domain) for domain in domains]
         scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
         limit = row_limit(self.base, None)
-        tokenization = Tokenization(self.base.tokenizer, limit, framed=self.base.bidirectional)
+        tokenization = Tokenization(
+            self.base.tokenizer, limit, bidirectional=self.base.bidirectional
+        )
         found = measure(
             scorer, suite, datasets, tokenization, self._key(), self.out,
             self._base_changed,

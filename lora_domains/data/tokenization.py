@@ -1,15 +1,15 @@
-"""From examples to token ids: prompt and answer, what is supervised, what is cut, how rows batch.
+"""From examples to token ids: prompt, answer and choices, truncation, windows of plain text.
 
-The prompt is never supervised. An answer is never cut: where a row is too long its prompt loses
-tokens from the middle, because beginnings and ends carry most (Sun et al. 2019, "How to Fine-Tune
-BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS.
+A prompt is never supervised. An answer is never truncated: a row that is too long loses tokens
+from the middle of its prompt, because beginnings and ends matter most (Sun et al. 2019, "How to
+Fine-Tune BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS.
 
-Where a trained head answers, an item is its prompt alone, and its target is the label. An encoder
-reads general text with some of its tokens masked, and is asked for those.
+With a trained head, an encoded example is its prompt, and its target is the label. A bidirectional
+base reads general text with some of its tokens masked and predicts those.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,15 +19,16 @@ from lora_domains.data.prepare import RowCounts
 from lora_domains.errors import DataError, TrainingError
 from lora_domains.tasks import Example
 
-MASKED = 0.15
-"""Share of a general text's tokens that an encoder is asked for (Devlin et al. 2019, BERT)."""
+MASKED_SHARE = 0.15
+"""Share of a text's tokens that a bidirectional base predicts (Devlin et al. 2019, BERT)."""
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One encoded example. ``answer`` ends with EOS; ``choices`` do not.
+    """The token ids of one example. ``answer`` ends with EOS; ``choices`` do not.
 
-    In a masked text (``masked``: places in ``prompt``) ``answer`` holds what stood there.
+    In a masked text, ``masked`` are positions in ``prompt`` and ``answer`` holds the tokens that
+    the masks replace.
     """
 
     id: str
@@ -43,7 +44,7 @@ class EncodedExample:
 
     @property
     def supervised(self) -> int:
-        """Tokens that are supervised; a label given to a head counts as one."""
+        """Number of supervised tokens; the label of a head counts as one."""
         return len(self.answer) or int(self.target >= 0)
 
 
@@ -55,72 +56,74 @@ class EncodedRow(NamedTuple):
 
 
 class Tokenization:
-    """Tokenises examples for one base, at most ``max_length`` tokens each.
+    """Tokenises examples for one base, into at most ``max_length`` tokens each.
 
-    With ``head`` an item is its prompt, for a trained head to label. ``framed`` is how a base that
-    is an encoder reads: between [CLS] and [SEP], and general text with masks.
+    With ``head`` an example is encoded as its prompt, for a trained head to classify. A
+    ``bidirectional`` base reads texts between [CLS] and [SEP].
     """
 
     def __init__(
-        self, tokenizer: Any, max_length: int, *, head: bool = False, framed: bool = False
+        self, tokenizer: Any, max_length: int, *, head: bool = False, bidirectional: bool = False
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.head = head
         self.eos: int = tokenizer.eos_token_id
         self._answers: dict[str, tuple[int, ...]] = {}
-        prefix = tokenizer("a", add_special_tokens=True)["input_ids"]
         # Exactly one BOS where the tokenizer adds one, whatever the prompt starts with.
+        first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         bos = tokenizer.bos_token_id
-        self.bos: tuple[int, ...] = (bos,) if bos is not None and prefix[:1] == [bos] else ()
+        self.bos: tuple[int, ...] = (bos,) if bos is not None and first == [bos] else ()
         self.sep: tuple[int, ...] = ()
-        if framed:
+        if bidirectional:
             self.bos, self.sep = (tokenizer.cls_token_id,), (tokenizer.sep_token_id,)
 
     def tokens(self, text: str) -> list[int]:
-        """``text`` alone, without special tokens."""
+        """The token ids of ``text``, without special tokens."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def answer_tokens(self, answer: str) -> tuple[int, ...]:
-        """An answer as it is tokenised after the colon that ends a prompt, without EOS.
+        """The token ids of an answer that follows the colon at the end of a prompt, without EOS.
 
-        Tokenised together with its anchor, since some tokenizers treat a leading space differently
-        at the start of a text.
+        It is tokenised together with a colon, because some tokenizers treat a leading space
+        differently at the start of a text.
         """
         if answer not in self._answers:
-            anchor, whole = self.tokens(":"), self.tokens(":" + answer)
-            together = whole[: len(anchor)] == anchor
-            self._answers[answer] = tuple(whole[len(anchor) :] if together else self.tokens(answer))
+            colon, both = self.tokens(":"), self.tokens(":" + answer)
+            separate = both[: len(colon)] == colon
+            self._answers[answer] = tuple(both[len(colon) :] if separate else self.tokens(answer))
         return self._answers[answer]
 
-    def encode(self, example: Example, shots: Sequence[int] = ()) -> EncodedExample:
-        """The item for ``example``, its prompt preceded by the tokens of ``shots``.
+    # ── Prompts with answers ────────────────────────────────────────────────────────────────────
 
-        Raises DataError when the answer (or a choice) leaves no room for any prompt.
+    def encode(self, example: Example, prefix: Sequence[int] = ()) -> EncodedExample:
+        """``example`` encoded, with the tokens of ``prefix`` before its prompt.
+
+        Raises DataError when the answer or a choice leaves no room for any of the prompt.
         """
-        return self._fitted(example, self.tokens(example.prompt), shots)
+        return self._fitted(example, self.tokens(example.prompt), prefix)
 
-    def encode_again(self, row: EncodedRow, shots: Sequence[int] = ()) -> EncodedExample:
-        """``row`` encoded with ``shots`` before its prompt, or with another ``max_length``.
+    def encode_again(self, row: EncodedRow, prefix: Sequence[int] = ()) -> EncodedExample:
+        """``row`` encoded with ``prefix``, or for another ``max_length``.
 
-        ``row`` was encoded without shots by the same tokenizer. Its prompt is tokenised again only
-        where it was truncated. Raises what ``encode`` raises.
+        ``row`` was encoded without a prefix by the same tokenizer; its prompt is tokenised again
+        only if it was truncated. Raises what ``encode`` raises.
         """
         example, encoded = row
         if encoded.truncated:
-            return self.encode(example, shots)
+            return self.encode(example, prefix)
         end = len(encoded.prompt) - len(self.sep)
-        return self._fitted(example, list(encoded.prompt[len(self.bos) : end]), shots)
+        return self._fitted(example, list(encoded.prompt[len(self.bos) : end]), prefix)
 
-    def _fitted(self, example: Example, body: list[int], shots: Sequence[int]) -> EncodedExample:
+    def _fitted(self, example: Example, body: list[int], prefix: Sequence[int]) -> EncodedExample:
         choices: tuple[tuple[int, ...], ...] = ()
         answer: tuple[int, ...] = ()
         if not self.head:
             choices = tuple(map(self.answer_tokens, example.choices))
             answer = (*self.answer_tokens(example.answer), self.eos) if example.answer else ()
         longest = max([len(answer), *(len(choice) + 1 for choice in choices)])
-        room = self.max_length - longest - len(self.bos) - len(self.sep) - len(shots)
+        room = self.max_length - longest - len(self.bos) - len(self.sep) - len(prefix)
         if room < min(len(body), 1):
             raise DataError(
                 where=example.place,
@@ -128,17 +131,19 @@ class Tokenization:
                 found=f"an answer of {longest} tokens",
                 hint="Shorten the answer, split the row, or choose a base with a longer context.",
             )
-        cut = len(body) > room
-        if cut:
+        truncated = len(body) > room
+        if truncated:
             head = room // 2
             body = body[:head] + body[len(body) - (room - head) :]
-        prompt = (*self.bos, *shots, *body, *self.sep)
-        return EncodedExample(example.id, prompt, answer, choices, example.target, cut)
+        prompt = (*self.bos, *prefix, *body, *self.sep)
+        return EncodedExample(example.id, prompt, answer, choices, example.target, truncated)
+
+    # ── Plain text ──────────────────────────────────────────────────────────────────────────────
 
     def windows(self, example: Example) -> list[EncodedExample]:
-        """A plain text as items of at most ``max_length`` tokens; every token supervised once.
+        """A plain text in windows of at most ``max_length`` tokens; each token is supervised once.
 
-        For an encoder ``MASKED`` of the tokens are, at least one in each item.
+        For a bidirectional base ``MASKED_SHARE`` of the tokens are, at least one in each window.
         """
         ids = self.tokens(example.answer)
         if self.sep:
@@ -152,29 +157,36 @@ class Tokenization:
         ]
 
     def _masked(self, name: str, ids: list[int]) -> list[EncodedExample]:
-        """``ids`` in windows with places masked that depend on ``name`` and nothing else."""
+        """``ids`` in windows; the masked positions depend on ``name`` and nothing else."""
         size = self.max_length - 2
-        found = []
+        windows = []
         for start in range(0, len(ids), size):
             window = ids[start : start + size]
             random = np.random.default_rng([zlib.crc32(name.encode()), start])
-            count = max(1, round(MASKED * len(window)))
+            count = max(1, round(MASKED_SHARE * len(window)))
             places = np.sort(random.permutation(len(window))[:count]).tolist()
             hidden = list(window)
             for place in places:
                 hidden[place] = self.tokenizer.mask_token_id
             prompt = (*self.bos, *hidden, *self.sep)
             answer = tuple(window[place] for place in places)
-            shifted = tuple(place + len(self.bos) for place in places)
-            found.append(EncodedExample(f"{name}/{start // size}", prompt, answer, masked=shifted))
-        return found
+            masked = tuple(place + len(self.bos) for place in places)
+            windows.append(EncodedExample(f"{name}/{start // size}", prompt, answer, masked=masked))
+        return windows
 
-    def encode_all(self, examples: Sequence[Example]) -> list[EncodedExample]:
-        """Every example; plain texts (no prompt, no choices) in windows."""
-        return [encoded for _, encoded in self.encode_rows(examples)]
+    def sample_windows(self, texts: Sequence[Example], most: int) -> list[EncodedExample]:
+        """At most ``most`` windows, drawn from all windows of the first ``most`` plain ``texts``.
+
+        A book has many windows, each of which costs as much to read as a short text.
+        """
+        windows = [window for text in texts[:most] for window in self.windows(text)]
+        picked = np.random.default_rng([len(windows), most]).permutation(len(windows))[:most]
+        return [windows[at] for at in sorted(picked)]
+
+    # ── Many examples ───────────────────────────────────────────────────────────────────────────
 
     def encode_rows(self, examples: Sequence[Example]) -> list[EncodedRow]:
-        """Each example with its encoding; a plain text with each of its windows."""
+        """Each example with its encoding; a plain text (no prompt, no choices) with its windows."""
         rows = []
         for example in examples:
             if example.prompt or example.choices:
@@ -183,24 +195,19 @@ class Tokenization:
                 rows += [EncodedRow(example, window) for window in self.windows(example)]
         return rows
 
-    def some(self, texts: Sequence[Example], most: int) -> list[EncodedExample]:
-        """At most ``most`` windows of the first ``most`` plain ``texts``, drawn from all of theirs.
-
-        A book is as many texts as it has windows, and reading it costs as many.
-        """
-        windows = [item for text in texts[:most] for item in self.windows(text)]
-        picked = np.random.default_rng([len(windows), most]).permutation(len(windows))[:most]
-        return [windows[at] for at in sorted(picked)]
+    def encode_all(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """The encodings of ``encode_rows`` alone."""
+        return [encoded for _, encoded in self.encode_rows(examples)]
 
 
 def check_choices(tokenization: Tokenization, choices: Sequence[str], where: str) -> None:
-    """Raise DataError when two labels are one under the tokenizer, or one begins another.
+    """Raise DataError when two labels have the same tokens, or one begins with another.
 
-    The likelihoods of labels are compared as texts, so a label that begins another would always
-    be at least as likely.
+    The likelihoods of labels are compared as texts, so a label with which another one begins would
+    always be at least as likely.
     """
-    coded = [(tokenization.answer_tokens(choice), choice.strip()) for choice in choices]
-    for i, (one, name) in enumerate(coded):
+    encoded = [(tokenization.answer_tokens(choice), choice.strip()) for choice in choices]
+    for i, (one, name) in enumerate(encoded):
         if not one:
             raise DataError(
                 where=where,
@@ -208,78 +215,35 @@ def check_choices(tokenization: Tokenization, choices: Sequence[str], where: str
                 found=f"label {name!r}, which has no token",
                 hint="Give it a wording: Classification(…, wording={…}).",
             )
-        for j, (other, second) in enumerate(coded):
+        for j, (other, second) in enumerate(encoded):
             if i != j and other[: len(one)] == one and (i < j or other != one):
-                same = other == one
+                same = "which are the same tokens"
+                begins = "the second of which begins with the first"
                 raise DataError(
                     where=where,
-                    expected="labels whose texts differ from the start under the tokenizer",
-                    found=f"{name!r} and {second!r}, "
-                    + (
-                        "which are the same tokens"
-                        if same
-                        else "the first of which begins the second"
-                    ),
+                    expected="labels whose tokens differ from the start",
+                    found=f"{name!r} and {second!r}, {same if other == one else begins}",
                     hint="Reword one of them in the data, or in the recipe: "
                     f"Classification(…, wording={{{name!r}: 'another text'}}).",
                 )
 
 
-def supervised(ledger: RowCounts, items: Sequence[EncodedExample]) -> RowCounts:
-    """``ledger`` with what encoding found in the training items.
+def with_token_counts(counts: RowCounts, encoded: Sequence[EncodedExample]) -> RowCounts:
+    """``counts`` with what tokenisation found in the training rows.
 
-    Raises TrainingError when nothing is supervised: training would teach nothing, in silence.
+    Raises TrainingError when no token is supervised, because training would teach nothing.
     """
-    tokens = sum(item.supervised for item in items)
-    filled = replace(
-        ledger,
-        truncated=sum(item.truncated for item in items),
-        masked=sum(not item.supervised for item in items),
-        supervised_tokens=tokens,
-    )
+    tokens = sum(one.supervised for one in encoded)
     if tokens == 0:
         raise TrainingError(
-            where="encoding",
+            where="tokenisation",
             expected="at least one supervised token",
-            found=f"none in {len(items)} rows",
+            found=f"none in {len(encoded)} rows",
             hint="Check that the answer column holds text.",
         )
-    return filled
-
-
-def epoch_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
-) -> list[list[int]]:
-    """The global batches of one epoch: lists of item positions, each item exactly once.
-
-    A pure function of its arguments, so that a resumed run sees the same batches. Rows are
-    shuffled, sorted by length within stretches of 32 batches to save padding, and the batches
-    shuffled again; the last one may be short.
-    """
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
-    stretch = 32 * batch_size
-    batches: list[list[int]] = []
-    for start in range(0, len(order), stretch):
-        part = sorted(order[start : start + stretch].tolist(), key=lambda i: lengths[i])
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    return [batches[i] for i in random.permutation(len(batches))]
-
-
-def chunks(
-    items: Sequence[EncodedExample], most: int, weight: Callable[[EncodedExample], int] = len
-) -> Iterator[list[int]]:
-    """Positions of ``items`` in batches of similar weight, at most ``most`` with padding.
-
-    An item weighs its tokens unless told otherwise. The same items always give the same batches,
-    so every contender is scored in identical ones.
-    """
-    weights = [weight(item) for item in items]
-    chunk: list[int] = []
-    for i in sorted(range(len(items)), key=lambda i: (weights[i], i)):
-        if chunk and (len(chunk) + 1) * weights[i] > most:
-            yield chunk
-            chunk = []
-        chunk.append(i)
-    if chunk:
-        yield chunk
+    return replace(
+        counts,
+        truncated=sum(one.truncated for one in encoded),
+        masked=sum(not one.supervised for one in encoded),
+        supervised_tokens=tokens,
+    )

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_domains.data.tokenization import EncodedExample, chunks
+from lora_domains.data.tokenization import EncodedExample
 from lora_domains.inference.batches import Progress, in_batches, no_progress, token_budget
 from lora_domains.inference.choice_tree import choices_at_once, cost, takes_trees
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import IGNORED, Batch, collate
+from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
 from lora_domains.modeling.heads import Head, features, head_logprobs
 from lora_domains.modeling.routing import entered, narrowed
 

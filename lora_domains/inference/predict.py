@@ -138,7 +138,7 @@ def predicted(
     # A text that a head reads is framed otherwise.
     tokenizations = {
         name: Tokenization(base.tokenizer, length_of(bank, name), head=bank[name].head is not None,
-                      framed=base.bidirectional)
+                      bidirectional=base.bidirectional)
         for name in tasks
     }  # fmt: skip
     items = [

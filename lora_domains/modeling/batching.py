@@ -1,8 +1,9 @@
-"""Batches of encoded examples as padded tensors."""
+"""Batches: which encoded examples go together, and their padded tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,44 @@ LONGEST = 2048
 """The most tokens of a row, unless the domain's ``max_length`` says otherwise."""
 IGNORED = -100
 """The label of a token without supervision, as torch's cross entropy has it."""
+
+
+def epoch_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """The global batches of one epoch: lists of positions, each position in exactly one.
+
+    A pure function of its arguments, so that a resumed run sees the same batches. Rows are
+    shuffled, sorted by length within stretches of 32 batches to save padding, and the batches
+    shuffled again; the last one of a stretch may be short.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    stretch = 32 * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(order), stretch):
+        part = sorted(order[start : start + stretch].tolist(), key=lambda i: lengths[i])
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def chunks(
+    items: Sequence[EncodedExample], most: int, weight: Callable[[EncodedExample], int] = len
+) -> Iterator[list[int]]:
+    """Positions of ``items`` in batches of similar weight, each at most ``most`` with padding.
+
+    By default the weight of an item is its number of tokens. The same items always give the same
+    batches, so every contender is scored in identical ones.
+    """
+    weights = [weight(item) for item in items]
+    chunk: list[int] = []
+    for i in sorted(range(len(items)), key=lambda i: (weights[i], i)):
+        if chunk and (len(chunk) + 1) * weights[i] > most:
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield chunk
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from lora_domains.data.general_text import embedded_texts
-from lora_domains.data.tokenization import EncodedExample, chunks
+from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import DataError, UsageError, did_you_mean, listed
 from lora_domains.inference.batches import token_budget
 from lora_domains.inference.generation import generate
 from lora_domains.inference.likelihoods import last_logits
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.batching import IGNORED, collate
+from lora_domains.modeling.batching import IGNORED, chunks, collate
 from lora_domains.modeling.routing import narrowed
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Example, Row, Task

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_domains import distributed
-from lora_domains.data.tokenization import epoch_batches
+from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.memory import duration, peak_memory, words
 from lora_domains.training.loop import Run
 

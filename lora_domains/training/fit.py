@@ -94,8 +94,8 @@ def make_run(bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Displ
         [row.encoded for row in dataset.validation],
         checkpoint_path(out, domain.name),
         display,
-        general=dataset.tokenization.some(dataset.general.training, most),
-        watched=dataset.tokenization.some(dataset.general.selection, SELECTION),
+        general=dataset.tokenization.sample_windows(dataset.general.training, most),
+        watched=dataset.tokenization.sample_windows(dataset.general.selection, SELECTION),
         parent=dataset.parent,
     )
 

@@ -25,11 +25,12 @@ from lora_domains import distributed
 from lora_domains.adapters.peft import Adapter, new_adapter
 from lora_domains.adapters.versions import Parent, continued
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample, epoch_batches
+from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded, TrainingInterrupted
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.memory import duration, peak_memory, words
 from lora_domains.training.checkpoints import (
     State,

@@ -1,10 +1,9 @@
-"""Examples to token ids: what is supervised, what is cut, how rows batch."""
+"""Examples to token ids: what is supervised, what is truncated, windows of plain text."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,25 +12,13 @@ from lora_domains.data.tokenization import (
     EncodedExample,
     Tokenization,
     check_choices,
-    chunks,
-    epoch_batches,
-    supervised,
+    with_token_counts,
 )
 from lora_domains.errors import DataError, TrainingError
-from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.tasks import Example, LanguageModelling, Row
 
 TEXTS = st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=60
-)
-ITEMS = st.lists(
-    st.builds(
-        lambda prompt, answer: EncodedExample("x", tuple(prompt), tuple(answer)),
-        st.lists(st.integers(3, 50), min_size=1, max_size=9),
-        st.lists(st.integers(3, 50), max_size=5),
-    ),
-    min_size=1,
-    max_size=6,
 )
 
 
@@ -43,7 +30,7 @@ def tokenizer(tiny_base: Path) -> Any:
 
 
 def metaspace(scheme: str = "always", bos: bool = True) -> Any:
-    """A tokenizer that writes spaces as sentencepiece does; ``scheme`` is its leading space."""
+    """A tokenizer that writes spaces as sentencepiece does, with the prepend scheme ``scheme``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -75,12 +62,12 @@ def example(prompt: str, answer: str, choices: tuple[str, ...] = ()) -> Example:
     return Example("test:0", prompt, answer, choices, target, place="rows.csv, line 2")
 
 
-# ── One item ────────────────────────────────────────────────────────────────────────────────────
+# ── One example ─────────────────────────────────────────────────────────────────────────────────
 
 
 @given(prompt=TEXTS, answer=TEXTS, size=st.integers(130, 400))
 @settings(max_examples=60, deadline=None)
-def test_an_answer_is_whole_and_ends_with_eos_whatever_is_cut(
+def test_an_answer_is_complete_and_ends_with_eos_however_long_the_prompt(
     tokenizer: Any, prompt: str, answer: str, size: int
 ) -> None:
     tokenization = Tokenization(tokenizer, size)
@@ -97,7 +84,7 @@ def test_an_answer_is_whole_and_ends_with_eos_whatever_is_cut(
     assert tokenizer.decode(item.answer, skip_special_tokens=True) == " " + answer
 
 
-def test_exactly_one_bos_even_where_the_prompt_begins_with_one(tokenizer: Any) -> None:
+def test_each_example_has_exactly_one_bos_if_the_tokenizer_adds_one(tokenizer: Any) -> None:
     item = Tokenization(tokenizer, 64).encode(example("note: alpha\ntriage:", " urgent"))
     assert [*item.prompt, *item.answer].count(tokenizer.bos_token_id) == 1
     without = metaspace(bos=False)
@@ -105,7 +92,7 @@ def test_exactly_one_bos_even_where_the_prompt_begins_with_one(tokenizer: Any) -
     assert without.bos_token_id not in (*bare.prompt, *bare.answer)
 
 
-def test_the_middle_is_cut_and_head_tail_and_cue_stay(tokenizer: Any) -> None:
+def test_truncation_drops_the_middle_of_the_prompt(tokenizer: Any) -> None:
     words = [f"w{i}" for i in range(80)]
     prompt = "note: " + " ".join(words) + "\ntriage:"
     tokenization = Tokenization(tokenizer, 60)
@@ -123,7 +110,7 @@ def test_the_middle_is_cut_and_head_tail_and_cue_stay(tokenizer: Any) -> None:
     assert "w40" not in text
 
 
-def test_room_is_left_for_the_longest_choice_not_only_the_right_one(tokenizer: Any) -> None:
+def test_room_is_left_for_the_longest_choice(tokenizer: Any) -> None:
     choices = (" a", " b c d e f g h i j k l m n o p")
     tokenization = Tokenization(tokenizer, 40)
     item = tokenization.encode(example("note: " + "alpha " * 60 + ":", " a", choices))
@@ -131,17 +118,28 @@ def test_room_is_left_for_the_longest_choice_not_only_the_right_one(tokenizer: A
     assert item.choices[item.target] == item.answer[:-1]
 
 
-def test_an_answer_longer_than_the_context_is_refused_with_its_place(tokenizer: Any) -> None:
+def test_an_answer_longer_than_the_context_is_refused_with_its_location(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"rows\.csv, line 2.*context of 16 tokens") as caught:
         Tokenization(tokenizer, 16).encode(example("note: a", " zq" * 30))
     assert "zq" not in str(caught.value)
 
 
-def test_shots_stand_between_bos_and_the_prompt(tokenizer: Any) -> None:
+def test_a_prefix_goes_between_bos_and_the_prompt(tokenizer: Any) -> None:
     tokenization = Tokenization(tokenizer, 64)
     plain = tokenization.encode(example("note: alpha:", " spam"))
-    shown = tokenization.encode(example("note: alpha:", " spam"), shots=[7, 8, 9])
-    assert shown.prompt == (plain.prompt[0], 7, 8, 9, *plain.prompt[1:])
+    prefixed = tokenization.encode(example("note: alpha:", " spam"), prefix=[7, 8, 9])
+    assert prefixed.prompt == (plain.prompt[0], 7, 8, 9, *plain.prompt[1:])
+
+
+@given(prompt=TEXTS, size=st.integers(20, 60), shorter=st.integers(0, 10))
+@settings(max_examples=60, deadline=None)
+def test_encoding_a_row_again_gives_what_encoding_its_example_gives(
+    tokenizer: Any, prompt: str, size: int, shorter: int
+) -> None:
+    one = example(prompt, " spam")
+    (row,) = Tokenization(tokenizer, size).encode_rows([one])
+    other = Tokenization(tokenizer, size - shorter)
+    assert other.encode_again(row, [7, 8]) == other.encode(one, [7, 8])
 
 
 @given(text=st.text(alphabet="ab cdé\n", min_size=1, max_size=300), size=st.integers(3, 40))
@@ -174,110 +172,49 @@ def test_metaspace_answers_are_the_tokens_of_the_joined_text(scheme: str, answer
     ("choices", "found"),
     [
         ((" spam", " spam"), "the same tokens"),
-        ((" spam", " spam call"), "the first of which begins the second"),
-        ((" spam call", " spam"), "the first of which begins the second"),
+        ((" spam", " spam call"), "the second of which begins with the first"),
+        ((" spam call", " spam"), "the second of which begins with the first"),
         ((" ham", ""), "no token"),
     ],
 )
-def test_labels_that_cannot_be_told_apart(
+def test_labels_that_are_not_distinct_from_the_start_are_refused(
     tokenizer: Any, choices: tuple[str, ...], found: str
 ) -> None:
     with pytest.raises(DataError, match=found):
         check_choices(Tokenization(tokenizer, 64), choices, "domain 'x', column 'label'")
 
 
-def test_labels_that_share_a_beginning_are_fine(tokenizer: Any) -> None:
+def test_labels_may_share_a_beginning(tokenizer: Any) -> None:
     check_choices(Tokenization(tokenizer, 64), (" spam call", " spam text", " ham"), "x")
 
 
-def test_no_more_windows_than_asked_for_from_all_over_the_texts(tokenizer: Any) -> None:
+def test_windows_are_sampled_from_all_over_the_texts(tokenizer: Any) -> None:
     tokenization = Tokenization(tokenizer, 10)
     texts = [LanguageModelling().example(Row({"text": "red river " * n}, "general", n, "here"))
              for n in (1, 30, 20, 2)]  # fmt: skip
     whole = tokenization.encode_all(texts)
     assert len(whole) > 8
-    found = tokenization.some(texts, 6)
+    found = tokenization.sample_windows(texts, 6)
     assert len(found) == 6
-    assert found == [item for item in whole if item in found] == tokenization.some(texts, 6)
+    assert (
+        found == [item for item in whole if item in found] == tokenization.sample_windows(texts, 6)
+    )
     assert max(int(item.id.split("/")[-1]) for item in found) > 0
-    assert tokenization.some(texts, 10**6) == whole
-    assert {item.id.rpartition("/")[0] for item in tokenization.some(texts, 2)} <= {
+    assert tokenization.sample_windows(texts, 10**6) == whole
+    assert {item.id.rpartition("/")[0] for item in tokenization.sample_windows(texts, 2)} <= {
         text.id for text in texts[:2]
     }
-    assert tokenization.some([], 5) == []
+    assert tokenization.sample_windows([], 5) == []
 
 
-def test_nothing_supervised_is_an_error_and_the_rest_is_counted() -> None:
-    ledger = RowCounts(read=3, refused=0, duplicates=0)
+def test_rows_without_supervision_are_counted_and_refused_if_there_are_no_others() -> None:
+    counts = RowCounts(read=3, refused=0, duplicates=0)
     with pytest.raises(TrainingError, match="at least one supervised token"):
-        supervised(ledger, [EncodedExample("a", (1,), ()), EncodedExample("b", (1,), ())])
+        with_token_counts(counts, [EncodedExample("a", (1,), ()), EncodedExample("b", (1,), ())])
     items = [
         EncodedExample("a", (1,), (5, 2)),
         EncodedExample("b", (1,), ()),
         EncodedExample("c", (1,), (2,), truncated=True),
     ]
-    filled = supervised(ledger, items)
+    filled = with_token_counts(counts, items)
     assert (filled.truncated, filled.masked, filled.supervised_tokens) == (1, 1, 3)
-
-
-# ── Batches ─────────────────────────────────────────────────────────────────────────────────────
-
-
-@given(ITEMS)
-@settings(deadline=None)
-def test_collate_against_a_naive_oracle(items: list[EncodedExample]) -> None:
-    batch = collate(items, pad=0)
-    longest = max(len(item) for item in items)
-    for row, item in enumerate(items):
-        ids = [*item.prompt, *item.answer]
-        blank = longest - len(ids)
-        assert batch.ids[row].tolist() == [0] * blank + ids
-        assert batch.mask[row].tolist() == [0] * blank + [1] * len(ids)
-        assert batch.positions[row, blank:].tolist() == list(range(len(ids)))
-        # Where the token at column c + 1 is of the answer, column c predicts it.
-        wanted = [IGNORED] * longest
-        for k, token in enumerate(item.answer):
-            wanted[longest - len(item.answer) + k - 1] = token
-        width = batch.labels.shape[1]
-        assert batch.labels[row].tolist() == wanted[longest - 1 - width : longest - 1]
-        assert all(label == IGNORED for label in wanted[: longest - 1 - width])
-    assert batch.positions.min() >= 0
-    assert batch.keep == max(len(item.answer) for item in items) + 1
-    assert batch.ids.dtype == batch.labels.dtype == torch.long
-
-
-@given(
-    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=300),
-    size=st.integers(1, 20),
-    seed=st.integers(0, 5),
-    epoch=st.integers(0, 5),
-)
-@settings(deadline=None, max_examples=60)
-def test_epoch_batches_are_pure_and_hold_each_row_once(
-    lengths: list[int], size: int, seed: int, epoch: int
-) -> None:
-    batches = epoch_batches(lengths, size, seed, epoch)
-    torch.manual_seed(seed + 1)
-    assert epoch_batches(list(lengths), size, seed, epoch) == batches
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    assert sorted(map(len, batches), reverse=True)[:-1] == [size] * (len(batches) - 1)
-    assert len(batches) == -(-len(lengths) // size)
-
-
-def test_epochs_and_seeds_differ_and_lengths_are_alike_within_a_batch() -> None:
-    lengths = [(i * 37) % 100 + 1 for i in range(320)]
-    first = epoch_batches(lengths, 8, 0, 0)
-    assert first != epoch_batches(lengths, 8, 0, 1)
-    assert first != epoch_batches(lengths, 8, 1, 0)
-    spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in first]
-    assert max(spread) <= 15  # drawn at random it would be near 80
-
-
-@given(ITEMS, st.integers(1, 60))
-@settings(deadline=None)
-def test_chunks_cover_every_item_within_the_limit(items: list[EncodedExample], most: int) -> None:
-    parts = list(chunks(items, most))
-    assert sorted(i for part in parts for i in part) == list(range(len(items)))
-    for part in parts:
-        assert len(part) == 1 or len(part) * max(len(items[i]) for i in part) <= most
-    assert parts == list(chunks(items, most))

@@ -128,7 +128,7 @@ def test_a_bert_that_is_a_decoder_is_a_causal_base(tmp_path: Path) -> None:
 @given(st.lists(st.sampled_from(["alpha", "beta", "red", "win", "xyzzy"]), max_size=30),
        st.integers(8, 40))  # fmt: skip
 def test_masks_hide_what_is_asked_for_and_nothing_else(words: list[str], limit: int) -> None:
-    tokenization = Tokenization(TOKENIZER, limit, framed=True)
+    tokenization = Tokenization(TOKENIZER, limit, bidirectional=True)
     ids = tokenization.tokens(" ".join(words))
     items = tokenization.windows(Example("text:1", "", " ".join(words)))
     restored: list[int] = []
@@ -147,9 +147,9 @@ def test_masks_hide_what_is_asked_for_and_nothing_else(words: list[str], limit: 
 
 def test_an_encoders_text_stands_between_its_tokens_and_loses_its_middle() -> None:
     example = Example("1", "red green blue stone river cloud note", " ham", target=0)
-    whole = Tokenization(TOKENIZER, 32, head=True, framed=True).encode(example)
+    whole = Tokenization(TOKENIZER, 32, head=True, bidirectional=True).encode(example)
     assert TOKENIZER.decode(whole.prompt) == "[CLS] red green blue stone river cloud note [SEP]"
-    cut = Tokenization(TOKENIZER, 6, head=True, framed=True).encode(example)
+    cut = Tokenization(TOKENIZER, 6, head=True, bidirectional=True).encode(example)
     assert TOKENIZER.decode(cut.prompt) == "[CLS] red green cloud note [SEP]"
     assert cut.truncated
 
@@ -157,7 +157,7 @@ def test_an_encoders_text_stands_between_its_tokens_and_loses_its_middle() -> No
 def test_nats_of_masked_tokens_are_the_masked_heads(tmp_path: Path) -> None:
     """Against plain transformers, text by text without padding."""
     base = load_base(make_encoder(tmp_path / "bert", "bert"), device="cpu")
-    tokenization = Tokenization(base.tokenizer, 24, framed=True)
+    tokenization = Tokenization(base.tokenizer, 24, bidirectional=True)
     texts = ["red green blue", "stone river cloud note alpha beta gamma " * 3, "win prize"]
     items = [i for n, t in enumerate(texts) for i in tokenization.windows(Example(f"t:{n}", "", t))]
     nats, tokens = answer_nats(base.model, items, 0)
