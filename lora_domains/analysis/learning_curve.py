@@ -1,13 +1,13 @@
-"""Would more data help? One training for each of several shares of the rows, on the same test rows.
+"""Learning curve: the domain metric on the test rows after training on growing shares of the rows.
 
-The shares are nested, whole groups, classes in proportion, and every training takes as many steps
-of as many rows: a smaller share is gone through more often. So only the rows differ. Beside them on
-the same test: the base with a few rows in its prompt, and all rows with edited copies
-(``augmentation``), the cheap ways to get more out of the rows that are there.
+The shares are nested, consist of whole groups and keep the proportion of the classes. Every
+training takes the same number of steps of the same size, so smaller shares are repeated more often
+and only the rows differ. Two alternatives to more rows are measured on the same test rows: the base
+with a few rows in its prompt, and all rows with edited copies (``augmentation``).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from lora_domains.analysis.augmentation import augmented
-from lora_domains.console import Display
 from lora_domains.data.checks import FEWEST
 from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.dataset import Dataset
@@ -24,9 +23,7 @@ from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import groups_of, model_scores
 from lora_domains.evaluation.shots import SHOTS, with_shots
 from lora_domains.model import DomainModel
-from lora_domains.modeling.bank import Bank
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
-from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Example
 from lora_domains.training.fit import make_run
 from lora_domains.training.loop import Trained
@@ -34,214 +31,210 @@ from lora_domains.training.plan import make_plan
 from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison, summands, value
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
-HARDLY = 0.01
-"""A step up the curve that cannot have brought more than this is hardly worth collecting rows."""
+WORTHWHILE = 0.01
+"""The smallest gain of the metric for which collecting more rows is worthwhile."""
 RESAMPLES = 500
-
-Train = Callable[[Sequence[EncodedRow], int], Trained]
-"""Trains on rows for a number of epochs."""
 
 
 def learning_curve(
     model: DomainModel, domain: Domain, shares: Sequence[float] = SHARES
 ) -> dict[str, Any]:
-    """The curve of ``domain`` on the model's base: the one function that people call.
+    """The curve of ``domain`` as JSON: a point for each share, the two alternatives, the answer.
 
-    Nothing is saved, and no resident adapter changes. Raises what ``fit`` does.
+    Nothing is saved and no loaded adapter changes. Every contender is scored once on the test rows.
+    Raises UsageError for shares that make no curve, and what ``DomainModel.fit`` raises.
     """
     dataset = model.dataset(domain)
-    prepared, seed = dataset.prepared, dataset.domain.training.seed
-    edited = augmented(prepared.task, domain.data, prepared.train, prepared.test, seed)
-    # A name of its own: an interrupted run of this domain keeps its checkpoint.
-    own = replace(dataset.domain, name=f"{domain.name[:50]}__curve")
-    plan = make_plan(model.base, replace(dataset, domain=own))
-    for warning in plan.warnings:
-        model.display.warn(warning)
+    prepared, task, seed = dataset.prepared, dataset.prepared.task, dataset.domain.training.seed
+    ordered = sorted(set(shares))
+    parts = [[prepared.train[i] for i in part] for part in nested(prepared.train, ordered, seed)]
+    _check(ordered, parts)
+    edited = augmented(task, domain.data, prepared.train, prepared.test, seed)
+    trials = _Trials(model, dataset, edited)
+    epochs, whole = dataset.domain.training.epochs, parts[-1]
+    rows_per_epoch = len(trials.encoded(whole))
+    # The base has no probabilities for the labels of a trained head.
+    base = None if task.head else trials.score("base", [row.encoded for row in dataset.test], None)
+    prompted = with_shots(
+        dataset.tokenization, dataset.train, dataset.test, seed, model.display.warn
+    )
+    points = [
+        {"share": share, **trials.point(f"{share:g}", part, epochs, rows_per_epoch)}
+        for share, part in zip(ordered, parts, strict=True)
+    ]
+    curve: dict[str, Any] = {
+        "domain": dataset.domain.name,
+        "metric": task.metric,
+        "seed": seed,
+        "data": dict(prepared.digests),
+        "test_rows": len(prepared.test),
+        "base": base,
+        "few_shot": trials.score(f"{SHOTS}_shot", prompted, None) if prompted else None,
+        "points": points,
+    }
+    largest, second = f"{ordered[-1]:g}", f"{ordered[-2]:g}"
+    if edited:
+        curve["augmented"] = trials.augmented_point(whole, edited, epochs) | trials.compared(
+            largest, "augmented"
+        )
+    curve["last_step"] = trials.compared(second, largest)
+    curve["twice"] = extrapolated(task.metric, trials.items, points, task.positive_index)
+    curve["answer"] = answer(curve)
+    return curve
 
-    def train(rows: Sequence[EncodedRow], epochs: int) -> Trained:
-        steps = math.ceil(len(rows) / plan.batch_size)
-        part = replace(dataset, domain=with_settings(own, epochs=epochs), train=list(rows))
-        planned = replace(plan, epochs=epochs, steps_per_epoch=steps)
-        run = make_run(model.bank, part, planned, model.out, model.display)
+
+class _Trials:
+    """Trains on parts of a dataset, and scores each adapter on all its test rows."""
+
+    def __init__(self, model: DomainModel, dataset: Dataset, edited: Sequence[Example]) -> None:
+        self.model, self.dataset, self.task = model, dataset, dataset.prepared.task
+        # Under another name, so that an interrupted run of the domain keeps its checkpoint.
+        self.domain = replace(dataset.domain, name=f"{dataset.domain.name[:50]}__curve")
+        self.plan = make_plan(model.base, replace(dataset, domain=self.domain))
+        for warning in self.plan.warnings:
+            model.display.warn(warning)
+        self.items: list[dict[str, Any]] = [
+            {"target": row.encoded.target, "group": group, "scores": {}}
+            for row, group in zip(dataset.test, groups_of(dataset.test), strict=True)
+        ]
+        """The test rows, with the scores of each contender by its name."""
+        self._encoded: dict[str, list[EncodedRow]] = {}
+        for row in [*dataset.train, *dataset.tokenization.encode_rows(edited)]:
+            self._encoded.setdefault(row.example.id, []).append(row)
+
+    def encoded(self, examples: Sequence[Example]) -> list[EncodedRow]:
+        return [row for example in examples for row in self._encoded.get(example.id, ())]
+
+    def point(
+        self, name: str, examples: Sequence[Example], epochs: int, rows_per_epoch: int
+    ) -> dict[str, Any]:
+        """Train on ``examples``, repeated up to ``rows_per_epoch``, and score the adapter."""
+        bank, display = self.model.bank, self.model.display
+        display.line(f"{name}: training on {len(examples)} rows")
+        encoded = self.encoded(examples)
+        repeated = (encoded * math.ceil(rows_per_epoch / len(encoded)))[:rows_per_epoch]
+        trained = self._train(repeated, epochs)
+        bank.add(trained.adapter)
+        try:
+            test = [row.encoded for row in self.dataset.test]
+            score = self.score(name, test, trained.adapter.name)
+        finally:
+            bank.remove(trained.adapter.name)
+        steps, seconds = trained.record["steps"], trained.record["seconds"]
+        display.stage(name, len(examples), None, f"{self.task.metric} {score:.3f}, {seconds:.0f} s")
+        return {"rows": len(examples), "score": score, "steps": steps, "seconds": seconds}
+
+    def augmented_point(
+        self, whole: Sequence[Example], edited: Sequence[Example], epochs: int
+    ) -> dict[str, Any]:
+        """The point of all rows with their edited copies, in about the same number of steps."""
+        copies = {f"{example.id}~" for example in whole}
+        examples = [*whole, *(example for example in edited if example.id in copies)]
+        rows_per_epoch = len(self.encoded(examples))
+        return self.point("augmented", examples, math.ceil(epochs / 2), rows_per_epoch)
+
+    def score(self, name: str, test: Sequence[EncodedExample], adapter: str | None) -> float:
+        """The metric of the base (None) or an adapter on the test rows as ``test`` has them."""
+        references = [row.example.answer.strip() for row in self.dataset.test]
+        with self.model.display.progress(f"{name} on test rows", len(test)) as advance:
+            scores = model_scores(self.model.bank, self.task, test, references, adapter, advance)
+        for item, item_score in zip(self.items, scores, strict=True):
+            item["scores"][name] = item_score
+        score = value(self.task.metric, self.items, name, self.task.positive_index)
+        assert score is not None
+        return score
+
+    def compared(self, first: str, second: str) -> dict[str, float | None]:
+        """The second contender's metric minus the first's, with bounds."""
+        paired = comparison(self.task.metric, self.items, first, second, self.task.positive_index)
+        assert paired is not None
+        bounds = {k: getattr(paired, k) for k in ("difference", "lower", "upper")}
+        return {k: v if math.isfinite(v) else None for k, v in bounds.items()}
+
+    def _train(self, rows: Sequence[EncodedRow], epochs: int) -> Trained:
+        steps = math.ceil(len(rows) / self.plan.batch_size)
+        plan = replace(self.plan, epochs=epochs, steps_per_epoch=steps)
+        domain = with_settings(self.domain, epochs=epochs)
+        dataset = replace(self.dataset, domain=domain, train=list(rows))
+        run = make_run(self.model.bank, dataset, plan, self.model.out, self.model.display)
         trained = run.fit()
         run.forget()
         return trained
 
-    return measured(model.bank, dataset, shares, edited, train, model.display)
-
 
 def nested(examples: Sequence[Example], shares: Sequence[float], seed: int) -> list[list[int]]:
-    """Positions of each of ``shares`` of ``examples``: every smaller one lies in every larger one.
+    """Positions of each of ``shares`` of ``examples``; larger shares contain the smaller ones.
 
-    Whole groups are taken, in an order drawn by ``seed`` in which classes keep their proportion.
+    Groups are taken whole, in an order drawn by ``seed`` that keeps the proportion of the classes.
     """
-    units: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for i, example in enumerate(examples):
-        named = f"row {i}" if example.group is None else f"group {example.group}"
-        units.setdefault(named, []).append(i)
+        name = f"row {i}" if example.group is None else f"group {example.group}"
+        groups.setdefault(name, []).append(i)
     by_class: dict[int, list[list[int]]] = {}
-    for unit in units.values():
-        by_class.setdefault(examples[unit[0]].target, []).append(unit)
+    for group in groups.values():
+        by_class.setdefault(examples[group[0]].target, []).append(group)
 
-    def draw(unit: list[int]) -> bytes:
-        return sha256(f"{seed}/learning/{examples[unit[0]].id}".encode()).digest()
+    def draw(group: list[int]) -> bytes:
+        return sha256(f"{seed}/learning/{examples[group[0]].id}".encode()).digest()
 
     placed = []
     for members in by_class.values():
         members.sort(key=draw)
         total, done = sum(map(len, members)), 0
-        for unit in members:
-            # How far into its class a unit stands: any beginning holds as much of every class.
-            placed.append(((done + len(unit) / 2) / total, draw(unit), unit))
-            done += len(unit)
+        for group in members:
+            # Relative position in its class: every prefix has the same share of each class.
+            placed.append(((done + len(group) / 2) / total, draw(group), group))
+            done += len(group)
     placed.sort(key=lambda entry: entry[:2])
-    found = []
+    parts = []
     for share in shares:
         picked: list[int] = []
-        for _, _, unit in placed:
+        for _, _, group in placed:
             if len(picked) >= round(share * len(examples)):
                 break
-            picked += unit
-        found.append(sorted(picked))
-    return found
+            picked += group
+        parts.append(sorted(picked))
+    return parts
 
 
-def measured(
-    bank: Bank,
-    dataset: Dataset,
-    shares: Sequence[float],
-    edited: Sequence[Example],
-    train: Train,
-    display: Display,
-) -> dict[str, Any]:
-    """The curve as JSON: a point for each share, the two cheap ways, and the answer in words.
-
-    ``edited`` are the training rows once more, changed in form. The test rows are looked at once
-    for each training. Raises UsageError for shares that are no curve.
-    """
-    domain, prepared, tokenization = dataset.domain, dataset.prepared, dataset.tokenization
-    task, seed, metric = prepared.task, domain.training.seed, prepared.task.metric
-    wanted = sorted(set(shares))
-    parts = nested(prepared.train, wanted, seed)
-    _check(wanted, parts)
-    rows = dataset.test
-    items = [item for _, item in rows]
-    references = [example.answer.strip() for example, _ in rows]
-    scored: list[dict[str, Any]] = [
-        {"target": item.target, "group": group, "scores": {}}
-        for item, group in zip(items, groups_of(rows), strict=True)
-    ]
-    index = task.positive_index
-
-    def look(name: str, asked: Sequence[EncodedExample], route: str | None) -> float:
-        with display.progress(f"{name} on test rows", len(asked)) as advance:
-            found = model_scores(bank, task, asked, references, route, advance)
-        for item, of_item in zip(scored, found, strict=True):
-            item["scores"][name] = of_item
-        score = value(metric, scored, name, index)
-        assert score is not None
-        return score
-
-    encodings: dict[str, list[EncodedRow]] = {}
-    for row in [*dataset.train, *tokenization.encode_rows(edited)]:
-        encodings.setdefault(row.example.id, []).append(row)
-
-    def encoded(examples: Sequence[Example]) -> list[EncodedRow]:
-        return [row for example in examples for row in encodings.get(example.id, ())]
-
-    def point(name: str, examples: Sequence[Example], epochs: int, most: int) -> dict[str, Any]:
-        display.line(f"{name}: training on {len(examples)} rows")
-        chosen = encoded(examples)
-        again = (chosen * math.ceil(most / len(chosen)))[:most]
-        trained = train(again, epochs)
-        bank.add(trained.adapter)
-        try:
-            score = look(name, items, trained.adapter.name)
-        finally:
-            bank.remove(trained.adapter.name)
-        record = trained.record
-        display.stage(name, len(examples), None, f"{metric} {score:.3f}, {record['seconds']:.0f} s")
-        return {"rows": len(examples), "score": score} | {
-            key: record[key] for key in ("steps", "seconds")
-        }
-
-    epochs, whole = domain.training.epochs, [prepared.train[i] for i in parts[-1]]
-    length = len(encoded(whole))
-    # Of a trained head's labels the base knows nothing.
-    base = None if task.head else look("base", items, None)
-    prompted = with_shots(tokenization, dataset.train, rows, seed, display.warn)
-    points = [
-        {"share": share}
-        | point(f"{share:g}", [prepared.train[i] for i in part], epochs, length)
-        for share, part in zip(wanted, parts, strict=True)
-    ]  # fmt: skip
-    curve: dict[str, Any] = {
-        "domain": domain.name,
-        "metric": metric,
-        "seed": seed,
-        "data": dict(prepared.digests),
-        "test_rows": len(prepared.test),
-        "base": base,
-        "few_shot": look(f"{SHOTS}_shot", prompted, None) if prompted else None,
-        "points": points,
-    }
-    if edited:
-        taken = {f"{example.id}~" for example in whole}
-        more = [*whole, *(example for example in edited if example.id in taken)]
-        half = math.ceil(epochs / 2)  # twice the rows, half as often
-        curve["augmented"] = point("augmented", more, half, len(encoded(more))) | _fields(
-            comparison(metric, scored, f"{wanted[-1]:g}", "augmented", index)
-        )
-    last = comparison(metric, scored, f"{wanted[-2]:g}", f"{wanted[-1]:g}", index)
-    curve["last_step"] = _fields(last)
-    curve["twice"] = extrapolated(metric, scored, points, index)
-    curve["answer"] = answer(curve)
-    return curve
-
-
-def _check(shares: Sequence[float], parts: Sequence[Sequence[int]]) -> None:
+def _check(shares: Sequence[float], parts: Sequence[Sequence[Example]]) -> None:
     if len(shares) < 2 or not all(0 < share <= 1 for share in shares):
         raise UsageError(
             where="--sizes",
-            expected="at least two shares of the training rows, above 0 and up to 1",
+            expected="at least two shares of the training rows, above 0 and at most 1",
             found=listed(shares) or "none",
-            hint="Leave it out for " + ",".join(f"{share:g}" for share in SHARES) + ".",
+            hint="Omit it for " + ",".join(f"{share:g}" for share in SHARES) + ".",
         )
     sizes = [len(part) for part in parts]
     if sizes[0] < FEWEST or len(set(sizes)) < len(sizes):
         raise UsageError(
             where="--sizes",
-            expected=f"shares that differ in rows, the smallest of at least {FEWEST}",
-            found="rows " + listed(sizes),
-            hint="Give larger shares, or add rows. Whole groups are taken together.",
+            expected=f"shares with different numbers of rows, the smallest at least {FEWEST}",
+            found=listed(sizes) + " rows",
+            hint="Give larger shares, or add rows. Groups are never divided.",
         )
 
 
-def _fields(made: Comparison | None) -> dict[str, float | None]:
-    assert made is not None
-    bounds = {k: getattr(made, k) for k in ("difference", "lower", "upper")}
-    return {k: v if math.isfinite(v) else None for k, v in bounds.items()}
-
-
-# ── The power law, and the answer ───────────────────────────────────────────────────────────────
+# ── Extrapolation and answer ────────────────────────────────────────────────────────────────────
 
 
 def extrapolated(
     metric: str,
-    scored: Sequence[Mapping[str, Any]],
+    items: Sequence[Mapping[str, Any]],
     points: Sequence[Mapping[str, Any]],
-    index: int | None,
+    positive: int | None,
 ) -> dict[str, Any] | None:
-    """The metric at twice the rows if error goes on falling as a power of them, with bounds.
+    """The metric at twice the rows if the error keeps following a power law, with bounds.
 
     error = a · rows^-b, fitted to the logarithms (Hestness et al. 2017, arXiv 1712.00409), where
-    error is 1 − metric, or the nats. Bounds by the bootstrap over test rows; what another training
-    would change is not in them. None for fewer than three points, or an error that does not fall.
+    error is 1 − metric, or the nats. The bounds come from a bootstrap over test rows and leave out
+    the variance between trainings. None for fewer than three points or an error that does not fall.
     """
     lower = metric in LOWER_IS_BETTER
     sizes = np.log([point["rows"] for point in points])
-    least = 0.5 / len(scored)  # no mistake among so many is no proof of none
-    parts = [summands(metric, scored, f"{point['share']:g}", index) for point in points]
+    least = 0.5 / len(items)  # an observed error of zero does not mean a true error of zero
+    parts = [summands(metric, items, f"{point['share']:g}", positive) for point in points]
     known = [part for part in parts if part is not None]
     if len(points) < 3 or len(known) < len(points):
         return None
@@ -257,53 +250,52 @@ def extrapolated(
         error = np.exp(level + slope * (sizes[-1] + math.log(2)))
         return (error if lower else 1 - error), slope
 
-    found, slope = (float(part[0]) for part in fitted(columns.sum(0)[None]))
+    score, slope = (float(part[0]) for part in fitted(columns.sum(0)[None]))
     if slope >= 0:
         return None
     bounds = bootstrap(
         lambda sums: fitted(np.atleast_2d(sums))[0].reshape(sums.shape[:-1]), columns,
-        groups=_groups(scored), resamples=RESAMPLES,
+        groups=_groups(items), resamples=RESAMPLES,
     )  # fmt: skip
     if not all(map(math.isfinite, bounds)):
         return None
     return {
-        "rows": 2 * int(points[-1]["rows"]), "score": found, "lower": bounds.lower,
+        "rows": 2 * int(points[-1]["rows"]), "score": score, "lower": bounds.lower,
         "upper": bounds.upper, "exponent": -slope,
     }  # fmt: skip
 
 
-def _groups(scored: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    groups = [item["group"] for item in scored]
+def _groups(items: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    groups = [item["group"] for item in items]
     if all(group is None for group in groups):
         return None
     return [f"row {i}" if group is None else f"group {group}" for i, group in enumerate(groups)]
 
 
 def answer(curve: Mapping[str, Any]) -> str:
-    """Whether more rows would help, from the last step up the curve and its bounds."""
+    """Whether more rows would help, from the last step of the curve and its bounds."""
     points, step, metric = curve["points"], curve["last_step"], curve["metric"]
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     low, high = sorted(
         (sign * (bound if bound is not None else end))
         for bound, end in ((step["lower"], -math.inf), (step["upper"], math.inf))
     )
-    named = metric.replace("_", " ")
-    seen = (
-        f"from {points[-2]['rows']} to {points[-1]['rows']} rows {named} went from "
-        f"{points[-2]['score']:.3f} to {points[-1]['score']:.3f} ({_signed(step['lower'])} to "
-        f"{_signed(step['upper'])})"
+    change = (
+        f"from {points[-2]['rows']} to {points[-1]['rows']} rows, {metric.replace('_', ' ')} went "
+        f"from {points[-2]['score']:.3f} to {points[-1]['score']:.3f} (95 % bounds "
+        f"{_signed(step['lower'])} to {_signed(step['upper'])})"
     )
     if low > 0:
-        words = f"Yes, more rows of this kind still help: {seen}."
-    elif high < HARDLY:
-        words = f"Hardly: {seen}, so the rows that were added brought less than {HARDLY:g}."
+        words = f"Yes: {change}."
+    elif high < WORTHWHILE:
+        words = f"Hardly: {change}, so the added rows brought less than {WORTHWHILE:g}."
     else:
-        words = f"Undecided on {curve['test_rows']} test rows: {seen}. More test rows would tell."
+        words = f"Undecided: {change}. {curve['test_rows']} test rows are too few to tell."
     twice = curve["twice"]
     if twice is None:
         return words
     return (
-        f"{words} If error goes on falling as a power of the rows, {twice['rows']} would give "
+        f"{words} If the error keeps following a power law, {twice['rows']} rows would give "
         f"{twice['score']:.3f} ({twice['lower']:.3f} to {twice['upper']:.3f})."
     )
 

@@ -1,4 +1,4 @@
-"""Would more data help: nested shares, the same test rows, one look each, an answer with bounds."""
+"""Learning curves: nested shares, the same test rows scored once each, an answer with bounds."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def test_classes_keep_their_proportion_and_the_seed_draws() -> None:
 
 
 def scored(errors: dict[str, float], count: int = 400) -> list[dict[str, Any]]:
-    """Items that each contender gets wrong in its share, the same ones first."""
+    """Items of which each contender gets its share wrong, beginning with the same ones."""
 
     def said(at: int) -> dict[str, Any]:
         return {name: {"prediction": int(at >= share * count)} for name, share in errors.items()}
@@ -65,7 +65,7 @@ def scored(errors: dict[str, float], count: int = 400) -> list[dict[str, Any]]:
     return [{"target": 1, "group": None, "scores": said(at)} for at in range(count)]
 
 
-def test_a_power_law_is_found_again() -> None:
+def test_a_power_law_is_recovered() -> None:
     rows = [100, 200, 400, 800]
     errors = {str(n): 0.4 * (n / 100) ** -0.5 for n in rows}
     points = [{"share": n, "rows": n} for n in rows]
@@ -82,7 +82,7 @@ def test_a_power_law_is_found_again() -> None:
     ("errors", "sizes"), [({"1": 0.2, "2": 0.2, "4": 0.3}, 3), ({"1": 0.4, "2": 0.2}, 2)],
     ids=["does not fall", "two points"],
 )  # fmt: skip
-def test_there_is_no_law_without_ground(errors: dict[str, float], sizes: int) -> None:
+def test_no_extrapolation_without_a_falling_error(errors: dict[str, float], sizes: int) -> None:
     points = [{"share": float(n), "rows": int(n)} for n in errors]
     assert len(points) == sizes
     assert extrapolated("accuracy", scored(errors), points, None) is None
@@ -131,7 +131,7 @@ def test_one_training_for_each_share_on_the_same_test_rows(
 
     monkeypatch.setattr(learning_file, "model_scores", looked)
     found = learning_curve(model, DOMAIN, (1.0, 0.25, 0.5))
-    # The base, the base with rows in its prompt, three shares and the edited copies: once each.
+    # Each once: the base, the base with rows in its prompt, three shares and the edited copies.
     assert [count for _, count in looks] == [50] * len(looks)
     assert len(looks) == 5 + (found["few_shot"] is not None)
     assert [point["rows"] for point in found["points"]] == [20, 40, 80]
@@ -141,7 +141,7 @@ def test_one_training_for_each_share_on_the_same_test_rows(
     assert all(math.isfinite(found["last_step"][k]) for k in ("difference", "lower", "upper"))
     gap = found["points"][-1]["score"] - found["points"][-2]["score"]
     assert found["last_step"]["difference"] == pytest.approx(gap)
-    # The largest is the training that fit does.
+    # The largest share is trained as fit trains.
     own = model.evaluate(DOMAIN).entry.domain_scores["macro_f1"]
     assert found["points"][-1]["score"] == pytest.approx(own["adapter"])
     assert found["base"] == pytest.approx(own["base"])
@@ -160,7 +160,7 @@ def test_one_training_for_each_share_on_the_same_test_rows(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shares", [(1.0,), (0.0, 1.0), (0.5, 2.0), (0.01, 1.0), (0.5, 0.501)])
-def test_what_is_no_curve_is_refused(
+def test_shares_that_make_no_curve_are_refused(
     tiny_base: Path, tmp_path: Path, shares: tuple[float, ...]
 ) -> None:
     model = DomainModel.from_pretrained(
@@ -171,7 +171,7 @@ def test_what_is_no_curve_is_refused(
 
 
 @pytest.mark.slow
-def test_the_verb_shows_it_and_writes_no_text(
+def test_the_command_shows_the_curve_and_writes_no_text(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mails.jsonl"

@@ -1,4 +1,4 @@
-"""Metric and drift over the adapter's scale: 0 is the base, 1 the adapter, no gate's row read."""
+"""Scale curves: 0 is the base, 1 the adapter, and no row of a gate is read."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from conftest import make_rows
 from support.adapters import logits, strong
 
 from lora_domains.analysis import scale_curve as scale_file
-from lora_domains.analysis.scale_curve import best_scale, curve, scaled
+from lora_domains.analysis.scale_curve import best_scale, check_curve, curve, least_scale, scaled
 from lora_domains.cli.main import main
 from lora_domains.console import Display
 from lora_domains.data.general_text import embedded_texts, general_text
@@ -59,7 +59,7 @@ def test_scale_0_is_the_base_and_1_the_adapter(tiny_base: Path) -> None:
     assert tuple(bank) == ("strong",)
 
 
-def test_copies_leave_with_an_error(tiny_base: Path) -> None:
+def test_copies_are_removed_after_an_error(tiny_base: Path) -> None:
     bank = Bank(load_base(tiny_base, device="cpu"))
     bank.add(strong(bank.base))
     with pytest.raises(RuntimeError), scaled(bank, "strong", (0.0, 1.0)):
@@ -84,7 +84,7 @@ def test_the_ends_of_the_curve_are_base_and_adapter(trained: DomainModel) -> Non
 
 
 @pytest.mark.slow
-def test_it_stands_in_the_card_beside_the_verdict(trained: DomainModel) -> None:
+def test_the_curve_is_written_into_the_card(trained: DomainModel) -> None:
     folder = trained.out / "spam"
     items = (folder / "items.jsonl").read_text()
     before = json.loads((folder / "card.json").read_text())["adapters"][0]
@@ -95,7 +95,7 @@ def test_it_stands_in_the_card_beside_the_verdict(trained: DomainModel) -> None:
     assert after == before
     assert (folder / "items.jsonl").read_text() == items
     assert ROWS[45]["text"] not in json.dumps(found)
-    trained.load_adapter(folder)  # its card still holds
+    trained.load_adapter(folder)  # its card is still valid
 
 
 @pytest.mark.slow
@@ -123,7 +123,9 @@ def test_other_validation_rows_are_refused(trained: DomainModel) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scales", [(1.0,), (1.0, 1.0), (0.0, -1.0), (0.0, 5.0)])
-def test_what_is_no_curve_is_refused(trained: DomainModel, scales: tuple[float, ...]) -> None:
+def test_scales_that_make_no_curve_are_refused(
+    trained: DomainModel, scales: tuple[float, ...]
+) -> None:
     with pytest.raises(UsageError, match="at least two scales"):
         curve(trained, "spam", DOMAIN, scales)
 
@@ -136,12 +138,12 @@ def test_an_adapter_without_a_card_is_refused(trained: DomainModel) -> None:
     trained.unload("strong")
 
 
-def test_without_validation_rows_there_is_no_curve() -> None:
-    with pytest.raises(DataError, match="never chosen on rows of a gate"):
-        scale_file._check((0.0, 1.0), [])
+def test_validation_rows_are_required() -> None:
+    with pytest.raises(DataError, match="not chosen on the rows of a gate"):
+        check_curve((0.0, 1.0), [])
 
 
-def test_the_best_scale_is_nearest_to_the_base_among_equals() -> None:
+def test_of_equal_scales_the_nearest_to_the_base_is_best() -> None:
     points = [
         {"scale": 0.5, "score": 0.9, "kl": 0.1},
         {"scale": 1.0, "score": 0.9, "kl": 0.3},
@@ -151,7 +153,7 @@ def test_the_best_scale_is_nearest_to_the_base_among_equals() -> None:
     assert best_scale("nats_per_token", points) == 0.0
 
 
-def test_the_least_scale_is_the_first_that_is_shown_to_lose_little() -> None:
+def test_the_least_scale_is_the_smallest_shown_to_lose_little() -> None:
     def row(at: int) -> dict[str, object]:
         said = {"none": 1 - at % 2, "half": at % 2 if at else 1, "whole": at % 2}
         return {"target": at % 2, "group": None,
@@ -159,21 +161,21 @@ def test_the_least_scale_is_the_first_that_is_shown_to_lose_little() -> None:
 
     scored = [row(at) for at in range(400)]
     names = {0.0: "none", 0.5: "half", 1.0: "whole"}
-    assert scale_file._least("accuracy", scored, names, None) == 0.5
-    assert scale_file._least("accuracy", scored, {0.0: "none", 1.0: "whole"}, None) == 1.0
-    assert scale_file._least("accuracy", scored, {0.5: "half"}, None) is None
-    # Forty rows cannot show that nothing is lost.
-    assert scale_file._least("accuracy", scored[:40], names, None) == 1.0
+    assert least_scale("accuracy", scored, names, None) == 0.5
+    assert least_scale("accuracy", scored, {0.0: "none", 1.0: "whole"}, None) == 1.0
+    assert least_scale("accuracy", scored, {0.5: "half"}, None) is None
+    # Forty rows are too few to show it.
+    assert least_scale("accuracy", scored[:40], names, None) == 1.0
 
 
 @pytest.mark.slow
-def test_the_verb_shows_it(
+def test_the_command_shows_the_curve(
     trained: DomainModel,
     tiny_base: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The rows its card names (by file name alone), or the same given again.
+    # The rows named in its card (by file name), then the same rows as arguments.
     monkeypatch.chdir(trained.out)
     rows = ["train.jsonl", "--validation", "validation.jsonl", "--test", "test.jsonl"]
     shown = []
@@ -183,6 +185,6 @@ def test_the_verb_shows_it(
                   "--base", str(tiny_base)])  # fmt: skip
         assert stopped.value.code == 0
         shown.append(capsys.readouterr().out)
-    for said in shown:
-        assert "f1 on 30 validation rows" in said
-        assert "Best on these rows" in said
+    for output in shown:
+        assert "f1 on 30 validation rows" in output
+        assert "Best on these rows" in output
