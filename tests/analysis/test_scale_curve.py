@@ -186,5 +186,5 @@ def test_the_command_shows_the_curve(
         assert stopped.value.code == 0
         shown.append(capsys.readouterr().out)
     for output in shown:
-        assert "f1 on 30 validation rows" in output
+        assert "F1 on 30 validation rows" in output
         assert "Best on these rows" in output
