@@ -17,19 +17,18 @@ from lora_domains.adapters.versions import (
     over_classes,
 )
 from lora_domains.console import Display
-from lora_domains.data.identity import digest_key
 from lora_domains.data.source import Data, Source
-from lora_domains.data.tokenization import Tokenization
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
-from lora_domains.evaluation.benchmark import Scorer, Store, measure
+from lora_domains.evaluation.benchmark import measure
+from lora_domains.evaluation.scorer import Scorer
+from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import evaluate
 from lora_domains.inference.likelihoods import witness
 from lora_domains.inference.predict import Prediction, continued, each_row, predicted, streamed
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, Quantization, load_base
-from lora_domains.modeling.batching import row_limit
 from lora_domains.modeling.compiled import Compiled
 from lora_domains.modeling.environment import environment
 from lora_domains.modeling.heads import check_generates
@@ -312,15 +311,8 @@ class DomainModel:
             )
         suite = load_suite(suite) if isinstance(suite, str) else suite
         datasets = [self.dataset(domain) for domain in domains]
-        scorer = Scorer(self.bank, self.domains, Store(Path(out) / ".scores"), self.display)
-        limit = row_limit(self.base, None)
-        tokenization = Tokenization(
-            self.base.tokenizer, limit, bidirectional=self.base.bidirectional
-        )
-        found = measure(
-            scorer, suite, datasets, tokenization, self._key(), self.out,
-            self._base_changed,
-        )  # fmt: skip
+        scorer = Scorer(self.bank, self.display, Store(Path(out) / ".scores"))
+        found = measure(scorer, suite, datasets, self.out, self._base_changed)
         report = assemble(
             BaseRecord(**self.base.record()), environment(self.base, suite.seed),
             {n: summed_up(n, entry, items, show_text) for n, (entry, items) in found.items()},
@@ -329,10 +321,6 @@ class DomainModel:
 
     def _base_changed(self) -> bool:
         return witness(self.base) != self._witness
-
-    def _key(self) -> bytes:
-        """The key of the rows' digests: made once per output folder, never part of an adapter."""
-        return distributed.on_main(lambda: digest_key(self.out))
 
     # Using
 

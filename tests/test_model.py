@@ -31,7 +31,7 @@ from lora_domains.errors import (
     DomainError,
     UsageError,
 )
-from lora_domains.evaluation.shots import SHOTS
+from lora_domains.evaluation.baselines import SHOTS
 from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.model import DomainModel, Evaluation, Prediction
 from lora_domains.probes.suite import Suite

@@ -31,9 +31,10 @@ import torch.nn.functional as F
 from lora_domains import DomainModel
 from lora_domains.adapters.peft import new_adapter, save_adapter
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample, Tokenization
+from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
 from lora_domains.domain import Lora
-from lora_domains.evaluation.benchmark import Part, Scorer, Store
+from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.evaluation.store import Store
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.probes.suite import embedded
 
@@ -84,7 +85,7 @@ def plain_loop(model: Any, names: Sequence[str], items: Sequence[EncodedExample]
 def ours(model: DomainModel, part: Part) -> None:
     """Every contender on every item, nothing kept from an earlier round."""
     with tempfile.TemporaryDirectory() as folder:
-        scorer = Scorer(model.bank, model.domains, Store(Path(folder)), Display(quiet=True))
+        scorer = Scorer(model.bank, Display(quiet=True), Store(Path(folder)))
         scorer.scores(part, [None, *model.domains])
 
 
@@ -153,16 +154,16 @@ def main() -> None:
 
         tokenization = Tokenization(model.tokenizer, model.base.context)
         suite = embedded()
-        rows = [(e, tokenization.encode(e)) for _, _, e in suite.asked()]
+        rows = [EncodedRow(e, tokenization.encode(e)) for _, _, e in suite.asked()]
         step = max(1, len(rows) // flags.questions)
         rows = rows[::step][: flags.questions]
         part = Part("questions", suite.probes[0].task, rows)
         print(f"{len(rows)} questions, {ADAPTERS} adapters, load {os.getloadavg()[0]:.2f}")
-        theirs, own = plain_loop(peer, names, part.items), our_logprobs(model, part.items)
+        theirs, own = plain_loop(peer, names, part.encoded), our_logprobs(model, part.encoded)
         gap = float(np.abs(theirs - own).max())
         share = float((np.abs(theirs - own) / np.abs(theirs).clip(min=1)).max())
         print(f"largest difference of a log-likelihood: {gap:.2e}, as a share {share:.2e}")
-        few = part.items[:REFEREED]
+        few = part.encoded[:REFEREED]
         exact = plain_loop(copy.deepcopy(peer).double(), names[:1], few)
         from_exact = {
             name: float(np.abs(scores[:2, : len(few)] - exact).max())
@@ -171,7 +172,7 @@ def main() -> None:
         print(f"largest distance from float64: {from_exact}")
         times: dict[str, list[float]] = {"peft": [], "ours": []}
         for turn in range(flags.rounds):
-            times["peft"].append(seconds(lambda: plain_loop(peer, names, part.items)))
+            times["peft"].append(seconds(lambda: plain_loop(peer, names, part.encoded)))
             times["ours"].append(seconds(lambda: ours(model, part)))
             print(f"round {turn + 1}: PEFT {times['peft'][-1]:.2f} s, "
                   f"ours {times['ours'][-1]:.2f} s")  # fmt: skip

@@ -20,8 +20,9 @@ from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError, listed
-from lora_domains.evaluation.contenders import groups_of, model_scores
-from lora_domains.evaluation.shots import SHOTS, with_shots
+from lora_domains.evaluation.baselines import SHOTS, with_shots
+from lora_domains.evaluation.items import groups_of
+from lora_domains.inference.scores import model_scores
 from lora_domains.model import DomainModel
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
 from lora_domains.tasks import Example
@@ -55,9 +56,7 @@ def learning_curve(
     rows_per_epoch = len(trials.encoded(whole))
     # The base has no probabilities for the labels of a trained head.
     base = None if task.head else trials.score("base", [row.encoded for row in dataset.test], None)
-    prompted = with_shots(
-        dataset.tokenization, dataset.train, dataset.test, seed, model.display.warn
-    )
+    prompted = with_shots(dataset, dataset.test, model.display.warn)
     points = [
         {"share": share, **trials.point(f"{share:g}", part, epochs, rows_per_epoch)}
         for share, part in zip(ordered, parts, strict=True)

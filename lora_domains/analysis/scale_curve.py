@@ -21,9 +21,10 @@ from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
-from lora_domains.evaluation.contenders import groups_of, model_scores
+from lora_domains.evaluation.items import groups_of
 from lora_domains.evaluation.verdict_run import check_same_rows
 from lora_domains.inference.likelihoods import drift
+from lora_domains.inference.scores import model_scores
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.report.card import read_items

@@ -1,10 +1,10 @@
-"""From scored items to the verdict of a card's entry; the look at the test set comes first.
+"""One evaluation of an adapter: score its test rows, record that in the ledger, apply its gates.
 
-Whatever gives an adapter a verdict on test rows goes through here, so that no look is forgotten and
-every verdict is held to the level that the looks before it leave (``looks``).
+Every verdict on test rows comes from ``judge``, so that no evaluation is missing from the ledger
+and each is held to the level that the evaluations before it leave (``verdict.ledger``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -19,8 +19,16 @@ from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
 from lora_domains.errors import AdapterError, UsageError
-from lora_domains.evaluation.contenders import Scored, general_knowledge, score_items
+from lora_domains.evaluation.contenders import (
+    general_knowledge,
+    largest_feature_move,
+    score_domain,
+    score_general,
+    scored_rows,
+)
+from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
+from lora_domains.evaluation.scorer import Scorer
 from lora_domains.inference.predict import length_of
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import check_head
@@ -39,15 +47,14 @@ def evaluate(
     display: Display,
     base_changed: Callable[[], bool],
 ) -> Card:
-    """Score the adapter of ``dataset``, compute its figures and gates, and rewrite its card.
+    """Score the adapter of the dataset's domain, apply its gates and rewrite its card.
 
     ``out`` holds the ledger and the key of the rows' digests. ``base_changed`` is called once
     everything is scored. Returns the card. Raises AdapterError for an adapter without one,
     UsageError for other training rows than it was trained on.
     """
     name, prepared = dataset.domain.name, dataset.prepared
-    adapter = bank[name]
-    card = adapter.card
+    card = bank[name].card
     if card is None:
         raise AdapterError(
             where=name,
@@ -56,7 +63,7 @@ def evaluate(
             hint="Its base and training rows are unknown, so it cannot be given a verdict.",
         )
     entry = card.adapter
-    check_head(adapter.head, dataset.domain.task, entry.task, name)
+    check_head(bank[name].head, dataset.domain.task, entry.task, name)
     check_same_rows(name, entry, prepared, "train")
     check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
     if entry.data.get("general") not in (None, prepared.digests["general"]):
@@ -65,42 +72,46 @@ def evaluate(
             "in the text given now."
         )
     leaks = every_leak(dataset, suite, with_questions=not bank.base.bidirectional)
-    key = distributed.on_main(lambda: digest_key(out))
-    parent = parent_resident(bank, name, dataset.parent, out, display.warn)
-    with parent as parent_name, distributed.sharing():
-        scored = score_items(bank, name, dataset, suite, key, display, parent_name)
-    changed = base_changed()
-    hold_to(entry, dataset.domain)
+    key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
+    continued_from = parent_resident(bank, name, dataset.parent, out, display.warn)
+    with continued_from as parent, distributed.sharing():
+        own = score_domain(scorer, dataset, [name], key, parent=parent)[name]
+        length = dataset.tokenization.max_length
+        general = score_general(scorer, suite, length, [name], key)[name]
+        largest_move = general.largest_move
+        if not bank.base.language_head:
+            largest_move = largest_feature_move(bank, name, scored_rows(dataset))
+    use_settings(entry, dataset.domain)
     entry.leaks = asdict(leaks)
-    knowledge = general_knowledge(bank.base)
-    entry.judged = judged_by(dataset.domain, scored, changed, suite.name, knowledge)
-    judge(entry, scored.items, out)
-    if adapter.path is not None:
-        folder = adapter.path
-        distributed.on_main(lambda: rewrite_card(folder, card, readme, scored.items))
+    entry.judged = {
+        **_rules(dataset.domain),
+        "base_changed": base_changed(),
+        "largest_move": largest_move if isfinite(largest_move) else None,
+        "suite": suite.name,
+        "knowledge": general_knowledge(bank.base),
+        "threshold": own.threshold,
+    }
+    items = own.items + general.items
+    judge(entry, items, out)
+    path = bank[name].path
+    if path is not None:
+        distributed.on_main(lambda: rewrite_card(path, card, readme, items))
     return card
 
 
-def judged_by(
-    domain: Domain, scored: Scored, base_changed: bool, suite: str, knowledge: str
-) -> dict[str, Any]:
-    """What a card keeps beside its items so that its figures can be computed anew (``judged``)."""
+def _rules(domain: Domain) -> dict[str, Any]:
+    """What a card keeps of the task to compute figures from items again (``judged``)."""
     task = domain.task
     return {
         "metric": task.metric,
         "labels": list(task.labels or ()),
         "positive": task.positive,
-        "base_changed": base_changed,
-        "largest_move": scored.largest_move if isfinite(scored.largest_move) else None,
         "loss": task.loss_unit,
-        "suite": suite,
-        "knowledge": knowledge,
-        "threshold": scored.threshold,
     }
 
 
-def hold_to(entry: AdapterEntry, domain: Domain) -> None:
-    """Judge by task and gates of ``domain``: today's. Those it was trained with are kept."""
+def use_settings(entry: AdapterEntry, domain: Domain) -> None:
+    """Set the task and gates of ``entry`` to those of ``domain``; the ones at training are kept."""
     now = {key: as_record(domain)[key] for key in ("task", "gates")}
     before = {key: entry.settings[key] for key in now}
     if before != now and not entry.trained_with:
@@ -109,19 +120,19 @@ def hold_to(entry: AdapterEntry, domain: Domain) -> None:
 
 
 def check_same_rows(name: str, entry: AdapterEntry, prepared: Prepared, split: str) -> None:
-    """Raise UsageError where ``split`` is not what the adapter of ``entry`` was trained with."""
+    """Raise UsageError unless ``split`` is what the adapter of ``entry`` was trained with."""
     if entry.data.get(split) != prepared.digests[split]:
         raise UsageError(
             where=name,
             expected=f"the {split} rows of its training: leaks, overfitting, baselines and scales "
-            "are judged by them",
+            "are measured on them",
             found="other rows, or another split or sample of them",
             hint="Give the rows, the seed and the limit of its training.",
         )
 
 
 def check_same_length(name: str, trained: int, now: int) -> None:
-    """Raise UsageError where rows are cut elsewhere than when the adapter ``name`` was trained."""
+    """Raise UsageError where rows are truncated at another length than in training."""
     if trained != now:
         raise UsageError(
             where=name,
@@ -131,16 +142,16 @@ def check_same_length(name: str, trained: int, now: int) -> None:
         )
 
 
-def judge(entry: AdapterEntry, items: Sequence[dict[str, Any]], out: Path) -> None:
-    """Figures, gates and verdict of ``entry`` from ``items`` that were scored just now.
+def judge(entry: AdapterEntry, items: Items, out: Path) -> None:
+    """Figures, gates and verdict of ``entry`` from ``items`` that were just scored.
 
-    Written down in the ledger of ``out`` before and after: a run that is stopped in between has
-    looked all the same. Every process calls this; the first one writes.
+    The ledger of ``out`` is written before and after: an evaluation that is stopped in between
+    counts all the same. Every process calls this; the first one writes.
     """
-    tests = {"test_set": set_digest(items), "adapter": str(entry.sha256)}
+    test_set = {"test_set": set_digest(items), "adapter": str(entry.sha256)}
     rows = sum(item["set"] == "test" for item in items)
-    found = distributed.on_main(lambda: look(out, **tests, domain=entry.domain, rows=rows))
-    entry.seeds = {}  # of an evaluation before this one
-    entry.looks = asdict(found)
+    standing = distributed.on_main(lambda: look(out, **test_set, domain=entry.domain, rows=rows))
+    entry.seeds = {}  # of an earlier evaluation
+    entry.looks = asdict(standing)
     entry.update(figures(entry, items))
-    distributed.on_main(lambda: settle(out, **tests, verdict=entry.outcome))
+    distributed.on_main(lambda: settle(out, **test_set, verdict=entry.outcome))

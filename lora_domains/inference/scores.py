@@ -1,20 +1,75 @@
-"""Score records: what one model's likelihoods or generated text say of one encoded example.
+"""Score records: what a contender's likelihoods or generated text say of each encoded example.
 
 A record is a flat dict of numbers, as ``items.jsonl`` stores it for each contender:
 ``prediction``, ``confidence``, ``nll``, ``brier`` and ``positive`` where choices are scored,
-``nats`` and ``tokens`` where an answer is, ``f1`` and ``exact`` where one is generated. No torch.
+``nats`` and ``tokens`` where an answer is, ``f1`` and ``exact`` where one is generated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lora_domains.data.tokenization import EncodedExample
+from lora_domains.errors import AdapterError
+from lora_domains.inference.batches import Progress, no_progress
+from lora_domains.inference.generation import generate_in_batches
+from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, head_scores
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.heads import Head
 from lora_domains.tasks import Example, Task
 
 Scores = list[dict[str, float]]
 """One record per example."""
+Routes = str | Sequence[str | None] | None
+"""An adapter, the base (None), or one of these for each example."""
+Score = Callable[[Bank, Task, Sequence[EncodedExample], Sequence[str], Routes, Progress], Scores]
+"""A function with the arguments of ``model_scores``."""
+
+
+def model_scores(
+    bank: Bank, task: Task, examples: Sequence[EncodedExample], references: Sequence[str],
+    routes: Routes, progress: Progress = no_progress,
+) -> Scores:  # fmt: skip
+    """The records of ``examples`` as the task scores them, from the base or adapters in ``routes``.
+
+    ``references`` holds the expected answer of each example, for tasks scored by generated text.
+    """
+    model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
+    with bank.routed(routes):
+        if task.head and routes is not None:
+            names = [routes] * len(examples) if isinstance(routes, str) else routes
+            heads = [_head_of(bank, name) for name in names]
+            logprobs = head_scores(model, heads, examples, pad, progress)
+            return [class_score(row, example.target, task.positive_index)
+                    for row, example in zip(logprobs, examples, strict=True)]  # fmt: skip
+        if task.scored_by == "choices":
+            logprobs = choice_logprobs(model, examples, pad, progress)
+            return [choice_score(task, row, example)
+                    for row, example in zip(logprobs, examples, strict=True)]  # fmt: skip
+        if task.scored_by == "text":
+            nats, tokens = answer_nats(model, examples, pad)
+            texts = generate_in_batches(
+                model, bank.base.tokenizer, examples, task.max_new_tokens, progress
+            )
+            return [
+                {"nats": float(n), "tokens": int(t), **task.score_text(text, reference)}
+                for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
+            ]
+        nats, tokens = answer_nats(model, examples, pad, progress)
+        return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
+
+
+def _head_of(bank: Bank, name: str | None) -> Head:
+    head = None if name is None else bank[name].head
+    if head is None:
+        raise AdapterError(
+            where=str(name or bank.base.id),
+            expected="a trained head",
+            found="none",
+            hint="Score an adapter that was trained with head=True.",
+        )
+    return head
 
 
 def renormalise(logprobs: np.ndarray) -> np.ndarray:
@@ -35,8 +90,8 @@ def comparable(task: Task, logprobs: np.ndarray, example: EncodedExample) -> np.
 
 def choice_score(task: Task, logprobs: np.ndarray, example: EncodedExample) -> dict[str, float]:
     """The record of one example from the log-likelihoods of its choices, (choices,)."""
-    shares = renormalise(comparable(task, logprobs, example))
-    score = class_score(shares, example.target, task.positive_index)
+    log_shares = renormalise(comparable(task, logprobs, example))
+    score = class_score(log_shares, example.target, task.positive_index)
     if example.target >= 0:
         score["nats"] = float(-logprobs[example.target])
         score["tokens"] = len(example.choices[example.target])
@@ -46,8 +101,8 @@ def choice_score(task: Task, logprobs: np.ndarray, example: EncodedExample) -> d
 def class_score(log_shares: np.ndarray, target: int, positive: int | None) -> dict[str, float]:
     """Prediction, label cross-entropy, confidence and Brier term from log-probabilities (classes,).
 
-    With a positive class the record also holds its probability, and under ``other`` and
-    ``other_confidence`` the best of the other classes, for a threshold to choose between.
+    With a positive class the record also holds its probability, and the best of the other classes
+    (``other``, ``other_confidence``), for a threshold to decide between (see ``apply_threshold``).
     """
     probabilities = np.exp(log_shares)
     score: dict[str, float] = {
@@ -64,6 +119,21 @@ def class_score(log_shares: np.ndarray, target: int, positive: int | None) -> di
         score["positive"] = float(probabilities[positive])
         score["other"], score["other_confidence"] = int(others.argmax()), float(others.max())
     return score
+
+
+def apply_threshold(
+    score: dict[str, float], threshold: float | None, positive: int | None
+) -> dict[str, float]:
+    """``score`` with the class that ``threshold`` predicts, without ``other``.
+
+    Without a threshold the most likely class stays.
+    """
+    decided = {k: v for k, v in score.items() if k not in ("other", "other_confidence")}
+    if threshold is not None and positive is not None:
+        decided |= {"prediction": score["other"], "confidence": score["other_confidence"]}
+        if score["positive"] >= threshold:
+            decided |= {"prediction": positive, "confidence": score["positive"]}
+    return decided
 
 
 def unanswered(examples: Sequence[Example]) -> list[Example]:

@@ -9,13 +9,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_domains.data.general_text import embedded_texts
 from lora_domains.data.readers import read
 from lora_domains.data.source import Source
 from lora_domains.errors import DataError, UsageError, did_you_mean
 from lora_domains.tasks import Example, MultipleChoice, Row, Task
+
+if TYPE_CHECKING:
+    from lora_domains.inference.scores import Score
 
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
@@ -44,6 +47,8 @@ class Probe:
     shown: Source | None = None
     """Answered rows put before every question, ``shots`` of them; never rows that are asked."""
     shots: int = 0
+    score: "Score | None" = None
+    """Scores the questions in place of ``model_scores``; None where the task does."""
 
     def examples(self) -> list[tuple[str, Example]]:
         """(part, example) of every question; raises DataError where a row cannot be read."""

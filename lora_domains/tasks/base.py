@@ -14,7 +14,7 @@ from lora_domains.errors import DomainError, UsageError, listed
 from lora_domains.tasks.rows import Example, Row, columns_in, fill
 
 LossUnit = Literal["label cross-entropy", "nats per answer token"]
-ScoredBy = Literal["choices", "text", "likelihood", "requests"]
+ScoredBy = Literal["choices", "text", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Task(ABC):
     loss_unit: ClassVar[LossUnit] = "nats per answer token"
     scored_by: ClassVar[ScoredBy] = "likelihood"
     """``choices``: each candidate answer is scored; ``text``: an answer is generated and compared
-    with the reference; ``likelihood``: the answer's likelihood alone; ``requests``:
-    by lm-evaluation-harness, which sends its own requests (a probe)."""
+    with the reference; ``likelihood``: the answer's likelihood alone."""
     has_labels: ClassVar[bool] = False
     """Whether every answer is one of a fixed set of labels, shared by all rows."""
     predictable: ClassVar[bool] = True

@@ -17,7 +17,7 @@ from lora_domains.analysis.reproduce import base_of, card_at, differences, domai
 from lora_domains.data.source import Data, Hub
 from lora_domains.domain import Domain, Gates, Lora, Training, as_record
 from lora_domains.errors import UsageError
-from lora_domains.evaluation.verdict_run import hold_to
+from lora_domains.evaluation.verdict_run import use_settings
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.tasks import Classification, Generation
 
@@ -195,11 +195,11 @@ def test_an_adapter_judged_by_others_is_repeated_as_it_was_trained(ran: Path) ->
     judged = copy.deepcopy(then)
     domain = domain_of(then)
     stricter = replace(domain, task=Classification(positive="ham"), gates=Gates(drift=0.05))
-    hold_to(judged.adapter, stricter)
-    hold_to(judged.adapter, replace(domain, gates=Gates(drift=0.01)))
+    use_settings(judged.adapter, stricter)
+    use_settings(judged.adapter, replace(domain, gates=Gates(drift=0.01)))
     assert judged.adapter.settings["gates"]["drift"] == 0.01
     assert domain_of(judged) == domain
     assert differences(then, judged) == []
     same = copy.deepcopy(then)
-    hold_to(same.adapter, domain_of(then))
+    use_settings(same.adapter, domain_of(then))
     assert not same.adapter.trained_with

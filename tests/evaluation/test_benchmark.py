@@ -19,8 +19,9 @@ from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
-from lora_domains.evaluation import benchmark as benchmark_file
-from lora_domains.evaluation.benchmark import Store
+from lora_domains.evaluation import scorer as scorer_file
+from lora_domains.evaluation import store as store_file
+from lora_domains.evaluation.store import Store
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import combine
@@ -134,7 +135,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_scores_nothing(
 ) -> None:
     model = loaded(adapters, tiny_base)
     whole = model.benchmark(SUITE, DOMAINS, tmp_path / "whole")
-    monkeypatch.setattr(benchmark_file, "BLOCK", 16)
+    monkeypatch.setattr(scorer_file, "BLOCK", 16)
     append, writes = Store.append, []
 
     def dies(store: Store, path: Path, scores: Mapping[int, dict[str, float]]) -> None:
@@ -182,9 +183,9 @@ def test_another_suite_is_looked_for_in_the_training_rows(
     assert entries["spam"].leaks["exact"] == 1
     assert entries["spam"].verdict == "fail"
     assert entries["triage"].leaks["exact"] == 0
-    said = capsys.readouterr().out
-    assert "triage: nobody has looked for the questions of other in its training rows" in said
-    assert "spam: nobody" not in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "triage: other was not checked for leaks into its training rows" in output
+    assert "spam: other was not checked" not in output
 
 
 @pytest.mark.slow
@@ -198,7 +199,7 @@ def test_a_changed_prompt_or_code_is_scored_anew(
     model.benchmark(Suite("world", (probe,), SUITE.text), out=tmp_path)
     more = set((tmp_path / ".scores").iterdir())
     assert len(more - files) == 3  # base and two adapters on other prompts; the texts are the same
-    monkeypatch.setattr(benchmark_file, "code_version", lambda: "another")
+    monkeypatch.setattr(store_file, "code_version", lambda: "another")
     model.benchmark(SUITE, out=tmp_path)
     assert len(set((tmp_path / ".scores").iterdir()) - more) == 5
 

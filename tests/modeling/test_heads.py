@@ -30,7 +30,8 @@ from lora_domains.errors import (
     DomainError,
     UsageError,
 )
-from lora_domains.evaluation.contenders import frozen_scores
+from lora_domains.evaluation.baselines import Setting, frozen_features
+from lora_domains.evaluation.scorer import Scorer
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
@@ -403,7 +404,10 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
     test = [row.encoded for row in dataset.test]
 
     def scores(**changes: Any) -> list[dict[str, float]]:
-        return frozen_scores(model.bank, replace(dataset, **changes), test, lambda _: None)
+        scorer = Scorer(model.bank, QUIET)
+        found = frozen_features(Setting(scorer, replace(dataset, **changes), dataset.test))
+        assert found is not None
+        return found
 
     alone = scores()
     model.bank.add(headed(model.base, "colours", 5))

@@ -10,16 +10,17 @@ from support.adapters import save, strong
 
 from lora_domains.console import Display
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import Tokenization
+from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
-from lora_domains.evaluation.contenders import model_scores
+from lora_domains.inference.batches import no_progress
 from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.inference.scores import Routes
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.probes.lm_eval import Harness
-from lora_domains.probes.suite import Suite, load_suite
+from lora_domains.probes.lm_eval import Documents, Harness, harness_tasks
+from lora_domains.probes.suite import Probe, Suite, load_suite
 from lora_domains.tasks import Classification
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[harness]'")
@@ -88,11 +89,15 @@ def bank(tiny_base: Path) -> Bank:
 
 
 def requests(path: Path) -> list[Any]:
-    from lora_domains.probes import lm_eval as harness
+    (documents,) = (Documents.read(*named) for named in harness_tasks([str(path)]).items())
+    return [request for of_one in documents.requests.values() for request in of_one]
 
-    (probe,) = load_suite(f"harness:{path}").probes
-    loaded = harness._loaded[probe.task]  # type: ignore[index]
-    return [request for of_doc in loaded.documents.values() for request in of_doc]
+
+def scored(
+    probe: Probe, bank: Bank, examples: list[EncodedExample], routes: Routes
+) -> list[dict[str, float]]:
+    assert probe.score is not None
+    return probe.score(bank, probe.task, examples, [""] * len(examples), routes, no_progress)
 
 
 def oracle(tiny_base: Path, model: Any = None) -> Any:
@@ -116,7 +121,7 @@ def merged(tiny_base: Path, bank: Bank, name: str, folder: Path) -> Any:
 def test_likelihoods_are_those_of_the_harness_itself(
     bank: Bank, tiny_base: Path, tmp_path: Path, route: str | None
 ) -> None:
-    from lora_domains.probes.lm_eval import language_model
+    from lora_domains.probes.lm_eval_model import RoutedLM
 
     asked = requests(yaml(tmp_path, CHOICE))
     # Longer than the context, with a BOS of its own, without any context, and a space too many.
@@ -127,7 +132,7 @@ def test_likelihoods_are_those_of_the_harness_itself(
     ]  # fmt: skip
     theirs = oracle(tiny_base, merged(tiny_base, bank, route, tmp_path) if route else None)
     with bank.routed(route):
-        ours = language_model(bank).loglikelihood(asked)
+        ours = RoutedLM(bank).loglikelihood(asked)
     wanted = theirs.loglikelihood(asked, disable_tqdm=True)
     for (one, greedy), (other, also) in zip(ours, wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
@@ -135,7 +140,7 @@ def test_likelihoods_are_those_of_the_harness_itself(
 
 
 def test_likelihoods_are_those_of_our_own_scoring(bank: Bank, tmp_path: Path) -> None:
-    from lora_domains.probes.lm_eval import language_model
+    from lora_domains.probes.lm_eval_model import RoutedLM
     from lora_domains.tasks import MultipleChoice, Row
 
     asked = requests(yaml(tmp_path, CHOICE))
@@ -146,7 +151,7 @@ def test_likelihoods_are_those_of_our_own_scoring(bank: Bank, tmp_path: Path) ->
     ]
     with bank.routed("two"):
         ours = choice_logprobs(bank.base.model, items, bank.base.tokenizer.pad_token_id)
-        through = language_model(bank).loglikelihood(asked)
+        through = RoutedLM(bank).loglikelihood(asked)
     assert [pair[0] for pair in through] == pytest.approx(
         [float(value) for row in ours for value in row], abs=1e-4
     )
@@ -155,7 +160,7 @@ def test_likelihoods_are_those_of_our_own_scoring(bank: Bank, tmp_path: Path) ->
 def test_rolling_likelihoods_and_written_answers_too(
     bank: Bank, tiny_base: Path, tmp_path: Path
 ) -> None:
-    from lora_domains.probes.lm_eval import language_model
+    from lora_domains.probes.lm_eval_model import RoutedLM
 
     theirs = oracle(tiny_base, merged(tiny_base, bank, "one", tmp_path))
     written = requests(yaml(tmp_path, WRITTEN, sample="false"))
@@ -165,7 +170,7 @@ def test_rolling_likelihoods_and_written_answers_too(
         for text in ("alpha beta gamma", "the red stone is of a green cloud and " * 30)
     ]
     with bank.routed("one"):
-        ours = language_model(bank)
+        ours = RoutedLM(bank)
         assert ours.loglikelihood_rolling(rolling) == pytest.approx(
             theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3
         )
@@ -177,18 +182,16 @@ def test_documents_are_judged_as_the_harness_judges_them(
 ) -> None:
     import lm_eval
 
-    from lora_domains.probes.lm_eval import language_model
+    from lora_domains.probes.lm_eval_model import RoutedLM
 
     path = yaml(tmp_path, CHOICE)
     (probe,) = load_suite(f"harness:{path}").probes
     tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
     items = [tokenization.encode(example) for _, example in probe.examples()]
-    alone = {
-        route: model_scores(bank, probe.task, items, [], route) for route in (None, "one", "two")
-    }
+    alone = {route: scored(probe, bank, items, route) for route in (None, "one", "two")}
     with bank.routed("one"):
         theirs = lm_eval.simple_evaluate(
-            language_model(bank), tasks=[str(path)], bootstrap_iters=0,
+            RoutedLM(bank), tasks=[str(path)], bootstrap_iters=0,
             task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
         )  # fmt: skip
     wanted = [sample["acc"] for sample in theirs["samples"]["local_task"]]
@@ -196,18 +199,18 @@ def test_documents_are_judged_as_the_harness_judges_them(
     assert len({tuple(s["prediction"] for s in scores) for scores in alone.values()}) > 1
     # In one mixed batch each document has its own contender.
     mixed = [(item, route) for item in items for route in alone]
-    together = model_scores(bank, probe.task, [i for i, _ in mixed], [], [r for _, r in mixed])
+    together = scored(probe, bank, [i for i, _ in mixed], [r for _, r in mixed])
     assert together == [s for scores in zip(*alone.values(), strict=True) for s in scores]
 
 
 def test_a_cache_of_answers_is_refused(bank: Bank, tmp_path: Path) -> None:
     import lm_eval
 
-    from lora_domains.probes.lm_eval import language_model
+    from lora_domains.probes.lm_eval_model import RoutedLM
 
     with pytest.raises(UsageError, match="which adapter gave them"):
         lm_eval.simple_evaluate(
-            language_model(bank), tasks=[str(yaml(tmp_path, CHOICE))],
+            RoutedLM(bank), tasks=[str(yaml(tmp_path, CHOICE))],
             use_cache=str(tmp_path / "answers"),
             task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
         )  # fmt: skip
@@ -226,7 +229,7 @@ def test_what_cannot_be_compared_is_refused(
     def asked() -> None:
         (probe,) = load_suite(f"harness:{yaml(tmp_path, template, **fields)}").probes
         items = [tokenization.encode(example) for _, example in probe.examples()]
-        model_scores(bank, probe.task, items, [], None)
+        scored(probe, bank, items, None)
 
     with pytest.raises(UsageError, match=words):
         asked()

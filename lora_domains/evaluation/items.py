@@ -1,0 +1,81 @@
+"""Items: the scores of all contenders on one row, as ``items.jsonl`` stores them.
+
+``verdict.scores`` says what an item holds. Figures, comparisons and gates are computed from items
+without a model.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_domains.data.identity import keyed_digest
+from lora_domains.data.tokenization import EncodedRow
+from lora_domains.inference.scores import Scores
+
+Items = list[dict[str, Any]]
+
+
+def make_items(
+    name: str, rows: Sequence[EncodedRow], contenders: Mapping[str, Scores], key: bytes,
+    show_text: bool = False,
+) -> Items:  # fmt: skip
+    """One item for each row of the set ``name``. Texts and groups are stored as keyed digests.
+
+    The text itself is stored with ``show_text`` only.
+    """
+    items = []
+    for i, ((example, encoded), group) in enumerate(zip(rows, groups_of(rows), strict=True)):
+        item: dict[str, Any] = {"set": name, "id": encoded.id, "target": encoded.target}
+        text = example.prompt or example.answer
+        item["digest"] = keyed_digest(text, key)
+        if group is not None:
+            # A group is often a person, whose name is as private as the row.
+            item["group"] = keyed_digest(group, key)[:16]
+        if example.slices:
+            item["slices"] = dict(example.slices)
+        if show_text:
+            item["text"] = text
+        item["scores"] = {
+            contender: {k: round(v, 6) if isinstance(v, float) else v for k, v in scores[i].items()}
+            for contender, scores in contenders.items()
+        }
+        items.append(item)
+    return items
+
+
+def question_items(
+    rows: Sequence[EncodedRow], parts: Sequence[str], contenders: Mapping[str, Scores], key: bytes
+) -> Items:
+    """Items of one probe, each with its part under ``suite``.
+
+    A generated answer counts like a choice: 1 is the correct one.
+    """
+    scores = {name: [as_choice(score) for score in of_one] for name, of_one in contenders.items()}
+    items = make_items("general", rows, scores, key)
+    for item, part in zip(items, parts, strict=True):
+        item["target"] = 1 if item["target"] < 0 else item["target"]
+        item["suite"] = part
+    return items
+
+
+def as_choice(score: dict[str, float]) -> dict[str, float]:
+    """The record of a generated answer as that of a choice: prediction 1 is the correct answer."""
+    return score if "prediction" in score else score | {"prediction": int(score["exact"])}
+
+
+def text_items(
+    rows: Sequence[EncodedRow], moved: Sequence[Mapping[str, float]], suite: str, key: bytes
+) -> Items:
+    """Items of general text, from the fields of ``drift`` of each row."""
+    scores: dict[str, Scores] = {"base": [], "adapter": []}
+    for fields in moved:
+        tokens = int(fields["tokens"])
+        scores["base"].append({"nats": fields["base"], "tokens": tokens})
+        scores["adapter"].append({"nats": fields["adapter"], "tokens": tokens, "kl": fields["kl"]})
+    return [item | {"suite": suite} for item in make_items("text", rows, scores, key)]
+
+
+def groups_of(rows: Sequence[EncodedRow]) -> list[str | None]:
+    """The group of each row. The windows of a long text are one group: they are not independent."""
+    windows = Counter(example.id for example, _ in rows)
+    return [e.group or (e.id if windows[e.id] > 1 else None) for e, _ in rows]

@@ -1,0 +1,155 @@
+"""The one scorer of contenders: base and adapters on the same encoded examples, part by part.
+
+Without a store each contender is scored on all examples of a part in turn, as ``evaluate`` does it.
+With one, contenders share mixed batches and scores are written block by block, as ``benchmark``
+does it: a killed run continues where it was, and the base is scored once for all adapters. Several
+processes share the batches and get the scores that one process gets.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from lora_domains import distributed
+from lora_domains.adapters.peft import fingerprint
+from lora_domains.console import Display
+from lora_domains.data.tokenization import EncodedExample, EncodedRow
+from lora_domains.errors import UsageError
+from lora_domains.evaluation.store import Store
+from lora_domains.inference.likelihoods import drift
+from lora_domains.inference.scores import Score, Scores, model_scores
+from lora_domains.modeling.bank import Bank
+from lora_domains.tasks import Task, task_record
+
+BLOCK = 512
+"""Scores between two writes to the store: what a kill can cost."""
+
+Cell = tuple[int, str | None]
+"""The number of an example in its part, and the contender that it is scored by."""
+ByContender = dict[str | None, dict[int, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Encoded rows that one task scores in one way."""
+
+    name: str
+    task: Task
+    rows: Sequence[EncodedRow]
+    score: Score = model_scores
+
+    @property
+    def encoded(self) -> list[EncodedExample]:
+        return [row.encoded for row in self.rows]
+
+    def digest(self) -> str:
+        """sha256 of the task and of the tokens that are scored: another tokenizer changes it."""
+        digest = sha256(json.dumps(task_record(self.task), sort_keys=True).encode())
+        for example, encoded in self.rows:
+            tokens = (encoded.prompt, encoded.answer, encoded.choices, encoded.target)
+            digest.update(repr(tokens).encode())
+            digest.update(example.answer.encode())
+        return digest.hexdigest()
+
+
+class Scorer:
+    """Scores parts by the base and the adapters of a bank. A contender of None is the base."""
+
+    def __init__(self, bank: Bank, display: Display, store: Store | None = None) -> None:
+        self.bank, self.display, self.store = bank, display, store
+
+    def scores(self, part: Part, contenders: Sequence[str | None]) -> dict[str | None, Scores]:
+        """The records of every row of ``part``, by contender."""
+        paths = self._paths(part, contenders)
+        scored = self._stored(paths, contenders)
+        blocks = list(self._blocks(part, contenders, scored))
+        with self.display.progress(f"scoring {part.name}", sum(map(len, blocks))) as advance:
+            for block in blocks:
+                rows = [part.rows[i] for i, _ in block]
+                references = [example.answer.strip() for example, _ in rows]
+                records = part.score(
+                    self.bank, part.task, [encoded for _, encoded in rows], references,
+                    [name for _, name in block], advance,
+                )  # fmt: skip
+                for (i, name), record in zip(block, records, strict=True):
+                    scored[name][i] = record
+                self._keep(paths, block, scored)
+        return {name: [scored[name][i] for i in range(len(part.rows))] for name in contenders}
+
+    def drift(self, part: Part, adapters: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+        """For each adapter the fields of ``likelihoods.drift`` of every row of ``part``."""
+        paths = self._paths(part, adapters, "/drift")
+        scored = self._stored(paths, adapters)
+        encoded, pad = part.encoded, self.bank.base.tokenizer.pad_token_id
+        missing = [i for i in range(len(encoded)) if any(i not in scored[n] for n in adapters)]
+        size = BLOCK // 8 if self.store else max(1, len(missing))
+        with self.display.progress(f"drift on {part.name}", len(missing)) as advance:
+            for start in range(0, len(missing), size):
+                block = missing[start : start + size]
+                names = [n for n in adapters if any(i not in scored[n] for i in block)]
+                moved = drift(self.bank, [encoded[i] for i in block], pad, names, advance)
+                for name, fields in moved.items():
+                    for at, i in enumerate(block):
+                        scored[name][i] = {k: float(v[at]) for k, v in fields.items()}
+                self._keep(paths, [(i, n) for i in block for n in names], scored)
+        return {name: [scored[name][i] for i in range(len(encoded))] for name in adapters}
+
+    def _blocks(
+        self, part: Part, contenders: Sequence[str | None], scored: ByContender
+    ) -> Iterator[list[Cell]]:
+        """What is still to be scored, in the blocks that are scored at once."""
+        if self.store is None:
+            for name in contenders if part.rows else ():
+                yield [(i, name) for i in range(len(part.rows))]
+            return
+        # Examples of one length side by side, and an example's contenders beside each other.
+        order = sorted(range(len(part.rows)), key=lambda i: (len(part.rows[i].encoded), i))
+        missing = [(i, name) for i in order for name in contenders if i not in scored[name]]
+        for start in range(0, len(missing), BLOCK):
+            yield missing[start : start + BLOCK]
+
+    # ── The store ───────────────────────────────────────────────────────────────────────────────
+
+    def _paths(
+        self, part: Part, contenders: Sequence[str | None], kind: str = ""
+    ) -> dict[str | None, Path]:
+        """The stored file of each contender; none without a store."""
+        if self.store is None:
+            return {}
+        record, digest = self.bank.base.record(), part.digest()
+        base = "/".join(str(record[key]) for key in ("identity", "dtype", "quantization"))
+        return {n: self.store.path(self._key(base, n) + kind, digest) for n in contenders}
+
+    def _key(self, base: str, contender: str | None) -> str:
+        """What identifies a contender's scores: base, precision, and the adapter's bytes."""
+        if contender is None:
+            return base
+        path = self.bank[contender].path
+        if path is None:
+            raise UsageError(
+                where=contender,
+                expected="an adapter loaded from a folder",
+                found="one that was never saved",
+                hint="Save it first; its scores are stored by what the folder holds.",
+            )
+        return f"{base}/{fingerprint(path)}"
+
+    def _stored(
+        self, paths: Mapping[str | None, Path], contenders: Sequence[str | None]
+    ) -> ByContender:
+        if self.store is None:
+            return {name: {} for name in contenders}
+        stored: ByContender = {name: self.store.read(path) for name, path in paths.items()}
+        # On a shared disk another rank might see less of a file; one reading holds for all.
+        return distributed.same_everywhere(stored)
+
+    def _keep(
+        self, paths: Mapping[str | None, Path], block: Sequence[Cell], scored: ByContender
+    ) -> None:
+        if self.store is None or not distributed.is_main():
+            return
+        for name, path in paths.items():
+            if records := {i: scored[name][i] for i, n in block if n == name}:
+                self.store.append(path, records)

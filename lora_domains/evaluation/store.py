@@ -1,0 +1,95 @@
+"""Scores on disk, so that a stopped benchmark continues and a finished one scores nothing again."""
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+ENTRIES = ("evaluation/scorer.py", "probes/lm_eval.py")
+"""Files from which every file that makes a score is imported."""
+
+
+class Store:
+    """One file for each contender and part, one line for each example."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, contender: str, part: str) -> Path:
+        """The file of a contender's scores on a part; another version of the code, another file."""
+        name = sha256(f"{contender} {part} {code_version()}".encode()).hexdigest()[:32]
+        return self.folder / f"{name}.jsonl"
+
+    def read(self, path: Path) -> dict[int, dict[str, float]]:
+        """The stored scores by the number of their example; incomplete lines are ignored."""
+        if not path.exists():
+            return {}
+        scores = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                stored = json.loads(line)
+                scores[int(stored["item"])] = stored["score"]
+            except (ValueError, KeyError, TypeError):
+                continue
+        return scores
+
+    def append(self, path: Path, scores: Mapping[int, dict[str, float]]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"item": i, "score": score}) + "\n" for i, score in scores.items()]
+        with path.open("a", encoding="utf-8") as file:
+            # End a line that a kill cut off, so that it does not swallow the next one.
+            file.write("\n" if file.tell() else "")
+            file.writelines(lines)
+
+
+@cache
+def code_version(package: Path = PACKAGE) -> str:
+    """sha256 of every file of ``package`` that scoring imports, by name and content."""
+    digest = sha256()
+    for path in sorted(scoring_files(package)):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def scoring_files(package: Path = PACKAGE) -> set[Path]:
+    """The files of ``package`` that ``ENTRIES`` import, directly or not, and these themselves."""
+    files: set[Path] = set()
+    waiting = [package / name for name in ENTRIES]
+    while waiting:
+        path = waiting.pop()
+        if path not in files:
+            files.add(path)
+            waiting += _imported(path, package)
+    return files
+
+
+def _imported(path: Path, package: Path) -> Iterator[Path]:
+    """The files of ``package`` that the file at ``path`` imports, inside functions too."""
+    for node in _executed(ast.parse(path.read_bytes())):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # A name imported from a package may be a module of it.
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for module in modules:
+            first, *parts = module.split(".")
+            if first != PACKAGE.name:
+                continue
+            # Importing a module runs the ``__init__`` of each package around it.
+            places = [package.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+            candidates = [place / "__init__.py" for place in places]
+            candidates.append(places[-1].with_suffix(".py"))
+            yield from (candidate for candidate in candidates if candidate.is_file())
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below ``node`` outside ``if TYPE_CHECKING:``."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield child
+            yield from _executed(child)
