@@ -126,7 +126,7 @@ def test_all_at_once_gives_what_one_at_a_time_gives(
     found.save(tmp_path / "report")
     folders = sorted((tmp_path / "report" / "measured").iterdir())
     assert close(combine(folders).to_json(), found.report.to_json())
-    assert close(combine(folders)["matrix"], matrix)
+    assert close(combine(folders).matrix, matrix)
 
 
 @pytest.mark.slow
