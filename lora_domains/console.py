@@ -120,3 +120,21 @@ class Display:
         line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
         observation = record["observation"] + (f" ({note})" if note else "")
         self.console.print(f"{line}  {escape(observation)}")
+
+
+def format_bytes(count: float) -> str:
+    """``1.4 GB``; decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def format_duration(seconds: float) -> str:
+    """``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

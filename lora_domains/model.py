@@ -16,7 +16,7 @@ from lora_domains.adapters.versions import (
     load_parent,
     over_classes,
 )
-from lora_domains.console import Display
+from lora_domains.console import Display, format_bytes
 from lora_domains.data.source import Data, Source
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.domain import Domain, with_settings
@@ -29,10 +29,9 @@ from lora_domains.inference.likelihoods import witness
 from lora_domains.inference.predict import Prediction, continued, each_row, predicted, streamed
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, Quantization, load_base
-from lora_domains.modeling.compiled import Compiled
 from lora_domains.modeling.environment import environment
 from lora_domains.modeling.heads import check_generates
-from lora_domains.modeling.memory import free_bytes, too_little, words
+from lora_domains.modeling.memory import free_bytes, memory_warning
 from lora_domains.modeling.routing import entered
 from lora_domains.probes.suite import Suite, embedded, load_suite
 from lora_domains.report.card import BaseRecord, Card
@@ -87,9 +86,12 @@ class DomainModel:
         def announce(needed: int, place: torch.device) -> None:
             free = free_bytes(place)
             if display:
-                what = f"about {words(needed)} for the base, of {words(free)} free on {place}"
+                what = (
+                    f"about {format_bytes(needed)} for the base, "
+                    f"of {format_bytes(free)} free on {place}"
+                )
                 shown.stage("memory", None, None, what)
-            if warning := too_little(needed, free, quantization):
+            if warning := memory_warning(needed, free, quantization):
                 shown.warn(warning)
 
         base = load_base(
@@ -165,15 +167,6 @@ class DomainModel:
         found = export(self.bank, name, Path(folder), dtype)
         self.display.stage("merged", None, None, str(found))
         self.display.line(f"Saved: {folder}")
-
-    def compile(self, **options: Any) -> Self:
-        """Compile forward passes with torch.compile; swapping adapters does not compile again.
-
-        ``options`` are those of ``torch.compile``, such as ``dynamic=True`` or ``mode``. An adapter
-        with a larger rank or other target modules than any so far costs one more compilation.
-        """
-        self.base.model._compiled_call_impl = Compiled(self.bank, **options)
-        return self
 
     def using(self, name: str | None) -> AbstractContextManager[Self]:
         """Serve every call inside by the adapter ``name``; None is the base.

@@ -33,9 +33,9 @@ from support.structure import (
 import lora_domains
 
 # What still has to move; empty when the house is finished.
-OUT_OF_ORDER = {"verdict", "modeling", "training"}
+OUT_OF_ORDER = {"verdict", "training"}
 TOO_LONG = {
-    "adapters/loading.py", "cli/main.py", "model.py", "modeling/base.py", "training/loop.py",
+    "adapters/loading.py", "cli/main.py", "model.py", "training/loop.py",
     "training/plan.py", "verdict/gates.py", "verdict/summary.py",
 }  # fmt: skip
 

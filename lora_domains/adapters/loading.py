@@ -23,7 +23,6 @@ from lora_domains.adapters.peft import (
     CONFIG,
     PREFIX,
     WEIGHTS,
-    Adapter,
     fingerprint,
     lora_layers,
     mapped,
@@ -41,7 +40,7 @@ from lora_domains.errors import (
 )
 from lora_domains.modeling.base import ROUTED, Base
 from lora_domains.modeling.heads import complete, head_shapes, layout_of, stored_classes
-from lora_domains.modeling.lora import flatten
+from lora_domains.modeling.lora import Adapter, flatten
 from lora_domains.report.card import CARD, Card
 
 _PATTERN_SECONDS = 1.0
@@ -133,7 +132,7 @@ def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Mean
     """
     said = {key: value for key, value in config.to_dict().items() if key not in _SAYS_NOTHING}
     key = json.dumps([classes, said], sort_keys=True, default=sorted)
-    meaning: Meaning | None = base.meanings.get(key)
+    meaning: Meaning | None = base.layouts.get(key)
     if meaning is None:
         _check_patterns(config, base, folder)
         of_head = {} if classes is None else head_shapes(base, classes)
@@ -151,9 +150,9 @@ def _meaning(config: Any, base: Base, folder: Path, classes: int | None) -> Mean
                 tensor = getattr(layer, f"lora_{letter}")["default"].weight
                 expected[f"{PREFIX}{linear}.lora_{letter}.weight"] = tuple(tensor.shape)
             scales[linear] = float(layer.scaling["default"])
-        while len(base.meanings) >= _MEANINGS:
-            base.meanings.pop(next(iter(tuple(base.meanings))), None)
-        meaning = base.meanings[key] = (expected, scales)
+        while len(base.layouts) >= _MEANINGS:
+            base.layouts.pop(next(iter(tuple(base.layouts))), None)
+        meaning = base.layouts[key] = (expected, scales)
     return meaning
 
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from hashlib import sha256
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
@@ -20,7 +19,6 @@ from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from lora_domains.atomic import new_folder, restored
 from lora_domains.domain import Lora, check_name
@@ -31,37 +29,14 @@ from lora_domains.errors import (
     listed,
 )
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.heads import Head, head_shapes, layout_of, new_head
+from lora_domains.modeling.heads import head_shapes, layout_of, new_head
+from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import CARD, ITEMS, Card
 
 CONFIG, WEIGHTS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
 PREFIX = "base_model.model."
 WHOLE = ".modules_to_save.default."
 """What PEFT puts into the names of modules that it stores whole."""
-
-
-@dataclass
-class Adapter:
-    """LoRA weights for one base, and its trained head where it has one.
-
-    ``weights``: a linear's name → A (rank, in), B (out, rank). Those of a folder lie in ``flat``,
-    one buffer as ``slots.flatten`` makes it.
-    """
-
-    name: str
-    config: Any
-    weights: dict[str, tuple[Tensor, Tensor]]
-    scales: dict[str, float]
-    card: Card | None = None
-    path: Path | None = None
-    notes: tuple[str, ...] = ()
-    head: Head | None = None
-    flat: Tensor | None = None
-
-    @property
-    def parameters(self) -> int:
-        lora = sum(a.numel() + b.numel() for a, b in self.weights.values())
-        return lora + (self.head.parameters if self.head else 0)
 
 
 # ── PEFT on a skeleton ──────────────────────────────────────────────────────────────────────────

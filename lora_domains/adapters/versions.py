@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_domains.adapters.loading import load_adapter
-from lora_domains.adapters.peft import CONFIG, WEIGHTS, Adapter, fingerprint, replacing
+from lora_domains.adapters.peft import CONFIG, WEIGHTS, fingerprint, replacing
 from lora_domains.atomic import new_folder, restored
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterError, did_you_mean
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_head
+from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import AdapterEntry, Card, ParentRecord
 from lora_domains.tasks import Task
 

@@ -193,12 +193,12 @@ def _layers(bank: Bank, name: str, item: EncodedExample, best: int) -> tuple[Lay
         base, adapter = (
             log_odds(_label_logprobs(bank, route, item, view), best) for route in (None, name)
         )
-        pieces = {
-            linear: piece
-            for linear, piece in whole.resident.pieces.items()
+        weights = {
+            linear: lora
+            for linear, lora in whole.adapter.weights.items()
             if layer_of(linear, path, count) <= number
         }
-        with entered(model, Single(replace(whole.resident, pieces=pieces)), None):
+        with entered(model, Single(replace(whole.adapter, weights=weights)), None):
             upto = log_odds(_scored(bank, item), best)
         found.append(Layer(number, base, adapter, upto, upto - before))
         before = upto

@@ -1,27 +1,33 @@
-"""Adapters resident on one base: chosen per call and per row, within a budget of slots."""
+"""The bank: adapters loaded on one base and chosen per call and per row."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lora_domains.adapters.peft import Adapter
 from lora_domains.errors import AdapterError, UsageError, did_you_mean
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.lora import Resident, Shape, Slot, flatten, frozen, trained, wider
+from lora_domains.modeling.lora import (
+    Adapter,
+    LoadedAdapter,
+    TrainableLora,
+    flatten,
+    load_frozen,
+    load_trainable,
+)
 from lora_domains.modeling.routing import (
     Mixed,
     Route,
     Single,
     current_route,
     entered,
-    features,
     mixed,
     route_linears,
+    sizes_of,
 )
 
 Domains = str | None | Sequence[str | None]
@@ -30,20 +36,20 @@ Domains = str | None | Sequence[str | None]
 
 @dataclass
 class _Entry:
-    """An adapter, its tensors in host memory, and what serves it while it holds a slot."""
+    """An adapter, its tensors in host memory, and on the device while it holds a slot."""
 
     adapter: Adapter
     flat: Tensor | None
     """None for a trainable adapter, which is never evicted."""
-    resident: Resident | None
+    loaded: LoadedAdapter | None
 
 
 class Bank:
     """The adapters that can be routed to on ``base``; iterating gives their names.
 
-    ``slots`` is how many may lie on the base's device; the least recently used of more wait in host
-    memory and come back when they are called. Calls in flight hold what they use: one call over
-    more adapters than slots takes what it needs for as long as it runs.
+    ``slots`` limits how many frozen adapters are on the base's device; the least recently used of
+    more are kept in host memory and return when they are called. A call over more adapters than
+    slots exceeds the limit while it runs.
     """
 
     def __init__(self, base: Base, slots: int | None = None) -> None:
@@ -54,14 +60,13 @@ class Bank:
                 hint="Leave it out for no limit.",
             )
         self.base = base
-        self.budget = slots
+        self.slots = slots
         self._entries: dict[str, _Entry] = {}
-        # The frozen adapters that hold a slot, the least recently used first.
+        # Frozen adapters on the device, the least recently used first.
         self._used: OrderedDict[str, None] = OrderedDict()
-        # Of each linear that an adapter has touched, the widest so far: what graphs are made for.
-        self.shapes: Mapping[str, Shape] = {}
-        self._features: dict[str, tuple[int, int]] = {}
-        # The last mixed route: calls of the model itself, step by step, gather its rows only once.
+        # (in, out) of each linear that an adapter was ever loaded for; these are wrapped.
+        self._sizes: dict[str, tuple[int, int]] = {}
+        # The last mixed route: token-by-token calls of the model gather its weights only once.
         self._last: tuple[tuple[str | None, ...], Mixed] | None = None
         self._lock = threading.RLock()
 
@@ -79,102 +84,97 @@ class Bank:
 
     @property
     def on_device(self) -> tuple[str, ...]:
-        """The frozen adapters that hold a slot, the least recently used first."""
+        """The frozen adapters on the device, the least recently used first."""
         with self._lock:
             return tuple(self._used)
 
-    # Coming and going
+    # Loading and removing
 
     def add(self, adapter: Adapter, *, trainable: bool = False) -> list[torch.nn.Parameter]:
-        """Make ``adapter`` resident under its name, replacing one of that name.
+        """Load ``adapter`` under its name, replacing an adapter of that name.
 
-        Returns its parameters where it is ``trainable``. Everything is built and checked before it
-        is placed, so that a failure leaves the bank as it was; calls in flight go on with what they
-        began with. Raises AdapterError when a tensor does not fit its linear.
+        Returns its parameters if it is ``trainable``, otherwise none. A failure leaves the bank
+        unchanged; calls in progress keep the adapter that they began with. Raises AdapterError when
+        a tensor does not fit its linear.
         """
-        self._check(adapter)
+        sizes = self._checked_sizes(adapter)
         device = self.base.device
         if trainable:
             dropout = float(adapter.config.lora_dropout)
-            slots = trained(adapter.name, adapter.weights, adapter.scales, dropout, device)
-            entry = _Entry(adapter, None, slots)
+            loaded = load_trainable(adapter.name, adapter.weights, adapter.scales, dropout, device)
+            entry = _Entry(adapter, None, loaded)
         else:
             flat, weights = _own(adapter, device)
             entry = _Entry(replace(adapter, weights=weights, flat=flat), flat, None)
         with self._lock:
-            new = [linear for linear in adapter.weights if linear not in self.shapes]
-            route_linears(self.base.model, new)
-            wide = {n: wider(self.shapes, n, a, b) for n, (a, b) in adapter.weights.items()}
-            if any(self.shapes.get(linear) != shape for linear, shape in wide.items()):
-                self.shapes = {**self.shapes, **wide}
-            self._forget(adapter.name)
+            route_linears(self.base.model, [n for n in sizes if n not in self._sizes])
+            self._sizes |= sizes
+            self._free_slot(adapter.name)
             self._entries[adapter.name] = entry
-            self._resident(adapter.name)
-        if not trainable:
-            return []
-        return [p for slot in self.slots(adapter.name).values() for p in slot.parameters()]
+            self._load(adapter.name)
+        return [p for lora in self.trainable(adapter.name).values() for p in lora.parameters()]
 
     def remove(self, name: str) -> None:
-        """Take ``name`` out; raises UsageError when it is not resident."""
+        """Remove ``name``; raises UsageError when it is not loaded."""
         with self._lock:
             self._entry(name)
-            self._forget(name)
+            self._free_slot(name)
             del self._entries[name]
 
-    def slots(self, name: str) -> dict[str, Slot]:
-        """The slots of the trainable adapter ``name`` by the linear they stand beside."""
-        resident = self._entry(name).resident
-        pieces = resident.pieces if resident is not None else {}
-        return {linear: slot for linear, slot in pieces.items() if isinstance(slot, Slot)}
+    def trainable(self, name: str) -> dict[str, TrainableLora]:
+        """The weights of ``name`` by linear if it is trainable, otherwise none."""
+        loaded = self._entry(name).loaded
+        weights = loaded.weights if loaded is not None else {}
+        return {n: lora for n, lora in weights.items() if isinstance(lora, TrainableLora)}
 
     def weights(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
         """A copy of the tensors of ``name``, on the CPU."""
-        held = {n: (slot.a, slot.b) for n, slot in self.slots(name).items()}
+        trained = {n: (lora.a, lora.b) for n, lora in self.trainable(name).items()}
         return {
             linear: (a.detach().float().cpu().clone(), b.detach().float().cpu().clone())
-            for linear, (a, b) in (held or self[name].weights).items()
+            for linear, (a, b) in (trained or self[name].weights).items()
         }
 
     # Routing
 
     def routed(self, domains: Domains) -> AbstractContextManager[None]:
-        """Serve calls inside by ``domains``; nested, re-entrant, restored on exceptions.
+        """Route calls inside by ``domains``; blocks nest, and exceptions restore what was before.
 
-        Raises UsageError, at once, for a name that is not here.
+        Raises UsageError, when it is called, for a name that is not loaded.
         """
         return entered(self.base.model, self.route(domains), None)
 
     def current(self) -> Route | None:
-        """What serves calls made here; None is the base."""
+        """The route of calls made here; None is the base."""
         return current_route(self.base.model)
 
     def route(self, domains: Domains) -> Route | None:
-        """``domains`` resolved once: the route holds the adapters themselves."""
+        """The route for ``domains``, which holds the adapters themselves."""
         if domains is None:
             return None
         with self._lock:
             if isinstance(domains, str):
-                return Single(self._resident(domains))
+                return Single(self._load(domains))
             names = tuple(domains)
-            rows = {name: None if name is None else self._resident(name) for name in names}
+            rows = {name: None if name is None else self._load(name) for name in names}
             if self._last is not None and self._last[0] == names:
                 return self._last[1]
             route = mixed([rows[name] for name in names], self.base.device)
-            # One beyond the budget holds for this call, and not after it.
-            if isinstance(route, Mixed) and not (self.budget and len(rows) > self.budget):
+            # A route over more adapters than slots must not outlive its call.
+            if isinstance(route, Mixed) and not (self.slots and len(rows) > self.slots):
                 self._last = (names, route)
             return route
 
     def parts(self, domains: Sequence[str | None]) -> list[list[int]]:
-        """The rows sorted by domain, in as many parts as it takes to need no more than the slots.
+        """The rows sorted by domain, in parts that need no more adapters than there are slots.
 
-        Domains that hold a slot already come first.
+        Domains on the device come first.
         """
         here = set(self.on_device)
         names = sorted(
             dict.fromkeys(domains), key=lambda name: name is not None and name not in here
         )
-        size = max(1, self.budget or len(names))
+        size = max(1, self.slots or len(names))
         parts = []
         for start in range(0, len(names), size):
             part = names[start : start + size]
@@ -187,49 +187,54 @@ class Bank:
         entry = self._entries.get(name)
         if entry is None:
             raise UsageError(
-                expected="a resident adapter",
+                expected="a loaded adapter",
                 found=repr(name),
                 hint=did_you_mean(name, self._entries) if self._entries else "None is loaded yet.",
             )
         return entry
 
-    def _resident(self, name: str) -> Resident:
-        """``name`` on the device, fetched from host memory if it had to leave."""
+    def _load(self, name: str) -> LoadedAdapter:
+        """``name`` on the device, copied from host memory if it was evicted."""
         entry = self._entry(name)
         if entry.flat is None:
-            assert entry.resident is not None
-            return entry.resident
-        if entry.resident is None:
+            assert entry.loaded is not None, "trainable adapters are never evicted"
+            return entry.loaded
+        loaded = entry.loaded
+        if loaded is None:
             flat = entry.flat.to(self.base.device, non_blocking=True)
-            entry.resident = frozen(name, flat, entry.adapter.weights, entry.adapter.scales)
+            loaded = load_frozen(name, flat, entry.adapter.weights, entry.adapter.scales)
+            entry.loaded = loaded
         self._used[name] = None
         self._used.move_to_end(name)
-        while self.budget is not None and len(self._used) > self.budget:
-            self._entries[next(iter(self._used))].resident = None
+        while self.slots is not None and len(self._used) > self.slots:
+            self._entries[next(iter(self._used))].loaded = None
             self._used.popitem(last=False)
             self._last = None
-        return entry.resident
+        return loaded
 
-    def _forget(self, name: str) -> None:
-        """Give the slot of ``name`` back; a call in flight keeps what it holds."""
+    def _free_slot(self, name: str) -> None:
+        """Free the slot of ``name``; a call in progress keeps what it holds."""
         self._used.pop(name, None)
         self._last = None
 
-    def _check(self, adapter: Adapter) -> None:
+    def _checked_sizes(self, adapter: Adapter) -> dict[str, tuple[int, int]]:
+        """(in, out) of each linear of ``adapter``, all of which its tensors fit."""
+        sizes = {}
         for linear, (a, b) in adapter.weights.items():
-            if linear not in self._features:
-                self._features[linear] = features(self.base.model.get_submodule(linear))
-            if (a.shape[1], b.shape[0]) != self._features[linear] or a.shape[0] != b.shape[1]:
+            size = self._sizes.get(linear) or sizes_of(self.base.model.get_submodule(linear))
+            sizes[linear] = size
+            if (a.shape[1], b.shape[0]) != size or a.shape[0] != b.shape[1]:
                 raise AdapterError(
                     where=f"{adapter.name}, {linear}",
-                    expected=f"A and B for a linear of (in, out) = {self._features[linear]}",
+                    expected=f"A and B for a linear of (in, out) = {size}",
                     found=f"A {tuple(a.shape)}, B {tuple(b.shape)}",
                     hint="Load the base this adapter was made on.",
                 )
+        return sizes
 
 
 def _own(adapter: Adapter, device: torch.device) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """The buffer that ``adapter`` was read into, or copies: nobody else's tensors are served."""
+    """The buffer that ``adapter`` was read into, or a copy: the caller may change its tensors."""
     flat, pinned = adapter.flat, device.type == "cuda"
     if flat is not None and flat.is_pinned() == pinned:
         place = flat.untyped_storage().data_ptr()

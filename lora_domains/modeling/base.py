@@ -1,11 +1,10 @@
-"""The base: a pretrained model, causal or an encoder, loaded frozen, that nothing may change.
+"""The base: a frozen pretrained model, causal or an encoder.
 
-Two hashes guard it. Its *identity* is of the stored checkpoint and tokenizer, the same whatever
-the revision's name, the precision it is loaded in, or heads made at random: an adapter remembers
-it. Its *state digest* is of the tensors in memory: equal before and after, nothing changed.
+Two hashes protect it. Its *identity* covers the stored checkpoint and tokenizer, whatever the
+revision, the precision or the random heads of the loaded model; adapters record it. Its *state
+digest* covers the tensors in memory, and shows that nothing changed them.
 """
 
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,14 @@ from torch import Tensor, nn
 from lora_domains.distributed import state
 from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import BaseModelError, did_you_mean, listed
-from lora_domains.modeling.memory import estimated_bytes, resident_bytes
+from lora_domains.modeling.checkpoint import (
+    Checkpoint,
+    estimated_bytes,
+    find_checkpoint,
+    identity,
+    licence_of,
+    load_tokenizer,
+)
 
 Quantization = Literal["8bit", "4bit"]
 ROUTED = "routed_base"
@@ -32,7 +38,7 @@ ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
 
 @dataclass
 class Base:
-    """A frozen model with its tokenizer, and where both came from."""
+    """A frozen model with its tokenizer, and the checkpoint that both were loaded from."""
 
     model: Any
     tokenizer: Any
@@ -41,19 +47,19 @@ class Base:
     identity: str
     quantization: Quantization | None
     licence: str | None
-    files: tuple[Path, ...] = ()
-    """The checkpoint as stored; it may hold what the resident model has no place for."""
-    meanings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What the last few configs of adapters mean on this architecture (see ``loading``)."""
+    checkpoint: Checkpoint
+    """What it was loaded from; it may hold tensors that the model has no place for."""
+    layouts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The tensors that the last few adapter configs target on it (see ``adapters.config``)."""
 
     @property
     def bidirectional(self) -> bool:
-        """Whether it reads a text from both sides and writes none (BERT and its kind)."""
+        """Whether it is an encoder such as BERT: it attends both ways and generates no text."""
         return is_bidirectional(self.model.config)
 
     @property
     def language_head(self) -> bool:
-        """Whether it gives probabilities of tokens: next ones, or masked ones (an encoder)."""
+        """Whether it predicts tokens: the next one, or masked ones (an encoder)."""
         untrained = any(isinstance(child, NoMaskedHead) for child in self.model.children())
         return not self.bidirectional or not (untrained or self.tokenizer.mask_token_id is None)
 
@@ -74,16 +80,16 @@ class Base:
 
     @property
     def context(self) -> int:
-        """Tokens the model was made for."""
+        """The longest input, in tokens."""
         config = self.model.config.get_text_config()
         places = int(getattr(config, "max_position_embeddings", 2048))
-        # RoBERTa counts positions from the padding id on, so that many places are never used.
+        # RoBERTa's positions start after the padding id, so that many are never used.
         return places - config.pad_token_id - 1 if "roberta" in config.model_type else places
 
     def state_digest(self) -> str:
         """sha256 over name, dtype, shape and bytes of every resident tensor of the base.
 
-        Adapters wrapped around its linears do not count, so it is the same before and after.
+        Adapters around its linears are left out, so it is the same before and after loading them.
         """
         digest = sha256()
         for name, tensor in sorted(_base_tensors(self.model), key=lambda pair: pair[0]):
@@ -93,8 +99,23 @@ class Base:
         return digest.hexdigest()
 
     def resident_bytes(self) -> int:
-        """What the base takes in memory, scales of quantised weights included."""
-        return resident_bytes(tensor for _, tensor in _base_tensors(self.model))
+        """The memory that the base takes, scales of quantised weights included.
+
+        Tensors that share a storage (tied embeddings) are counted once.
+        """
+        storages = (tensor.untyped_storage() for _, tensor in _base_tensors(self.model))
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+    def stored_tensor(self, name: str) -> Tensor | None:
+        """The tensor ``name`` of the checkpoint in float32, None when it holds none.
+
+        ``name`` is that of an architecture with a head; a checkpoint of the bare encoder leaves out
+        the prefix (``pooler.dense.weight`` for ``bert.pooler.dense.weight``).
+        """
+        for key in (name, name.removeprefix(f"{self.model.base_model_prefix}.")):
+            if key in self.checkpoint.tensors:
+                return self.checkpoint.tensor(key).float()
+        return None
 
     def record(self) -> dict[str, Any]:
         """The ``base`` entry of a card (DESIGN.md, "On disk")."""
@@ -109,7 +130,7 @@ class Base:
 
 
 class NoMaskedHead(nn.Module):
-    """In the place of a masked-token head that the checkpoint does not hold."""
+    """Stands in for a masked-token head that the checkpoint does not hold."""
 
     def forward(self, *_: Any, **__: Any) -> Tensor:
         raise BaseModelError(
@@ -134,42 +155,68 @@ def load_base(
     device: str | torch.device | None = None,
     announce: Callable[[int, torch.device], object] = lambda _bytes, _device: None,
 ) -> Base:
-    """Load a base frozen and in evaluation mode.
+    """Load a base frozen and in evaluation mode; without a path or id, the embedded one.
 
-    ``None`` is the embedded base. ``dtype`` is float32 on a CPU and bfloat16 on an accelerator
-    unless given. ``announce`` is told the bytes it will take, and where, before it is loaded.
-    Raises BaseModelError when the folder or id has no model, no tokenizer or no
-    safetensors weights, or cannot be reached.
+    ``dtype`` defaults to float32 on a CPU and bfloat16 on an accelerator. ``announce`` is called
+    with the bytes that the base will take and its device, before it is loaded. An encoder is loaded
+    with its masked-token head where the checkpoint holds one; asking for the logits of a head that
+    it does not hold raises BaseModelError.
 
-    An encoder is loaded with its masked-token head where the checkpoint holds one; a head that
-    would be made at random is left out, and asking for its logits raises BaseModelError.
+    Raises BaseModelError when the folder or id holds no whole model, no tokenizer or no weights in
+    a known format, or when it cannot be reached.
+    """
+    where = str(path_or_id or "the embedded base")
+    target = torch.device(device) if device is not None else state().device
+    checkpoint = find_checkpoint(str(path_or_id or BASE_PATH), revision, where)
+    model, tokenizer = _load(
+        checkpoint, where, _dtype(dtype, target), quantization, target, announce
+    )
+    if quantization is None:
+        model.to(target)
+    else:
+        _fix_nf4_on_cpu(model, target)
+    model.requires_grad_(False)
+    model.eval()
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        id="embedded" if path_or_id is None else _public_name(path_or_id),
+        revision=revision or getattr(model.config, "_commit_hash", None),
+        identity=identity(checkpoint, tokenizer),
+        quantization=quantization,
+        licence=licence_of(checkpoint.folder),
+        checkpoint=checkpoint,
+    )
+
+
+def _load(
+    checkpoint: Checkpoint,
+    where: str,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    device: torch.device,
+    announce: Callable[[int, torch.device], object],
+) -> tuple[Any, Any]:
+    """The model and its tokenizer; raises BaseModelError when a part cannot be read or is missing.
+
+    An unquantised model is still on the CPU.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    where = str(path_or_id or "the embedded base")
-    source = str(path_or_id or BASE_PATH)
-    target = torch.device(device) if device is not None else state().device
-    if dtype is None:
-        dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
-    elif isinstance(dtype, str):
-        dtype = _named_dtype(dtype)
-    files = _checkpoint_files(source, revision, where)
+    options: dict[str, Any] = {"dtype": dtype}
     if quantization is None:
         _import_peft_alone()
-    options: dict[str, Any] = {"revision": revision or "main", "dtype": dtype}
-    if quantization is not None:
+    else:
         options["quantization_config"] = _quantized(quantization, dtype)
-        options["device_map"] = {"": target}
+        options["device_map"] = {"": device}
     try:
-        announce(estimated_bytes(files, dtype, quantization), target)
-        bidirectional = is_bidirectional(
-            AutoConfig.from_pretrained(source, revision=options["revision"])
-        )
-        tokenizer = _load_tokenizer(source, revision, where, bidirectional)
-        kind = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
+        announce(estimated_bytes(checkpoint.tensors, dtype, quantization), device)
+        bidirectional = is_bidirectional(checkpoint.config())
+        tokenizer = load_tokenizer(checkpoint, where, bidirectional)
+        architecture = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
         with _quiet_report(bidirectional):
-            model, loading = kind.from_pretrained(source, output_loading_info=True, **options)
+            model, missing = checkpoint.load(architecture, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             where=where,
@@ -178,41 +225,39 @@ def load_base(
             hint="Check the folder or id; only causal language models can be a base, and encoders "
             f"of kind {listed(ENCODERS)}.",
         ) from error
-    missing = (
-        _without_random_head(model, loading["missing_keys"])
-        if bidirectional
-        else sorted(loading["missing_keys"])
-    )
+    if bidirectional:
+        missing = _without_random_head(model, missing)
     if missing:
         raise BaseModelError(
             where=where,
             expected="weights for the whole model",
-            found=f"none for {listed(missing, 3)}",
-            hint="Save it whole: model.save_pretrained(folder). Random weights are no base.",
+            found=f"none for {listed(sorted(missing), 3)}",
+            hint="Save the whole model: model.save_pretrained(folder). Random weights are no base.",
         )
-    if quantization is None:
-        model.to(target)
-    else:
-        _mend_nf4_on_cpu(model, target)
-    model.requires_grad_(False)
-    model.eval()
-    return Base(
-        model=model,
-        tokenizer=tokenizer,
-        id="embedded" if path_or_id is None else _public_name(path_or_id),
-        revision=revision or getattr(model.config, "_commit_hash", None),
-        identity=_identity(files, tokenizer),
-        quantization=quantization,
-        licence=_licence(files[0].parent),
-        files=tuple(files),
-    )
+    return model, tokenizer
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise BaseModelError(
+            where="dtype",
+            expected="a precision",
+            found=repr(dtype),
+            hint=did_you_mean(dtype, known),
+        )
+    return known[dtype]
 
 
 @contextmanager
 def _quiet_report(bidirectional: bool) -> Iterator[None]:
-    """For an encoder, hide transformers' report of heads left over or made at random.
+    """For an encoder, hide transformers' report of unused and of randomly initialised heads.
 
-    Neither happens here: what is left over stays in ``Base.files``, and a random head is dropped.
+    Unused tensors can be read from ``Base.checkpoint``, and a random head is dropped.
     """
     from transformers.utils import logging
 
@@ -226,9 +271,9 @@ def _quiet_report(bidirectional: bool) -> Iterator[None]:
 
 
 def _without_random_head(model: nn.Module, missing: Iterable[str]) -> list[str]:
-    """The missing keys of the encoder itself; parts of its masked-token head are taken out.
+    """The missing keys of the encoder itself; a masked-token head that lacks some is removed.
 
-    A random head would answer, and mean nothing.
+    A randomly initialised head would give meaningless predictions.
     """
     inside = f"{model.base_model_prefix}."
     for key in missing:
@@ -237,186 +282,9 @@ def _without_random_head(model: nn.Module, missing: Iterable[str]) -> list[str]:
     return sorted(key for key in missing if key.startswith(inside))
 
 
-def stored_tensor(base: Base, name: str) -> Tensor | None:
-    """The tensor ``name`` of the base's checkpoint in float32, None where it has none.
-
-    ``name`` is as in an architecture with a head; a checkpoint of the bare encoder leaves its
-    prefix out (``pooler.dense.weight`` for ``bert.pooler.dense.weight``).
-    """
-    from safetensors import safe_open
-
-    bare = name.removeprefix(f"{base.model.base_model_prefix}.")
-    for path in base.files:
-        with safe_open(path, framework="pt") as file:
-            for key in {name, bare} & set(file.keys()):
-                tensor: Tensor = file.get_tensor(key)
-                return tensor.float()
-    return None
-
-
-def _named_dtype(name: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise BaseModelError(
-            where="dtype",
-            expected="a precision",
-            found=repr(name),
-            hint=did_you_mean(name, known),
-        )
-    return known[name]
-
-
 def _public_name(path_or_id: str | Path) -> str:
-    """A Hub id as it is; a folder by its name only: a card carries no path of this machine."""
+    """A Hub id unchanged; of a folder only its name, since a card holds no local paths."""
     return Path(path_or_id).resolve().name if Path(path_or_id).exists() else str(path_or_id)
-
-
-def _load_tokenizer(source: str, revision: str | None, where: str, bidirectional: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    missing = BaseModelError(
-        where=where,
-        expected="a tokenizer beside the weights",
-        found="none that transformers can load",
-        hint="Save one there: tokenizer.save_pretrained(folder).",
-    )
-    folder = Path(source)
-    if folder.is_dir() and not any(
-        (folder / name).exists()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-    ):
-        raise missing
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
-        raise missing from error
-    if bidirectional:
-        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
-            raise BaseModelError(
-                where=where,
-                expected="an encoder's tokenizer, with [CLS], [SEP] and [PAD]",
-                found="one without them",
-                hint="Save the tokenizer that the encoder was trained with.",
-            )
-        return tokenizer
-    if tokenizer.eos_token_id is None:
-        raise BaseModelError(
-            where=where,
-            expected="a tokenizer with an end-of-sequence token, so that answers can end",
-            found="none",
-            hint="Set tokenizer.eos_token and save it again.",
-        )
-    if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere, so any id will do; the vocabulary must not grow.
-        tokenizer.pad_token_id = tokenizer.eos_token_id
-    return tokenizer
-
-
-def _checkpoint_files(source: str, revision: str | None, where: str) -> list[Path]:
-    """The safetensors files of a local folder or of a Hub repository (downloaded when missing)."""
-    folder = Path(source)
-    if folder.is_dir():
-        files = sorted(folder.glob("*.safetensors"))
-        _refuse_adapter(folder, where)
-        if not (folder / "config.json").exists() or not files:
-            present = [p.name for p in sorted(folder.iterdir())][:6]
-            raise BaseModelError(
-                where=where,
-                expected="a folder with config.json and *.safetensors weights",
-                found="files " + (", ".join(present) or "none at all"),
-                hint="Save the model there: model.save_pretrained(folder).",
-            )
-        return files
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise BaseModelError(
-            where=where,
-            expected="a folder with a saved model, or a Hub id such as Qwen/Qwen3-0.6B",
-            found="a file" if folder.exists() else "no such folder",
-            hint="Check the path given as --base.",
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "README.md"]
-    try:
-        path = snapshot_download(source, revision=revision, allow_patterns=wanted)
-    except HFValidationError:
-        raise BaseModelError(
-            where=where,
-            expected="a folder, or a Hub id such as Qwen/Qwen3-0.6B",
-            found=repr(source),
-            hint="Check the path or id given as --base.",
-        ) from None
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise BaseModelError(
-            where=where,
-            expected="a base that can be reached",
-            found=f"{type(error).__name__}: no folder of that name, and the Hub gave no answer",
-            hint="Go online, or download it once elsewhere and give its folder as --base.",
-        ) from error
-    files = sorted(Path(path).glob("*.safetensors"))
-    _refuse_adapter(Path(path), where)
-    if not files:
-        raise BaseModelError(
-            where=where,
-            expected="weights in safetensors files",
-            found="none in the repository",
-            hint="Choose a revision with safetensors; pickled weights are not loaded.",
-        )
-    return files
-
-
-def _refuse_adapter(folder: Path, where: str) -> None:
-    """transformers would load the adapter's base from elsewhere and put the adapter on it."""
-    if (folder / "adapter_config.json").exists():
-        raise BaseModelError(
-            where=where,
-            expected="a base",
-            found="an adapter (it has adapter_config.json)",
-            hint="Give the base it was made on, and load the adapter with load_adapter.",
-        )
-
-
-def _identity(files: list[Path], tokenizer: Any) -> str:
-    """sha256 over every stored tensor (name, dtype, shape, bytes) and the tokenizer.
-
-    Sharding does not count, nor do trained-by-nobody heads: they are not in the checkpoint.
-    """
-    digest = sha256()
-    tensors: dict[str, tuple[Path, int, int, str]] = {}
-    for path in files:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            kind = f"{entry['dtype']} {entry['shape']}"
-            tensors[name] = (path, 8 + size + start, end - start, kind)
-    for name in sorted(tensors):
-        path, start, length, kind = tensors[name]
-        digest.update(f"{name} {kind}".encode())
-        with path.open("rb") as file:
-            file.seek(start)
-            while length > 0:
-                block = file.read(min(length, 1 << 24))
-                digest.update(block)
-                length -= len(block)
-    # Padding is masked everywhere and may be set by us; what begins and ends a text counts.
-    digest.update(f"{tokenizer.bos_token} {tokenizer.eos_token}".encode())
-    digest.update(_tokenizer_state(tokenizer).encode())
-    return digest.hexdigest()
-
-
-def _tokenizer_state(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = json.loads(backend.to_str())
-        # Set by every padded or truncated call; no part of what the tokenizer is.
-        state.pop("truncation", None)
-        state.pop("padding", None)
-        return json.dumps(state, sort_keys=True)
-    return json.dumps(sorted(tokenizer.get_vocab().items()))
 
 
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -425,14 +293,14 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield ".".join(part for part in name.split(".") if part != ROUTED), tensor
     for name, module in model.named_modules():
         if ROUTED in module._modules:
-            continue  # the wrapper answers for the linear inside, which is met once, by itself
+            continue  # a wrapper; the linear inside is visited by itself
         clean = ".".join(part for part in name.split(".") if part != ROUTED)
         for key, tensor in _quantisation_scales(module):
             yield f"{clean}.{key}", tensor
 
 
 def _quantisation_scales(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What bitsandbytes keeps beside the whole numbers; without it they mean nothing."""
+    """The scales that bitsandbytes keeps beside quantised weights."""
     weight = getattr(module, "weight", None)
     # 8-bit: the first forward moves the scales from the weight to the module's own state.
     for holder in (weight, getattr(module, "state", None)):
@@ -449,18 +317,6 @@ def _quantisation_scales(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         state, prefix = getattr(state, "state2", None), "nested_"
 
 
-def _licence(folder: Path) -> str | None:
-    """The licence named in the front matter of the base's README, if there is one."""
-    readme = folder / "README.md"
-    if not readme.exists():
-        return None
-    for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
-        key, _, value = line.partition(":")
-        if key.strip() in ("license", "licence") and value.strip():
-            return value.strip()
-    return None
-
-
 def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
@@ -475,10 +331,10 @@ def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:
 
 
 def _import_peft_alone() -> None:
-    """Import PEFT without bitsandbytes, which it loads wherever it is installed.
+    """Import PEFT without bitsandbytes, which PEFT imports wherever it is installed.
 
-    Nobody asked for it: it takes a second and prints notices. What PEFT remembers of the search
-    is forgotten again, so that both work together as soon as somebody does ask.
+    That takes a second and prints notices. PEFT's caches of the search are cleared afterwards, so
+    that both work together when a quantised base is loaded later.
     """
     if "peft" in sys.modules or "bitsandbytes" in sys.modules:
         return
@@ -491,7 +347,7 @@ def _import_peft_alone() -> None:
     import_utils.is_bnb_4bit_available.cache_clear()
 
 
-def _mend_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:
+def _fix_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:
     """Keep bitsandbytes from repacking nf4 weights in place on CPUs with AVX512-BF16.
 
     After any evaluation forward the repacked weights give wrong gradients and a wrong
@@ -505,11 +361,11 @@ def _mend_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:
 
 
 def quiet_imports() -> None:
-    """Hide the notices that libraries print while they are imported, not what they say later."""
+    """Hide the notices that libraries print while they are imported, but not later ones."""
     import logging
     import os
 
-    # The bar that transformers draws while it reads weights says nothing beside our own stages.
+    # transformers' progress bar for reading weights only repeats our own stages.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"bitsandbytes\..*")

@@ -22,7 +22,7 @@ from lora_domains.errors import (
     UsageError,
     listed,
 )
-from lora_domains.modeling.base import Base, is_bidirectional, stored_tensor
+from lora_domains.modeling.base import Base, is_bidirectional
 from lora_domains.modeling.batching import prompts
 from lora_domains.tasks import Task
 
@@ -101,7 +101,7 @@ def new_head(base: Base, classes: int) -> Head:
     deviation = float(getattr(base.model.config.get_text_config(), "initializer_range", 0.02))
     weights: dict[str, Tensor] = {}
     for name, shape in head_shapes(base, classes).items():
-        stored = stored_tensor(base, name)
+        stored = base.stored_tensor(name)
         if stored is not None and tuple(stored.shape) == shape:
             weights[name] = stored
         elif name.endswith(".bias"):
@@ -223,7 +223,7 @@ def complete(base: Base, found: Mapping[str, Tensor], classes: int, where: str) 
     weights = dict(found)
     for name, shape in head_shapes(base, classes).items():
         if name not in weights:
-            stored = stored_tensor(base, name)
+            stored = base.stored_tensor(name)
             if stored is None or tuple(stored.shape) != shape:
                 raise AdapterUnsupported(
                     where=where,

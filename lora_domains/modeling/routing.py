@@ -1,11 +1,11 @@
 """Which adapter serves which row of a call: a route in a ContextVar, read by every wrapped linear.
 
-``RoutedLinear`` takes the place of a target linear once and keeps that linear untouched inside,
-whatever its kind (plain, 8-bit, 4-bit). Switching adapters writes the ContextVar: no module is
-visited, nothing flips to train or eval, and two threads with two routes cannot disturb each other.
+``RoutedLinear`` replaces a target linear once and keeps it unchanged inside, whatever its kind
+(plain, 8-bit, 4-bit). Switching adapters writes the ContextVar: no module is visited, no train or
+eval flag changes, and threads with different routes do not affect each other.
 
-A route holds the adapters it needs, not their names: what is unloaded, reloaded or evicted while a
-call runs stays alive until that call is over.
+A route holds the adapters themselves, not their names: one that is unloaded, reloaded or evicted
+during a call stays in memory until the call ends.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from lora_domains.errors import UsageError
 from lora_domains.modeling.base import ROUTED
-from lora_domains.modeling.lora import Piece, Resident, Shape, Slot, Stacked, group_of, stack, wider
+from lora_domains.modeling.lora import (
+    FrozenLora,
+    LoadedAdapter,
+    StackedLora,
+    TrainableLora,
+    group_of,
+    stack,
+)
 
 T = TypeVar("T")
 
@@ -33,52 +40,52 @@ decoding; above it each adapter runs over its own rows."""
 class Single:
     """One adapter for every row."""
 
-    def __init__(self, resident: Resident) -> None:
-        self.resident = resident
-        self.rows = (resident,)
-        self.trainable = resident.trainable
+    def __init__(self, adapter: LoadedAdapter) -> None:
+        self.adapter = adapter
+        self.rows = (adapter,)
+        self.trainable = adapter.trainable
         self._shared: tuple[Tensor | None, str, Any] = (None, "", None)
 
     @property
     def domains(self) -> tuple[str | None, ...]:
-        return (self.resident.name,)
+        return (self.adapter.name,)
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
-        """``y`` (…, out), the base's answer to ``x`` (…, in), with the adapter's share added."""
-        piece = self.resident.pieces.get(linear)
-        if piece is None:
+        """Add the adapter's product to ``y`` (…, out), the base's output for ``x`` (…, in)."""
+        lora = self.adapter.weights.get(linear)
+        if lora is None:
             return y
-        if isinstance(piece, Slot):
-            delta: Tensor = piece(x)
+        if isinstance(lora, TrainableLora):
+            delta: Tensor = lora(x)
             return y + delta.to(y.dtype)
-        # One product serves the linears that are given this very tensor. Another thread on the
-        # same route can only make both compute anew, since the entry is replaced whole.
+        # One product of A serves all linears that are given this very tensor. Threads that share
+        # a route may compute it twice, but never mix: the entry is replaced as a whole.
         source, group, low = self._shared
-        if source is not x or group != piece.group:
-            low = _down(piece, x)
-            self._shared = (x, piece.group, low)
-        return _up(piece, low, y)
+        if source is not x or group != lora.group:
+            low = _down(lora, x)
+            self._shared = (x, lora.group, low)
+        return _up(lora, low, y)
 
 
 class Mixed:
     """An adapter, or the base (None), for each row.
 
-    A batch of a multiple of the rows is each row repeated in its place, as beams and several
-    return sequences are made.
+    In a batch that is a multiple of the rows, each row stands several times in succession: beams
+    and several return sequences are laid out so.
     """
 
-    def __init__(self, rows: Sequence[Resident | None], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[LoadedAdapter | None], device: torch.device) -> None:
         self.rows = tuple(rows)
         self.device = device
-        self._rows_of: dict[Resident, list[int]] = {}
-        for index, resident in enumerate(self.rows):
-            if resident is not None:
-                self._rows_of.setdefault(resident, []).append(index)
-        self.trainable = any(resident.trainable for resident in self._rows_of)
-        self._indices = {r: _index(rows, device) for r, rows in self._rows_of.items()}
+        self._rows_of: dict[LoadedAdapter, list[int]] = {}
+        for index, adapter in enumerate(self.rows):
+            if adapter is not None:
+                self._rows_of.setdefault(adapter, []).append(index)
+        self.trainable = any(adapter.trainable for adapter in self._rows_of)
+        self._indices = {a: _index(rows, device) for a, rows in self._rows_of.items()}
         self._blocks = _blocks(list(self._rows_of.values()), len(self.rows), device)
-        # Kept as long as the route, so across the steps of decoding.
-        self._stacked: dict[str, Stacked | None] = {}
+        # Kept as long as the route, and so across the steps of decoding.
+        self._stacked: dict[str, StackedLora | None] = {}
         self._shared: tuple[Tensor | None, object, Any] = (None, None, None)
 
     @property
@@ -86,7 +93,7 @@ class Mixed:
         return tuple(None if row is None else row.name for row in self.rows)
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
-        """``y`` (rows · n, …, out), with each row's own adapter added to it."""
+        """Add each row's own adapter to ``y`` (rows · n, …, out)."""
         count = len(self.rows)
         if x.shape[0] % count:
             raise UsageError(
@@ -94,7 +101,7 @@ class Mixed:
                 found=f"{x.shape[0]} rows",
                 hint="Give one domain for each row.",
             )
-        # (rows, tokens, width): the tokens of a row and of its beams lie one after the other.
+        # (rows, tokens, width): the tokens of a row's beams follow each other.
         x_rows, y_rows = (part.reshape(count, -1, part.shape[-1]) for part in (x, y))
         together = x_rows.shape[1] <= FEW and not self.trainable
         serve = self._together if together else self._one_by_one
@@ -106,27 +113,30 @@ class Mixed:
         if source is not x or kind is not Mixed:
             lows = {}
             self._shared = (x, Mixed, lows)
-        for resident, index in self._indices.items():
-            piece = resident.pieces.get(linear)
-            if piece is None:
+        for adapter, index in self._indices.items():
+            lora = adapter.weights.get(linear)
+            if lora is None:
                 continue
-            if isinstance(piece, Slot):
-                delta = piece(x_rows[index]).to(y_rows.dtype)
-                whole = torch.tensor(self._rows_of[resident], device=self.device)
-                y_rows = y_rows.index_add(0, whole, delta)
+            if isinstance(lora, TrainableLora):
+                delta = lora(x_rows[index]).to(y_rows.dtype)
+                places = torch.tensor(self._rows_of[adapter], device=self.device)
+                y_rows = y_rows.index_add(0, places, delta)
                 continue
-            key = (resident, piece.group)
+            key = (adapter, lora.group)
             if key not in lows:
-                lows[key] = _down(piece, x_rows[index])
-            part = _up(piece, lows[key], y_rows[index])
+                lows[key] = _down(lora, x_rows[index])
+            part = _up(lora, lows[key], y_rows[index])
             if not isinstance(index, slice):
-                y_rows[index] = part  # what a list of rows picks is a copy; a slice is a view
+                y_rows[index] = part  # indexing with a tensor gave a copy, with a slice a view
         return y_rows
 
     def _together(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
-        """All adapters as one batched product over blocks of equally many rows, one a adapter."""
+        """All adapters in one batched product, over one block of rows for each adapter."""
         if linear not in self._stacked:
-            self._stack(linear)
+            stacked = stack(list(self._rows_of), group_of(linear))
+            for member in (linear, *(stacked.parts if stacked else ())):
+                self._stacked[member] = None
+            self._stacked |= dict.fromkeys(stacked.parts, stacked) if stacked else {}
         stacked = self._stacked[linear]
         if stacked is None:
             return y_rows
@@ -135,7 +145,7 @@ class Mixed:
         if source is not x or kept is not stacked:
             picked = x_rows if blocks is None else x_rows[blocks.rows]
             picked = picked.reshape(len(stacked.a), -1, x.shape[-1]).to(stacked.a.dtype)
-            # A from the left: the order in which few tokens are quickest.
+            # With A on the left, which is the faster order for few tokens.
             low = (stacked.a @ picked.mT).mul_(stacked.scales).mT.contiguous()
             self._shared = (x, stacked, low)
         start, rank, b = stacked.parts[linear]
@@ -150,34 +160,23 @@ class Mixed:
             y_blocks.add_(low @ b.mT)
         return y_rows
 
-    def _stack(self, linear: str) -> None:
-        shapes: dict[str, Shape] = {}
-        group = group_of(linear)
-        for resident in self._rows_of:
-            for member in resident.groups.get(group, ()):
-                piece = resident.pieces[member]
-                shapes[member] = wider(shapes, member, piece.a, piece.b)
-        stacked = stack(list(self._rows_of), shapes) if shapes else None
-        for member in (linear, *shapes):
-            self._stacked[member] = stacked if member in shapes else None
-
 
 Route = Single | Mixed
 
 
 class _Blocks(NamedTuple):
-    """Rows arranged as one block for each adapter, each as long as the longest."""
+    """Rows arranged in one block for each adapter, padded to the longest block."""
 
     rows: Tensor
-    """The row in each place; row 0 in places left over."""
+    """The row in each place; row 0 in the padding."""
     real: Tensor
-    """The places that hold a row,"""
+    """The places that hold a row."""
     targets: Tensor
-    """and the rows they hold."""
+    """The rows in those places."""
 
 
 def _blocks(rows_of: list[list[int]], count: int, device: torch.device) -> _Blocks | None:
-    """None where the rows are such blocks as they stand."""
+    """None when the rows already form such blocks."""
     longest = max(map(len, rows_of), default=0)
     places = [row for rows in rows_of for row in rows + [-1] * (longest - len(rows))]
     if places == list(range(count)):
@@ -193,38 +192,38 @@ def _index(rows: list[int], device: torch.device) -> slice | Tensor:
     return torch.tensor(rows, device=device)
 
 
-def _down(piece: Piece, x: Tensor) -> Tensor:
+def _down(lora: FrozenLora, x: Tensor) -> Tensor:
     """x (…, in) → (tokens, sum of the ranks of the group)."""
-    return x.reshape(-1, x.shape[-1]).to(piece.a.dtype) @ piece.a.t()
+    return x.reshape(-1, x.shape[-1]).to(lora.a.dtype) @ lora.a.t()
 
 
-def _up(piece: Piece, low: Tensor, y: Tensor) -> Tensor:
-    """``y`` (…, out), with the adapter's share added to it, in place."""
-    low = low[:, piece.start : piece.start + piece.rank]
-    if y.dtype == piece.b.dtype and y.is_contiguous():
-        y.view(-1, y.shape[-1]).addmm_(low, piece.b.t(), alpha=piece.scale)
+def _up(lora: FrozenLora, low: Tensor, y: Tensor) -> Tensor:
+    """Add the adapter's product to ``y`` (…, out), in place; ``low`` is that of ``_down``."""
+    low = low[:, lora.start : lora.start + lora.rank]
+    if y.dtype == lora.b.dtype and y.is_contiguous():
+        y.view(-1, y.shape[-1]).addmm_(low, lora.b.t(), alpha=lora.scale)
         return y
-    return y.add_((low @ piece.b.t()).view(y.shape), alpha=piece.scale)
+    return y.add_((low @ lora.b.t()).view(y.shape), alpha=lora.scale)
 
 
 # ── The current route ───────────────────────────────────────────────────────────────────────────
 
-# By model, so that a route on one model leaves calls of another alone.
+# By model: a route on one model does not affect calls of another.
 _routes: ContextVar[Mapping[int, Route | None]] = ContextVar("lora_domains_routes", default={})  # noqa: B039 (never written to)
 
 
 def current_route(model: nn.Module) -> Route | None:
-    """What serves calls of ``model`` made here; None is the base."""
+    """The route of calls of ``model`` made here; None is the base."""
     return _routes.get().get(id(model))
 
 
 class entered(AbstractContextManager[T]):  # noqa: N801 (called like the functions of contextlib)
-    """Serve calls of ``model`` inside by ``route``, once; nests, and is restored on exceptions.
+    """Route calls of ``model`` inside by ``route``; blocks nest and can be entered once.
 
-    Gives ``value``. A thread started inside begins at the base (ContextVars are not inherited by
-    threads): enter the route in that thread, or run it in ``contextvars.copy_context()``. Raises
-    UsageError where blocks are left in another order than they were entered, which only a generator
-    can do.
+    Entering returns ``value``. A thread started inside uses the base, since threads do not inherit
+    ContextVars: enter the route in that thread, or run it in ``contextvars.copy_context()``. Raises
+    UsageError when blocks are left in another order than they were entered in, which only a
+    generator can do.
     """
 
     __slots__ = ("_mine", "_model", "_route", "_token", "_value")
@@ -249,60 +248,25 @@ class entered(AbstractContextManager[T]):  # noqa: N801 (called like the functio
 
 
 def narrowed(model: nn.Module, rows: Sequence[int]) -> AbstractContextManager[None]:
-    """The current route for a batch of ``rows`` out of those it was made for."""
+    """Narrow the current route to ``rows`` of those it was made for."""
     route = current_route(model)
     if isinstance(route, Mixed):
         route = mixed([route.rows[row] for row in rows], route.device)
     return entered(model, route, None)
 
 
-def mixed(rows: Sequence[Resident | None], device: torch.device) -> Route | None:
-    """The simplest route that serves each row by its adapter."""
+def mixed(rows: Sequence[LoadedAdapter | None], device: torch.device) -> Route | None:
+    """The simplest route for an adapter, or the base (None), for each row."""
     if len(set(rows)) == 1:
         return None if rows[0] is None else Single(rows[0])
     return Mixed(rows, device)
-
-
-# ── Inside a compiled graph ─────────────────────────────────────────────────────────────────────
-
-
-class Operands(NamedTuple):
-    """One linear's share of a route as tensors alone: other adapters are other values."""
-
-    a: Tensor
-    """(1 or rows, rank, in)."""
-    b: Tensor
-    """(1 or rows, out, rank)."""
-    scale: Tensor
-    """(1 or rows, 1, 1)."""
-
-
-class Traced:
-    """What a graph is traced with. Reading a ContextVar inside would break the graph.
-
-    The compiled function sets ``operands`` to its own argument before the model runs, so that in
-    the graph they are an input, not this object's attribute; threads cannot meet here.
-    """
-
-    operands: Mapping[str, Operands] | None = None
-
-    def share(self, linear: str, x: Tensor) -> Tensor:
-        """(…, out), for x (rows · n, …, in)."""
-        if self.operands is None:
-            raise RuntimeError("Compile with DomainModel.compile(), not the base model itself.")
-        a, b, scale = self.operands[linear]
-        rows = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)
-        return ((rows @ a.mT) * scale @ b.mT).reshape(*x.shape[:-1], b.shape[1])
-
-
-traced = Traced()
 
 
 # ── The linears ─────────────────────────────────────────────────────────────────────────────────
 
 
 class RoutedLinear(nn.Module):
-    """A linear of the base, to which the current route adds the share of an adapter."""
+    """A linear of the base, to whose output the current route adds that of an adapter."""
 
     def __init__(self, base: nn.Module, linear: str, model: int) -> None:
         super().__init__()
@@ -312,13 +276,11 @@ class RoutedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.routed_base(x)
-        if torch.compiler.is_compiling():
-            return y + traced.share(self.linear, x).to(y.dtype)
         route = _routes.get().get(self.model)
         return y if route is None else route.serve(self.linear, x, y)
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        # Model code asks linears for their weight (dtype, device); answer with the base's.
+        # Model code reads a linear's weight (dtype, device): give the base's.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -327,7 +289,7 @@ class RoutedLinear(nn.Module):
 
 
 def route_linears(model: nn.Module, names: Iterable[str]) -> None:
-    """Wrap the linears called ``names`` where they are not wrapped yet."""
+    """Wrap the linears called ``names`` that are not wrapped yet."""
     for name in names:
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
@@ -338,10 +300,9 @@ def route_linears(model: nn.Module, names: Iterable[str]) -> None:
             setattr(parent, child, routed_linear)
 
 
-def features(linear: nn.Module) -> tuple[int, int]:
+def sizes_of(linear: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear of any kind; GPT-2's Conv1D stores its weight transposed."""
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
-    weight = linear.weight
-    assert isinstance(weight, torch.Tensor)
-    return int(weight.shape[0]), int(weight.shape[1])
+    inputs, outputs = linear.weight.shape  # type: ignore[misc]
+    return int(inputs), int(outputs)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from lora_domains import distributed
+from lora_domains.console import format_bytes, format_duration
 from lora_domains.modeling.batching import epoch_batches
-from lora_domains.modeling.memory import duration, peak_memory, words
+from lora_domains.modeling.memory import peak_memory
 from lora_domains.training.loop import Run
 
 SAMPLE = 32
@@ -28,8 +29,8 @@ class Estimate:
     def in_words(self) -> str:
         less = f", at most {self.micro} tokens in one pass" if self.micro else ""
         return (
-            f"about {duration(self.seconds)} of training, {words(self.peak_bytes)} of memory "
-            f"at most{less}; measured on one step"
+            f"about {format_duration(self.seconds)} of training, "
+            f"{format_bytes(self.peak_bytes)} of memory at most{less}; measured on one step"
         )
 
 

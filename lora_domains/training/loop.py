@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 from lora_domains import distributed
-from lora_domains.adapters.peft import Adapter, new_adapter
+from lora_domains.adapters.peft import new_adapter
 from lora_domains.adapters.versions import Parent, continued
-from lora_domains.console import Display
+from lora_domains.console import Display, format_bytes, format_duration
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded, TrainingInterrupted
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
-from lora_domains.modeling.memory import duration, peak_memory, words
+from lora_domains.modeling.lora import Adapter
+from lora_domains.modeling.memory import peak_memory
 from lora_domains.training.checkpoints import (
     State,
     check_same_run,
@@ -211,14 +212,14 @@ class Run:
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:
-        slots = self.bank.slots(self.slot).values()
-        for slot in slots:
-            slot.eval()
+        weights = self.bank.trainable(self.slot).values()
+        for lora in weights:
+            lora.eval()
         try:
             yield
         finally:
-            for slot in slots:
-                slot.train()
+            for lora in weights:
+                lora.train()
 
     # Inside a step
 
@@ -314,7 +315,7 @@ class Run:
         left = (self.plan.steps - state.total_steps) * state.seconds / max(1, state.total_steps)
         return (
             f"{state.total_tokens / max(state.seconds, 1e-9):,.0f} tokens/s, "
-            f"{words(peak_memory(self.model.device))}, {duration(left)} left"
+            f"{format_bytes(peak_memory(self.model.device))}, {format_duration(left)} left"
         )
 
     def _patience_over(self) -> bool:
@@ -378,10 +379,10 @@ class Run:
         )
 
     def _put(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        for linear, slot in self.bank.slots(self.slot).items():
+        for linear, lora in self.bank.trainable(self.slot).items():
             a, b = weights[linear]
-            slot.a.data.copy_(a)
-            slot.b.data.copy_(b)
+            lora.a.data.copy_(a)
+            lora.b.data.copy_(b)
 
     # The result, and the checkpoint
 

@@ -94,7 +94,7 @@ def test_contradictions_are_refused(model: DomainModel) -> None:
         model.generate(["a", "b"], domains=["b"])
     with pytest.raises(UsageError, match="either one domain"):
         model.generate(["a"], domains="a")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="a resident adapter"):
+    with pytest.raises(UsageError, match="a loaded adapter"):
         model.generate(["a", "b"], domains=["b", "e"])
 
 
@@ -145,7 +145,7 @@ def test_a_stream_that_is_left_early_ends_its_thread(model: DomainModel) -> None
 def test_what_fails_in_the_thread_is_raised_where_the_stream_is_read(model: DomainModel) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         list(model.stream("the red", "a", nonsense=True))
-    with pytest.raises(UsageError, match="a resident adapter"):
+    with pytest.raises(UsageError, match="a loaded adapter"):
         model.stream("the red", "e")
 
 
@@ -193,7 +193,7 @@ def test_a_call_in_flight_survives_eviction(
     tiny_base: Path, folder: Path, in_the_middle: Any, model: DomainModel
 ) -> None:
     wanted = logits(model.bank, "a")
-    model.bank.budget = 1
+    model.bank.slots = 1
     assert torch.equal(in_the_middle(lambda: logits(model.bank, "b")), wanted)
     assert model.bank.on_device == ("b",)
 

@@ -1,4 +1,4 @@
-"""The bank: a switch visits nothing, an adapter takes what its file takes, models keep apart."""
+"""The bank: a switch visits no module, an adapter takes its file's size, models are independent."""
 
 from collections.abc import Iterator
 from contextvars import copy_context
@@ -17,7 +17,7 @@ from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import UsageError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.lora import LEAD, Piece, group_of
+from lora_domains.modeling.lora import FrozenLora, group_of
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_switch_visits_no_module_and_flips_nothing(
     ]
 
 
-def test_an_adapter_takes_the_memory_of_its_file(tmp_path: Path) -> None:
+def test_an_adapter_takes_as_much_memory_as_its_file(tmp_path: Path) -> None:
     base = load_base(make_base(tmp_path / "base", hidden_size=128, intermediate_size=256))
     folder = save(tmp_path / "a", strong(base, "a", rank=16), base)
     bank = Bank(base)
@@ -63,14 +63,14 @@ def test_an_adapter_takes_the_memory_of_its_file(tmp_path: Path) -> None:
         route = bank.current()
     assert route is not None
     assert route.rows[0] is not None
-    pieces = route.rows[0].pieces
-    held = [t for p in pieces.values() if isinstance(p, Piece) for t in (p.a, p.b)]
+    weights = route.rows[0].weights
+    held = [t for w in weights.values() if isinstance(w, FrozenLora) for t in (w.a, w.b)]
     held += [t for pair in bank["a"].weights.values() for t in pair]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
     size = (folder / "adapter_model.safetensors").stat().st_size
     assert size > 100_000
     assert sum(storages.values()) <= 1.05 * size
-    assert len(held) == 4 * len(pieces)
+    assert len(held) == 4 * len(weights)
 
 
 def test_linears_that_share_an_input_share_a_product(bank: Bank) -> None:
@@ -81,18 +81,18 @@ def test_linears_that_share_an_input_share_a_product(bank: Bank) -> None:
         route = bank.current()
     assert route is not None
     assert route.rows[0] is not None
-    pieces = [route.rows[0].pieces[layer + name] for name in ("q_proj", "k_proj", "v_proj")]
-    assert all(isinstance(p, Piece) and p.a is pieces[0].a for p in pieces)
-    for name, piece in zip("qkv", pieces, strict=True):
-        assert isinstance(piece, Piece)
-        assert torch.equal(piece.own_a, bank["a"].weights[f"{layer}{name}_proj"][0])
+    group = [route.rows[0].weights[layer + name] for name in ("q_proj", "k_proj", "v_proj")]
+    assert all(isinstance(w, FrozenLora) and w.a is group[0].a for w in group)
+    for name, lora in zip("qkv", group, strict=True):
+        assert isinstance(lora, FrozenLora)
+        assert torch.equal(lora.own_a, bank["a"].weights[f"{layer}{name}_proj"][0])
     starts = [t.storage_offset() for pair in bank["a"].weights.values() for t in pair]
-    assert min(starts) == LEAD
+    assert min(starts) == 0
     assert len(set(starts)) == len(starts)
 
 
-def test_an_input_changed_between_linears_is_not_mistaken(bank: Bank) -> None:
-    """Sharing hangs on the very tensor: equal shapes, or the same memory later, are not enough."""
+def test_another_input_of_the_same_shape_gets_its_own_product(bank: Bank) -> None:
+    """Only the same tensor is shared: equal shapes, or the same memory later, are not enough."""
     attention = bank.base.model.get_submodule("model.layers.0.self_attn")
     with torch.no_grad(), bank.routed("a"):
         for _ in range(3):
@@ -105,7 +105,7 @@ def test_an_input_changed_between_linears_is_not_mistaken(bank: Bank) -> None:
             del x, other
 
 
-def test_routes_of_two_models_do_not_meet(bank: Bank, tmp_path: Path) -> None:
+def test_routes_of_two_models_are_independent(bank: Bank, tmp_path: Path) -> None:
     other = Bank(load_base(make_base(tmp_path / "other", seed=5), device="cpu"))
     other.add(strong(other.base, "a", 7))
     ours, theirs, bare = logits(bank, "a"), logits(other, "a"), logits(other)
@@ -117,7 +117,7 @@ def test_routes_of_two_models_do_not_meet(bank: Bank, tmp_path: Path) -> None:
         assert other.current() is None
 
 
-def test_using_held_across_a_yield_is_refused_where_it_mixes_up(bank: Bank) -> None:
+def test_using_held_across_a_yield_is_refused_when_blocks_interleave(bank: Bank) -> None:
     model = DomainModel(bank.base)
     model.bank = bank
 
@@ -133,10 +133,10 @@ def test_using_held_across_a_yield_is_refused_where_it_mixes_up(bank: Bank) -> N
             list(one)
         other.close()
 
-    copy_context().run(mixed_up)  # what such generators leave behind stays in there
+    copy_context().run(mixed_up)  # the routes that these generators leave stay in this context
 
 
-def test_autocast_serves_what_it_serves_without(bank: Bank) -> None:
+def test_autocast_gives_the_same_outputs(bank: Bank) -> None:
     ids = IDS[:, :5]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         with bank.routed("a"):
@@ -150,7 +150,7 @@ def test_autocast_serves_what_it_serves_without(bank: Bank) -> None:
     assert (mixed[1] - bare[1]).abs().max() < 0.1 * effect
 
 
-def test_what_configs_mean_is_remembered_for_the_last_few(
+def test_the_tensors_of_the_last_few_configs_are_cached(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_base(tiny_base, device="cpu")
@@ -166,7 +166,7 @@ def test_what_configs_mean_is_remembered_for_the_last_few(
     assert len(asked) == 2
     load_adapter(folders[2], base)
     assert len(asked) == 3
-    assert len(base.meanings) == 2
+    assert len(base.layouts) == 2
     scales = load_adapter(folders[0], base).scales
     scales.clear()
     assert load_adapter(folders[0], base).scales, "an adapter's scales are its own"

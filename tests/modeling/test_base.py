@@ -206,7 +206,7 @@ def _no_causal_model(folder: Path) -> None:
         (_without("config.json"), "files .*model.safetensors", "model.save_pretrained"),
         (_without("*"), "none at all", "model.save_pretrained"),
         (_no_eos, "none", "Set tokenizer.eos_token"),
-        (_half_the_weights, "none for .* more", "Save it whole"),
+        (_half_the_weights, "none for .* more", "Save the whole model"),
         (_cut_off, ".", "Check the folder"),
         (_no_causal_model, "ViT", "only causal language models"),
         (_is_an_adapter, "an adapter", "load the adapter with load_adapter"),

@@ -21,7 +21,7 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.likelihoods import answer_nats, tail_logits
 from lora_domains.model import DomainModel
-from lora_domains.modeling.base import ENCODERS, load_base, stored_tensor
+from lora_domains.modeling.base import ENCODERS, load_base
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.heads import LAYOUTS
 from lora_domains.report.report import rebuild
@@ -83,11 +83,11 @@ def test_what_the_model_has_no_place_for_is_still_in_the_checkpoint(tmp_path: Pa
     bare = load_base(make_encoder(tmp_path / "bare", "bert", saved="bare"), device="cpu")
     whole = load_base(make_encoder(tmp_path / "whole", "bert", saved="classifier"), device="cpu")
     for base in (bare, whole):
-        found = stored_tensor(base, "bert.pooler.dense.weight")
+        found = base.stored_tensor("bert.pooler.dense.weight")
         assert found is not None
         assert found.shape == (32, 32)
-    assert stored_tensor(bare, "classifier.weight") is None
-    assert stored_tensor(whole, "classifier.weight") is not None
+    assert bare.stored_tensor("classifier.weight") is None
+    assert whole.stored_tensor("classifier.weight") is not None
 
 
 def test_an_encoder_without_weights_of_its_own_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from support.encoders import KINDS, make_encoder
 from transformers import AutoModelForSequenceClassification
 
 from lora_domains.adapters.loading import load_adapter
-from lora_domains.adapters.peft import Adapter, new_adapter
+from lora_domains.adapters.peft import new_adapter
 from lora_domains.cli.flags import Parser, add_run_flags, configured
 from lora_domains.console import Display
 from lora_domains.data.source import Data
@@ -36,6 +36,7 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import features, head_logits, head_logprobs, head_shapes
+from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import read_items
 from lora_domains.tasks import Classification, Generation, Row
 from lora_domains.training import fit

@@ -1,4 +1,4 @@
-"""Memory: what a base takes is known before it is loaded."""
+"""Memory: the bytes that a base takes are known before it is loaded."""
 
 import subprocess
 import sys
@@ -11,11 +11,12 @@ from conftest import make_base
 
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.memory import duration, estimated_bytes, too_little, words
+from lora_domains.modeling.checkpoint import estimated_bytes
+from lora_domains.modeling.memory import memory_warning
 
 
 @pytest.mark.parametrize("quantization", [None, "8bit", "4bit"])
-def test_what_a_base_takes_is_known_before_it_is_loaded(tmp_path: Path, quantization: Any) -> None:
+def test_memory_is_estimated_before_a_base_is_loaded(tmp_path: Path, quantization: Any) -> None:
     if quantization:
         pytest.importorskip("bitsandbytes")
     folder = make_base(tmp_path / "wide", hidden_size=256, intermediate_size=512)
@@ -23,14 +24,14 @@ def test_what_a_base_takes_is_known_before_it_is_loaded(tmp_path: Path, quantiza
     base = load_base(folder, device="cpu", quantization=quantization,
                      announce=lambda needed, _: told.append(needed))  # fmt: skip
     (needed,) = told
-    # Buffers of the rotary embedding and constants of the quantisation are not in the files.
+    # The files hold neither rotary buffers nor quantisation constants.
     assert needed == pytest.approx(base.resident_bytes(), rel=0.03)
     if quantization:
-        plain = estimated_bytes([folder / "model.safetensors"], torch.float32, None)
+        plain = estimated_bytes(base.checkpoint.tensors, torch.float32, None)
         assert needed < 0.5 * plain
 
 
-def test_a_base_that_will_not_fit_is_said_in_python_too(
+def test_from_pretrained_warns_of_a_base_that_will_not_fit(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lora_domains.model.free_bytes", lambda _: 1000)
@@ -39,25 +40,16 @@ def test_a_base_that_will_not_fit_is_said_in_python_too(
     assert "are free" in said
 
 
-def test_a_base_that_will_not_fit_is_said_before() -> None:
-    assert too_little(4_000_000_000, 5_000_000_000, None) is None
-    said = too_little(14_000_000_000, 5_000_000_000, None)
+def test_the_warning_of_a_base_that_will_not_fit() -> None:
+    assert memory_warning(4_000_000_000, 5_000_000_000, None) is None
+    said = memory_warning(14_000_000_000, 5_000_000_000, None)
     assert said is not None
     assert "about 14.0 GB and 5.0 GB are free; --load-in-4bit" in said
-    assert "4bit" not in str(too_little(14_000_000_000, 5_000_000_000, "4bit"))
-
-
-def test_words_and_durations() -> None:
-    assert [words(n) for n in (900, 2.5e6, 1.4e9)] == ["0.9 kB", "2.5 MB", "1.4 GB"]
-    assert [duration(s) for s in (4.4, 59.6, 200, 7500)] == [
-        "4 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"
-    ]  # fmt: skip
+    assert "4bit" not in str(memory_warning(14_000_000_000, 5_000_000_000, "4bit"))
 
 
 @pytest.mark.slow
-def test_nothing_imports_bitsandbytes_unless_it_is_asked_for(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_only_a_quantised_base_imports_bitsandbytes(tiny_base: Path, tmp_path: Path) -> None:
     """Fit, save and load on a plain base; then a quantised one in the same process."""
     pytest.importorskip("bitsandbytes")
     folder = make_base(tmp_path / "wide", hidden_size=64, intermediate_size=128)

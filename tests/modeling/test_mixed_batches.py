@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from support.adapters import IDS, TOLERANCE, logits, strong
 
 from lora_domains.errors import UsageError
+from lora_domains.modeling import routing
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.routing import FEW, Mixed, narrowed
+from lora_domains.modeling.routing import FEW, narrowed
 
 # Side by side: ranks, scales, rsLoRA, target sets that overlap, nest and are disjoint.
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -93,12 +94,14 @@ def test_decoding_with_a_cache_gathers_once(bank: Bank, monkeypatch: pytest.Monk
         cache = out.past_key_values
     torch.testing.assert_close(out.logits, wanted[:, :9], atol=TOLERANCE, rtol=0)
     gathered = []
-    stack = Mixed._stack
+    stack = routing.stack
     monkeypatch.setattr(
-        Mixed, "_stack", lambda self, linear: (gathered.append(linear), stack(self, linear))
+        routing,
+        "stack",
+        lambda adapters, group: (gathered.append(group), stack(adapters, group))[1],
     )
     for step in range(9, 12):
-        # A new call each time, as in a loop of one's own.
+        # A new call for each token, as in a decoding loop outside `generate`.
         with torch.no_grad(), bank.routed(domains):
             out = bank.base.model(input_ids=ids[:, step : step + 1], past_key_values=cache)
         torch.testing.assert_close(out.logits[:, 0], wanted[:, step], atol=TOLERANCE, rtol=0)

@@ -108,7 +108,7 @@ def test_without_the_mending_nf4_on_a_cpu_would_repack_its_weights(
     for name, parameter in small.model.named_parameters():
         assert torch.equal(parameter.data, packed[name]), name
     seen: list[str] = []
-    monkeypatch.setattr(base_file, "_mend_nf4_on_cpu", lambda *_: seen.append("called"))
+    monkeypatch.setattr(base_file, "_fix_nf4_on_cpu", lambda *_: seen.append("called"))
     load_base(folder, device="cpu", quantization="4bit")
     assert seen == ["called"]
 

@@ -153,7 +153,7 @@ def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
     with bank.routed("a"):
         base.model(input_ids=IDS, labels=IDS).loss.backward()
     for linear in adapter.weights:
-        slot = bank.slots("a")[linear]
+        slot = bank.trainable("a")[linear]
         for ours, theirs in ((slot.a, "lora_A"), (slot.b, "lora_B")):
             wanted = getattr(layers[linear], theirs)["default"].weight.grad
             torch.testing.assert_close(ours.grad, wanted, atol=1e-6, rtol=1e-4)
@@ -176,7 +176,7 @@ def test_loading_and_unloading_twice_leaves_one_wrapper(bank: Bank) -> None:
     for _ in range(2):
         bank.remove("a")
         assert list(bank) == ["b"]
-        with pytest.raises(UsageError, match="a resident adapter"):
+        with pytest.raises(UsageError, match="a loaded adapter"):
             bank.routed("a")
         bank.add(strong(base, "a", 1))
         bank.add(strong(base, "a", 1))

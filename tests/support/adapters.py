@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from lora_domains.adapters.peft import Adapter, new_adapter, save_adapter
+from lora_domains.adapters.peft import new_adapter, save_adapter
 from lora_domains.domain import Lora
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
 TOLERANCE = 1e-5

@@ -42,7 +42,7 @@ def one_step(run: Run, items: Sequence[EncodedExample]) -> dict[str, torch.Tenso
     grads: dict[str, torch.Tensor] = {}
 
     def keep(*_: Any, **__: Any) -> torch.Tensor:
-        for linear, slot in run.bank.slots(run.slot).items():
+        for linear, slot in run.bank.trainable(run.slot).items():
             for letter, p in (("A", slot.a), ("B", slot.b)):
                 assert p.grad is not None
                 grads[f"{linear}.{letter}"] = p.grad.clone()
@@ -73,7 +73,7 @@ def test_gradients_and_loss_equal_plain_peft(
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     peft_model = get_peft_model(plain, config)
-    for linear, slot in run.bank.slots(run.slot).items():
+    for linear, slot in run.bank.trainable(run.slot).items():
         # B away from zero: with B = 0 the gradients of A would be zero on both sides.
         slot.b.data = torch.randn(slot.b.shape, generator=random) * 0.05
         layer = peft_model.base_model.model.get_submodule(linear)
@@ -91,7 +91,7 @@ def test_gradients_and_loss_equal_plain_peft(
     nats = nats.detach()
     assert run.state.losses[0] / run.state.tokens[0] == pytest.approx(float(nats) / total, abs=1e-5)
     assert run.state.tokens == [total]
-    for linear in run.bank.slots(run.slot):
+    for linear in run.bank.trainable(run.slot):
         layer = peft_model.base_model.model.get_submodule(linear)
         for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
             wanted = part["default"].weight.grad
@@ -263,7 +263,7 @@ def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str
         else:
             loss.backward()
     found = {}
-    for name, slot in bank.slots("a").items():
+    for name, slot in bank.trainable("a").items():
         assert slot.a.grad is not None
         assert slot.b.grad is not None
         found[f"{name}.A"], found[f"{name}.B"] = slot.a.grad, slot.b.grad

@@ -1,0 +1,351 @@
+"""A base as stored: its weights in some file format, its tokenizer, and the identity of both.
+
+``Checkpoint`` is the seam for other formats: a subclass in ``FORMATS`` is all that ``load_base``
+needs to take one.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_domains.errors import BaseModelError
+
+BLOCK = 1 << 24
+"""Bytes read at once when a checkpoint is hashed."""
+SHARED_FILES = ("*.json", "*.model", "*.txt", "README.md")
+"""Files of a Hub repository that are downloaded whatever the format of the weights."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+INTEGER_BYTES = {"I64": 8, "I32": 4, "I16": 2}
+"""Sizes of integer types by their safetensors names; floats take those of the chosen dtype."""
+NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
+"""Parts of the names of two-dimensional tensors that bitsandbytes does not quantise."""
+
+
+class TensorInfo(NamedTuple):
+    """What a stored tensor is: its dtype as safetensors names it (``F32``) and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class HeaderEntry(NamedTuple):
+    """One tensor of a safetensors file; its bytes are ``start`` up to ``stop`` of the file."""
+
+    info: TensorInfo
+    start: int
+    stop: int
+
+
+def read_header(path: Path) -> dict[str, HeaderEntry]:
+    """The tensors of a safetensors file by name; no weights are read."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    data = 8 + size
+    entries = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        info = TensorInfo(entry["dtype"], tuple(entry["shape"]))
+        entries[name] = HeaderEntry(info, data + start, data + stop)
+    return entries
+
+
+class Checkpoint(ABC):
+    """The stored base in ``folder``, in one file format.
+
+    ``source`` is the folder or Hub id that it was asked for by, ``revision`` that of the Hub.
+    Methods raise OSError, ValueError or RuntimeError for content that cannot be read.
+    """
+
+    pattern: ClassVar[str]
+    """Matches the names of the files that hold the weights."""
+
+    def __init__(self, source: str, revision: str | None, folder: Path) -> None:
+        self.source, self.revision, self.folder = source, revision, folder
+        self.files = sorted(folder.glob(self.pattern))
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether ``folder`` holds a checkpoint of this format."""
+        return (folder / "config.json").exists() and any(folder.glob(cls.pattern))
+
+    def config(self) -> Any:
+        """The configuration that transformers builds the model from."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.source, revision=self.revision or "main")
+
+    def tokenizer(self) -> Any:
+        """The tokenizer stored beside the weights."""
+        from transformers import AutoTokenizer
+
+        if Path(self.source).is_dir() and not any(
+            (self.folder / name).exists() for name in TOKENIZER_FILES
+        ):
+            raise OSError("no tokenizer")
+        return AutoTokenizer.from_pretrained(self.source, revision=self.revision or "main")
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every stored tensor by name; no weights are read."""
+
+    @abstractmethod
+    def content(self, name: str) -> Iterator[bytes]:
+        """The bytes of a stored tensor in blocks, in row-major order and little-endian."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """A stored tensor."""
+
+    @abstractmethod
+    def load(self, architecture: Any, **options: Any) -> tuple[Any, list[str]]:
+        """A model of ``architecture`` (an AutoModel class), and the weights that it lacks.
+
+        ``options`` are those of ``from_pretrained``: ``dtype``, ``quantization_config``, ….
+        """
+
+
+class Safetensors(Checkpoint):
+    """Weights in one or more safetensors files, as ``save_pretrained`` writes them."""
+
+    pattern = "*.safetensors"
+
+    @cached_property
+    def _entries(self) -> dict[str, tuple[Path, HeaderEntry]]:
+        return {
+            name: (path, entry)
+            for path in self.files
+            for name, entry in read_header(path).items()
+        }  # fmt: skip
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {name: entry.info for name, (_, entry) in self._entries.items()}
+
+    def content(self, name: str) -> Iterator[bytes]:
+        path, entry = self._entries[name]
+        left = entry.stop - entry.start
+        with path.open("rb") as file:
+            file.seek(entry.start)
+            while left > 0:
+                block = file.read(min(left, BLOCK))
+                yield block
+                left -= len(block)
+
+    def tensor(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self._entries[name][0], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def load(self, architecture: Any, **options: Any) -> tuple[Any, list[str]]:
+        model, report = architecture.from_pretrained(
+            self.source, revision=self.revision or "main", output_loading_info=True, **options
+        )
+        return model, list(report["missing_keys"])
+
+
+FORMATS: list[type[Checkpoint]] = [Safetensors]
+"""Formats that a base is looked for in, in this order."""
+
+
+# ── Finding one ─────────────────────────────────────────────────────────────────────────────────
+
+
+def find_checkpoint(source: str, revision: str | None, where: str) -> Checkpoint:
+    """The checkpoint in a folder or of a Hub id, which is downloaded when it is not cached.
+
+    Raises BaseModelError, of the base ``where``, when there is none.
+    """
+    local = Path(source)
+    if local.is_dir():
+        _refuse_adapter(local, where)
+        checkpoint = _recognised(source, revision, local)
+        if checkpoint is None:
+            present = [p.name for p in sorted(local.iterdir())][:6]
+            raise BaseModelError(
+                where=where,
+                expected=f"a folder with config.json and {_patterns()} weights",
+                found="files " + (", ".join(present) or "none at all"),
+                hint="Save the model there: model.save_pretrained(folder).",
+            )
+        return checkpoint
+    if local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise BaseModelError(
+            where=where,
+            expected="a folder with a saved model, or a Hub id such as Qwen/Qwen3-0.6B",
+            found="a file" if local.exists() else "no such folder",
+            hint="Check the path given as --base.",
+        )
+    folder = _download(source, revision, where)
+    _refuse_adapter(folder, where)
+    checkpoint = _recognised(source, revision, folder)
+    if checkpoint is None:
+        raise BaseModelError(
+            where=where,
+            expected=f"config.json and weights in {_patterns()} files",
+            found="none in the repository",
+            hint="Choose a revision with safetensors; pickled weights are not loaded.",
+        )
+    return checkpoint
+
+
+def _recognised(source: str, revision: str | None, folder: Path) -> Checkpoint | None:
+    for kind in FORMATS:
+        if kind.recognises(folder):
+            return kind(source, revision, folder)
+    return None
+
+
+def _patterns() -> str:
+    return " or ".join(kind.pattern for kind in FORMATS)
+
+
+def _download(source: str, revision: str | None, where: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = [*(kind.pattern for kind in FORMATS), *SHARED_FILES]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+    except HFValidationError:
+        raise BaseModelError(
+            where=where,
+            expected="a folder, or a Hub id such as Qwen/Qwen3-0.6B",
+            found=repr(source),
+            hint="Check the path or id given as --base.",
+        ) from None
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise BaseModelError(
+            where=where,
+            expected="a base that can be reached",
+            found=f"{type(error).__name__}: no folder of that name, and the Hub gave no answer",
+            hint="Go online, or download it on another machine and give its folder as --base.",
+        ) from error
+
+
+def _refuse_adapter(folder: Path, where: str) -> None:
+    """transformers would load the adapter's base from elsewhere and put the adapter on it."""
+    if (folder / "adapter_config.json").exists():
+        raise BaseModelError(
+            where=where,
+            expected="a base",
+            found="an adapter (it has adapter_config.json)",
+            hint="Give the base it was made on, and load the adapter with load_adapter.",
+        )
+
+
+# ── What it is ──────────────────────────────────────────────────────────────────────────────────
+
+
+def identity(checkpoint: Checkpoint, tokenizer: Any) -> str:
+    """sha256 over every stored tensor (name, dtype, shape, bytes) and the tokenizer.
+
+    It does not depend on sharding, nor on randomly initialised heads, which are not stored.
+    """
+    digest = sha256()
+    for name, (dtype, shape) in sorted(checkpoint.tensors.items()):
+        digest.update(f"{name} {dtype} {list(shape)}".encode())
+        for block in checkpoint.content(name):
+            digest.update(block)
+    # Padding is masked everywhere and may be set here; the ends of a text count.
+    digest.update(f"{tokenizer.bos_token} {tokenizer.eos_token}".encode())
+    digest.update(_tokenizer_state(tokenizer).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_state(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        # Every call that pads or truncates sets these; they are not part of the tokenizer.
+        state.pop("truncation", None)
+        state.pop("padding", None)
+        return json.dumps(state, sort_keys=True)
+    return json.dumps(sorted(tokenizer.get_vocab().items()))
+
+
+def estimated_bytes(
+    tensors: Mapping[str, TensorInfo], dtype: torch.dtype, quantization: str | None
+) -> int:
+    """The memory that stored ``tensors`` will take once loaded, in bytes.
+
+    8-bit linears take one byte a weight and a scale for each output; 4-bit ones (nf4, scales
+    quantised again) half a byte and one byte for each block of 64.
+    """
+    total = 0.0
+    for name, (stored, shape) in tensors.items():
+        count = prod(shape)
+        linear = len(shape) == 2 and not any(part in name for part in NOT_QUANTIZED)
+        if quantization == "8bit" and linear:
+            total += count + 4 * shape[0]
+        elif quantization == "4bit" and linear:
+            total += count / 2 + count / 64 + 4 * count / (64 * 256)
+        elif stored[0] in "FB":
+            total += count * dtype.itemsize
+        else:
+            total += count * INTEGER_BYTES.get(stored, 1)
+    return round(total)
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence named in the front matter of the base's README, if there is one."""
+    readme = folder / "README.md"
+    if not readme.exists():
+        return None
+    for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
+        key, _, value = line.partition(":")
+        if key.strip() in ("license", "licence") and value.strip():
+            return value.strip()
+    return None
+
+
+# ── Tokenizer ───────────────────────────────────────────────────────────────────────────────────
+
+
+def load_tokenizer(checkpoint: Checkpoint, where: str, bidirectional: bool) -> Any:
+    """The checkpoint's tokenizer, with a padding token.
+
+    Raises BaseModelError when there is none, or when it lacks the special tokens that a causal
+    (end of sequence) or bidirectional base ([CLS], [SEP], [PAD]) needs.
+    """
+    try:
+        tokenizer = checkpoint.tokenizer()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BaseModelError(
+            where=where,
+            expected="a tokenizer beside the weights",
+            found="none that transformers can load",
+            hint="Save one there: tokenizer.save_pretrained(folder).",
+        ) from error
+    if bidirectional:
+        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+            raise BaseModelError(
+                where=where,
+                expected="an encoder's tokenizer, with [CLS], [SEP] and [PAD]",
+                found="one without them",
+                hint="Save the tokenizer that the encoder was trained with.",
+            )
+        return tokenizer
+    if tokenizer.eos_token_id is None:
+        raise BaseModelError(
+            where=where,
+            expected="a tokenizer with an end-of-sequence token, so that answers can end",
+            found="none",
+            hint="Set tokenizer.eos_token and save it again.",
+        )
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so any id will do; the vocabulary must not grow.
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    return tokenizer
