@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lora_domains.cli.main import run_recipe
     from lora_domains.data.source import Data, Hub
-    from lora_domains.domain import Domain, Gates, Lora, Training, load_domain
+    from lora_domains.domain import Domain, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
     from lora_domains.model import DomainModel
     from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice
+    from lora_domains.verdict.gates import Gates
 
 _HOMES = {
     "Classification": "tasks",
     "Data": "data.source",
     "Domain": "domain",
     "DomainModel": "model",
-    "Gates": "domain",
+    "Gates": "verdict.gates",
     "Generation": "tasks",
     "Hub": "data.source",
     "LanguageModelling": "tasks",

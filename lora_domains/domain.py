@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from lora_domains.data.source import Data, Hub, Source
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Task, task_record
+from lora_domains.verdict.gates import Gates
 
 RETENTION = ("auto", "kl", "replay", "both", "scale", "none")
 """How an adapter is held to the base while it trains; ``retention`` says what each does."""
@@ -63,27 +64,6 @@ class Training:
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass: less memory, about a third more time."""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Thresholds of the domain's gates; DESIGN's table says what each means."""
-
-    retention: float = 0.03
-    """Largest acceptable loss of general knowledge, as a share of the probes."""
-    drift: float = 0.23
-    """Largest KL from base to adapter on general text, nats per token: where, on the embedded base,
-    an adapter is as likely to have lost more than 3 points of general knowledge as not
-    (benchmarks/training/retention.py; .18 to .30 at 95 %)."""
-    recall: float = 0.80
-    """Floor for the positive class; the rules on it apply where a task names one."""
-    precision: float = 0.85
-    overfit: float = 0.10
-    slices: float = 0.10
-    """How far a slice may score below the rest of the rows; applies where rows are sliced."""
-    memorisation: float = 0.75
-    """Largest AUC of telling training rows from test rows by what the adapter gained on them; .5
-    is chance. Provisional: set it lower where membership itself is a secret."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +111,7 @@ def check_name(name: str) -> str:
 
 
 def _check_ranges(domain: Domain) -> None:
-    lora, training, gates = domain.lora, domain.training, domain.gates
+    lora, training = domain.lora, domain.training
     batch, length = training.batch_size, training.max_length
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
@@ -150,13 +130,7 @@ def _check_ranges(domain: Domain) -> None:
         ("replay", training.replay, 0 < training.replay <= 0.9, "above 0, at most .9"),
         ("general_rows", training.general_rows, training.general_rows >= 1, "at least 1"),
         ("clip", training.clip, training.clip > 0, "above 0"),
-        ("retention", gates.retention, 0 < gates.retention < 1, "between 0 and 1"),
-        ("drift", gates.drift, gates.drift > 0, "above 0"),
-        ("overfit", gates.overfit, 0 < gates.overfit < 1, "between 0 and 1"),
-        ("slices", gates.slices, 0 < gates.slices < 1, "between 0 and 1"),
-        ("memorisation", gates.memorisation, 0.5 < gates.memorisation < 1, "between .5 and 1"),
-        ("recall", gates.recall, 0 < gates.recall < 1, "between 0 and 1"),
-        ("precision", gates.precision, 0 < gates.precision < 1, "between 0 and 1"),
+        *domain.gates.ranges(),
     ]
     for name, value, holds, wanted in rules:
         if not holds:
@@ -240,7 +214,7 @@ def as_record(domain: Domain) -> dict[str, Any]:
         "data": _data_record(domain.data, _relative),
         "lora": _lora_record(domain.lora),
         "training": _training_record(domain.training),
-        "gates": _gates_record(domain.gates),
+        "gates": asdict(domain.gates),
         "show_text": domain.show_text,
     }
 
@@ -309,18 +283,6 @@ def _training_record(training: Training) -> dict[str, Any]:
         "max_length": training.max_length,
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
-    }
-
-
-def _gates_record(gates: Gates) -> dict[str, Any]:
-    return {
-        "retention": gates.retention,
-        "drift": gates.drift,
-        "recall": gates.recall,
-        "precision": gates.precision,
-        "overfit": gates.overfit,
-        "slices": gates.slices,
-        "memorisation": gates.memorisation,
     }
 
 

@@ -14,7 +14,6 @@ from lora_domains.data.source import Data, Hub
 from lora_domains.domain import (
     NAME,
     Domain,
-    Gates,
     Lora,
     Training,
     as_record,
@@ -24,6 +23,7 @@ from lora_domains.domain import (
 )
 from lora_domains.errors import DomainError, UsageError
 from lora_domains.tasks import Classification, Generation, LanguageModelling
+from lora_domains.verdict.gates import Gates
 
 SECRET = "zq-hush-93"
 ROWS = [{"text": SECRET, "label": "a"}, {"text": "b", "label": "b"}]

@@ -23,7 +23,7 @@ from lora_domains.analysis.trace import trace
 from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.data.tokenization import Tokenization
-from lora_domains.domain import Domain, Gates, with_settings
+from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import (
     AdapterError,
     AdapterMismatch,
@@ -45,6 +45,7 @@ from lora_domains.tasks import (
     MultipleChoice,
     Task,
 )
+from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.ledger import level
 
 
@@ -91,8 +92,9 @@ def test_every_contender_is_scored_on_identical_items(fitted: Fitted, domain: Do
     assert evaluation.entry.domain_scores["accuracy"]["baselines"].keys() == set(names[2:])
     assert evaluation.entry.domain_scores["accuracy"]["adapter"] >= 0.95
     assert {g["name"] for g in evaluation.entry.gates} == {
-        "gain", "retention", "drift", "recall", "precision", "overfit", "memorisation", "looks",
-        "leaks", "frozen", "alive",
+        "gain", "retention", "drift", "recall", "precision", "overfit", "memorisation",
+        "evaluations",
+        "leaks", "frozen", "effect",
     }  # fmt: skip
     assert "Verdict" in str(evaluation)
 
@@ -294,7 +296,7 @@ def test_each_adapter_tried_on_a_test_set_is_held_to_a_stricter_level(
     (tmp_path / ".looks.jsonl").write_text("")
     entry = model.evaluate(made, suite=SUITE).entry
     assert entry.verdict == "fail"
-    assert {g["name"]: g["verdict"] for g in entry.gates}["looks"] == "fail"
+    assert {g["name"]: g["verdict"] for g in entry.gates}["evaluations"] == "fail"
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
-"""How often is a verdict wrong? Gates, intervals and the rule for looks, by simulation.
+"""How often is a verdict wrong? Gates, intervals and the rule of the ledger, by simulation.
 
     python benchmarks/verdict/simulation.py      # about a minute on one core, no model
 
-What is simulated is the truth; what judges it are the package's own functions. (Not called
-``statistics.py``: a script's folder comes first on the path, and torch imports a module so called.)
+The true figures are simulated; the package's own functions judge them. (Not called
+``statistics.py``: a script's folder comes first on the path, and torch imports that module.)
 """
 
 import json
@@ -25,12 +25,12 @@ from lora_domains.stats.comparisons import (
 from lora_domains.stats.intervals import tango, wilson
 from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.stats.seeds import seed_variance
-from lora_domains.verdict import gates
-from lora_domains.verdict import ledger as looks
+from lora_domains.verdict.gates import retention
+from lora_domains.verdict.ledger import level
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "verdicts.json"
-MARGIN, LOOKS = 0.03, 50
+MARGIN, EVALUATIONS = 0.03, 50
 Counts = np.ndarray
 TWO_SIDED = 0.975
 """Level of one side, so that both together are meant to hold the truth in 95 % of runs."""
@@ -45,15 +45,15 @@ def flipping(difference: float, flips: float) -> list[float]:
 
 
 def share_passing(
-    n: int, flips: float, difference: float, runs: int, level: float = 0.95, seed: int = 0
+    n: int, flips: float, difference: float, runs: int, at: float = 0.95, seed: int = 0
 ) -> float:
-    """How often the retention gate passes an adapter whose true difference is ``difference``."""
+    """How often the retention gate passes, at level ``at``, an adapter of this true difference."""
     rng = np.random.default_rng([seed, n, round(1000 * flips)])
     passed = 0
     for won, lost, _ in rng.multinomial(n, flipping(difference, flips), size=runs).tolist():
         change = np.repeat([1, -1, 0], [won, lost, n - won - lost])
-        pooled = compare_accuracy(change < 0, change > 0, level=level)
-        passed += gates.retention(pooled, MARGIN).verdict == "pass"
+        pooled = compare_accuracy(change < 0, change > 0, level=at)
+        passed += retention(pooled, MARGIN).verdict == "pass"
     return passed / runs
 
 
@@ -73,17 +73,17 @@ def passes(won: Counts, lost: Counts, n: int, z: float) -> Counts:
 def climb(
     n: int, flips: float, redrawn: float, rule: Callable[[int], float], runs: int, seed: int = 0
 ) -> float:
-    """How often a climb through ``LOOKS`` adapters, each truly MARGIN worse, meets a pass.
+    """How often a climb through ``EVALUATIONS`` adapters, each truly MARGIN worse, passes once.
 
     Each adapter is the best so far with a share ``redrawn`` of its answers drawn anew (1: adapters
-    that do not follow from one another); it is kept where it scores higher on the test set. Every
-    one of them is just as harmful in truth. ``rule`` gives the level after so many others.
+    independent of one another); it is kept if it scores higher on the test set. In truth all of
+    them are equally harmful. ``rule`` gives the level after a number of other adapters.
     """
     rng = np.random.default_rng([seed, n, round(1000 * flips), round(1000 * redrawn)])
     shares = flipping(-MARGIN, flips)
     best = rng.multinomial(n, shares, size=runs)
     passed = np.zeros(runs, bool)
-    for before in range(LOOKS):
+    for before in range(EVALUATIONS):
         now = best
         if before:
             kept = rng.binomial(best, 1 - redrawn)
@@ -95,7 +95,7 @@ def climb(
 
 
 RULES: dict[str, Callable[[int], float]] = {
-    "ours": looks.level,
+    "ours": level,
     "alpha/(k(k+1))": lambda before: 1 - 0.05 / ((before + 1) * (before + 2)),
     "uncorrected": lambda before: 0.95,
 }
@@ -220,21 +220,21 @@ def main() -> None:
             for flips in (0.05, 0.08, 0.2)
         },
         "harmless_passes": {
-            f"n=700, {flips:.0%} flip, {name}": share_passing(700, flips, 0.0, 2000, level)
+            f"n=700, {flips:.0%} flip, {name}": share_passing(700, flips, 0.0, 2000, at)
             for flips in (0.08, 0.2)
-            for name, level in (("95 %", 0.95), ("first look", looks.level(0)),
-                                ("second look", looks.level(1)), ("fifth look", looks.level(4)))
+            for name, at in (("95 %", 0.95), ("first evaluation", level(0)),
+                             ("second evaluation", level(1)), ("fifth evaluation", level(4)))
         },
         "climb_of_50_passes": {
-            rule: {
+            name: {
                 f"n={n}, {flips:.0%} flip, {redrawn:.0%} redrawn": climb(
-                    n, flips, redrawn, level, 20_000 if rule == "ours" else 4_000
+                    n, flips, redrawn, rule, 20_000 if name == "ours" else 4_000
                 )
                 for n in (200, 700, 1319)
                 for flips in (0.08, 0.2)
                 for redrawn in (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.05)
             }
-            for rule, level in RULES.items()
+            for name, rule in RULES.items()
         },
         "two_sided_95_covers": {name: covered(make, 2000) for name, make in INTERVALS.items()},
     }  # fmt: skip

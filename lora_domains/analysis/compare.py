@@ -15,15 +15,13 @@ import numpy as np
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import Card, read_items
 from lora_domains.stats.seeds import seed_variance
-from lora_domains.tasks import positive_index, task_from_record
-from lora_domains.verdict import gates as rules
-from lora_domains.verdict.scores import chosen
-from lora_domains.verdict.summary import (
-    LOWER_IS_BETTER,
-    comparison,
-    contributions,
-    fields_of,
-)
+from lora_domains.tasks import positive_index
+from lora_domains.verdict.gain import gain
+from lora_domains.verdict.gates import retention
+from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
+from lora_domains.verdict.rules import verdict
+from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.summary import comparison_fields
 
 
 def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
@@ -37,33 +35,37 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     one, two = _Run(first), _Run(second)
     _same_question(one, two)
     test, general = _paired(one, two, "test"), _paired(one, two, "general")
-    metric, positive = one.judged["metric"], one.positive
-    scores = {}
-    for name in one.metrics:
-        made = comparison(name, test, "base", "adapter", positive)
-        if made is not None:
-            scores[name] = fields_of(made)
-    judged = comparison(metric, test, "base", "adapter", positive)
-    assert judged is not None
-    results = [
-        rules.gain(judged, None, metric, higher_is_better=metric not in LOWER_IS_BETTER, than="A")
-    ]
-    pooled = comparison("accuracy", general, "base", "adapter", None)
+    metric, positive = metric_named(one.judged["metric"]), one.positive
+    scores = {
+        each.name: comparison_fields(comparison)
+        for each in one.metrics
+        if (comparison := each.compare(test, positive=positive)) is not None
+    }
+    decisive = metric.compare(test, positive=positive)
+    if decisive is None:
+        raise AdapterError(
+            where=f"{one.name} and {two.name}",
+            expected=f"a score for {metric.label} on every test item",
+            found="items without one",
+            hint="Evaluate both again.",
+        )
+    results = [gain(metric, {one.name: decisive})]
+    pooled = METRICS["accuracy"].compare(general)
     if pooled is not None:
-        results.append(rules.retention(pooled, one.entry.settings["gates"]["retention"]))
+        results.append(retention(pooled, one.entry.settings["gates"]["retention"]))
     return {
         "a": one.name,
         "b": two.name,
-        "metric": metric,
+        "metric": metric.name,
         "scores": scores,
-        "general": None if pooled is None else fields_of(pooled),
+        "general": None if pooled is None else comparison_fields(pooled),
         "gates": [asdict(result) for result in results],
-        "verdict": rules.verdict(results),
+        "verdict": verdict(results),
     }
 
 
 def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
-    """``seeds`` of a report entry: {metric: figures of ``seeds.seeds``}, over runs of one domain.
+    """``seeds`` of a report entry: {metric: figures of ``seed_variance``}, over runs of one domain.
 
     The change over the base on each metric, seed variance apart from item variance. Raises
     AdapterError when the runs were not judged on the same test set.
@@ -77,12 +79,12 @@ def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
         changes = []
         for part in rows:
             before, after = (
-                contributions(metric, part, name, runs[0].positive) for name in ("base", "adapter")
+                metric.contributions(part, name, runs[0].positive) for name in ("base", "adapter")
             )
             if before is not None and after is not None:
                 changes.append(after - before)
         if len(changes) == len(runs):
-            found[metric] = seed_variance(np.stack(changes))
+            found[metric.name] = seed_variance(np.stack(changes))
     return found
 
 
@@ -110,10 +112,10 @@ class _Run:
                 found="a card without a verdict",
                 hint="Evaluate it first.",
             )
-        self.items = read_items(folder)
+        self.items = ScoreTable(read_items(folder))
         self.judged = self.entry.judged
-        self.metrics = task_from_record(self.entry.task).metrics
         self.positive = positive_index(self.judged["labels"], self.judged["positive"])
+        self.metrics: list[Metric] = reported(self.judged["labels"], self.positive)
 
 
 def _same_question(one: _Run, two: _Run) -> None:
@@ -131,11 +133,11 @@ def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
     return item["digest"], item["target"], item.get("suite")
 
 
-def _ordered(one: _Run, two: _Run, where: str = "test") -> list[Mapping[str, Any]]:
+def _ordered(one: _Run, two: _Run, where: str = "test") -> ScoreTable:
     """``two``'s items in the order of ``one``'s; raises AdapterError where they differ."""
-    first = chosen(one.items, "set", where)
+    first = one.items.where("set", where)
     second: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for item in chosen(two.items, "set", where):
+    for item in two.items.where("set", where):
         second[_key(item)].append(item)
     wanted, there = Counter(map(_key, first)), Counter({k: len(v) for k, v in second.items()})
     if wanted != there:
@@ -147,14 +149,14 @@ def _ordered(one: _Run, two: _Run, where: str = "test") -> list[Mapping[str, Any
             found=f"{wanted.total()} and {there.total()} items, {shared} of them shared",
             hint=hint + ("" if shared else " (Digests of another folder have another key.)"),
         )
-    return [second[_key(item)].pop(0) for item in first]
+    return ScoreTable(second[_key(item)].pop(0) for item in first)
 
 
-def _paired(one: _Run, two: _Run, where: str) -> list[Mapping[str, Any]]:
+def _paired(one: _Run, two: _Run, where: str) -> ScoreTable:
     """Items in which ``base`` is A's adapter and ``adapter`` B's."""
-    first = chosen(one.items, "set", where)
+    first = one.items.where("set", where)
     second = _ordered(one, two, where)
-    return [
+    return ScoreTable(
         {**a, "scores": {"base": a["scores"]["adapter"], "adapter": b["scores"]["adapter"]}}
         for a, b in zip(first, second, strict=True)
-    ]
+    )

@@ -29,7 +29,8 @@ from lora_domains.tasks import Example
 from lora_domains.training.fit import make_run
 from lora_domains.training.loop import Trained
 from lora_domains.training.plan import make_plan
-from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison, summands, value
+from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.scores import ScoreTable
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 WORTHWHILE = 0.01
@@ -139,13 +140,17 @@ class _Trials:
             scores = model_scores(self.model.bank, self.task, test, references, adapter, advance)
         for item, item_score in zip(self.items, scores, strict=True):
             item["scores"][name] = item_score
-        score = value(self.task.metric, self.items, name, self.task.positive_index)
+        score = metric_named(self.task.metric).value(
+            ScoreTable(self.items), name, self.task.positive_index
+        )
         assert score is not None
         return score
 
     def compared(self, first: str, second: str) -> dict[str, float | None]:
         """The second contender's metric minus the first's, with bounds."""
-        paired = comparison(self.task.metric, self.items, first, second, self.task.positive_index)
+        paired = metric_named(self.task.metric).compare(
+            ScoreTable(self.items), first, second, self.task.positive_index
+        )
         assert paired is not None
         bounds = {k: getattr(paired, k) for k in ("difference", "lower", "upper")}
         return {k: v if math.isfinite(v) else None for k, v in bounds.items()}
@@ -230,10 +235,13 @@ def extrapolated(
     error is 1 − metric, or the nats. The bounds come from a bootstrap over test rows and leave out
     the variance between trainings. None for fewer than three points or an error that does not fall.
     """
-    lower = metric in LOWER_IS_BETTER
+    lower = not metric_named(metric).higher_is_better
     sizes = np.log([point["rows"] for point in points])
     least = 0.5 / len(items)  # an observed error of zero does not mean a true error of zero
-    parts = [summands(metric, items, f"{point['share']:g}", positive) for point in points]
+    table = ScoreTable(items)
+    parts = [
+        metric_named(metric).summands(table, f"{point['share']:g}", positive) for point in points
+    ]
     known = [part for part in parts if part is not None]
     if len(points) < 3 or len(known) < len(points):
         return None
@@ -254,7 +262,7 @@ def extrapolated(
         return None
     bounds = bootstrap(
         lambda sums: fitted(np.atleast_2d(sums))[0].reshape(sums.shape[:-1]), columns,
-        groups=_groups(items), resamples=RESAMPLES,
+        groups=table.groups(), resamples=RESAMPLES,
     )  # fmt: skip
     if not all(map(math.isfinite, bounds)):
         return None
@@ -264,23 +272,16 @@ def extrapolated(
     }  # fmt: skip
 
 
-def _groups(items: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    groups = [item["group"] for item in items]
-    if all(group is None for group in groups):
-        return None
-    return [f"row {i}" if group is None else f"group {group}" for i, group in enumerate(groups)]
-
-
 def answer(curve: Mapping[str, Any]) -> str:
     """Whether more rows would help, from the last step of the curve and its bounds."""
-    points, step, metric = curve["points"], curve["last_step"], curve["metric"]
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    points, step, metric = curve["points"], curve["last_step"], metric_named(curve["metric"])
+    sign = metric.sign
     low, high = sorted(
         (sign * (bound if bound is not None else end))
         for bound, end in ((step["lower"], -math.inf), (step["upper"], math.inf))
     )
     change = (
-        f"from {points[-2]['rows']} to {points[-1]['rows']} rows, {metric.replace('_', ' ')} went "
+        f"from {points[-2]['rows']} to {points[-1]['rows']} rows, {metric.label} went "
         f"from {points[-2]['score']:.3f} to {points[-1]['score']:.3f} (95 % bounds "
         f"{_signed(step['lower'])} to {_signed(step['upper'])})"
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.data.source import SPLITS, Data, Hub, Source
-from lora_domains.domain import Domain, Gates, Lora, Training
+from lora_domains.domain import Domain, Lora, Training
 from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, AdapterEntry, Card
 from lora_domains.tasks import task_from_record
+from lora_domains.verdict.gates import Gates
 
 MATTERS = (
     "python", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "lora_domains",

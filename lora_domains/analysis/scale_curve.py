@@ -31,7 +31,8 @@ from lora_domains.report.card import read_items
 from lora_domains.report.markdown import readme
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Task
-from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison
+from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.scores import ScoreTable
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 LOSS = 0.03
@@ -165,7 +166,7 @@ def _point(scale: float, compared: Comparison, moved: Mapping[str, Any]) -> dict
 
 def best_scale(metric: str, points: Sequence[Mapping[str, Any]]) -> float:
     """The scale with the best score; of several, the one nearest to the base."""
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = metric_named(metric).sign
     return float(max(points, key=lambda p: (sign * p["score"], -p["kl"]))["scale"])
 
 
@@ -181,7 +182,7 @@ def least_scale(
     for scale, copy in names.items():
         compared = _compared(metric, items, copy, names[1.0], positive)
         # With few rows the bounds are wide, and no smaller scale qualifies.
-        lost = -compared.lower if metric in LOWER_IS_BETTER else compared.upper
+        lost = compared.upper if metric_named(metric).higher_is_better else -compared.lower
         if lost < LOSS or scale == 1.0:
             return scale
     return 1.0
@@ -190,7 +191,7 @@ def least_scale(
 def _compared(
     metric: str, items: Sequence[Mapping[str, Any]], one: str, other: str, positive: int | None
 ) -> Comparison:
-    compared = comparison(metric, items, one, other, positive)
+    compared = metric_named(metric).compare(ScoreTable(items), one, other, positive)
     assert compared is not None
     return compared
 

@@ -36,7 +36,7 @@ from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, Card
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
-from lora_domains.verdict.ledger import look, set_digest, settle
+from lora_domains.verdict.ledger import begin_evaluation, end_evaluation, set_digest
 
 
 def evaluate(
@@ -150,8 +150,10 @@ def judge(entry: AdapterEntry, items: Items, out: Path) -> None:
     """
     test_set = {"test_set": set_digest(items), "adapter": str(entry.sha256)}
     rows = sum(item["set"] == "test" for item in items)
-    standing = distributed.on_main(lambda: look(out, **test_set, domain=entry.domain, rows=rows))
+    prior = distributed.on_main(
+        lambda: begin_evaluation(out, **test_set, domain=entry.domain, rows=rows)
+    )
     entry.seeds = {}  # of an earlier evaluation
-    entry.looks = asdict(standing)
+    entry.looks = asdict(prior)
     entry.update(figures(entry, items))
-    distributed.on_main(lambda: settle(out, **test_set, verdict=entry.outcome))
+    distributed.on_main(lambda: end_evaluation(out, **test_set, verdict=entry.outcome))

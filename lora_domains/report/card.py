@@ -19,7 +19,7 @@ from lora_domains.tasks import upgraded_record
 
 SCHEMA = 1
 CARD, ITEMS = "card.json", "items.jsonl"
-OLD_GATES: dict[str, str] = {}
+OLD_GATES = {"alive": "effect", "looks": "evaluations"}
 """Names of gates in older cards, and their names today."""
 
 

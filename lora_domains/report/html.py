@@ -11,7 +11,7 @@ from typing import Any
 from lora_domains.report import charts
 from lora_domains.report import text as wording
 from lora_domains.report.card import AdapterEntry, Report
-from lora_domains.verdict.summary import LOWER_IS_BETTER
+from lora_domains.verdict.metrics import metric_named
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = 12
@@ -66,7 +66,7 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
     entries = wording.ranked(report)
     found = [(wording.gained(entry), wording.kept(entry)) for entry in entries]
     # One scale a column, so that bars of different adapters can be held against each other.
-    shares = [f for gained, _ in found if gained and gained[0] not in LOWER_IS_BETTER
+    shares = [f for gained, _ in found if gained and metric_named(gained[0]).higher_is_better
               for f in [gained[1]]]  # fmt: skip
     gain_scale = _domain(shares, [0.0])
     kept_scale = _domain([kept for _, kept in found if kept], [0.0, -0.03])
@@ -88,9 +88,10 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
             rival = wording.best_baseline(metric, fields)
             ahead = 0.0 if rival is None else rival[1] - fields["base"]
             # What must be beaten: the base, or the best baseline where that is better.
-            bar_to_clear = min(ahead, 0.0) if metric in LOWER_IS_BETTER else max(ahead, 0.0)
+            higher = metric_named(metric).higher_is_better
+            bar_to_clear = max(ahead, 0.0) if higher else min(ahead, 0.0)
             alone = _domain([fields], [0.0, bar_to_clear])
-            domain = alone if metric in LOWER_IS_BETTER else gain_scale
+            domain = gain_scale if higher else alone
             shown["gained"] = {
                 "metric": metric,
                 "fields": fields,
@@ -112,7 +113,7 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
 def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Base, baselines and adapter on one metric, worst first: (name, value, width in %)."""
     found = {"base": fields["base"], **fields["baselines"], "adapter": fields["adapter"]}
-    lower = metric in LOWER_IS_BETTER
+    lower = not metric_named(metric).higher_is_better
     whole = (max(found.values()) if lower else 1.0) or 1.0
     order = sorted(found.items(), key=lambda pair: -pair[1] if lower else pair[1])
     return [(name, value, round(100 * value / whole, 1)) for name, value in order]
@@ -245,7 +246,7 @@ def _scatter(adapters: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str]]:
     marks, left_out, margins = [], [], set()
     for shown in adapters:
         gained, kept = shown["gained"], shown["kept"]
-        if not gained or not kept or gained["metric"] in LOWER_IS_BETTER:
+        if not gained or not kept or not metric_named(gained["metric"]).higher_is_better:
             left_out.append(shown["name"])
             continue
         mark = {k: shown[k] for k in ("number", "name", "verdict", "anchor")}
@@ -285,7 +286,7 @@ def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any] | None:
             if value is None:
                 cells.append(None)
                 continue
-            better = (value - base) * (-1 if metric in LOWER_IS_BETTER else 1)
+            better = (value - base) * metric_named(metric).sign
             # The root lets small changes show; 50 points and more are as dark as it gets.
             shade = round(55 * min(1.0, abs(better) / 0.5) ** 0.5)
             cells.append((value, value - base, shade, better >= 0, name == domain))

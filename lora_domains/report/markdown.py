@@ -105,7 +105,7 @@ def _scores(entry: AdapterEntry) -> list[str]:
     for metric, fields in scores.items():
         middle = [fields["baselines"].get(name) for name in names]
         shown = [number(v) for v in (fields["base"], *middle, fields["adapter"])]
-        rows.append([escaped(metric), *shown, interval(fields)])
+        rows.append([escaped(metric_name(metric)), *shown, interval(fields)])
     head = ["metric", "base", *map(escaped, names), "adapter", "adapter − base (95 % bounds)"]
     n = next(iter(scores.values()))["n"]
     return [

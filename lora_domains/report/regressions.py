@@ -22,8 +22,8 @@ from lora_domains.report.text import WORST_FIRST, gained, kept
 from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.tasks import positive_index
-from lora_domains.verdict.scores import Rows, chosen
-from lora_domains.verdict.summary import LOWER_IS_BETTER, comparison
+from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.scores import ScoreTable
 
 Items = Sequence[Mapping[str, Any]]
 Change = dict[str, Any]
@@ -117,16 +117,16 @@ def _changes(old: AdapterEntry, before: Items, new: AdapterEntry, after: Items) 
     }
 
 
-def _paired(before: Items, after: Items, part: str) -> Rows | None:
+def _paired(before: Items, after: Items, part: str) -> ScoreTable | None:
     """Items of the set ``part`` with the scores ``was`` and ``now``; None where rows differ.
 
     Digests of rows are keyed by the output folder, so that those of another machine differ: the
     same rows are those with the same targets and groups in the same order.
     """
-    old, new = chosen(before, "set", part), chosen(after, "set", part)
+    old, new = (ScoreTable(run).where("set", part) for run in (before, after))
     if not old or _arrangement(old) != _arrangement(new):
         return None
-    return Rows(
+    return ScoreTable(
         [
             {**now, "scores": {"was": was["scores"]["adapter"], "now": now["scores"]["adapter"]}}
             for was, now in zip(old, new, strict=True)
@@ -134,7 +134,7 @@ def _paired(before: Items, after: Items, part: str) -> Rows | None:
     )
 
 
-def _arrangement(items: Items) -> list[tuple[Any, int | None]]:
+def _arrangement(items: ScoreTable) -> list[tuple[Any, int | None]]:
     """Target and group of each item; groups are numbered in order of appearance."""
     numbers: dict[Any, int] = {}
     groups = [item.get("group") for item in items]
@@ -143,11 +143,11 @@ def _arrangement(items: Items) -> list[tuple[Any, int | None]]:
 
 
 def _change(
-    metric: str, old: Mapping[str, Any], new: Mapping[str, Any], pairs: Rows | None,
+    metric: str, old: Mapping[str, Any], new: Mapping[str, Any], pairs: ScoreTable | None,
     positive: int | None,
 ) -> Change:  # fmt: skip
     """From ``before`` to ``now``: the adapter's figure on the same rows, else its gains."""
-    paired = comparison(metric, pairs, "was", "now", positive) if pairs else None
+    paired = metric_named(metric).compare(pairs, "was", "now", positive) if pairs else None
     lower: float | None
     upper: float | None
     if paired is not None:
@@ -163,7 +163,7 @@ def _change(
             )
     worse = False
     if lower is not None and upper is not None:
-        worse = lower > 0 if metric in LOWER_IS_BETTER else upper < 0
+        worse = upper < 0 if metric_named(metric).higher_is_better else lower > 0
     return {
         "paired": paired is not None,
         "before": before,

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 
 from lora_domains.atomic import write_text
-from lora_domains.domain import Gates
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import (
@@ -29,9 +28,10 @@ from lora_domains.report.html import page
 from lora_domains.report.junit import junit
 from lora_domains.report.markdown import comment, summary
 from lora_domains.report.text import gained, outcome
-from lora_domains.tasks import positive_index, task_from_record
-from lora_domains.verdict.scores import Rows, chosen
-from lora_domains.verdict.summary import summarise, value
+from lora_domains.tasks import positive_index
+from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.summary import summarise
 
 REPORT = "report.json"
 MISTAKES = 20
@@ -72,11 +72,10 @@ def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
     judged, move = entry.judged, entry.judged["largest_move"]
     return summarise(
         items,
-        metrics=task_from_record(entry.task).metrics,
         metric=judged["metric"],
         labels=judged["labels"],
         positive=positive_index(judged["labels"], judged["positive"]),
-        gates=Gates(**entry.settings["gates"]),
+        gates=entry.settings["gates"],
         leaks=entry.leaks,
         base_changed=judged["base_changed"],
         largest_move=float("nan") if move is None else move,
@@ -163,7 +162,7 @@ Measured = tuple[AdapterEntry, dict[str, float | None]]
 def summed_up(name: str, entry: AdapterEntry, items: Items, show_text: bool) -> Measured:
     """What a report keeps of an adapter: figures only, since many items would fill the memory."""
     kept = replace(entry, path=name, verdict=entry.outcome, mistakes=None)
-    test = chosen(items, "set", "test")
+    test = ScoreTable(items).where("set", "test")
     if not test:
         return kept, {}
     kept.mistakes = mistakes(test, kept.judged["labels"], show_text)
@@ -198,15 +197,16 @@ def _check_base(first: BaseRecord, base: BaseRecord, name: str) -> None:
             )
 
 
-def others(judged: Mapping[str, Any], test: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def others(judged: Mapping[str, Any], test: ScoreTable) -> dict[str, float | None]:
     """What other adapters score on a domain's test rows, by its metric: {ADAPTER: figure}.
 
     Beside its own scores an item may hold theirs on it, under ``others``: {ADAPTER: score}.
     """
     index = positive_index(judged["labels"], judged["positive"])
     names = test[0].get("others", {})
-    rows = Rows([{**item, "scores": item["others"]} for item in test] if names else [])
-    return {name: value(judged["metric"], rows, name, index) for name in names}
+    rows = ScoreTable([{**item, "scores": item["others"]} for item in test] if names else [])
+    metric = metric_named(judged["metric"])
+    return {name: metric.value(rows, name, index) for name in names}
 
 
 def matrix(
@@ -234,9 +234,7 @@ def matrix(
     }
 
 
-def mistakes(
-    test: Sequence[Mapping[str, Any]], labels: Sequence[str], show_text: bool
-) -> list[dict[str, Any]]:
+def mistakes(test: ScoreTable, labels: Sequence[str], show_text: bool) -> list[dict[str, Any]]:
     """The test rows that the adapter got wrong, the surest first; their text if ``show_text``."""
 
     def named(number: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Report
-from lora_domains.verdict.summary import LOWER_IS_BETTER
+from lora_domains.verdict.metrics import METRICS, metric_named
 
 SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–"}
 WORST_FIRST = ("fail", "inconclusive", "pass")
@@ -41,12 +41,12 @@ def points(fields: Mapping[str, Any]) -> str:
 
 def change(metric: str, fields: Mapping[str, Any]) -> str:
     """A difference of ``metric`` in points, or in nats where it is no share."""
-    return f"{interval(fields)} nats" if metric in LOWER_IS_BETTER else points(fields)
+    return f"{interval(fields)} nats" if metric_named(metric).nats else points(fields)
 
 
 def metric_name(metric: str) -> str:
     """``macro_f1`` → ``macro F1``."""
-    return metric.replace("_", " ").replace("f1", "F1")
+    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
 
 
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────
@@ -179,7 +179,7 @@ def brief(entry: AdapterEntry) -> str:
 
 def best_baseline(metric: str, fields: Mapping[str, Any]) -> tuple[str, float] | None:
     """The strongest cheap contender on ``metric`` and its value; None where there is none."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = metric_named(metric).sign
     found = {name: v for name, v in fields["baselines"].items() if v is not None}
     return max(found.items(), key=lambda pair: sign * pair[1]) if found else None
 

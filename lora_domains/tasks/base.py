@@ -22,7 +22,7 @@ class Task(ABC):
     """How a row becomes an :class:`Example`, and how answers to it are scored.
 
     Subclasses are frozen dataclasses whose fields are what a user declares. They implement
-    ``metric``, ``metrics``, ``template``, ``answer_column`` and ``example``, and override what
+    ``metric``, ``template``, ``answer_column`` and ``example``, and override what
     differs from the defaults below.
     """
 
@@ -42,12 +42,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def metric(self) -> str:
-        """The metric that decides whether an adapter gained."""
-
-    @property
-    @abstractmethod
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics to report, by their names in ``verdict``."""
+        """The metric that decides whether an adapter gained, by its name in ``verdict.metrics``."""
 
     @property
     @abstractmethod

@@ -11,7 +11,6 @@ from lora_domains.tasks.rows import Example, Row, fill, prompt_from, shown, text
 
 MOST_LISTED = 8
 """Labels that an error lists in full."""
-MACRO_RATES = ("macro_precision", "macro_recall")
 
 
 @register
@@ -67,11 +66,6 @@ class Classification(Task):
     def metric(self) -> str:
         """F1 of the positive class, else macro-F1."""
         return "f1" if self.positive else "macro_f1"
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        rates = ("precision", "recall", "f1") if self.positive else MACRO_RATES
-        return ("accuracy", "macro_f1", *rates, "loss", "nats_per_token")
 
     @property
     def texts(self) -> tuple[str, ...]:

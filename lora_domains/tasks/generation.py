@@ -28,7 +28,6 @@ class Generation(Task):
     kind = "generation"
     scored_by = "text"
     metric = "token_f1"
-    metrics = ("token_f1", "exact_match", "nats_per_token")
 
     @property
     def template(self) -> str:

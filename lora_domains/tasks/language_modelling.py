@@ -16,7 +16,6 @@ class LanguageModelling(Task):
     kind = "language_modelling"
     predictable = False
     metric = "nats_per_token"
-    metrics = ("nats_per_token",)
     template = ""
     answer_column = None
 

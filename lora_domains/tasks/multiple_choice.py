@@ -30,7 +30,6 @@ class MultipleChoice(Task):
     scored_by = "choices"
     predictable = False
     metric = "accuracy"
-    metrics = ("accuracy", "loss", "nats_per_token")
 
     @property
     def template(self) -> str:

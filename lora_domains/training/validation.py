@@ -8,7 +8,8 @@ import numpy as np
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.inference.scores import comparable
 from lora_domains.tasks import Task
-from lora_domains.verdict.summary import value
+from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.scores import ScoreTable
 
 
 def validation_figures(
@@ -21,14 +22,15 @@ def validation_figures(
     """
     if logprobs is None:
         return {"accuracy": None, "score": loss, "higher_is_better": False}
-    records = [
+    records = ScoreTable(
         {
             "target": example.target,
             "scores": {"adapter": {"prediction": int(comparable(task, row, example).argmax())}},
         }
         for row, example in zip(logprobs, examples, strict=True)
-    ]
+    )
     accuracy, score = (
-        value(name, records, "adapter", task.positive_index) for name in ("accuracy", task.metric)
+        metric_named(name).value(records, "adapter", task.positive_index)
+        for name in ("accuracy", task.metric)
     )
     return {"accuracy": accuracy, "score": score, "higher_is_better": True}

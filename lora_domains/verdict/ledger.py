@@ -1,27 +1,30 @@
-"""The ledger of looks at a test set: each look at the same rows leaves less trust in the next.
+"""The ledger of test sets: each evaluation on the same rows leaves less confidence for the next.
 
-Whoever tries adapter after adapter on one test set and keeps what scores best climbs on chance: 50
-truly harmful adapters, each a change to the best so far, pass a 95 % gate almost surely. So every
-look is written down before its figures are shown, and each adapter after the first is held to a
-stricter level. ``DIR/.looks.jsonl`` is append-only, one JSON object a line:
+Evaluating adapter after adapter on one test set and keeping the best one climbs on chance: 50
+adapters that are truly harmful, each a change to the best so far, pass a 95 % gate almost surely.
+So every evaluation is written down before its figures are shown, and each adapter after the first
+has to pass at a stricter level. ``DIR/.looks.jsonl`` is append-only, one JSON object a line:
 
     {"look": 3, "at": …, "who": …, "domain": …, "adapter": sha256, "test_set": digest, "rows": …,
      "previous": sha256 of the line before}
     {"verdict": "fail", "of": 3, "previous": …}
 
-A test set is known by the digest of its rows' keyed digests; no row's text is here. A line that was
-changed or taken out breaks the chain, and ``.looks.head`` (how many lines, and the hash of the
-last) betrays lines taken off the end. Removing both files is not seen: this keeps honest people
-honest. Nor is a test set changed by a row the same test set.
+(An evaluation is called "look" in these files and in a card; issue 13 replaces the format.)
 
-**The rule** (``level``): of the 5 % that a verdict may err, the first adapter spends 4 %, the
-second .3 %, and each one after it half of the one before; together 4.6 %. That alone keeps
+A test set is identified by the digest of its rows' keyed digests; the file holds no row's text. A
+line that was changed or removed breaks the chain, and ``.looks.head`` (the number of lines, and the
+hash of the last) shows when lines were removed from the end. Removing both files is not noticed:
+the ledger keeps honest people honest. Nor is a test set recognised after one of its rows changed.
+
+**The rule** (``level``): of the 5 % error that a verdict may have, the first adapter spends 4 %,
+the second .3 %, and each one after it half of the one before; together 4.6 %. That alone keeps
 verdicts honest where adapters do not follow from one another (alpha spending: Lan & DeMets 1983,
 Biometrika 70:659). Where they do, the number of adapters one could have come to doubles with each
-look that told which to keep, and so must the evidence (Blum & Hardt 2015, The Ladder, ICML; Dwork
-et al. 2015, Science 349:636): spending α/(k(k+1)) instead let climbers through far above 5 %. The
-simulation is ``benchmarks/verdict/simulation.py``. The first evaluation keeps most of its power: a
-harmless adapter passes the retention gate in 84 % of runs, not 87 % (700 items, 8 % flipping).
+evaluation that told which to keep, and so must the evidence (Blum & Hardt 2015, The Ladder, ICML;
+Dwork et al. 2015, Science 349:636): spending α/(k(k+1)) instead let climbers through far above 5 %.
+The simulation is ``benchmarks/verdict/simulation.py``. The first evaluation keeps most of its
+power: a harmless adapter passes the retention gate in 84 % of runs, not 87 % (700 items, 8 %
+changing).
 """
 
 import getpass
@@ -45,9 +48,9 @@ except ImportError:  # Windows has no advisory locks; there one process writes a
 
 LEDGER, HEAD = ".looks.jsonl", ".looks.head"
 ALPHA, FIRST, SECOND = 0.05, 0.8, 0.06
-"""What a verdict may err in all, and the shares of it that the first two adapters spend."""
+"""The error that verdicts may have in all, and the shares of it for the first two adapters."""
 LEAST = 1e-9
-"""No look spends less: beyond it no adapter could pass, and a float could not hold the level."""
+"""No evaluation spends less: a float could not hold the level, and no adapter could pass."""
 START = "0" * 64
 
 
@@ -58,30 +61,32 @@ def level(adapters_before: int) -> float:
 
 
 def set_digest(items: Sequence[Mapping[str, Any]]) -> str:
-    """What a test set is known by: sha256 over its rows' keyed digests and targets, in any order.
+    """The identity of a test set: sha256 over its rows' keyed digests and targets, in any order.
 
-    Free text has no target: there the digest alone tells.
+    The target of free text is always -1, so there the digests alone decide.
     """
     rows = sorted(f"{item['digest']} {item['target']}" for item in items if item["set"] == "test")
     return sha256("\n".join(rows).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a look stands among all looks at its test set, as the card keeps it (``looks``)."""
+class PriorEvaluations:
+    """What came before an evaluation on the same test set; a card keeps it as ``looks``."""
 
     test_set: str
     before: int
-    """Looks at the same rows before this one, by any adapter."""
+    """Earlier evaluations on the same rows, of any adapter."""
     adapters: int
-    """Other adapters judged on them before this one was for the first time."""
+    """Other adapters evaluated on them before this one was for the first time."""
     level: float
     broken: str | None
-    """What is wrong with the ledger; None where it is whole."""
+    """What is wrong with the ledger; None where it is intact."""
 
 
-def look(folder: Path, *, test_set: str, adapter: str, domain: str, rows: int) -> Standing:
-    """Write down that ``adapter`` is judged on ``test_set`` now; where that look stands."""
+def begin_evaluation(
+    folder: Path, *, test_set: str, adapter: str, domain: str, rows: int
+) -> PriorEvaluations:
+    """Record that ``adapter`` is evaluated on ``test_set`` now; returns what came before."""
     with _opened(folder) as file:
         lines = _lines(file)
         number = 1 + sum('"look"' in line for line in lines)
@@ -95,37 +100,39 @@ def look(folder: Path, *, test_set: str, adapter: str, domain: str, rows: int) -
             "rows": rows,
         }
         _append(folder, file, lines, entry)
-    return standing(folder, test_set, adapter)
+    return prior_evaluations(folder, test_set, adapter)
 
 
-def settle(folder: Path, *, test_set: str, adapter: str, verdict: str) -> None:
-    """Write down the verdict of the adapter's last look."""
+def end_evaluation(folder: Path, *, test_set: str, adapter: str, verdict: str) -> None:
+    """Record the verdict of the adapter's last evaluation."""
     with _opened(folder) as file:
         lines = _lines(file)
-        mine = [e["look"] for e in _looks(lines, test_set) if e["adapter"] == adapter]
-        _append(folder, file, lines, {"verdict": verdict, "of": mine[-1] if mine else None})
+        own = [e["look"] for e in _evaluations(lines, test_set) if e["adapter"] == adapter]
+        _append(folder, file, lines, {"verdict": verdict, "of": own[-1] if own else None})
 
 
-def standing(folder: Path, test_set: str, adapter: str) -> Standing:
-    """Where the adapter's last look at ``test_set`` stands; every process may ask."""
+def prior_evaluations(folder: Path, test_set: str, adapter: str) -> PriorEvaluations:
+    """What came before the adapter's last evaluation on ``test_set``; every process may ask."""
     with _opened(folder) as file:
         lines = _lines(file)
         broken = _broken(folder, lines)
-    looks = [entry["adapter"] for entry in _looks(lines, test_set)]
-    before = len(looks) - 1 - looks[::-1].index(adapter) if adapter in looks else len(looks)
-    others = looks[: looks.index(adapter)] if adapter in looks else looks
+    adapters = [entry["adapter"] for entry in _evaluations(lines, test_set)]
+    before, others = len(adapters), adapters
+    if adapter in adapters:
+        before = len(adapters) - 1 - adapters[::-1].index(adapter)
+        others = adapters[: adapters.index(adapter)]
     count = len(set(others))
-    return Standing(test_set, before, count, level(count), broken)
+    return PriorEvaluations(test_set, before, count, level(count), broken)
 
 
-# ── inside ──────────────────────────────────────────────────────────────────────────────────────
+# ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[IO[bytes]]:
-    """The ledger, held by this process alone until the block ends.
+    """The ledger, locked for this process until the block ends.
 
-    Raises AdapterError when the disk refuses it; a line it took half of is taken off next time.
+    Raises AdapterError when it cannot be written; half a line is removed at the next opening.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,14 +143,14 @@ def _opened(folder: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise AdapterError(
             where=LEDGER,
-            expected="a disk that takes a line: every look at a test set is written down",
+            expected="a writable ledger: every evaluation of a test set is recorded",
             found=error.strerror or str(error),
             hint="Free some space and evaluate again; the adapter itself is safe.",
         ) from error
 
 
 def _lines(file: IO[bytes]) -> list[str]:
-    """Every whole line; what a killed process left of one is taken off."""
+    """Every whole line; half a line that a killed process left is removed."""
     file.seek(0)
     content = file.read()
     whole = content.rfind(b"\n") + 1
@@ -163,7 +170,7 @@ def _append(folder: Path, file: IO[bytes], lines: list[str], entry: dict[str, An
 
 
 def _broken(folder: Path, lines: Sequence[str]) -> str | None:
-    """What is wrong with the ledger, in words; None where it is whole."""
+    """What is wrong with the ledger, in words; None where it is intact."""
     previous = START
     for number, line in enumerate(lines, 1):
         entry = _parsed(line)
@@ -181,7 +188,7 @@ def _broken(folder: Path, lines: Sequence[str]) -> str | None:
     return None
 
 
-def _looks(lines: Sequence[str], test_set: str) -> list[dict[str, Any]]:
+def _evaluations(lines: Sequence[str], test_set: str) -> list[dict[str, Any]]:
     entries = map(_parsed, lines)
     return [e for e in entries if e.get("test_set") == test_set and "look" in e and "adapter" in e]
 

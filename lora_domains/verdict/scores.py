@@ -1,48 +1,97 @@
-"""Per-item scores, read by columns: an array a score. ``figures`` says what an item holds."""
+"""Per-item scores, read by column.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+An adapter's ``items.jsonl`` holds everything that figures and gates are computed from, so a report
+can be rebuilt or checked without a model. One item is one JSON object:
+
+    {"set": "test" | "train" | "validation" | "general" | "text", "id": "test:17", "digest": …,
+     "target": 1, "group": …, "slices": {…}, "suite": …,
+     "scores": {"base": {…}, "adapter": {…}, NAME: {…}}}
+
+where the score of a contender holds ``prediction``, ``nll``, ``confidence``, ``brier`` (choices),
+``positive`` (probability of the positive class), ``f1``, ``exact`` (generation), ``nats`` and
+``tokens`` (all but some baselines), ``kl`` (text). Validation rows are included where they chose a
+threshold; no gate reads them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Items = Sequence[Mapping[str, Any]]
-Array = np.ndarray
+Item = Mapping[str, Any]
+Column = NDArray[np.float64]
+
 CONTENDERS = ("base", "adapter")
+LABELS = {
+    "base": "the base",
+    "adapter": "the adapter",
+    "parent": "the adapter it continues from",
+    "majority": "the majority class",
+    "tfidf": "TF-IDF",
+}
+"""Contenders as people read them; others go by their own name."""
 
 
-class Rows(list[Mapping[str, Any]]):
-    """Items that remember their columns: every metric reads the same few."""
+def contender_label(name: str) -> str:
+    """``tfidf`` → ``TF-IDF``, ``3_shot`` → ``the base with 3 examples``."""
+    shots = name.removesuffix("_shot")
+    if shots != name:
+        return f"the base with {shots} examples"
+    return LABELS.get(name, name)
 
-    def __init__(self, items: Iterable[Mapping[str, Any]], whole: "Rows | None" = None) -> None:
-        super().__init__(items)
-        self.columns: dict[tuple[str, str], Array] = {}
-        self.scores: dict[str, list[Mapping[str, float]]] = {}
-        self.numbered: list[Any] | None = None
-        self.whole, self.places = whole, np.empty(0, int)
 
-    def part(self, places: Array) -> "Rows":
-        """The items at ``places``, numbers (n,), whose columns are cut from these."""
-        found = Rows((self[i] for i in places), self)
-        found.places = places
-        return found
+class ScoreTable:
+    """Items whose columns are read once: every metric reads the same few.
 
-    def targets(self) -> Array:
-        """The index of the right choice of each item, (items,)."""
-        if self.whole is not None:
-            return self.whole.targets()[self.places]
-        return self._kept(("", "target"), lambda: [item["target"] for item in self])
+    A part of a table cuts its columns from those of the whole.
+    """
 
-    def column(self, contender: str, key: str) -> Array:
-        """One number per item of one contender; NaN where it has none."""
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = list(items)
+        self._columns: dict[tuple[str, str], Column] = {}
+        self._scores: dict[str, list[Mapping[str, float]]] = {}
+        self._groups: list[Any] | None = None
+        self._whole: ScoreTable | None = None
+        self._places: NDArray[np.intp] = np.empty(0, np.intp)
 
-        if self.whole is not None:
-            return self.whole.column(contender, key)[self.places]
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def __getitem__(self, place: int) -> Item:
+        return self._items[place]
+
+    def where(self, field: str, value: str) -> "ScoreTable":
+        """The items whose ``field`` is ``value``."""
+        return ScoreTable(item for item in self._items if item.get(field) == value)
+
+    def part(self, places: NDArray[np.intp]) -> "ScoreTable":
+        """The items at ``places``, numbers (n,)."""
+        table = ScoreTable(self._items[i] for i in places)
+        table._whole, table._places = self, places
+        return table
+
+    def targets(self) -> Column:
+        """The index of the correct choice of each item, (items,)."""
+        if self._whole is not None:
+            return self._whole.targets()[self._places]
+        return self._kept(("", "target"), lambda: [item["target"] for item in self._items])
+
+    def column(self, contender: str, key: str) -> Column:
+        """One number per item of one contender, (items,); NaN where it has none."""
+        if self._whole is not None:
+            return self._whole.column(contender, key)[self._places]
 
         def values() -> Iterable[float]:
-            if contender not in self.scores:
-                self.scores[contender] = [item["scores"].get(contender) or {} for item in self]
-            scores = self.scores[contender]
+            if contender not in self._scores:
+                self._scores[contender] = [
+                    item["scores"].get(contender) or {} for item in self._items
+                ]
+            scores = self._scores[contender]
             try:
                 # Almost always every item has it, and this is several times faster.
                 return list(map(itemgetter(key), scores))
@@ -51,39 +100,34 @@ class Rows(list[Mapping[str, Any]]):
 
         return self._kept((contender, key), values)
 
+    def scored(self, contender: str, key: str) -> bool:
+        """Whether every item has this score of the contender."""
+        return bool(len(self)) and not np.isnan(self.column(contender, key)).any()
+
     def groups(self) -> list[Any] | None:
         """The group of each item; None where none has one. A row without a group stands alone."""
-        if self.numbered is None:
-            groups = [item.get("group") for item in self]
-            self.numbered = (
+        if self._groups is None:
+            groups = [item.get("group") for item in self._items]
+            self._groups = (
                 []
                 if all(group is None for group in groups)
                 else [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
             )
-        return self.numbered or None
+        return self._groups or None
 
-    def _kept(self, name: tuple[str, str], values: Callable[[], Iterable[float]]) -> Array:
-        if name not in self.columns:
-            self.columns[name] = np.array(values(), float)
-            self.columns[name].flags.writeable = False
-        return self.columns[name]
+    def slice_columns(self) -> list[str]:
+        """The names of the columns that rows are sliced by, in order of appearance."""
+        return list(
+            dict.fromkeys(name for item in self._items for name in item.get("slices") or {})
+        )
 
+    def baselines(self) -> list[str]:
+        """The contenders other than base and adapter, in the order they were scored."""
+        first: Sequence[str] = list(self._items[0]["scores"]) if self._items else []
+        return [name for name in first if name not in CONTENDERS]
 
-def chosen(items: Items, field: str, wanted: str) -> Rows:
-    """The items whose ``field`` is ``wanted``."""
-    return Rows(item for item in items if item.get(field) == wanted)
-
-
-def column(items: Items, contender: str, key: str) -> Array:
-    """One number per item of one contender; NaN where it has none."""
-    return (items if isinstance(items, Rows) else Rows(items)).column(contender, key)
-
-
-def targets(items: Items) -> Array:
-    """The index of the right choice of each item, (items,)."""
-    return (items if isinstance(items, Rows) else Rows(items)).targets()
-
-
-def baselines(items: Items) -> list[str]:
-    """The contenders other than base and adapter, in the order they were scored."""
-    return [name for name in (items[0]["scores"] if items else {}) if name not in CONTENDERS]
+    def _kept(self, name: tuple[str, str], values: Callable[[], Iterable[float]]) -> Column:
+        if name not in self._columns:
+            self._columns[name] = np.array(values(), float)
+            self._columns[name].flags.writeable = False
+        return self._columns[name]

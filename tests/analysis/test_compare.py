@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_summary import general, score
-from test_summary import row as item_row
+from support.items import general, score
+from support.items import row as item_row
 
 from lora_domains.analysis.compare import compare_adapters, compare_seeds
 from lora_domains.cli import main as cli
@@ -126,7 +126,7 @@ def test_the_command_and_its_exit_codes(tmp_path: Path, capsys: pytest.CaptureFi
         assert left.value.code == code, names
     captured = capsys.readouterr()
     assert "b against a on the same 400 rows" in captured.out
-    assert "of the A" in captured.out
+    assert "; a reaches 0." in captured.out
     assert "Did you mean 'b'" in captured.err
     with pytest.raises(SystemExit):
         cli.main(["compare", "a", "b", "--json", "--out", str(tmp_path)])

@@ -15,11 +15,12 @@ from support.models import SUITE
 
 from lora_domains.analysis.reproduce import base_of, card_at, differences, domain_of, same_bytes
 from lora_domains.data.source import Data, Hub
-from lora_domains.domain import Domain, Gates, Lora, Training, as_record
+from lora_domains.domain import Domain, Lora, Training, as_record
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.verdict_run import use_settings
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.tasks import Classification, Generation
+from lora_domains.verdict.gates import Gates
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT
 from support.scripts import script
 
-from lora_domains.domain import Gates, Training
+from lora_domains.domain import Training
 from lora_domains.training.retention import AUTO
+from lora_domains.verdict.gates import Gates
 
 SPEED = ROOT / "benchmarks" / "speed"
 EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency")

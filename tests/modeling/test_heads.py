@@ -366,7 +366,7 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     assert set(scores["baselines"]) == {"majority", "tfidf"}
     assert scores["adapter"] > 0.9
     assert entry.domain_scores["accuracy"]["base"] > scores["baselines"]["majority"]
-    assert {gate["name"] for gate in entry.gates} >= {"gain", "retention", "drift", "alive"}
+    assert {gate["name"] for gate in entry.gates} >= {"gain", "retention", "drift", "effect"}
     assert entry.judged["knowledge"] == "questions"
     assert entry.general["kl"]["general"] > 0
     assert model._witness == witness

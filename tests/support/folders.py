@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 from conftest import ROOT
 from referencing import Registry
-from test_summary import Item, general, table, text, train_like
+from support.items import Item, general, table, text, train_like
 
 from lora_domains.stats.seeds import seed_variance
 

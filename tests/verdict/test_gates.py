@@ -1,21 +1,41 @@
-"""Gates on published figures, and the rule they share."""
+"""Each gate on its own, their thresholds, and a gate that is registered from outside."""
 
 import dataclasses
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.folders import folder
+from support.items import Item, table
 
-from lora_domains.stats.bootstrap import Bounds
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain, as_record
+from lora_domains.errors import DomainError
+from lora_domains.report.card import AdapterEntry
+from lora_domains.report.report import combine, rebuild, save_report
 from lora_domains.stats.comparisons import Comparison, compare_accuracy, compare_means
-from lora_domains.stats.intervals import difference_bounds, tango, wilson
-from lora_domains.verdict import gates
-from lora_domains.verdict.gates import GateResult, Verdict, judge, verdict
+from lora_domains.stats.intervals import tango
+from lora_domains.tasks import Classification
+from lora_domains.verdict.evidence import Evidence
+from lora_domains.verdict.gain import gain
+from lora_domains.verdict.gates import (
+    GATES,
+    Gate,
+    Gates,
+    Threshold,
+    judge_all,
+    register,
+    retention,
+)
+from lora_domains.verdict.metrics import METRICS
+from lora_domains.verdict.rules import GateResult, Verdict, judge_count
 
 
 def by_counts(won: int, lost: int, n: int) -> Comparison:
@@ -23,200 +43,119 @@ def by_counts(won: int, lost: int, n: int) -> Comparison:
     return compare_accuracy(change < 0, change > 0)
 
 
-def judged(
-    lower: float,
-    upper: float,
-    threshold: float = 0.0,
-    strict: bool = False,
-    higher_is_better: bool = True,
-) -> Verdict:
-    return judge(
-        "g",
-        "r",
-        (lower + upper) / 2,
-        lower,
-        upper,
-        threshold,
-        strict=strict,
-        higher_is_better=higher_is_better,
-        what="x",
-        n=9,
-    ).verdict
+def evidence(*items: Item, **counted: Any) -> Evidence:
+    return Evidence.of(items, METRICS["accuracy"], ["no", "yes"], 1, **counted)
 
 
-def test_a_bound_is_told_from_its_threshold_in_words() -> None:
-    found = judge("g", "r", 0.05, -0.0004, 0.1, 0.0, strict=True, what="x", n=9)
-    assert "bounds -0.0004 and 0.100 leave 0.000 open" in found.why
-    found = judge("g", "r", 0.9, 0.85000001, 0.95, 0.85, what="x", n=9)
-    assert "at least 0.85000001: it clears 0.850" in found.why
-    found = judge("g", "r", 0.9, 0.85, 0.95, 0.85, what="x", n=9)
-    assert "at least 0.850: it clears 0.850" in found.why
+def result(name: str, *items: Item, threshold: float = 0.0, **counted: Any) -> GateResult:
+    found = GATES[name].judge(evidence(*items, **counted), threshold)
+    assert found is not None
+    return found
 
 
-# ── published figures ──
-
-
-def test_98_percent_accuracy_with_12_percent_recall_fails() -> None:
-    found, missed, alarms, rows = 27, 198, 2, 10_000
-    assert (rows - missed - alarms) / rows == 0.98
-    assert found / (found + missed) == 0.12
-    result = gates.recall(found, missed, floor=0.80)
-    assert result.verdict == "fail"
-    assert result.upper == pytest.approx(0.160, abs=5e-4)
-    assert "recall is 0.120 on 225 positives" in result.why
-    assert "at most 0.160: it misses 0.800" in result.why
-
-
-def test_half_precision_and_a_third_of_recall_fail_both() -> None:
-    assert gates.precision(30, 30, floor=0.85).verdict == "fail"
-    assert gates.recall(30, 70, floor=0.80).verdict == "fail"
-
-
-def test_85_15_10_90_is_inconclusive_and_says_what_settles_it() -> None:
-    tp, fn, fp, tn = 85, 15, 10, 90
-    assert (tp + tn) / (tp + fn + fp + tn) == 0.875
-    found = gates.recall(tp, fn, floor=0.80)
-    assert (found.verdict, found.observed) == ("inconclusive", 0.85)
-    assert found.lower == pytest.approx(0.782, abs=5e-4)
-    assert "0.782 and 0.899 leave 0.800 open" in found.why
-    assert "about 174 positives" in found.why
-    right = gates.precision(tp, fp, floor=0.85)
-    assert right.verdict == "inconclusive"
-    assert right.observed == pytest.approx(0.895, abs=5e-4)
-    assert right.lower == pytest.approx(0.832, abs=5e-4)
-    assert "about 173 predicted positives" in right.why
-    assert verdict([found, right]) == "inconclusive"
-
-
-def test_the_same_shares_of_2000_rows_pass() -> None:
-    assert gates.recall(850, 150, floor=0.80).verdict == "pass"
-    assert gates.precision(850, 100, floor=0.85).verdict == "pass"
-
-
-def test_the_number_named_settles_it() -> None:
-    assert gates.recall(148, 26, floor=0.80).verdict == "pass"  # .851 of 174
-    assert gates.recall(147, 26, floor=0.80).verdict == "inconclusive"  # .8497 of 173
-
-
-# ── the rule ──
-
-
-def test_pass_fail_inconclusive() -> None:
-    assert judged(0.1, 0.3) == "pass"
-    assert judged(-0.3, -0.1) == "fail"
-    assert judged(-0.1, 0.1) == "inconclusive"
-    assert judged(0.1, 0.3, higher_is_better=False) == "fail"
-    assert judged(-0.3, -0.1, higher_is_better=False) == "pass"
-    assert judged(-0.1, 0.1, higher_is_better=False) == "inconclusive"
-
-
-def test_a_bound_on_the_threshold_counts_unless_the_rule_is_strict() -> None:
-    assert judged(0.0, 0.1) == "pass"
-    assert judged(0.0, 0.1, strict=True) == "inconclusive"
-    assert judged(-0.1, 0.0) == "inconclusive"
-    assert judged(-0.1, 0.0, strict=True) == "fail"
-    assert judged(-0.1, 0.0, higher_is_better=False) == "pass"
-    assert judged(0.0, 0.0, strict=True) == "fail"
-
-
-@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1), st.booleans())
-def test_both_directions_agree(
-    middle: float, down: float, up: float, threshold: float, strict: bool
-) -> None:
-    one = judged(middle - down, middle + up, threshold, strict=strict)
-    other = judged(-middle - up, -middle + down, -threshold, strict=strict, higher_is_better=False)
-    assert one == other
-
-
-def test_what_is_not_a_number_fails_and_stays_json() -> None:
-    result = judge("g", "r", math.nan, math.nan, math.nan, 0.0, what="loss", n=9)
-    assert result.verdict == "fail"
-    assert "diverged" in result.why
-    json.dumps(dataclasses.asdict(result), allow_nan=False)
-
-
-def test_verdict_of_all() -> None:
-    def with_verdict(*found: Verdict) -> Verdict:
-        return verdict(GateResult("g", "r", 0.0, 0.0, 0.0, 0.0, one, "") for one in found)
-
-    assert with_verdict("pass", "pass") == "pass"
-    assert with_verdict("pass", "inconclusive") == "inconclusive"
-    assert with_verdict("inconclusive", "fail", "pass") == "fail"
-    assert verdict([]) == "inconclusive"
-
-
-# ── each gate ──
+# ── Gain ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_gain_needs_both_the_base_and_the_best_baseline() -> None:
+    def gained(base: Comparison, baseline: Comparison | None = None) -> GateResult:
+        rivals = {"the base": base} | ({"TF-IDF": baseline} if baseline else {})
+        return gain(METRICS["accuracy"], rivals)
+
     better, level, worse = by_counts(40, 5, 200), by_counts(6, 5, 200), by_counts(5, 40, 200)
-    assert gates.gain(better, better, "accuracy", "TF-IDF").verdict == "pass"
-    assert gates.gain(better, None, "accuracy").verdict == "pass"
-    open_one = gates.gain(better, level, "accuracy", "TF-IDF")
-    assert open_one.verdict == "inconclusive"
-    assert open_one.rule == "accuracy - base > 0 and accuracy - TF-IDF > 0"
-    assert "of the TF-IDF" in open_one.why
-    assert gates.gain(level, worse, "accuracy").verdict == "fail"
-    assert gates.gain(worse, better, "accuracy").verdict == "fail"
+    assert gained(better, better).verdict == "pass"
+    assert gained(better).verdict == "pass"
+    undecided = gained(better, level)
+    assert undecided.verdict == "inconclusive"
+    assert undecided.rule == "accuracy above the base and above TF-IDF"
+    assert "TF-IDF reaches" in undecided.why
+    assert gained(level, worse).verdict == "fail"
+    assert gained(worse, better).verdict == "fail"
 
 
 def test_gain_of_a_loss_is_a_fall() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(2.0, 0.2, 100)
     lower = compare_means(base, base - 0.5 + rng.normal(0, 0.1, 100), higher_is_better=False)
-    assert gates.gain(lower, None, "nats", higher_is_better=False).verdict == "pass"
-    assert gates.gain(lower, None, "nats").verdict == "fail"
+    passed = gain(METRICS["nats_per_token"], {"the base": lower})
+    assert passed.verdict == "pass"
+    assert passed.rule == "nats per token below the base"
+    assert gain(METRICS["accuracy"], {"the base": lower}).verdict == "fail"
 
 
 def test_gain_of_nothing_at_all_is_no_pass() -> None:
     same = compare_means(np.ones(50), np.ones(50))
     assert (same.lower, same.upper) == (0.0, 0.0)
-    assert gates.gain(same, None, "nats").verdict == "fail"
-    assert gates.gain(by_counts(0, 0, 50), None, "accuracy").verdict == "inconclusive"
+    assert gain(METRICS["exact_match"], {"the base": same}).verdict == "fail"
+    none = by_counts(0, 0, 50)
+    assert gain(METRICS["accuracy"], {"the base": none}).verdict == "inconclusive"
+
+
+def test_gain_says_in_words_what_beats_the_adapter() -> None:
+    truth = np.arange(200) % 2
+    adapter = np.where(np.arange(200) < 20, 1 - truth, truth)
+    compared = METRICS["f1"].compare(
+        evidence(*_predicted(truth, tfidf=truth, adapter=adapter)).test, "tfidf", "adapter", 1
+    )
+    assert compared is not None
+    why = gain(METRICS["f1"], {"TF-IDF": compared}).why
+    assert why.startswith("F1 0.900; TF-IDF reaches 1.000. The adapter does not beat it: ")
+
+
+def _predicted(truth: np.ndarray, **predicted: np.ndarray) -> list[Item]:
+    return [
+        {"set": "test", "target": int(target), "scores": {
+            name: {"prediction": int(each[n])} for name, each in predicted.items()}}
+        for n, target in enumerate(truth)
+    ]  # fmt: skip
 
 
 def test_one_item_is_inconclusive_and_json() -> None:
-    result = gates.gain(compare_means([1.0], [2.0]), None, "nats")
-    assert result.verdict == "inconclusive"
-    assert "more are needed" in result.why
-    json.dumps(dataclasses.asdict(result), allow_nan=False)
+    found = gain(METRICS["exact_match"], {"the base": compare_means([1.0], [2.0])})
+    assert found.verdict == "inconclusive"
+    assert "more test rows are needed" in found.why
+    json.dumps(dataclasses.asdict(found), allow_nan=False)
+
+
+# ── General knowledge ───────────────────────────────────────────────────────────────────────────
 
 
 def test_retention_needs_88_items_even_when_nothing_is_lost() -> None:
-    short = gates.retention(by_counts(0, 0, 87))
+    short = retention(by_counts(0, 0, 87))
     assert short.verdict == "inconclusive"
-    assert "about 88 items" in short.why
-    assert gates.retention(by_counts(0, 0, 88)).verdict == "pass"
-    assert gates.retention(by_counts(0, 0, 88), margin=0.02).verdict == "inconclusive"
-    assert gates.retention(by_counts(2, 80, 800)).verdict == "fail"
+    assert "about 88 probe items are needed" in short.why
+    assert retention(by_counts(0, 0, 88)).verdict == "pass"
+    assert retention(by_counts(0, 0, 88), margin=0.02).verdict == "inconclusive"
+    assert retention(by_counts(2, 80, 800)).verdict == "fail"
 
 
 def test_retention_threshold_is_minus_the_margin() -> None:
-    result = gates.retention(by_counts(10, 12, 1000), margin=0.05)
-    assert (result.threshold, result.verdict) == (-0.05, "pass")
-    assert result.lower == tango(10, 12, 1000).lower
+    found = retention(by_counts(10, 12, 1000), margin=0.05)
+    assert (found.threshold, found.verdict) == (-0.05, "pass")
+    assert found.lower == tango(10, 12, 1000).lower
 
 
-def test_drift_is_bounded_from_above() -> None:
-    assert gates.drift(0.10, Bounds(0.08, 0.12), 200, limit=0.15).verdict == "pass"
-    assert gates.drift(0.20, Bounds(0.17, 0.24), 200, limit=0.15).verdict == "fail"
-    between = gates.drift(0.14, Bounds(0.12, 0.16), 200, limit=0.15)
-    assert between.verdict == "inconclusive"
-    assert "about 800 texts" in between.why
+def test_windows_of_one_text_say_no_more_than_the_text() -> None:
+    texts: list[Item] = [
+        {"set": "text", "id": f"{n}/{w}", "target": -1, "digest": f"{n}", "group": f"g{n}",
+         "scores": {"adapter": {"kl": 0.1 * n, "tokens": 10, "nats": 10.0}}}
+        for n in range(8) for w in range(20)
+    ]  # fmt: skip
+    alone = [{k: v for k, v in text.items() if k != "group"} for text in texts]
+    together, apart = (evidence(*each).kl(0.95) for each in (texts, alone))
+    assert together.observed == apart.observed
+    widths = [measured.bounds.upper - measured.bounds.lower for measured in (together, apart)]
+    assert widths[0] > 3 * widths[1]
 
 
-def test_precision_without_a_positive_prediction_cannot_pass() -> None:
-    result = gates.precision(0, 0, floor=0.0)
-    assert (result.verdict, result.observed) == ("inconclusive", None)
-    assert "undefined" in result.why
-    assert gates.recall(0, 0, floor=0.0).verdict == "inconclusive"
+# ── The other gates ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_overfit_is_the_gap_of_two_samples() -> None:
     def gate(train_right: int, test_right: int, n: int) -> Verdict:
-        train, test = wilson(train_right, n), wilson(test_right, n)
-        bounds = difference_bounds(train_right / n, train, test_right / n, test)
-        return gates.overfit(train_right / n, test_right / n, bounds, n).verdict
+        train = table(train_right, n - train_right, 0, 0, where="train")
+        return result(
+            "overfit", *train, *table(test_right, n - test_right, 0, 0), threshold=0.10
+        ).verdict
 
     assert gate(1000, 980, 1000) == "pass"
     assert gate(1000, 800, 1000) == "fail"
@@ -225,30 +164,112 @@ def test_overfit_is_the_gap_of_two_samples() -> None:
 
 
 def test_leaks_fail_when_exact_and_warn_when_near() -> None:
-    assert gates.leaks(0).verdict == "pass"
-    near = gates.leaks(0, near=3)
+    assert result("leaks", leaks={"exact": 0, "near": 0}).verdict == "pass"
+    near = result("leaks", leaks={"exact": 0, "near": 3})
     assert near.verdict == "pass"
     assert "Warning: 3 rows are nearly the same" in near.why
-    exact = gates.leaks(1, near=3)
+    exact = result("leaks", leaks={"exact": 1, "near": 3})
     assert (exact.verdict, exact.observed) == ("fail", 1.0)
+    assert "1 test or probe row is also" in exact.why
     assert "--drop-leaks" in exact.why
 
 
-def test_frozen_and_alive() -> None:
-    assert gates.frozen(changed=False).verdict == "pass"
-    assert gates.frozen(changed=True).verdict == "fail"
-    assert gates.alive(0.5).verdict == "pass"
-    assert gates.alive(0.0).verdict == "fail"
-    assert gates.alive(1e-7, tolerance=1e-6).verdict == "fail"
+def test_the_base_is_frozen() -> None:
+    assert result("frozen", base_changed=False).verdict == "pass"
+    assert result("frozen", base_changed=True).verdict == "fail"
+
+
+def test_an_adapter_has_an_effect() -> None:
+    assert result("effect", largest_move=0.5).verdict == "pass"
+    assert result("effect", largest_move=0.0).verdict == "fail"
+    assert result("effect", largest_move=1e-7, threshold=1e-6).verdict == "fail"
     for broken in (math.nan, math.inf):
-        result = gates.alive(broken)
-        assert (result.verdict, result.observed) == ("fail", None)
+        found = result("effect", largest_move=broken)
+        assert (found.verdict, found.observed) == ("fail", None)
+
+
+# ── Thresholds ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_threshold_is_a_setting_with_the_default_of_its_gate() -> None:
+    settings = {setting.name: setting.default for setting in dataclasses.fields(Gates)}
+    assert settings == {g.name: g.threshold.default for g in GATES.values() if g.threshold}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Gates)])
+def test_a_threshold_outside_its_range_is_refused_with_the_range(name: str) -> None:
+    threshold = GATES[name].threshold
+    assert threshold is not None
+    for value in (threshold.above, threshold.below, -1.0):
+        if threshold.allows(value):
+            continue
+        with pytest.raises(DomainError, match=f"setting '{name}'") as refused:
+            Domain("x", Classification(), Data("t.csv"), gates=Gates(**{name: value}))
+        assert str(threshold) in str(refused.value)
+
+
+def test_ranges_in_words() -> None:
+    assert str(Threshold(0.8)) == "between 0 and 1"
+    assert str(Threshold(0.8, above=0.5)) == "between .5 and 1"
+    assert str(Threshold(0.8, below=math.inf)) == "above 0"
+
+
+# ── A gate from outside ─────────────────────────────────────────────────────────────────────────
+
+
+def confident(evidence: Evidence, floor: float) -> GateResult:
+    """The adapter's smallest confidence on test rows reaches a floor."""
+    least = float(evidence.test.column("adapter", "confidence").min())
+    why = f"The smallest confidence is {least:.3f}; at least {floor:g} is required."
+    return judge_count("confidence", "all confident", least, passed=least >= floor, why=why)
+
+
+@dataclass(frozen=True)
+class Stricter(Gates):
+    confidence: float = 0.95
+
+
+@pytest.fixture
+def _confidence() -> Iterator[None]:
+    register(Gate("confidence", confident, Threshold(0.5)))
+    yield
+    del GATES["confidence"]
+
+
+@pytest.mark.usefixtures("_confidence")
+def test_a_registered_gate_counts_in_verdict_card_and_junit(tmp_path: Path) -> None:
+    def judged(name: str, gates: Mapping[str, float]) -> AdapterEntry:
+        made = folder(tmp_path, name)
+        card = json.loads((made / "card.json").read_text())
+        card["adapters"][0]["settings"]["gates"] = dict(gates)
+        (made / "card.json").write_text(json.dumps(card))
+        return rebuild(made).adapter
+
+    domain = Domain("x", Classification(), Data("t.csv"), gates=Stricter())
+    plain, strict = judged("plain", {}), judged("strict", as_record(domain)["gates"])
+    assert [entry.verdict for entry in (plain, strict)] == ["pass", "fail"]
+    assert {g["name"]: g["verdict"] for g in strict.gates}["confidence"] == "fail"
+    save_report(combine([tmp_path / "strict"]), tmp_path / "out")
+    assert 'name="confidence"' in (tmp_path / "out" / "junit.xml").read_text()
+    assert "smallest confidence is 0.900" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(DomainError, match="setting 'confidence'"):
+        Domain("x", Classification(), Data("t.csv"), gates=Stricter(confidence=2.0))
+    with pytest.raises(ValueError, match="already"):
+        register(GATES["confidence"])
 
 
 def test_gates_need_neither_torch_nor_scikit_learn() -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['sklearn'] = None;"
-        "from lora_domains.verdict import gates; print(gates.recall(85, 15, .8).verdict)"
+        "from lora_domains.verdict.rules import judge_share;"
+        "from lora_domains.verdict import gates;"
+        "print(judge_share('recall', 85, 100, .8, 'positives').verdict)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "inconclusive"
+
+
+def test_judge_all_leaves_out_gates_that_do_not_concern_the_adapter() -> None:
+    items = table(50, 5, 5, 50)
+    names = [r.name for r in judge_all(evidence(*items), {})]
+    assert names == ["gain", "recall", "precision", "frozen", "effect"]

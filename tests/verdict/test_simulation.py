@@ -16,7 +16,7 @@ simulation = script("simulation", "verdict")
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(120, 900), st.floats(0.9, 0.9999))
-def test_all_runs_at_once_are_judged_as_one_by_one(
+def test_vectorised_passes_agree_with_single_ones(
     won: int, lost: int, n: int, level: float
 ) -> None:
     lower = tango(won, lost, n, level).lower
@@ -29,7 +29,7 @@ def test_a_truly_harmful_adapter_rarely_passes() -> None:
     assert simulation.share_passing(200, 0.08, -0.03, 500, seed=1) <= 0.065
 
 
-@pytest.mark.parametrize("at", [0.95, level(0)], ids=["95 %", "first look"])
+@pytest.mark.parametrize("at", [0.95, level(0)], ids=["95 %", "first evaluation"])
 def test_a_harmless_adapter_mostly_passes(at: float) -> None:
     assert simulation.share_passing(700, 0.08, 0.0, 500, at, seed=1) >= 0.80
     assert simulation.share_passing(700, 0.20, 0.0, 500, at, seed=1) >= 0.48  # 50 %, 1 sd below
@@ -38,7 +38,7 @@ def test_a_harmless_adapter_mostly_passes(at: float) -> None:
 @pytest.mark.parametrize("redrawn", [1.0, 0.5, 0.2, 0.05])
 def test_a_climb_through_50_harmful_adapters_rarely_ends_in_a_pass(redrawn: float) -> None:
     assert simulation.climb(700, 0.2, redrawn, level, 3000, seed=3) <= 0.05 + 0.008  # + 2 sd
-    # What the rule is for: a 95 % gate lets almost every climb through, α/(k(k+1)) too many.
+    # Without the rule: a 95 % gate lets almost every climb through, α/(k(k+1)) too many.
     assert simulation.climb(700, 0.2, redrawn, simulation.RULES["uncorrected"], 1000) > 0.85
     if redrawn == 0.2:
         assert simulation.climb(700, 0.2, redrawn, simulation.RULES["alpha/(k(k+1))"], 1000) > 0.2
@@ -49,11 +49,11 @@ def test_intervals_cover(name: str) -> None:
     assert 0.91 <= simulation.covered(simulation.INTERVALS[name], 300) <= 0.99  # 2.5 sd of 93–97 %
 
 
-def test_what_is_committed_holds_what_is_claimed() -> None:
+def test_the_committed_figures_support_the_claims() -> None:
     found = json.loads(simulation.RESULTS.read_text())
     assert max(found["harmful_passes"].values()) <= 0.065
     for name, share in found["harmless_passes"].items():
-        if name.endswith(("95 %", "first look")):
+        if name.endswith(("95 %", "first evaluation")):
             assert share >= (0.8 if "8% flip" in name else 0.5), name
     assert found["climb_at_worst"]["ours"] <= 0.05
     assert found["climb_at_worst"]["alpha/(k(k+1))"] > 0.05

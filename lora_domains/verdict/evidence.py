@@ -1,0 +1,101 @@
+"""What gates are judged on: an adapter's scored items by set, and what was counted beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_domains.stats.bootstrap import Bounds, bootstrap
+from lora_domains.stats.comparisons import Comparison, ratio
+from lora_domains.stats.membership import auc_bounds, membership_auc
+from lora_domains.verdict.metrics import Metric
+from lora_domains.verdict.rules import Measurement
+from lora_domains.verdict.scores import CONTENDERS, Item, ScoreTable
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a gate may look at."""
+
+    items: ScoreTable
+    test: ScoreTable
+    train: ScoreTable
+    general: ScoreTable
+    """Probes of general knowledge."""
+    text: ScoreTable
+    """General text."""
+    metric: Metric
+    """The metric of the domain."""
+    labels: Sequence[str]
+    positive: int | None
+    """The number of the positive class among ``labels``."""
+    knowledge: str = "questions"
+    """How general knowledge is measured: by "questions", by "masked tokens" (an encoder), or by
+    "nothing" (an encoder without a masked-token head)."""
+    leaks: Mapping[str, int] | None = None
+    """Rows of the test set and probes in what was trained on: ``exact`` and ``near``."""
+    base_changed: bool = False
+    largest_move: float = 0.0
+    """The largest absolute difference of a logit from the base's."""
+    evaluations: Mapping[str, Any] | None = None
+    """Earlier evaluations of the test set (``ledger.PriorEvaluations``)."""
+    level: float = 0.95
+    """The confidence level of the gates' bounds."""
+
+    @classmethod
+    def of(
+        cls,
+        items: Sequence[Item],
+        metric: Metric,
+        labels: Sequence[str] = (),
+        positive: int | None = None,
+        **counted: Any,
+    ) -> "Evidence":
+        """From all items of an adapter; ``counted`` are the fields from ``knowledge`` on."""
+        table = ScoreTable(items)
+        test, train, general, text = (
+            table.where("set", name) for name in ("test", "train", "general", "text")
+        )
+        return cls(table, test, train, general, text, metric, labels, positive, **counted)
+
+    def compared(
+        self, metric: Metric, table: ScoreTable, rival: str = "base", positive: int | None = None
+    ) -> Comparison:
+        """The adapter against ``rival``; raises ValueError where an item lacks a score."""
+        comparison = metric.compare(table, rival, "adapter", positive, self.level)
+        if comparison is None:
+            raise ValueError(
+                f"{metric.name} expects {', '.join(metric.scores)} of {rival} and adapter on every "
+                f"item, at least one; found {len(table)} items, some without."
+            )
+        return comparison
+
+    def kl(self, level: float) -> Measurement:
+        """KL(base || adapter) on general text, nats per token."""
+        columns = np.stack([self.text.column("adapter", key) for key in ("kl", "tokens")], axis=1)
+        bounds = bootstrap(ratio, columns, groups=self.text.groups(), level=level)
+        return Measurement(float(ratio(columns.sum(0))), bounds, len(self.text), "texts", level)
+
+    def membership(self, level: float) -> Measurement | None:
+        """AUC of telling training rows from test rows by what the adapter gained on them.
+
+        None without training rows, or where an item has no nats.
+        """
+        gains, units = [], []
+        for part in (self.train, self.test):
+            before, after = (part.column(name, "nats") for name in CONTENDERS)
+            gains.append((before - after) / part.column("adapter", "tokens").clip(1))
+            groups = part.groups()
+            units.append(len(part) if groups is None else len(set(groups)))
+        if not all(map(len, gains)) or any(np.isnan(gain).any() for gain in gains):
+            return None
+        auc = membership_auc(*gains)
+        bounds = auc_bounds(auc, units[0], units[1], level)
+        return Measurement(auc, bounds, len(self.train) + len(self.test), "rows", level)
+
+    def metric_on(self, table: ScoreTable) -> tuple[float, Bounds]:
+        """The adapter's domain metric on ``table`` and its bounds; 0 where it has no value."""
+        value = self.metric.value(table, "adapter", self.positive)
+        bounds = self.metric.bounds(table, "adapter", self.positive, self.level)
+        return (0.0 if value is None else value), bounds

@@ -1,0 +1,365 @@
+"""Metrics: one object for each, with everything a verdict and a report need of it.
+
+A ``Metric`` knows the scores it is computed from, its value for one contender with bounds, the
+paired comparison of two contenders, which direction is better, and its label. ``METRICS`` holds
+them in the order of a report; ``register`` adds one, which is then computed wherever its scores
+exist:
+
+    register(ClassMetric("matthews", "Matthews correlation", lambda positive: matthews))
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_domains.errors import UsageError, did_you_mean
+from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, bootstrap
+from lora_domains.stats.classes import ClassFigure, class_counts, macro, of_class, total_counts
+from lora_domains.stats.comparisons import (
+    Comparison,
+    compare_accuracy,
+    compare_classes,
+    compare_f1,
+    compare_means,
+    compare_ratios,
+    ratio,
+)
+from lora_domains.stats.intervals import wilson
+from lora_domains.stats.seeds import influence
+from lora_domains.verdict.scores import ScoreTable
+
+RESAMPLES = 1000
+"""Of the bounds of one contender; a comparison takes the bootstrap's default."""
+TARGET = "target"
+"""Stands for the index of the correct choice among the scores that a metric needs."""
+
+
+class Pair(NamedTuple):
+    """The columns (items, k) of two contenders on the same items, and how to compare them."""
+
+    first: FloatArray
+    second: FloatArray
+    groups: Sequence[Hashable] | None
+    level: float
+
+
+@dataclass(frozen=True)
+class Metric(ABC):
+    """A figure of one contender over scored items.
+
+    Methods take a table of items and the number of the positive class, which most metrics ignore.
+    """
+
+    name: str
+    """As a card names it: ``macro_f1``."""
+    label: str
+    """As people read it: ``macro F1``."""
+    scores: tuple[str, ...]
+    """The keys of a contender's score that it is computed from; ``TARGET`` is the item's own."""
+    higher_is_better: bool = field(default=True, kw_only=True)
+    nats: bool = field(default=False, kw_only=True)
+    """Whether it is measured in nats; else it is a share, whose difference is shown in points."""
+
+    @property
+    def sign(self) -> float:
+        """1 where higher is better, else -1: the best value is the largest ``sign * value``."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    def value(self, table: ScoreTable, contender: str, positive: int | None = None) -> float | None:
+        """The metric of one contender; None where some item has no score of it."""
+        columns = self._columns(table, contender)
+        return None if columns is None else self.value_of(columns, positive)
+
+    def bounds(
+        self, table: ScoreTable, contender: str, positive: int | None = None, level: float = 0.95
+    ) -> Bounds:
+        """One-sided bounds of ``value``; (-inf, inf) where it is None."""
+        columns = self._columns(table, contender)
+        if columns is None:
+            return Bounds(-math.inf, math.inf)
+        return self.bounds_of(columns, positive, table.groups(), level)
+
+    def compare(
+        self,
+        table: ScoreTable,
+        first: str = "base",
+        second: str = "adapter",
+        positive: int | None = None,
+        level: float = 0.95,
+    ) -> Comparison | None:
+        """``second`` minus ``first`` on the same items; None where one of them has no value."""
+        one, two = (self._columns(table, contender) for contender in (first, second))
+        if one is None or two is None:
+            return None
+        return self.comparison_of(Pair(one, two, table.groups(), level), positive)
+
+    def summands(
+        self, table: ScoreTable, contender: str, positive: int | None = None
+    ) -> tuple[FloatArray, Statistic] | None:
+        """Columns (items, k), and the statistic that turns their sums into the metric.
+
+        For ``bootstrap`` and ``seeds.influence``. None where ``value`` is.
+        """
+        columns = self._columns(table, contender)
+        return None if columns is None else self.summands_of(columns, positive)
+
+    def contributions(
+        self, table: ScoreTable, contender: str, positive: int | None = None
+    ) -> FloatArray | None:
+        """The contribution of each item, (items,), whose mean is the metric; None where it is."""
+        summands = self.summands(table, contender, positive)
+        return None if summands is None else influence(summands[1], summands[0])
+
+    def applies(self, labels: Sequence[str], positive: int | None) -> bool:
+        """Whether a task with these labels (none where it has no fixed classes) has the metric."""
+        return True
+
+    @abstractmethod
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        """The metric from a contender's columns (items, k), in the order of ``scores``."""
+
+    @abstractmethod
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        """The paired comparison of two contenders."""
+
+    @abstractmethod
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        """See ``summands``."""
+
+    def bounds_of(
+        self,
+        columns: FloatArray,
+        positive: int | None,
+        groups: Sequence[Hashable] | None,
+        level: float,
+    ) -> Bounds:
+        """The bounds from a contender's columns: a bootstrap unless a metric has its own."""
+        summed, statistic = self.summands_of(columns, positive)
+        return bootstrap(statistic, summed, groups=groups, resamples=RESAMPLES, level=level)
+
+    def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
+        if not len(table):
+            return None
+        columns = np.stack(
+            [table.targets() if key == TARGET else table.column(contender, key)
+             for key in self.scores], axis=1
+        )  # fmt: skip
+        return None if np.isnan(columns).any() else columns
+
+
+# ── Kinds of metrics ────────────────────────────────────────────────────────────────────────────
+
+
+class MeanMetric(Metric):
+    """The mean of one score."""
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(columns[:, 0].mean())
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        first, second = pair.first[:, 0], pair.second[:, 0]
+        return compare_means(first, second, pair.groups, self.higher_is_better, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return np.concatenate([columns, np.ones((len(columns), 1))], axis=1), ratio
+
+
+class NatsPerToken(Metric):
+    """Nats over tokens, each summed over all items."""
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(ratio(columns.sum(0)))
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        before, after = (c[:, 0] / c[:, 1].clip(1) for c in (pair.first, pair.second))
+        return compare_ratios(pair.first, pair.second, pair.groups, before - after, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return columns, ratio
+
+
+class Accuracy(Metric):
+    """The share of items whose prediction is the target."""
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(_correct(columns).mean())
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        first, second = _correct(pair.first), _correct(pair.second)
+        return compare_accuracy(first, second, pair.groups, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return np.stack([_correct(columns), np.ones(len(columns))], axis=1), ratio
+
+    def bounds_of(
+        self,
+        columns: FloatArray,
+        positive: int | None,
+        groups: Sequence[Hashable] | None,
+        level: float,
+    ) -> Bounds:
+        if groups is None:
+            return wilson(float(_correct(columns).sum()), len(columns), level)
+        return super().bounds_of(columns, positive, groups, level)
+
+
+@dataclass(frozen=True)
+class ClassMetric(Metric):
+    """A figure of a confusion matrix, for tasks with fixed classes."""
+
+    statistic: Callable[[int | None], Statistic]
+    """From the number of the positive class: a statistic of sums of ``classes.class_counts``."""
+    needs_positive: bool | None = field(default=None, kw_only=True)
+    """True: with a positive class only; False: without one only; None: both."""
+    compared: Callable[[Pair, int | None], Comparison] | None = field(default=None, kw_only=True)
+    """A paired comparison of its own; None: ``compare_classes``."""
+    scores: tuple[str, ...] = field(default=(TARGET, "prediction"), kw_only=True)
+
+    def applies(self, labels: Sequence[str], positive: int | None) -> bool:
+        return bool(labels) and self.needs_positive in (None, positive is not None)
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        targets, predictions = columns.astype(np.intp).T
+        counts = total_counts(targets, predictions, _classes(columns, positive))
+        return float(self.statistic(positive)(counts))
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        if self.compared is not None:
+            return self.compared(pair, positive)
+        targets, first, second = pair.first[:, 0], pair.first[:, 1], pair.second[:, 1]
+        statistic = self.statistic(positive)
+        return compare_classes(targets, first, second, statistic, pair.groups, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        targets, predictions = columns.astype(np.intp).T
+        counts = class_counts(targets, predictions, _classes(columns, positive))
+        return counts, self.statistic(positive)
+
+    def bounds_of(
+        self,
+        columns: FloatArray,
+        positive: int | None,
+        groups: Sequence[Hashable] | None,
+        level: float,
+    ) -> Bounds:
+        pairs, kinds = np.unique(columns, axis=0, return_inverse=True)
+        table, statistic = self.summands_of(pairs, positive)
+        return bootstrap(
+            statistic, table, kinds=kinds, groups=groups, resamples=RESAMPLES, level=level
+        )
+
+
+def _correct(columns: FloatArray) -> NDArray[np.bool_]:
+    correct: NDArray[np.bool_] = columns[:, 0] == columns[:, 1]
+    return correct
+
+
+def _classes(columns: FloatArray, positive: int | None) -> int:
+    return int(max(columns.max(), positive or 0)) + 1
+
+
+# ── Those of the package ────────────────────────────────────────────────────────────────────────
+
+
+def _compare_recall(pair: Pair, positive: int | None) -> Comparison:
+    """Recall is the accuracy among the positives, so the score interval of accuracies holds."""
+    targets, first, second = pair.first[:, 0], pair.first[:, 1], pair.second[:, 1]
+    here = targets == positive
+    if not here.any():
+        return compare_classes(
+            targets, first, second, _of_positive("recall")(positive), pair.groups, pair.level
+        )
+    groups = None
+    if pair.groups is not None:
+        groups = [group for group, inside in zip(pair.groups, here, strict=True) if inside]
+    return compare_accuracy(first[here] == positive, second[here] == positive, groups, pair.level)
+
+
+def _compare_f1(pair: Pair, positive: int | None) -> Comparison:
+    targets, first, second = pair.first[:, 0], pair.first[:, 1], pair.second[:, 1]
+    return compare_f1(targets, first, second, positive, pair.groups, pair.level)
+
+
+def _of_positive(figure: ClassFigure) -> Callable[[int | None], Statistic]:
+    def statistic(positive: int | None) -> Statistic:
+        if positive is None:
+            raise ValueError(f"{figure} expects a positive class; found none.")
+        return of_class(figure, positive)
+
+    return statistic
+
+
+METRICS: dict[str, Metric] = {}
+"""By name, in the order of a report."""
+
+
+def register(metric: Metric) -> None:
+    """Add ``metric`` to ``METRICS``; raises ValueError where the name is taken."""
+    if metric.name in METRICS:
+        raise ValueError(f"register expects a new name; there is a metric {metric.name!r} already.")
+    METRICS[metric.name] = metric
+
+
+def metric_named(name: str) -> Metric:
+    """The metric called ``name``; raises UsageError where there is none."""
+    if name not in METRICS:
+        raise UsageError(
+            where="metric",
+            expected="a metric of this package, or one that was registered",
+            found=repr(name),
+            hint=did_you_mean(name, METRICS),
+        )
+    return METRICS[name]
+
+
+def reported(labels: Sequence[str], positive: int | None) -> list[Metric]:
+    """The metrics of a task with these labels; each is reported where its scores exist."""
+    return [metric for metric in METRICS.values() if metric.applies(labels, positive)]
+
+
+for _metric in (
+    Accuracy("accuracy", "accuracy", (TARGET, "prediction")),
+    ClassMetric("macro_f1", "macro F1", lambda _: macro("f1"),
+                compared=lambda pair, _: _compare_f1(pair, None)),
+    ClassMetric("precision", "precision", _of_positive("precision"), needs_positive=True),
+    ClassMetric("recall", "recall", _of_positive("recall"), needs_positive=True,
+                compared=_compare_recall),
+    ClassMetric("f1", "F1", _of_positive("f1"), needs_positive=True, compared=_compare_f1),
+    ClassMetric("macro_precision", "macro precision", lambda _: macro("precision"),
+                needs_positive=False),
+    ClassMetric("macro_recall", "macro recall", lambda _: macro("recall"), needs_positive=False),
+    MeanMetric("loss", "loss", ("nll",), higher_is_better=False, nats=True),
+    MeanMetric("token_f1", "token F1", ("f1",)),
+    MeanMetric("exact_match", "exact match", ("exact",)),
+    NatsPerToken("nats_per_token", "nats per token", ("nats", "tokens"), higher_is_better=False,
+                 nats=True),
+):  # fmt: skip
+    register(_metric)
+
+
+# ── Baselines on a metric ───────────────────────────────────────────────────────────────────────
+
+
+def best_baseline(metric: Metric, table: ScoreTable, positive: int | None) -> str | None:
+    """The strongest baseline on ``metric``; None where none was scored on it."""
+    scored = [
+        (metric.sign * value, name)
+        for name in table.baselines()
+        if (value := metric.value(table, name, positive)) is not None
+    ]
+    return max(scored)[1] if scored else None

@@ -1,0 +1,196 @@
+"""The rule of every gate: a measured figure and a threshold give pass, fail or inconclusive.
+
+A gate passes when the one-sided bound of its figure clears the threshold, fails when the opposite
+bound misses it, and is inconclusive in between; then ``why`` says how many items would decide it.
+Bounds are at ``level``, 95 % unless other adapters were evaluated on the same test set before
+(``ledger``). Figures that are counted rather than sampled (leaks, a changed base) have no bounds
+and are never inconclusive. A gate whose figure does not exist for a base is not applicable: it is
+shown, and decides nothing.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.comparisons import Comparison
+from lora_domains.stats.intervals import items_needed_mean, items_needed_wilson, wilson
+
+Verdict = Literal["pass", "fail", "inconclusive", "not applicable"]
+WORST_FIRST: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The result of one gate for one adapter, as the report holds it under ``gates``.
+
+    ``observed`` is None where the figure is undefined; ``lower`` and ``upper`` are None where there
+    is nothing to bound. All values are finite or None, so that the result is valid JSON. ``why`` is
+    one or two sentences for people.
+    """
+
+    name: str
+    rule: str
+    observed: float | None
+    threshold: float
+    lower: float | None
+    upper: float | None
+    verdict: Verdict
+    why: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A figure sampled on ``n`` items, with its one-sided bounds at ``level``."""
+
+    observed: float
+    bounds: Bounds
+    n: int
+    unit: str = "items"
+    level: float = 0.95
+
+    @classmethod
+    def of(cls, comparison: Comparison, unit: str = "items") -> "Measurement":
+        """The difference of a comparison."""
+        return cls(comparison.difference, comparison.bounds, comparison.n, unit, comparison.level)
+
+
+def verdict(results: Iterable[GateResult]) -> Verdict:
+    """The verdict of all gates together.
+
+    Any fail fails; else any inconclusive gate, or no gate at all, is inconclusive; else pass. A
+    gate that is not applicable does not count. Several gates need no correction: to pass, every one
+    must, so the chance of passing an adapter that should have failed one of them is still at most
+    5 % (intersection-union test: Berger 1982, Technometrics 24:295).
+    """
+    verdicts = {result.verdict for result in results} - {"not applicable"}
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if verdicts == {"pass"} else "inconclusive"
+
+
+def judge(
+    name: str,
+    rule: str,
+    measured: Measurement,
+    threshold: float,
+    *,
+    what: str,
+    needed: int | None,
+    higher_is_better: bool = True,
+    strict: bool = False,
+) -> GateResult:
+    """The result for a sampled figure.
+
+    Passes when the lower bound is at least ``threshold`` (``strict``: above it), fails when the
+    upper bound is below it (strict: at most it); where lower is better the two bounds change
+    places. ``what`` begins the sentence ("Recall" is 0.850 …); ``needed`` is the number of items
+    that would decide it, None when no number would. A figure that is not a number fails.
+    """
+    observed, (lower, upper) = measured.observed, measured.bounds
+    if math.isnan(observed) or math.isnan(lower) or math.isnan(upper):
+        why = f"{what} is not a number on {measured.n:,} {measured.unit}: training has diverged."
+        return GateResult(name, rule, None, threshold, None, None, "fail", why)
+    outcome = _decided(measured.bounds, threshold, higher_is_better, strict)
+    confidence = describe_bounds(measured, outcome, threshold, higher_is_better)
+    limit = "at least {} is required" if higher_is_better else "at most {} is allowed"
+    why = (
+        f"{what} is {shown(observed)} on {measured.n:,} {measured.unit}, {confidence}; "
+        f"{limit.format(shown(threshold))}."
+    )
+    if outcome == "inconclusive":
+        why += f" {too_few(measured, needed)}"
+    return GateResult(name, rule, observed, threshold, _finite(lower), _finite(upper), outcome, why)
+
+
+def judge_limit(name: str, rule: str, measured: Measurement, limit: float, what: str) -> GateResult:
+    """A figure that may be at most ``limit``; the items needed are estimated from its bounds."""
+    needed = items_needed_mean(measured.observed, measured.bounds, measured.n, limit)
+    return judge(name, rule, measured, limit, what=what, needed=needed, higher_is_better=False)
+
+
+def describe_bounds(
+    measured: Measurement, outcome: Verdict, threshold: float, higher_is_better: bool = True
+) -> str:
+    """The bound that decided: ``at least 0.874 with 95 % confidence``; both where neither did."""
+    confidence = f"{100 * measured.level:.6g} %"
+    lower, upper = (_told_apart(bound, threshold) for bound in measured.bounds)
+    if outcome == "inconclusive":
+        return f"{confidence} bounds {lower} to {upper}"
+    at_least = (outcome == "pass") == higher_is_better
+    bound = f"at least {lower}" if at_least else f"at most {upper}"
+    return f"{bound} with {confidence} confidence"
+
+
+def too_few(measured: Measurement, needed: int | None) -> str:
+    """What an inconclusive gate needs."""
+    if needed is not None:
+        return f"Too few rows to tell: about {needed:,} {measured.unit} are needed."
+    if not all(map(math.isfinite, measured.bounds)):
+        return f"Too few rows to tell: more {measured.unit} are needed."
+    return "It equals the threshold: no number of rows would decide it."
+
+
+def judge_share(
+    name: str, hits: int, n: int, floor: float, unit: str, level: float = 0.95
+) -> GateResult:
+    """A share, ``hits`` of ``n``, must reach ``floor`` by Wilson's bound.
+
+    Of no items it is undefined: inconclusive, never pass.
+    """
+    rule, bounds = f"{name} at least {floor:g}", wilson(hits, n, level)
+    if n == 0:
+        why = f"{capital(name)} is undefined because there are no {unit}."
+        return GateResult(name, rule, None, floor, *bounds, "inconclusive", why)
+    return judge(
+        name, rule, Measurement(hits / n, bounds, n, unit, level), floor,
+        what=capital(name), needed=items_needed_wilson(hits, n, floor, level),
+    )  # fmt: skip
+
+
+def judge_count(name: str, rule: str, observed: float, *, passed: bool, why: str) -> GateResult:
+    """The result for a figure that is counted, not sampled; the threshold shown is 0."""
+    outcome: Verdict = "pass" if passed else "fail"
+    return GateResult(name, rule, _finite(observed), 0.0, None, None, outcome, why)
+
+
+def not_applicable(name: str, rule: str, threshold: float, why: str) -> GateResult:
+    """A gate whose figure cannot be measured; it neither passes nor fails."""
+    return GateResult(name, rule, None, threshold, None, None, "not applicable", why)
+
+
+def shown(value: float) -> str:
+    """``value`` in three decimals."""
+    return f"{value:z.3f}"
+
+
+def capital(label: str) -> str:
+    """``label`` with its first letter upper case, as a sentence begins."""
+    return label[:1].upper() + label[1:]
+
+
+def _decided(bounds: Bounds, threshold: float, higher_is_better: bool, strict: bool) -> Verdict:
+    # Mirrored where lower is better, so that one comparison serves both directions.
+    sign = 1 if higher_is_better else -1
+    worst, best = sorted(sign * bound for bound in bounds)
+    limit = sign * threshold
+    if worst > limit if strict else worst >= limit:
+        return "pass"
+    if best <= limit if strict else best < limit:
+        return "fail"
+    return "inconclusive"
+
+
+def _told_apart(value: float, threshold: float) -> str:
+    """``value`` in three decimals, or in as many as tell it from ``threshold``."""
+    text = shown(value)
+    for digits in range(4, 10):
+        if value == threshold or not math.isclose(float(text), threshold, abs_tol=1e-12):
+            break
+        text = f"{value:.{digits}f}"
+    return text
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,182 @@
+"""Metrics against scikit-learn; one that is registered from outside is reported everywhere."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+from support.folders import folder
+from support.items import Item, row
+
+from lora_domains.errors import UsageError
+from lora_domains.report.card import read_items
+from lora_domains.report.report import Evaluation, combine, rebuild, save_report
+from lora_domains.stats.bootstrap import FloatArray
+from lora_domains.stats.comparisons import compare_accuracy, compare_f1
+from lora_domains.stats.intervals import wilson
+from lora_domains.verdict.metrics import METRICS, ClassMetric, metric_named, register, reported
+from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.summary import confusion, per_class
+
+
+def drawn(classes: int, count: int = 300, seed: int = 0) -> list[Item]:
+    """Items on which the base is right in three of ten cases and the adapter in eight."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, classes, count)
+    predicted = {
+        name: np.where(random.random(count) < right, truth, random.integers(0, classes, count))
+        for name, right in (("base", 0.3), ("adapter", 0.8))
+    }
+    return [
+        row(int(target), number=n, **{name: int(each[n]) for name, each in predicted.items()})
+        for n, target in enumerate(truth)
+    ]
+
+
+def arrays(items: Sequence[Item], contender: str) -> tuple[list[int], list[int]]:
+    """Targets and predictions."""
+    return (
+        [item["target"] for item in items],
+        [item["scores"][contender]["prediction"] for item in items],
+    )
+
+
+# ── Against scikit-learn ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("contender", ["base", "adapter"])
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_of_two_classes_equal_scikit_learn(contender: str, seed: int) -> None:
+    items = drawn(2, seed=seed)
+    truth, predicted = arrays(items, contender)
+    expected = {
+        "accuracy": oracle.accuracy_score(truth, predicted),
+        "precision": oracle.precision_score(truth, predicted, pos_label=1),
+        "recall": oracle.recall_score(truth, predicted, pos_label=1),
+        "f1": oracle.f1_score(truth, predicted, pos_label=1),
+        "macro_f1": oracle.f1_score(truth, predicted, average="macro"),
+    }
+    table = ScoreTable(items)
+    for name, value in expected.items():
+        assert METRICS[name].value(table, contender, 1) == pytest.approx(value), name
+
+
+def test_metrics_of_many_classes_equal_scikit_learn() -> None:
+    labels = ["a", "b", "c", "d", "e"]
+    items = [i for i in drawn(5, seed=4) if i["target"] != 4]  # a class without a test row
+    table = ScoreTable(items)
+    truth, predicted = arrays(items, "adapter")
+    # Macro means run over the classes with a test row.
+    macro = {"labels": np.unique(truth), "average": "macro", "zero_division": 0.0}
+    expected = {
+        "accuracy": oracle.accuracy_score(truth, predicted),
+        "macro_precision": oracle.precision_score(truth, predicted, **macro),
+        "macro_recall": oracle.recall_score(truth, predicted, **macro),
+        "macro_f1": oracle.f1_score(truth, predicted, **macro),
+    }
+    for name, value in expected.items():
+        assert METRICS[name].value(table, "adapter") == pytest.approx(value), name
+    columns = oracle.precision_recall_fscore_support(
+        truth, predicted, labels=range(5), zero_division=0.0
+    )
+    hits = np.diag(oracle.confusion_matrix(truth, predicted, labels=range(5)))
+    for at, (label, fields) in enumerate(per_class(table, labels).items()):
+        assert label == labels[at]
+        precision, recall, f1, support = (column[at] for column in columns)
+        lower = wilson(int(hits[at]), int(support)).lower
+        assert fields == pytest.approx(
+            {"precision": precision, "recall": recall, "f1": f1, "support": support,
+             "recall_lower": lower}
+        )  # fmt: skip
+    tables = confusion(table, labels)
+    assert tables["adapter"] == oracle.confusion_matrix(truth, predicted, labels=range(5)).tolist()
+    assert tables["base"] != tables["adapter"]
+
+
+def test_comparisons_are_those_of_the_statistics() -> None:
+    items = drawn(2)
+    table = ScoreTable(items)
+    truth, base, adapter = (
+        np.array(part) for part in (*arrays(items, "base"), arrays(items, "adapter")[1])
+    )
+    expected = {
+        "accuracy": compare_accuracy(base == truth, adapter == truth),
+        "f1": compare_f1(truth, base, adapter, 1),
+        "macro_f1": compare_f1(truth, base, adapter),
+        "recall": compare_accuracy(base[truth == 1] == 1, adapter[truth == 1] == 1),
+    }
+    for name, comparison in expected.items():
+        assert METRICS[name].compare(table, positive=1) == comparison, name
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1", "f1", "loss", "nats_per_token"])
+def test_bounds_contain_the_value_and_widen_in_groups(name: str) -> None:
+    items = drawn(2)
+    for n, item in enumerate(items):
+        item["scores"]["adapter"]["nats"] = 1.0 + n // 30 % 3
+    grouped = [item | {"group": n // 30} for n, item in enumerate(items)]
+    metric = METRICS[name]
+    value = metric.value(ScoreTable(items), "adapter", 1)
+    assert value is not None
+    for table in (ScoreTable(items), ScoreTable(grouped)):
+        lower, upper = metric.bounds(table, "adapter", 1)
+        assert lower <= value <= upper
+    contributions = metric.contributions(ScoreTable(items), "adapter", 1)
+    assert contributions is not None
+    assert contributions.mean() == pytest.approx(value)
+
+
+# ── The registry ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_which_metrics_a_task_has() -> None:
+    def names(labels: Sequence[str], positive: int | None) -> set[str]:
+        return {metric.name for metric in reported(labels, positive)}
+
+    rates, macro_rates = {"precision", "recall", "f1"}, {"macro_precision", "macro_recall"}
+    assert names(["a", "b"], 1) == METRICS.keys() - macro_rates
+    assert names(["a", "b"], None) == METRICS.keys() - rates
+    assert names([], None) == METRICS.keys() - rates - macro_rates - {"macro_f1"}
+    # Of these only metrics whose scores exist have a value.
+    text = [{"target": -1, "scores": {"base": {"nats": 3.0, "tokens": 2}}}]
+    valued = {n for n in names([], None) if METRICS[n].value(ScoreTable(text), "base") is not None}
+    assert valued == {"nats_per_token"}
+
+
+def test_unknown_and_taken_names() -> None:
+    with pytest.raises(UsageError, match="macro_f1"):
+        metric_named("macro_f2")
+    with pytest.raises(ValueError, match="already"):
+        register(METRICS["f1"])
+
+
+def matthews(sums: FloatArray) -> FloatArray:
+    """Matthews correlation from sums of class counts (Gorodkin 2004, CBAC 28:367)."""
+    correct, true, predicted = np.split(sums, 3, axis=-1)
+    n = true.sum(-1)
+    covariance = correct.sum(-1) * n - (true * predicted).sum(-1)
+    spread = (n**2 - (true**2).sum(-1)) * (n**2 - (predicted**2).sum(-1))
+    correlation: FloatArray = covariance / np.sqrt(np.maximum(spread, 1))
+    return correlation
+
+
+@pytest.fixture
+def _matthews() -> Iterator[None]:
+    register(ClassMetric("matthews", "Matthews correlation", lambda _: matthews))
+    yield
+    del METRICS["matthews"]
+
+
+@pytest.mark.usefixtures("_matthews")
+def test_a_registered_metric_is_reported_with_bounds(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    card = rebuild(made)
+    fields = card.adapter.domain_scores["matthews"]
+    items = [item for item in read_items(made) if item["set"] == "test"]
+    assert fields["adapter"] == pytest.approx(oracle.matthews_corrcoef(*arrays(items, "adapter")))
+    assert fields["lower"] < fields["difference"] < fields["upper"]
+    assert "Matthews correlation" in str(Evaluation(card))
+    save_report(combine([made]), tmp_path / "out")
+    for view in ("report.html", "report.md", "report.json"):
+        assert "atthews" in (tmp_path / "out" / view).read_text(), view
