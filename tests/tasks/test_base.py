@@ -21,6 +21,7 @@ from lora_domains.tasks import (
     task_record,
     upgraded_record,
 )
+from lora_domains.verdict.metrics import METRICS
 
 
 def test_unlabelled_items_need_no_label() -> None:
@@ -38,7 +39,7 @@ def test_tasks_and_examples_travel_to_workers() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_read_back_from_its_record(kind: str) -> None:
     task = KINDS[kind]()
-    assert task.metric in task.metrics
+    assert task.metric in METRICS
     assert task.columns[: len(task.input_columns)] == task.input_columns
     assert task.columns[len(task.input_columns) :] in ((), (task.answer_column,))
     assert task_from_record(json.loads(json.dumps(task_record(task)))) == task
