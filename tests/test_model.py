@@ -21,6 +21,7 @@ from support.scripts import script
 
 from lora_domains.analysis.trace import trace
 from lora_domains.console import Display
+from lora_domains.data.identity import normalise
 from lora_domains.data.source import Data
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
@@ -168,6 +169,25 @@ def test_each_row_is_tokenised_once_from_fit_to_verdict(
     model.fit(made)
     model.evaluate(made, suite=SUITE)
     assert {prompt: counted[prompt] for prompt in prompts} == dict.fromkeys(prompts, 1)
+
+
+def test_each_row_is_normalised_once_in_each_search_for_leaks(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One search among the rows, and one in all that training may read."""
+    made = declared(make_rows(100), epochs=1)
+    counted: Counter[str] = Counter()
+
+    def counting(text: str) -> str:
+        counted[text] += 1
+        return normalise(text)
+
+    monkeypatch.setattr("lora_domains.data.identity.normalise", counting)
+    model = model_in(tmp_path, tiny_base)
+    model.fit(made)
+    assert set(counted.values()) == {1}
+    model.evaluate(made, suite=SUITE)
+    assert set(counted.values()) == {1, 2}
 
 
 def test_reloaded_in_a_new_model_it_scores_the_same(

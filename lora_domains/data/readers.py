@@ -1,6 +1,6 @@
-"""From files, the Hub or memory to rows with their places. No torch.
+"""Reading rows from files, the Hub or memory, each with its location. No torch.
 
-No message here ever quotes a row's text: it names the file, the line and the column.
+No message quotes the text of a row: it names the file, the line and the column.
 """
 
 import codecs
@@ -19,15 +19,18 @@ from lora_domains.errors import DataError
 from lora_domains.tasks import Row
 
 SHOWN = 5
-"""Places named in one error; the rest is a count."""
+"""The most locations that one error names; the others are counted."""
 FORMS = (
     "a path ending in .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .txt, 'embedded:NAME', "
     "'hub:OWNER/NAME@REVISION/SPLIT', or a list of rows"
 )
 
+Located = tuple[int | str, Any]
+"""A line ("line 17") or an index, and the values there."""
+
 
 def read(source: Source, split: str) -> list[Row]:
-    """The rows of ``source``, in its order; raises DataError when it cannot be read whole."""
+    """The rows of ``source``, in order. Raises DataError when it cannot be read completely."""
     if isinstance(source, str) and source.startswith("embedded:"):
         from lora_domains.embedded.world import domain_rows
 
@@ -45,15 +48,15 @@ def read(source: Source, split: str) -> list[Row]:
             where=split,
             expected=FORMS,
             found=type(source).__name__,
-            hint='A pandas table is given as table.to_dict("records").',
+            hint='Pass a pandas table as table.to_dict("records").',
         )
     return _numbered(f"{split} rows in memory", split, enumerate(source))
 
 
 def _numbered(
-    name: str, split: str, items: Iterable[tuple[int | str, Any]], where: str | None = None
+    name: str, split: str, items: Iterable[Located], where: str | None = None
 ) -> list[Row]:
-    """Rows with their places: a file's line ("line 17"), or an index from 0."""
+    """Rows with their locations: a line of a file ("line 17"), or an index from 0."""
     rows, wrong = [], []
     for number, (at, values) in enumerate(items):
         place = f"{name}, {at if isinstance(at, str) else f'index {at}'}"
@@ -75,7 +78,7 @@ def _places(places: Sequence[str], what: str) -> str:
     return f"{count}: {'; '.join(places[:SHOWN])}" + ("; …" if len(places) > SHOWN else "")
 
 
-def _file_reader(path: Path) -> Callable[[Path], list[tuple[int | str, Any]]]:
+def _file_reader(path: Path) -> Callable[[Path], list[Located]]:
     reader = {
         ".csv": _csv,
         ".tsv": _csv,
@@ -95,7 +98,7 @@ def _file_reader(path: Path) -> Callable[[Path], list[tuple[int | str, Any]]]:
     elif path.is_file():
         found = f"a file ending in {path.suffix!r}"
     elif reader is None:
-        found = "a name of another form"
+        found = "something else"
     else:
         found = "no such file" if folder.is_dir() else f"no folder {str(folder)!r}"
     raise DataError(
@@ -107,7 +110,7 @@ def _file_reader(path: Path) -> Callable[[Path], list[tuple[int | str, Any]]]:
 
 
 def _decode(path: Path) -> str:
-    """The file as text; raises DataError with the byte and line of the first that is not UTF-8."""
+    """The file's text. Raises DataError with the line and byte of the first that is not UTF-8."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -139,13 +142,13 @@ def _decode(path: Path) -> str:
     return text
 
 
-def _csv(path: Path) -> list[tuple[int | str, Any]]:
-    """Rows by the line on which each begins (a quoted cell may hold line breaks)."""
+def _csv(path: Path) -> list[Located]:
+    """Rows with the line on which each begins: a quoted cell may contain line breaks."""
     tab = path.suffix.lower() == ".tsv"
     text = _decode(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", strict=True)
-    rows: list[tuple[int | str, Any]] = []
+    rows: list[Located] = []
     ragged: list[str] = []
     header: list[str] = []
     begins = 1
@@ -161,8 +164,8 @@ def _csv(path: Path) -> list[tuple[int | str, Any]]:
     except csv.Error as error:
         raise DataError(
             where=f"{path}, the row beginning on line {begins}",
-            expected="quoted cells that are closed, and quotes inside them doubled",
-            found=str(error),  # csv's messages name the rule that broke, never the cell
+            expected="quoted cells that are closed, with the quotes inside them doubled",
+            found=str(error),  # csv's messages name the broken rule, never the cell
             hint='Write "a ""quoted"" word", or export the table again.',
         ) from None
     if ragged or not rows:
@@ -170,7 +173,7 @@ def _csv(path: Path) -> list[tuple[int | str, Any]]:
             where=str(path),
             expected=f"{len(header)} columns in every row" if ragged else "rows under the header",
             found=_places(ragged, "row") if ragged else "only the header: no rows",
-            hint="Quote cells that hold the separator." if ragged else "Check the export.",
+            hint="Quote cells that contain the separator." if ragged else "Check the export.",
         )
     return rows
 
@@ -183,17 +186,17 @@ def _header(path: Path, cells: list[str], tab: bool) -> list[str]:
         name = {";": "semicolons", "\t": "tabs", ",": "commas", None: ""}[other]
         raise DataError(
             where=f"{path}, line 1",
-            expected=f"a header, its names {'tab' if tab else 'comma'}-separated and distinct",
+            expected=f"a header of distinct names separated by {'tabs' if tab else 'commas'}",
             found=name or f"{len(twice)} of {len(names)} names more than once",
             hint="Rename the columns." if twice else "Save it again, or name it .csv or .tsv.",
         )
     return names
 
 
-def _jsonl(path: Path) -> list[tuple[int | str, Any]]:
-    rows: list[tuple[int | str, Any]] = []
+def _jsonl(path: Path) -> list[Located]:
+    rows: list[Located] = []
     broken = []
-    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+    # Not splitlines(): a JSON string may contain U+2028 and similar characters.
     for number, line in enumerate(_decode(path).split("\n"), start=1):
         try:
             if line.strip():
@@ -201,41 +204,41 @@ def _jsonl(path: Path) -> list[tuple[int | str, Any]]:
         except json.JSONDecodeError as error:
             broken.append(f"line {number}, character {error.colno}: {error.msg}")
         except (ValueError, RecursionError):
-            broken.append(f"line {number}: a number too long or lists too deep")
+            broken.append(f"line {number}: too long a number, or nested too deeply")
     if broken:
         raise DataError(
             where=str(path),
             expected="one JSON object on each line",
             found=_places(broken, "line"),
-            hint="A table is read from .csv, a JSON list of objects from .json.",
+            hint="Name a table .csv, and a JSON list of objects .json.",
         )
     return rows
 
 
-def _txt(path: Path) -> list[tuple[int | str, Any]]:
-    """Each line with text as a row with the one column ``text``."""
+def _txt(path: Path) -> list[Located]:
+    """Each line that is not blank, as a row with the column ``text``."""
     lines = enumerate(_decode(path).splitlines(), 1)
     return [(f"line {number}", {"text": line}) for number, line in lines if line.strip()]
 
 
-def _json(path: Path) -> list[tuple[int | str, Any]]:
+def _json(path: Path) -> list[Located]:
     try:
         rows, found = json.loads(_decode(path)), ""
     except json.JSONDecodeError as error:
         rows, found = None, f"line {error.lineno}, character {error.colno}: {error.msg}"
     except (ValueError, RecursionError):
-        rows, found = None, "a number too long or lists too deep"
+        rows, found = None, "too long a number, or nested too deeply"
     if not isinstance(rows, list):
         raise DataError(
             where=str(path),
             expected="a JSON list of objects",
             found=found or f"a JSON {type(rows).__name__}",
-            hint="A file with one object on each line is called .jsonl.",
+            hint="Name a file with one object on each line .jsonl.",
         )
     return list(enumerate(rows))
 
 
-def _parquet(path: Path) -> list[tuple[int | str, Any]]:
+def _parquet(path: Path) -> list[Located]:
     import pyarrow
     import pyarrow.parquet
 
@@ -245,7 +248,7 @@ def _parquet(path: Path) -> list[tuple[int | str, Any]]:
         raise DataError(
             where=str(path),
             expected="a Parquet file",
-            found=f"one that pyarrow does not read ({type(error).__name__})",
+            found=f"a file that pyarrow cannot read ({type(error).__name__})",
             hint="Write it again: table.to_parquet(…).",
         ) from None
 
@@ -257,7 +260,7 @@ def _hub(source: str) -> Hub:
             where=source,
             expected="hub:OWNER/NAME@REVISION/SPLIT",
             found="another form",
-            hint="Pin the revision (a commit of the data set), so that the rows cannot change.",
+            hint="Pin the revision (a commit of the data set) so that the rows cannot change.",
         )
     return Hub(match[1], match[3], match[2])
 
@@ -267,7 +270,7 @@ def _hub_rows(hub: Hub, name: str) -> Iterable[Mapping[str, Any]]:
 
     try:
         table = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
-        # Labels stored as numbers are read by their names: a model is shown words.
+        # Labels stored as numbers are replaced by their names: a model reads words.
         named = {c: f.names for c, f in (table.features or {}).items() if hasattr(f, "names")}
         rows = [dict(row) for row in table]
     except Exception as error:  # loaders share no error tree
@@ -275,7 +278,7 @@ def _hub_rows(hub: Hub, name: str) -> Iterable[Mapping[str, Any]]:
             where=name,
             expected="a data set on the Hub, or already in the local cache",
             found=f"{type(error).__name__} from datasets.load_dataset",
-            hint="Check the network and the name, or download it and give a local file.",
+            hint="Check the network and the name, or download it and pass a local file.",
         ) from None
     for row in rows:
         for column, names in named.items():

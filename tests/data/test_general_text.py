@@ -31,7 +31,7 @@ def no_task(names: list[str]) -> dict[str, object]:
 def test_no_training_text_contains_a_question_or_a_text_that_is_measured(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("lora_domains.probes.lm_eval._tasks", no_task)
+    monkeypatch.setattr("lora_domains.probes.lm_eval.harness_tasks", no_task)
     suites: dict[str, Suite] = {
         "embedded": embedded(), "quick": quick(), "harness": harness_suite(["a_task"])
     }  # fmt: skip

@@ -1,0 +1,135 @@
+"""Checks of rows against the domain: one test per kind of row that cannot be used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tables import SECRET, SPAM, refused, refuses, table, write
+
+from lora_domains.data.prepare import prepare
+from lora_domains.data.source import Data
+from lora_domains.errors import UsageError
+from lora_domains.tasks import Classification, LanguageModelling
+
+
+def test_data_without_training_and_test_rows_is_refused() -> None:
+    refused(lambda: prepare(SPAM, Data(validation=table(9))), "training rows", "found neither")
+
+
+def test_a_limit_below_1_is_refused() -> None:
+    refused(lambda: prepare(SPAM, Data(table(30), limit=0)), "at least 1", kind=UsageError)
+
+
+def test_a_missing_column_suggests_a_similar_one() -> None:
+    rows = [{"text": SECRET, "lable": "x"}] * 20
+    refuses(rows, "the column 'label'", "columns text, lable", "Did you mean 'lable'?")
+
+
+def test_a_missing_column_suggests_one_in_another_case() -> None:
+    refuses([{"TEXT": SECRET, "LABEL": "x"}] * 20, "Did you mean 'TEXT'?")
+
+
+def test_a_file_without_a_header_is_recognised_and_not_quoted(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", f"{SECRET},urgent\nmore,calm\n")
+    refused(
+        lambda: prepare(SPAM, Data(path)), "2 columns, none of them named", "first line a header"
+    )
+
+
+@pytest.mark.parametrize("role", ["group", "slices"])
+def test_a_missing_group_or_slice_column_is_refused(role: str) -> None:
+    rows = [row | {"patient": SECRET} for row in table(30)]
+    value: Any = "pateint" if role == "group" else ("pateint",)
+    refuses(rows, "the column 'pateint'", "Did you mean 'patient'?", **{role: value})
+
+
+def test_slice_columns_are_needed_in_scored_rows_only() -> None:
+    test = [row | {"site": "a", "text": row["text"] + "!?"} for row in table(30, start=90)]
+    prepared = prepare(SPAM, Data(table(60), test=test, slices=("site",)))
+    assert prepared.test[0].slices == {"site": "a"}
+    assert prepared.train[0].slices == {"site": "(missing)"}
+
+
+def test_a_slice_column_of_texts_is_refused() -> None:
+    rows = [row | {"note": f"{SECRET} {i}"} for i, row in enumerate(table(60))]
+    refuses(rows, "column 'note'", "60 values in 60 rows", slices=("note",))
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("", "found ''"), (None, "null"), (" \n", "only whitespace"), (float("nan"), "null")],
+)
+@pytest.mark.parametrize("column", ["text", "label", "who"])
+def test_an_empty_cell_is_refused_with_its_location(value: Any, word: str, column: str) -> None:
+    rows: list[dict[str, Any]] = [row | {"who": "me", "note": SECRET} for row in table(30)]
+    rows[17][column] = value
+    refuses(rows, "index 17", f"column {column!r}", word, group="who")
+
+
+def test_bad_rows_of_all_splits_come_in_one_error() -> None:
+    train, test = table(40), table(20, start=50)
+    for i in range(3, 9):
+        train[i]["text"] = " "
+    test[5]["label"] = train[4]["label"] = "span"
+    train[4]["text"] = "good"
+    parts = ("7 rows", "text; one of the labels", "train rows in memory, index 3", "and 2 more")
+    task = Classification(labels=("ham", "spam"))
+    message = refuses(train, *parts, task=task, test=test)
+    assert "index 8" not in message
+
+
+def test_an_unknown_label_suggests_a_similar_one() -> None:
+    rows = table(40)
+    rows[7]["label"] = "span"
+    task = Classification(labels=("ham", "spam"))
+    refuses(rows, "index 7, column 'label'", "'span'", "Did you mean 'spam'", task=task)
+
+
+@pytest.mark.parametrize(
+    ("labels", "different"), [(None, 40), (("ham", "spam"), 40), (("ham", "spam"), 10)]
+)
+def test_a_label_column_that_holds_text_is_not_quoted(
+    labels: tuple[str, ...] | None, different: int
+) -> None:
+    rows = [{"text": "a", "label": f"{SECRET} {i % different}"} for i in range(40)]
+    refuses(rows, "label", task=Classification(labels=labels, positive="spam"))
+
+
+@pytest.mark.parametrize("labels", [None, ("ham", "spam")])
+def test_a_single_class_is_refused(labels: tuple[str, ...] | None) -> None:
+    rows = [{"text": f"{SECRET} {i}", "label": "ham"} for i in range(40)]
+    refuses(rows, "classes", task=Classification(labels=labels))
+
+
+def test_a_label_column_of_nulls_is_refused() -> None:
+    refuses([{"text": SECRET, "label": None}] * 30, "column 'label'", "null")
+
+
+def test_two_rows_are_too_few_to_train_on() -> None:
+    refuses(table(2), "at least 8 training rows", "found 2 rows")
+    refuses(table(2), "at least 8 training rows", "found 2 rows", task=LanguageModelling())
+
+
+def test_two_classes_need_two_rows_each() -> None:
+    refuses(table(30, spam_every=30), "2 rows of each of at least 2 classes", "1 with 2 or more")
+
+
+@pytest.mark.parametrize("value", [None, 3, ["text"]])
+def test_a_row_function_must_return_a_row(value: Any) -> None:
+    data = Data(table(60), row=lambda row: value)
+    refused(
+        lambda: prepare(SPAM, data), "index 0", f"found {type(value).__name__}", "Return a dict"
+    )
+
+
+def test_columns_must_have_names() -> None:
+    rows: list[Any] = [{0: SECRET, 1: "spam"}] * 40
+    refused(lambda: prepare(SPAM, Data(rows)), "40 other rows", "named columns")
+
+
+def test_an_unpaired_surrogate_is_refused_with_its_location(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in table(40)]
+    lines[7] = json.dumps({"text": f"{SECRET} \ud83d", "label": "spam"})
+    path = write(tmp_path / "cut.jsonl", "\n".join(lines))
+    refused(lambda: prepare(SPAM, Data(str(path))), "line 8, column 'text'", "surrogate")

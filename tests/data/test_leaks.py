@@ -1,0 +1,177 @@
+"""The search for leaks: exact and near rows, and rows contained in plain text."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from conftest import REAL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tables import SPAM, examples
+
+from lora_domains.data.leaks import contained, find_leaks
+from lora_domains.data.prepare import prepare
+from lora_domains.data.source import Data
+from lora_domains.errors import LeakError
+from lora_domains.tasks import Classification, Example, Generation, Task
+
+
+def test_planted_leaks_are_found_among_rows_made_from_a_template() -> None:
+    draw = random.Random(0)
+    names = ["".join(draw.choices("abcdefghij", k=6)) for _ in range(900)]
+    places = ["".join(draw.choices("klmnopqrst", k=6)) for _ in range(900)]
+
+    def row() -> str:
+        words = [draw.choice(names), draw.choice(places), draw.choice(names), draw.choice(places)]
+        return (
+            f"the patient {words[0]} {words[1]} was seen at the clinic in {words[2]} near "
+            f"{words[3]} and denies pain since {draw.choice(names)} came {draw.choice(places)}"
+        )
+
+    train = [row() for _ in range(1000)]
+    clean = [row() for _ in range(450)]
+    exact = [text.upper().replace(" ", "  ") + "." for text in train[:25]]
+    near = [text.replace("denies", "reports", 1) + " again" for text in train[25:50]]
+    leaks = find_leaks(examples(train, "train"), examples([*clean, *exact, *near], "test"))
+    assert leaks.exact == 25
+    assert all(a == f"train:{int(b[5:]) - 450}" for a, b, _ in leaks.pairs if int(b[5:]) >= 450)
+    false = sum(int(b[5:]) < 450 for _, b, _ in leaks.pairs)
+    assert false <= 2
+    assert leaks.near - false >= 18
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10**6))
+def test_a_text_contains_the_rows_in_it_and_no_others(seed: int) -> None:
+    """A question with its answer, and a row without its template; none if one word differs."""
+    draw = random.Random(seed)
+
+    def words(count: int) -> list[str]:
+        return ["".join(draw.choices("abcdefghij", k=7)) for _ in range(count)]
+
+    asked = [
+        Example(f"q:{n}", f"The {' '.join(words(draw.randint(1, 4)))} is", f" {words(1)[0]}")
+        for n in range(6)
+    ]
+    rows = [
+        Example(f"t:{n}", f"text: {' '.join(words(draw.randint(8, 20)))}\nlabel:", " yes")
+        for n in range(6)
+    ]
+    texts = [
+        Example(
+            f"g:{n}", "",
+            f"{' '.join(words(5))}. {asked[n].prompt.upper()}{asked[n].answer}! "
+            f"{' '.join(words(9))}; {rows[n].prompt[6:-7]}, {' '.join(words(3))}",
+        )
+        for n in range(3)
+    ]  # fmt: skip
+    for kind in (asked, rows):
+        assert contained(texts, kind) == [(f"g:{n}", kind[n].id) for n in range(3)]
+    assert contained(texts, [replace(one, answer=" another") for one in asked]) == []
+    longer = [replace(row, prompt=row.prompt.replace("\n", f" {row.id}\n")) for row in rows]
+    assert contained(texts, longer) == []
+
+
+@settings(max_examples=100)
+@given(
+    texts=st.lists(st.text("ab ", max_size=30), max_size=4),
+    rows=st.lists(st.text("ab ", max_size=40), max_size=4),
+)
+def test_containment_agrees_with_a_naive_search(texts: list[str], rows: list[str]) -> None:
+    plain = [Example(f"g:{n}", "", text) for n, text in enumerate(texts)]
+    other = [Example(f"t:{n}", "", row) for n, row in enumerate(rows)]
+    found = contained(plain, other)
+    for text in plain:
+        for row in other:
+            one, two = text.answer.split(), row.answer.split()
+            within = len(two) >= 8 and any(
+                one[at : at + len(two)] == two for at in range(len(one) - len(two) + 1)
+            )
+            same = len(two) >= 3 and one == two
+            assert ((text.id, row.id) in found) == (within or same)
+
+
+def test_a_short_row_is_contained_in_a_text_only_if_it_is_all_of_it() -> None:
+    rows = [Example(f"t:{n}", f"text: {text}\nlabel:", " ham") for n, text in
+            enumerate(["Ok, see you!", "call me later today", "France", "!!!"])]  # fmt: skip
+    texts = [Example(f"g:{n}", "", text) for n, text in
+             enumerate(["ok see you", "please call me later today", "France", "..."])]  # fmt: skip
+    assert contained(texts, rows) == [("g:0", "t:0")]
+
+
+def test_the_search_is_fast_for_rows_that_begin_alike() -> None:
+    """20,000 of them in 300 texts that begin so too: looked up, not compared one by one."""
+    draw = random.Random(0)
+
+    def words(count: int) -> str:
+        return " ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(count))
+
+    rows = [Example(f"t:{n}", "", f"The patient was admitted with {words(30)}")
+            for n in range(20_000)]  # fmt: skip
+    texts = [Example(f"g:{n}", "", f"The patient was admitted with {words(100)}")
+             for n in range(300)]  # fmt: skip
+    texts.append(replace(rows[77], id="copy"))
+    assert contained(texts, rows) == [("copy", "t:77")]
+
+
+def test_short_rows_are_never_near() -> None:
+    train, other = examples(["z a b c d e"], "train"), examples(["a b c d e"], "test")
+    assert find_leaks(train, other).near == 0
+
+
+def test_repeated_rows_do_not_hide_a_near_leak() -> None:
+    text = "one two three four five six seven eight nine ten"
+    other = examples([text + " eleven"] * 5, "test")
+    assert find_leaks(examples([text] * 9, "train"), other).near == 5
+
+
+def test_rows_that_share_only_their_template_are_not_near() -> None:
+    rows = [f"{i} was seen at the clinic in the morning by the same doctor {i}" for i in range(20)]
+    assert find_leaks(examples(rows[:18], "train"), examples(rows[18:], "test")).near == 0
+
+
+def test_an_exact_copy_counts_once_among_the_rows_with_an_n_gram() -> None:
+    text = "one two three four five six seven eight nine ten"
+    other = examples([text, text + " eleven", text + " twelve"], "test")
+    leaks = find_leaks(examples([text], "train"), other)
+    assert (leaks.exact, leaks.near) == (1, 2)
+
+
+def test_the_same_question_with_other_choices_is_no_leak() -> None:
+    def row(id_: str, *choices: str) -> Example:
+        return Example(id_, "Which is true?", choices[0], choices, 0)
+
+    train = [row("train:0", " a", " b"), row("train:1", " c", " d")]
+    other = [row("test:0", " e", " f"), row("test:1", " d", " c")]
+    assert find_leaks(train, other).pairs == (("train:1", "test:1", "exact"),)
+
+
+def test_large_sets_are_searched_in_seconds() -> None:
+    from time import process_time
+
+    draw = random.Random(1)
+    words = [f"w{i}" for i in range(3000)]
+    texts = [" ".join(draw.choices(words, k=12)) for _ in range(13_000)]
+    start = process_time()
+    assert find_leaks(examples(texts[:10_000], "a"), examples(texts[10_000:], "b")).near == 0
+    assert process_time() - start < 5
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="shared/data is not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "task", "exact"),
+    [
+        ("banking77", Classification(), 25),
+        ("twitter_financial_news", Classification(), 12),
+        ("bitext_support", Classification(), 13),
+        ("medquad", Generation(), 46),
+        ("sms_spam", SPAM, 0),
+    ],
+)
+def test_known_leaks_of_public_data_sets_are_found(name: str, task: Task, exact: int) -> None:
+    data = Data(REAL / name / "train.jsonl", test=REAL / name / "test.jsonl")
+    if exact:
+        with pytest.raises(LeakError, match=f"found {exact}:"):
+            prepare(task, data)
+    else:
+        assert prepare(task, data).leaks.exact == 0
