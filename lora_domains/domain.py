@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_domains.data.source import Data, Hub, Source
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
@@ -24,6 +24,7 @@ from lora_domains.verdict.gates import Gates
 
 RETENTION = ("auto", "kl", "replay", "both", "scale", "none")
 """How an adapter is held to the base while it trains; ``retention`` says what each does."""
+T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -167,19 +168,26 @@ def with_settings(domain: Domain, **settings: Any) -> Domain:
 
 
 def load_domain(path: str | Path) -> Domain:
-    """The ``domain`` declared in a recipe file; nothing else in the file is run as a script."""
-    path = Path(path)
-    if not path.is_file() or path.suffix != ".py":
+    """The ``domain`` declared in a recipe; ``if __name__ == "__main__"`` in it does not run."""
+    return load_declaration(path, "domain", Domain)
+
+
+def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
+    """The value of ``variable``, a ``kind``, in a Python file that is imported.
+
+    Raises DomainError for a file that is missing, fails or has no such value.
+    """
+    path, declared = Path(path), f"`{variable} = {kind.__name__}(…)`"
+    spec = importlib.util.spec_from_file_location(f"lora_domains_{variable}_{path.stem}", path)
+    python = path.is_file() and path.suffix == ".py"
+    if not python or spec is None or spec.loader is None:
         wrong = "a folder" if path.is_dir() else f"a file ending in {path.suffix!r}"
         raise DomainError(
             where=str(path),
-            expected="a recipe file, ending in .py",
+            expected="a Python file, ending in .py",
             found=wrong if path.exists() else "no such file",
-            hint="Give the path of a recipe, such as recipes/medical.py.",
+            hint=f"Give the path of a file that declares {declared}.",
         )
-    spec = importlib.util.spec_from_file_location(f"lora_domains_recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -188,19 +196,19 @@ def load_domain(path: str | Path) -> Domain:
     except Exception as error:
         raise DomainError(
             where=str(path),
-            expected="a recipe that Python can run",
+            expected="a file that Python can run",
             found=f"{type(error).__name__}: {error}",
             hint=f"python {path} shows where.",
         ) from error
-    domain = getattr(module, "domain", None)
-    if not isinstance(domain, Domain):
+    value = getattr(module, variable, None)
+    if not isinstance(value, kind):
         raise DomainError(
             where=str(path),
-            expected="a variable `domain = Domain(…)`",
-            found="none" if domain is None else type(domain).__name__,
-            hint="Declare it at the top level of the recipe.",
+            expected=f"a variable {declared}",
+            found="none" if value is None else type(value).__name__,
+            hint="Declare it at the top level of the file.",
         )
-    return domain
+    return value
 
 
 def as_record(domain: Domain) -> dict[str, Any]:

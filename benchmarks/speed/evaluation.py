@@ -154,7 +154,7 @@ def main() -> None:
 
         tokenization = Tokenization(model.tokenizer, model.base.context)
         suite = embedded()
-        rows = [EncodedRow(e, tokenization.encode(e)) for _, _, e in suite.asked()]
+        rows = [EncodedRow(e, tokenization.encode(e)) for _, _, e in suite.questions()]
         step = max(1, len(rows) // flags.questions)
         rows = rows[::step][: flags.questions]
         part = Part("questions", suite.probes[0].task, rows)

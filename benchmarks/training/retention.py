@@ -167,7 +167,7 @@ def asked(model: Any) -> tuple[list[Any], list[Any]]:
     from lora_domains.data.tokenization import Tokenization
 
     tokenization = Tokenization(model.tokenizer, model.base.context)
-    questions = [tokenization.encode(example) for _, _, example in _suite().asked()]
+    questions = [tokenization.encode(example) for _, _, example in _suite().questions()]
     return questions, tokenization.encode_all(_suite().texts())
 
 

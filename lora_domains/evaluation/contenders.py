@@ -168,15 +168,16 @@ def score_general(
     items: dict[str, Items] = {name: [] for name in adapters}
     largest = dict.fromkeys(adapters, 0.0)
     for probe in suite.probes if not base.bidirectional else ():
-        asked = [(part, example) for p, part, example in suite.asked() if p is probe]
-        if not asked:
+        questions = [(part, example) for p, part, example in suite.questions() if p is probe]
+        if not questions:
             continue
-        rows = [EncodedRow(example, tokenization.encode(example)) for _, example in asked]
-        questions = Part(f"{probe.name} questions", probe.task, rows, probe.score or model_scores)
-        scores = scorer.scores(questions, [None, *adapters])
+        rows = [EncodedRow(example, tokenization.encode(example)) for _, example in questions]
+        scored = Part(f"{probe.name} questions", probe.task, rows, probe.score or model_scores)
+        scores = scorer.scores(scored, [None, *adapters])
+        parts = [part for part, _ in questions]
         for name in adapters:
             pair = {"base": scores[None], "adapter": scores[name]}
-            items[name] += question_items(rows, [part for part, _ in asked], pair, key)
+            items[name] += question_items(rows, parts, pair, key)
     texts = tokenization.encode_rows(suite.texts()) if base.language_head else []
     if texts:
         moved = scorer.drift(Part("general text", LanguageModelling(), texts), adapters)

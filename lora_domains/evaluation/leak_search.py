@@ -12,7 +12,7 @@ def every_leak(dataset: Dataset, suite: Suite, *, with_questions: bool) -> Leaks
 
     ``with_questions`` says whether the suite's questions are scored: an encoder answers none.
     """
-    scored = suite.asked() if with_questions else []
+    scored = suite.questions() if with_questions else []
     by_probe = [[e for p, _, e in scored if p is probe] for probe in suite.probes]
     questions = [example for _, _, example in scored]
     prepared = dataset.prepared

@@ -1,8 +1,8 @@
 """The field's standard probes, each from the Hub at a pinned revision, or from a local file.
 
-A local file of the same shape takes the place of the Hub: ``mmlu("mmlu_test.jsonl")``. Questions
-are asked as continuations, most of them without examples: retention compares an adapter with its
-base on the same items, it does not compete on a leaderboard.
+A local file of the same shape replaces the Hub: ``mmlu("mmlu_test.jsonl")``. Answers are scored as
+continuations, most of them without examples in the prompt: retention compares an adapter with its
+base on the same items and does not compete on a leaderboard.
 """
 
 import re
@@ -18,9 +18,9 @@ from lora_domains.tasks import Generation, MultipleChoice
 Values = Mapping[str, Any]
 ANSWER = "Question: {question}\nAnswer:"
 WINDOWS = 200
-"""Texts of WikiText that drift and nats are measured on."""
+"""Texts of WikiText on which drift and nats are measured, at most."""
 LONG = 200
-"""Characters a line needs to be a text of its own; shorter ones are titles."""
+"""Characters of a line at least; shorter ones are titles."""
 
 
 def mmlu(rows: Source | None = None) -> Probe:
@@ -49,7 +49,7 @@ def hellaswag(rows: Source | None = None) -> Probe:
     hub = Hub("Rowan/hellaswag", "validation", "218ec52e09a7e7462a5400043bb9a69a41d06b76")
 
     def plain(text: str) -> str:
-        # As EleutherAI's harness reads it: WikiHow's marks are taken out.
+        # As in EleutherAI's harness, without WikiHow's marks.
         text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
         return text.replace("  ", " ").strip()
 
@@ -63,9 +63,9 @@ def hellaswag(rows: Source | None = None) -> Probe:
 
 
 def winogrande(rows: Source | None = None) -> Probe:
-    """WinoGrande: whom a pronoun means (Sakaguchi et al. 2020, arXiv 1907.10641).
+    """WinoGrande: which noun a pronoun refers to (Sakaguchi et al. 2020, arXiv 1907.10641).
 
-    A choice is the name with the rest of its sentence, so the two are whole sentences compared.
+    A choice is the noun with the rest of its sentence, so that whole sentences are compared.
     """
     revision = "01e74176c63542e6b0bcb004dcdea22d94fb67b5"
     hub = Hub("allenai/winogrande", "validation", revision, "winogrande_xl")
@@ -92,23 +92,23 @@ def truthfulqa(rows: Source | None = None) -> Probe:
 
 
 def gsm8k(rows: Source | None = None, shown: Source | None = None) -> Probe:
-    """GSM8K: sums in words, judged by the last number (Cobbe et al. 2021, arXiv 2110.14168).
+    """GSM8K: word problems, scored by the last number (Cobbe et al. 2021, arXiv 2110.14168).
 
-    Answers are generated, after four worked rows of its training split.
+    Answers are generated, after four worked examples of its training split.
     """
     revision = "e53f048856ff4f594e959d75785d2c2d37b678ee"
     hub, train = (Hub("openai/gsm8k", split, revision, "main") for split in ("test", "train"))
     task = Generation(prompt=ANSWER, max_new_tokens=256, judge="number", until="\n\n")
 
     def reads(row: Values) -> Values:
-        # <<48/2=24>> are notes for a calculator that nobody has here.
+        # <<48/2=24>> are annotations for a calculator.
         return {**row, "answer": re.sub(r"<<.*?>>", "", row["answer"])}
 
     return Probe("gsm8k", task, rows or hub, reads, shown=shown or train, shots=4)
 
 
 def lettered(row: Values) -> Values:
-    """ARC's and OpenBookQA's shape (choices with their letters) as question, choices, answer."""
+    """The columns question, choices and answer from ARC's and OpenBookQA's lettered choices."""
     choices = row["choices"]
     if not isinstance(choices, Mapping) or "text" not in choices:
         return row
@@ -131,7 +131,7 @@ def paragraphs(lines: Iterable[str], most: int = WINDOWS) -> list[str]:
 
 
 def standard() -> Suite:
-    """Seven probes and WikiText, all from the Hub. ``limit`` makes it a matter of minutes."""
+    """Seven probes and WikiText, all from the Hub; use ``limit`` to score it in minutes."""
     return _suite("standard", [make() for make in PROBES.values()])
 
 
@@ -148,7 +148,8 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "truthfulqa": truthfulqa,
     "gsm8k": gsm8k,
 }
-ALONE: dict[str, Callable[[], Suite]] = {
+SINGLE: dict[str, Callable[[], Suite]] = {
     name: partial(lambda name, make: _suite(name, [make()]), name, make)
     for name, make in PROBES.items()
 }
+"""A suite for each probe."""

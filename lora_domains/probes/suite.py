@@ -1,10 +1,9 @@
-"""Probe suites: general-knowledge domains that nobody fits. No torch.
+"""Suites of general-knowledge probes, which no adapter is trained on. Imports no torch.
 
-A suite is a name, a few probes (questions with a task that reads them) and general text for drift
-and nats. ``load_suite`` takes the name of one, or a file.
+A suite is a name, a few probes (questions and the task that reads them) and general text on which
+drift and nats are measured. ``load_suite`` takes the name of one, or a file.
 """
 
-import importlib.util
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lora_domains.data.general_text import embedded_texts
 from lora_domains.data.readers import read
 from lora_domains.data.source import Source
-from lora_domains.errors import DataError, UsageError, did_you_mean
+from lora_domains.domain import load_declaration
+from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.tasks import Example, MultipleChoice, Row, Task
 
 if TYPE_CHECKING:
@@ -22,45 +22,47 @@ if TYPE_CHECKING:
 
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
-"""Questions of a quick look: with 8 % of the items flipping, a harmless adapter passes a 3-point
+"""Questions of the quick suite: with 8 % of the items flipping, a harmless adapter passes a 3-point
 gate in at least 80 % of runs at this size (``benchmarks/verdict/simulation.py``)."""
 
 
-def _as_read(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row
 
 
-def _nothing() -> list[str]:
+def _no_texts() -> list[str]:
     return []
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Questions of one kind. ``rows`` is where they are read, ``reads`` a pure row function."""
+    """Questions of one kind: rows, the task that reads them, and a pure function of each row."""
 
     name: str
     task: Task
     rows: Source | Rows
-    reads: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_read
+    reads: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _unchanged
+    """Makes the columns of the task from those of a row."""
     part: str = ""
     """The column that names the part of the probe a question belongs to."""
     shown: Source | None = None
-    """Answered rows put before every question, ``shots`` of them; never rows that are asked."""
+    """Answered rows, ``shots`` of which precede every question; never questions themselves."""
     shots: int = 0
     score: "Score | None" = None
     """Scores the questions in place of ``model_scores``; None where the task does."""
 
     def examples(self) -> list[tuple[str, Example]]:
-        """(part, example) of every question; raises DataError where a row cannot be read."""
-        before = self._before()
-        found = []
+        """(part, example) of every question; raises DataError for an unusable row."""
+        before = self._shots_text()
+        examples = []
         for row in self._read(self.rows):
             part = f"{self.name}/{row.values[self.part]}" if self.part else self.name
             example = self.task.example(row)
-            found.append((part, replace(example, prompt=before + example.prompt)))
-        return found
+            examples.append((part, replace(example, prompt=before + example.prompt)))
+        return examples
 
-    def _before(self) -> str:
+    def _shots_text(self) -> str:
+        """The answered rows before every question, as text."""
         if not self.shots or self.shown is None:
             return ""
         answered = [self.task.example(row) for row in self._read(self.shown)[: self.shots]]
@@ -79,32 +81,32 @@ class Probe:
 
 @dataclass(frozen=True)
 class Suite:
-    """Probes, and general text; both are read when they are needed."""
+    """Probes and general text, both read when they are needed."""
 
     name: str
     probes: tuple[Probe, ...]
-    text: Callable[[], Sequence[str]] = _nothing
+    text: Callable[[], Sequence[str]] = _no_texts
     """Held-out general text on which drift and nats are measured."""
     limit: int | None = None
-    """Questions asked at most, over all probes."""
+    """Questions at most, over all probes."""
     seed: int = 0
-    """Of the sample that ``limit`` takes: the same for every adapter."""
-    _asked: list[tuple[Probe, str, Example]] = field(
+    """Seed of the sample that ``limit`` takes: the same questions for every adapter."""
+    _questions: list[tuple[Probe, str, Example]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
 
-    def asked(self) -> list[tuple[Probe, str, Example]]:
-        """(probe, part, example) of every question that is asked, in a fixed order.
+    def questions(self) -> list[tuple[Probe, str, Example]]:
+        """(probe, part, example) of every question, in a fixed order.
 
         With a ``limit`` each probe keeps its share, drawn by ``seed``.
         """
-        if not self._asked:
-            found = [(p, part, e) for p in self.probes for part, e in p.examples()]
-            if self.limit is not None and len(found) > self.limit:
+        if not self._questions:
+            questions = [(p, part, e) for p in self.probes for part, e in p.examples()]
+            if self.limit is not None and len(questions) > self.limit:
                 draw = random.Random(f"{self.name}/{self.seed}")
-                found = [found[i] for i in _sample(found, self.limit, draw)]
-            self._asked.extend(found)
-        return self._asked
+                questions = [questions[i] for i in _sample(questions, self.limit, draw)]
+            self._questions.extend(questions)
+        return self._questions
 
     def texts(self) -> list[Example]:
         """The general text, as language-modelling examples."""
@@ -116,17 +118,17 @@ class Suite:
 
 
 def _sample(
-    found: Sequence[tuple[Probe, str, Example]], limit: int, draw: random.Random
+    questions: Sequence[tuple[Probe, str, Example]], limit: int, draw: random.Random
 ) -> list[int]:
-    """Positions of ``limit`` questions, as many of each probe as its share, in order."""
+    """Positions of ``limit`` questions in order, of each probe as many as its share."""
     by_probe: dict[str, list[int]] = {}
-    for i, (probe, _, _) in enumerate(found):
+    for i, (probe, _, _) in enumerate(questions):
         by_probe.setdefault(probe.name, []).append(i)
-    # Everyone's share rounded down, then one more each in order of size, until the limit.
+    # Each share rounded down, then one more of each probe in turn until the limit.
     picked, spare = [], []
     for places in by_probe.values():
         draw.shuffle(places)
-        share = limit * len(places) // len(found)
+        share = limit * len(places) // len(questions)
         picked += places[:share]
         spare += places[share : share + 1]
     return sorted(picked + spare[: limit - len(picked)])
@@ -153,17 +155,17 @@ def quick() -> Suite:
 
 
 def load_suite(name: str | Path, limit: int | None = None, seed: int = 0) -> Suite:
-    """A suite by name, or from a file; ``limit`` questions of it, drawn by ``seed``.
+    """A suite by name, or from a file; at most ``limit`` of its questions, drawn by ``seed``.
 
     ``harness:arc_easy,hellaswag`` names tasks of lm-evaluation-harness. A ``.py`` file declares
-    ``suite = Suite(…)``; a file of rows is one probe of questions with the columns ``question``,
-    ``choices`` and ``answer``. Raises UsageError for an unknown name,
-    DataError for a file that cannot be read as either.
+    ``suite = Suite(…)``; a file of rows is one probe with the columns ``question``, ``choices`` and
+    ``answer``. Raises UsageError for an unknown name, DomainError for a ``.py`` file without a
+    suite, DataError for unusable rows.
     """
     from lora_domains.probes import standard
 
     known: dict[str, Callable[[], Suite]] = {
-        "embedded": embedded, "quick": quick, "standard": standard.standard, **standard.ALONE
+        "embedded": embedded, "quick": quick, "standard": standard.standard, **standard.SINGLE
     }  # fmt: skip
     if str(name) in known:
         suite = known[str(name)]()
@@ -172,7 +174,7 @@ def load_suite(name: str | Path, limit: int | None = None, seed: int = 0) -> Sui
 
         suite = harness_suite(str(name).removeprefix("harness:").split(","))
     elif Path(name).suffix == ".py":
-        suite = _declared(Path(name))
+        suite = load_declaration(name, "suite", Suite)
     elif Path(name).suffix:
         probe = Probe(Path(name).stem, MultipleChoice(), str(name))
         suite = Suite(probe.name, (probe,))
@@ -185,22 +187,3 @@ def load_suite(name: str | Path, limit: int | None = None, seed: int = 0) -> Sui
     if limit is not None:
         suite = replace(suite, limit=min(limit, suite.limit or limit), seed=seed)
     return suite
-
-
-def _declared(path: Path) -> Suite:
-    spec = importlib.util.spec_from_file_location(f"lora_domains_suite_{path.stem}", path)
-    if path.is_file() and spec is not None and spec.loader is not None:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        suite = getattr(module, "suite", None)
-        if isinstance(suite, Suite):
-            return suite
-        found = "none" if suite is None else type(suite).__name__
-    else:
-        found = "no such file"
-    raise DataError(
-        where=str(path),
-        expected="a file with a variable `suite = Suite(…)`",
-        found=found,
-        hint="Declare it at the top level of the file.",
-    )

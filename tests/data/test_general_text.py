@@ -36,7 +36,7 @@ def test_no_training_text_contains_a_question_or_a_text_that_is_measured(
         "embedded": embedded(), "quick": quick(), "harness": harness_suite(["a_task"])
     }  # fmt: skip
     suite, general = suites[name], general_text(None)
-    questions = [example for _, _, example in suite.asked()]
+    questions = [example for _, _, example in suite.questions()]
     used = [*general.training, *general.selection]
     assert len(suite.texts()) == SIZES["test"]
     assert contained(used, questions) == []
@@ -45,7 +45,7 @@ def test_no_training_text_contains_a_question_or_a_text_that_is_measured(
 
 
 def test_a_question_with_its_answer_is_found_in_a_text() -> None:
-    questions = [example for _, _, example in embedded().asked()]
+    questions = [example for _, _, example in embedded().questions()]
     assert len(questions) == len(general_questions())
     told = [Example(f"{n}", "", f"Yes. {q.prompt}{q.answer}") for n, q in enumerate(questions)]
     assert len({row for _, row in contained(told, questions)}) == len(questions)

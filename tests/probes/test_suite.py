@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import REAL as SHARED
 
-from lora_domains.errors import DataError, UsageError
+from lora_domains.errors import DataError, DomainError, UsageError
 from lora_domains.probes import standard
 from lora_domains.probes.suite import Probe, Suite, embedded, load_suite, quick
 from lora_domains.tasks import Example, Generation, MultipleChoice
@@ -50,7 +50,7 @@ SHAPES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], int]] = {
 
 def scored(suite: Suite) -> list[tuple[str, Example]]:
     """The part and the example of each question that ``suite`` asks."""
-    return [(part, example) for _, part, example in suite.asked()]
+    return [(part, example) for _, part, example in suite.questions()]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -95,7 +95,7 @@ def test_a_sample_keeps_every_probe_and_is_the_same_each_time() -> None:
 
 
 def test_the_quick_suite_has_enough_questions_to_decide() -> None:
-    assert len(quick().asked()) == 700
+    assert len(quick().questions()) == 700
     assert {part for part, _ in scored(quick())} == {part for part, _ in scored(embedded())}
 
 
@@ -104,7 +104,7 @@ def test_a_file_of_questions_or_a_python_file_is_a_suite(tmp_path: Path) -> None
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [example.target for _, example in scored(load_suite(file))] == [0, 1, 0, 1, 0]
-    assert len(load_suite(file, limit=2).asked()) == 2
+    assert len(load_suite(file, limit=2).questions()) == 2
     script = tmp_path / "declared.py"
     script.write_text(
         "from lora_domains.probes.suite import Probe, Suite\n"
@@ -116,12 +116,12 @@ def test_a_file_of_questions_or_a_python_file_is_a_suite(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "error", "words"),
-    [("standart", UsageError, "standard"), ("no.py", DataError, "no such file"),
+    [("standart", UsageError, "standard"), ("no.py", DomainError, "no such file"),
      ("no.jsonl", DataError, "no such file")],
 )  # fmt: skip
 def test_an_unknown_suite_is_refused(name: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        load_suite(name).asked()
+        load_suite(name).questions()
 
 
 SETS: Mapping[str, tuple[str, int]] = {
