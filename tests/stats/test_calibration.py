@@ -19,10 +19,10 @@ def test_planted_overconfidence_is_told_from_calibration() -> None:
         for confidence, right in (drawn(1.0), drawn(3.0))
     )
     assert sure["bounds"]["ece"]["lower"] > 0.08 > sound["bounds"]["ece"]["upper"]
-    for found in (sound, sure):
+    for figures in (sound, sure):
         for name in ("ece", "brier"):
-            bounds = found["bounds"][name]
-            assert 0 <= bounds["lower"] <= found[name] <= bounds["upper"]
+            bounds = figures["bounds"][name]
+            assert 0 <= bounds["lower"] <= figures[name] <= bounds["upper"]
     assert sound["bounds"]["brier"]["upper"] < sure["bounds"]["brier"]["lower"]
 
 
@@ -30,8 +30,8 @@ def test_a_calibrated_model_is_seldom_called_miscalibrated() -> None:
     blamed = 0
     for seed in range(60):
         confidence, right = drawn(1.0, 400, seed)
-        found = calibration(confidence, right, (confidence - right) ** 2)
-        blamed += found["bounds"]["ece"]["lower"] > 0
+        figures = calibration(confidence, right, (confidence - right) ** 2)
+        blamed += figures["bounds"]["ece"]["lower"] > 0
     assert blamed <= 8  # 3 expected; without the correction 22
 
 
@@ -62,6 +62,30 @@ def test_referring_the_unsure_lowers_the_risk() -> None:
 
 
 def test_an_only_item_has_figures_too() -> None:
-    found = calibration(np.array([0.7]), np.array([True]), np.array([0.18]))
-    assert found["ece"] == pytest.approx(0.3)
-    assert found["bounds"]["brier"] == {"lower": 0.0, "upper": 2.0}
+    figures = calibration(np.array([0.7]), np.array([True]), np.array([0.18]))
+    assert figures["ece"] == pytest.approx(0.3)
+    assert figures["bounds"]["brier"] == {"lower": 0.0, "upper": 2.0}
+
+
+def test_calibration_equals_its_definition() -> None:
+    random = np.random.default_rng(0)
+    # Edges of the bins, where two conventions would differ, and everything between.
+    confidence = np.array([*(k / 15 for k in range(8, 16)), *random.uniform(0.5, 1, 200)])
+    right = random.random(len(confidence)) < confidence
+    brier = 2 * (right - confidence) ** 2
+    figures = calibration(confidence, right, brier)
+    # Guo et al. (2017): 15 bins of equal width; an edge belongs to the lower bin.
+    bins = np.ceil(confidence * 15).astype(int)
+    gaps = [
+        abs(right[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b)
+        for b in set(bins)
+    ]
+    assert figures["ece"] == pytest.approx(sum(gaps))
+    assert figures["brier"] == pytest.approx(brier.mean())
+
+
+def test_ece_by_hand() -> None:
+    # Ten answers at .8, eight right; five at .6, one right: gaps 0 and .4, a third of the items.
+    confidence = np.array([0.8] * 10 + [0.6] * 5)
+    right = np.array([True] * 8 + [False] * 2 + [True] + [False] * 4)
+    assert calibration(confidence, right, np.zeros(15))["ece"] == pytest.approx(0.4 / 3)

@@ -12,14 +12,14 @@ from lora_domains.stats.seeds import influence, seed_variance
 
 def test_planted_variances_are_found_apart() -> None:
     rng = np.random.default_rng(0)
-    found = [
+    figures = [
         seed_variance(0.1 + rng.normal(0, 0.05, (8, 1)) + rng.normal(0, 0.4, (1, 300))
               + rng.normal(0, 0.2, (8, 300)))
         for _ in range(60)
     ]  # fmt: skip
-    assert np.mean([f["sd_seed"] ** 2 for f in found]) ** 0.5 == pytest.approx(0.05, rel=0.15)
-    assert np.mean([f["se_items"] for f in found]) == pytest.approx(0.4 / 300**0.5, rel=0.05)
-    assert np.mean([f["se_residual"] for f in found]) == pytest.approx(0.2 / 2400**0.5, rel=0.05)
+    assert np.mean([f["sd_seed"] ** 2 for f in figures]) ** 0.5 == pytest.approx(0.05, rel=0.15)
+    assert np.mean([f["se_items"] for f in figures]) == pytest.approx(0.4 / 300**0.5, rel=0.05)
+    assert np.mean([f["se_residual"] for f in figures]) == pytest.approx(0.2 / 2400**0.5, rel=0.05)
     # Without seeds that differ hardly anything is laid to them.
     alike = seed_variance(0.1 + rng.normal(0, 0.4, (1, 300)) + rng.normal(0, 0.2, (8, 300)))
     assert alike["sd_seed"] < 0.02
@@ -30,11 +30,11 @@ def test_more_items_do_not_make_up_for_few_seeds() -> None:
     offsets = np.array([[-0.05], [0.0], [0.05]])
     widths = []
     for n in (200, 20_000):
-        found = seed_variance(
+        figures = seed_variance(
             0.1 + offsets + rng.normal(0, 0.4, (1, n)) + rng.normal(0, 0.1, (3, n))
         )
-        widths.append(found["upper"] - found["lower"])
-        assert found["each"] == pytest.approx([found["difference"] + o for o in offsets[:, 0]],
+        widths.append(figures["upper"] - figures["lower"])
+        assert figures["each"] == pytest.approx([figures["difference"] + o for o in offsets[:, 0]],
                                               abs=0.02)  # fmt: skip
     # Three seeds alone: t with 2 degrees of freedom, .05/sqrt 3 on each side.
     assert widths[1] == pytest.approx(2 * stats.t.ppf(0.95, 2) * 0.05 / 3**0.5, rel=0.1)
@@ -43,10 +43,10 @@ def test_more_items_do_not_make_up_for_few_seeds() -> None:
 
 def test_identical_runs_have_the_items_alone() -> None:
     values = np.random.default_rng(2).normal(0.1, 0.4, 500)
-    found = seed_variance(np.stack([values] * 3))
+    figures = seed_variance(np.stack([values] * 3))
     half = stats.t.ppf(0.95, 499) * values.std(ddof=1) / 500**0.5
-    assert found["sd_seed"] == 0
-    assert found["upper"] - found["difference"] == pytest.approx(half, rel=1e-3)
+    assert figures["sd_seed"] == 0
+    assert figures["upper"] - figures["difference"] == pytest.approx(half, rel=1e-3)
 
 
 def test_one_run_says_nothing_of_seeds() -> None:

@@ -20,9 +20,10 @@ ROWS = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=1, max_si
 
 
 def reached(chance: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[float, float]:
-    named = chance >= threshold
-    found = (named & truth).sum()
-    return found / max(1, truth.sum()), found / max(1, named.sum())
+    """Recall and precision of predictions from ``threshold`` on."""
+    predicted = chance >= threshold
+    hits = (predicted & truth).sum()
+    return hits / max(1, truth.sum()), hits / max(1, predicted.sum())
 
 
 @given(ROWS, st.floats(0.05, 1))
@@ -30,28 +31,28 @@ def test_a_target_recall_is_reached_by_the_highest_threshold(
     rows: list[tuple[int, bool]], wanted: float
 ) -> None:
     chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
-    found = choose_threshold(chance, truth, recall=wanted)
+    threshold = choose_threshold(chance, truth, recall=wanted)
     if not truth.any():
-        assert found is None
+        assert threshold is None
         return
-    assert found is not None
-    assert reached(chance, truth, found)[0] >= wanted - 1e-9
-    lowest_named = chance[chance >= found].min()
-    assert all(reached(chance, truth, t)[0] < wanted for t in chance if t > lowest_named)
+    assert threshold is not None
+    assert reached(chance, truth, threshold)[0] >= wanted - 1e-9
+    lowest_predicted = chance[chance >= threshold].min()
+    assert all(reached(chance, truth, t)[0] < wanted for t in chance if t > lowest_predicted)
 
 
 @given(ROWS, st.floats(0.05, 1))
-def test_a_target_precision_is_reached_and_finds_most(
+def test_a_target_precision_is_reached_with_the_highest_recall(
     rows: list[tuple[int, bool]], wanted: float
 ) -> None:
     chance, truth = np.array([p / 10 for p, _ in rows]), np.array([t for _, t in rows])
-    found = choose_threshold(chance, truth, precision=wanted)
+    threshold = choose_threshold(chance, truth, precision=wanted)
     possible = [r for t in chance if (r := reached(chance, truth, t))[1] >= wanted - 1e-9 and r[0]]
     if not possible:
-        assert found is None
+        assert threshold is None
         return
-    assert found is not None
-    recall, precision = reached(chance, truth, found)
+    assert threshold is not None
+    recall, precision = reached(chance, truth, threshold)
     assert precision >= wanted - 1e-9
     assert recall == max(r for r, _ in possible)
 

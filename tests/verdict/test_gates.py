@@ -48,9 +48,9 @@ def evidence(*items: Item, **counted: Any) -> Evidence:
 
 
 def result(name: str, *items: Item, threshold: float = 0.0, **counted: Any) -> GateResult:
-    found = GATES[name].judge(evidence(*items, **counted), threshold)
-    assert found is not None
-    return found
+    judged = GATES[name].judge(evidence(*items, **counted), threshold)
+    assert judged is not None
+    return judged
 
 
 # ── Gain ────────────────────────────────────────────────────────────────────────────────────────
@@ -110,10 +110,10 @@ def _predicted(truth: np.ndarray, **predicted: np.ndarray) -> list[Item]:
 
 
 def test_one_item_is_inconclusive_and_json() -> None:
-    found = gain(METRICS["exact_match"], {"the base": compare_means([1.0], [2.0])})
-    assert found.verdict == "inconclusive"
-    assert "more test rows are needed" in found.why
-    json.dumps(dataclasses.asdict(found), allow_nan=False)
+    judged = gain(METRICS["exact_match"], {"the base": compare_means([1.0], [2.0])})
+    assert judged.verdict == "inconclusive"
+    assert "more test rows are needed" in judged.why
+    json.dumps(dataclasses.asdict(judged), allow_nan=False)
 
 
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────
@@ -129,9 +129,9 @@ def test_retention_needs_88_items_even_when_nothing_is_lost() -> None:
 
 
 def test_retention_threshold_is_minus_the_margin() -> None:
-    found = retention(by_counts(10, 12, 1000), margin=0.05)
-    assert (found.threshold, found.verdict) == (-0.05, "pass")
-    assert found.lower == tango(10, 12, 1000).lower
+    judged = retention(by_counts(10, 12, 1000), margin=0.05)
+    assert (judged.threshold, judged.verdict) == (-0.05, "pass")
+    assert judged.lower == tango(10, 12, 1000).lower
 
 
 def test_windows_of_one_text_say_no_more_than_the_text() -> None:
@@ -184,8 +184,8 @@ def test_an_adapter_has_an_effect() -> None:
     assert result("effect", largest_move=0.0).verdict == "fail"
     assert result("effect", largest_move=1e-7, threshold=1e-6).verdict == "fail"
     for broken in (math.nan, math.inf):
-        found = result("effect", largest_move=broken)
-        assert (found.verdict, found.observed) == ("fail", None)
+        judged = result("effect", largest_move=broken)
+        assert (judged.verdict, judged.observed) == ("fail", None)
 
 
 # ── Thresholds ──────────────────────────────────────────────────────────────────────────────────

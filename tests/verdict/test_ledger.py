@@ -42,10 +42,10 @@ def test_the_rule_stays_within_its_budget_and_never_relaxes() -> None:
 
 
 def test_each_other_adapter_evaluated_before_tightens_the_level(tmp_path: Path) -> None:
-    found = [evaluate(tmp_path, name) for name in ("a", "b", "c")]
-    assert [(s.before, s.adapters) for s in found] == [(0, 0), (1, 1), (2, 2)]
-    assert [s.level for s in found] == [level(0), level(1), level(2)]
-    assert all(s.broken is None for s in found)
+    prior = [evaluate(tmp_path, name) for name in ("a", "b", "c")]
+    assert [(s.before, s.adapters) for s in prior] == [(0, 0), (1, 1), (2, 2)]
+    assert [s.level for s in prior] == [level(0), level(1), level(2)]
+    assert all(s.broken is None for s in prior)
     # Another test set counts by itself, and the same adapter evaluated again is not a new one.
     assert evaluate(tmp_path, "d", "others").adapters == 0
     again = evaluate(tmp_path, "b")
@@ -146,8 +146,8 @@ def test_processes_write_one_after_another(tmp_path: Path) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    found = evaluate(tmp_path, "last")
-    assert (found.before, found.adapters, found.broken) == (20, 20, None)
+    prior = evaluate(tmp_path, "last")
+    assert (prior.before, prior.adapters, prior.broken) == (20, 20, None)
     assert len((tmp_path / LEDGER).read_text().splitlines()) == 2 * 21
 
 

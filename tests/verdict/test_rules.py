@@ -103,8 +103,8 @@ def test_verdict_of_all() -> None:
 # ── Shares: published figures ───────────────────────────────────────────────────────────────────
 
 
-def recall(found: int, missed: int, floor: float) -> GateResult:
-    return judge_share("recall", found, found + missed, floor, "positives")
+def recall(hits: int, missed: int, floor: float) -> GateResult:
+    return judge_share("recall", hits, hits + missed, floor, "positives")
 
 
 def precision(right: int, wrong: int, floor: float) -> GateResult:
@@ -112,10 +112,10 @@ def precision(right: int, wrong: int, floor: float) -> GateResult:
 
 
 def test_98_percent_accuracy_with_12_percent_recall_fails() -> None:
-    found, missed, alarms, rows = 27, 198, 2, 10_000
+    hits, missed, alarms, rows = 27, 198, 2, 10_000
     assert (rows - missed - alarms) / rows == 0.98
-    assert found / (found + missed) == 0.12
-    result = recall(found, missed, floor=0.80)
+    assert hits / (hits + missed) == 0.12
+    result = recall(hits, missed, floor=0.80)
     assert result.verdict == "fail"
     assert result.upper == pytest.approx(0.160, abs=5e-4)
     assert result.why == (
@@ -129,20 +129,20 @@ def test_half_precision_and_a_third_of_recall_fail_both() -> None:
     assert recall(30, 70, floor=0.80).verdict == "fail"
 
 
-def test_85_15_10_90_is_inconclusive_and_says_what_settles_it() -> None:
+def test_85_15_10_90_is_inconclusive_and_says_how_many_are_needed() -> None:
     tp, fn, fp, tn = 85, 15, 10, 90
     assert (tp + tn) / (tp + fn + fp + tn) == 0.875
-    found = recall(tp, fn, floor=0.80)
-    assert (found.verdict, found.observed) == ("inconclusive", 0.85)
-    assert found.lower == pytest.approx(0.782, abs=5e-4)
-    assert "95 % bounds 0.782 to 0.899; at least 0.800 is required" in found.why
-    assert "Too few rows to tell: about 174 positives are needed." in found.why
-    right = precision(tp, fp, floor=0.85)
-    assert right.verdict == "inconclusive"
-    assert right.observed == pytest.approx(0.895, abs=5e-4)
-    assert right.lower == pytest.approx(0.832, abs=5e-4)
-    assert "about 173 predicted positives" in right.why
-    assert verdict([found, right]) == "inconclusive"
+    of_recall = recall(tp, fn, floor=0.80)
+    assert (of_recall.verdict, of_recall.observed) == ("inconclusive", 0.85)
+    assert of_recall.lower == pytest.approx(0.782, abs=5e-4)
+    assert "95 % bounds 0.782 to 0.899; at least 0.800 is required" in of_recall.why
+    assert "Too few rows to tell: about 174 positives are needed." in of_recall.why
+    of_precision = precision(tp, fp, floor=0.85)
+    assert of_precision.verdict == "inconclusive"
+    assert of_precision.observed == pytest.approx(0.895, abs=5e-4)
+    assert of_precision.lower == pytest.approx(0.832, abs=5e-4)
+    assert "about 173 predicted positives" in of_precision.why
+    assert verdict([of_recall, of_precision]) == "inconclusive"
 
 
 def test_the_same_shares_of_2000_rows_pass() -> None:
@@ -150,7 +150,7 @@ def test_the_same_shares_of_2000_rows_pass() -> None:
     assert precision(850, 100, floor=0.85).verdict == "pass"
 
 
-def test_the_number_named_settles_it() -> None:
+def test_the_number_of_items_needed_decides() -> None:
     assert recall(148, 26, floor=0.80).verdict == "pass"  # .851 of 174
     assert recall(147, 26, floor=0.80).verdict == "inconclusive"  # .8497 of 173
 

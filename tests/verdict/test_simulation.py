@@ -50,11 +50,11 @@ def test_intervals_cover(name: str) -> None:
 
 
 def test_the_committed_figures_support_the_claims() -> None:
-    found = json.loads(simulation.RESULTS.read_text())
-    assert max(found["harmful_passes"].values()) <= 0.065
-    for name, share in found["harmless_passes"].items():
+    figures = json.loads(simulation.RESULTS.read_text())
+    assert max(figures["harmful_passes"].values()) <= 0.065
+    for name, share in figures["harmless_passes"].items():
         if name.endswith(("95 %", "first evaluation")):
             assert share >= (0.8 if "8% flip" in name else 0.5), name
-    assert found["climb_at_worst"]["ours"] <= 0.05
-    assert found["climb_at_worst"]["alpha/(k(k+1))"] > 0.05
-    assert all(0.93 <= share <= 0.97 for share in found["two_sided_95_covers"].values())
+    assert figures["climb_at_worst"]["ours"] <= 0.05
+    assert figures["climb_at_worst"]["alpha/(k(k+1))"] > 0.05
+    assert all(0.93 <= share <= 0.97 for share in figures["two_sided_95_covers"].values())

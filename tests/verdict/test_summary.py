@@ -36,8 +36,8 @@ def judged(items: Sequence[Item], **changes: Any) -> dict[str, Any]:
 
 
 def gate(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(g for g in summary["gates"] if g["name"] == name)
-    return found
+    result: dict[str, Any] = next(g for g in summary["gates"] if g["name"] == name)
+    return result
 
 
 def good(count: int = 1000) -> list[Item]:
@@ -116,16 +116,16 @@ def test_a_planted_fault_fails_the_run(name: str, changes: dict[str, Any]) -> No
 
 
 def test_a_near_leak_warns_and_passes() -> None:
-    found = gate(judged(good(), leaks={"exact": 0, "near": 2}), "leaks")
-    assert found["verdict"] == "pass"
-    assert "2 rows are nearly" in found["why"]
+    result = gate(judged(good(), leaks={"exact": 0, "near": 2}), "leaks")
+    assert result["verdict"] == "pass"
+    assert "2 rows are nearly" in result["why"]
 
 
 def test_overfit_fails() -> None:
     items = [*table(300, 200, 150, 350), *train_like(500, 0, 0, 500), *general(), *text()]
-    found = gate(judged(items), "overfit")
-    assert found["verdict"] == "fail"
-    assert found["observed"] == pytest.approx(1 - 2 * 300 / (500 + 450))
+    result = gate(judged(items), "overfit")
+    assert result["verdict"] == "fail"
+    assert result["observed"] == pytest.approx(1 - 2 * 300 / (500 + 450))
 
 
 def test_forgetting_fails_retention_and_drift_fails_on_kl() -> None:
@@ -144,9 +144,9 @@ def test_no_gain_over_the_best_baseline_fails() -> None:
     for item in items:
         item["scores"]["tfidf"] = score(item["target"], item["target"])
         item["scores"]["majority"] = score(0, item["target"])
-    found = gate(judged(items), "gain")
-    assert found["verdict"] == "fail"
-    assert "TF-IDF reaches 1.000. The adapter does not beat it" in found["why"]
+    result = gate(judged(items), "gain")
+    assert result["verdict"] == "fail"
+    assert "TF-IDF reaches 1.000. The adapter does not beat it" in result["why"]
     assert best_baseline(METRICS["f1"], ScoreTable(items), 1) == "tfidf"
     # A baseline without the score a metric is made from is left out, not counted as zero.
     for item in items:
@@ -163,9 +163,9 @@ def sliced(items: Sequence[Item], column: str, of: Sequence[str]) -> list[Item]:
 
 
 def test_slices_that_are_alike_pass() -> None:
-    found = gate(judged(sliced(good(2000), "sex", "fm")), "slices")
-    assert found["verdict"] == "pass"
-    assert "Recall of sex=" in found["why"]
+    result = gate(judged(sliced(good(2000), "sex", "fm")), "slices")
+    assert result["verdict"] == "pass"
+    assert "Recall of sex=" in result["why"]
 
 
 def test_a_worst_slice_fails_though_all_rows_together_pass() -> None:
@@ -181,10 +181,10 @@ def test_a_worst_slice_fails_though_all_rows_together_pass() -> None:
             }
     summary = judged(items)
     assert gate(summary, "recall")["verdict"] == "pass"
-    found = gate(summary, "slices")
-    assert found["verdict"] == "fail"
-    assert "site=C" in found["why"]
-    assert found["observed"] == pytest.approx(
+    result = gate(summary, "slices")
+    assert result["verdict"] == "fail"
+    assert "site=C" in result["why"]
+    assert result["observed"] == pytest.approx(
         25 / 60 - gate(summary, "recall")["observed"], abs=0.1
     )
     assert summary["verdict"] == "fail"
@@ -192,9 +192,9 @@ def test_a_worst_slice_fails_though_all_rows_together_pass() -> None:
 
 def test_a_small_slice_is_inconclusive_and_says_how_many_it_needs() -> None:
     items = sliced(good(), "site", ["A"] * 60 + ["B"])
-    found = gate(judged(items), "slices")
-    assert (found["verdict"], "site=" in found["why"]) == ("inconclusive", True)
-    assert "about" in found["why"]
+    result = gate(judged(items), "slices")
+    assert (result["verdict"], "site=" in result["why"]) == ("inconclusive", True)
+    assert "about" in result["why"]
     lonely = sliced(good(), "site", ["A"])
     assert "slices" not in {g["name"] for g in judged(lonely)["gates"]}  # nothing to compare with
     for item in (i for i in items if i["set"] == "test" and i["target"] == 0):
@@ -202,12 +202,12 @@ def test_a_small_slice_is_inconclusive_and_says_how_many_it_needs() -> None:
     assert "undefined" in gate(judged(items), "slices")["why"]  # a site without positives
 
 
-def test_many_slices_alike_seldom_fail() -> None:
-    # 40 slices of 25 positives at a true recall of .8, held to one point: some look bad by chance.
+def test_many_slices_that_are_alike_seldom_fail() -> None:
+    # 40 slices of 25 positives at a true recall of .8; by chance some miss a margin of one point.
     rng, strict, failed = np.random.default_rng(0), {"slices": 0.01}, 0
     for _ in range(12):
-        found = (rng.random(1000) < 0.8).astype(int)
-        items = [row(1, number=n, base=0, adapter=int(f)) for n, f in enumerate(found)]
+        hits = (rng.random(1000) < 0.8).astype(int)
+        items = [row(1, number=n, base=0, adapter=int(hit)) for n, hit in enumerate(hits)]
         items = sliced(items, "ward", [str(n) for n in range(40)])
         failed += gate(judged(items, gates=strict), "slices")["verdict"] == "fail"
     assert failed <= 2
@@ -226,49 +226,49 @@ def test_slices_in_groups_and_of_free_text() -> None:
                         "tokens": 3}}}
         for n in range(200)
     ]  # fmt: skip
-    found = judged(answers, metric="token_f1", labels=[], positive=None)
-    assert gate(found, "slices")["verdict"] == "fail"
-    assert "Token F1 of ward=s" in gate(found, "slices")["why"]
+    result = judged(answers, metric="token_f1", labels=[], positive=None)
+    assert gate(result, "slices")["verdict"] == "fail"
+    assert "Token F1 of ward=s" in gate(result, "slices")["why"]
 
 
 def gained(items: Sequence[Item], more: float, seed: int = 0) -> list[Item]:
-    """Items on which the adapter gains a nat on average, on training rows ``more``."""
+    """Items on which the adapter gains a nat on average, ``more`` on training rows."""
     rng = np.random.default_rng(seed)
-    found = []
+    changed = []
     for item in items:
         if item["set"] in ("test", "train"):
             gain = rng.normal(1 + (more if item["set"] == "train" else 0), 1)
             scores = {**item["scores"], "base": {**item["scores"]["base"], "nats": 5.0}}
             scores["adapter"] = {**item["scores"]["adapter"], "nats": 5.0 - 2 * gain}
             item = item | {"scores": scores}
-        found.append(item)
-    return found
+        changed.append(item)
+    return changed
 
 
 def test_memorised_training_rows_fail_and_learned_ones_pass() -> None:
     learned, memorised = judged(gained(good(), 0.1)), judged(gained(good(), 1.5))
     assert gate(learned, "memorisation")["verdict"] == "pass"
     assert learned["memorisation"]["auc"] == pytest.approx(0.53, abs=0.03)
-    found = gate(memorised, "memorisation")
-    assert (found["verdict"], memorised["verdict"]) == ("fail", "fail")
+    result = gate(memorised, "memorisation")
+    assert (result["verdict"], memorised["verdict"]) == ("fail", "fail")
     assert memorised["memorisation"]["auc"] == pytest.approx(0.855, abs=0.03)  # Phi(1.5 / sqrt 2)
     assert (
-        memorised["memorisation"]["lower"] < found["observed"] < memorised["memorisation"]["upper"]
+        memorised["memorisation"]["lower"] < result["observed"] < memorised["memorisation"]["upper"]
     )
     few = [i for n, i in enumerate(gained(good(), 0.1)) if i["set"] != "train" or n % 300 == 0]
     assert gate(judged(few), "memorisation")["verdict"] == "inconclusive"
 
 
-def looked(adapters: int, broken: str | None = None) -> dict[str, Any]:
+def evaluated(adapters: int, broken: str | None = None) -> dict[str, Any]:
     return {"test_set": "x", "before": adapters, "adapters": adapters, "level": level(adapters),
             "broken": broken}  # fmt: skip
 
 
 def test_many_evaluations_tighten_every_sampled_gate_and_no_figure() -> None:
     items = sliced(gained(good(), 0.1), "sex", "fm")
-    plain, later = judged(items), judged(items, looks=looked(6))
+    plain, later = judged(items), judged(items, looks=evaluated(6))
     assert later["domain_scores"] == plain["domain_scores"]
-    assert later["looks"] == looked(6)
+    assert later["looks"] == evaluated(6)
     sampled = [g["name"] for g in plain["gates"] if g["lower"] is not None]
     assert sampled == ["gain", "retention", "drift", "recall", "precision", "slices", "overfit",
                        "memorisation"]  # fmt: skip
@@ -286,18 +286,18 @@ def test_what_passes_first_may_not_pass_as_the_tenth_evaluation() -> None:
     # 44 of 2,000 lost: just within the margin at the first evaluation.
     kept = [i for i in good() if i["set"] != "general"]
     items = [*kept, *general(2000, lost=44)]
-    verdicts = [gate(judged(items, looks=looked(k)), "retention")["verdict"] for k in (0, 1, 9)]
+    verdicts = [gate(judged(items, looks=evaluated(k)), "retention")["verdict"] for k in (0, 1, 9)]
     assert verdicts == ["pass", "inconclusive", "inconclusive"]
 
 
 def test_a_broken_ledger_fails() -> None:
-    summary = judged(good(), looks=looked(0, broken="lines are missing"))
+    summary = judged(good(), looks=evaluated(0, broken="lines are missing"))
     assert gate(summary, "evaluations")["verdict"] == "fail"
     assert "lines are missing" in gate(summary, "evaluations")["why"]
     assert summary["verdict"] == "fail"
 
 
-def test_rows_that_chose_a_threshold_are_rows_of_no_gate() -> None:
+def test_rows_that_chose_a_threshold_enter_no_gate() -> None:
     items = good()
     for n, item in enumerate(items):
         for scores in item["scores"].values():
@@ -319,7 +319,7 @@ def test_ten_thousand_items_are_summarised_fast() -> None:
     import time
 
     items = sliced([*good(8000), *general(1500), *text(500)], "site", "abcde")
-    judged(items)  # what is kept for items of one number is drawn now
+    judged(items)  # fills the cache of resamples
     started = time.process_time()
     judged(items)
     # .2 s on an idle core; 20 adapters in 10 s leave .5 for each, a busy machine twice that.
@@ -340,11 +340,11 @@ def test_slices_are_each_value_of_each_column() -> None:
     items = table(40, 10, 10, 40)
     for n, item in enumerate(items):
         item["slices"] = {"ward": "north" if n % 4 else "south", "sex": "f" if n % 2 else "m"}
-    found = judged(items)["slices"]
-    assert found.keys() == {"ward", "sex"}
-    assert {v: f["f1"]["n"] for v, f in found["ward"].items()} == {"north": 75, "south": 25}
+    result = judged(items)["slices"]
+    assert result.keys() == {"ward", "sex"}
+    assert {v: f["f1"]["n"] for v, f in result["ward"].items()} == {"north": 75, "south": 25}
     north = [i for i in items if i["slices"]["ward"] == "north"]
-    assert found["ward"]["north"]["f1"]["adapter"] == METRICS["f1"].value(
+    assert result["ward"]["north"]["f1"]["adapter"] == METRICS["f1"].value(
         ScoreTable(north), "adapter", 1
     )
 
@@ -361,7 +361,7 @@ def test_a_slice_of_one_row_or_without_positives_is_still_json() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_hardly_any_items_give_json_a_card_and_no_pass(count: int) -> None:
+def test_one_or_two_items_give_a_card_and_no_pass(count: int) -> None:
     items = [
         *table(count, 0, 0, 0), *train_like(count, 0, 0, 0), *general(count), *text(count)
     ]  # fmt: skip
@@ -382,7 +382,7 @@ def test_hardly_any_items_give_json_a_card_and_no_pass(count: int) -> None:
     assert summary["verdict"] in str(Evaluation(card))
 
 
-def test_free_text_is_judged_on_its_nats() -> None:
+def test_free_text_is_evaluated_by_its_nats() -> None:
     items = [
         {"set": s, "id": f"{s}:{n}", "target": -1, "scores": {
             "base": {"nats": 40.0 + n % 5, "tokens": 10}, "adapter": {"nats": 30.0 + n % 5,

@@ -1,0 +1,112 @@
+"""The bootstrap against a textbook one, scipy and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap
+from lora_domains.stats.comparisons import ratio
+
+
+def mean_bounds(values: np.ndarray, **options: object) -> Bounds:
+    columns = np.stack([values, np.ones(len(values))], axis=1)
+    return bootstrap(ratio, columns, **options)  # type: ignore[arg-type]
+
+
+def test_bootstrap_of_a_mean_is_near_the_t_interval_and_seeded() -> None:
+    values = np.random.default_rng(1).normal(0.2, 1.0, 40)
+    bounds = mean_bounds(values)
+    half = stats.t.ppf(0.95, 39) * values.std(ddof=1) / math.sqrt(40)
+    assert bounds == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
+    assert bounds == mean_bounds(values, seed=0)
+    assert bounds != mean_bounds(values, seed=1)
+
+
+def plain_bootstrap(values: np.ndarray, groups: np.ndarray | None) -> Bounds:
+    """One resample after the other, as a textbook has it."""
+    rng, means = np.random.default_rng(99), []
+    names = np.arange(len(values)) if groups is None else groups
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    for _ in range(4000):
+        drawn = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        means.append(values[drawn].mean())
+    count = len(members)
+    tail = stats.norm.cdf(stats.t.ppf(0.05, count - 1) * math.sqrt(count / (count - 1)))
+    return Bounds(*np.quantile(means, [tail, 1 - tail]))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("by_kind", [False, True])
+def test_sums_drawn_at_once_are_the_textbook_bootstrap(grouped: bool, by_kind: bool) -> None:
+    rng = np.random.default_rng(4)
+    groups = rng.integers(0, 40, 200) if grouped else None
+    effect = 0 if groups is None else rng.random(40)[groups]
+    values = (rng.random(200) + effect > 0.9).astype(float)
+    names = None if groups is None else groups.tolist()
+    if by_kind:
+        table = np.array([[0.0, 1.0], [1.0, 1.0]])
+        bounds = bootstrap(ratio, table, kinds=values.astype(int), groups=names, resamples=4000)
+    else:
+        bounds = mean_bounds(values, groups=names, resamples=4000)
+    assert bounds == pytest.approx(plain_bootstrap(values, groups), abs=0.008)
+
+
+def test_bootstrap_draws_whole_groups() -> None:
+    groups = np.array(["a", "b", "a", "c", "b", "b"])
+    seen: list[np.ndarray] = []
+
+    def statistic(sums: FloatArray) -> FloatArray:
+        seen.append(np.atleast_2d(sums))
+        return sums[..., 0]
+
+    bootstrap(statistic, np.eye(6), groups=groups.tolist(), resamples=200)
+    drawn = max(seen, key=len)
+    for name in "abc":
+        taken = drawn[:, groups == name]
+        assert (taken == taken[:, :1]).all()
+    assert (drawn[:, [0, 1, 3]].sum(1) == 3).all()
+
+
+def test_bootstrap_of_few_items_is_wide() -> None:
+    assert mean_bounds(np.ones(1)) == (-math.inf, math.inf)
+    assert mean_bounds(np.ones(9), groups=["one"] * 9) == (-math.inf, math.inf)
+    assert mean_bounds(np.array([0.0, 1.0, 2.0])) == (0.0, 2.0)
+    with pytest.raises(ValueError, match="at least one item"):
+        mean_bounds(np.ones(0))
+    with pytest.raises(ValueError, match="expected 3, found 2"):
+        mean_bounds(np.ones(3), groups=["a", "b"])
+
+
+def test_bootstrap_tail_is_hesterbergs() -> None:
+    values, seen = np.random.default_rng(2).normal(size=9), []
+
+    def mean(sums: FloatArray) -> FloatArray:
+        seen.append(ratio(sums))
+        return seen[-1]
+
+    columns = np.stack([values, np.ones(9)], axis=1)
+    bounds = bootstrap(mean, columns, resamples=8000)
+    tail = stats.norm.cdf(stats.t.ppf(0.05, 8) * math.sqrt(9 / 8))
+    drawn = max(seen, key=np.size)
+    assert np.mean(drawn < bounds.lower) == pytest.approx(tail, abs=0.002)
+    assert np.mean(drawn > bounds.upper) == pytest.approx(tail, abs=0.002)
+
+
+def test_bootstrap_bounds_hold_the_estimate_of_a_biased_statistic() -> None:
+    # A resample of 40 items never holds all 40, which is what the sample itself holds.
+    bounds = bootstrap(lambda sums: (sums > 0).sum(-1).astype(float), np.eye(40))
+    assert bounds.lower < 30 < bounds.upper == 40
+
+
+def test_bootstrap_covers_a_skewed_mean() -> None:
+    rng = np.random.default_rng(11)
+    low = high = 0
+    for _ in range(300):
+        bounds = mean_bounds(rng.exponential(1.0, 25), resamples=300)
+        low += bounds.lower > 1
+        high += bounds.upper < 1
+    # A skewed mean is hard for any interval: the side of the long tail may miss twice its share.
+    assert low / 300 <= 0.05
+    assert 0.02 < high / 300 <= 0.13
