@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_domains.cli.main import run_recipe
+    from lora_domains.cli.recipes import run_recipe
     from lora_domains.data.source import Data, Hub
     from lora_domains.domain import Domain, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
@@ -30,7 +30,7 @@ _HOMES = {
     "MultipleChoice": "tasks",
     "Training": "domain",
     "load_domain": "domain",
-    "run_recipe": "cli.main",
+    "run_recipe": "cli.recipes",
 }
 
 __all__ = [

@@ -1,143 +1,276 @@
-"""The verbs that answer what people ask of an adapter and of their rows; light until one runs."""
+"""Verbs that load a base: fit, predict, benchmark, export; and doctor. torch is imported late."""
 
 import argparse
-import json
-import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict
-from functools import partial
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_domains.analysis.reproduce import domain_of
-from lora_domains.atomic import write_text
-from lora_domains.cli.flags import run_flag_defaults
+from lora_domains.analysis.reproduce import card_at, domain_of
+from lora_domains.cli.exits import EXIT
+from lora_domains.cli.flags import (
+    add_base_flags,
+    add_out_flag,
+    add_run_flags,
+    add_verb,
+    configured,
+)
+from lora_domains.cli.recipes import fit_and_evaluate, open_model
+from lora_domains.console import Display
 from lora_domains.data.source import Data
-from lora_domains.domain import Domain, load_domain, with_settings
+from lora_domains.domain import Domain, load_domain
+from lora_domains.errors import UsageError
 from lora_domains.report import terminal
-from lora_domains.tasks import Classification, task_from_record
+from lora_domains.report.card import CARD, Card
+from lora_domains.report.regressions import older_adapters, regressions
+from lora_domains.tasks import Classification
 
-Opened = Callable[[argparse.Namespace], Any]
-"""Flags → a ``DomainModel``."""
-Configured = Callable[[Domain, argparse.Namespace], Domain]
-"""A domain, and the flags that change it."""
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
+            "scikit-learn")  # fmt: skip
 
 
-def _trace(opened: Opened, flags: argparse.Namespace) -> int:
-    """One text through base and adapter, on the screen and nowhere else."""
-    model = opened(flags)
+def add_commands(verbs: Any) -> None:
+    """Add these verbs to the parser."""
+    _add_fit(verbs)
+    _add_predict(verbs)
+    _add_benchmark(verbs)
+    _add_export(verbs)
+
+
+# ── fit ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_fit(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "fit", fit,
+        summary="train an adapter on labelled rows and evaluate it",
+        usage="--name NAME --train FILE [options]\n"
+        "       lora-domains fit --from-card CARD [options]",
+        description="Train an adapter on labelled rows, choose its epoch on validation rows, and "
+        "evaluate it on test rows: base, adapter and baselines on the same rows, then the "
+        "gates. Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
+        "(PEFT's format), card.json, items.jsonl and README.md.\n\n"
+        "Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive, 130 interrupted.",
+        example="lora-domains fit --name triage --train train.csv --test test.csv \\\n"
+        "      --text note --label priority --positive urgent",
+    )  # fmt: skip
+    add_run_flags(parser, recipe=False)
+
+
+def fit(flags: argparse.Namespace) -> int:
+    """Train and evaluate an adapter on rows, or repeat the run of a card."""
+    if flags.from_card:
+        card = card_at(Path(flags.from_card))
+        flags.init_from = flags.init_from or _parent_of(card, flags)
+        domain = domain_of(card)
+        if flags.name:
+            domain = replace(domain, name=flags.name)
+        verdict = fit_and_evaluate(configured(domain, flags, repeated=True), flags, card)
+        return EXIT[verdict] if verdict else 0
+    missing = [f"--{name}" for name in ("name", "train") if not getattr(flags, name)]
+    if missing:
+        raise UsageError(
+            where="lora-domains fit",
+            expected="a name and training rows",
+            found="no " + " and no ".join(missing),
+            hint="lora-domains fit --name spam --train train.csv --text text --label label",
+        )
+    domain = Domain(flags.name, Classification(), Data(flags.train))
+    verdict = fit_and_evaluate(configured(domain, flags), flags)
+    return EXIT[verdict] if verdict else 0
+
+
+def _parent_of(card: Card, flags: argparse.Namespace) -> Path | None:
+    """The folder of the adapter from which the card's training continued; None without one."""
+    record = card.adapter.parent
+    if record is None:
+        return None
+    from lora_domains.adapters.versions import parent_folder
+
+    given = Path(flags.from_card)
+    beside = (given.parent if given.name == CARD else given).absolute().parent
+    folder = parent_folder(record, beside) or parent_folder(record, Path(flags.out))
+    if folder is None:
+        raise UsageError(
+            where=str(given),
+            expected=f"its parent {record.name} (sha256 {record.sha256[:12]})",
+            found=f"none in {beside} or {flags.out}, nor among the versions kept there",
+            hint="Give it: --init-from ADAPTER",
+        )
+    return folder
+
+
+# ── predict ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_predict(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "predict", predict,
+        summary="label texts with an adapter",
+        usage="ADAPTER [TEXT ...] [options]",
+        description="Label texts with an adapter. Writes one line for each text to the standard "
+        "output: the label and its probability, separated by a tab, or the generated answer.",
+        example='lora-domains predict triage "Chest pain since this morning."\n'
+        "  lora-domains predict triage --refer-below 0.8 < notes.txt",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapter", metavar="ADAPTER", help="its folder, or its name in --out")
+    inputs.add_argument("texts", nargs="*", metavar="TEXT", help="texts; default: the lines of "
+                        "the standard input")  # fmt: skip
+    inputs.add_argument("--base", metavar="PATH_OR_ID", help="base model; default: the embedded "
+                        "base")  # fmt: skip
+    add_out_flag(inputs)
+    output = parser.add_argument_group("output")
+    output.add_argument("--refer-below", type=float, default=0.0, metavar="P", help="answer "
+                        "'refer' where the probability of the label is below P")  # fmt: skip
+
+
+def predict(flags: argparse.Namespace) -> int:
+    """Label texts, or the lines of the standard input."""
+    from lora_domains.modeling.base import quiet_imports
+
+    quiet_imports()
+    from lora_domains.model import DomainModel
+
+    model = DomainModel.from_pretrained(flags.base, out=flags.out)
     name = model.load_adapter(flags.adapter)
-    from lora_domains.analysis.trace import trace
-
-    row: Any = flags.text
-    if row.lstrip().startswith("{"):
-        with suppress(ValueError):
-            row = json.loads(row)
-    traced = trace(model, row, name)
-    terminal.trace(model.display.console, asdict(traced), traced.most_moved)
-    return 0
-
-
-def _curve(opened: Opened, configured: Configured, flags: argparse.Namespace) -> int:
-    """Gain and retention over the adapter's scale; into its card."""
-    model = opened(flags)
-    name = model.load_adapter(flags.adapter)
-    from lora_domains.analysis.scale_curve import SCALES, curve
-
-    card = model.bank[name].card
-    if card is None or flags.rows is not None:
-        settings = card.adapter.settings if card else None
-        domain = _about(flags, configured, settings)
-    else:
-        domain = configured(domain_of(card), flags)
-    terminal.scale_curve(model.display.console, curve(model, name, domain, flags.scales or SCALES))
-    return 0
-
-
-def _learning_curve(opened: Opened, configured: Configured, flags: argparse.Namespace) -> int:
-    """Would more data help? A table, and a JSON file."""
-    model = opened(flags)
-    from lora_domains.analysis.learning_curve import SHARES, learning_curve
-
-    domain = _about(flags, configured)
-    found = learning_curve(model, domain, flags.sizes or SHARES)
-    terminal.learning_curve(model.display.console, found)
-    if not model.display.quiet:
-        path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found, indent=1) + "\n")
-        model.display.line(f"All of it: {path}")
-    return 0
-
-
-def _about(
-    flags: argparse.Namespace, configured: Configured, settings: Mapping[str, Any] | None = None
-) -> Domain:
-    """The domain of a recipe, or of rows in a file, as the flags say.
-
-    ``settings`` are those of the card of an adapter that was trained on the rows.
-    """
-    path = Path(flags.rows)
-    if path.suffix == ".py":
-        return configured(load_domain(path), flags)
-    task = task_from_record(settings["task"]) if settings else Classification()
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-_") or "rows"
-    domain = Domain(flags.name or name, task, Data(flags.rows))
-    if settings:
-        domain = with_settings(domain, seed=settings["training"]["seed"])
-    return configured(domain, argparse.Namespace(**vars(flags) | {"train": flags.rows}))
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def add_questions(verbs: Any, opened: Opened, configured: Configured) -> None:
-    """Add the verbs to a parser's; how flags become a model and a domain is the caller's."""
-    trace = verbs.add_parser("trace", help="why it answers so: one text, token by token and layer")
-    trace.add_argument("adapter")
-    trace.add_argument("text", help="a text, or a row as JSON; shown on the screen only")
-    trace.set_defaults(run=partial(_trace, opened))
-    curve = verbs.add_parser("curve", help="gain and retention over the adapter's scale")
-    curve.add_argument("adapter")
-    curve.add_argument("--scales", type=_numbers, metavar="S,S,…", help="0 the base, 1 the adapter")
-    curve.set_defaults(run=partial(_curve, opened, configured))
-    learning = verbs.add_parser("learning-curve", help="would more data help?")
-    learning.set_defaults(run=partial(_learning_curve, opened, configured))
-    for verb in (curve, learning):
-        verb.set_defaults(**run_flag_defaults(), name=None)
-        add = verb.add_argument
-        what = "a recipe, or a file of training rows"
-        if verb is curve:
-            add(
-                "rows",
-                metavar="RECIPE_OR_DATA",
-                nargs="?",
-                help=f"{what}; default: as its card says",
-            )
+    texts = flags.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    for prediction in model.predict(texts, domain=name, refer_below=flags.refer_below):
+        if isinstance(prediction, str):
+            sys.stdout.write(prediction + "\n")
         else:
-            add("rows", metavar="RECIPE_OR_DATA", help=what)
-        add("--validation", help="validation rows; default: carved from the training rows")
-        add("--test", help="test rows; default: carved from the training rows")
-        add("--group", metavar="COLUMN", help="rows that share it stay together")
-        add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
-        add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
-        add("--seed", type=int, help="of splits and training")
-    add = learning.add_argument
-    add("--sizes", type=_numbers, metavar="S,S,…", help="shares of the training rows")
-    add("--reports", default="reports", metavar="DIR", help="where the JSON lands")
-    add("--name", help="of the domain; default: that of the file")
-    add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
-    add("--label", metavar="COLUMN", help="column of the label")
-    add("--positive", metavar="LABEL", help="the class whose F1 counts")
-    add("--head", action="store_true", help="train a head over the labels (needed on encoders)")
-    add("--epochs", type=int, help="passes over all the training rows at most")
-    add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
-    add("--rank", type=int, help="LoRA rank; default: derived from the supervised tokens")
-    for verb in (trace, curve, learning):
-        add = verb.add_argument
-        add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded one")
-        add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
-        add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
-        add("--out", default="adapters", metavar="DIR", help="where adapters lie")
+            sys.stdout.write(f"{prediction.label}\t{prediction.probability:.4f}\n")
+    return 0
+
+
+# ── benchmark ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_benchmark(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "benchmark", benchmark,
+        summary="measure what adapters gained and what they kept",
+        usage="ADAPTER [ADAPTER ...] [options]",
+        description="Score adapters and their base on general questions, and on the test rows of "
+        "the recipes in --domains: each adapter on every domain. Writes a report (see "
+        "lora-domains report) into --out, and keeps scores there, so that an interrupted run "
+        "continues.\n\n"
+        "Exit codes, of the worst adapter: 0 pass, 1 fail, 2 error, 3 inconclusive.",
+        example="lora-domains benchmark adapters/* --domains recipes/medical.py",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapter folders")
+    add_base_flags(inputs)
+    evaluation = parser.add_argument_group("evaluation")
+    add = evaluation.add_argument
+    add("--suite", default="embedded", help="general questions: embedded, quick, standard, mmlu, "
+        "…, harness:TASK,…, or a file; default: %(default)s")  # fmt: skip
+    add("--domains", nargs="*", default=[], metavar="RECIPE", help="also score their test rows")
+    add("--limit", type=int, metavar="N", help="use a sample of at most N questions")
+    add("--seed", type=int, default=0, metavar="N", help="seed of that sample; default: 0")
+    add_report_flags(parser, evaluation)
+    parser.set_defaults(adapters_in="adapters")
+
+
+def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> None:
+    """The flags on a report that ``benchmark`` and ``report`` share."""
+    evaluation.add_argument("--against", "--baseline", metavar="DIR", help="also say what got "
+                            "worse since these older adapters")  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--out", default="reports", metavar="DIR", help="folder of the report; default: "
+        "%(default)s")  # fmt: skip
+    add("--junit", metavar="FILE", help="place of the JUnit file; default: DIR/junit.xml")
+    add("--show-text", action="store_true", help="show the text of wrongly answered rows")
+
+
+def benchmark(flags: argparse.Namespace) -> int:
+    """Score adapters on general questions and on each other's domains."""
+    older = older_adapters(Path(flags.against)) if flags.against else None
+    from lora_domains.modeling.base import quiet_imports
+
+    quiet_imports()
+    from lora_domains import distributed
+    from lora_domains.probes.suite import load_suite
+
+    suite = load_suite(flags.suite, flags.limit, flags.seed)
+    model = open_model(flags, out=flags.adapters_in)
+    for path in flags.adapters:
+        model.load_adapter(path)
+    domains = [load_domain(path) for path in flags.domains]
+    measured = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
+    if older is not None:
+        name = Path(flags.against).resolve().name
+        since = regressions(measured.report, measured.items.__getitem__, older, name)
+        measured.report.since = since
+    distributed.on_main(lambda: measured.save(flags.out, flags.junit))
+    terminal.report(model.display.console, measured.report)
+    model.display.line(f"The report: {Path(flags.out) / 'report.html'}")
+    return EXIT[measured.verdict]
+
+
+# ── export, doctor ──────────────────────────────────────────────────────────────────────────────
+
+
+def _add_export(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "export", export,
+        summary="merge an adapter into its base and save the model",
+        usage="ADAPTER --out DIR [options]",
+        description="Merge an adapter into its base. Writes a plain transformers model with its "
+        "tokenizer into --out, and shows how far its logits are from those of the adapter.",
+        example="lora-domains export triage --out merged/triage --dtype bfloat16",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    add = inputs.add_argument
+    add("adapter", metavar="ADAPTER", help="its folder, or its name in adapters/")
+    add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded base")
+    output = parser.add_argument_group("output")
+    add = output.add_argument
+    add("--out", required=True, metavar="DIR", help="folder of the merged model (required)")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
+        help="dtype of the merged weights: float32 (default), bfloat16 or float16")  # fmt: skip
+
+
+def export(flags: argparse.Namespace) -> int:
+    """Merge an adapter into its base."""
+    from lora_domains.modeling.base import quiet_imports
+
+    quiet_imports()
+    from lora_domains.model import DomainModel
+
+    # On the CPU in float32, so that the reported error is that of the saved weights.
+    model = DomainModel.from_pretrained(flags.base, device="cpu", dtype="float32")
+    model.export(model.load_adapter(flags.adapter), flags.out, dtype=flags.dtype)
+    return 0
+
+
+def add_doctor(verbs: Any) -> None:
+    add_verb(
+        verbs, "doctor", doctor,
+        summary="show installed packages and devices",
+        usage="",
+        description="Show the versions of the packages that matter, and the devices. Writes "
+        "nothing.",
+        example="lora-domains doctor",
+    )  # fmt: skip
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Show the versions of packages, and the devices."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    display = Display()
+    for package in PACKAGES:
+        try:
+            display.line(f"{package:<14} {version(package)}")
+        except PackageNotFoundError:
+            display.line(f"{package:<14} missing: pip install {package}")
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            display.line(f"{'device':<14} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    else:
+        display.line(f"{'device':<14} CPU only, {torch.get_num_threads()} threads")
+    return 0

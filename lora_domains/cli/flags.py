@@ -1,7 +1,9 @@
-"""The flags that ``fit`` and every recipe share, and the domain that they make."""
+"""The parser, the flags that several verbs share, and the domain that they describe."""
 
 import argparse
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
@@ -12,16 +14,17 @@ from lora_domains.tasks import Task
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that suggests the flag that was meant."""
+    """argparse with errors of this package, a suggestion for unknown flags, and plain help."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs["allow_abbrev"] = False
+        kwargs["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(
             where=self.prog,
-            expected="flags as --help lists them",
+            expected="flags as in --help",
             found=message,
             hint=f"See {self.prog} --help.",
         )
@@ -30,85 +33,194 @@ class Parser(argparse.ArgumentParser):
         """The parsed flags; raises UsageError for an unknown one."""
         flags, unknown = self.parse_known_args(arguments)
         if getattr(flags, "texts", None) is not None:
-            # argparse takes no texts after an option once it has met none before it.
+            # argparse leaves texts after an option unparsed when none came before it.
             flags.texts += [word for word in unknown if not word.startswith("-")]
             unknown = [word for word in unknown if word.startswith("-")]
         if unknown:
-            # A verb's flags belong to its own parser.
-            known = set(self._option_string_actions)
-            for action in self._actions:
-                if isinstance(action, argparse._SubParsersAction):
-                    verb = action.choices.get(getattr(flags, "verb", ""))
-                    known |= set(verb._option_string_actions) if verb else set()
             word = unknown[0].split("=")[0]
             raise UsageError(
                 where=self.prog,
                 expected="known flags",
                 found=repr(word),
-                hint=did_you_mean(word, known),
+                hint=did_you_mean(word, self._known_flags(flags)),
             )
         return flags
 
+    def _known_flags(self, flags: argparse.Namespace) -> set[str]:
+        """The flags of this parser and of the verb in ``flags``, which has its own parser."""
+        known = set(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                verb = action.choices.get(getattr(flags, "verb", ""))
+                known |= set(verb._option_string_actions) if verb else set()
+        return known
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `fit` and every recipe share."""
-    add = parser.add_argument
-    add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded one")
-    add("--train", help="training rows: CSV, JSONL, Parquet, or hub:OWNER/NAME@REVISION/SPLIT")
-    add("--validation", help="validation rows; default: carved from the training rows")
-    add("--test", help="test rows; default: carved from the training rows")
-    add("--general", metavar="FILE", help="general text that the adapter is held to, in a column "
-        "text; default: the embedded world's")  # fmt: skip
-    add("--retention", choices=RETENTION, help="how general knowledge is kept; default: auto")
-    add("--text", metavar="COLUMN", help="column of the text, or several: context,question")
-    add("--label", metavar="COLUMN", help="column of the label")
+
+def wrapped(text: str) -> str:
+    """``text`` for a terminal of 80 columns; an empty line separates paragraphs."""
+    return "\n\n".join(textwrap.fill(paragraph, 79) for paragraph in text.split("\n\n"))
+
+
+def add_verb(
+    verbs: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    description: str,
+    example: str,
+    usage: str,
+) -> Parser:
+    """Add a verb; ``summary`` is its line in the list of verbs, ``usage`` its required arguments.
+
+    ``description`` says what it does and what it writes. Flags belong into groups: input, training,
+    evaluation, output.
+    """
+    parser: Parser = verbs.add_parser(
+        name,
+        help=summary,
+        usage=f"lora-domains {name} {usage}".rstrip(),
+        description=wrapped(description),
+        epilog=f"example:\n  {example}",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# ── Flags that several verbs share ──────────────────────────────────────────────────────────────
+
+
+def add_base_flags(group: Any) -> None:
+    group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder or a Hub id; "
+                       "default: the embedded base")  # fmt: skip
+    group.add_argument("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
+    group.add_argument("--load-in-4bit", action="store_true", help="quantise it to 4 bits (nf4)")
+
+
+def add_row_flags(group: Any) -> None:
+    """Flags on rows that ``fit``, recipes and curves share."""
+    add = group.add_argument
+    add("--validation", metavar="FILE", help="validation rows; default: split from the training "
+        "rows")  # fmt: skip
+    add("--test", metavar="FILE", help="test rows; default: split from the training rows")
+    add("--group", metavar="COLUMN", help="rows with the same value (a patient) stay in one split")
+    add("--limit", type=int, metavar="N", help="use a sample of at most N rows of each split")
+    add("--drop-leaks", action="store_true", help="drop training rows that are also test rows, "
+        "instead of refusing them")  # fmt: skip
+
+
+def add_column_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--text", metavar="COLUMN", help="column of the text, or several: context,question; "
+        "default: text")  # fmt: skip
+    add("--label", metavar="COLUMN", help="column of the label; default: label")
+
+
+def add_training_flags(group: Any) -> None:
+    """Flags on training that ``fit``, recipes and the learning curve share."""
+    add = group.add_argument
+    add("--epochs", type=int, metavar="N", help="most passes over the training rows")
+    add("--lr", type=float, metavar="X", help="peak learning rate; default: derived from the "
+        "width of the base")  # fmt: skip
+    add("--rank", type=int, metavar="N", help="LoRA rank; default: derived from the number of "
+        "supervised tokens")  # fmt: skip
+    add("--head", action="store_true", help="train a classification head; required on encoders")
+
+
+def add_out_flag(group: Any) -> None:
+    group.add_argument("--out", default="adapters", metavar="DIR", help="folder of the adapters; "
+                       "default: %(default)s")  # fmt: skip
+
+
+def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
+    """The flags of a recipe, or those of ``fit``, which has no rows and no name of its own."""
+    inputs = parser.add_argument_group("input")
+    add = inputs.add_argument
+    if not recipe:
+        add("--name", metavar="NAME", help="name of the domain and of its adapter (required)")
+    add("--train", metavar="FILE", help=f"training rows{'' if recipe else ' (required)'}: CSV, "
+        "JSONL, Parquet, or hub:OWNER/NAME@REVISION/SPLIT")  # fmt: skip
+    if not recipe:
+        add("--from-card", metavar="CARD", help="repeat the training in this card.json; --name and "
+            "--train are then optional")  # fmt: skip
+    add_row_flags(inputs)
+    add_column_flags(inputs)
+    add_base_flags(inputs)
+    training = parser.add_argument_group("training")
+    add_training_flags(training)
+    add = training.add_argument
+    add("--retention", choices=RETENTION, metavar="METHOD", help="how general knowledge is kept: "
+        f"{', '.join(RETENTION)}; default: auto")  # fmt: skip
+    add("--general", metavar="FILE", help="general text for --retention, in a column named text; "
+        "default: the embedded text")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="seed of splits, batches and initialisation")
+    add("--init-from", metavar="ADAPTER", help="continue from a saved adapter")
+    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--gradient-checkpointing", action="store_true", help="use less memory and more time")
+    add("--tracker", metavar="NAME", help="log to tensorboard, wandb or trackio")
+    add("--dry-run", action="store_true", help="check the rows, print the plan and an estimate, "
+        "then stop")  # fmt: skip
+    evaluation = parser.add_argument_group("evaluation")
+    add = evaluation.add_argument
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
-    add("--target-recall", type=float, metavar="P", help="target recall for --positive; its "
+    add("--target-recall", type=float, metavar="P", help="target recall for --positive; the "
         "threshold is tuned on validation rows")  # fmt: skip
     add("--target-precision", type=float, metavar="P", help="target precision for --positive")
-    add("--head", action="store_true", help="train a head over the labels (needed on encoders)")
-    add("--out", default="adapters", metavar="DIR", help="the adapter lands in DIR/NAME")
-    add("--epochs", type=int, help="passes over the training rows at most")
-    add("--lr", type=float, help="peak learning rate; default: derived from the base's width")
-    add("--rank", type=int, help="LoRA rank; default: derived from the supervised tokens")
-    add("--seed", type=int, help="of splits, batches and initialisation")
-    add("--resume", action="store_true", help="continue an interrupted run")
-    add("--init-from", metavar="ADAPTER", help="go on from a saved adapter, on narrower rows")
-    add("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
-    add("--load-in-4bit", action="store_true", help="quantise the base to 4 bits (nf4)")
-    add("--limit", type=int, metavar="N", help="a sample of at most N rows of each split")
-    add("--group", metavar="COLUMN", help="rows that share it (a patient) stay in one split")
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
-    add("--drop-leaks", action="store_true", help="take training rows that are test rows out")
-    add("--gradient-checkpointing", action="store_true", help="less memory for more time")
-    add("--tracker", metavar="NAME", help="log to tensorboard, wandb or trackio")
-    add("--show-text", action="store_true", help="allow row text in items.jsonl")
-    add("--dry-run", action="store_true", help="read, check and plan; train and write nothing")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", default="adapters", metavar="DIR", help="save the adapter as "
+                        "DIR/NAME; default: %(default)s")  # fmt: skip
+    output.add_argument("--show-text", action="store_true", help="keep row text in items.jsonl")
 
 
 def run_flag_defaults() -> dict[str, Any]:
-    """What each flag of a run is when it is not given: for verbs that offer only some of them."""
+    """The default of each flag of a run, for verbs that offer only some of them."""
     parser = Parser(add_help=False)
     add_run_flags(parser)
     return vars(parser.parse_args([]))
 
 
-def configured(domain: Domain, flags: argparse.Namespace, *, again: bool = False) -> Domain:
-    """``domain`` with what the flags say.
+def numbers(text: str) -> list[float]:
+    """An argument like ``0.5,1``."""
+    return [float(part) for part in text.split(",")]
 
-    ``again`` is a run repeated from its card: files are then where its rows lie now, and how they
-    were split and sampled stays.
+
+# ── What they describe ──────────────────────────────────────────────────────────────────────────
+
+
+def configured(domain: Domain, flags: argparse.Namespace, *, repeated: bool = False) -> Domain:
+    """``domain`` with the changes in ``flags``.
+
+    ``repeated`` is for a run repeated from its card: files replace only where its rows are read
+    from, and they are split and sampled as before.
     """
-    data, task = domain.data, domain.task
-    if again:
-        given = {split: getattr(flags, split) for split in SPLITS}
-        data = replace(data, **{split: source for split, source in given.items() if source})
-    elif flags.train:
-        # Rows of one's own replace all of the recipe's: a foreign test set would prove nothing.
+    settings = {
+        name: value
+        for name in ("epochs", "lr", "rank", "seed", "retention")
+        if (value := getattr(flags, name)) is not None
+    }
+    if flags.gradient_checkpointing:
+        settings["gradient_checkpointing"] = True
+    # A recipe allows the text of its own rows to be shown, not that of the user's rows.
+    own_rows = flags.train or flags.validation or flags.test
+    return replace(
+        with_settings(domain, **settings),
+        data=_with_data_flags(domain.data, flags, repeated),
+        task=_with_task_flags(domain.task, flags),
+        show_text=flags.show_text or (domain.show_text and not own_rows),
+    )
+
+
+def _with_data_flags(data: Data, flags: argparse.Namespace, repeated: bool) -> Data:
+    given = {split: source for split in SPLITS if (source := getattr(flags, split))}
+    if flags.train and not repeated:
+        # The user's rows replace all rows of a recipe, whose test set does not belong to them.
         data = Data(flags.train, flags.validation, flags.test, data.general)
-    elif flags.test or flags.validation:
-        data = replace(data, **{k: v for k in ("validation", "test") if (v := getattr(flags, k))})
-    changes: dict[str, Any] = {"drop_leaks": flags.drop_leaks or data.drop_leaks}
+    elif given:
+        data = replace(data, **given)
+    changes: dict[str, Any] = {}
+    if flags.drop_leaks:
+        changes["drop_leaks"] = True
     if flags.general:
         changes["general"] = flags.general
     if flags.group:
@@ -117,20 +229,11 @@ def configured(domain: Domain, flags: argparse.Namespace, *, again: bool = False
         changes["slices"] = tuple(flags.slice.split(","))
     if flags.limit is not None:
         changes["limit"] = flags.limit
-    data = replace(data, **changes)
-    task = _with_task_flags(task, flags)
-    given = {k: getattr(flags, k) for k in ("epochs", "lr", "rank", "seed", "retention")}
-    settings = {k: v for k, v in given.items() if v is not None}
-    if flags.gradient_checkpointing:
-        settings["gradient_checkpointing"] = True
-    # A recipe speaks for the rows it ships, not for one's own.
-    own = flags.train or flags.validation or flags.test
-    show = flags.show_text or (domain.show_text and not own)
-    return replace(with_settings(domain, **settings), data=data, task=task, show_text=show)
+    return replace(data, **changes)
 
 
 def _with_task_flags(task: Task, flags: argparse.Namespace) -> Task:
-    """``task`` with the flags of its columns, labels and head; UsageError where it has none."""
+    """``task`` with its columns, labels and head; raises UsageError for an option it lacks."""
     options: dict[str, Any] = {}
     if flags.text:
         options["text"] = tuple(flags.text.split(","))
@@ -147,11 +250,17 @@ def _with_task_flags(task: Task, flags: argparse.Namespace) -> Task:
 
 
 def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
-    """What --load-in-8bit and --load-in-4bit say; raises UsageError for both."""
+    """The quantisation in ``flags``; raises UsageError for both flags."""
     if flags.load_in_8bit and flags.load_in_4bit:
         raise UsageError(
             expected="one of --load-in-8bit and --load-in-4bit",
             found="both",
-            hint="Leave one out.",
+            hint="Omit one.",
         )
     return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
+
+
+def domain_name(path: str) -> str:
+    """A domain name made from the name of a file."""
+    stem = path.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_") or "rows"

@@ -137,7 +137,7 @@ def test_the_verb(tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str]
 
     out = ("--out", str(tmp_path))
     assert run("rollback", "health", *out) == 0
-    assert "version 0001 again; what stood there is version 0002" in capsys.readouterr().out
+    assert "the replaced one was saved as 0002" in capsys.readouterr().out
     assert fingerprint(tmp_path / "health") == one
     assert run("rollback", "health", "--to", "0002", *out) == 0
     assert fingerprint(tmp_path / "health") == two

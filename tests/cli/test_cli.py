@@ -17,7 +17,7 @@ from support.commands import run, write
 from support.general_text import use_general_text
 from support.models import SUITE
 
-from lora_domains.cli import main as cli
+from lora_domains.cli import commands, recipes
 from lora_domains.cli.flags import Parser, add_run_flags, configured
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain
@@ -133,7 +133,7 @@ def test_ctrl_c_anywhere_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "fit_and_evaluate", interrupted)
+    monkeypatch.setattr(commands, "fit_and_evaluate", interrupted)
     assert run("fit", "--name", "x", "--train", "x.csv") == 130
 
 
@@ -185,7 +185,7 @@ def what_happens(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> d
         inner = SimpleNamespace(parameters=list)
         loaded = SimpleNamespace(model=inner, id="x", device="cpu", record=lambda: {"dtype": ""},
                                  resident_bytes=lambda: 0)  # fmt: skip
-        return SimpleNamespace(base=loaded, fit=fit)
+        return SimpleNamespace(base=loaded, fit=fit, display=options["display"])
 
     monkeypatch.setattr(
         "lora_domains.model.DomainModel", SimpleNamespace(from_pretrained=from_pretrained)
@@ -195,7 +195,7 @@ def what_happens(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> d
     flags = parser.read([*arguments])
     domain = Domain("spam", Classification(), Data("own.csv"))
     with pytest.raises(Asked):
-        cli.fit_and_evaluate(configured(domain, flags), flags)
+        recipes.fit_and_evaluate(configured(domain, flags), flags)
     return asked
 
 
@@ -506,7 +506,7 @@ def test_recipes_refuse_unknown_flags_and_sources(
     sources = {"embedded": Domain("spam", Classification(), Data("x.csv"))}
     for arguments, said in ((["--epoch", "1"], "'--epochs'"), (["--source", "hubb"], "hubb")):
         with pytest.raises(SystemExit) as left:
-            cli.run_recipe(sources, arguments)
+            recipes.run_recipe(sources, arguments)
         assert left.value.code == 2
         assert said in capsys.readouterr().err
 
@@ -518,7 +518,7 @@ def test_recipes_refuse_unknown_flags_and_sources(
 def test_without_a_terminal_the_lines_are_plain(tmp_path: Path, tiny_base: Path) -> None:
     train = write(tmp_path / "train.csv", make_rows(60))
     done = subprocess.run(
-        [sys.executable, "-m", "lora_domains.cli.main", "fit", "--name", "x", "--train", train,
+        [sys.executable, "-m", "lora_domains.cli", "fit", "--name", "x", "--train", train,
          "--base", str(tiny_base), "--out", str(tmp_path / "out"), "--epochs", "1"],
         capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False,
     )  # fmt: skip

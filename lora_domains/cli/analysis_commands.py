@@ -1,0 +1,186 @@
+"""Verbs that analyse an adapter or its rows: trace, curve, learning-curve."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_domains.analysis.reproduce import domain_of
+from lora_domains.atomic import write_text
+from lora_domains.cli.flags import (
+    add_base_flags,
+    add_column_flags,
+    add_out_flag,
+    add_row_flags,
+    add_training_flags,
+    add_verb,
+    configured,
+    domain_name,
+    numbers,
+    run_flag_defaults,
+)
+from lora_domains.cli.recipes import open_model
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain, load_domain, with_settings
+from lora_domains.report import terminal
+from lora_domains.tasks import Classification, task_from_record
+
+
+def add_analysis_commands(verbs: Any) -> None:
+    """Add these verbs to the parser."""
+    _add_trace(verbs)
+    _add_curve(verbs)
+    _add_learning_curve(verbs)
+
+
+# ── trace ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_trace(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "trace", trace,
+        summary="show how an adapter arrives at one answer",
+        usage="ADAPTER TEXT [options]",
+        description="Show one text token by token, the probabilities of base and adapter, and the "
+        "contribution of each layer. Writes nothing: the text appears on the screen only.",
+        example='lora-domains trace triage "Sudden weakness of the left arm."',
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapter", metavar="ADAPTER", help="its folder, or its name in --out")
+    inputs.add_argument("text", metavar="TEXT", help="a text, or a row as JSON")
+    add_base_flags(inputs)
+    add_out_flag(inputs)
+
+
+def trace(flags: argparse.Namespace) -> int:
+    """Show one text in base and adapter."""
+    model = open_model(flags)
+    name = model.load_adapter(flags.adapter)
+    from lora_domains.analysis import trace as analysis
+
+    row: Any = flags.text
+    if row.lstrip().startswith("{"):
+        with suppress(ValueError):
+            row = json.loads(row)
+    traced = analysis.trace(model, row, name)
+    terminal.trace(model.display.console, asdict(traced), traced.most_moved)
+    return 0
+
+
+# ── curve ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_curve(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "curve", curve,
+        summary="measure an adapter at several scales",
+        usage="ADAPTER [RECIPE_OR_FILE] [options]",
+        description="Measure gain and general knowledge of an adapter at several scales, on its "
+        "validation rows. Writes the curve into its card.",
+        example="lora-domains curve triage --scales 0,0.5,1",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapter", metavar="ADAPTER", help="its folder, or its name in --out")
+    inputs.add_argument("rows", metavar="RECIPE_OR_FILE", nargs="?", help="a recipe, or the "
+                        "training rows; default: those in its card")  # fmt: skip
+    add_row_flags(inputs)
+    inputs.add_argument("--seed", type=int, metavar="N", help="seed of the splits")
+    add_base_flags(inputs)
+    add_out_flag(inputs)
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument("--scales", type=numbers, metavar="S,S,…", help="scales from 0 (the "
+                            "base) over 1 (the adapter) to 4")  # fmt: skip
+    parser.set_defaults(**_unused_flags(parser))
+
+
+def curve(flags: argparse.Namespace) -> int:
+    """Measure an adapter at several scales."""
+    model = open_model(flags)
+    name = model.load_adapter(flags.adapter)
+    from lora_domains.analysis import scale_curve
+
+    card = model.bank[name].card
+    if card is None or flags.rows is not None:
+        domain = _domain(flags, card.adapter.settings if card else None)
+    else:
+        domain = configured(domain_of(card), flags)
+    measured = scale_curve.curve(model, name, domain, flags.scales or scale_curve.SCALES)
+    terminal.scale_curve(model.display.console, measured)
+    return 0
+
+
+# ── learning-curve ──────────────────────────────────────────────────────────────────────────────
+
+
+def _add_learning_curve(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "learning-curve", learning_curve,
+        summary="measure whether more training rows would help",
+        usage="RECIPE_OR_FILE [options]",
+        description="Train on growing shares of the rows, and score each adapter on the same test "
+        "rows. Writes DIR/NAME-learning-curve.json; no adapter is saved.",
+        example="lora-domains learning-curve train.csv --label priority --sizes 0.25,0.5,1",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("rows", metavar="RECIPE_OR_FILE", help="a recipe, or the training rows")
+    inputs.add_argument("--name", metavar="NAME", help="name of the domain; default: that of the "
+                        "file")  # fmt: skip
+    add_row_flags(inputs)
+    add_column_flags(inputs)
+    add_base_flags(inputs)
+    training = parser.add_argument_group("training")
+    training.add_argument("--sizes", type=numbers, metavar="S,S,…", help="shares of the training "
+                          "rows; default: 0.125,0.25,0.5,1")  # fmt: skip
+    add_training_flags(training)
+    training.add_argument("--seed", type=int, metavar="N", help="seed of splits and training")
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument("--positive", metavar="LABEL", help="the class whose F1 is measured")
+    output = parser.add_argument_group("output")
+    output.add_argument("--reports", default="reports", metavar="DIR", help="folder of the JSON "
+                        "file; default: %(default)s")  # fmt: skip
+    output.add_argument("--out", default="adapters", metavar="DIR", help="folder of adapters, for "
+                        "checkpoints during training; default: %(default)s")  # fmt: skip
+    parser.set_defaults(**_unused_flags(parser))
+
+
+def learning_curve(flags: argparse.Namespace) -> int:
+    """Train on growing shares of the rows."""
+    model = open_model(flags)
+    from lora_domains.analysis import learning_curve as analysis
+
+    domain = _domain(flags)
+    measured = analysis.learning_curve(model, domain, flags.sizes or analysis.SHARES)
+    terminal.learning_curve(model.display.console, measured)
+    if not model.display.quiet:
+        path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(measured, indent=1) + "\n")
+        model.display.line(f"The figures: {path}")
+    return 0
+
+
+# ── The domain of a curve ───────────────────────────────────────────────────────────────────────
+
+
+def _unused_flags(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Defaults for the flags of a run that ``configured`` reads and ``parser`` does not offer."""
+    offered = {action.dest for action in parser._actions}
+    defaults = {"name": None, **run_flag_defaults()}
+    return {name: value for name, value in defaults.items() if name not in offered}
+
+
+def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None) -> Domain:
+    """The domain of a recipe or of rows in a file, with the changes in ``flags``.
+
+    ``settings`` are those in the card of an adapter that was trained on the rows.
+    """
+    if Path(flags.rows).suffix == ".py":
+        return configured(load_domain(flags.rows), flags)
+    task = task_from_record(settings["task"]) if settings else Classification()
+    domain = Domain(flags.name or domain_name(Path(flags.rows).stem), task, Data(flags.rows))
+    if settings:
+        domain = with_settings(domain, seed=settings["training"]["seed"])
+    return configured(domain, argparse.Namespace(**vars(flags) | {"train": flags.rows}))

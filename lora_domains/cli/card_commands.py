@@ -1,0 +1,256 @@
+"""Verbs that need no model: list, show, report, compare, seeds, rollback. They import no torch."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
+from lora_domains.cli.commands import add_report_flags
+from lora_domains.cli.exits import EXIT
+from lora_domains.cli.flags import Parser, add_out_flag, add_verb
+from lora_domains.console import Display
+from lora_domains.domain import check_name
+from lora_domains.errors import AdapterError, UsageError, did_you_mean
+from lora_domains.report import terminal
+from lora_domains.report.card import CARD, Card, read_items
+from lora_domains.report.regressions import older_adapters, regressions
+from lora_domains.report.report import Evaluation, combine, rebuild, save_report
+from lora_domains.report.text import outcome
+
+ADAPTER = "its folder, or its name in --out"
+
+
+def add_card_commands(verbs: Any) -> None:
+    """Add these verbs to the parser."""
+    _add_list(verbs)
+    _add_show(verbs)
+    _add_report(verbs)
+    _add_compare(verbs)
+    _add_seeds(verbs)
+    _add_rollback(verbs)
+
+
+def find_card(adapter: str, out: str) -> Path:
+    """The folder ``adapter``, or the one of this name in ``out``; AdapterError without a card."""
+    for folder in (Path(adapter), Path(out) / adapter):
+        if (folder / CARD).exists():
+            return folder
+    names = [path.parent.name for path in Path(out).glob(f"[!.]*/{CARD}")]
+    raise AdapterError(
+        where=adapter,
+        expected="an adapter with a card",
+        found=f"none there, nor in {out}",
+        hint=did_you_mean(adapter, names) if names else "Train one first: lora-domains fit.",
+    )
+
+
+# ── list, show ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_list(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "list", list_adapters,
+        summary="list adapters with their verdicts",
+        usage="[options]",
+        description="List the adapters of a folder with their verdicts and gains. Writes nothing.",
+        example="lora-domains list --out adapters",
+    )  # fmt: skip
+    add_out_flag(parser.add_argument_group("input"))
+
+
+def list_adapters(flags: argparse.Namespace) -> int:
+    """A line for each adapter of a folder."""
+    out, display = Path(flags.out), Display()
+    # A killed process leaves an unfinished save in a hidden folder.
+    folders = sorted(path.parent for path in out.glob(f"[!.]*/{CARD}")) if out.is_dir() else []
+    if not folders:
+        display.line(f"No adapters in {out}. Train one: accelerate launch recipes/medical.py")
+    for folder in folders:
+        card = Card.read(folder)
+        entry, metric = card.adapter, card.adapter.judged.get("metric", "")
+        gain = ""
+        if metric in entry.domain_scores:
+            fields = entry.domain_scores[metric]
+            gain = f"{metric} {fields['base']:.3f} → {fields['adapter']:.3f}"
+        verdict = entry.verdict or "not evaluated"
+        display.line(f"{folder.name:<20} {verdict:<13} {gain:<32} base {card.base.id}")
+    return 0
+
+
+def _add_show(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "show", show,
+        summary="show an adapter's scores, gates and verdict",
+        usage="ADAPTER [options]",
+        description="Show the training, scores, gates and verdict of an adapter from its card. "
+        "Writes nothing.\n\n"
+        "Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive or not evaluated.",
+        example="lora-domains show triage",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
+    add_out_flag(inputs)
+    parser.add_argument_group("evaluation").add_argument(
+        "--rebuild", action="store_true", help="compute the figures again from items.jsonl"
+    )
+    _add_json_flag(parser, "the card")
+
+
+def _add_json_flag(parser: Parser, what: str) -> Any:
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+    return output
+
+
+def show(flags: argparse.Namespace) -> int:
+    """Print an adapter's card."""
+    folder = find_card(flags.adapter, flags.out)
+    card = rebuild(folder) if flags.rebuild else Card.read(folder)
+    if flags.json:
+        sys.stdout.write(card.dumps())
+        return 0
+    show_card(card, Display())
+    return EXIT[card.adapter.outcome]
+
+
+def show_card(card: Card, display: Display) -> None:
+    """Print a card as ``fit`` prints it."""
+    entry = card.adapter
+    display.title(f"{entry.domain} on {card.base.id}")
+    if entry.verdict is None:
+        display.line("Not evaluated yet.")
+        return
+    for record in entry.training["history"]:
+        display.epoch(record, entry.judged["metric"])
+    Evaluation(card).show(display.console)
+
+
+# ── report ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_report(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "report", report,
+        summary="write one report of several adapters",
+        usage="ADAPTER [ADAPTER ...] [options]",
+        description="Compute the figures of evaluated adapters again from their items, and write "
+        "one report: report.html, report.md, comment.md, report.json and junit.xml in --out.\n\n"
+        "Exit codes, of the worst adapter: 0 pass, 1 fail, 2 error, 3 inconclusive.",
+        example="lora-domains report adapters/* --out reports --against main/adapters",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapter folders")
+    add_report_flags(parser, parser.add_argument_group("evaluation"))
+
+
+def report(flags: argparse.Namespace) -> int:
+    """Write one report of several adapters."""
+    display, out = Display(), Path(flags.out)
+    older = older_adapters(Path(flags.against)) if flags.against else None
+    folders = {folder.resolve().name: folder for folder in map(Path, flags.adapters)}
+    combined = combine([Path(folder) for folder in flags.adapters], show_text=flags.show_text)
+    if older is not None:
+        name = Path(flags.against).resolve().name
+        combined.since = regressions(combined, lambda path: read_items(folders[path]), older, name)
+    save_report(combined, out, Path(flags.junit) if flags.junit else None)
+    rows = [row for entry in combined.adapters for row in entry.mistakes or []]
+    if flags.show_text and rows and not any("text" in row for row in rows):
+        display.warn("these items hold no text; evaluate with --show-text to have it in a report.")
+    terminal.report(display.console, combined)
+    display.line(f"The report: {out / 'report.html'}")
+    return EXIT[outcome(combined)]
+
+
+# ── compare, seeds, rollback ────────────────────────────────────────────────────────────────────
+
+
+def _add_compare(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "compare", compare,
+        summary="compare two adapters on the same rows",
+        usage="A B [options]",
+        description="Compare two evaluated adapters or versions item by item, without a model: is "
+        "B better than A, and does it keep general knowledge? Writes nothing.\n\n"
+        "Exit codes: 0 B is better, 1 it is not, 2 error, 3 inconclusive.",
+        example="lora-domains compare triage triage-v2",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapter", metavar="A", help=ADAPTER)
+    inputs.add_argument("other", metavar="B", help=ADAPTER)
+    add_out_flag(inputs)
+    _add_json_flag(parser, "the figures")
+
+
+def compare(flags: argparse.Namespace) -> int:
+    """Compare two adapters by their items."""
+    first, second = (find_card(name, flags.out) for name in (flags.adapter, flags.other))
+    compared = compare_adapters(first, second)
+    if flags.json:
+        sys.stdout.write(json.dumps(compared, indent=1) + "\n")
+    else:
+        terminal.comparison(Display().console, compared)
+    return EXIT[compared["verdict"]]
+
+
+def _add_seeds(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "seeds", seeds,
+        summary="compare several seeds of one adapter",
+        usage="ADAPTER ADAPTER [ADAPTER ...] [options]",
+        description="Separate the variance of seeds from that of test rows, over several "
+        "trainings of one domain evaluated on the same rows. Writes into their cards with --save.",
+        example="lora-domains seeds triage-0 triage-1 triage-2 --save",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapters", nargs="+", metavar="ADAPTER", help=ADAPTER)
+    add_out_flag(inputs)
+    output = _add_json_flag(parser, "the figures")
+    output.add_argument("--save", action="store_true", help="write the figures into their cards")
+
+
+def seeds(flags: argparse.Namespace) -> int:
+    """Separate the variance of seeds from that of test rows."""
+    if len(flags.adapters) < 2:
+        raise UsageError(
+            where="lora-domains seeds",
+            expected="several seeds of one adapter",
+            found="one",
+            hint="Train it again with another --seed and another --name.",
+        )
+    folders = [find_card(name, flags.out) for name in flags.adapters]
+    variances = compare_seeds(folders)
+    if flags.save:
+        save_seeds(folders, variances)
+    if flags.json:
+        sys.stdout.write(json.dumps({"seeds": variances}, indent=1) + "\n")
+    else:
+        terminal.seeds(Display().console, variances)
+    return 0
+
+
+def _add_rollback(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "rollback", rollback,
+        summary="restore an earlier version of an adapter",
+        usage="ADAPTER [options]",
+        description="Restore an earlier version of an adapter. The replaced one is kept as a "
+        "version, so that a rollback can be undone. Writes --out/ADAPTER.",
+        example="lora-domains rollback triage --to 0002",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapter", metavar="ADAPTER", help="its name in --out")
+    inputs.add_argument("--to", metavar="VERSION", help="default: the newest that differs")
+    add_out_flag(inputs)
+
+
+def rollback(flags: argparse.Namespace) -> int:
+    """Restore an earlier version of an adapter."""
+    from lora_domains.adapters import versions
+
+    folder = Path(flags.out) / check_name(flags.adapter)
+    restored, kept = versions.rollback(folder, flags.to)
+    replaced = f"; the replaced one was saved as {kept.name}" if kept else ""
+    Display().line(f"Restored version {restored.name} of {folder}{replaced}.")
+    return 0

@@ -1,0 +1,133 @@
+"""What a recipe runs: train an adapter, evaluate it, show both. ``fit`` runs the same.
+
+A recipe exits 0 once training and evaluation are finished, whatever the verdict, since a launcher
+reports other exit codes as a crash.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_domains.analysis.reproduce import base_of, same_bytes
+from lora_domains.cli.exits import guarded
+from lora_domains.cli.flags import Parser, add_run_flags, configured, quantization, wrapped
+from lora_domains.console import Display
+from lora_domains.domain import Domain
+from lora_domains.report.card import Card
+
+if TYPE_CHECKING:
+    from lora_domains.model import DomainModel
+
+
+def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = None) -> None:
+    """Train and evaluate a recipe's domain with the flags of the command line.
+
+    The last line of a recipe. ``sources`` are its variants by name, each with other rows; the first
+    one is the default. Exits 0 once training and evaluation are finished, 2 on an error.
+    """
+    doc = getattr(sys.modules.get("__main__"), "__doc__", None) or ""
+    parser = Parser(usage="%(prog)s [options]", description=wrapped(doc))
+    names = list(sources)
+    parser.add_argument("--source", choices=names, default=names[0], help="which rows to use; "
+                        "default: %(default)s")  # fmt: skip
+    add_run_flags(parser)
+
+    def run() -> int:
+        flags = parser.read(arguments)
+        fit_and_evaluate(configured(sources[flags.source], flags), flags)
+        return 0
+
+    code = guarded(run)
+    if code:
+        sys.exit(code)
+
+
+def fit_and_evaluate(
+    domain: Domain, flags: argparse.Namespace, card: Card | None = None
+) -> str | None:
+    """Train and evaluate an adapter and show both; returns the verdict, None after a dry run.
+
+    ``card`` is that of the run to repeat.
+    """
+    model = open_model(flags, title=domain.name, card=card)
+    display, base = model.display, model.base
+    parameters = sum(p.numel() for p in base.model.parameters())
+    display.stage(
+        "base loaded",
+        None,
+        None,
+        f"{base.id}: {parameters / 1e6:.1f} M parameters, "
+        f"{quantization(flags) or base.record()['dtype']}, "
+        f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
+    )
+    trained = model.fit(
+        domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
+        tracker=flags.tracker,
+    )  # fmt: skip
+    if trained is None:
+        return None
+    if card is not None:
+        same, message = same_bytes(card, trained)
+        (display.line if same else display.warn)(message)
+    evaluation = model.evaluate(domain)
+    rows = next(iter(evaluation.entry.domain_scores.values()))["n"]
+    display.stage("evaluated", rows, rows, "base, adapter and baselines on the same test rows")
+    evaluation.show(display.console)
+    folder = model.out / domain.name
+    size = sum(path.stat().st_size for path in folder.glob("adapter_*"))
+    display.line(
+        f"Adapter: {folder} ({size / 1e6:.1f} MB, sha256 {str(trained.adapter.sha256)[:12]}); "
+        "its card.json holds all of this."
+    )
+    return evaluation.verdict
+
+
+def open_model(
+    flags: argparse.Namespace, *, out: str | None = None, title: str = "", card: Card | None = None
+) -> "DomainModel":
+    """A DomainModel on the base in ``flags``, or on that of ``card``; torch is imported here.
+
+    ``out`` is the folder of the adapters, by default that of ``flags``; ``title`` is shown first.
+    """
+    from lora_domains.modeling.base import quiet_imports
+
+    quiet_imports()
+    from lora_domains import distributed
+    from lora_domains.model import DomainModel
+
+    display = Display(quiet=not distributed.is_main())
+    _use_cores(distributed.state(), card)
+    if title:
+        display.title(title)
+    base: dict[str, Any] = {"path_or_id": flags.base, "quantization": quantization(flags)}
+    if card is not None:
+        base |= _base_of(card, flags)
+    return DomainModel.from_pretrained(**base, out=out or flags.out, display=display)
+
+
+def _base_of(card: Card, flags: argparse.Namespace) -> dict[str, Any]:
+    """The base of ``card``, loaded as it was then, unless ``flags`` name another."""
+    path, revision = (flags.base, None) if flags.base else base_of(card)
+    return {
+        "path_or_id": path,
+        "revision": revision,
+        "quantization": quantization(flags) or card.base.quantization,
+        "dtype": card.base.dtype,
+    }
+
+
+def _use_cores(state: Any, card: Card | None) -> None:
+    """Give a CPU process its share of the cores, since ``accelerate launch`` gives it one thread.
+
+    A repeated run gets the number of threads of the first, which rounding depends on.
+    """
+    import torch
+
+    if card is not None:
+        torch.set_num_threads(int(card.environment.get("threads") or torch.get_num_threads()))
+        return
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if state.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))
