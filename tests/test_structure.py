@@ -35,17 +35,8 @@ import lora_domains
 # What still has to move; empty when the house is finished.
 OUT_OF_ORDER = {"training"}
 TOO_LONG = {
-<<<<<<< HEAD
     "adapters/loading.py", "model.py", "training/loop.py",
     "training/plan.py", }  # fmt: skip
-=======
-    "adapters/loading.py",
-    "evaluation/benchmark.py", "evaluation/contenders.py", "model.py",
-    "modeling/base.py", "probes/lm_eval.py",
-    "training/loop.py", "training/plan.py", "verdict/gates.py",
-    "verdict/summary.py",
-}  # fmt: skip
->>>>>>> 36f682c (Split the command line into flags, recipes and groups of verbs; rewrite its help)
 
 TORCH = {"torch", "transformers", "peft", "accelerate", "evaluate", "datasets", "bitsandbytes"}
 # Inside a function, and only there: rows from the Hub need `datasets`.
