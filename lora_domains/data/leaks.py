@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lora_domains.data.identity import has_own_choices, identity, words
 from lora_domains.tasks import Example
 
@@ -171,8 +173,6 @@ def _occurrences(texts: Sequence[Words], phrases: Collection[Words]) -> Iterator
 
     The cost does not grow with the number of phrases that begin alike.
     """
-    import numpy as np  # only here: a search without general text needs no numpy
-
     numbers: dict[str, int] = {}
     for phrase in phrases:
         for word in phrase:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tables import SECRET, SPAM, refused, refuses, table, write
+from support.rows import SECRET
+from support.tables import SPAM, refused, refuses, table, write
 
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data

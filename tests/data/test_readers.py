@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tables import SECRET, cells, quick, refused, write
+from support.rows import SECRET
+from support.tables import cells, quick, refused, write
 
 from lora_domains.data.readers import read
 from lora_domains.data.source import Hub

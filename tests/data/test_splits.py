@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tables import SECRET, SPAM, quick, refused, refuses, table
+from support.rows import SECRET
+from support.tables import SPAM, quick, refused, refuses, table
 
 from lora_domains.data.identity import identity
 from lora_domains.data.prepare import Prepared, prepare

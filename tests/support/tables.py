@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from support.rows import SECRET
 
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
 from lora_domains.errors import DataError, LoraDomainsError
 from lora_domains.tasks import Classification, Example, Task
 
-SECRET = "zq-hush-93"
-"""Text of a row that no message may quote."""
 SPAM = Classification(positive="spam")
 quick = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
