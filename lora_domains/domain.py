@@ -22,8 +22,8 @@ from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_y
 from lora_domains.tasks import Task, task_record
 from lora_domains.verdict.gates import Gates
 
-RETENTION = ("auto", "kl", "replay", "both", "scale", "none")
-"""How an adapter is held to the base while it trains; ``retention`` says what each does."""
+RETENTION = ["auto", "replay", "kl", "none"]
+"""Retention methods by name; ``training.retention`` defines them and appends others."""
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 

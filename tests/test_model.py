@@ -758,14 +758,14 @@ def test_no_row_stands_in_a_checkpoint_or_an_error(
     model = model_in(tmp_path, tiny_base)
     made = declared(secret_rows(), epochs=2)
     calls = 0
-    right = gradients.answer_nll
+    right = gradients.text_nats
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return right(*args) * (float("nan") if calls > 5 else 1.0)
 
-    monkeypatch.setattr(gradients, "answer_nll", explode)
+    monkeypatch.setattr(gradients, "text_nats", explode)
     with pytest.raises(Exception, match="epoch 2") as caught:
         model.fit(made)
     assert (tmp_path / ".spam.checkpoint").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.data.source import SPLITS, Data, Hub, Source
-from lora_domains.domain import Domain, Lora, Training
+from lora_domains.domain import RETENTION, Domain, Lora, Training
 from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, AdapterEntry, Card
 from lora_domains.tasks import task_from_record
@@ -49,6 +49,14 @@ def domain_of(card: Card) -> Domain:
             expected="rows that are used as they are read",
             found=f"rows that go through the recipe's function {record['row']}",
             hint="Run the recipe itself with the same flags: a card holds no code.",
+        )
+    method = settings["training"]["retention"]
+    if method not in RETENTION:
+        raise UsageError(
+            where=where,
+            expected=f"a retention method of this version: {listed(RETENTION)}",
+            found=f"{method}, which an older version had",
+            hint="Train the adapter again with --retention replay or kl.",
         )
     return Domain(
         name=entry.domain,

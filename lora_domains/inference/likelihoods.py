@@ -103,6 +103,12 @@ def answer_nats(
     return np.array(nats), np.array(tokens, dtype=int)
 
 
+def text_nats(model: Any, examples: Sequence[EncodedExample], pad: int) -> Tensor:
+    """Nats summed over all answers: a scalar with gradient."""
+    batch = collate(examples, pad, model.device)
+    return answer_nll(tail_logits(model, batch), batch).sum()
+
+
 def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
     """Nats of each supervised token, 0 elsewhere: (rows, keep - 1).
 

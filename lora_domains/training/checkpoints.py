@@ -1,11 +1,12 @@
-"""Where a run stands, and that on disk: everything the next step depends on.
+"""Interrupting and resuming a run: stop signals, the training state and its checkpoint file."""
 
-A checkpoint is written whole or not at all: a process killed, or a disk full, at any moment leaves
-the one before.
-"""
-
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,47 +15,133 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_domains import distributed
 from lora_domains.atomic import new_file, unfinished
+from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
-from lora_domains.errors import UsageError
+from lora_domains.errors import TrainingInterrupted, UsageError
+from lora_domains.training.plan import Plan
 
 
 @dataclass
 class State:
-    """Where a run stands: everything the next step depends on."""
+    """Everything that the next step of a run depends on, beside weights and optimiser."""
 
     epoch: int = 0
     step: int = 0
-    """Optimiser steps done within ``epoch``."""
+    """Optimiser steps finished within ``epoch``."""
     losses: list[float] = field(default_factory=list)
-    """Nats summed over the global batch, and its tokens, for each step of the epoch so far."""
+    """Nats summed over the global batch, for each step of the epoch so far."""
     tokens: list[int] = field(default_factory=list)
+    """Supervised tokens of the same batches."""
     first_loss: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    """The record of each finished epoch."""
     best: dict[str, Any] | None = None
+    """The record of the best epoch so far."""
     best_weights: dict[str, tuple[Tensor, Tensor]] | None = None
     best_head: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     total_tokens: int = 0
+    """Tokens of all rows so far, prompts included."""
     total_steps: int = 0
     micro: int | None = None
-    """Padded tokens in one pass, once memory ran out; rounding depends on it."""
+    """Padded tokens of a pass, once memory ran out; rounding depends on it."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.total_tokens / max(self.seconds, 1e-9)
+
+    def record(self, plan: Plan, best: Mapping[str, Any], peak_memory: int) -> dict[str, Any]:
+        """The card's ``training`` entry; ``best`` is the record of the epoch that is kept."""
+        return {
+            "epochs": len(self.history),
+            "steps": self.total_steps,
+            "best_epoch": best["epoch"],
+            "rank": plan.rank,
+            "alpha": plan.alpha,
+            "retention": plan.retention.name,
+            "scale": best.get("scale", 1.0),
+            "lr": plan.lr,
+            "batch_size": plan.batch_size,
+            "micro_tokens": self.micro,
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "peak_memory_bytes": peak_memory,
+            "seconds": round(self.seconds, 2),
+            "history": self.history,
+        }
+
+
+SAVE_SECONDS = 60.0
+"""Time between two checkpoints within an epoch."""
+
+# ── The file ────────────────────────────────────────────────────────────────────────────────────
 
 
 def checkpoint_path(out: Path, domain: str) -> Path:
-    """Where an unfinished run of ``domain`` that saves into ``out`` keeps its checkpoint."""
+    """The checkpoint of an unfinished run of ``domain`` that saves into ``out``."""
     return out / f".{domain}.checkpoint"
 
 
+class Checkpoint:
+    """The checkpoint file of a run: written by the main process, read for all."""
+
+    def __init__(self, path: Path, display: Display) -> None:
+        self.path, self.display = path, display
+        self.complete = True
+        """Whether the last write succeeded; only the main process knows."""
+        self._time = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether ``SAVE_SECONDS`` have passed since the last write."""
+        return time.monotonic() - self._time > SAVE_SECONDS
+
+    def write(self, content: Callable[[], Mapping[str, Any]]) -> bool:
+        """Replace the file atomically; whether that succeeded."""
+        self._time = time.monotonic()
+        if distributed.is_main():
+            refused = write_checkpoint(self.path, content())
+            if refused:
+                self.display.warn(
+                    f"no checkpoint could be written ({refused}); the last one stays."
+                )
+            self.complete = not refused
+        return self.complete
+
+    def read(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The content for the run of ``fingerprint``, on every process; None where there is none.
+
+        Raises UsageError for a file that cannot be read or belongs to another run.
+        """
+        # Sent by the main process: other machines may not see the file.
+        stored = distributed.on_main(partial(read_checkpoint, self.path))
+        if stored is None:
+            self.display.line("Nothing to resume: starting at the beginning.")
+            return None
+        check_same_run(self.path, stored, fingerprint)
+        ranks = distributed.state().num_processes
+        if stored["ranks"] != ranks:
+            self.display.warn(
+                f"started with {stored['ranks']} processes and resumed with {ranks}: the result is "
+                "the same up to rounding, except for the draws of dropout."
+            )
+        return stored
+
+    def clear(self) -> None:
+        if distributed.is_main():
+            clear(self.path)
+
+
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> str | None:
-    """Put ``content`` in the place of the checkpoint at ``path``; why not, where that failed."""
+    """Replace the checkpoint at ``path`` atomically; returns why the disk refused, if it did."""
     try:
         with new_file(path, private=True) as file:
             torch.save(dict(content), file)
     except OSError as error:
         return error.strerror or str(error)
     except RuntimeError as error:
-        # torch's archive writer hides what the disk said behind a failed check of its own.
+        # torch's archive writer replaces the disk's error by a failed check of its own.
         if not isinstance(error.__context__, OSError):
             raise
         return error.__context__.strerror or str(error.__context__)
@@ -72,32 +159,83 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
             where=path.name,
             expected="the checkpoint of an interrupted run",
             found="a file that cannot be read as one",
-            hint="Delete it, or leave --resume out to start anew.",
+            hint="Delete it, or leave --resume out to start from the beginning.",
         ) from None
     return stored
 
 
 def check_same_run(path: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Raise UsageError when the checkpoint at ``path`` is of another run than ``run``."""
+    """Raise UsageError when the checkpoint at ``path`` belongs to another run than ``run``.
+
+    ``run`` is the fingerprint of the run that resumes (``Run.fingerprint``).
+    """
     other = [name for name in run if stored["run"].get(name) != run[name]]
     if other:
         raise UsageError(
             where=path.name,
             expected="the same base, recipe, rows and settings as the interrupted run",
             found="another " + " and another ".join(other),
-            hint="Give the same command and --resume, or leave --resume out to start anew.",
+            hint="Repeat the same command with --resume, or leave --resume out to start from the "
+            "beginning.",
         )
 
 
 def clear(path: Path) -> None:
-    """Take the checkpoint away, and what killed processes left of unfinished ones."""
+    """Delete the checkpoint, and unfinished ones that killed processes left."""
     for old in (path, *unfinished(path)):
         old.unlink(missing_ok=True)
 
 
-def hash_items(items: Sequence[EncodedExample]) -> str:
+def hash_examples(examples: Sequence[EncodedExample]) -> str:
     """sha256 over encoded rows: ids and tokens, in order."""
     digest = sha256()
-    for item in items:
-        digest.update(repr((item.id, item.prompt, item.answer, item.target)).encode())
+    for example in examples:
+        fields = (example.id, example.prompt, example.answer, example.target)
+        digest.update(repr(fields).encode())
     return digest.hexdigest()
+
+
+# ── Signals ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class StopSignals:
+    """Notes Ctrl-C and SIGTERM, so that a run stops between steps; a second one stops at once."""
+
+    received: int | None = None
+    """Number of the signal."""
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, signals are noted; only the main thread of a process can do that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _frame: object) -> None:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            self.received = number
+
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def interrupted(self, where: str, written: bool, outcome: str) -> TrainingInterrupted:
+        """The error that ends the run; ``written``: whether a checkpoint holds the last step.
+
+        ``outcome`` says what became of the adapter.
+        """
+        resume = "Run the same command with --resume to continue from this step."
+        if not written:
+            resume = (
+                "The checkpoint of this step could not be written: free some space; the same "
+                "command with --resume continues from the checkpoint before."
+            )
+        # Another process may have received the signal.
+        name = signal.Signals(self.received or signal.SIGTERM).name
+        return TrainingInterrupted(
+            where=where, expected="to finish", found=name, hint=f"{resume} {outcome}"
+        )

@@ -17,7 +17,7 @@ from lora_domains.modeling.environment import environment
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.report.markdown import readme
 from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
-from lora_domains.training.estimate import rehearse
+from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan
 from lora_domains.training.tracking import open_tracker
@@ -45,8 +45,8 @@ def fit(
     for warning in plan.warnings:
         display.warn(warning)
     if dry_run:
-        estimate = rehearse(make_run(bank, dataset, plan, out, display))
-        display.stage("estimate", None, None, estimate.in_words())
+        run = make_run(bank, dataset, plan, out, display)
+        display.stage("estimate", None, None, estimate(run).in_words())
         display.line(
             f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
             "nothing was trained or written."
@@ -57,8 +57,7 @@ def fit(
     with ExitStack() as stack:
         log = None
         if tracker is not None:
-            numbers = {k: v for k, v in asdict(plan).items() if isinstance(v, int | float)}
-            log, close = open_tracker(tracker, domain.name, out, numbers)
+            log, close = open_tracker(tracker, domain.name, out, plan.numbers())
             stack.callback(close)
         run = make_run(bank, dataset, plan, out, display)
         run.log = log or run.log
@@ -85,7 +84,7 @@ def make_run(bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Displ
             f"{base.id} has no masked-token head: the adapter is not regularised towards it, and "
             "what it keeps cannot be measured."
         )
-    most = min(POOL, plan.steps * plan.keeping.rows)
+    most = min(POOL, plan.steps * plan.retention.rows)
     return Run(
         bank,
         domain,
@@ -95,7 +94,7 @@ def make_run(bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Displ
         checkpoint_path(out, domain.name),
         display,
         general=dataset.tokenization.sample_windows(dataset.general.training, most),
-        watched=dataset.tokenization.sample_windows(dataset.general.selection, SELECTION),
+        monitored=dataset.tokenization.sample_windows(dataset.general.selection, SELECTION),
         parent=dataset.parent,
     )
 

@@ -1,100 +1,99 @@
-"""The gradients of one step: this process's share, in micro-batches that fit, summed over all.
+"""The gradients of one step: this process's share, in passes that fit into memory, summed over all.
 
-How a batch is cut into passes and shared by processes changes rounding and nothing else: each
-row's loss is over the tokens of the whole batch from the start.
+How a batch is divided into passes and shared by processes changes rounding only: the loss of each
+row is relative to the tokens of the whole batch from the start.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lora_domains import distributed
 from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
-from lora_domains.errors import OutOfMemory
+from lora_domains.errors import OutOfMemory, TrainingError
 from lora_domains.inference.choice_tree import LOGITS
-from lora_domains.inference.likelihoods import answer_nll, tail_logits
+from lora_domains.inference.likelihoods import text_nats
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.batching import collate
 from lora_domains.modeling.heads import Head, label_nats
 from lora_domains.modeling.memory import ran_out, release
+from lora_domains.modeling.routing import current_route, entered
 from lora_domains.training.checkpoints import State
-from lora_domains.training.recompute import recomputing
-from lora_domains.training.retention import Keeping, Reference, general_rows
+from lora_domains.training.retention import GeneralTexts, Retention
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
 
 PASS = {True: 100, False: 1000}
-"""What one pass more costs, in tokens, on a CPU and off it: launching it, and reading the weights.
-On a CPU measured with the embedded base; on a GPU about what a pass may hold before it is bound by
-arithmetic and not by reading weights (Pope et al. 2023, arXiv 2211.05102)."""
+"""Cost of one more pass in tokens, on a CPU and elsewhere: launching it and reading the weights.
+Measured on a CPU with the embedded base. On a GPU it is about the size of a pass from which on
+arithmetic takes longer than reading the weights (Pope et al. 2023, arXiv 2211.05102)."""
 
 
 class Gradients:
-    """What one adapter's steps leave in ``grad``; ``state.micro`` keeps a halved micro-batch."""
+    """Computes the gradients of an adapter's steps; ``state.micro`` keeps a halved pass size."""
 
     def __init__(
         self,
         bank: Bank,
-        slot: str,
+        adapter: str,
         head: Head | None,
         domain: Domain,
-        keeping: Keeping,
-        general: Sequence[EncodedExample],
+        retention: Retention,
+        general: GeneralTexts,
         parameters: Sequence[torch.nn.Parameter],
         state: State,
         display: Display,
     ) -> None:
-        self.bank, self.head = bank, head
+        self.bank, self.adapter, self.head = bank, adapter, head
         self.model, self.pad = bank.base.model, bank.base.tokenizer.pad_token_id
-        self.slot, self.domain = slot, domain
-        self.keeping, self.general = keeping, general
+        self.domain, self.retention, self.general = domain, retention, general
         self.parameters, self.state, self.display = parameters, state, display
         self.rank, self.ranks = distributed.state().process_index, distributed.state().num_processes
 
-    def of(self, items: Sequence[EncodedExample], total: int) -> Tensor:
-        """This process's share of the gradients of ``items``; the nats of its rows.
+    def compute(self, rows: Sequence[EncodedExample], total: int) -> Tensor:
+        """Leave this process's share of the gradients in ``grad``; returns the nats of its rows.
 
-        ``total`` is the supervised tokens of all of them. Where memory runs out, all of the share
-        is computed anew in half as large a micro-batch. Raises OutOfMemory where one row does not
-        fit.
+        ``total`` is the number of supervised tokens of all ``rows``. When memory runs out, the
+        whole share is computed again in passes of half the size. Raises OutOfMemory when a single
+        row does not fit.
         """
-        own, held = items[self.rank :: self.ranks], self._general_texts()
-        mine = held[self.rank :: self.ranks]
+        step, seed = self.state.total_steps, self.domain.training.seed
+        texts = self.general.of_step(self.retention.rows, seed, step) if self.retention.rows else []
+        own_rows, own_texts = rows[self.rank :: self.ranks], texts[self.rank :: self.ranks]
         while True:
             try:
                 for parameter in self.parameters:
                     parameter.grad = None
-                # Dropout is drawn anew from the step and the rank: a step depends on nothing else.
-                seed = self.domain.training.seed << 32
-                torch.manual_seed(seed + self.state.total_steps * self.ranks + self.rank)
+                # Dropout depends on the seed, the step and the rank, and on nothing before.
+                torch.manual_seed((seed << 32) + step * self.ranks + self.rank)
                 with self._recomputing():
-                    nats = self._of_rows(own, total)
-                    self._of_general(mine, sum(len(text.answer) for text in held))
+                    nats = self._domain_gradients(own_rows, total)
+                    self._general_gradients(own_texts, sum(len(text.answer) for text in texts))
                 return nats
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
-                found = str(error).splitlines()[0]
-            # Outside of `except`, so that the failed pass and its tensors are gone.
-            self._halve([*self._parts(own), *self._parts(mine)], found)
+                message = str(error).splitlines()[0]
+            # Outside of `except`, so that the failed pass and its tensors are freed.
+            self._halve([*self._passes(own_rows), *self._passes(own_texts)], message)
 
-    def over_ranks(self, nats: Tensor, asked: float) -> tuple[Tensor, float]:
-        """Gradients, ``nats`` and ``asked`` summed over the processes."""
+    def sum_over_ranks(self, nats: Tensor, stop: float) -> tuple[Tensor, float]:
+        """Sum gradients, ``nats`` and ``stop`` over the processes; the last two are returned."""
         if self.ranks == 1:
-            return nats, asked
+            return nats, stop
         for parameter in self.parameters:
             if parameter.grad is None:  # a short batch may leave a process without a row
                 parameter.grad = torch.zeros_like(parameter)
         grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
-        flat: Tensor = torch.cat([nats[None], torch.tensor([asked], device=nats.device), *grads])
+        flat: Tensor = torch.cat([nats[None], torch.tensor([stop], device=nats.device), *grads])
         flat = reduce(flat, reduction="sum")
         offset = 2
         for parameter in self.parameters:
@@ -103,112 +102,127 @@ class Gradients:
             offset += size
         return flat[0], float(flat[1])
 
-    def _of_rows(self, items: Sequence[EncodedExample], total: int) -> Tensor:
+    def _domain_gradients(self, rows: Sequence[EncodedExample], total: int) -> Tensor:
         nats = torch.zeros((), device=self.model.device)
-        with self.bank.routed(self.slot):
-            for part in self._parts(items):
+        with self.bank.routed(self.adapter):
+            for part in self._passes(rows):
                 loss = self._loss(part)
                 torch.autograd.backward(loss / total)
                 nats += loss.detach()
         return nats
 
-    def _loss(self, items: Sequence[EncodedExample]) -> Tensor:
-        """Nats summed over what is supervised in ``items``."""
+    def _loss(self, rows: Sequence[EncodedExample]) -> Tensor:
+        """Nats summed over the supervised tokens, or over the labels of a head."""
         if self.head is not None:
-            return label_nats(self.model, self.head, items, self.pad)
-        return self._text_nats(items)
+            return label_nats(self.model, self.head, rows, self.pad)
+        return text_nats(self.model, rows, self.pad)
 
-    def _text_nats(self, items: Sequence[EncodedExample]) -> Tensor:
-        batch = collate(items, self.pad, self.model.device)
-        return answer_nll(tail_logits(self.model, batch), batch).sum()
+    def _general_gradients(self, texts: Sequence[EncodedExample], total: int) -> None:
+        for part in self._passes(texts):
+            torch.autograd.backward(self.retention.loss(self.general, part) / total)
 
-    def _of_general(self, items: Sequence[EncodedExample], total: int) -> None:
-        """Add the gradients of what holds the adapter to the base (see ``retention``)."""
-        held = self.keeping
-        for part in self._parts(items):
-            if held.kl:
-                kl, nats = self.reference.moved(part, self.slot)
-                loss = held.kl * kl.sum() + held.replay * nats.sum()
-            else:
-                with self.bank.routed(self.slot):
-                    loss = held.replay * self._text_nats(part)
-            torch.autograd.backward(loss / total)
-
-    @cached_property
-    def reference(self) -> Reference:
-        """The base on the general texts, asked when the first step needs it."""
-        with self.display.progress("the base on general text", len(self.general)) as advance:
-            reference = Reference(self.bank, self.general, progress=advance)
-        if error := reference.error():
-            self.display.stage("retention", None, None, f"trained by {error}")
-        return reference
-
-    def _general_texts(self) -> list[EncodedExample]:
-        """This step's general texts, of which every process takes its share."""
-        if not self.keeping.rows:
-            return []
-        seed, step = self.domain.training.seed, self.state.total_steps
-        rows = general_rows(len(self.general), self.keeping.rows, seed, step)
-        return [self.general[i] for i in rows]
-
-    def _recomputing(self) -> Any:
+    def _recomputing(self) -> AbstractContextManager[None]:
         on = self.domain.training.gradient_checkpointing
         return recomputing(self.model) if on else nullcontext()
 
-    def _parts(self, items: Sequence[EncodedExample]) -> Iterator[Sequence[EncodedExample]]:
+    def _passes(self, rows: Sequence[EncodedExample]) -> Iterator[Sequence[EncodedExample]]:
         vocabulary = self.model.config.get_text_config().vocab_size
-        return micro_batches(items, self.model.device, self.state.micro, vocabulary)
+        return micro_batches(rows, self.model.device, self.state.micro, vocabulary)
 
-    def _halve(self, parts: Sequence[Sequence[EncodedExample]], found: str) -> None:
-        shared = [len(part) * max(map(len, part)) for part in parts if len(part) > 1]
-        if not shared:
-            longest = max(len(item) for part in parts for item in part)
+    def _halve(self, passes: Sequence[Sequence[EncodedExample]], message: str) -> None:
+        sizes = [len(part) * max(map(len, part)) for part in passes if len(part) > 1]
+        if not sizes:
+            longest = max(len(row) for part in passes for row in part)
             raise OutOfMemory(
                 where=f"{self.domain.name}, a row of {longest} tokens",
                 expected="memory for one row at a time",
-                found=found,
+                found=message,
                 hint="Set a smaller max_length, gradient_checkpointing, or --load-in-4bit.",
             )
-        self.state.micro = max(shared) // 2
+        self.state.micro = max(sizes) // 2
         release(self.model.device)
         process = f"process {self.rank}: " if self.ranks > 1 else ""
-        # Another process says it itself: the first does not know.
+        # Every process prints for itself: the main one does not know.
         (self.display if self.rank == 0 else Display()).warn(
-            f"{process}out of memory: from here on at most {self.state.micro} tokens in one pass; "
-            "the batch of a step stays as it is."
+            f"{process}out of memory: from here on a pass has at most {self.state.micro} tokens; "
+            "the batch of a step does not change."
         )
 
 
 def micro_batches(
-    items: Sequence[EncodedExample],
+    rows: Sequence[EncodedExample],
     device: torch.device,
     most: int | None = None,
     vocabulary: int = 0,
 ) -> Iterator[Sequence[EncodedExample]]:
-    """``items``, longest first, in passes of at most ``most`` padded tokens (``MICRO_TOKENS``).
+    """``rows``, longest first, in passes of at most ``most`` padded tokens (``MICRO_TOKENS``).
 
-    Over a large ``vocabulary`` fewer, where the logits of their answers would pass ``LOGITS``.
-    Items of unlike lengths share a pass only where the padding costs less than a pass more would
-    (``PASS``): of all divisions the cheapest, by dynamic programming over the sorted lengths.
+    With a large ``vocabulary`` passes are smaller, so that the logits of the answers stay within
+    ``LOGITS``. Rows of different lengths share a pass only where the padding costs less than
+    another pass (``PASS``): the cheapest division is found by dynamic programming over the rows
+    sorted by length.
     """
     on_cpu = device.type == "cpu"
     most = most or MICRO_TOKENS * (1 if on_cpu else 4)
-    rows = sorted(items, key=len, reverse=True)
+    rows = sorted(rows, key=len, reverse=True)
     cost, start = [0], [0]
     for end in range(1, len(rows) + 1):
-        options, asked = [], 0
+        options, longest_answer = [], 0
         for begin in range(end - 1, -1, -1):
             padded = len(rows[begin]) * (end - begin)
-            asked = max(asked, len(rows[begin].answer))
-            large = padded > most or asked * (end - begin) * vocabulary > LOGITS
+            longest_answer = max(longest_answer, len(rows[begin].answer))
+            large = padded > most or longest_answer * (end - begin) * vocabulary > LOGITS
             if large and begin < end - 1:
                 break
             options.append((cost[begin] + padded + PASS[on_cpu], begin))
         best, begin = min(options)
         cost.append(best)
         start.append(begin)
-    parts, end = [], len(rows)
+    passes, end = [], len(rows)
     while end:
-        parts.append(rows[start[end] : end])
+        passes.append(rows[start[end] : end])
         end = start[end]
-    yield from reversed(parts)
+    yield from reversed(passes)
+
+
+# ── Gradient checkpointing ──────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def recomputing(model: Any) -> Iterator[None]:
+    """Inside, each layer of ``model`` keeps only its input and is computed again in ``backward``.
+
+    ``backward`` may run in another thread, and a thread inherits no ContextVar: the route is
+    restored there, or a layer would be computed as the bare base's and the gradients would be
+    silently wrong. The layers stay in evaluation mode, which transformers' own switch does not
+    allow. Raises TrainingError for a model without layers that transformers can checkpoint.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrainingError(
+            where=type(model).__name__,
+            expected="layers that support gradient checkpointing in transformers",
+            found="none",
+            hint="Leave gradient_checkpointing out, or set a smaller max_length.",
+        )
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(_checkpointed, model, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            del layer.forward  # the method of its class is visible again
+            if own is not None:
+                layer.forward = own
+
+
+def _checkpointed(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    route = current_route(model)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), entered(model, route, None)
+
+    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=contexts)

@@ -1,24 +1,22 @@
 """The plan: a run's settings once everything left open is derived, each with its reason."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lora_domains.adapters.peft import new_adapter
+from lora_domains.adapters.versions import Parent
 from lora_domains.data.general_text import POOL
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.dataset import Dataset
-from lora_domains.domain import Domain, Lora
-from lora_domains.errors import DomainError
+from lora_domains.domain import Lora
 from lora_domains.modeling.base import Base
-from lora_domains.training.retention import Keeping, decide
+from lora_domains.training.retention import Retention, choose_retention
 
 BATCHES = (32, 16, 8)
-"""Rows of an optimiser step that are chosen among."""
+"""Batch sizes to choose among: rows of an optimiser step."""
 STEPS = 200
-"""Optimiser steps that a run should have: on 300 rows 300 steps (batches of 8) were better than 80
-(of 32) by validation scores; see benchmarks/README.md, derived settings."""
+"""Optimiser steps that a run should have. On 300 rows, 300 steps in batches of 8 gave better
+validation scores than 80 in batches of 32 (benchmarks/README.md, derived settings)."""
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
 
@@ -33,7 +31,7 @@ class Plan:
     epochs: int
     batch_size: int
     steps_per_epoch: int
-    keeping: Keeping
+    retention: Retention
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -41,96 +39,98 @@ class Plan:
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
+    def numbers(self) -> dict[str, float]:
+        """The settings that are numbers, by name."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
+
 
 def make_plan(base: Base, dataset: Dataset) -> Plan:
-    """Learning rate, rank and batch from the base's width and the rows, with reasons.
+    """Derive learning rate, batch size, rank and retention method where the domain leaves them
+    open.
 
-    The rate is 5e-4 · (2000 / hidden)^p, p = .78 (.08 for Qwen), at alpha 32 and 1/r scaling:
-    Thinking Machines, "LoRA Without Regret" (2025). The rank is the least power of two from 16
-    to 64 whose adapter holds at least two parameters per supervised token, on the same finding
-    that an adapter must have room for what the rows say. An adapter that goes on from ``parent``
-    has its rank and alpha. How general knowledge is kept: ``retention.decide``.
+    An adapter that continues from a parent keeps the parent's rank and alpha. Raises DomainError
+    for settings that the retention method cannot use.
     """
-    domain, items = dataset.domain, [row.encoded for row in dataset.train]
-    parent = dataset.parent.adapter if dataset.parent else None
-    settings, lora = domain.training, domain.lora
-    reasons: list[str] = []
-    warnings: list[str] = []
-    lr = settings.lr
-    if lr is None:
-        lr, reason = derived_rate(base)
-        reasons.append(reason)
-    batch = settings.batch_size
+    settings = dataset.domain.training
+    lr, lr_reason = (settings.lr, "") if settings.lr is not None else derived_rate(base)
+    batch, batch_reason = settings.batch_size, ""
     if batch is None:
-        batch, reason = derived_batch(len(items), settings.epochs)
-        reasons.append(reason)
-    steps = math.ceil(len(items) / batch)
-    if parent is None:
-        rank, alpha = _rank(base, domain, items, reasons), lora.alpha or 32
-    else:
-        rank, alpha = int(parent.config.r), parent.config.lora_alpha
-        reasons.append(f"rank {rank}, alpha {alpha}, target modules: those of {parent.name}")
-        warnings += _not_taken(lora, parent.config)
-    total = steps * settings.epochs
-    if total < FEW_STEPS:
-        wanted = math.ceil(FEW_STEPS / steps)
-        warnings.append(
-            f"only {total} optimiser steps ({len(items)} rows, batches of {batch}, "
-            f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}): too short to "
-            f"learn much. --epochs {wanted} gives {wanted * steps}."
-        )
-    familiar = base.id == "embedded" or domain.data.general is not None
-    keeping = decide(domain, len(dataset.general.training), familiar, batch)
-    reasons.append(keeping.reason)
-    if keeping.rows:
-        texts = len(dataset.general.training)
-        used = min(texts, POOL, total * keeping.rows)
-        reasons.append(
-            f"general text: {used} of {texts} texts to train by, "
-            f"{len(dataset.general.selection)} others to watch by"
-        )
-    if keeping.method == "scale" and domain.task.head_classes is not None:
-        raise DomainError(
-            where=f"domain {domain.name!r}, setting 'retention'",
-            expected="another way than scale: a head is trained for the whole of its adapter",
-            found="scale",
-            hint="Use replay, kl or auto.",
-        )
-    if keeping.replay and not familiar:
-        warnings.append(
-            f"retention {keeping.method} teaches {base.id} the embedded world's text. "
-            "--general FILE gives text of its own kind; --retention kl compares only."
-        )
+        batch, batch_reason = derived_batch(len(dataset.train), settings.epochs)
+    steps = math.ceil(len(dataset.train) / batch)
+    rank, alpha, rank_reason = _rank_and_alpha(base, dataset)
+    # Of the kind that the base was trained on: the embedded base's own, or the user's.
+    familiar = base.id == "embedded" or dataset.domain.data.general is not None
+    texts = len(dataset.general.training)
+    retention, retention_reason = choose_retention(settings, texts, familiar, batch)
+    reasons = (
+        lr_reason, batch_reason, rank_reason, retention_reason,
+        _general_reason(dataset, steps * settings.epochs * retention.rows),
+    )  # fmt: skip
+    warnings = (
+        *_ignored_settings(dataset.domain.lora, dataset.parent),
+        _short_run_warning(len(dataset.train), batch, steps, settings.epochs),
+        retention.warning(base.id, familiar) or "",
+    )
     return Plan(
-        rank, alpha, lr, settings.epochs, batch, steps, keeping, tuple(reasons),
-        tuple(warnings),
+        rank, alpha, lr, settings.epochs, batch, steps, retention,
+        tuple(filter(None, reasons)), tuple(filter(None, warnings)),
     )  # fmt: skip
 
 
 def derived_rate(base: Base) -> tuple[float, str]:
-    """The learning rate that follows from the base's width, and the reason in words."""
+    """The learning rate for the base's width, and the reason in words.
+
+    5e-4 · (2000 / width)^p with p = .78 (.08 for Qwen), at alpha 32 and a scale of 1/r: Thinking
+    Machines, "LoRA Without Regret" (2025).
+    """
     power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
     rate = float(f"{5e-4 * (2000 / base.width) ** power:.2g}")
     return rate, f"learning rate {rate:g}: 5e-4 · (2000 / width {base.width})^{power:g}"
 
 
 def derived_batch(rows: int, epochs: int) -> tuple[int, str]:
-    """The largest of ``BATCHES`` that gives a run ``STEPS`` steps, or the least; and the reason."""
+    """The largest of ``BATCHES`` with ``STEPS`` steps in a run, or the smallest; and the reason."""
 
     def steps(batch: int) -> int:
         return epochs * math.ceil(rows / batch)
 
     batch = next((b for b in BATCHES if steps(b) >= STEPS), BATCHES[-1])
-    return batch, f"batches of {batch} rows: {steps(batch)} steps, {STEPS} at least are wanted"
+    return batch, f"batches of {batch} rows: {steps(batch)} steps (target: at least {STEPS})"
 
 
-def _not_taken(lora: Lora, config: Any) -> list[str]:
-    """What of ``lora`` was asked for, and an adapter that goes on has otherwise."""
+def _rank_and_alpha(base: Base, dataset: Dataset) -> tuple[int, int, str]:
+    """The rank and alpha given, those of the parent, or derived ones; and the reason.
+
+    The derived rank is the smallest power of two from 16 to 64 whose adapter holds at least two
+    parameters per supervised token: an adapter needs capacity for what the rows say ("LoRA Without
+    Regret").
+    """
+    lora, parent = dataset.domain.lora, dataset.parent
+    if parent is not None:
+        config, name = parent.adapter.config, parent.adapter.name
+        reason = f"rank {config.r}, alpha {config.lora_alpha}, target modules: those of {name}"
+        return int(config.r), config.lora_alpha, reason
+    alpha = lora.alpha or 32
+    if lora.rank is not None:
+        return lora.rank, alpha, ""
+    tokens = sum(row.encoded.supervised for row in dataset.train)
+    of_rank_1 = new_adapter(base, "plan", lora, 1, 1, 0, dataset.domain.task.head_classes)
+    per_rank = sum(a.numel() + b.numel() for a, b in of_rank_1.weights.values())
+    rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
+    return rank, alpha, (
+        f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens"
+    )  # fmt: skip
+
+
+def _ignored_settings(lora: Lora, parent: Parent | None) -> list[str]:
+    """Warnings about settings of ``lora`` that differ from those the parent passes on."""
+    if parent is None:
+        return []
 
     def named(targets: Any) -> Any:
         return targets if isinstance(targets, str | None) else sorted(targets)
 
-    targets = named(lora.targets)
+    config, targets = parent.adapter.config, named(lora.targets)
     pairs = (
         ("rank", lora.rank, config.r),
         ("alpha", lora.alpha, config.lora_alpha),
@@ -142,19 +142,29 @@ def _not_taken(lora: Lora, config: Any) -> list[str]:
         ("rslora", lora.rslora or None, config.use_rslora),
     )
     return [
-        f"{name} {asked} was asked for, but an adapter keeps the {name} {taken} of the one that it "
-        "goes on from."
-        for name, asked, taken in pairs
-        if asked not in (None, taken)
+        f"{name} {given} is ignored: an adapter keeps the {name} of its parent, {kept}."
+        for name, given, kept in pairs
+        if given not in (None, kept)
     ]
 
 
-def _rank(base: Base, domain: Domain, items: Sequence[EncodedExample], reasons: list[str]) -> int:
-    if domain.lora.rank is not None:
-        return domain.lora.rank
-    tokens = sum(item.supervised for item in items)
-    one = new_adapter(base, "plan", domain.lora, 1, 1, 0, domain.task.head_classes)
-    per_rank = sum(a.numel() + b.numel() for a, b in one.weights.values())
-    rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
-    reasons.append(f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens")
-    return rank
+def _short_run_warning(rows: int, batch: int, steps: int, epochs: int) -> str:
+    if steps * epochs >= FEW_STEPS:
+        return ""
+    enough = math.ceil(FEW_STEPS / steps)
+    return (
+        f"only {steps * epochs} optimiser steps ({rows} rows, batches of {batch}, {epochs} "
+        f"{'epoch' if epochs == 1 else 'epochs'}): too few to learn much. --epochs {enough} gives "
+        f"{enough * steps}."
+    )
+
+
+def _general_reason(dataset: Dataset, read: int) -> str:
+    """How many general texts a run uses that reads ``read`` of them in all, repeats included."""
+    if not read:
+        return ""
+    texts = len(dataset.general.training)
+    return (
+        f"general text: {min(texts, POOL, read)} of {texts} texts for training, "
+        f"{len(dataset.general.selection)} others for monitoring"
+    )

@@ -1,7 +1,7 @@
-"""Trackers through Accelerate: numbers of a run to TensorBoard, Weights & Biases or Trackio.
+"""Trackers through Accelerate: the numbers of a run for TensorBoard, Weights & Biases or Trackio.
 
-Numbers and settings alone are logged, by name; no row, no file name and no prediction (contract
-13). Nothing is contacted unless a tracker is asked for.
+Only numbers and numeric settings are logged, by name: no row, file name or prediction. No service
+is contacted unless a tracker is requested.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from lora_domains.errors import UsageError, did_you_mean
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LOGS = ".runs"
-"""Where trackers that keep files keep them, under the output folder."""
+"""Folder under the output folder for trackers that write files."""
 
 PRIVATE = {
     "console": "off",
@@ -24,8 +24,8 @@ PRIVATE = {
     "x_disable_meta": True,
     "x_save_requirements": False,
 }
-"""Settings of wandb, which of itself sends the command with its file names, what is printed, the
-host, its packages and the code."""
+"""Settings of wandb. Without them it sends the command with its file names, the output, the host,
+its packages and the code."""
 
 Log = Callable[[Mapping[str, Any], int], None]
 
@@ -35,7 +35,7 @@ def no_tracker(_values: Mapping[str, Any], _step: int) -> None:
 
 
 def check_tracker(name: str) -> str:
-    """``name`` when it is a tracker and installed; raises UsageError otherwise."""
+    """``name`` if it is a supported tracker and installed; raises UsageError otherwise."""
     if name not in TRACKERS:
         raise UsageError(
             where="--tracker",
@@ -56,7 +56,7 @@ def check_tracker(name: str) -> str:
 def open_tracker(
     name: str, domain: str, out: Path, settings: Mapping[str, Any]
 ) -> tuple[Log, Callable[[], None]]:
-    """(log, close) of one run. ``settings`` are plain numbers and words."""
+    """The functions (log, close) of one run; ``settings`` are numbers by name."""
     from accelerate import Accelerator
 
     folder = out / LOGS
@@ -68,7 +68,7 @@ def open_tracker(
         accelerator.log(numbers(values), step=step)
 
     def close() -> None:
-        # Not end_training(), which would take the processes apart before they evaluate.
+        # Not end_training(): it destroys the process group, which the evaluation still needs.
         if accelerator.is_main_process:
             for tracker in accelerator.trackers:
                 tracker.finish()
@@ -77,7 +77,7 @@ def open_tracker(
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among ``values``; words, and what is missing, are left out."""
+    """The numbers among ``values``, without texts, booleans and missing values."""
     return {
         key: float(value)
         for key, value in values.items()

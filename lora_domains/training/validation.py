@@ -1,15 +1,93 @@
-"""Figures of one epoch's validation, by which epochs are compared."""
+"""Validation of an epoch: its figures, how epochs rank by them, and what they say in words."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from lora_domains import distributed
+from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
+from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
+from lora_domains.inference.reference import Reference
 from lora_domains.inference.scores import comparable
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.heads import Head
 from lora_domains.tasks import Task
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
+
+SCALES = (0.8, 0.6, 0.4, 0.2)
+"""Shares of an adapter's effect to try where all of it costs too much general knowledge."""
+
+
+class Validation:
+    """Evaluates an adapter in training on validation rows and on monitored general texts."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        adapter: str,
+        head: Head | None,
+        task: Task,
+        rows: Sequence[EncodedExample],
+        monitored: Sequence[EncodedExample],
+        display: Display,
+    ) -> None:
+        self.bank, self.adapter, self.head, self.task = bank, adapter, head, task
+        self.rows, self.monitored, self.display = rows, monitored, display
+
+    def evaluate(self) -> dict[str, Any]:
+        """``figures`` and ``drift`` of the adapter as it is, without dropout; same on all ranks."""
+        weights = self.bank.trainable(self.adapter).values()
+        for lora in weights:
+            lora.eval()
+        try:
+            record = self.figures() | self.drift()
+        finally:
+            for lora in weights:
+                lora.train()
+        # Rounding may differ between devices; every rank must take the same decisions.
+        return distributed.same_everywhere(record)
+
+    def figures(self) -> dict[str, Any]:
+        """``validation_loss`` (nats per answer token, or per label of a head) and
+        ``validation_figures``; the processes share the rows."""
+        model, pad, rows = self.bank.base.model, self.bank.base.tokenizer.pad_token_id, self.rows
+        logprobs = None
+        with (
+            distributed.sharing(),
+            self.bank.routed(self.adapter),
+            self.display.progress("validating", len(rows)) as advance,
+        ):
+            if self.head is not None:
+                logprobs = head_scores(model, self.head, rows, pad, advance)
+                nats = np.array([-row[e.target] for row, e in zip(logprobs, rows, strict=True)])
+                tokens = np.ones(len(rows), dtype=int)
+            elif rows and rows[0].choices:
+                logprobs, nats, tokens = choices_and_nats(model, rows, pad, advance)
+            else:
+                nats, tokens = answer_nats(model, rows, pad, advance)
+        loss = float(nats.sum() / max(tokens.sum(), 1))
+        return {"validation_loss": loss, **validation_figures(self.task, rows, logprobs, loss)}
+
+    def drift(self) -> dict[str, float]:
+        """How far the adapter moved from the base on monitored texts (``Reference.compare``)."""
+        if not self.monitored:
+            return {}
+        reference = self.reference  # each rank computes all of it: too large to be exchanged
+        with distributed.sharing():
+            return reference.compare(self.adapter)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The base's predictions on the monitored texts."""
+        reference = Reference(self.bank, self.monitored)
+        if approximation := reference.approximation():
+            self.display.stage("retention", None, None, f"epochs are ranked with {approximation}")
+        return reference
 
 
 def validation_figures(
@@ -34,3 +112,55 @@ def validation_figures(
         for name in ("accuracy", task.metric)
     )
     return {"accuracy": accuracy, "score": score, "higher_is_better": True}
+
+
+# ── Ranking ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def within_drift(record: Mapping[str, Any], limit: float) -> bool:
+    """Whether KL on general text is at most ``limit``; True where it was not measured."""
+    kl: float = record.get("general_kl", 0.0)
+    return kl <= limit
+
+
+def rank(record: Mapping[str, Any], limit: float) -> tuple[bool, float, float]:
+    """Records are compared by this: within the drift limit, then score, then validation loss."""
+    score = record["score"] if record["higher_is_better"] else -record["score"]
+    return within_drift(record, limit), score, -record["validation_loss"]
+
+
+def scale_down(
+    best: Mapping[str, Any], evaluate: Callable[[float], Mapping[str, Any]], limit: float
+) -> dict[str, Any]:
+    """``best``, or the record of it at one of ``SCALES`` that ranks higher, with its ``scale``.
+
+    ``evaluate`` gives the figures of the best epoch's adapter at a scale.
+    """
+    chosen = dict(best)
+    for scale in SCALES:
+        record = {**best, **evaluate(scale), "scale": scale}
+        if rank(record, limit) > rank(chosen, limit):
+            chosen = record
+    return chosen
+
+
+def observe(history: Sequence[Mapping[str, Any]], limit: float = math.inf) -> str:
+    """What the last epoch's figures mean, in words; 2 % of the loss counts as a change.
+
+    ``limit`` is the drift limit: beyond it general knowledge is being lost.
+    """
+    last = history[-1]
+    if not within_drift(last, limit):
+        return f"general knowledge is being lost: KL {last['general_kl']:.2f}, limit {limit:g}"
+    if len(history) == 1:
+        return "first epoch"
+    before = min(record["validation_loss"] for record in history[:-1])
+    change = (last["validation_loss"] - before) / max(before, 1e-9)
+    training_falls = last["training_loss"] < history[-2]["training_loss"]
+    if change > 0.02:
+        if training_falls:
+            return "overfitting: validation loss rises while training loss falls"
+        return "unstable: both losses rise; a lower learning rate may help"
+    if change < -0.02:
+        return "still improving"
+    return "converging"

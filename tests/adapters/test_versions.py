@@ -182,7 +182,7 @@ def test_a_second_stage_begins_where_its_parent_ended(health: Path, tiny_base: P
     run = fit.make_run(model.bank, dataset, plan, model.out, model.display)
     assert (plan.rank, plan.alpha) == (4, 8)
     assert any("those of health" in reason for reason in plan.reasons)
-    weights = run.bank.weights(run.slot)
+    weights = run.bank.weights(run.adapter_name)
     assert weights.keys() == parent.adapter.weights.keys()
     assert {name.rsplit(".", 1)[-1] for name in weights} == {"q_proj", "down_proj"}
     for linear, (a, b) in weights.items():
@@ -256,11 +256,11 @@ def test_a_rank_of_one_s_own_is_not_taken_in_silence(
     made = cancer(rank=8, targets=("q_proj", "v_proj"), rslora=True)
     model.fit(made, init_from="health", dry_run=True)
     said = " ".join(capsys.readouterr().out.split())
-    assert "rank 8 was asked for, but an adapter keeps the rank 4" in said
-    assert "target modules ['q_proj', 'v_proj'] was asked for, but" in said
-    assert "rslora True was asked for, but an adapter keeps the rslora False" in said
+    assert "rank 8 is ignored: an adapter keeps the rank of its parent, 4" in said
+    assert "target modules ['q_proj', 'v_proj'] is ignored" in said
+    assert "rslora True is ignored: an adapter keeps the rslora of its parent, False" in said
     model.fit(cancer(), init_from="health", dry_run=True)
-    assert "was asked for" not in capsys.readouterr().out
+    assert "is ignored" not in capsys.readouterr().out
 
 
 def test_an_interrupted_second_stage_resumes_from_the_same_parent(
@@ -283,7 +283,7 @@ def test_an_interrupted_second_stage_resumes_from_the_same_parent(
         def counting(items: Any) -> None:
             step(items)
             if run.state.total_steps == 7:
-                run._stop = 2
+                run.signals.received = 2
 
         run.train_step = counting  # type: ignore[method-assign]
         return run

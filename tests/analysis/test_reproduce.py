@@ -136,6 +136,14 @@ def test_what_a_card_cannot_give_back_is_said() -> None:
         domain_of(old)
 
 
+@pytest.mark.parametrize("method", ["both", "scale"])
+def test_a_retention_method_that_was_removed_is_refused(method: str) -> None:
+    card = card_of(DECLARED[0])
+    card.adapter.settings["training"]["retention"] = method
+    with pytest.raises(UsageError, match=rf"{method}, which an older.*--retention replay"):
+        domain_of(card)
+
+
 def test_a_card_names_no_place_outside_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,6 @@ from lora_domains.errors import (
     AdapterCorrupt,
     AdapterError,
     AdapterUnsupported,
-    DomainError,
     UsageError,
 )
 from lora_domains.evaluation.baselines import Setting, frozen_features
@@ -386,12 +385,12 @@ def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
     run = fit.make_run(model.bank, dataset, make_plan(model.base, dataset), model.out, QUIET)
     seen: list[dict[str, torch.Tensor]] = []
 
-    def worse_and_worse(run: Run) -> dict[str, Any]:
+    def worse_and_worse() -> dict[str, Any]:
         seen.append(run._head_weights())
         return {"validation_loss": float(len(seen)), "accuracy": 0.5, "score": -len(seen),
                 "higher_is_better": True}  # fmt: skip
 
-    run.judge = worse_and_worse
+    run.validation.figures = worse_and_worse  # type: ignore[method-assign]
     head = run.fit().adapter.head
     assert head is not None
     assert torch.equal(head.weights["score.weight"], seen[0]["score.weight"])
@@ -465,12 +464,6 @@ def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base:
     with pytest.raises(AdapterError, match="an adapter without one"):
         model.fit(replace(wide, name="other"), init_from="plain")
     assert not (tmp_path / "other").exists()
-
-
-def test_scale_is_no_way_for_a_head(tmp_path: Path, tiny_base: Path) -> None:
-    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
-    with pytest.raises(DomainError, match="another way than scale"):
-        model.fit(domain(retention="scale"))
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
-"""Short fits on the random base: rows, a domain, a run to look inside."""
+"""Short fits on the random base: rows, a domain, a run, what it ends with."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def clear_rows() -> list[dict[str, Any]]:
 
 
 def domain(rows: Sequence[Mapping[str, Any]], name: str = "spam", **settings: Any) -> Domain:
-    """A tenth validation, a fifth test, the rest training."""
+    """A domain over ``rows``: a tenth for validation, a fifth for tests, the rest for training."""
     tenth = len(rows) // 10
     data = Data(rows[: -3 * tenth], rows[-3 * tenth : -2 * tenth], rows[-2 * tenth :])
     defaults = {"lr": 0.01, "batch_size": 16, "rank": 8}
@@ -40,16 +41,18 @@ def domain(rows: Sequence[Mapping[str, Any]], name: str = "spam", **settings: An
 
 
 def make_run(
-    folder: Path, tiny_base: Path, declared: Domain, judge: Callable[[Run], dict[str, Any]] | None
-    = None,
-) -> Run:  # fmt: skip
-    """A run built as ``DomainModel.fit`` builds it, to look inside."""
+    folder: Path,
+    tiny_base: Path,
+    declared: Domain,
+    figures: Callable[[Run], dict[str, Any]] | None = None,
+) -> Run:
+    """A run built as ``DomainModel.fit`` builds it; ``figures`` replaces its validation."""
     model = model_in(folder, tiny_base)
     dataset = model.dataset(declared)
     plan = make_plan(model.base, dataset)
     run = fit.make_run(model.bank, dataset, plan, model.out, model.display)
-    if judge is not None:
-        run.judge = judge
+    if figures is not None:
+        run.validation.figures = partial(figures, run)  # type: ignore[method-assign]
     return run
 
 
@@ -57,32 +60,32 @@ def digest(folder: Path) -> str:
     return sha256((folder / "spam" / WEIGHTS).read_bytes()).hexdigest()
 
 
-def judged(*losses: float, scores: Sequence[float] = ()) -> Callable[[Run], dict[str, Any]]:
-    """A judge that says these validation losses (and scores) epoch after epoch."""
+def fixed(*losses: float, scores: Sequence[float] = ()) -> Callable[[Run], dict[str, Any]]:
+    """Validation figures with these losses, and scores, epoch after epoch."""
 
-    def judge(run: Run) -> dict[str, Any]:
+    def figures(run: Run) -> dict[str, Any]:
         epoch = run.state.epoch
         score = scores[epoch] if scores else -losses[epoch]
         return {"validation_loss": losses[epoch], "accuracy": 0.5, "score": score,
                 "higher_is_better": True}  # fmt: skip
 
-    return judge
+    return figures
 
 
 def stopped_after(steps: int, declared: Domain, folder: Path, tiny_base: Path) -> None:
-    """Train until ``steps`` are done, then as Ctrl-C does."""
+    """Train until ``steps`` are finished, then stop as Ctrl-C does."""
     run = make_run(folder, tiny_base, declared, None)
     step = run.train_step
 
-    def counting(items: Sequence[EncodedExample]) -> None:
-        step(items)
+    def counting(rows: Sequence[EncodedExample]) -> None:
+        step(rows)
         if run.state.total_steps == steps:
-            run._stop = signal.SIGINT
+            run.signals.received = signal.SIGINT
 
     run.train_step = counting  # type: ignore[method-assign]
     with pytest.raises(TrainingInterrupted, match="--resume to continue from this step"):
         run.fit()
-    assert run.slot not in run.bank
+    assert run.adapter_name not in run.bank
 
 
 def ended(run: Run) -> dict[str, torch.Tensor]:

@@ -26,7 +26,6 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Classification
 from lora_domains.training import checkpoints as checkpoint
-from lora_domains.training import loop as training
 from lora_domains.training.loop import Run
 
 EPOCHS, STEPS = 3, 6
@@ -118,7 +117,7 @@ def main() -> None:
     base_path, rows_path, out, seed = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     rows = [json.loads(line) for line in Path(rows_path).read_text().splitlines()]
     base = load_base(base_path, device="cpu")
-    training.SAVE_SECONDS = -1.0  # a checkpoint after every step
+    checkpoint.SAVE_SECONDS = -1.0  # a checkpoint after every step
     rng = random.Random(int(seed))
 
     def fit(folder: Path, arm: str, resume: bool, doom: tuple[int, str] | None = None) -> int:

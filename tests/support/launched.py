@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import retention as _  # noqa: F401 (registers the method blend)
 from support.general_text import use_general_text
 
 from lora_domains import distributed
@@ -44,7 +45,7 @@ def declared(rows: Sequence[dict[str, Any]], **settings: Any) -> Domain:
     domain = Domain(
         "spam", Classification(positive="spam"), Data(rows[:49], rows[49:70], rows[70:])
     )
-    defaults = {"lr": 0.01, "batch_size": 8, "rank": 4, "epochs": 3, "retention": "both",
+    defaults = {"lr": 0.01, "batch_size": 8, "rank": 4, "epochs": 3, "retention": "blend",
                 "general_rows": 3}  # fmt: skip
     return with_settings(domain, **(defaults | settings))
 
@@ -121,20 +122,20 @@ def interrupted(
 
     def stopped(*arguments: Any) -> Run:
         run = make_run(*arguments)
-        step, judge = run.train_step, run.judge
+        step, figures = run.train_step, run.validation.figures
 
         def counting(items: Any) -> None:
             step(items)
             # After the gradients were summed: the other process hears of it in the next step.
             if run.state.total_steps == 8 and mine and not validating:
-                run._stop = 2
+                run.signals.received = 2
 
-        def judging(one: Run) -> dict[str, Any]:
+        def validated() -> dict[str, Any]:
             if run.state.epoch == 2 and mine and validating:
-                run._stop = 2
-            return judge(one)
+                run.signals.received = 2
+            return figures()
 
-        run.train_step, run.judge = counting, judging  # type: ignore[method-assign]
+        run.train_step, run.validation.figures = counting, validated  # type: ignore[method-assign]
         return run
 
     patch = pytest.MonkeyPatch()

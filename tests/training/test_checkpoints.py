@@ -38,6 +38,7 @@ from lora_domains.training import fit
 from lora_domains.training.checkpoints import clear, read_checkpoint, write_checkpoint
 from lora_domains.training.loop import Run
 from lora_domains.training.plan import make_plan
+from lora_domains.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_what_is_no_fault_of_the_disk_is_raised(tmp_path: Path) -> None:
+def test_errors_that_are_not_the_disks_are_raised(tmp_path: Path) -> None:
     def fails() -> None:
         return None
 
@@ -117,7 +118,7 @@ def test_a_full_disk_leaves_the_adapter_and_its_versions(tmp_path: Path, tiny_ba
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x02N."])
-def test_a_broken_checkpoint_is_named(
+def test_a_broken_checkpoint_is_refused_by_its_name(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], content: bytes
 ) -> None:
     (tmp_path / ".spam.checkpoint").write_bytes(content)
@@ -144,7 +145,7 @@ def test_the_checkpoint_of_another_run_is_refused(
     assert model.domains == ()
 
 
-def test_what_a_resumed_run_must_share(
+def test_the_fingerprint_of_a_run_names_what_changed(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     declared = domain(rows[:100], epochs=1)
@@ -190,7 +191,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert not (tmp_path / ".spam.checkpoint").exists()
 
 
-def test_seeds_are_the_only_difference_between_runs(
+def test_a_run_depends_on_its_seed_only(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str]
 ) -> None:
     torch.manual_seed(99)
@@ -207,28 +208,31 @@ def test_nothing_to_resume_starts_at_the_beginning(
 
 
 @pytest.mark.parametrize("moment", ["last validation", "choosing a scale"])
-def test_a_signal_counts_where_no_step_is_taken(
+def test_a_signal_after_the_last_step_interrupts_the_run(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
     monkeypatch: pytest.MonkeyPatch, moment: str,
 ) -> None:  # fmt: skip
     declared = domain(rows[:100], epochs=3)
     model = model_in(tmp_path, tiny_base)
-    judged, scale = Run._judged, Run._choose_scale
+    evaluate, scale_down = Validation.evaluate, Run._scale_down
 
-    def asked_in_validation(self: Run) -> dict[str, Any]:
-        record = judged(self)
-        if moment == "last validation" and self.state.epoch == 2:
+    epochs = 0
+
+    def signal_in_validation(self: Validation) -> dict[str, Any]:
+        nonlocal epochs
+        record, epochs = evaluate(self), epochs + 1
+        if moment == "last validation" and epochs == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return record
 
-    def asked_in_scale(self: Run) -> None:
-        scale(self)
+    def signal_in_scale(self: Run) -> None:
+        scale_down(self)
         if moment == "choosing a scale":
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_judged", asked_in_validation)
-        patch.setattr(Run, "_choose_scale", asked_in_scale)
+        patch.setattr(Validation, "evaluate", signal_in_validation)
+        patch.setattr(Run, "_scale_down", signal_in_scale)
         with pytest.raises(TrainingInterrupted, match="--resume to continue") as caught:
             model.fit(declared)
     assert caught.value.found == ("SIGTERM" if moment == "last validation" else "SIGINT")
@@ -238,11 +242,11 @@ def test_a_signal_counts_where_no_step_is_taken(
     assert digest(tmp_path) == unbroken[0.0]
 
 
-def test_a_full_disk_at_ctrl_c_promises_nothing(
+def test_a_full_disk_at_ctrl_c_is_reported(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Still an interruption, with what can be continued and what could not be saved."""
+    """The run is interrupted all the same, and the error says what could not be saved."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
     step = Run.train_step
 
@@ -252,20 +256,20 @@ def test_a_full_disk_at_ctrl_c_promises_nothing(
     def counting(self: Run, items: Sequence[EncodedExample]) -> None:
         step(self, items)
         if self.state.total_steps == 7:
-            self._stop = signal.SIGINT
+            self.signals.received = signal.SIGINT
             monkeypatch.setattr("lora_domains.atomic.os.fsync", refused)
 
     monkeypatch.setattr(Run, "train_step", counting)
     with pytest.raises(TrainingInterrupted) as caught:
         model.fit(domain(rows[:100], epochs=3))
-    assert "This step could not be stored" in caught.value.hint
-    assert "continues from the last checkpoint" in caught.value.hint
-    assert "No adapter is saved meanwhile" in caught.value.hint
-    said = " ".join(capsys.readouterr().out.split())
-    assert "the adapter of epoch 1 is not saved: No space left on device" in said
+    assert "The checkpoint of this step could not be written" in caught.value.hint
+    assert "continues from the checkpoint before" in caught.value.hint
+    assert "No adapter was saved" in caught.value.hint
+    output = " ".join(capsys.readouterr().out.split())
+    assert "the adapter of epoch 1 could not be saved: No space left on device" in output
 
 
-def test_a_disk_that_refuses_the_adapter_costs_no_training(
+def test_no_training_is_lost_when_the_disk_refuses_the_adapter(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

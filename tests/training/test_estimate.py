@@ -31,10 +31,10 @@ def test_a_dry_run_estimates_and_leaves_nothing(
 
 def test_the_estimate_is_of_the_size_of_the_run(tmp_path: Path, tiny_base: Path) -> None:
 
-    from lora_domains.training.estimate import rehearse
+    from lora_domains.training.estimate import estimate
 
     declared = domain(make_rows(200), epochs=6, retention="none", patience=99)
-    estimate = rehearse(make_run(tmp_path, tiny_base, declared))
+    estimate = estimate(make_run(tmp_path, tiny_base, declared))
     started = time.monotonic()
     make_run(tmp_path / "run", tiny_base, declared).fit()
     took = time.monotonic() - started

@@ -25,11 +25,9 @@ from lora_domains.inference.choice_tree import text_cost
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Generation
-from lora_domains.training import gradients, recompute
-from lora_domains.training import loop as training
-from lora_domains.training.gradients import micro_batches
+from lora_domains.training import gradients
+from lora_domains.training.gradients import micro_batches, recomputing
 from lora_domains.training.loop import Run
-from lora_domains.training.recompute import recomputing
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +40,14 @@ def one_step(run: Run, items: Sequence[EncodedExample]) -> dict[str, torch.Tenso
     grads: dict[str, torch.Tensor] = {}
 
     def keep(*_: Any, **__: Any) -> torch.Tensor:
-        for linear, slot in run.bank.trainable(run.slot).items():
+        for linear, slot in run.bank.trainable(run.adapter_name).items():
             for letter, p in (("A", slot.a), ("B", slot.b)):
                 assert p.grad is not None
                 grads[f"{linear}.{letter}"] = p.grad.clone()
         return torch.zeros(())
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(training.torch.nn.utils, "clip_grad_norm_", keep)
+    patch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
     try:
         run.train_step(items)
     finally:
@@ -73,7 +71,7 @@ def test_gradients_and_loss_equal_plain_peft(
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     peft_model = get_peft_model(plain, config)
-    for linear, slot in run.bank.trainable(run.slot).items():
+    for linear, slot in run.bank.trainable(run.adapter_name).items():
         # B away from zero: with B = 0 the gradients of A would be zero on both sides.
         slot.b.data = torch.randn(slot.b.shape, generator=random) * 0.05
         layer = peft_model.base_model.model.get_submodule(linear)
@@ -91,7 +89,7 @@ def test_gradients_and_loss_equal_plain_peft(
     nats = nats.detach()
     assert run.state.losses[0] / run.state.tokens[0] == pytest.approx(float(nats) / total, abs=1e-5)
     assert run.state.tokens == [total]
-    for linear in run.bank.trainable(run.slot):
+    for linear in run.bank.trainable(run.adapter_name):
         layer = peft_model.base_model.model.get_submodule(linear)
         for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
             wanted = part["default"].weight.grad
@@ -111,7 +109,7 @@ ERRORS = {
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
     """``error`` is raised by the ``calls``-th forward pass, once."""
-    right, done = gradients.tail_logits, 0
+    right, done = gradients.text_nats, 0
 
     def once(*arguments: Any) -> torch.Tensor:
         nonlocal done
@@ -120,7 +118,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> No
             raise error
         return right(*arguments)
 
-    monkeypatch.setattr(gradients, "tail_logits", once)
+    monkeypatch.setattr(gradients, "text_nats", once)
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -133,7 +131,7 @@ def test_out_of_memory_goes_on_as_if_begun_with_half(
     run.gradients.display = Display()
     failing(monkeypatch, ERRORS[kind], calls=1)
     weights = ended(run)
-    assert "out of memory: from here on at most" in capsys.readouterr().out
+    assert "out of memory: from here on a pass has at most" in capsys.readouterr().out
     micro = run.state.micro
     assert micro is not None
     parts = list(micro_batches(run.train[:16], torch.device("cpu"), micro))
@@ -169,10 +167,10 @@ def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
     def never(*_: Any) -> torch.Tensor:
         raise ERRORS["cuda"]
 
-    monkeypatch.setattr(gradients, "tail_logits", never)
+    monkeypatch.setattr(gradients, "text_nats", never)
     with pytest.raises(OutOfMemory, match=r"one row at a time.*gradient_checkpointing"):
         run.fit()
-    assert run.slot not in run.bank
+    assert run.adapter_name not in run.bank
 
 
 def test_a_long_row_beside_short_ones_ends_as_well(
@@ -183,17 +181,17 @@ def test_a_long_row_beside_short_ones_ends_as_well(
     # In training, as the first 42 are; half of it holds more than one of the others.
     rows[0]["text"] += " stone" * 200
     run = make_run(tmp_path, tiny_base, domain(rows, epochs=1, retention="none"))
-    right, passes = gradients.tail_logits, 0
+    right, passes = gradients.text_nats, 0
 
-    def long_never(model: Any, batch: Any) -> torch.Tensor:
+    def long_never(model: Any, rows: Any, pad: int) -> torch.Tensor:
         nonlocal passes
         passes += 1
         assert passes < 100
-        if batch.ids.shape[1] > 100:
+        if max(map(len, rows)) > 100:
             raise ERRORS["cuda"]
-        return right(model, batch)
+        return right(model, rows, pad)
 
-    monkeypatch.setattr(gradients, "tail_logits", long_never)
+    monkeypatch.setattr(gradients, "text_nats", long_never)
     with pytest.raises(OutOfMemory, match=r"a row of \d+ tokens.*one row at a time"):
         run.fit()
 
@@ -284,7 +282,7 @@ def test_without_the_route_restored_they_would_be_wrong_in_silence(
 ) -> None:
     """What the test above would see: other gradients, or torch's own complaint."""
     plain = adapter_gradients(tiny_base, again=False, thread=False)
-    monkeypatch.setattr(recompute, "entered", lambda *_: nullcontext())
+    monkeypatch.setattr(gradients, "entered", lambda *_: nullcontext())
     try:
         found = adapter_gradients(tiny_base, again=True, thread=True)
     except CheckpointError:

@@ -1,6 +1,5 @@
-"""Training: it learns, stops when it should, and leaves everything else alone."""
+"""Training: it learns, stops when it should, and changes nothing else."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.fits import clear_rows, digest, domain, judged, make_run
+from support.fits import clear_rows, digest, domain, fixed, make_run
 from support.models import model_in
 
 from lora_domains.errors import (
@@ -16,8 +15,8 @@ from lora_domains.errors import (
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.training import gradients
-from lora_domains.training import loop as training
+from lora_domains.report.card import Card
+from lora_domains.training import gradients, validation
 from lora_domains.training.loop import Run
 
 
@@ -26,7 +25,7 @@ def rows() -> list[dict[str, Any]]:
     return clear_rows()
 
 
-def test_it_learns_and_touches_neither_the_random_state_nor_the_base(
+def test_it_learns_and_changes_neither_the_random_state_nor_the_base(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     model = model_in(tmp_path, tiny_base)
@@ -44,8 +43,8 @@ def test_it_learns_and_touches_neither_the_random_state_nor_the_base(
     assert not any(m.training for _, m in model.base.model.named_modules())
     assert not any(p.requires_grad for p in model.base.model.parameters())
     assert model.domains == ("spam",)
-    said = model.predict([row["text"] for row in test], domain="spam")
-    right = [p.label == row["label"] for p, row in zip(said, test, strict=True)]  # type: ignore[union-attr]
+    predictions = model.predict([row["text"] for row in test], domain="spam")
+    right = [p.label == row["label"] for p, row in zip(predictions, test, strict=True)]  # type: ignore[union-attr]
     assert sum(right) / len(right) >= 0.95
     record = card.adapter.training
     assert record["history"][-1]["training_loss"] < record["history"][0]["training_loss"]
@@ -58,7 +57,7 @@ def test_patience_stops_the_run(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     declared = domain(rows[:100], epochs=8, patience=2)
-    record = make_run(tmp_path, tiny_base, declared, judged(1.0, *[2.0] * 7)).fit().record
+    record = make_run(tmp_path, tiny_base, declared, fixed(1.0, *[2.0] * 7)).fit().record
     assert (record["epochs"], record["best_epoch"]) == (3, 1)
 
 
@@ -78,7 +77,7 @@ def test_the_rate_rises_then_falls_to_zero(
     assert rates[-2] > 0 == rates[-1]
 
 
-def test_a_bank_without_the_slot_is_left_after_every_failure(
+def test_the_adapter_in_training_leaves_the_bank_after_a_failure(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     def fails(run: Run) -> dict[str, Any]:
@@ -96,50 +95,52 @@ def test_a_bank_without_the_slot_is_left_after_every_failure(
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e6])
-def test_an_exploded_loss_stops_and_the_saved_adapter_stays(
+def test_an_exploding_loss_stops_the_run_and_the_saved_adapter_stays(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], bad: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     model = model_in(tmp_path, tiny_base)
     model.fit(domain(rows[:100], epochs=1))
     before = digest(tmp_path)
-    right, calls = gradients.answer_nll, 0
+    right, calls = gradients.text_nats, 0
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return right(*args) * (bad if calls > 3 else 1.0)
 
-    monkeypatch.setattr(gradients, "answer_nll", explode)
+    monkeypatch.setattr(gradients, "text_nats", explode)
     with pytest.raises(LossExploded, match="epoch 1, step 4") as caught:
         model.fit(domain(rows[:100], epochs=2, seed=5))
-    assert "No epoch was finished, so no adapter was written" in str(caught.value)
+    assert "No epoch was finished, so no adapter was saved" in str(caught.value)
     assert "Try --lr 0.002" in str(caught.value)
     assert digest(tmp_path) == before
     assert model.domains == ("spam",)
 
 
-def test_an_explosion_in_the_second_epoch_keeps_the_first(
+def test_a_loss_that_explodes_in_the_second_epoch_saves_the_first(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_in(tmp_path, tiny_base)
-    right, calls = gradients.answer_nll, 0
+    right, calls = gradients.text_nats, 0
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return right(*args) * (math.nan if calls > 7 else 1.0)
 
-    monkeypatch.setattr(gradients, "answer_nll", explode)
-    with pytest.raises(LossExploded, match=r"epoch 2.*Epoch 1 was kept"):
+    monkeypatch.setattr(gradients, "text_nats", explode)
+    with pytest.raises(
+        LossExploded, match=r"epoch 2.*The adapter of epoch 1, the best so far, was saved"
+    ):
         model.fit(domain(rows[:100], epochs=3))
-    card = json.loads((tmp_path / "spam" / "card.json").read_text())
+    card = Card.read(tmp_path / "spam")
     assert card.adapter.training["best_epoch"] == 1
     assert model.load_adapter("spam") == "spam"
 
 
 @pytest.mark.parametrize("where", ["gradient", "validation"])
-def test_what_is_not_a_number_is_never_saved(
+def test_nan_in_a_gradient_or_a_loss_is_never_saved(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], where: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -149,11 +150,11 @@ def test_what_is_not_a_number_is_never_saved(
         def norm(parameters: Sequence[torch.Tensor], most: float) -> torch.Tensor:
             return torch.tensor(math.nan)
 
-        monkeypatch.setattr(training.torch.nn.utils, "clip_grad_norm_", norm)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm)
     else:
         nats = torch.tensor([math.nan]).numpy(), torch.tensor([1]).numpy()
-        read = training.choices_and_nats
-        monkeypatch.setattr(training, "choices_and_nats", lambda *given: (read(*given)[0], *nats))
+        read = validation.choices_and_nats
+        monkeypatch.setattr(validation, "choices_and_nats", lambda *given: (read(*given)[0], *nats))
     with pytest.raises(LossExploded):
         model.fit(domain(rows[:100], epochs=1))
     assert not (tmp_path / "spam").exists()

@@ -1,4 +1,4 @@
-"""The plan: what is derived where a domain leaves a setting open."""
+"""The plan: settings derived where a domain leaves them open, with reasons and warnings."""
 
 import re
 from dataclasses import replace
@@ -18,56 +18,58 @@ def rows() -> list[dict[str, Any]]:
     return clear_rows()
 
 
-def test_a_run_too_short_is_warned_about_with_the_number(
+def test_a_short_run_is_warned_about_with_the_epochs_it_needs(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(rows, epochs=1), None)
+    run = make_run(tmp_path, tiny_base, domain(rows, epochs=1))
     (warning,) = run.plan.warnings
     assert "only 19 optimiser steps (301 rows, batches of 16, 1 epoch)" in warning
     assert "--epochs 4 gives 76" in warning
-    assert make_run(tmp_path, tiny_base, domain(rows, epochs=4), None).plan.warnings == ()
+    assert make_run(tmp_path, tiny_base, domain(rows, epochs=4)).plan.warnings == ()
 
 
-def test_what_is_derived_is_derived_from_width_and_tokens(
+def test_rate_and_rank_follow_from_width_and_tokens(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     declared = replace(domain(rows), lora=replace(domain(rows).lora, rank=None))
-    plan = make_run(tmp_path, tiny_base, with_settings(declared, lr=None), None).plan
+    plan = make_run(tmp_path, tiny_base, with_settings(declared, lr=None)).plan
     assert plan.lr == pytest.approx(5e-4 * (2000 / 32) ** 0.78, rel=0.05)
     assert plan.rank == 16
-    rate, _, kept, general = plan.reasons
+    rate, _, retention, general = plan.reasons
     assert "width 32" in rate
-    assert "retention kl: auto" in kept
-    assert re.fullmatch(r"general text: 480 of \d+ texts to train by, 200 others .*", general)
-    assert plan.batch_size == 16  # as asked
+    assert "retention kl: chosen by auto" in retention
+    assert re.fullmatch(
+        r"general text: 480 of \d+ texts for training, 200 others for monitoring", general
+    )
+    assert plan.batch_size == 16  # as given
 
 
 @pytest.mark.parametrize(
     ("count", "epochs", "batch", "steps"),
     [(430, 8, 8, 304), (430, 40, 32, 400), (430, 12, 16, 228), (40, 8, 8, 32)],
 )
-def test_a_batch_is_small_enough_for_the_steps_a_run_wants(
+def test_the_batch_is_small_enough_for_the_target_number_of_steps(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]],
     count: int, epochs: int, batch: int, steps: int,
 ) -> None:  # fmt: skip
     declared = with_settings(domain(rows[:count], epochs=epochs), batch_size=None)
-    plan = make_run(tmp_path, tiny_base, declared, None).plan
+    plan = make_run(tmp_path, tiny_base, declared).plan
     assert (plan.batch_size, plan.steps) == (batch, steps)
     assert any(f"batches of {batch} rows: {steps} steps" in reason for reason in plan.reasons)
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_auto_depends_on_whose_text_it_is(
+def test_auto_depends_on_whether_general_text_is_given(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], given: bool
 ) -> None:
     texts = [{"text": f"number {n} of the stone river"} for n in range(50)] if given else None
     model = model_in(tmp_path, tiny_base)
     planned = {}
-    for way in ("auto", "replay"):
-        declared = domain(rows[:60], retention=way)
+    for method in ("auto", "replay"):
+        declared = domain(rows[:60], retention=method)
         declared = replace(declared, data=replace(declared.data, general=texts))
-        planned[way] = make_plan(model.base, model.dataset(declared))
-    assert planned["auto"].keeping.method == ("replay" if given else "kl")
-    warned = ["teaches" in warning for warning in planned["replay"].warnings]
+        planned[method] = make_plan(model.base, model.dataset(declared))
+    assert planned["auto"].retention.name == ("replay" if given else "kl")
+    warned = ["embedded world's text" in warning for warning in planned["replay"].warnings]
     assert any(warned) is not given
-    assert not any("teaches" in warning for warning in planned["auto"].warnings)
+    assert not any("embedded world's text" in warning for warning in planned["auto"].warnings)
