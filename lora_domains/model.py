@@ -26,7 +26,13 @@ from lora_domains.evaluation.scorer import Scorer
 from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import evaluate
 from lora_domains.inference.likelihoods import witness
-from lora_domains.inference.predict import Prediction, continued, each_row, predicted, streamed
+from lora_domains.inference.predict import (
+    Prediction,
+    continuations,
+    predict,
+    row_domains,
+    stream,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, Quantization, load_base
 from lora_domains.modeling.environment import environment
@@ -113,7 +119,7 @@ class DomainModel:
     ) -> Any:
         """A forward pass, served by ``domain``, by ``domains`` row by row, or as ``using`` says."""
         batch = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
-        rows = each_row(domain, domains, 1 if batch is None else len(batch))
+        rows = row_domains(domain, domains, 1 if batch is None else len(batch))
         if rows is None:
             return self.base.model(*args, **kwargs)
         with self.bank.routed(rows):
@@ -337,14 +343,14 @@ class DomainModel:
         if domain is None and domains is None and route is not None:
             said = route.domains
             domain, domains = (said[0], None) if len(said) == 1 else (None, said)
-        names = [name for name in each_row(domain, domains, len(many)) or () if name is not None]
+        names = [name for name in row_domains(domain, domains, len(many)) or () if name is not None]
         if len(names) < len(many):
             raise UsageError(
                 expected="a domain to predict for",
                 found="none",
                 hint="Call predict(texts, domain='medical'), or inside using('medical').",
             )
-        return predicted(self.bank, many, names, refer_below, self.display.warn)
+        return predict(self.bank, many, names, refer_below, self.display.warn)
 
     def generate(
         self,
@@ -363,8 +369,8 @@ class DomainModel:
         """
         check_generates(self.base)
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = each_row(domain, domains, len(many))
-        texts = continued(self.bank, many, rows, max_new_tokens=max_new_tokens, **options)
+        rows = row_domains(domain, domains, len(many))
+        texts = continuations(self.bank, many, rows, max_new_tokens=max_new_tokens, **options)
         # num_return_sequences gives several for one prompt.
         return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
 
@@ -375,7 +381,7 @@ class DomainModel:
 
         It is served by what was said when this was called, wherever it is read.
         """
-        return streamed(self.bank, prompt, domain, max_new_tokens=max_new_tokens, **options)
+        return stream(self.bank, prompt, domain, max_new_tokens=max_new_tokens, **options)
 
 
 __all__ = ["DomainModel", "Evaluation", "Prediction"]

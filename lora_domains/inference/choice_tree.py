@@ -1,9 +1,9 @@
-"""Many answers to one prompt in one forward pass: the choices as a tree of shared beginnings.
+"""All choices after one prompt in one forward pass, as a tree of their shared prefixes.
 
-A prompt is read once, and after it every beginning that choices share once: 77 labels that start
-with a few words cost little more than one. Each token sees the prompt and its own ancestors only
-(tree attention; Miao et al. 2024, "SpecInfer", section 4.2), at the position it would have in its
-choice alone. The last token of a choice is predicted and never read.
+A prompt is read once, and after it each shared prefix once: 77 labels that start with a few words
+cost little more than one. Each token attends to the prompt and its ancestors only (tree attention;
+Miao et al. 2024, "SpecInfer", section 4.2), at the position it would have in its choice alone. The
+last token of a choice is predicted and never read.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from lora_domains.modeling.batching import prompts
 
 Choices = tuple[tuple[int, ...], ...]
 LOGITS = 2**27
-"""Numbers in the logits of one forward pass, at most: 512 MiB in fp32. One item may be more."""
+"""Elements of the logits of one forward pass, at most: 512 MiB in fp32, or one example."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The choices of one prompt. Node 0 is the end of the prompt; the others are read after it."""
+    """The choices of one prompt. Node 0 is the end of the prompt, the others are tokens after."""
 
     tokens: Tensor
-    """(nodes,) what is read; node n is ``tokens[n - 1]``."""
+    """(nodes,) token ids; node n is ``tokens[n - 1]``."""
     depths: Tensor
-    """(nodes,) how far behind the prompt it stands, from 1."""
+    """(nodes,) distance from the end of the prompt, from 1."""
     sees: Tensor
-    """(nodes, nodes) bool: itself and its ancestors."""
+    """(nodes, nodes) bool: each node attends to itself and its ancestors."""
     reads: Tensor
     """(tokens of all choices, 3): choice, node that predicts it, token."""
 
@@ -42,45 +42,45 @@ class Tree:
 
 @lru_cache(maxsize=4096)
 def tree(choices: Choices) -> Tree:
-    """The tree of ``choices`` (token ids), in the order in which beginnings first come."""
+    """The tree of ``choices`` (token ids), its nodes in the order in which prefixes first occur."""
     nodes: dict[tuple[int, ...], int] = {(): 0}
     reads: list[tuple[int, int, int]] = []
     for c, choice in enumerate(choices):
         for end, token in enumerate(choice):
             reads.append((c, nodes.setdefault(choice[:end], len(nodes)), token))
-    begun = [path for path in nodes if path]
-    sees = torch.zeros((len(begun), len(begun)), dtype=torch.bool)
-    for n, path in enumerate(begun):
+    paths = [path for path in nodes if path]
+    sees = torch.zeros((len(paths), len(paths)), dtype=torch.bool)
+    for n, path in enumerate(paths):
         sees[n, [nodes[path[:end]] - 1 for end in range(1, len(path) + 1)]] = True
     return Tree(
-        torch.tensor([path[-1] for path in begun], dtype=torch.long),
-        torch.tensor([len(path) for path in begun], dtype=torch.long),
+        torch.tensor([path[-1] for path in paths], dtype=torch.long),
+        torch.tensor([len(path) for path in paths], dtype=torch.long),
         sees,
         torch.tensor(reads),
     )
 
 
-def cost(item: EncodedExample, most: int, vocabulary: int) -> int:
-    """Padded tokens that ``item`` takes of ``most`` in a pass, or as many as its logits weigh."""
-    nodes = len(tree(item.choices))
-    return max(len(item.prompt) + nodes, (1 + nodes) * vocabulary * most // LOGITS)
+def cost(example: EncodedExample, most: int, vocabulary: int) -> int:
+    """What an example takes of the ``most`` tokens of a pass, by its tokens or by its logits."""
+    nodes = len(tree(example.choices))
+    return max(len(example.prompt) + nodes, (1 + nodes) * vocabulary * most // LOGITS)
 
 
-def text_cost(item: EncodedExample, most: int, vocabulary: int) -> int:
-    """The same for a text whose answer alone is read."""
-    return max(len(item), len(item.answer) * vocabulary * most // LOGITS)
+def text_cost(example: EncodedExample, most: int, vocabulary: int) -> int:
+    """The same for an example without choices, of whose answer alone there are logits."""
+    return max(len(example), len(example.answer) * vocabulary * most // LOGITS)
 
 
-def takes_trees(model: Any, rows: Sequence[EncodedExample]) -> bool:
-    """Whether ``model`` attends by whatever 4-D mask it is given, as long as ``rows`` are.
+def takes_trees(model: Any, examples: Sequence[EncodedExample]) -> bool:
+    """Whether ``model`` attends by any 4-D mask it is given, for texts as long as ``examples``.
 
-    Known of rotary or learned positions with full attention in torch itself; where a window is
-    shorter than the text, or the kernel makes its own mask, the mask would not be all that counts.
-    Choices of one token need no tree.
+    This holds for rotary or learned positions with torch's own full attention. It does not where a
+    window is shorter than the text or a kernel makes its own mask. Choices of one token need no
+    tree.
     """
     config = model.config.get_text_config()
-    trees = [tree(item.choices) for item in rows]
-    longest = max(len(item.prompt) for item in rows) + max(map(len, trees))
+    trees = [tree(example.choices) for example in examples]
+    longest = max(len(example.prompt) for example in examples) + max(map(len, trees))
     rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
@@ -94,12 +94,12 @@ def takes_trees(model: Any, rows: Sequence[EncodedExample]) -> bool:
     )
 
 
-def choices_at_once(model: Any, rows: Sequence[EncodedExample], pad: int) -> list[list[float]]:
-    """Natural log-likelihood of every choice of each item, in one pass. See ``takes_trees``."""
-    device, trees = model.device, [tree(item.choices) for item in rows]
-    longest, most = max(len(item.prompt) for item in rows), max(map(len, trees))
+def choices_at_once(model: Any, examples: Sequence[EncodedExample], pad: int) -> list[list[float]]:
+    """Natural log-likelihood of every choice of each example, in one pass; see ``takes_trees``."""
+    device, trees = model.device, [tree(example.choices) for example in examples]
+    longest, most = max(len(example.prompt) for example in examples), max(map(len, trees))
     # Left-padded: every prompt ends in the same column, and its tree follows it.
-    ids, mask, positions = prompts(rows, pad, longest, left=True)
+    ids, mask, positions = prompts(examples, pad, longest, left=True)
     if most:
         read = pad_sequence([t.tokens for t in trees], batch_first=True, padding_value=pad)
         depths = pad_sequence([t.depths for t in trees], batch_first=True)
@@ -115,28 +115,28 @@ def choices_at_once(model: Any, rows: Sequence[EncodedExample], pad: int) -> lis
         use_cache=False,
         logits_to_keep=1 + most,
     ).logits[:, -1 - most :]
-    # A read beyond an item's own adds to a choice that nobody has.
-    width = max(len(item.choices) for item in rows)
+    # Padded reads are summed into one column beyond the choices.
+    width = max(len(example.choices) for example in examples)
     reads = pad_sequence([t.reads for t in trees], batch_first=True, padding_value=-1).to(device)
     choice, node, token = reads.unbind(-1)
     choice, node, token = choice.where(choice >= 0, width), node.clamp(min=0), token.clamp(min=0)
-    found = logits.flatten(1).gather(1, node * logits.shape[-1] + token).double()
-    found -= logits.float().logsumexp(-1).double().gather(1, node)
-    sums = torch.zeros((len(rows), width + 1), dtype=torch.double, device=device)
-    values: list[list[float]] = sums.scatter_add(1, choice, found)[:, :width].tolist()
-    return [row[: len(item.choices)] for row, item in zip(values, rows, strict=True)]
+    logprobs = logits.flatten(1).gather(1, node * logits.shape[-1] + token).double()
+    logprobs -= logits.float().logsumexp(-1).double().gather(1, node)
+    sums = torch.zeros((len(examples), width + 1), dtype=torch.double, device=device)
+    values: list[list[float]] = sums.scatter_add(1, choice, logprobs)[:, :width].tolist()
+    return [row[: len(e.choices)] for row, e in zip(values, examples, strict=True)]
 
 
 def _attention(mask: Tensor, trees: Sequence[Tree], most: int) -> Tensor:
-    """(rows, 1, length, length) bool: what each token of prompts and trees sees."""
+    """(rows, 1, length, length) bool: which tokens each token of prompts and trees attends to."""
     longest = mask.shape[1]
     length = longest + most
     sees = torch.zeros((len(trees), length, length), dtype=torch.bool)
-    there = mask.bool()
-    sees[:, :longest, :longest] = there[:, None] & torch.ones(longest, longest).tril().bool()
-    sees[:, longest:, :longest] = there[:, None]
+    present = mask.bool()
+    sees[:, :longest, :longest] = present[:, None] & torch.ones(longest, longest).tril().bool()
+    sees[:, longest:, :longest] = present[:, None]
     for row, one in enumerate(trees):
         sees[row, longest : longest + len(one), longest : longest + len(one)] = one.sees
-    # Padding sees itself: over nothing at all an attention is undefined.
+    # Padding attends to itself: attention over no token at all is undefined.
     sees.diagonal(dim1=1, dim2=2).fill_(True)
     return sees[:, None]

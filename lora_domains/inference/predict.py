@@ -1,4 +1,4 @@
-"""Answers for people: a batch whose rows each have their own domain, and text as it is written."""
+"""Predictions and generated text for users: batches whose rows have a domain each, and streams."""
 
 import contextvars
 import threading
@@ -12,11 +12,8 @@ import torch
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.errors import UsageError
 from lora_domains.inference.generation import generate, generate_in_batches
-from lora_domains.inference.likelihoods import (
-    choice_logprobs,
-    head_scores,
-)
-from lora_domains.inference.scores import renormalise, unanswered
+from lora_domains.inference.likelihoods import choice_logprobs, head_scores
+from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import row_limit
 from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
@@ -27,14 +24,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prediction:
-    """One label with its probability, and those of the others; ``refer`` where none is sure."""
+    """A label with its probability and those of all labels; ``refer`` where none is sure enough."""
 
     label: str
     probability: float
     probabilities: dict[str, float]
 
 
-def each_row(
+# ── The domain of each row ──────────────────────────────────────────────────────────────────────
+
+
+def row_domains(
     domain: str | None, domains: Sequence[str | None] | None, count: int
 ) -> list[str | None] | None:
     """The domain of each of ``count`` rows; None where neither is given, so ``using`` decides.
@@ -59,35 +59,24 @@ def by_domain(
     count: int,
     run: Callable[[list[int]], list[T]],
 ) -> list[T]:
-    """``run`` over the rows with each served by its domain; its answers in the order of the rows.
+    """The results of ``run`` on ``count`` rows, each under its domain, in the order of the rows.
 
-    ``run`` takes positions of rows and gives the same number of answers for each. Rows are sorted
-    by domain, and served in parts that need no more adapters than there are slots.
+    ``run`` takes positions of rows and returns the same number of results for each. Rows are
+    sorted by domain and run in parts that need no more adapters than there are slots.
     """
     if domains is None:
         return run(list(range(count)))
-    answers: list[list[T]] = [[] for _ in range(count)]
+    results: list[list[T]] = [[] for _ in range(count)]
     for rows in bank.parts(domains):
         with bank.routed([domains[row] for row in rows]):
-            found = run(rows)
-        several = len(found) // len(rows)
+            part = run(rows)
+        per_row = len(part) // len(rows)
         for place, row in enumerate(rows):
-            answers[row] = found[place * several : (place + 1) * several]
-    return [answer for of_row in answers for answer in of_row]
+            results[row] = part[place * per_row : (place + 1) * per_row]
+    return [result for of_row in results for result in of_row]
 
 
-def continued(
-    bank: Bank, prompts: Sequence[str], domains: Sequence[str | None] | None, **options: Any
-) -> list[str]:
-    """The continuation of each prompt; ``options`` are those of ``scoring.generate``."""
-    tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
-    ids = [[*tokenization.bos, *tokenization.tokens(prompt)] for prompt in prompts]
-
-    def run(rows: list[int]) -> list[str]:
-        picked = [ids[row] for row in rows]
-        return generate(bank.base.model, bank.base.tokenizer, picked, **options)
-
-    return by_domain(bank, domains, len(ids), run)
+# ── What a card says of its adapter ─────────────────────────────────────────────────────────────
 
 
 def task_of(bank: Bank, name: str) -> Task:
@@ -113,7 +102,10 @@ def length_of(bank: Bank, name: str) -> int:
     return min(wanted or row_limit(bank.base, None), bank.base.context)
 
 
-def predicted(
+# ── Labels and answers ──────────────────────────────────────────────────────────────────────────
+
+
+def predict(
     bank: Bank,
     texts: Sequence[str | Mapping[str, Any]],
     domains: Sequence[str],
@@ -125,57 +117,52 @@ def predicted(
     A label less probable than ``refer_below`` becomes ``refer``. Where a domain has a target recall
     or precision, its card's threshold decides.
     """
-    base = bank.base
     tasks = {name: task_of(bank, name) for name in domains}
-    thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     for task in tasks.values():
         check_referral(refer_below, task.labels or ())
-    of_row = [tasks[name] for name in domains]
-    heads = [bank[name].head for name in domains]
-    examples = [
-        task.to_predict(text, n) for n, (task, text) in enumerate(zip(of_row, texts, strict=True))
-    ]
-    # A text that a head reads is framed otherwise.
+    thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     tokenizations = {
-        name: Tokenization(base.tokenizer, length_of(bank, name), head=bank[name].head is not None,
-                      bidirectional=base.bidirectional)
+        name: Tokenization(
+            bank.base.tokenizer, length_of(bank, name), head=bank[name].head is not None,
+            bidirectional=bank.base.bidirectional,
+        )
         for name in tasks
     }  # fmt: skip
-    items = [
-        tokenizations[name].encode(example)
-        for name, example in zip(domains, unanswered(examples), strict=True)
+    encoded = [
+        tokenizations[name].encode(tasks[name].to_predict(text, n))
+        for n, (name, text) in enumerate(zip(domains, texts, strict=True))
     ]
-    found: dict[int, Prediction | str] = {}
-    # Labels are scored, answers are written: a batch for those of a head, one for those scored as
-    # text, and one for each length of what is written.
-    kinds = [
-        "head" if head is not None else task.max_new_tokens
-        for head, task in zip(heads, of_row, strict=True)
-    ]
-    for kind in dict.fromkeys(kinds):
-        rows = [row for row, of in enumerate(kinds) if of == kind]
+    # One pass each for heads, for labels scored as text, and for each length of generated answers.
+    passes: dict[str | int, list[int]] = {}
+    for row, name in enumerate(domains):
+        how = "head" if bank[name].head is not None else tasks[name].max_new_tokens
+        passes.setdefault(how, []).append(row)
+    predictions: dict[int, Prediction | str] = {}
+    for how, rows in passes.items():
 
-        def answer(part: list[int], rows: list[int] = rows, kind: str | int = kind) -> list[Any]:
-            picked, at = [items[rows[i]] for i in part], [rows[i] for i in part]
-            model, pad = base.model, base.tokenizer.pad_token_id
-            if kind == "head":
-                scores = head_scores(model, [h for i in at if (h := heads[i])], picked, pad)
-            elif kind:
-                return generate_in_batches(model, base.tokenizer, picked, int(kind))
+        def run(part: list[int], how: str | int = how, rows: list[int] = rows) -> list[Any]:
+            places = [rows[i] for i in part]
+            examples, model = [encoded[row] for row in places], bank.base.model
+            pad = bank.base.tokenizer.pad_token_id
+            if how == "head":
+                heads = [head for row in places if (head := bank[domains[row]].head)]
+                scores = head_scores(model, heads, examples, pad)
+            elif how:
+                return generate_in_batches(model, bank.base.tokenizer, examples, int(how))
             else:
-                scores = choice_logprobs(model, picked, pad)
+                scores = choice_logprobs(model, examples, pad)
             return [
-                _labelled(of_row[i], row, thresholds[domains[i]], refer_below)
-                for i, row in zip(at, scores, strict=True)
+                _prediction(tasks[domains[row]], logprobs, thresholds[domains[row]], refer_below)
+                for row, logprobs in zip(places, scores, strict=True)
             ]
 
-        answers = by_domain(bank, [domains[row] for row in rows], len(rows), answer)
-        found |= dict(zip(rows, answers, strict=True))
-    return [found[row] for row in range(len(texts))]
+        results = by_domain(bank, [domains[row] for row in rows], len(rows), run)
+        predictions |= dict(zip(rows, results, strict=True))
+    return [predictions[row] for row in range(len(texts))]
 
 
 def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> float | None:
-    """From which probability the domain ``name`` has its positive class; None: the likeliest."""
+    """The probability at which ``name`` predicts its positive class; None: the most likely one."""
     card = bank[name].card
     threshold = stored(card.adapter.judged) if task.targets and card else None
     if task.targets and threshold is None:
@@ -186,7 +173,7 @@ def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -
     return threshold
 
 
-def _labelled(
+def _prediction(
     task: Task, logprobs: np.ndarray, threshold: float | None, refer_below: float
 ) -> Prediction:
     labels = task.labels or ()
@@ -196,26 +183,44 @@ def _labelled(
     return Prediction(label, shares[best], dict(zip(labels, shares, strict=True)))
 
 
-def streamed(bank: Bank, prompt: str, domain: str | None, **options: Any) -> Iterator[str]:
-    """The continuation of ``prompt`` in pieces of text, while it is written by another thread.
+# ── Generated text ──────────────────────────────────────────────────────────────────────────────
 
-    The thread is given the route of this call: ``using`` may be left, and the adapter unloaded,
-    before the last piece. A reader who stops early stops the thread. Raises what ``generate`` does.
+
+def continuations(
+    bank: Bank, prompts: Sequence[str], domains: Sequence[str | None] | None, **options: Any
+) -> list[str]:
+    """The continuation of each prompt; ``options`` are those of ``generation.generate``."""
+    tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
+    ids = [[*tokenization.bos, *tokenization.tokens(prompt)] for prompt in prompts]
+
+    def run(rows: list[int]) -> list[str]:
+        picked = [ids[row] for row in rows]
+        return generate(bank.base.model, bank.base.tokenizer, picked, **options)
+
+    return by_domain(bank, domains, len(ids), run)
+
+
+def stream(bank: Bank, prompt: str, domain: str | None, **options: Any) -> Iterator[str]:
+    """The continuation of ``prompt`` in pieces of text, as another thread generates it.
+
+    The thread has the route of this call: ``using`` may be left, and the adapter unloaded, before
+    the last piece is read. A reader who stops early stops the thread. Raises what ``generate``
+    raises.
     """
     from transformers import TextIteratorStreamer
 
     streamer = TextIteratorStreamer(bank.base.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    left = threading.Event()
+    stopped = threading.Event()
     failures: list[Exception] = []
 
     def stop(ids: torch.Tensor, _scores: object, **_: Any) -> torch.Tensor:
-        return torch.full((len(ids),), left.is_set(), device=ids.device)
+        return torch.full((len(ids),), stopped.is_set(), device=ids.device)
 
     criteria = [*options.pop("stopping_criteria", ()), stop]
 
     def write() -> None:
         try:
-            continued(
+            continuations(
                 bank, [prompt], None, streamer=streamer, stopping_criteria=criteria, **options
             )
         except Exception as error:  # raised again where the pieces are read
@@ -235,7 +240,7 @@ def streamed(bank: Bank, prompt: str, domain: str | None, **options: Any) -> Ite
         try:
             yield from filter(None, streamer)
         finally:
-            left.set()
+            stopped.set()
             thread.join()
         if failures:
             raise failures[0]

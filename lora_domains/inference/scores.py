@@ -6,7 +6,6 @@ A record is a flat dict of numbers, as ``items.jsonl`` stores it for each conten
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, head_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
-from lora_domains.tasks import Example, Task
+from lora_domains.tasks import Task
 
 Scores = list[dict[str, float]]
 """One record per example."""
@@ -134,8 +133,3 @@ def apply_threshold(
         if score["positive"] >= threshold:
             decided |= {"prediction": positive, "confidence": score["positive"]}
     return decided
-
-
-def unanswered(examples: Sequence[Example]) -> list[Example]:
-    """The examples without their answers, as they are at prediction time."""
-    return [replace(example, answer="", target=-1) for example in examples]
