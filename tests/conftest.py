@@ -23,7 +23,7 @@ WORDS = (
 )
 
 
-LONG = ("test_main_job", "test_readme", "test_checkpoints")
+LONG = ("test_main_job", "test_docs", "test_checkpoints")
 """Files whose tests take minutes: begun first, so that no process ends up waiting for one."""
 
 

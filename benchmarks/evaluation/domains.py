@@ -88,17 +88,20 @@ def figures(folder: Path, command: list[str], seconds: float | None) -> dict[str
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| rows | metric | base | TF-IDF | adapter | general before → after | training | verdict |",
-        "|---|---|---|---|---|---|---|---|",
+        "| domain | rows: read, tested | metric | base | TF-IDF | adapter | general knowledge "
+        "| training | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, found in results.items():
-        score = found["scores"][found["metric"]]
+    for name, run in results.items():
+        score = run["scores"][run["metric"]]
         tfidf = score["baselines"].get("tfidf")
-        general = found["general"]
+        general = run["general"]
+        test = run["scores"]["accuracy"]["n"]
         lines.append(
-            f"| {name} | {found['metric']} | {score['base']:.3f} | {tfidf:.3f} "
+            f"| {name} | {run['ledger']['read']:,}, {test:,} "
+            f"| {run['metric'].replace('_', '-')} | {score['base']:.3f} | {tfidf:.3f} "
             f"| **{score['adapter']:.3f}** | {general['base']:.3f} → {general['adapter']:.3f} "
-            f"| {found['training']['seconds']:.0f} s | {found['verdict']} |"
+            f"| {run['training']['seconds']:.0f} s | {run['verdict']} |"
         )
     return "\n".join(lines)
 
