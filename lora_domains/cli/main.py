@@ -20,8 +20,8 @@ EXIT_CODES = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``lora-domains ARGUMENTS`` and exit."""
+def make_parser() -> Parser:
+    """The parser of ``lora-domains`` with every verb."""
     parser = Parser(
         prog="lora-domains",
         usage="lora-domains VERB [options]",
@@ -34,9 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_card_commands(verbs)
     add_analysis_commands(verbs)
     add_doctor(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``lora-domains ARGUMENTS`` and exit."""
 
     def run() -> int:
-        flags = parser.read(arguments)
+        flags = make_parser().read(arguments)
         code: int = flags.run(flags)
         return code
 
