@@ -1,4 +1,4 @@
-"""A domain: one declarative value. No torch, no files read, until somebody asks for its rows.
+"""A domain: the declaration of an adapter. It needs no torch and reads no rows.
 
 Domain(
     name="medical",
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from lora_domains.data.source import Data, Hub, Source
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
-from lora_domains.tasks import Task, task_record
+from lora_domains.tasks import Task, hashed_record, task_record
 from lora_domains.verdict.gates import Gates
 
 RETENTION = ["auto", "replay", "kl", "none"]
@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter's shape, as PEFT's ``LoraConfig`` names it. None: derived, with its reason."""
+    """Shape of the adapter, in the words of PEFT's ``LoraConfig``; None is derived by the plan."""
 
     rank: int | None = None
     alpha: int | None = None
@@ -41,35 +41,38 @@ class Lora:
 
 @dataclass(frozen=True)
 class Training:
-    """How it is trained. ``lr``, ``batch_size``, ``max_length`` (tokens) are derived where None."""
+    """Training settings; ``lr``, ``batch_size`` and ``max_length`` (tokens) are derived if None."""
 
     epochs: int = 8
     lr: float | None = None
     batch_size: int | None = None
     """Rows in one optimiser step, over all processes."""
     warmup: float = 0.06
-    """Share of the steps over which the rate rises; it falls linearly after them."""
+    """Share of the steps in which the learning rate rises; it falls linearly afterwards."""
     weight_decay: float = 0.0
     clip: float = 1.0
     patience: int = 3
     """Epochs without a better validation score before stopping."""
     retention: str = "auto"
-    """How general knowledge is kept: one of ``RETENTION``; the plan says what auto chose."""
+    """How general knowledge is kept: one of ``RETENTION``; the plan chooses for ``auto``."""
     kl: float = 0.5
-    """Weight of KL to the base on general text, per token."""
+    """Weight of the KL divergence from the base on general text, per token."""
     replay: float = 0.25
-    """Share of the rows of a step that are general text."""
+    """Share of each step's rows that is general text, with replay."""
     general_rows: int = 6
-    """General texts read beside each batch for KL."""
+    """General texts in each step, with KL."""
     max_length: int | None = None
     gradient_checkpointing: bool = False
-    """Compute layers again in the backward pass: less memory, about a third more time."""
+    """Recompute layers in the backward pass: less memory for about a third more time."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Name, data, task, LoRA and training settings, gates."""
+    """Name, task, data, LoRA and training settings, and gates of an adapter.
+
+    Raises DomainError for an unsafe name or a setting out of range.
+    """
 
     name: str
     task: Task
@@ -78,7 +81,7 @@ class Domain:
     training: Training = field(default_factory=Training)
     gates: Gates = field(default_factory=Gates)
     show_text: bool = False
-    """Whether cards and reports may hold row text; only for rows that are public anyway."""
+    """Whether cards and reports may contain row text; for public rows only."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -89,18 +92,19 @@ class Domain:
                 where=f"domain {self.name!r}",
                 expected="numbers where settings are numbers",
                 found=str(error),
-                hint="Leave a setting out instead of giving None or a word.",
+                hint="Omit the setting for its default.",
             ) from None
 
     def digest(self) -> str:
-        """sha256 of the declaration; rows in memory count by number, files by name."""
+        """sha256 of the declaration; of files it covers the name, of rows in memory the number."""
         data = _data_record(self.data, lambda path: Path(path).name)
-        hashed = {"name": self.name, **as_record(self), "data": data}
+        task = _json(hashed_record(self.task))
+        hashed = {"name": self.name, **as_record(self), "task": task, "data": data}
         return sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def check_name(name: str) -> str:
-    """``name`` when it is safe as a folder: letters, digits, ``-``, ``_``; else DomainError."""
+    """``name`` if it is safe as the name of a folder; raises DomainError otherwise."""
     if not NAME.fullmatch(name):
         raise DomainError(
             where=f"name {name!r}",
@@ -144,26 +148,26 @@ def _check_ranges(domain: Domain) -> None:
 
 
 def with_settings(domain: Domain, **settings: Any) -> Domain:
-    """``domain`` with the named settings changed, wherever they live (``epochs``, ``rank``, …).
+    """``domain`` with settings of its ``lora``, ``training`` or ``gates`` changed, by their names.
 
-    ``retention`` is how it is trained; the gate of that name has its margin from ``Gates``.
-    Raises UsageError for a name that no part of a domain has.
+    ``retention`` is the training method; the margin of the gate of that name is set in ``Gates``.
+    Raises UsageError for an unknown name.
     """
     parts: dict[str, Any] = {
         "gates": domain.gates,
         "lora": domain.lora,
         "training": domain.training,
     }
-    homes = {f.name: part for part, value in parts.items() for f in fields(value)}
+    part_of = {f.name: part for part, value in parts.items() for f in fields(value)}
     changes: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
-        if name not in homes:
+        if name not in part_of:
             raise UsageError(
                 expected="a setting of a domain",
                 found=repr(name),
-                hint=did_you_mean(name, homes),
+                hint=did_you_mean(name, part_of),
             )
-        changes.setdefault(homes[name], {})[name] = value
+        changes.setdefault(part_of[name], {})[name] = value
     return replace(domain, **{part: replace(parts[part], **new) for part, new in changes.items()})
 
 
@@ -212,10 +216,10 @@ def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
 
 
 def as_record(domain: Domain) -> dict[str, Any]:
-    """The declaration as JSON, without any row: what a card keeps and what ``digest`` hashes.
+    """The settings of a card, as JSON without any row; ``digest`` hashes the same keys.
 
-    Every key is written out, so that renaming a class or an attribute changes neither. Files in or
-    under the working folder are given relative to it, other files by name only.
+    Keys are written out, so that renaming a class or an attribute changes neither. Files in or
+    under the working folder are relative to it; other files are given by name only.
     """
     return {
         "task": _json(task_record(domain.task)),
@@ -295,5 +299,5 @@ def _training_record(training: Training) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Any:
-    """``value`` with tuples as lists, as it is read back from JSON."""
+    """``value`` as JSON gives it back: tuples are lists."""
     return json.loads(json.dumps(value))

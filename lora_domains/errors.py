@@ -1,21 +1,21 @@
 """Every error this package raises on purpose.
 
     LoraDomainsError
-    ├── UsageError            an unknown flag, setting, metric or name ("did you mean …?")
-    ├── DomainError           a declaration that contradicts itself, or an unsafe name
-    ├── DataError             rows: which file, line and column
-    │   └── LeakError         a test row that is also a training row
-    ├── BaseModelError        the base cannot be found, loaded or used; or it changed
-    ├── AdapterError          an adapter folder that is not taken
+    ├── UsageError            an unknown flag, setting or name, or a call that cannot be carried out
+    ├── DomainError           a setting out of range, an unsafe name, or a broken recipe
+    ├── DataError             rows that cannot be used: in which file, line and column
+    │   └── LeakError         test rows that are also training rows
+    ├── BaseModelError        a base that cannot be found, loaded or used, or that changed
+    ├── AdapterError          an adapter that cannot be loaded, saved or used
     │   ├── AdapterMismatch       made on another base
     │   ├── AdapterCorrupt        missing, extra, misshapen, changed or non-finite tensors
-    │   └── AdapterUnsupported    a PEFT method or option this package would get wrong
+    │   └── AdapterUnsupported    a PEFT method or option that is not supported
     └── TrainingError         training stopped
-        ├── LossExploded          NaN, infinity, or a loss far above the start
-        ├── OutOfMemory           no memory for a single row
-        └── TrainingInterrupted   Ctrl-C: the last good adapter was saved
+        ├── LossExploded          a loss that is NaN, infinite or far above the first
+        ├── OutOfMemory           not enough memory for a single row
+        └── TrainingInterrupted   Ctrl-C or SIGTERM; the best finished epoch is saved
 
-Each says what was expected, what was found, where, and how to fix it.
+Each has ``expected``, ``found``, ``where`` and ``hint``.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,10 @@ from difflib import get_close_matches
 
 
 class LoraDomainsError(Exception):
-    """The root of the tree above; catching it catches everything raised on purpose."""
+    """Base class of the errors of this package.
+
+    ``where`` names a file, row, column or setting; ``hint`` says how to fix it.
+    """
 
     def __init__(self, *, expected: str, found: str, hint: str, where: str = "") -> None:
         self.expected = expected
@@ -34,7 +37,7 @@ class LoraDomainsError(Exception):
         super().__init__(f"{place}expected {expected}; found {found}. {hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive pickling by default (worker processes raise too).
+        # Exceptions with keyword-only arguments cannot be unpickled without this.
         return _rebuild, (type(self), self.expected, self.found, self.hint, self.where)
 
 
@@ -45,27 +48,27 @@ def _rebuild(
 
 
 class UsageError(LoraDomainsError):
-    """An unknown flag, setting, metric or name."""
+    """An unknown flag, setting, metric or name, or a call that cannot be carried out."""
 
 
 class DomainError(LoraDomainsError):
-    """A declaration that contradicts itself, or a name that is not safe as a folder."""
+    """A setting out of range, an unsafe name, or a recipe that cannot be loaded."""
 
 
 class DataError(LoraDomainsError):
-    """Rows that cannot be used as they are."""
+    """Rows that cannot be used."""
 
 
 class LeakError(DataError):
-    """A row of the test set is also a row of the training set."""
+    """Test rows that are also training rows."""
 
 
 class BaseModelError(LoraDomainsError):
-    """The base cannot be found, loaded or used, or its weights changed."""
+    """A base that cannot be found, loaded or used, or whose weights changed."""
 
 
 class AdapterError(LoraDomainsError):
-    """An adapter folder that is not taken."""
+    """An adapter that cannot be loaded, saved or used."""
 
 
 class AdapterMismatch(AdapterError):
@@ -77,7 +80,7 @@ class AdapterCorrupt(AdapterError):
 
 
 class AdapterUnsupported(AdapterError):
-    """A PEFT method or option that would be computed wrongly here, refused by name."""
+    """The adapter uses a PEFT method or option that is not supported."""
 
 
 class TrainingError(LoraDomainsError):
@@ -85,19 +88,19 @@ class TrainingError(LoraDomainsError):
 
 
 class LossExploded(TrainingError):
-    """The loss became NaN, infinite, or far larger than it was at the start."""
+    """The loss became NaN, infinite or far larger than the first."""
 
 
 class OutOfMemory(TrainingError):
-    """There is no memory left for a single row."""
+    """There is not enough memory for a single row."""
 
 
 class TrainingInterrupted(TrainingError):
-    """Ctrl-C: the last good adapter was saved."""
+    """Training was interrupted by a signal; the best finished epoch is saved."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known names nearest to ``word`` as a sentence, or the whole list where none is near."""
+    """A sentence with the known names most similar to ``word``, or with all names."""
     names = sorted(known)
     near = get_close_matches(word, names, n=3, cutoff=0.6)
     if near:
@@ -106,7 +109,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def listed(values: Iterable[object], most: int = 8) -> str:
-    """``values`` in a sentence, cut after ``most`` with a count of the rest."""
+    """``values`` separated by commas; after ``most`` of them, the number of the others."""
     items = [str(value) for value in values]
     rest = len(items) - most
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

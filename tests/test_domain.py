@@ -1,8 +1,8 @@
-"""Declarations: names, settings, recipes, digests."""
+"""Domains: names, settings, recipes, records and digests."""
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lora_domains.domain import (
     with_settings,
 )
 from lora_domains.errors import DomainError, UsageError
-from lora_domains.tasks import Classification, Generation, LanguageModelling
+from lora_domains.tasks import Classification, Generation, LanguageModelling, Task, hashed_record
 from lora_domains.verdict.gates import Gates
 
 SECRET = "zq-hush-93"
@@ -42,13 +42,13 @@ UNSAFE = ["../x", "a/b", "a.b", "", ".", "-a", "_a", "a b", "/abs", "a\n", "a\\b
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_unsafe_names_are_refused_with_a_safe_one(name: str) -> None:
+def test_an_unsafe_name_is_refused_and_a_safe_one_suggested(name: str) -> None:
     with pytest.raises(DomainError, match="letters, digits"):
         domain(name=name)
 
 
 @given(st.text(max_size=70))
-def test_a_name_is_one_plain_folder(name: str) -> None:
+def test_a_name_is_a_single_folder(name: str) -> None:
     if NAME.fullmatch(name):
         assert Path("root", name).resolve().parent == Path("root").resolve()
         assert name.isascii()
@@ -57,7 +57,7 @@ def test_a_name_is_one_plain_folder(name: str) -> None:
             check_name(name)
 
 
-def test_settings_are_found_where_they_live() -> None:
+def test_settings_are_changed_in_their_part() -> None:
     changed = with_settings(domain(), epochs=3, rank=4, retention="none", overfit=0.05)
     assert (changed.training.epochs, changed.lora.rank, changed.gates.overfit) == (3, 4, 0.05)
     assert (changed.training.retention, changed.gates.retention) == ("none", 0.03)
@@ -102,13 +102,13 @@ def test_settings_out_of_range(name: str, value: Any) -> None:
         with_settings(domain(), **{name: value})
 
 
-def test_a_word_or_nothing_for_a_number_is_refused() -> None:
+def test_numeric_settings_must_be_numbers() -> None:
     for name, value in (("precision", None), ("lr", "fast"), ("epochs", "3")):
         with pytest.raises(DomainError, match="numbers where settings are numbers"):
             with_settings(domain(), **{name: value})
 
 
-def test_floors_do_not_forbid_tasks_without_a_positive_class() -> None:
+def test_tasks_without_a_positive_class_have_the_default_gates() -> None:
     for task in (Classification(), Generation()):
         assert domain(task=task).gates == Gates(recall=0.80, precision=0.85)
 
@@ -118,7 +118,7 @@ def recipe(folder: Path, text: str, name: str = "recipe.py") -> Path:
     return folder / name
 
 
-def test_load_domain_runs_no_script(tmp_path: Path) -> None:
+def test_load_domain_does_not_run_the_script(tmp_path: Path) -> None:
     path = recipe(
         tmp_path,
         "from lora_domains.domain import Domain\n"
@@ -131,7 +131,7 @@ def test_load_domain_runs_no_script(tmp_path: Path) -> None:
     assert load_domain(path).name == "spam"
 
 
-def test_load_domain_refusals(tmp_path: Path) -> None:
+def test_files_that_declare_no_domain_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DomainError, match="no such file"):
         load_domain(tmp_path / "none.py")
     with pytest.raises(DomainError, match="a folder"):
@@ -148,7 +148,7 @@ def test_load_domain_refusals(tmp_path: Path) -> None:
         load_domain(recipe(tmp_path, "domain = {}"))
 
 
-def test_digest_follows_every_setting() -> None:
+def test_the_digest_covers_every_setting() -> None:
     base = domain()
     others = [
         domain(name="other"),
@@ -165,7 +165,7 @@ def test_digest_follows_every_setting() -> None:
     assert base.digest() == domain().digest()
 
 
-def test_digest_holds_no_text_and_no_folder(tmp_path: Path) -> None:
+def test_the_digest_covers_neither_text_nor_folder(tmp_path: Path) -> None:
     same_number = [{"text": "other", "label": "a"}] * len(ROWS)
     assert domain().digest() == domain(data=Data(same_number)).digest()
     assert domain().digest() == domain(data=Data(tuple(ROWS))).digest()
@@ -174,19 +174,35 @@ def test_digest_holds_no_text_and_no_folder(tmp_path: Path) -> None:
     assert len(one) == 64
 
 
-GOLDEN = "9e73d44922fd47e46e71edfd861a7730e9ce474004b5b413a735b674fc69c685"
+DIGESTS = [
+    (LanguageModelling(), "9e73d44922fd47e46e71edfd861a7730e9ce474004b5b413a735b674fc69c685"),
+    (
+        Classification(positive="urgent", target_recall=0.9, head=True),
+        "9c832c074c135898330f3ff7b5f6293f0f0eb722457f2d01d7ef1633a7511c63",
+    ),
+]  # fmt: skip
 
 
-def test_digest_of_a_declaration_never_changes() -> None:
-    """Pinned: cards, checkpoints and versions are recognised by it."""
+@pytest.mark.parametrize(("task", "digest"), DIGESTS)
+def test_the_digest_of_a_declaration_never_changes(task: Task, digest: str) -> None:
+    """Cards, interrupted runs and versions are recognised by it."""
     pinned = Domain(
         "notes",
-        LanguageModelling(),
+        task,
         Data("rows/train.csv", test=Hub("owner/set", "test", "abc"), slices=("ward",), limit=9),
         Lora(rank=4, targets=("q_proj", "v_proj")),
         Training(epochs=2, seed=3),
     )
-    assert pinned.digest() == GOLDEN
+    assert pinned.digest() == digest
+
+
+def test_renaming_a_field_of_a_task_changes_no_digest() -> None:
+    @dataclass(frozen=True)
+    class Renamed(LanguageModelling):
+        column: str = "words"
+        renamed = {"text": "column"}  # noqa: RUF012
+
+    assert hashed_record(Renamed()) == {"kind": "language_modelling", "text": "words"}
 
 
 def test_renaming_a_class_changes_no_digest() -> None:
@@ -212,7 +228,7 @@ def test_every_setting_is_in_the_record() -> None:
     assert {"name", *record} == {f.name for f in fields(Domain)}
 
 
-def test_record_is_json_without_rows() -> None:
+def test_the_record_is_json_without_rows() -> None:
     record = as_record(domain())
     assert json.loads(json.dumps(record)) == record
     assert SECRET not in json.dumps(record)

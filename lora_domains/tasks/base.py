@@ -205,6 +205,12 @@ def task_record(task: Task) -> dict[str, Any]:
     return {"kind": task.kind, **asdict(task)}
 
 
+def hashed_record(task: Task) -> dict[str, Any]:
+    """The task as JSON for a digest: renamed fields keep the names they had in the first digest."""
+    former = {current: name for name, current in task.renamed.items()}
+    return {former.get(key, key): value for key, value in task_record(task).items()}
+
+
 def upgraded_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of an older card with the current names of fields."""
     kind = KINDS.get(str(record.get("kind")))
