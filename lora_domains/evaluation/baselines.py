@@ -194,7 +194,7 @@ def with_shots(
     cut = sum(len(p.prompt) - len(ids) < len(row.encoded.prompt) for p, row in pairs)
     if cut:
         warn(
-            f"the base with {SHOTS} examples in its prompt reads a shorter text of {cut} of "
+            f"the base with {SHOTS} examples in its prompt reads a shorter text in {cut} of "
             f"{len(rows)} rows: the examples take room in its {tokenization.max_length} tokens."
         )
     return prompted

@@ -1,4 +1,4 @@
-"""Choices read as one tree against each choice read alone, over architectures and random trees."""
+"""Choices scored as one tree against each choice alone, over architectures and random trees."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_domains.data.tokenization import EncodedExample
-from lora_domains.inference import choice_tree as choices_file
+from lora_domains.inference import choice_tree
 from lora_domains.inference.choice_tree import choices_at_once, cost, takes_trees, tree
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.modeling.batching import chunks
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def items() -> list[EncodedExample]:
-    """Prompts of several lengths; choices that share beginnings, and one that begins another."""
+    """Prompts of several lengths; choices that share prefixes, and one that is a prefix."""
     random = np.random.default_rng(0)
 
     def ids(count: int) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def test_a_tree_scores_as_each_choice_alone(
     ("kind", "attention", "changes"),
     [
         ("mistral", "sdpa", {"sliding_window": 8}),  # shorter than the prompts
-        ("opt", "eager", {"ffn_dim": 64, "word_embed_proj_dim": 32}),  # places from its 2-D mask
+        ("opt", "eager", {"ffn_dim": 64, "word_embed_proj_dim": 32}),  # positions from its 2-D mask
         (
             "bamba",
             "eager",
@@ -106,11 +106,11 @@ def test_a_tree_scores_as_each_choice_alone(
                 "mamba_d_state": 16,
                 "attn_layer_indices": [1],
             },
-        ),  # layers that recur
+        ),  # recurrent layers
         ("qwen3_next", "eager", {"head_dim": 8}),
     ],
 )
-def test_a_model_that_reads_no_trees_scores_alike(
+def test_a_model_that_cannot_read_trees_gives_the_same_scores(
     kind: str, attention: str, changes: dict[str, Any]
 ) -> None:
     model, rows = made(kind, attention, **changes), items()
@@ -130,28 +130,28 @@ def test_choices_of_one_token_need_no_tree() -> None:
 
 
 @given(CHOICES)
-def test_a_tree_holds_every_beginning_once(choices: tuple[tuple[int, ...], ...]) -> None:
+def test_a_tree_holds_every_prefix_once(choices: tuple[tuple[int, ...], ...]) -> None:
     found = tree(choices)
-    beginnings = {choice[:end] for choice in choices for end in range(1, len(choice))}
-    assert len(found) == len(beginnings)
-    # What a node sees, in order, is the beginning that it ends.
+    prefixes = {choice[:end] for choice in choices for end in range(1, len(choice))}
+    assert len(found) == len(prefixes)
+    # The tokens that a node attends to, in order, are the prefix that ends there.
     read = [tuple(found.tokens[found.sees[node]].tolist()) for node in range(len(found))]
-    assert set(read) == beginnings
+    assert set(read) == prefixes
     assert [len(path) for path in read] == found.depths.tolist()
-    # Every choice is predicted token by token, each token by the beginning before it.
+    # Each token of a choice is predicted from the prefix before it.
     for c, choice in enumerate(choices):
-        said = [(n, t) for number, n, t in found.reads.tolist() if number == c]
-        assert tuple(token for _, token in said) == choice
-        assert [read[n - 1] if n else () for n, _ in said] == [
+        predicted = [(n, t) for number, n, t in found.reads.tolist() if number == c]
+        assert tuple(token for _, token in predicted) == choice
+        assert [read[n - 1] if n else () for n, _ in predicted] == [
             choice[:end] for end in range(len(choice))
         ]
 
 
-def test_an_item_weighs_its_tree_or_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_weighs_its_tree_or_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     item = items()[0]
     nodes = len(tree(item.choices))
     assert cost(item, 4096, 97) == len(item.prompt) + nodes
-    monkeypatch.setattr(choices_file, "LOGITS", 97 * (1 + nodes) * 2)
+    monkeypatch.setattr(choice_tree, "LOGITS", 97 * (1 + nodes) * 2)
     assert cost(item, 4096, 97) == 2048  # two of them fill a pass
     assert [len(chunk) for chunk in chunks([item] * 5, 4096, lambda i: cost(i, 4096, 97))] == [
         2,

@@ -1,4 +1,4 @@
-"""Scores of batches with cache and padding against one row at a time with neither."""
+"""Scores of padded batches against one row at a time without padding."""
 
 import warnings
 from dataclasses import replace
@@ -32,7 +32,7 @@ EXACT = 1e-4
 
 @pytest.fixture(scope="module")
 def bank(tiny_base: Path) -> Bank:
-    """The tiny base with an adapter that moves logits a lot, and one that moves none."""
+    """The tiny base with an adapter that moves logits a lot, and one without effect."""
     bank = Bank(load_base(tiny_base, device="cpu"))
     fresh = new_adapter(bank.base, "inert", Lora(), 4, 8, seed=0)
     bank.add(fresh)
@@ -46,7 +46,7 @@ def bank(tiny_base: Path) -> Bank:
 
 
 def items(*shapes: tuple[int, tuple[int, ...]], seed: int = 0) -> list[EncodedExample]:
-    """Items with prompts and choices of the given lengths, of random tokens."""
+    """Examples of random tokens with prompts and choices of the given lengths."""
     random = np.random.default_rng(seed)
 
     def ids(count: int) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("adapter", [None, "moved"])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-def test_choices_as_one_by_one(bank: Bank, shapes: list[Any], adapter: str | None) -> None:
+def test_choices_score_as_one_by_one(bank: Bank, shapes: list[Any], adapter: str | None) -> None:
     rows = items(*shapes)
     with bank.routed(adapter):
         found = choice_logprobs(bank.base.model, rows, PAD)
@@ -88,7 +88,7 @@ def test_choices_as_one_by_one(bank: Bank, shapes: list[Any], adapter: str | Non
         np.testing.assert_allclose(scores, oracle, atol=EXACT)
 
 
-def test_the_adapter_that_scores_differ_by(bank: Bank) -> None:
+def test_an_adapter_changes_scores(bank: Bank) -> None:
     rows = items((5, (3, 2)), (17, (1, 4)))
     base = choice_logprobs(bank.base.model, rows, PAD)
     with bank.routed("moved"):
@@ -97,7 +97,7 @@ def test_the_adapter_that_scores_differ_by(bank: Bank) -> None:
 
 
 @pytest.mark.parametrize("adapter", [None, "moved"])
-def test_answers_as_one_by_one(bank: Bank, adapter: str | None) -> None:
+def test_answers_score_as_one_by_one(bank: Bank, adapter: str | None) -> None:
     rows = items((4, ()), (33, ()), (1, ()), (12, ()), (7, ()))
     with bank.routed(adapter):
         nats, tokens = answer_nats(bank.base.model, rows, PAD)
@@ -108,7 +108,7 @@ def test_answers_as_one_by_one(bank: Bank, adapter: str | None) -> None:
 
 @pytest.mark.parametrize("reads_trees", [True, False])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-def test_choices_and_answers_from_one_reading(
+def test_choices_and_answers_from_one_pass(
     bank: Bank, shapes: list[Any], reads_trees: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = items(*shapes)
@@ -125,7 +125,7 @@ def test_choices_and_answers_from_one_reading(
     assert sum(advanced) == len(rows)
 
 
-def test_the_company_of_a_row_does_not_change_its_score(
+def test_the_batch_of_a_row_does_not_change_its_score(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)), (12, (3, 1)), (25, (2, 2)))
@@ -142,7 +142,7 @@ def test_the_company_of_a_row_does_not_change_its_score(
     np.testing.assert_allclose(nats, alone_nats, atol=EXACT)
 
 
-def test_a_batch_that_memory_refuses_is_halved(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_out_of_memory_is_halved(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)), (12, (3, 1)))
     forward, most = bank.base.model.forward, [2]
     seen: list[int] = []
@@ -167,7 +167,7 @@ def test_a_batch_that_memory_refuses_is_halved(bank: Bank, monkeypatch: pytest.M
             answer_nats(bank.base.model, rows, PAD)
 
 
-def test_order_of_rows_does_not_matter(bank: Bank) -> None:
+def test_the_order_of_rows_does_not_matter(bank: Bank) -> None:
     rows = items((4, (1, 5)), (30, (2, 1)), (2, (6, 2)), (12, (1, 1)))
     forward = choice_logprobs(bank.base.model, rows, PAD)
     backward = choice_logprobs(bank.base.model, rows[::-1], PAD)[::-1]
@@ -175,14 +175,14 @@ def test_order_of_rows_does_not_matter(bank: Bank) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_drift_is_zero_for_an_adapter_that_does_nothing(bank: Bank) -> None:
+def test_drift_is_zero_for_an_adapter_without_effect(bank: Bank) -> None:
     found = drift(bank, items((4, ()), (20, ())), PAD, ["inert"])["inert"]
     assert found["kl"].tolist() == [0.0, 0.0]
     assert found["largest"].tolist() == [0.0, 0.0]
     np.testing.assert_array_equal(found["base"], found["adapter"])
 
 
-def test_drift_equals_a_naive_divergence(bank: Bank) -> None:
+def test_drift_equals_kl_by_its_definition(bank: Bank) -> None:
     rows = items((4, ()), (20, ()), (1, ()), (9, ()))
     found = drift(bank, rows, PAD, ["moved"])["moved"]
     for n, row in enumerate(rows):
@@ -207,7 +207,7 @@ def test_drift_equals_a_naive_divergence(bank: Bank) -> None:
 
 
 @pytest.mark.parametrize("adapter", [None, "moved"])
-def test_greedy_generation_as_transformers_one_by_one(bank: Bank, adapter: str | None) -> None:
+def test_greedy_generation_equals_that_of_transformers(bank: Bank, adapter: str | None) -> None:
     model, tokenizer = bank.base.model, bank.base.tokenizer
     prompts = [item.prompt for item in items((4, ()), (19, ()), (1, ()), (8, ()))]
     with bank.routed(adapter):
@@ -221,7 +221,7 @@ def test_greedy_generation_as_transformers_one_by_one(bank: Bank, adapter: str |
             assert text == tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
 
 
-def test_a_base_that_ships_sampling_settings_generates_greedily_in_silence(bank: Bank) -> None:
+def test_sampling_defaults_of_a_base_are_ignored_without_a_warning(bank: Bank) -> None:
     model, tokenizer = bank.base.model, bank.base.tokenizer
     prompts = [item.prompt for item in items((4, ()), (19, ()))]
     plain = generate(model, tokenizer, prompts, max_new_tokens=6)
@@ -231,12 +231,12 @@ def test_a_base_that_ships_sampling_settings_generates_greedily_in_silence(bank:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert generate(model, tokenizer, prompts, max_new_tokens=6) == plain
-        assert model.generation_config.temperature == 0.6  # the base's own are as they were
+        assert model.generation_config.temperature == 0.6  # the base's own settings are unchanged
     finally:
         model.generation_config.update(**before)
 
 
-def test_renormalised_choices_sum_to_one_even_far_from_zero() -> None:
+def test_renormalised_log_probabilities_sum_to_one_far_from_zero() -> None:
     logprobs = np.array([[-1000.0, -1001.0, -1002.0], [-0.1, -5.0, -900.0]])
     shares = np.exp(renormalise(logprobs))
     np.testing.assert_allclose(shares.sum(axis=1), 1.0)

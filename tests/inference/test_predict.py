@@ -1,4 +1,4 @@
-"""What people call on a ``DomainModel``: mixed lists, streams, adapters that come and go."""
+"""``predict``, ``generate`` and ``stream``: mixed batches, threads, adapters loaded meanwhile."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def model(folder: Path, tiny_base: Path) -> DomainModel:
     [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}],
     ids=str,
 )
-def test_generate_answers_each_prompt_by_its_own_domain(
+def test_generate_uses_the_domain_of_each_prompt(
     model: DomainModel, options: dict[str, Any]
 ) -> None:
     several = options.get("num_return_sequences", 1)
@@ -63,7 +63,7 @@ def test_generate_answers_each_prompt_by_its_own_domain(
         assert together[i * several : (i + 1) * several] == alone
         with model.using(None):
             different += model.generate([prompt], max_new_tokens=6, **options) != alone
-    assert different >= 4, "the adapters hardly change what is written"
+    assert different >= 4, "the adapters hardly change the text"
 
 
 def test_sampled_return_sequences_come_in_the_order_of_the_prompts(model: DomainModel) -> None:
@@ -87,7 +87,7 @@ def test_the_model_is_called_with_a_domain_for_each_row(model: DomainModel) -> N
     torch.testing.assert_close(found[1], logits(model.bank)[1], atol=1e-5, rtol=0)
 
 
-def test_contradictions_are_refused(model: DomainModel) -> None:
+def test_contradictory_domains_are_refused(model: DomainModel) -> None:
     with pytest.raises(UsageError, match="either one domain"):
         model.generate("a", "a", domains=["b"])
     with pytest.raises(UsageError, match="1 for 2 rows"):
@@ -98,7 +98,7 @@ def test_contradictions_are_refused(model: DomainModel) -> None:
         model.generate(["a", "b"], domains=["b", "e"])
 
 
-def test_predict_asks_each_text_as_its_own_domain_does(
+def test_predict_prompts_each_text_as_its_domain_does(
     model: DomainModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label = Classification("text", "label", labels=("ham", "spam"))
@@ -121,7 +121,7 @@ def test_predict_asks_each_text_as_its_own_domain_does(
 # ── Streams ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_is_served_by_what_was_said_when_it_began(model: DomainModel) -> None:
+def test_a_stream_uses_the_domain_of_its_call(model: DomainModel) -> None:
     wanted = {name: model.generate("the red", name, max_new_tokens=8) for name in ("a", "b")}
     with model.using("a"):
         bare = model.stream("the red", max_new_tokens=8)
@@ -131,7 +131,7 @@ def test_a_stream_is_served_by_what_was_said_when_it_began(model: DomainModel) -
     assert model.bank.current() is None
 
 
-def test_a_stream_that_is_left_early_ends_its_thread(model: DomainModel) -> None:
+def test_closing_a_stream_ends_its_thread(model: DomainModel) -> None:
     before = threading.active_count()
     pieces = model.stream("the red", "a", max_new_tokens=100, min_new_tokens=100)
     assert isinstance(pieces, Iterator)
@@ -142,7 +142,7 @@ def test_a_stream_that_is_left_early_ends_its_thread(model: DomainModel) -> None
     assert time.monotonic() - started < 5
 
 
-def test_what_fails_in_the_thread_is_raised_where_the_stream_is_read(model: DomainModel) -> None:
+def test_an_error_in_the_thread_is_raised_where_the_stream_is_read(model: DomainModel) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         list(model.stream("the red", "a", nonsense=True))
     with pytest.raises(UsageError, match="a loaded adapter"):
@@ -176,7 +176,7 @@ def in_the_middle(model: DomainModel, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_unloading_and_reloading_leave_calls_in_flight_alone(
+def test_unloading_and_loading_again_do_not_affect_calls_in_flight(
     model: DomainModel, in_the_middle: Any, folder: Path, tmp_path: Path
 ) -> None:
     wanted, other = logits(model.bank, "a"), logits(model.bank, "b")
@@ -189,7 +189,7 @@ def test_unloading_and_reloading_leave_calls_in_flight_alone(
     assert torch.equal(logits(model.bank, "a"), wanted)
 
 
-def test_a_call_in_flight_survives_eviction(
+def test_eviction_does_not_affect_a_call_in_flight(
     tiny_base: Path, folder: Path, in_the_middle: Any, model: DomainModel
 ) -> None:
     wanted = logits(model.bank, "a")
@@ -198,7 +198,7 @@ def test_a_call_in_flight_survives_eviction(
     assert model.bank.on_device == ("b",)
 
 
-def test_loading_again_replaces_an_adapter_and_keeps_it_when_the_folder_is_broken(
+def test_loading_again_replaces_an_adapter_unless_the_folder_is_broken(
     model: DomainModel, tmp_path: Path
 ) -> None:
     base = model.base
@@ -219,7 +219,7 @@ def test_loading_again_replaces_an_adapter_and_keeps_it_when_the_folder_is_broke
 # ── A budget of slots ───────────────────────────────────────────────────────────────────────────
 
 
-def test_the_least_recently_used_wait_in_host_memory(
+def test_the_least_recently_used_adapters_move_to_host_memory(
     model: DomainModel, folder: Path, tiny_base: Path
 ) -> None:
     wanted = {name: logits(model.bank, name) for name in "abcd"}
@@ -251,7 +251,7 @@ def test_more_domains_in_one_call_than_slots(
     assert len(small.bank.on_device) == 2
 
 
-def test_rows_are_sorted_by_domain_with_the_resident_first(folder: Path, tiny_base: Path) -> None:
+def test_rows_are_sorted_by_domain_those_with_a_slot_first(folder: Path, tiny_base: Path) -> None:
     bank = make(folder, tiny_base, slots=2).bank
     assert bank.parts(["a", "d", None, "b", "c", "a"]) == [[1, 2], [4, 0, 5], [3]]
     seen = sorted(row for part in bank.parts(["a"] * 3) for row in part)
@@ -263,10 +263,10 @@ def test_rows_are_sorted_by_domain_with_the_resident_first(folder: Path, tiny_ba
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("threads", "slots"), [(2, None), (8, None), (4, 2)])
-def test_a_thousand_calls_from_threads_are_all_right(
+def test_a_thousand_calls_from_threads_give_the_right_logits(
     folder: Path, tiny_base: Path, threads: int, slots: int | None
 ) -> None:
-    """Every thread its own domains, while others are loaded, unloaded and evicted."""
+    """Each thread has its own domains, while adapters are loaded, unloaded and evicted."""
     model = make(folder, tiny_base, slots)
     names = ["a", "b", None, "c"]
     wanted = {name: logits(model.bank, name) for name in names}

@@ -1,4 +1,4 @@
-"""The bridge to lm-evaluation-harness: its own HFLM is the oracle, documents are items; offline."""
+"""Probes of lm-evaluation-harness, offline; its own model class HFLM is the oracle."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ metric_list: [{{metric: word_perplexity}}]
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data sets' cache belongs to the test."""
+    """A cache of datasets for each test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
@@ -118,13 +118,13 @@ def merged(tiny_base: Path, bank: Bank, name: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("route", [None, "one"])
-def test_likelihoods_are_those_of_the_harness_itself(
+def test_likelihoods_equal_those_of_the_harness(
     bank: Bank, tiny_base: Path, tmp_path: Path, route: str | None
 ) -> None:
     from lora_domains.probes.lm_eval_model import RoutedLM
 
     asked = requests(yaml(tmp_path, CHOICE))
-    # Longer than the context, with a BOS of its own, without any context, and a space too many.
+    # Longer than the context, with its own BOS, without a context, with a trailing space.
     asked += [
         type(asked[0])("loglikelihood", {}, pair, 0)
         for pair in (("alpha river " * 90, " beta cloud"), ("<s>alpha river", " beta"),
@@ -139,7 +139,7 @@ def test_likelihoods_are_those_of_the_harness_itself(
         assert greedy == also
 
 
-def test_likelihoods_are_those_of_our_own_scoring(bank: Bank, tmp_path: Path) -> None:
+def test_likelihoods_equal_those_of_choice_logprobs(bank: Bank, tmp_path: Path) -> None:
     from lora_domains.probes.lm_eval_model import RoutedLM
     from lora_domains.tasks import MultipleChoice, Row
 
@@ -157,14 +157,14 @@ def test_likelihoods_are_those_of_our_own_scoring(bank: Bank, tmp_path: Path) ->
     )
 
 
-def test_rolling_likelihoods_and_written_answers_too(
+def test_rolling_likelihoods_and_generated_answers_equal_those_of_the_harness(
     bank: Bank, tiny_base: Path, tmp_path: Path
 ) -> None:
     from lora_domains.probes.lm_eval_model import RoutedLM
 
     theirs = oracle(tiny_base, merged(tiny_base, bank, "one", tmp_path))
     written = requests(yaml(tmp_path, WRITTEN, sample="false"))
-    # One text of several windows: the context is 128 tokens.
+    # The second text has several windows: the context is 128 tokens.
     rolling = [
         type(written[0])("loglikelihood_rolling", {}, (text,), 0)
         for text in ("alpha beta gamma", "the red stone is of a green cloud and " * 30)
@@ -177,7 +177,7 @@ def test_rolling_likelihoods_and_written_answers_too(
         assert ours.generate_until(written) == theirs.generate_until(written, disable_tqdm=True)
 
 
-def test_documents_are_judged_as_the_harness_judges_them(
+def test_documents_are_scored_as_the_harness_scores_them(
     bank: Bank, tiny_base: Path, tmp_path: Path
 ) -> None:
     import lm_eval
@@ -197,7 +197,7 @@ def test_documents_are_judged_as_the_harness_judges_them(
     wanted = [sample["acc"] for sample in theirs["samples"]["local_task"]]
     assert [score["prediction"] for score in alone["one"]] == wanted
     assert len({tuple(s["prediction"] for s in scores) for scores in alone.values()}) > 1
-    # In one mixed batch each document has its own contender.
+    # In one mixed batch each document has a contender.
     mixed = [(item, route) for item in items for route in alone]
     together = scored(probe, bank, [i for i, _ in mixed], [r for _, r in mixed])
     assert together == [s for scores in zip(*alone.values(), strict=True) for s in scores]
@@ -221,7 +221,7 @@ def test_a_cache_of_answers_is_refused(bank: Bank, tmp_path: Path) -> None:
     [(WRITTEN, {"sample": "true"}, "samples"), (ROLLING, {}, "word_perplexity")],
     ids=["sampling", "perplexity"],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_tasks_that_cannot_be_compared_are_refused(
     bank: Bank, tmp_path: Path, template: str, fields: dict[str, str], words: str
 ) -> None:
     tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
@@ -246,7 +246,7 @@ def task_digest(suite: Suite) -> str:
     return probe.task.digest
 
 
-def test_another_prompt_is_another_digest(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_prompt(tmp_path: Path) -> None:
     first = load_suite(f"harness:{yaml(tmp_path, CHOICE)}")
     again = load_suite(f"harness:{yaml(tmp_path, CHOICE)}")
     other = load_suite(f"harness:{yaml(tmp_path, CHOICE.replace('{{{{q}}}}', '{{{{q}}}} a'))}")
@@ -275,6 +275,6 @@ def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_p
     assert {item["suite"] for item in asked} == {"local_task"}
     assert all(item["scores"].keys() == {"base", "adapter"} for item in asked)
     assert "cloud" not in json.dumps(asked)
-    # A benchmark scores them in mixed batches, through its store, and finds the same.
+    # A benchmark, in mixed batches and with a store, gives the same scores.
     report = model.benchmark(suite, out=tmp_path / "reports").report
     assert report.adapters[0].general["local_task"] == entry.general["local_task"]

@@ -1,4 +1,4 @@
-"""Probe suites: the shapes of the standard sets, samples, digests, and real files where given."""
+"""Suites: the row formats of the standard sets, samples, and real files where they exist."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from lora_domains.probes import standard
 from lora_domains.probes.suite import Probe, Suite, embedded, load_suite, quick
 from lora_domains.tasks import Example, Generation, MultipleChoice
 
-# One row of each set in the shape it has on the Hub, written for this test.
+# A made-up row of each set in its format on the Hub.
 SHAPES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], int]] = {
     "mmlu": (
         {"question": "Two and two?", "subject": "sums", "choices": ["3", "4"], "answer": "B"},
@@ -49,12 +49,12 @@ SHAPES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], int]] = {
 
 
 def scored(suite: Suite) -> list[tuple[str, Example]]:
-    """The part and the example of each question that ``suite`` asks."""
+    """The part and the example of each question of ``suite``."""
     return [(part, example) for _, part, example in suite.questions()]
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_row_of_the_hubs_shape_becomes_a_question(name: str) -> None:
+def test_a_row_in_the_format_of_the_hub_becomes_a_question(name: str) -> None:
     row, prompt, choices, target = SHAPES[name]
     probe = replace(standard.PROBES[name](), rows=[row])
     ((part, example),) = probe.examples()
@@ -62,7 +62,7 @@ def test_a_row_of_the_hubs_shape_becomes_a_question(name: str) -> None:
     assert part.startswith(name)
 
 
-def test_gsm8k_shows_worked_rows_first_and_is_judged_by_its_last_number() -> None:
+def test_gsm8k_has_worked_examples_and_is_scored_by_the_last_number() -> None:
     rows = [{"question": f"Is {n}?", "answer": f"It is <<{n}={n}>>{n}.\n#### {n}"} for n in "12345"]
     probe = standard.gsm8k(rows[4:], shown=rows)
     ((_, example),) = probe.examples()
@@ -74,14 +74,14 @@ def test_gsm8k_shows_worked_rows_first_and_is_judged_by_its_last_number() -> Non
     assert probe.task.score_text("no idea", example.answer)["exact"] == 0
 
 
-def test_every_standard_set_is_pinned_to_a_commit() -> None:
+def test_every_standard_set_is_pinned_to_a_revision() -> None:
     for make in standard.PROBES.values():
         source: Any = make().rows
         assert len(source.revision) == 40
         assert int(source.revision, 16)
 
 
-def test_a_sample_keeps_every_probe_and_is_the_same_each_time() -> None:
+def test_a_sample_holds_every_probe_and_is_reproducible() -> None:
     rows = [{"question": f"q{n}", "choices": ["a", "b"], "answer": 0} for n in range(300)]
     task = MultipleChoice()
     suite = Suite("two", (Probe("large", task, rows), Probe("small", task, rows[:30])))
@@ -94,12 +94,12 @@ def test_a_sample_keeps_every_probe_and_is_the_same_each_time() -> None:
     assert scored(replace(suite, limit=1000)) == scored(suite)
 
 
-def test_the_quick_suite_has_enough_questions_to_decide() -> None:
+def test_the_quick_suite_has_questions_of_every_part() -> None:
     assert len(quick().questions()) == 700
     assert {part for part, _ in scored(quick())} == {part for part, _ in scored(embedded())}
 
 
-def test_a_file_of_questions_or_a_python_file_is_a_suite(tmp_path: Path) -> None:
+def test_a_file_of_questions_or_of_python_is_a_suite(tmp_path: Path) -> None:
     rows = [{"question": f"q{n}", "choices": ["a", "b"], "answer": n % 2} for n in range(5)]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
