@@ -66,8 +66,8 @@ def passes(won: Counts, lost: Counts, n: int, z: float) -> Counts:
     constant = lost * MARGIN * (1 + MARGIN)
     q = (-linear + np.sqrt(np.maximum(0.0, linear * linear - 8 * n * constant))) / (4 * n)
     variance = np.maximum(0.0, n * (2 * q - MARGIN * (1 + MARGIN)))
-    found: Counts = won - lost + n * MARGIN >= z * np.sqrt(variance)
-    return found
+    passing: Counts = won - lost + n * MARGIN >= z * np.sqrt(variance)
+    return passing
 
 
 def climb(
@@ -105,16 +105,12 @@ RULES: dict[str, Callable[[int], float]] = {
 
 
 def covered(make: Callable[[np.random.Generator], tuple[Bounds, float]], runs: int) -> float:
-    """Share of runs in which both bounds hold the truth; ``make`` gives (bounds, truth)."""
+    """Share of runs in which the bounds contain the truth; ``make`` gives (bounds, truth)."""
     rng, held = np.random.default_rng(5), 0
     for _ in range(runs):
         (lower, upper), truth = make(rng)
         held += lower <= truth <= upper
     return held / runs
-
-
-def bounds_of(made: Any) -> Bounds:
-    return Bounds(made.lower, made.upper)
 
 
 def accuracy(rng: np.random.Generator) -> tuple[Bounds, float]:
@@ -130,13 +126,13 @@ def clustered(rng: np.random.Generator) -> tuple[Bounds, float]:
     """80 patients of 5 rows each; how likely a row is lost differs from patient to patient."""
     lost = rng.random(400) < np.repeat(rng.beta(0.5, 4.5, 80), 5)
     won = ~lost & (rng.random(400) < 0.1)
-    made = compare_accuracy(~won, ~lost, np.repeat(np.arange(80), 5).tolist(), TWO_SIDED)
-    return bounds_of(made), 0.9 * 0.1 - 0.1
+    compared = compare_accuracy(~won, ~lost, np.repeat(np.arange(80), 5).tolist(), TWO_SIDED)
+    return compared.bounds, 0.9 * 0.1 - 0.1
 
 
 def mean(rng: np.random.Generator) -> tuple[Bounds, float]:
     change = rng.exponential(1.0, 200) - 0.8
-    return bounds_of(compare_means(np.zeros(200), change, level=TWO_SIDED)), 0.2
+    return compare_means(np.zeros(200), change, level=TWO_SIDED).bounds, 0.2
 
 
 def nats(rng: np.random.Generator) -> tuple[Bounds, float]:
@@ -145,56 +141,56 @@ def nats(rng: np.random.Generator) -> tuple[Bounds, float]:
     base = tokens * 2.0 + rng.normal(0, 3, 200) * np.sqrt(tokens)
     adapter = base - 0.1 * tokens + rng.normal(0, 1, 200) * np.sqrt(tokens)
     columns = [np.stack([values, tokens], axis=1) for values in (base, adapter)]
-    return bounds_of(compare_ratios(*columns, level=TWO_SIDED)), -0.1
+    return compare_ratios(*columns, level=TWO_SIDED).bounds, -0.1
 
 
 def f1(rng: np.random.Generator) -> tuple[Bounds, float]:
     """30 % positives; base finds 60 % and adapter 80 % of them, with 10 % and 5 % of alarms."""
     truth = rng.random(500) < 0.3
-    said = [np.where(truth, rng.random(500) < hit, rng.random(500) < alarm)
+    predicted = [np.where(truth, rng.random(500) < hit, rng.random(500) < alarm)
             for hit, alarm in ((0.6, 0.1), (0.8, 0.05))]  # fmt: skip
 
     def of(hit: float, alarm: float) -> float:
         return 2 * 0.3 * hit / (0.3 + 0.3 * hit + 0.7 * alarm)
 
-    made = compare_f1(truth, said[0], said[1], 1, level=TWO_SIDED)
-    return bounds_of(made), of(0.8, 0.05) - of(0.6, 0.1)
+    compared = compare_f1(truth, predicted[0], predicted[1], 1, level=TWO_SIDED)
+    return compared.bounds, of(0.8, 0.05) - of(0.6, 0.1)
 
 
 def auc(rng: np.random.Generator) -> tuple[Bounds, float]:
     """Normal scores half a standard deviation apart: AUC = Phi(.5 / sqrt 2) = .638."""
-    found = membership_auc(rng.normal(0.5, 1, 200), rng.normal(0, 1, 150))
-    return auc_bounds(found, 200, 150, TWO_SIDED), 0.6381632
+    measured = membership_auc(rng.normal(0.5, 1, 200), rng.normal(0, 1, 150))
+    return auc_bounds(measured, 200, 150, TWO_SIDED), 0.6381632
 
 
 def seeded(rng: np.random.Generator) -> tuple[Bounds, float]:
     """5 seeds (sd .02 between them) on 400 items."""
     changes = 0.05 + rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.3, (1, 400))
-    found = seed_variance(changes + rng.normal(0, 0.2, (5, 400)), TWO_SIDED)
-    return Bounds(found["lower"], found["upper"]), 0.05
+    figures = seed_variance(changes + rng.normal(0, 0.2, (5, 400)), TWO_SIDED)
+    return Bounds(figures["lower"], figures["upper"]), 0.05
 
 
 def seedless(rng: np.random.Generator) -> tuple[Bounds, float]:
     """The same, where seeds do not matter."""
     changes = 0.05 + rng.normal(0, 0.3, (1, 400)) + rng.normal(0, 0.2, (5, 400))
-    found = seed_variance(changes, TWO_SIDED)
-    return Bounds(found["lower"], found["upper"]), 0.05
+    figures = seed_variance(changes, TWO_SIDED)
+    return Bounds(figures["lower"], figures["upper"]), 0.05
 
 
 def brier(rng: np.random.Generator) -> tuple[Bounds, float]:
     chance = rng.uniform(0.5, 1, 300)
     right = rng.random(300) < chance
     distance = 2 * (right - chance) ** 2
-    found = calibration(chance, right, distance, level=TWO_SIDED)["bounds"]["brier"]
-    return Bounds(**found), 1 / 3  # the mean of 2 p (1 - p)
+    bounds = calibration(chance, right, distance, level=TWO_SIDED)["bounds"]["brier"]
+    return Bounds(**bounds), 1 / 3  # the mean of 2 p (1 - p)
 
 
 def ece(rng: np.random.Generator) -> tuple[Bounds, float]:
     """Confidences half as far above .5 as they should be: on average .125 too low."""
     truth = rng.uniform(0.5, 1, 500)
     right, confidence = rng.random(500) < truth, 0.5 + 0.5 * (truth - 0.5)
-    found = calibration(confidence, right, (right - confidence) ** 2, level=TWO_SIDED)
-    return Bounds(**found["bounds"]["ece"]), 0.125
+    figures = calibration(confidence, right, (right - confidence) ** 2, level=TWO_SIDED)
+    return Bounds(**figures["bounds"]["ece"]), 0.125
 
 
 INTERVALS = {
@@ -213,7 +209,7 @@ INTERVALS = {
 
 
 def main() -> None:
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "margin": MARGIN,
         "harmful_passes": {
             f"n=200, {flips:.0%} flip": share_passing(200, flips, -MARGIN, 2000)
@@ -238,10 +234,10 @@ def main() -> None:
         },
         "two_sided_95_covers": {name: covered(make, 2000) for name, make in INTERVALS.items()},
     }  # fmt: skip
-    climbs = found["climb_of_50_passes"]
-    found["climb_at_worst"] = {rule: worst(climbs[rule].values()) for rule in climbs}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    climbs = results["climb_of_50_passes"]
+    results["climb_at_worst"] = {rule: worst(climbs[rule].values()) for rule in climbs}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
 
 
 def worst(shares: Iterable[float]) -> float:

@@ -50,9 +50,8 @@ def gain(metric: Metric, rivals: Mapping[str, Comparison]) -> GateResult:
 
     def nearness(result: GateResult) -> tuple[int, float]:
         bound = result.lower if metric.higher_is_better else result.upper
-        return WORST_FIRST.index(
-            result.verdict
-        ), -math.inf if bound is None else metric.sign * bound
+        margin = -math.inf if bound is None else metric.sign * bound
+        return WORST_FIRST.index(result.verdict), margin
 
     return min(results, key=nearness)
 

@@ -1,7 +1,7 @@
-"""The gates: what each measures, its rule, its default threshold and the range it may have.
+"""The gates: what each measures, its rule, its default threshold and the range that it may have.
 
-A gate is one ``Gate`` in ``GATES``, judged in their order; ``register`` adds one, which then counts
-in every verdict and appears in cards, reports and JUnit files:
+Each gate is one ``Gate`` in ``GATES``. ``register`` adds one, which then counts in every verdict and
+appears in cards, reports and JUnit files:
 
     def latency(evidence: Evidence, limit: float) -> GateResult | None: ...
 
@@ -77,10 +77,10 @@ def judge_all(evidence: Evidence, thresholds: Mapping[str, float]) -> list[GateR
     """The results of every gate that concerns the adapter; a missing threshold is its default."""
     results = []
     for gate in GATES.values():
-        default = gate.threshold.default if gate.threshold else 0.0
-        result = gate.judge(evidence, thresholds.get(gate.name, default))
-        results += [] if result is None else [result]
-    return results
+        limit = gate.threshold
+        value = 0.0 if limit is None else thresholds.get(gate.name, limit.default)
+        results.append(gate.judge(evidence, value))
+    return [result for result in results if result is not None]
 
 
 register(Gate("gain", lambda evidence, _: judge_gain(evidence)))
@@ -187,7 +187,6 @@ register(Gate("precision", _precision, PRECISION))
 # ── Slices ──────────────────────────────────────────────────────────────────────────────────────
 
 SLICES = Threshold(0.10)
-
 
 register(Gate("slices", judge_slices, SLICES))
 
