@@ -1,7 +1,7 @@
 """The gates: what each measures, its rule, its default threshold and the range that it may have.
 
-Each gate is one ``Gate`` in ``GATES``. ``register`` adds one, which then counts in every verdict and
-appears in cards, reports and JUnit files:
+Each gate is one ``Gate`` in ``GATES``. ``register`` adds one, which then counts in every verdict
+and appears in cards, reports and JUnit files:
 
     def latency(evidence: Evidence, limit: float) -> GateResult | None: ...
 
