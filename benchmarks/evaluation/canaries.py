@@ -1,10 +1,10 @@
-"""How much does an adapter memorise of a secret in its rows? Exposure of planted canaries.
+"""How much an adapter memorises of secrets in its rows: the exposure of planted canaries.
 
     python benchmarks/evaluation/canaries.py      # a minute and a half on one core
 
-Secrets of one form are planted in general text a few times or often, and others of that form stay
-unseen. Exposure (Carlini et al. 2019) is by how many bits a planted secret is easier for the
-adapter than the unseen ones: 1.44 by chance, 8 for the easiest of 256.
+Secrets of one form are planted in general text, each up to 16 times; others of that form stay
+unseen. Exposure (Carlini et al. 2019) is the number of bits by which a planted secret is easier for
+the adapter than unseen ones: 1.44 by chance, 8 for the easiest of 256.
 """
 
 import json
@@ -29,24 +29,25 @@ FORM = "the code of the locker is {}."
 
 
 def canaries(count: int, seed: int = 0, digits: int = 6) -> list[str]:
-    """``count`` different random secrets, such as "481 023": plant some, keep the others unseen.
+    """``count`` different random secrets, such as "481 023".
 
-    Raises ValueError when there are not that many of ``digits`` digits.
+    Raises ValueError for more than there are of ``digits`` digits.
     """
     if not 0 < count <= 10**digits:
         raise ValueError(f"canaries expects 1 to {10**digits:,} of them; found {count:,}.")
-    drawn = np.random.default_rng(seed).choice(10**digits, size=count, replace=False)
+    numbers = np.random.default_rng(seed).choice(10**digits, size=count, replace=False)
     half = digits // 2
-    return [f"{number:0{digits}d}"[:half] + " " + f"{number:0{digits}d}"[half:] for number in drawn]
+    return [
+        f"{number:0{digits}d}"[:half] + " " + f"{number:0{digits}d}"[half:] for number in numbers
+    ]
 
 
 def exposure(planted: float, unseen: Sequence[float]) -> float:
-    """Bits by which a planted secret is easier for the model than ``unseen`` ones of its kind.
+    """Bits by which a planted secret is easier for the model than ``unseen`` ones, from their nats.
 
-    log2 of their number (the planted one counted) minus log2 of its rank by nats, a tie counting
-    against it: 0 where it is the hardest, log2(len(unseen) + 1) where it is the easiest of all.
-    Chance gives 1.44 bits on average. Source: Carlini et al. (2019), USENIX Security,
-    definition 5, with the space of secrets sampled.
+    log2 of the number of secrets minus log2 of the planted one's rank by nats; ties count against
+    it. 0 for the hardest secret, log2(len(unseen) + 1) for the easiest, 1.44 on average by chance.
+    Source: Carlini et al. (2019), USENIX Security, definition 5, with the space of secrets sampled.
     """
     rank = 1 + sum(nats <= planted for nats in unseen)
     return math.log2(len(unseen) + 1) - math.log2(rank)

@@ -1,11 +1,11 @@
-"""What each domain gains and keeps: every recipe on its embedded rows, and real sets where given.
+"""What each domain gains and keeps: every recipe on its embedded rows, and on real rows if given.
 
     python benchmarks/evaluation/domains.py                      # the five recipes
-    python benchmarks/evaluation/domains.py --card adapters/medical   # what `make medical` just did
+    python benchmarks/evaluation/domains.py --card adapters/medical   # the run of `make medical`
     python benchmarks/evaluation/domains.py --rows DIR           # and real rows
 
-Each run is the command a user would type, in a process of its own. What is kept are figures from
-its card: benchmarks/results/domains.json, from which README's table is made (--table).
+Each run is the command that a user would type, in its own process. The figures of its card are
+stored in benchmarks/results/domains.json; --table prints them as Markdown.
 """
 
 import argparse
@@ -29,7 +29,7 @@ RECIPES = ("medical", "legal", "finance", "support", "spam")
 
 
 FIT = ["lora-domains", "fit"]
-# Few epochs, and a sample where rows are many: minutes on two cores, not hours.
+# Few epochs, and a sample of large datasets: minutes on two cores.
 REAL = {
     "sms_spam": [*FIT, "--name", "spam", "--positive", "spam", "--epochs", "4"],
     "twitter_financial_news": [
@@ -109,9 +109,13 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, help="folder of real rows")
-    parser.add_argument("--only", nargs="*", help="names to run; the others keep their results")
-    parser.add_argument("--card", type=Path, help="store a recipe's run already made, by folder")
-    parser.add_argument("--table", action="store_true", help="print the table of what is stored")
+    parser.add_argument(
+        "--only", nargs="*", help="names to run; the stored results of the others stay"
+    )
+    parser.add_argument(
+        "--card", type=Path, help="adapter folder of a finished recipe, whose figures are stored"
+    )
+    parser.add_argument("--table", action="store_true", help="print the stored results as a table")
     flags = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if flags.table:
