@@ -109,12 +109,8 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, help="folder of real rows")
-    parser.add_argument(
-        "--only", nargs="*", help="names to run; the stored results of the others stay"
-    )
-    parser.add_argument(
-        "--card", type=Path, help="adapter folder of a finished recipe, whose figures are stored"
-    )
+    parser.add_argument("--only", nargs="*", help="names to run; others keep their results")
+    parser.add_argument("--card", type=Path, help="adapter folder of a recipe already run")
     parser.add_argument("--table", action="store_true", help="print the stored results as a table")
     flags = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
