@@ -297,8 +297,8 @@ def schema() -> dict[str, Any]:
 def check(stored: Any, where: str) -> None:
     """Raise AdapterCorrupt, naming the key, when parsed JSON is no card by its schema.
 
-    The package does without a validator of its own for JSON Schema: this one knows the keywords
-    that ``card.schema.json`` uses. NaN and infinity, which JSON lacks, are refused anywhere.
+    This knows only the keywords of JSON Schema that ``card.schema.json`` uses, so that the package
+    needs no validator. NaN and infinity, which JSON lacks, are refused anywhere.
     """
     fault = _fault(stored, schema(), "")
     if fault is not None:
@@ -348,7 +348,7 @@ def _broken(value: Any, rule: Mapping[str, Any]) -> str | None:
         return "a finite number"
     if kinds and not any(_is(value, kind) for kind in kinds):
         return " or ".join(kinds)
-    if "const" in rule and value != rule["const"]:
+    if "const" in rule and (isinstance(value, bool) or value != rule["const"]):
         return f"{rule['const']!r}"
     if "enum" in rule and value not in rule["enum"]:
         return "one of " + ", ".join(map(repr, rule["enum"]))

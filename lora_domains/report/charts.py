@@ -1,8 +1,7 @@
-"""Charts of a report as SVG: numbers in, markup out; colours and fonts are the page's.
+"""Charts of a report as SVG: numbers in, markup out; colours and fonts come from the page.
 
-Each stands in the page without a script or a file beside it. An interval bar repeats the figures it
-stands next to and is hidden from screen readers; every other chart has a title, a description, and
-a table of its figures near it.
+Charts need no script and no file of their own. An interval bar repeats the figures beside it and is
+hidden from screen readers; every other chart has a title and a table of its figures near it.
 """
 
 import math
@@ -14,6 +13,8 @@ from markupsafe import Markup
 from lora_domains.report.text import SIGNS
 
 WIDTH, HEIGHT = 420, 300
+NARROW = 1e-300
+"""Divisions by a smaller width overflow."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
 Scale = Callable[[float], float]
 
@@ -27,10 +28,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def span(values: Sequence[float], room: float = 0.08) -> tuple[float, float]:
-    """The least and the greatest of ``values`` with some room around; never of no width."""
+    """The smallest and the largest of ``values`` with some room around; never of zero width."""
     low, high = min(values), max(values)
-    wide = (high - low) or abs(high) or 1.0
-    return low - room * wide, high + room * wide
+    width = (high - low) or abs(high)
+    margin = room * (width if width > NARROW else 1.0)
+    return low - margin, high + margin
 
 
 def _scale(domain: tuple[float, float], low: float, high: float) -> Scale:
@@ -48,11 +50,11 @@ def _short(x: float, signed: bool = False) -> str:
 def bar(
     fields: Mapping[str, Any], domain: tuple[float, float], threshold: float, verdict: str
 ) -> Markup:
-    """A dot with its bounds against a threshold: ``fields`` holds difference, lower and upper."""
+    """A dot with its bounds and a threshold: ``fields`` holds difference, lower and upper."""
     x = _scale(domain, 4, 156)
 
     def at(value: float | None, end: float) -> float:
-        # What has no bound runs to the edge.
+        # A missing bound runs to the edge.
         return x(min(max(end if value is None else value, domain[0]), domain[1]))
 
     low, high = at(fields["lower"], domain[0]), at(fields["upper"], domain[1])
@@ -93,7 +95,7 @@ def gain_and_retention(
         parts.append(_rule(LEFT, WIDTH - RIGHT, floor, floor, "limit"))
         label = Markup('<text class="tick" x="{}" y="{}" text-anchor="end">limit −{}</text>')
         parts.append(label.format(WIDTH - RIGHT - 4, floor + 13, _short(margin)))
-    # Those that fail come first in the page and are drawn last, over the others.
+    # Adapters that fail come first in the page; they are drawn last, over the others.
     parts += [_mark(mark, x, y, across, up) for mark in reversed(marks)]
     return _figure("group", title, Markup("").join(parts))
 
@@ -131,7 +133,7 @@ def curves(
     lines: Mapping[str, Sequence[float]], epochs: Sequence[int], best: int | None, what: str,
     title: str,
 ) -> Markup:  # fmt: skip
-    """One line for each of ``lines`` over ``epochs``; the epoch that was kept is marked."""
+    """One line for each of ``lines`` over ``epochs``; the best epoch is marked."""
     along = (min(epochs) - 0.25, max(epochs) + 0.25)
     up = span([v for values in lines.values() for v in values])
     x, y = _scale(along, LEFT, WIDTH - RIGHT), _scale(up, HEIGHT - BOTTOM, TOP + 18)
@@ -140,7 +142,7 @@ def curves(
     if best is not None and along[0] <= best <= along[1]:
         parts.append(_rule(x(best), x(best), TOP + 18, HEIGHT - BOTTOM, "limit"))
         anchor = "end" if best > sum(along) / 2 else "start"
-        # Where the lines are not: above them when they have come down, else below.
+        # Away from the lines: above them when they have fallen, else below.
         ends = [values[-1] for values in lines.values()]
         above = max(ends) < sum(up) / 2
         level = TOP + 30 if above else HEIGHT - BOTTOM - 6
@@ -166,7 +168,7 @@ def curves(
 def traces(
     lines: Mapping[str, Sequence[tuple[float, float]]], below: str, beside: str, title: str
 ) -> Markup:
-    """One line for each of ``lines`` through its points (x, y), both of them shares."""
+    """One line for each of ``lines`` through its points (x, y), both shares."""
     along = (0.0, 1.0)
     up = (0.0, min(1.0, 1.08 * max(y for points in lines.values() for _, y in points)) or 1.0)
     x, y = _scale(along, LEFT, WIDTH - RIGHT), _scale(up, HEIGHT - BOTTOM, TOP + 18)
@@ -205,7 +207,7 @@ def _axes(
 
 
 def _line(place: int, name: str, path: str, dots: Markup | None = None) -> Markup:
-    """A line and its key: the first of a chart is drawn through, the second in dashes."""
+    """A line and its key: solid for the first of a chart, dashed for the second."""
     key = LEFT + place * 150
     return Markup(
         '<g class="line line{n}"><polyline points="{path}"/>{dots}<line x1="{k1}" '

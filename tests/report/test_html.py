@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.folders import CARD, FAILS, LOOKS, PASSES, UNSURE, folder, items, seeds
 
-from lora_domains.report import charts
 from lora_domains.report.card import Report, read_items
 from lora_domains.report.html import page
 from lora_domains.report.regressions import regressions
@@ -218,34 +215,6 @@ def test_many_classes_are_shown_as_their_most_frequent_mistakes(report: Report) 
     rows = re.findall(r'<td class="n">(\d+)</td><td>(class \d+)</td><td>(class \d+)</td>', text)
     assert len(rows) == 12
     assert rows[0] == ("29", "class 28", "class 29")
-
-
-# ── Charts ──────────────────────────────────────────────────────────────────────────────────────
-
-finite = st.floats(-1e6, 1e6, allow_nan=False)
-
-
-@given(finite, st.floats(1e-6, 1e6))
-def test_ticks_are_round_and_within(low: float, width: float) -> None:
-    found = charts.ticks(low, low + width)
-    step = width * 1e-6
-    assert all(low - step <= t <= low + width + step for t in found)
-    assert 1 <= len(found) <= 6
-
-
-@given(st.lists(finite, min_size=3, max_size=3), finite, st.booleans())
-def test_bars_stay_within_their_picture(values: list[float], limit: float, bounded: bool) -> None:
-    low, middle, high = sorted(values)
-    fields: dict[str, float | None] = {"difference": middle, "lower": low, "upper": high}
-    domain = charts.span([low, high, limit])
-    if not bounded:
-        fields |= {"lower": None, "upper": None}
-    drawn = charts.bar(fields, domain, limit, "pass")
-    found = {k: float(v) for k, v in re.findall(r' (x1|x2|cx)="([-\d.e]+)"', drawn)}
-    assert all(4 <= v <= 156 for v in found.values())
-    bounds = re.search(r'class="bounds" x1="([\d.]+)" x2="([\d.]+)"', drawn)
-    assert bounds
-    assert float(bounds[1]) <= found["cx"] <= float(bounds[2])
 
 
 # ── In a browser ────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,9 @@ from conftest import ROOT
 from referencing import Registry
 from support.items import Item, general, table, text, train_like
 
+from lora_domains.report.card import read_items
+from lora_domains.report.regressions import regressions
+from lora_domains.report.report import combine
 from lora_domains.stats.seeds import seed_variance
 
 SCHEMAS = {
@@ -30,6 +33,10 @@ CARD: dict[str, Any] = json.loads((ROOT / "benchmarks" / "speed" / "card.json").
 # What the adapter says of 500 positives and 500 others: found, missed, false alarms, right.
 PASSES, FAILS = (460, 40, 30, 470), (60, 440, 30, 470)
 UNSURE = (17, 3, 2, 18)
+SECRET = "planted-7f3a <script>alert(1)</script>"
+"""Text of a row, which appears nowhere unless it is asked for."""
+FILES = {"report.json", "report.html", "report.md", "comment.md", "junit.xml"}
+"""What ``lora-domains report`` writes."""
 
 
 LOOKS = {"test_set": "0" * 64, "before": 3, "adapters": 0, "level": 0.96, "broken": None}
@@ -63,3 +70,9 @@ def folder(
     lines = (json.dumps(item) + "\n" for item in (items() if rows is None else rows))
     (made / "items.jsonl").write_text("".join(lines), encoding="utf-8")
     return made
+
+
+def changes(old: list[Path], new: list[Path]) -> dict[str, Any]:
+    """What got worse in the adapters ``new`` since ``old``."""
+    rows = {path.name: read_items(path) for path in new}
+    return regressions(combine(new), rows.__getitem__, {p.name: p for p in old}, "main")

@@ -1,0 +1,188 @@
+"""What got worse since older adapters."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+import numpy as np
+import pytest
+from support.commands import run
+from support.folders import (
+    CARD,
+    FAILS,
+    PASSES,
+    UNSURE,
+    VALID,
+    changes,
+    folder,
+    items,
+)
+
+from lora_domains.errors import UsageError
+from lora_domains.report.card import Card
+from lora_domains.report.regressions import older_adapters
+from lora_domains.report.report import rebuild
+from lora_domains.report.text import fallen
+from lora_domains.stats.comparisons import compare_f1
+
+
+def since(tmp_path: Path, before: Any, now: Any) -> dict[str, Any]:
+    old, new = (folder(tmp_path / n, rows=rows) for n, rows in (("old", before), ("new", now)))
+    return changes([old], [new])
+
+
+@pytest.mark.parametrize(
+    ("counts", "lost", "worse"),
+    [(PASSES, 0, set()), ((458, 42, 30, 470), 0, set()), ((400, 100, 60, 440), 0, {"f1"}),
+     (PASSES, 40, {"general"}), ((480, 20, 20, 480), 0, set())],
+)  # fmt: skip
+def test_a_figure_is_worse_when_it_fell_beyond_its_bounds(
+    tmp_path: Path, counts: tuple[int, ...], lost: int, worse: set[str]
+) -> None:
+    found = since(tmp_path, items(), items(counts, lost=lost))["adapters"]["triage"]
+    assert {name for name, f in found["figures"].items() if f["worse"]} == worse
+    for figure in found["figures"].values():
+        assert figure["lower"] <= figure["change"] <= figure["upper"]
+
+
+def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
+    tmp_path: Path,
+) -> None:
+    # Of a base that is right half the time the gain is uncertain; what the adapter lost is not.
+    random = np.random.default_rng(0)
+    before = items((240, 10, 10, 240))
+    for item in before:
+        if item["set"] == "test":
+            item["scores"]["base"]["prediction"] = int(random.integers(2))
+    now = copy.deepcopy(before)
+    for item in now[:12]:
+        item["scores"]["adapter"]["prediction"] = 0
+    old, new = (folder(tmp_path / n, rows=rows) for n, rows in (("old", before), ("new", now)))
+    figure = changes([old], [new])["adapters"]["triage"]["figures"]["f1"]
+    assert (figure["paired"], figure["worse"]) == (True, True)
+    entries = [rebuild(path).adapter.domain_scores["f1"] for path in (old, new)]
+    assert [figure["before"], figure["now"]] == [e["adapter"] for e in entries]
+    truth, was, is_ = (
+        np.array(
+            [
+                s["target"] if k is None else s["scores"]["adapter"][k]
+                for s in part
+                if s["set"] == "test"
+            ]
+        )
+        for part, k in ((now, None), (before, "prediction"), (now, "prediction"))
+    )
+    wanted = compare_f1(truth, was, is_, 1)
+    assert (figure["lower"], figure["upper"]) == pytest.approx((wanted.lower, wanted.upper))
+    # The same figures on other rows: the gains are all there is, and they leave it open.
+    card = Card.read(new)
+    card.adapter.data = {"test": "f" * 64}
+    card.write(new)
+    figure = changes([old], [new])["adapters"]["triage"]["figures"]["f1"]
+    assert (figure["paired"], figure["worse"]) == (False, False)
+    assert [figure["before"], figure["now"]] == [e["difference"] for e in entries]
+    assert figure["lower"] < wanted.lower < wanted.upper < figure["upper"]
+
+
+def test_groups_are_kept_together_when_old_and_new_are_paired(tmp_path: Path) -> None:
+    before, now = items((90, 10, 10, 90)), items((80, 20, 10, 90))
+    widths = []
+    for name in ("alone", "together"):
+        folders = []
+        for n, rows in enumerate((before, now)):
+            if name == "together":
+                rows = [r | {"group": f"g{i // 10}"} for i, r in enumerate(rows)]
+            folders.append([folder(tmp_path / f"{name}{n}", rows=rows)])
+        found = changes(*folders)["adapters"]["triage"]["figures"]["f1"]
+        assert found["paired"]
+        widths.append(found["upper"] - found["lower"])
+    assert widths[1] > 1.5 * widths[0]
+
+
+@pytest.mark.parametrize("part", ["items", "domain_scores", "gates"])
+def test_a_broken_older_adapter_is_named(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = folder(tmp_path / "new"), folder(tmp_path / "old")
+    if part == "items":
+        (old / "items.jsonl").write_text('{"set": "test"}')
+    else:
+        card = json.loads((old / "card.json").read_text())
+        card["adapters"][0][part] = 5
+        (old / "card.json").write_text(json.dumps(card))
+    out = tmp_path / "out"
+    assert run("report", str(new), "--out", str(out), "--against", str(tmp_path / "old")) == 2
+    assert "AdapterCorrupt triage" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_gate_that_fails_now_is_worse_and_one_left_open_is_shown(tmp_path: Path) -> None:
+    found = since(tmp_path / "a", items(), items(FAILS))
+    gates = {g["name"]: g for g in found["adapters"]["triage"]["gates"]}
+    assert gates["recall"] == {"name": "recall", "before": "pass", "now": "fail", "worse": True}
+    assert found["worse"]
+    found = since(tmp_path / "b", items(), items(UNSURE))
+    gates = {g["name"]: g for g in found["adapters"]["triage"]["gates"]}
+    assert (gates["recall"]["now"], gates["recall"]["worse"]) == ("inconclusive", False)
+    assert not found["worse"]
+    assert "triage: recall was pass, is inconclusive." in fallen(found)
+
+
+def test_a_lower_loss_is_no_fall(tmp_path: Path) -> None:
+    entry = {"judged": CARD["adapters"][0]["judged"] | {"metric": "loss"}}
+    one, two = [], []
+    for n, sure in enumerate((0.9, 0.99)):
+        rows = items()
+        for item in rows:
+            if item["set"] == "test":
+                said = item["scores"]["adapter"]
+                said["nll"] = said["nll"] * (1.0 if sure == 0.9 else 0.5)
+        (one, two)[n].append(folder(tmp_path / str(n), rows=rows, **entry))
+    better = changes(one, two)["adapters"]["triage"]["figures"]["loss"]
+    worse = changes(two, one)["adapters"]["triage"]["figures"]["loss"]
+    assert (better["worse"], worse["worse"]) == (False, True)
+
+
+def test_worse_than_the_baseline_is_exit_1_and_shown_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Both pass their gates; the new one found fewer.
+    old = folder(tmp_path / "old", rows=items((490, 10, 10, 490)))
+    new = folder(tmp_path / "new", rows=items((450, 50, 35, 465)))
+    folder(tmp_path / "old", "gone")
+    out = tmp_path / "out"
+    assert run("report", str(old), "--out", str(out)) == 0
+    capsys.readouterr()
+    assert run("report", str(new), "--out", str(out), "--baseline", str(tmp_path / "old")) == 1
+    said = capsys.readouterr().out
+    assert "F1 on the same rows went from 0.980 to" in said
+    assert "gone was in it" in said
+    report = json.loads((out / "report.json").read_text())
+    VALID.validate(report)
+    assert report["adapters"][0]["verdict"] == "pass"
+    assert report["since"]["worse"]
+    assert "Do not ship: worse than old" in said
+    for view in ("report.md", "report.html"):
+        shown = (out / view).read_text()
+        assert shown.index("Worse since old") < shown.index("general knowledge")
+    cases = Xml.parse(out / "junit.xml").getroot()
+    assert cases.attrib["failures"] == "1"
+    assert run("report", str(new), "--out", str(out), "--against", str(tmp_path / "new")) == 0
+    # One adapter, such as an earlier version, goes by the name in its card.
+    assert run("report", str(new), "--out", str(out), "--against", str(old)) == 1
+
+
+def test_older_adapters_on_another_base_or_none_are_refused(tmp_path: Path) -> None:
+    made, out = folder(tmp_path), tmp_path / "out"
+    folder(tmp_path / "other", base={"identity": "f" * 64})
+    assert run("report", str(made), "--out", str(out), "--against", str(tmp_path / "other")) == 2
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "nowhere"):
+        with pytest.raises(UsageError, match="a folder of older adapters"):
+            older_adapters(tmp_path / place)
+        assert run("report", str(made), "--out", str(out), "--against", str(tmp_path / place)) == 2
+    (tmp_path / "other" / "triage" / "card.json").write_text("{")
+    assert run("report", str(made), "--out", str(out), "--against", str(tmp_path / "other")) == 2
+    assert not out.exists()

@@ -1,0 +1,18 @@
+"""The sentences of reports."""
+
+from lora_domains.report.card import AdapterEntry
+from lora_domains.report.text import losses
+
+
+def test_a_loss_says_what_it_is_counted_in() -> None:
+    def entry(judged: str, head: bool) -> AdapterEntry:
+        return AdapterEntry(
+            domain="x", path="x", sha256=None, judged={"loss": judged},
+            settings={"task": {"head": head}},
+        )  # fmt: skip
+
+    assert losses(entry("label cross-entropy", False)) == (
+        "Loss is label cross-entropy; in the epochs it is nats per answer token, as it is trained."
+    )
+    same = "Loss is label cross-entropy, here and in the epochs."
+    assert losses(entry("label cross-entropy", True)) == same
