@@ -1,9 +1,9 @@
-"""Training texts as others would have typed them: edits that leave the label as it was. No torch.
+"""Edited copies of training texts that keep their label. No torch.
 
-Case, spaces, a full stop, and now and then a slip of the finger: two neighbouring letters swapped,
-or one replaced by its neighbour on the keyboard, inside a longer word (the noise of Belinkov & Bisk
-2018, arXiv 1711.02173). Words are never left out, exchanged or put elsewhere, as EDA does (Wei &
-Zou 2019, arXiv 1901.11196): "no chest pain" without its "no" has another label. Digits and words of
+An edit changes case, a space or the final full stop, and adds rare typing mistakes inside longer
+words: two adjacent letters swapped, or one replaced by its neighbour on the keyboard (the noise of
+Belinkov & Bisk 2018, arXiv 1711.02173). Unlike in EDA (Wei & Zou 2019, arXiv 1901.11196), no word
+is removed, replaced or moved: "no chest pain" without "no" has another label. Digits and words of
 fewer than five letters (no, not, mg) keep their letters.
 """
 
@@ -18,14 +18,14 @@ from lora_domains.data.source import Data
 from lora_domains.tasks import Example, Task
 
 TYPOS = 0.03
-"""Share of the longer words that get a slip."""
+"""Share of the longer words with a typing mistake."""
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 LONG = re.compile(r"[a-zA-Z]{5,}")
 
 
 def noisy(text: str, random: Random) -> str:
-    """``text`` with one edit of its form, and slips in a few longer words."""
-    text = LONG.sub(lambda word: _slip(word.group(), random, TYPOS), text)
+    """``text`` with one edit, and typing mistakes in a few longer words."""
+    text = LONG.sub(lambda word: _mistyped(word.group(), random, TYPOS), text)
     return random.choice((_lower, _capital, _space, _stop, _typo))(text, random)
 
 
@@ -38,28 +38,28 @@ def _capital(text: str, _: Random) -> str:
 
 
 def _space(text: str, random: Random) -> str:
-    """One space doubled."""
+    """Double one space."""
     places = [at for at, letter in enumerate(text) if letter == " "]
     at = random.choice(places) if places else 0
     return text[:at] + " " + text[at:] if places else text
 
 
 def _stop(text: str, _: Random) -> str:
-    """The last full stop taken away, or one added."""
+    """Remove the final full stop, or add one."""
     return text.rstrip().removesuffix(".") if text.rstrip().endswith(".") else text + "."
 
 
 def _typo(text: str, random: Random) -> str:
-    """A slip in one of the longer words for certain."""
+    """Make one typing mistake in a longer word."""
     words = list(LONG.finditer(text))
     if not words:
         return text
     word = random.choice(words)
-    return text[: word.start()] + _slip(word.group(), random, 1.0) + text[word.end() :]
+    return text[: word.start()] + _mistyped(word.group(), random, 1.0) + text[word.end() :]
 
 
-def _slip(word: str, random: Random, rate: float) -> str:
-    """A letter inside the word swapped with the next, or replaced by its neighbour on the keys."""
+def _mistyped(word: str, random: Random, rate: float) -> str:
+    """Swap a letter inside the word with the next, or replace it by a neighbour on the keyboard."""
     if random.random() >= rate:
         return word
     at = random.randrange(1, len(word) - 2)
@@ -75,22 +75,21 @@ def _slip(word: str, random: Random, rate: float) -> str:
 def augmented(
     task: Task, data: Data, train: Sequence[Example], test: Sequence[Example], seed: int
 ) -> list[Example]:
-    """Each of ``train`` once more with its text edited; the same for the same seed.
+    """An edited copy of each of ``train``, drawn by ``seed``; its id ends in ``~``.
 
-    Nothing for a task whose columns are not texts alone. An edited row that became one of ``test``
-    is left out.
+    Empty for a task whose input is more than text. Copies that equal a test row are left out.
     """
     if not task.predictable or data.train is None:
         return []
     rows = {row.id: row for row in read(data.train, "train")}
-    made = []
+    edited = []
     for example in train:
         row = rows[example.id]
         values = dict(data.row(row.values) if data.row else row.values)
         random = Random(f"{seed}/{row.id}")
         for column in dict.fromkeys(task.input_columns):
             values[column] = noisy(str(values[column]), random)
-        edited = task.example(replace(row, values=values))
-        made.append(replace(edited, id=f"{row.id}~", group=example.group))
-    leaked = copies(made, test)
-    return [example for example in made if example.id not in leaked]
+        copy = task.example(replace(row, values=values))
+        edited.append(replace(copy, id=f"{row.id}~", group=example.group))
+    leaked = copies(edited, test)
+    return [example for example in edited if example.id not in leaked]

@@ -1,7 +1,7 @@
-"""Two adapters or versions on the same items, and several seeds of one; no model is needed.
+"""Compare two adapters, or several seeds of one, on the same items. No model is needed.
 
-Everything comes from the ``items.jsonl`` of the adapters' folders, matched by the keyed digest of
-each row: only folders evaluated in one output folder share a key.
+Items come from ``items.jsonl`` in the adapters' folders and are matched by the keyed digests of
+their rows. Adapters evaluated in one output folder share the key.
 """
 
 from collections import Counter, defaultdict
@@ -25,21 +25,21 @@ from lora_domains.verdict.summary import comparison_fields
 
 
 def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
-    """B (``second``) against A on the same test items and the same general questions.
+    """Compare B (``second``) with A (``first``) on the same test items and general questions.
 
-    Every metric's ``base`` is A and its ``adapter`` B. ``verdict``: pass where B is better than A
-    on the domain metric, fail where it is not, inconclusive where the items cannot tell; and
-    general knowledge must be kept within A's margin. Raises AdapterError when the test sets or
-    what is asked of them differ.
+    In ``scores``, ``base`` is A and ``adapter`` is B. The verdict is pass if B is better than A on
+    the domain metric and keeps general knowledge within the margin that A declares, fail if not,
+    and inconclusive if there are too few items to tell. Raises AdapterError if test items, metric
+    or labels differ.
     """
     one, two = _Run(first), _Run(second)
-    _same_question(one, two)
+    _check_comparable(one, two)
     test, general = _paired(one, two, "test"), _paired(one, two, "general")
     metric, positive = metric_named(one.judged["metric"]), one.positive
     scores = {
-        each.name: comparison_fields(comparison)
-        for each in one.metrics
-        if (comparison := each.compare(test, positive=positive)) is not None
+        reported.name: comparison_fields(comparison)
+        for reported in one.metrics
+        if (comparison := reported.compare(test, positive=positive)) is not None
     }
     decisive = metric.compare(test, positive=positive)
     if decisive is None:
@@ -65,42 +65,39 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
 
 
 def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
-    """``seeds`` of a report entry: {metric: figures of ``seed_variance``}, over runs of one domain.
+    """Variance of the gain between seeds and between items, over trainings of one domain.
 
-    The change over the base on each metric, seed variance apart from item variance. Raises
-    AdapterError when the runs were not judged on the same test set.
+    Returns {metric: figures of ``seed_variance``}, as a card's ``seeds``. Raises AdapterError
+    unless all were evaluated on the same test items.
     """
     runs = [_Run(folder) for folder in folders]
     for other in runs[1:]:
-        _same_question(runs[0], other)
+        _check_comparable(runs[0], other)
     rows = [_ordered(runs[0], run) for run in runs]
-    found = {}
+    variances = {}
     for metric in runs[0].metrics:
-        changes = []
+        gains = []
         for part in rows:
             before, after = (
                 metric.contributions(part, name, runs[0].positive) for name in ("base", "adapter")
             )
             if before is not None and after is not None:
-                changes.append(after - before)
-        if len(changes) == len(runs):
-            found[metric.name] = seed_variance(np.stack(changes))
-    return found
+                gains.append(after - before)
+        if len(gains) == len(runs):
+            variances[metric.name] = seed_variance(np.stack(gains))
+    return variances
 
 
-def save_seeds(folders: Sequence[Path], found: Mapping[str, Any]) -> None:
-    """Put the figures of ``compare_seeds`` into each card, as ``seeds``: reports show them."""
+def save_seeds(folders: Sequence[Path], variances: Mapping[str, Any]) -> None:
+    """Write the figures of ``compare_seeds`` into each card, as ``seeds``; reports show them."""
     for folder in folders:
         card = Card.read(folder)
-        card.adapter.seeds = dict(found)
+        card.adapter.seeds = dict(variances)
         card.write(folder)
 
 
-# ── inside ──────────────────────────────────────────────────────────────────────────────────────
-
-
 class _Run:
-    """One adapter's card and items."""
+    """Card and items of an evaluated adapter; raises AdapterError without an evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
@@ -118,14 +115,14 @@ class _Run:
         self.metrics: list[Metric] = reported(self.judged["labels"], self.positive)
 
 
-def _same_question(one: _Run, two: _Run) -> None:
-    for what in ("metric", "labels", "positive"):
-        if one.judged[what] != two.judged[what]:
+def _check_comparable(one: _Run, two: _Run) -> None:
+    for key, name in (("metric", "metric"), ("labels", "labels"), ("positive", "positive class")):
+        if one.judged[key] != two.judged[key]:
             raise AdapterError(
                 where=f"{one.name} and {two.name}",
-                expected=f"the same {what}",
-                found=f"{one.judged[what]} and {two.judged[what]}",
-                hint="Compare adapters that were asked the same question.",
+                expected=f"the same {name}",
+                found=f"{one.judged[key]} and {two.judged[key]}",
+                hint="Compare adapters of the same task.",
             )
 
 
@@ -133,29 +130,29 @@ def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
     return item["digest"], item["target"], item.get("suite")
 
 
-def _ordered(one: _Run, two: _Run, where: str = "test") -> ScoreTable:
+def _ordered(one: _Run, two: _Run, kind: str = "test") -> ScoreTable:
     """``two``'s items in the order of ``one``'s; raises AdapterError where they differ."""
-    first = one.items.where("set", where)
+    first = one.items.where("set", kind)
     second: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for item in two.items.where("set", where):
+    for item in two.items.where("set", kind):
         second[_key(item)].append(item)
-    wanted, there = Counter(map(_key, first)), Counter({k: len(v) for k, v in second.items()})
-    if wanted != there:
-        shared = (wanted & there).total()
+    keys, other_keys = Counter(map(_key, first)), Counter({k: len(v) for k, v in second.items()})
+    if keys != other_keys:
+        shared = (keys & other_keys).total()
         hint = "Evaluate both on the same test rows, in one output folder."
         raise AdapterError(
             where=f"{one.name} and {two.name}",
-            expected=f"the same {where} items",
-            found=f"{wanted.total()} and {there.total()} items, {shared} of them shared",
-            hint=hint + ("" if shared else " (Digests of another folder have another key.)"),
+            expected=f"the same {kind} items",
+            found=f"{keys.total()} and {other_keys.total()} items, {shared} of them shared",
+            hint=hint + ("" if shared else " (Other output folders have another key.)"),
         )
     return ScoreTable(second[_key(item)].pop(0) for item in first)
 
 
-def _paired(one: _Run, two: _Run, where: str) -> ScoreTable:
-    """Items in which ``base`` is A's adapter and ``adapter`` B's."""
-    first = one.items.where("set", where)
-    second = _ordered(one, two, where)
+def _paired(one: _Run, two: _Run, kind: str) -> ScoreTable:
+    """The items of both, with A's scores as ``base`` and B's as ``adapter``."""
+    first = one.items.where("set", kind)
+    second = _ordered(one, two, kind)
     return ScoreTable(
         {**a, "scores": {"base": a["scores"]["adapter"], "adapter": b["scores"]["adapter"]}}
         for a, b in zip(first, second, strict=True)

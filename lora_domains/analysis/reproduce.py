@@ -1,6 +1,7 @@
-"""A run once more, from its card: the same declaration, rows, seed and base; what differs is said.
+"""Repeat a training from its card: the same domain, rows, seed and base. No torch.
 
-On the same machine, with the same versions and rows, it ends with the same bytes. No torch.
+With the same rows, versions and machine the adapter is the same to the byte. Otherwise the
+differences are named.
 """
 
 from collections.abc import Mapping
@@ -18,44 +19,44 @@ MATTERS = (
     "python", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "lora_domains",
     "device", "threads", "world_size",
 )  # fmt: skip
-"""What of a card's environment the last bit of a weight may depend on."""
+"""The keys of a card's environment that rounding may depend on."""
 
 
 def card_at(path: Path) -> Card:
-    """The card at ``path``: the file itself, or the folder it lies in."""
+    """The card at ``path``, the file itself or its folder."""
     return Card.read(path.parent if path.name == CARD else path)
 
 
 def domain_of(card: Card) -> Domain:
-    """The domain a card's adapter was trained on; raises UsageError where it cannot be had again.
+    """The domain on which a card's adapter was trained; raises UsageError if the card lacks a part.
 
-    Labels are found anew in the rows, as they were then.
+    Undeclared labels are read from the rows again.
     """
     entry = card.adapter
-    # Where it has been judged by others since: those it was trained with.
+    # The task and gates of its training, where a later evaluation used others.
     settings = entry.settings | entry.trained_with
     where = f"the card of {entry.domain}"
     record = settings.get("data")
     if record is None:
         raise UsageError(
             where=where,
-            expected="the place of its rows",
-            found="none: an older version wrote it",
+            expected="a card that says where its rows are",
+            found="one of an older version, which does not",
             hint="Run the recipe, or lora-domains fit with the same flags.",
         )
     if record["row"] is not None:
         raise UsageError(
             where=where,
             expected="rows that are used as they are read",
-            found=f"rows that go through the recipe's function {record['row']}",
-            hint="Run the recipe itself with the same flags: a card holds no code.",
+            found=f"rows transformed by the function {record['row']} of a recipe",
+            hint="Run the recipe with the same flags, since a card holds no code.",
         )
     method = settings["training"]["retention"]
     if method not in RETENTION:
         raise UsageError(
             where=where,
             expected=f"a retention method of this version: {listed(RETENTION)}",
-            found=f"{method}, which an older version had",
+            found=f"{method}, of an older version",
             hint="Train the adapter again with --retention replay or kl.",
         )
     return Domain(
@@ -89,8 +90,8 @@ def _source(value: Any, where: str) -> Source | None:
     if isinstance(value, str) and value.endswith(" rows in memory"):
         raise UsageError(
             where=where,
-            expected="rows from a file, the Hub or the embedded world",
-            found=f"{value}, which a card does not hold",
+            expected="rows from a file, the Hub or the embedded data",
+            found=f"{value}, which are not in the card",
             hint="Call model.fit with those rows again.",
         )
     source: str | None = value
@@ -98,9 +99,9 @@ def _source(value: Any, where: str) -> Source | None:
 
 
 def base_of(card: Card) -> tuple[str | None, str | None]:
-    """(path or id, revision) of a card's base; None is the embedded one.
+    """(id, revision) of a card's base on the Hub; (None, None) for the embedded base.
 
-    Raises UsageError where it was a folder, whose place a card does not hold.
+    Raises UsageError for a folder, since a card does not hold its path.
     """
     base = card.base
     if base.id == "embedded":
@@ -108,22 +109,22 @@ def base_of(card: Card) -> tuple[str | None, str | None]:
     if base.revision is None:
         raise UsageError(
             where=f"the card of {card.adapter.domain}",
-            expected="a base that can be found again",
-            found=f"a folder called {base.id}, whose place a card does not hold",
+            expected="the embedded base or one from the Hub",
+            found=f"a folder called {base.id}, whose path is not in the card",
             hint=f"Give it: --base …/{base.id}",
         )
     return base.id, base.revision
 
 
 def differences(then: Card, now: Card) -> list[str]:
-    """What two cards of one domain say differently of base, rows, versions and machine."""
-    found = []
+    """Differences of base, rows, settings, versions and machine between two cards of a domain."""
+    different = []
     for key in ("id", "revision", "identity", "dtype", "quantization"):
         one, two = getattr(then.base, key), getattr(now.base, key)
         if one != two:
-            found.append(f"base {key}: {_short(one)} → {_short(two)}")
+            different.append(f"base {key}: {_short(one)} → {_short(two)}")
     before, after = then.environment, now.environment
-    found += [
+    different += [
         f"{key}: {before[key]} → {after.get(key)}"
         for key in MATTERS
         if key in before and before[key] != after.get(key)
@@ -131,33 +132,33 @@ def differences(then: Card, now: Card) -> list[str]:
     one, two = then.adapter, now.adapter
     for split in (*SPLITS, "general"):
         if split in one.data and one.data[split] != two.data.get(split):
-            found.append(f"{split} rows: other digests")
+            different.append(f"other {split} rows")
     if one.parent != two.parent:
-        found.append("another parent")
-    if _taught(one) != _taught(two):
-        found.append("another task or other gates")
+        different.append("other parent")
+    if _trained_with(one) != _trained_with(two):
+        different.append("other task or gates")
     if one.settings["training"] != two.settings["training"]:
-        found.append("other training settings")
+        different.append("other training settings")
     if one.settings["lora"] != two.settings["lora"]:
-        found.append("other LoRA settings")
-    return found
+        different.append("other LoRA settings")
+    return different
 
 
-def _taught(entry: AdapterEntry) -> dict[str, Any]:
-    """Task and gates with which it was trained: epochs were ranked and limited by them."""
+def _trained_with(entry: AdapterEntry) -> dict[str, Any]:
+    """Task and gates of the training, which chose the epoch by them."""
     settings = entry.settings | entry.trained_with
     return {key: settings[key] for key in ("task", "gates")}
 
 
 def same_bytes(then: Card, now: Card) -> tuple[bool, str]:
-    """Whether the adapter is the same to the byte, and that in words with what differs."""
+    """Whether the adapter is the same to the byte, and a message that names the differences."""
     one, two = (str(card.adapter.sha256) for card in (then, now))
-    differing = differences(then, now)
-    what = f" What differs: {listed(differing)}." if differing else ""
+    different = differences(then, now)
+    named = f" Differences: {listed(different)}." if different else ""
     if one == two:
-        return True, f"The same bytes as in the card (sha256 {one[:12]}).{what}"
-    why = what or " Nothing that the cards name differs: another machine, or memory that ran out."
-    return False, f"Other bytes than in the card (sha256 {two[:12]} for {one[:12]}).{why}"
+        return True, f"The adapter is the same to the byte (sha256 {one[:12]}).{named}"
+    named = named or " The cards are the same: another machine, or smaller batches to save memory."
+    return False, f"The adapter differs (sha256 {two[:12]}, not {one[:12]}).{named}"
 
 
 def _short(value: object) -> str:

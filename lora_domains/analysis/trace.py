@@ -1,11 +1,10 @@
-"""Why an adapter answers as it does on one text: what it read, how sure it is, which layers did it.
+"""Trace of one text: its tokens, the probabilities of base and adapter, and each layer's part.
 
-Two views of the layers, both in log-odds of the answer against the other labels (nats). *Read off
-after each layer*: what the model would say if it ended there, by its own last norm and output layer
-(the logit lens: nostalgebraist 2020, "interpreting GPT: the logit lens", lesswrong.com). *Adapter
-up to a layer*: what it does say when the adapter acts in the first layers alone, the rest being the
-base's (an ablation, as in Vig et al. 2020, arXiv 2004.12265; the steps add up to the whole change,
-and what a layer is worth depends on the ones before it).
+Layers are shown by two log-odds of the answer against the other labels, in nats. The logit lens
+applies the model's last norm and output layer after each layer (nostalgebraist 2020, "interpreting
+GPT: the logit lens", lesswrong.com). The ablation lets the adapter act in the first layers only
+(Vig et al. 2020, arXiv 2004.12265): its steps add up to the whole change, and the step of a layer
+depends on the layers before it.
 """
 
 import copy
@@ -31,44 +30,47 @@ from lora_domains.tasks import Example, Task
 
 @dataclass(frozen=True)
 class Layer:
-    """Log-odds of the answer against the other labels, in nats, at one layer (counted from 1)."""
+    """Log-odds of the answer against the other labels, in nats, at one layer."""
 
     number: int
+    """From 1."""
     base: float
-    """Read off the base after this layer,"""
+    """Logit lens on the base after this layer."""
     adapter: float
-    """and off the adapter."""
+    """Logit lens on the adapter after this layer."""
     upto: float
-    """At the end, with the adapter acting in the layers up to this one."""
+    """Output of the model with the adapter acting in the layers up to this one."""
     moved: float
-    """What this layer's share of the adapter added to that."""
+    """Change of ``upto`` from the layer before."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One text through base and adapter. It holds the text: for the screen, never for a file."""
+    """One text in base and adapter. It contains the text: show it, do not save it."""
 
     domain: str
     before: tuple[str, ...]
-    """The tokens that were read, as text, left to right,"""
+    """Tokens of the prompt as text, up to the cut."""
     cut: tuple[str, ...]
-    """those cut from the middle because the text was too long,"""
+    """Tokens cut from the middle of a prompt that is too long."""
     after: tuple[str, ...]
-    """and those read after them."""
+    """Tokens after the cut."""
     labels: tuple[str, ...]
+    """The labels; for a task without labels, the generated answers of adapter and base."""
     base: tuple[float, ...]
-    """Probabilities of ``labels``, and the adapter's."""
+    """Probabilities of ``labels`` by the base."""
     adapter: tuple[float, ...]
+    """Probabilities of ``labels`` by the adapter."""
     answer: str
-    """The adapter's label."""
+    """The label that the adapter predicts."""
     start: float
-    """Log-odds of ``answer`` without the adapter."""
+    """Log-odds of ``answer`` by the base."""
     layers: tuple[Layer, ...]
-    """None where there is one label only: base and adapter wrote the same words."""
+    """Empty where base and adapter generate the same answer, the only label."""
 
     @property
     def most_moved(self) -> tuple[int, ...]:
-        """The fewest layers that together made half of the whole change, by their number."""
+        """Numbers of the fewest layers that account for half of the change."""
         whole = sum(layer.moved for layer in self.layers)
         sign = math.copysign(1.0, whole)
         picked: list[int] = []
@@ -82,7 +84,7 @@ class Trace:
 
 
 def trace(model: DomainModel, text: str | Mapping[str, Any], name: str) -> Trace:
-    """One text through the base and the loaded adapter ``name``: tokens, probabilities, layers.
+    """Trace ``text`` in the base and in the loaded adapter ``name``.
 
     ``text`` is a string, or a row with the columns of the domain's prompt. Raises UsageError for an
     adapter without a card, and what ``trace_example`` does.
@@ -96,23 +98,22 @@ def trace(model: DomainModel, text: str | Mapping[str, Any], name: str) -> Trace
 def trace_example(
     bank: Bank, name: str, task: Task, example: Example, tokenization: Tokenization
 ) -> Trace:
-    """How the resident adapter ``name`` comes to its answer on ``example``, beside the base.
+    """Trace ``example`` in the base and in the loaded adapter ``name``.
 
-    Of a task without labels, what base and adapter write are the labels. Raises UsageError when
-    it is not resident or has a trained head (the base's output layer, which is what layers are read
-    by, has no part in its labels), BaseModelError when the layers of the base cannot be told.
+    Raises UsageError if the adapter is not loaded or has a trained head, to which the logit lens
+    does not apply, and BaseModelError if the base has no list of layers.
     """
     if bank[name].head is not None:
         raise UsageError(
             where=name,
-            expected="an adapter that answers in words",
-            found="one with a trained head",
-            hint="predict gives its labels with their probabilities.",
+            expected="an adapter without a trained head",
+            found="one with a head",
+            hint="Use predict for the probabilities of its labels.",
         )
     item = tokenization.encode(example)
     labels = task.labels or ()
     if not labels:
-        labels, item = _written(bank, name, task, item, tokenization)
+        labels, item = _generated(bank, name, task, item, tokenization)
     before, cut, after = _tokens(tokenization, example, item)
     base, adapter = (_label_logprobs(bank, route, item) for route in (None, name))
     best = int(adapter.argmax())
@@ -132,7 +133,7 @@ def trace_example(
 
 
 def log_odds(logprobs: np.ndarray, index: int) -> float:
-    """Of one choice against all others together, in nats."""
+    """Log-odds of one choice against all others together, in nats."""
     others = np.delete(logprobs, index)
     return float(logprobs[index] - np.logaddexp.reduce(others))
 
@@ -140,7 +141,7 @@ def log_odds(logprobs: np.ndarray, index: int) -> float:
 def _label_logprobs(
     bank: Bank, route: str | None, item: EncodedExample, model: Any = None
 ) -> np.ndarray:
-    """Log-probabilities over the labels alone, (labels,); ``model`` is the base's, or a view."""
+    """Log-probabilities over the labels, (labels,), by the base's model or a view of it."""
     with bank.routed(route):
         return _scored(bank, item, model)
 
@@ -151,25 +152,25 @@ def _scored(bank: Bank, item: EncodedExample, model: Any = None) -> np.ndarray:
     return renormalise(scores)
 
 
-def _written(
+def _generated(
     bank: Bank, name: str, task: Task, item: EncodedExample, tokenization: Tokenization
 ) -> tuple[tuple[str, ...], EncodedExample]:
-    """What base and adapter write, as the labels, the adapter's first; once if it is the same."""
+    """The answers of adapter and base (one if equal), and ``item`` with them as its choices."""
     texts = []
     for route in (name, None):
         with bank.routed(route):
             model, tokenizer = bank.base.model, bank.base.tokenizer
             texts += generate_in_batches(model, tokenizer, [item], task.max_new_tokens)
-    said = tuple(dict.fromkeys(texts))
-    # With its end, or an answer that begins the other would always be the likelier one.
-    coded = tuple((*tokenization.answer_tokens(" " + text), tokenization.eos) for text in said)
-    return said, replace(item, choices=coded)
+    answers = tuple(dict.fromkeys(texts))
+    # With an end token, since an answer that is a prefix of the other would always be likelier.
+    choices = tuple((*tokenization.answer_tokens(" " + text), tokenization.eos) for text in answers)
+    return answers, replace(item, choices=choices)
 
 
 def _tokens(
     tokenization: Tokenization, example: Example, item: EncodedExample
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The prompt's tokens as text: before the cut, cut, after it (see ``Encoder.encode``)."""
+    """The tokens of the prompt as text: before the cut, cut, and after it."""
     body = tokenization.tokens(example.prompt)
     kept = len(item.prompt) - len(tokenization.bos)
     head = kept // 2 if item.truncated else len(body)
@@ -187,7 +188,7 @@ def _layers(bank: Bank, name: str, item: EncodedExample, best: int) -> tuple[Lay
     whole = bank.route(name)
     assert isinstance(whole, Single)
     before = log_odds(_label_logprobs(bank, None, item), best)
-    found = []
+    layers = []
     for number in range(1, count + 1):
         view = ended_after(model, path, number)
         base, adapter = (
@@ -200,13 +201,13 @@ def _layers(bank: Bank, name: str, item: EncodedExample, best: int) -> tuple[Lay
         }
         with entered(model, Single(replace(whole.adapter, weights=weights)), None):
             upto = log_odds(_scored(bank, item), best)
-        found.append(Layer(number, base, adapter, upto, upto - before))
+        layers.append(Layer(number, base, adapter, upto, upto - before))
         before = upto
-    return tuple(found)
+    return tuple(layers)
 
 
 def layer_list(model: nn.Module) -> tuple[str, int]:
-    """(name, length) of the list of the model's layers; raises BaseModelError without one."""
+    """(name, length) of the model's list of layers; raises BaseModelError without one."""
     config: Any = model.config
     count = int(config.get_text_config().num_hidden_layers)
     lists = [
@@ -221,29 +222,29 @@ def layer_list(model: nn.Module) -> tuple[str, int]:
             found="none",
             hint="Trace an adapter of a decoder such as Llama, Qwen or GPT-2.",
         )
-    # The outermost: a mixture of experts may have as many experts as layers.
+    # The outermost list, since a mixture of experts may have as many experts as layers.
     return min(lists, key=lambda name: name.count(".")), count
 
 
 def layer_of(linear: str, path: str, count: int) -> int:
-    """The layer that ``linear`` lies in, from 1; the last for what comes after all of them."""
+    """Number of the layer that contains ``linear``, from 1; the last one for what follows them."""
     if not linear.startswith(f"{path}."):
         return count
     return int(linear.removeprefix(f"{path}.").split(".")[0]) + 1
 
 
 def ended_after(model: nn.Module, path: str, count: int) -> Any:
-    """A view of ``model`` that ends after ``count`` layers, then its own last norm and output.
+    """A view of ``model`` with its first ``count`` layers, its last norm and its output layer.
 
-    It shares every tensor and every layer; ``model`` itself is not touched, so that other threads
-    can go on with it. ``path`` names the list of layers.
+    It shares all tensors and leaves ``model`` unchanged for other threads. ``path`` names the list
+    of layers.
     """
-    view = parent = _opened(model)
+    view = parent = _copied(model)
     *names, last = path.split(".")
     for name in names:
         child = parent._modules[name]
         assert child is not None
-        parent._modules[name] = _opened(child)
+        parent._modules[name] = _copied(child)
         parent = parent._modules[name]  # type: ignore[assignment]
     layers = parent._modules[last]
     assert isinstance(layers, nn.ModuleList)
@@ -251,10 +252,10 @@ def ended_after(model: nn.Module, path: str, count: int) -> Any:
     return view
 
 
-def _opened(module: nn.Module) -> nn.Module:
+def _copied(module: nn.Module) -> nn.Module:
     """A shallow copy whose children can be replaced."""
-    made = copy.copy(module)
-    made.__dict__["_modules"] = dict(module._modules)
-    # Accelerate ties the forward of a dispatched model to that model: back to the class's own.
-    made.__dict__.pop("forward", None)
-    return made
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = dict(module._modules)
+    # Accelerate binds the forward of a dispatched model to that model; use that of the class.
+    copied.__dict__.pop("forward", None)
+    return copied

@@ -1,4 +1,4 @@
-"""Edits that leave the label: what may change, what may not, and never a test row."""
+"""Edited copies of training texts: what may change, and that none equals a test row."""
 
 import re
 from random import Random
@@ -19,14 +19,14 @@ WORDS = st.lists(
 
 
 @given(WORDS, st.integers(0, 1000))
-def test_words_stay_in_place_and_short_ones_keep_their_letters(words: list[str], seed: int) -> None:
+def test_words_keep_their_place_and_short_ones_their_letters(words: list[str], seed: int) -> None:
     edited = noisy(" ".join(words), Random(seed)).split()
     assert len(edited) == len(words)
     for before, after in zip(words, edited, strict=True):
         assert re.sub(r"\D", "", after) == re.sub(r"\D", "", before)
         before, after = (word.strip(".").casefold() for word in (before, after))
         if LONG.fullmatch(before):
-            # At most two slips, inside the word; its first and last letters stay.
+            # At most two mistakes inside the word, never in its first or last letter.
             assert (len(before), before[0], before[-1]) == (len(after), after[0], after[-1])
             assert sum(a != b for a, b in zip(before, after, strict=True)) <= 4
         else:
@@ -34,19 +34,19 @@ def test_words_stay_in_place_and_short_ones_keep_their_letters(words: list[str],
 
 
 @given(st.text(max_size=80), st.integers(0, 100))
-def test_any_text_can_be_edited_and_always_alike(text: str, seed: int) -> None:
+def test_edits_of_any_text_are_reproducible(text: str, seed: int) -> None:
     assert noisy(text, Random(seed)) == noisy(text, Random(seed))
 
 
-def test_most_texts_do_change() -> None:
+def test_most_texts_change() -> None:
     texts = [row["text"] for row in make_rows(200)]
     changed = sum(noisy(text, Random(at)) != text for at, text in enumerate(texts))
     assert changed > 120
 
 
-def test_training_rows_come_once_more_with_their_labels_and_test_rows_never() -> None:
+def test_copies_keep_their_labels_and_never_equal_a_test_row() -> None:
     rows = make_rows(80)
-    # A test row that is a training row but for its case: some edit must not make the two one.
+    # A test row that is almost a training row, so that an edit could make them equal.
     rows[79] = {**rows[0], "text": rows[0]["text"] + " indeed"}
     prepared = prepare(Classification(), Data(rows))
     made = augmented(prepared.task, Data(rows), prepared.train, prepared.test, 0)
@@ -62,7 +62,7 @@ def test_training_rows_come_once_more_with_their_labels_and_test_rows_never() ->
     assert made != augmented(prepared.task, Data(rows), prepared.train, prepared.test, 1)
 
 
-def test_a_row_that_becomes_a_test_row_is_left_out() -> None:
+def test_a_copy_that_equals_a_test_row_is_left_out() -> None:
     rows = make_rows(40)
     prepared = prepare(Classification(), Data(rows))
     data = Data(rows)
@@ -73,7 +73,7 @@ def test_a_row_that_becomes_a_test_row_is_left_out() -> None:
     assert len(left) < len(every)
 
 
-def test_the_rows_function_of_a_recipe_is_followed() -> None:
+def test_the_row_function_of_a_recipe_is_applied() -> None:
     rows = [{"words": row["text"], "label": row["label"]} for row in make_rows(40)]
     data = Data(rows, row=lambda values: {**values, "text": f"note {values['words']}"})
     prepared = prepare(Classification(), data)
@@ -81,7 +81,7 @@ def test_the_rows_function_of_a_recipe_is_followed() -> None:
     assert all("note" in example.prompt.casefold() for example in made)
 
 
-def test_plain_text_is_left_alone() -> None:
+def test_plain_text_has_no_copies() -> None:
     rows = [{"text": f"{row['text']}."} for row in make_rows(40)]
     prepared = prepare(LanguageModelling(), Data(rows))
     assert augmented(prepared.task, Data(rows), prepared.train, prepared.test, 0) == []

@@ -1,4 +1,4 @@
-"""Two adapters, or several seeds of one, on the same items: from folders, without a model."""
+"""Comparing two adapters, or several seeds of one, on the same items and without a model."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ Item = dict[str, Any]
 
 
 def drawn(right: float, seed: int, count: int = 400, lost: int = 0) -> list[Item]:
-    """The same test items for every seed; the adapter is right on a share of them."""
+    """The same test items for every seed; the adapter predicts a share of them correctly."""
     hard = np.random.default_rng(0).permutation(count) / count
     noise = np.random.default_rng(seed).normal(0, 0.05, count)
     items = []
@@ -50,7 +50,9 @@ def save(folder: Path, items: Sequence[Item], **judged: Any) -> Path:
     return folder
 
 
-def test_the_better_version_passes_the_worse_fails_and_the_same_is_open(tmp_path: Path) -> None:
+def test_a_better_version_passes_and_a_worse_one_fails(
+    tmp_path: Path,
+) -> None:
     a, b = save(tmp_path / "a", drawn(0.7, 1)), save(tmp_path / "b", drawn(0.9, 2))
     better, worse, same = compare_adapters(a, b), compare_adapters(b, a), compare_adapters(a, a)
     assert (better["verdict"], worse["verdict"], same["verdict"]) == (
@@ -80,7 +82,7 @@ def test_a_better_version_that_forgot_does_not_pass(tmp_path: Path) -> None:
     assert found["verdict"] == "fail"
 
 
-def test_other_test_rows_or_another_question_are_refused(tmp_path: Path) -> None:
+def test_other_test_rows_or_another_task_are_refused(tmp_path: Path) -> None:
     a, items = save(tmp_path / "a", drawn(0.7, 1)), drawn(0.9, 2)
     fewer = save(tmp_path / "fewer", items[1:])
     with pytest.raises(AdapterError, match="399 items, 399 of them shared"):

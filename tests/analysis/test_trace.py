@@ -1,4 +1,4 @@
-"""Trace of one text: it agrees with predict, adds up over the layers, and is written nowhere."""
+"""Traces of one text agree with predictions, add up over the layers, and are never written."""
 
 import json
 from dataclasses import asdict, replace
@@ -33,12 +33,12 @@ from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.terminal import bar, signed_bar
 from lora_domains.tasks import Classification, Example, Generation, Row, task_record
 
-# Labels of several tokens that begin alike: the first token alone would say nothing.
+# Labels of several tokens with a common first token.
 TASK = Classification(labels=("spam now", "spam later", "ham"))
 TEXT = "alpha beta win the prize now"
 
 
-def asked(text: str = TEXT) -> Example:
+def prompt(text: str = TEXT) -> Example:
     return TASK.unlabelled(Row({"text": text}, "input", 0, "input"))
 
 
@@ -51,20 +51,20 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 
 
 def probabilities(bank: Bank, route: str | None) -> list[float]:
-    item = Tokenization(bank.base.tokenizer, 128).encode(asked())
+    item = Tokenization(bank.base.tokenizer, 128).encode(prompt())
     with bank.routed(route):
         (scores,) = choice_logprobs(bank.base.model, [item], bank.base.tokenizer.pad_token_id)
     return [float(p) for p in torch.tensor(renormalise(scores)).exp()]
 
 
-def test_it_agrees_with_what_base_and_adapter_say(bank: Bank) -> None:
-    found = trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+def test_probabilities_are_those_of_base_and_adapter(bank: Bank) -> None:
+    found = trace_example(bank, "strong", TASK, prompt(), Tokenization(bank.base.tokenizer, 128))
     assert found.base == pytest.approx(probabilities(bank, None), abs=1e-6)
     assert found.adapter == pytest.approx(probabilities(bank, "strong"), abs=1e-6)
     best = found.labels.index(found.answer)
     assert found.adapter[best] == max(found.adapter)
     last, logit = found.layers[-1], torch.logit
-    # At the last layer every view is the whole model's.
+    # At the last layer every view is the whole model.
     assert last.base == pytest.approx(float(logit(torch.tensor(found.base[best]))), abs=1e-3)
     assert last.adapter == pytest.approx(float(logit(torch.tensor(found.adapter[best]))), abs=1e-3)
     assert last.upto == pytest.approx(last.adapter, abs=1e-5)
@@ -75,11 +75,11 @@ def test_it_agrees_with_what_base_and_adapter_say(bank: Bank) -> None:
     assert len({round(layer.upto, 3) for layer in found.layers}) == 4
 
 
-def test_a_layer_without_an_adapter_moves_nothing(bank: Bank) -> None:
+def test_a_layer_without_lora_weights_changes_nothing(bank: Bank) -> None:
     whole = bank["strong"]
     third = {n: pair for n, pair in whole.weights.items() if ".layers.2." in n}
     bank.add(replace(whole, name="third", weights=third))
-    found = trace_example(bank, "third", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    found = trace_example(bank, "third", TASK, prompt(), Tokenization(bank.base.tokenizer, 128))
     assert [layer.moved != 0 for layer in found.layers] == [False, False, True, False]
     assert found.most_moved == (3,)
     for layer in found.layers[:2]:
@@ -107,18 +107,18 @@ def test_the_lens_is_the_last_norm_and_the_output_layer_after_each_layer(
             torch.testing.assert_close(view(input_ids=ids).logits, wanted, atol=1e-5, rtol=0)
         whole = ended_after(model, path, count)(input_ids=ids).logits
         assert torch.equal(whole, model(input_ids=ids).logits)
-    assert len(model.get_submodule(path)) == count  # the model itself is as it was
+    assert len(model.get_submodule(path)) == count  # the model itself is unchanged
 
 
-def test_nothing_of_bank_or_base_changes(bank: Bank) -> None:
+def test_bank_and_base_stay_unchanged(bank: Bank) -> None:
     before, names = bank.base.state_digest(), tuple(bank)
-    trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    trace_example(bank, "strong", TASK, prompt(), Tokenization(bank.base.tokenizer, 128))
     assert (bank.base.state_digest(), tuple(bank)) == (before, names)
     assert bank.current() is None
 
 
-def test_tokens_are_shown_left_to_right_with_those_that_were_cut(bank: Bank) -> None:
-    tokenization, example = Tokenization(bank.base.tokenizer, 24), asked(WORDS)
+def test_tokens_are_in_order_with_those_that_were_cut(bank: Bank) -> None:
+    tokenization, example = Tokenization(bank.base.tokenizer, 24), prompt(WORDS)
     found = trace_example(bank, "strong", TASK, example, tokenization)
     whole = bank.base.tokenizer.decode(tokenization.tokens(example.prompt))
     assert "".join(found.before + found.cut + found.after) == whole
@@ -126,11 +126,11 @@ def test_tokens_are_shown_left_to_right_with_those_that_were_cut(bank: Bank) -> 
     kept = bank.base.tokenizer.decode(read[len(tokenization.bos) :])
     assert "".join(found.before + found.after) == kept
     assert len(found.cut) > 0
-    short = trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+    short = trace_example(bank, "strong", TASK, prompt(), Tokenization(bank.base.tokenizer, 128))
     assert (short.cut, short.after) == ((), ())
 
 
-def test_of_written_answers_the_adapters_is_set_against_the_bases(bank: Bank) -> None:
+def test_generated_answers_of_adapter_and_base_are_compared(bank: Bank) -> None:
     task = Generation(max_new_tokens=4)
     example = task.unlabelled(Row({"question": TEXT}, "input", 0, "input"))
     found = trace_example(bank, "strong", task, example, Tokenization(bank.base.tokenizer, 128))
@@ -141,7 +141,7 @@ def test_of_written_answers_the_adapters_is_set_against_the_bases(bank: Bank) ->
     assert (len(same.labels), same.layers) == (1, ())
 
 
-def test_layers_are_told_from_names() -> None:
+def test_the_layer_of_a_linear_follows_from_its_name() -> None:
     assert layer_of("model.layers.0.self_attn.q_proj", "model.layers", 4) == 1
     assert layer_of("model.layers.3.mlp.up_proj", "model.layers", 4) == 4
     assert layer_of("lm_head", "model.layers", 4) == 4
@@ -154,7 +154,7 @@ def test_log_odds_of_even_choices() -> None:
 
 
 def saved(bank: Bank, out: Path) -> Path:
-    """The strong adapter with a card that says how it is asked."""
+    """The folder of the strong adapter, with its task in the card."""
     folder = save(out / "strong", bank["strong"], bank.base)
     card = json.loads((folder / "card.json").read_text())
     card["adapters"][0]["settings"] = {"task": task_record(TASK)}
@@ -162,7 +162,7 @@ def saved(bank: Bank, out: Path) -> Path:
     return folder
 
 
-def test_the_screen_shows_it_and_no_file_does(
+def test_the_text_is_shown_and_not_written(
     bank: Bank, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,7 +178,7 @@ def test_the_screen_shows_it_and_no_file_does(
         assert not path.is_file() or b"secretword" not in path.read_bytes(), path
 
 
-def test_a_domain_of_several_columns_asks_for_a_row(bank: Bank, tmp_path: Path) -> None:
+def test_a_domain_with_several_columns_needs_a_row(bank: Bank, tmp_path: Path) -> None:
     model = DomainModel(bank.base, out=tmp_path, display=Display(quiet=True))
     adapter = replace(bank["strong"], card=Card(
         base=BaseRecord(**bank.base.record()),
@@ -191,8 +191,8 @@ def test_a_domain_of_several_columns_asks_for_a_row(bank: Bank, tmp_path: Path) 
     assert trace(model, {"text": "alpha", "note": "beta"}, "strong").layers
 
 
-def test_a_trace_is_drawn(bank: Bank, tmp_path: Path) -> None:
-    found = trace_example(bank, "strong", TASK, asked(), Tokenization(bank.base.tokenizer, 128))
+def test_a_trace_is_printed(bank: Bank, tmp_path: Path) -> None:
+    found = trace_example(bank, "strong", TASK, prompt(), Tokenization(bank.base.tokenizer, 128))
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
         terminal.trace(Display(console=Console(file=file)).console, asdict(found), found.most_moved)
     text = (tmp_path / "log").read_text(encoding="utf-8")
