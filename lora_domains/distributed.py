@@ -1,7 +1,7 @@
-"""Several processes, one run: how many there are, who writes, and how scoring is shared.
+"""Several processes in one run: their number, which one writes, and how they share scoring.
 
-Every process holds the whole frozen base; the rows are shared, and only the adapter's gradients
-are exchanged. A launch that would end in something else than was asked for is named here.
+Every process holds the whole frozen base. The processes share the rows and exchange only the
+adapter's gradients. A launch that would not run as requested is refused or warned about.
 """
 
 import atexit
@@ -20,50 +20,53 @@ _sharing: ContextVar[bool] = ContextVar("lora_domains_sharing", default=False)
 def state() -> Any:
     """Accelerate's ``PartialState``: rank, number of processes, device.
 
-    On a machine without an accelerator it has to be told so, or two launched processes would each
-    take themselves for the only one and write the same folder. Raises UsageError when fewer
-    processes run than were asked for.
+    Raises UsageError when fewer processes run than were launched for one run.
     """
     from accelerate import PartialState
 
     if not PartialState._shared_state:
-        _check_started()
+        _check_launch()
         try:
-            made = PartialState(cpu=_on_cpu())
-            if made.num_processes > 1:
-                # Left to the end of Python its threads may abort the process: exit code -6.
-                atexit.register(made.destroy_process_group)
+            started = PartialState(cpu=_on_cpu())
         except ImportError as error:
             raise UsageError(
                 where="accelerate launch",
                 expected="plain data parallelism",
                 found=str(error).splitlines()[0],
-                hint="Launch with recipes/accelerate/ddp.yaml: the frozen base needs no ZeRO.",
+                hint="Launch with recipes/accelerate/ddp.yaml: a frozen base needs no ZeRO.",
             ) from error
-    found = PartialState()
-    started = _number("WORLD_SIZE")
-    if started > found.num_processes:
+        if started.num_processes > 1:
+            # Threads of the process group may abort Python at its exit (code -6).
+            atexit.register(started.destroy_process_group)
+    current = PartialState()
+    launched = _number("WORLD_SIZE")
+    if launched > current.num_processes:
         raise UsageError(
             where="accelerate launch",
-            expected=f"one run of {started} processes",
-            found=f"{started} processes that know of {found.num_processes} each",
-            hint="Make no PartialState or Accelerator before lora_domains on a machine without "
-            "an accelerator, or make it with cpu=True.",
+            expected=f"one run of {launched} processes",
+            found=f"{launched} separate processes, each in a group of {current.num_processes}",
+            hint="On a machine without an accelerator, create no PartialState or Accelerator "
+            "before lora_domains, or create it with cpu=True.",
         )
-    return found
+    return current
 
 
 def _on_cpu() -> bool:
+    """Whether Accelerate must be told to use the CPU.
+
+    Without an accelerator, launched processes would otherwise each run alone and write to the same
+    folder.
+    """
     import torch
 
-    asked = _is_set("ACCELERATE_USE_CPU")
-    return asked or (_number("WORLD_SIZE") > 1 and not torch.accelerator.is_available())
+    requested = _is_set("ACCELERATE_USE_CPU")
+    return requested or (_number("WORLD_SIZE") > 1 and not torch.accelerator.is_available())
 
 
-def _check_started() -> None:
-    """Accelerate's simple launcher starts one process whatever ``--num_processes`` says.
+def _check_launch() -> None:
+    """Refuse Accelerate's simple launcher, which ignores ``--num_processes``.
 
-    It shows in the environment: an address to meet at, and nobody to be met there.
+    It sets an address for a process group but no number of processes.
     """
     if (
         "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -73,41 +76,37 @@ def _check_started() -> None:
     ):
         raise UsageError(
             where="accelerate launch",
-            expected="as many processes as --num_processes says",
+            expected="the number of processes in --num_processes",
             found="one: with --cpu, or without --multi_gpu, Accelerate starts a single process",
             hint="accelerate launch --multi_gpu --num_processes 2 … starts two, on CPUs as well. "
-            "For one process say --num_processes 1; where MASTER_ADDR is set already, unset it.",
+            "For one process give --num_processes 1; if MASTER_ADDR was set before, unset it.",
         )
 
 
 def launch_warnings() -> list[str]:
-    """What the launcher was asked for that does not happen here, in words."""
-    found = []
-    device = state().device.type
+    """Options of the launch that have no effect here."""
+    warnings = []
+    on_cpu = state().device.type == "cpu"
     for name, flag in (("FSDP", "ACCELERATE_USE_FSDP"), ("ZeRO", "ACCELERATE_USE_DEEPSPEED")):
-        if not _is_set(flag):
-            continue
-        why = (
-            f"{name} was asked for: on a CPU Accelerate runs plain data parallelism instead. "
-            if device == "cpu"
-            else f"{name} was asked for. "
-        )
-        found.append(
-            why + "Nothing is sharded: every process holds the whole frozen base, and only the "
-            "adapter's gradients are exchanged. A base too large for that fits with --load-in-4bit."
-        )
+        if _is_set(flag):
+            instead = "; on a CPU Accelerate runs plain data parallelism" if on_cpu else ""
+            warnings.append(
+                f"{name} is not used{instead}. Every process holds the whole frozen base, and only "
+                "the adapter's gradients are exchanged. A base too large for that fits with "
+                "--load-in-4bit."
+            )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
-        found.append(
-            f"mixed precision {precision} is not used: the base is computed as it was loaded, "
-            "the adapter in float32."
+        warnings.append(
+            f"mixed precision {precision} is not used: the base computes in the dtype it was "
+            "loaded in, the adapter in float32."
         )
     if _number("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") > 1:
-        found.append(
-            "gradient accumulation steps are not used: a batch is split into micro-batches that "
-            "fit, whatever its size. Set batch_size instead."
+        warnings.append(
+            "gradient accumulation steps are not used: a batch of any size is divided into passes "
+            "that fit into memory. Set batch_size instead."
         )
-    return found
+    return warnings
 
 
 def _is_set(name: str) -> bool:
@@ -119,7 +118,7 @@ def _number(name: str) -> int:
     return int(text) if text.isdigit() else 1
 
 
-# ── One writes ──────────────────────────────────────────────────────────────────────────────────
+# ── One process writes ──────────────────────────────────────────────────────────────────────────
 
 
 def is_main() -> bool:
@@ -127,10 +126,9 @@ def is_main() -> bool:
 
 
 def on_main(action: Callable[[], R]) -> R:
-    """What ``action`` returns on the first process, which alone runs it; the others wait for it.
+    """Run ``action`` on the main process; every process gets its result.
 
-    An error of this package raised there is raised everywhere: nobody waits for a process that
-    has given up.
+    An error of this package is raised on all processes, so that none waits for one that failed.
     """
     outcome: list[Any] = [None, None]
     if is_main():
@@ -146,17 +144,17 @@ def on_main(action: Callable[[], R]) -> R:
 
 
 def same_everywhere(value: R) -> R:
-    """The first process's ``value``, on all of them."""
+    """The main process's ``value``, on all processes."""
     if state().num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
-    found: R = broadcast_object_list([value])[0]
-    return found
+    received: R = broadcast_object_list([value])[0]
+    return received
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether any process says so; all must ask."""
+    """Whether ``flag`` is true on any process; all of them must call this."""
     if state().num_processes == 1:
         return flag
     from accelerate.utils import gather_object
@@ -164,14 +162,14 @@ def anywhere(flag: bool) -> bool:
     return any(gather_object([flag]))
 
 
-# ── All score ───────────────────────────────────────────────────────────────────────────────────
+# ── All processes score ─────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Inside, scoring is shared: every process must make the same calls, and gets every result.
+    """Inside, the processes share scoring: all make the same calls and get all results.
 
-    Outside, each process scores what it is given, alone.
+    Outside, each process scores everything by itself.
     """
     token = _sharing.set(True)
     try:
@@ -180,26 +178,23 @@ def sharing() -> Iterator[None]:
         _sharing.reset(token)
 
 
-def own_share(work: Iterable[R], left_out: Callable[[R], object]) -> Iterator[R]:
-    """This process's pieces of ``work``: every n-th, so that a piece is the same in any number.
+def own_share(work: Iterable[R], skipped: Callable[[R], object]) -> Iterator[R]:
+    """This process's share of ``work``: every n-th piece. ``skipped`` is called for the others.
 
-    ``left_out`` is called for the pieces of the others.
+    The pieces themselves do not depend on the number of processes.
     """
     rank, ranks = (state().process_index, state().num_processes) if _sharing.get() else (0, 1)
     for number, piece in enumerate(work):
         if number % ranks == rank:
             yield piece
         else:
-            left_out(piece)
+            skipped(piece)
 
 
-def merged(rows: Mapping[int, R]) -> dict[int, R]:
-    """The rows of all processes, each from the one that scored it."""
+def merged(results: Mapping[int, R]) -> dict[int, R]:
+    """The results of all processes, by their numbers."""
     if not _sharing.get() or state().num_processes == 1:
-        return dict(rows)
+        return dict(results)
     from accelerate.utils import gather_object
 
-    parts = gather_object([dict(rows)])
-    found = {key: row for part in parts for key, row in part.items()}
-    assert len(found) == sum(map(len, parts)), "a row was scored twice"
-    return found
+    return {key: value for part in gather_object([dict(results)]) for key, value in part.items()}

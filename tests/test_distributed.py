@@ -1,4 +1,4 @@
-"""Several processes: the same run as in one, one writer, launches that are not what they seem."""
+"""Several processes: the same run as in one, a single writer, launches that are refused."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def launch(*arguments: object, **variables: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-# ── Two real processes ──────────────────────────────────────────────────────────────────────────
+# ── Two processes ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def rows() -> list[dict[str, Any]]:
 def two(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> tuple[Path, list[dict[str, Any]], str]:
-    """(folder, what each of two processes saw, what they printed)."""
+    """(folder, the results of each of two processes, their output)."""
     out = tmp_path_factory.mktemp("two")
     (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = launch(
@@ -57,7 +57,7 @@ def two(
 
 
 @pytest.mark.slow
-def test_two_processes_run_as_one_does(
+def test_two_processes_run_like_one(
     two: tuple[Path, list[dict[str, Any]], str], tiny_base: Path, rows: list[dict[str, Any]],
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -71,7 +71,7 @@ def test_two_processes_run_as_one_does(
         for mine, theirs in zip(found["curve"]["history"], alone["history"], strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4)
         assert found["curve"]["verdict"] == alone["verdict"]
-    # It moved, or equality would prove nothing.
+    # The loss changes, or equality would prove nothing.
     assert abs(alone["steps"][0] - alone["steps"][-2]) > 0.01
     one, other = (found["items"] for found in (alone, seen[0]["curve"]))
     assert [(i["set"], i["id"]) for i in one] == [(i["set"], i["id"]) for i in other]
@@ -89,7 +89,7 @@ def test_shared_scores_are_those_of_one_process(
     assert len(set(map(tuple, alone["choices"]))) == 7
     assert max(alone["drift"]["kl"]) > 0.01
     for found in two[1]:
-        # The same batches: what is left is how this CPU adds, by where in memory a tensor lies.
+        # The same batches: the CPU's sums still depend on where in memory a tensor lies.
         for kind in ("nats", "choices"):
             for mine, theirs in zip(alone[kind], found["scored"][kind], strict=True):
                 assert theirs == pytest.approx(mine, abs=1e-5)
@@ -114,20 +114,20 @@ def test_a_signal_to_one_process_stops_both_and_both_resume(
 
 
 @pytest.mark.slow
-def test_one_process_writes_and_prints_and_an_error_there_reaches_all(
+def test_the_main_process_writes_and_prints_and_its_errors_reach_all(
     two: tuple[Path, list[dict[str, Any]], str],
 ) -> None:
-    out, seen, said = two
+    out, seen, output = two
     assert sorted(p.name for p in (out / "curve").iterdir()) == [
         ".digest-key", ".looks.head", ".looks.jsonl", "spam"
     ]  # fmt: skip
-    assert said.count("said once") == 1
-    assert said.count("fine-tuned") == 3  # of the curve, and of the resumed runs
-    assert said.count("general nats     KL  observation") == 3
+    assert output.count("printed once") == 1
+    assert output.count("fine-tuned") == 3  # of the curve, and of the resumed runs
+    assert output.count("general nats     KL  observation") == 3
     assert re.search(
-        r"^ +1( +\d+\.\d{3,4}){6}  \S.*\([\d,]+ tokens/s, .+ [MG]B, .+ left\)$", said, re.M
+        r"^ +1( +\d+\.\d{3,4}){6}  \S.*\([\d,]+ tokens/s, .+ [MG]B, .+ left\)$", output, re.M
     )
-    # Of two runs, each of two processes.
+    # Two runs, each in two processes.
     assert len(list(out.glob("*/.runs/spam/events.out.tfevents.*"))) == 2
     for found in seen:
         assert found["refused"] == "expected a disk; found none. Buy one."
@@ -157,11 +157,11 @@ def test_every_piece_belongs_to_one_process(work: list[int], ranks: int) -> None
     assert sorted(found) == pieces
 
 
-# ── Launches that are not what they seem ────────────────────────────────────────────────────────
+# ── Launches ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.slow
-def test_the_launch_that_starts_one_process_for_two_is_refused(tmp_path: Path) -> None:
+def test_a_launch_that_starts_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from lora_domains import distributed\nprint('state', distributed.state().num_processes)\n"
@@ -174,26 +174,26 @@ def test_the_launch_that_starts_one_process_for_two_is_refused(tmp_path: Path) -
     assert "state" not in done.stdout.split()
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(
+def test_processes_in_separate_groups_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert distributed.state().num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="2 processes that know of 1 each"):
+    with pytest.raises(UsageError, match="2 separate processes, each in a group of 1"):
         distributed.state()
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "text"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "FSDP was asked for: on a CPU Accelerate runs plain data"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "ZeRO was asked for"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP is not used; on a CPU Accelerate runs plain data"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "ZeRO is not used"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed precision fp16 is not used"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accumulation steps are not used"),
     ],
 )
-def test_what_a_launch_asks_for_in_vain_is_said(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+def test_options_of_a_launch_without_effect_are_warned_about(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str
 ) -> None:
     for name in list(os.environ):
         if name.startswith("ACCELERATE_"):
@@ -201,11 +201,11 @@ def test_what_a_launch_asks_for_in_vain_is_said(
     assert distributed.launch_warnings() == []
     monkeypatch.setenv(variable, value)
     (warning,) = distributed.launch_warnings()
-    assert said in warning
+    assert text in warning
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_launch_files_are_read_by_accelerate_and_say_what_was_run(path: Path) -> None:
+def test_accelerate_reads_the_launch_files_and_they_name_what_was_tested(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 

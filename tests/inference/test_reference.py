@@ -64,10 +64,10 @@ def test_kl_is_that_of_its_definition_and_zero_for_an_adapter_without_effect(
     kl, nats = reference.kl_and_nats(items, "a")
     wanted = torch.cat([divergence(bank, item) for item in items])
     torch.testing.assert_close(kl.detach(), wanted, rtol=1e-4, atol=1e-5)
-    asked = torch.cat([
+    expected = torch.cat([
         -logprobs(bank, item, "a")[range(len(item.answer)), list(item.answer)] for item in items
     ])  # fmt: skip
-    torch.testing.assert_close(nats.detach(), asked, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(nats.detach(), expected, rtol=1e-4, atol=1e-5)
     assert (float(kl.detach().sum()) > 0.1) is not inert
     kl.sum().backward()
     moved = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
@@ -127,7 +127,7 @@ def test_an_approximate_kl_is_reported(
 
 def test_compare_gives_nats_and_kl_of_all_texts(tiny_base: Path) -> None:
     bank, items, _ = with_adapter(tiny_base)
-    found = Reference(bank, items).compare("a")
+    means = Reference(bank, items).compare("a")
     tokens = sum(len(item.answer) for item in items)
     kl = sum(float(divergence(bank, item).sum()) for item in items) / tokens
     nats = {
@@ -137,6 +137,6 @@ def test_compare_gives_nats_and_kl_of_all_texts(tiny_base: Path) -> None:
         ) / tokens
         for route in (None, "a")
     }  # fmt: skip
-    assert found["general_kl"] == pytest.approx(kl, rel=1e-4)
-    assert found["general_nats"] == pytest.approx(nats["a"], rel=1e-4)
-    assert found["general_rise"] == pytest.approx(nats["a"] - nats[None], rel=1e-3)
+    assert means["general_kl"] == pytest.approx(kl, rel=1e-4)
+    assert means["general_nats"] == pytest.approx(nats["a"], rel=1e-4)
+    assert means["general_rise"] == pytest.approx(nats["a"] - nats[None], rel=1e-3)

@@ -1,7 +1,7 @@
-"""Processes that train and are killed, and others that go on from what they left.
+"""Processes that train and are killed, and others that resume from their checkpoints.
 
-Run as a script: killed.py BASE ROWS OUT SEED. It prints one JSON object: what was done, and the
-digest that each run ended with. Forked from one process, so that the libraries load once.
+Run as a script: killed.py BASE ROWS OUT SEED. It prints the runs as JSON, each with the
+digest of its weights. All are forked from one process, so that the libraries load once.
 """
 
 import json
@@ -47,7 +47,7 @@ def declared(rows: list[dict[str, Any]], dropout: float, retention: str) -> Doma
 
 
 def forked(action: Callable[[], object]) -> int:
-    """The exit code of ``action`` in a process of its own; -9 when it was killed."""
+    """The exit code of ``action`` in a forked process; -9 when it was killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -64,7 +64,7 @@ def die() -> None:
 
 
 def doomed(step: int, moment: str) -> None:
-    """Kill this process at a moment of the ``step``-th step, or of the checkpoint after it."""
+    """Kill this process at ``moment`` of the ``step``-th step or of the checkpoint after it."""
     train_step, save, replace = Run.train_step, torch.save, os.replace
     done = 0
 
@@ -139,11 +139,11 @@ def main() -> None:
 
     moments = rng.sample(MOMENTS * 3, 12)
     ends = rng.sample(ENDS, 3)
-    found = []
+    runs = []
     for arm in ARMS:
         whole = begin(arm, "whole")
         assert fit(whole, arm, resume=False) == 0
-        # One in each epoch and one anywhere, each killed once more on its way.
+        # One kill in each epoch and one in any, each followed by a second one.
         steps = [rng.randint(1, STEPS), STEPS + rng.randint(1, STEPS),
                  2 * STEPS + rng.randint(1, STEPS - 2)]  # fmt: skip
         kills = [((step, moments.pop()), (rng.randint(step + 1, EPOCHS * STEPS - 1),
@@ -153,12 +153,12 @@ def main() -> None:
             folder = begin(arm, str(number))
             codes = [fit(folder, arm, False, first), fit(folder, arm, True, second)]
             codes.append(fit(folder, arm, True))
-            found.append({
+            runs.append({
                 "arm": arm, "killed": [*first, *second], "codes": codes, "digest": digest(folder),
                 "whole": digest(whole), "ledger": ledger(folder) == ledger(whole),
                 "left": sorted(p.name for p in folder.iterdir()),
             })  # fmt: skip
-    print(json.dumps(found))  # noqa: T201 (it is what the test reads)
+    print(json.dumps(runs))  # noqa: T201 (it is what the test reads)
 
 
 def ledger(folder: Path) -> Any:

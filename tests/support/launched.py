@@ -1,6 +1,6 @@
-"""What a launched process does, and the test process beside it: train, measure, report.
+"""What a launched process does, and the test process beside it: train, score, report.
 
-Run as a script: launched.py BASE ROWS OUT. Each process writes what it saw to OUT/rankN.json.
+Run as a script: launched.py BASE ROWS OUT. Each process writes its results to OUT/rankN.json.
 """
 
 import json
@@ -100,7 +100,7 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
     from contextlib import nullcontext
 
     with distributed.sharing() if shared else nullcontext():
-        found = {
+        scores = {
             "nats": [part.tolist() for part in scoring.answer_nats(one, items, pad)],
             "choices": [row.tolist() for row in scoring.choice_logprobs(one, items, pad)],
             "drift": {
@@ -109,13 +109,13 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
             "texts": generate_in_batches(one, model.tokenizer, items, 4),
         }
     patch.undo()
-    return found
+    return scores
 
 
 def interrupted(
     base: Path, rows: Sequence[dict[str, Any]], out: Path, *, validating: bool
 ) -> dict[str, str]:
-    """A signal reaches one process only, after a step or while it validates; then it is resumed."""
+    """A signal reaches one process, after a step or during validation; then the run is resumed."""
     model = DomainModel.from_pretrained(base, out=out)
     make_run = fit.make_run
     mine = distributed.state().process_index == distributed.state().num_processes - 1
@@ -126,7 +126,7 @@ def interrupted(
 
         def counting(items: Any) -> None:
             step(items)
-            # After the gradients were summed: the other process hears of it in the next step.
+            # After the gradients were summed: the other process learns of it in the next step.
             if run.state.total_steps == 8 and mine and not validating:
                 run.signals.received = 2
 
@@ -151,7 +151,7 @@ def interrupted(
 
 
 def refused() -> str:
-    """What every process hears when the first one fails alone."""
+    """The error on every process when the main one fails."""
 
     def fail() -> None:
         raise UsageError(expected="a disk", found="none", hint="Buy one.")
@@ -164,7 +164,7 @@ def refused() -> str:
 def main() -> None:
     base, rows, out = map(Path, sys.argv[1:])
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
-    found = {
+    results = {
         "curve": curve(base, lines, out / "curve"),
         "scored": scored(base, shared=True),
         "interrupted": interrupted(base, lines, out / "interrupted", validating=False),
@@ -172,8 +172,8 @@ def main() -> None:
         "refused": refused(),
         "ranks": distributed.state().num_processes,
     }
-    Display(quiet=not distributed.is_main()).line("said once")
-    (out / f"rank{distributed.state().process_index}.json").write_text(json.dumps(found))
+    Display(quiet=not distributed.is_main()).line("printed once")
+    (out / f"rank{distributed.state().process_index}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -47,17 +47,17 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(
+def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> dict[float, str]:
-    """dropout → the digest of an unbroken run of 3 epochs of 5 steps."""
-    found = {}
+    """dropout → the digest of an uninterrupted run of 3 epochs of 5 steps."""
+    digests = {}
     for dropout in (0.0, 0.3):
-        folder = tmp_path_factory.mktemp("unbroken")
+        folder = tmp_path_factory.mktemp("uninterrupted")
         model_in(folder, tiny_base).fit(domain(rows[:100], epochs=3, dropout=dropout))
-        found[dropout] = digest(folder)
-    assert found[0.0] != found[0.3]
-    return found
+        digests[dropout] = digest(folder)
+    assert digests[0.0] != digests[0.3]
+    return digests
 
 
 # ── The file ──────────────────────────────────────────────────────────────────────────────────────
@@ -65,7 +65,7 @@ def unbroken(
 
 @contextmanager
 def files_of_at_most(count: int) -> Iterator[None]:
-    """No file may grow beyond ``count`` bytes: to a process it is a disk that is full."""
+    """No file may grow beyond ``count`` bytes, which looks like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
     try:
@@ -78,7 +78,7 @@ def content(number: int) -> dict[str, Any]:
     return {"run": {}, "state": {"step": number}, "weights": torch.full((300_000,), float(number))}
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
     path = tmp_path / "out" / ".spam.checkpoint"
     assert write_checkpoint(path, content(1)) is None
     with files_of_at_most(400_000):
@@ -127,18 +127,18 @@ def test_a_broken_checkpoint_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "message"),
     [({"lr": 0.02}, "another recipe and another plan"), ({"epochs": 2}, "another plan")],
 )
 def test_the_checkpoint_of_another_run_is_refused(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], changes: dict[str, Any],
-    found: str,
+    message: str,
 ) -> None:  # fmt: skip
     stopped_after(2, domain(rows[:100], epochs=3), tmp_path, tiny_base)
     model = model_in(tmp_path, tiny_base)
     with pytest.raises(UsageError, match="as the interrupted run") as caught:
         model.fit(domain(rows[:100], **({"epochs": 3} | changes)), resume=True)
-    assert found in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(UsageError, match="another rows"):
         model.fit(domain(rows[50:150], epochs=3), resume=True)
     assert (tmp_path / ".spam.checkpoint").exists()
@@ -158,9 +158,9 @@ def test_the_fingerprint_of_a_run_names_what_changed(
     }
     for what, other in told.items():
         assert isinstance(declared.data.validation, list)
-        found = make_run(tmp_path, tiny_base, other).fingerprint()
-        assert found[what] != first[what]
-        assert found["rows"] == first["rows"]
+        other_print = make_run(tmp_path, tiny_base, other).fingerprint()
+        assert other_print[what] != first[what]
+        assert other_print["rows"] == first["rows"]
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu",
                                         dtype="bfloat16")  # fmt: skip
     dataset = model.dataset(declared)
@@ -177,39 +177,39 @@ def test_the_fingerprint_of_a_run_names_what_changed(
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("steps", [2, 5, 8, 15])
 def test_a_resumed_run_ends_with_the_same_bytes(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str],
     steps: int, dropout: float,
 ) -> None:  # fmt: skip
-    """Stopped in epoch 1, at its end, in epoch 2, and at the very end."""
+    """Stopped in epoch 1, at its end, in epoch 2 and after the last step."""
     declared = domain(rows[:100], epochs=3, dropout=dropout)
     assert math.ceil(70 / 16) == 5
     stopped_after(steps, declared, tmp_path, tiny_base)
     torch.manual_seed(steps)  # the caller's random state must not matter
     card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
-    assert digest(tmp_path) == unbroken[dropout]
+    assert digest(tmp_path) == uninterrupted[dropout]
     assert card.adapter.training["steps"] == 15
     assert not (tmp_path / ".spam.checkpoint").exists()
 
 
 def test_a_run_depends_on_its_seed_only(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str]
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str]
 ) -> None:
     torch.manual_seed(99)
     model_in(tmp_path / "a", tiny_base).fit(domain(rows[:100], epochs=3))
     model_in(tmp_path / "b", tiny_base).fit(domain(rows[:100], epochs=3, seed=1))
-    assert digest(tmp_path / "a") == unbroken[0.0] != digest(tmp_path / "b")
+    assert digest(tmp_path / "a") == uninterrupted[0.0] != digest(tmp_path / "b")
 
 
 def test_nothing_to_resume_starts_at_the_beginning(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str]
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str]
 ) -> None:
     model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=3), resume=True)
-    assert digest(tmp_path) == unbroken[0.0]
+    assert digest(tmp_path) == uninterrupted[0.0]
 
 
 @pytest.mark.parametrize("moment", ["last validation", "choosing a scale"])
 def test_a_signal_after_the_last_step_interrupts_the_run(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str],
     monkeypatch: pytest.MonkeyPatch, moment: str,
 ) -> None:  # fmt: skip
     declared = domain(rows[:100], epochs=3)
@@ -239,7 +239,7 @@ def test_a_signal_after_the_last_step_interrupts_the_run(
     assert not Card.read(tmp_path / "spam").adapter.training["finished"]
     card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
     assert card.adapter.training["finished"]
-    assert digest(tmp_path) == unbroken[0.0]
+    assert digest(tmp_path) == uninterrupted[0.0]
 
 
 def test_a_full_disk_at_ctrl_c_is_reported(
@@ -270,7 +270,7 @@ def test_a_full_disk_at_ctrl_c_is_reported(
 
 
 def test_no_training_is_lost_when_the_disk_refuses_the_adapter(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], unbroken: dict[float, str],
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     declared = domain(rows[:100], epochs=3)
@@ -286,7 +286,7 @@ def test_no_training_is_lost_when_the_disk_refuses_the_adapter(
     assert not (tmp_path / "spam").exists()
     monkeypatch.setattr(Run, "train_step", None)  # nothing is left to train
     model_in(tmp_path, tiny_base).fit(declared, resume=True)
-    assert digest(tmp_path) == unbroken[0.0]
+    assert digest(tmp_path) == uninterrupted[0.0]
     assert not list(tmp_path.glob(".spam*"))
 
 
@@ -330,7 +330,7 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def unbroken_process(
+def uninterrupted_process(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows_file: Path
 ) -> str:
     folder = tmp_path_factory.mktemp("whole")
@@ -343,7 +343,7 @@ def unbroken_process(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
-    tmp_path: Path, tiny_base: Path, rows_file: Path, unbroken_process: str,
+    tmp_path: Path, tiny_base: Path, rows_file: Path, uninterrupted_process: str,
     number: signal.Signals,
 ) -> None:  # fmt: skip
     child = process(tmp_path, tiny_base, rows_file, "start")
@@ -363,11 +363,11 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
         assert number.name in errors
         assert (tmp_path / "spam" / WEIGHTS).exists()  # the best epoch so far
     child = process(tmp_path, tiny_base, rows_file, "resume")
-    said, errors = child.communicate(timeout=120)
+    output, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
-    assert "Resuming at epoch" in said
-    assert digest(tmp_path) == unbroken_process
-    # Ctrl-C kept the best epoch until then; what it left is no version of the adapter.
+    assert "Resuming at epoch" in output
+    assert digest(tmp_path) == uninterrupted_process
+    # The adapter of the best epoch, saved at Ctrl-C, is replaced and does not become a version.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spam"]
 
 
@@ -375,10 +375,10 @@ SEED = 20_241
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_every_run_ends_with_the_same_bytes(
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path
 ) -> None:
-    """Each is killed with SIGKILL in some epoch, or while it writes, twice, and resumed.
+    """Each run is killed with SIGKILL twice, in an epoch or during a write, and resumed.
 
     Plainly and without dropout, with replay and dropout, and as a second stage of the same name.
     """
@@ -398,7 +398,7 @@ def test_killed_at_random_moments_every_run_ends_with_the_same_bytes(
         assert run["codes"] == [-9, -9, 0], done.stderr
         assert run["digest"] == run["whole"], run
         assert run["ledger"], run
-        # What was saved, finished, before the kill is replaced by the same once more.
+        # An adapter that was saved before the kill becomes a version.
         replaced = run["arm"] == "second stage" or run["killed"][3] == "after it was saved"
         versions = [".versions"] if replaced else []
         left = [name for name in run["left"] if not name.startswith(".spam.")]

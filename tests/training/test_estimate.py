@@ -10,33 +10,31 @@ from support.fits import domain, make_run
 
 from lora_domains.console import Display
 from lora_domains.model import DomainModel
+from lora_domains.training.estimate import estimate
 
 
-def test_a_dry_run_estimates_and_leaves_nothing(
+def test_a_dry_run_estimates_and_changes_nothing(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
                                         device="cpu")  # fmt: skip
     digest, state = model.base.state_digest(), torch.get_rng_state()
     assert model.fit(domain(make_rows(60), epochs=2, retention="none"), dry_run=True) is None
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in ("about ", "for the base, of", "of training", "of memory", "measured on one step",
                  "supervised tokens", "nothing was trained or written"):  # fmt: skip
-        assert part in said, part
+        assert part in output, part
     assert not (tmp_path / "out").exists()
     assert model.domains == ()
     assert model.base.state_digest() == digest
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_estimate_is_of_the_size_of_the_run(tmp_path: Path, tiny_base: Path) -> None:
-
-    from lora_domains.training.estimate import estimate
-
+def test_the_estimate_is_about_the_duration_of_the_run(tmp_path: Path, tiny_base: Path) -> None:
     declared = domain(make_rows(200), epochs=6, retention="none", patience=99)
-    estimate = estimate(make_run(tmp_path, tiny_base, declared))
+    estimated = estimate(make_run(tmp_path, tiny_base, declared))
     started = time.monotonic()
     make_run(tmp_path / "run", tiny_base, declared).fit()
     took = time.monotonic() - started
-    assert took / 8 < estimate.seconds < 8 * took  # a loaded machine is no clock
-    assert estimate.peak_bytes > 50e6
+    assert took / 8 < estimated.seconds < 8 * took  # wide, since the machine may be busy
+    assert estimated.peak_bytes > 50e6

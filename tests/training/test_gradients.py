@@ -1,4 +1,4 @@
-"""Gradients of a step: those of plain PEFT, in passes that fit into memory, or computed twice."""
+"""Gradients of a step: those of plain PEFT, in passes that fit into memory, or recomputed."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ def rows() -> list[dict[str, Any]]:
     return clear_rows()
 
 
-def one_step(run: Run, items: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
+def one_step(run: Run, rows: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
     """The gradients that ``train_step`` computes, before they are clipped and applied."""
     grads: dict[str, torch.Tensor] = {}
 
@@ -49,7 +49,7 @@ def one_step(run: Run, items: Sequence[EncodedExample]) -> dict[str, torch.Tenso
     patch = pytest.MonkeyPatch()
     patch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
     try:
-        run.train_step(items)
+        run.train_step(rows)
     finally:
         patch.undo()
     return grads
@@ -108,7 +108,7 @@ ERRORS = {
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
-    """``error`` is raised by the ``calls``-th forward pass, once."""
+    """The ``calls``-th forward pass raises ``error``, once."""
     right, done = gradients.text_nats, 0
 
     def once(*arguments: Any) -> torch.Tensor:
@@ -122,7 +122,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> No
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_out_of_memory_goes_on_as_if_begun_with_half(
+def test_after_running_out_of_memory_a_run_equals_one_with_smaller_passes(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -142,24 +142,24 @@ def test_out_of_memory_goes_on_as_if_begun_with_half(
         assert torch.equal(weights[name], wanted), name
 
 
-def test_in_the_middle_of_a_step_nothing_is_counted_twice(
+def test_running_out_of_memory_within_a_step_counts_no_row_twice(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without dropout the micro-batch changes rounding only, and the global batch not at all."""
+    """Without dropout, smaller passes change rounding only; the global batch stays the same."""
     declared = domain(make_rows(60), epochs=2, retention="none")
     whole = ended(make_run(tmp_path / "whole", tiny_base, declared))
     monkeypatch.setattr(gradients, "MICRO_TOKENS", 100)
     run = make_run(tmp_path, tiny_base, declared)
     parts = len(list(micro_batches(run.train[:16], torch.device("cpu"))))
     assert parts >= 2
-    failing(monkeypatch, ERRORS["cuda"], calls=2)  # its first part was computed already
-    found = ended(run)
+    failing(monkeypatch, ERRORS["cuda"], calls=2)  # its first pass was finished
+    weights = ended(run)
     assert run.state.micro is not None
     for name, wanted in whole.items():
-        torch.testing.assert_close(found[name], wanted, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(weights[name], wanted, atol=2e-4, rtol=1e-3)
 
 
-def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
+def test_a_row_that_does_not_fit_is_an_error_with_a_hint(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
@@ -173,12 +173,12 @@ def test_memory_that_holds_no_row_is_an_error_with_a_way_out(
     assert run.adapter_name not in run.bank
 
 
-def test_a_long_row_beside_short_ones_ends_as_well(
+def test_a_long_row_among_short_ones_is_the_same_error(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The long row stands alone from the start, and never fits; short ones can be halved."""
+    """The long row has its own pass and never fits; the passes of short ones can be halved."""
     rows = make_rows(60)
-    # In training, as the first 42 are; half of it holds more than one of the others.
+    # One of the 42 training rows; half its length is longer than the others.
     rows[0]["text"] += " stone" * 200
     run = make_run(tmp_path, tiny_base, domain(rows, epochs=1, retention="none"))
     right, passes = gradients.text_nats, 0
@@ -208,7 +208,7 @@ def test_a_large_vocabulary_makes_smaller_passes() -> None:
     assert weighed == [101, 100 * 600_000 * 4096 // 2**27]
 
 
-def test_another_error_is_not_taken_for_it(
+def test_other_errors_are_not_taken_for_it(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
@@ -218,7 +218,7 @@ def test_another_error_is_not_taken_for_it(
 
 
 @given(st.lists(st.integers(1, 60), max_size=8), st.integers(1, 200), st.integers(0, 80))
-def test_micro_batches_hold_every_row_once_and_are_the_cheapest(
+def test_passes_hold_every_row_once_and_cost_the_least(
     lengths: list[int], most: int, once: int
 ) -> None:
     rows = [EncodedExample(str(at), (7,) * length, ()) for at, length in enumerate(lengths)]
@@ -243,16 +243,16 @@ def test_micro_batches_hold_every_row_once_and_are_the_cheapest(
     assert cost(parts) == min(map(cost, filter(allowed, divisions)), default=0)
 
 
-# ── Layers computed twice ─────────────────────────────────────────────────────────────────────────
+# ── Gradient checkpointing ────────────────────────────────────────────────────────────────────────
 
 
-def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str, torch.Tensor]:
-    """Gradients of a strong adapter with dropout, the backward pass in a thread of its own."""
+def adapter_gradients(tiny_base: Path, *, recompute: bool, thread: bool) -> dict[str, torch.Tensor]:
+    """Gradients of a strong adapter with dropout; ``thread``: backward runs in another thread."""
     base = load_base(tiny_base, device="cpu")
     bank = Bank(base)
     bank.add(strong(base, "a", dropout=0.3), trainable=True)
     torch.manual_seed(0)
-    with recomputing(base.model) if again else nullcontext():
+    with recomputing(base.model) if recompute else nullcontext():
         with bank.routed("a"):
             loss = base.model(input_ids=IDS, labels=IDS, use_cache=False).loss
         if thread:
@@ -260,37 +260,37 @@ def adapter_gradients(tiny_base: Path, *, again: bool, thread: bool) -> dict[str
                 pool.submit(loss.backward).result()
         else:
             loss.backward()
-    found = {}
+    grads = {}
     for name, slot in bank.trainable("a").items():
         assert slot.a.grad is not None
         assert slot.b.grad is not None
-        found[f"{name}.A"], found[f"{name}.B"] = slot.a.grad, slot.b.grad
-    return found
+        grads[f"{name}.A"], grads[f"{name}.B"] = slot.a.grad, slot.b.grad
+    return grads
 
 
 @pytest.mark.parametrize("thread", [False, True])
-def test_layers_computed_again_give_the_same_gradients(tiny_base: Path, thread: bool) -> None:
-    plain = adapter_gradients(tiny_base, again=False, thread=False)
-    found = adapter_gradients(tiny_base, again=True, thread=thread)
+def test_recomputed_layers_give_the_same_gradients(tiny_base: Path, thread: bool) -> None:
+    plain = adapter_gradients(tiny_base, recompute=False, thread=False)
+    grads = adapter_gradients(tiny_base, recompute=True, thread=thread)
     assert max(float(g.abs().max()) for g in plain.values()) > 1e-3
     for name, wanted in plain.items():
-        torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(grads[name], wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_without_the_route_restored_they_would_be_wrong_in_silence(
+def test_without_the_route_restored_gradients_would_be_silently_wrong(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the test above would see: other gradients, or torch's own complaint."""
-    plain = adapter_gradients(tiny_base, again=False, thread=False)
+    """The test above would fail: other gradients, or an error of torch."""
+    plain = adapter_gradients(tiny_base, recompute=False, thread=False)
     monkeypatch.setattr(gradients, "entered", lambda *_: nullcontext())
     try:
-        found = adapter_gradients(tiny_base, again=True, thread=True)
+        grads = adapter_gradients(tiny_base, recompute=True, thread=True)
     except CheckpointError:
         return  # the bare base saves another number of tensors, which torch counts
-    assert any(not torch.allclose(found[name], plain[name], rtol=0.1) for name in plain)
+    assert any(not torch.allclose(grads[name], plain[name], rtol=0.1) for name in plain)
 
 
-def test_each_layer_is_computed_twice_and_is_itself_again_afterwards(tiny_base: Path) -> None:
+def test_each_layer_is_computed_twice_and_restored_afterwards(tiny_base: Path) -> None:
     base = load_base(tiny_base, device="cpu")
     bank = Bank(base)
     bank.add(strong(base, "a"), trainable=True)
@@ -307,7 +307,7 @@ def test_each_layer_is_computed_twice_and_is_itself_again_afterwards(tiny_base: 
     assert len(calls) == 3
 
 
-def test_a_model_without_such_layers_is_refused() -> None:
+def test_a_model_without_layers_to_recompute_is_refused() -> None:
     with (
         pytest.raises(TrainingError, match="Leave gradient_checkpointing out"),
         recomputing(torch.nn.Linear(2, 2)),
@@ -315,8 +315,10 @@ def test_a_model_without_such_layers_is_refused() -> None:
         pass
 
 
-def test_a_whole_run_ends_alike_with_and_without(tmp_path: Path, tiny_base: Path) -> None:
-    """With the base's own passes for KL among the adapter's."""
+def test_a_run_ends_with_the_same_weights_with_and_without_recomputing(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """With KL, passes of the base alternate with those of the adapter."""
     rows = make_rows(60)
     weights = [
         ended(make_run(tmp_path / str(on), tiny_base,

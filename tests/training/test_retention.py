@@ -78,7 +78,7 @@ def test_declarations_know_every_method() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"retention": "ewc"}, {"retention": "both"}, {"kl": 0.0}, {"replay": 1.0}]
 )
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(DomainError, match=next(iter(wrong))):
         with_settings(Domain("x", Classification(), Data([])), **wrong)
 
@@ -119,7 +119,7 @@ def test_kl_preserves_what_plain_training_loses(tmp_path: Path, tiny_base: Path)
 def test_general_text_that_is_given_is_trained_with_and_never_saved(
     tmp_path: Path, tiny_base: Path
 ) -> None:
-    secret = "zqheldtothis"
+    secret = "zqgeneraltext"
     texts = [{"text": f"{secret} number {n} of the stone river"} for n in range(50)]
     plain = domain(make_rows(60), epochs=1, retention="kl")  # the same method on other texts
     declared = replace(plain, data=replace(plain.data, general=texts))

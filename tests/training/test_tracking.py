@@ -1,4 +1,4 @@
-"""Trackers: numbers by name, on one process, and never a row (contract 13)."""
+"""Trackers: numbers by name, from one process, and never a row."""
 
 import socket
 import sys
@@ -17,7 +17,7 @@ from lora_domains.training.tracking import check_tracker, numbers
 SECRET = "zqtrackerhush"
 
 
-def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> None:
+def test_only_numbers_of_a_run_are_logged(tmp_path: Path, tiny_base: Path) -> None:
     pytest.importorskip("tensorboardX")
     model = model_in(tmp_path, tiny_base)
     rows = make_rows(100, secret=SECRET)
@@ -35,10 +35,10 @@ def test_a_run_is_logged_in_numbers_alone(tmp_path: Path, tiny_base: Path) -> No
     assert {p.name for p in tmp_path.iterdir()} == {"spam", ".runs"}
 
 
-def test_wandb_is_sent_numbers_alone(
+def test_wandb_receives_only_numbers(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of itself it takes the command with its file names, what is printed, host and code."""
+    """By default it takes the command with its file names, the output, the host and the code."""
     pytest.importorskip("wandb", reason="pip install 'lora-domains[wandb]' runs this test")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
@@ -55,12 +55,12 @@ def test_wandb_is_sent_numbers_alone(
         assert word.encode() not in content, word
 
 
-def test_nothing_is_logged_unasked(tmp_path: Path, tiny_base: Path) -> None:
+def test_nothing_is_logged_by_default(tmp_path: Path, tiny_base: Path) -> None:
     model_in(tmp_path, tiny_base).fit(domain(make_rows(60), epochs=1, retention="none"))
     assert {p.name for p in tmp_path.iterdir()} == {"spam"}
 
 
-def test_a_tracker_that_is_not_there_is_refused_before_anything(
+def test_a_missing_tracker_is_refused_before_training(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match="Did you mean 'tensorboard'"):
@@ -74,12 +74,12 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_words_are_left_out() -> None:
+def test_texts_are_left_out() -> None:
     values = {"loss": 1, "score": 0.5, "observation": SECRET, "accuracy": None, "up": True}
     assert numbers(values) == {"loss": 1.0, "score": 0.5}
 
 
-def test_a_tracker_that_fails_to_start_leaves_no_slot(
+def test_a_tracker_that_fails_to_start_leaves_no_adapter(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:

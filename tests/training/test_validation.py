@@ -79,7 +79,7 @@ def test_equal_scores_are_ranked_by_loss(
 def test_a_smaller_scale_is_kept_where_no_epoch_stays_within_the_limit(
     tmp_path: Path, tiny_base: Path
 ) -> None:
-    """KL with next to no weight trains like no retention, and its epochs have a drift limit."""
+    """KL with almost no weight trains like no retention, but its epochs have a drift limit."""
     settings = {"retention": "kl", "kl": 1e-9}
     whole = forgetful(tmp_path / "whole", tiny_base, **settings, drift=1e9)
     lost = min(h["general_kl"] for h in whole["history"])
@@ -139,7 +139,7 @@ def test_validation_uses_no_dropout(
         ([(1.0, 1.0), (0.8, 1.01)], "converging"),
         ([(1.0, 1.0), (0.8, 1.03)], OVERFITTING),
         ([(1.0, 1.0), (1.2, 1.03)], UNSTABLE),
-        # Against the best epoch so far, not the one before.
+        # Compared with the best epoch so far, not with the previous one.
         ([(1.0, 0.5), (0.9, 1.0), (0.8, 0.9)], OVERFITTING),
     ],
 )
