@@ -108,8 +108,8 @@ def measure(model: Any, domain: str, adapter: str | None = None) -> dict[str, fl
         ("test", dataset.prepared.test),
     ):
         scores[split] = score(model, dataset, rows, adapter)
-    questions, texts = asked(model)
-    base, now = before(model), right(model, questions, adapter)
+    questions, texts = general(model)
+    base, now = base_accuracy(model), accuracy(model, questions, adapter)
     pad = model.tokenizer.pad_token_id
     moved = drift(bank, texts, pad, [adapter])[adapter]
     tokens = float(moved["tokens"].sum())
@@ -132,8 +132,8 @@ def score(model: Any, dataset: Any, rows: Sequence[Any], route: str | None) -> f
     return float(validation_figures(dataset.domain.task, items, found, 0.0)["score"])
 
 
-def right(model: Any, questions: Sequence[Any], route: str | None) -> float:
-    """Share of the general questions whose likeliest answer is right."""
+def accuracy(model: Any, questions: Sequence[Any], route: str | None) -> float:
+    """Share of the general questions whose most likely answer is correct."""
     from lora_domains.inference.likelihoods import choice_logprobs
 
     with model.bank.routed(route):
@@ -143,14 +143,14 @@ def right(model: Any, questions: Sequence[Any], route: str | None) -> float:
     )
 
 
-def before(model: Any) -> float:
-    """The base's share, the same for every run of a process."""
-    if not _before:
-        _before.append(right(model, asked(model)[0], None))
-    return _before[0]
+def base_accuracy(model: Any) -> float:
+    """The base's accuracy, the same for every run of a process."""
+    if not _base_accuracy:
+        _base_accuracy.append(accuracy(model, general(model)[0], None))
+    return _base_accuracy[0]
 
 
-_before: list[float] = []
+_base_accuracy: list[float] = []
 
 
 @cache
@@ -160,7 +160,8 @@ def _suite() -> Any:
     return load_suite("quick")
 
 
-def asked(model: Any) -> tuple[list[Any], list[Any]]:
+def general(model: Any) -> tuple[list[Any], list[Any]]:
+    """The encoded questions and texts of the quick suite."""
     from lora_domains.data.tokenization import Tokenization
 
     tokenization = Tokenization(model.tokenizer, model.base.context)

@@ -1,20 +1,20 @@
-"""Derived settings against a sweep: what does somebody lose who does not search?
+"""Derived settings against a sweep: what is lost without a search?
 
-    python benchmarks/training/settings.py [--rows DIR]  # hours; goes on if stopped
-    python benchmarks/training/settings.py --table           # what is there so far
+    python benchmarks/training/settings.py [--rows DIR]      # hours; continues if stopped
+    python benchmarks/training/settings.py --table           # the stored runs
 
 The sweep spends 31 runs on learning rates (a quarter to four times the one for the base's width),
 ranks and numbers of epochs, by successive halving (Jamieson and Talwalkar 2016): all 20 pairs of
-rate and rank for one epoch, those 8 with the best validation scores for three, the best 3 of them
-for eight. Each is a training of its own, warm-up and decay included. All else is the default, the
-batch derived, and all train on the same few rows, so that a run fits into minutes. The sweep's best
-is the run with the best validation score. The regret is its test score less that of the run whose
-settings are derived, early stopping included: the mean over the seeds that both were run with.
+rate and rank for one epoch, the 8 with the best validation scores for three, the best 3 of those
+for eight. Each is a separate training with its own warm-up and decay. Other settings are defaults,
+with a derived batch size, and all runs train on the same few rows, so that a run takes minutes. The
+sweep's best is the run with the best validation score. The regret is its test score minus that of
+the run with derived settings and early stopping: the mean over the seeds of both.
 
-What else could be derived (``CHOICES``) is compared on validation rows and on spare rows of the
-training split, on which no run trains (some repeat a row that it does: 7 of 400 in sms_spam).
+Other ways to derive settings (``CHOICES``) are compared on validation rows and on spare rows of the
+training split, which no run trains on (some are copies of training rows: 7 of 400 in sms_spam).
 
-DIR/NAME/{train,test}.jsonl are real rows, which stay where they are.
+DIR/NAME/{train,test}.jsonl are real rows, which are not copied.
 """
 
 import argparse
@@ -43,17 +43,17 @@ REAL: dict[str, dict[str, Any]] = {
 }
 RATES, RANKS = (0.25, 0.5, 1.0, 2.0, 4.0), (8, 16, 32, 64)
 RUNGS = ((1, 20), (3, 8), (8, 3))
-"""Epochs, and how many of the pairs of rate and rank are trained for so long."""
+"""Epochs, and the number of pairs of rate and rank trained for that long."""
 SIZES = {"train": 300, "validation": 200, "test": 1000}
-"""Rows of each split at most: on all of them the sweep would take days on two cores."""
+"""Most rows of each split: with all of them the sweep would take days on two cores."""
 SPARE = 400
-"""Rows of the training split that nothing is trained on or stopped by."""
+"""Rows of the training split used neither for training nor for early stopping."""
 CHOICES: tuple[dict[str, Any], ...] = (
     {"rate": 1.5}, {"rate": 2.0}, {"rate": 1.5, "batch_size": 32},
 )  # fmt: skip
-"""What else could be derived: times the rate, and rows of a step."""
+"""Other ways to derive settings: a factor on the rate, and the batch size."""
 SEEDS = (0, 1, 2)
-"""Of the runs that are compared on test rows, the sweep itself has the first."""
+"""Of the runs compared on test rows; the sweep itself has the first."""
 RECORDED = ("lr", "rank", "batch_size", "epochs", "best_epoch", "seconds")
 LOCK = Lock()
 
@@ -63,7 +63,7 @@ Settings = dict[str, Any] | None
 
 @dataclass(frozen=True)
 class Runs:
-    """What was run so far; what is missing of one domain is run when it is asked for."""
+    """The stored runs of one domain; missing ones are run on demand."""
 
     name: str
     rows: Path | None
@@ -87,31 +87,31 @@ class Runs:
         return one
 
 
-def sweep(found: Runs) -> None:
+def sweep(runs: Runs) -> None:
     """The sweep of one domain, and its best with every seed."""
     best: list[dict[str, Any]] = [{"rate": r, "rank": k} for r, k in product(RATES, RANKS)]
     swept: list[dict[str, Any]] = []
     for epochs, count in RUNGS:
         rung = [{**pair, "epochs": epochs} for pair in best[:count]]
         with ThreadPoolExecutor(count) as together:
-            tried = list(together.map(found, rung))
+            tried = list(together.map(runs, rung))
         swept += tried
         best = [
             {key: one["settings"][key] for key in ("rate", "rank")} for one in ranked(tried, swept)
         ]
     settings = ranked(swept, swept)[0]["settings"]
     with ThreadPoolExecutor(len(SEEDS)) as together:
-        list(together.map(lambda seed: found(settings, True, seed), SEEDS))
+        list(together.map(lambda seed: runs(settings, True, seed), SEEDS))
 
 
-def choices(found: Runs) -> None:
-    """What else could be derived, on rows that are no test rows."""
+def choices(runs: Runs) -> None:
+    """Other ways to derive settings, on rows that are not test rows."""
     with ThreadPoolExecutor(len(CHOICES)) as together:
-        list(together.map(found, CHOICES))
+        list(together.map(runs, CHOICES))
 
 
 def ranked(runs: Sequence[dict[str, Any]], swept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best first by validation score; of equals that of more epochs, then the better before."""
+    """The best validation score first; ties by more epochs, then by the scores after fewer."""
 
     def standing(one: dict[str, Any]) -> tuple[float, ...]:
         own = one["settings"]
@@ -144,7 +144,7 @@ def run(
     torch.set_num_threads(1)
     if rows is None:
         domain = load_domain(ROOT / "recipes" / f"{name}.py")
-        # Settings that a recipe has found for its own rows are not derived ones.
+        # Settings tuned for a recipe's own rows are not derived.
         domain = replace(domain, training=Training())
     else:
         files = [str(rows / f"{part}.jsonl") for part in ("train", "test")]
@@ -246,7 +246,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def other_choices(runs: Sequence[dict[str, Any]]) -> str:
-    """The table of what else could be derived."""
+    """The table of other ways to derive settings."""
     names = {"derived": None, "rate · 1.5": CHOICES[0], "rate · 2": CHOICES[1],
              "rate · 1.5, batches of 32": CHOICES[2]}  # fmt: skip
     lines = ["| domain | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -254,8 +254,8 @@ def other_choices(runs: Sequence[dict[str, Any]]) -> str:
         own = {str(r["settings"]): r for r in runs if r["domain"] == name and r["seed"] == SEEDS[0]}
         if all(str(settings) in own for settings in names.values()):
             cells = [own[str(settings)] for settings in names.values()]
-            said = [f"{one['validation']:.3f} / {one['spare']:.3f}" for one in cells]
-            lines.append(f"| {name} | " + " | ".join(said) + " |")
+            scores = [f"{one['validation']:.3f} / {one['spare']:.3f}" for one in cells]
+            lines.append(f"| {name} | " + " | ".join(scores) + " |")
     return "\n".join(lines)
 
 
@@ -282,11 +282,11 @@ def main() -> None:
             ProcessPoolExecutor(flags.workers, mp_context=get_context("spawn")) as pool,
             ThreadPoolExecutor(flags.workers) as threads,
         ):
-            asked = [
+            domains = [
                 Runs(name, flags.rows / name if name in REAL else None, runs, pool)
                 for name in flags.only or names
             ]
-            for one in asked:
+            for one in domains:
                 derived = [threads.submit(one, None, True, seed) for seed in SEEDS]
                 choices(one)
                 sweep(one)
