@@ -49,8 +49,8 @@ def baseline_scores(
 ) -> dict[str, Scores]:
     """The records of every baseline that applies to ``rows``, by its name."""
     setting = Setting(scorer, dataset, rows)
-    found = {name: baseline(setting) for name, baseline in BASELINES.items()}
-    return {name: scores for name, scores in found.items() if scores is not None}
+    tried = {name: baseline(setting) for name, baseline in BASELINES.items()}
+    return {name: scores for name, scores in tried.items() if scores is not None}
 
 
 # ── Without the base ────────────────────────────────────────────────────────────────────────────

@@ -63,7 +63,7 @@ def measure(
             others = own if dataset.tokenization.head else names
             scored |= score_domain(scorer, dataset, own, key, others=others)
     changed = base_changed()
-    found = {}
+    measured = {}
     for name, entry in entries.items():
         if name in scored:
             dataset = by_domain[entry.domain]
@@ -80,8 +80,8 @@ def measure(
             judge(entry, items, out)
         else:
             entry.update(figures(entry, items))
-        found[name] = (entry, items)
-    return found
+        measured[name] = (entry, items)
+    return measured
 
 
 def _evaluated_entry(bank: Bank, name: str) -> AdapterEntry:

@@ -58,7 +58,7 @@ def score_domain(
     train = scorer.scores(Part(f"{name} training rows", task, train_rows), adapters)
     likelihoods = Part(f"{name} training rows by the base", likelihood_only(task), train_rows)
     train |= scorer.scores(likelihoods, base)
-    found = {}
+    by_adapter = {}
     for adapter in adapters:
         contenders = {"base": scores.get(None, []), "adapter": scores[adapter]}
         contenders |= ({"parent": scores[parent]} if parent else {}) | baselines
@@ -72,8 +72,8 @@ def score_domain(
         own, beside = ({who: decided[who] for who in part} for part in (contenders, crossed))
         items = _test_items(dataset, rows, own, beside if others else None, key)
         items += make_items("train", train_rows, seen, key, dataset.domain.show_text)
-        found[adapter] = DomainScores(items, threshold)
-    return found
+        by_adapter[adapter] = DomainScores(items, threshold)
+    return by_adapter
 
 
 def _test_items(

@@ -53,24 +53,9 @@ def evaluate(
     everything is scored. Returns the card. Raises AdapterError for an adapter without one,
     UsageError for other training rows than it was trained on.
     """
-    name, prepared = dataset.domain.name, dataset.prepared
-    card = bank[name].card
-    if card is None:
-        raise AdapterError(
-            where=name,
-            expected="an adapter trained here, with a card",
-            found="a folder of plain PEFT",
-            hint="Its base and training rows are unknown, so it cannot be given a verdict.",
-        )
+    name = dataset.domain.name
+    card = _checked_card(bank, dataset, display)
     entry = card.adapter
-    check_head(bank[name].head, dataset.domain.task, entry.task, name)
-    check_same_rows(name, entry, prepared, "train")
-    check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
-    if entry.data.get("general") not in (None, prepared.digests["general"]):
-        display.warn(
-            f"the general text differs from that in the training of {name}: leaks are searched for "
-            "in the text given now."
-        )
     leaks = every_leak(dataset, suite, with_questions=not bank.base.bidirectional)
     key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
     continued_from = parent_resident(bank, name, dataset.parent, out, display.warn)
@@ -96,6 +81,29 @@ def evaluate(
     path = bank[name].path
     if path is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, items))
+    return card
+
+
+def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:
+    """The card of the dataset's adapter; raises an error unless ``dataset`` fits its training."""
+    name, prepared = dataset.domain.name, dataset.prepared
+    card = bank[name].card
+    if card is None:
+        raise AdapterError(
+            where=name,
+            expected="an adapter trained here, with a card",
+            found="a folder of plain PEFT",
+            hint="Its base and training rows are unknown, so it cannot be given a verdict.",
+        )
+    entry = card.adapter
+    check_head(bank[name].head, dataset.domain.task, entry.task, name)
+    check_same_rows(name, entry, prepared, "train")
+    check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
+    if entry.data.get("general") not in (None, prepared.digests["general"]):
+        display.warn(
+            f"the general text differs from that in the training of {name}: leaks are searched for "
+            "in the text given now."
+        )
     return card
 
 
