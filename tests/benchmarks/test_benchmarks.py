@@ -165,7 +165,7 @@ def test_derived_settings_are_shown_as_they_came_out() -> None:
     assert settings.other_choices(stored["runs"]) in text
     assert found.keys() == {*settings.RECIPES, *settings.REAL}
     near = sum(one["regret"] <= 0.01 for one in found.values())
-    assert f"or above it, in {near} of {len(found)} domains" in text
+    assert f"In {near} of {len(found)} domains" in text
     for one in found.values():
         assert one["swept"] == sum(count for _, count in settings.RUNGS)
 
