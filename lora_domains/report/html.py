@@ -1,7 +1,7 @@
-"""A report as one HTML page: the verdict first, then why, then everything that was measured.
+"""A report as one HTML page: the verdict, the reasons, then everything that was measured.
 
-The page holds its styles and charts, loads nothing, runs nothing, and reads in light and dark, on a
-phone, by keyboard and to a screen reader. What a report holds is escaped where it is shown.
+The page holds its styles and charts, loads nothing and runs nothing. It works in light and dark, on
+a phone, with a keyboard and with a screen reader. All text of a report is escaped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from lora_domains.verdict.metrics import metric_named
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = 12
-"""A confusion matrix of more classes than these is shown as its most frequent mistakes."""
+"""With more classes, only the most frequent confusions are listed."""
 
 
 def page(report: Report) -> str:
-    """The whole page."""
+    """The page."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -35,10 +35,10 @@ def page(report: Report) -> str:
         "interval": wording.interval,
         "losses": wording.losses,
         "metric": wording.metric_name,
-        "looked": wording.looked,
+        "prior_evaluations": wording.prior_evaluations,
         "calibrated": wording.calibrated,
-        "remembered": wording.remembered,
-        "named_from": wording.named_from,
+        "memorised": wording.memorised,
+        "decided_by": wording.decided_by,
     }
     adapters = list(_adapters(report))
     chart, left_out = _scatter(adapters)
@@ -49,7 +49,7 @@ def page(report: Report) -> str:
         headline=wording.headline(report),
         counted=wording.counted(report),
         since=report.since,
-        fallen=wording.fallen(report.since) if report.since else [],
+        worsened=wording.worsened(report.since) if report.since else [],
         adapters=adapters,
         differing={key for a in report.adapters for key in a.environment},
         chart=chart,
@@ -65,7 +65,7 @@ def page(report: Report) -> str:
 def _adapters(report: Report) -> Iterator[dict[str, Any]]:
     entries = wording.ranked(report)
     found = [(wording.gained(entry), wording.kept(entry)) for entry in entries]
-    # One scale a column, so that bars of different adapters can be held against each other.
+    # One scale for each column, so that the bars of adapters can be compared.
     shares = [f for gained, _ in found if gained and metric_named(gained[0]).higher_is_better
               for f in [gained[1]]]  # fmt: skip
     gain_scale = _domain(shares, [0.0])
@@ -87,16 +87,16 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
             metric, fields = gained
             rival = wording.best_baseline(metric, fields)
             ahead = 0.0 if rival is None else rival[1] - fields["base"]
-            # What must be beaten: the base, or the best baseline where that is better.
+            # The threshold is the base, or the best baseline where that is better.
             higher = metric_named(metric).higher_is_better
-            bar_to_clear = max(ahead, 0.0) if higher else min(ahead, 0.0)
-            alone = _domain([fields], [0.0, bar_to_clear])
+            threshold = max(ahead, 0.0) if higher else min(ahead, 0.0)
+            alone = _domain([fields], [0.0, threshold])
             domain = gain_scale if higher else alone
             shown["gained"] = {
                 "metric": metric,
                 "fields": fields,
                 "rival": rival,
-                "bar": charts.bar(fields, domain, bar_to_clear, _verdict(entry, "gain")),
+                "bar": charts.bar(fields, domain, threshold, _verdict(entry, "gain")),
                 "change": wording.change(metric, fields),
                 "ladder": _ladder(metric, fields),
             }
@@ -107,7 +107,7 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
                 "bar": charts.bar(kept, kept_scale, -(margin or 0.0), _verdict(entry, "retention")),
                 "change": wording.points(kept),
             }
-        yield shown | _scores(entry) | _curves(entry) | _confusion(entry) | _honesty(entry)
+        yield shown | _scores(entry) | _curves(entry) | _confusion(entry) | _reliability(entry)
 
 
 def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
@@ -125,18 +125,18 @@ def _verdict(entry: AdapterEntry, name: str) -> str:
 
 
 def _margin(entry: AdapterEntry) -> float | None:
-    """The largest loss of general knowledge that the adapter's retention gate allows."""
+    """The largest loss of general knowledge that the retention gate allows."""
     return next((-g["threshold"] for g in entry.gates if g["name"] == "retention"), None)
 
 
 def _domain(rows: Sequence[Mapping[str, Any]], also: Sequence[float]) -> tuple[float, float]:
-    """The stretch that holds every figure and bound of ``rows``, and ``also``."""
+    """The range of all figures and bounds of ``rows``, and of ``also``."""
     keys = ("difference", "lower", "upper")
     return charts.span([*also, *(row[k] for row in rows for k in keys if row[k] is not None)])
 
 
 def _gate_bar(gate: Mapping[str, Any]) -> Any:
-    """A gate's figure against its threshold; nothing where the figure was counted."""
+    """A gate's figure and its threshold as a bar; None for a count, which has no bounds."""
     if gate["observed"] is None or gate["lower"] is None or gate["upper"] is None:
         return None
     fields = {"difference": gate["observed"], "lower": gate["lower"], "upper": gate["upper"]}
@@ -145,7 +145,7 @@ def _gate_bar(gate: Mapping[str, Any]) -> Any:
 
 
 def _scores(entry: AdapterEntry) -> dict[str, Any]:
-    """The table of metrics; suites and slices with a bar each on one scale."""
+    """The table of metrics; suites and slices with bars on one scale."""
     scores = entry.domain_scores
     names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
     suites = {k: v for k, v in entry.general.items() if k not in ("nats", "kl")}
@@ -179,7 +179,7 @@ def _curves(entry: AdapterEntry) -> dict[str, Any]:
     training = entry.training
     history = training.get("history") or []
     if not history:
-        return {"history": [], "watched": False, "loss_curve": None, "score_curve": None,
+        return {"history": [], "monitored": False, "loss_curve": None, "score_curve": None,
                 "score_name": ""}  # fmt: skip
     epochs, best = [record["epoch"] for record in history], training.get("best_epoch")
     name, scored = wording.metric_name(entry.judged.get("metric") or "score"), None
@@ -192,13 +192,13 @@ def _curves(entry: AdapterEntry) -> dict[str, Any]:
     title = f"Training and validation loss of {entry.path} by epoch; figures in the table below"
     loss = charts.curves(lines, epochs, best, "loss", title)
     return {
-        "history": history, "watched": all("general_kl" in record for record in history),
+        "history": history, "monitored": all("general_kl" in record for record in history),
         "loss_curve": loss, "score_curve": scored, "score_name": name,
     }  # fmt: skip
 
 
 def _confusion(entry: AdapterEntry) -> dict[str, Any]:
-    """Two shaded tables for few classes; for many the most frequent mistakes."""
+    """Two shaded tables for few classes; the most frequent confusions for many."""
     found = entry.confusion
     if not found:
         return {"confusion": None, "confused": []}
@@ -221,8 +221,8 @@ def _confusion(entry: AdapterEntry) -> dict[str, Any]:
     return {"confusion": {"labels": labels, **tables}, "confused": []}
 
 
-def _honesty(entry: AdapterEntry) -> dict[str, Any]:
-    """Charts of what referring unsure answers costs, and of precision against recall."""
+def _reliability(entry: AdapterEntry) -> dict[str, Any]:
+    """Charts of risk against coverage, and of precision against recall."""
     risk, named = entry.calibration.get("risk_coverage"), entry.curve
     found: dict[str, Any] = {"risk_chart": None, "curve_chart": None}
     if risk:
@@ -242,7 +242,7 @@ def _honesty(entry: AdapterEntry) -> dict[str, Any]:
 
 
 def _scatter(adapters: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str]]:
-    """Gain against retention, and the adapters that have no place in it."""
+    """The chart of gain against retention, and the adapters that it cannot show."""
     marks, left_out, margins = [], [], set()
     for shown in adapters:
         gained, kept = shown["gained"], shown["kept"]
@@ -259,7 +259,7 @@ def _scatter(adapters: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str]]:
         margins.add(_margin(shown["entry"]))
     if not marks:
         return None, left_out
-    # A line for all only where all are held to the same.
+    # One line for all adapters only where they have one margin.
     margin = margins.pop() if len(margins) == 1 else None
     title = (
         "Gain in the domain against change in general knowledge for each adapter, with 95 % "
@@ -271,7 +271,7 @@ def _scatter(adapters: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str]]:
 
 
 def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows of (adapter, cells); a cell is (value, change from the base, its shade, at home).
+    """Rows of (adapter, cells); a cell is (value, change from the base, shade, better, own domain).
 
     None where no adapter was scored on another's rows.
     """
@@ -287,7 +287,7 @@ def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any] | None:
                 cells.append(None)
                 continue
             better = (value - base) * metric_named(metric).sign
-            # The root lets small changes show; 50 points and more are as dark as it gets.
+            # The square root makes small changes visible; the shade is darkest from 50 points on.
             shade = round(55 * min(1.0, abs(better) / 0.5) ** 0.5)
             cells.append((value, value - base, shade, better >= 0, name == domain))
         rows.append((name, cells))

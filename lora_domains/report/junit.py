@@ -1,16 +1,16 @@
 """A report as JUnit XML: a suite for each adapter, a case for each gate.
 
-A gate that fails is a failure. One that is inconclusive is an error: it could not be decided, and a
-CI server must not show it as green.
+A gate that fails is a failure. An inconclusive one is an error: a CI server must not show it as
+passed.
 """
 
 import re
 from xml.etree import ElementTree as Xml
 
 from lora_domains.report.card import AdapterEntry, Report
-from lora_domains.report.text import fallen
+from lora_domains.report.text import worsened
 
-# What XML 1.0 cannot hold, not even escaped.
+# Characters that XML 1.0 cannot hold, not even escaped.
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 OUTCOME = {"fail": "failure", "inconclusive": "error", "not applicable": "skipped"}
 
@@ -21,8 +21,8 @@ def junit(report: Report) -> str:
     since = report.since
     if since:
         verdict = "fail" if since["worse"] else "pass"
-        cases = [("since", verdict, " ".join(fallen(since)) or "Nothing got worse.", "")]
-        suites.append(_suite(f"lora_domains.report.regressions {since['report']}", cases))
+        cases = [("since", verdict, " ".join(worsened(since)) or "Nothing got worse.", "")]
+        suites.append(_suite(f"lora_domains.since {since['report']}", cases))
     totals = {k: str(sum(int(s.get(k, 0)) for s in suites))
               for k in ("tests", "failures", "errors")}  # fmt: skip
     root = Xml.Element("testsuites", {"name": "lora_domains", **totals})
@@ -33,7 +33,7 @@ def junit(report: Report) -> str:
 
 
 def _cases(entry: AdapterEntry) -> list[tuple[str, str, str, str]]:
-    """(name, verdict, why, rule) of each gate; of no gate at all, that there is no verdict."""
+    """(name, verdict, why, rule) of each gate; a case without a verdict where there is none."""
     if not entry.gates:
         return [("evaluated", "inconclusive", "It has not been evaluated.", "a verdict")]
     return [(g["name"], g["verdict"], g["why"], g["rule"]) for g in entry.gates]
@@ -49,8 +49,8 @@ def _suite(name: str, cases: list[tuple[str, str, str, str]]) -> Xml.Element:
     for gate, verdict, why, rule in cases:
         case = Xml.SubElement(suite, "testcase", classname=_clean(name), name=_clean(gate))
         if verdict in OUTCOME:
-            told = Xml.SubElement(case, OUTCOME[verdict], type=verdict, message=_clean(why))
-            told.text = _clean(rule)
+            result = Xml.SubElement(case, OUTCOME[verdict], type=verdict, message=_clean(why))
+            result.text = _clean(rule)
         else:
             Xml.SubElement(case, "system-out").text = _clean(why)
     return suite

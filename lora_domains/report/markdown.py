@@ -9,23 +9,23 @@ from lora_domains.report.text import (
     SIGNS,
     calibrated,
     counted,
-    fallen,
+    decided_by,
     gained,
     headline,
     interval,
     kept,
-    looked,
     losses,
+    memorised,
     metric_name,
-    named_from,
     nats_of,
     number,
     open_gates,
     outcome,
     percent,
     points,
+    prior_evaluations,
     ranked,
-    remembered,
+    worsened,
 )
 
 # GitHub's limits: a job summary in bytes, a comment in characters (bytes are never fewer).
@@ -33,16 +33,16 @@ SUMMARY, COMMENT = 1024 * 1024, 65_536
 
 
 def escaped(text: object) -> str:
-    """``text`` as Markdown shows it and does nothing else: no HTML, table, link or mention."""
+    """``text`` escaped: no part of it becomes HTML, a table, a link or a mention."""
     flat = " ".join(str(text).split())
     flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # Inside a word an underscore is one: macro_f1 stays as it is.
+    # An underscore inside a word is literal: macro_f1 stays as it is.
     flat = re.sub(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", flat)
     return flat.replace("@", "@\u200b").replace("://", ":\u200b//")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, and an empty one after it."""
+    """The lines of a table, and an empty line."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
 
@@ -69,16 +69,16 @@ def readme(card: Card) -> str:
         "",
     ]
     if entry.verdict is None:
-        body += ["It has not been evaluated yet: there is no verdict.", ""]
+        body += ["It has not been evaluated: there is no verdict.", ""]
     else:
         body += [f"**Verdict: {entry.verdict}**", "", *_gates(entry)]
         for title, part in (
-            ("On rows it was not trained on", _scores(entry)),
+            ("On test rows", _scores(entry)),
             ("General knowledge", _general(entry)),
             ("Per class", _classes(entry)),
             ("Slices", _slices(entry)),
             ("Seeds", _seeds(entry)),
-            ("How far to trust it", _trust(entry)),
+            ("Reliability", _reliability(entry)),
         ):
             body += [f"## {title}", "", *part] if part else []
     body += _training(entry) + _loading(entry)
@@ -110,7 +110,7 @@ def _scores(entry: AdapterEntry) -> list[str]:
     n = next(iter(scores.values()))["n"]
     return [
         *table(head, rows),
-        f"{n} items, the same for all; each bound is one-sided 95 %. {losses(entry)}",
+        f"{n} rows, the same for all contenders; bounds are one-sided, 95 %. {losses(entry)}",
         "",
     ]
 
@@ -161,19 +161,19 @@ def _seeds(entry: AdapterEntry) -> list[str]:
     return table(head, rows) if rows else []
 
 
-def _trust(entry: AdapterEntry) -> list[str]:
-    """Looks at the test set, calibration, the threshold, memorisation: a sentence each."""
-    said = [
+def _reliability(entry: AdapterEntry) -> list[str]:
+    """Earlier evaluations, calibration, the threshold and memorisation, a sentence each."""
+    sentences = [
         f"- {title}: {escaped(words(getattr(entry, key)))}."
         for key, title, words in (
-            ("looks", "Looks at the test rows", looked),
+            ("looks", "Test set", prior_evaluations),
             ("calibration", "Confidence", calibrated),
-            ("curve", "Decision", named_from),
-            ("memorisation", "Memorisation", remembered),
+            ("curve", "Decision", decided_by),
+            ("memorisation", "Memorisation", memorised),
         )
         if getattr(entry, key)
     ]
-    return [*said, ""] if said else []
+    return [*sentences, ""] if sentences else []
 
 
 def _training(entry: AdapterEntry) -> list[str]:
@@ -205,11 +205,11 @@ def _loading(entry: AdapterEntry) -> list[str]:
         "```python",
         "from lora_domains import DomainModel",
         "",
-        'model = DomainModel.from_pretrained("the base named above")',
+        'model = DomainModel.from_pretrained("the base above")',
         f'model.load_adapter("path/to/{entry.path}")',
         "```",
         "",
-        f"or plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
+        f"Or with plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
     ]
 
 
@@ -222,9 +222,9 @@ def comment(report: Report) -> str:
 
 
 def summary(report: Report, limit: int = SUMMARY) -> str:
-    """A report within ``limit`` bytes: verdict, what got worse, a row an adapter, then details.
+    """A report within ``limit`` bytes: verdict, what got worse, a row per adapter, details.
 
-    Adapters that fail come first. What there is no room for is counted, never cut in the middle.
+    Adapters that fail come first. What does not fit is counted, never cut in the middle.
     """
     base = report.base
     lines = [f"## {SIGNS[outcome(report)]} {escaped(headline(report))}", ""]
@@ -250,19 +250,19 @@ def summary(report: Report, limit: int = SUMMARY) -> str:
 
 
 def _filled(text: str, parts: Sequence[str], what: str, room: int) -> str:
-    """``text`` with as many ``parts`` as there is room for, and how many there was none for."""
+    """``text`` with as many ``parts`` as fit, and the number of those that do not."""
     used = len(text.encode()) + 80  # what the line below takes
     for done, part in enumerate(parts):
         used += len(part.encode()) + 1
         if used > room:
-            return text + f"\n{len(parts) - done} more {what}: no room for them here.\n"
+            return text + f"\n{len(parts) - done} more {what} do not fit here.\n"
         text += part + "\n"
     return text
 
 
 def _since(since: Mapping[str, Any]) -> list[str]:
-    sentences = fallen(since)
-    title = "Worse" if since["worse"] else "Nothing got worse beyond its bounds"
+    sentences = worsened(since)
+    title = "Worse" if since["worse"] else "Nothing got worse"
     lines = [f"### {title} since {escaped(since['report'])}", ""]
     return [*lines, *(f"- {escaped(sentence)}" for sentence in sentences), ""]
 
@@ -291,6 +291,6 @@ def _details(entry: AdapterEntry) -> list[str]:
         f"<details{opened}><summary>{title}</summary>", "",
         *(_gates(entry) if entry.gates else ["It has not been evaluated.", ""]),
         *_scores(entry), *_general(entry), *_classes(entry), *_slices(entry), *_seeds(entry),
-        *_trust(entry),
+        *_reliability(entry),
         "</details>", "",
     ]  # fmt: skip

@@ -13,7 +13,6 @@ from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.text import (
     SIGNS,
     brief,
-    fallen,
     headline,
     interval,
     losses,
@@ -21,6 +20,7 @@ from lora_domains.report.text import (
     nats_of,
     percent,
     ranked,
+    worsened,
 )
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
@@ -137,7 +137,7 @@ def report(console: Console, found: Report) -> None:
         words = "" if verdict == "pass" else brief(entry)
         line(console, f"{SIGNS[verdict]} {verdict:<13} {entry.path:<20} {words}".rstrip())
     if found.since:
-        for sentence in fallen(found.since):
+        for sentence in worsened(found.since):
             line(console, f"  since {found.since['report']}: {sentence}")
     line(console, f"{headline(found)}.")
 

@@ -1,6 +1,6 @@
-"""A report in words: its outcome, its headline, names of metrics, figures with their intervals.
+"""Reports in words: outcome, headline, reasons, figures with their bounds.
 
-Terminal, Markdown, HTML and JUnit say the same thing because they ask here.
+The terminal, Markdown, HTML and JUnit take their sentences from here, so that they agree.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(fields: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> str:
-    """``+0.21 (+0.17 to +0.25)``: a difference, its one-sided 95 % bounds; ``?`` where none."""
+    """``+0.21 (+0.17 to +0.25)``: a difference and its one-sided 95 % bounds; ``?`` for none."""
     d, low, high = (
         "?" if fields[k] is None else f"{scale * fields[k]:+.{digits}f}"
         for k in ("difference", "lower", "upper")
@@ -40,7 +40,7 @@ def points(fields: Mapping[str, Any]) -> str:
 
 
 def change(metric: str, fields: Mapping[str, Any]) -> str:
-    """A difference of ``metric`` in points, or in nats where it is no share."""
+    """A difference of ``metric`` in points, or in nats where it is not a share."""
     return f"{interval(fields)} nats" if metric_named(metric).nats else points(fields)
 
 
@@ -53,14 +53,14 @@ def metric_name(metric: str) -> str:
 
 
 def gained(entry: AdapterEntry) -> tuple[str, Mapping[str, Any]] | None:
-    """The metric an adapter is judged on, and its fields; None where it was not evaluated."""
+    """The metric that decides, and its figures; None where the adapter was not evaluated."""
     metric = entry.judged.get("metric", "")
     fields = entry.domain_scores.get(metric)
     return (metric, fields) if fields else None
 
 
 def kept(entry: AdapterEntry) -> Mapping[str, Any] | None:
-    """General knowledge, all probes pooled; None where none was asked."""
+    """General knowledge, all probes pooled; None where none was scored."""
     return entry.general.get("pooled")
 
 
@@ -70,57 +70,57 @@ def open_gates(entry: AdapterEntry) -> list[Mapping[str, Any]]:
     return sorted(gates, key=lambda gate: WORST_FIRST.index(gate["verdict"]))
 
 
-# ── What else was found out about one adapter ───────────────────────────────────────────────────
+# ── Other findings about one adapter ────────────────────────────────────────────────────────────
 
 
-def looked(looks: Fields) -> str:
-    """Where the verdict stands among all looks at its test rows (``looks.Standing``)."""
-    before = _plural(looks["before"], "look")
-    others = _plural(looks["adapters"], "other adapter")
-    said = f"{before} before this one, {others} judged first: gates hold {level(looks)} bounds"
-    return f"{said}; {looks['broken']}" if looks["broken"] else said
+def prior_evaluations(looks: Fields) -> str:
+    """Earlier evaluations of the test set, and the level that they leave (``verdict.ledger``)."""
+    level = f"{100 * looks['level']:.6g} %"
+    before = _plural(looks["before"], "earlier evaluation")
+    others = f"{_plural(looks['adapters'], 'other adapter')} evaluated first"
+    sentence = f"{before}, {others}; gates use {level} bounds"
+    return f"{sentence}; {looks['broken']}" if looks["broken"] else sentence
 
 
-def level(looks: Fields) -> str:
-    return f"{100 * looks['level']:.6g} %"
+def with_bounds(figures: Fields, key: str, bounds: Fields) -> str:
+    """``0.021 (0.010 to 0.034)``: a figure and its bounds."""
+    return f"{number(figures[key])} ({number(bounds['lower'])} to {number(bounds['upper'])})"
 
 
-def between(fields: Mapping[str, Any], key: str, bounds: Mapping[str, Any]) -> str:
-    """``0.021 (0.010 to 0.034)``: a figure that is no difference, and its bounds."""
-    return f"{number(fields[key])} ({number(bounds['lower'])} to {number(bounds['upper'])})"
+def calibrated(calibration: Fields) -> str:
+    """How reliable the confidence is (``stats.calibration``)."""
+    bounds = calibration["bounds"]
+    ece, brier = (with_bounds(calibration, key, bounds[key]) for key in ("ece", "brier"))
+    return f"expected calibration error {ece}, Brier score {brier}; 0 is best"
 
 
-def calibrated(found: Fields) -> str:
-    """How far a confidence can be believed (``calibration.calibration``)."""
-    ece, brier = (between(found, key, found["bounds"][key]) for key in ("ece", "brier"))
-    return f"expected error {ece}, Brier score {brier}; 0 is best"
+def memorised(memorisation: Fields) -> str:
+    """How well training rows are told from test rows by the adapter's gain (``membership``)."""
+    auc = with_bounds(memorisation, "auc", memorisation)
+    rows = f"{memorisation['train']} training and {memorisation['test']} test rows"
+    return f"membership-inference AUC {auc} on {rows}; 0.5 is chance"
 
 
-def remembered(found: Fields) -> str:
-    """What the adapter gained tells training rows from test rows (``memorisation``)."""
-    auc = between(found, "auc", found)
-    rows = f"{found['train']} training and {found['test']} test rows"
-    return f"its gain tells training rows from test rows with an AUC of {auc}; .5 is chance; {rows}"
-
-
-def named_from(curve: Fields) -> str:
-    """From which probability the positive class is named, and who chose that."""
+def decided_by(curve: Fields) -> str:
+    """From which probability the positive class is predicted, and how that was chosen."""
     if "targets" not in curve:
-        return f"{curve['positive']} is named where it is the likeliest class"
-    target = ", ".join(f"{name} {value:g}" for name, value in curve["targets"].items())
+        return f"{curve['positive']} is predicted where it is the most likely class"
+    targets = ", ".join(f"{name} {value:g}" for name, value in curve["targets"].items())
     if curve["threshold"] is None:
-        return f"no threshold reached {target} on validation rows: the likeliest class is named"
+        return (
+            f"no threshold reaches {targets} on validation rows: the most likely class is predicted"
+        )
     return (
-        f"{curve['positive']} is named from a probability of {number(curve['threshold'])} on, "
-        f"which validation rows chose for {target}"
+        f"{curve['positive']} is predicted from a probability of {number(curve['threshold'])}, "
+        f"tuned on validation rows for {targets}"
     )
 
 
-# ── All of them ─────────────────────────────────────────────────────────────────────────────────
+# ── All adapters of a report ────────────────────────────────────────────────────────────────────
 
 
 def ranked(report: Report) -> list[AdapterEntry]:
-    """The adapters, those that fail first, else in the order they were given."""
+    """The adapters, failing ones first, otherwise in the order in which they were given."""
     return sorted(report.adapters, key=lambda entry: WORST_FIRST.index(entry.outcome))
 
 
@@ -163,13 +163,13 @@ def counted(report: Report) -> str:
 
 
 def brief(entry: AdapterEntry) -> str:
-    """What keeps an adapter from shipping, in a line: ``fails recall (0.120 against 0.8)``."""
+    """The gates that did not pass, in a line: ``fails recall (0.120, threshold 0.8)``."""
     if not entry.gates:
         return "has not been evaluated"
     phrases = []
-    for verdict, words in (("fail", "fails"), ("inconclusive", "is undecided on")):
+    for verdict, words in (("fail", "fails"), ("inconclusive", "is inconclusive on")):
         found = [
-            f"{g['name']} ({number(g['observed'])} against {g['threshold']:.3g})"
+            f"{g['name']} ({number(g['observed'])}, threshold {g['threshold']:.3g})"
             for g in entry.gates
             if g["verdict"] == verdict
         ]
@@ -178,42 +178,42 @@ def brief(entry: AdapterEntry) -> str:
 
 
 def best_baseline(metric: str, fields: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The strongest cheap contender on ``metric`` and its value; None where there is none."""
+    """The best baseline on ``metric`` and its value; None where there is none."""
     sign = metric_named(metric).sign
     found = {name: v for name, v in fields["baselines"].items() if v is not None}
     return max(found.items(), key=lambda pair: sign * pair[1]) if found else None
 
 
 def reasons(entry: AdapterEntry) -> list[str]:
-    """Why an adapter does not ship: one sentence for each gate that did not pass."""
+    """Why an adapter does not pass: a sentence for each gate that did not."""
     if not entry.gates:
         return ["It has not been evaluated: there is no verdict."]
     return [f"{gate['name']}: {gate['why']}" for gate in open_gates(entry)]
 
 
-def fallen(since: Mapping[str, Any]) -> list[str]:
-    """What got worse since the older report, a sentence each; then flips that prove nothing."""
+def worsened(since: Fields) -> list[str]:
+    """What got worse since the older adapters, a sentence each; then what may have got worse."""
     worse: list[str] = []
     open_: list[str] = []
     for name, found in since["adapters"].items():
         for figure, fields in found["figures"].items():
             if fields["worse"]:
-                what = "on the same rows" if fields["paired"] else "over the base, on other rows,"
+                rows = "on the same rows" if fields["paired"] else "gain (on other rows)"
                 sign = "" if fields["paired"] else "+"
                 worse.append(
-                    f"{name}: {metric_name(figure)} {what} went from {fields['before']:{sign}.3f} "
-                    f"to {fields['now']:{sign}.3f}, with 95 % confidence by at least "
-                    f"{_nearest(fields):.3f}."
+                    f"{name}: {metric_name(figure)} {rows} went from {fields['before']:{sign}.3f} "
+                    f"to {fields['now']:{sign}.3f}, worse by at least {_nearest(fields):.3f} "
+                    "(95 % bound)."
                 )
         for gate in found["gates"]:
-            sentence = f"{name}: {gate['name']} was {gate['before']}, is {gate['now']}."
+            sentence = f"{name}: gate {gate['name']} went from {gate['before']} to {gate['now']}."
             (worse if gate["worse"] else open_).append(sentence)
-    open_ += [f"{name} was in it and is not in this one." for name in since["missing"]]
+    open_ += [f"{name} is missing from this report." for name in since["missing"]]
     return worse + open_
 
 
 def _nearest(fields: Mapping[str, Any]) -> float:
-    """The bound of a worse change that lies nearest to no change, as a size."""
+    """The size of the bound that is nearest to no change."""
     return float(min(abs(fields["lower"]), abs(fields["upper"])))
 
 
@@ -222,16 +222,16 @@ def _plural(count: int, what: str) -> str:
 
 
 def losses(entry: AdapterEntry) -> str:
-    """What the loss is on test rows, and in the table of epochs."""
+    """The unit of the loss, on test rows and in the table of epochs."""
     head = entry.task.get("head")
     trained = "label cross-entropy" if head else "nats per answer token"
     judged = entry.judged.get("loss") or trained
     if judged == trained:
-        return f"Loss is {judged}, here and in the epochs."
-    return f"Loss is {judged}; in the epochs it is {trained}, as it is trained."
+        return f"The loss is {judged}, here and in the table of epochs."
+    return f"The loss is {judged}; in the table of epochs it is {trained}."
 
 
 def nats_of(entry: AdapterEntry) -> str:
-    """What nats on general text are counted by."""
+    """The unit of nats on general text."""
     masked = entry.judged.get("knowledge") == "masked tokens"
     return "nats per masked token" if masked else "nats per token"

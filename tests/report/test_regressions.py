@@ -24,7 +24,7 @@ from lora_domains.errors import UsageError
 from lora_domains.report.card import Card
 from lora_domains.report.regressions import older_adapters
 from lora_domains.report.report import rebuild
-from lora_domains.report.text import fallen
+from lora_domains.report.text import worsened
 from lora_domains.stats.comparisons import compare_f1
 
 
@@ -127,7 +127,7 @@ def test_a_gate_that_fails_now_is_worse_and_one_left_open_is_shown(tmp_path: Pat
     gates = {g["name"]: g for g in found["adapters"]["triage"]["gates"]}
     assert (gates["recall"]["now"], gates["recall"]["worse"]) == ("inconclusive", False)
     assert not found["worse"]
-    assert "triage: recall was pass, is inconclusive." in fallen(found)
+    assert "triage: gate recall went from pass to inconclusive." in worsened(found)
 
 
 def test_a_lower_loss_is_no_fall(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_worse_than_the_baseline_is_exit_1_and_shown_first(
     assert run("report", str(new), "--out", str(out), "--baseline", str(tmp_path / "old")) == 1
     said = capsys.readouterr().out
     assert "F1 on the same rows went from 0.980 to" in said
-    assert "gone was in it" in said
+    assert "gone is missing from this report" in said
     report = json.loads((out / "report.json").read_text())
     VALID.validate(report)
     assert report["adapters"][0]["verdict"] == "pass"

@@ -12,7 +12,7 @@ def test_a_loss_says_what_it_is_counted_in() -> None:
         )  # fmt: skip
 
     assert losses(entry("label cross-entropy", False)) == (
-        "Loss is label cross-entropy; in the epochs it is nats per answer token, as it is trained."
+        "The loss is label cross-entropy; in the table of epochs it is nats per answer token."
     )
-    same = "Loss is label cross-entropy, here and in the epochs."
+    same = "The loss is label cross-entropy, here and in the table of epochs."
     assert losses(entry("label cross-entropy", True)) == same
