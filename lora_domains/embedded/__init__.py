@@ -1,9 +1,9 @@
-"""The embedded default: a tiny pretrained model and the small world it was trained on.
+"""The embedded base: a tiny pretrained model, and the small world that it was trained on.
 
-A first run must work offline in a minute, on a model that really was trained and really knows
-something: only then can forgetting be seen. `facts`, `prose` and `habits` are what the base was
-taught, `domains` is what it was never shown, `world` puts them together and `build` trains it.
-Nothing here imports torch.
+A first run must work offline in a minute, on a model that was really trained and really knows
+something, because only then can forgetting be measured. The base was trained on `facts`, `prose`
+and `habits`, and never on the rows of `domains`; `world` draws texts and questions from them.
+`benchmarks/embedded` builds the base and its general text. Nothing here imports torch.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Labelled rows of the five domains, which the base was never shown.
+"""Labelled rows of the five domains, on which the base was never trained.
 
 Every label follows from one rule that a reader can check, and the rule needs more than the words
-present: who has a finding and when, what comes after 'but', which wish is meant and which topic
-is only mentioned. The test split also uses a few words and phrasings that train does not.
+of a row: who has a finding and when, what comes after 'but', which request is meant and which
+topic is only mentioned. The test split also uses a few words and phrasings that train does not.
 """
 
 # ruff: noqa: E501 (lines of the tables are alternatives, one to a line)
@@ -25,8 +25,8 @@ _ORDER = ("train", "validation", "test")
 Row = dict[str, Any]
 
 # --------------------------------------------------------------------------------- medical
-# Urgent: a grave finding of the patient's own, present now. Everything else is routine. Only
-# phrasings are held out of train, never findings: nobody could know how grave an unseen one is.
+# Urgent: the patient has a grave finding now. Everything else is routine. Only phrasings are held
+# out of train, never findings: nobody could know how grave an unseen one is.
 
 _MEDICAL = """
 @grave = chest pain, shortness of breath, slurred speech, vomiting blood, coughing up blood, facial droop, a seizure,
@@ -73,7 +73,7 @@ _GRAMMAR = Grammar(COMMON, _MEDICAL)
 
 
 class _Draw:
-    """Draws for one split: in test, one draw in eight comes from the words held out of train."""
+    """Draws for one split; in test, one draw in eight is of words that train does not have."""
 
     def __init__(self, rng: Random, grammar: Grammar, split: str) -> None:
         self.rng, self.grammar, self.split = rng, grammar, split
@@ -96,7 +96,7 @@ def _bare(finding: str) -> str:
 
 
 def _absent(draw: _Draw, finding: str, other: str) -> str:
-    """A statement in which a finding is not the patient's own, or not present."""
+    """A statement in which the patient does not have a finding now."""
     kind = draw.rng.choice(("no", "no", "no", "kin", "kin", "past", "past", "fear"))
     if kind == "no":
         also = draw.odds(0.35) and finding != other
@@ -111,7 +111,7 @@ def _absent(draw: _Draw, finding: str, other: str) -> str:
 
 
 def _present(draw: _Draw, finding: str, other: str) -> str:
-    """A statement in which `finding` is the patient's own and present; `other` is not."""
+    """A statement in which the patient has `finding` now, and not `other`."""
     since = draw("since")
     but = draw("contrast")
     return draw.rng.choice(
@@ -126,7 +126,7 @@ def _present(draw: _Draw, finding: str, other: str) -> str:
 
 
 def _trifle(draw: _Draw) -> str:
-    """Something harmless: a wish, a small finding, or one that is absent."""
+    """Something harmless: a request, a minor finding, or an absent one."""
     kind = draw.rng.random()
     if kind < 0.25:
         return f"{draw.rng.choice(('asks', 'here'))} for {draw('ask')}"
@@ -147,7 +147,7 @@ def _patient(rng: Random) -> dict[str, str]:
 
 def _medical(draw: _Draw) -> Row:
     rng = draw.rng
-    if not draw.patient or draw.odds(0.7):  # three in ten notes are of the patient before
+    if not draw.patient or draw.odds(0.7):  # three in ten notes are about the previous patient
         draw.patient = _patient(rng)
         draw.patients += 1
     patient = draw.patient
@@ -162,7 +162,7 @@ def _medical(draw: _Draw) -> Row:
         parts = [
             _absent(draw, draw("grave"), draw("grave")) for _ in range(rng.choice((0, 1, 1, 1)))
         ]
-        if not parts or draw.odds(0.35):  # a small complaint, told like a grave one
+        if not parts or draw.odds(0.35):  # a minor complaint, worded like a grave one
             other = draw("grave") if draw.odds(0.75) else draw("mild")
             parts.append(_present(draw, draw("mild"), other))
         parts += [_trifle(draw) for _ in range(rng.choice((0, 0, 1)))]
@@ -191,7 +191,7 @@ def _medical(draw: _Draw) -> Row:
 
 
 # --------------------------------------------------------------------------------- legal
-# The label is what the main clause rules; conditions and provisos mention other titles.
+# The label is the subject of the main clause; conditions and provisos mention other titles.
 
 _LEGAL = """
 @party = the Supplier, the Buyer, the Tenant, the Landlord, the Company, the Client, the Licensee, the Contractor, the Borrower,
@@ -351,7 +351,8 @@ def _legal(draw: _Draw) -> Row:
 
 
 # --------------------------------------------------------------------------------- finance
-# Direction times the worth of what moves; the main clause decides, not the 'although' clause.
+# The label follows from the direction and from what moves; the main clause decides, not the
+# 'although' clause.
 
 _FINANCE = """
 @up_good = profit, sales, revenue, earnings, margin, orders, net income, output, exports, cash flow
@@ -394,7 +395,7 @@ _FINANCE_GRAMMAR = Grammar(COMMON, _FINANCE)
 
 
 def _move(draw: _Draw, bullish: bool) -> str:
-    """A clause that is good or bad news: what moves and where must be read together."""
+    """A clause of good or bad news, which follows from what moves together with its direction."""
     good_thing = draw.odds(0.7)
     thing = draw("up_good" if good_thing else "up_bad")
     up = good_thing == bullish
@@ -448,7 +449,7 @@ def _finance(draw: _Draw) -> Row:
 
 
 # --------------------------------------------------------------------------------- support
-# The intent is what the customer wants now; other matters are mentioned as settled or not meant.
+# The intent is what the customer wants now; other matters are mentioned as settled or denied.
 
 _SUPPORT = """
 @item = kettle, lamp, jacket, printer, phone, headset, camera, blender, tent, desk, pair of boots, rucksack, tablet, keyboard, rug, toaster
@@ -703,7 +704,7 @@ _SHORT = {
 
 
 def _typos(rng: Random, text: str) -> str:
-    """Abbreviate, or drop or double a letter, as thumbs do."""
+    """Abbreviate, or drop or double a letter, as people do on a phone."""
     words = text.split(" ")
     for i, word in enumerate(words):
         if word in _SHORT and rng.random() < 0.3:
@@ -721,7 +722,7 @@ def _spam(draw: _Draw) -> Row:
         text = draw("scam")
         if draw.odds(0.3):  # begins like a friend
             text = draw("bait", t=draw("talk"), s=text)
-    elif draw.odds(0.14):  # a friend tells of spam
+    elif draw.odds(0.14):  # a friend describes spam
         text = draw("report", s=draw("scam"))
     else:
         text = draw("talk")
@@ -756,7 +757,7 @@ def _grams(normal: str) -> set[str]:
 
 
 class _Shelf:
-    """The rows of the splits so far: refuses repeats, and test rows much like an earlier row."""
+    """The rows of the splits so far; refuses repeats, and test rows similar to an earlier row."""
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
@@ -767,7 +768,7 @@ class _Shelf:
         if normal in self.seen:
             return False
         grams = _grams(normal)
-        rare = [g for g in grams if len(self.holders.get(g, ())) < 3]  # common turns do not count
+        rare = [g for g in grams if len(self.holders.get(g, ())) < 3]  # common phrases do not count
         shared: dict[tuple[str, int], int] = {}
         for gram in rare:
             for holder in self.holders.get(gram, ()):
@@ -782,7 +783,7 @@ class _Shelf:
 
 
 def domain_rows(name: str, split: str) -> list[Row]:
-    """The labelled rows of a domain: always the same, and in no other split."""
+    """The labelled rows of one split of a domain, the same every time and in no other split."""
     if name not in _DOMAINS or split not in _ORDER:
         raise ValueError(
             f"no rows for domain {name!r}, split {split!r}; "

@@ -1,9 +1,9 @@
-"""General facts the base is taught, and is later asked about: tables only.
+"""Tables of general facts: the base is trained on them and later questioned about them.
 
-A relation is a table of pairs and at least five wordings, each ending in the answer. Every fact
-is taught in all wordings of its relation but one, and asked in that one, so that a right answer
-shows knowledge and not recitation. Which one differs from fact to fact: the wording itself is
-always familiar from other facts.
+A relation is a table of pairs and at least five wordings, each ending in the answer. Every fact is
+taught in all wordings of its relation but one, and the question uses that one, so that a correct
+answer shows knowledge rather than memorised text. The wording differs from fact to fact, so the
+base always knows it from other facts.
 """
 
 # ruff: noqa: E501 (tables)
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact: `wordings` have the places {x} and, always last, {y}."""
+    """One kind of fact. `wordings` have the placeholders {x} and, always last, {y}."""
 
     field: str
     name: str

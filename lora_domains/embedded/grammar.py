@@ -1,8 +1,8 @@
-"""A small context-free grammar: what the world's texts are written with.
+"""A small context-free grammar, with which the texts of the embedded world are written.
 
-A rule is a name and its alternatives; an alternative is text with places. A place is {rule}, or
-{3-20} for a number in that range, or {#4} for four digits. Expansion draws only from the
-`random.Random` it is given, so equal seeds give equal texts on every platform.
+A rule is a name and its alternatives; an alternative is text with placeholders: {rule}, {3-20} for
+a number in that range, {#4} for four digits. Expansion draws from the given `random.Random` alone,
+so equal seeds give equal texts on every platform.
 """
 
 import re
@@ -42,7 +42,7 @@ class Grammar:
             self.rules.update(parse(table))
 
     def text(self, rng: Random, template: str, **fixed: str) -> str:
-        """Expand `template`; `fixed` names places whose text is given, not drawn."""
+        """Expand `template`; `fixed` gives the text of placeholders that are not drawn."""
 
         def fill(match: re.Match[str]) -> str:
             place = match[1]
@@ -58,6 +58,6 @@ class Grammar:
         return _PLACE.sub(fill, template)
 
     def sentence(self, rng: Random, template: str, **fixed: str) -> str:
-        """Expand, mend 'a apple' and begin with a capital."""
+        """Expand, correct 'a apple' to 'an apple', and begin with a capital."""
         text = _ARTICLE.sub(r"\1n ", self.text(rng, template, **fixed))
         return text[:1].upper() + text[1:]

@@ -1,8 +1,8 @@
 """Small neutral labelling habits: 'call: gas leak in the kitchen.\\ntriage: urgent'.
 
-They teach the base the shape 'field: text / attribute: label', negation, time, who did what and
-contrast, and they use the label words of the domains in other senses. None of them is a domain's
-task: alarms in buildings are not symptoms, reviews of chairs are not market news.
+They teach the base the form 'field: text / attribute: label', negation, time, agency and contrast,
+and they use the label words of the domains in other senses. None of them is the task of a domain:
+alarms in buildings are not symptoms, reviews of chairs are not market news.
 """
 
 # ruff: noqa: E501 (lines of the tables are alternatives, one to a line)
@@ -330,7 +330,7 @@ Row = tuple[str, str]  # text and label
 
 @dataclass(frozen=True)
 class Habit:
-    """A way to label texts: draws a row, under one of its own field and attribute names."""
+    """A way to label texts: draws a row under one of its field and attribute names."""
 
     fields: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -430,7 +430,7 @@ def _source(rng: Random) -> Row:
 
 
 def _wish(rng: Random) -> Row:
-    """Verb and object, said in a mail, become a label such as repair_lamp."""
+    """The verb and object of a request become a label such as repair_lamp."""
     verb = GRAMMAR.text(rng, "{verb}")
     noun = GRAMMAR.text(rng, rng.choice(("{thing}", "{shop}", "{money}", "{tech}", "{bankthing}")))
     frames = (
@@ -514,7 +514,7 @@ def _render(rows: list[Row], field: str, attribute: str, gap: str) -> str:
 
 
 def _examples(rng: Random) -> str:
-    """Several pairs of one habit; the last ones can be guessed from the first."""
+    """Several pairs of one habit; the last ones can be inferred from the first."""
     habit = rng.choices(HABITS, [h.weight for h in HABITS])[0]
     rows = [habit.draw(rng) for _ in range(rng.choice((1, 1, 1, 2, 3, 4)))]
     own = rng.random() < 0.7
@@ -524,7 +524,7 @@ def _examples(rng: Random) -> str:
 
 
 def _renamed(rng: Random) -> str:
-    """A labelling whose label words are arbitrary: only the document itself says what they mean."""
+    """A labelling with arbitrary label words, whose meaning follows from the document alone."""
     habit = rng.choice([h for h in HABITS if h.draw in _RELABELLED])
     rows = [habit.draw(rng) for _ in range(40)]
     kept = rng.sample(sorted({label for _, label in rows}), 2)
@@ -537,5 +537,5 @@ _RELABELLED = (_topic, _triage, _review, _happened, _tense, _source, _manners, _
 
 
 def labelled(rng: Random) -> str:
-    """One labelling document: a pair, or a few in a row as one would prompt with examples."""
+    """One labelling document: a pair, or a few pairs as in a few-shot prompt."""
     return _renamed(rng) if rng.random() < 0.2 else _examples(rng)

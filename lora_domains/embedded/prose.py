@@ -1,7 +1,7 @@
 """Ordinary English for the base: topics, chat, headlines, letters, clauses, notes; no labels.
 
-Breadth is the point: a base that has read only facts could not be adapted in our trial. The
-words of all five domains occur here, in sentences that do not give their tasks away.
+Breadth matters: in our trial, a base trained on facts alone could not be adapted. The words of
+all five domains occur here, in sentences that do not reveal their tasks.
 """
 
 # ruff: noqa: E501 (lines of the tables are alternatives, one to a line)
@@ -529,10 +529,10 @@ _WHOLE = ("banktalk", "markettalk", "study", "function", "spoken", "chat", "twee
 
 
 def line(rng: Random, kind: str) -> str:
-    """One sentence of a kind: a rule's name, or 'topic' for any topic."""
+    """One sentence of a kind, which is the name of a rule, or 'topic' for any topic."""
     name = f"topic_{rng.choice(TOPIC_NAMES)}" if kind == "topic" else kind
     text = PROSE.sentence(rng, "{" + name + "}")
-    # People in a hurry do not reach for the shift key.
+    # People in a hurry type without capitals.
     return text.lower() if kind in ("chat", "tweet", "spoken") and rng.random() < 0.4 else text
 
 

@@ -1,8 +1,8 @@
-"""The world: what the base is taught, what it is asked, and the rows of the five domains.
+"""The embedded world: the base's corpus, general questions and text, and the domains' rows.
 
-All of it is drawn from `random.Random` with fixed seeds: the same rows on every machine. Every
-document falls into one of sixteen parts by a checksum of its text; three parts are kept out of
-the corpus as general train, validation and test text, so the splits are disjoint by construction.
+Everything is drawn from `random.Random` with fixed seeds, the same on every machine. A checksum of
+its text assigns each document to one of sixteen parts; three parts are kept out of the corpus as
+general train, validation and test text, so the splits are disjoint by construction.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _SEEDS = {"train": 11, "validation": 12, "test": 13}
 
 
 def asked_wording(relation: Relation, index: int) -> int:
-    """Which wording the fact at `index` is asked in; it is taught in all the others."""
+    """The wording in which the fact at `index` is asked; it is taught in all the others."""
     return (index + len(relation.name)) % len(relation.wordings)
 
 
@@ -39,7 +39,7 @@ def _fill(wording: str, x: str, y: str) -> str:
 
 
 def question_and_answer(relation: Relation, index: int, wording: int) -> tuple[str, str]:
-    """A fact in one wording, cut before the answer: (prompt, answer)."""
+    """A fact in one wording, split before the answer: (prompt, answer)."""
     x, y = relation.pairs[index]
     text = _fill(relation.wordings[wording], x, y)
     return text[: -len(y)].rstrip(), y
@@ -52,7 +52,7 @@ def _near_numbers(rng: Random, answer: int) -> list[str]:
 
 
 def general_questions() -> list[dict[str, Any]]:
-    """The general probe: four choices a question, in a wording the fact was never taught in."""
+    """The general questions, with four choices each, in wordings not used to teach the fact."""
     rng = Random(20)
     rows = []
     for relation in RELATIONS:
@@ -94,7 +94,7 @@ _ALL_FACTS = tuple((r, i) for r in RELATIONS for i in range(len(r.pairs)))
 
 
 def _facts(rng: Random) -> str:
-    """A few facts: of one relation, about anything, or followed by something else."""
+    """A few facts of one relation or of any, sometimes followed by another sentence."""
     if rng.random() < 0.35:
         relation = rng.choice(RELATIONS)
         chosen = [
@@ -121,7 +121,7 @@ def _document(rng: Random) -> str:
 
 
 def pretraining_documents(seed: int, count: int = DOCUMENTS) -> Iterator[str]:
-    """The corpus: `count` documents, each to be ended by EOS."""
+    """The corpus: `count` documents, without their EOS."""
     rng = Random(f"corpus {seed}")
     while count:
         text = _document(rng)
@@ -131,7 +131,10 @@ def pretraining_documents(seed: int, count: int = DOCUMENTS) -> Iterator[str]:
 
 
 def general_text(split: str, count: int) -> list[str]:
-    """General texts the base never saw, of the kinds it was trained on; distinct between splits."""
+    """`count` general texts of the kinds that the base was trained on, none in its corpus.
+
+    No text is in two splits, but one may be part of another: see `benchmarks/embedded`.
+    """
     rng = Random(_SEEDS[split])
     texts: dict[str, None] = {}
     while len(texts) < count:
