@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from lora_domains.adapters.versions import Parent
+from lora_domains.adapters.parent import Parent
 from lora_domains.console import Display
 from lora_domains.data.general_text import GeneralText, general_text
 from lora_domains.data.identity import digest_of

@@ -9,13 +9,10 @@ from typing import Any, Self
 import torch
 
 from lora_domains import distributed
-from lora_domains.adapters.loading import find_adapter, load_adapter
+from lora_domains.adapters.folder import find_adapter
+from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import export, merge
-from lora_domains.adapters.versions import (
-    going_on,
-    load_parent,
-    over_classes,
-)
+from lora_domains.adapters.parent import continued_task, load_parent, with_labels_of
 from lora_domains.console import Display, format_bytes
 from lora_domains.data.source import Data, Source
 from lora_domains.dataset import Dataset, load_dataset
@@ -231,7 +228,7 @@ class DomainModel:
         parent = None
         if init_from is not None:
             parent = load_parent(find_adapter(init_from, self.out), self.base)
-            domain = replace(domain, task=going_on(parent.adapter, domain.task))
+            domain = replace(domain, task=continued_task(parent.adapter, domain.task))
         dataset = self._load(domain)
         if parent is not None:
             if resume:
@@ -265,7 +262,7 @@ class DomainModel:
         for name in self.domains:
             card = self.bank[name].card
             if card and card.adapter.domain == domain.name:
-                domain = replace(domain, task=over_classes(domain.task, card))
+                domain = replace(domain, task=with_labels_of(card, domain.task))
         known = self._datasets.get(domain.name)
         return (known and known.for_domain(domain)) or self._load(domain)
 

@@ -1,8 +1,7 @@
-"""An adapter written into its base: one plain transformers model that needs neither this nor PEFT.
+"""Merging an adapter into its base: one plain transformers model, without PEFT or this package.
 
-The base that serves is never written to. It is read once more from where it came from, in full
-precision however it is resident: added to rounded 8-bit or 4-bit weights, an adapter is rounded
-away with them.
+The loaded base is never written to. It is read again from its source in full precision, however it
+is loaded: added to 8-bit or 4-bit weights, an adapter would be rounded away.
 """
 
 import json
@@ -13,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_domains.adapters.peft import replacing
-from lora_domains.embedded import BASE_PATH
+from lora_domains.adapters.folder import replacing
 from lora_domains.errors import AdapterError, AdapterUnsupported, BaseModelError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 
 MERGED = "merged.json"
-"""Says what a merged model was made from, and that its folder is one of ours."""
+"""The file that records a merge; only a folder with it is replaced."""
 
 _TOKENS = 64
 
@@ -36,30 +34,30 @@ class Merged:
     def __str__(self) -> str:
         record = self.record
         base, dtype = record["base"], record["dtype"]
-        said = f"{record['adapter']} into {base['id']} in {dtype}"
+        text = f"{record['adapter']} into {base['id']} in {dtype}"
         if record["error"] is None:
-            return f"{said}; the adapter changes nothing"
-        said += f"; off from it un-merged by {record['error']:.1e} of its effect"
-        resident = base["quantization"] or base["dtype"]
-        if resident != dtype:
-            said += f" (the base alone, from {resident} to {dtype}: {record['base_error']:.1e})"
-        return said
+            return f"{text}; the adapter has no effect"
+        text += f"; error {record['error']:.1e} of the adapter's effect"
+        loaded = base["quantization"] or base["dtype"]
+        if loaded != dtype:
+            text += f" (the base alone, {loaded} to {dtype}: {record['base_error']:.1e})"
+        return text
 
 
 def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merged:
-    """``bank``'s base with the resident adapter ``name`` added to its weights: W + scale · B·A.
+    """The base of ``bank`` with the loaded adapter ``name`` added to its weights: W + scale · B·A.
 
-    The model has the dtype of the resident base, unquantised, unless ``dtype`` says otherwise.
-    Sums are made in float32 and rounded once. An adapter on the output layer of a base whose
-    embeddings are tied to it leaves the embeddings alone: the two are apart in the result.
+    The model has the dtype of the loaded base, unquantised, or ``dtype``. Sums are computed in
+    float32 and rounded once. An adapter on an output layer that is tied to the embeddings leaves
+    the embeddings unchanged: the two are separate in the result.
 
     ``record["error"]`` is ‖merged − served‖ over ‖served − base‖, logits of a fixed input, where
-    *served* is the adapter un-merged on the base as it is resident; ``record["base_error"]`` the
-    same for both bases without it. None where the adapter changes nothing.
+    *served* is the un-merged adapter on the base as it is loaded; ``record["base_error"]`` is the
+    same for both bases without it. None if the adapter has no effect.
 
-    Raises UsageError when ``name`` is not resident, BaseModelError when the base is no longer
-    where it was loaded from, AdapterError when a merged weight is too large for ``dtype``,
-    AdapterUnsupported for one with a trained head, which a language model has no place for.
+    Raises UsageError when ``name`` is not loaded, BaseModelError when the base is no longer where
+    it was loaded from, AdapterError when a merged weight is too large for ``dtype``, and
+    AdapterUnsupported for an adapter with a trained head, which a language model cannot hold.
     """
     base, adapter = bank.base, bank[name]
     if adapter.head is not None:
@@ -81,7 +79,7 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     effect = float((served - bare).norm())
     error = float((_logits(full) - served).norm())
     base_error = float((full_bare - bare).norm())
-    # A stand-alone model is as `from_pretrained` gives it; only a base is frozen.
+    # A stand-alone model is not frozen, as after `from_pretrained`.
     full.model.requires_grad_(True)
     record = {
         "schema": 1,
@@ -96,10 +94,10 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
 
 
 def export(bank: Bank, name: str, folder: Path, dtype: str | torch.dtype | None = None) -> Merged:
-    """``merge``, and write a folder that ``AutoModelForCausalLM.from_pretrained`` takes.
+    """``merge``, written as a folder for ``AutoModelForCausalLM.from_pretrained``.
 
-    The folder is written whole or not at all. Raises AdapterError too when the disk refuses, or,
-    before anything is read, when ``folder`` holds anything but a merged model.
+    The folder is written as a whole or not at all. Raises AdapterError too when the disk refuses,
+    and, before anything is read, when ``folder`` holds anything but a merged model.
     """
     with replacing(folder, MERGED) as fresh:
         merged = merge(bank, name, dtype)
@@ -111,15 +109,15 @@ def export(bank: Bank, name: str, folder: Path, dtype: str | torch.dtype | None 
 
 
 def _full_precision(base: Base, dtype: str | torch.dtype | None) -> Base:
-    """The same base, read once more and not quantised."""
-    source = str(BASE_PATH) if base.id == "embedded" else base.model.name_or_path
+    """The same base, read again without quantisation."""
+    source = base.checkpoint.source
     full = load_base(source, revision=base.revision, dtype=dtype or base.dtype, device=base.device)
     if full.identity != base.identity:
         raise BaseModelError(
             where=base.id,
-            expected=f"the base that is resident (identity {base.identity[:12]})",
-            found=f"another in its place (identity {full.identity[:12]})",
-            hint="Put the base back where it was loaded from, or load the one that is there.",
+            expected=f"the base that is loaded (identity {base.identity[:12]})",
+            found=f"another one in its place (identity {full.identity[:12]})",
+            hint="Restore the base where it was loaded from, or load the one that is there.",
         )
     return full
 
@@ -140,7 +138,7 @@ def _add(model: Any, linear: str, a: Tensor, b: Tensor, scale: float, adapter: s
             found="numbers beyond its range",
             hint="Merge into float32.",
         )
-    # A weight of its own: where this one is tied to the embeddings, those stay as they were.
+    # A new parameter, so that embeddings tied to this one stay as they are.
     module.weight = nn.Parameter(merged)
     if module is model.get_output_embeddings() and weight is model.get_input_embeddings().weight:
         model.config.get_text_config().tie_word_embeddings = False
@@ -150,7 +148,7 @@ def _add(model: Any, linear: str, a: Tensor, b: Tensor, scale: float, adapter: s
 
 @torch.no_grad()
 def _logits(base: Base) -> Tensor:
-    """(tokens, vocabulary) in float32, for a fixed input of no meaning, as routed here."""
+    """(tokens, vocabulary) in float32, for a fixed meaningless input, with the current route."""
     length, vocabulary = min(_TOKENS, base.context), base.model.config.get_text_config().vocab_size
     ids = (torch.arange(length, device=base.device) * 7 % vocabulary)[None]
     logits: Tensor = base.model(input_ids=ids, use_cache=False).logits[0]

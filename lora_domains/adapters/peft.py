@@ -1,53 +1,38 @@
-"""An adapter: its weights in memory, and its folder on disk, saved atomically.
+"""PEFT on a skeleton: it creates and writes adapters without touching the base.
 
-PEFT defines, initialises and names everything. It is asked on a *skeleton*: the base's
-architecture on the meta device, without weights, so that PEFT never touches the base itself.
+PEFT resolves targets, initialises weights and names tensors. It is given the base's architecture on
+the meta device, without weights.
 """
 
-import json
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from hashlib import sha256
-from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from safetensors import SafetensorError
 
-from lora_domains.atomic import new_folder, restored
-from lora_domains.domain import Lora, check_name
-from lora_domains.errors import (
-    AdapterError,
-    AdapterUnsupported,
-    did_you_mean,
-    listed,
-)
+from lora_domains.adapters.folder import fingerprint, replacing, write_card
+from lora_domains.domain import Lora
+from lora_domains.errors import AdapterUnsupported, did_you_mean, listed
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import head_shapes, layout_of, new_head
 from lora_domains.modeling.lora import Adapter
-from lora_domains.report.card import CARD, ITEMS, Card
+from lora_domains.report.card import Card
 
-CONFIG, WEIGHTS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
 PREFIX = "base_model.model."
 WHOLE = ".modules_to_save.default."
-"""What PEFT puts into the names of modules that it stores whole."""
-
-
-# ── PEFT on a skeleton ──────────────────────────────────────────────────────────────────────────
+"""Part of PEFT's names for the tensors of modules that it saves whole."""
 
 
 def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
-    """A ``PeftModel`` of the base's architecture on the meta device, with ``config`` injected.
+    """A ``PeftModel`` of the base's architecture on the meta device, with ``config`` applied.
 
     With ``classes`` it is the architecture's sequence classifier, for an adapter with a head.
-    Raises AdapterUnsupported when no linear of this base matches, or for mixture-of-experts
-    layers whose experts are one three-dimensional weight: PEFT would leave them out in silence.
+    Raises AdapterUnsupported when no linear of the base matches, and for mixture-of-experts layers
+    whose experts are one three-dimensional weight, which PEFT would silently leave out.
     """
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -92,7 +77,7 @@ def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
 
 @contextmanager
 def _plain_linears() -> Iterator[None]:
-    """A skeleton has plain linears only: PEFT need not import bitsandbytes to look for others."""
+    """Keep PEFT from importing bitsandbytes: a skeleton has plain linears only."""
     peft_model = "peft.tuners.lora.model"
     with (
         patch(f"{peft_model}.is_bnb_available", return_value=False),
@@ -102,17 +87,17 @@ def _plain_linears() -> Iterator[None]:
 
 
 def _classifier(base: Base, config: Any, classes: int) -> Any:
-    """The architecture's own sequence classifier, whose head must be the one in ``heads``."""
+    """The architecture's sequence classifier; its head must be the one in ``modeling.heads``."""
     from transformers import AutoModelForSequenceClassification
 
     config.num_labels = classes
     try:
         model = AutoModelForSequenceClassification.from_config(config)
-        there = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     except ValueError:  # transformers has none for this architecture
-        there = {}
+        shapes = {}
     wanted = head_shapes(base, classes)
-    if not wanted.items() <= there.items():
+    if not wanted.items() <= shapes.items():
         raise AdapterUnsupported(
             where=base.id,
             expected=f"an architecture with a classification head of {listed(wanted)}",
@@ -148,9 +133,9 @@ def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
 def new_adapter(
     base: Base, name: str, lora: Lora, rank: int, alpha: int, seed: int, classes: int | None = None
 ) -> Adapter:
-    """A fresh adapter as PEFT initialises it (A Kaiming-uniform, B zero), drawn from ``seed``.
+    """A new adapter as PEFT initialises it (A Kaiming-uniform, B zero), drawn from ``seed``.
 
-    With ``classes`` it has a head of that many.
+    With ``classes`` it has a head with that many classes.
     """
     from peft import LoraConfig, TaskType
 
@@ -180,9 +165,6 @@ def new_adapter(
     return Adapter(name, config, weights, scales, head=head)
 
 
-# ── Saving ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def save_adapter(
     folder: Path,
     adapter: Adapter,
@@ -191,41 +173,16 @@ def save_adapter(
     readme: Callable[[Card], str],
     items: list[dict[str, Any]],
 ) -> Card:
-    """Write the whole folder, in one step that is done or not done at all; returns the card.
+    """Write the adapter's folder in one step and return its card.
 
-    ``card`` is called with the sha256 of PEFT's two files. Raises AdapterError when it cannot be
-    written (no space, no permission); whatever was there before is still there then.
+    ``card`` is called with the sha256 of PEFT's two files. Raises AdapterError when the folder
+    cannot be written (no space, no permission); the folder before it is kept then.
     """
     with replacing(folder) as fresh:
         _write_peft_files(fresh, adapter, base)
-        made = card(fingerprint(fresh))
-        _write_papers(fresh, made, readme, items)
-    return made
-
-
-def rewrite_card(
-    folder: Path,
-    card: Card,
-    readme: Callable[[Card], str],
-    items: list[dict[str, Any]],
-) -> None:
-    """The same adapter with a new card, README and items, again in one step."""
-    with replacing(folder) as fresh:
-        for name in (CONFIG, WEIGHTS):
-            shutil.copyfile(folder / name, fresh / name)
-        _write_papers(fresh, card, readme, items)
-
-
-def _write_papers(
-    folder: Path,
-    card: Card,
-    readme: Callable[[Card], str],
-    items: list[dict[str, Any]],
-) -> None:
-    (folder / CARD).write_text(card.dumps(), encoding="utf-8")
-    (folder / README).write_text(readme(card), encoding="utf-8")
-    lines = "".join(json.dumps(item) + "\n" for item in items)
-    (folder / ITEMS).write_text(lines, encoding="utf-8")
+        written = card(fingerprint(fresh))
+        write_card(fresh, written, readme, items)
+    return written
 
 
 def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
@@ -233,7 +190,7 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
     model = skeleton(base, deepcopy(adapter.config), head.classes if head else None)
     config = model.peft_config["default"]
     config.base_model_name_or_path = base.id
-    # A set is written in hash order, different in every process; the same bytes are wanted.
+    # Sets are written in hash order, which differs between processes; the bytes must not.
     for option in ("target_modules", "exclude_modules"):
         if isinstance(getattr(config, option), set):
             setattr(config, option, sorted(getattr(config, option)))
@@ -242,7 +199,7 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
         state[f"{PREFIX}{linear}.lora_A.default.weight"] = a.contiguous()
         state[f"{PREFIX}{linear}.lora_B.default.weight"] = b.contiguous()
     if head:
-        # PEFT adds its own names each time it meets the config, and "all-linear" takes the head in.
+        # PEFT adds its own names to the config each time, and "all-linear" includes the head.
         config.modules_to_save = list(layout_of(base).saved)
         if not isinstance(config.target_modules, str):
             whole = {name.rpartition(".")[0] for name in head.weights}
@@ -256,55 +213,3 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
 def _plain_name(name: str) -> str:
     """``base_model.model.bert.pooler.modules_to_save.default.dense.bias``: ``bert.pooler…``."""
     return name.removeprefix(PREFIX).replace(WHOLE, ".")
-
-
-def fingerprint(folder: Path, pages: bytes | mmap | None = None) -> str:
-    """sha256 over the adapter's config and weights as stored: any changed byte changes it.
-
-    ``pages`` is the weights file where it is mapped already.
-    """
-    digest = sha256((folder / CONFIG).read_bytes())
-    digest.update(mapped(folder / WEIGHTS) if pages is None else pages)
-    return digest.hexdigest()
-
-
-def mapped(path: Path) -> bytes | mmap:
-    """The bytes of a file as pages that are read when they are used; writing changes no file."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        return mmap(file.fileno(), 0, access=ACCESS_COPY) if size else b""
-
-
-@contextmanager
-def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
-    """A new folder beside ``folder`` to write into, that takes its place when the block succeeds.
-
-    A process killed at any moment leaves the old folder or the new one. Raises AdapterError
-    when the disk refuses; the unfinished folder is removed then. A folder that stands there
-    without the file ``mark`` is not ours to replace.
-    """
-    check_name(folder.name)
-    try:
-        _refuse_others(restored(folder.resolve()), mark)
-        with new_folder(folder) as fresh:
-            yield fresh
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(
-            where=folder.name,
-            expected="a disk that takes the adapter",
-            found=getattr(error, "strerror", None) or str(error),
-            hint="Free some space or choose another --out. What was saved before is untouched.",
-        ) from error
-
-
-def _refuse_others(folder: Path, mark: str) -> None:
-    """Never replace what is no adapter: a mistaken name must not cost somebody a folder."""
-    if folder.exists() and not (folder / mark).exists():
-        held = listed(sorted(p.name for p in folder.iterdir()), 3) if folder.is_dir() else "a file"
-        if held:
-            raise AdapterError(
-                where=folder.name,
-                expected=f"a folder with {mark}, an empty one or nothing in that place",
-                found=held,
-                hint="Choose another name or another --out.",
-            )

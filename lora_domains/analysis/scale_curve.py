@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_domains import distributed
-from lora_domains.adapters.peft import rewrite_card
+from lora_domains.adapters.folder import rewrite_card
 from lora_domains.console import Display
 from lora_domains.data.general_text import general_text
 from lora_domains.data.tokenization import EncodedExample, EncodedRow

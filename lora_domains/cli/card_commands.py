@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lora_domains.adapters.folder import adapters_in, find_adapter
 from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
 from lora_domains.cli.commands import add_report_flags
 from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import Parser, add_out_flag, add_verb
 from lora_domains.console import Display
 from lora_domains.domain import check_name
-from lora_domains.errors import AdapterError, UsageError, did_you_mean
+from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
 from lora_domains.report.regressions import older_adapters, regressions
@@ -32,20 +33,6 @@ def add_card_commands(verbs: Any) -> None:
     _add_rollback(verbs)
 
 
-def find_card(adapter: str, out: str) -> Path:
-    """The folder ``adapter``, or the one of this name in ``out``; AdapterError without a card."""
-    for folder in (Path(adapter), Path(out) / adapter):
-        if (folder / CARD).exists():
-            return folder
-    names = [path.parent.name for path in Path(out).glob(f"[!.]*/{CARD}")]
-    raise AdapterError(
-        where=adapter,
-        expected="an adapter with a card",
-        found=f"none there, nor in {out}",
-        hint=did_you_mean(adapter, names) if names else "Train one first: lora-domains fit.",
-    )
-
-
 # ── list, show ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -63,8 +50,7 @@ def _add_list(verbs: Any) -> None:
 def list_adapters(flags: argparse.Namespace) -> int:
     """A line for each adapter of a folder."""
     out, display = Path(flags.out), Display()
-    # A killed process leaves an unfinished save in a hidden folder.
-    folders = sorted(path.parent for path in out.glob(f"[!.]*/{CARD}")) if out.is_dir() else []
+    folders = adapters_in(out, CARD)
     if not folders:
         display.line(f"No adapters in {out}. Train one: accelerate launch recipes/medical.py")
     for folder in folders:
@@ -106,7 +92,7 @@ def _add_json_flag(parser: Parser, what: str) -> Any:
 
 def show(flags: argparse.Namespace) -> int:
     """Print an adapter's card."""
-    folder = find_card(flags.adapter, flags.out)
+    folder = find_adapter(flags.adapter, Path(flags.out), CARD)
     card = rebuild(folder) if flags.rebuild else Card.read(folder)
     if flags.json:
         sys.stdout.write(card.dumps())
@@ -185,7 +171,9 @@ def _add_compare(verbs: Any) -> None:
 
 def compare(flags: argparse.Namespace) -> int:
     """Compare two adapters by their items."""
-    first, second = (find_card(name, flags.out) for name in (flags.adapter, flags.other))
+    first, second = (
+        find_adapter(name, Path(flags.out), CARD) for name in (flags.adapter, flags.other)
+    )
     compared = compare_adapters(first, second)
     if flags.json:
         sys.stdout.write(json.dumps(compared, indent=1) + "\n")
@@ -219,7 +207,7 @@ def seeds(flags: argparse.Namespace) -> int:
             found="one",
             hint="Train it again with another --seed and another --name.",
         )
-    folders = [find_card(name, flags.out) for name in flags.adapters]
+    folders = [find_adapter(name, Path(flags.out), CARD) for name in flags.adapters]
     variances = compare_seeds(folders)
     if flags.save:
         save_seeds(folders, variances)

@@ -85,7 +85,7 @@ def _parent_of(card: Card, flags: argparse.Namespace) -> Path | None:
     record = card.adapter.parent
     if record is None:
         return None
-    from lora_domains.adapters.versions import parent_folder
+    from lora_domains.adapters.parent import parent_folder
 
     given = Path(flags.from_card)
     beside = (given.parent if given.name == CARD else given).absolute().parent

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_domains import distributed
-from lora_domains.adapters.peft import fingerprint
+from lora_domains.adapters.folder import fingerprint
 from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.store import Store

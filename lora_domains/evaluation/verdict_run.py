@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains import distributed
-from lora_domains.adapters.peft import rewrite_card
-from lora_domains.adapters.versions import parent_resident
+from lora_domains.adapters.folder import rewrite_card
+from lora_domains.adapters.parent import loaded_parent
 from lora_domains.console import Display
 from lora_domains.data.identity import digest_key
 from lora_domains.data.prepare import Prepared
@@ -58,7 +58,7 @@ def evaluate(
     entry = card.adapter
     leaks = every_leak(dataset, suite, with_questions=not bank.base.bidirectional)
     key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
-    continued_from = parent_resident(bank, name, dataset.parent, out, display.warn)
+    continued_from = loaded_parent(bank, name, dataset.parent, out, display.warn)
     with continued_from as parent, distributed.sharing():
         own = score_domain(scorer, dataset, [name], key, parent=parent)[name]
         length = dataset.tokenization.max_length

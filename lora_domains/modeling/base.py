@@ -49,8 +49,8 @@ class Base:
     licence: str | None
     checkpoint: Checkpoint
     """What it was loaded from; it may hold tensors that the model has no place for."""
-    layouts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """The tensors that the last few adapter configs target on it (see ``adapters.config``)."""
+    targets: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The LoRA weights that recent configs ask for on it, cached by ``adapters.config``."""
 
     @property
     def bidirectional(self) -> bool:

@@ -1,9 +1,8 @@
-"""Trained heads: from a text's features to its classes, beside the LoRA weights of an adapter.
+"""Classification heads: trained beside the LoRA weights, from a text's features to its classes.
 
 A head is never a module of the base. It is applied to the features that base and adapter compute,
-so that heads of any size, and adapters without one, stand side by side on one base. Its layers and
-their names are those of the architecture's own ``…ForSequenceClassification``: plain PEFT opens
-what is saved here.
+so that one base serves heads of any size together with adapters that have none. Its layers have
+the names of the architecture's ``…ForSequenceClassification``, so that plain PEFT can load it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,25 +28,26 @@ from lora_domains.tasks import Task
 
 @dataclass(frozen=True)
 class Layout:
-    """An architecture's head. ``layers``: each linear's name, and the function that follows it."""
+    """An architecture's head."""
 
     layers: tuple[tuple[str, str], ...]
+    """Each linear's name, and its activation."""
     saved: tuple[str, ...]
-    """The modules that PEFT stores whole (``modules_to_save``)."""
+    """The modules that PEFT saves whole (``modules_to_save``)."""
 
 
-_DENSE = Layout((("classifier.dense", "tanh"), ("classifier.out_proj", "")), ("classifier",))
+ROBERTA = Layout((("classifier.dense", "tanh"), ("classifier.out_proj", "")), ("classifier",))
 CAUSAL = Layout((("score", ""),), ("score",))
 LAYOUTS = {
     "bert": Layout((("bert.pooler.dense", "tanh"), ("classifier", "")), ("classifier", "pooler")),
     "distilbert": Layout(
         (("pre_classifier", "relu"), ("classifier", "")), ("classifier", "pre_classifier")
     ),
-    "roberta": _DENSE,
-    "xlm-roberta": _DENSE,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
 }
-"""By kind of encoder; a causal model has ``CAUSAL``."""
-_FOLLOWING = {"": lambda x: x, "tanh": torch.tanh, "relu": torch.relu}
+"""By kind of encoder; causal models have ``CAUSAL``."""
+ACTIVATIONS = {"": lambda x: x, "tanh": torch.tanh, "relu": torch.relu}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Head:
 
     layout: Layout
     weights: dict[str, Tensor]
-    """By the name in the architecture with a head: ``classifier.weight``."""
+    """By name in the architecture with a head, such as ``classifier.weight``."""
 
     @property
     def classes(self) -> int:
@@ -94,9 +94,9 @@ def head_shapes(base: Base, classes: int) -> dict[str, tuple[int, ...]]:
 
 
 def new_head(base: Base, classes: int) -> Head:
-    """A fresh head, drawn from torch's current random state as transformers draws one.
+    """A new head, initialised from torch's current random state like that of transformers.
 
-    A layer that stands in the base's checkpoint (BERT's pooler) begins as it is there.
+    A layer that the base's checkpoint holds (BERT's pooler) starts from the stored weights.
     """
     deviation = float(getattr(base.model.config.get_text_config(), "initializer_range", 0.02))
     weights: dict[str, Tensor] = {}
@@ -115,10 +115,10 @@ def new_head(base: Base, classes: int) -> Head:
 
 
 def features(model: Any, items: Sequence[EncodedExample], pad: int) -> Tensor:
-    """What a head reads of each prompt: (rows, hidden), with gradient where adapters are trained.
+    """The input of a head for each prompt: (rows, hidden), with gradients in training.
 
-    The last layer's state, after the final norm, of the last token (causal) or the first (an
-    encoder's [CLS]), by whichever adapter is routed.
+    It is the last layer's state, after the final norm, of the last token (causal) or of the first
+    (an encoder's [CLS]), computed with the current route.
     """
     bidirectional = is_bidirectional(model.config)
     longest = max(len(item.prompt) for item in items)
@@ -132,23 +132,23 @@ def features(model: Any, items: Sequence[EncodedExample], pad: int) -> Tensor:
     return state[:, 0 if bidirectional else -1]
 
 
-def head_logits(head: Head, read: Tensor) -> Tensor:
-    """(rows, classes) from ``read`` (rows, hidden), in float32 whatever the base's precision."""
-    x = read.float()
-    for name, following in head.layout.layers:
+def head_logits(head: Head, inputs: Tensor) -> Tensor:
+    """(rows, classes) from features (rows, hidden), in float32 whatever the base's precision."""
+    x = inputs.float()
+    for name, activation in head.layout.layers:
         weight, bias = head.weights[f"{name}.weight"], head.weights.get(f"{name}.bias")
         x = F.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
-        x = _FOLLOWING[following](x)
+        x = ACTIVATIONS[activation](x)
     return x
 
 
-def head_logprobs(head: Head, read: Tensor) -> Tensor:
-    """Log-probabilities (rows, classes) of the classes, from features ``read`` (rows, hidden)."""
-    return F.log_softmax(head_logits(head, read), dim=-1)
+def head_logprobs(head: Head, inputs: Tensor) -> Tensor:
+    """Log-probabilities of the classes, (rows, classes), from features (rows, hidden)."""
+    return F.log_softmax(head_logits(head, inputs), dim=-1)
 
 
 def label_nats(model: Any, head: Head, items: Sequence[EncodedExample], pad: int) -> Tensor:
-    """Cross-entropy of the labels in nats, summed over ``items``, with gradient."""
+    """Cross-entropy of the labels in nats, summed over ``items``, with gradients."""
     logits = head_logits(head, features(model, items, pad))
     targets = torch.tensor([item.target for item in items], device=logits.device)
     return F.cross_entropy(logits, targets, reduction="sum")
@@ -158,11 +158,11 @@ def label_nats(model: Any, head: Head, items: Sequence[EncodedExample], pad: int
 
 
 def check_task(base: Base, task: Task) -> None:
-    """Raise UsageError for a task that an encoder cannot do: all but classification by a head."""
+    """Raise UsageError if ``base`` is an encoder and ``task`` has no trained head."""
     if base.bidirectional and not task.head:
         raise UsageError(
             where=base.id,
-            expected="classification with a trained head, the one task of an encoder",
+            expected="classification with a trained head, the only task of an encoder",
             found=task.kind.replace("_", " ") + " without a head",
             hint="Declare Classification(…, head=True) or give --head; for any other task choose a "
             "causal language model.",
@@ -170,23 +170,24 @@ def check_task(base: Base, task: Task) -> None:
 
 
 def check_head(head: Head | None, task: Task, trained: Mapping[str, Any], where: str) -> None:
-    """Raise AdapterError unless ``task`` asks for what ``head`` was ``trained`` on (a record).
+    """Raise AdapterError unless ``task`` has the labels that ``head`` was trained on.
 
-    A head knows its classes by number, so other labels, or another order, would be told wrongly.
+    ``trained`` is the record of the task in training. A head numbers its classes, so other labels,
+    or another order, would give wrong predictions.
     """
     wanted = list(task.labels or ()) if task.head else None
-    found = list(trained.get("labels") or ()) if head is not None else None
-    if wanted != found:
+    labels = list(trained.get("labels") or ()) if head is not None else None
+    if wanted != labels:
         raise AdapterError(
             where=where,
             expected="no head" if wanted is None else f"a head over {listed(wanted)}",
-            found="an adapter without one" if found is None else f"one over {listed(found)}",
-            hint="Ask of it what it was trained for, or fit the domain anew.",
+            found="an adapter without one" if labels is None else f"one over {listed(labels)}",
+            hint="Use it for the task it was trained for, or fit the domain again.",
         )
 
 
 def check_generates(base: Base) -> None:
-    """Raise UsageError where ``base`` is an encoder, which writes no text."""
+    """Raise UsageError if ``base`` is an encoder, which generates no text."""
     if base.bidirectional:
         raise UsageError(
             where=base.id,
@@ -197,40 +198,40 @@ def check_generates(base: Base) -> None:
 
 
 def stored_classes(base: Base, stored: Mapping[str, tuple[int, ...]], where: str) -> int:
-    """The number of classes of a stored head, by name and shape of its tensors.
+    """The number of classes of a stored head, from the shapes of its tensors.
 
-    Raises AdapterCorrupt when its last layer is missing or misshapen, before anything of its size
-    is allocated.
+    Raises AdapterCorrupt when its last layer is missing or has another shape, before anything of
+    its size is allocated.
     """
     name = f"{layout_of(base).layers[-1][0]}.weight"
     shape = stored.get(name)
     if shape is None or len(shape) != 2 or shape[0] < 2 or shape[1] != base.width:
         raise AdapterCorrupt(
             where=where,
-            expected=f"a head {name} of shape (classes, {base.width}), of at least two classes",
+            expected=f"a head {name} of shape (classes, {base.width}), with at least two classes",
             found="none" if shape is None else str(shape),
             hint="Copy the adapter again, or load the base it was made on.",
         )
     return shape[0]
 
 
-def complete(base: Base, found: Mapping[str, Tensor], classes: int, where: str) -> Head:
-    """The head from the tensors ``found`` in an adapter and, where it has none, from the base.
+def complete_head(base: Base, stored: Mapping[str, Tensor], classes: int, where: str) -> Head:
+    """The head from the tensors ``stored`` in an adapter, completed from the base's checkpoint.
 
-    Plain PEFT saves BERT's pooler only when told to; then it is the checkpoint's. Raises
-    AdapterUnsupported where that has none either: PEFT's was random, and cannot be had again.
+    Plain PEFT saves BERT's pooler only when told to; otherwise it is the checkpoint's. Raises
+    AdapterUnsupported when neither holds a tensor, which was random then and is lost.
     """
-    weights = dict(found)
+    weights = dict(stored)
     for name, shape in head_shapes(base, classes).items():
         if name not in weights:
-            stored = base.stored_tensor(name)
-            if stored is None or tuple(stored.shape) != shape:
+            tensor = base.stored_tensor(name)
+            if tensor is None or tuple(tensor.shape) != shape:
                 raise AdapterUnsupported(
                     where=where,
                     expected=f"{name} in the adapter or in the base's checkpoint",
-                    found="neither: it was random, and saved nowhere",
+                    found="it in neither: it was random and was not saved",
                     hint="Train it again in PEFT with modules_to_save="
                     f"[{listed(map(repr, layout_of(base).saved))}].",
                 )
-            weights[name] = stored
+            weights[name] = tensor
     return Head(layout_of(base), weights)

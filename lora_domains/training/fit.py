@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lora_domains import distributed
+from lora_domains.adapters.parent import Parent, find_parent
 from lora_domains.adapters.peft import save_adapter
-from lora_domains.adapters.versions import Parent, find_parent, keep_version
+from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
 from lora_domains.data.general_text import POOL, SELECTION
 from lora_domains.dataset import Dataset
@@ -127,7 +128,7 @@ def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bo
 
     def write() -> Card:
         # First, since the parent may have the same name.
-        keep_version(folder, instead=entry)
+        keep_version(folder, successor=entry)
         save_adapter(folder, trained.adapter, base, signed, readme, [])
         return Card.read(folder)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lora_domains import distributed
+from lora_domains.adapters.parent import Parent, continued_adapter
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.adapters.versions import Parent, continued
 from lora_domains.console import Display, format_bytes, format_duration
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
@@ -104,7 +104,7 @@ class Run:
     def _initial_adapter(self, parent: Parent | None) -> Adapter:
         lora = self.domain.lora
         if parent is not None:
-            return continued(parent.adapter, self.adapter_name, lora)
+            return continued_adapter(parent.adapter, self.adapter_name, lora)
         seed, classes = self.domain.training.seed, self.domain.task.head_classes
         return new_adapter(
             self.bank.base, self.adapter_name, lora, self.plan.rank, self.plan.alpha, seed, classes

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.adapters.versions import Parent
 from lora_domains.data.general_text import POOL
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Lora

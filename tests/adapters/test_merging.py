@@ -28,7 +28,7 @@ def base(tiny_base: Path) -> Base:
     return load_base(tiny_base)
 
 
-def resident(base: Base, *adapters: Any) -> Bank:
+def loaded(base: Base, *adapters: Any) -> Bank:
     bank = Bank(base)
     for adapter in adapters:
         bank.add(adapter)
@@ -82,7 +82,7 @@ def _as_peft(base_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None
     folder, unmerged = peft_saved(base_folder, tmp_path / "theirs", **options)
     oracle = PeftModel.from_pretrained(plain(base_folder), folder).merge_and_unload()
     base = load_base(base_folder)
-    bank = resident(base, strong(base, "other", 7, targets="all-linear"))
+    bank = loaded(base, strong(base, "other", 7, targets="all-linear"))
     bank.add(load_adapter(folder, base))
     bare, digest = logits(base), base.state_digest()
     merged = merge(bank, "theirs")
@@ -100,7 +100,7 @@ def _as_peft(base_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None
 
 
 def test_weights_of_the_merged_model_are_its_own(base: Base) -> None:
-    bank = resident(base, strong(base))
+    bank = loaded(base, strong(base))
     served, digest = logits(bank, "strong"), base.state_digest()
     model = merge(bank, "strong").model
     with torch.no_grad():
@@ -111,10 +111,10 @@ def test_weights_of_the_merged_model_are_its_own(base: Base) -> None:
 
 
 def test_an_adapter_that_changes_nothing_is_said_to(base: Base) -> None:
-    bank = resident(base, new_adapter(base, "fresh", Lora(), 4, 8, seed=1))
+    bank = loaded(base, new_adapter(base, "fresh", Lora(), 4, 8, seed=1))
     merged = merge(bank, "fresh")
     assert merged.record["error"] is None
-    assert "changes nothing" in str(merged)
+    assert "the adapter has no effect" in str(merged)
     assert torch.equal(plain_logits(merged.model), logits(base))
 
 
@@ -128,7 +128,7 @@ def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_alone(
     base = load_base({"llama": tiny_base, "gpt2": gpt2_base}[kind])
     assert base.model.config.tie_word_embeddings
     embeddings = base.model.get_input_embeddings().weight.clone()
-    bank = resident(base, strong(base, targets=("lm_head",)))
+    bank = loaded(base, strong(base, targets=("lm_head",)))
     bare, served = logits(base), logits(bank, "strong")
     merged = export(bank, "strong", tmp_path / "merged")
     assert torch.equal(merged.model.get_input_embeddings().weight, embeddings)
@@ -140,7 +140,7 @@ def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_alone(
 
 
 def test_other_adapters_leave_embeddings_tied(base: Base, tmp_path: Path) -> None:
-    bank = resident(base, strong(base))
+    bank = loaded(base, strong(base))
     export(bank, "strong", tmp_path / "merged")
     again = plain(tmp_path / "merged")
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
@@ -148,7 +148,7 @@ def test_other_adapters_leave_embeddings_tied(base: Base, tmp_path: Path) -> Non
 
 def test_an_output_layer_that_was_never_tied(tmp_path: Path) -> None:
     base = load_base(make_base(tmp_path / "untied", tie_word_embeddings=False))
-    bank = resident(base, strong(base, targets=("lm_head", "q_proj")))
+    bank = loaded(base, strong(base, targets=("lm_head", "q_proj")))
     bare, served = logits(base), logits(bank, "strong")
     export(bank, "strong", tmp_path / "merged")
     assert_equal(plain_logits(plain(tmp_path / "merged")), served, bare)
@@ -169,7 +169,7 @@ def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: 
     base = load_base(tiny_base, dtype="bfloat16")
     adapter = strong(base)
     folder = save(tmp_path / "strong", adapter, base)
-    bank = resident(base, adapter)
+    bank = loaded(base, adapter)
     digest = base.state_digest()
     merged = merge(bank, "strong")
     assert {p.dtype for p in merged.model.parameters()} == {torch.bfloat16}
@@ -187,30 +187,30 @@ def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: 
     assert 0 < error < 0.05
     assert error / 3 < merged.record["error"] < error * 3
     assert merged.record["base_error"] == 0
-    assert "in bfloat16; off from it un-merged by" in str(merged)
+    assert "in bfloat16; error " in str(merged)
     assert base.state_digest() == digest
 
 
 def test_another_dtype_can_be_asked_for(tiny_base: Path) -> None:
     base = load_base(tiny_base, dtype="bfloat16")
     exact = load_base(tiny_base)
-    bank, wanted = resident(base, strong(base)), logits(exact)
-    exact_bank = resident(exact, strong(exact))
+    bank, wanted = loaded(base, strong(base)), logits(exact)
+    exact_bank = loaded(exact, strong(exact))
     merged = merge(bank, "strong", "float32")
     assert merged.model.dtype == torch.float32
     # From the stored weights, not from those already rounded to bf16.
     assert_equal(plain_logits(merged.model), logits(exact_bank, "strong"), wanted)
     assert 0 < merged.record["base_error"] < 1
-    assert "the base alone, from bfloat16 to float32" in str(merged)
+    assert "the base alone, bfloat16 to float32" in str(merged)
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_a_quantised_base_is_merged_in_full_precision(tiny_base: Path, quantization: Any) -> None:
     base, full = load_base(tiny_base, quantization=quantization), load_base(tiny_base)
     adapter = strong(full)
-    bank, digest, bare = resident(base, adapter), base.state_digest(), logits(base)
+    bank, digest, bare = loaded(base, adapter), base.state_digest(), logits(base)
     merged = merge(bank, "strong")
-    wanted = merge(resident(full, adapter), "strong")
+    wanted = merge(loaded(full, adapter), "strong")
     assert_stands_alone(merged.model)
     theirs = dict(wanted.model.named_parameters())
     for name, weight in merged.model.named_parameters():
@@ -220,7 +220,7 @@ def test_a_quantised_base_is_merged_in_full_precision(tiny_base: Path, quantizat
     assert error > 1e-3
     assert error / 3 < merged.record["error"] < error * 3
     assert merged.record["base_error"] > 1e-4
-    assert f"the base alone, from {quantization} to float32" in str(merged)
+    assert f"the base alone, {quantization} to float32" in str(merged)
     assert base.state_digest() == digest
     assert torch.equal(logits(base), bare)
 
@@ -229,7 +229,7 @@ def test_weights_beyond_the_range_of_a_dtype_are_refused(base: Base) -> None:
     adapter = strong(base)
     _, b = next(iter(adapter.weights.values()))
     b.mul_(1e6)
-    bank, digest = resident(base, adapter), base.state_digest()
+    bank, digest = loaded(base, adapter), base.state_digest()
     with pytest.raises(AdapterError, match="float16 can hold"):
         merge(bank, "strong", "float16")
     assert merge(bank, "strong").record["dtype"] == "float32"
@@ -239,16 +239,16 @@ def test_weights_beyond_the_range_of_a_dtype_are_refused(base: Base) -> None:
 # ── Refusals ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_name_that_is_not_resident(base: Base) -> None:
+def test_a_name_that_is_not_loaded(base: Base) -> None:
     with pytest.raises(UsageError, match="Did you mean 'strong'"):
-        merge(resident(base, strong(base)), "stronk")
+        merge(loaded(base, strong(base)), "stronk")
 
 
 def test_another_base_in_its_place_is_noticed(tmp_path: Path) -> None:
     base = load_base(make_base(tmp_path / "base"))
-    bank = resident(base, strong(base))
+    bank = loaded(base, strong(base))
     make_base(tmp_path / "base", seed=1)
-    with pytest.raises(BaseModelError, match="another in its place"):
+    with pytest.raises(BaseModelError, match="another one in its place"):
         merge(bank, "strong")
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(BaseModelError, match="no such folder"):
@@ -257,7 +257,7 @@ def test_another_base_in_its_place_is_noticed(tmp_path: Path) -> None:
 
 def test_only_a_merged_model_is_replaced(base: Base, tmp_path: Path) -> None:
     adapter = strong(base)
-    bank = resident(base, adapter, strong(base, "second", 2))
+    bank = loaded(base, adapter, strong(base, "second", 2))
     kept = save(tmp_path / "strong", adapter, base)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
@@ -278,7 +278,7 @@ def test_only_a_merged_model_is_replaced(base: Base, tmp_path: Path) -> None:
 def test_a_save_that_fails_leaves_the_model_before(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = resident(base, strong(base), strong(base, "second", 2))
+    bank = loaded(base, strong(base), strong(base, "second", 2))
     first = export(bank, "strong", tmp_path / "merged")
 
     def full(*_: Any) -> None:
@@ -294,7 +294,7 @@ def test_a_save_that_fails_leaves_the_model_before(
 def test_a_folder_is_refused_before_the_base_is_read_again(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = resident(base, strong(base))
+    bank = loaded(base, strong(base))
     (tmp_path / "thesis.txt").write_text("years of work")
     monkeypatch.setattr(
         "lora_domains.adapters.merging.load_base", lambda *_, **__: pytest.fail("read")
@@ -313,7 +313,7 @@ def test_the_model_and_the_folder_of_a_domain_model(
     model.load_adapter(save(tmp_path / "strong", strong(model.base), model.base))
     bare, served = logits(model.base), logits(model.bank, "strong")
     assert_equal(plain_logits(model.merged("strong")), served, bare)
-    assert "off from it un-merged by" in " ".join(capsys.readouterr().out.split())
+    assert "of the adapter's effect" in " ".join(capsys.readouterr().out.split())
     model.export("strong", tmp_path / "merged", dtype="bfloat16")
     again = plain(tmp_path / "merged")
     assert again.dtype == torch.bfloat16
@@ -328,13 +328,13 @@ def test_export_writes_what_plain_transformers_loads(
 
     base = load_base(tiny_base)
     adapter = save(tmp_path / "strong", strong(base), base)
-    bank = resident(base, strong(base))
+    bank = loaded(base, strong(base))
     out = tmp_path / "out" / "merged"
     command = ["export", str(adapter), "--base", str(tiny_base), "--out", str(out)]
     with pytest.raises(SystemExit) as left:
         cli.main(command)
     assert left.value.code == 0
-    assert "un-merged by" in " ".join(capsys.readouterr().out.split())
+    assert "of the adapter's effect" in " ".join(capsys.readouterr().out.split())
     assert_equal(plain_logits(plain(out)), logits(bank, "strong"), logits(base))
     text = "alpha beta, triage urgent"
     assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(tiny_base)(

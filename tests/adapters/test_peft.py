@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from support.adapters import IDS, assert_equal, logits, save, strong
 
 from lora_domains import atomic
-from lora_domains.adapters.loading import find_adapter, load_adapter
-from lora_domains.adapters.peft import fingerprint, new_adapter, rewrite_card
+from lora_domains.adapters.folder import find_adapter, fingerprint, rewrite_card
+from lora_domains.adapters.loading import load_adapter
+from lora_domains.adapters.peft import new_adapter
 from lora_domains.atomic import restored
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterError, AdapterUnsupported, DomainError
@@ -152,7 +153,7 @@ def test_a_copy_of_the_output_layer_is_taken_only_where_it_is_one(
     assert_equal(logits(bank, "theirs"), wanted, logits(base))
     tensors[key][0, 0] += 1
     save_file(tensors, folder / "adapter_model.safetensors")
-    with pytest.raises(AdapterCorrupt, match=r"belong nowhere, such as .*lm_head"):
+    with pytest.raises(AdapterCorrupt, match=r"unexpected, such as .*lm_head"):
         load_adapter(folder, base)
 
 

@@ -17,7 +17,8 @@ from support.general_text import use_general_text
 from support.models import SUITE, declared, model_in
 
 from lora_domains.adapters import versions
-from lora_domains.adapters.peft import fingerprint
+from lora_domains.adapters.folder import fingerprint
+from lora_domains.adapters.parent import load_parent
 from lora_domains.adapters.versions import KEPT, keep_version, rollback
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, UsageError
@@ -86,15 +87,15 @@ def test_what_a_run_left_that_goes_on_is_no_version(tmp_path: Path, base: Base) 
         run = replace(card.adapter, recipe_digest="r", data={"train": "d"})
         card.adapter = replace(run, training={"finished": False})
         card.write(folder)
-        assert keep_version(folder, instead=run) is None
+        assert keep_version(folder, successor=run) is None
     assert [fingerprint(p) for p in versions.versions(folder)] == [good]
     left = fingerprint(folder)
     # Another run does not make it good again, nor is what was judged worth nothing.
-    assert keep_version(folder, instead=replace(run, parent=ParentRecord("x", left))) is not None
+    assert keep_version(folder, successor=replace(run, parent=ParentRecord("x", left))) is not None
     shutil.rmtree(folder.parent / ".versions" / "health" / "0002")
     card.adapter.judged = JUDGED
     card.write(folder)
-    assert keep_version(folder, instead=run) is not None
+    assert keep_version(folder, successor=run) is not None
     rollback(folder, "1")
     assert fingerprint(folder) == good
     assert left in [fingerprint(p) for p in versions.versions(folder)]
@@ -175,7 +176,7 @@ def cancer(name: str = "cancer", **settings: Any) -> Domain:
 
 def test_a_second_stage_begins_where_its_parent_ended(health: Path, tiny_base: Path) -> None:
     model = model_in(health, tiny_base)
-    parent = versions.load_parent(health / "health", model.base)
+    parent = load_parent(health / "health", model.base)
     dataset = model.dataset(cancer())
     dataset = replace(dataset, parent=parent)
     plan = make_plan(model.base, dataset)
@@ -243,7 +244,7 @@ def test_a_parent_that_is_gone_is_said(
     fresh.display = Display()
     entry = fresh.evaluate(cancer(), suite=SUITE).entry
     assert not entry.over_parent
-    assert "health, which cancer went on from, is not there" in capsys.readouterr().out
+    assert "health, which cancer continues from, was not found" in capsys.readouterr().out
 
 
 def test_a_rank_of_one_s_own_is_not_taken_in_silence(

@@ -12,7 +12,7 @@ from support.adapters import IDS, TOLERANCE, logits, save, strong
 from torch import nn
 
 from lora_domains import DomainModel
-from lora_domains.adapters import loading
+from lora_domains.adapters import config
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import UsageError
 from lora_domains.modeling.bank import Bank
@@ -158,15 +158,15 @@ def test_the_tensors_of_the_last_few_configs_are_cached(
         save(tmp_path / f"a{rank}", strong(base, f"a{rank}", rank=rank), base) for rank in (2, 3, 5)
     ]
     asked: list[object] = []
-    skeleton = loading.skeleton
-    monkeypatch.setattr(loading, "skeleton", lambda *args: (asked.append(args), skeleton(*args))[1])
-    monkeypatch.setattr(loading, "_MEANINGS", 2)
+    skeleton = config.skeleton
+    monkeypatch.setattr(config, "skeleton", lambda *args: (asked.append(args), skeleton(*args))[1])
+    monkeypatch.setattr(config, "CACHED", 2)
     for folder in (folders[0], folders[0], folders[1], folders[0]):
         load_adapter(folder, base)
     assert len(asked) == 2
     load_adapter(folders[2], base)
     assert len(asked) == 3
-    assert len(base.layouts) == 2
+    assert len(base.targets) == 2
     scales = load_adapter(folders[0], base).scales
     scales.clear()
     assert load_adapter(folders[0], base).scales, "an adapter's scales are its own"

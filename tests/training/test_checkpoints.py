@@ -21,8 +21,8 @@ from support.adapters import save, strong
 from support.fits import WEIGHTS, clear_rows, digest, domain, make_run, stopped_after
 from support.models import QUIET, model_in
 
+from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.loading import load_adapter
-from lora_domains.adapters.peft import fingerprint
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
