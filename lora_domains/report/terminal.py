@@ -1,7 +1,7 @@
 """The tables of cards, reports and analyses for a terminal or a log."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,6 +19,7 @@ from lora_domains.report.text import (
     metric_name,
     nats_of,
     percent,
+    points,
     ranked,
     worsened,
 )
@@ -26,6 +27,7 @@ from lora_domains.report.text import (
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
 CLASSES = 8
 """The confusion of more classes is shown as its most frequent mistakes."""
+BOUNDS = "difference (95 % bounds)"
 Figures = Mapping[str, Any]
 
 
@@ -46,10 +48,11 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     if not entry.domain_scores:
         return
     found = entry.domain_scores
-    names = list(dict.fromkeys(n for fields in found.values() for n in fields["baselines"]))
+    baselines = (name for fields in found.values() for name in fields["baselines"])
+    names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # it is shown below
     n = next(iter(found.values()))["n"]
     title(console, f"On {n} test rows")
-    table = _table(["", "base", *names, "adapter", "adapter − base, 95 % bounds"])
+    table = _table(["", "base", *names, "adapter", BOUNDS])
     for metric, fields in found.items():
         middle = [fields["baselines"].get(name) for name in names]
         shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
@@ -60,8 +63,9 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     if entry.over_parent:
         parent = entry.parent.name if entry.parent else "the parent"
         metric = entry.judged["metric"]
-        over = interval(entry.over_parent[metric])
-        line(console, f"adapter − {parent}, its parent: {metric_name(metric)} {over}")
+        over = entry.over_parent[metric]
+        what = f"Parent {parent}: {metric_name(metric)} {over['parent']:.3f}"
+        line(console, f"{what}; adapter − parent {interval(over)}")
     if entry.confusion:
         console.print()
         confusion(console, entry.confusion)
@@ -93,14 +97,14 @@ def general(console: Console, entry: AdapterEntry) -> None:
     if not entry.general:
         return
     title(console, "General knowledge")
-    table = _table(["", "before", "after", "difference, 95 % bounds", "items"])
+    table = _table(["", "before", "after", "points (95 % bounds)", "items"])
     for suite, fields in entry.general.items():
         if "difference" not in fields:
             continue
         is_text = suite == "nats"
         name = f"{nats_of(entry)} of general text" if is_text else suite
         show = "{:.3f}".format if is_text else percent
-        change = interval(fields) if is_text else interval(fields, 100, 1) + " points"
+        change = f"{interval(fields)} nats" if is_text else points(fields)
         row = [name, show(fields["base"]), show(fields["adapter"]), change, str(fields["n"])]
         table.add_row(*row, style=_bold(suite == "pooled"))
     console.print(table)
@@ -146,7 +150,7 @@ def comparison(console: Console, found: Figures) -> None:
     """Two adapters on the same items (see ``analysis.compare.compare_adapters``)."""
     n = found["scores"][found["metric"]]["n"]
     title(console, f"{found['b']} against {found['a']} on the same {n} rows")
-    table = _table(["", found["a"], found["b"], "difference, 95 % bounds", "won", "lost"])
+    table = _table(["", found["a"], found["b"], BOUNDS, "won", "lost"])
     parts = [*found["scores"].items()]
     parts += [("general knowledge", found["general"])] if found["general"] else []
     for name, fields in parts:
@@ -223,10 +227,11 @@ def scale_curve(console: Console, curve: Figures) -> None:
     """Gain and retention at each scale (see ``analysis.scale_curve``)."""
     metric = metric_name(curve["metric"])
     title(console, f"Scale of the adapter: {metric} on {curve['rows']} validation rows")
-    table = _table(["scale", metric, "", "− base, 95 % bounds", "nats per token", "KL", ""])
-    points = curve["points"]
-    tops = {k: max((abs(point[k]) for point in points), default=0) for k in ("score", "kl")}
-    for point in points:
+    table = _table(["scale", metric, "", BOUNDS, "nats per token", "KL", ""])
+    tops = {
+        k: max((abs(point[k]) for point in curve["points"]), default=0) for k in ("score", "kl")
+    }
+    for point in curve["points"]:
         table.add_row(
             f"{point['scale']:g}", f"{point['score']:.3f}",
             bar(point["score"] / (tops["score"] or 1)), interval(point),
@@ -291,10 +296,13 @@ def _bold(on: bool) -> str | None:
 
 def _table(columns: Sequence[str]) -> Table:
     table = Table(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", border_style="dim"
-    )
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+        header_style="bold", border_style="dim",
+    )  # fmt: skip
     for index, name in enumerate(columns):
-        table.add_column(escape(name), justify="right" if index and name else "left")
+        # In a narrow terminal the first column wraps, never a figure.
+        justify: Literal["right", "left"] = "right" if index and name else "left"
+        table.add_column(escape(name), justify=justify, no_wrap=index > 0, overflow="fold")
     return table
 
 
