@@ -34,10 +34,11 @@ from lora_domains.errors import (
 )
 from lora_domains.evaluation.baselines import SHOTS
 from lora_domains.inference.likelihoods import answer_nats
-from lora_domains.model import DomainModel, Evaluation, Prediction
+from lora_domains.inference.predict import Prediction
+from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Suite
 from lora_domains.report.card import Card, read_items
-from lora_domains.report.report import rebuild
+from lora_domains.report.report import Evaluation, rebuild
 from lora_domains.tasks import (
     Classification,
     Example,

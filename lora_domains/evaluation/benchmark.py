@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lora_domains import distributed
+from lora_domains.console import Display
 from lora_domains.data.identity import digest_key
 from lora_domains.dataset import Dataset
 from lora_domains.errors import UsageError, listed
@@ -22,16 +23,50 @@ from lora_domains.evaluation.contenders import (
 from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.scorer import Scorer
+from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import check_same_rows, judge, use_settings
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import row_limit
+from lora_domains.modeling.environment import environment
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
-from lora_domains.report.card import AdapterEntry, read_items
-from lora_domains.report.report import figures
+from lora_domains.report.card import AdapterEntry, BaseRecord, read_items
+from lora_domains.report.report import Benchmark, assemble, figures, summed_up
 
 EMBEDDED = {"embedded", "quick"}
 """Suites with the same questions: the second has some of the first."""
+
+
+def benchmark(
+    bank: Bank,
+    datasets: Sequence[Dataset],
+    suite: Suite,
+    out: Path,
+    display: Display,
+    base_changed: Callable[[], bool],
+    *,
+    reports: Path,
+    show_text: bool = False,
+) -> Benchmark:
+    """``measure`` every adapter in ``bank`` and make a report of it.
+
+    Scores are stored in the folder ``reports``, so that a stopped run continues. ``show_text``
+    includes the text of wrongly answered rows. Raises UsageError for an empty bank.
+    """
+    if not bank:
+        raise UsageError(
+            expected="at least one loaded adapter",
+            found="none",
+            hint="Load some: model.load_adapter('adapters/medical').",
+        )
+    scorer = Scorer(bank, display, Store(reports / ".scores"))
+    measured = measure(scorer, suite, datasets, out, base_changed)
+    report = assemble(
+        BaseRecord(**bank.base.record()),
+        environment(bank.base, suite.seed),
+        {n: summed_up(n, entry, items, show_text) for n, (entry, items) in measured.items()},
+    )
+    return Benchmark(report, {name: items for name, (_, items) in measured.items()})
 
 
 def measure(

@@ -53,6 +53,27 @@ def row_domains(
     return list(domains)
 
 
+def text_domains(
+    bank: Bank, domain: str | None, domains: Sequence[str | None] | None, count: int
+) -> list[str]:
+    """The domain of each of ``count`` texts to predict: as given, otherwise as ``using`` says.
+
+    Raises UsageError for a text without one.
+    """
+    route = bank.current()
+    if domain is None and domains is None and route is not None:
+        active = route.domains
+        domain, domains = (active[0], None) if len(active) == 1 else (None, active)
+    names = [name for name in row_domains(domain, domains, count) or () if name is not None]
+    if len(names) < count:
+        raise UsageError(
+            expected="a domain to predict for",
+            found="none",
+            hint="Call predict(texts, domain='medical'), or inside using('medical').",
+        )
+    return names
+
+
 def by_domain(
     bank: Bank,
     domains: Sequence[str | None] | None,

@@ -1,10 +1,11 @@
 """Memory of a device: what is free, what was used, and running out of it."""
 
 import os
+from collections.abc import Callable
 
 import torch
 
-from lora_domains.console import format_bytes
+from lora_domains.console import Display, format_bytes
 
 
 def free_bytes(device: torch.device) -> int:
@@ -37,6 +38,25 @@ def release(device: torch.device) -> None:
     """Free what a failed pass left in the allocator's cache."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def report_memory(
+    display: Display, quantization: str | None, *, quiet: bool = False
+) -> Callable[[int, torch.device], None]:
+    """A function that shows the bytes a base needs on a device, and warns if they are not free.
+
+    With ``quiet`` it only warns.
+    """
+
+    def report(needed: int, device: torch.device) -> None:
+        free = free_bytes(device)
+        if not quiet:
+            sizes = f"about {format_bytes(needed)} for the base, of {format_bytes(free)} free"
+            display.stage("memory", None, None, f"{sizes} on {device}")
+        if warning := memory_warning(needed, free, quantization):
+            display.warn(warning)
+
+    return report
 
 
 def memory_warning(needed: int, free: int, quantization: str | None) -> str | None:

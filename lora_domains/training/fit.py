@@ -5,13 +5,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lora_domains import distributed
-from lora_domains.adapters.parent import Parent, find_parent
+from lora_domains.adapters.folder import find_adapter
+from lora_domains.adapters.parent import Parent, continued_task, find_parent, load_parent
 from lora_domains.adapters.peft import save_adapter
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
 from lora_domains.data.general_text import POOL, SELECTION
-from lora_domains.dataset import Dataset
-from lora_domains.domain import as_record
+from lora_domains.dataset import Dataset, load_dataset
+from lora_domains.domain import Domain, as_record
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.environment import environment
@@ -21,7 +22,30 @@ from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
 from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan
-from lora_domains.training.tracking import open_tracker
+from lora_domains.training.tracking import check_tracker, open_tracker
+
+
+def training_dataset(
+    domain: Domain,
+    base: Base,
+    out: Path,
+    display: Display,
+    *,
+    init_from: str | Path | None = None,
+    resume: bool = False,
+) -> Dataset:
+    """The rows of ``domain``, with the adapter ``init_from`` as the parent from which to continue.
+
+    Raises DataError or LeakError for rows that cannot be used, AdapterError for such a parent.
+    """
+    if init_from is None:
+        return load_dataset(domain, base, display)
+    parent = load_parent(find_adapter(init_from, out), base)
+    domain = replace(domain, task=continued_task(parent.adapter, domain.task))
+    dataset = load_dataset(domain, base, display)
+    if resume:
+        parent = resumed_parent(parent, dataset, base, out)
+    return replace(dataset, parent=parent)
 
 
 def fit(
@@ -39,6 +63,10 @@ def fit(
     The bank is as it was before. Raises DataError or TrainingError; when an epoch was finished, the
     best one is saved first.
     """
+    if tracker is not None:
+        check_tracker(tracker)
+    for warning in distributed.launch_warnings():
+        display.warn(warning)
     domain = dataset.domain
     plan = make_plan(bank.base, dataset)
     for reason in plan.reasons:

@@ -173,7 +173,7 @@ def test_a_bank_without_evaluated_adapters_is_refused(
     tiny_base: Path, tmp_path: Path, adapters: Path
 ) -> None:
     model = model_in(tmp_path, tiny_base)
-    with pytest.raises(UsageError, match="resident"):
+    with pytest.raises(UsageError, match="at least one loaded adapter"):
         model.benchmark(SUITE)
     model.load_adapter(adapters / "spam")
     card = model.bank["spam"].card

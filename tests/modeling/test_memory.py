@@ -34,7 +34,7 @@ def test_memory_is_estimated_before_a_base_is_loaded(tmp_path: Path, quantizatio
 def test_from_pretrained_warns_of_a_base_that_will_not_fit(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lora_domains.model.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("lora_domains.modeling.memory.free_bytes", lambda _: 1000)
     DomainModel.from_pretrained(tiny_base, device="cpu")
     said = "".join(capsys.readouterr())
     assert "are free" in said
