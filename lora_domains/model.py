@@ -138,9 +138,8 @@ class DomainModel:
     def merged(self, name: str, *, dtype: str | torch.dtype | None = None) -> Any:
         """A plain transformers model: the base with the loaded adapter ``name`` merged into it.
 
-        The base is loaded again, unquantised, in its own dtype or ``dtype``. The largest difference
-        of the logits from those of the unmerged adapter is shown. Raises UsageError, BaseModelError
-        or AdapterError.
+        The base is loaded again, unquantised, in its own dtype or ``dtype``. The largest change of
+        a logit by merging is shown. Raises UsageError, BaseModelError or AdapterError.
         """
         merged = merge(self.bank, name, dtype)
         self.display.stage("merged", None, None, str(merged))
