@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
+from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.store import Store
@@ -22,9 +22,6 @@ from lora_domains.inference.likelihoods import drift
 from lora_domains.inference.scores import Score, Scores, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
-
-if TYPE_CHECKING:  # so that a change of what is displayed does not invalidate stored scores
-    from lora_domains.console import Display
 
 BLOCK = 512
 """Scores between two writes to the store: what a kill can cost."""
@@ -60,7 +57,7 @@ class Part:
 class Scorer:
     """Scores parts by the base and the adapters of a bank. A contender of None is the base."""
 
-    def __init__(self, bank: Bank, display: "Display", store: Store | None = None) -> None:
+    def __init__(self, bank: Bank, display: Display, store: Store | None = None) -> None:
         self.bank, self.display, self.store = bank, display, store
 
     def scores(self, part: Part, contenders: Sequence[str | None]) -> dict[str | None, Scores]:

@@ -69,7 +69,7 @@ def scoring_files(package: Path = PACKAGE) -> set[Path]:
 
 def _imported(path: Path, package: Path) -> Iterator[Path]:
     """The files of ``package`` that the file at ``path`` imports, inside functions too."""
-    for node in _executed(ast.parse(path.read_bytes())):
+    for node in _statements(ast.parse(path.read_bytes())):
         modules: list[str] = []
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -87,9 +87,14 @@ def _imported(path: Path, package: Path) -> Iterator[Path]:
             yield from (candidate for candidate in candidates if candidate.is_file())
 
 
-def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below ``node`` outside ``if TYPE_CHECKING:``."""
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
-            yield child
-            yield from _executed(child)
+def _statements(module: ast.Module) -> Iterator[ast.stmt]:
+    """The statements of ``module``, nested ones too, except those under ``if TYPE_CHECKING:``."""
+    waiting: list[ast.AST] = [module]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(node, ast.stmt):
+                yield node
+            if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
+                waiting.append(node)
