@@ -17,6 +17,8 @@ from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.tasks import upgraded_record
 
+Environment = dict[str, str | int | None]
+"""Versions, machine and seed of a run; None where a value is unknown."""
 SCHEMA = 1
 CARD, ITEMS = "card.json", "items.jsonl"
 OLD_GATES = {"alive": "effect", "looks": "evaluations"}
@@ -94,7 +96,7 @@ class AdapterEntry:
     seeds: dict[str, dict[str, Any]] = field(default_factory=dict)
     scale_curve: dict[str, Any] = field(default_factory=dict)
     mistakes: list[dict[str, Any]] | None = None
-    environment: dict[str, str | int | None] = field(default_factory=dict)
+    environment: Environment = field(default_factory=dict)
     """Where it differs from that of other adapters in a report."""
 
     @property
@@ -140,7 +142,7 @@ class Card:
     """One adapter on one base, as ``card.json`` in its folder holds it."""
 
     base: BaseRecord
-    environment: dict[str, str | int | None] = field(default_factory=dict)
+    environment: Environment = field(default_factory=dict)
     adapter: AdapterEntry
 
     @classmethod
@@ -206,7 +208,7 @@ class Report:
     """Adapters that were measured on one base, as ``report.json`` holds them."""
 
     base: BaseRecord
-    environment: dict[str, str | int | None]
+    environment: Environment
     """None where adapters differ; each says its own then."""
     adapters: list[AdapterEntry]
     matrix: dict[str, Any]

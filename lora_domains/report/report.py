@@ -21,6 +21,7 @@ from lora_domains.report.card import (
     AdapterEntry,
     BaseRecord,
     Card,
+    Environment,
     Report,
     read_items,
 )
@@ -116,12 +117,12 @@ def rebuilt(folder: Path) -> tuple[Card, list[dict[str, Any]]]:
 
 
 def combine(folders: Sequence[Path], *, show_text: bool = False) -> Report:
-    """The report of adapter folders on one base, every figure computed anew from their items.
+    """The report of adapter folders on one base, every figure computed again from their items.
 
-    In a report an adapter goes by the name of its folder (``path``). ``show_text`` takes the text
-    of rows that were answered wrongly into it, where the items hold any. Raises AdapterMismatch
-    when the adapters were measured on different bases or at different precisions, UsageError when
-    there is none or two folders share a name, AdapterCorrupt when one cannot be read.
+    An adapter has the name of its folder (``path``). With ``show_text``, the report holds the text
+    of wrongly answered rows, where the items hold it. Raises AdapterMismatch when the adapters were
+    measured on different bases or at different precisions, UsageError when there is no folder or
+    two have one name, AdapterCorrupt when one cannot be read.
     """
     if not folders:
         raise UsageError(
@@ -144,29 +145,32 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> Report:
         cards.append(card)
         _check_base(cards[0].base, card.base, name)
         measured[name] = summed_up(name, card.adapter, items, show_text)
-    environments = [card.environment for card in cards]
-    shared = {
-        key: value if all(other.get(key) == value for other in environments) else None
-        for key, value in environments[0].items()
-    }
-    # Where runs differ (a commit, a device) each adapter has its own.
-    for (entry, _), environment in zip(measured.values(), environments, strict=True):
-        entry.environment = {k: v for k, v in environment.items() if shared.get(k) != v}
+    shared = _shared_environment([card.environment for card in cards])
+    for (entry, _), card in zip(measured.values(), cards, strict=True):
+        entry.environment = {k: v for k, v in card.environment.items() if shared.get(k) != v}
     return assemble(cards[0].base, shared, measured)
 
 
+def _shared_environment(environments: Sequence[Environment]) -> Environment:
+    """What is the same for all adapters; None where they differ (a commit, a device)."""
+    return {
+        key: value if all(other.get(key) == value for other in environments) else None
+        for key, value in environments[0].items()
+    }
+
+
 Measured = tuple[AdapterEntry, dict[str, float | None]]
-"""An adapter's entry in a report, and what other adapters score on its domain's test rows."""
+"""An adapter's entry in a report, and the figures of other adapters on its test rows."""
 
 
 def summed_up(name: str, entry: AdapterEntry, items: Items, show_text: bool) -> Measured:
-    """What a report keeps of an adapter: figures only, since many items would fill the memory."""
-    kept = replace(entry, path=name, verdict=entry.outcome, mistakes=None)
+    """The part of an adapter in a report: figures only, since many items would fill the memory."""
+    reported = replace(entry, path=name, verdict=entry.outcome, mistakes=None)
     test = ScoreTable(items).where("set", "test")
     if not test:
-        return kept, {}
-    kept.mistakes = mistakes(test, kept.judged["labels"], show_text)
-    return kept, others(kept.judged, test)
+        return reported, {}
+    reported.mistakes = mistakes(test, entry.judged["labels"], show_text)
+    return reported, others(entry.judged, test)
 
 
 def assemble(
@@ -174,7 +178,8 @@ def assemble(
 ) -> Report:
     """The report of adapters that were measured on one base."""
     entries = {name: entry for name, (entry, _) in measured.items()}
-    crossed = {n: found for n, (entry, found) in measured.items() if entry.mistakes is not None}
+    evaluated = {n: part for n, part in measured.items() if part[0].mistakes is not None}
+    crossed = {name: scores for name, (_, scores) in evaluated.items()}
     return Report(
         base=base,
         environment=dict(environment),
@@ -198,9 +203,9 @@ def _check_base(first: BaseRecord, base: BaseRecord, name: str) -> None:
 
 
 def others(judged: Mapping[str, Any], test: ScoreTable) -> dict[str, float | None]:
-    """What other adapters score on a domain's test rows, by its metric: {ADAPTER: figure}.
+    """The figures of other adapters on a domain's test rows, by its metric: {ADAPTER: figure}.
 
-    Beside its own scores an item may hold theirs on it, under ``others``: {ADAPTER: score}.
+    An item may hold their scores under ``others``: {ADAPTER: score}.
     """
     index = positive_index(judged["labels"], judged["positive"])
     names = test[0].get("others", {})
@@ -212,13 +217,12 @@ def others(judged: Mapping[str, Any], test: ScoreTable) -> dict[str, float | Non
 def matrix(
     entries: Mapping[str, AdapterEntry], crossed: Mapping[str, Mapping[str, float | None]]
 ) -> dict[str, Any]:
-    """What each adapter scores on each domain's test rows: adapters by domains.
+    """Each adapter's figure on each domain's test rows: adapters by domains.
 
     ``values[row][column]`` is None where it was not measured; ``metrics`` and ``base`` hold each
     column's metric and the base's figure. ``crossed`` is ``others`` of each evaluated domain.
     """
-    scored = {name: gained(entries[name]) for name in crossed}
-    columns = {name: found for name, found in scored.items() if found}
+    columns = {name: decisive for name in crossed if (decisive := gained(entries[name]))}
     return {
         "rows": list(entries),
         "columns": list(columns),
@@ -235,22 +239,22 @@ def matrix(
 
 
 def mistakes(test: ScoreTable, labels: Sequence[str], show_text: bool) -> list[dict[str, Any]]:
-    """The test rows that the adapter got wrong, the surest first; their text if ``show_text``."""
+    """The wrongly answered test rows, most confident first; with their text if ``show_text``."""
 
-    def named(number: int) -> str:
-        # Without labels the choices are the row's own text.
+    def label_of(number: int) -> str:
+        # Without labels, the choices are text of the row.
         return labels[number] if 0 <= number < len(labels) else f"choice {number + 1}"
 
     wrong = []
     for item in test:
-        said = item["scores"]["adapter"]
-        if "prediction" in said and said["prediction"] != item["target"]:
+        score = item["scores"]["adapter"]
+        if "prediction" in score and score["prediction"] != item["target"]:
             row = {
                 "id": item["id"],
-                "true": named(item["target"]),
-                "adapter": named(said["prediction"]),
-                "base": named(item["scores"]["base"]["prediction"]),
-                "confidence": said["confidence"],
+                "true": label_of(item["target"]),
+                "adapter": label_of(score["prediction"]),
+                "base": label_of(item["scores"]["base"]["prediction"]),
+                "confidence": score["confidence"],
             }
             wrong.append(row | ({"text": item["text"]} if show_text and "text" in item else {}))
     return sorted(wrong, key=lambda row: -row["confidence"])[:MISTAKES]

@@ -11,7 +11,7 @@ finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 
 @given(finite, st.floats(1e-6, 1e6))
-def test_ticks_are_round_and_within(low: float, width: float) -> None:
+def test_ticks_are_within_the_range(low: float, width: float) -> None:
     found = charts.ticks(low, low + width)
     step = width * 1e-6
     assert all(low - step <= t <= low + width + step for t in found)
@@ -21,7 +21,7 @@ def test_ticks_are_round_and_within(low: float, width: float) -> None:
 @given(st.lists(finite, min_size=3, max_size=3), finite, st.booleans())
 @example([5e-324] * 3, 5e-324, True)
 @example([0.0, 0.0, 1e-310], 0.0, True)
-def test_bars_stay_within_their_picture(values: list[float], limit: float, bounded: bool) -> None:
+def test_bars_stay_within_the_picture(values: list[float], limit: float, bounded: bool) -> None:
     low, middle, high = sorted(values)
     fields: dict[str, float | None] = {"difference": middle, "lower": low, "upper": high}
     domain = charts.span([low, high, limit])

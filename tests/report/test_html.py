@@ -1,4 +1,4 @@
-"""The HTML page: what stands in it, and what a browser makes of it."""
+"""The HTML page: its content, and how a browser renders it."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Three adapters with everything a page can show, and hostile text wherever text can stand."""
+    """Three adapters with everything a page can show, and hostile text in every text field."""
     there = tmp_path_factory.mktemp("adapters")
     made = []
     for name, counts in (("medical", PASSES), ("legal", FAILS), ("finance", UNSURE)):
@@ -67,7 +67,7 @@ def shown(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """Elements in order with their attributes; complains of a tag closed out of turn."""
+    """The elements in order with their attributes; fails on badly nested tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_nothing_is_loaded_and_nothing_runs(shown: Path) -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def test_headings_landmarks_and_tables_can_be_walked(shown: Path) -> None:
+def test_headings_landmarks_and_tables_are_accessible(shown: Path) -> None:
     found = Page(shown.read_text())
     levels = [int(tag[1]) for tag, _ in found.found if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
@@ -131,7 +131,7 @@ def test_headings_landmarks_and_tables_can_be_walked(shown: Path) -> None:
     assert all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
 
 
-def test_a_chart_has_a_text_alternative_or_stands_beside_its_figures(shown: Path) -> None:
+def test_a_chart_has_a_text_alternative_or_is_beside_its_figures(shown: Path) -> None:
     text = shown.read_text()
     found = Page(text)
     kinds = {attrs["class"] for attrs in found.all("svg")}
@@ -143,12 +143,12 @@ def test_a_chart_has_a_text_alternative_or_stands_beside_its_figures(shown: Path
             assert attrs["aria-hidden"] == "true"
     for of in ("every epoch", "risk and coverage", "precision and recall"):
         assert text.count(f"Figures of {of}") == 3
-    # Loss, risk, and precision (on test rows alone: no validation row chose a threshold here).
+    # Loss, risk and precision (on test rows only: no threshold was tuned here).
     assert text.count('class="line line0"') == 4 * 3
     assert text.count('class="line line1"') == 2 * 3
 
 
-def test_the_verdict_is_the_first_thing_said(report: Report) -> None:
+def test_the_verdict_comes_first(report: Report) -> None:
     body = re.sub(r"<[^>]*>", " ", page(report).split("<main")[1])
     assert body.index("Do not ship: 1 of 3 fails") < 200
     assert body.index("recall (0.120, threshold 0.8)") < 900
@@ -156,7 +156,7 @@ def test_the_verdict_is_the_first_thing_said(report: Report) -> None:
     assert "Ship medical</h1>" in alone
 
 
-def test_optional_parts_are_shown_when_they_are_there(report: Report) -> None:
+def test_optional_parts_are_shown_when_present(report: Report) -> None:
     text = page(report)
     for part in ("Slices", "Seeds", "3 earlier evaluations", "Calibration", "Confusion",
                  "Precision against recall", "Per class", "since main",
@@ -201,12 +201,12 @@ def test_every_kind_of_task_has_a_page_and_every_other_view(tmp_path: Path, kind
     save_report(found, tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
     assert judged["metric"].replace("_", " ").replace("f1", "F1") in text
-    # Gains in nats are no points: they have no place in the chart.
+    # The chart is in points, so it does not show gains in nats.
     assert ('class="chart" viewBox' in text.split("Gates")[0]) == (kind != "language_modelling")
     Page(text)
 
 
-def test_many_classes_are_shown_as_their_most_frequent_mistakes(report: Report) -> None:
+def test_many_classes_are_shown_as_their_most_frequent_confusions(report: Report) -> None:
     entry = copy.deepcopy(report.adapters[0])
     labels = [f"class {n}" for n in range(30)]
     table = [[100 if i == j else int(j == i + 1) * (i + 1) for j in range(30)] for i in range(30)]
@@ -219,8 +219,8 @@ def test_many_classes_are_shown_as_their_most_frequent_mistakes(report: Report) 
 
 # ── In a browser ────────────────────────────────────────────────────────────────────────────────
 
-# A frame gives a page any width; the script reads what the browser made of it. Text is held
-# against the colours behind it by WCAG's contrast ratio.
+# A frame gives a page any width; the script measures the rendered page. The contrast of text and
+# background is WCAG's ratio.
 MEASURE = """<!doctype html><body><pre id="out"></pre><script>
 const frames = {phone: 390, desk: 1280}, found = {};
 const rgba = c => { const n = c.match(/[\\d.]+/g).map(Number);
@@ -280,7 +280,7 @@ def chromium(scratch: Path, *arguments: str) -> str:
 @browser
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_reads_in_light_and_dark_on_a_desk_and_a_phone(
+def test_it_is_readable_in_light_and_dark_on_desktop_and_phone(
     shown: Path, tmp_path: Path, dark: bool
 ) -> None:
     (shown.parent / "measure.html").write_text(MEASURE)
@@ -297,14 +297,14 @@ def test_it_reads_in_light_and_dark_on_a_desk_and_a_phone(
         assert seen["scroll"] <= seen["width"], f"{name} scrolls sideways"
         assert seen["contrast"][0] >= 4.5, (name, seen["contrast"])
         assert seen["page"] == ("rgb(14, 18, 23)" if dark else "rgb(246, 247, 248)")
-        # What was planted shows as text; nothing ran.
+        # The planted script is shown as text and did not run.
         assert (seen["text"], seen["scripts"], seen["images"]) == (True, 0, 0)
         assert seen["title"].startswith("✘ Do not ship")
         assert seen["heading"] < 300, "the verdict is not in sight"
 
 
 class Recorder(socketserver.StreamRequestHandler):
-    """A proxy that answers nothing and notes what was asked of it."""
+    """A proxy that records requests and answers none."""
 
     asked: list[str]
 
@@ -323,7 +323,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
 
 @browser
 @pytest.mark.slow
-def test_the_browser_asks_the_network_for_nothing(
+def test_the_browser_sends_no_request(
     shown: Path, tmp_path: Path, proxy: tuple[str, list[str]]
 ) -> None:
     address, asked = proxy
@@ -334,9 +334,9 @@ def test_the_browser_asks_the_network_for_nothing(
     assert not [line for line in asked if "example.test" in line]
     quiet = list(asked)
     chromium(tmp_path, *through, loud.as_uri())
-    # The control: a page that asks is seen to ask.
+    # The control: a page with an external image does send a request.
     assert [line for line in asked if "example.test" in line]
-    # What the browser asks for on its own account it asks for with either page.
+    # Requests of the browser itself occur with either page.
     hosts = {line.split(" ")[1].split("/")[2] for line in quiet if line.startswith("GET http")}
     assert not {h for h in hosts if not h.endswith(("google.com", "gstatic.com"))}
 

@@ -28,7 +28,7 @@ def test_junit_has_a_case_for_each_gate(three: list[Path]) -> None:
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_junit_is_xml_whatever_a_report_holds(name: str, why: str) -> None:
+def test_junit_is_valid_xml_for_any_text(name: str, why: str) -> None:
     gate = {"name": name, "rule": why, "verdict": "fail", "why": why}
     entry = AdapterEntry(domain="x", path=name, sha256=None, gates=[gate], verdict="fail")
     base = BaseRecord("tiny", None, "0" * 64, "float32", None)

@@ -50,7 +50,7 @@ def test_a_figure_is_worse_when_it_fell_beyond_its_bounds(
 def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
     tmp_path: Path,
 ) -> None:
-    # Of a base that is right half the time the gain is uncertain; what the adapter lost is not.
+    # The base is right half the time: the gain is uncertain, the loss of the adapter is not.
     random = np.random.default_rng(0)
     before = items((240, 10, 10, 240))
     for item in before:
@@ -76,7 +76,7 @@ def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
     )
     wanted = compare_f1(truth, was, is_, 1)
     assert (figure["lower"], figure["upper"]) == pytest.approx((wanted.lower, wanted.upper))
-    # The same figures on other rows: the gains are all there is, and they leave it open.
+    # On other rows only the gains can be compared, and they do not decide it.
     card = Card.read(new)
     card.adapter.data = {"test": "f" * 64}
     card.write(new)
@@ -86,7 +86,7 @@ def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
     assert figure["lower"] < wanted.lower < wanted.upper < figure["upper"]
 
 
-def test_groups_are_kept_together_when_old_and_new_are_paired(tmp_path: Path) -> None:
+def test_groups_stay_together_when_old_and_new_are_paired(tmp_path: Path) -> None:
     before, now = items((90, 10, 10, 90)), items((80, 20, 10, 90))
     widths = []
     for name in ("alone", "together"):
@@ -118,7 +118,7 @@ def test_a_broken_older_adapter_is_named(
     assert not out.exists()
 
 
-def test_a_gate_that_fails_now_is_worse_and_one_left_open_is_shown(tmp_path: Path) -> None:
+def test_a_gate_that_fails_now_is_worse_and_an_inconclusive_one_is_shown(tmp_path: Path) -> None:
     found = since(tmp_path / "a", items(), items(FAILS))
     gates = {g["name"]: g for g in found["adapters"]["triage"]["gates"]}
     assert gates["recall"] == {"name": "recall", "before": "pass", "now": "fail", "worse": True}
@@ -130,7 +130,7 @@ def test_a_gate_that_fails_now_is_worse_and_one_left_open_is_shown(tmp_path: Pat
     assert "triage: gate recall went from pass to inconclusive." in worsened(found)
 
 
-def test_a_lower_loss_is_no_fall(tmp_path: Path) -> None:
+def test_a_lower_loss_is_not_worse(tmp_path: Path) -> None:
     entry = {"judged": CARD["adapters"][0]["judged"] | {"metric": "loss"}}
     one, two = [], []
     for n, sure in enumerate((0.9, 0.99)):
@@ -145,10 +145,10 @@ def test_a_lower_loss_is_no_fall(tmp_path: Path) -> None:
     assert (better["worse"], worse["worse"]) == (False, True)
 
 
-def test_worse_than_the_baseline_is_exit_1_and_shown_first(
+def test_worse_than_older_adapters_is_exit_1_and_shown_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Both pass their gates; the new one found fewer.
+    # Both pass their gates; the new one has a lower recall.
     old = folder(tmp_path / "old", rows=items((490, 10, 10, 490)))
     new = folder(tmp_path / "new", rows=items((450, 50, 35, 465)))
     folder(tmp_path / "old", "gone")
@@ -170,7 +170,7 @@ def test_worse_than_the_baseline_is_exit_1_and_shown_first(
     cases = Xml.parse(out / "junit.xml").getroot()
     assert cases.attrib["failures"] == "1"
     assert run("report", str(new), "--out", str(out), "--against", str(tmp_path / "new")) == 0
-    # One adapter, such as an earlier version, goes by the name in its card.
+    # A single adapter, such as an earlier version, has the name in its card.
     assert run("report", str(new), "--out", str(out), "--against", str(old)) == 1
 
 

@@ -28,7 +28,7 @@ from lora_domains.report.report import VIEWS, combine, rebuild, save_report
 from lora_domains.report.text import outcome
 
 
-def test_a_report_holds_what_each_card_says_and_keeps_to_its_schema(three: list[Path]) -> None:
+def test_a_report_holds_each_card_and_matches_its_schema(three: list[Path]) -> None:
     report = combine(three)
     assert [e.path for e in report.adapters] == ["medical", "legal", "finance"]
     assert [e.verdict for e in report.adapters] == ["pass", "fail", "inconclusive"]
@@ -39,14 +39,14 @@ def test_a_report_holds_what_each_card_says_and_keeps_to_its_schema(three: list[
     VALID.validate(json.loads(json.dumps(report.to_json(), allow_nan=False)))
 
 
-def test_the_matrix_says_what_each_adapter_does_to_the_other_domains(three: list[Path]) -> None:
+def test_the_matrix_holds_each_adapter_on_each_domain(three: list[Path]) -> None:
     report = combine(three)
     matrix, entries = report.matrix, {e.path: e for e in report.adapters}
     assert matrix["rows"] == matrix["columns"] == ["medical", "legal", "finance"]
     assert matrix["metrics"] == ["f1"] * 3
     for row, name in enumerate(matrix["rows"]):
         for column, domain in enumerate(matrix["columns"]):
-            # Here the others answer as the base does.
+            # Other adapters have the scores of the base here.
             who = "adapter" if name == domain else "base"
             assert matrix["values"][row][column] == entries[domain].domain_scores["f1"][who]
 
@@ -66,7 +66,7 @@ def test_what_was_not_measured_is_none(tmp_path: Path) -> None:
     VALID.validate(report.to_json())
 
 
-def test_environments_that_differ_are_told_apart(tmp_path: Path) -> None:
+def test_environments_that_differ_are_in_each_entry(tmp_path: Path) -> None:
     made = [folder(tmp_path, name, environment={"git": name * 40}) for name in ("a", "b")]
     report = combine(made)
     assert (report.environment["git"], report.environment["python"]) == (
@@ -89,7 +89,7 @@ def test_adapters_of_other_bases_or_precisions_do_not_share_a_report(
         combine(made)
 
 
-def test_the_same_name_twice_and_no_folder_at_all_are_refused(tmp_path: Path) -> None:
+def test_one_name_twice_and_no_folder_are_refused(tmp_path: Path) -> None:
     made = [folder(tmp_path / "a"), folder(tmp_path / "b")]
     with pytest.raises(UsageError, match="twice"):
         combine(made)
@@ -104,14 +104,14 @@ ODD = [
 
 
 @pytest.mark.parametrize("line", ODD)
-def test_items_of_another_shape_are_named(tmp_path: Path, line: str) -> None:
+def test_malformed_items_are_refused(tmp_path: Path, line: str) -> None:
     made = folder(tmp_path)
     (made / "items.jsonl").write_text(line + "\n")
     with pytest.raises(AdapterCorrupt, match="triage"):
         combine([made])
 
 
-def test_mistakes_are_listed_by_id_and_their_text_only_when_asked_for(three: list[Path]) -> None:
+def test_mistakes_are_listed_by_id_and_with_text_only_on_request(three: list[Path]) -> None:
     mistakes = combine(three).adapters[1].mistakes or []
     assert len(mistakes) == 20
     assert mistakes[0].keys() == {"id", "true", "adapter", "base", "confidence"}
@@ -130,7 +130,7 @@ def test_exit_codes_are_the_worst_verdict(three: list[Path], tmp_path: Path) -> 
     assert run("report", "--out", out) == 2
 
 
-def test_every_view_is_written_and_says_the_verdict_first(
+def test_every_view_is_written_and_begins_with_the_verdict(
     three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, junit_file = tmp_path / "new" / "out", tmp_path / "elsewhere" / "j.xml"
@@ -145,7 +145,7 @@ def test_every_view_is_written_and_says_the_verdict_first(
     VALID.validate(json.loads((out / "report.json").read_text()))
 
 
-def test_row_text_is_nowhere_unless_asked_for(three: list[Path], tmp_path: Path) -> None:
+def test_row_text_appears_only_on_request(three: list[Path], tmp_path: Path) -> None:
     run("report", *map(str, three), "--out", str(tmp_path / "private"))
     for path in (tmp_path / "private").iterdir():
         assert "planted-7f3a" not in path.read_text(), path.name
@@ -155,15 +155,13 @@ def test_row_text_is_nowhere_unless_asked_for(three: list[Path], tmp_path: Path)
     assert "<script" not in page
 
 
-def test_text_that_is_asked_for_and_not_there_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_row_text_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = folder(tmp_path)
     assert run("report", str(made), "--out", str(tmp_path / "out"), "--show-text") == 0
     assert "hold no text" in capsys.readouterr().out
 
 
-def test_a_refused_write_leaves_the_old_file_whole(
+def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, out = folder(tmp_path), tmp_path / "out"
@@ -181,13 +179,13 @@ def test_a_refused_write_leaves_the_old_file_whole(
     assert {p.name for p in out.iterdir()} == FILES
 
 
-def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_as_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     assert run("report", str(folder(tmp_path)), "--out", str(tmp_path / "out")) == 2
 
 
 @pytest.mark.slow
-def test_a_report_costs_no_torch(three: list[Path], tmp_path: Path) -> None:
+def test_a_report_imports_no_torch(three: list[Path], tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from lora_domains.cli.main import main\n"

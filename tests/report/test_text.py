@@ -4,7 +4,7 @@ from lora_domains.report.card import AdapterEntry
 from lora_domains.report.text import losses
 
 
-def test_a_loss_says_what_it_is_counted_in() -> None:
+def test_the_unit_of_the_loss_is_shown() -> None:
     def entry(judged: str, head: bool) -> AdapterEntry:
         return AdapterEntry(
             domain="x", path="x", sha256=None, judged={"loss": judged},

@@ -13,7 +13,7 @@ from support.folders import FAILS, FILES, PASSES, folder, items
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("now", "code"), [(PASSES, 0), ((400, 100, 60, 440), 1), (FAILS, 1)])
-def test_the_workflow_reports_compares_sums_up_and_fails_on_a_gate(
+def test_the_workflow_reports_compares_summarises_and_fails_on_a_gate(
     tmp_path: Path, now: tuple[int, ...], code: int
 ) -> None:
     import yaml

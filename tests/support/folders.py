@@ -34,13 +34,13 @@ CARD: dict[str, Any] = json.loads((ROOT / "benchmarks" / "speed" / "card.json").
 PASSES, FAILS = (460, 40, 30, 470), (60, 440, 30, 470)
 UNSURE = (17, 3, 2, 18)
 SECRET = "planted-7f3a <script>alert(1)</script>"
-"""Text of a row, which appears nowhere unless it is asked for."""
+"""The text of a row; it appears only on request."""
 FILES = {"report.json", "report.html", "report.md", "comment.md", "junit.xml"}
 """What ``lora-domains report`` writes."""
 
 
 LOOKS = {"test_set": "0" * 64, "before": 3, "adapters": 0, "level": 0.96, "broken": None}
-"""The fourth look at a test set, all of them at this adapter."""
+"""The fourth evaluation of a test set, all of this adapter."""
 
 
 def items(counts: Sequence[int] = PASSES, *, lost: int = 0) -> list[Item]:
@@ -49,7 +49,7 @@ def items(counts: Sequence[int] = PASSES, *, lost: int = 0) -> list[Item]:
 
 
 def seeds(name: str = "f1") -> dict[str, Any]:
-    """What two seeds of an adapter gave."""
+    """The figures of two seeds of an adapter."""
     changes = np.random.default_rng(0).choice([0.0, 1.0], size=(2, 50))
     return {name: seed_variance(changes)}
 
