@@ -127,7 +127,7 @@ class Run:
                 while self.state.epoch < self.plan.epochs and not self._out_of_patience():
                     self.run_epoch()
                 self._scale_down()
-                # Steps exchange signals between ranks; after the last one nothing has.
+                # Ranks exchange signals within each step, and once more after the last one.
                 if distributed.anywhere(self.signals.received is not None):
                     self._interrupt(self.checkpoint.complete)
         finally:

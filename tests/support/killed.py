@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lora_domains import atomic, model
+from lora_domains import atomic
 from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
@@ -26,6 +26,7 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Classification
 from lora_domains.training import checkpoints as checkpoint
+from lora_domains.training import fit as fit_steps
 from lora_domains.training.loop import Run
 
 EPOCHS, STEPS = 3, 6
@@ -97,7 +98,7 @@ def doomed(step: int, moment: str) -> None:
         die()
 
     if moment == "before it is saved":
-        model.save_adapter = dying
+        fit_steps.save_adapter = dying
     if moment == "before it takes its folder's place":
         atomic._take_place = dying
     if moment == "after it was saved":
