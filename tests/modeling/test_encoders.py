@@ -24,6 +24,7 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.base import ENCODERS, load_base
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.heads import LAYOUTS
+from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
 from lora_domains.stats.comparisons import compare_means
 from lora_domains.tasks import (
@@ -267,8 +268,7 @@ def test_the_tutorials_experiment(
     )  # fmt: skip
     said = capsys.readouterr().out
     assert code in (0, 1, 3), said
-    card = json.loads((out / "tutorial" / "card.json").read_text())
-    entry = card.adapter
+    entry = Card.read(out / "tutorial").adapter
     scores = entry.domain_scores["accuracy"]
     gates = {gate["name"]: gate for gate in entry.gates}
     assert scores["adapter"] >= 0.9
