@@ -18,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lora_domains.report.card import Card
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "rebuild.json"
@@ -77,20 +80,14 @@ def items(count: int, seed: int) -> list[dict[str, Any]]:
     return made
 
 
-def card(name: str) -> dict[str, Any]:
-    """A card as an evaluation leaves it, but for its figures, which are rebuilt."""
-    kept = json.loads((Path(__file__).parent / "card.json").read_text())
-    kept["adapters"][0] |= {"domain": name, "path": name}
-    return dict(kept)
-
-
 def make(folder: Path, adapters: int, count: int) -> list[Path]:
     """Adapter folders with a card and items."""
     folders = []
     for n in range(adapters):
         there = folder / f"domain-{n + 1}"
-        there.mkdir(parents=True)
-        (there / "card.json").write_text(json.dumps(card(there.name)))
+        card = Card.read(Path(__file__).parent)  # without figures: they are computed from the items
+        card.adapter = replace(card.adapter, domain=there.name, path=there.name)
+        card.write(there)
         lines = "".join(json.dumps(item) + "\n" for item in items(count, n))
         (there / "items.jsonl").write_text(lines)
         folders.append(there)

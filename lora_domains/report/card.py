@@ -6,6 +6,7 @@ and before it is written. What a run measured for each item is in ``items.jsonl`
 
 import json
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -282,9 +283,14 @@ def _corrupt(where: str, expected: str, found: str) -> AdapterCorrupt:
 
 # ── Validation against the schema ───────────────────────────────────────────────────────────────
 
-TYPES: dict[str, type | tuple[type, ...]] = {
-    "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None),
-    "integer": int, "number": (int, float),
+TYPES = {
+    dict: ("object",), list: ("array",), str: ("string",), bool: ("boolean",),
+    int: ("integer", "number"), float: ("number",), type(None): ("null",),
+}  # fmt: skip
+"""The types of JSON Schema that a parsed value has."""
+RANGES = {
+    "minimum": operator.ge, "maximum": operator.le,
+    "exclusiveMinimum": operator.gt, "exclusiveMaximum": operator.lt,
 }  # fmt: skip
 
 
@@ -302,9 +308,10 @@ def check(stored: Any, where: str) -> None:
     This knows only the keywords of JSON Schema that ``card.schema.json`` uses, so that the package
     needs no validator. NaN and infinity, which JSON lacks, are refused anywhere.
     """
-    fault = _fault(stored, schema(), "")
+    fault = _fault(stored, schema())
     if fault is not None:
-        key, expected, found = fault
+        path, expected, found = fault
+        key = path.removeprefix(".")
         raise _corrupt(f"{where}, {key}" if key else where, expected, found)
 
 
@@ -312,46 +319,48 @@ Fault = tuple[str, str, str]
 """Key path, what was expected there, what was found."""
 
 
-def _fault(value: Any, rule: Mapping[str, Any], key: str) -> Fault | None:
+def _fault(value: Any, rule: Mapping[str, Any]) -> Fault | None:
     """The first place where ``value`` breaks ``rule``; None where it keeps it."""
     if "$ref" in rule:
         rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
-    broken = _broken(value, rule)
-    if broken is not None:
-        return key, broken, _shown(value)
+    expected = _unmet(value, rule)
+    if expected is not None:
+        return "", expected, f"{type(value).__name__} {str(value)[:40]!r}"
     if isinstance(value, dict):
-        return _object_fault(value, rule, key)
+        return _fault_in_object(value, rule)
     if isinstance(value, list):
-        inside = (_fault(v, rule.get("items", {}), f"{key}[{n}]") for n, v in enumerate(value))
-        return next((fault for fault in inside if fault), None)
+        for number, part in enumerate(value):
+            if fault := _fault(part, rule.get("items", {})):
+                return f"[{number}]{fault[0]}", *fault[1:]
     return None
 
 
-def _object_fault(value: dict[str, Any], rule: Mapping[str, Any], key: str) -> Fault | None:
-    missing = [name for name in rule.get("required", ()) if name not in value]
-    if missing:
-        return key, f"a key {missing[0]!r}", f"no {missing[0]!r}"
-    named, others = rule.get("properties", {}), rule.get("additionalProperties", {})
+def _fault_in_object(value: dict[str, Any], rule: Mapping[str, Any]) -> Fault | None:
+    for name in rule.get("required", ()):
+        if name not in value:
+            return "", f"a key {name!r}", f"no {name!r}"
+    known, others = rule.get("properties", {}), rule.get("additionalProperties", {})
     for name, part in value.items():
-        place = f"{key}.{name}" if key else name
-        if name not in named and others is False:
-            return place, "no key that a card does not have", _shown(part)
-        fault = _fault(part, named.get(name, others), place)
-        if fault:
-            return fault
+        if name not in known and others is False:
+            return f".{name}", "a key of a card", "an unknown one"
+        if fault := _fault(part, known.get(name, others)):
+            return f".{name}{fault[0]}", *fault[1:]
     return None
 
 
-def _broken(value: Any, rule: Mapping[str, Any]) -> str | None:
-    """What ``rule`` expects of the value itself, if it is something else."""
-    kinds: Sequence[str] = rule.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
+def _unmet(value: Any, rule: Mapping[str, Any]) -> str | None:
+    """What ``rule`` expects of the value itself; None where the value meets it."""
+    kinds = rule.get("type")
+    if kinds is not None:
+        allowed: Sequence[str] = (kinds,) if isinstance(kinds, str) else kinds
+        if not any(kind in allowed for kind in TYPES.get(type(value), ())):
+            return " or ".join(allowed)
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        return " or ".join(kinds)
+    if kinds is not None and len(rule) == 1:
+        return None
     if "const" in rule and (isinstance(value, bool) or value != rule["const"]):
-        return f"{rule['const']!r}"
+        return repr(rule["const"])
     if "enum" in rule and value not in rule["enum"]:
         return "one of " + ", ".join(map(repr, rule["enum"]))
     if isinstance(value, str) and not re.search(rule.get("pattern", ""), value):
@@ -359,23 +368,8 @@ def _broken(value: Any, rule: Mapping[str, Any]) -> str | None:
     if isinstance(value, list):
         low, high = rule.get("minItems", 0), rule.get("maxItems", len(value))
         return None if low <= len(value) <= high else "exactly one element"
-    return _out_of_range(value, rule) if _is(value, "number") else None
-
-
-def _is(value: Any, kind: str) -> bool:
-    # In Python a boolean is an integer; in JSON it is not.
-    return isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
-
-
-def _out_of_range(value: float, rule: Mapping[str, Any]) -> str | None:
-    for keyword, holds in (
-        ("minimum", float.__ge__), ("maximum", float.__le__),
-        ("exclusiveMinimum", float.__gt__), ("exclusiveMaximum", float.__lt__),
-    ):  # fmt: skip
-        if keyword in rule and not holds(float(value), float(rule[keyword])):
-            return f"a number with {keyword} {rule[keyword]}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        for keyword, holds in RANGES.items():
+            if keyword in rule and not holds(value, rule[keyword]):
+                return f"a number with {keyword} {rule[keyword]}"
     return None
-
-
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}"

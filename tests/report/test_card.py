@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from support.folders import CARD, LOOKS, SCHEMAS, VALID, VALID_CARD, folder, items, seeds
@@ -114,7 +115,7 @@ def test_validation_agrees_with_the_schema(whole: dict[str, Any], data: st.DataO
         (("base", "dtype"), 5, "base.dtype: expected string; found int '5'"),
         (("adapters", 0, "training", "seconds"), "x", r"adapters\[0\]\.training\.seconds: "),
         (("adapters", 0, "gates", 2, "verdict"), "maybe", r"gates\[2\]\.verdict: expected one of"),
-        (("adapters", 0, "invented"), 1, r"adapters\[0\]\.invented: expected no key"),
+        (("adapters", 0, "invented"), 1, r"adapters\[0\]\.invented: expected a key of a card"),
         (("adapters", 0, "settings", "training", "lr"), float("nan"),
          r"settings\.training\.lr: expected a finite number; found float 'nan'"),
     ],
@@ -177,6 +178,12 @@ def test_an_older_card_loses_its_packed_answers_and_gets_gate_names(whole: dict[
         gate["name"] = new.get(gate["name"], gate["name"])
     assert {"alive", "looks"} <= {gate["name"] for gate in entry["gates"]}
     assert Card.from_json(older, "here").to_json() == whole
+
+
+def test_only_the_card_knows_its_place_in_the_file() -> None:
+    for part in ("lora_domains", "benchmarks", "recipes"):
+        for path in (ROOT / part).rglob("*.py"):
+            assert '["adapters"][0]' not in path.read_text(encoding="utf-8"), path
 
 
 # ── Imports ─────────────────────────────────────────────────────────────────────────────────────
