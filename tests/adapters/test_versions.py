@@ -327,7 +327,7 @@ def test_a_second_stage_is_repeated_from_its_card(
     monkeypatch.chdir(health)
     again = ("fit", "--from-card", str(health / "health"), "--train", str(health / "narrow.csv"))
     assert run(*again, *out[:2], "--out", "again") in (0, 1, 3)
-    assert "The same bytes as in the card" in capsys.readouterr().out
+    assert "The adapter is the same to the byte" in capsys.readouterr().out
     assert fingerprint(health / "again" / "health") == made
     shutil.rmtree(health / ".versions")
     assert run(*again, *out[:2], "--out", "again") == 2

@@ -1,0 +1,96 @@
+"""The command: help at 80 columns, wrong usage, and plain output without a terminal."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_rows
+from support.commands import run, write
+
+VERBS = ("fit", "predict", "benchmark", "export", "list", "show", "report", "compare", "seeds",
+         "rollback", "trace", "curve", "learning-curve", "doctor")  # fmt: skip
+GROUPS = {"input", "training", "evaluation", "output", "options", "example"}
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(*arguments, "--help") == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_lists_every_verb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(capsys)
+    assert re.findall(r"^    ([a-z-]+)", text, re.MULTILINE) == list(VERBS)
+    assert max(map(len, text.splitlines())) < 80
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A description that says what is written, flags in groups, an example; 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(capsys, verb)
+    assert max(map(len, text.splitlines())) < 80
+    assert "write" in text.split("options:")[0].lower()
+    assert set(re.findall(r"^(\w+):$", text, re.MULTILINE)) <= GROUPS
+    assert f"example:\n  lora-domains {verb} ".rstrip() in text
+    options = text.split("options:\n")[1].split("\n\n")[0]
+    assert options.strip().splitlines()[0].startswith("-h, --help")
+    assert "--" not in options.replace("--help", "")
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags"), [("fit", ("--name", "--train")), ("export", ("--out",))]
+)
+def test_required_flags_are_marked(
+    verb: str, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(help_of(capsys, verb).split())
+    for flag in flags:
+        assert re.search(rf"{flag} [A-Z]+ [^-]*\(required\)", text), flag
+
+
+WRONG = {
+    "unknown flag": (("fit", "--epoch", "3"), "Did you mean '--epochs'"),
+    "unknown flag with =": (("fit", "--trian=x"), "Did you mean '--train'"),
+    "unknown verb": (("fitt",), "fitt"),
+    "no verb": ((), "VERB"),
+    "no number": (("fit", "--epochs", "many"), "invalid int value"),
+    "nothing to fit": (("fit", "--name", "x"), "no --train"),
+    "both": (("fit", "--name", "x", "--train", "t.csv", "--load-in-8bit", "--load-in-4bit"),
+             "one of --load-in-8bit and --load-in-4bit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WRONG.values(), ids=WRONG)
+def test_wrong_usage_exits_with_2_and_a_hint(
+    arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_without_a_terminal_the_lines_are_plain(tmp_path: Path, tiny_base: Path) -> None:
+    train = write(tmp_path / "train.csv", make_rows(60))
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_domains.cli", "fit", "--name", "x", "--train", train,
+         "--base", str(tiny_base), "--out", str(tmp_path / "out"), "--epochs", "1"],
+        capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 1, 3), done.stderr
+    for stream in (done.stdout, done.stderr):
+        assert "\x1b" not in stream
+        assert "\r" not in stream
+        assert "it/s" not in stream
+    assert "Verdict:" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr

@@ -1,0 +1,59 @@
+"""Recipes are short, load without running, and run with few rows."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from support.general_text import use_general_text
+from support.models import SUITE
+
+from lora_domains.cli import recipes
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain, load_domain
+from lora_domains.report.card import Card
+from lora_domains.tasks import Classification
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+
+
+@pytest.fixture
+def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    use_general_text(monkeypatch)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_and_loads(recipe: Path) -> None:
+    assert len(recipe.read_text().splitlines()) < 60
+    domain = load_domain(recipe)
+    assert domain.name == recipe.stem
+    assert isinstance(domain.task, Classification)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_with_few_rows(
+    recipe: Path, tmp_path: Path, tiny_base: Path, small_suite: None,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = ["--base", str(tiny_base), "--out", str(tmp_path), "--limit", "60",
+                 "--epochs", "1"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
+    runpy.run_path(str(recipe), run_name="__main__")  # exits 0 whatever the verdict
+    entry = Card.read(tmp_path / recipe.stem).adapter
+    assert entry.verdict in ("pass", "fail", "inconclusive")
+    output = capsys.readouterr().out
+    for part in ("base loaded", "read", "ledger", "epoch", "fine-tuned", "evaluated", "Verdict"):
+        assert part in output
+
+
+def test_recipes_refuse_unknown_flags_and_sources(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = {"embedded": Domain("spam", Classification(), Data("x.csv"))}
+    for arguments, expected in ((["--epoch", "1"], "'--epochs'"), (["--source", "hubb"], "hubb")):
+        with pytest.raises(SystemExit) as left:
+            recipes.run_recipe(sources, arguments)
+        assert left.value.code == 2
+        assert expected in capsys.readouterr().err
