@@ -98,7 +98,7 @@ def rewrite_card(
 def write_card(
     folder: Path, card: Card, readme: Callable[[Card], str], items: list[dict[str, Any]]
 ) -> None:
-    """Write card, README and items into a folder that nobody reads yet."""
+    """Write card, README and items into a folder that is still being made."""
     (folder / CARD).write_text(card.dumps(), encoding="utf-8")
     (folder / README).write_text(readme(card), encoding="utf-8")
     lines = "".join(json.dumps(item) + "\n" for item in items)

@@ -118,7 +118,7 @@ class Base:
         return None
 
     def record(self) -> dict[str, Any]:
-        """The ``base`` entry of a card (DESIGN.md, "On disk")."""
+        """The ``base`` entry of a card."""
         return {
             "id": self.id,
             "revision": self.revision,

@@ -14,7 +14,7 @@ from lora_domains.modeling.base import Base
 LONGEST = 2048
 """The most tokens of a row, unless the domain's ``max_length`` says otherwise."""
 IGNORED = -100
-"""The label of a token without supervision, as torch's cross entropy has it."""
+"""The label of an unsupervised token, which torch's cross entropy ignores."""
 
 
 def epoch_batches(
@@ -57,14 +57,14 @@ def chunks(
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded rows; ids, mask and positions are (rows, length).
+    """Padded rows; ids, mask and positions are (rows, length).
 
-    Every row ends in the last column, so that all supervised tokens lie in the last ``keep - 1``
-    columns and logits are needed for the last ``keep`` only. ``labels`` is (rows, keep - 1): the
-    token that each kept position but the last should predict.
+    Rows are left-padded and end in the last column, so that all supervised tokens are in the last
+    ``keep - 1`` columns and logits are needed for the last ``keep`` only. ``labels`` is
+    (rows, keep - 1): the targets of the kept positions except the last.
 
-    Masked texts are right-padded, as encoders have it; ``labels`` is (rows, most masked) and
-    ``places`` of the same shape says in which columns those tokens are asked for.
+    Texts with masked tokens are right-padded, as encoders expect. ``labels`` is then (rows, most
+    masked tokens in a row), and ``places`` of the same shape holds the columns of those tokens.
     """
 
     ids: Tensor
@@ -79,7 +79,7 @@ class Batch:
 
 
 def collate(items: Sequence[EncodedExample], pad: int, device: torch.device | str = "cpu") -> Batch:
-    """Prompt and answer of each item in one tensor, padded to the longest, prompt masked."""
+    """Prompt and answer of each item, padded to the longest; only answers have labels."""
     longest = max(map(len, items))
     width = max(len(item.answer) for item in items)
     if items[0].masked:
@@ -111,7 +111,7 @@ def _collate_masked(
 def prompts(
     items: Sequence[EncodedExample], pad: int, longest: int, *, left: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and positions of prompts alone, each (rows, longest), padded left or right."""
+    """Ids, mask and positions of the prompts without answers, each (rows, longest)."""
     ids = torch.full((len(items), longest), pad)
     mask = torch.zeros((len(items), longest), dtype=torch.long)
     for row, item in enumerate(items):

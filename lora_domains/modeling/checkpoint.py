@@ -62,7 +62,7 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
 class Checkpoint(ABC):
     """The stored base in ``folder``, in one file format.
 
-    ``source`` is the folder or Hub id that it was asked for by, ``revision`` that of the Hub.
+    ``source`` is the folder or Hub id that was given, ``revision`` the one on the Hub.
     Methods raise OSError, ValueError or RuntimeError for content that cannot be read.
     """
 
@@ -157,7 +157,7 @@ class Safetensors(Checkpoint):
 
 
 FORMATS: list[type[Checkpoint]] = [Safetensors]
-"""Formats that a base is looked for in, in this order."""
+"""The formats that are tried, in this order."""
 
 
 # ── Finding one ─────────────────────────────────────────────────────────────────────────────────
@@ -259,7 +259,7 @@ def identity(checkpoint: Checkpoint, tokenizer: Any) -> str:
         digest.update(f"{name} {dtype} {list(shape)}".encode())
         for block in checkpoint.content(name):
             digest.update(block)
-    # Padding is masked everywhere and may be set here; the ends of a text count.
+    # The padding token is left out: it is masked everywhere, and may be set by load_tokenizer.
     digest.update(f"{tokenizer.bos_token} {tokenizer.eos_token}".encode())
     digest.update(_tokenizer_state(tokenizer).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, seed, commit."""
+"""The environment of a run: versions, device, seed and commit."""
 
 import platform
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from lora_domains.modeling.base import Base
 
 
 def environment(base: Base, seed: int) -> dict[str, Any]:
-    """What a run was made with (DESIGN.md, "On disk")."""
+    """The ``environment`` entry of a card."""
     import accelerate
     import peft
     import transformers
@@ -38,13 +38,13 @@ def _device_name(device: torch.device) -> str:
 
 
 def _git() -> str | None:
-    """The commit of the checkout that the working folder is in, if there is one."""
+    """The current commit of the working folder's git repository, if there is one."""
     import subprocess
 
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return done.stdout.strip() or None

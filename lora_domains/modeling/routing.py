@@ -70,8 +70,8 @@ class Single:
 class Mixed:
     """An adapter, or the base (None), for each row.
 
-    In a batch that is a multiple of the rows, each row stands several times in succession: beams
-    and several return sequences are laid out so.
+    In a batch of a multiple of the rows, each row is repeated in place, as for beams and several
+    return sequences.
     """
 
     def __init__(self, rows: Sequence[LoadedAdapter | None], device: torch.device) -> None:
@@ -284,8 +284,8 @@ class RoutedLinear(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            found: Tensor | nn.Module = getattr(super().__getattr__(ROUTED), name)
-            return found
+            value: Tensor | nn.Module = getattr(super().__getattr__(ROUTED), name)
+            return value
 
 
 def route_linears(model: nn.Module, names: Iterable[str]) -> None:

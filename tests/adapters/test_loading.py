@@ -1,8 +1,7 @@
-"""Loading is strict and whole (contract 3): a named error, and the bank as it was before."""
+"""Strict loading (contract 3): a named error, and an unchanged bank."""
 
 import json
 import pickle
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +12,8 @@ import pytest
 import torch
 from conftest import make_base
 from safetensors.torch import load_file, save_file
-from support.adapters import logits, save, strong
+from support.adapters import save, strong
+from support.damaged import CARD, CONFIG, SECONDS, WEIGHTS, edit, plainly, refused
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import (
@@ -25,58 +25,7 @@ from lora_domains.errors import (
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 
-SECONDS = 2.0
-CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "card.json"
 Damage = Callable[[Path], None]
-
-
-@pytest.fixture(scope="module")
-def bank(tiny_base: Path) -> Bank:
-    """A bank with "a" and "strong" resident; the adapters to refuse are called "strong" too."""
-    base = load_base(tiny_base)
-    bank = Bank(base)
-    bank.add(strong(base, "a", seed=8))
-    bank.add(strong(base, "strong", seed=9))
-    return bank
-
-
-@pytest.fixture(scope="module")
-def saved(bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("saved") / "strong", strong(bank.base), bank.base)
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """An adapter folder that a test may damage."""
-    return Path(shutil.copytree(saved, tmp_path / "strong"))
-
-
-def refused(bank: Bank, folder: Path, kind: type[AdapterError], found: str) -> AdapterError:
-    """The error of loading ``folder``; quick, and the bank is as it was."""
-    before = {name: logits(bank, name) for name in (None, *bank)}
-    started = time.perf_counter()
-    with pytest.raises(AdapterError, match=f"(?s)found .*{found}") as caught:
-        bank.add(load_adapter(folder, bank.base))
-    assert time.perf_counter() - started < SECONDS
-    assert type(caught.value) is kind
-    assert caught.value.expected
-    assert caught.value.hint
-    assert caught.value.where
-    assert [None, *bank] == list(before)
-    for name, wanted in before.items():
-        assert torch.equal(logits(bank, name), wanted)
-    return caught.value
-
-
-def plainly(folder: Path) -> Path:
-    """``folder`` without its card, as plain PEFT saves it: no digest guards it."""
-    (folder / CARD).unlink(missing_ok=True)
-    return folder
-
-
-def edit(folder: Path, name: str = CONFIG, **changes: Any) -> None:
-    content = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(content | changes))
 
 
 def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -84,7 +33,7 @@ def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> 
     save_file(change(tensors) or tensors, folder / WEIGHTS)
 
 
-def test_what_is_not_damaged_loads(bank: Bank, folder: Path) -> None:
+def test_an_undamaged_adapter_loads(bank: Bank, folder: Path) -> None:
     started = time.perf_counter()
     assert load_adapter(folder, bank.base).notes == ()
     assert len(load_adapter(plainly(folder), bank.base).notes) == 1
@@ -165,7 +114,7 @@ def test_tensors_that_do_not_fit_are_refused(
     refused(bank, folder, AdapterCorrupt, found)
 
 
-def test_a_card_guards_every_byte(bank: Bank, folder: Path) -> None:
+def test_a_card_detects_every_changed_byte(bank: Bank, folder: Path) -> None:
     for name, position in ((WEIGHTS, -1), (WEIGHTS, 4000), (CONFIG, -1)):
         kept = (folder / name).read_bytes()
         changed = bytearray(kept)
@@ -180,7 +129,7 @@ def test_a_card_guards_every_byte(bank: Bank, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1, -4000])
-def test_a_file_that_was_cut_off_is_refused(bank: Bank, folder: Path, kept: int) -> None:
+def test_a_truncated_file_is_refused(bank: Bank, folder: Path, kept: int) -> None:
     for card in (True, False):
         path = (folder if card else plainly(folder)) / WEIGHTS
         path.write_bytes(path.read_bytes()[:kept])
@@ -193,7 +142,7 @@ def test_a_file_that_was_cut_off_is_refused(bank: Bank, folder: Path, kept: int)
 
 
 class Trap:
-    """A pickle that leaves a file behind when it is read."""
+    """A pickle that creates a file when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -210,7 +159,7 @@ def test_a_pickle_is_never_read(bank: Bank, folder: Path, tmp_path: Path) -> Non
     assert not sprung.exists()
 
 
-def test_files_that_are_missing_are_named(bank: Bank, folder: Path) -> None:
+def test_missing_files_are_named(bank: Bank, folder: Path) -> None:
     for name in (WEIGHTS, CONFIG):
         (folder / name).unlink()
         error = refused(bank, folder, AdapterCorrupt, "README.md")
@@ -219,158 +168,6 @@ def test_files_that_are_missing_are_named(bank: Bank, folder: Path) -> None:
     refused(bank, folder, AdapterError, "no such folder")
     folder.write_text("")
     refused(bank, folder, AdapterError, "a file")
-
-
-# ── Configs ─────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("", "JSONDecodeError"),
-        ("{", "JSONDecodeError"),
-        ("[]", "list"),
-        ("null", "NoneType"),
-        ("\udcff", "UnicodeDecodeError"),
-        ('{"r":' + "[" * 100_000, "RecursionError"),
-    ],
-    ids=["empty", "open", "list", "null", "bytes", "deep"],
-)
-def test_a_config_that_is_no_json_object_is_refused(
-    bank: Bank, folder: Path, text: str, found: str
-) -> None:
-    (folder / CONFIG).write_bytes(text.encode(errors="surrogateescape"))
-    refused(bank, folder, AdapterCorrupt, found)
-
-
-SLOW = r"(.*)*x!"
-"""Exponential in ``re``, at once in engines that look for the ``!`` first."""
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind", "found"),
-    [
-        # Numbers
-        ({"r": 20000}, AdapterCorrupt, "28 of other shapes"),
-        ({"r": 10**30}, AdapterCorrupt, "1000000"),
-        ({"r": -1}, AdapterCorrupt, "-1"),
-        ({"r": 0}, AdapterCorrupt, "0"),
-        ({"r": "x"}, AdapterCorrupt, "x"),
-        ({"r": [4]}, AdapterCorrupt, r"\[4\]"),
-        ({"r": True}, AdapterCorrupt, "True"),
-        ({"r": None}, AdapterCorrupt, "None"),
-        ({"lora_alpha": [8]}, AdapterCorrupt, r"\[8\]"),
-        ({"lora_alpha": float("nan")}, AdapterCorrupt, "nan"),
-        ({"lora_alpha": float("inf")}, AdapterCorrupt, "inf"),
-        ({"lora_dropout": 1.5}, AdapterCorrupt, "1.5"),
-        ({"lora_dropout": "0.1"}, AdapterCorrupt, "0.1"),
-        ({"use_rslora": "no"}, AdapterCorrupt, "no"),
-        ({"rank_pattern": {"q_proj": 2.5}}, AdapterCorrupt, "2.5"),
-        ({"rank_pattern": {"q_proj": 10**30}}, AdapterCorrupt, "1000000"),
-        ({"rank_pattern": ["q_proj"]}, AdapterCorrupt, "q_proj"),
-        ({"alpha_pattern": {"q_proj": float("inf")}}, AdapterCorrupt, "inf"),
-        ({"alpha_pattern": {"q_proj": "8"}}, AdapterCorrupt, "8"),
-        ({"layers_to_transform": "all"}, AdapterCorrupt, "all"),
-        ({"layers_to_transform": [0.5]}, AdapterCorrupt, "0.5"),
-        ({"layers_pattern": 3}, AdapterCorrupt, "3"),
-        # Targets
-        ({"target_modules": []}, AdapterCorrupt, r"\[\]"),
-        ({"target_modules": 7}, AdapterCorrupt, "7"),
-        ({"target_modules": [["q_proj"]]}, AdapterCorrupt, "q_proj"),
-        ({"target_modules": ["nothing"]}, AdapterUnsupported, "'nothing'"),
-        ({"target_modules": ["embed_tokens"]}, AdapterUnsupported, "kind Embedding"),
-        ({"target_modules": "a" * 5000}, AdapterCorrupt, "aaaa"),
-        ({"target_modules": "(q_proj"}, AdapterUnsupported, "one that is invalid"),
-        ({"target_modules": "q", "layers_to_transform": [0]}, AdapterCorrupt, "cannot be used"),
-        ({"layers_pattern": "layers"}, AdapterCorrupt, "must also be specified"),
-        # Patterns that hang
-        ({"target_modules": SLOW}, AdapterUnsupported, "takes too long"),
-        ({"exclude_modules": SLOW}, AdapterUnsupported, "takes too long"),
-        ({"rank_pattern": {SLOW: 4}}, AdapterUnsupported, "takes too long"),
-        ({"alpha_pattern": {SLOW: 4}}, AdapterUnsupported, "takes too long"),
-        (
-            {"layers_pattern": [SLOW], "layers_to_transform": [0]},
-            AdapterUnsupported,
-            "takes too long",
-        ),
-        # Methods and options that are not plain LoRA
-        ({"peft_type": "LOHA"}, AdapterUnsupported, "'LOHA'"),
-        ({"peft_type": None}, AdapterUnsupported, "None"),
-        ({"task_type": "SEQ_CLS"}, AdapterCorrupt, "none"),
-        ({"task_type": "TOKEN_CLS"}, AdapterUnsupported, "TOKEN_CLS"),
-        ({"task_type": "NONSENSE"}, AdapterUnsupported, "NONSENSE"),
-        ({"bias": "all"}, AdapterUnsupported, "bias='all'"),
-        ({"bias": "lora_only"}, AdapterUnsupported, "bias='lora_only'"),
-        ({"use_dora": True}, AdapterUnsupported, "use_dora='True'"),
-        ({"lora_bias": True}, AdapterUnsupported, "lora_bias"),
-        ({"modules_to_save": ["lm_head"]}, AdapterUnsupported, "modules_to_save"),
-        ({"trainable_token_indices": [1]}, AdapterUnsupported, "trainable_token_indices"),
-        ({"target_parameters": ["x"]}, AdapterUnsupported, "target_parameters"),
-        ({"layer_replication": [[0, 1]]}, AdapterUnsupported, "layer_replication"),
-        ({"alora_invocation_tokens": [1]}, AdapterUnsupported, "alora_invocation_tokens"),
-        ({"use_qalora": True}, AdapterUnsupported, "use_qalora"),
-        ({"megatron_config": {"a": 1}}, AdapterUnsupported, "megatron_config"),
-        ({"corda_config": {"a": 1}}, AdapterUnsupported, "corda_config"),
-        ({"an_option_of_tomorrow": True}, AdapterUnsupported, "an_option_of_tomorrow='True'"),
-        ({"an_option_of_tomorrow": {"a": 1}}, AdapterUnsupported, "an_option_of_tomorrow"),
-        *(
-            ({"init_lora_weights": init}, AdapterUnsupported, f"init_lora_weights='{init}'")
-            for init in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "mica")
-        ),
-        ({"init_lora_weights": {"a": 1}}, AdapterUnsupported, "init_lora_weights"),
-    ],
-    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
-)
-def test_a_config_that_would_be_served_wrongly_is_refused(
-    bank: Bank, folder: Path, changes: dict[str, Any], kind: type[AdapterError], found: str
-) -> None:
-    edit(plainly(folder), **changes)
-    refused(bank, folder, kind, found)
-
-
-def test_a_huge_rank_allocates_nothing(bank: Bank, folder: Path) -> None:
-    edit(plainly(folder), r=65536)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(bank, folder, AdapterCorrupt, "28 of other shapes")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < 65536 * 32 * 4 * 4, "four of the 28 tensors"
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"peft_version": "99.0"},
-        {"revision": "main"},
-        {"inference_mode": False},
-        {"an_option_of_tomorrow": None},
-        {"an_option_of_tomorrow": False},
-        {"init_lora_weights": False},
-        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}},
-        {"rank_pattern": None, "alpha_pattern": None},
-        {"layers_pattern": []},
-        {"runtime_config": {"ephemeral_gpu_offload": True}},
-    ],
-    ids=str,
-)
-def test_options_that_change_nothing_are_taken(
-    bank: Bank, folder: Path, changes: dict[str, Any]
-) -> None:
-    wanted = load_adapter(folder, bank.base).weights
-    edit(plainly(folder), **changes)
-    weights = load_adapter(folder, bank.base).weights
-    assert all(torch.equal(weights[k][1], wanted[k][1]) for k in wanted)
-
-
-def test_a_config_imports_nothing(
-    bank: Bank, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    mapping = {"base_model_class": "Evil", "parent_library": "evil"}
-    edit(plainly(folder), auto_mapping=mapping, megatron_core="evil", task_type=None)
-    load_adapter(folder, bank.base)
-    edit(folder, megatron_config={"tensor_model_parallel_size": 2})
-    refused(bank, folder, AdapterUnsupported, "megatron_config")
 
 
 # ── Cards ───────────────────────────────────────────────────────────────────────────────────────
@@ -420,7 +217,7 @@ def test_a_card_without_a_schema_is_refused(bank: Bank, folder: Path) -> None:
     refused(bank, folder, AdapterCorrupt, "schema None")
 
 
-def test_another_precision_is_taken_and_said(bank: Bank, folder: Path, tiny_base: Path) -> None:
+def test_another_precision_loads_with_a_note(bank: Bank, folder: Path, tiny_base: Path) -> None:
     half: Base = load_base(tiny_base, dtype="bfloat16")
     (note,) = load_adapter(folder, half).notes
     assert "float32" in note

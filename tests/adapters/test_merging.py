@@ -1,4 +1,4 @@
-"""Merging: what real PEFT merges, at every precision, and the base as it was."""
+"""Merging: PEFT's result at every precision, and an unchanged base."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_base
 from support.adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
-from test_peft import peft_saved, plain
+from support.peft import peft_saved, plain
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import MERGED, export, merge
@@ -48,7 +48,7 @@ def assert_stands_alone(model: Any) -> None:
     assert not model.training
 
 
-# ── What PEFT merges ────────────────────────────────────────────────────────────────────────────
+# ── Compared with PEFT ──────────────────────────────────────────────────────────────────────────
 
 LLAMA = [
     {"r": 4, "target_modules": "all-linear"},
@@ -99,7 +99,7 @@ def _as_peft(base_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None
     assert (base.state_digest(), torch.equal(logits(base), bare)) == (digest, True)
 
 
-def test_weights_of_the_merged_model_are_its_own(base: Base) -> None:
+def test_the_merged_model_shares_no_weights_with_the_base(base: Base) -> None:
     bank = loaded(base, strong(base))
     served, digest = logits(bank, "strong"), base.state_digest()
     model = merge(bank, "strong").model
@@ -110,7 +110,7 @@ def test_weights_of_the_merged_model_are_its_own(base: Base) -> None:
     assert torch.equal(logits(bank, "strong"), served)
 
 
-def test_an_adapter_that_changes_nothing_is_said_to(base: Base) -> None:
+def test_an_adapter_without_effect_is_reported(base: Base) -> None:
     bank = loaded(base, new_adapter(base, "fresh", Lora(), 4, 8, seed=1))
     merged = merge(bank, "fresh")
     assert merged.record["error"] is None
@@ -122,7 +122,7 @@ def test_an_adapter_that_changes_nothing_is_said_to(base: Base) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_alone(
+def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_unchanged(
     kind: str, tiny_base: Path, gpt2_base: Path, tmp_path: Path
 ) -> None:
     base = load_base({"llama": tiny_base, "gpt2": gpt2_base}[kind])
@@ -158,7 +158,7 @@ def test_an_output_layer_that_was_never_tied(tmp_path: Path) -> None:
 
 
 def stated(bank: Bank, merged: torch.Tensor, name: str) -> float:
-    """The error as `record` defines it, on other inputs than those it was measured on."""
+    """The error that ``record`` defines, on other inputs than those it was measured on."""
     served, bare = logits(bank, name).float(), logits(bank).float()
     return float((merged - served).norm() / (served - bare).norm())
 
@@ -174,7 +174,7 @@ def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: 
     merged = merge(bank, "strong")
     assert {p.dtype for p in merged.model.parameters()} == {torch.bfloat16}
     assert merged.record["dtype"] == "bfloat16"
-    # Sums in float32, rounded once: half a unit of bf16's last place (8 bits) off the exact sum.
+    # Sums are rounded once from float32: within half a unit of bf16's last place (8 bits).
     theirs = PeftModel.from_pretrained(load_base(tiny_base, dtype="bfloat16").model, folder)
     peft = dict(theirs.merge_and_unload().named_parameters())
     for linear, (a, b) in adapter.weights.items():
@@ -191,14 +191,14 @@ def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: 
     assert base.state_digest() == digest
 
 
-def test_another_dtype_can_be_asked_for(tiny_base: Path) -> None:
+def test_merging_into_another_dtype(tiny_base: Path) -> None:
     base = load_base(tiny_base, dtype="bfloat16")
     exact = load_base(tiny_base)
     bank, wanted = loaded(base, strong(base)), logits(exact)
     exact_bank = loaded(exact, strong(exact))
     merged = merge(bank, "strong", "float32")
     assert merged.model.dtype == torch.float32
-    # From the stored weights, not from those already rounded to bf16.
+    # The stored weights are merged, not those already rounded to bf16.
     assert_equal(plain_logits(merged.model), logits(exact_bank, "strong"), wanted)
     assert 0 < merged.record["base_error"] < 1
     assert "the base alone, bfloat16 to float32" in str(merged)
@@ -244,7 +244,7 @@ def test_a_name_that_is_not_loaded(base: Base) -> None:
         merge(loaded(base, strong(base)), "stronk")
 
 
-def test_another_base_in_its_place_is_noticed(tmp_path: Path) -> None:
+def test_another_base_in_its_place_is_refused(tmp_path: Path) -> None:
     base = load_base(make_base(tmp_path / "base"))
     bank = loaded(base, strong(base))
     make_base(tmp_path / "base", seed=1)
@@ -275,7 +275,7 @@ def test_only_a_merged_model_is_replaced(base: Base, tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {kept.name, "thesis", "merged"}
 
 
-def test_a_save_that_fails_leaves_the_model_before(
+def test_a_failed_save_keeps_the_previous_model(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank = loaded(base, strong(base), strong(base, "second", 2))
@@ -303,10 +303,10 @@ def test_a_folder_is_refused_before_the_base_is_read_again(
         export(bank, "strong", tmp_path)
 
 
-# ── For people ──────────────────────────────────────────────────────────────────────────────────
+# ── DomainModel and the command line ────────────────────────────────────────────────────────────
 
 
-def test_the_model_and_the_folder_of_a_domain_model(
+def test_a_domain_model_merges_and_exports(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path)
@@ -346,7 +346,7 @@ def test_export_writes_what_plain_transformers_loads(
     for path in out.iterdir():
         assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "weights others cannot read"
-    # It is a base like any other, and a mistaken --out costs nobody a folder.
+    # The result is a base like any other, and a mistaken --out deletes no folder.
     assert torch.equal(logits(load_base(out)), plain_logits(plain(out)))
     with pytest.raises(SystemExit) as left:
         cli.main([*command[:-1], str(adapter)])
@@ -354,9 +354,7 @@ def test_export_writes_what_plain_transformers_loads(
     assert "merged.json" in capsys.readouterr().err
 
 
-def test_nothing_is_printed_where_quiet_was_asked_for(
-    base: Base, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_prints_nothing_when_quiet(base: Base, capsys: pytest.CaptureFixture[str]) -> None:
     model = DomainModel(base, display=Display(quiet=True))
     model.bank.add(strong(base))
     model.merged("strong")

@@ -1,32 +1,21 @@
-"""The past of an adapter: versions kept, going back, and going on from another adapter."""
+"""Versions: keeping replaced adapters, and restoring one."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import make_rows
 from support.adapters import save, strong
-from support.commands import run, write
-from support.general_text import use_general_text
-from support.models import SUITE, declared, model_in
+from support.commands import run
 
 from lora_domains.adapters import versions
 from lora_domains.adapters.folder import fingerprint
-from lora_domains.adapters.parent import load_parent
 from lora_domains.adapters.versions import KEPT, keep_version, rollback
-from lora_domains.domain import Domain
-from lora_domains.errors import AdapterError, UsageError
+from lora_domains.errors import AdapterError
 from lora_domains.modeling.base import Base, load_base
-from lora_domains.report.card import Card, ParentRecord, read_items
-from lora_domains.report.report import rebuild
-from lora_domains.training import fit
-from lora_domains.training.plan import make_plan
+from lora_domains.report.card import Card, ParentRecord
 
 JUDGED = {
     "metric": "f1", "labels": ["a", "b"], "positive": "b", "base_changed": False,
@@ -40,7 +29,7 @@ def base(tiny_base: Path) -> Base:
 
 
 def put(folder: Path, base: Base, seed: int) -> str:
-    """The adapter of ``seed`` saved as a run saves one; its fingerprint."""
+    """The fingerprint of the adapter of ``seed``, after saving it like a run does."""
     keep_version(folder)
     return fingerprint(save(folder, strong(base, folder.name, seed), base))
 
@@ -48,7 +37,7 @@ def put(folder: Path, base: Base, seed: int) -> str:
 # ── Versions ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_replaced_is_kept_and_comes_back(tmp_path: Path, base: Base) -> None:
+def test_a_replaced_adapter_is_kept_and_can_be_restored(tmp_path: Path, base: Base) -> None:
     folder = tmp_path / "health"
     one, two, three = (put(folder, base, seed) for seed in (1, 2, 3))
     assert len({one, two, three}) == 3
@@ -66,7 +55,7 @@ def test_what_is_replaced_is_kept_and_comes_back(tmp_path: Path, base: Base) -> 
     assert fingerprint(folder) == one
 
 
-def test_the_same_bytes_are_kept_once_and_old_ones_go(tmp_path: Path, base: Base) -> None:
+def test_equal_versions_are_kept_once_and_the_oldest_deleted(tmp_path: Path, base: Base) -> None:
     folder = tmp_path / "health"
     for seed in range(KEPT + 3):
         put(folder, base, seed)
@@ -76,8 +65,8 @@ def test_the_same_bytes_are_kept_once_and_old_ones_go(tmp_path: Path, base: Base
     assert names == [f"{n:04d}" for n in range(4, KEPT + 4)]
 
 
-def test_what_a_run_left_that_goes_on_is_no_version(tmp_path: Path, base: Base) -> None:
-    """Neither is it gone back to, nor do finished versions go for it."""
+def test_an_unfinished_state_of_the_same_run_is_not_kept(tmp_path: Path, base: Base) -> None:
+    """Rollback does not restore it, and it does not displace finished versions."""
     folder = tmp_path / "health"
     good = put(folder, base, 0)
     assert keep_version(folder) is not None
@@ -90,7 +79,7 @@ def test_what_a_run_left_that_goes_on_is_no_version(tmp_path: Path, base: Base) 
         assert keep_version(folder, successor=run) is None
     assert [fingerprint(p) for p in versions.versions(folder)] == [good]
     left = fingerprint(folder)
-    # Another run does not make it good again, nor is what was judged worth nothing.
+    # It is kept when another run replaces it, or once it was evaluated.
     assert keep_version(folder, successor=replace(run, parent=ParentRecord("x", left))) is not None
     shutil.rmtree(folder.parent / ".versions" / "health" / "0002")
     card.adapter.judged = JUDGED
@@ -101,7 +90,7 @@ def test_what_a_run_left_that_goes_on_is_no_version(tmp_path: Path, base: Base) 
     assert left in [fingerprint(p) for p in versions.versions(folder)]
 
 
-def test_there_is_nothing_to_go_back_to(tmp_path: Path, base: Base) -> None:
+def test_rollback_without_versions_is_refused(tmp_path: Path, base: Base) -> None:
     put(tmp_path / "health", base, 1)
     with pytest.raises(AdapterError, match="expected an earlier version; found none"):
         rollback(tmp_path / "health")
@@ -133,7 +122,7 @@ def test_a_failure_at_any_point_leaves_adapter_and_versions_whole(
     assert not [p for p in tmp_path.rglob(".*") if p.name != ".versions"]
 
 
-def test_the_verb(tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rollback_verb(tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = put(tmp_path / "health", base, 1), put(tmp_path / "health", base, 2)
 
     out = ("--out", str(tmp_path))
@@ -144,199 +133,3 @@ def test_the_verb(tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str]
     assert fingerprint(tmp_path / "health") == two
     assert run("rollback", "wealth", *out) == 2
     assert run("rollback", "../health", *out) == 2
-
-
-# ── A second stage ──────────────────────────────────────────────────────────────────────────────
-
-
-def narrower(seed: int = 5, count: int = 100) -> list[dict[str, Any]]:
-    return [row | {"text": row["text"] + " stone"} for row in make_rows(count, seed=seed)]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A folder with the adapter `health`, rank 4 on two kinds of linears."""
-    folder = tmp_path_factory.mktemp("health")
-    made = declared(make_rows(100), "health", retention="none", rank=4, alpha=8,
-                    targets=("q_proj", "down_proj"))  # fmt: skip
-    model_in(folder, tiny_base).fit(made)
-    return folder
-
-
-@pytest.fixture
-def health(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that folder for one test."""
-    return Path(shutil.copytree(trained, tmp_path, dirs_exist_ok=True))
-
-
-def cancer(name: str = "cancer", **settings: Any) -> Domain:
-    plain = {"retention": "none", "epochs": 1, "rank": None}
-    return declared(narrower(), name, **(plain | settings))
-
-
-def test_a_second_stage_begins_where_its_parent_ended(health: Path, tiny_base: Path) -> None:
-    model = model_in(health, tiny_base)
-    parent = load_parent(health / "health", model.base)
-    dataset = model.dataset(cancer())
-    dataset = replace(dataset, parent=parent)
-    plan = make_plan(model.base, dataset)
-    run = fit.make_run(model.bank, dataset, plan, model.out, model.display)
-    assert (plan.rank, plan.alpha) == (4, 8)
-    assert any("those of health" in reason for reason in plan.reasons)
-    weights = run.bank.weights(run.adapter_name)
-    assert weights.keys() == parent.adapter.weights.keys()
-    assert {name.rsplit(".", 1)[-1] for name in weights} == {"q_proj", "down_proj"}
-    for linear, (a, b) in weights.items():
-        assert torch.equal(a, parent.adapter.weights[linear][0])
-        assert torch.equal(b, parent.adapter.weights[linear][1])
-        assert b.abs().max() > 0
-    assert run.adapter.config.r == 4
-
-
-def test_the_card_names_the_parent_and_scores_against_it(health: Path, tiny_base: Path) -> None:
-    model = model_in(health, tiny_base)
-    before = fingerprint(health / "health")
-    model.fit(cancer(), init_from="health")
-    evaluation = model.evaluate(cancer(), suite=SUITE)
-    entry = evaluation.entry
-    assert entry.parent == ParentRecord("health", before)
-    config = json.loads((health / "cancer" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"]) == (4, 8)
-    test = [i for i in read_items(health / "cancer") if i["set"] == "test"]
-    assert all({"base", "adapter", "parent", "tfidf"} <= i["scores"].keys() for i in test)
-    for metric, fields in entry.domain_scores.items():
-        assert fields["baselines"]["parent"] == entry.over_parent[metric]["parent"]
-    # The parent's own predictions, not the base's or the child's.
-    alone = model_in(health, tiny_base)
-    alone.load_adapter("health")
-    said = alone.predict([r["text"] for r in narrower()[80:]], domain="health")
-    for prediction, item in zip(said, test, strict=True):
-        confidence = item["scores"]["parent"]["confidence"]
-        assert prediction.probability == pytest.approx(confidence, abs=1e-5)  # type: ignore[union-attr]
-    assert any(i["scores"]["parent"]["nats"] != i["scores"]["adapter"]["nats"] for i in test)
-    assert "Parent health: F1" in str(evaluation)
-    assert set(model.domains) == {"cancer"}
-    assert rebuild(health / "cancer") == Card.read(health / "cancer")
-    assert fingerprint(health / "health") == before
-
-
-def test_a_parent_of_the_same_name_is_kept_as_a_version(health: Path, tiny_base: Path) -> None:
-    before = fingerprint(health / "health")
-    model = model_in(health, tiny_base)
-    model.fit(cancer("health"), init_from=health / "health")
-    assert fingerprint(health / "health") != before
-    assert [fingerprint(p) for p in versions.versions(health / "health")] == [before]
-    # A fresh process finds it there.
-    fresh = model_in(health, tiny_base)
-    entry = fresh.evaluate(cancer("health"), suite=SUITE).entry
-    assert entry.parent == ParentRecord("health", before)
-    assert "parent" in entry.domain_scores["f1"]["baselines"]
-
-
-def test_a_parent_that_is_gone_is_said(
-    health: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from lora_domains.console import Display
-
-    model_in(health, tiny_base).fit(cancer(), init_from="health")
-    shutil.rmtree(health / "health")
-    fresh = model_in(health, tiny_base)
-    fresh.display = Display()
-    entry = fresh.evaluate(cancer(), suite=SUITE).entry
-    assert not entry.over_parent
-    assert "health, which cancer continues from, was not found" in capsys.readouterr().out
-
-
-def test_a_rank_of_one_s_own_is_not_taken_in_silence(
-    health: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from lora_domains.console import Display
-
-    model = model_in(health, tiny_base)
-    model.display = Display()
-    made = cancer(rank=8, targets=("q_proj", "v_proj"), rslora=True)
-    model.fit(made, init_from="health", dry_run=True)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "rank 8 is ignored: an adapter keeps the rank of its parent, 4" in said
-    assert "target modules ['q_proj', 'v_proj'] is ignored" in said
-    assert "rslora True is ignored: an adapter keeps the rslora of its parent, False" in said
-    model.fit(cancer(), init_from="health", dry_run=True)
-    assert "is ignored" not in capsys.readouterr().out
-
-
-def test_an_interrupted_second_stage_resumes_from_the_same_parent(
-    health: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its best epoch has taken its parent's place by then."""
-    from lora_domains.errors import TrainingInterrupted
-    from lora_domains.training.loop import Run
-
-    whole = model_in(health / "whole", tiny_base)
-    shutil.copytree(health / "health", health / "whole" / "health")
-    whole.fit(cancer("health", epochs=2), init_from="health")
-    model = model_in(health, tiny_base)
-    make_run = fit.make_run
-
-    def stopped(*arguments: Any) -> Run:
-        run = make_run(*arguments)
-        step: Callable[[Any], None] = run.train_step
-
-        def counting(items: Any) -> None:
-            step(items)
-            if run.state.total_steps == 7:
-                run.signals.received = 2
-
-        run.train_step = counting  # type: ignore[method-assign]
-        return run
-
-    monkeypatch.setattr(fit, "make_run", stopped)
-    with pytest.raises(TrainingInterrupted, match="epoch 2, step 2"):
-        model.fit(cancer("health", epochs=2), init_from="health")
-    monkeypatch.undo()
-    assert Card.read(health / "health").adapter.parent is not None
-    fresh = model_in(health, tiny_base)
-    fresh.fit(cancer("health", epochs=2), init_from="health", resume=True)
-    assert fingerprint(health / "health") == fingerprint(health / "whole" / "health")
-
-
-def test_a_finished_second_stage_is_not_its_own_parent(health: Path, tiny_base: Path) -> None:
-    """Stopped after it was saved (in the evaluation, say), the same command asks to resume."""
-    made = cancer("health")
-    model_in(health, tiny_base).fit(made, init_from="health")
-    finished = fingerprint(health / "health")
-    model_in(health, tiny_base).fit(made, init_from="health", resume=True)
-    assert fingerprint(health / "health") == finished
-    # Another declaration goes on from what stands there.
-    model_in(health, tiny_base).fit(cancer("health", seed=1), init_from="health", resume=True)
-    entry = Card.read(health / "health").adapter
-    assert entry.parent.sha256 == finished
-
-
-def test_a_second_stage_is_repeated_from_its_card(
-    health: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """Its parent of the same name is found by what it holds, among the versions."""
-    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    use_general_text(monkeypatch)
-    write(health / "narrow.csv", narrower())
-    out = ("--base", str(tiny_base), "--out", str(health))
-    assert run("fit", "--name", "health", "--train", str(health / "narrow.csv"), "--epochs", "1",
-               "--init-from", "health", *out) in (0, 1, 3)  # fmt: skip
-    made = fingerprint(health / "health")
-    monkeypatch.chdir(health)
-    again = ("fit", "--from-card", str(health / "health"), "--train", str(health / "narrow.csv"))
-    assert run(*again, *out[:2], "--out", "again") in (0, 1, 3)
-    assert "The adapter is the same to the byte" in capsys.readouterr().out
-    assert fingerprint(health / "again" / "health") == made
-    shutil.rmtree(health / ".versions")
-    assert run(*again, *out[:2], "--out", "again") == 2
-    assert "Give it: --init-from" in capsys.readouterr().err
-
-
-def test_the_checkpoint_of_another_parent_is_refused(health: Path, tiny_base: Path) -> None:
-    from lora_domains.training.checkpoints import check_same_run
-
-    stored = {"run": {"parent": "a", "base": "b"}}
-    with pytest.raises(UsageError, match="another parent"):
-        check_same_run(health / "x", stored, {"parent": None, "base": "b"})

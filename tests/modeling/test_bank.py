@@ -28,7 +28,7 @@ def bank(tiny_base: Path) -> Bank:
     return bank
 
 
-def test_a_switch_visits_no_module_and_flips_nothing(
+def test_a_switch_visits_no_module_and_changes_no_flag(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = logits(bank, "a")

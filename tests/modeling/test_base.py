@@ -1,4 +1,4 @@
-"""The base: frozen, recognised again, and never changed (contract 1)."""
+"""The base: frozen, identified, and never changed (contract 1)."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def copy(tiny_base: Path, tmp_path: Path) -> Path:
 # ── It never changes ────────────────────────────────────────────────────────────────────────────
 
 
-def test_nothing_that_a_bank_does_changes_the_base(base: Base, tmp_path: Path) -> None:
+def test_a_bank_never_changes_the_base(base: Base, tmp_path: Path) -> None:
     digest, bare = base.state_digest(), logits(base)
     bank = Bank(base)
     for name, seed in (("a", 1), ("b", 2), ("a", 3)):
@@ -69,7 +69,7 @@ def test_training_an_adapter_changes_only_the_adapter(base: Base) -> None:
     assert not torch.equal(logits(bank, "a"), before)
 
 
-def test_the_digest_notices_one_changed_bit(base: Base) -> None:
+def test_the_digest_changes_with_one_bit(base: Base) -> None:
     digest = base.state_digest()
     Bank(base).add(strong(base, "a"))
     assert base.state_digest() == digest
@@ -86,7 +86,7 @@ def test_a_loaded_base_is_frozen_and_in_evaluation_mode(base: Base) -> None:
     assert not base.model.training
 
 
-def test_loading_draws_nothing_from_the_random_generator(tiny_base: Path, tmp_path: Path) -> None:
+def test_loading_leaves_the_random_state(tiny_base: Path, tmp_path: Path) -> None:
     base = load_base(tiny_base)
     folder = save(tmp_path / "a", strong(base), base)
     state = torch.get_rng_state()
@@ -95,7 +95,7 @@ def test_loading_draws_nothing_from_the_random_generator(tiny_base: Path, tmp_pa
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# ── It is recognised again ──────────────────────────────────────────────────────────────────────
+# ── Identity ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_identity_does_not_depend_on_precision(tiny_base: Path, base: Base) -> None:
@@ -138,14 +138,14 @@ def test_identity_changes_with_the_tokenizer(base: Base, copy: Path) -> None:
     assert load_base(copy).identity != base.identity
 
 
-def test_identity_changes_with_what_ends_a_text(base: Base, copy: Path) -> None:
+def test_identity_changes_with_the_end_of_text_token(base: Base, copy: Path) -> None:
     path = copy / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"eos_token": "<pad>"}))
     assert load_base(copy).identity != base.identity
 
 
-def test_the_record_names_no_path_of_this_machine(base: Base, tiny_base: Path) -> None:
+def test_the_record_holds_no_local_path(base: Base, tiny_base: Path) -> None:
     assert base.record() == {
         "id": tiny_base.name, "revision": None, "identity": base.identity, "dtype": "float32",
         "quantization": None, "licence": None,
@@ -157,7 +157,7 @@ def test_the_licence_is_read_from_the_readme(copy: Path) -> None:
     assert load_base(copy).licence == "apache-2.0"
 
 
-# ── What cannot be a base ───────────────────────────────────────────────────────────────────────
+# ── Refused bases ───────────────────────────────────────────────────────────────────────────────
 
 
 def _without(*patterns: str) -> Callable[[Path], None]:
@@ -231,7 +231,7 @@ def test_a_folder_that_is_no_base_is_refused(
         ("not a name", "'not a name'"),
     ],
 )
-def test_a_base_that_is_not_there_is_refused(tmp_path: Path, given: str, found: str) -> None:
+def test_a_missing_base_is_refused(tmp_path: Path, given: str, found: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BaseModelError, match=found) as caught:
         load_base(given.format(tmp=tmp_path))
@@ -243,7 +243,7 @@ def test_an_unknown_precision_is_refused(tiny_base: Path) -> None:
         load_base(tiny_base, dtype="bfloat61")
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(base: Base, copy: Path) -> None:
+def test_a_tokenizer_without_padding_token_pads_with_eos(base: Base, copy: Path) -> None:
     path = copy / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     settings.pop("pad_token")
@@ -275,7 +275,7 @@ def test_experts_with_three_dimensional_weights_are_refused(copy: Path, kind: st
 
 @pytest.fixture(scope="module")
 def wider_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wide enough for the block sizes of bitsandbytes."""
+    """A base that is wide enough for the block sizes of bitsandbytes."""
     pytest.importorskip("bitsandbytes")
     folder = tmp_path_factory.mktemp("bases") / "wider"
     return make_base(folder, hidden_size=64, intermediate_size=128)
@@ -283,7 +283,7 @@ def wider_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_a_quantised_base_serves_and_stays_as_it_is(
+def test_a_quantised_base_serves_adapters_unchanged(
     wider_base: Path, tmp_path: Path, quantization: Any
 ) -> None:
     full = load_base(wider_base)
@@ -303,7 +303,7 @@ def test_a_quantised_base_serves_and_stays_as_it_is(
     assert small.state_digest() == digest
     assert torch.equal(logits(small), bare)
 
-    # Saved here, it is at home in full precision too, and says what was not measured there.
+    # An adapter saved here loads in full precision too, with a note on its verdict.
     folder = save(tmp_path / "a", adapter, small)
     loaded = load_adapter(folder, full)
     assert any("not measured at this precision" in note for note in loaded.notes)

@@ -1,4 +1,4 @@
-"""Encoders as a base: loaded with or without their masked-token head, trained, judged, refused."""
+"""Encoders as a base: loading with and without a masked-token head, training, evaluation."""
 
 import csv
 import json
@@ -81,7 +81,7 @@ def test_a_random_masked_token_head_is_never_used(tmp_path: Path, kind: str, sav
     assert (base.identity, base.state_digest()) == (again.identity, again.state_digest())
 
 
-def test_what_the_model_has_no_place_for_is_still_in_the_checkpoint(tmp_path: Path) -> None:
+def test_tensors_that_the_model_lacks_are_read_from_the_checkpoint(tmp_path: Path) -> None:
     bare = load_base(make_encoder(tmp_path / "bare", "bert", saved="bare"), device="cpu")
     whole = load_base(make_encoder(tmp_path / "whole", "bert", saved="classifier"), device="cpu")
     for base in (bare, whole):
@@ -92,7 +92,7 @@ def test_what_the_model_has_no_place_for_is_still_in_the_checkpoint(tmp_path: Pa
     assert whole.stored_tensor("classifier.weight") is not None
 
 
-def test_an_encoder_without_weights_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_without_its_weights_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = make_encoder(tmp_path / "bert", "bert")
@@ -103,7 +103,7 @@ def test_an_encoder_without_weights_of_its_own_is_refused(tmp_path: Path) -> Non
         load_base(folder, device="cpu")
 
 
-def test_a_tokenizer_that_is_no_encoders_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_without_encoder_tokens_is_refused(tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     folder = make_encoder(tmp_path / "bert", "bert")
@@ -129,7 +129,7 @@ def test_a_bert_that_is_a_decoder_is_a_causal_base(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from(["alpha", "beta", "red", "win", "xyzzy"]), max_size=30),
        st.integers(8, 40))  # fmt: skip
-def test_masks_hide_what_is_asked_for_and_nothing_else(words: list[str], limit: int) -> None:
+def test_only_the_predicted_tokens_are_masked(words: list[str], limit: int) -> None:
     tokenization = Tokenization(TOKENIZER, limit, bidirectional=True)
     ids = tokenization.tokens(" ".join(words))
     items = tokenization.windows(Example("text:1", "", " ".join(words)))
@@ -147,7 +147,7 @@ def test_masks_hide_what_is_asked_for_and_nothing_else(words: list[str], limit: 
     assert items == tokenization.windows(Example("text:1", "", " ".join(words)))
 
 
-def test_an_encoders_text_stands_between_its_tokens_and_loses_its_middle() -> None:
+def test_an_encoders_text_has_its_special_tokens_and_is_cut_in_the_middle() -> None:
     example = Example("1", "red green blue stone river cloud note", " ham", target=0)
     whole = Tokenization(TOKENIZER, 32, head=True, bidirectional=True).encode(example)
     assert TOKENIZER.decode(whole.prompt) == "[CLS] red green blue stone river cloud note [SEP]"
@@ -156,8 +156,8 @@ def test_an_encoders_text_stands_between_its_tokens_and_loses_its_middle() -> No
     assert cut.truncated
 
 
-def test_nats_of_masked_tokens_are_the_masked_heads(tmp_path: Path) -> None:
-    """Against plain transformers, text by text without padding."""
+def test_nats_of_masked_tokens_come_from_the_masked_head(tmp_path: Path) -> None:
+    """Compared with plain transformers, text by text without padding."""
     base = load_base(make_encoder(tmp_path / "bert", "bert"), device="cpu")
     tokenization = Tokenization(base.tokenizer, 24, bidirectional=True)
     texts = ["red green blue", "stone river cloud note alpha beta gamma " * 3, "win prize"]
@@ -176,7 +176,7 @@ def test_nats_of_masked_tokens_are_the_masked_heads(tmp_path: Path) -> None:
     assert int((batch.labels != IGNORED).sum()) == sum(len(item.answer) for item in items)
 
 
-# ── What an encoder cannot do ───────────────────────────────────────────────────────────────────
+# ── Unsupported tasks ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_retention_of_an_encoder_is_the_rise_of_its_nats() -> None:
     assert few.verdict == "inconclusive"
 
 
-def test_a_gate_that_is_not_applicable_decides_nothing() -> None:
+def test_a_gate_that_is_not_applicable_does_not_decide() -> None:
     absent = not_applicable("retention", "kept", 0.03, "there is no head")
     good = masked_retention(compare_means(np.ones(50), np.ones(50), None, False))
     assert good.verdict == "pass"
@@ -216,8 +216,8 @@ def test_a_gate_that_is_not_applicable_decides_nothing() -> None:
     assert verdict([absent]) == "inconclusive"
 
 
-def test_an_adapter_without_general_figures_says_so() -> None:
-    """Never a silent pass: both gates stand in the card."""
+def test_missing_general_figures_are_reported() -> None:
+    """Both gates are in the card, and neither passes silently."""
     scores = {"prediction": 1, "nll": 0.1, "confidence": 0.9, "brier": 0.02}
     wrong = {"prediction": 0, "nll": 2.0, "confidence": 0.9, "brier": 1.6}
     items = [{"set": "test", "id": f"test:{i}", "target": i % 2,
@@ -252,10 +252,10 @@ def run(*arguments: str | Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saved", ["masked", "bare"])
-def test_the_tutorials_experiment(
+def test_the_experiment_of_the_tutorial(
     tmp_path: Path, saved: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A DistilBERT, rows of text and label, a head: from the command line to a verdict."""
+    """From the command line to a verdict, with a DistilBERT and a head."""
     base = make_encoder(tmp_path / "distilbert", saved=saved)
     rows = make_rows(260)
     train = write_csv(tmp_path / "train.csv", rows[:160])
@@ -272,7 +272,7 @@ def test_the_tutorials_experiment(
     scores = entry.domain_scores["accuracy"]
     gates = {gate["name"]: gate for gate in entry.gates}
     assert scores["adapter"] >= 0.9
-    # A probe of the frozen base may already tell these few words apart.
+    # A classifier on frozen features may already separate these few words.
     assert scores["adapter"] >= scores["base"] > 0.3
     assert scores["adapter"] > scores["baselines"]["majority"]
     assert set(scores["baselines"]) == {"majority", "tfidf"}
@@ -297,7 +297,7 @@ def test_the_tutorials_experiment(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_other_encoders_are_trained_and_never_changed(tmp_path: Path, kind: str) -> None:
+def test_training_leaves_other_encoders_unchanged(tmp_path: Path, kind: str) -> None:
     model = DomainModel.from_pretrained(
         make_encoder(tmp_path / kind, kind), out=tmp_path / "out", display=QUIET, device="cpu"
     )

@@ -1,4 +1,4 @@
-"""Trained heads: real PEFT is the oracle both ways, and the base never knows of them."""
+"""Trained heads: PEFT is the oracle for saving and loading, and the base stays unchanged."""
 
 import json
 import shutil
@@ -45,12 +45,12 @@ from lora_domains.training.plan import make_plan
 QUIET = Display(quiet=True)
 WEIGHTS = "adapter_model.safetensors"
 PROMPTS = [(5, 9, 20, 31), (7, 8), (11, 30, 41, 52, 63, 74, 85)]
-"""Token ids, in prompts of different lengths, so that padding counts."""
+"""Token ids of prompts of different lengths, so that they are padded."""
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Path]:
-    """The folder of a random base of a kind, made once."""
+    """The folder of a random base of each kind."""
     made = {"llama": tiny_base}
 
     def base(kind: str) -> Path:
@@ -66,7 +66,7 @@ def items() -> list[EncodedExample]:
 
 
 def padded() -> dict[str, torch.Tensor]:
-    """The prompts as plain transformers takes them, padded on the right."""
+    """The prompts as input of plain transformers, padded on the right."""
     ids = torch.zeros((len(PROMPTS), 7), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(PROMPTS):
@@ -76,7 +76,7 @@ def padded() -> dict[str, torch.Tensor]:
 
 
 def headed(base: Base, name: str = "headed", classes: int = 3, seed: int = 1) -> Adapter:
-    """An adapter with a head, both with an effect that no tolerance hides."""
+    """An adapter with a head, whose effects are far above the tolerance."""
     adapter = new_adapter(base, name, Lora(), 4, 8, seed, classes)
     generator = torch.Generator().manual_seed(seed)
     for _, b in adapter.weights.values():
@@ -88,7 +88,7 @@ def headed(base: Base, name: str = "headed", classes: int = 3, seed: int = 1) ->
 
 
 def served(base: Base, adapter: Adapter) -> torch.Tensor:
-    """(rows, classes): logits of the head of ``adapter`` on what it reads here."""
+    """(rows, classes): logits of the head of ``adapter``."""
     bank = Bank(base)
     bank.add(adapter)
     assert adapter.head is not None
@@ -96,11 +96,11 @@ def served(base: Base, adapter: Adapter) -> torch.Tensor:
         return head_logits(adapter.head, features(base.model, items(), 0))
 
 
-# ── PEFT reads ours, and we read PEFT's ─────────────────────────────────────────────────────────
+# ── PEFT round trip ─────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["llama", *KINDS])
-def test_plain_peft_opens_what_is_saved_here(
+def test_plain_peft_loads_heads_saved_here(
     tmp_path: Path, bases: Callable[[str], Path], kind: str
 ) -> None:
     base = load_base(bases(kind), device="cpu")
@@ -120,7 +120,7 @@ def test_plain_peft_opens_what_is_saved_here(
 
 
 @pytest.mark.parametrize("kind", ["llama", *KINDS])
-def test_what_plain_peft_saves_is_opened_here(
+def test_heads_of_plain_peft_load_here(
     tmp_path: Path, bases: Callable[[str], Path], kind: str
 ) -> None:
     torch.manual_seed(3)
@@ -145,10 +145,10 @@ def test_what_plain_peft_saves_is_opened_here(
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_pooler_that_peft_left_out_is_the_checkpoints_or_refused(
+def test_a_pooler_that_peft_left_out_is_taken_from_the_checkpoint_or_refused(
     tmp_path: Path, trained: bool
 ) -> None:
-    """PEFT saves BERT's classifier and not its pooler, which may have been random."""
+    """PEFT saves BERT's classifier without its pooler, which may have been random."""
     folder = make_encoder(tmp_path / "bert", "bert", saved="bare" if trained else "masked")
     classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights=False)
@@ -165,7 +165,7 @@ def test_a_pooler_that_peft_left_out_is_the_checkpoints_or_refused(
     torch.testing.assert_close(served(base, adapter), theirs, atol=1e-5, rtol=0)
 
 
-def test_a_new_head_begins_at_the_checkpoints_pooler(tmp_path: Path) -> None:
+def test_a_new_head_starts_from_the_pooler_of_the_checkpoint(tmp_path: Path) -> None:
     folder = make_encoder(tmp_path / "bert", "bert", saved="bare")
     stored = load_file(folder / "model.safetensors")["pooler.dense.weight"]
     head = new_adapter(load_base(folder, device="cpu"), "x", Lora(), 4, 8, 0, 3).head
@@ -178,7 +178,7 @@ def test_a_new_head_begins_at_the_checkpoints_pooler(tmp_path: Path) -> None:
 
 
 def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Edit the stored tensors; the card goes, since its sha256 would give the change away."""
+    """Edit the stored tensors, and remove the card, whose sha256 would reveal the change."""
     tensors = load_file(folder / WEIGHTS)
     edit(tensors)
     save_file(tensors, folder / WEIGHTS)
@@ -226,7 +226,7 @@ def test_a_changed_head_is_refused(
          "target modules"),
     ],
 )  # fmt: skip
-def test_a_config_that_means_another_head_is_refused(
+def test_a_config_of_another_head_is_refused(
     tmp_path: Path, bases: Callable[[str], Path], settings: dict[str, Any], message: str
 ) -> None:
     base = load_base(bases("distilbert"), device="cpu")
@@ -266,7 +266,7 @@ def test_a_head_has_as_many_classes_as_the_card_has_labels(
         load_adapter(folder, base)
 
 
-# ── Heads of any size beside adapters without one ───────────────────────────────────────────────
+# ── Several adapters on one base ────────────────────────────────────────────────────────────────
 
 
 def test_two_heads_of_other_sizes_and_a_language_adapter_on_one_base(tiny_base: Path) -> None:
@@ -298,7 +298,7 @@ def test_two_heads_of_other_sizes_and_a_language_adapter_on_one_base(tiny_base: 
     assert base.state_digest() == digest
 
 
-def test_features_do_not_depend_on_the_neighbours(bases: Callable[[str], Path]) -> None:
+def test_features_do_not_depend_on_the_batch(bases: Callable[[str], Path]) -> None:
     for kind in ("llama", "bert", "roberta"):
         base = load_base(bases(kind), device="cpu")
         with torch.no_grad():
@@ -308,7 +308,7 @@ def test_features_do_not_depend_on_the_neighbours(bases: Callable[[str], Path]) 
         assert (single[0] - single[1]).abs().max() > 1e-3
 
 
-def test_an_item_for_a_head_is_the_text_alone(tiny_base: Path) -> None:
+def test_a_head_reads_the_text_without_an_answer(tiny_base: Path) -> None:
     base = load_base(tiny_base, device="cpu")
     task = Classification(head=True, labels=("ham", "spam"))
     assert task.template == "{text}"
@@ -369,7 +369,7 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     assert entry.judged["knowledge"] == "questions"
     assert entry.general["kl"]["general"] > 0
     assert model._witness == witness
-    # The adapter alone, in another process's place, says the same.
+    # The adapter alone on a new base gives the same predictions.
     fresh = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     assert fresh.predict(texts, fresh.load_adapter("spam")) == said
     assert card.adapter.task["head"] is True
@@ -379,7 +379,7 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
 
 
 @pytest.mark.slow
-def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
+def test_the_head_of_the_best_epoch_is_kept(tmp_path: Path, tiny_base: Path) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     dataset = model.dataset(domain(epochs=2, retention="none"))
     run = fit.make_run(model.bank, dataset, make_plan(model.base, dataset), model.out, QUIET)
@@ -397,8 +397,10 @@ def test_the_best_epochs_head_is_kept(tmp_path: Path, tiny_base: Path) -> None:
     assert not torch.equal(seen[0]["score.weight"], seen[1]["score.weight"])
 
 
-def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_base: Path) -> None:
-    """The same whatever is resident or routed, learned from training rows, by scikit-learn."""
+def test_the_base_is_scored_by_a_classifier_on_its_features(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """It is fitted on training rows and does not depend on loaded adapters; scikit-learn agrees."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     dataset = model.dataset(domain("colours", 5))
     test = [row.encoded for row in dataset.test]
@@ -425,8 +427,8 @@ def test_the_bases_own_score_is_a_head_on_frozen_features(tmp_path: Path, tiny_b
 
 
 @pytest.mark.slow
-def test_a_head_is_asked_for_the_labels_it_was_trained_on(tmp_path: Path, tiny_base: Path) -> None:
-    """Fitted here; then asked as another domain of the same name."""
+def test_a_head_keeps_the_labels_it_was_trained_on(tmp_path: Path, tiny_base: Path) -> None:
+    """Fitted, then evaluated with another domain of the same name."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     declared = domain(epochs=1, retention="none")
     model.fit(declared)
@@ -440,7 +442,7 @@ def test_a_head_is_asked_for_the_labels_it_was_trained_on(tmp_path: Path, tiny_b
 
 
 def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base: Path) -> None:
-    """Narrower rows lack one of them; other labels, or no head, are refused before training."""
+    """The new rows lack one label; other labels, or no head, are refused before training."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     wide = domain("wide", classes=3, epochs=1, retention="none")
     model.fit(wide)
@@ -467,7 +469,7 @@ def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base:
 
 
 @pytest.mark.slow
-def test_a_head_beyond_the_drift_limit_is_said(
+def test_drift_beyond_the_limit_is_reported_for_a_head(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=Display(), device="cpu")
@@ -475,9 +477,7 @@ def test_a_head_beyond_the_drift_limit_is_said(
     assert "no epoch stays within the drift limit of 1e-09" in capsys.readouterr().out
 
 
-def test_a_classifier_of_plain_peft_has_numbers_and_no_labels(
-    tmp_path: Path, tiny_base: Path
-) -> None:
+def test_a_classifier_of_plain_peft_has_no_labels(tmp_path: Path, tiny_base: Path) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     folder = save(tmp_path / "headed", headed(model.base), model.base)
     (folder / "card.json").unlink()
@@ -527,9 +527,7 @@ def test_a_head_resumes_exactly(
     assert "base_model.model.score.weight" in load_file(tmp_path / "a" / "spam" / WEIGHTS)
 
 
-def test_another_size_of_head_on_disk_leaves_the_bank_as_it_was(
-    tmp_path: Path, tiny_base: Path
-) -> None:
+def test_a_head_of_another_size_leaves_the_bank_unchanged(tmp_path: Path, tiny_base: Path) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     folder = save(tmp_path / "headed", headed(model.base), model.base)
     assert model.load_adapter(folder) == "headed"

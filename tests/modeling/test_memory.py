@@ -50,7 +50,7 @@ def test_the_warning_of_a_base_that_will_not_fit() -> None:
 
 @pytest.mark.slow
 def test_only_a_quantised_base_imports_bitsandbytes(tiny_base: Path, tmp_path: Path) -> None:
-    """Fit, save and load on a plain base; then a quantised one in the same process."""
+    """Fit, save and load on a plain base, then load a quantised one in the same process."""
     pytest.importorskip("bitsandbytes")
     folder = make_base(tmp_path / "wide", hidden_size=64, intermediate_size=128)
     code = f"""

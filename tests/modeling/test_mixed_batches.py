@@ -1,4 +1,4 @@
-"""Mixed batches (contract 6): a batch whose rows have their own adapters equals its rows alone."""
+"""Mixed batches (contract 6): rows with different adapters give the outputs of each row alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.routing import FEW, narrowed
 
-# Side by side: ranks, scales, rsLoRA, target sets that overlap, nest and are disjoint.
+# Different ranks, scales, rsLoRA, and target sets that overlap, nest or are disjoint.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "all": {},
     "wide": {"rank": 7, "rslora": True},
@@ -38,7 +38,7 @@ def bank(tiny_base: Path) -> Bank:
 
 @torch.no_grad()
 def alone(bank: Bank, ids: torch.Tensor, domains: Sequence[str | None]) -> torch.Tensor:
-    """(rows, tokens, vocabulary): each row by itself, served by its own adapter only."""
+    """(rows, tokens, vocabulary): each row in a call of its own, with its adapter."""
     rows = []
     for row, name in zip(ids, domains, strict=True):
         with bank.routed(name):
@@ -74,7 +74,7 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.sampled_from(NAMES), min_size=2, max_size=5), st.sampled_from([2, 3]))
-def test_beams_are_served_as_the_row_they_come_from(
+def test_beams_use_the_adapter_of_their_row(
     bank: Bank, domains: list[str | None], beams: int
 ) -> None:
     for tokens in (1, 12):
@@ -113,7 +113,7 @@ def test_a_batch_of_another_size_is_refused(bank: Bank) -> None:
         bank.base.model(input_ids=random_ids(4, 2))
 
 
-def test_a_part_of_the_rows_keeps_its_domains(bank: Bank) -> None:
+def test_a_subset_of_rows_keeps_its_domains(bank: Bank) -> None:
     domains = ["all", "wide", None, "mlp", "all"]
     ids = random_ids(5, 12)
     wanted = alone(bank, ids, domains)
@@ -124,7 +124,7 @@ def test_a_part_of_the_rows_keeps_its_domains(bank: Bank) -> None:
 
 
 def test_a_trainable_adapter_may_be_one_of_several(tiny_base: Path) -> None:
-    """Gradients of a mixed batch are those of the rows alone, for every adapter in training."""
+    """Gradients of a mixed batch equal those of its rows alone, for every adapter in training."""
     bank = Bank(load_base(tiny_base, device="cpu"))
     names = ("a", "b", "still")
     grads: dict[str, list[torch.Tensor]] = {}
@@ -151,7 +151,7 @@ def test_a_trainable_adapter_may_be_one_of_several(tiny_base: Path) -> None:
             torch.testing.assert_close(p.grad, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_half_precision_bases_are_served_alike(tiny_base: Path) -> None:
+def test_mixed_batches_on_half_precision_bases(tiny_base: Path) -> None:
     bank = Bank(load_base(tiny_base, device="cpu", dtype="bfloat16"))
     for seed, (name, options) in enumerate(ADAPTERS.items()):
         bank.add(strong(bank.base, name, seed, **options))
@@ -161,7 +161,7 @@ def test_half_precision_bases_are_served_alike(tiny_base: Path) -> None:
             found = bank.base.model(input_ids=ids).logits
         assert found.dtype == torch.bfloat16
         wanted = alone(bank, ids, NAMES)
-        # Each rounding is 2^-8 of a value; a row served by another adapter is off by its effect.
+        # A rounding error is 2^-8 of a value; another adapter's row would differ by its effect.
         close = (found - wanted).abs().amax((1, 2))
         assert (close <= 0.05 * wanted.abs().amax((1, 2)) + 0.02).all()
     assert IDS.shape == (2, 12)

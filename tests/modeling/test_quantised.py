@@ -1,4 +1,4 @@
-"""8-bit and 4-bit bases: forward and backward are those of the weights they stand for."""
+"""8-bit and 4-bit bases: forward and backward equal those of the dequantised weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dequantised(small: Base, folder: Path) -> Base:
-    """A plain base with the weights that the whole numbers of ``small`` stand for."""
+    """A plain base with the dequantised weights of ``small``."""
     import bitsandbytes as bnb
 
     plain = load_base(folder, device="cpu")
@@ -82,7 +82,7 @@ BEFORE: dict[str, Callable[[Base], object]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("before", BEFORE)
-def test_gradients_are_those_of_the_weights_it_stands_for(
+def test_gradients_equal_those_of_the_dequantised_weights(
     folder: Path, kind: Any, before: str
 ) -> None:
     small = load_base(folder, device="cpu", quantization=kind)
@@ -95,10 +95,10 @@ def test_gradients_are_those_of_the_weights_it_stands_for(
     assert F.cosine_similarity(logits.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
 
 
-def test_without_the_mending_nf4_on_a_cpu_would_repack_its_weights(
+def test_nf4_on_a_cpu_repacks_its_weights_without_the_fix(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The flag that bitsandbytes repacks by is off on every linear; elsewhere it is as found."""
+    """On a CPU the flag for repacking is off on every linear; elsewhere it is unchanged."""
     small = load_base(folder, device="cpu", quantization="4bit")
     flags = [m.support_avx512bf16_for_cpu for m in small.model.modules()
              if hasattr(m, "support_avx512bf16_for_cpu")]  # fmt: skip
@@ -114,7 +114,7 @@ def test_without_the_mending_nf4_on_a_cpu_would_repack_its_weights(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_base_is_trained_on_and_stays_as_it_is(
+def test_training_leaves_a_quantised_base_unchanged(
     folder: Path, tmp_path: Path, kind: Any
 ) -> None:
     model = DomainModel.from_pretrained(folder, quantization=kind, out=tmp_path, device="cpu")

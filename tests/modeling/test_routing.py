@@ -1,4 +1,4 @@
-"""Routes: nested, across threads and tasks, and backwards."""
+"""Routes: nested, across threads and tasks, and in backward passes (contract 5)."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ def base(tiny_base: Path) -> Base:
 
 @pytest.fixture
 def bank(base: Base) -> Bank:
-    """Two adapters, "a" and "b", resident on one base."""
+    """Two adapters, "a" and "b", loaded on one base."""
     bank = Bank(base)
     for seed, name in enumerate(("a", "b"), start=1):
         bank.add(strong(base, name, seed))
@@ -36,7 +36,7 @@ def test_every_adapter_differs_from_the_base_and_the_others(bank: Bank) -> None:
             assert (one - other).abs().max() >= 100 * TOLERANCE
 
 
-def test_there_and_back_gives_identical_logits(bank: Bank) -> None:
+def test_switching_back_gives_identical_logits(bank: Bank) -> None:
     bare, a, b = (logits(bank, name) for name in (None, "a", "b"))
     for name, wanted in (("a", a), ("b", b), (None, bare), ("a", a), (None, bare), ("b", b)):
         assert torch.equal(logits(bank, name), wanted)
@@ -91,7 +91,7 @@ def test_tasks_each_get_their_own_adapter(bank: Bank) -> None:
     wanted = {name: logits(bank, name) for name in ("a", "b", None)}
 
     async def calls(name: str | None) -> bool:
-        # No no_grad across an await: it belongs to the thread and would leak into other tasks.
+        # no_grad belongs to the thread: held across an await it would leak into other tasks.
         with bank.routed(name):
             right = True
             for _ in range(5):
@@ -105,7 +105,7 @@ def test_tasks_each_get_their_own_adapter(bank: Bank) -> None:
     assert asyncio.run(together()) == [True] * 4
 
 
-def test_a_thread_started_inside_begins_at_the_base(bank: Bank) -> None:
+def test_a_thread_started_inside_uses_the_base(bank: Bank) -> None:
     with bank.routed("a"), ThreadPoolExecutor(1) as pool:
         assert pool.submit(served_by, bank).result() == ()
 
@@ -160,7 +160,7 @@ def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
             assert wanted.abs().max() > 1e-4
 
 
-def test_a_routed_linear_answers_for_its_base(bank: Bank) -> None:
+def test_a_routed_linear_has_the_attributes_of_its_base(bank: Bank) -> None:
     linear = bank.base.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert isinstance(linear, RoutedLinear)
     assert linear.weight is linear.routed_base.weight
@@ -188,7 +188,7 @@ def test_loading_and_unloading_twice_leaves_one_wrapper(bank: Bank) -> None:
         Bank(base).remove("a")
 
 
-def test_the_same_name_is_replaced_where_targets_differ(bank: Bank) -> None:
+def test_an_adapter_with_other_targets_replaces_its_namesake(bank: Bank) -> None:
     base = bank.base
     bank.add(strong(base, "only", 5, targets=("q_proj",)))
     wanted = logits(bank, "only")
@@ -197,7 +197,7 @@ def test_the_same_name_is_replaced_where_targets_differ(bank: Bank) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "keys", "type", "forward", "training", "0"])
-def test_names_that_modules_use_themselves_are_names_like_any_other(base: Base, name: str) -> None:
+def test_names_of_module_attributes_are_valid_adapter_names(base: Base, name: str) -> None:
     bank = Bank(base)
     bare = logits(base)
     bank.add(strong(base, name))
@@ -209,7 +209,7 @@ def test_names_that_modules_use_themselves_are_names_like_any_other(base: Base, 
     assert torch.equal(logits(bank), bare)
 
 
-def test_an_adapter_that_does_not_fit_leaves_the_bank_as_it_was(bank: Bank) -> None:
+def test_an_adapter_that_does_not_fit_leaves_the_bank_unchanged(bank: Bank) -> None:
     base = bank.base
     before = {name: logits(bank, name) for name in (None, "a", "b")}
     bad = strong(base, "a", 9)
@@ -224,7 +224,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_bank_as_it_was(bank: Bank) -> N
     assert bank["a"] is not bad
 
 
-def test_training_writes_into_the_slot_and_not_into_the_adapter(base: Base) -> None:
+def test_training_writes_into_a_copy_of_the_adapter(base: Base) -> None:
     bank = Bank(base)
     adapter = strong(base, "a")
     kept = {k: (a.clone(), b.clone()) for k, (a, b) in adapter.weights.items()}
@@ -238,7 +238,7 @@ def test_training_writes_into_the_slot_and_not_into_the_adapter(base: Base) -> N
         assert torch.equal(b, kept[linear][1] + 1)
 
 
-def test_an_unknown_name_is_answered_with_a_near_one(bank: Bank) -> None:
+def test_an_unknown_name_suggests_a_similar_one(bank: Bank) -> None:
     bank.add(strong(bank.base, "medical"))
     with pytest.raises(UsageError, match="Did you mean 'medical'"):
         bank["medcal"]

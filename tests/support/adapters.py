@@ -13,6 +13,10 @@ from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
 TOLERANCE = 1e-5
+FILES = {
+    "adapter_config.json", "adapter_model.safetensors", "card.json", "README.md", "items.jsonl",
+}  # fmt: skip
+"""The files of an adapter folder."""
 IDS = torch.arange(3, 27).reshape(2, 12)
 """(2 rows, 12 tokens) of no meaning."""
 
