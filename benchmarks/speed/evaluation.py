@@ -1,14 +1,13 @@
-"""A suite over eight adapters: ours against a plain batched loop over PEFT, in one process.
+"""Scoring a suite with eight adapters: ours against a plain batched loop over PEFT.
 
     python benchmarks/speed/evaluation.py [--device cuda --dtype bfloat16] [--quick]
 
-The plain loop is what people write: for the base and for each adapter, every question with each of
-its choices as a row, sixteen rows a batch padded to the longest, the likelihood of the choice
-summed from the logits. Both score the same questions; medians of interleaved rounds, and the
-largest difference between the two sets of scores, absolute and as a share of the score (of 1 at
-least). How far either is from the same loop in float64 says what the dtype can resolve. Peak
-memory is taken with one and with four times the questions. Results:
-benchmarks/results/evaluation.json.
+The plain loop is the usual one: for the base and each adapter, a row for every question with each
+of its choices, sixteen rows a batch padded to the longest, and the choice's likelihood summed from
+the logits. Both score the same questions. Results are medians of interleaved rounds, and the
+largest difference between the two sets of scores, absolute and relative to the score (at least 1).
+The distance of both from the same loop in float64 shows the precision of the dtype. Peak memory is
+measured with one and with four times the questions. Results: benchmarks/results/evaluation.json.
 """
 
 import argparse
@@ -41,11 +40,11 @@ from lora_domains.probes.suite import embedded
 RESULTS = Path(__file__).parents[1] / "results" / "evaluation.json"
 ADAPTERS, ROWS = 8, 16
 REFEREED = 100
-"""Questions that base and one adapter answer in float64 too."""
+"""Questions that are also scored in float64, for the base and one adapter."""
 
 
 def at_least(dtype: torch.dtype) -> torch.dtype:
-    """What log-likelihoods are computed in: float32 at least."""
+    """The dtype of log-likelihoods: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -83,7 +82,7 @@ def plain_loop(model: Any, names: Sequence[str], items: Sequence[EncodedExample]
 
 
 def ours(model: DomainModel, part: Part) -> None:
-    """Every contender on every item, nothing kept from an earlier round."""
+    """Score every contender on every item, without stored scores."""
     with tempfile.TemporaryDirectory() as folder:
         scorer = Scorer(model.bank, Display(quiet=True), Store(Path(folder)))
         scorer.scores(part, [None, *model.domains])
@@ -119,7 +118,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a try-out: no figures to keep")
+    parser.add_argument("--quick", action="store_true", help="to try the script; stores nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     flags = parser.parse_args()
     if flags.quick:
@@ -137,7 +136,7 @@ def main() -> None:
         for n in range(ADAPTERS):
             adapter = new_adapter(model.base, f"domain{n}", Lora(), rank=16, alpha=32, seed=n)
             for _, b in adapter.weights.values():
-                # A fresh B is zero, and an adapter without effect would prove nothing.
+                # A new B is zero, and an adapter without effect would prove nothing.
                 b.normal_(std=0.02, generator=torch.Generator().manual_seed(n))
             save_adapter(Path(folder) / adapter.name, adapter, model.base, lambda _: {},
                          lambda _: "", [])  # fmt: skip

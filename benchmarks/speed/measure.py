@@ -1,8 +1,8 @@
-"""How everything here is timed and stored: contenders take turns in one process, medians are kept.
+"""Timing and storing of speed benchmarks: contenders take turns in one process.
 
-Milliseconds of one machine say little, and a busy machine slows whoever is running: so PEFT and
-ours do the same work alternately, each round beginning with another of them, and what is compared
-are medians over rounds. The load average stands beside them.
+Absolute times depend on the machine and on its load. Therefore PEFT and this package do the same
+work alternately, each round starts with another of them, and medians over rounds are compared. The
+load average is stored with them.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Work = Callable[[], Any]
 
 
 class Experiment:
-    """One script's run: its flags, what it says meanwhile, its figures and its file."""
+    """One run of a script: its flags, progress messages, figures and result file."""
 
     def __init__(self, name: str, doc: str | None, dtypes: Sequence[str] = ("float32",)) -> None:
         parser = argparse.ArgumentParser(
@@ -41,7 +41,7 @@ class Experiment:
         add("--device", default="cpu", help="cpu or cuda; default: %(default)s")
         add("--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base")
         add("--threads", type=int, default=1, help="of torch on a CPU; default: %(default)s")
-        add("--quick", action="store_true", help="a small model and few rounds: does it run?")
+        add("--quick", action="store_true", help="a small model and few rounds, to try the script")
         add(
             "--out",
             type=Path,
@@ -78,7 +78,7 @@ class Experiment:
     ) -> dict[str, list[float]]:
         """Seconds of each contender's work in each round, divided by ``per``.
 
-        One round of warm-up is not counted. ``after`` cleans up behind a contender, untimed.
+        One warm-up round is not counted. ``after`` cleans up after a contender, untimed.
         """
         names = list(contenders)
         runs: dict[str, list[float]] = {name: [] for name in names}
@@ -111,9 +111,9 @@ class Experiment:
         at_least: float | None = None,
         better: str = "less",
     ) -> None:
-        """Keep one figure: a value, or the runs whose median it is; ``at_…`` is the goal for ours.
+        """Add a figure: a value, or the runs whose median it is; ``at_…`` is the goal for ours.
 
-        Units are those of the values, but "ms" takes seconds. ``better`` is "less" or "more".
+        Values are in ``unit``, except that "ms" takes seconds. ``better`` is "less" or "more".
         """
         factor = 1000.0 if unit == "ms" else 1.0
         better = "more" if at_least is not None else better
@@ -132,21 +132,21 @@ class Experiment:
         else:
             entry |= {"goal": None, "reached": None}
         self.figures.append(entry | {"runs": runs})
-        said = f"{name}: ours {entry['ours']:.4g} {unit}"
+        text = f"{name}: ours {entry['ours']:.4g} {unit}"
         if entry["peft"] is not None:
-            said += f", PEFT {entry['peft']:.4g}"
+            text += f", PEFT {entry['peft']:.4g}"
         if entry["goal"]:
-            said += f", goal {entry['goal']}: {'reached' if entry['reached'] else 'MISSED'}"
-        self.say(said)
+            text += f", goal {entry['goal']}: {'reached' if entry['reached'] else 'MISSED'}"
+        self.say(text)
 
     def against_peft(self, name: str, unit: str, runs: Mapping[str, Sequence[float]]) -> None:
-        """A figure whose goal is to be no slower than PEFT."""
+        """Add a figure whose goal is to be no slower than PEFT."""
         factor = 1000.0 if unit == "ms" else 1.0
         goal = factor * statistics.median(runs["peft"])
         self.figure(name, unit, runs["ours"], runs["peft"], at_most=goal)
 
     def save(self, settings: Mapping[str, Any]) -> None:
-        """Write ``NAME.json``, or ``NAME-DEVICE-DTYPE.json`` where that is not the default."""
+        """Write ``NAME.json``, or ``NAME-DEVICE-DTYPE.json`` on another device than the CPU."""
         if self.out is None:
             self.say("quick: nothing is stored")
             return
@@ -155,7 +155,7 @@ class Experiment:
             self.name if plain else "-".join([self.name, self.device.split(":")[0], *self.dtypes])
         )
         words = sys.argv[1:]
-        if "--out" in words:  # where results are put on this machine is nobody's business
+        if "--out" in words:  # a path of this machine does not belong into the results
             at = words.index("--out")
             words = words[:at] + words[at + 2 :]
         result = {
@@ -194,7 +194,7 @@ class Experiment:
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """Round by round, so that a change of the machine's speed between rounds cancels."""
+    """Ratios of each round, in which changes of the machine's speed between rounds cancel."""
     return [a / b for a, b in zip(over, under, strict=True)]
 
 

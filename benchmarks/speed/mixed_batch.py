@@ -1,11 +1,11 @@
-"""What rows of several domains in one batch cost over rows of one.
+"""The cost of batches with rows of several domains, over rows of one domain.
 
     python benchmarks/speed/mixed_batch.py                           # about 5 minutes on 2 cores
     python benchmarks/speed/mixed_batch.py --device cuda --dtype bfloat16
 
-Sixteen rows: one-token forwards behind a prompt in the cache, and a whole ``generate`` of 16 tokens
-after 16. "Over one domain" is over the way each has of serving a single adapter: ``using`` here,
-``set_adapter`` in PEFT.
+Sixteen rows: forward passes of one token with a prompt in the cache, and ``generate`` with 16 new
+tokens after 16. "Over one domain" compares with each contender's own way of using a single adapter:
+``using`` here, ``set_adapter`` in PEFT.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ GOAL = 1.15
 
 
 def kinds(most: int) -> dict[str, list[str] | None]:
-    """Which adapter each row has; None is one for all, without naming rows."""
+    """The adapter of each row; None is one adapter for all, without naming rows."""
     mixed = {
         f"{count} domain{'s' * (count > 1)}": [f"d{i % count}" for i in range(ROWS)]
         for count in (1, 4, 16)
@@ -75,7 +75,7 @@ def decoding(test: Bench, model: DomainModel, peft: Any, steps: int) -> dict[str
 
 def generating(test: Bench, model: DomainModel, peft: Any) -> dict[str, Work]:
     prompts, works = test.prompts(ROWS, PROMPT), {}
-    # Weights are random: without a least number a row might end early, for one contender only.
+    # Weights are random: without a minimum, rows could end early for one contender only.
     length = {"max_new_tokens": NEW, "min_new_tokens": NEW}
     device = test.experiment.device
 
@@ -93,7 +93,7 @@ def generating(test: Bench, model: DomainModel, peft: Any) -> dict[str, Work]:
         named = {} if domains is None else {"adapter_names": domains}
 
         def work() -> None:
-            # From texts to texts, as ours.
+            # From text to text, like ours.
             inputs = model.tokenizer(prompts, return_tensors="pt").to(device)
             out = peft.generate(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
@@ -109,7 +109,7 @@ def generating(test: Bench, model: DomainModel, peft: Any) -> dict[str, Work]:
 
 
 def same_tokens(test: Bench, model: DomainModel, peft: Any) -> float:
-    """Largest difference of a logit between ours and PEFT, rows of as many domains as there are."""
+    """The largest difference of logits between ours and PEFT, with rows of all domains."""
     ids, domains = test.ids(ROWS, PROMPT), list(kinds(len(model.domains)).values())[-1]
     found = model(input_ids=ids, domains=domains).logits.float()
     wanted = peft(input_ids=ids, adapter_names=domains).logits.float()

@@ -1,10 +1,10 @@
-"""What an adapter costs beside its base, un-merged, over the bare base.
+"""The cost of an un-merged adapter over the bare base.
 
     python benchmarks/speed/overhead.py   # fp32 and bf16: about 5 minutes on 2 cores
     python benchmarks/speed/overhead.py --device cuda --dtype bfloat16
 
-Three contenders take turns: the bare base in plain transformers, PEFT, ours. PEFT is measured with
-adapters in float32, its default whatever the base, and in the base's own dtype.
+The contenders are the bare base in plain transformers, PEFT and ours. PEFT is measured with
+adapters in float32, its default, and in the base's dtype.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ NARROW = "PEFT's adapter in the base's dtype"
 
 
 def contenders(test: Bench, folders: list[Any], dtype: str) -> dict[str, Any]:
-    """Forwards by name: base, ours, PEFT."""
+    """Forward passes by contender: base, ours, PEFT."""
     model = test.ours(folders, dtype)
 
     def ours(**inputs: Any) -> Any:
@@ -32,7 +32,7 @@ def contenders(test: Bench, folders: list[Any], dtype: str) -> dict[str, Any]:
 
 
 def workloads(test: Bench) -> dict[str, tuple[int, Any]]:
-    """By name: into how many steps the time is divided, and how a forward becomes work."""
+    """By name: the steps that the time is divided by, and the work for a forward pass."""
     one, many, long = test.ids(1, 16), test.ids(16, 16), test.ids(1, PREFILL)
 
     def prefill(call: Any) -> Work:
@@ -60,7 +60,7 @@ def main() -> None:
                 over = {"ours": ours, "peft": ratios(runs["peft"], runs["base"])}
                 experiment.against_peft(f"{name}, {dtype}, over the base", "×", over)
                 if NARROW in runs:
-                    # No goal: ours keeps adapters in float32, as PEFT does by default.
+                    # No goal: ours keeps adapters in float32, like PEFT by default.
                     experiment.figure(f"{name}, {dtype}, over the base; {NARROW}", "×", ours,
                                       ratios(runs[NARROW], runs["base"]))  # fmt: skip
         experiment.save(test.settings | {"steps": STEPS, "prefill": PREFILL})

@@ -1,12 +1,11 @@
-"""How long a report of many adapters takes to rebuild from its items, without a model or torch.
+"""The time to rebuild a report of many adapters from their items, without a model or torch.
 
     python benchmarks/speed/rebuild.py             # writes benchmarks/results/rebuild.json
     python benchmarks/speed/rebuild.py --adapters 2 --items 3000 --dry-run
 
-Twenty adapter folders with cards and 10,000 items each are made up: 8,000 test rows, and as many
-training rows, general questions and texts as an evaluation has. Their figures mean nothing. What is
-timed is the command, process start included: `lora-domains report FOLDERS --out OUT`. Beside the
-seconds on the clock stand those of the processor, for a machine that is busy with other things.
+It generates twenty adapter folders with cards and 10,000 items each: 8,000 test rows, and as many
+training rows, general questions and texts as in an evaluation. It times the command including the
+process start, `lora-domains report FOLDERS --out OUT`, in wall-clock and in processor seconds.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from lora_domains.report.card import Card
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "rebuild.json"
-# What every evaluation has beside its test items.
+# Items of an evaluation other than test items.
 BESIDE = {"train": 500, "general": 1300, "text": 200}
 RUN = """
 import sys
@@ -41,7 +40,7 @@ finally:
 
 
 def scores(random: np.random.Generator, target: int, right: float) -> dict[str, Any]:
-    """What a contender that is right in the share ``right`` might have scored on one item."""
+    """Random scores on one item of a contender with accuracy ``right``."""
     prediction = target if random.random() < right else 1 - target
     sure = round(float(random.uniform(0.5, 1.0)), 6)
     share = sure if prediction == target else 1 - sure
@@ -53,7 +52,7 @@ def scores(random: np.random.Generator, target: int, right: float) -> dict[str, 
 
 
 def items(count: int, seed: int) -> list[dict[str, Any]]:
-    """One adapter's items, ``count`` of them: the test set and those beside it."""
+    """``count`` items of one adapter: the test set and the others."""
     random = np.random.default_rng(seed)
     shares = {"base": 0.5, "adapter": 0.95, "majority": 0.6, "tfidf": 0.9, "4_shot": 0.55}
     made: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The table and the plot of what the scripts beside this one have stored.
+"""The tables and the plot of the stored speed results.
 
 python benchmarks/speed/report.py      # writes benchmarks/README.md and results/speed.svg
 """
@@ -16,7 +16,7 @@ PLOT = "speed.svg"
 
 
 def stored(folder: Path) -> list[dict[str, Any]]:
-    """The results in ``folder``, experiment by experiment, those of a CPU first."""
+    """The results in ``folder`` by experiment, those of a CPU first."""
     found = []
     for name in EXPERIMENTS:
         paths = [folder / f"{name}.json", *sorted(folder.glob(f"{name}-*.json"))]
@@ -58,7 +58,7 @@ def _number(value: float | None) -> str:
 
 
 def advantage(figure: dict[str, Any]) -> float | None:
-    """How many times better ours is than PEFT, below 1 where it is worse; None without a peer."""
+    """How many times better ours is than PEFT, below 1 if worse; None without a PEFT figure."""
     ours, peft = figure["ours"], figure["peft"]
     if not ours or not peft or ours < 0 or peft < 0:
         return None
@@ -66,11 +66,11 @@ def advantage(figure: dict[str, Any]) -> float | None:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """A point for each figure that PEFT has too: how many times better ours is."""
+    """A plot with a point for each figure that PEFT has too: how many times better ours is."""
     import matplotlib
 
     matplotlib.use("svg")
-    # The same results give the same file.
+    # Fixed, so that the same results give the same file.
     matplotlib.rcParams.update({"svg.hashsalt": "speed", "svg.fonttype": "none", "font.size": 8})
     from matplotlib import pyplot
 
@@ -103,7 +103,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def section(results: list[dict[str, Any]], image: str) -> str:
-    """What stands between the two marks of the README."""
+    """The text between the two marks of the README."""
     if not results:
         return "Nothing is stored yet."
     goals = [f["reached"] for result in results for f in result["figures"]]

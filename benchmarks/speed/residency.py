@@ -1,13 +1,13 @@
-"""What a resident adapter weighs, and what it costs to work with twice as many as there are slots.
+"""The memory of a loaded adapter, and throughput with twice as many adapters as slots.
 
     python benchmarks/speed/residency.py                             # about 4 minutes on 2 cores
     python benchmarks/speed/residency.py --device cuda --dtype bfloat16
 
-Memory is what the process (or the device) grows by over the adapter's own file. Throughput is that
+Memory is the growth of the process (or device), relative to the adapter's file. Throughput is that
 of a queue of prompts, sorted by domain and cut into batches, with as many slots as domains and with
-half as many: each pass then brings every adapter back once. PEFT is given the same slots by hand,
-with ``load_adapter`` and ``delete_adapter``. On a CPU the slots and what waits beside them lie in
-the same memory, so that coming back is cheap there.
+half as many, so that each pass loads every adapter again once. PEFT gets the same slots by means of
+``load_adapter`` and ``delete_adapter``. On a CPU evicted adapters are in the same memory as the
+slots, so that loading them again is cheap there.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ def memory(experiment: Experiment, test: Bench, rank: int, count: int) -> None:
     folders = [folders[i % len(folders)] for i in range(count)]
     file = (folders[0] / "adapter_model.safetensors").stat().st_size
     grown = {}
-    # The first wraps the base's linears; what the others add is what an adapter weighs.
+    # The first adapter also wraps the base's linears; the others add their own memory only.
     model = test.ours(folders[:1], slots=count)
     before = occupied(experiment.device)
     for number, folder in enumerate(folders[1:], start=1):
@@ -64,7 +64,7 @@ Batch = tuple[list[str], list[str]]
 
 
 def queue(prompts: list[str], domains: list[str], *, ordered: bool) -> list[Batch]:
-    """Batches of ``ROWS``; each domain has as many prompts, next to each other or dealt out."""
+    """Batches of ``ROWS``, with equally many prompts of each domain, contiguous or alternating."""
     rows = [(prompt, domains[i % len(domains)]) for i, prompt in enumerate(prompts)]
     if ordered:
         rows.sort(key=lambda row: domains.index(row[1]))
@@ -81,7 +81,7 @@ def ours(model: DomainModel, batches: list[Batch]) -> Work:
 
 
 def evictions(model: DomainModel, batches: list[Batch]) -> int:
-    """How often an adapter leaves its slot for another in one more pass of the queue."""
+    """The number of evictions in one more pass of the queue."""
     count, here = 0, set(model.bank.on_device)
     for batch in batches:
         ours(model, [batch])()
@@ -92,7 +92,7 @@ def evictions(model: DomainModel, batches: list[Batch]) -> int:
 
 
 class SlottedPeft:
-    """PEFT with at most ``slots`` adapters loaded, the longest unused taken out first."""
+    """PEFT with at most ``slots`` adapters loaded; the least recently used is deleted first."""
 
     def __init__(self, peft: Any, paths: list[Path], slots: int, tokenizer: Any) -> None:
         self.peft, self.slots, self.tokenizer = peft, slots, tokenizer
@@ -127,7 +127,7 @@ class SlottedPeft:
 
 
 def throughput(experiment: Experiment, test: Bench, slots: int) -> None:
-    """Rows a second with domains that fit the slots, and with twice as many."""
+    """Rows per second with domains that fit the slots, and with twice as many."""
     many = 2 * slots
     paths = test.adapters(many)
     names = [f"d{i}" for i in range(many)]
@@ -135,7 +135,7 @@ def throughput(experiment: Experiment, test: Bench, slots: int) -> None:
     experiment.say(f"{len(prompts)} prompts, {slots} slots: {slots} domains and {many}")
     fit = queue(prompts, names[:slots], ordered=True)
     twice = queue(prompts, names, ordered=True)
-    # Models of their own: what one queue brings in must not make the other bring it back.
+    # Separate models: one queue must not evict adapters of the other.
     models = {kind: test.ours(paths, slots=slots) for kind in ("fit", "twice", "dealt")}
     tokenizer = models["fit"].tokenizer
     pefts = {

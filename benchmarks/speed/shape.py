@@ -1,7 +1,7 @@
-"""What is measured on: a random Llama of 55 M parameters and adapters on all of its 112 linears.
+"""The model of the speed benchmarks: a random Llama of 55 M parameters, adapters on 112 linears.
 
-Speed does not depend on what weights say. Both contenders read the same folders: a base and
-adapters with cards, saved as this package saves them.
+Speed does not depend on the values of weights. Both contenders read the same folders: a base and
+adapters with cards, as this package saves them.
 """
 
 from collections.abc import Sequence
@@ -104,13 +104,13 @@ class Bench:
         return model.eval()
 
     def ids(self, rows: int, tokens: int) -> torch.Tensor:
-        """(rows, tokens) of no meaning."""
+        """(rows, tokens) of random ids."""
         generator = torch.Generator().manual_seed(7)
         ids = torch.randint(3, self.shape.vocabulary, (rows, tokens), generator=generator)
         return ids.to(self.experiment.device)
 
     def prompts(self, rows: int, tokens: int) -> list[str]:
-        """The texts of as many ``ids``: one word is one token, and one token begins each text."""
+        """``ids`` as texts: one word is one token, and the tokenizer adds the first."""
         return [" ".join(f"w{i}" for i in row) for row in self.ids(rows, tokens - 1).tolist()]
 
     @property
@@ -120,17 +120,17 @@ class Bench:
 
 @contextmanager
 def bench(experiment: Experiment) -> Any:
-    """A ``Bench`` in a folder that is removed afterwards; nothing in it asks for gradients."""
+    """A ``Bench`` in a temporary folder, without gradients."""
     quiet_imports()
     with TemporaryDirectory() as folder, torch.no_grad():
         yield Bench(Path(folder), experiment)
 
 
 def decode(call: Any, ids: torch.Tensor, steps: int, prompt: int = 16) -> Any:
-    """Work: ``steps`` one-token forwards of all rows behind a prompt kept in the cache.
+    """Work: ``steps`` forward passes of one token for all rows, with a prompt in the cache.
 
-    ``call`` is a forward of transformers' kind. The cache is cut back after each piece of work, so
-    that every round does the same.
+    ``call`` has the signature of a transformers model. The cache is cropped after each run, so that
+    every round does the same work.
     """
     cache = call(input_ids=ids[:, :prompt], use_cache=True).past_key_values
     token = ids[:, :1]

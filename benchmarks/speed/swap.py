@@ -1,4 +1,4 @@
-"""What it costs to switch adapters, to see the base, to load one; and who answers under threads.
+"""The cost of switching adapters, viewing the base and loading; and correctness under threads.
 
 python benchmarks/speed/swap.py                                  # about 5 minutes on 2 cores
 python benchmarks/speed/swap.py --device cuda --dtype bfloat16
@@ -30,7 +30,7 @@ def switching(model: DomainModel, names: list[str], loops: int) -> Callable[[], 
 
 def compare(experiment: Experiment, models: dict[int, DomainModel], peft: Any, folders: list[Path],
             loops: int) -> None:  # fmt: skip
-    """Ours and PEFT with 2, 8 and 64 adapters loaded; PEFT's model grows from one to the next."""
+    """Ours and PEFT with 2, 8 and 64 adapters loaded; PEFT's model keeps what it has loaded."""
     for count in sorted(models)[:-1]:
         model, names = models[count], [f"d{i}" for i in range(count)]
         experiment.say(f"PEFT loads {count - len(peft.peft_config)} adapters")
@@ -80,7 +80,7 @@ def compare(experiment: Experiment, models: dict[int, DomainModel], peft: Any, f
 
 
 def growth(experiment: Experiment, models: dict[int, DomainModel], loops: int) -> None:
-    """Switching among 2 and among many, taking turns: does the cost grow?"""
+    """The cost of switching among 2 and among many adapters."""
     work = {
         str(count): switching(model, [f"d{i}" for i in range(count)], loops)
         for count, model in models.items()
@@ -97,7 +97,7 @@ def growth(experiment: Experiment, models: dict[int, DomainModel], loops: int) -
 
 def first_forward(experiment: Experiment, test: Bench, model: DomainModel, peft: Any,
                   names: list[str]) -> None:  # fmt: skip
-    """What a switch leaves for the forward after it: another adapter each call over the same."""
+    """Forward passes that follow a switch: another adapter in each call, and the same one."""
     ids = test.ids(1, 1)
 
     def ours(order: list[str]) -> Callable[[], None]:
@@ -122,7 +122,7 @@ def first_forward(experiment: Experiment, test: Bench, model: DomainModel, peft:
         {"ours same": ours(same), "peft same": theirs(same), "ours other": ours(names),
          "peft other": theirs(names)},
         per=len(names),
-        after={"peft other": lambda: peft.set_adapter(names[0])},  # "same" begins without a switch
+        after={"peft other": lambda: peft.set_adapter(names[0])},  # "same" starts without a switch
     )  # fmt: skip
     experiment.against_peft(
         "one token, the same adapter each call", "ms",
@@ -135,9 +135,9 @@ def first_forward(experiment: Experiment, test: Bench, model: DomainModel, peft:
 
 
 def right_calls(call: Callable[[str], torch.Tensor], names: list[str], calls: int) -> int:
-    """Of ``calls`` from as many threads as ``names``, each with its own: those answered by it.
+    """The number of ``calls`` answered by the right adapter; each thread uses its own of ``names``.
 
-    Answered by it means within a hundredth of the way to the nearest other adapter.
+    A call is right within a hundredth of the distance to the nearest other adapter.
     """
     wanted = {name: call(name) for name in names}
     apart = min(float((wanted[a] - wanted[b]).abs().max()) for a in names for b in names if a != b)
@@ -148,7 +148,7 @@ def right_calls(call: Callable[[str], torch.Tensor], names: list[str], calls: in
             for _ in range(calls // len(names)):
                 try:
                     found = call(name)
-                except Exception as error:  # under threads PEFT also fails outright: a wrong call
+                except Exception as error:  # under threads PEFT also raises, which counts as wrong
                     print(f"  {type(error).__name__} from {name}", flush=True)
                     continue
                 right += int(float((found - wanted[name]).abs().max()) < apart / 100)

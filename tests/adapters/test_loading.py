@@ -14,6 +14,7 @@ from conftest import make_base
 from safetensors.torch import load_file, save_file
 from support.adapters import save, strong
 from support.damaged import CARD, CONFIG, SECONDS, WEIGHTS, edit, plainly, refused
+from support.structure import PACKAGE, imported, parsed
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import (
@@ -222,3 +223,14 @@ def test_another_precision_loads_with_a_note(bank: Bank, folder: Path, tiny_base
     (note,) = load_adapter(folder, half).notes
     assert "float32" in note
     assert "not measured at this precision" in note
+
+
+def test_loading_imports_no_report_view() -> None:
+    """Neither modeling nor adapters import more of the report than the card."""
+    for room in ("modeling", "adapters"):
+        for path in (PACKAGE / room).glob("*.py"):
+            modules = imported(parsed(path))
+            of_report = {name for name in modules if name.startswith("lora_domains.report")}
+            assert of_report <= {"lora_domains.report.card"}, path.name
+    card = imported(parsed(PACKAGE / "report" / "card.py"))
+    assert not {name for name in card if name.startswith("lora_domains.report")}
