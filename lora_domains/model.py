@@ -20,7 +20,7 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import benchmark
 from lora_domains.evaluation.verdict_run import evaluate
-from lora_domains.inference.likelihoods import witness
+from lora_domains.inference.likelihoods import base_state
 from lora_domains.inference.predict import (
     Prediction,
     continuations,
@@ -61,7 +61,7 @@ class DomainModel:
         self.out = Path(out)
         self.display = display or Display(quiet=not distributed.is_main())
         self._datasets: dict[str, Dataset] = {}
-        self._witness = witness(base)
+        self._state_at_load = base_state(base)
 
     @classmethod
     def from_pretrained(
@@ -277,7 +277,7 @@ class DomainModel:
         )  # fmt: skip
 
     def _base_changed(self) -> bool:
-        return witness(self.base) != self._witness
+        return base_state(self.base) != self._state_at_load
 
     # Use
 

@@ -1,7 +1,7 @@
 """One evaluation of an adapter: score its test rows, record that in the ledger, apply its gates.
 
 Every verdict on test rows comes from ``judge``, so that no evaluation is missing from the ledger
-and each is held to the level that the evaluations before it leave (``verdict.ledger``).
+and each is tested at the level that the evaluations before it leave (``verdict.ledger``).
 """
 
 from collections.abc import Callable

@@ -240,7 +240,7 @@ def drift(
     }
 
 
-def witness(base: Base) -> tuple[str, bytes]:
+def base_state(base: Base) -> tuple[str, bytes]:
     """The base's state digest and its logits on a fixed input, bit for bit.
 
     Of an encoder without a masked-token head, its last hidden state.

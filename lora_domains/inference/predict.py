@@ -83,7 +83,7 @@ def by_domain(
     """The results of ``run`` on ``count`` rows, each under its domain, in the order of the rows.
 
     ``run`` takes positions of rows and returns the same number of results for each. Rows are
-    sorted by domain and run in parts that need no more adapters than there are slots.
+    sorted by domain and run in parts that need no more adapters than fit on the device at once.
     """
     if domains is None:
         return run(list(range(count)))

@@ -342,7 +342,7 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
-    digest, witness = model.base.state_digest(), model._witness
+    digest, base_state = model.base.state_digest(), model._state_at_load
     card = model.fit(domain(epochs=6))
     model.fit(domain("colours", 5, epochs=6))
     answers = [{"question": row["text"], "answer": row["label"]} for row in make_rows(60)]
@@ -368,7 +368,7 @@ def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     assert {gate["name"] for gate in entry.gates} >= {"gain", "retention", "drift", "effect"}
     assert entry.judged["knowledge"] == "questions"
     assert entry.general["kl"]["general"] > 0
-    assert model._witness == witness
+    assert model._state_at_load == base_state
     # The adapter alone on a new base gives the same predictions.
     fresh = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     assert fresh.predict(texts, fresh.load_adapter("spam")) == said
