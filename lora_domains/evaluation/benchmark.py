@@ -19,6 +19,7 @@ from lora_domains.evaluation.contenders import (
     GeneralScores,
     score_domain,
     score_general,
+    stored_move,
 )
 from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
@@ -183,5 +184,6 @@ def _set_general(
     judged = entry.judged
     judged["suite"] = suite.name
     # Without texts, the move on the adapter's own rows stands.
-    judged["largest_move"] = general.largest_move or judged["largest_move"]
+    if general.largest_move:
+        judged["largest_move"] = stored_move(general.largest_move)
     judged["base_changed"] = judged["base_changed"] or base_changed

@@ -3,6 +3,7 @@
 ``evaluate`` and ``benchmark`` both come through here: one with one adapter, the other with many.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,11 @@ class GeneralScores:
     items: Items
     largest_move: float
     """The largest absolute difference of a logit between adapter and base on the texts."""
+
+
+def stored_move(largest_move: float) -> float | None:
+    """The largest move as a card stores it: None where it is not finite, which JSON has not."""
+    return largest_move if math.isfinite(largest_move) else None
 
 
 def score_general(

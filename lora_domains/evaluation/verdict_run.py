@@ -6,7 +6,6 @@ and each is tested at the level that the evaluations before it leave (``verdict.
 
 from collections.abc import Callable
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from lora_domains.evaluation.contenders import (
     score_domain,
     score_general,
     scored_rows,
+    stored_move,
 )
 from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
@@ -71,7 +71,7 @@ def evaluate(
     entry.judged = {
         **_rules(dataset.domain),
         "base_changed": base_changed(),
-        "largest_move": largest_move if isfinite(largest_move) else None,
+        "largest_move": stored_move(largest_move),
         "suite": suite.name,
         "knowledge": general_knowledge(bank.base),
         "threshold": own.threshold,
