@@ -87,7 +87,7 @@ class Base:
         return places - config.pad_token_id - 1 if "roberta" in config.model_type else places
 
     def state_digest(self) -> str:
-        """sha256 over name, dtype, shape and bytes of every resident tensor of the base.
+        """sha256 over name, dtype, shape and bytes of every tensor of the base in memory.
 
         Adapters around its linears are left out, so it is the same before and after loading them.
         """

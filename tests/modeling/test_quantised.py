@@ -126,5 +126,5 @@ def test_training_leaves_a_quantised_base_unchanged(
     card = model.fit(domain(rows, epochs=4, retention="none"))
     history = card.adapter.training["history"]
     assert history[-1]["training_loss"] < history[0]["training_loss"]
-    assert card["base"]["quantization"] == kind
+    assert card.base.quantization == kind
     assert model.base.state_digest() == digest
