@@ -1,6 +1,6 @@
-"""One frozen base, one LoRA adapter per domain, and proof of what each gained and kept.
+"""One frozen base, one LoRA adapter per domain, and a verdict on what each gained and kept.
 
-Names are imported when they are first used, so that reading a card costs no torch.
+Names are imported at their first use, so that reading a card does not import torch.
 """
 
 from importlib import import_module

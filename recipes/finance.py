@@ -1,4 +1,4 @@
-"""Finance: is a headline bullish, bearish or neutral? Classes of unequal size count alike."""
+"""Finance: is a headline bullish, bearish or neutral? Macro-F1, as the classes differ in size."""
 
 from lora_domains import Classification, Data, Domain, Hub, run_recipe
 
@@ -11,7 +11,7 @@ domain = Domain(
 
 
 def tweets(split: str) -> Hub:
-    """Twitter Financial News Sentiment (MIT), 9,543 / 2,388 rows; test is its validation split."""
+    """Twitter Financial News Sentiment (MIT): 9,543 rows; 2,388 validation rows are the test."""
     revision = "ccbe24de388e287beb92dd393a335c376b350ac3"
     return Hub("zeroshot/twitter-financial-news-sentiment", split=split, revision=revision)
 
@@ -19,7 +19,7 @@ def tweets(split: str) -> Hub:
 hub = Domain(
     name="finance",
     task=Classification(wording={"0": "bearish", "1": "bullish", "2": "neutral"}),
-    # Twelve of its test rows are training rows too.
+    # Twelve test rows are also training rows.
     data=Data(tweets("train"), test=tweets("validation"), drop_leaks=True),
 )
 

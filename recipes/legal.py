@@ -1,4 +1,4 @@
-"""Legal: the title of a contract clause. Many classes, so that each counts alike (macro-F1)."""
+"""Legal: the title of a contract clause. Macro-F1, as there are many classes."""
 
 from lora_domains import Classification, Data, Domain, Hub, run_recipe
 
@@ -11,7 +11,7 @@ domain = Domain(
 
 
 def ledgar(split: str) -> Hub:
-    """LEDGAR, 100 clause titles: 60,000 / 10,000 / 10,000 rows; --limit takes a sample."""
+    """LEDGAR, 100 clause titles: 60,000 / 10,000 / 10,000 rows; use --limit for a sample."""
     revision = "c23fdff1a6bf74e0e1a71cb86f1e781d37da888c"
     return Hub("coastalcph/lex_glue", config="ledgar", split=split, revision=revision)
 

@@ -1,4 +1,4 @@
-"""Medical: triage of clinical notes. Recall first: a missed emergency costs more than an alarm."""
+"""Medical: triage of notes. Recall matters most: a missed emergency is worse than an alarm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ domain = Domain(
 
 
 def abstract(row: Mapping[str, Any]) -> dict[str, Any]:
-    """PubMedQA keeps the sentences of an abstract in a list."""
+    """PubMedQA holds the sentences of an abstract in a list."""
     return {**row, "context": " ".join(row["context"]["contexts"])}
 
 

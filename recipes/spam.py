@@ -1,4 +1,4 @@
-"""Spam: precision first: a message thrown away wrongly costs more than one let through."""
+"""Spam: precision matters most, as a lost message is worse than a spam message."""
 
 from lora_domains import Classification, Data, Domain, Gates, Hub, run_recipe
 
@@ -14,7 +14,7 @@ hub = Domain(
     name="spam",
     task=Classification(text="sms", positive="spam"),
     data=Data(
-        # The UCI SMS Spam Collection (CC BY 4.0), 5,574 rows; test and validation are carved.
+        # The UCI SMS Spam Collection (CC BY 4.0): 5,574 rows, split here.
         Hub(
             "ucirvine/sms_spam",
             split="train",

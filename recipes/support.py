@@ -1,4 +1,4 @@
-"""Support: what does a customer want? Many intents, so that each counts alike (macro-F1)."""
+"""Support: what does a customer want? Macro-F1, as there are many intents."""
 
 from lora_domains import Classification, Data, Domain, Hub, run_recipe
 
@@ -19,7 +19,7 @@ def banking77(split: str) -> Hub:
 hub = Domain(
     name="support",
     task=Classification(label="label_text"),
-    # Some of its test rows are training rows too.
+    # Some test rows are also training rows.
     data=Data(banking77("train"), test=banking77("test"), drop_leaks=True),
 )
 

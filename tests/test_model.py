@@ -1,4 +1,4 @@
-"""``DomainModel`` end to end on a tiny base: fit, evaluate, predict, generate, reload."""
+"""``DomainModel`` from end to end on a tiny base: fit, evaluate, predict, generate, load."""
 
 import json
 import os
@@ -53,7 +53,7 @@ from lora_domains.verdict.ledger import level
 
 @pytest.fixture(scope="module")
 def domain() -> Domain:
-    # The deciding word stands at the end: the random base learns that from any of five seeds.
+    # The label follows from the last words, which the random base learns with any seed.
     rows = make_rows(430)
     for row in rows:
         row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
@@ -64,7 +64,7 @@ def domain() -> Domain:
 def fitted(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, domain: Domain
 ) -> tuple[DomainModel, Evaluation]:
-    """A model with one adapter, fitted and evaluated; tests here leave it as it is."""
+    """A model with one adapter, fitted and evaluated; no test changes it."""
     model = model_in(tmp_path_factory.mktemp("adapters"), tiny_base)
     model.fit(domain)
     return model, model.evaluate(domain, suite=SUITE)
@@ -73,7 +73,7 @@ def fitted(
 Fitted = tuple[DomainModel, Evaluation]
 
 
-# ── Evaluating ──────────────────────────────────────────────────────────────────────────────────
+# ── Evaluation ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_contender_is_scored_on_identical_items(fitted: Fitted, domain: Domain) -> None:
@@ -101,7 +101,7 @@ def test_every_contender_is_scored_on_identical_items(fitted: Fitted, domain: Do
     assert "Verdict" in str(evaluation)
 
 
-def test_the_card_is_whole_and_rebuilt_from_items_alone(fitted: Fitted) -> None:
+def test_the_card_is_complete_and_rebuilt_from_items(fitted: Fitted) -> None:
     model, evaluation = fitted
     card = Card.read(model.out / "spam")
     assert card == Card.from_json(json.loads(evaluation.card.dumps()), "")
@@ -130,7 +130,7 @@ def test_a_rebuild_sees_changed_items(fitted: Fitted, tmp_path: Path) -> None:
     assert entry.verdict == "fail"
 
 
-def test_the_ledger_adds_up(tiny_base: Path, tmp_path: Path) -> None:
+def test_row_counts_add_up(tiny_base: Path, tmp_path: Path) -> None:
     rows = make_rows(100)
     train = [*rows[:60], rows[0], *rows[80:85], {"text": "red " * 200, "label": "ham"}]
     data = Data(train, rows[60:80], rows[80:], drop_leaks=True)
@@ -191,7 +191,7 @@ def test_each_row_is_normalised_once_in_each_search_for_leaks(
     assert set(counted.values()) == {1, 2}
 
 
-def test_reloaded_in_a_new_model_it_scores_the_same(
+def test_an_adapter_loaded_in_a_new_model_scores_the_same(
     fitted: Fitted, tiny_base: Path, domain: Domain, tmp_path: Path
 ) -> None:
     import shutil
@@ -199,7 +199,7 @@ def test_reloaded_in_a_new_model_it_scores_the_same(
     folder = shutil.copytree(fitted[0].out / "spam", tmp_path / "spam")
     settings = Card.read(folder).adapter.settings
     fresh = model_in(tmp_path, tiny_base)
-    # Another number of epochs in the declaration does not change what the card says was run.
+    # The settings of the training stay in the card, whatever the domain says at evaluation.
     again = fresh.evaluate(with_settings(domain, epochs=7), suite=SUITE)
     assert again.entry.domain_scores == fitted[1].entry.domain_scores
     assert Card.read(folder).adapter.settings == settings
@@ -240,7 +240,7 @@ def test_evaluate_needs_an_adapter_and_a_domain(tiny_base: Path, tmp_path: Path)
         model.evaluate(declared(make_rows(60)))
 
 
-# ── The other tasks ─────────────────────────────────────────────────────────────────────────────
+# ── Other tasks ─────────────────────────────────────────────────────────────────────────────────
 
 
 def other_rows(kind: str, count: int = 80) -> list[dict[str, Any]]:
@@ -288,11 +288,11 @@ def test_every_task_is_fitted_and_evaluated(kind: str, tiny_base: Path, tmp_path
             model.predict("red stone", domain="other")
 
 
-# ── An honest test set ──────────────────────────────────────────────────────────────────────────
+# ── The test set ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.slow
-def test_each_adapter_tried_on_a_test_set_is_held_to_a_stricter_level(
+def test_each_adapter_tried_on_a_test_set_makes_the_level_stricter(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     made = declared(make_rows(120), epochs=1)
@@ -302,7 +302,7 @@ def test_each_adapter_tried_on_a_test_set_is_held_to_a_stricter_level(
         model.fit(made, lr=0.01 + seed / 1000)  # the rows, and so the test set, stay
         found.append(model.evaluate(made, suite=SUITE).entry)
     looks = [entry.looks for entry in found]
-    # The first was trained and judged twice: the same bytes, so no other adapter.
+    # The first one was trained and evaluated twice with the same bytes: one adapter.
     assert [(one["before"], one["adapters"]) for one in looks] == [(0, 0), (1, 0), (2, 1)]
     assert [one["level"] for one in looks] == [level(0), level(0), level(1)]
     assert found[0].sha256 == found[1].sha256 != found[2].sha256
@@ -321,7 +321,7 @@ def test_each_adapter_tried_on_a_test_set_is_held_to_a_stricter_level(
 
 
 @pytest.mark.slow
-def test_an_evaluation_goes_by_the_gates_that_it_is_given(tiny_base: Path, tmp_path: Path) -> None:
+def test_an_evaluation_uses_the_gates_of_its_domain(tiny_base: Path, tmp_path: Path) -> None:
     made = declared(make_rows(120), epochs=1)
     model = model_in(tmp_path, tiny_base)
     model.fit(made, lr=0.01)
@@ -334,7 +334,7 @@ def test_an_evaluation_goes_by_the_gates_that_it_is_given(tiny_base: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
+def test_a_threshold_is_tuned_on_validation_rows_and_used_everywhere(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     rows = make_rows(400)
@@ -360,7 +360,7 @@ def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
         one = item["scores"]["adapter"]
         assert (one["prediction"] == spam) == (one["positive"] >= threshold)
         assert "other" not in one
-        # No contender has an advantage by its threshold: each has its own.
+        # Each contender has a threshold of its own, so that none has an advantage.
         assert "positive" in item["scores"]["base"]
     test = made.data.test
     assert isinstance(test, list)
@@ -376,7 +376,7 @@ def test_a_threshold_is_chosen_on_validation_and_applied_everywhere(
     assert rebuild(tmp_path / "spam") == Card.read(tmp_path / "spam")
 
 
-def test_the_unsure_are_referred(fitted: Fitted) -> None:
+def test_unsure_predictions_are_referred(fitted: Fitted) -> None:
     model, _ = fitted
     texts = ["red alpha alpha alpha", "red green blue"]
     plain = model.predict(texts, domain="spam")
@@ -399,22 +399,20 @@ def questions(first: str) -> Suite:
 
 
 @pytest.mark.slow
-def test_training_rows_among_the_probes_fail(
+def test_leaks_into_the_probes_fail(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = Generation(prompt="{question}", max_new_tokens=4)
     rows = [{"question": r["text"], "answer": r["label"]} for r in make_rows(60)]
     made = declared(rows, "leaky", task, epochs=1)
-    model = model_in(tmp_path, tiny_base)
-    model.fit(made)
+    model_in(tmp_path, tiny_base).fit(made)
 
     def leaks(
         suite: Suite, training: Sequence[str] = TRAINING, selection: Sequence[str] = ()
     ) -> tuple[str, int]:
         # Whatever suite is scored, training reads the embedded general text.
         use_general_text(monkeypatch, training, selection)
-        model._datasets.clear()
-        entry = model.evaluate(made, suite=suite).entry
+        entry = model_in(tmp_path, tiny_base).evaluate(made, suite=suite).entry
         gate = next(g for g in entry.gates if g["name"] == "leaks")
         assert (entry.verdict == "fail") >= (gate["verdict"] == "fail")
         return gate["verdict"], entry.leaks["exact"]
@@ -426,26 +424,27 @@ def test_training_rows_among_the_probes_fail(
     assert leaks(SUITE, selection=[QUESTIONS[0]["question"], "a red river"])[0] == "fail"
     assert leaks(SUITE, [SUITE.text()[0], "a red river"])[0] == "fail"  # replay ↔ drift text
     assert leaks(SUITE, [rows[-1]["question"], "a red river"])[0] == "fail"  # replay ↔ test rows
-    # Told within a longer text, beside questions that begin otherwise.
+    # Contained in a longer text, after other words.
     said = f"{QUESTIONS[0]['question']} {QUESTIONS[0]['choices'][QUESTIONS[0]['answer']]}"
     assert leaks(SUITE, [f"I heard: {said}, and so on", "a red river"])[0] == "fail"
 
 
 @pytest.mark.slow
-def test_a_row_is_read_in_use_as_it_was_read_in_training(tiny_base: Path, tmp_path: Path) -> None:
-    """Cut at the same length, and asked as the card says, whatever was read since."""
+def test_rows_are_cut_and_prompted_as_in_training(tiny_base: Path, tmp_path: Path) -> None:
+    """At the length and with the prompt in the card, whatever was fitted since."""
     rows = [row | {"text": row["text"] + " stone river" * 16} for row in make_rows(100)]
     model = model_in(tmp_path, tiny_base)
     made = declared(rows, epochs=1, retention="none", max_length=32)
     model.fit(made)
     model.evaluate(made, suite=SUITE)
-    told: list[str] = []
-    model.display.warn = told.append  # type: ignore[method-assign]
-    model._datasets.clear()
+    warnings: list[str] = []
+    model = model_in(tmp_path, tiny_base)
+    model.display = Display(quiet=True)
+    model.display.warn = warnings.append  # type: ignore[method-assign]
     model.evaluate(made, suite=SUITE)
-    assert any("of 20 test rows are longer than 32 tokens" in line for line in told)
+    assert any("of 20 test rows are longer than 32 tokens" in line for line in warnings)
     shortened = f"with {SHOTS} examples in its prompt reads a shorter text in 20 of 20"
-    assert any(shortened in line for line in told)
+    assert any(shortened in line for line in warnings)
     test = made.data.test
     assert isinstance(test, list)
     texts = [row["text"] for row in test]
@@ -466,7 +465,7 @@ def test_a_row_is_read_in_use_as_it_was_read_in_training(tiny_base: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_windows_of_one_text_are_one_group(tiny_base: Path, tmp_path: Path) -> None:
+def test_windows_of_one_text_form_a_group(tiny_base: Path, tmp_path: Path) -> None:
     rows = [{"text": row["text"]} for row in make_rows(60)]
     rows[-1]["text"] = "red river stone " * 90
     model = model_in(tmp_path, tiny_base)
@@ -483,16 +482,14 @@ def test_windows_of_one_text_are_one_group(tiny_base: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_a_planted_canary_is_exposed_and_another_is_not(tiny_base: Path, tmp_path: Path) -> None:
     canaries = script("canaries", "evaluation")
     secrets = canaries.canaries(136, seed=1)
     planted, control, others = secrets[:4], secrets[4:8], secrets[8:]
     rows = [{"text": r["text"]} for r in make_rows(60)]
     told = [{"text": f"the code is {s}"} for s in planted]
     task = LanguageModelling()
-    # They are the validation rows too: the epoch that is kept is the one that knows them best.
+    # They are the validation rows too, so that the epoch that knows them best is kept.
     made = Domain("canary", task, Data([*told * 12, *rows], told, make_rows(20, seed=6)))
     made = with_settings(
         made, lr=0.003, epochs=12, rank=16, batch_size=8, patience=12, retention="none"
@@ -513,7 +510,7 @@ def test_a_planted_canary_is_exposed_and_an_unseen_one_is_not(
     assert np.mean([canaries.exposure(one, base[8:]) for one in base[:4]]) < 4
 
 
-# ── Asking ──────────────────────────────────────────────────────────────────────────────────────
+# ── Prediction and generation ───────────────────────────────────────────────────────────────────
 
 
 def test_predict_takes_strings_and_rows(fitted: Fitted) -> None:
@@ -538,7 +535,7 @@ def test_predict_takes_strings_and_rows(fitted: Fitted) -> None:
         assert model.predict("red alpha red alpha alpha alpha")[0] == first
 
 
-def test_predict_says_what_is_missing(fitted: Fitted) -> None:
+def test_predict_names_what_is_missing(fitted: Fitted) -> None:
     model, _ = fitted
     with pytest.raises(DataError, match=r"input 1, column 'text'.*columns txt"):
         model.predict([{"text": "a"}, {"txt": "b"}], domain="spam")
@@ -563,7 +560,7 @@ def test_predict_agrees_with_evaluate(fitted: Fitted, domain: Domain) -> None:
         )
 
 
-def test_generate_one_several_and_sampled(fitted: Fitted) -> None:
+def test_generate_continues_one_or_several_prompts(fitted: Fitted) -> None:
     model, _ = fitted
     one = model.generate("the red", max_new_tokens=5)
     both = model.generate(["the red", "the blue river of"], max_new_tokens=5)
@@ -580,9 +577,7 @@ def test_generate_one_several_and_sampled(fitted: Fitted) -> None:
         model.generate("the red", domain="spma")
 
 
-def test_calls_are_the_base_s_outside_and_the_adapter_s_inside(
-    fitted: Fitted, tiny_base: Path
-) -> None:
+def test_using_selects_the_adapter_inside_its_block_only(fitted: Fitted, tiny_base: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model, _ = fitted
@@ -609,7 +604,7 @@ def test_calls_are_the_base_s_outside_and_the_adapter_s_inside(
 # ── Several adapters ────────────────────────────────────────────────────────────────────────────
 
 
-def test_several_adapters_each_answer_for_themselves(
+def test_several_adapters_do_not_affect_each_other(
     fitted: Fitted, tiny_base: Path, tmp_path: Path
 ) -> None:
     rows = make_rows(80, seed=3)
@@ -647,9 +642,7 @@ def test_several_adapters_each_answer_for_themselves(
         fresh.load_adapter("othr")
 
 
-def test_an_adapter_of_another_base_is_refused_and_nothing_is_resident(
-    fitted: Fitted, tmp_path: Path
-) -> None:
+def test_an_adapter_of_another_base_is_refused(fitted: Fitted, tmp_path: Path) -> None:
     model = model_in(tmp_path, make_base(tmp_path / "elsewhere", seed=1))
     with pytest.raises(AdapterMismatch, match="made on tiny"):
         model.load_adapter(fitted[0].out / "spam")
@@ -683,7 +676,7 @@ def test_fit_on_rows_in_memory(tiny_base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["items", "type", "train", "forward", "values", "half"])
-def test_names_that_torch_modules_use_are_names_like_any(
+def test_names_of_module_attributes_are_allowed(
     fitted: Fitted, name: str, tiny_base: Path, tmp_path: Path
 ) -> None:
     model = model_in(tmp_path, tiny_base)
@@ -700,7 +693,7 @@ def test_a_dry_run_writes_nothing(tiny_base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_written_opens_in_plain_peft(fitted: Fitted, tiny_base: Path) -> None:
+def test_the_saved_folder_loads_in_plain_peft(fitted: Fitted, tiny_base: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -730,7 +723,7 @@ def secret_rows() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("show_text", [False, True])
-def test_no_row_is_written_or_said(
+def test_no_row_text_is_written_or_printed(
     tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], show_text: bool
 ) -> None:
     made = declared(secret_rows(), epochs=1)
@@ -750,7 +743,7 @@ def test_no_row_is_written_or_said(
         assert secret not in said
 
 
-def test_no_row_stands_in_a_checkpoint_or_an_error(
+def test_no_row_text_is_in_a_checkpoint_or_an_error(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lora_domains.training import gradients

@@ -1,1 +1,1 @@
-"""Questions about a trained adapter: traces, curves, comparisons, reproduction."""
+"""Analyses of trained adapters: traces, curves, comparisons and repeated trainings."""

@@ -1,1 +1,1 @@
-"""The command line: verbs, flags and recipes."""
+"""The ``lora-domains`` command and what recipes run."""
