@@ -327,7 +327,7 @@ def test_an_evaluation_uses_the_gates_of_its_domain(tiny_base: Path, tmp_path: P
     model.fit(made, lr=0.01)
     model.evaluate(made, suite=SUITE)
     found = model.evaluate(replace(made, gates=Gates(recall=0.999)), suite=SUITE).entry
-    assert {g["name"]: g["threshold"] for g in found["gates"]}["recall"] == 0.999
+    assert {g["name"]: g["threshold"] for g in found.gates}["recall"] == 0.999
     fewer = replace(made, data=replace(made.data, train=make_rows(120)[:40]))
     with pytest.raises(UsageError, match="the train rows of its training"):
         model.evaluate(fewer, suite=SUITE)
