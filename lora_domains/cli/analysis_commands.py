@@ -180,7 +180,7 @@ def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None
     if Path(flags.rows).suffix == ".py":
         return configured(load_domain(flags.rows), flags)
     task = task_from_record(settings["task"]) if settings else Classification()
-    domain = Domain(flags.name or domain_name(Path(flags.rows).stem), task, Data(flags.rows))
+    domain = Domain(flags.name or domain_name(Path(flags.rows)), task, Data(flags.rows))
     if settings:
         domain = with_settings(domain, seed=settings["training"]["seed"])
     return configured(domain, argparse.Namespace(**vars(flags) | {"train": flags.rows}))

@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lora_domains.data.source import SPLITS, Data
@@ -260,7 +261,6 @@ def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
     return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
 
 
-def domain_name(path: str) -> str:
+def domain_name(file: Path) -> str:
     """A domain name made from the name of a file."""
-    stem = path.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_") or "rows"
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-_") or "rows"

@@ -2,13 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lora_domains.cli import recipes
-from lora_domains.cli.flags import Parser, add_run_flags, configured
+from lora_domains.cli.flags import Parser, add_run_flags, configured, domain_name
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.errors import DomainError, UsageError
@@ -121,3 +122,10 @@ def test_a_task_without_a_label_column_takes_none() -> None:
     recipe = Domain("spam", Generation(), Data("own.csv"))
     with pytest.raises(UsageError, match="a classification recipe"):
         configured(recipe, parser.read(["--label", "kind"]))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("mails.csv", "mails"), ("a b.v2.jsonl", "a-b-v2"), ("__.csv", "rows")]
+)
+def test_a_domain_is_named_after_its_file(file: str, name: str) -> None:
+    assert domain_name(Path("folder") / file) == name
