@@ -87,11 +87,11 @@ class Display:
 
             yield advance
 
-    def ledger(self, ledger: Mapping[str, int], splits: Mapping[str, int]) -> None:
+    def row_counts(self, counts: Mapping[str, int], splits: Mapping[str, int]) -> None:
         """The row counts: of each split, and of what was refused or cut."""
         rows = "  ".join(f"{name} {count}" for name, count in splits.items())
-        self.stage("ledger", None, None, f"{rows}")
-        parts = [f"{name.replace('_', ' ')} {count}" for name, count in ledger.items()]
+        self.stage("row counts", None, None, rows)
+        parts = [f"{name.replace('_', ' ')} {count}" for name, count in counts.items()]
         self.stage("", None, None, "  ".join(parts))
 
     def epoch(self, record: Mapping[str, Any], metric: str, note: str = "") -> None:

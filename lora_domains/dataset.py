@@ -67,7 +67,7 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
         prepared, row_counts=with_token_counts(prepared.row_counts, [row.encoded for row in train])
     )
     splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
-    display.ledger(asdict(prepared.row_counts), splits)
+    display.row_counts(asdict(prepared.row_counts), splits)
     for split, rows in (("training", train), ("validation", validation), ("test", test)):
         if truncated := sum(row.encoded.truncated for row in rows):
             display.warn(

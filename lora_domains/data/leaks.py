@@ -22,8 +22,8 @@ COMMON = 3
 COVERED = 0.5
 """A row is near a training row that contains at least this share of its own n-grams."""
 OWN_WORDS, ANSWERED_WORDS, WHOLE_WORDS = 8, 4, 3
-"""The fewest words of a row that a text must contain in a row: its own words (PaLM's test sets were
-checked by 8-grams, Chowdhery et al. 2022), all its words with the answer, or all of the text."""
+"""The fewest consecutive words of a row that a text must contain: of its own words (PaLM's test
+sets were checked by 8-grams, Chowdhery et al. 2022), of these and the answer, or of all text."""
 BASE = 0x9E3779B97F4A7C15
 """Base of the rolling hash; odd, so that it has an inverse modulo 2^64."""
 INVERSE = pow(BASE, -1, 2**64)

@@ -21,7 +21,7 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Setting:
+class BaselineInputs:
     """What a baseline is computed from: a dataset, the rows to predict, and the scorer."""
 
     scorer: Scorer
@@ -40,15 +40,15 @@ class Setting:
                 for row, (example, _) in zip(log_shares, self.rows, strict=True)]  # fmt: skip
 
 
-Baseline = Callable[[Setting], Scores | None]
-"""The records of ``Setting.rows``; None where the baseline does not apply."""
+Baseline = Callable[[BaselineInputs], Scores | None]
+"""The records of ``BaselineInputs.rows``; None where the baseline does not apply."""
 
 
 def baseline_scores(
     scorer: Scorer, dataset: Dataset, rows: Sequence[EncodedRow]
 ) -> dict[str, Scores]:
     """The records of every baseline that applies to ``rows``, by its name."""
-    setting = Setting(scorer, dataset, rows)
+    setting = BaselineInputs(scorer, dataset, rows)
     tried = {name: baseline(setting) for name, baseline in BASELINES.items()}
     return {name: scores for name, scores in tried.items() if scores is not None}
 
@@ -56,7 +56,7 @@ def baseline_scores(
 # ── Without the base ────────────────────────────────────────────────────────────────────────────
 
 
-def majority(setting: Setting) -> Scores | None:
+def majority(setting: BaselineInputs) -> Scores | None:
     """The most common training label; probabilities are the labels' shares, each count plus one."""
     if not setting.labels:
         return None
@@ -67,7 +67,7 @@ def majority(setting: Setting) -> Scores | None:
     return setting.records(np.tile(shares, (len(setting.rows), 1)))
 
 
-def tfidf(setting: Setting) -> Scores | None:
+def tfidf(setting: BaselineInputs) -> Scores | None:
     """TF-IDF over words and word pairs with logistic regression (scikit-learn, C = 10)."""
     if not setting.labels:
         return None
@@ -96,7 +96,7 @@ def _log_shares(probabilities: np.ndarray, columns: np.ndarray, labels: int) -> 
 # ── The base with frozen weights ────────────────────────────────────────────────────────────────
 
 
-def frozen_features(setting: Setting) -> Scores | None:
+def frozen_features(setting: BaselineInputs) -> Scores | None:
     """Logistic regression on the base's frozen features, where the adapter has a head.
 
     A linear probe (Alain & Bengio 2016) on the rows, prompt and position that the head reads. Its
@@ -144,7 +144,7 @@ def _logistic_regression(features: np.ndarray, targets: Sequence[int], strength:
     return probe
 
 
-def few_shot(setting: Setting) -> Scores | None:
+def few_shot(setting: BaselineInputs) -> Scores | None:
     """The base with ``SHOTS`` answered training rows in its prompt."""
     dataset = setting.dataset
     prompted = with_shots(dataset, setting.rows, setting.scorer.display.warn)

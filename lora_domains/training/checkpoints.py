@@ -83,7 +83,7 @@ def checkpoint_path(out: Path, domain: str) -> Path:
     return out / f".{domain}.checkpoint"
 
 
-class Checkpoint:
+class RunCheckpoint:
     """The checkpoint file of a run: written by the main process, read for all."""
 
     def __init__(self, path: Path, display: Display) -> None:

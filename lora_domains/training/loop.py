@@ -27,7 +27,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.lora import Adapter
 from lora_domains.modeling.memory import peak_memory
-from lora_domains.training.checkpoints import Checkpoint, State, StopSignals, hash_examples
+from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
 from lora_domains.training.gradients import Gradients
 from lora_domains.training.plan import Plan
 from lora_domains.training.retention import GeneralTexts
@@ -74,7 +74,7 @@ class Run:
     ) -> None:
         self.bank, self.domain, self.plan = bank, domain, plan
         self.train, self.display, self.log = train, display, log
-        self.checkpoint = Checkpoint(checkpoint, display)
+        self.checkpoint = RunCheckpoint(checkpoint, display)
         self.model = bank.base.model
         self.adapter_name = f"{domain.name}__fit"
         self.ranks = distributed.state().num_processes

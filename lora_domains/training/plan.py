@@ -80,8 +80,8 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
 def derived_rate(base: Base) -> tuple[float, str]:
     """The learning rate for the base's width, and the reason in words.
 
-    5e-4 · (2000 / width)^p with p = .78 (.08 for Qwen), at alpha 32 and a scale of 1/r: Thinking
-    Machines, "LoRA Without Regret" (2025).
+    5e-4 · (2000 / width)^p with p = .78 (.08 for Qwen), with alpha 32 and LoRA scale alpha/r:
+    Thinking Machines, "LoRA Without Regret" (2025).
     """
     power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
     rate = float(f"{5e-4 * (2000 / base.width) ** power:.2g}")

@@ -9,7 +9,7 @@ has to pass at a stricter level. ``DIR/.looks.jsonl`` is append-only, one JSON o
      "previous": sha256 of the line before}
     {"verdict": "fail", "of": 3, "previous": …}
 
-(An evaluation is called "look" in these files and in a card; issue 13 replaces the format.)
+(These files and a card call an evaluation a "look".)
 
 A test set is identified by the digest of its rows' keyed digests; the file holds no row's text. A
 line that was changed or removed breaks the chain, and ``.looks.head`` (the number of lines, and the

@@ -44,7 +44,7 @@ def test_a_recipe_runs_with_few_rows(
     entry = Card.read(tmp_path / recipe.stem).adapter
     assert entry.verdict in ("pass", "fail", "inconclusive")
     output = capsys.readouterr().out
-    for part in ("base loaded", "read", "ledger", "epoch", "fine-tuned", "evaluated", "Verdict"):
+    for part in ("base loaded", "row counts", "epoch", "fine-tuned", "evaluated", "Verdict"):
         assert part in output
 
 

@@ -8,7 +8,7 @@ from conftest import make_rows
 from support.models import QUIET, SUITE, declared, model_in
 
 from lora_domains.dataset import Dataset
-from lora_domains.evaluation.baselines import BASELINES, SHOTS, Setting, baseline_scores
+from lora_domains.evaluation.baselines import BASELINES, SHOTS, BaselineInputs, baseline_scores
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.inference.scores import Scores
 from lora_domains.model import DomainModel
@@ -51,7 +51,7 @@ def test_majority_and_tfidf_predict_by_the_training_rows(model: DomainModel) -> 
 def test_a_new_baseline_is_one_entry_of_the_table(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def always_first(setting: Setting) -> Scores | None:
+    def always_first(setting: BaselineInputs) -> Scores | None:
         return setting.records(np.tile(np.log([0.9, 0.1]), (len(setting.rows), 1)))
 
     monkeypatch.setitem(BASELINES, "first", always_first)

@@ -29,7 +29,7 @@ from lora_domains.errors import (
     AdapterUnsupported,
     UsageError,
 )
-from lora_domains.evaluation.baselines import Setting, frozen_features
+from lora_domains.evaluation.baselines import BaselineInputs, frozen_features
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
@@ -407,7 +407,7 @@ def test_the_base_is_scored_by_a_classifier_on_its_features(
 
     def scores(**changes: Any) -> list[dict[str, float]]:
         scorer = Scorer(model.bank, QUIET)
-        found = frozen_features(Setting(scorer, replace(dataset, **changes), dataset.test))
+        found = frozen_features(BaselineInputs(scorer, replace(dataset, **changes), dataset.test))
         assert found is not None
         return found
 
