@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_base
 from support.adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
-from support.peft import peft_saved, plain
+from support.peft_folders import peft_saved, plain
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import MERGED, export, merge

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import FILES, assert_equal, logits, save, strong
-from support.peft import peft_logits, peft_saved
+from support.peft_folders import peft_logits, peft_saved
 
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.loading import load_adapter
