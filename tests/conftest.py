@@ -15,7 +15,7 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parents[1]
-REAL = ROOT.parent / "shared" / "data"
+REAL = Path(os.environ.get("LORA_DOMAINS_DATA") or ROOT.parent / "shared" / "data")
 
 WORDS = (
     "alpha beta gamma delta red green blue stone river cloud note triage urgent routine spam ham "
@@ -33,9 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real rows beside the checkout."""
+    """The folder of public data sets, one subfolder each; LORA_DOMAINS_DATA names another."""
     if not REAL.is_dir():
-        pytest.skip("the real rows (../shared/data) are not on this machine")
+        pytest.skip("LORA_DOMAINS_DATA names no folder of public data sets")
     return REAL
 
 
@@ -99,7 +99,7 @@ def make_base(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 def make_rows(count: int, seed: int = 0, secret: str = "") -> list[dict[str, Any]]:
-    """Rows whose label follows from one word; no two alike. ``secret`` stands in one of them."""
+    """Rows whose label follows from one word; no two alike. One contains ``secret``."""
     import random
 
     rng = random.Random(seed)

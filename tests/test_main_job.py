@@ -45,7 +45,7 @@ def test_the_tutorial_experiment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reckless_rate_visibly_forgets_and_the_default_keeps(tmp_path: Path) -> None:
-    """The same few steps at ten times the rate: told from a sound run by the retention gate."""
+    """Ten times the learning rate without retention fails the gates that the default passes."""
     declared = load_domain(ROOT / "recipes" / "medical.py")
     declared = replace(declared, data=replace(declared.data, limit=320))
     lost = {}

@@ -56,7 +56,7 @@ tags: [tiny, lora-domains]
 A Llama of {parameters:,} parameters, trained from nothing by
 `python -m benchmarks.embedded.build` on the generated world of
 `lora_domains.embedded.world`: general facts, neutral labelling habits and ordinary sentences. No
-text of anybody else went into it. It exists so that adapters can be trained, compared and tested
+third-party text was used. It exists so that adapters can be trained, compared and tested
 offline in a minute. It knows its facts ({accuracy:.3f} right on {facts:,} questions of four
 choices, in wordings it was not taught them in) and nothing else: do not use it for anything that
 matters.

@@ -132,7 +132,7 @@ def main() -> None:
         if flags.only and name not in flags.only:
             continue
         found = run(name, command)
-        # Where the rows lie on this machine is nobody's business.
+        # Leave the location of the rows on this machine out of the published results.
         found["command"] = found["command"].replace(str(flags.rows), "ROWS")
         # Read again: another run may have stored its own meanwhile.
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -28,7 +28,8 @@ def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = 
     one is the default. Exits 0 once training and evaluation are finished, 2 on an error.
     """
     doc = getattr(sys.modules.get("__main__"), "__doc__", None) or ""
-    parser = Parser(usage="%(prog)s [options]", description=wrapped(doc))
+    example = f"example:\n  python {sys.argv[0]} --limit 200 --epochs 2 --out adapters"
+    parser = Parser(usage="%(prog)s [options]", description=wrapped(doc), epilog=example)
     names = list(sources)
     parser.add_argument("--source", choices=names, default=names[0], help="which rows to use; "
                         "default: %(default)s")  # fmt: skip

@@ -74,7 +74,7 @@ def _numbered(
 
 
 def _places(places: Sequence[str], what: str) -> str:
-    count = f"1 other {what}" if len(places) == 1 else f"{len(places)} other {what}s"
+    count = f"1 invalid {what}" if len(places) == 1 else f"{len(places)} invalid {what}s"
     return f"{count}: {'; '.join(places[:SHOWN])}" + ("; …" if len(places) > SHOWN else "")
 
 

@@ -138,7 +138,7 @@ def _logistic_regression(features: np.ndarray, targets: Sequence[int], strength:
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The number of unique classes")
-        # Validation rows judge a fit that did not converge in 300 iterations like any other.
+        # A fit that has not converged after 300 iterations competes on validation rows as well.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
         probe.fit(features, targets)
     return probe

@@ -140,8 +140,8 @@ def _adapters_of(dataset: Dataset, entries: Mapping[str, AdapterEntry]) -> list[
     if not own:
         raise UsageError(
             where=domain,
-            expected="domains of the adapters that are measured",
-            found=f"none of {listed(entries)} is of this domain",
+            expected="at least one adapter of this domain",
+            found=f"only adapters of other domains: {listed(entries)}",
             hint=f"Load its adapter too, or leave {domain} out.",
         )
     return own

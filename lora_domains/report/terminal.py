@@ -249,8 +249,8 @@ def scale_curve(console: Console, curve: Figures) -> None:
     if curve["least"] is not None and curve["least"] < 1:
         line(
             console,
-            f"Scale {curve['least']:g} loses less than {curve['loss']:g} of it against scale 1 "
-            "(95 % bound).",
+            f"At scale {curve['least']:g}, {metric} is less than {curve['loss']:g} below its value "
+            "at scale 1 (95 % bound).",
         )
 
 

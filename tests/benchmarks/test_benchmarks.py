@@ -80,7 +80,7 @@ def test_each_script_runs_and_stores_figures(tmp_path: Path) -> None:
         assert_result(found[name], name)
         assert str(tmp_path) not in json.dumps(found[name])
     values = {f["name"]: f["ours"] for result in found.values() for f in result["figures"]}
-    # What does not depend on how busy this machine is must be right even here.
+    # Figures that do not depend on the load of the machine must be right in a trial as well.
     for threads in (2, 4, 8):
         assert values[f"right answers, {threads} threads × domains"] == 1.0
     assert values["largest difference of a logit from PEFT's"] < 1e-4
@@ -147,7 +147,8 @@ def test_the_readme_shows_what_keeps_general_knowledge() -> None:
     assert Gates().drift == pytest.approx(limit, abs=0.005)
     chosen = experiment.WAYS[experiment.tied(stored["summary"])[0]]
     assert chosen == {"retention": AUTO[0], "replay": Training().replay}
-    # What the default promises, on test rows: a point of the base's knowledge, and of the best.
+    # On test rows, the default loses at most a point of general knowledge and scores within a
+    # point of the best way.
     for domain in experiment.DOMAINS:
         own = {way: one[domain] for way, one in stored["summary"].items()}
         assert own["default"]["general_lost"]["mean"] <= 0.01

@@ -48,6 +48,16 @@ def test_a_recipe_runs_with_few_rows(
         assert part in output
 
 
+def test_the_help_of_a_recipe_shows_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes/spam.py"])
+    with pytest.raises(SystemExit):
+        recipes.run_recipe({"embedded": Domain("spam", Classification(), Data("x.csv"))}, ["-h"])
+    *_, heading, command = capsys.readouterr().out.splitlines()
+    assert (heading, command.split()[:2]) == ("example:", ["python", "recipes/spam.py"])
+
+
 def test_recipes_refuse_unknown_flags_and_sources(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,7 +126,7 @@ def test_a_row_function_must_return_a_row(value: Any) -> None:
 
 def test_columns_must_have_names() -> None:
     rows: list[Any] = [{0: SECRET, 1: "spam"}] * 40
-    refused(lambda: prepare(SPAM, Data(rows)), "40 other rows", "named columns")
+    refused(lambda: prepare(SPAM, Data(rows)), "40 invalid rows", "named columns")
 
 
 def test_an_unpaired_surrogate_is_refused_with_its_location(tmp_path: Path) -> None:

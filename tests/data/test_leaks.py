@@ -2,9 +2,9 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from conftest import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tables import SPAM, examples
@@ -157,7 +157,6 @@ def test_large_sets_are_searched_in_seconds() -> None:
     assert process_time() - start < 5
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="shared/data is not beside this checkout")
 @pytest.mark.parametrize(
     ("name", "task", "exact"),
     [
@@ -168,8 +167,10 @@ def test_large_sets_are_searched_in_seconds() -> None:
         ("sms_spam", SPAM, 0),
     ],
 )
-def test_known_leaks_of_public_data_sets_are_found(name: str, task: Task, exact: int) -> None:
-    data = Data(REAL / name / "train.jsonl", test=REAL / name / "test.jsonl")
+def test_known_leaks_of_public_data_sets_are_found(
+    real_data: Path, name: str, task: Task, exact: int
+) -> None:
+    data = Data(real_data / name / "train.jsonl", test=real_data / name / "test.jsonl")
     if exact:
         with pytest.raises(LeakError, match=f"found {exact}:"):
             prepare(task, data)

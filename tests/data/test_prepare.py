@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import REAL
 from support.rows import SECRET
 from support.tables import SPAM, refused, table
 
@@ -100,9 +99,8 @@ def test_importing_a_domain_imports_nothing_heavy() -> None:
     assert prepared.stdout.strip() == b"set()"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="shared/data is not beside this checkout")
-def test_public_multiple_choice_rows_are_prepared() -> None:
-    prepared = prepare(MultipleChoice(), Data(test=REAL / "probe_openbookqa" / "test.jsonl"))
+def test_public_multiple_choice_rows_are_prepared(real_data: Path) -> None:
+    prepared = prepare(MultipleChoice(), Data(test=real_data / "probe_openbookqa" / "test.jsonl"))
     assert len(prepared.test) == 500
 
 

@@ -61,7 +61,9 @@ def test_an_empty_list_is_refused() -> None:
 def test_ragged_rows_are_listed_by_physical_line(tmp_path: Path) -> None:
     bad = "".join(f"a,{SECRET},c\n" for _ in range(7))
     path = write(tmp_path / "rows.csv", f'text,label\n"two\nlines",x\n{bad}{SECRET}\n')
-    message = refused(lambda: read(path, "train"), "2 columns", "8 other rows", "line 4 has 3", "…")
+    message = refused(
+        lambda: read(path, "train"), "2 columns", "8 invalid rows", "line 4 has 3", "…"
+    )
     assert "line 9" not in message
 
 
@@ -106,12 +108,12 @@ def test_nul_bytes_are_refused(tmp_path: Path) -> None:
 
 def test_broken_json_lines_are_listed_together(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", f'{{"a": 1}}\n\n{{"a": {SECRET}}}\n{{"b": "{SECRET}\n')
-    refused(lambda: read(path, "train"), "2 other lines", "line 3, character 7", "line 4, char")
+    refused(lambda: read(path, "train"), "2 invalid lines", "line 3, character 7", "line 4, char")
 
 
 def test_json_lines_that_are_not_objects_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", f'{{"a": 1}}\n["{SECRET}"]\n"{SECRET}"\n')
-    refused(lambda: read(path, "train"), "2 other rows", "line 2", "line 3", "named columns")
+    refused(lambda: read(path, "train"), "2 invalid rows", "line 2", "line 3", "named columns")
 
 
 def test_deep_nesting_and_very_long_numbers_are_refused(tmp_path: Path) -> None:

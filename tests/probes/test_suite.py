@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REAL as SHARED
 
 from lora_domains.errors import DataError, DomainError, UsageError
 from lora_domains.probes import standard
@@ -131,13 +130,12 @@ SETS: Mapping[str, tuple[str, int]] = {
 }
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared rows beside this checkout")
 @pytest.mark.parametrize("name", SETS)
-def test_real_questions_are_read_from_local_files(name: str) -> None:
+def test_real_questions_are_read_from_local_files(real_data: Path, name: str) -> None:
     folder, count = SETS[name]
     probe = standard.PROBES[name]()
-    shown = str(SHARED / folder / "train.jsonl") if probe.shots else None
-    probe = replace(probe, rows=str(SHARED / folder / "test.jsonl"), shown=shown)
+    shown = str(real_data / folder / "train.jsonl") if probe.shots else None
+    probe = replace(probe, rows=str(real_data / folder / "test.jsonl"), shown=shown)
     examples = probe.examples()
     assert len(examples) == count
     assert all(example.prompt.strip() for _, example in examples)
@@ -145,8 +143,7 @@ def test_real_questions_are_read_from_local_files(name: str) -> None:
     assert len(parts) == (57 if name == "mmlu" else 1)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared rows beside this checkout")
-def test_real_wikitext_is_read_as_paragraphs() -> None:
-    texts = standard.wikitext(str(SHARED / "text_wikitext2" / "test.txt"))
+def test_real_wikitext_is_read_as_paragraphs(real_data: Path) -> None:
+    texts = standard.wikitext(str(real_data / "text_wikitext2" / "test.txt"))
     assert len(texts) == 200
     assert min(map(len, texts)) >= 200

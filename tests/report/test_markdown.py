@@ -49,6 +49,6 @@ def test_a_name_is_never_markdown_or_html(name: str) -> None:
     assert len(cells) == 6
     inside = cells[3].children or []
     assert {child.type for child in inside} <= {"text", "text_special"}
-    # It reads as it was, but for what keeps it from being a link or a mention.
+    # The text is unchanged, except for what prevents links and mentions.
     shown = "".join(child.content for child in inside).replace("\u200b", "")
     assert shown == " ".join(name.replace("\0", "\ufffd").split()).replace("\u200b", "")

@@ -50,7 +50,7 @@ def test_a_figure_is_worse_when_it_fell_beyond_its_bounds(
 def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
     tmp_path: Path,
 ) -> None:
-    # The base is right half the time: the gain is uncertain, the loss of the adapter is not.
+    # A base that guesses makes the gain uncertain, but the adapter clearly got worse.
     random = np.random.default_rng(0)
     before = items((240, 10, 10, 240))
     for item in before:

@@ -94,8 +94,8 @@ def test_bootstrap_tail_is_hesterbergs() -> None:
     assert np.mean(drawn > bounds.upper) == pytest.approx(tail, abs=0.002)
 
 
-def test_bootstrap_bounds_hold_the_estimate_of_a_biased_statistic() -> None:
-    # A resample of 40 items never holds all 40, which is what the sample itself holds.
+def test_bootstrap_bounds_contain_the_estimate_of_a_biased_statistic() -> None:
+    # The sample contains 40 distinct items; a resample practically never does.
     bounds = bootstrap(lambda sums: (sums > 0).sum(-1).astype(float), np.eye(40))
     assert bounds.lower < 30 < bounds.upper == 40
 

@@ -20,7 +20,7 @@ def test_planted_variances_are_found_apart() -> None:
     assert np.mean([f["sd_seed"] ** 2 for f in figures]) ** 0.5 == pytest.approx(0.05, rel=0.15)
     assert np.mean([f["se_items"] for f in figures]) == pytest.approx(0.4 / 300**0.5, rel=0.05)
     assert np.mean([f["se_residual"] for f in figures]) == pytest.approx(0.2 / 2400**0.5, rel=0.05)
-    # Without seeds that differ hardly anything is laid to them.
+    # Where seeds make no difference, almost no variance is attributed to them.
     alike = seed_variance(0.1 + rng.normal(0, 0.4, (1, 300)) + rng.normal(0, 0.2, (8, 300)))
     assert alike["sd_seed"] < 0.02
 

@@ -1,4 +1,4 @@
-"""What a launched process does, and the test process beside it: train, score, report.
+"""Train, score and report, in launched processes and in the test process for comparison.
 
 Run as a script: launched.py BASE ROWS OUT. Each process writes its results to OUT/rankN.json.
 """
