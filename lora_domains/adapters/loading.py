@@ -240,15 +240,12 @@ def _classes(
     if config.task_type == "SEQ_CLS":
         shapes = {key.removeprefix(PREFIX): tuple(t.shape) for key, t in stored.items()}
         classes = stored_classes(base, shapes, where)
-    task = card.adapter.task if card else {}
-    if not task:
-        return classes
-    wanted = len(task.get("labels") or ()) if task.get("head") else None
-    if wanted != classes:
+    task = card.adapter.declared_task if card else None
+    if task is not None and task.head_classes != classes:
         raise AdapterCorrupt(
             where=where,
-            expected=f"a head of {wanted} classes, like the card's labels" if wanted else
-            "no head, like the card's task",
+            expected=f"a head of {task.head_classes} classes, like the card's labels" if task.head
+            else "no head, like the card's task",
             found="none" if classes is None else f"one of {classes}",
             hint="Copy the adapter folder again.",
         )  # fmt: skip

@@ -68,7 +68,8 @@ def continued_task(parent: Adapter, task: Task) -> Task:
             hint="Train on the base itself: leave --init-from out.",
         )
     task = with_labels_of(parent.card, task)
-    check_head(parent.head, task, parent.card.adapter.task if parent.card else {}, where)
+    trained = parent.card.adapter.declared_task if parent.card else None
+    check_head(parent.head, task, trained, where)
     return task
 
 
@@ -77,9 +78,10 @@ def with_labels_of(card: Card | None, task: Task) -> Task:
 
     A head numbers its classes, and rows may lack one of them.
     """
-    trained = card.adapter.task if card else {}
-    labels = tuple(trained.get("labels") or ()) if trained.get("head") else ()
-    return task.with_default_labels(labels) if labels and task.head else task
+    trained = card.adapter.declared_task if card else None
+    if trained is None or not trained.head or not task.head:
+        return task
+    return task.with_default_labels(trained.labels)
 
 
 def continued_adapter(parent: Adapter, name: str, lora: Lora) -> Adapter:

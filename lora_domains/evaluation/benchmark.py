@@ -152,7 +152,7 @@ def _check_adapters(
 ) -> None:
     """Raise an error where a head has other classes, or an adapter was trained on other rows."""
     for name in names:
-        check_head(bank[name].head, dataset.domain.task, entries[name].task, name)
+        check_head(bank[name].head, dataset.domain.task, entries[name].declared_task, name)
         check_same_rows(name, entries[name], dataset.prepared, "train")
 
 

@@ -96,7 +96,7 @@ def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:
             hint="Its base and training rows are unknown, so it cannot be given a verdict.",
         )
     entry = card.adapter
-    check_head(bank[name].head, dataset.domain.task, entry.task, name)
+    check_head(bank[name].head, dataset.domain.task, entry.declared_task, name)
     check_same_rows(name, entry, prepared, "train")
     check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
     if entry.data.get("general") not in (None, prepared.digests["general"]):

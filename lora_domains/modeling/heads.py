@@ -169,18 +169,19 @@ def check_task(base: Base, task: Task) -> None:
         )
 
 
-def check_head(head: Head | None, task: Task, trained: Mapping[str, Any], where: str) -> None:
+def check_head(head: Head | None, task: Task, trained: Task | None, where: str) -> None:
     """Raise AdapterError unless ``task`` has the labels that ``head`` was trained on.
 
-    ``trained`` is the record of the task in training. A head numbers its classes, so other labels,
-    or another order, would give wrong predictions.
+    ``trained`` is the task in training, None where unknown. A head numbers its classes, so other
+    labels, or another order, would give wrong predictions.
     """
-    wanted = list(task.labels or ()) if task.head else None
-    labels = list(trained.get("labels") or ()) if head is not None else None
-    if wanted != labels:
+    declared = list(task.labels or ()) if task.head else None
+    known = (trained.labels if trained else None) or ()
+    labels = list(known) if head is not None else None
+    if declared != labels:
         raise AdapterError(
             where=where,
-            expected="no head" if wanted is None else f"a head over {listed(wanted)}",
+            expected="no head" if declared is None else f"a head over {listed(declared)}",
             found="an adapter without one" if labels is None else f"one over {listed(labels)}",
             hint="Use it for the task it was trained for, or fit the domain again.",
         )

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
-from lora_domains.tasks import upgraded_record
+from lora_domains.tasks import Task, task_from_record, upgraded_record
 
 Environment = dict[str, str | int | None]
 """Versions, machine and seed of a run; None where a value is unknown."""
@@ -105,6 +105,14 @@ class AdapterEntry:
         """The settings of the task, ``kind`` among them."""
         task: dict[str, Any] = self.settings.get("task", {})
         return task
+
+    @property
+    def declared_task(self) -> Task | None:
+        """The task of the settings; None without settings.
+
+        Raises DomainError for a kind that is not registered.
+        """
+        return task_from_record(self.task) if self.task else None
 
     def update(self, figures: Mapping[str, Any]) -> None:
         """Set the attributes that ``figures`` names (as ``verdict.summary.summarise`` does)."""

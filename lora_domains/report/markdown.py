@@ -191,14 +191,18 @@ def _training(entry: AdapterEntry) -> list[str]:
 
 
 def _headed(entry: AdapterEntry) -> bool:
-    return bool(entry.task.get("head"))
+    task = entry.declared_task
+    return task is not None and task.head
 
 
 def _loading(entry: AdapterEntry) -> list[str]:
     base = "base"
-    if _headed(entry):
-        classes = len(entry.task["labels"])
-        base = f"AutoModelForSequenceClassification.from_pretrained(base, num_labels={classes})"
+    task = entry.declared_task
+    if task and task.head:
+        base = (
+            "AutoModelForSequenceClassification.from_pretrained(base, "
+            f"num_labels={task.head_classes})"
+        )
     return [
         "## Loading",
         "",

@@ -223,8 +223,8 @@ def _plural(count: int, what: str) -> str:
 
 def losses(entry: AdapterEntry) -> str:
     """The unit of the loss, on test rows and in the table of epochs."""
-    head = entry.task.get("head")
-    trained = "label cross-entropy" if head else "nats per answer token"
+    task = entry.declared_task
+    trained = "label cross-entropy" if task and task.head else "nats per answer token"
     judged = entry.judged.get("loss") or trained
     if judged == trained:
         return f"The loss is {judged}, here and in the table of epochs."

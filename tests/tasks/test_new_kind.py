@@ -1,7 +1,7 @@
 """A kind of task costs one file: this one declares one, and the package does the rest."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -52,11 +52,21 @@ class Stars(Task):
         return Example(row.id, prompt, texts[target], texts, target, place=row.place)
 
 
+@dataclass(frozen=True)
+class StarsWithHead(Stars):
+    """The same with a trained head. Neither it nor the labels are fields, so no card holds them."""
+
+    kind = "stars_with_head"
+    head = True
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    register(Stars)
+    for kind in (Stars, StarsWithHead):
+        register(kind)
     yield
-    del KINDS["stars"]
+    for kind in (Stars, StarsWithHead):
+        del KINDS[kind.kind]
 
 
 def test_a_new_kind_is_fitted_evaluated_rebuilt_and_predicts(
@@ -82,6 +92,26 @@ def test_a_new_kind_is_fitted_evaluated_rebuilt_and_predicts(
     (answer,) = fresh.predict(rows[0]["text"], domain="ratings")
     assert isinstance(answer, Prediction)
     assert answer.probabilities.keys() == {"1", "2", "3"}
+
+
+def test_a_new_kind_with_a_head_is_fitted_loaded_evaluated_and_continued(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": row["text"], "stars": 1 + n % 3} for n, row in enumerate(make_rows(60))]
+    domain = declared(rows, "ratings", StarsWithHead(), epochs=1, retention="none")
+    model_in(tmp_path, tiny_base).fit(domain)
+    assert "num_labels=3" in (tmp_path / "ratings" / "README.md").read_text()
+
+    fresh = model_in(tmp_path, tiny_base)
+    fresh.load_adapter(tmp_path / "ratings")
+    (answer,) = fresh.predict(rows[0]["text"], domain="ratings")
+    assert isinstance(answer, Prediction)
+    assert answer.probabilities.keys() == {"1", "2", "3"}
+    assert fresh.evaluate(domain, suite=SUITE).entry.confusion["labels"] == ["1", "2", "3"]
+    fresh.fit(replace(domain, name="more"), init_from="ratings")
+    head = fresh.bank["more"].head
+    assert head is not None
+    assert head.classes == 3
 
 
 def test_an_unusable_row_of_a_new_kind_is_refused(tiny_base: Path, tmp_path: Path) -> None:
