@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,8 +98,8 @@ class Domain:
     def digest(self) -> str:
         """sha256 of the declaration; of files it covers the name, of rows in memory the number."""
         data = _data_record(self.data, lambda path: Path(path).name)
-        task = _json(hashed_record(self.task))
-        hashed = {"name": self.name, **as_record(self), "task": task, "data": data}
+        task, gates = _json(hashed_record(self.task)), self.gates.hashed()
+        hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
         return sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
@@ -218,15 +218,16 @@ def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
 def as_record(domain: Domain) -> dict[str, Any]:
     """The settings of a card, as JSON without any row; ``digest`` hashes the same keys.
 
-    Keys are written out, so that renaming a class or an attribute changes neither. Files in or
-    under the working folder are relative to it; other files are given by name only.
+    Keys are written out, so that renaming a class or an attribute changes neither; the fields of a
+    task and of gates list their former names in ``renamed``. Files in or under the working folder
+    are relative to it; other files are given by name only.
     """
     return {
         "task": _json(task_record(domain.task)),
         "data": _data_record(domain.data, _relative),
         "lora": _lora_record(domain.lora),
         "training": _training_record(domain.training),
-        "gates": asdict(domain.gates),
+        "gates": domain.gates.record(),
         "show_text": domain.show_text,
     }
 

@@ -23,7 +23,7 @@ from lora_domains.domain import (
 )
 from lora_domains.errors import DomainError, UsageError
 from lora_domains.tasks import Classification, Generation, LanguageModelling, Task, hashed_record
-from lora_domains.verdict.gates import Gates
+from lora_domains.verdict.gates import GATES, Gate, Gates, Threshold, register
 
 SECRET = "zq-hush-93"
 ROWS = [{"text": SECRET, "label": "a"}, {"text": "b", "label": "b"}]
@@ -194,6 +194,34 @@ def test_the_digest_of_a_declaration_never_changes(task: Task, digest: str) -> N
         Training(epochs=2, seed=3),
     )
     assert pinned.digest() == digest
+
+
+def test_the_digest_of_other_gates_never_changes() -> None:
+    pinned = Domain("notes", LanguageModelling(), Data("rows/train.csv"),
+                    gates=Gates(retention=0.05, recall=0.9))  # fmt: skip
+    assert pinned.digest() == "bf9da1e2a8ff9fcb3c7d945691351c611634685d5882ee81ab6d325d1fdd6f16"
+
+
+def test_renaming_or_adding_a_threshold_changes_no_digest() -> None:
+    @dataclass(frozen=True)
+    class Renamed(Gates):
+        divergence: float = 0.2
+        renamed = {"drift": "divergence"}  # noqa: RUF012
+
+        def record(self) -> dict[str, float]:
+            return {k: v for k, v in super().record().items() if k != "drift"}
+
+    @dataclass(frozen=True)
+    class Added(Gates):
+        confidence: float = 0.5
+
+    assert Renamed().hashed() == Gates(drift=0.2).hashed()
+    register(Gate("confidence", lambda _, limit: None, Threshold(0.5)))
+    try:
+        assert Added().hashed() == Gates().hashed()
+        assert Added(confidence=0.6).hashed() == {**Gates().hashed(), "confidence": 0.6}
+    finally:
+        del GATES["confidence"]
 
 
 def test_renaming_a_field_of_a_task_changes_no_digest() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.tasks import Task, task_from_record, upgraded_record
+from lora_domains.verdict.gates import Gates
 
 Environment = dict[str, str | int | None]
 """Versions, machine and seed of a run; None where a value is unknown."""
@@ -265,7 +266,10 @@ def _upgraded(stored: Any) -> Any:
         for name in ("settings", "trained_with"):
             settings = entry.get(name)
             if isinstance(settings, Mapping) and isinstance(settings.get("task"), Mapping):
-                entry[name] = {**settings, "task": upgraded_record(settings["task"])}
+                entry[name] = settings = {**settings, "task": upgraded_record(settings["task"])}
+            if isinstance(settings, Mapping) and isinstance(settings.get("gates"), Mapping):
+                gates = {Gates.renamed.get(k, k): v for k, v in settings["gates"].items()}
+                entry[name] = {**settings, "gates": gates}
         if isinstance(entry.get("curve"), Mapping):
             entry["curve"] = _with_targets(entry["curve"])
         judged = entry.get("judged")

@@ -14,6 +14,7 @@ after a registered gate sets that gate's threshold too.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 
@@ -304,10 +305,18 @@ register(Gate("effect", _effect))
 
 # ── The thresholds of a domain ──────────────────────────────────────────────────────────────────
 
+ALWAYS_HASHED = (
+    "retention", "drift", "recall", "precision", "overfit", "slices", "memorisation"
+)  # fmt: skip
+"""The thresholds of the first digest, by the names they had in it."""
+
 
 @dataclass(frozen=True)
 class Gates:
     """The thresholds of a domain's gates."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former names of fields, which older cards have: {former: current}."""
 
     retention: float = RETENTION.default
     """Largest acceptable loss of general knowledge, as a share of the probes."""
@@ -325,6 +334,25 @@ class Gates:
     memorisation: float = MEMORISATION.default
     """Largest AUC of telling training rows from test rows by what the adapter gained on them; .5
     is chance. Provisional: set it lower where membership itself is a secret."""
+
+    def record(self) -> dict[str, float]:
+        """The thresholds by gate, as a card stores them."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
+
+    def hashed(self) -> dict[str, float]:
+        """The thresholds for a digest; renamed fields keep the names they had in the first digest.
+
+        A threshold that was added later counts where it differs from its gate's default, so adding
+        one changes no digest.
+        """
+        former = {current: name for name, current in self.renamed.items()}
+        hashed = {}
+        for name, value in self.record().items():
+            first = former.get(name, name)
+            threshold = GATES[name].threshold if name in GATES else None
+            if first in ALWAYS_HASHED or threshold is None or value != threshold.default:
+                hashed[first] = value
+        return hashed
 
     def ranges(self) -> Iterator[tuple[str, float, bool, str]]:
         """For each threshold its name, value, whether its gate allows that, and the range."""
