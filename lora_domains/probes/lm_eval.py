@@ -45,7 +45,6 @@ class Harness(Task):
     kind = "harness"
     predictable = False
     metric = "accuracy"
-    metrics = ("accuracy",)
     template = ""
     answer_column = None
 

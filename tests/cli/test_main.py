@@ -1,13 +1,15 @@
 """The command: help at 80 columns, wrong usage, and plain output without a terminal."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import make_rows
+from conftest import ROOT, make_rows
 from support.commands import run, write
 
 VERBS = ("fit", "predict", "benchmark", "export", "list", "show", "report", "compare", "seeds",
@@ -18,6 +20,12 @@ GROUPS = {"input", "training", "evaluation", "output", "options", "example"}
 def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert run(*arguments, "--help") == 0
     return capsys.readouterr().out
+
+
+def test_the_declared_command_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"]["lora-domains"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_the_help_lists_every_verb(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -186,6 +187,14 @@ def test_world_is_the_same_in_every_process_and_needs_no_torch() -> None:
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+def test_the_modules_named_in_the_readme_of_the_base_exist() -> None:
+    text = (BASE_PATH / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"\b((?:lora_domains|benchmarks)\.[\w.]+)`", text)
+    assert len(names) == 2
+    for name in names:
+        assert (ROOT / name.replace(".", "/")).with_suffix(".py").is_file(), name
 
 
 def test_base_is_small_and_says_how_it_was_made() -> None:
