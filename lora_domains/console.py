@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from lora_domains.report import terminal
+from lora_domains.report.text import metric_name
 
 
 class Advance(Protocol):
@@ -98,8 +99,9 @@ class Display:
         """A line of the table of epochs, with its heading the first time."""
         if not record["higher_is_better"]:
             metric = "nats per token"  # answers are not generated every epoch
-        columns = ["epoch", "training loss", "validation loss", "accuracy", metric]
-        widths = [5, 13, 15, 8, max(8, len(metric))]
+        name = metric_name(metric)
+        columns = ["epoch", "training loss", "validation loss", "accuracy", name]
+        widths = [5, 13, 15, 8, max(8, len(name))]
         monitored = "general_kl" in record
         if monitored:
             columns += ["general nats", "KL"]

@@ -108,7 +108,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return "Known: " + ", ".join(names) + "."
 
 
-def listed(values: Iterable[object], most: int = 8) -> str:
+MOST_LISTED = 8
+"""Values that an error lists in full."""
+
+
+def listed(values: Iterable[object], most: int = MOST_LISTED) -> str:
     """``values`` separated by commas; after ``most`` of them, the number of the others."""
     items = [str(value) for value in values]
     rest = len(items) - most

@@ -7,7 +7,6 @@ domain metric is computed on validation rows, and general knowledge on the gener
 choosing checkpoints (nats per token, and KL from the base, which follows forgetting).
 """
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +31,7 @@ from lora_domains.report.markdown import readme
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Task
 from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -157,8 +157,8 @@ def _point(scale: float, compared: Comparison, moved: Mapping[str, Any]) -> dict
         "scale": scale,
         "score": compared.adapter,
         "difference": compared.difference,
-        "lower": _finite(compared.lower),
-        "upper": _finite(compared.upper),
+        "lower": finite(compared.lower),
+        "upper": finite(compared.upper),
         "nats": float(moved["adapter"].sum()) / tokens,
         "kl": float(moved["kl"].sum()) / tokens,
     }
@@ -194,11 +194,6 @@ def _compared(
     compared = metric_named(metric).compare(ScoreTable(items), one, other, positive)
     assert compared is not None
     return compared
-
-
-def _finite(number: float) -> float | None:
-    """None for infinity, which JSON lacks: a single row has infinite bounds."""
-    return number if math.isfinite(number) else None
 
 
 def check_curve(scales: Sequence[float], validation: Sequence[EncodedRow]) -> None:

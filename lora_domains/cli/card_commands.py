@@ -18,7 +18,7 @@ from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
 from lora_domains.report.regressions import older_adapters, regressions
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
-from lora_domains.report.text import outcome
+from lora_domains.report.text import metric_name, outcome
 
 ADAPTER = "its folder, or its name in --out"
 
@@ -59,7 +59,7 @@ def list_adapters(flags: argparse.Namespace) -> int:
         gain = ""
         if metric in entry.domain_scores:
             fields = entry.domain_scores[metric]
-            gain = f"{metric} {fields['base']:.3f} → {fields['adapter']:.3f}"
+            gain = f"{metric_name(metric)} {fields['base']:.3f} → {fields['adapter']:.3f}"
         verdict = entry.verdict or "not evaluated"
         display.line(f"{folder.name:<20} {verdict:<13} {gain:<32} base {card.base.id}")
     return 0

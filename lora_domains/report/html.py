@@ -11,7 +11,8 @@ from typing import Any
 from lora_domains.report import charts
 from lora_domains.report import text as wording
 from lora_domains.report.card import AdapterEntry, Report
-from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.metrics import best_baseline, metric_named
+from lora_domains.verdict.scores import contender_label
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = 12
@@ -35,6 +36,7 @@ def page(report: Report) -> str:
         "interval": wording.interval,
         "losses": wording.losses,
         "metric": wording.metric_name,
+        "contender": contender_label,
         "prior_evaluations": wording.prior_evaluations,
         "calibrated": wording.calibrated,
         "memorised": wording.memorised,
@@ -85,7 +87,7 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
         }
         if gained:
             metric, fields = gained
-            rival = wording.best_baseline(metric, fields)
+            rival = best_baseline(metric_named(metric), fields["baselines"])
             ahead = 0.0 if rival is None else rival[1] - fields["base"]
             # The threshold is the base, or the best baseline where that is better.
             higher = metric_named(metric).higher_is_better
@@ -204,13 +206,7 @@ def _confusion(entry: AdapterEntry) -> dict[str, Any]:
         return {"confusion": None, "confused": []}
     labels = found["labels"]
     if len(labels) > CLASSES:
-        pairs = [
-            (count, labels[i], labels[j])
-            for i, row in enumerate(found["adapter"])
-            for j, count in enumerate(row)
-            if i != j and count
-        ]
-        return {"confusion": None, "confused": sorted(pairs, key=lambda p: -p[0])[:CLASSES]}
+        return {"confusion": None, "confused": wording.most_confused(found)[:CLASSES]}
     tables = {
         who: [
             (label, [(count, count / max(sum(row), 1), i == j) for j, count in enumerate(row)])

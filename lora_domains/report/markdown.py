@@ -27,6 +27,7 @@ from lora_domains.report.text import (
     ranked,
     worsened,
 )
+from lora_domains.verdict.scores import contender_label
 
 # GitHub's limits: a job summary in bytes, a comment in characters (bytes are never fewer).
 SUMMARY, COMMENT = 1024 * 1024, 65_536
@@ -106,7 +107,13 @@ def _scores(entry: AdapterEntry) -> list[str]:
         middle = [fields["baselines"].get(name) for name in names]
         shown = [number(v) for v in (fields["base"], *middle, fields["adapter"])]
         rows.append([escaped(metric_name(metric)), *shown, interval(fields)])
-    head = ["metric", "base", *map(escaped, names), "adapter", "adapter − base (95 % bounds)"]
+    head = [
+        "metric",
+        "base",
+        *(escaped(contender_label(name)) for name in names),
+        "adapter",
+        "adapter − base (95 % bounds)",
+    ]
     n = next(iter(scores.values()))["n"]
     return [
         *table(head, rows),

@@ -18,11 +18,12 @@ import numpy as np
 from lora_domains.errors import UsageError
 from lora_domains.report.card import CARD, AdapterEntry, Card, Report
 from lora_domains.report.report import rebuilt
-from lora_domains.report.text import WORST_FIRST, gained, kept
+from lora_domains.report.text import gained, kept
 from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.tasks import positive_index
 from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.rules import WORST_FIRST
 from lora_domains.verdict.scores import ScoreTable
 
 Items = Sequence[Mapping[str, Any]]

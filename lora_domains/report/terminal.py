@@ -1,6 +1,7 @@
 """The tables of cards, reports and analyses for a terminal or a log."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -17,16 +18,20 @@ from lora_domains.report.text import (
     interval,
     losses,
     metric_name,
+    most_confused,
     nats_of,
     percent,
     points,
     ranked,
     worsened,
 )
+from lora_domains.verdict.scores import contender_label
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
 CLASSES = 8
 """The confusion of more classes is shown as its most frequent mistakes."""
+NARROW = 12
+"""Characters of a line in the heading of a baseline, so that the table fits 80 columns."""
 BOUNDS = "difference (95 % bounds)"
 Figures = Mapping[str, Any]
 
@@ -52,7 +57,8 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # it is shown below
     n = next(iter(found.values()))["n"]
     title(console, f"On {n} test rows")
-    table = _table(["", "base", *names, "adapter", BOUNDS])
+    labels = ["\n".join(wrap(contender_label(name), NARROW)) for name in names]
+    table = _table(["", "base", *labels, "adapter", BOUNDS])
     for metric, fields in found.items():
         middle = [fields["baselines"].get(name) for name in names]
         shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
@@ -75,14 +81,8 @@ def confusion(console: Console, found: Figures, most: int = CLASSES) -> None:
     """The confusion matrix; for more than ``most`` classes its most frequent mistakes."""
     labels, counts = found["labels"], found["adapter"]
     if len(labels) > most:
-        pairs = [
-            (counts[i][j], labels[i], labels[j])
-            for i in range(len(labels))
-            for j in range(len(labels))
-            if i != j and counts[i][j]
-        ]
         line(console, f"Confusion of {len(labels)} classes, the most frequent mistakes:")
-        for count, truth, predicted in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))[:6]:
+        for count, truth, predicted in most_confused(found)[:6]:
             line(console, f"  {count:>4} × {truth} predicted as {predicted}")
         return
     table = _table(["true ↓  predicted →", *labels, "", *(f"base: {label}" for label in labels)])

@@ -8,9 +8,9 @@ from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.verdict.metrics import METRICS, metric_named
+from lora_domains.verdict.rules import WORST_FIRST
 
 SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–"}
-WORST_FIRST = ("fail", "inconclusive", "pass")
 Fields = Mapping[str, Any]
 
 
@@ -116,6 +116,18 @@ def decided_by(curve: Fields) -> str:
     )
 
 
+def most_confused(confusion: Fields) -> list[tuple[int, str, str]]:
+    """The adapter's mistakes as (rows, true label, predicted label), most frequent first."""
+    labels = confusion["labels"]
+    pairs = [
+        (count, labels[i], labels[j])
+        for i, row in enumerate(confusion["adapter"])
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair[0])
+
+
 # ── All adapters of a report ────────────────────────────────────────────────────────────────────
 
 
@@ -175,13 +187,6 @@ def brief(entry: AdapterEntry) -> str:
         ]
         phrases += [f"{words} {', '.join(found)}"] if found else []
     return "; ".join(phrases)
-
-
-def best_baseline(metric: str, fields: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The best baseline on ``metric`` and its value; None where there is none."""
-    sign = metric_named(metric).sign
-    found = {name: v for name, v in fields["baselines"].items() if v is not None}
-    return max(found.items(), key=lambda pair: sign * pair[1]) if found else None
 
 
 def reasons(entry: AdapterEntry) -> list[str]:

@@ -5,12 +5,9 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
-from lora_domains.errors import DataError, DomainError, did_you_mean, listed
+from lora_domains.errors import MOST_LISTED, DataError, DomainError, did_you_mean, listed
 from lora_domains.tasks.base import Task, register
 from lora_domains.tasks.rows import Example, Row, fill, prompt_from, shown, text_of
-
-MOST_LISTED = 8
-"""Labels that an error lists in full."""
 
 
 @register

@@ -30,10 +30,11 @@ OUTCOMES: dict[Verdict, str] = {
 def judge_gain(evidence: Evidence) -> GateResult:
     """The adapter against the base and the best baseline on the domain metric."""
     metric, test, positive = evidence.metric, evidence.test, evidence.positive
-    best = best_baseline(metric, test, positive)
+    values = {name: metric.value(test, name, positive) for name in test.baselines()}
+    best = best_baseline(metric, values)
     rivals = {
         contender_label(rival): evidence.compared(metric, test, rival, positive)
-        for rival in ["base", *([best] if best else [])]
+        for rival in ["base", *(best[:1] if best else [])]
     }
     return gain(metric, rivals)
 

@@ -10,7 +10,7 @@ exist:
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -355,11 +355,7 @@ for _metric in (
 # ── Baselines on a metric ───────────────────────────────────────────────────────────────────────
 
 
-def best_baseline(metric: Metric, table: ScoreTable, positive: int | None) -> str | None:
-    """The strongest baseline on ``metric``; None where none was scored on it."""
-    scored = [
-        (metric.sign * value, name)
-        for name in table.baselines()
-        if (value := metric.value(table, name, positive)) is not None
-    ]
-    return max(scored)[1] if scored else None
+def best_baseline(metric: Metric, values: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """The baseline with the best of ``values`` on ``metric``; None where none was scored on it."""
+    scored = [(name, value) for name, value in values.items() if value is not None]
+    return max(scored, key=lambda pair: (metric.sign * pair[1], pair[0])) if scored else None

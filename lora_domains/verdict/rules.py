@@ -101,7 +101,7 @@ def judge(
     )
     if outcome == "inconclusive":
         why += f" {too_few(measured, needed)}"
-    return GateResult(name, rule, observed, threshold, _finite(lower), _finite(upper), outcome, why)
+    return GateResult(name, rule, observed, threshold, finite(lower), finite(upper), outcome, why)
 
 
 def judge_limit(name: str, rule: str, measured: Measurement, limit: float, what: str) -> GateResult:
@@ -152,12 +152,17 @@ def judge_share(
 def judge_count(name: str, rule: str, observed: float, *, passed: bool, why: str) -> GateResult:
     """The result for a figure that is counted, not sampled; the threshold shown is 0."""
     outcome: Verdict = "pass" if passed else "fail"
-    return GateResult(name, rule, _finite(observed), 0.0, None, None, outcome, why)
+    return GateResult(name, rule, finite(observed), 0.0, None, None, outcome, why)
 
 
 def not_applicable(name: str, rule: str, threshold: float, why: str) -> GateResult:
     """A gate whose figure cannot be measured; it neither passes nor fails."""
     return GateResult(name, rule, None, threshold, None, None, "not applicable", why)
+
+
+def finite(value: float | None) -> float | None:
+    """``value``, or None for infinity and NaN, which JSON lacks (one item has infinite bounds)."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def shown(value: float) -> str:
@@ -190,7 +195,3 @@ def _told_apart(value: float, threshold: float) -> str:
             break
         text = f"{value:.{digits}f}"
     return text
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

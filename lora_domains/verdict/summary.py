@@ -14,7 +14,6 @@ Figures beside the gates always have 95 % bounds; gates hold at the level that e
 of the test set leave.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -29,7 +28,7 @@ from lora_domains.stats.thresholds import curve
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.gates import judge_all
 from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
-from lora_domains.verdict.rules import verdict
+from lora_domains.verdict.rules import finite, verdict
 from lora_domains.verdict.scores import CONTENDERS, Item, ScoreTable
 
 
@@ -105,7 +104,7 @@ def _details(
 
 def comparison_fields(comparison: Comparison) -> dict[str, Any]:
     """A comparison as a report holds it; its level is 95 % there."""
-    return {k: _finite(v) for k, v in asdict(comparison).items() if k != "level"}
+    return {k: finite(v) for k, v in asdict(comparison).items() if k != "level"}
 
 
 def confusion(test: ScoreTable, labels: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def _general(evidence: Evidence) -> dict[str, Any]:
         fields["pooled"] = _scored(accuracy, general, None)
     if len(text):
         kl = evidence.kl(0.95)
-        lower, upper = map(_finite, kl.bounds)
+        lower, upper = map(finite, kl.bounds)
         fields["nats"] = _scored(nats, text, None)
         fields["kl"] = {"general": kl.observed, "lower": lower, "upper": upper}
     return fields
@@ -223,8 +222,3 @@ def _curves(evidence: Evidence) -> dict[str, Any]:
             positives = table.targets() == evidence.positive
             curves[name] = curve(table.column("adapter", "positive"), positives)
     return curves
-
-
-def _finite(number: float | None) -> float | None:
-    """``number``, or None where JSON has no word for it (one item has infinite bounds)."""
-    return number if number is not None and math.isfinite(number) else None

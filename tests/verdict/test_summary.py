@@ -147,7 +147,10 @@ def test_no_gain_over_the_best_baseline_fails() -> None:
     result = gate(judged(items), "gain")
     assert result["verdict"] == "fail"
     assert "TF-IDF reaches 1.000. The adapter does not beat it" in result["why"]
-    assert best_baseline(METRICS["f1"], ScoreTable(items), 1) == "tfidf"
+    f1 = METRICS["f1"]
+    values = {name: f1.value(ScoreTable(items), name, 1) for name in ("majority", "tfidf")}
+    assert best_baseline(f1, values | {"unscored": None}) == ("tfidf", 1.0)
+    assert best_baseline(f1, {"unscored": None}) is None
     # A baseline without the score a metric is made from is left out, not counted as zero.
     for item in items:
         item["scores"]["tfidf"].pop("nats")
