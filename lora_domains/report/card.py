@@ -335,6 +335,9 @@ def _fault(value: Any, rule: Mapping[str, Any]) -> Fault | None:
     """The first place where ``value`` breaks ``rule``; None where it keeps it."""
     if "$ref" in rule:
         rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
+    # Most values are finite numbers without a range: nothing more to check, and a card is read often.
+    if type(value) is float and rule.get("type") == "number" and len(rule) == 1:
+        return None if math.isfinite(value) else ("", "a finite number", f"float {value!r}")
     expected = _unmet(value, rule)
     if expected is not None:
         return "", expected, f"{type(value).__name__} {str(value)[:40]!r}"
