@@ -335,7 +335,7 @@ def _fault(value: Any, rule: Mapping[str, Any]) -> Fault | None:
     """The first place where ``value`` breaks ``rule``; None where it keeps it."""
     if "$ref" in rule:
         rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
-    # Most values are finite numbers without a range: nothing more to check, and a card is read often.
+    # Most values are finite numbers without a range, and a card is read often: no call for those.
     if type(value) is float and rule.get("type") == "number" and len(rule) == 1:
         return None if math.isfinite(value) else ("", "a finite number", f"float {value!r}")
     expected = _unmet(value, rule)
