@@ -261,11 +261,14 @@ def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_p
     rows = make_rows(60)
     domain = with_settings(
         Domain("spam", Classification(), Data(rows[:30], rows[30:40], rows[40:])),
-        epochs=1, retention="none", rank=4, lr=0.01,
+        epochs=1, rank=4, lr=0.01,
     )  # fmt: skip
     model.fit(domain)
     suite = load_suite(f"harness:{yaml(tmp_path, CHOICE)}", limit=8)
     entry = model.evaluate(domain, suite=suite).entry
+    # The rows and the general text of the default retention are searched for the questions.
+    (leaks,) = (gate for gate in entry.gates if gate["name"] == "leaks")
+    assert leaks["verdict"] == "pass"
     assert entry.general["local_task"]["n"] == entry.general["pooled"]["n"] == 8
     items = [
         json.loads(line)
