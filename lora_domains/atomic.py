@@ -130,3 +130,8 @@ def _exchange(one: Path, other: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return False
+
+
+def folders_with(out: Path, file: str) -> list[Path]:
+    """The folders in ``out`` that hold ``file``; hidden ones are unfinished or set aside."""
+    return sorted(path.parent for path in out.glob(f"[!.]*/{file}"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lora_domains.atomic import new_folder, restored
+from lora_domains.atomic import folders_with, new_folder, restored
 from lora_domains.domain import check_name
 from lora_domains.errors import AdapterError, did_you_mean, listed
 from lora_domains.report.card import CARD, ITEMS, Card
@@ -25,11 +25,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def adapters_in(out: Path, file: str = CONFIG) -> list[Path]:
-    """The folders in ``out`` that hold ``file``; hidden ones are unfinished or set aside."""
-    return sorted(path.parent for path in out.glob(f"[!.]*/{file}"))
-
-
 def find_adapter(path: str | Path, out: Path, file: str = CONFIG) -> Path:
     """``path`` itself, or the adapter of that name in ``out``, whichever holds ``file``.
 
@@ -38,7 +33,7 @@ def find_adapter(path: str | Path, out: Path, file: str = CONFIG) -> Path:
     for candidate in (Path(path), out / path):
         if (restored(candidate) / file).exists():
             return candidate
-    names = [folder.name for folder in adapters_in(out, file)]
+    names = [folder.name for folder in folders_with(out, file)]
     raise AdapterError(
         where=str(path),
         expected=f"an adapter folder with {file}, or the name of one in {out}",

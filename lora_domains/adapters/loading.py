@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from lora_domains.adapters.config import read_config, targets_of
-from lora_domains.adapters.folder import CONFIG, WEIGHTS, adapters_in, fingerprint, mapped
+from lora_domains.adapters.folder import CONFIG, WEIGHTS, fingerprint, mapped
 from lora_domains.adapters.peft import PREFIX
-from lora_domains.atomic import restored
+from lora_domains.atomic import folders_with, restored
 from lora_domains.domain import check_name
 from lora_domains.errors import (
     AdapterCorrupt,
@@ -97,7 +97,7 @@ def _read(
 
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
-        names = [path.name for path in adapters_in(folder.parent)]
+        names = [path.name for path in folders_with(folder.parent, CONFIG)]
         raise AdapterError(
             where=str(folder),
             expected="an adapter folder",

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lora_domains.adapters.folder import adapters_in, find_adapter
+from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
+from lora_domains.atomic import folders_with
 from lora_domains.cli.commands import add_report_flags
 from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import Parser, add_out_flag, add_verb
@@ -50,7 +51,7 @@ def _add_list(verbs: Any) -> None:
 def list_adapters(flags: argparse.Namespace) -> int:
     """A line for each adapter of a folder."""
     out, display = Path(flags.out), Display()
-    folders = adapters_in(out, CARD)
+    folders = folders_with(out, CARD)
     if not folders:
         display.line(f"No adapters in {out}. Train one: accelerate launch recipes/medical.py")
     for folder in folders:

@@ -1,7 +1,8 @@
 """``card.json`` and ``report.json``, typed: a ``Card`` reads, writes and validates itself.
 
-The shape of the file is in ``card.schema.json``; this file checks a card against it when it is read
-and before it is written. What a run measured for each item is in ``items.jsonl`` beside the card.
+The shape of the file is in ``assets/card.schema.json``; this file checks a card against it when it
+is read and before it is written. What a run measured for each item is in ``items.jsonl`` beside
+the card.
 """
 
 import json
@@ -309,7 +310,7 @@ RANGES = {
 @cache
 def schema() -> dict[str, Any]:
     """The JSON schema of a card."""
-    path = Path(__file__).with_name("card.schema.json")
+    path = Path(__file__).parent / "assets" / "card.schema.json"
     read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return read
 

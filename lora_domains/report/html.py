@@ -14,7 +14,7 @@ from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.verdict.metrics import best_baseline, metric_named
 from lora_domains.verdict.scores import contender_label
 
-TEMPLATES = Path(__file__).parent / "templates"
+ASSETS = Path(__file__).parent / "assets"
 CLASSES = 12
 """With more classes, only the most frequent confusions are listed."""
 
@@ -24,7 +24,7 @@ def page(report: Report) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,7 +46,7 @@ def page(report: Report) -> str:
     chart, left_out = _scatter(adapters)
     return environment.get_template("report.html").render(
         report=report,
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
         outcome=wording.outcome(report),
         headline=wording.headline(report),
         counted=wording.counted(report),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_domains.atomic import folders_with
 from lora_domains.errors import UsageError
 from lora_domains.report.card import CARD, AdapterEntry, Card, Report
 from lora_domains.report.report import rebuilt
@@ -37,7 +38,7 @@ def older_adapters(folder: Path) -> dict[str, Path]:
     """
     if (folder / CARD).is_file():
         return {Card.read(folder).adapter.path: folder}
-    found = {path.parent.name: path.parent for path in sorted(folder.glob(f"[!.]*/{CARD}"))}
+    found = {path.name: path for path in folders_with(folder, CARD)}
     if not found:
         raise UsageError(
             where=str(folder),

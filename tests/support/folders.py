@@ -18,7 +18,7 @@ from lora_domains.report.report import combine
 from lora_domains.stats.seeds import seed_variance
 
 SCHEMAS = {
-    name: json.loads((ROOT / f"lora_domains/report/{name}.schema.json").read_text())
+    name: json.loads((ROOT / f"lora_domains/report/assets/{name}.schema.json").read_text())
     for name in ("card", "report")
 }
 REGISTRY: Registry[Any] = Registry().with_contents(

@@ -130,10 +130,11 @@ def definitions(path: Path) -> Iterator[Definition]:
 
 
 def folders() -> dict[str, list[Path]]:
-    """The files of each folder beside ``__init__.py``."""
+    """The files of each folder beside ``__init__.py``, whatever their kind."""
     found: dict[str, list[Path]] = {}
-    for path in FILES:
-        if path.parent != PACKAGE and path.name != "__init__.py":
+    for path in sorted(path for path in PACKAGE.rglob("*") if path.is_file()):
+        in_folder = path.parent != PACKAGE and path.parent.name != "__pycache__"
+        if in_folder and path.name != "__init__.py":
             found.setdefault(path.parent.relative_to(PACKAGE).as_posix(), []).append(path)
     return found
 
