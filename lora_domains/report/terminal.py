@@ -30,7 +30,7 @@ from lora_domains.verdict.scores import contender_label
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
 CLASSES = 8
 """The confusion of more classes is shown as its most frequent mistakes."""
-NARROW = 12
+NARROW = 8
 """Characters of a line in the heading of a baseline, so that the table fits 80 columns."""
 BOUNDS = "difference (95 % bounds)"
 Figures = Mapping[str, Any]
