@@ -137,11 +137,11 @@ def _check_ranges(domain: Domain) -> None:
         ("clip", training.clip, training.clip > 0, "above 0"),
         *domain.gates.ranges(),
     ]
-    for name, value, holds, wanted in rules:
+    for name, value, holds, allowed in rules:
         if not holds:
             raise DomainError(
                 where=f"domain {domain.name!r}, setting {name!r}",
-                expected=wanted,
+                expected=allowed,
                 found=repr(value),
                 hint="Change it in the recipe or on the command line.",
             )

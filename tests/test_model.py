@@ -301,10 +301,10 @@ def test_each_adapter_tried_on_a_test_set_makes_the_level_stricter(
     for seed in (0, 0, 1):
         model.fit(made, lr=0.01 + seed / 1000)  # the rows, and so the test set, stay
         found.append(model.evaluate(made, suite=SUITE).entry)
-    looks = [entry.looks for entry in found]
+    evaluations = [entry.looks for entry in found]
     # The first one was trained and evaluated twice with the same bytes: one adapter.
-    assert [(one["before"], one["adapters"]) for one in looks] == [(0, 0), (1, 0), (2, 1)]
-    assert [one["level"] for one in looks] == [level(0), level(0), level(1)]
+    assert [(one["before"], one["adapters"]) for one in evaluations] == [(0, 0), (1, 0), (2, 1)]
+    assert [one["level"] for one in evaluations] == [level(0), level(0), level(1)]
     assert found[0].sha256 == found[1].sha256 != found[2].sha256
     recall = {g["name"]: g for g in found[2].gates}["recall"]
     assert "99.7 %" in recall["why"]
@@ -313,7 +313,7 @@ def test_each_adapter_tried_on_a_test_set_makes_the_level_stricter(
     )
     lines = [json.loads(line) for line in (tmp_path / ".looks.jsonl").read_text().splitlines()]
     assert [line.get("verdict") for line in lines[1::2]] == [e.verdict for e in found]
-    assert {line["test_set"] for line in lines[::2]} == {looks[0]["test_set"]}
+    assert {line["test_set"] for line in lines[::2]} == {evaluations[0]["test_set"]}
     (tmp_path / ".looks.jsonl").write_text("")
     entry = model.evaluate(made, suite=SUITE).entry
     assert entry.verdict == "fail"
@@ -394,8 +394,8 @@ def test_unsure_predictions_are_referred(fitted: Fitted) -> None:
 
 
 def questions(first: str) -> Suite:
-    asked = [{**QUESTIONS[0], "question": first}, *QUESTIONS]
-    return replace(SUITE, probes=(replace(SUITE.probes[0], rows=asked),))
+    rows = [{**QUESTIONS[0], "question": first}, *QUESTIONS]
+    return replace(SUITE, probes=(replace(SUITE.probes[0], rows=rows),))
 
 
 @pytest.mark.slow
@@ -708,7 +708,7 @@ def test_the_saved_folder_loads_in_plain_peft(fitted: Fitted, tiny_base: Path) -
         )
 
 
-# ── Private rows (contract 13) ──────────────────────────────────────────────────────────────────
+# ── Private rows ──────────────────────────────────────────────────────────────────────────────────
 
 SECRETS = {"train": "zqtrainhush", "test": "zqtesthush", "group": "zqpatient", "file": "zqfile"}
 

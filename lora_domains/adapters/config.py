@@ -170,11 +170,11 @@ def _check_values(raw: Mapping[str, Any], where: str) -> None:
         ("rank_pattern", lambda v: _is_pattern(v, _is_rank), "patterns with integers"),
         ("alpha_pattern", lambda v: _is_pattern(v, _is_alpha), "patterns with numbers"),
     ]
-    for key, holds, wanted in rules:
+    for key, holds, allowed in rules:
         if key in raw and not holds(raw[key]):
             raise AdapterCorrupt(
                 where=where,
-                expected=f"{key}: {wanted}",
+                expected=f"{key}: {allowed}",
                 found=str(raw[key])[:60],
                 hint=COPY_AGAIN,
             )

@@ -63,9 +63,9 @@ def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
             return get_peft_model(bare, config, low_cpu_mem_usage=True)
     except (ValueError, TypeError) as error:  # TypeError: LoRA on a layer that is saved whole
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in bare.named_modules() if _linear(m)})
-        wanted = config.target_modules
+        targets = config.target_modules
         unknown = (
-            [t for t in wanted if t not in linears] if not isinstance(wanted, str) else [wanted]
+            [t for t in targets if t not in linears] if not isinstance(targets, str) else [targets]
         )
         raise AdapterUnsupported(
             where=base.id,
@@ -96,11 +96,11 @@ def _classifier(base: Base, config: Any, classes: int) -> Any:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     except ValueError:  # transformers has none for this architecture
         shapes = {}
-    wanted = head_shapes(base, classes)
-    if not wanted.items() <= shapes.items():
+    head = head_shapes(base, classes)
+    if not head.items() <= shapes.items():
         raise AdapterUnsupported(
             where=base.id,
-            expected=f"an architecture with a classification head of {listed(wanted)}",
+            expected=f"an architecture with a classification head of {listed(head)}",
             found=f"{config.model_type}, which has another or none",
             hint="Train without a head: the labels are then scored as text.",
         )

@@ -158,7 +158,7 @@ class GeneralScores:
 
 
 def stored_move(largest_move: float) -> float | None:
-    """The largest move as a card stores it: None where it is not finite, which JSON has not."""
+    """The largest move as a card stores it: None where JSON cannot hold it (infinity, NaN)."""
     return largest_move if math.isfinite(largest_move) else None
 
 

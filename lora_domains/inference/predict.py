@@ -119,8 +119,8 @@ def length_of(bank: Bank, name: str) -> int:
     """Tokens of a text at most for the adapter ``name``, as in its training."""
     card = bank[name].card
     settings = card.adapter.settings if card else {}
-    wanted = settings.get("training", {}).get("max_length")
-    return min(wanted or row_limit(bank.base, None), bank.base.context)
+    limit = settings.get("training", {}).get("max_length")
+    return min(limit or row_limit(bank.base, None), bank.base.context)
 
 
 # ── Labels and answers ──────────────────────────────────────────────────────────────────────────

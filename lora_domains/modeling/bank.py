@@ -55,7 +55,7 @@ class Bank:
     def __init__(self, base: Base, slots: int | None = None) -> None:
         if slots is not None and slots < 1:
             raise UsageError(
-                expected="at least one slot",
+                expected="at least one adapter on the device",
                 found=f"slots={slots}",
                 hint="Leave it out for no limit.",
             )

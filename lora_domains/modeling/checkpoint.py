@@ -216,9 +216,9 @@ def _download(source: str, revision: str | None, where: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    wanted = [*(kind.pattern for kind in FORMATS), *SHARED_FILES]
+    patterns = [*(kind.pattern for kind in FORMATS), *SHARED_FILES]
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except HFValidationError:
         raise BaseModelError(
             where=where,

@@ -183,10 +183,10 @@ def traces(
 
 def _axes(
     x: Scale, y: Scale, across: tuple[float, float], up: tuple[float, float], below: str,
-    beside: str, wanted: Sequence[float] | None = None,
+    beside: str, tick_values: Sequence[float] | None = None,
 ) -> Markup:  # fmt: skip
     parts = []
-    for value in wanted or ticks(*across, 6):
+    for value in tick_values or ticks(*across, 6):
         parts.append(
             Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
                 x(value), HEIGHT - BOTTOM + 16, _short(value)

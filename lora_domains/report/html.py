@@ -66,13 +66,13 @@ def page(report: Report) -> str:
 
 def _adapters(report: Report) -> Iterator[dict[str, Any]]:
     entries = wording.ranked(report)
-    found = [(wording.gained(entry), wording.kept(entry)) for entry in entries]
+    changes = [(wording.gained(entry), wording.kept(entry)) for entry in entries]
     # One scale for each column, so that the bars of adapters can be compared.
-    shares = [f for gained, _ in found if gained and metric_named(gained[0]).higher_is_better
+    shares = [f for gained, _ in changes if gained and metric_named(gained[0]).higher_is_better
               for f in [gained[1]]]  # fmt: skip
     gain_scale = _domain(shares, [0.0])
-    kept_scale = _domain([kept for _, kept in found if kept], [0.0, -0.03])
-    for place, (entry, (gained, kept)) in enumerate(zip(entries, found, strict=True), start=1):
+    kept_scale = _domain([kept for _, kept in changes if kept], [0.0, -0.03])
+    for place, (entry, (gained, kept)) in enumerate(zip(entries, changes, strict=True), start=1):
         shown: dict[str, Any] = {
             "number": place,
             "anchor": f"adapter-{place}",
@@ -114,10 +114,10 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
 
 def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Base, baselines and adapter on one metric, worst first: (name, value, width in %)."""
-    found = {"base": fields["base"], **fields["baselines"], "adapter": fields["adapter"]}
+    values = {"base": fields["base"], **fields["baselines"], "adapter": fields["adapter"]}
     lower = not metric_named(metric).higher_is_better
-    whole = (max(found.values()) if lower else 1.0) or 1.0
-    order = sorted(found.items(), key=lambda pair: -pair[1] if lower else pair[1])
+    whole = (max(values.values()) if lower else 1.0) or 1.0
+    order = sorted(values.items(), key=lambda pair: -pair[1] if lower else pair[1])
     return [(name, value, round(100 * value / whole, 1)) for name, value in order]
 
 
@@ -201,16 +201,16 @@ def _curves(entry: AdapterEntry) -> dict[str, Any]:
 
 def _confusion(entry: AdapterEntry) -> dict[str, Any]:
     """Two shaded tables for few classes; the most frequent confusions for many."""
-    found = entry.confusion
-    if not found:
+    matrices = entry.confusion
+    if not matrices:
         return {"confusion": None, "confused": []}
-    labels = found["labels"]
+    labels = matrices["labels"]
     if len(labels) > CLASSES:
-        return {"confusion": None, "confused": wording.most_confused(found)[:CLASSES]}
+        return {"confusion": None, "confused": wording.most_confused(matrices)[:CLASSES]}
     tables = {
         who: [
             (label, [(count, count / max(sum(row), 1), i == j) for j, count in enumerate(row)])
-            for i, (label, row) in enumerate(zip(labels, found[who], strict=True))
+            for i, (label, row) in enumerate(zip(labels, matrices[who], strict=True))
         ]
         for who in ("base", "adapter")
     }
@@ -220,18 +220,18 @@ def _confusion(entry: AdapterEntry) -> dict[str, Any]:
 def _reliability(entry: AdapterEntry) -> dict[str, Any]:
     """Charts of risk against coverage, and of precision against recall."""
     risk, named = entry.calibration.get("risk_coverage"), entry.curve
-    found: dict[str, Any] = {"risk_chart": None, "curve_chart": None}
+    fields: dict[str, Any] = {"risk_chart": None, "curve_chart": None}
     if risk:
         lines = {name: [(p["coverage"], p[key]) for p in risk]
                  for name, key in (("share wrong", "risk"), ("at most", "upper"))}  # fmt: skip
         title = f"Share of wrong answers against share answered by {entry.path}; table below"
-        found["risk_chart"] = charts.traces(lines, "share answered", "share wrong", title)
+        fields["risk_chart"] = charts.traces(lines, "share answered", "share wrong", title)
     lines = {f"{rows} rows": [(p["recall"], p["precision"]) for p in named[rows]]
              for rows in ("test", "validation") if named.get(rows)}  # fmt: skip
     if lines:
         title = f"Precision against recall of {entry.path}; the figures are in the table below"
-        found["curve_chart"] = charts.traces(lines, "recall", "precision", title)
-    return found
+        fields["curve_chart"] = charts.traces(lines, "recall", "precision", title)
+    return fields
 
 
 # ── All adapters together ───────────────────────────────────────────────────────────────────────

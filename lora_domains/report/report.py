@@ -81,7 +81,7 @@ def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
         base_changed=judged["base_changed"],
         largest_move=float("nan") if move is None else move,
         knowledge=judged.get("knowledge", "questions"),
-        looks=entry.looks,
+        evaluations=entry.looks,
         threshold=judged.get("threshold"),
     )
 

@@ -52,14 +52,14 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     """Base, adapter and baselines on the same test rows."""
     if not entry.domain_scores:
         return
-    found = entry.domain_scores
-    baselines = (name for fields in found.values() for name in fields["baselines"])
+    by_metric = entry.domain_scores
+    baselines = (name for fields in by_metric.values() for name in fields["baselines"])
     names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # it is shown below
-    n = next(iter(found.values()))["n"]
+    n = next(iter(by_metric.values()))["n"]
     title(console, f"On {n} test rows")
     labels = ["\n".join(wrap(contender_label(name), NARROW)) for name in names]
     table = _table(["", "base", *labels, "adapter", BOUNDS])
-    for metric, fields in found.items():
+    for metric, fields in by_metric.items():
         middle = [fields["baselines"].get(name) for name in names]
         shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
         adapter = f"[bold]{fields['adapter']:.3f}[/]"

@@ -73,13 +73,13 @@ def open_gates(entry: AdapterEntry) -> list[Mapping[str, Any]]:
 # ── Other findings about one adapter ────────────────────────────────────────────────────────────
 
 
-def prior_evaluations(looks: Fields) -> str:
+def prior_evaluations(evaluations: Fields) -> str:
     """Earlier evaluations of the test set, and the level that they leave (``verdict.ledger``)."""
-    level = f"{100 * looks['level']:.6g} %"
-    before = _plural(looks["before"], "earlier evaluation")
-    others = f"{_plural(looks['adapters'], 'other adapter')} evaluated first"
+    level = f"{100 * evaluations['level']:.6g} %"
+    before = _plural(evaluations["before"], "earlier evaluation")
+    others = f"{_plural(evaluations['adapters'], 'other adapter')} evaluated first"
     sentence = f"{before}, {others}; gates use {level} bounds"
-    return f"{sentence}; {looks['broken']}" if looks["broken"] else sentence
+    return f"{sentence}; {evaluations['broken']}" if evaluations["broken"] else sentence
 
 
 def with_bounds(figures: Fields, key: str, bounds: Fields) -> str:
@@ -140,8 +140,8 @@ def outcome(report: Report) -> str:
     """The worst verdict; ``fail`` too when something got worse since the older report."""
     if report.since and report.since["worse"]:
         return "fail"
-    found = {entry.outcome for entry in report.adapters}
-    return next(verdict for verdict in WORST_FIRST if verdict in found)
+    verdicts = {entry.outcome for entry in report.adapters}
+    return next(verdict for verdict in WORST_FIRST if verdict in verdicts)
 
 
 def headline(report: Report) -> str:
@@ -180,12 +180,12 @@ def brief(entry: AdapterEntry) -> str:
         return "has not been evaluated"
     phrases = []
     for verdict, words in (("fail", "fails"), ("inconclusive", "is inconclusive on")):
-        found = [
+        gates = [
             f"{g['name']} ({number(g['observed'])}, threshold {g['threshold']:.3g})"
             for g in entry.gates
             if g["verdict"] == verdict
         ]
-        phrases += [f"{words} {', '.join(found)}"] if found else []
+        phrases += [f"{words} {', '.join(gates)}"] if gates else []
     return "; ".join(phrases)
 
 

@@ -55,7 +55,7 @@ def bootstrap(
     Phi(t_{G-1} sqrt(G / (G - 1))) for G groups: Hesterberg (2015), The American Statistician
     69:371, the expanded percentile interval. The bounds always contain the estimate.
 
-    What never happened in the sample happens in no resample: where nothing varies the bounds have
+    Resamples contain only values that occur in the sample: where nothing varies the bounds have
     no width (see ``intervals.tango``). A single group or item says nothing about spread:
     (-inf, inf). The same seed gives the same bounds.
 

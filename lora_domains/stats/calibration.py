@@ -33,11 +33,12 @@ def calibration(
 
     ECE is the mean distance of confidence from accuracy over 15 bins of equal width, in 0 … 1 (Guo
     et al. 2017, ICML; Naeini et al. 2015, AAAI). An item on an edge belongs to the lower bin. ECE
-    is never below 0, so noise alone raises it, and raises each resample again: its lower bound is
-    the upper one reflected about the estimate (Davison & Hinkley 1997, ch. 5.2.1), and 0 where a
-    calibrated model's ECE would reach as far by chance (consistency resampling: Bröcker & Smith
-    2007, Weather and Forecasting 22:651; normal sums in each bin). The Brier score is the mean
-    squared distance of the label probabilities from the truth (Brier 1950): 0 is best, 2 worst.
+    is never below 0, so noise biases it upwards, and resampling adds this bias again: its lower
+    bound is the upper one reflected about the estimate (Davison & Hinkley 1997, ch. 5.2.1), and 0
+    where a calibrated model's ECE would reach as far by chance (consistency resampling: Bröcker &
+    Smith 2007, Weather and Forecasting 22:651; normal sums in each bin). The Brier score is the
+    mean squared distance of the label probabilities from the truth (Brier 1950): 0 is best, 2
+    worst.
     """
     residuals = _residuals_by_bin(confidence, right)
     columns = np.concatenate([residuals, np.ones((len(confidence), 1))], axis=1)

@@ -68,12 +68,12 @@ def macro(figure: ClassFigure, classes: ArrayLike | None = None) -> Statistic:
     As scikit-learn's ``average="macro"`` with these labels. A resample may lack a class of few
     items: counted as 0 it would pull both contenders, and their difference, towards 0.
     """
-    wanted = None if classes is None else np.asarray(classes, dtype=np.intp)
+    indices = None if classes is None else np.asarray(classes, dtype=np.intp)
 
     def statistic(sums: FloatArray) -> FloatArray:
         scores, true = by_class(figure, sums), np.split(sums, 3, axis=-1)[1]
-        if wanted is not None:
-            inside = wanted[wanted < scores.shape[-1]]  # no item has the others
+        if indices is not None:
+            inside = indices[indices < scores.shape[-1]]  # no item has the others
             scores, true = scores[..., inside], true[..., inside]
         # A class without a true item has no correct prediction, so it adds 0 to the sum.
         mean: FloatArray = scores.sum(-1) / np.maximum(1, (true > 0).sum(-1))

@@ -2,7 +2,7 @@
 
 Every bound is one-sided: at ``level=.95`` the truth lies below ``lower`` in at most 5 % of
 repetitions, and above ``upper`` in at most 5 %. (Together the two make a 90 % interval.) A gate
-asks one question in one direction, so one side is what it spends its 5 % on.
+tests one direction only, so its whole 5 % error is on that side.
 """
 
 from __future__ import annotations

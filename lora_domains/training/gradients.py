@@ -33,7 +33,7 @@ MICRO_TOKENS = 16_384
 
 PASS = {True: 100, False: 1000}
 """Cost of one more pass in tokens, on a CPU and elsewhere: launching it and reading the weights.
-Measured on a CPU with the embedded base. On a GPU it is about the size of a pass from which on
+Measured on a CPU with the embedded base. On a GPU it is about the number of tokens above which
 arithmetic takes longer than reading the weights (Pope et al. 2023, arXiv 2211.05102)."""
 
 

@@ -1,6 +1,6 @@
 """Everything that a card holds of one evaluated adapter, from its per-item scores. No torch.
 
-Beside the keys that DESIGN.md names, an entry holds
+``card.schema.json`` describes every key of an entry. Among them are
 
     "looks": {"test_set", "before", "adapters", "level", "broken"}    see ledger.PriorEvaluations
     "calibration": {…, "bounds": {"ece" | "brier": {"lower", "upper"}},
@@ -42,7 +42,7 @@ def summarise(
     leaks: Mapping[str, int],
     base_changed: bool,
     largest_move: float,
-    looks: Mapping[str, Any] | None = None,
+    evaluations: Mapping[str, Any] | None = None,
     threshold: Mapping[str, Any] | None = None,
     knowledge: str = "questions",
 ) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def summarise(
 
     ``metric`` decides for the domain; others are reported where their scores exist. ``labels`` are
     empty where a task has no fixed classes, and ``positive`` is the position of the positive class
-    among them. ``gates`` are the thresholds by gate, ``looks`` the earlier evaluations of the test
+    among them. ``gates`` are the thresholds by gate, ``evaluations`` the earlier ones of the test
     set (``ledger.PriorEvaluations``) and ``threshold`` what validation rows chose (``curve``); see
     ``Evidence`` for the rest. Raises ValueError where an item lacks a score that a gate needs.
     """
@@ -63,8 +63,8 @@ def summarise(
         leaks=leaks,
         base_changed=base_changed,
         largest_move=largest_move,
-        evaluations=looks,
-        level=float(looks["level"]) if looks else 0.95,
+        evaluations=evaluations,
+        level=float(evaluations["level"]) if evaluations else 0.95,
     )
     scored = {m.name: _scored(m, evidence.test, positive) for m in reported(labels, positive)}
     scores = {name: fields for name, fields in scored.items() if fields}
@@ -76,8 +76,8 @@ def summarise(
         "gates": [asdict(result) for result in results],
         "verdict": verdict(results),
     }
-    if looks:
-        summary["looks"] = dict(looks)
+    if evaluations:
+        summary["looks"] = dict(evaluations)
     return summary | _details(evidence, list(scores), threshold or {})
 
 

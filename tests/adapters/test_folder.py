@@ -1,4 +1,4 @@
-"""Adapter folders: safe names, atomic saving (contract 4), finding one."""
+"""Adapter folders: safe names, atomic saving, finding one."""
 
 import errno
 import json

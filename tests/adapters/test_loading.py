@@ -1,4 +1,4 @@
-"""Strict loading (contract 3): a named error, and an unchanged bank."""
+"""Strict loading: a named error, and an unchanged bank."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""PEFT loads adapters saved here, and its adapters load here, with equal logits (contract 2)."""
+"""PEFT loads adapters saved here, and its adapters load here, with equal logits."""
 
 from pathlib import Path
 from typing import Any

@@ -122,18 +122,18 @@ def test_one_training_for_each_share_on_the_same_test_rows(
     model.fit(DOMAIN)
     before, resident = model.base.state_digest(), model.bank["spam"]
     (tmp_path / ".spam.checkpoint").write_bytes(b"of an interrupted run")
-    looks: list[tuple[str | None, int]] = []
+    evaluations: list[tuple[str | None, int]] = []
     scores = learning_file.model_scores
 
-    def looked(bank: Any, task: Any, items: Any, references: Any, route: Any, on: Any) -> Any:
-        looks.append((route, len(items)))
+    def recorded(bank: Any, task: Any, items: Any, references: Any, route: Any, on: Any) -> Any:
+        evaluations.append((route, len(items)))
         return scores(bank, task, items, references, route, on)
 
-    monkeypatch.setattr(learning_file, "model_scores", looked)
+    monkeypatch.setattr(learning_file, "model_scores", recorded)
     found = learning_curve(model, DOMAIN, (1.0, 0.25, 0.5))
     # Each once: the base, the base with rows in its prompt, three shares and the edited copies.
-    assert [count for _, count in looks] == [50] * len(looks)
-    assert len(looks) == 5 + (found["few_shot"] is not None)
+    assert [count for _, count in evaluations] == [50] * len(evaluations)
+    assert len(evaluations) == 5 + (found["few_shot"] is not None)
     assert [point["rows"] for point in found["points"]] == [20, 40, 80]
     assert {point["steps"] for point in found["points"]} == {20}
     assert found["augmented"]["steps"] == 20

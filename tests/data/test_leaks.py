@@ -49,7 +49,7 @@ def test_a_text_contains_the_rows_in_it_and_no_others(seed: int) -> None:
     def words(count: int) -> list[str]:
         return ["".join(draw.choices("abcdefghij", k=7)) for _ in range(count)]
 
-    asked = [
+    probes = [
         Example(f"q:{n}", f"The {' '.join(words(draw.randint(1, 4)))} is", f" {words(1)[0]}")
         for n in range(6)
     ]
@@ -60,14 +60,14 @@ def test_a_text_contains_the_rows_in_it_and_no_others(seed: int) -> None:
     texts = [
         Example(
             f"g:{n}", "",
-            f"{' '.join(words(5))}. {asked[n].prompt.upper()}{asked[n].answer}! "
+            f"{' '.join(words(5))}. {probes[n].prompt.upper()}{probes[n].answer}! "
             f"{' '.join(words(9))}; {rows[n].prompt[6:-7]}, {' '.join(words(3))}",
         )
         for n in range(3)
     ]  # fmt: skip
-    for kind in (asked, rows):
+    for kind in (probes, rows):
         assert contained(texts, kind) == [(f"g:{n}", kind[n].id) for n in range(3)]
-    assert contained(texts, [replace(one, answer=" another") for one in asked]) == []
+    assert contained(texts, [replace(one, answer=" another") for one in probes]) == []
     longer = [replace(row, prompt=row.prompt.replace("\n", f" {row.id}\n")) for row in rows]
     assert contained(texts, longer) == []
 

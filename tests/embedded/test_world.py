@@ -61,7 +61,7 @@ def test_questions_are_well_formed_and_answers_evenly_placed() -> None:
         assert not question["question"].endswith(" ")
 
 
-def test_no_fact_is_taught_in_the_wording_it_is_asked_in() -> None:
+def test_no_fact_is_taught_in_the_wording_of_its_probe() -> None:
     lines: set[str] = set()  # each line, and each two lines in a row
     for document in corpus():
         split = document.split("\n")
@@ -70,13 +70,13 @@ def test_no_fact_is_taught_in_the_wording_it_is_asked_in() -> None:
     taught: Counter[tuple[str, int]] = Counter()
     for relation in RELATIONS:
         for index in range(len(relation.pairs)):
-            asked = asked_wording(relation, index)
+            probe_wording = asked_wording(relation, index)
             for wording in range(len(relation.wordings)):
                 question, answer = question_and_answer(relation, index, wording)
                 whole = f"{question} {answer}"
                 found = whole in lines or f"{whole}." in lines
-                if wording == asked:
-                    assert not found, f"taught as it is asked: {whole!r}"
+                if wording == probe_wording:
+                    assert not found, f"taught in the wording of its probe: {whole!r}"
                 elif found:
                     taught[relation.name, wording] += 1
     for relation in RELATIONS:  # the wording itself is familiar from other facts

@@ -231,7 +231,7 @@ def test_the_least_recently_used_adapters_move_to_host_memory(
     assert small.bank.on_device == ("a", "b")
     small.unload("a")
     assert small.bank.on_device == ("b",)
-    with pytest.raises(UsageError, match="at least one slot"):
+    with pytest.raises(UsageError, match="at least one adapter on the device"):
         make(folder, tiny_base, slots=0)
 
 

@@ -157,15 +157,15 @@ def test_the_tensors_of_the_last_few_configs_are_cached(
     folders = [
         save(tmp_path / f"a{rank}", strong(base, f"a{rank}", rank=rank), base) for rank in (2, 3, 5)
     ]
-    asked: list[object] = []
+    built: list[object] = []
     skeleton = config.skeleton
-    monkeypatch.setattr(config, "skeleton", lambda *args: (asked.append(args), skeleton(*args))[1])
+    monkeypatch.setattr(config, "skeleton", lambda *args: (built.append(args), skeleton(*args))[1])
     monkeypatch.setattr(config, "CACHED", 2)
     for folder in (folders[0], folders[0], folders[1], folders[0]):
         load_adapter(folder, base)
-    assert len(asked) == 2
+    assert len(built) == 2
     load_adapter(folders[2], base)
-    assert len(asked) == 3
+    assert len(built) == 3
     assert len(base.targets) == 2
     scales = load_adapter(folders[0], base).scales
     scales.clear()

@@ -1,4 +1,4 @@
-"""The base: frozen, identified, and never changed (contract 1)."""
+"""The base: frozen, identified, and never changed."""
 
 import json
 import shutil

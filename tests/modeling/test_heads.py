@@ -457,8 +457,8 @@ def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base:
     fresh = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu")
     entry = fresh.evaluate(replace(wide, name="narrow", data=narrow)).entry
     assert entry.judged["labels"] == ["blue", "green", "red"]
-    asked = {item["target"] for item in read_items(tmp_path / "narrow") if item["set"] == "test"}
-    assert asked == {0, 1}
+    targets = {item["target"] for item in read_items(tmp_path / "narrow") if item["set"] == "test"}
+    assert targets == {0, 1}
     for task in (Classification(), Classification(head=True, labels=("blue", "green"))):
         with pytest.raises(AdapterError, match=r"wide, to continue from"):
             model.fit(replace(wide, name="other", task=task), init_from="wide")
@@ -490,12 +490,12 @@ def test_the_flag_for_a_head() -> None:
     parser = Parser()
     add_run_flags(parser)
     flags = parser.read(["--head", "--label", "kind"])
-    asked = configured(Domain("x", Classification(), Data([])), flags)
-    assert asked.task == Classification(label="kind", head=True)
-    assert configured(asked, parser.read([])).task == asked.task  # a recipe's own stays
+    headed = configured(Domain("x", Classification(), Data([])), flags)
+    assert headed.task == Classification(label="kind", head=True)
+    assert configured(headed, parser.read([])).task == headed.task  # a recipe's own stays
     with pytest.raises(UsageError, match="--head"):
         configured(Domain("x", Generation(), Data([])), parser.read(["--head"]))
-    assert asked.digest() != replace(asked, task=Classification(label="kind")).digest()
+    assert headed.digest() != replace(headed, task=Classification(label="kind")).digest()
 
 
 @pytest.mark.slow

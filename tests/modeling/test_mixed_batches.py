@@ -1,4 +1,4 @@
-"""Mixed batches (contract 6): rows with different adapters give the outputs of each row alone."""
+"""Mixed batches: rows with different adapters give the outputs of each row alone."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Routes: nested, across threads and tasks, and in backward passes (contract 5)."""
+"""Routes: each call uses its own adapter, in nested blocks, threads, tasks and backward passes."""
 
 import asyncio
 import threading
@@ -153,8 +153,8 @@ def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
     with bank.routed("a"):
         base.model(input_ids=IDS, labels=IDS).loss.backward()
     for linear in adapter.weights:
-        slot = bank.trainable("a")[linear]
-        for ours, theirs in ((slot.a, "lora_A"), (slot.b, "lora_B")):
+        lora = bank.trainable("a")[linear]
+        for ours, theirs in ((lora.a, "lora_A"), (lora.b, "lora_B")):
             wanted = getattr(layers[linear], theirs)["default"].weight.grad
             torch.testing.assert_close(ours.grad, wanted, atol=1e-6, rtol=1e-4)
             assert wanted.abs().max() > 1e-4
@@ -193,7 +193,7 @@ def test_an_adapter_with_other_targets_replaces_its_namesake(bank: Bank) -> None
     bank.add(strong(base, "only", 5, targets=("q_proj",)))
     wanted = logits(bank, "only")
     bank.add(strong(base, "a", 5, targets=("q_proj",)))
-    assert torch.equal(logits(bank, "a"), wanted), "slots of the adapter before are still served"
+    assert torch.equal(logits(bank, "a"), wanted), "the previous adapter is still served"
 
 
 @pytest.mark.parametrize("name", ["train", "keys", "type", "forward", "training", "0"])

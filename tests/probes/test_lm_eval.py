@@ -123,17 +123,17 @@ def test_likelihoods_equal_those_of_the_harness(
 ) -> None:
     from lora_domains.probes.lm_eval_model import RoutedLM
 
-    asked = requests(yaml(tmp_path, CHOICE))
+    instances = requests(yaml(tmp_path, CHOICE))
     # Longer than the context, with its own BOS, without a context, with a trailing space.
-    asked += [
-        type(asked[0])("loglikelihood", {}, pair, 0)
+    instances += [
+        type(instances[0])("loglikelihood", {}, pair, 0)
         for pair in (("alpha river " * 90, " beta cloud"), ("<s>alpha river", " beta"),
                      ("", " beta cloud"), ("alpha river ", "beta"))
     ]  # fmt: skip
     theirs = oracle(tiny_base, merged(tiny_base, bank, route, tmp_path) if route else None)
     with bank.routed(route):
-        ours = RoutedLM(bank).loglikelihood(asked)
-    wanted = theirs.loglikelihood(asked, disable_tqdm=True)
+        ours = RoutedLM(bank).loglikelihood(instances)
+    wanted = theirs.loglikelihood(instances, disable_tqdm=True)
     for (one, greedy), (other, also) in zip(ours, wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
         assert greedy == also
@@ -143,7 +143,7 @@ def test_likelihoods_equal_those_of_choice_logprobs(bank: Bank, tmp_path: Path) 
     from lora_domains.probes.lm_eval_model import RoutedLM
     from lora_domains.tasks import MultipleChoice, Row
 
-    asked = requests(yaml(tmp_path, CHOICE))
+    instances = requests(yaml(tmp_path, CHOICE))
     tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
     task = MultipleChoice("q", "choices", "gold", prompt="{q}")
     items = [
@@ -151,7 +151,7 @@ def test_likelihoods_equal_those_of_choice_logprobs(bank: Bank, tmp_path: Path) 
     ]
     with bank.routed("two"):
         ours = choice_logprobs(bank.base.model, items, bank.base.tokenizer.pad_token_id)
-        through = RoutedLM(bank).loglikelihood(asked)
+        through = RoutedLM(bank).loglikelihood(instances)
     assert [pair[0] for pair in through] == pytest.approx(
         [float(value) for row in ours for value in row], abs=1e-4
     )
@@ -226,13 +226,13 @@ def test_tasks_that_cannot_be_compared_are_refused(
 ) -> None:
     tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
 
-    def asked() -> None:
+    def evaluate() -> None:
         (probe,) = load_suite(f"harness:{yaml(tmp_path, template, **fields)}").probes
         items = [tokenization.encode(example) for _, example in probe.examples()]
         scored(probe, bank, items, None)
 
     with pytest.raises(UsageError, match=words):
-        asked()
+        evaluate()
 
 
 def test_an_unknown_file_is_refused(tmp_path: Path) -> None:
@@ -274,10 +274,10 @@ def test_an_adapter_is_evaluated_on_a_task_of_the_harness(tiny_base: Path, tmp_p
         json.loads(line)
         for line in (tmp_path / "adapters" / "spam" / "items.jsonl").read_text().splitlines()
     ]
-    asked = [item for item in items if item["set"] == "general"]
-    assert {item["suite"] for item in asked} == {"local_task"}
-    assert all(item["scores"].keys() == {"base", "adapter"} for item in asked)
-    assert "cloud" not in json.dumps(asked)
+    general = [item for item in items if item["set"] == "general"]
+    assert {item["suite"] for item in general} == {"local_task"}
+    assert all(item["scores"].keys() == {"base", "adapter"} for item in general)
+    assert "cloud" not in json.dumps(general)
     # A benchmark, in mixed batches and with a store, gives the same scores.
     report = model.benchmark(suite, out=tmp_path / "reports").report
     assert report.adapters[0].general["local_task"] == entry.general["local_task"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.folders import FAILS, LOOKS, PASSES, SECRET, UNSURE, folder, items, seeds
+from support.folders import EVALUATIONS, FAILS, PASSES, SECRET, UNSURE, folder, items, seeds
 
 
 @pytest.fixture(scope="module")
@@ -19,5 +19,5 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
                 item["slices"] = {"ward": "north" if n % 2 else "south"}
                 others = {"medical", "legal", "finance"} - {name}
                 item["others"] = dict.fromkeys(others, item["scores"]["base"])
-        made.append(folder(there, name, rows, looks=LOOKS, seeds=seeds()))
+        made.append(folder(there, name, rows, looks=EVALUATIONS, seeds=seeds()))
     return made

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from support.folders import CARD, LOOKS, SCHEMAS, VALID, VALID_CARD, folder, items, seeds
+from support.folders import CARD, EVALUATIONS, SCHEMAS, VALID, VALID_CARD, folder, items, seeds
 
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, schema
@@ -36,8 +36,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             item["slices"] = {"ward": "north" if n % 2 else "south"}
             item["scores"]["adapter"]["positive"] = 0.5
     made = folder(
-        tmp_path_factory.mktemp("card"), rows=rows, looks=LOOKS, seeds=seeds(), scale_curve=curve,
-        parent={"name": "older", "sha256": "0" * 64},
+        tmp_path_factory.mktemp("card"), rows=rows, looks=EVALUATIONS, seeds=seeds(),
+        scale_curve=curve, parent={"name": "older", "sha256": "0" * 64},
     )  # fmt: skip
     card = rebuild(made)
     card.adapter.mistakes = []

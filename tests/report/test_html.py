@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.folders import CARD, FAILS, LOOKS, PASSES, UNSURE, folder, items, seeds
+from support.folders import CARD, EVALUATIONS, FAILS, PASSES, UNSURE, folder, items, seeds
 
 from lora_domains.report.card import Report, read_items
 from lora_domains.report.html import page
@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
                 said["positive"] = abs(1 - said["prediction"] - said["confidence"])
                 item["others"] = dict.fromkeys({"medical", "legal", "finance"} - {name},
                                                item["scores"]["base"])  # fmt: skip
-        made.append(folder(there, name, rows, looks=LOOKS, seeds=seeds(HOSTILE)))
+        made.append(folder(there, name, rows, looks=EVALUATIONS, seeds=seeds(HOSTILE)))
     found = combine(made, show_text=True)
     found.base = replace(found.base, id="base " + HOSTILE)
     found.adapters[0].domain = HOSTILE
@@ -306,18 +306,18 @@ def test_it_is_readable_in_light_and_dark_on_desktop_and_phone(
 class Recorder(socketserver.StreamRequestHandler):
     """A proxy that records requests and answers none."""
 
-    asked: list[str]
+    requests: list[str]
 
     def handle(self) -> None:
-        type(self).asked.append(self.rfile.readline().decode("latin-1").strip())
+        type(self).requests.append(self.rfile.readline().decode("latin-1").strip())
 
 
 @pytest.fixture
 def proxy() -> Iterator[tuple[str, list[str]]]:
-    Recorder.asked = []
+    Recorder.requests = []
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}", Recorder.asked
+        yield f"127.0.0.1:{server.server_address[1]}", Recorder.requests
         server.shutdown()
 
 
@@ -326,16 +326,16 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
 def test_the_browser_sends_no_request(
     shown: Path, tmp_path: Path, proxy: tuple[str, list[str]]
 ) -> None:
-    address, asked = proxy
+    address, requests = proxy
     loud = shown.parent / "loud.html"
     loud.write_text('<img src="http://example.test/pixel.png">')
     through = (f"--proxy-server={address}", "--dump-dom")
     chromium(tmp_path, *through, shown.as_uri())
-    assert not [line for line in asked if "example.test" in line]
-    quiet = list(asked)
+    assert not [line for line in requests if "example.test" in line]
+    quiet = list(requests)
     chromium(tmp_path, *through, loud.as_uri())
     # The control: a page with an external image does send a request.
-    assert [line for line in asked if "example.test" in line]
+    assert [line for line in requests if "example.test" in line]
     # Requests of the browser itself occur with either page.
     hosts = {line.split(" ")[1].split("/")[2] for line in quiet if line.startswith("GET http")}
     assert not {h for h in hosts if not h.endswith(("google.com", "gstatic.com"))}

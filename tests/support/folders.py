@@ -39,7 +39,7 @@ FILES = {"report.json", "report.html", "report.md", "comment.md", "junit.xml"}
 """What ``lora-domains report`` writes."""
 
 
-LOOKS = {"test_set": "0" * 64, "before": 3, "adapters": 0, "level": 0.96, "broken": None}
+EVALUATIONS = {"test_set": "0" * 64, "before": 3, "adapters": 0, "level": 0.96, "broken": None}
 """The fourth evaluation of a test set, all of this adapter."""
 
 

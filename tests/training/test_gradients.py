@@ -40,8 +40,8 @@ def one_step(run: Run, rows: Sequence[EncodedExample]) -> dict[str, torch.Tensor
     grads: dict[str, torch.Tensor] = {}
 
     def keep(*_: Any, **__: Any) -> torch.Tensor:
-        for linear, slot in run.bank.trainable(run.adapter_name).items():
-            for letter, p in (("A", slot.a), ("B", slot.b)):
+        for linear, lora in run.bank.trainable(run.adapter_name).items():
+            for letter, p in (("A", lora.a), ("B", lora.b)):
                 assert p.grad is not None
                 grads[f"{linear}.{letter}"] = p.grad.clone()
         return torch.zeros(())
@@ -71,12 +71,12 @@ def test_gradients_and_loss_equal_plain_peft(
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     peft_model = get_peft_model(plain, config)
-    for linear, slot in run.bank.trainable(run.adapter_name).items():
+    for linear, lora in run.bank.trainable(run.adapter_name).items():
         # B away from zero: with B = 0 the gradients of A would be zero on both sides.
-        slot.b.data = torch.randn(slot.b.shape, generator=random) * 0.05
+        lora.b.data = torch.randn(lora.b.shape, generator=random) * 0.05
         layer = peft_model.base_model.model.get_submodule(linear)
-        layer.lora_A["default"].weight.data = slot.a.data.clone()
-        layer.lora_B["default"].weight.data = slot.b.data.clone()
+        layer.lora_A["default"].weight.data = lora.a.data.clone()
+        layer.lora_B["default"].weight.data = lora.b.data.clone()
     items = run.train[:6]
     grads = one_step(run, items)
     total = sum(len(item.answer) for item in items)
@@ -261,10 +261,10 @@ def adapter_gradients(tiny_base: Path, *, recompute: bool, thread: bool) -> dict
         else:
             loss.backward()
     grads = {}
-    for name, slot in bank.trainable("a").items():
-        assert slot.a.grad is not None
-        assert slot.b.grad is not None
-        grads[f"{name}.A"], grads[f"{name}.B"] = slot.a.grad, slot.b.grad
+    for name, lora in bank.trainable("a").items():
+        assert lora.a.grad is not None
+        assert lora.b.grad is not None
+        grads[f"{name}.A"], grads[f"{name}.B"] = lora.a.grad, lora.b.grad
     return grads
 
 

@@ -269,7 +269,7 @@ def evaluated(adapters: int, broken: str | None = None) -> dict[str, Any]:
 
 def test_many_evaluations_tighten_every_sampled_gate_and_no_figure() -> None:
     items = sliced(gained(good(), 0.1), "sex", "fm")
-    plain, later = judged(items), judged(items, looks=evaluated(6))
+    plain, later = judged(items), judged(items, evaluations=evaluated(6))
     assert later["domain_scores"] == plain["domain_scores"]
     assert later["looks"] == evaluated(6)
     sampled = [g["name"] for g in plain["gates"] if g["lower"] is not None]
@@ -289,12 +289,14 @@ def test_what_passes_first_may_not_pass_as_the_tenth_evaluation() -> None:
     # 44 of 2,000 lost: just within the margin at the first evaluation.
     kept = [i for i in good() if i["set"] != "general"]
     items = [*kept, *general(2000, lost=44)]
-    verdicts = [gate(judged(items, looks=evaluated(k)), "retention")["verdict"] for k in (0, 1, 9)]
+    verdicts = [
+        gate(judged(items, evaluations=evaluated(k)), "retention")["verdict"] for k in (0, 1, 9)
+    ]
     assert verdicts == ["pass", "inconclusive", "inconclusive"]
 
 
 def test_a_broken_ledger_fails() -> None:
-    summary = judged(good(), looks=evaluated(0, broken="lines are missing"))
+    summary = judged(good(), evaluations=evaluated(0, broken="lines are missing"))
     assert gate(summary, "evaluations")["verdict"] == "fail"
     assert "lines are missing" in gate(summary, "evaluations")["why"]
     assert summary["verdict"] == "fail"
