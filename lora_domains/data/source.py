@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_domains.errors import DataError
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -19,7 +21,50 @@ class Hub:
 
 
 Source = str | Path | Hub | Sequence[Mapping[str, Any]]
-"""A file, ``embedded:NAME``, a data set on the Hub, or rows in memory."""
+"""A file or folder, ``embedded:NAME``, a data set on the Hub, or rows in memory. A table of pandas,
+polars, pyarrow or datasets is turned into its rows."""
+
+
+def in_memory(source: Any) -> Any:
+    """The rows of a table of pandas, polars, pyarrow or datasets; anything else as it is.
+
+    Raises DataError for a table with two columns of one name.
+    """
+    if isinstance(source, str | Path | Hub | Sequence) or source is None:
+        return source
+    module = type(source).__module__.split(".")[0]
+    names = [str(name) for name in getattr(source, "columns", ())] if module == "pandas" else []
+    if len(set(names)) < len(names):
+        raise DataError(
+            where="rows in memory",
+            expected="columns of distinct names",
+            found=f"{len(names) - len(set(names))} names more than once",
+            hint="Rename the columns.",
+        )
+    if module == "pandas":
+        return source.to_dict("records") if hasattr(source, "columns") else source
+    if module == "polars" and hasattr(source, "to_dicts"):
+        return source.to_dicts()
+    if module == "pyarrow" and hasattr(source, "to_pylist"):
+        return source.to_pylist()
+    if module == "datasets" and hasattr(source, "column_names"):
+        features = getattr(source, "features", None) or {}
+        classes = {c: f.names for c, f in features.items() if hasattr(f, "names")}
+        return [
+            {
+                c: class_name(value, classes[c]) if c in classes else value
+                for c, value in row.items()
+            }
+            for row in source
+        ]
+    return source
+
+
+def class_name(value: Any, names: Sequence[str]) -> Any:
+    """The name of a class that ``datasets`` stores as a number; None for -1, no class."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 @dataclass(frozen=True)
@@ -41,6 +86,20 @@ class Data:
     """The most rows of each split, sampled with the seed, classes in proportion."""
     row: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     """A pure function from a row as read to the columns that the task names."""
+    delimiter: str | None = None
+    """What separates the cells of CSV files; detected if None."""
+    encoding: str | None = None
+    """How text files are encoded; detected if None."""
+    drop_empty: bool = False
+    """Whether to drop rows with an empty cell where text or a label belongs, not to refuse them."""
+    drop_long: bool = False
+    """Whether to drop rows whose answer is longer than the base can read, not to refuse them."""
+    merge_labels: bool = False
+    """Whether labels that differ only by case, accents, spaces or number form are one label."""
+
+    def __post_init__(self) -> None:
+        for name in (*SPLITS, "general"):
+            object.__setattr__(self, name, in_memory(getattr(self, name)))
 
     @staticmethod
     def embedded(name: str) -> "Data":

@@ -20,6 +20,7 @@ from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, apply_threshold, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import WINDOW
 from lora_domains.probes.suite import Suite
 from lora_domains.stats.thresholds import choose_threshold
 from lora_domains.tasks import LanguageModelling, Task
@@ -170,7 +171,9 @@ def score_general(
     Questions are for causal bases; texts need a language head (masked tokens of an encoder).
     """
     base = scorer.bank.base
-    tokenization = Tokenization(base.tokenizer, max_length, bidirectional=base.bidirectional)
+    tokenization = Tokenization(
+        base.tokenizer, max_length, bidirectional=base.bidirectional, window=min(max_length, WINDOW)
+    )
     items: dict[str, Items] = {name: [] for name in adapters}
     largest = dict.fromkeys(adapters, 0.0)
     for probe in suite.probes if not base.bidirectional else ():
