@@ -48,7 +48,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     name = check_name(folder.resolve().name if name is None else name)
     _check_files(folder)
     config = read_config(folder, base)
-    card = Card.read(folder) if (folder / CARD).exists() else None
+    card = Card.read(folder, measured=False) if (folder / CARD).exists() else None
     pages = mapped(folder / WEIGHTS)
     if card is None:
         return _read(name, folder, base, config, None, pages)

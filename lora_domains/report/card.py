@@ -146,6 +146,9 @@ class AdapterEntry:
 ALWAYS = {"domain", "path", "sha256", "recipe_digest", "parent"}
 FIGURES = {"domain_scores", "general", "slices", "gates"}
 """Written once there is a verdict, even when empty."""
+MEASURED = FIGURES | {"calibration", "confusion", "curve", "memorisation", "mistakes",
+                      "over_parent", "per_class", "scale_curve", "seeds"}  # fmt: skip
+"""What an evaluation or a comparison found; loading the adapter does not depend on it."""
 
 
 @dataclass(kw_only=True)
@@ -157,22 +160,22 @@ class Card:
     adapter: AdapterEntry
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The card of an adapter folder; raises AdapterCorrupt when it is none."""
+    def read(cls, folder: Path, *, measured: bool = True) -> Self:
+        """The card of an adapter folder; raises AdapterCorrupt when it is none.
+
+        Without ``measured`` its figures are checked only when they are shown or written.
+        """
         where = f"{folder.name}/{CARD}"
         try:
             stored = json.loads((folder / CARD).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             found = "no file" if isinstance(error, OSError) else "no JSON"
             raise _corrupt(where, "a card: one JSON object", found) from None
-        return cls.from_json(stored, where)
+        return cls.from_json(stored, where, measured=measured)
 
     @classmethod
-    def from_json(cls, stored: Any, where: str) -> Self:
-        """The card in parsed JSON, an older one brought up to date.
-
-        ``where`` names the file in errors. Raises AdapterCorrupt, which names the key.
-        """
+    def from_json(cls, stored: Any, where: str, *, measured: bool = True) -> Self:
+        """The card in parsed JSON, upgraded; see ``read``. ``where`` names the file in errors."""
         if isinstance(stored, Mapping) and stored.get("schema") != SCHEMA:
             raise AdapterCorrupt(
                 where=where,
@@ -181,7 +184,7 @@ class Card:
                 hint="Update lora-domains to read it.",
             )
         stored = _upgraded(stored)
-        check(stored, where)
+        check(stored if measured else _declared(stored), where)
         (entry,) = stored["adapters"]
         parent = entry.get("parent")
         entry = {"path": entry["domain"], **entry} | {
@@ -296,6 +299,15 @@ def _corrupt(where: str, expected: str, found: str) -> AdapterCorrupt:
 
 # ── Validation against the schema ───────────────────────────────────────────────────────────────
 
+
+def _declared(stored: Any) -> Any:
+    """The stored card without what was measured; as it is where it is no card."""
+    match stored:
+        case {"adapters": [dict(entry)]}:
+            return stored | {"adapters": [{k: v for k, v in entry.items() if k not in MEASURED}]}
+    return stored
+
+
 TYPES = {
     dict: ("object",), list: ("array",), str: ("string",), bool: ("boolean",),
     int: ("integer", "number"), float: ("number",), type(None): ("null",),
@@ -336,9 +348,6 @@ def _fault(value: Any, rule: Mapping[str, Any]) -> Fault | None:
     """The first place where ``value`` breaks ``rule``; None where it keeps it."""
     if "$ref" in rule:
         rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
-    # Most values are finite numbers without a range, and a card is read often: no call for those.
-    if type(value) is float and rule.get("type") == "number" and len(rule) == 1:
-        return None if math.isfinite(value) else ("", "a finite number", f"float {value!r}")
     expected = _unmet(value, rule)
     if expected is not None:
         return "", expected, f"{type(value).__name__} {str(value)[:40]!r}"

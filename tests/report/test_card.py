@@ -203,3 +203,14 @@ def test_reading_imports_no_view(tmp_path: Path, module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_loading_an_adapter_does_not_check_figures_but_writing_its_card_does(
+    tmp_path: Path,
+) -> None:
+    there = folder(tmp_path, per_class={"urgent": "high"})
+    with pytest.raises(AdapterCorrupt, match="per_class"):
+        Card.read(there)
+    card = Card.read(there, measured=False)
+    with pytest.raises(AdapterCorrupt, match="per_class"):
+        card.dumps()
