@@ -38,7 +38,7 @@ from lora_domains.probes.suite import Suite, embedded, load_suite
 from lora_domains.report.card import Card
 from lora_domains.report.report import Benchmark, Evaluation
 from lora_domains.tasks import Classification
-from lora_domains.training.fit import fit, training_dataset
+from lora_domains.training.fit import check_launch, fit, training_dataset
 
 
 class DomainModel:
@@ -206,6 +206,7 @@ class DomainModel:
             task = Classification(text=text, label=label, positive=positive, head=head)
             domain = Domain(name, task, Data(domain, validation, test))
         domain = with_settings(domain, **settings)
+        check_launch(tracker, self.display)
         dataset = training_dataset(
             domain, self.base, self.out, self.display, init_from=init_from, resume=resume
         )

@@ -25,6 +25,7 @@ from lora_domains.errors import (
     AdapterError,
     AdapterMismatch,
     AdapterUnsupported,
+    DomainError,
     did_you_mean,
     listed,
 )
@@ -240,7 +241,15 @@ def _classes(
     if config.task_type == "SEQ_CLS":
         shapes = {key.removeprefix(PREFIX): tuple(t.shape) for key, t in stored.items()}
         classes = stored_classes(base, shapes, where)
-    task = card.adapter.declared_task if card else None
+    try:
+        task = card.adapter.declared_task if card else None
+    except DomainError as error:
+        raise AdapterUnsupported(
+            where=f"{folder.name}/{CARD}",
+            expected=error.expected,
+            found=error.found,
+            hint=error.hint,
+        ) from error
     if task is not None and task.head_classes != classes:
         raise AdapterCorrupt(
             where=where,

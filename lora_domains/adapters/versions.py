@@ -95,11 +95,13 @@ def rollback(folder: Path, number: str | None = None) -> tuple[Path, Path | None
 
 def _is_unfinished_state(folder: Path, successor: AdapterEntry | None) -> bool:
     """Whether an interruption of the successor's run left the adapter, never evaluated since."""
+    if successor is None:
+        return False
     try:
         entry = Card.read(folder).adapter
     except AdapterCorrupt:
         return False
-    if successor is None or entry.judged or entry.training.get("finished", True):
+    if entry.judged or entry.training.get("finished", True):
         return False
     same = ("recipe_digest", "data", "parent")
     return all(getattr(entry, name) == getattr(successor, name) for name in same)

@@ -112,6 +112,8 @@ class Bank:
             self._free_slot(adapter.name)
             self._entries[adapter.name] = entry
             self._load(adapter.name)
+        if not trainable:
+            return []
         return [p for lora in self.trainable(adapter.name).values() for p in lora.parameters()]
 
     def remove(self, name: str) -> None:

@@ -167,10 +167,9 @@ def load_base(
     """
     where = str(path_or_id or "the embedded base")
     target = torch.device(device) if device is not None else state().device
+    chosen = _dtype(dtype, target)
     checkpoint = find_checkpoint(str(path_or_id or BASE_PATH), revision, where)
-    model, tokenizer = _load(
-        checkpoint, where, _dtype(dtype, target), quantization, target, announce
-    )
+    model, tokenizer = _load(checkpoint, where, chosen, quantization, target, announce)
     if quantization is None:
         model.to(target)
     else:

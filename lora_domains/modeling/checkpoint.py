@@ -128,9 +128,13 @@ class Safetensors(Checkpoint):
             for name, entry in read_header(path).items()
         }  # fmt: skip
 
+    @cached_property
+    def _infos(self) -> dict[str, TensorInfo]:
+        return {name: entry.info for name, (_, entry) in self._entries.items()}
+
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        return {name: entry.info for name, (_, entry) in self._entries.items()}
+        return self._infos
 
     def content(self, name: str) -> Iterator[bytes]:
         path, entry = self._entries[name]

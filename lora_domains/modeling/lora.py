@@ -209,11 +209,8 @@ class StackedLora(NamedTuple):
 
 def stack(adapters: Sequence[LoadedAdapter], group: str) -> StackedLora | None:
     """The frozen ``adapters`` side by side, over one group of linears; None if none has any."""
-    lora = {
-        linear: [_frozen(adapter, linear) for adapter in adapters]
-        for adapter in adapters
-        for linear in adapter.groups.get(group, ())
-    }
+    linears = dict.fromkeys(n for adapter in adapters for n in adapter.groups.get(group, ()))
+    lora = {linear: [_frozen(adapter, linear) for adapter in adapters] for linear in linears}
     if not lora:
         return None
     ranks = {n: max(p.rank for p in of if p is not None) for n, of in lora.items()}

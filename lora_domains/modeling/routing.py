@@ -134,9 +134,9 @@ class Mixed:
         """All adapters in one batched product, over one block of rows for each adapter."""
         if linear not in self._stacked:
             stacked = stack(list(self._rows_of), group_of(linear))
-            for member in (linear, *(stacked.parts if stacked else ())):
-                self._stacked[member] = None
-            self._stacked |= dict.fromkeys(stacked.parts, stacked) if stacked else {}
+            # In one write: other threads share this route and must not see it half made.
+            group = dict.fromkeys(stacked.parts, stacked) if stacked else {}
+            self._stacked |= {linear: None, **group}
         stacked = self._stacked[linear]
         if stacked is None:
             return y_rows

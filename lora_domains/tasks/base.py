@@ -220,7 +220,7 @@ def upgraded_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def task_from_record(record: Mapping[str, Any]) -> Task:
-    """The task that a card stores. Raises DomainError for an unknown kind or field."""
+    """The task that a card stores. Raises DomainError for an unknown kind, or for bad fields."""
     values = upgraded_record(record)
     kind = KINDS.get(str(values.pop("kind", None)))
     if kind is None or not values.keys() <= {field.name for field in fields(kind)}:
@@ -231,4 +231,13 @@ def task_from_record(record: Mapping[str, Any]) -> Task:
             hint="Update lora-domains, or import the module that registers this kind.",
         )
     # JSON has no tuples.
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DomainError(
+            where="card",
+            expected=f"the fields of a task of kind {kind.kind}",
+            found=f"{type(error).__name__}: {error}",
+            hint="Copy the card again.",
+        ) from error

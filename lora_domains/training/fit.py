@@ -48,6 +48,17 @@ def training_dataset(
     return replace(dataset, parent=parent)
 
 
+def check_launch(tracker: str | None, display: Display) -> None:
+    """Raise UsageError for a tracker that cannot be used; warn of what the launcher cannot do.
+
+    Called before rows are read, which may take long.
+    """
+    if tracker is not None:
+        check_tracker(tracker)
+    for warning in distributed.launch_warnings():
+        display.warn(warning)
+
+
 def fit(
     bank: Bank,
     dataset: Dataset,
@@ -63,10 +74,6 @@ def fit(
     The bank is as it was before. Raises DataError or TrainingError; when an epoch was finished, the
     best one is saved first.
     """
-    if tracker is not None:
-        check_tracker(tracker)
-    for warning in distributed.launch_warnings():
-        display.warn(warning)
     domain = dataset.domain
     plan = make_plan(bank.base, dataset)
     for reason in plan.reasons:

@@ -34,8 +34,8 @@ def no_tracker(_values: Mapping[str, Any], _step: int) -> None:
     """Logs nothing."""
 
 
-def check_tracker(name: str) -> str:
-    """``name`` if it is a supported tracker and installed; raises UsageError otherwise."""
+def check_tracker(name: str) -> None:
+    """Raise UsageError unless ``name`` is a supported tracker and installed."""
     if name not in TRACKERS:
         raise UsageError(
             where="--tracker",
@@ -50,7 +50,6 @@ def check_tracker(name: str) -> str:
             found="not installed",
             hint=f"pip install 'lora-domains[{name}]'",
         )
-    return name
 
 
 def open_tracker(
@@ -60,7 +59,7 @@ def open_tracker(
     from accelerate import Accelerator
 
     folder = out / LOGS
-    accelerator = Accelerator(log_with=check_tracker(name), project_dir=str(folder))
+    accelerator = Accelerator(log_with=name, project_dir=str(folder))
     own = {"wandb": {"dir": str(folder), "settings": PRIVATE}}
     accelerator.init_trackers(domain, config=dict(settings), init_kwargs=own)
 

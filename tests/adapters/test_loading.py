@@ -178,6 +178,17 @@ def _card(**changes: Any) -> Damage:
     return lambda folder: edit(folder, CARD, **changes)
 
 
+def _task(**task: Any) -> Damage:
+    """Another task in the card's settings."""
+
+    def damage(folder: Path) -> None:
+        card = json.loads((folder / CARD).read_text())
+        card["adapters"][0]["settings"] = {"task": task}
+        (folder / CARD).write_text(json.dumps(card))
+
+    return damage
+
+
 def _text(text: str) -> Damage:
     return lambda folder: (folder / CARD).write_text(text) and None
 
@@ -201,6 +212,12 @@ def _text(text: str) -> Damage:
             _card(base={"id": 1, "identity": [], "dtype": {}, "quantization": {}}),
             AdapterCorrupt,
             "int '1'",
+        ),
+        (_task(kind="telepathy"), AdapterUnsupported, "telepathy"),
+        (
+            _task(kind="classification", positive="a", target_recall="x"),
+            AdapterUnsupported,
+            "TypeError",
         ),
     ],
 )

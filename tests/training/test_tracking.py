@@ -60,7 +60,7 @@ def test_nothing_is_logged_by_default(tmp_path: Path, tiny_base: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"spam"}
 
 
-def test_a_missing_tracker_is_refused_before_training(
+def test_a_missing_tracker_is_refused_before_rows_are_read(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match="Did you mean 'tensorboard'"):
@@ -70,7 +70,7 @@ def test_a_missing_tracker_is_refused_before_training(
         with pytest.raises(UsageError, match=rf"pip install 'lora-domains\[{name}\]'"):
             check_tracker(name)
     with pytest.raises(UsageError, match="not installed"):
-        model_in(tmp_path, tiny_base).fit(domain(make_rows(60)), tracker="wandb")
+        model_in(tmp_path, tiny_base).fit("no_such_file.csv", name="spam", tracker="wandb")
     assert list(tmp_path.iterdir()) == []
 
 
