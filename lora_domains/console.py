@@ -3,6 +3,9 @@
 In a terminal with colour and progress bars; elsewhere (a log, a pipe, CI) as plain lines.
 """
 
+import logging
+import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -140,3 +143,11 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def quiet_imports() -> None:
+    """Hide the notices that libraries print while they are imported, but not later ones."""
+    # transformers' progress bar for reading weights only repeats our own stages.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"bitsandbytes\..*")

@@ -16,9 +16,9 @@ from measure import DTYPES, Experiment
 
 from lora_domains import DomainModel
 from lora_domains.adapters.peft import new_adapter, save_adapter
-from lora_domains.console import Display
+from lora_domains.console import Display, quiet_imports
 from lora_domains.domain import Lora
-from lora_domains.modeling.base import load_base, quiet_imports
+from lora_domains.modeling.base import load_base
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
 

@@ -127,9 +127,6 @@ def _add_predict(verbs: Any) -> None:
 
 def predict(flags: argparse.Namespace) -> int:
     """Label texts, or the lines of the standard input."""
-    from lora_domains.modeling.base import quiet_imports
-
-    quiet_imports()
     from lora_domains.model import DomainModel
 
     model = DomainModel.from_pretrained(flags.base, out=flags.out)
@@ -186,9 +183,6 @@ def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> None:
 def benchmark(flags: argparse.Namespace) -> int:
     """Score adapters on general questions and on each other's domains."""
     older = older_adapters(Path(flags.against)) if flags.against else None
-    from lora_domains.modeling.base import quiet_imports
-
-    quiet_imports()
     from lora_domains import distributed
     from lora_domains.probes.suite import load_suite
 
@@ -233,9 +227,6 @@ def _add_export(verbs: Any) -> None:
 
 def export(flags: argparse.Namespace) -> int:
     """Merge an adapter into its base."""
-    from lora_domains.modeling.base import quiet_imports
-
-    quiet_imports()
     from lora_domains.model import DomainModel
 
     # On the CPU in float32, so that the reported error is that of the saved weights.

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from lora_domains.console import quiet_imports
 from lora_domains.errors import LoraDomainsError, TrainingInterrupted
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -16,6 +17,7 @@ def guarded(run: Callable[[], int]) -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    quiet_imports()
     try:
         return run()
     except KeyboardInterrupt:

@@ -92,9 +92,6 @@ def open_model(
 
     ``out`` is the folder of the adapters, by default that of ``flags``; ``title`` is shown first.
     """
-    from lora_domains.modeling.base import quiet_imports
-
-    quiet_imports()
     from lora_domains import distributed
     from lora_domains.model import DomainModel
 

@@ -6,7 +6,6 @@ digest* covers the tensors in memory, and shows that nothing changed them.
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -357,14 +356,3 @@ def _fix_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain flag)
-
-
-def quiet_imports() -> None:
-    """Hide the notices that libraries print while they are imported, but not later ones."""
-    import logging
-    import os
-
-    # transformers' progress bar for reading weights only repeats our own stages.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"bitsandbytes\..*")
