@@ -69,7 +69,7 @@ def main() -> None:
         bits = {}
         for name in (None, "canaries"):
             with model.using(name):
-                pad = model.tokenizer.pad_token_id
+                pad = model.base.pad
                 nats, _ = answer_nats(model.base.model, tokenization.encode_all(examples), pad)
             of = dict(zip(secrets, nats.tolist(), strict=True))
             bits[name or "base"] = {

@@ -110,7 +110,7 @@ def measure(model: Any, domain: str, adapter: str | None = None) -> dict[str, fl
         scores[split] = score(model, dataset, rows, adapter)
     questions, texts = general(model)
     base, now = base_accuracy(model), accuracy(model, questions, adapter)
-    pad = model.tokenizer.pad_token_id
+    pad = model.base.pad
     moved = drift(bank, texts, pad, [adapter])[adapter]
     tokens = float(moved["tokens"].sum())
     return {
@@ -128,7 +128,7 @@ def score(model: Any, dataset: Any, rows: Sequence[Any], route: str | None) -> f
 
     items = dataset.tokenization.encode_all(rows)
     with model.bank.routed(route):
-        found = choice_logprobs(model.base.model, items, model.tokenizer.pad_token_id)
+        found = choice_logprobs(model.base.model, items, model.base.pad)
     return float(validation_figures(dataset.domain.task, items, found, 0.0)["score"])
 
 
@@ -137,7 +137,7 @@ def accuracy(model: Any, questions: Sequence[Any], route: str | None) -> float:
     from lora_domains.inference.likelihoods import choice_logprobs
 
     with model.bank.routed(route):
-        found = choice_logprobs(model.base.model, questions, model.tokenizer.pad_token_id)
+        found = choice_logprobs(model.base.model, questions, model.base.pad)
     return float(
         np.mean([scores.argmax() == q.target for scores, q in zip(found, questions, strict=True)])
     )

@@ -175,7 +175,7 @@ def run(
         for split, examples in read.items():
             items = dataset.tokenization.encode_all(examples)
             with model.bank.routed(name):
-                found = choice_logprobs(model.base.model, items, model.tokenizer.pad_token_id)
+                found = choice_logprobs(model.base.model, items, model.base.pad)
             scores[split] = float(validation_figures(task, items, found, 0)["score"])
     return {
         **scores,

@@ -149,7 +149,7 @@ def _add(model: Any, linear: str, a: Tensor, b: Tensor, scale: float, adapter: s
 @torch.no_grad()
 def _logits(base: Base) -> Tensor:
     """(tokens, vocabulary) in float32, for a fixed meaningless input, with the current route."""
-    length, vocabulary = min(_TOKENS, base.context), base.model.config.get_text_config().vocab_size
-    ids = (torch.arange(length, device=base.device) * 7 % vocabulary)[None]
+    length = min(_TOKENS, base.context)
+    ids = (torch.arange(length, device=base.device) * 7 % base.vocabulary)[None]
     logits: Tensor = base.model(input_ids=ids, use_cache=False).logits[0]
     return logits.float().cpu()

@@ -147,7 +147,7 @@ def _drift(
 ) -> dict[str, dict[str, Any]]:
     """``likelihoods.drift`` of each copy on general text."""
     with display.progress("general text at each scale", len(texts)) as advance:
-        pad = bank.base.tokenizer.pad_token_id
+        pad = bank.base.pad
         return drift(bank, texts, pad, list(copies), advance)
 
 

@@ -147,7 +147,7 @@ def _label_logprobs(
 
 
 def _scored(bank: Bank, item: EncodedExample, model: Any = None) -> np.ndarray:
-    pad = bank.base.tokenizer.pad_token_id
+    pad = bank.base.pad
     (scores,) = choice_logprobs(model or bank.base.model, [item], pad)
     return renormalise(scores)
 

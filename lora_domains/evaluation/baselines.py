@@ -112,7 +112,7 @@ def frozen_features(setting: BaselineInputs) -> Scores | None:
         train, validation, read = (
             text_features(
                 bank.base.model, [row.encoded for row in rows],
-                bank.base.tokenizer.pad_token_id, advance,
+                bank.base.pad, advance,
             ).numpy()
             for rows in splits
         )  # fmt: skip

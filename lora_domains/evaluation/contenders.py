@@ -205,7 +205,7 @@ def general_knowledge(base: Base) -> str:
 
 def largest_feature_move(bank: Bank, adapter: str, rows: Sequence[EncodedRow]) -> float:
     """The largest change of a feature by the adapter, for a base without logits."""
-    encoded, pad = [row.encoded for row in rows], bank.base.tokenizer.pad_token_id
+    encoded, pad = [row.encoded for row in rows], bank.base.pad
     features = []
     for route in (None, adapter):
         with bank.routed(route):

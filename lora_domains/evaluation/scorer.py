@@ -82,7 +82,7 @@ class Scorer:
         """For each adapter the fields of ``likelihoods.drift`` of every row of ``part``."""
         paths = self._paths(part, adapters, "/drift")
         scored = self._stored(paths, adapters)
-        encoded, pad = part.encoded, self.bank.base.tokenizer.pad_token_id
+        encoded, pad = part.encoded, self.bank.base.pad
         missing = [i for i in range(len(encoded)) if any(i not in scored[n] for n in adapters)]
         size = BLOCK // 8 if self.store else max(1, len(missing))
         with self.display.progress(f"drift on {part.name}", len(missing)) as advance:

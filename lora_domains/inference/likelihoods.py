@@ -172,7 +172,8 @@ def text_features(
         return list(features(model, batch, pad).float().cpu())
 
     rows = in_batches(model, examples, read, progress)
-    return torch.stack(rows) if rows else torch.empty((0, model.config.hidden_size))
+    width = model.config.get_text_config().hidden_size
+    return torch.stack(rows) if rows else torch.empty((0, width))
 
 
 @torch.no_grad()
@@ -246,7 +247,7 @@ def base_state(base: Base) -> tuple[str, bytes]:
     Of an encoder without a masked-token head, its last hidden state.
     """
     length = min(16, base.context)
-    ids = (torch.arange(length, device=base.device) * 7 % base.model.config.vocab_size)[None]
+    ids = (torch.arange(length, device=base.device) * 7 % base.vocabulary)[None]
     with torch.no_grad(), entered(base.model, None, None):
         if base.bidirectional:
             model = base.model if base.language_head else base.model.base_model

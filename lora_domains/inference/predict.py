@@ -164,7 +164,7 @@ def predict(
         def run(part: list[int], how: str | int = how, rows: list[int] = rows) -> list[Any]:
             places = [rows[i] for i in part]
             examples, model = [encoded[row] for row in places], bank.base.model
-            pad = bank.base.tokenizer.pad_token_id
+            pad = bank.base.pad
             if how == "head":
                 heads = [head for row in places if (head := bank[domains[row]].head)]
                 scores = head_scores(model, heads, examples, pad)

@@ -33,8 +33,8 @@ class Reference:
         progress: Progress = no_progress,
     ) -> None:  # fmt: skip
         self.bank, self.texts = bank, texts
-        self.pad = bank.base.tokenizer.pad_token_id
-        vocabulary = bank.base.model.config.get_text_config().vocab_size
+        self.pad = bank.base.pad
+        vocabulary = bank.base.vocabulary
         tokens = max(1, sum(len(text.answer) for text in texts))
         fits = 4 * tokens * vocabulary <= most_bytes
         # A stored token takes four bytes for its id and four for its log-probability.

@@ -34,7 +34,7 @@ def model_scores(
 
     ``references`` holds the expected answer of each example, for tasks scored by generated text.
     """
-    model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
+    model, pad = bank.base.model, bank.base.pad
     with bank.routed(routes):
         if task.head and routes is not None:
             names = [routes] * len(examples) if isinstance(routes, str) else routes

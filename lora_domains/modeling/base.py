@@ -78,6 +78,16 @@ class Base:
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Size of the vocabulary: the width of its logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def pad(self) -> int:
+        """The id of the padding token."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
     def context(self) -> int:
         """The longest input, in tokens."""
         config = self.model.config.get_text_config()

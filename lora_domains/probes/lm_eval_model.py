@@ -108,7 +108,7 @@ def continuations(
     ``rows`` gives the row of the current route for each. A context that is too long loses its
     beginning. Raises UsageError for an answer longer than the base's context.
     """
-    model, pad = bank.base.model, bank.base.tokenizer.pad_token_id
+    model, pad = bank.base.model, bank.base.pad
     examples = []
     for at, (context, answer) in enumerate(pairs):
         # The last token is predicted and never read, so one more than the context fits.

@@ -53,7 +53,7 @@ class Gradients:
         display: Display,
     ) -> None:
         self.bank, self.adapter, self.head = bank, adapter, head
-        self.model, self.pad = bank.base.model, bank.base.tokenizer.pad_token_id
+        self.model, self.pad = bank.base.model, bank.base.pad
         self.domain, self.retention, self.general = domain, retention, general
         self.parameters, self.state, self.display = parameters, state, display
         self.rank, self.ranks = distributed.state().process_index, distributed.state().num_processes
@@ -126,7 +126,7 @@ class Gradients:
         return recomputing(self.model) if on else nullcontext()
 
     def _passes(self, rows: Sequence[EncodedExample]) -> Iterator[Sequence[EncodedExample]]:
-        vocabulary = self.model.config.get_text_config().vocab_size
+        vocabulary = self.bank.base.vocabulary
         return micro_batches(rows, self.model.device, self.state.micro, vocabulary)
 
     def _halve(self, passes: Sequence[Sequence[EncodedExample]], message: str) -> None:

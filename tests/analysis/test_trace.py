@@ -53,7 +53,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 def probabilities(bank: Bank, route: str | None) -> list[float]:
     item = Tokenization(bank.base.tokenizer, 128).encode(prompt())
     with bank.routed(route):
-        (scores,) = choice_logprobs(bank.base.model, [item], bank.base.tokenizer.pad_token_id)
+        (scores,) = choice_logprobs(bank.base.model, [item], bank.base.pad)
     return [float(p) for p in torch.tensor(renormalise(scores)).exp()]
 
 

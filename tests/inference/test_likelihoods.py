@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_base
 
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.data.tokenization import EncodedExample
@@ -18,9 +19,11 @@ from lora_domains.inference import batches, likelihoods
 from lora_domains.inference.generation import generate
 from lora_domains.inference.likelihoods import (
     answer_nats,
+    base_state,
     choice_logprobs,
     choices_and_nats,
     drift,
+    text_features,
 )
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
@@ -241,3 +244,22 @@ def test_renormalised_log_probabilities_sum_to_one_far_from_zero() -> None:
     shares = np.exp(renormalise(logprobs))
     np.testing.assert_allclose(shares.sum(axis=1), 1.0)
     np.testing.assert_allclose(shares[0], np.exp([0, -1, -2]) / np.exp([0, -1, -2]).sum())
+
+
+def test_a_multimodal_base_is_read_by_the_config_of_its_text(tmp_path: Path) -> None:
+    """Its own config has no vocabulary or hidden size: the text's and the images' differ."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 400, "num_hidden_layers": 2, "num_key_value_heads": 1,
+            "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+            "pad_token_id": 0}  # fmt: skip
+    vision = {**small, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=vision))
+    model.save_pretrained(make_base(tmp_path / "multimodal"))
+    base = load_base(tmp_path / "multimodal", device="cpu")
+    assert not hasattr(base.model.config, "vocab_size")
+    assert (base.vocabulary, base.width, base.pad) == (400, 32, 0)
+    assert base_state(base) == base_state(base)
+    assert text_features(base.model, [], base.pad).shape == (0, 32)

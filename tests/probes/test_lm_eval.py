@@ -150,7 +150,7 @@ def test_likelihoods_equal_those_of_choice_logprobs(bank: Bank, tmp_path: Path) 
         tokenization.encode(task.example(Row(row, "t", n, ""))) for n, row in enumerate(QUESTIONS)
     ]
     with bank.routed("two"):
-        ours = choice_logprobs(bank.base.model, items, bank.base.tokenizer.pad_token_id)
+        ours = choice_logprobs(bank.base.model, items, bank.base.pad)
         through = RoutedLM(bank).loglikelihood(instances)
     assert [pair[0] for pair in through] == pytest.approx(
         [float(value) for row in ours for value in row], abs=1e-4

@@ -96,7 +96,7 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
         )
         for n in range(7)
     ]
-    one, pad = model.base.model, model.tokenizer.pad_token_id
+    one, pad = model.base.model, model.base.pad
     from contextlib import nullcontext
 
     with distributed.sharing() if shared else nullcontext():
