@@ -15,29 +15,29 @@ import copy
 import json
 import os
 import platform
-import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import DTYPES, RESULTS, Work, timed
+from shape import save_random
 
 from lora_domains import DomainModel
-from lora_domains.adapters.peft import new_adapter, save_adapter
+from lora_domains.adapters.peft import new_adapter
 from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
 from lora_domains.domain import Lora
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.evaluation.store import Store
 from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.modeling.memory import peak_memory
 from lora_domains.probes.suite import embedded
 
-RESULTS = Path(__file__).parents[1] / "results" / "evaluation.json"
 ADAPTERS, ROWS = 8, 16
 REFEREED = 100
 """Questions that are also scored in float64, for the base and one adapter."""
@@ -91,7 +91,7 @@ def ours(model: DomainModel, part: Part) -> None:
 def our_logprobs(model: DomainModel, items: Sequence[EncodedExample]) -> np.ndarray:
     """Log-likelihoods as in ``plain_loop``, in the mixed batches that the scorer makes."""
     names = [None, *model.domains]
-    pad = model.tokenizer.pad_token_id
+    pad = model.base.pad
     pairs = [(n, i) for i in range(len(items)) for n in range(len(names))]
     with model.bank.routed([names[n] for n, _ in pairs]):
         scores = choice_logprobs(model.base.model, [items[i] for _, i in pairs], pad)
@@ -101,25 +101,15 @@ def our_logprobs(model: DomainModel, items: Sequence[EncodedExample]) -> np.ndar
     return found
 
 
-def seconds(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", help="default: the embedded base")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="to try the script; stores nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="folder of the JSON; default: benchmarks/results")
     flags = parser.parse_args()
     if flags.quick:
         flags.questions, flags.rounds = 24, 1
@@ -138,12 +128,11 @@ def main() -> None:
             for _, b in adapter.weights.values():
                 # A new B is zero, and an adapter without effect would prove nothing.
                 b.normal_(std=0.02, generator=torch.Generator().manual_seed(n))
-            save_adapter(Path(folder) / adapter.name, adapter, model.base, lambda _: {},
-                         lambda _: "", [])  # fmt: skip
-            (Path(folder) / adapter.name / "card.json").unlink()
+            save_random(Path(folder) / adapter.name, adapter, model.base)
             model.load_adapter(Path(folder) / adapter.name)
-        dtype = getattr(torch, flags.dtype)
-        plain = AutoModelForCausalLM.from_pretrained(flags.base or BASE_PATH, dtype=dtype)
+        plain = AutoModelForCausalLM.from_pretrained(
+            flags.base or BASE_PATH, dtype=DTYPES[flags.dtype]
+        )
         plain = plain.to(flags.device).eval()
         names = list(model.domains)
         peer = PeftModel.from_pretrained(plain, Path(folder) / names[0], adapter_name=names[0])
@@ -169,17 +158,21 @@ def main() -> None:
             for name, scores in (("peft", theirs), ("ours", own))
         }
         print(f"largest distance from float64: {from_exact}")
-        times: dict[str, list[float]] = {"peft": [], "ours": []}
+        contenders: dict[str, Work] = {
+            "peft": lambda: plain_loop(peer, names, part.encoded),
+            "ours": lambda: ours(model, part),
+        }
+        times: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(flags.rounds):
-            times["peft"].append(seconds(lambda: plain_loop(peer, names, part.encoded)))
-            times["ours"].append(seconds(lambda: ours(model, part)))
+            for who, work in contenders.items():
+                times[who].append(timed(work, flags.device))
             print(f"round {turn + 1}: PEFT {times['peft'][-1]:.2f} s, "
                   f"ours {times['ours'][-1]:.2f} s")  # fmt: skip
         memory = []
         for fold in (1, 4):
             large = Part("questions", part.task, part.rows * fold)
             ours(model, large)
-            memory.append(_peak(flags.device))
+            memory.append(peak_memory(model.base.device))
     medians = {name: statistics.median(found) for name, found in times.items()}
     result = {
         "command": "python benchmarks/speed/evaluation.py"
@@ -194,17 +187,12 @@ def main() -> None:
         "dtype": flags.dtype,
     }  # fmt: skip
     print(f"{result['times_faster']} times faster")
-    if not flags.quick or flags.out != RESULTS:
-        kept = json.loads(flags.out.read_text()) if flags.out.exists() else {}
+    results = flags.out or (None if flags.quick else RESULTS)
+    if results is not None:
+        path = results / "evaluation.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
         kept[f"{flags.device} {flags.dtype}"] = result
-        flags.out.parent.mkdir(exist_ok=True)
-        flags.out.write_text(json.dumps(kept, indent=1) + "\n")
-
-
-def _peak(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

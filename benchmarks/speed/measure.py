@@ -85,20 +85,12 @@ class Experiment:
         for round_ in range(-1, self.rounds):
             first = round_ % len(names)
             for name in names[first:] + names[:first]:
-                self._synchronize()
-                begin = time.perf_counter()
-                contenders[name]()
-                self._synchronize()
-                seconds = time.perf_counter() - begin
+                seconds = timed(contenders[name], self.device)
                 if after is not None and name in after:
                     after[name]()
                 if round_ >= 0:
                     runs[name].append(seconds / (per if isinstance(per, int) else per[name]))
         return runs
-
-    def _synchronize(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
 
     def figure(
         self,
@@ -191,6 +183,20 @@ class Experiment:
             "cores": os.cpu_count(),
             "threads": self._threads,
         }
+
+
+def timed(work: Work, device: str) -> float:
+    """Seconds that ``work`` takes, until its kernels are finished."""
+
+    def synchronize() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    synchronize()
+    started = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - started
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:

@@ -108,7 +108,7 @@ def generating(test: Bench, model: DomainModel, peft: Any) -> dict[str, Work]:
     return works
 
 
-def same_tokens(test: Bench, model: DomainModel, peft: Any) -> float:
+def largest_difference(test: Bench, model: DomainModel, peft: Any) -> float:
     """The largest difference of logits between ours and PEFT, with rows of all domains."""
     ids, domains = test.ids(ROWS, PROMPT), list(kinds(len(model.domains)).values())[-1]
     found = model(input_ids=ids, domains=domains).logits.float()
@@ -125,7 +125,7 @@ def main() -> None:
         experiment.say("PEFT loads the same")
         peft = test.peft(folders)
         experiment.figure("largest difference of a logit from PEFT's", "",
-                          same_tokens(test, model, peft))  # fmt: skip
+                          largest_difference(test, model, peft))  # fmt: skip
         measure(experiment, "decode", "ms", NEW, decoding(test, model, peft, NEW))
         measure(experiment, "generate", "ms", 1, generating(test, model, peft))
         experiment.save(test.settings | {"rows": ROWS, "prompt": PROMPT, "new_tokens": NEW})

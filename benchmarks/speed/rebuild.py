@@ -1,7 +1,7 @@
 """The time to rebuild a report of many adapters from their items, without a model or torch.
 
     python benchmarks/speed/rebuild.py             # writes benchmarks/results/rebuild.json
-    python benchmarks/speed/rebuild.py --adapters 2 --items 3000 --dry-run
+    python benchmarks/speed/rebuild.py --quick     # two adapters of 3,000 items; stores nothing
 
 It generates twenty adapter folders with cards and 10,000 items each: 8,000 test rows, and as many
 training rows, general questions and texts as in an evaluation. It times the command including the
@@ -26,7 +26,7 @@ import numpy as np
 from lora_domains.report.card import Card
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "rebuild.json"
+RESULTS = ROOT / "benchmarks" / "results"
 # Items of an evaluation other than test items.
 BESIDE = {"train": 500, "general": 1300, "text": 200}
 RUN = """
@@ -97,8 +97,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--adapters", type=int, default=20)
     parser.add_argument("--items", type=int, default=10_000, help="of each adapter, over 2,000")
-    parser.add_argument("--dry-run", action="store_true", help="measure, store nothing")
+    parser.add_argument("--quick", action="store_true", help="to try the script; stores nothing")
+    parser.add_argument("--out", type=Path, help="folder of the JSON; default: benchmarks/results")
     flags = parser.parse_args()
+    if flags.quick:
+        flags.adapters, flags.items = 2, 3000
     with tempfile.TemporaryDirectory() as scratch:
         folders = make(Path(scratch) / "adapters", flags.adapters, flags.items)
         out = Path(scratch) / "reports"
@@ -128,8 +131,9 @@ def main() -> None:
         "numpy": np.__version__,
     }
     print(json.dumps(found, indent=1))
-    if not flags.dry_run:
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    results = flags.out or (None if flags.quick else RESULTS)
+    if results is not None:
+        (results / "rebuild.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from lora_domains import DomainModel
 from lora_domains.adapters.peft import new_adapter, save_adapter
 from lora_domains.console import Display, quiet_imports
 from lora_domains.domain import Lora
-from lora_domains.modeling.base import load_base
+from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
 
@@ -63,12 +64,7 @@ class Bench:
             }  # fmt: skip
             adapter = replace(first, name=f"r{rank}-{number}", weights=weights)
             folders.append(self._adapters / adapter.name)
-
-            def card(sha256: str, name: str = adapter.name) -> Card:
-                entry = AdapterEntry(domain=name, path=name, sha256=sha256)
-                return Card(base=BaseRecord(**base.record()), adapter=entry)
-
-            save_adapter(folders[-1], adapter, base, card, lambda _: "# Random\n", [])
+            save_random(folders[-1], adapter, base)
         return folders
 
     def ours(
@@ -116,6 +112,16 @@ class Bench:
     @property
     def settings(self) -> dict[str, Any]:
         return {"shape": self.shape.__dict__}
+
+
+def save_random(folder: Path, adapter: Adapter, base: Base) -> None:
+    """Save ``adapter`` with a card that holds no training."""
+
+    def card(sha256: str) -> Card:
+        entry = AdapterEntry(domain=adapter.name, path=adapter.name, sha256=sha256)
+        return Card(base=BaseRecord(**base.record()), adapter=entry)
+
+    save_adapter(folder, adapter, base, card, lambda _: "# Random\n")
 
 
 @contextmanager

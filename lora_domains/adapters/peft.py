@@ -171,18 +171,15 @@ def save_adapter(
     base: Base,
     card: Callable[[str], Card],
     readme: Callable[[Card], str],
-    items: list[dict[str, Any]],
-) -> Card:
-    """Write the adapter's folder in one step and return its card.
+) -> None:
+    """Write the adapter's folder in one step, without items.
 
     ``card`` is called with the sha256 of PEFT's two files. Raises AdapterError when the folder
     cannot be written (no space, no permission); the folder before it is kept then.
     """
     with replacing(folder) as fresh:
         _write_peft_files(fresh, adapter, base)
-        written = card(fingerprint(fresh))
-        write_card(fresh, written, readme, items)
-    return written
+        write_card(fresh, card(fingerprint(fresh)), readme, [])
 
 
 def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:

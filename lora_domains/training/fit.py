@@ -164,7 +164,7 @@ def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bo
     def write() -> Card:
         # First, since the parent may have the same name.
         keep_version(folder, successor=entry)
-        save_adapter(folder, trained.adapter, base, signed, readme, [])
+        save_adapter(folder, trained.adapter, base, signed, readme)
         return Card.read(folder)
 
     return distributed.on_main(write)

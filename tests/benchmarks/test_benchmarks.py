@@ -25,6 +25,9 @@ def experiment(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
     return script("measure", "speed").Experiment("swap", None)
 
 
+OTHERS = ("evaluation", "rebuild")
+"""Scripts whose results have a form of their own."""
+
 # One process for all of them: importing torch and PEFT takes longer than any.
 RUN = """
 import runpy, sys
@@ -68,7 +71,8 @@ def test_each_script_runs_and_stores_figures(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(SPEED), str(tmp_path), *EXPERIMENTS], cwd=ROOT,
+        [sys.executable, "-c", RUN, str(SPEED), str(tmp_path), *EXPERIMENTS, *OTHERS],
+        cwd=ROOT,
         capture_output=True, text=True, check=False, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -91,6 +95,13 @@ def test_each_script_runs_and_stores_figures(tmp_path: Path) -> None:
     for name in values:
         assert f"| {name} |" in text
     assert text.count("for trial only") == len(EXPERIMENTS)
+    evaluated = json.loads((tmp_path / "evaluation.json").read_text())["cpu float32"]
+    assert evaluated["largest_share"] < 1e-4
+    assert evaluated["questions"] == 24
+    assert set(evaluated["seconds"]) == {"peft", "ours"}
+    rebuilt = json.loads((tmp_path / "rebuild.json").read_text())
+    assert (rebuilt["adapters"], rebuilt["items"]) == (2, 3000)
+    assert rebuilt["bytes"].keys() >= {"report.json", "report.html", "report.md"}
 
 
 def test_contenders_take_turns_and_warming_up_does_not_count(

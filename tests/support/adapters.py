@@ -37,7 +37,7 @@ def save(folder: Path, adapter: Adapter, base: Base) -> Path:
         entry = AdapterEntry(domain=adapter.name, path=adapter.name, sha256=sha256)
         return Card(base=BaseRecord(**base.record()), adapter=entry)
 
-    save_adapter(folder, adapter, base, card, lambda card: "# An adapter\n", [])
+    save_adapter(folder, adapter, base, card, lambda card: "# An adapter\n")
     return folder
 
 
