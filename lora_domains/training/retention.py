@@ -43,7 +43,7 @@ class GeneralTexts:
         """The adapter's nats summed over the tokens of ``texts``: a scalar with gradient."""
         base = self.bank.base
         with self.bank.routed(self.adapter):
-            return text_nats(base.model, texts, base.tokenizer.pad_token_id)
+            return text_nats(base.model, texts, base.pad)
 
     def kl(self, texts: Sequence[EncodedExample]) -> Tensor:
         """KL(base ‖ adapter) summed over the tokens of ``texts``: a scalar with gradient."""
@@ -53,11 +53,18 @@ class GeneralTexts:
     @cached_property
     def reference(self) -> Reference:
         """The base's predictions, computed when the first step needs them."""
-        with self.display.progress("base on general text", len(self.texts)) as advance:
-            reference = Reference(self.bank, self.texts, progress=advance)
-        if approximation := reference.approximation():
-            self.display.stage("retention", None, None, f"trained with {approximation}")
-        return reference
+        return reference_on(self.texts, self.bank, self.display, "trained with")
+
+
+def reference_on(
+    texts: Sequence[EncodedExample], bank: Bank, display: Display, used: str
+) -> Reference:
+    """The base's predictions on ``texts``; if approximate, a line says how, after ``used``."""
+    with display.progress("base on general text", len(texts)) as advance:
+        reference = Reference(bank, texts, progress=advance)
+    if approximation := reference.approximation():
+        display.stage("retention", None, None, f"{used} {approximation}")
+    return reference
 
 
 def positions(count: int, rows: int, seed: int, step: int) -> list[int]:

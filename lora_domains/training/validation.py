@@ -16,6 +16,7 @@ from lora_domains.inference.scores import comparable
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
 from lora_domains.tasks import Task
+from lora_domains.training.retention import reference_on
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
 
@@ -55,7 +56,7 @@ class Validation:
     def figures(self) -> dict[str, Any]:
         """``validation_loss`` (nats per answer token, or per label of a head) and
         ``validation_figures``; the processes share the rows."""
-        model, pad, rows = self.bank.base.model, self.bank.base.tokenizer.pad_token_id, self.rows
+        model, pad, rows = self.bank.base.model, self.bank.base.pad, self.rows
         logprobs = None
         with (
             distributed.sharing(),
@@ -84,10 +85,7 @@ class Validation:
     @cached_property
     def reference(self) -> Reference:
         """The base's predictions on the monitored texts."""
-        reference = Reference(self.bank, self.monitored)
-        if approximation := reference.approximation():
-            self.display.stage("retention", None, None, f"epochs are ranked with {approximation}")
-        return reference
+        return reference_on(self.monitored, self.bank, self.display, "epochs are ranked with")
 
 
 def validation_figures(
