@@ -15,6 +15,7 @@ from lora_domains.modeling.lora import (
     Adapter,
     LoadedAdapter,
     TrainableLora,
+    Weights,
     flatten,
     load_frozen,
     load_trainable,
@@ -129,7 +130,7 @@ class Bank:
         weights = loaded.weights if loaded is not None else {}
         return {n: lora for n, lora in weights.items() if isinstance(lora, TrainableLora)}
 
-    def weights(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    def weights(self, name: str) -> Weights:
         """A copy of the tensors of ``name``, on the CPU."""
         trained = {n: (lora.a, lora.b) for n, lora in self.trainable(name).items()}
         return {
@@ -235,7 +236,7 @@ class Bank:
         return sizes
 
 
-def _own(adapter: Adapter, device: torch.device) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+def _own(adapter: Adapter, device: torch.device) -> tuple[Tensor, Weights]:
     """The buffer that ``adapter`` was read into, or a copy: the caller may change its tensors."""
     flat, pinned = adapter.flat, device.type == "cuda"
     if flat is not None and flat.is_pinned() == pinned:

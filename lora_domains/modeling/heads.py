@@ -62,10 +62,6 @@ class Head:
     def classes(self) -> int:
         return int(self.weights[f"{self.layout.layers[-1][0]}.weight"].shape[0])
 
-    @property
-    def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.weights.values())
-
     def to(self, device: torch.device | str) -> "Head":
         """A copy on ``device`` that shares nothing with this one."""
         copies = {name: t.detach().float().clone().to(device) for name, t in self.weights.items()}

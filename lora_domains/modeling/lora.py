@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lora_domains.modeling.heads import Head
 from lora_domains.report.card import Card
 
-Weights = Mapping[str, tuple[Tensor, Tensor]]
+Weights = dict[str, tuple[Tensor, Tensor]]
 """A linear's name → A (rank, in), B (out, rank)."""
 
 SHARED_INPUT = (
@@ -37,8 +37,7 @@ class Adapter:
     name: str
     config: Any
     """PEFT's ``LoraConfig``."""
-    weights: dict[str, tuple[Tensor, Tensor]]
-    """A linear's name → A (rank, in), B (out, rank)."""
+    weights: Weights
     scales: dict[str, float]
     """A linear's name → the factor of B·A."""
     card: Card | None = None
@@ -48,11 +47,6 @@ class Adapter:
     head: Head | None = None
     flat: Tensor | None = None
     """The buffer of ``flatten`` that ``weights`` are views of, where there is one."""
-
-    @property
-    def parameters(self) -> int:
-        lora = sum(a.numel() + b.numel() for a, b in self.weights.values())
-        return lora + (self.head.parameters if self.head else 0)
 
 
 # ── The flat buffer ─────────────────────────────────────────────────────────────────────────────
@@ -77,9 +71,7 @@ def grouped(linears: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def flatten(
-    weights: Weights, pinned: bool = False
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+def flatten(weights: Weights, pinned: bool = False) -> tuple[Tensor, Weights]:
     """All tensors copied into one float32 buffer on the CPU; the buffer and the same as views.
 
     Group by group: every A of the group, then every B. ``pinned`` memory is quick to copy to CUDA.
@@ -93,7 +85,7 @@ def flatten(
     return flat, {linear: views[linear] for linear in weights}
 
 
-def _views(flat: Tensor, weights: Weights) -> dict[str, tuple[Tensor, Tensor]]:
+def _views(flat: Tensor, weights: Weights) -> Weights:
     """Views of ``flat`` with the names and shapes of ``weights``."""
     views: dict[str, list[Tensor]] = {linear: [] for linear in weights}
     offset = 0

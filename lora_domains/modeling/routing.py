@@ -43,7 +43,6 @@ class Single:
     def __init__(self, adapter: LoadedAdapter) -> None:
         self.adapter = adapter
         self.rows = (adapter,)
-        self.trainable = adapter.trainable
         self._shared: tuple[Tensor | None, str, Any] = (None, "", None)
 
     @property
@@ -81,7 +80,7 @@ class Mixed:
         for index, adapter in enumerate(self.rows):
             if adapter is not None:
                 self._rows_of.setdefault(adapter, []).append(index)
-        self.trainable = any(adapter.trainable for adapter in self._rows_of)
+        self._trainable = any(adapter.trainable for adapter in self._rows_of)
         self._indices = {a: _index(rows, device) for a, rows in self._rows_of.items()}
         self._blocks = _blocks(list(self._rows_of.values()), len(self.rows), device)
         # Kept as long as the route, and so across the steps of decoding.
@@ -103,7 +102,7 @@ class Mixed:
             )
         # (rows, tokens, width): the tokens of a row's beams follow each other.
         x_rows, y_rows = (part.reshape(count, -1, part.shape[-1]) for part in (x, y))
-        together = x_rows.shape[1] <= FEW and not self.trainable
+        together = x_rows.shape[1] <= FEW and not self._trainable
         serve = self._together if together else self._one_by_one
         return serve(linear, x, x_rows, y_rows).view(y.shape)
 

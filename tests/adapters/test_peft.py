@@ -129,7 +129,6 @@ def test_a_new_adapter_depends_on_its_seed_and_has_no_effect(base: Base) -> None
     linear = "model.layers.0.self_attn.q_proj"
     assert torch.equal(one.weights[linear][0], same.weights[linear][0])
     assert not torch.equal(one.weights[linear][0], other.weights[linear][0])
-    assert one.parameters == sum(a.numel() + b.numel() for a, b in one.weights.values())
     bank = Bank(base)
     bank.add(one)
     assert torch.equal(logits(bank, "a"), logits(base))
