@@ -20,6 +20,7 @@ from lora_domains.atomic import new_file, unfinished
 from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import TrainingInterrupted, UsageError
+from lora_domains.modeling.lora import Weights
 from lora_domains.training.plan import Plan
 
 
@@ -39,7 +40,7 @@ class State:
     """The record of each finished epoch."""
     best: dict[str, Any] | None = None
     """The record of the best epoch so far."""
-    best_weights: dict[str, tuple[Tensor, Tensor]] | None = None
+    best_weights: Weights | None = None
     best_head: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     total_tokens: int = 0
@@ -109,8 +110,8 @@ class RunCheckpoint:
             self.complete = not refused
         return self.complete
 
-    def read(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The content for the run of ``fingerprint``, on every process; None where there is none.
+    def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The content for the run of ``identity``, on every process; None where there is none.
 
         Raises UsageError for a file that cannot be read or belongs to another run.
         """
@@ -119,7 +120,7 @@ class RunCheckpoint:
         if stored is None:
             self.display.line("Nothing to resume: starting at the beginning.")
             return None
-        check_same_run(self.path, stored, fingerprint)
+        check_same_run(self.path, stored, identity)
         ranks = distributed.state().num_processes
         if stored["ranks"] != ranks:
             self.display.warn(
@@ -167,7 +168,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
 def check_same_run(path: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Raise UsageError when the checkpoint at ``path`` belongs to another run than ``run``.
 
-    ``run`` is the fingerprint of the run that resumes (``Run.fingerprint``).
+    ``run`` is the identity of the run that resumes (``Run.identity``).
     """
     other = [name for name in run if stored["run"].get(name) != run[name]]
     if other:

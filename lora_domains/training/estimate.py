@@ -1,14 +1,14 @@
 """The estimate of a dry run: two steps are computed, timed and discarded."""
 
 import time
+from copy import copy
 from dataclasses import dataclass
-
-import torch
 
 from lora_domains.console import format_bytes, format_duration
 from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.memory import peak_memory
 from lora_domains.training.loop import Run
+from lora_domains.training.validation import Validation
 
 SAMPLE = 32
 """Validation rows that are scored to measure their time."""
@@ -42,36 +42,30 @@ def estimate(run: Run) -> Estimate:
     batches = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0)
     sizes = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
     order = sorted(range(len(batches)), key=sizes.__getitem__)
-    device = run.model.device
-    cuda = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            middle = order[len(order) // 2]
+    middle = order[len(order) // 2]
+    with run.isolated():
+        started = time.monotonic()
+        for chosen in (order[-1], middle):
             started = time.monotonic()
-            for chosen in (order[-1], middle):
-                started = time.monotonic()
-                rows = [run.train[i] for i in batches[chosen]]
-                float(run.gradients.compute(rows, sum(row.supervised for row in rows)))
-            per_token = (time.monotonic() - started) / sizes[middle]
-            validation = _validation_seconds(run)
-    finally:
-        run.optimizer.zero_grad(set_to_none=True)
-        run.bank.remove(run.adapter_name)
+            rows = [run.train[i] for i in batches[chosen]]
+            float(run.gradients.compute(rows, sum(row.supervised for row in rows)))
+        per_token = (time.monotonic() - started) / sizes[middle]
+        validation = _validation_seconds(run.validation)
+    run.optimizer.zero_grad(set_to_none=True)
     return Estimate(
         seconds=run.plan.epochs * (per_token * sum(sizes) + validation),
-        peak_bytes=peak_memory(device),
+        peak_bytes=peak_memory(run.model.device),
         micro=run.state.micro,
     )
 
 
-def _validation_seconds(run: Run) -> float:
+def _validation_seconds(validation: Validation) -> float:
     """The time of one epoch's validation, estimated from ``SAMPLE`` rows."""
-    validation = run.validation
-    rows = validation.rows
-    validation.rows = rows[:SAMPLE]
+    sample = copy(validation)
+    sample.rows = validation.rows[:SAMPLE]
     started = time.monotonic()
-    validation.figures()
-    seconds = (time.monotonic() - started) * len(rows) / max(1, len(validation.rows))
+    sample.figures()
+    seconds = (time.monotonic() - started) * len(validation.rows) / max(1, len(sample.rows))
     if validation.monitored:
         _ = validation.reference  # the base's predictions: once, not in every epoch
         started = time.monotonic()

@@ -22,7 +22,7 @@ from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
 from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan
-from lora_domains.training.tracking import check_tracker, open_tracker
+from lora_domains.training.tracking import Log, check_tracker, no_tracker, open_tracker
 
 
 def training_dataset(
@@ -91,12 +91,11 @@ def fit(
     if checkpoint_path(out, domain.name).exists() and not resume:
         display.warn("an unfinished run is replaced; --resume would have continued it.")
     with ExitStack() as stack:
-        log = None
+        log: Log = no_tracker
         if tracker is not None:
             log, close = open_tracker(tracker, domain.name, out, plan.numbers())
             stack.callback(close)
-        run = make_run(bank, dataset, plan, out, display)
-        run.log = log or run.log
+        run = make_run(bank, dataset, plan, out, display, log)
         run.on_best = lambda trained: save(bank.base, dataset, trained, out, finished=False)
         trained = run.fit(resume=resume)
     card = save(bank.base, dataset, trained, out)
@@ -112,7 +111,14 @@ def fit(
     return card
 
 
-def make_run(bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Display) -> Run:
+def make_run(
+    bank: Bank,
+    dataset: Dataset,
+    plan: Plan,
+    out: Path,
+    display: Display,
+    log: Log = no_tracker,
+) -> Run:
     """The training run of ``dataset``; its adapter is added to ``bank``."""
     domain, base = dataset.domain, bank.base
     if not base.language_head and domain.training.retention != "none":
@@ -132,6 +138,7 @@ def make_run(bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Displ
         general=dataset.tokenization.sample_windows(dataset.general.training, most),
         monitored=dataset.tokenization.sample_windows(dataset.general.selection, SELECTION),
         parent=dataset.parent,
+        log=log,
     )
 
 

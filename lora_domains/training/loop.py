@@ -8,7 +8,8 @@ between steps; a run resumed from it ends with the same bytes as an uninterrupte
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
-from lora_domains.modeling.lora import Adapter
+from lora_domains.modeling.lora import Adapter, Weights
 from lora_domains.modeling.memory import peak_memory
 from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
 from lora_domains.training.gradients import Gradients
@@ -39,9 +40,6 @@ from lora_domains.training.validation import (
     scale_down,
     within_drift,
 )
-
-Weights = dict[str, tuple[Tensor, Tensor]]
-"""A and B of each linear."""
 
 
 @dataclass
@@ -119,20 +117,26 @@ class Run:
         refuses the adapter. Raises LossExploded and TrainingInterrupted. In every case the adapter
         in training leaves the bank, and the caller's random state is restored.
         """
+        with self.isolated(), self.signals.noted():
+            if resume:
+                self._resume()
+            while self.state.epoch < self.plan.epochs and not self._out_of_patience():
+                self.run_epoch()
+            self._scale_down()
+            # Ranks exchange signals within each step, and once more after the last one.
+            if distributed.anywhere(self.signals.received is not None):
+                self._interrupt(self.checkpoint.complete)
+        return self._trained()
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Restores the random state and removes the adapter in training from the bank."""
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=cuda), self.signals.noted():
-                if resume:
-                    self._resume()
-                while self.state.epoch < self.plan.epochs and not self._out_of_patience():
-                    self.run_epoch()
-                self._scale_down()
-                # Ranks exchange signals within each step, and once more after the last one.
-                if distributed.anywhere(self.signals.received is not None):
-                    self._interrupt(self.checkpoint.complete)
+            with torch.random.fork_rng(devices=cuda):
+                yield
         finally:
             self.bank.remove(self.adapter_name)
-        return self._trained()
 
     def forget(self) -> None:
         """Delete the checkpoint, once the trained adapter is saved."""
@@ -201,7 +205,7 @@ class Run:
     def _check_loss(self, loss: float) -> None:
         state = self.state
         first = state.first_loss = loss if state.first_loss is None else state.first_loss
-        vocabulary = math.log(self.model.config.get_text_config().vocab_size)
+        vocabulary = math.log(self.bank.base.vocabulary)
         # A model that knows nothing has a loss of log(vocabulary); far above it nothing is learned.
         limit = max(3 * first, 2 * vocabulary)
         if math.isfinite(loss) and loss <= limit:
@@ -312,7 +316,7 @@ class Run:
         )
         return Trained(adapter, state.record(plan, best, peak_memory(self.model.device)))
 
-    def fingerprint(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that resumes from it."""
         base, retention = self.bank.base, self.plan.retention
         return {
@@ -330,7 +334,7 @@ class Run:
         """Write the checkpoint; whether that succeeded, which only the main process knows."""
         return self.checkpoint.write(
             lambda: {
-                "run": self.fingerprint(),
+                "run": self.identity(),
                 "ranks": self.ranks,
                 "state": dict(vars(self.state)),
                 "weights": self.bank.weights(self.adapter_name),
@@ -340,7 +344,7 @@ class Run:
         )
 
     def _resume(self) -> None:
-        stored = self.checkpoint.read(self.fingerprint())
+        stored = self.checkpoint.read(self.identity())
         if stored is None:
             return
         vars(self.state).update(stored["state"])

@@ -145,12 +145,12 @@ def test_the_checkpoint_of_another_run_is_refused(
     assert model.domains == ()
 
 
-def test_the_fingerprint_of_a_run_names_what_changed(
+def test_the_identity_of_a_run_names_what_changed(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     declared = domain(rows[:100], epochs=1)
-    first = make_run(tmp_path, tiny_base, declared).fingerprint()
-    assert make_run(tmp_path, tiny_base, declared).fingerprint() == first
+    first = make_run(tmp_path, tiny_base, declared).identity()
+    assert make_run(tmp_path, tiny_base, declared).identity() == first
     general = [{"text": f"text number {n} of a river"} for n in range(40)]
     told = {
         "validation rows": replace(declared, data=replace(declared.data, validation=rows[200:210])),
@@ -158,16 +158,16 @@ def test_the_fingerprint_of_a_run_names_what_changed(
     }
     for what, other in told.items():
         assert isinstance(declared.data.validation, list)
-        other_print = make_run(tmp_path, tiny_base, other).fingerprint()
-        assert other_print[what] != first[what]
-        assert other_print["rows"] == first["rows"]
+        changed = make_run(tmp_path, tiny_base, other).identity()
+        assert changed[what] != first[what]
+        assert changed["rows"] == first["rows"]
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu",
                                         dtype="bfloat16")  # fmt: skip
     dataset = model.dataset(declared)
     run = fit.make_run(
         model.bank, dataset, make_plan(model.base, dataset), model.out, model.display
     )
-    again = run.fingerprint()
+    again = run.identity()
     assert [name for name in first if again[name] != first[name]] == ["precision"]
 
 
