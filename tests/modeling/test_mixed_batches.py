@@ -1,6 +1,7 @@
 """Mixed batches: rows with different adapters give the outputs of each row alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.adapters import IDS, TOLERANCE, logits, strong
+from support.adapters import TOLERANCE, logits, strong
 
 from lora_domains.errors import UsageError
 from lora_domains.modeling import routing
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.routing import FEW, narrowed
+from lora_domains.modeling.routing import FEW, Mixed, narrowed
 
 # Different ranks, scales, rsLoRA, and target sets that overlap, nest or are disjoint.
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -108,6 +109,49 @@ def test_decoding_with_a_cache_gathers_once(bank: Bank, monkeypatch: pytest.Monk
     assert len(gathered) == len(set(gathered)) > 0, "gathered again for a later step"
 
 
+class Observed(dict[str, Any]):
+    """A dictionary that calls ``changed`` after every change."""
+
+    changed: Callable[[], object]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.changed()
+
+    def __ior__(self, other: Any) -> "Observed":  # type: ignore[override, misc]
+        super().__ior__(other)
+        self.changed()
+        return self
+
+
+def test_a_thread_that_gathers_weights_never_misleads_another(bank: Bank) -> None:
+    """Threads that share a mixed route share what it gathered, after every change of it."""
+    domains = ["all", "wide", None, "mlp"]
+    ids = random_ids(4, FEW)
+    wanted, found = alone(bank, ids, domains), []
+    bank.add(bank["all"])  # the next route is a new one, which has gathered nothing
+    route = bank.route(domains)
+    assert isinstance(route, Mixed)
+    route._stacked = gathered = Observed()
+
+    @torch.no_grad()
+    def call() -> None:
+        with bank.routed(domains):
+            found.append(bank.base.model(input_ids=ids).logits)
+
+    def call_elsewhere() -> None:
+        gathered.changed = lambda: None
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(call).result()
+
+    gathered.changed = call_elsewhere
+    call()
+    assert bank.route(domains) is route, "the threads did not share it"
+    assert len(found) == 2
+    for outputs in found:
+        torch.testing.assert_close(outputs, wanted, atol=TOLERANCE, rtol=0)
+
+
 def test_a_batch_of_another_size_is_refused(bank: Bank) -> None:
     with pytest.raises(UsageError, match="a batch of 3 rows"), bank.routed(["all", "wide", None]):
         bank.base.model(input_ids=random_ids(4, 2))
@@ -164,4 +208,3 @@ def test_mixed_batches_on_half_precision_bases(tiny_base: Path) -> None:
         # A rounding error is 2^-8 of a value; another adapter's row would differ by its effect.
         close = (found - wanted).abs().amax((1, 2))
         assert (close <= 0.05 * wanted.abs().amax((1, 2)) + 0.02).all()
-    assert IDS.shape == (2, 12)
