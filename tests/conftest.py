@@ -1,6 +1,7 @@
 """Shared parts: a random base made from a config, rows to train on, the real data's folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def real_data() -> Path:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama (2 layers, width 32, context 128) and its tokenizer."""
     return make_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Path]:
+    """The folder of a random base of a kind: "llama", or a kind of encoder."""
+    from support.encoders import make_encoder
+
+    made = {"llama": tiny_base}
+
+    def base(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = make_encoder(tmp_path_factory.mktemp("encoders") / kind, kind)
+        return made[kind]
+
+    return base
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,3 +130,15 @@ def test_a_task_without_a_label_column_takes_none() -> None:
 )
 def test_a_domain_is_named_after_its_file(file: str, name: str) -> None:
     assert domain_name(Path("folder") / file) == name
+
+
+def test_the_flag_for_a_head() -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    flags = parser.read(["--head", "--label", "kind"])
+    headed = configured(Domain("x", Classification(), Data([])), flags)
+    assert headed.task == Classification(label="kind", head=True)
+    assert configured(headed, parser.read([])).task == headed.task  # a recipe's own stays
+    with pytest.raises(UsageError, match="--head"):
+        configured(Domain("x", Generation(), Data([])), parser.read(["--head"]))
+    assert headed.digest() != replace(headed, task=Classification(label="kind")).digest()

@@ -1,0 +1,41 @@
+"""The base of an adapter with a head: a classifier on its features."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from support.heads import headed, headed_domain
+from support.models import QUIET, model_in
+
+from lora_domains.data.tokenization import EncodedRow
+from lora_domains.evaluation.baselines import BaselineInputs, frozen_features
+from lora_domains.evaluation.scorer import Scorer
+
+
+def test_the_base_is_scored_by_a_classifier_on_its_features(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """It is fitted on training rows and does not depend on loaded adapters; scikit-learn agrees."""
+    model = model_in(tmp_path, tiny_base)
+    dataset = model.dataset(headed_domain("colours", 5))
+    test = [row.encoded for row in dataset.test]
+
+    def scores(**changes: Any) -> list[dict[str, float]]:
+        scorer = Scorer(model.bank, QUIET)
+        found = frozen_features(BaselineInputs(scorer, replace(dataset, **changes), dataset.test))
+        assert found is not None
+        return found
+
+    alone = scores()
+    model.bank.add(headed(model.base, "colours", 5))
+    with model.bank.routed("colours"):
+        assert scores() == alone
+    right = [s["prediction"] == item.target for s, item in zip(alone, test, strict=True)]
+    assert sum(right) / len(right) > 0.5  # five classes
+    shuffled = [
+        EncodedRow(replace(row.example, target=(row.example.target * 3 + i) % 5), row.encoded)
+        for i, row in enumerate(dataset.train)
+    ]
+    lost = [s["prediction"] == i.target for s, i in zip(scores(train=shuffled), test, strict=True)]
+    assert sum(lost) < sum(right)
+    assert all(s["nll"] > 0 and 0 <= s["brier"] <= 2 for s in alone)
