@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import make_base, make_rows
 from support.general_text import TRAINING, use_general_text
-from support.models import QUESTIONS, SUITE, declared, model_in
+from support.models import QUESTIONS, SUITE, clear_rows, declared, model_in
 from support.scripts import script
 
 from lora_domains.analysis.trace import trace
@@ -53,11 +53,7 @@ from lora_domains.verdict.ledger import level
 
 @pytest.fixture(scope="module")
 def domain() -> Domain:
-    # The label follows from the last words, which the random base learns with any seed.
-    rows = make_rows(430)
-    for row in rows:
-        row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
-    return declared(rows, epochs=6)
+    return declared(clear_rows(), epochs=6)
 
 
 @pytest.fixture(scope="module")

@@ -251,8 +251,8 @@ def targets_of(config: Any, base: Base, folder: Path, classes: int | None) -> Ta
         scales[linear] = float(layer.scaling["default"])
     while len(base.targets) >= CACHED:
         base.targets.pop(next(iter(tuple(base.targets))), None)
-    base.targets[key] = Targets(shapes, scales)
-    return Targets(shapes, scales)
+    targets = base.targets[key] = Targets(shapes, scales)
+    return targets
 
 
 def _check_patterns(config: Any, base: Base, folder: Path) -> None:

@@ -178,13 +178,13 @@ def test_without_an_atomic_exchange_two_renames_do(
 def test_a_kill_between_the_two_renames_is_repaired(base: Base, tmp_path: Path) -> None:
     adapter = strong(base)
     folder = save(tmp_path / "a", adapter, base)
-    for hint in (
+    for look_up in (
         lambda: restored(folder),
         lambda: load_adapter(folder, base),
         lambda: find_adapter("a", tmp_path),
     ):
         folder.rename(tmp_path / ".a.old")
-        hint()
+        look_up()
         assert_same(folder, adapter, base)
     # An existing folder is never replaced by one that waits.
     waiting = shutil.copytree(folder, tmp_path / ".a.old")

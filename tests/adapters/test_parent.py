@@ -25,11 +25,6 @@ from lora_domains.report.report import rebuild
 from lora_domains.training import fit
 from lora_domains.training.plan import make_plan
 
-JUDGED = {
-    "metric": "f1", "labels": ["a", "b"], "positive": "b", "base_changed": False,
-    "largest_move": 1.0, "loss": "label cross-entropy", "suite": "embedded",
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def base(tiny_base: Path) -> Base:
@@ -96,8 +91,8 @@ def test_the_card_names_the_parent_and_scores_against_it(health: Path, tiny_base
     # These are the parent's predictions, not the base's or the child's.
     alone = model_in(health, tiny_base)
     alone.load_adapter("health")
-    said = alone.predict([r["text"] for r in narrower()[80:]], domain="health")
-    for prediction, item in zip(said, test, strict=True):
+    predictions = alone.predict([r["text"] for r in narrower()[80:]], domain="health")
+    for prediction, item in zip(predictions, test, strict=True):
         confidence = item["scores"]["parent"]["confidence"]
         assert prediction.probability == pytest.approx(confidence, abs=1e-5)  # type: ignore[union-attr]
     assert any(i["scores"]["parent"]["nats"] != i["scores"]["adapter"]["nats"] for i in test)
@@ -143,10 +138,10 @@ def test_a_rank_other_than_the_parents_is_reported(
     model.display = Display()
     made = cancer(rank=8, targets=("q_proj", "v_proj"), rslora=True)
     model.fit(made, init_from="health", dry_run=True)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "rank 8 is ignored: an adapter keeps the rank of its parent, 4" in said
-    assert "target modules ['q_proj', 'v_proj'] is ignored" in said
-    assert "rslora True is ignored: an adapter keeps the rslora of its parent, False" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "rank 8 is ignored: an adapter keeps the rank of its parent, 4" in output
+    assert "target modules ['q_proj', 'v_proj'] is ignored" in output
+    assert "rslora True is ignored: an adapter keeps the rslora of its parent, False" in output
     model.fit(cancer(), init_from="health", dry_run=True)
     assert "is ignored" not in capsys.readouterr().out
 

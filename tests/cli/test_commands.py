@@ -10,7 +10,7 @@ import pytest
 from conftest import make_rows
 from support.commands import run, write
 from support.general_text import use_general_text
-from support.models import SUITE
+from support.models import SUITE, clear_rows
 
 from lora_domains.cli import commands
 from lora_domains.report.card import Card
@@ -20,11 +20,7 @@ FAST = ("--lr", "0.01", "--rank", "8")
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    """The label follows from the last words, which the random base learns with any seed."""
-    rows = make_rows(900)
-    for row in rows:
-        row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
-    return rows
+    return clear_rows(900)
 
 
 @pytest.fixture(scope="module")

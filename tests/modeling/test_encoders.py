@@ -1,7 +1,5 @@
 """Encoders as a base: loading with and without a masked-token head, training, evaluation."""
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +9,17 @@ import torch.nn.functional as F
 from conftest import make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import run, write
 from support.encoders import KINDS, config_of, make_encoder, make_tokenizer
+from support.models import model_in
+from transformers import LlamaConfig
 
-from lora_domains.cli.main import main
-from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.likelihoods import answer_nats, tail_logits
-from lora_domains.model import DomainModel
-from lora_domains.modeling.base import ENCODERS, load_base
+from lora_domains.modeling.base import ENCODERS, is_bidirectional, load_base
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.heads import LAYOUTS
 from lora_domains.report.card import Card
@@ -39,7 +37,6 @@ from lora_domains.verdict.gates import masked_retention
 from lora_domains.verdict.rules import not_applicable, verdict
 from lora_domains.verdict.summary import summarise
 
-QUIET = Display(quiet=True)
 TOKENIZER = make_tokenizer()
 
 
@@ -114,13 +111,11 @@ def test_a_tokenizer_without_encoder_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bert_that_is_a_decoder_is_a_causal_base(tmp_path: Path) -> None:
-    from lora_domains.modeling.base import is_bidirectional
-
     config = config_of("bert")
     assert is_bidirectional(config)
     config.is_decoder = True
     assert not is_bidirectional(config)
-    assert not is_bidirectional(json.loads("null") or type("C", (), {"model_type": "llama"})())
+    assert not is_bidirectional(LlamaConfig())
 
 
 # ── Tokens ──────────────────────────────────────────────────────────────────────────────────────
@@ -183,9 +178,7 @@ def test_nats_of_masked_tokens_come_from_the_masked_head(tmp_path: Path) -> None
     "task", [Classification(), MultipleChoice(), Generation(), LanguageModelling()]
 )
 def test_tasks_that_need_a_causal_model_are_refused(tmp_path: Path, task: Task) -> None:
-    model = DomainModel.from_pretrained(
-        make_encoder(tmp_path / "base"), out=tmp_path / "out", display=QUIET, device="cpu"
-    )
+    model = model_in(tmp_path / "out", make_encoder(tmp_path / "base"))
     with pytest.raises(UsageError, match=r"head=True\) or give --head"):
         model.fit(Domain("x", task, Data(make_rows(20))))
     with pytest.raises(UsageError, match="to generate text"):
@@ -235,39 +228,22 @@ def test_missing_general_figures_are_reported() -> None:
 # ── The tutorial's experiment ───────────────────────────────────────────────────────────────────
 
 
-def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "label"])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def run(*arguments: str | Path) -> int:
-    """The exit code of ``lora-domains`` with these arguments."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("saved", ["masked", "bare"])
 def test_the_experiment_of_the_tutorial(
     tmp_path: Path, saved: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the command line to a verdict, with a DistilBERT and a head."""
-    base = make_encoder(tmp_path / "distilbert", saved=saved)
-    rows = make_rows(260)
-    train = write_csv(tmp_path / "train.csv", rows[:160])
-    validation = write_csv(tmp_path / "val.csv", rows[160:200])
-    test = write_csv(tmp_path / "test.csv", rows[200:])
-    out = tmp_path / "adapters"
+    rows, out = make_rows(260), tmp_path / "adapters"
+    place = ("--base", str(make_encoder(tmp_path / "distilbert", saved=saved)), "--out", str(out))
     code = run(
-        "fit", "--name", "tutorial", "--head", "--base", base, "--train", train, "--validation",
-        validation, "--test", test, "--out", out, "--epochs", "8", "--lr", "5e-3", "--rank", "8",
+        "fit", "--name", "tutorial", "--head", *place, "--epochs", "8", "--lr", "5e-3",
+        "--rank", "8", "--train", write(tmp_path / "train.csv", rows[:160]),
+        "--validation", write(tmp_path / "validation.csv", rows[160:200]),
+        "--test", write(tmp_path / "test.csv", rows[200:]),
     )  # fmt: skip
-    said = capsys.readouterr().out
-    assert code in (0, 1, 3), said
+    output = capsys.readouterr().out
+    assert code in (0, 1, 3), output
     entry = Card.read(out / "tutorial").adapter
     scores = entry.domain_scores["accuracy"]
     gates = {gate["name"]: gate for gate in entry.gates}
@@ -284,13 +260,13 @@ def test_the_experiment_of_the_tutorial(
         assert kept["observed"] == pytest.approx(nats["adapter"] - nats["base"])
         assert kept["threshold"] == pytest.approx(0.03 * nats["base"])
         assert entry.general["kl"]["general"] > 0
-        assert "nats per masked token" in said
+        assert "nats per masked token" in output
     else:
         assert gates["retention"]["verdict"] == gates["drift"]["verdict"] == "not applicable"
-        assert "the adapter is not regularised towards it" in said
-        assert "– not applicable" in said
+        assert "the adapter is not regularised towards it" in output
+        assert "– not applicable" in output
     assert rebuild(out / "tutorial").adapter.gates == entry.gates
-    assert run("predict", "tutorial", "alpha red", "beta red", "--base", base, "--out", out) == 0
+    assert run("predict", "tutorial", "alpha red", "beta red", *place) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["spam", "ham"]
 
@@ -298,9 +274,7 @@ def test_the_experiment_of_the_tutorial(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_training_leaves_other_encoders_unchanged(tmp_path: Path, kind: str) -> None:
-    model = DomainModel.from_pretrained(
-        make_encoder(tmp_path / kind, kind), out=tmp_path / "out", display=QUIET, device="cpu"
-    )
+    model = model_in(tmp_path / "out", make_encoder(tmp_path / kind, kind))
     digest = model.base.state_digest()
     declared = Domain("spam", Classification(head=True), Data(make_rows(120)))
     model.fit(with_settings(declared, epochs=3, lr=5e-3, rank=4, dropout=0.1))

@@ -36,15 +36,15 @@ def test_from_pretrained_warns_of_a_base_that_will_not_fit(
 ) -> None:
     monkeypatch.setattr("lora_domains.modeling.memory.free_bytes", lambda _: 1000)
     DomainModel.from_pretrained(tiny_base, device="cpu")
-    said = "".join(capsys.readouterr())
-    assert "are free" in said
+    output = "".join(capsys.readouterr())
+    assert "are free" in output
 
 
 def test_the_warning_of_a_base_that_will_not_fit() -> None:
     assert memory_warning(4_000_000_000, 5_000_000_000, None) is None
-    said = memory_warning(14_000_000_000, 5_000_000_000, None)
-    assert said is not None
-    assert "about 14.0 GB and 5.0 GB are free; --load-in-4bit" in said
+    warning = memory_warning(14_000_000_000, 5_000_000_000, None)
+    assert warning is not None
+    assert "about 14.0 GB and 5.0 GB are free; --load-in-4bit" in warning
     assert "4bit" not in str(memory_warning(14_000_000_000, 5_000_000_000, "4bit"))
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_base, make_rows
+from conftest import make_base
 from support.adapters import IDS, strong
-from support.fits import domain
-from support.models import model_in
+from support.models import QUIET, clear_rows, declared
 
 from lora_domains.model import DomainModel
 from lora_domains.modeling import base as base_file
@@ -117,13 +116,11 @@ def test_nf4_on_a_cpu_repacks_its_weights_without_the_fix(
 def test_training_leaves_a_quantised_base_unchanged(
     folder: Path, tmp_path: Path, kind: Any
 ) -> None:
-    model = DomainModel.from_pretrained(folder, quantization=kind, out=tmp_path, device="cpu")
-    model.display = model_in(tmp_path, folder).display
+    model = DomainModel.from_pretrained(
+        folder, quantization=kind, out=tmp_path, display=QUIET, device="cpu"
+    )
     digest = model.base.state_digest()
-    rows = make_rows(120)
-    for row in rows:
-        row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
-    card = model.fit(domain(rows, epochs=4, retention="none"))
+    card = model.fit(declared(clear_rows(120), epochs=4, retention="none"))
     history = card.adapter.training["history"]
     assert history[-1]["training_loss"] < history[0]["training_loss"]
     assert card.base.quantization == kind

@@ -1,7 +1,7 @@
 """Processes that train and are killed, and others that resume from their checkpoints.
 
 Run as a script: killed.py BASE ROWS OUT SEED. It prints the runs as JSON, each with the
-digest of its weights. All are forked from one process, so that the libraries load once.
+fingerprint of its adapter. All are forked from one process, so that the libraries load once.
 """
 
 import json
@@ -12,13 +12,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lora_domains import atomic
+from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
@@ -155,8 +155,9 @@ def main() -> None:
             codes = [fit(folder, arm, False, first), fit(folder, arm, True, second)]
             codes.append(fit(folder, arm, True))
             runs.append({
-                "arm": arm, "killed": [*first, *second], "codes": codes, "digest": digest(folder),
-                "whole": digest(whole), "ledger": ledger(folder) == ledger(whole),
+                "arm": arm, "killed": [*first, *second], "codes": codes,
+                "files": fingerprint(folder / "spam"), "whole": fingerprint(whole / "spam"),
+                "ledger": ledger(folder) == ledger(whole),
                 "left": sorted(p.name for p in folder.iterdir()),
             })  # fmt: skip
     print(json.dumps(runs))  # noqa: T201 (it is what the test reads)
@@ -165,10 +166,6 @@ def main() -> None:
 def ledger(folder: Path) -> Any:
     entry = json.loads((folder / "spam" / "card.json").read_text())["adapters"][0]
     return {key: entry[key] for key in ("ledger", "data", "leaks", "parent", "recipe_digest")}
-
-
-def digest(folder: Path) -> str:
-    return sha256((folder / "spam" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

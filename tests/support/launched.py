@@ -5,7 +5,8 @@ Run as a script: launched.py BASE ROWS OUT. Each process writes its results to O
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ from lora_domains.tasks import Classification, Example, MultipleChoice
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
 
-ASKED = [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20
+QUESTIONS = [{"question": "After alpha comes", "choices": ["beta", "stone"], "answer": 0}] * 20
 SUITE = Suite(
     "world",
-    (Probe("world", MultipleChoice(prompt="{question}"), ASKED),),
+    (Probe("world", MultipleChoice(prompt="{question}"), QUESTIONS),),
     lambda: [f"the {word} river is red" for word in ("alpha", "beta", "gamma", "stone")],
 )
 TRAINING = [f"a {word} cloud is blue" for word in ("alpha", "beta", "gamma", "stone", "win")]
@@ -50,25 +51,31 @@ def declared(rows: Sequence[dict[str, Any]], **settings: Any) -> Domain:
     return with_settings(domain, **(defaults | settings))
 
 
+@contextmanager
+def small_texts() -> Iterator[pytest.MonkeyPatch]:
+    """Inside, general knowledge is ``SUITE`` and general text a few sentences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_file, "embedded", lambda: SUITE)
+        use_general_text(patch, TRAINING, SELECTION)
+        yield patch
+
+
 def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
     """The loss of every step and epoch, and the scores of every item."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(model_file, "embedded", lambda: SUITE)
-    use_general_text(patch, TRAINING, SELECTION)
-    patch.setattr(batches, "TOKENS", 200)  # several batches, more on one rank than on the other
     model = DomainModel.from_pretrained(base, out=out)
     steps: list[float] = []
     make_run = fit.make_run
 
-    def watched(*arguments: Any) -> Run:
+    def recorded(*arguments: Any) -> Run:
         run = make_run(*arguments)
         run.log = lambda values, step: steps.append(values.get("loss", values.get("training_loss")))
         return run
 
-    patch.setattr(fit, "make_run", watched)
-    card = model.fit(declared(rows))
-    evaluation = model.evaluate(declared(rows), suite=SUITE)
-    patch.undo()
+    with small_texts() as patch:
+        patch.setattr(batches, "TOKENS", 200)  # several batches, more on one rank than on the other
+        patch.setattr(fit, "make_run", recorded)
+        card = model.fit(declared(rows))
+        evaluation = model.evaluate(declared(rows), suite=SUITE)
     return {
         "steps": steps,
         "history": [
@@ -85,8 +92,6 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
     """Nats, choices, drift and generated text of 7 items in batches of at most 60 tokens."""
     from support.adapters import strong
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(batches, "TOKENS", 60)
     model = DomainModel.from_pretrained(base)
     model.bank.add(strong(model.base, "a"))
     tokenization = Tokenization(model.tokenizer, 64)
@@ -97,10 +102,9 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
         for n in range(7)
     ]
     one, pad = model.base.model, model.base.pad
-    from contextlib import nullcontext
-
-    with distributed.sharing() if shared else nullcontext():
-        scores = {
+    with pytest.MonkeyPatch.context() as patch, distributed.sharing() if shared else nullcontext():
+        patch.setattr(batches, "TOKENS", 60)
+        return {
             "nats": [part.tolist() for part in scoring.answer_nats(one, items, pad)],
             "choices": [row.tolist() for row in scoring.choice_logprobs(one, items, pad)],
             "drift": {
@@ -108,8 +112,6 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
             },
             "texts": generate_in_batches(one, model.tokenizer, items, 4),
         }
-    patch.undo()
-    return scores
 
 
 def interrupted(
@@ -138,15 +140,12 @@ def interrupted(
         run.train_step, run.validation.figures = counting, validated  # type: ignore[method-assign]
         return run
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(model_file, "embedded", lambda: SUITE)
-    use_general_text(patch, TRAINING, SELECTION)
-    patch.setattr(fit, "make_run", stopped)
-    with pytest.raises(TrainingInterrupted) as caught:
-        model.fit(declared(rows))
-    patch.setattr(fit, "make_run", make_run)
-    model.fit(declared(rows), resume=True, tracker="tensorboard")
-    patch.undo()
+    with small_texts() as patch:
+        patch.setattr(fit, "make_run", stopped)
+        with pytest.raises(TrainingInterrupted) as caught:
+            model.fit(declared(rows))
+        patch.setattr(fit, "make_run", make_run)
+        model.fit(declared(rows), resume=True, tracker="tensorboard")
     return {"where": caught.value.where}
 
 

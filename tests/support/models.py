@@ -1,15 +1,26 @@
-"""A small suite of general questions, and domains and models for short fits."""
+"""Short fits on a random base: a small suite of questions, rows, domains, models and runs."""
 
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from conftest import make_rows
+
 from lora_domains.console import Display
 from lora_domains.data.source import Data
+from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import TrainingInterrupted
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Classification, MultipleChoice, Task
+from lora_domains.training import fit
+from lora_domains.training.loop import Run
+from lora_domains.training.plan import make_plan
 
 QUIET = Display(quiet=True)
 PAIRS = [("alpha", "beta"), ("gamma", "delta"), ("red", "green"), ("win", "prize")]
@@ -38,3 +49,69 @@ def declared(rows: Sequence[Mapping[str, Any]], name: str = "spam", task: Task |
 def model_in(folder: Path, base: Path) -> DomainModel:
     """A quiet model on the CPU that saves its adapters in ``folder``."""
     return DomainModel.from_pretrained(base, out=folder, display=QUIET, device="cpu")
+
+
+def clear_rows(count: int = 430) -> list[dict[str, Any]]:
+    """The last word decides the label, which the random base learns from any of five seeds."""
+    rows = make_rows(count)
+    for row in rows:
+        row["text"] += (" alpha" if row["label"] == "spam" else " beta") * 3
+    return rows
+
+
+def make_run(
+    folder: Path,
+    tiny_base: Path,
+    domain: Domain,
+    figures: Callable[[Run], dict[str, Any]] | None = None,
+) -> Run:
+    """A run built as ``DomainModel.fit`` builds it; ``figures`` replaces its validation."""
+    model = model_in(folder, tiny_base)
+    dataset = model.dataset(domain)
+    plan = make_plan(model.base, dataset)
+    run = fit.make_run(model.bank, dataset, plan, model.out, model.display)
+    if figures is not None:
+        run.validation.figures = partial(figures, run)  # type: ignore[method-assign]
+    return run
+
+
+def fixed(*losses: float, scores: Sequence[float] = ()) -> Callable[[Run], dict[str, Any]]:
+    """Validation figures with these losses, and scores, epoch after epoch."""
+
+    def figures(run: Run) -> dict[str, Any]:
+        epoch = run.state.epoch
+        score = scores[epoch] if scores else -losses[epoch]
+        return {"validation_loss": losses[epoch], "accuracy": 0.5, "score": score,
+                "higher_is_better": True}  # fmt: skip
+
+    return figures
+
+
+def stopped_after(steps: int, domain: Domain, folder: Path, tiny_base: Path) -> None:
+    """Train until ``steps`` are finished, then stop as Ctrl-C does."""
+    run = make_run(folder, tiny_base, domain, None)
+    step = run.train_step
+
+    def counting(rows: Sequence[EncodedExample]) -> None:
+        step(rows)
+        if run.state.total_steps == steps:
+            run.signals.received = signal.SIGINT
+
+    run.train_step = counting  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterrupted, match="--resume to continue from this step"):
+        run.fit()
+    assert run.adapter_name not in run.bank
+
+
+def ended(run: Run) -> dict[str, torch.Tensor]:
+    """The weights that a run ends with, by name."""
+    weights = run.fit().adapter.weights
+    return {f"{name}.{n}": part for name, pair in weights.items() for n, part in enumerate(pair)}
+
+
+def forgetful(folder: Path, tiny_base: Path, **settings: Any) -> dict[str, Any]:
+    """The training record of a run that forgets unless ``settings`` prevent it."""
+    spam = declared(clear_rows(200), epochs=2, **({"lr": 0.02} | settings))
+    card = model_in(folder, tiny_base).fit(spam)
+    record: dict[str, Any] = card.adapter.training
+    return record

@@ -18,10 +18,9 @@ import pytest
 import torch
 from conftest import ROOT, make_rows
 from support.adapters import save, strong
-from support.fits import WEIGHTS, clear_rows, digest, domain, make_run, stopped_after
-from support.models import QUIET, model_in
+from support.models import QUIET, declared, make_run, model_in, stopped_after
 
-from lora_domains.adapters.folder import fingerprint
+from lora_domains.adapters.folder import WEIGHTS, fingerprint
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
@@ -42,22 +41,17 @@ from lora_domains.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return clear_rows()
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> dict[float, str]:
-    """dropout → the digest of an uninterrupted run of 3 epochs of 5 steps."""
-    digests = {}
+    """dropout → the fingerprint after an uninterrupted run of 3 epochs of 5 steps."""
+    fingerprints = {}
     for dropout in (0.0, 0.3):
         folder = tmp_path_factory.mktemp("uninterrupted")
-        model_in(folder, tiny_base).fit(domain(rows[:100], epochs=3, dropout=dropout))
-        digests[dropout] = digest(folder)
-    assert digests[0.0] != digests[0.3]
-    return digests
+        model_in(folder, tiny_base).fit(declared(rows[:100], epochs=3, dropout=dropout))
+        fingerprints[dropout] = fingerprint(folder / "spam")
+    assert fingerprints[0.0] != fingerprints[0.3]
+    return fingerprints
 
 
 # ── The file ──────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +117,7 @@ def test_a_broken_checkpoint_is_refused_by_its_name(
 ) -> None:
     (tmp_path / ".spam.checkpoint").write_bytes(content)
     with pytest.raises(UsageError, match=r"\.spam\.checkpoint.*leave --resume out"):
-        model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=1), resume=True)
+        model_in(tmp_path, tiny_base).fit(declared(rows[:100], epochs=1), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -134,13 +128,13 @@ def test_the_checkpoint_of_another_run_is_refused(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], changes: dict[str, Any],
     message: str,
 ) -> None:  # fmt: skip
-    stopped_after(2, domain(rows[:100], epochs=3), tmp_path, tiny_base)
+    stopped_after(2, declared(rows[:100], epochs=3), tmp_path, tiny_base)
     model = model_in(tmp_path, tiny_base)
     with pytest.raises(UsageError, match="as the interrupted run") as caught:
-        model.fit(domain(rows[:100], **({"epochs": 3} | changes)), resume=True)
+        model.fit(declared(rows[:100], **({"epochs": 3} | changes)), resume=True)
     assert message in str(caught.value)
     with pytest.raises(UsageError, match="another rows"):
-        model.fit(domain(rows[50:150], epochs=3), resume=True)
+        model.fit(declared(rows[50:150], epochs=3), resume=True)
     assert (tmp_path / ".spam.checkpoint").exists()
     assert model.domains == ()
 
@@ -148,22 +142,22 @@ def test_the_checkpoint_of_another_run_is_refused(
 def test_the_identity_of_a_run_names_what_changed(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    declared = domain(rows[:100], epochs=1)
-    first = make_run(tmp_path, tiny_base, declared).identity()
-    assert make_run(tmp_path, tiny_base, declared).identity() == first
+    spam = declared(rows[:100], epochs=1)
+    first = make_run(tmp_path, tiny_base, spam).identity()
+    assert make_run(tmp_path, tiny_base, spam).identity() == first
     general = [{"text": f"text number {n} of a river"} for n in range(40)]
     told = {
-        "validation rows": replace(declared, data=replace(declared.data, validation=rows[200:210])),
-        "general text": replace(declared, data=replace(declared.data, general=general)),
+        "validation rows": replace(spam, data=replace(spam.data, validation=rows[200:210])),
+        "general text": replace(spam, data=replace(spam.data, general=general)),
     }
     for what, other in told.items():
-        assert isinstance(declared.data.validation, list)
+        assert isinstance(spam.data.validation, list)
         changed = make_run(tmp_path, tiny_base, other).identity()
         assert changed[what] != first[what]
         assert changed["rows"] == first["rows"]
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu",
                                         dtype="bfloat16")  # fmt: skip
-    dataset = model.dataset(declared)
+    dataset = model.dataset(spam)
     run = fit.make_run(
         model.bank, dataset, make_plan(model.base, dataset), model.out, model.display
     )
@@ -181,12 +175,12 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     steps: int, dropout: float,
 ) -> None:  # fmt: skip
     """Stopped in epoch 1, at its end, in epoch 2 and after the last step."""
-    declared = domain(rows[:100], epochs=3, dropout=dropout)
+    spam = declared(rows[:100], epochs=3, dropout=dropout)
     assert math.ceil(70 / 16) == 5
-    stopped_after(steps, declared, tmp_path, tiny_base)
+    stopped_after(steps, spam, tmp_path, tiny_base)
     torch.manual_seed(steps)  # the caller's random state must not matter
-    card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
-    assert digest(tmp_path) == uninterrupted[dropout]
+    card = model_in(tmp_path, tiny_base).fit(spam, resume=True)
+    assert fingerprint(tmp_path / "spam") == uninterrupted[dropout]
     assert card.adapter.training["steps"] == 15
     assert not (tmp_path / ".spam.checkpoint").exists()
 
@@ -195,16 +189,17 @@ def test_a_run_depends_on_its_seed_only(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str]
 ) -> None:
     torch.manual_seed(99)
-    model_in(tmp_path / "a", tiny_base).fit(domain(rows[:100], epochs=3))
-    model_in(tmp_path / "b", tiny_base).fit(domain(rows[:100], epochs=3, seed=1))
-    assert digest(tmp_path / "a") == uninterrupted[0.0] != digest(tmp_path / "b")
+    model_in(tmp_path / "a", tiny_base).fit(declared(rows[:100], epochs=3))
+    model_in(tmp_path / "b", tiny_base).fit(declared(rows[:100], epochs=3, seed=1))
+    same, other = (fingerprint(tmp_path / name / "spam") for name in ("a", "b"))
+    assert same == uninterrupted[0.0] != other
 
 
 def test_nothing_to_resume_starts_at_the_beginning(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str]
 ) -> None:
-    model_in(tmp_path, tiny_base).fit(domain(rows[:100], epochs=3), resume=True)
-    assert digest(tmp_path) == uninterrupted[0.0]
+    model_in(tmp_path, tiny_base).fit(declared(rows[:100], epochs=3), resume=True)
+    assert fingerprint(tmp_path / "spam") == uninterrupted[0.0]
 
 
 @pytest.mark.parametrize("moment", ["last validation", "choosing a scale"])
@@ -212,7 +207,7 @@ def test_a_signal_after_the_last_step_interrupts_the_run(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str],
     monkeypatch: pytest.MonkeyPatch, moment: str,
 ) -> None:  # fmt: skip
-    declared = domain(rows[:100], epochs=3)
+    spam = declared(rows[:100], epochs=3)
     model = model_in(tmp_path, tiny_base)
     evaluate, scale_down = Validation.evaluate, Run._scale_down
 
@@ -234,12 +229,12 @@ def test_a_signal_after_the_last_step_interrupts_the_run(
         patch.setattr(Validation, "evaluate", signal_in_validation)
         patch.setattr(Run, "_scale_down", signal_in_scale)
         with pytest.raises(TrainingInterrupted, match="--resume to continue") as caught:
-            model.fit(declared)
+            model.fit(spam)
     assert caught.value.found == ("SIGTERM" if moment == "last validation" else "SIGINT")
     assert not Card.read(tmp_path / "spam").adapter.training["finished"]
-    card = model_in(tmp_path, tiny_base).fit(declared, resume=True)
+    card = model_in(tmp_path, tiny_base).fit(spam, resume=True)
     assert card.adapter.training["finished"]
-    assert digest(tmp_path) == uninterrupted[0.0]
+    assert fingerprint(tmp_path / "spam") == uninterrupted[0.0]
 
 
 def test_a_full_disk_at_ctrl_c_is_reported(
@@ -261,7 +256,7 @@ def test_a_full_disk_at_ctrl_c_is_reported(
 
     monkeypatch.setattr(Run, "train_step", counting)
     with pytest.raises(TrainingInterrupted) as caught:
-        model.fit(domain(rows[:100], epochs=3))
+        model.fit(declared(rows[:100], epochs=3))
     assert "The checkpoint of this step could not be written" in caught.value.hint
     assert "continues from the checkpoint before" in caught.value.hint
     assert "No adapter was saved" in caught.value.hint
@@ -273,7 +268,7 @@ def test_no_training_is_lost_when_the_disk_refuses_the_adapter(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    declared = domain(rows[:100], epochs=3)
+    spam = declared(rows[:100], epochs=3)
 
     def full(*_: Any) -> None:
         raise AdapterError(expected="space", found="none", hint="Free some.")
@@ -282,11 +277,11 @@ def test_no_training_is_lost_when_the_disk_refuses_the_adapter(
     with monkeypatch.context() as patch:
         patch.setattr("lora_domains.training.fit.save_adapter", full)
         with pytest.raises(AdapterError):
-            model.fit(declared)
+            model.fit(spam)
     assert not (tmp_path / "spam").exists()
     monkeypatch.setattr(Run, "train_step", None)  # nothing is left to train
-    model_in(tmp_path, tiny_base).fit(declared, resume=True)
-    assert digest(tmp_path) == uninterrupted[0.0]
+    model_in(tmp_path, tiny_base).fit(spam, resume=True)
+    assert fingerprint(tmp_path / "spam") == uninterrupted[0.0]
     assert not list(tmp_path.glob(".spam*"))
 
 
@@ -337,7 +332,7 @@ def uninterrupted_process(
     child = process(folder, tiny_base, rows_file, "start")
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
-    return digest(folder)
+    return fingerprint(folder / "spam")
 
 
 @pytest.mark.slow
@@ -366,7 +361,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
     output, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     assert "Resuming at epoch" in output
-    assert digest(tmp_path) == uninterrupted_process
+    assert fingerprint(tmp_path / "spam") == uninterrupted_process
     # The adapter of the best epoch, saved at Ctrl-C, is replaced and does not become a version.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spam"]
 
@@ -396,7 +391,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     assert len(runs) == 12
     for run in runs:
         assert run["codes"] == [-9, -9, 0], done.stderr
-        assert run["digest"] == run["whole"], run
+        assert run["files"] == run["whole"], run
         assert run["ledger"], run
         # An adapter that was saved before the kill becomes a version.
         replaced = run["arm"] == "second stage" or run["killed"][3] == "after it was saved"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_rows
-from support.fits import domain, make_run
+from support.models import declared, make_run
 
 from lora_domains.console import Display
 from lora_domains.model import DomainModel
@@ -19,7 +19,7 @@ def test_a_dry_run_estimates_and_changes_nothing(
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
                                         device="cpu")  # fmt: skip
     digest, state = model.base.state_digest(), torch.get_rng_state()
-    assert model.fit(domain(make_rows(60), epochs=2, retention="none"), dry_run=True) is None
+    assert model.fit(declared(make_rows(60), epochs=2, retention="none"), dry_run=True) is None
     output = capsys.readouterr().out
     for part in ("about ", "for the base, of", "of training", "of memory", "measured on one step",
                  "supervised tokens", "nothing was trained or written"):  # fmt: skip
@@ -31,10 +31,13 @@ def test_a_dry_run_estimates_and_changes_nothing(
 
 
 def test_the_estimate_is_about_the_duration_of_the_run(tmp_path: Path, tiny_base: Path) -> None:
-    declared = domain(make_rows(200), epochs=6, retention="none", patience=99)
-    estimated = estimate(make_run(tmp_path, tiny_base, declared))
+    spam = declared(make_rows(200), epochs=6, retention="none", patience=99)
+    run = make_run(tmp_path, tiny_base, spam)
+    rows = run.validation.rows
+    estimated = estimate(run)
+    assert run.validation.rows is rows
     started = time.monotonic()
-    make_run(tmp_path / "run", tiny_base, declared).fit()
+    make_run(tmp_path / "run", tiny_base, spam).fit()
     took = time.monotonic() - started
     assert took / 8 < estimated.seconds < 8 * took  # wide, since the machine may be busy
     assert estimated.peak_bytes > 50e6

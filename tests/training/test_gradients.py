@@ -15,7 +15,7 @@ from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support.adapters import IDS, strong
-from support.fits import clear_rows, domain, ended, make_run
+from support.models import declared, ended, make_run
 from torch.utils.checkpoint import CheckpointError
 
 from lora_domains.console import Display
@@ -28,11 +28,6 @@ from lora_domains.tasks import Generation
 from lora_domains.training import gradients
 from lora_domains.training.gradients import micro_batches, recomputing
 from lora_domains.training.loop import Run
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return clear_rows()
 
 
 def one_step(run: Run, rows: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
@@ -65,8 +60,8 @@ def test_gradients_and_loss_equal_plain_peft(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(gradients, "MICRO_TOKENS", micro)
-    declared = replace(domain(rows, retention="none"), task=Generation("text", "label"))
-    run = make_run(tmp_path, tiny_base, declared, None)
+    spam = replace(declared(rows, retention="none"), task=Generation("text", "label"))
+    run = make_run(tmp_path, tiny_base, spam, None)
     random = torch.Generator().manual_seed(0)
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -126,8 +121,8 @@ def test_after_running_out_of_memory_a_run_equals_one_with_smaller_passes(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    declared = domain(make_rows(60), epochs=2, retention="none", dropout=0.2)
-    run = make_run(tmp_path, tiny_base, declared)
+    spam = declared(make_rows(60), epochs=2, retention="none", dropout=0.2)
+    run = make_run(tmp_path, tiny_base, spam)
     run.gradients.display = Display()
     failing(monkeypatch, ERRORS[kind], calls=1)
     weights = ended(run)
@@ -136,7 +131,7 @@ def test_after_running_out_of_memory_a_run_equals_one_with_smaller_passes(
     assert micro is not None
     parts = list(micro_batches(run.train[:16], torch.device("cpu"), micro))
     assert len(parts) >= 2
-    other = make_run(tmp_path / "other", tiny_base, declared)
+    other = make_run(tmp_path / "other", tiny_base, spam)
     other.state.micro = micro
     for name, wanted in ended(other).items():
         assert torch.equal(weights[name], wanted), name
@@ -146,10 +141,10 @@ def test_running_out_of_memory_within_a_step_counts_no_row_twice(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without dropout, smaller passes change rounding only; the global batch stays the same."""
-    declared = domain(make_rows(60), epochs=2, retention="none")
-    whole = ended(make_run(tmp_path / "whole", tiny_base, declared))
+    spam = declared(make_rows(60), epochs=2, retention="none")
+    whole = ended(make_run(tmp_path / "whole", tiny_base, spam))
     monkeypatch.setattr(gradients, "MICRO_TOKENS", 100)
-    run = make_run(tmp_path, tiny_base, declared)
+    run = make_run(tmp_path, tiny_base, spam)
     parts = len(list(micro_batches(run.train[:16], torch.device("cpu"))))
     assert parts >= 2
     failing(monkeypatch, ERRORS["cuda"], calls=2)  # its first pass was finished
@@ -162,7 +157,7 @@ def test_running_out_of_memory_within_a_step_counts_no_row_twice(
 def test_a_row_that_does_not_fit_is_an_error_with_a_hint(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
+    run = make_run(tmp_path, tiny_base, declared(make_rows(60), epochs=1, retention="none"))
 
     def never(*_: Any) -> torch.Tensor:
         raise ERRORS["cuda"]
@@ -180,7 +175,7 @@ def test_a_long_row_among_short_ones_is_the_same_error(
     rows = make_rows(60)
     # One of the 42 training rows; half its length is longer than the others.
     rows[0]["text"] += " stone" * 200
-    run = make_run(tmp_path, tiny_base, domain(rows, epochs=1, retention="none"))
+    run = make_run(tmp_path, tiny_base, declared(rows, epochs=1, retention="none"))
     right, passes = gradients.text_nats, 0
 
     def long_never(model: Any, rows: Any, pad: int) -> torch.Tensor:
@@ -211,7 +206,7 @@ def test_a_large_vocabulary_makes_smaller_passes() -> None:
 def test_other_errors_are_not_taken_for_it(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(make_rows(60), epochs=1, retention="none"))
+    run = make_run(tmp_path, tiny_base, declared(make_rows(60), epochs=1, retention="none"))
     failing(monkeypatch, RuntimeError("shapes cannot be multiplied"), calls=2)
     with pytest.raises(RuntimeError, match="shapes cannot"):
         run.fit()
@@ -322,7 +317,7 @@ def test_a_run_ends_with_the_same_weights_with_and_without_recomputing(
     rows = make_rows(60)
     weights = [
         ended(make_run(tmp_path / str(on), tiny_base,
-                       domain(rows, epochs=1, dropout=0.2, kl=0.5,
+                       declared(rows, epochs=1, dropout=0.2, kl=0.5,
                               gradient_checkpointing=on)))
         for on in (False, True)
     ]  # fmt: skip

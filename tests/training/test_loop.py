@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.fits import clear_rows, digest, domain, fixed, make_run
-from support.models import model_in
+from support.models import declared, fixed, make_run, model_in
 
-from lora_domains.errors import (
-    LossExploded,
-)
+from lora_domains.adapters.folder import fingerprint
+from lora_domains.errors import LossExploded
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.report.card import Card
@@ -20,23 +18,18 @@ from lora_domains.training import gradients, validation
 from lora_domains.training.loop import Run
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return clear_rows()
-
-
 def test_it_learns_and_changes_neither_the_random_state_nor_the_base(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     model = model_in(tmp_path, tiny_base)
-    declared = domain(rows, epochs=6)
-    test = declared.data.test
+    spam = declared(rows, epochs=6)
+    test = spam.data.test
     assert isinstance(test, list)
     base = model.base.state_digest()
     flags = [(m.training, n) for n, m in model.base.model.named_modules() if "lora" not in n]
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    card = model.fit(declared)
+    card = model.fit(spam)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.base.state_digest() == base
     assert not any(training for training, _ in flags)
@@ -56,15 +49,15 @@ def test_it_learns_and_changes_neither_the_random_state_nor_the_base(
 def test_patience_stops_the_run(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    declared = domain(rows[:100], epochs=8, patience=2)
-    record = make_run(tmp_path, tiny_base, declared, fixed(1.0, *[2.0] * 7)).fit().record
+    spam = declared(rows[:100], epochs=8, patience=2)
+    record = make_run(tmp_path, tiny_base, spam, fixed(1.0, *[2.0] * 7)).fit().record
     assert (record["epochs"], record["best_epoch"]) == (3, 1)
 
 
 def test_the_rate_rises_then_falls_to_zero(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(rows, epochs=4, warmup=0.1), None)
+    run = make_run(tmp_path, tiny_base, declared(rows, epochs=4, warmup=0.1), None)
     rates = []
     for done in range(run.plan.steps + 1):
         run.state.total_steps = done
@@ -83,7 +76,7 @@ def test_the_adapter_in_training_leaves_the_bank_after_a_failure(
     def fails(run: Run) -> dict[str, Any]:
         raise RuntimeError("boom")
 
-    run = make_run(tmp_path, tiny_base, domain(rows[:60], epochs=1), fails)
+    run = make_run(tmp_path, tiny_base, declared(rows[:60], epochs=1), fails)
     with pytest.raises(RuntimeError, match="boom"):
         run.fit()
     assert list(run.bank) == []
@@ -100,8 +93,8 @@ def test_an_exploding_loss_stops_the_run_and_the_saved_adapter_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     model = model_in(tmp_path, tiny_base)
-    model.fit(domain(rows[:100], epochs=1))
-    before = digest(tmp_path)
+    model.fit(declared(rows[:100], epochs=1))
+    before = fingerprint(tmp_path / "spam")
     right, calls = gradients.text_nats, 0
 
     def explode(*args: Any) -> torch.Tensor:
@@ -111,10 +104,10 @@ def test_an_exploding_loss_stops_the_run_and_the_saved_adapter_stays(
 
     monkeypatch.setattr(gradients, "text_nats", explode)
     with pytest.raises(LossExploded, match="epoch 1, step 4") as caught:
-        model.fit(domain(rows[:100], epochs=2, seed=5))
+        model.fit(declared(rows[:100], epochs=2, seed=5))
     assert "No epoch was finished, so no adapter was saved" in str(caught.value)
     assert "Try --lr 0.002" in str(caught.value)
-    assert digest(tmp_path) == before
+    assert fingerprint(tmp_path / "spam") == before
     assert model.domains == ("spam",)
 
 
@@ -133,7 +126,7 @@ def test_a_loss_that_explodes_in_the_second_epoch_saves_the_first(
     with pytest.raises(
         LossExploded, match=r"epoch 2.*The adapter of epoch 1, the best so far, was saved"
     ):
-        model.fit(domain(rows[:100], epochs=3))
+        model.fit(declared(rows[:100], epochs=3))
     card = Card.read(tmp_path / "spam")
     assert card.adapter.training["best_epoch"] == 1
     assert model.load_adapter("spam") == "spam"
@@ -156,5 +149,5 @@ def test_nan_in_a_gradient_or_a_loss_is_never_saved(
         read = validation.choices_and_nats
         monkeypatch.setattr(validation, "choices_and_nats", lambda *given: (read(*given)[0], *nats))
     with pytest.raises(LossExploded):
-        model.fit(domain(rows[:100], epochs=1))
+        model.fit(declared(rows[:100], epochs=1))
     assert not (tmp_path / "spam").exists()

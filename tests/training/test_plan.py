@@ -6,33 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fits import clear_rows, domain, make_run
-from support.models import model_in
+from support.models import declared, make_run, model_in
 
-from lora_domains.domain import with_settings
 from lora_domains.training.plan import make_plan
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return clear_rows()
 
 
 def test_a_short_run_is_warned_about_with_the_epochs_it_needs(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(rows, epochs=1))
+    run = make_run(tmp_path, tiny_base, declared(rows, epochs=1))
     (warning,) = run.plan.warnings
     assert "only 19 optimiser steps (301 rows, batches of 16, 1 epoch)" in warning
     assert "--epochs 4 gives 76" in warning
-    assert make_run(tmp_path, tiny_base, domain(rows, epochs=4)).plan.warnings == ()
+    assert make_run(tmp_path, tiny_base, declared(rows, epochs=4)).plan.warnings == ()
 
 
 def test_rate_and_rank_follow_from_width_and_tokens(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    declared = replace(domain(rows), lora=replace(domain(rows).lora, rank=None))
-    plan = make_run(tmp_path, tiny_base, with_settings(declared, lr=None)).plan
+    spam = declared(rows, epochs=8, lr=None, rank=None)
+    plan = make_run(tmp_path, tiny_base, spam).plan
     assert plan.lr == pytest.approx(5e-4 * (2000 / 32) ** 0.78, rel=0.05)
     assert plan.rank == 16
     rate, _, retention, general = plan.reasons
@@ -52,8 +45,8 @@ def test_the_batch_is_small_enough_for_the_target_number_of_steps(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]],
     count: int, epochs: int, batch: int, steps: int,
 ) -> None:  # fmt: skip
-    declared = with_settings(domain(rows[:count], epochs=epochs), batch_size=None)
-    plan = make_run(tmp_path, tiny_base, declared).plan
+    spam = declared(rows[:count], epochs=epochs, batch_size=None)
+    plan = make_run(tmp_path, tiny_base, spam).plan
     assert (plan.batch_size, plan.steps) == (batch, steps)
     assert any(f"batches of {batch} rows: {steps} steps" in reason for reason in plan.reasons)
 
@@ -66,9 +59,9 @@ def test_auto_depends_on_whether_general_text_is_given(
     model = model_in(tmp_path, tiny_base)
     planned = {}
     for method in ("auto", "replay"):
-        declared = domain(rows[:60], retention=method)
-        declared = replace(declared, data=replace(declared.data, general=texts))
-        planned[method] = make_plan(model.base, model.dataset(declared))
+        spam = declared(rows[:60], retention=method)
+        spam = replace(spam, data=replace(spam.data, general=texts))
+        planned[method] = make_plan(model.base, model.dataset(spam))
     assert planned["auto"].retention.name == ("replay" if given else "kl")
     warned = ["embedded world's text" in warning for warning in planned["replay"].warnings]
     assert any(warned) is not given

@@ -10,8 +10,7 @@ from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support import retention as outside
-from support.fits import domain, forgetful, make_run
-from support.models import model_in
+from support.models import declared, forgetful, make_run, model_in
 
 from lora_domains.console import Display
 from lora_domains.data.source import Data
@@ -88,11 +87,11 @@ def test_a_method_from_outside_the_package_trains(
 ) -> None:
     """Everything a method does is in its class (``support/retention.py``)."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
-    declared = domain(make_rows(60), epochs=1, retention="blend", general_rows=3, kl=2.0)
-    run = make_run(tmp_path / "run", tiny_base, declared)
+    spam = declared(make_rows(60), epochs=1, retention="blend", general_rows=3, kl=2.0)
+    run = make_run(tmp_path / "run", tiny_base, spam)
     assert run.plan.retention == outside.Blend(3, 2.0)
-    assert run.drift_limit == 2 * declared.gates.drift
-    record = model.fit(declared).adapter.training
+    assert run.drift_limit == 2 * spam.gates.drift
+    record = model.fit(spam).adapter.training
     assert record["retention"] == "blend"
     output = " ".join(capsys.readouterr().out.split())
     assert "retention blend: 3 texts, weight 2" in output
@@ -121,10 +120,10 @@ def test_general_text_that_is_given_is_trained_with_and_never_saved(
 ) -> None:
     secret = "zqgeneraltext"
     texts = [{"text": f"{secret} number {n} of the stone river"} for n in range(50)]
-    plain = domain(make_rows(60), epochs=1, retention="kl")  # the same method on other texts
-    declared = replace(plain, data=replace(plain.data, general=texts))
+    plain = declared(make_rows(60), epochs=1, retention="kl")  # the same method on other texts
+    spam = replace(plain, data=replace(plain.data, general=texts))
     model = model_in(tmp_path, tiny_base)
-    card = model.fit(declared)
+    card = model.fit(spam)
     dataset = model.dataset("spam")
     assert {len(dataset.general.training), len(dataset.general.selection)} == {40, 10}
     assert card.adapter.settings["data"]["general"] == "50 rows in memory"

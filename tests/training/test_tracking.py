@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import make_rows
-from support.fits import domain
-from support.models import model_in
+from support.models import declared, model_in
 
 from lora_domains.console import Display
 from lora_domains.errors import UsageError
@@ -21,7 +20,7 @@ def test_only_numbers_of_a_run_are_logged(tmp_path: Path, tiny_base: Path) -> No
     pytest.importorskip("tensorboardX")
     model = model_in(tmp_path, tiny_base)
     rows = make_rows(100, secret=SECRET)
-    card = model.fit(domain(rows, epochs=2, retention="none"), tracker="tensorboard")
+    card = model.fit(declared(rows, epochs=2, retention="none"), tracker="tensorboard")
     files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
     content = b"".join(path.read_bytes() for path in files)
     epoch = (b"training_loss", b"validation_loss", b"score", b"general_nats", b"general_kl")
@@ -45,7 +44,7 @@ def test_wandb_receives_only_numbers(
     monkeypatch.setattr(sys, "argv", ["fit", "--train", f"{SECRET}.csv"])
     model = model_in(tmp_path, tiny_base)
     model.display = Display()
-    model.fit(domain(make_rows(100, secret=SECRET), epochs=2, retention="none"), tracker="wandb")
+    model.fit(declared(make_rows(100, secret=SECRET), epochs=2, retention="none"), tracker="wandb")
     assert {p.name for p in tmp_path.iterdir()} == {"spam", ".runs"}
     files = [p for p in (tmp_path / ".runs").rglob("*") if p.is_file()]
     content = b"".join(path.read_bytes() for path in files)
@@ -56,7 +55,7 @@ def test_wandb_receives_only_numbers(
 
 
 def test_nothing_is_logged_by_default(tmp_path: Path, tiny_base: Path) -> None:
-    model_in(tmp_path, tiny_base).fit(domain(make_rows(60), epochs=1, retention="none"))
+    model_in(tmp_path, tiny_base).fit(declared(make_rows(60), epochs=1, retention="none"))
     assert {p.name for p in tmp_path.iterdir()} == {"spam"}
 
 
@@ -88,5 +87,5 @@ def test_a_tracker_that_fails_to_start_leaves_no_adapter(
     monkeypatch.setattr("lora_domains.training.fit.open_tracker", broken)
     model = model_in(tmp_path, tiny_base)
     with pytest.raises(RuntimeError, match="no server"):
-        model.fit(domain(make_rows(100), epochs=1), tracker="tensorboard")
+        model.fit(declared(make_rows(100), epochs=1), tracker="tensorboard")
     assert model.domains == ()

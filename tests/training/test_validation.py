@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.fits import WEIGHTS, clear_rows, domain, fixed, forgetful, make_run
+from support.models import declared, fixed, forgetful, make_run
 
+from lora_domains.adapters.folder import WEIGHTS
 from lora_domains.console import Display
 from lora_domains.model import DomainModel
 from lora_domains.training.loop import Run
@@ -17,15 +18,10 @@ OVERFITTING = "overfitting: validation loss rises while training loss falls"
 UNSTABLE = "unstable: both losses rise; a lower learning rate may help"
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return clear_rows()
-
-
 def test_the_best_epoch_is_kept_not_the_last(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    declared = domain(rows[:100], epochs=4, patience=2)
+    spam = declared(rows[:100], epochs=4, patience=2)
     figures = fixed(2.0, 1.0, 3.0, 4.0)
     seen: list[dict[str, Any]] = []
 
@@ -33,7 +29,7 @@ def test_the_best_epoch_is_kept_not_the_last(
         seen.append(run.bank.weights(run.adapter_name))
         return figures(run)
 
-    run = make_run(tmp_path, tiny_base, declared, recording)
+    run = make_run(tmp_path, tiny_base, spam, recording)
     trained = run.fit()
     assert (trained.record["best_epoch"], trained.record["epochs"]) == (2, 4)
     for linear, (a, b) in trained.adapter.weights.items():
@@ -53,7 +49,7 @@ def test_a_better_score_does_not_make_up_for_lost_knowledge(
         return figures(run) | {"general_kl": kl[run.state.epoch], "general_nats": 1.0}
 
     def best(**settings: Any) -> tuple[int, list[str]]:
-        run = make_run(tmp_path, tiny_base, domain(rows[:60], epochs=4, **settings), drifting)
+        run = make_run(tmp_path, tiny_base, declared(rows[:60], epochs=4, **settings), drifting)
         run.validation.monitored = ()  # the figures hold the drift
         record = run.fit().record
         return record["best_epoch"], [h["observation"] for h in record["history"]]
@@ -72,7 +68,7 @@ def test_equal_scores_are_ranked_by_loss(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     figures = fixed(3.0, 1.0, 2.0, scores=[0.9, 0.9, 0.9])
-    record = make_run(tmp_path, tiny_base, domain(rows[:60], epochs=3), figures).fit().record
+    record = make_run(tmp_path, tiny_base, declared(rows[:60], epochs=3), figures).fit().record
     assert record["best_epoch"] == 2
 
 
@@ -108,7 +104,7 @@ def test_exceeding_the_drift_limit_at_every_scale_is_warned_about(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
-    model.fit(domain(rows[:200], epochs=1, lr=0.02, retention="kl", kl=1e-9, drift=1e-9))
+    model.fit(declared(rows[:200], epochs=1, lr=0.02, retention="kl", kl=1e-9, drift=1e-9))
     assert "no epoch at any scale stays within the drift limit" in " ".join(
         "".join(capsys.readouterr()).split()
     )
@@ -117,7 +113,7 @@ def test_exceeding_the_drift_limit_at_every_scale_is_warned_about(
 def test_validation_uses_no_dropout(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    run = make_run(tmp_path, tiny_base, domain(rows[:100], epochs=1, dropout=0.5))
+    run = make_run(tmp_path, tiny_base, declared(rows[:100], epochs=1, dropout=0.5))
     figures = run.validation.figures
     seen: list[dict[str, Any]] = []
 
