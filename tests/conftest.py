@@ -46,6 +46,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("bases") / "tiny")
 
 
+@pytest.fixture
+def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models read a small suite and a small general text."""
+    from support.models import use_small_suite
+
+    use_small_suite(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Path]:
     """The folder of a random base of a kind: "llama", or a kind of encoder."""

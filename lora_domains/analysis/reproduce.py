@@ -5,6 +5,7 @@ differences are named.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,7 @@ def domain_of(card: Card) -> Domain:
 
     Undeclared labels are read from the rows again.
     """
-    entry = card.adapter
-    # The task and gates of its training, where a later evaluation used others.
-    settings = entry.settings | entry.trained_with
+    entry, settings = card.adapter, _settings_at_training(card.adapter)
     where = f"the card of {entry.domain}"
     record = settings.get("data")
     if record is None:
@@ -49,6 +48,13 @@ def domain_of(card: Card) -> Domain:
             where=where,
             expected="rows that are used as they are read",
             found=f"rows transformed by the function {record['row']} of a recipe",
+            hint="Run the recipe with the same flags, since a card holds no code.",
+        )
+    if own := sorted(settings["gates"].keys() - {field.name for field in fields(Gates)}):
+        raise UsageError(
+            where=where,
+            expected="gates of this package",
+            found=f"those of a recipe: {listed(own)}",
             hint="Run the recipe with the same flags, since a card holds no code.",
         )
     method = settings["training"]["retention"]
@@ -135,7 +141,8 @@ def differences(then: Card, now: Card) -> list[str]:
             different.append(f"other {split} rows")
     if one.parent != two.parent:
         different.append("other parent")
-    if _trained_with(one) != _trained_with(two):
+    trained, retrained = _settings_at_training(one), _settings_at_training(two)
+    if any(trained[key] != retrained[key] for key in ("task", "gates")):
         different.append("other task or gates")
     if one.settings["training"] != two.settings["training"]:
         different.append("other training settings")
@@ -144,10 +151,9 @@ def differences(then: Card, now: Card) -> list[str]:
     return different
 
 
-def _trained_with(entry: AdapterEntry) -> dict[str, Any]:
-    """Task and gates of the training, which chose the epoch by them."""
-    settings = entry.settings | entry.trained_with
-    return {key: settings[key] for key in ("task", "gates")}
+def _settings_at_training(entry: AdapterEntry) -> dict[str, Any]:
+    """The settings with the task and gates of the training, which chose the epoch by them."""
+    return entry.settings | entry.trained_with
 
 
 def same_bytes(then: Card, now: Card) -> tuple[bool, str]:

@@ -4,14 +4,13 @@ import copy
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from conftest import make_rows
 from support.commands import run, write
-from support.general_text import use_general_text
-from support.models import SUITE
+from support.models import use_small_suite
 
 from lora_domains.analysis.reproduce import base_of, card_at, differences, domain_of, same_bytes
 from lora_domains.data.source import Data, Hub
@@ -30,8 +29,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[P
     write(folder / "train.csv", make_rows(80))
     here = Path.cwd()
     patch = pytest.MonkeyPatch()
-    patch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    use_general_text(patch)
+    use_small_suite(patch)
     os.chdir(folder)
     assert run("fit", "--name", "x", "--train", "train.csv", "--positive", "spam", "--epochs", "2",
                "--base", str(tiny_base), "--lr", "0.01", "--limit", "40", "--seed", "3",
@@ -138,6 +136,19 @@ def test_a_card_without_rows_or_with_code_is_refused() -> None:
     del old.adapter.settings["data"]
     with pytest.raises(UsageError, match="one of an older version"):
         domain_of(old)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnGates(Gates):
+    """The gates of a recipe, with a threshold of its own."""
+
+    rows: float = 100
+
+
+def test_gates_of_a_recipe_are_refused() -> None:
+    card = card_of(Domain("a", Classification(), Data("x.csv"), gates=OwnGates()))
+    with pytest.raises(UsageError, match=r"those of a recipe: rows.*Run the recipe"):
+        domain_of(card)
 
 
 @pytest.mark.parametrize("method", ["both", "scale"])

@@ -7,21 +7,9 @@ from typing import Any
 
 import pytest
 from conftest import make_rows
-from support.commands import run, write
-from support.general_text import use_general_text
-from support.models import SUITE
+from support.commands import FAST, run, write
 
 from lora_domains.report.card import Card
-
-
-@pytest.fixture
-def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    use_general_text(monkeypatch)
-
-
-FAST = ("--lr", "0.01", "--rank", "8")
-
 
 GOOD = make_rows(40)
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from support.general_text import use_general_text
-from support.models import SUITE
 
 from lora_domains.cli import recipes
 from lora_domains.data.source import Data
@@ -16,12 +14,6 @@ from lora_domains.report.card import Card
 from lora_domains.tasks import Classification
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-
-
-@pytest.fixture
-def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    use_general_text(monkeypatch)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

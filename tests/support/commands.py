@@ -9,6 +9,9 @@ import pytest
 
 from lora_domains.cli import main as cli
 
+FAST = ("--lr", "0.01", "--rank", "8")
+"""Training flags with which a tiny base learns in a few epochs."""
+
 
 def run(*arguments: str) -> int:
     """The exit code of ``lora-domains ARGUMENTS``."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_rows
+from support.general_text import use_general_text
 
 from lora_domains.console import Display
 from lora_domains.data.source import Data
@@ -34,6 +35,12 @@ SUITE = Suite(
     (Probe("world", MultipleChoice(prompt="{question}"), QUESTIONS, part="topic"),),
     lambda: [f"the {word} of a river is red and blue" for word in ["alpha", "beta", "gamma"]] * 4,
 )  # fmt: skip
+
+
+def use_small_suite(patch: pytest.MonkeyPatch) -> None:
+    """Let models read ``SUITE`` and a small general text in place of the embedded ones."""
+    patch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    use_general_text(patch)
 
 
 def declared(rows: Sequence[Mapping[str, Any]], name: str = "spam", task: Task | None = None,
