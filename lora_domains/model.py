@@ -90,7 +90,7 @@ class DomainModel:
             device=device,
             announce=report_memory(shown, quantization, quiet=display is None),
         )
-        return cls(base, slots=slots, out=out, display=display)
+        return cls(base, slots=slots, out=out, display=shown)
 
     def __call__(
         self,

@@ -9,19 +9,22 @@ from typing import Any
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
 from lora_domains.atomic import folders_with
-from lora_domains.cli.commands import add_report_flags
 from lora_domains.cli.exits import EXIT
-from lora_domains.cli.flags import Parser, add_out_flag, add_verb
+from lora_domains.cli.flags import (
+    Parser,
+    add_adapter_argument,
+    add_out_flag,
+    add_report_flags,
+    add_verb,
+)
 from lora_domains.console import Display
 from lora_domains.domain import check_name
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
-from lora_domains.report.regressions import older_adapters, regressions
+from lora_domains.report.regressions import comparison_with
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import metric_name, outcome
-
-ADAPTER = "its folder, or its name in --out"
 
 
 def add_card_commands(verbs: Any) -> None:
@@ -53,7 +56,7 @@ def list_adapters(flags: argparse.Namespace) -> int:
     out, display = Path(flags.out), Display()
     folders = folders_with(out, CARD)
     if not folders:
-        display.line(f"No adapters in {out}. Train one: accelerate launch recipes/medical.py")
+        display.line(f"No adapters in {out}. Train one with lora-domains fit.")
     for folder in folders:
         card = Card.read(folder)
         entry, metric = card.adapter, card.adapter.judged.get("metric", "")
@@ -77,7 +80,7 @@ def _add_show(verbs: Any) -> None:
         example="lora-domains show triage",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
+    add_adapter_argument(inputs)
     add_out_flag(inputs)
     parser.add_argument_group("evaluation").add_argument(
         "--rebuild", action="store_true", help="compute the figures again from items.jsonl"
@@ -125,7 +128,7 @@ def _add_report(verbs: Any) -> None:
         description="Compute the figures of evaluated adapters again from their items, and write "
         "one report: report.html, report.md, comment.md, report.json and junit.xml in --out.\n\n"
         "Exit codes, of the worst adapter: 0 pass, 1 fail, 2 error, 3 inconclusive.",
-        example="lora-domains report adapters/* --out reports --against main/adapters",
+        example="lora-domains report adapters/* --out reports --against main",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
     inputs.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapter folders")
@@ -135,12 +138,10 @@ def _add_report(verbs: Any) -> None:
 def report(flags: argparse.Namespace) -> int:
     """Write one report of several adapters."""
     display, out = Display(), Path(flags.out)
-    older = older_adapters(Path(flags.against)) if flags.against else None
+    compare_with_older = comparison_with(flags.against)
     folders = {folder.resolve().name: folder for folder in map(Path, flags.adapters)}
     combined = combine([Path(folder) for folder in flags.adapters], show_text=flags.show_text)
-    if older is not None:
-        name = Path(flags.against).resolve().name
-        combined.since = regressions(combined, lambda path: read_items(folders[path]), older, name)
+    compare_with_older(combined, lambda name: read_items(folders[name]))
     save_report(combined, out, Path(flags.junit) if flags.junit else None)
     rows = [row for entry in combined.adapters for row in entry.mistakes or []]
     if flags.show_text and rows and not any("text" in row for row in rows):
@@ -164,8 +165,8 @@ def _add_compare(verbs: Any) -> None:
         example="lora-domains compare triage triage-v2",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapter", metavar="A", help=ADAPTER)
-    inputs.add_argument("other", metavar="B", help=ADAPTER)
+    add_adapter_argument(inputs, "adapter", metavar="A")
+    add_adapter_argument(inputs, "other", metavar="B")
     add_out_flag(inputs)
     _add_json_flag(parser, "the figures")
 
@@ -193,7 +194,7 @@ def _add_seeds(verbs: Any) -> None:
         example="lora-domains seeds triage-0 triage-1 triage-2 --save",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapters", nargs="+", metavar="ADAPTER", help=ADAPTER)
+    add_adapter_argument(inputs, "adapters", nargs="+")
     add_out_flag(inputs)
     output = _add_json_flag(parser, "the figures")
     output.add_argument("--save", action="store_true", help="write the figures into their cards")

@@ -6,11 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from lora_domains.analysis.reproduce import card_at, domain_of
 from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import (
+    ADAPTERS,
+    add_adapter_argument,
     add_base_flags,
     add_out_flag,
+    add_report_flags,
     add_run_flags,
     add_verb,
     configured,
@@ -22,7 +27,7 @@ from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card
-from lora_domains.report.regressions import older_adapters, regressions
+from lora_domains.report.regressions import comparison_with
 from lora_domains.tasks import Classification
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
@@ -109,16 +114,16 @@ def _add_predict(verbs: Any) -> None:
         summary="label texts with an adapter",
         usage="ADAPTER [TEXT ...] [options]",
         description="Label texts with an adapter. Writes one line for each text to the standard "
-        "output: the label and its probability, separated by a tab, or the generated answer.",
+        "output: the label and its probability, separated by a tab, or the generated answer. "
+        "Everything else goes to the standard error.",
         example='lora-domains predict triage "Chest pain since this morning."\n'
         "  lora-domains predict triage --refer-below 0.8 < notes.txt",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapter", metavar="ADAPTER", help="its folder, or its name in --out")
+    add_adapter_argument(inputs)
     inputs.add_argument("texts", nargs="*", metavar="TEXT", help="texts; default: the lines of "
                         "the standard input")  # fmt: skip
-    inputs.add_argument("--base", metavar="PATH_OR_ID", help="base model; default: the embedded "
-                        "base")  # fmt: skip
+    add_base_flags(inputs, quantised=False)
     add_out_flag(inputs)
     output = parser.add_argument_group("output")
     output.add_argument("--refer-below", type=float, default=0.0, metavar="P", help="answer "
@@ -127,9 +132,8 @@ def _add_predict(verbs: Any) -> None:
 
 def predict(flags: argparse.Namespace) -> int:
     """Label texts, or the lines of the standard input."""
-    from lora_domains.model import DomainModel
-
-    model = DomainModel.from_pretrained(flags.base, out=flags.out)
+    display = Display(console=Console(stderr=True, highlight=False))
+    model = open_model(flags, display=display)
     name = model.load_adapter(flags.adapter)
     texts = flags.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     for prediction in model.predict(texts, domain=name, refer_below=flags.refer_below):
@@ -166,36 +170,21 @@ def _add_benchmark(verbs: Any) -> None:
     add("--limit", type=int, metavar="N", help="use a sample of at most N questions")
     add("--seed", type=int, default=0, metavar="N", help="seed of that sample; default: 0")
     add_report_flags(parser, evaluation)
-    parser.set_defaults(adapters_in="adapters")
-
-
-def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> None:
-    """The flags on a report that ``benchmark`` and ``report`` share."""
-    evaluation.add_argument("--against", "--baseline", metavar="DIR", help="also say what got "
-                            "worse since these older adapters")  # fmt: skip
-    add = parser.add_argument_group("output").add_argument
-    add("--out", default="reports", metavar="DIR", help="folder of the report; default: "
-        "%(default)s")  # fmt: skip
-    add("--junit", metavar="FILE", help="place of the JUnit file; default: DIR/junit.xml")
-    add("--show-text", action="store_true", help="show the text of wrongly answered rows")
 
 
 def benchmark(flags: argparse.Namespace) -> int:
     """Score adapters on general questions and on each other's domains."""
-    older = older_adapters(Path(flags.against)) if flags.against else None
+    compare_with_older = comparison_with(flags.against)
     from lora_domains import distributed
     from lora_domains.probes.suite import load_suite
 
     suite = load_suite(flags.suite, flags.limit, flags.seed)
-    model = open_model(flags, out=flags.adapters_in)
+    model = open_model(flags, out=ADAPTERS)
     for path in flags.adapters:
         model.load_adapter(path)
     domains = [load_domain(path) for path in flags.domains]
     measured = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
-    if older is not None:
-        name = Path(flags.against).resolve().name
-        since = regressions(measured.report, measured.items.__getitem__, older, name)
-        measured.report.since = since
+    compare_with_older(measured.report, measured.items.__getitem__)
     distributed.on_main(lambda: measured.save(flags.out, flags.junit))
     terminal.report(model.display.console, measured.report)
     model.display.line(f"The report: {Path(flags.out) / 'report.html'}")
@@ -215,9 +204,8 @@ def _add_export(verbs: Any) -> None:
         example="lora-domains export triage --out merged/triage --dtype bfloat16",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    add = inputs.add_argument
-    add("adapter", metavar="ADAPTER", help="its folder, or its name in adapters/")
-    add("--base", metavar="PATH_OR_ID", help="base model; default: the embedded base")
+    add_adapter_argument(inputs, help=f"its folder, or its name in {ADAPTERS}/")
+    add_base_flags(inputs, quantised=False)
     output = parser.add_argument_group("output")
     add = output.add_argument
     add("--out", required=True, metavar="DIR", help="folder of the merged model (required)")
@@ -227,10 +215,8 @@ def _add_export(verbs: Any) -> None:
 
 def export(flags: argparse.Namespace) -> int:
     """Merge an adapter into its base."""
-    from lora_domains.model import DomainModel
-
     # On the CPU in float32, so that the reported error is that of the saved weights.
-    model = DomainModel.from_pretrained(flags.base, device="cpu", dtype="float32")
+    model = open_model(flags, out=ADAPTERS, device="cpu", dtype="float32")
     model.export(model.load_adapter(flags.adapter), flags.out, dtype=flags.dtype)
     return 0
 

@@ -13,6 +13,9 @@ from lora_domains.domain import RETENTION, Domain, with_settings
 from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.tasks import Task
 
+ADAPTERS = "adapters"
+"""The default folder of adapters."""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of this package, a suggestion for unknown flags, and plain help."""
@@ -74,8 +77,8 @@ def add_verb(
 ) -> Parser:
     """Add a verb; ``summary`` is its line in the list of verbs, ``usage`` its required arguments.
 
-    ``description`` says what it does and what it writes. Flags belong into groups: input, training,
-    evaluation, output.
+    ``description`` says what it does and what it writes. Its flags go into four groups: input,
+    training, evaluation and output.
     """
     parser: Parser = verbs.add_parser(
         name,
@@ -91,9 +94,19 @@ def add_verb(
 # ── Flags that several verbs share ──────────────────────────────────────────────────────────────
 
 
-def add_base_flags(group: Any) -> None:
+def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> None:
+    """An adapter that ``--out`` helps to find."""
+    options = {"metavar": "ADAPTER", "help": "its folder, or its name in --out"} | options
+    group.add_argument(name, **options)
+
+
+def add_base_flags(group: Any, *, quantised: bool = True) -> None:
+    """The flags that ``open_model`` reads; without ``quantised``, the base is never quantised."""
     group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder or a Hub id; "
                        "default: the embedded base")  # fmt: skip
+    if not quantised:
+        group.set_defaults(load_in_8bit=False, load_in_4bit=False)
+        return
     group.add_argument("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     group.add_argument("--load-in-4bit", action="store_true", help="quantise it to 4 bits (nf4)")
 
@@ -129,8 +142,19 @@ def add_training_flags(group: Any) -> None:
 
 
 def add_out_flag(group: Any) -> None:
-    group.add_argument("--out", default="adapters", metavar="DIR", help="folder of the adapters; "
+    group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
                        "default: %(default)s")  # fmt: skip
+
+
+def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> None:
+    """The flags on a report that ``benchmark`` and ``report`` share."""
+    evaluation.add_argument("--against", "--baseline", metavar="DIR", help="also say what got "
+                            "worse since these older adapters")  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--out", default="reports", metavar="DIR", help="folder of the report; default: "
+        "%(default)s")  # fmt: skip
+    add("--junit", metavar="FILE", help="place of the JUnit file; default: DIR/junit.xml")
+    add("--show-text", action="store_true", help="show the text of wrongly answered rows")
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
@@ -169,7 +193,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     add("--target-precision", type=float, metavar="P", help="target precision for --positive")
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     output = parser.add_argument_group("output")
-    output.add_argument("--out", default="adapters", metavar="DIR", help="save the adapter as "
+    output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="save the adapter as "
                         "DIR/NAME; default: %(default)s")  # fmt: skip
     output.add_argument("--show-text", action="store_true", help="keep row text in items.jsonl")
 

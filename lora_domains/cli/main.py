@@ -16,7 +16,7 @@ ABOUT = (
 )
 EXIT_CODES = (
     "Exit codes of verbs that end in a verdict: 0 pass, 1 fail, 2 error, 3 inconclusive, 130 "
-    "interrupted; of the others: 0 or 2.\n\nlora-domains VERB --help describes a verb."
+    "interrupted; of the others: 0, 2 or 130.\n\nlora-domains VERB --help describes a verb."
 )
 
 

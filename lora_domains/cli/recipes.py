@@ -86,23 +86,25 @@ def fit_and_evaluate(
 
 
 def open_model(
-    flags: argparse.Namespace, *, out: str | None = None, title: str = "", card: Card | None = None
-) -> "DomainModel":
+    flags: argparse.Namespace, *, out: str | None = None, display: Display | None = None,
+    title: str = "", card: Card | None = None, **options: Any,
+) -> "DomainModel":  # fmt: skip
     """A DomainModel on the base in ``flags``, or on that of ``card``; torch is imported here.
 
     ``out`` is the folder of the adapters, by default that of ``flags``; ``title`` is shown first.
+    ``options`` are others of ``DomainModel.from_pretrained``.
     """
     from lora_domains import distributed
     from lora_domains.model import DomainModel
 
-    display = Display(quiet=not distributed.is_main())
+    display = display or Display(quiet=not distributed.is_main())
     _use_cores(distributed.state(), card)
     if title:
         display.title(title)
-    base: dict[str, Any] = {"path_or_id": flags.base, "quantization": quantization(flags)}
+    options |= {"path_or_id": flags.base, "quantization": quantization(flags)}
     if card is not None:
-        base |= _base_of(card, flags)
-    return DomainModel.from_pretrained(**base, out=out or flags.out, display=display)
+        options |= _base_of(card, flags)
+    return DomainModel.from_pretrained(**options, out=out or flags.out, display=display)
 
 
 def _base_of(card: Card, flags: argparse.Namespace) -> dict[str, Any]:

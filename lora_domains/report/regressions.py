@@ -49,6 +49,21 @@ def older_adapters(folder: Path) -> dict[str, Path]:
     return found
 
 
+def comparison_with(folder: str | None) -> Callable[[Report, Callable[[str], Items]], None]:
+    """A function that sets ``since`` of a report, given its adapters' items by name.
+
+    ``folder`` holds the older adapters; without one, the function does nothing. Raises UsageError
+    at once when it holds none; the function raises what ``regressions`` does.
+    """
+    older = older_adapters(Path(folder)) if folder else None
+
+    def compare(report: Report, items: Callable[[str], Items]) -> None:
+        if folder and older is not None:
+            report.since = regressions(report, items, older, Path(folder).resolve().name)
+
+    return compare
+
+
 def regressions(
     report: Report, items: Callable[[str], Items], older: Mapping[str, Path], name: str
 ) -> dict[str, Any]:

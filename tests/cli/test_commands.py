@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 from conftest import make_rows
-from support.commands import run, write
-from support.general_text import use_general_text
-from support.models import SUITE, clear_rows
+from support.commands import FAST, run, write
+from support.models import QUESTIONS, clear_rows, use_small_suite
+from support.peft_folders import peft_saved
 
 from lora_domains.cli import commands
 from lora_domains.report.card import Card
-
-FAST = ("--lr", "0.01", "--rank", "8")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +34,7 @@ def trained(
     train = write(folder / "train.csv", labelled[:650])
     test = write(folder / "test.csv", labelled[650:])
     patch = pytest.MonkeyPatch()
-    patch.setattr("lora_domains.model.embedded", lambda: SUITE)
-    use_general_text(patch)
+    use_small_suite(patch)
     code = run(
         "fit", "--name", "spam", "--train", train, "--test", test, "--positive", "spam",
         "--base", str(tiny_base), "--out", str(folder / "out"), "--epochs", "8",
@@ -45,6 +42,18 @@ def trained(
     )  # fmt: skip
     patch.undo()
     return folder / "out", code
+
+
+@pytest.fixture(scope="module")
+def plain_peft(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A working folder with the adapter ``plain`` that plain PEFT saved, its base and rows."""
+    folder = tmp_path_factory.mktemp("peft")
+    peft_saved(tiny_base, folder / "adapters" / "plain")
+    (folder / "base").symlink_to(tiny_base)
+    write(folder / "rows.csv", make_rows(40))
+    questions = "".join(json.dumps(question) + "\n" for question in QUESTIONS)
+    (folder / "questions.jsonl").write_text(questions)
+    return folder
 
 
 def test_fit_trains_and_evaluates_and_its_exit_code_is_the_verdict(
@@ -127,6 +136,48 @@ def test_predict_from_arguments_and_lines(
     assert run("predict", "spam", "red alpha alpha alpha", "--refer-below", "1", *where) == 0
     label, probability = capsys.readouterr().out.strip().split("\t")
     assert (label, probability) == ("refer", lines[0].split("\t")[1])
+
+
+def test_the_warnings_of_predict_go_to_the_standard_error(
+    trained: tuple[Path, int], tiny_base: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its standard output is read by programs: a line for each text, and nothing else."""
+    monkeypatch.setattr("lora_domains.modeling.memory.free_bytes", lambda device: 1)
+    where = ("--base", str(tiny_base), "--out", str(trained[0]))
+    assert run("predict", "spam", "red alpha alpha alpha", *where) == 0
+    shown = capsys.readouterr()
+    assert "Warning: the base takes about" in shown.err
+    assert len(shown.out.splitlines()) == 1
+
+
+NEEDS_A_CARD = {
+    "show": ("show", "plain"),
+    "report": ("report", "adapters/plain", "--out", "reports"),
+    "compare": ("compare", "plain", "plain"),
+    "seeds": ("seeds", "plain", "plain"),
+    "predict": ("predict", "plain", "a text", "--base", "base"),
+    "trace": ("trace", "plain", "a text", "--base", "base"),
+    "curve": ("curve", "plain", "--base", "base"),
+    "curve with rows": ("curve", "plain", "rows.csv", "--base", "base"),
+    "benchmark": ("benchmark", "adapters/plain", "--base", "base", "--suite", "questions.jsonl",
+                  "--out", "reports"),
+    "fit": ("fit", "--from-card", "adapters/plain", "--base", "base"),
+    "rollback": ("rollback", "plain"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", NEEDS_A_CARD.values(), ids=NEEDS_A_CARD)
+def test_a_folder_of_plain_peft_is_refused_where_a_card_is_needed(
+    arguments: tuple[str, ...], plain_peft: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(plain_peft)
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "plain" in error
+    assert "expected" in error
+    assert "hint" in error
 
 
 def test_a_dry_run_plans_and_writes_nothing(
