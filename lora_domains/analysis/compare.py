@@ -37,9 +37,9 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     test, general = _paired(one, two, "test"), _paired(one, two, "general")
     metric, positive = metric_named(one.judged["metric"]), one.positive
     scores = {
-        reported.name: comparison_fields(comparison)
-        for reported in one.metrics
-        if (comparison := reported.compare(test, positive=positive)) is not None
+        each.name: comparison_fields(comparison)
+        for each in one.metrics
+        if (comparison := each.compare(test, positive=positive)) is not None
     }
     decisive = metric.compare(test, positive=positive)
     if decisive is None:

@@ -16,13 +16,13 @@ import numpy as np
 
 from lora_domains.analysis.augmentation import augmented
 from lora_domains.data.checks import FEWEST
-from lora_domains.data.tokenization import EncodedExample, EncodedRow
+from lora_domains.data.tokenization import EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.baselines import SHOTS, with_shots
 from lora_domains.evaluation.items import groups_of
-from lora_domains.inference.scores import model_scores
+from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
 from lora_domains.tasks import Example
@@ -30,6 +30,7 @@ from lora_domains.training.fit import make_run
 from lora_domains.training.loop import Trained
 from lora_domains.training.plan import make_plan
 from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -56,7 +57,7 @@ def learning_curve(
     epochs, whole = dataset.domain.training.epochs, parts[-1]
     rows_per_epoch = len(trials.encoded(whole))
     # The base has no probabilities for the labels of a trained head.
-    base = None if task.head else trials.score("base", [row.encoded for row in dataset.test], None)
+    base = None if task.head else trials.score("base", dataset.test, None)
     prompted = with_shots(dataset, dataset.test, model.display.warn)
     points = [
         {"share": share, **trials.point(f"{share:g}", part, epochs, rows_per_epoch)}
@@ -116,12 +117,12 @@ class _Trials:
         trained = self._train(repeated, epochs)
         bank.add(trained.adapter)
         try:
-            test = [row.encoded for row in self.dataset.test]
-            score = self.score(name, test, trained.adapter.name)
+            score = self.score(name, self.dataset.test, trained.adapter.name)
         finally:
             bank.remove(trained.adapter.name)
         steps, seconds = trained.record["steps"], trained.record["seconds"]
-        display.stage(name, len(examples), None, f"{self.task.metric} {score:.3f}, {seconds:.0f} s")
+        metric = metric_named(self.task.metric).label
+        display.stage(name, len(examples), None, f"{metric} {score:.3f}, {seconds:.0f} s")
         return {"rows": len(examples), "score": score, "steps": steps, "seconds": seconds}
 
     def augmented_point(
@@ -133,12 +134,11 @@ class _Trials:
         rows_per_epoch = len(self.encoded(examples))
         return self.point("augmented", examples, math.ceil(epochs / 2), rows_per_epoch)
 
-    def score(self, name: str, test: Sequence[EncodedExample], adapter: str | None) -> float:
+    def score(self, name: str, test: Sequence[EncodedRow], adapter: str | None) -> float:
         """The metric of the base (None) or an adapter on the test rows as ``test`` has them."""
-        references = [row.example.answer.strip() for row in self.dataset.test]
-        with self.model.display.progress(f"{name} on test rows", len(test)) as advance:
-            scores = model_scores(self.model.bank, self.task, test, references, adapter, advance)
-        for item, item_score in zip(self.items, scores, strict=True):
+        scorer = Scorer(self.model.bank, self.model.display)
+        scores = scorer.scores(Part(f"test rows, {name}", self.task, test), [adapter])
+        for item, item_score in zip(self.items, scores[adapter], strict=True):
             item["scores"][name] = item_score
         score = metric_named(self.task.metric).value(
             ScoreTable(self.items), name, self.task.positive_index
@@ -152,8 +152,7 @@ class _Trials:
             ScoreTable(self.items), first, second, self.task.positive_index
         )
         assert paired is not None
-        bounds = {k: getattr(paired, k) for k in ("difference", "lower", "upper")}
-        return {k: v if math.isfinite(v) else None for k, v in bounds.items()}
+        return {key: finite(getattr(paired, key)) for key in ("difference", "lower", "upper")}
 
     def _train(self, rows: Sequence[EncodedRow], epochs: int) -> Trained:
         steps = math.ceil(len(rows) / self.plan.batch_size)

@@ -3,8 +3,8 @@
 At scale s an adapter has the same weights with their effect multiplied by s: 0 is the base, 1 the
 adapter as trained. No training is needed (interpolating between the ends of a fine-tuning: Wortsman
 et al. 2022, arXiv 2109.01903). The curve is for choosing a scale, so it reads no row of a gate: the
-domain metric is computed on validation rows, and general knowledge on the general text held out for
-choosing checkpoints (nats per token, and KL from the base, which follows forgetting).
+domain metric is computed on validation rows, and general knowledge on the embedded general text
+that chooses checkpoints (nats per token, and KL from the base, which follows forgetting).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,12 +21,14 @@ from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
 from lora_domains.evaluation.items import groups_of
-from lora_domains.evaluation.verdict_run import check_same_rows
+from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.evaluation.verdict_run import check_same_length, check_same_rows
 from lora_domains.inference.likelihoods import drift
-from lora_domains.inference.scores import model_scores
+from lora_domains.inference.predict import length_of
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
-from lora_domains.report.card import read_items
+from lora_domains.modeling.lora import Adapter
+from lora_domains.report.card import Card, read_items
 from lora_domains.report.markdown import readme
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Task
@@ -44,31 +46,52 @@ def curve(
 ) -> dict[str, Any]:
     """Metric and drift of the loaded adapter ``name`` at each scale; also written into its card.
 
-    ``domain`` has the validation rows of its training. Raises UsageError for other rows or an
-    adapter with a trained head, AdapterError for an adapter without a card.
+    ``domain`` has the validation rows and the row length of its training. Raises UsageError for
+    others, for scales that make no curve and for an adapter with a trained head, AdapterError for
+    one without a card.
     """
-    dataset, adapter = model.dataset(domain), model.bank[name]
+    card, path = check_adapter(model.bank[name]), model.bank[name].path
+    check_scales(scales)
+    dataset, entry = model.dataset(domain), card.adapter
+    check_same_rows(name, entry, dataset.prepared, "validation")
+    check_same_length(name, length_of(model.bank, name), dataset.tokenization.max_length)
+    entry.scale_curve = scale_curve(model.bank, name, dataset, scales, model.display)
+    if path is not None:
+        distributed.on_main(lambda: rewrite_card(path, card, readme, read_items(path)))
+    return dict(entry.scale_curve)
+
+
+def check_adapter(adapter: Adapter) -> Card:
+    """The card of an adapter that can be scaled.
+
+    Raises AdapterError for an adapter without a card, UsageError for one with a trained head.
+    """
     if adapter.card is None:
         raise AdapterError(
-            where=name,
+            where=adapter.name,
             expected="an adapter trained here, with a card",
             found="a folder of plain PEFT",
             hint="Its validation rows are unknown, so none can be used to choose a scale.",
         )
     if adapter.head is not None:
         raise UsageError(
-            where=name,
+            where=adapter.name,
             expected="an adapter without a trained head",
             found="one whose head was trained for scale 1 only",
             hint="Train one without --head to choose a scale.",
         )
-    entry = adapter.card.adapter
-    check_same_rows(name, entry, dataset.prepared, "validation")
-    entry.scale_curve = scale_curve(model.bank, name, dataset, scales, model.display)
-    path, card = adapter.path, adapter.card
-    if path is not None:
-        distributed.on_main(lambda: rewrite_card(path, card, readme, read_items(path)))
-    return dict(entry.scale_curve)
+    return adapter.card
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise UsageError for scales that make no curve."""
+    if len(set(scales)) < 2 or not all(0 <= scale <= 4 for scale in scales):
+        raise UsageError(
+            where="--scales",
+            expected="at least two scales from 0 (the base) over 1 (the adapter) to 4",
+            found=listed(sorted(set(scales))) or "none",
+            hint="Omit it for " + ",".join(f"{scale:g}" for scale in SCALES) + ".",
+        )
 
 
 @contextmanager
@@ -92,10 +115,10 @@ def scale_curve(
 ) -> dict[str, Any]:
     """The card's ``scale_curve``: metric, nats and KL at each scale, and the figures of the base.
 
-    Raises UsageError for scales that make no curve, DataError without validation rows.
+    Raises DataError without validation rows.
     """
     ordered, rows, task = sorted(set(scales)), dataset.validation, dataset.domain.task
-    check_curve(ordered, rows)
+    check_validation(rows)
     texts = general_text(None).selection
     with scaled(bank, name, ordered) as names:
         items = _scored(bank, task, rows, names.values(), display)
@@ -125,18 +148,13 @@ def _scored(
     bank: Bank, task: Task, rows: Sequence[EncodedRow], copies: Collection[str], display: Display
 ) -> list[dict[str, Any]]:
     """The validation rows with the scores of the base and of each copy."""
-    encoded = [row.encoded for row in rows]
-    references = [row.example.answer.strip() for row in rows]
-    scores = {}
-    total = len(rows) * (1 + len(copies))
-    with display.progress("validation rows at each scale", total) as advance:
-        for route in (None, *copies):
-            scores[route or "base"] = model_scores(bank, task, encoded, references, route, advance)
+    part = Part("validation rows at each scale", task, rows)
+    scores = Scorer(bank, display).scores(part, [None, *copies])
     return [
         {
             "target": row.encoded.target,
             "group": group,
-            "scores": {contender: of_rows[at] for contender, of_rows in scores.items()},
+            "scores": {copy or "base": of_rows[at] for copy, of_rows in scores.items()},
         }
         for at, (row, group) in enumerate(zip(rows, groups_of(rows), strict=True))
     ]
@@ -196,16 +214,9 @@ def _compared(
     return compared
 
 
-def check_curve(scales: Sequence[float], validation: Sequence[EncodedRow]) -> None:
-    """Raise UsageError for scales that make no curve, DataError without validation rows."""
-    if len(scales) < 2 or not all(0 <= scale <= 4 for scale in scales):
-        raise UsageError(
-            where="--scales",
-            expected="at least two scales from 0 (the base) over 1 (the adapter) to 4",
-            found=listed(scales) or "none",
-            hint="Omit it for " + ",".join(f"{scale:g}" for scale in SCALES) + ".",
-        )
-    if not validation:
+def check_validation(rows: Sequence[EncodedRow]) -> None:
+    """Raise DataError without validation rows."""
+    if not rows:
         raise DataError(
             where="validation",
             expected="validation rows, since a scale is not chosen on the rows of a gate",

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.analysis.reproduce import domain_of
-from lora_domains.atomic import write_text
 from lora_domains.cli.flags import (
+    ADAPTERS,
+    add_adapter_argument,
     add_base_flags,
     add_column_flags,
     add_out_flag,
@@ -26,6 +27,7 @@ from lora_domains.cli.recipes import open_model
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
 from lora_domains.report import terminal
+from lora_domains.report.report import check_writable, write_files
 from lora_domains.tasks import Classification, task_from_record
 
 
@@ -49,7 +51,7 @@ def _add_trace(verbs: Any) -> None:
         example='lora-domains trace triage "Sudden weakness of the left arm."',
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapter", metavar="ADAPTER", help="its folder, or its name in --out")
+    add_adapter_argument(inputs)
     inputs.add_argument("text", metavar="TEXT", help="a text, or a row as JSON")
     add_base_flags(inputs)
     add_out_flag(inputs)
@@ -83,7 +85,7 @@ def _add_curve(verbs: Any) -> None:
         example="lora-domains curve triage --scales 0,0.5,1",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapter", metavar="ADAPTER", help="its folder, or its name in --out")
+    add_adapter_argument(inputs)
     inputs.add_argument("rows", metavar="RECIPE_OR_FILE", nargs="?", help="a recipe, or the "
                         "training rows; default: those in its card")  # fmt: skip
     add_row_flags(inputs)
@@ -92,8 +94,10 @@ def _add_curve(verbs: Any) -> None:
     add_out_flag(inputs)
     evaluation = parser.add_argument_group("evaluation")
     evaluation.add_argument("--scales", type=numbers, metavar="S,S,…", help="scales from 0 (the "
-                            "base) over 1 (the adapter) to 4")  # fmt: skip
-    parser.set_defaults(**_unused_flags(parser))
+                            "base) over 1 (the adapter) to 4; default: "
+                            "0,0.25,0.5,0.75,1,1.25")  # fmt: skip
+    # For ``configured``, which reads every flag of a run.
+    parser.set_defaults(name=None, **run_flag_defaults())
 
 
 def curve(flags: argparse.Namespace) -> int:
@@ -102,11 +106,11 @@ def curve(flags: argparse.Namespace) -> int:
     name = model.load_adapter(flags.adapter)
     from lora_domains.analysis import scale_curve
 
-    card = model.bank[name].card
-    if card is None or flags.rows is not None:
-        domain = _domain(flags, card.adapter.settings if card else None)
-    else:
+    card = scale_curve.check_adapter(model.bank[name])
+    if flags.rows is None:
         domain = configured(domain_of(card), flags)
+    else:
+        domain = _domain(flags, card.adapter.settings)
     measured = scale_curve.curve(model, name, domain, flags.scales or scale_curve.SCALES)
     terminal.scale_curve(model.display.console, measured)
     return 0
@@ -141,9 +145,9 @@ def _add_learning_curve(verbs: Any) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--reports", default="reports", metavar="DIR", help="folder of the JSON "
                         "file; default: %(default)s")  # fmt: skip
-    output.add_argument("--out", default="adapters", metavar="DIR", help="folder of adapters, for "
+    output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of adapters, for "
                         "checkpoints during training; default: %(default)s")  # fmt: skip
-    parser.set_defaults(**_unused_flags(parser))
+    parser.set_defaults(name=None, **run_flag_defaults())
 
 
 def learning_curve(flags: argparse.Namespace) -> int:
@@ -152,24 +156,17 @@ def learning_curve(flags: argparse.Namespace) -> int:
     from lora_domains.analysis import learning_curve as analysis
 
     domain = _domain(flags)
+    path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
+    check_writable(path)  # before hours of training
     measured = analysis.learning_curve(model, domain, flags.sizes or analysis.SHARES)
     terminal.learning_curve(model.display.console, measured)
     if not model.display.quiet:
-        path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(measured, indent=1) + "\n")
+        write_files({path: json.dumps(measured, indent=1) + "\n"})
         model.display.line(f"The figures: {path}")
     return 0
 
 
 # ── The domain of a curve ───────────────────────────────────────────────────────────────────────
-
-
-def _unused_flags(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Defaults for the flags of a run that ``configured`` reads and ``parser`` does not offer."""
-    offered = {action.dest for action in parser._actions}
-    defaults = {"name": None, **run_flag_defaults()}
-    return {name: value for name, value in defaults.items() if name not in offered}
 
 
 def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None) -> Domain:
@@ -182,5 +179,6 @@ def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None
     task = task_from_record(settings["task"]) if settings else Classification()
     domain = Domain(flags.name or domain_name(Path(flags.rows)), task, Data(flags.rows))
     if settings:
-        domain = with_settings(domain, seed=settings["training"]["seed"])
+        training = settings["training"]
+        domain = with_settings(domain, seed=training["seed"], max_length=training["max_length"])
     return configured(domain, argparse.Namespace(**vars(flags) | {"train": flags.rows}))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.data.tokenization import EncodedExample, EncodedRow, Tokenization
+from lora_domains.data.tokenization import EncodedRow, Tokenization
 from lora_domains.dataset import Dataset
 from lora_domains.errors import DataError
 from lora_domains.evaluation.scorer import Part, Scorer
@@ -150,10 +150,8 @@ def few_shot(setting: BaselineInputs) -> Scores | None:
     prompted = with_shots(dataset, setting.rows, setting.scorer.display.warn)
     if not prompted:
         return None
-    rows = [EncodedRow(row.example, encoded)
-            for row, encoded in zip(setting.rows, prompted, strict=True)]  # fmt: skip
     name = f"{dataset.domain.name} rows with {SHOTS} examples"
-    return setting.scorer.scores(Part(name, dataset.domain.task, rows), [None])[None]
+    return setting.scorer.scores(Part(name, dataset.domain.task, prompted), [None])[None]
 
 
 BASELINES: dict[str, Baseline] = {
@@ -171,7 +169,7 @@ of its own."""
 
 def with_shots(
     dataset: Dataset, rows: Sequence[EncodedRow], warn: Callable[[str], None]
-) -> list[EncodedExample]:
+) -> list[EncodedRow]:
     """``rows`` encoded with training rows before them; empty where a row has no room for them.
 
     All rows or none, since contenders are compared on the same rows. Warns of what the examples
@@ -197,7 +195,7 @@ def with_shots(
             f"the base with {SHOTS} examples in its prompt reads a shorter text in {cut} of "
             f"{len(rows)} rows: the examples take room in its {tokenization.max_length} tokens."
         )
-    return prompted
+    return [EncodedRow(row.example, encoded) for row, encoded in zip(rows, prompted, strict=True)]
 
 
 def _shots(dataset: Dataset, warn: Callable[[str], None]) -> list[int]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -296,7 +297,7 @@ class Benchmark:
             environment = self.report.environment
             card = Card(base=self.report.base, environment=environment, adapter=entry)
             lines = "".join(json.dumps(item) + "\n" for item in self.items[entry.path])
-            _write({place / CARD: card.dumps(), place / ITEMS: lines})
+            write_files({place / CARD: card.dumps(), place / ITEMS: lines})
         save_report(self.report, folder, Path(junit) if junit else None)
         return folder
 
@@ -311,17 +312,32 @@ def save_report(report: Report, out: Path, junit_file: Path | None = None) -> No
     texts |= {out / name: view(report) for name, view in VIEWS.items()}
     if junit_file:
         texts[junit_file] = texts.pop(out / "junit.xml")
-    _write(texts)
+    write_files(texts)
 
 
-def _write(texts: Mapping[Path, str]) -> None:
+def write_files(texts: Mapping[Path, str]) -> None:
+    """Write each text to its path; raises UsageError where that is impossible."""
     for path, text in texts.items():
         try:
             write_text(path, text)
         except OSError as error:
-            raise UsageError(
-                where=str(path),
-                expected="a place that can be written",
-                found=error.strerror or str(error),
-                hint="Choose another --out, or free some space.",
-            ) from error
+            raise _unwritable(path, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise UsageError where ``write_files`` cannot write ``path``; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        where=str(path),
+        expected="a place that can be written",
+        found=error.strerror or str(error),
+        hint="Choose another folder, or free some space.",
+    )

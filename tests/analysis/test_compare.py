@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.commands import run
 from support.items import general, score
 from support.items import row as item_row
 
 from lora_domains.analysis.compare import compare_adapters, compare_seeds
-from lora_domains.cli import main as cli
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
@@ -123,36 +123,28 @@ def test_the_command_and_its_exit_codes(tmp_path: Path, capsys: pytest.CaptureFi
     save(tmp_path / "a", drawn(0.7, 1))
     save(tmp_path / "b", drawn(0.9, 2))
     for names, code in ((("a", "b"), 0), (("b", "a"), 1), (("a", "a"), 3), (("a", "bb"), 2)):
-        with pytest.raises(SystemExit) as left:
-            cli.main(["compare", *names, "--out", str(tmp_path)])
-        assert left.value.code == code, names
+        assert run("compare", *names, "--out", str(tmp_path)) == code, names
     captured = capsys.readouterr()
     assert "b against a on the same 400 rows" in captured.out
     assert "; a reaches 0." in captured.out
     assert "Did you mean 'b'" in captured.err
-    with pytest.raises(SystemExit):
-        cli.main(["compare", "a", "b", "--json", "--out", str(tmp_path)])
+    assert run("compare", "a", "b", "--json", "--out", str(tmp_path)) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "pass"
 
 
 def test_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for n in range(3):
         save(tmp_path / f"s{n}", drawn(0.8 + n / 20, n))
-    with pytest.raises(SystemExit) as left:
-        cli.main(["seeds", "s0", "s1", "s2", "--out", str(tmp_path)])
-    assert left.value.code == 0
+    assert run("seeds", "s0", "s1", "s2", "--out", str(tmp_path)) == 0
     assert "3 seeds on the same 400 rows" in capsys.readouterr().out
     assert not Card.read(tmp_path / "s0").adapter.seeds
-    with pytest.raises(SystemExit):
-        cli.main(["seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)])
+    assert run("seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)) == 0
     found = json.loads(capsys.readouterr().out)["seeds"]
     assert found["f1"]["runs"] == 2
     for name in ("s0", "s1"):
         assert Card.read(tmp_path / name).adapter.seeds == found
     assert {p.name for p in (tmp_path / "s0").iterdir()} == {"card.json", "items.jsonl"}
-    with pytest.raises(SystemExit) as left:
-        cli.main(["seeds", "s0", "--out", str(tmp_path)])
-    assert left.value.code == 2
+    assert run("seeds", "s0", "--out", str(tmp_path)) == 2
     assert "several seeds" in capsys.readouterr().err
 
 

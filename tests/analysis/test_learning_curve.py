@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import pytest
 from conftest import make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import run, write
 
-from lora_domains.analysis import learning_curve as learning_file
 from lora_domains.analysis.learning_curve import answer, extrapolated, learning_curve, nested
-from lora_domains.cli.main import main
 from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
+from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification, Example
 
@@ -123,13 +124,13 @@ def test_one_training_for_each_share_on_the_same_test_rows(
     before, resident = model.base.state_digest(), model.bank["spam"]
     (tmp_path / ".spam.checkpoint").write_bytes(b"of an interrupted run")
     evaluations: list[tuple[str | None, int]] = []
-    scores = learning_file.model_scores
+    scores = Scorer.scores
 
-    def recorded(bank: Any, task: Any, items: Any, references: Any, route: Any, on: Any) -> Any:
-        evaluations.append((route, len(items)))
-        return scores(bank, task, items, references, route, on)
+    def recorded(scorer: Scorer, part: Part, contenders: Sequence[str | None]) -> Any:
+        evaluations.extend((name, len(part.rows)) for name in contenders)
+        return scores(scorer, part, contenders)
 
-    monkeypatch.setattr(learning_file, "model_scores", recorded)
+    monkeypatch.setattr(Scorer, "scores", recorded)
     found = learning_curve(model, DOMAIN, (1.0, 0.25, 0.5))
     # Each once: the base, the base with rows in its prompt, three shares and the edited copies.
     assert [count for _, count in evaluations] == [50] * len(evaluations)
@@ -177,13 +178,24 @@ def test_the_command_shows_the_curve_and_writes_no_text(
     file = tmp_path / "mails.jsonl"
     rows = make_rows(60, secret="secretword")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(SystemExit) as stopped:
-        main(["learning-curve", str(file), "--sizes", "0.5,1", "--epochs", "1", "--lr", "0.01",
-              "--rank", "2", "--base", str(tiny_base), "--out", str(tmp_path / "adapters"),
-              "--reports", str(tmp_path / "reports")])  # fmt: skip
-    assert stopped.value.code == 0
+    assert run("learning-curve", str(file), "--sizes", "0.5,1", "--epochs", "1", "--lr", "0.01",
+               "--rank", "2", "--base", str(tiny_base), "--out", str(tmp_path / "adapters"),
+               "--reports", str(tmp_path / "reports")) == 0  # fmt: skip
     shown = capsys.readouterr().out
     assert "Would more data help?" in shown
     written = (tmp_path / "reports" / "mails-learning-curve.json").read_text()
     assert json.loads(written)["answer"] in " ".join(shown.split())
     assert "secretword" not in written + shown
+
+
+def test_reports_that_cannot_be_written_are_refused_before_training(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "mails.csv", make_rows(60))
+    (tmp_path / "reports").write_text("a file where the folder should be")
+    assert run("learning-curve", rows, "--base", str(tiny_base), "--out", str(tmp_path / "out"),
+               "--reports", str(tmp_path / "reports")) == 2  # fmt: skip
+    shown = capsys.readouterr()
+    assert "a place that can be written" in shown.err
+    assert "mails-learning-curve.json" in shown.err
+    assert "training on" not in shown.out

@@ -8,16 +8,22 @@ import pytest
 import torch
 from conftest import make_rows
 from support.adapters import logits, strong
+from support.commands import run
 
-from lora_domains.analysis import scale_curve as scale_file
-from lora_domains.analysis.scale_curve import best_scale, check_curve, curve, least_scale, scaled
-from lora_domains.cli.main import main
+from lora_domains.analysis.scale_curve import (
+    best_scale,
+    check_scales,
+    check_validation,
+    curve,
+    least_scale,
+    scaled,
+)
 from lora_domains.console import Display
 from lora_domains.data.general_text import embedded_texts, general_text
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import AdapterError, DataError, UsageError
+from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
@@ -102,11 +108,11 @@ def test_the_curve_is_written_into_the_card(trained: DomainModel) -> None:
 def test_no_row_of_a_gate_is_read(trained: DomainModel, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def remembers(bank: Bank, task: object, items: list[EncodedExample], *_: object) -> None:
-        read.extend(item.id.split(":")[0] for item in items)
+    def remembers(_: Scorer, part: Part, contenders: object) -> None:
+        read.extend(row.example.id.split(":")[0] for row in part.rows)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scale_file, "model_scores", remembers)
+    monkeypatch.setattr(Scorer, "scores", remembers)
     with pytest.raises(KeyboardInterrupt):
         curve(trained, "spam", DOMAIN)
     assert set(read) == {"validation"}
@@ -122,12 +128,15 @@ def test_other_validation_rows_are_refused(trained: DomainModel) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scales", [(1.0,), (1.0, 1.0), (0.0, -1.0), (0.0, 5.0)])
-def test_scales_that_make_no_curve_are_refused(
-    trained: DomainModel, scales: tuple[float, ...]
-) -> None:
+def test_rows_cut_at_another_length_are_refused(trained: DomainModel) -> None:
+    with pytest.raises(UsageError, match="at most 64"):
+        curve(trained, "spam", with_settings(DOMAIN, max_length=64))
+
+
+@pytest.mark.parametrize("scales", [(), (1.0,), (1.0, 1.0), (0.0, -1.0), (0.0, 5.0)])
+def test_scales_that_make_no_curve_are_refused(scales: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="at least two scales"):
-        curve(trained, "spam", DOMAIN, scales)
+        check_scales(scales)
 
 
 @pytest.mark.slow
@@ -140,7 +149,7 @@ def test_an_adapter_without_a_card_is_refused(trained: DomainModel) -> None:
 
 def test_validation_rows_are_required() -> None:
     with pytest.raises(DataError, match="not chosen on the rows of a gate"):
-        check_curve((0.0, 1.0), [])
+        check_validation([])
 
 
 def test_of_equal_scales_the_nearest_to_the_base_is_best() -> None:
@@ -177,14 +186,22 @@ def test_the_command_shows_the_curve(
 ) -> None:
     # The rows named in its card (by file name), then the same rows as arguments.
     monkeypatch.chdir(trained.out)
+    common = ["--scales", "0,1", "--out", ".", "--base", str(tiny_base)]
     rows = ["train.jsonl", "--validation", "validation.jsonl", "--test", "test.jsonl"]
-    shown = []
     for given in ([], rows):
-        with pytest.raises(SystemExit) as stopped:
-            main(["curve", "spam", *given, "--scales", "0,1", "--out", ".",
-                  "--base", str(tiny_base)])  # fmt: skip
-        assert stopped.value.code == 0
-        shown.append(capsys.readouterr().out)
-    for output in shown:
+        assert run("curve", "spam", *given, *common) == 0
+        output = capsys.readouterr().out
         assert "F1 on 30 validation rows" in output
         assert "Best on these rows" in output
+
+
+@pytest.mark.slow
+def test_the_command_keeps_the_row_length_of_the_training(
+    trained: DomainModel, tiny_base: Path
+) -> None:
+    files = [str(trained.out / f"{name}.jsonl") for name in ("train", "validation", "test")]
+    short = replace(with_settings(DOMAIN, max_length=24, epochs=1), name="short", data=Data(*files))
+    trained.fit(short)
+    rows = [files[0], "--validation", files[1], "--test", files[2]]
+    common = ["--scales", "0,1", "--out", str(trained.out), "--base", str(tiny_base)]
+    assert run("curve", "short", *rows, *common) == 0

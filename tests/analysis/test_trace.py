@@ -10,6 +10,7 @@ import torch
 from conftest import WORDS, make_base
 from rich.console import Console
 from support.adapters import IDS, save, strong
+from support.commands import run
 
 from lora_domains.analysis.trace import (
     ended_after,
@@ -19,7 +20,6 @@ from lora_domains.analysis.trace import (
     trace,
     trace_example,
 )
-from lora_domains.cli.main import main
 from lora_domains.console import Display
 from lora_domains.data.tokenization import Tokenization
 from lora_domains.errors import UsageError
@@ -168,10 +168,8 @@ def test_the_text_is_shown_and_not_written(
     monkeypatch.chdir(tmp_path)
     folder = saved(bank, tmp_path / "adapters")
     base = make_base(tmp_path / "base", num_hidden_layers=4)
-    with pytest.raises(SystemExit) as stopped:
-        main(["trace", str(folder), "a secretword now", "--base", str(base)])
+    assert run("trace", str(folder), "a secretword now", "--base", str(base)) == 0
     shown = capsys.readouterr().out
-    assert stopped.value.code == 0
     assert "secretword" in shown.replace("│", "")
     assert "Layer by layer" in shown
     for path in tmp_path.rglob("*"):
