@@ -189,7 +189,8 @@ def score_general(
         moved = scorer.drift(Part("general text", LanguageModelling(), texts), adapters)
         for name, fields in moved.items():
             items[name] += text_items(texts, fields, suite.name, key)
-            largest[name] = max(field["largest"] for field in fields)
+            # NumPy's maximum is NaN where any move is; Python's would lose it.
+            largest[name] = float(np.max([field["largest"] for field in fields]))
     return {name: GeneralScores(items[name], largest[name]) for name in adapters}
 
 
