@@ -25,11 +25,10 @@ from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.evaluation.store import Store
-from lora_domains.evaluation.verdict_run import check_same_rows, judge, use_settings
+from lora_domains.evaluation.verdict_run import check_fits, judge, use_settings
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import row_limit
 from lora_domains.modeling.environment import environment
-from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, BaseRecord, read_items
 from lora_domains.report.report import Benchmark, assemble, figures, summed_up
@@ -82,32 +81,38 @@ def measure(
     General knowledge is measured on ``suite``. An adapter whose domain is in ``datasets`` is
     evaluated on its test rows, which the ledger of ``out`` records; otherwise the items in its
     folder are kept. ``out`` also holds the key of the rows' digests. ``base_changed`` is called
-    once everything is scored. Raises UsageError for an adapter that was never evaluated, and for a
-    dataset without an adapter of its domain.
+    once everything is scored. Raises UsageError for an adapter that was never evaluated, for a
+    dataset without an adapter of its domain, and for one that does not fit an adapter's training.
     """
     names = tuple(scorer.bank)
     entries = {name: _evaluated_entry(scorer.bank, name) for name in names}
     by_domain = {dataset.domain.name: dataset for dataset in datasets}
+    # Whatever can be refused is refused before anything is scored.
+    own = {domain: _adapters_of(dataset, entries) for domain, dataset in by_domain.items()}
+    for domain, dataset in by_domain.items():
+        for name in own[domain]:
+            check_fits(scorer.bank, name, entries[name], dataset, scorer.display)
+    with_questions = not scorer.bank.base.bidirectional
+    leaks = {
+        domain: every_leak(dataset, suite, with_questions=with_questions)
+        for domain, dataset in by_domain.items()
+    }
     scored: dict[str, DomainScores] = {}
     key = distributed.on_main(lambda: digest_key(out))
     with distributed.sharing():
         general = score_general(scorer, suite, row_limit(scorer.bank.base, None), names, key)
-        for dataset in datasets:
-            own = _adapters_of(dataset, entries)
-            _check_adapters(scorer.bank, dataset, own, entries)
+        for domain, dataset in by_domain.items():
             # A head answers for its own classes only.
-            others = own if dataset.tokenization.head else names
-            scored |= score_domain(scorer, dataset, own, key, others=others)
+            others = own[domain] if dataset.tokenization.head else names
+            scored |= score_domain(scorer, dataset, own[domain], key, others=others)
     changed = base_changed()
     measured = {}
     for name, entry in entries.items():
         if name in scored:
-            dataset = by_domain[entry.domain]
             items = scored[name].items
             entry.judged["threshold"] = scored[name].threshold
-            use_settings(entry, dataset.domain)
-            with_questions = not scorer.bank.base.bidirectional
-            entry.leaks = asdict(every_leak(dataset, suite, with_questions=with_questions))
+            use_settings(entry, by_domain[entry.domain].domain)
+            entry.leaks = asdict(leaks[entry.domain])
         else:
             items = _stored_items(scorer, name, entry, suite)
         _set_general(entry, suite, general[name], changed)
@@ -145,15 +150,6 @@ def _adapters_of(dataset: Dataset, entries: Mapping[str, AdapterEntry]) -> list[
             hint=f"Load its adapter too, or leave {domain} out.",
         )
     return own
-
-
-def _check_adapters(
-    bank: Bank, dataset: Dataset, names: Sequence[str], entries: Mapping[str, AdapterEntry]
-) -> None:
-    """Raise an error where a head has other classes, or an adapter was trained on other rows."""
-    for name in names:
-        check_head(bank[name].head, dataset.domain.task, entries[name].declared_task, name)
-        check_same_rows(name, entries[name], dataset.prepared, "train")
 
 
 def _stored_items(scorer: Scorer, name: str, entry: AdapterEntry, suite: Suite) -> Items:

@@ -86,7 +86,7 @@ def evaluate(
 
 def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:
     """The card of the dataset's adapter; raises an error unless ``dataset`` fits its training."""
-    name, prepared = dataset.domain.name, dataset.prepared
+    name = dataset.domain.name
     card = bank[name].card
     if card is None:
         raise AdapterError(
@@ -95,15 +95,7 @@ def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:
             found="a folder of plain PEFT",
             hint="Its base and training rows are unknown, so it cannot be given a verdict.",
         )
-    entry = card.adapter
-    check_head(bank[name].head, dataset.domain.task, entry.declared_task, name)
-    check_same_rows(name, entry, prepared, "train")
-    check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
-    if entry.data.get("general") not in (None, prepared.digests["general"]):
-        display.warn(
-            f"the general text differs from that in the training of {name}: leaks are searched for "
-            "in the text given now."
-        )
+    check_fits(bank, name, card.adapter, dataset, display)
     return card
 
 
@@ -127,6 +119,24 @@ def use_settings(entry: AdapterEntry, domain: Domain) -> None:
     entry.settings |= now
 
 
+def check_fits(
+    bank: Bank, name: str, entry: AdapterEntry, dataset: Dataset, display: Display
+) -> None:
+    """Raise an error unless ``dataset`` fits the training of the adapter ``name``.
+
+    Its head must have the same classes, and the training rows and their length must be the same.
+    Warns of other general text.
+    """
+    check_head(bank[name].head, dataset.domain.task, entry.declared_task, name)
+    check_same_rows(name, entry, dataset.prepared, "train")
+    _check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
+    if entry.data.get("general") not in (None, dataset.prepared.digests["general"]):
+        display.warn(
+            f"the general text differs from that in the training of {name}: leaks are searched for "
+            "in the text given now."
+        )
+
+
 def check_same_rows(name: str, entry: AdapterEntry, prepared: Prepared, split: str) -> None:
     """Raise UsageError unless ``split`` is what the adapter of ``entry`` was trained with."""
     if entry.data.get(split) != prepared.digests[split]:
@@ -139,7 +149,7 @@ def check_same_rows(name: str, entry: AdapterEntry, prepared: Prepared, split: s
         )
 
 
-def check_same_length(name: str, trained: int, now: int) -> None:
+def _check_same_length(name: str, trained: int, now: int) -> None:
     """Raise UsageError where rows are truncated at another length than in training."""
     if trained != now:
         raise UsageError(

@@ -17,8 +17,12 @@ from support.models import model_in
 
 from lora_domains.cli.main import main
 from lora_domains.console import Display
+from lora_domains.data.leaks import Leaks
+from lora_domains.dataset import Dataset
+from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation import scorer, store
+from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.store import Store
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import combine
@@ -181,6 +185,59 @@ def test_a_bank_without_evaluated_adapters_is_refused(
     card.adapter.judged = {}
     with pytest.raises(UsageError, match="without a verdict"):
         model.benchmark(SUITE, out=tmp_path)
+
+
+def _train(domain: Domain) -> list[Any]:
+    assert isinstance(domain.data.train, list)
+    return domain.data.train
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (replace(DOMAINS[1], name="another"), "at least one adapter of this domain"),
+        (replace(DOMAINS[1], data=replace(DOMAINS[1].data, train=_train(DOMAINS[1])[:30])),
+         "the train rows of its training"),
+        (with_settings(DOMAINS[1], max_length=64), "rows of at most 128 tokens"),
+    ],
+    ids=["another domain", "other rows", "another length"],
+)  # fmt: skip
+def test_a_domain_that_fits_no_adapter_is_refused_before_anything_is_scored(
+    adapters: Path, tiny_base: Path, tmp_path: Path, other: Domain, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        loaded(adapters, tiny_base).benchmark(SUITE, [DOMAINS[0], other], tmp_path)
+    assert not (tmp_path / ".scores").exists()
+
+
+def test_other_general_text_than_in_training_is_warned_of(
+    adapters: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [{"text": f"river {n} of a cloud"} for n in range(20)]
+    other = replace(DOMAINS[1], data=replace(DOMAINS[1].data, general=texts))
+    model = loaded(adapters, tiny_base)
+    model.display = Display()
+    model.benchmark(SUITE, [other], tmp_path)
+    assert "the general text differs from that in the training of triage" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_adapters_of_one_domain_share_the_search_for_leaks(
+    adapters: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[str] = []
+
+    def counting(dataset: Dataset, *args: Any, **options: Any) -> Leaks:
+        searched.append(dataset.domain.name)
+        return every_leak(dataset, *args, **options)
+
+    monkeypatch.setattr("lora_domains.evaluation.benchmark.every_leak", counting)
+    model = loaded(adapters, tiny_base)
+    model.load_adapter(adapters / "spam", name="copy")
+    benchmark = model.benchmark(SUITE, DOMAINS, tmp_path)
+    assert searched == ["spam", "triage"]
+    assert [entry.leaks["exact"] for entry in benchmark.report.adapters] == [0, 0, 0]
 
 
 def test_the_command_writes_a_report_and_exits_with_the_worst_verdict(
