@@ -12,11 +12,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import UsageError
-from lora_domains.inference.batches import token_budget
+from lora_domains.inference.batches import in_batches
 from lora_domains.inference.generation import generate
 from lora_domains.inference.likelihoods import last_logits
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.batching import IGNORED, chunks, collate
+from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.routing import narrowed
 
 MAX_NEW_TOKENS = 256
@@ -62,7 +62,7 @@ class RoutedLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         pairs = [(context, answer) for _, context, answer in requests]
-        return continuations(self.bank, pairs, range(len(pairs)))
+        return answer_logprobs(self.bank, pairs, range(len(pairs)))
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = True
@@ -82,7 +82,7 @@ class RoutedLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             pairs += [make_disjoint_window(window) for window in windows]
             rows += [row] * (len(pairs) - len(rows))
         totals = [0.0] * len(requests)
-        for row, (logprob, _) in zip(rows, continuations(self.bank, pairs, rows), strict=True):
+        for row, (logprob, _) in zip(rows, answer_logprobs(self.bank, pairs, rows), strict=True):
             totals[row] += logprob
         return totals
 
@@ -100,7 +100,7 @@ class RoutedLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
 
 @torch.no_grad()
-def continuations(
+def answer_logprobs(
     bank: Bank, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], rows: Sequence[int]
 ) -> list[tuple[float, bool]]:
     """For each (context, answer) in tokens: the answer's log-likelihood, and whether it is greedy.
@@ -116,21 +116,21 @@ def continuations(
         if room < 1:
             raise _too_long(bank.base.context, len(answer))
         examples.append(EncodedExample(str(at), tuple(context[-room:]), tuple(answer)))
-    scores = [(0.0, False)] * len(examples)
-    for chunk in chunks(examples, token_budget(model.device)):
-        batch = collate([examples[i] for i in chunk], pad, model.device)
+
+    def score(part: list[EncodedExample]) -> list[tuple[float, bool]]:
+        batch = collate(part, pad, model.device)
         width = batch.labels.shape[1]
-        ids, mask, positions = (part[:, :-1] for part in (batch.ids, batch.mask, batch.positions))
-        with narrowed(model, [rows[i] for i in chunk]):
-            logits = last_logits(model, ids, mask, positions, width).float()
+        ids, mask, positions = (each[:, :-1] for each in (batch.ids, batch.mask, batch.positions))
+        logits = last_logits(model, ids, mask, positions, width).float()
         supervised = batch.labels != IGNORED
         labels = batch.labels.clamp(min=0)
         logprobs = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-        total = (logprobs.double() * supervised).sum(1).tolist()
+        totals = (logprobs.double() * supervised).sum(1).tolist()
         greedy = ((logits.argmax(-1) == labels) | ~supervised).all(1).tolist()
-        for i, logprob, best in zip(chunk, total, greedy, strict=True):
-            scores[i] = (logprob, best)
-    return scores
+        return list(zip(totals, greedy, strict=True))
+
+    with narrowed(model, rows):
+        return in_batches(model, examples, score, weight=len)
 
 
 def generate_until(bank: Bank, prompts: Sequence[tuple[list[int], dict[str, Any]]]) -> list[str]:
@@ -153,7 +153,7 @@ def generate_until(bank: Bank, prompts: Sequence[tuple[list[int], dict[str, Any]
 def _generated(
     bank: Bank, prompts: Sequence[list[int]], rows: Sequence[int], stops: Sequence[str], most: int
 ) -> list[str]:
-    """The continuations of prompts with the same options; ``rows`` as in ``continuations``."""
+    """The continuations of prompts with the same options; ``rows`` as in ``answer_logprobs``."""
     from transformers import StopStringCriteria
 
     model, tokenizer = bank.base.model, bank.base.tokenizer
@@ -164,18 +164,16 @@ def _generated(
                 for r, ids in zip(rows, prompts, strict=True)]  # fmt: skip
     known = [stop for stop in stops if stop]
     criteria = [StopStringCriteria(tokenizer, known)] if known else []
-    texts = [""] * len(examples)
-    for chunk in chunks(examples, token_budget(model.device)):
-        with narrowed(model, [rows[i] for i in chunk]):
-            written = generate(
-                model, tokenizer, [examples[i].prompt for i in chunk], max_new_tokens=most,
-                stopping_criteria=criteria,
-            )  # fmt: skip
-        for i, text in zip(chunk, written, strict=True):
-            for stop in known:
-                text = text.split(stop)[0]
-            texts[i] = text
-    return texts
+
+    def answer(part: list[EncodedExample]) -> list[str]:
+        prompts = [example.prompt for example in part]
+        texts = generate(model, tokenizer, prompts, max_new_tokens=most, stopping_criteria=criteria)
+        for stop in known:
+            texts = [text.split(stop)[0] for text in texts]
+        return texts
+
+    with narrowed(model, rows):
+        return in_batches(model, examples, answer, weight=len)
 
 
 def _too_long(context: int, answer: int) -> UsageError:

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import make_rows
 from support.adapters import save, strong
 
@@ -175,6 +177,43 @@ def test_rolling_likelihoods_and_generated_answers_equal_those_of_the_harness(
             theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3
         )
         assert ours.generate_until(written) == theirs.generate_until(written, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "request_type", "function", "rows_at"),
+    [(CHOICE, "loglikelihood", "last_logits", 1), (WRITTEN, "generate_until", "generate", 2)],
+)  # fmt: skip
+def test_a_batch_that_runs_out_of_memory_is_halved(
+    bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    template: str, request_type: str, function: str, rows_at: int,
+) -> None:  # fmt: skip
+    """``rows_at`` is the position of the rows among the arguments of ``function``."""
+    from lora_domains.probes import lm_eval_model
+
+    fields = {"sample": "false"} if template == WRITTEN else {}
+    instances = requests(yaml(tmp_path, template, **fields))
+    routes = (["one", "two", None] * len(instances))[: len(instances)]
+    unlimited = getattr(lm_eval_model, function)
+    sizes: list[int] = []
+
+    def answers() -> list[Any]:
+        with bank.routed(routes):
+            return list(getattr(lm_eval_model.RoutedLM(bank), request_type)(instances))
+
+    def limited(*args: Any, **options: Any) -> Any:
+        sizes.append(len(args[rows_at]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return unlimited(*args, **options)
+
+    whole = answers()
+    monkeypatch.setattr(lm_eval_model, function, limited)
+    halved = answers()
+    assert max(sizes) > 2
+    if function == "generate":
+        assert halved == whole
+    else:
+        assert np.array(halved) == pytest.approx(np.array(whole), abs=1e-4)
 
 
 def test_documents_are_scored_as_the_harness_scores_them(
