@@ -12,9 +12,9 @@ def every_leak(dataset: Dataset, suite: Suite, *, with_questions: bool) -> Leaks
 
     ``with_questions`` says whether the suite's questions are scored: an encoder answers none.
     """
-    scored = suite.questions() if with_questions else []
-    by_probe = [[e for p, _, e in scored if p is probe] for probe in suite.probes]
-    questions = [example for _, _, example in scored]
+    scored = suite.by_probe() if with_questions else []
+    by_probe = [[example for _, example in questions] for _, questions in scored]
+    questions = [example for probe in by_probe for example in probe]
     prepared = dataset.prepared
     searches = (
         prepared.leaks,

@@ -6,7 +6,7 @@ base on the same items and does not compete on a leaderboard.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -132,11 +132,11 @@ def paragraphs(lines: Iterable[str], most: int = WINDOWS) -> list[str]:
 
 def standard() -> Suite:
     """Seven probes and WikiText, all from the Hub; use ``limit`` to score it in minutes."""
-    return _suite("standard", [make() for make in PROBES.values()])
+    return _suite("standard", PROBES.values())
 
 
-def _suite(name: str, probes: Sequence[Probe]) -> Suite:
-    return Suite(name, tuple(probes), wikitext)
+def _suite(name: str, probes: Iterable[Callable[[], Probe]]) -> Suite:
+    return Suite(name, tuple(probe() for probe in probes), wikitext)
 
 
 PROBES: dict[str, Callable[[], Probe]] = {
@@ -149,7 +149,6 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "gsm8k": gsm8k,
 }
 SINGLE: dict[str, Callable[[], Suite]] = {
-    name: partial(lambda name, make: _suite(name, [make()]), name, make)
-    for name, make in PROBES.items()
+    name: partial(_suite, name, [probe]) for name, probe in PROBES.items()
 }
 """A suite for each probe."""

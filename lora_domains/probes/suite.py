@@ -108,6 +108,14 @@ class Suite:
             self._questions.extend(questions)
         return self._questions
 
+    def by_probe(self) -> list[tuple[Probe, list[tuple[str, Example]]]]:
+        """The (part, example) pairs of ``questions``, in order, by their probe."""
+        questions = self.questions()
+        return [
+            (probe, [(part, example) for p, part, example in questions if p is probe])
+            for probe in self.probes
+        ]
+
     def texts(self) -> list[Example]:
         """The general text, as language-modelling examples."""
         place = f"suite {self.name}"
