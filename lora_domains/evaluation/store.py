@@ -10,6 +10,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 ENTRIES = ("evaluation/scorer.py", "probes/lm_eval.py")
 """Files from which every file that makes a score is imported."""
+NOT_SCORING = ("console.py", "report", "verdict")
+"""Files and rooms that show, record or judge scores; scoring imports them but no score depends on
+them."""
 
 
 class Store:
@@ -56,12 +59,15 @@ def code_version(package: Path = PACKAGE) -> str:
 
 
 def scoring_files(package: Path = PACKAGE) -> set[Path]:
-    """The files of ``package`` that ``ENTRIES`` import, directly or not, and these themselves."""
+    """The files of ``package`` that ``ENTRIES`` import, directly or not, and these themselves.
+
+    ``NOT_SCORING`` is left out, with what only these files import.
+    """
     files: set[Path] = set()
     waiting = [package / name for name in ENTRIES]
     while waiting:
         path = waiting.pop()
-        if path not in files:
+        if path not in files and path.relative_to(package).parts[0] not in NOT_SCORING:
             files.add(path)
             waiting += _imported(path, package)
     return files
