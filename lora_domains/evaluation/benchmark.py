@@ -23,7 +23,7 @@ from lora_domains.evaluation.contenders import (
 )
 from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
-from lora_domains.evaluation.scorer import Scorer
+from lora_domains.evaluation.scorer import Scorer, saved_folder
 from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import check_fits, judge, use_settings
 from lora_domains.modeling.bank import Bank
@@ -163,15 +163,8 @@ def _stored_items(scorer: Scorer, name: str, entry: AdapterEntry, suite: Suite) 
             f"{name}: {suite.name} was not checked for leaks into its training rows; pass its "
             "recipe with --domains."
         )
-    path = scorer.bank[name].path
-    if path is None:
-        raise UsageError(
-            where=name,
-            expected="an adapter loaded from a folder",
-            found="one that was never saved",
-            hint="Save it first, or pass its domain.",
-        )
-    return [item for item in read_items(path) if item["set"] in ("validation", "test", "train")]
+    items = read_items(saved_folder(scorer.bank, name))
+    return [item for item in items if item["set"] in ("validation", "test", "train")]
 
 
 def _set_general(

@@ -51,6 +51,7 @@ def score_domain(
     """
     task, name = dataset.domain.task, dataset.domain.name
     rows, train_rows = scored_rows(dataset), training_sample(dataset)
+    tuning = rows[: len(rows) - len(dataset.test)]
     baselines = baseline_scores(scorer, dataset, rows)
     # Where a baseline is called "base", the base has no scores of its own (see ``BASELINES``).
     base = [] if "base" in baselines else [None]
@@ -59,20 +60,24 @@ def score_domain(
     train = scorer.scores(Part(f"{name} training rows", task, train_rows), adapters)
     likelihoods = Part(f"{name} training rows by the base", likelihood_only(task), train_rows)
     train |= scorer.scores(likelihoods, base)
+    # Each contender has a threshold of its own, so that none is at an advantage.
+    thresholds = {who: best_threshold(task, records, tuning) for who, records in scores.items()}
+    scores = {who: decided(task, records, thresholds[who]) for who, records in scores.items()}
+    train = {who: decided(task, records, thresholds[who]) for who, records in train.items()}
+    baselines = {
+        who: decided(task, records, best_threshold(task, records, tuning))
+        for who, records in baselines.items()
+    }
     by_adapter = {}
     for adapter in adapters:
         contenders = {"base": scores.get(None, []), "adapter": scores[adapter]}
         contenders |= ({"parent": scores[parent]} if parent else {}) | baselines
-        # No contender's name holds a slash.
-        crossed = {f"others/{other}": scores[other] for other in others if other != adapter}
+        crossed = {other: scores[other] for other in others if other != adapter}
         seen = {who: train[route] for who, route in (("base", None), ("adapter", adapter))
                 if route in train}  # fmt: skip
-        decided, seen, threshold = with_thresholds(
-            task, contenders | crossed, seen, rows[: len(rows) - len(dataset.test)], scorer.display
-        )
-        own, beside = ({who: decided[who] for who in part} for part in (contenders, crossed))
-        items = _test_items(dataset, rows, own, beside if others else None, key)
+        items = _test_items(dataset, rows, contenders, crossed if others else None, key)
         items += make_items("train", train_rows, seen, key, dataset.domain.show_text)
+        threshold = _threshold_record(task, thresholds[adapter], len(tuning), scorer.display)
         by_adapter[adapter] = DomainScores(items, threshold)
     return by_adapter
 
@@ -89,7 +94,7 @@ def _test_items(
         items += make_items(split, rows[places], part, key, dataset.domain.show_text)
     if others is not None:
         for at, item in enumerate(items[cut:], cut):
-            item["others"] = {who.split("/")[1]: scores[at] for who, scores in others.items()}
+            item["others"] = {who: scores[at] for who, scores in others.items()}
     return items
 
 
@@ -114,35 +119,36 @@ def likelihood_only(task: Task) -> Task:
     return LanguageModelling() if task.scored_by == "text" else task
 
 
-def with_thresholds(
-    task: Task, contenders: Mapping[str, Scores], train: Mapping[str, Scores],
-    tuning: Sequence[EncodedRow], display: Display,
-) -> tuple[dict[str, Scores], dict[str, Scores], dict[str, Any] | None]:  # fmt: skip
-    """Both sets of scores with the class that each contender's threshold predicts.
+def best_threshold(task: Task, scores: Scores, tuning: Sequence[EncodedRow]) -> float | None:
+    """The probability from which a contender's ``scores`` predict the positive class.
 
-    The first rows of ``contenders`` are ``tuning``, which choose the thresholds: one for each
-    contender, so that none is at an advantage. The third result is the target with the adapter's
-    threshold; None without a target.
+    Its first scores are of the ``tuning`` rows, which choose it. None without a target, or where no
+    threshold reaches it.
     """
-    targets, positive, count = task.targets, task.positive_index, len(tuning)
-    thresholds: dict[str, float | None] = {}
-    if targets:
-        truth = [encoded.target == positive for _, encoded in tuning]
-        for name, scores in contenders.items():
-            probabilities = [score["positive"] for score in scores[:count]]
-            thresholds[name] = choose_threshold(probabilities, truth, **targets)
-        if thresholds["adapter"] is None:
-            display.warn(
-                f"no threshold reaches the target {targets} on the {count} validation rows: "
-                "the most likely class is predicted."
-            )
-    decided, seen = (
-        {name: [apply_threshold(score, thresholds.get(name), positive) for score in scores]
-         for name, scores in part.items()}
-        for part in (contenders, train)
-    )  # fmt: skip
-    chosen = {"targets": targets, "threshold": thresholds["adapter"]} if targets else None
-    return decided, seen, chosen
+    if not task.targets:
+        return None
+    truth = [encoded.target == task.positive_index for _, encoded in tuning]
+    probabilities = [score["positive"] for score in scores[: len(tuning)]]
+    return choose_threshold(probabilities, truth, **task.targets)
+
+
+def decided(task: Task, scores: Scores, threshold: float | None) -> Scores:
+    """``scores`` with the class that ``threshold`` predicts (see ``apply_threshold``)."""
+    return [apply_threshold(score, threshold, task.positive_index) for score in scores]
+
+
+def _threshold_record(
+    task: Task, threshold: float | None, tuned_on: int, display: Display
+) -> dict[str, Any] | None:
+    """What a card keeps of the adapter's threshold; warns where the target is not reached."""
+    if not task.targets:
+        return None
+    if threshold is None:
+        display.warn(
+            f"no threshold reaches the target {task.targets} on the {tuned_on} validation rows: "
+            "the most likely class is predicted."
+        )
+    return {"targets": task.targets, "threshold": threshold}
 
 
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────
@@ -173,8 +179,7 @@ def score_general(
     tokenization = Tokenization(base.tokenizer, max_length, bidirectional=base.bidirectional)
     items: dict[str, Items] = {name: [] for name in adapters}
     largest = dict.fromkeys(adapters, 0.0)
-    for probe in suite.probes if not base.bidirectional else ():
-        questions = [(part, example) for p, part, example in suite.questions() if p is probe]
+    for probe, questions in suite.by_probe() if not base.bidirectional else ():
         if not questions:
             continue
         rows = [EncodedRow(example, tokenization.encode(example)) for _, example in questions]

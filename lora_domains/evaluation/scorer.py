@@ -54,11 +54,25 @@ class Part:
         return digest.hexdigest()
 
 
+def saved_folder(bank: Bank, name: str) -> Path:
+    """The folder that the adapter ``name`` was loaded from; raises UsageError without one."""
+    path = bank[name].path
+    if path is None:
+        raise UsageError(
+            where=name,
+            expected="an adapter loaded from a folder",
+            found="one that was never saved",
+            hint="Save it first: its scores are stored under the digest of its files.",
+        )
+    return path
+
+
 class Scorer:
     """Scores parts by the base and the adapters of a bank. A contender of None is the base."""
 
     def __init__(self, bank: Bank, display: Display, store: Store | None = None) -> None:
         self.bank, self.display, self.store = bank, display, store
+        self._keys: dict[str | None, str] = {}
 
     def scores(self, part: Part, contenders: Sequence[str | None]) -> dict[str | None, Scores]:
         """The records of every row of ``part``, by contender."""
@@ -118,23 +132,18 @@ class Scorer:
         """The stored file of each contender; none without a store."""
         if self.store is None:
             return {}
-        record, digest = self.bank.base.record(), part.digest()
-        base = "/".join(str(record[key]) for key in ("identity", "dtype", "quantization"))
-        return {n: self.store.path(self._key(base, n) + kind, digest) for n in contenders}
+        digest = part.digest()
+        return {n: self.store.path(self._key(n) + kind, digest) for n in contenders}
 
-    def _key(self, base: str, contender: str | None) -> str:
+    def _key(self, contender: str | None) -> str:
         """What identifies a contender's scores: base, precision, and the adapter's bytes."""
-        if contender is None:
-            return base
-        path = self.bank[contender].path
-        if path is None:
-            raise UsageError(
-                where=contender,
-                expected="an adapter loaded from a folder",
-                found="one that was never saved",
-                hint="Save it first; its scores are stored by what the folder holds.",
-            )
-        return f"{base}/{fingerprint(path)}"
+        if contender not in self._keys:
+            record = self.bank.base.record()
+            key = "/".join(str(record[name]) for name in ("identity", "dtype", "quantization"))
+            if contender is not None:
+                key += f"/{fingerprint(saved_folder(self.bank, contender))}"
+            self._keys[contender] = key
+        return self._keys[contender]
 
     def _stored(
         self, paths: Mapping[str | None, Path], contenders: Sequence[str | None]
