@@ -9,7 +9,6 @@ import torch
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.distributed import merged, own_share
 from lora_domains.errors import OutOfMemory
-from lora_domains.inference.choice_tree import text_cost
 from lora_domains.modeling.batching import chunks
 from lora_domains.modeling.memory import ran_out, release
 from lora_domains.modeling.routing import narrowed
@@ -17,6 +16,8 @@ from lora_domains.modeling.routing import narrowed
 R = TypeVar("R")
 TOKENS = 4096
 """Padded tokens of one forward pass in scoring, on a CPU; times 8 on an accelerator."""
+LOGITS = 2**27
+"""Elements of the logits of one forward pass, at most: 512 MiB in fp32, or one example."""
 
 Progress = Callable[[int], None]
 """Called with the number of examples just finished."""
@@ -31,6 +32,12 @@ def token_budget(device: torch.device) -> int:
     return TOKENS if device.type == "cpu" else 8 * TOKENS
 
 
+def text_cost(example: EncodedExample, most: int, vocabulary: int) -> int:
+    """What an example takes of the ``most`` tokens of a pass: its tokens, or the share of
+    ``LOGITS`` that the logits of its answer take."""
+    return max(len(example), len(example.answer) * vocabulary * most // LOGITS)
+
+
 def in_batches(
     model: Any,
     examples: Sequence[EncodedExample],
@@ -40,10 +47,9 @@ def in_batches(
 ) -> list[R]:
     """``score`` of every example, computed in batches of similar weight, in the order given.
 
-    An example weighs its tokens, or as many as the logits of its answer are worth. Under a mixed
-    route each example keeps its own adapter. Inside ``sharing`` the processes share the batches,
-    which stay the same. A batch that runs out of memory is halved; raises OutOfMemory where a
-    single example does.
+    By default an example weighs its ``text_cost``. Under a mixed route each example keeps its own
+    adapter. Inside ``sharing`` the processes share the batches, which stay the same. A batch that
+    runs out of memory is halved; raises OutOfMemory where a single example does.
     """
     scores: dict[int, R] = {}
     most = token_budget(model.device)

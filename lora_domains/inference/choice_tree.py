@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_domains.data.tokenization import EncodedExample
-from lora_domains.modeling.batching import prompts
+from lora_domains.inference.batches import LOGITS
+from lora_domains.modeling.batching import padded
 
 Choices = tuple[tuple[int, ...], ...]
-LOGITS = 2**27
-"""Elements of the logits of one forward pass, at most: 512 MiB in fp32, or one example."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,9 @@ def tree(choices: Choices) -> Tree:
 
 
 def cost(example: EncodedExample, most: int, vocabulary: int) -> int:
-    """What an example takes of the ``most`` tokens of a pass, by its tokens or by its logits."""
+    """What an example with choices takes of the ``most`` tokens of a pass (see ``text_cost``)."""
     nodes = len(tree(example.choices))
     return max(len(example.prompt) + nodes, (1 + nodes) * vocabulary * most // LOGITS)
-
-
-def text_cost(example: EncodedExample, most: int, vocabulary: int) -> int:
-    """The same for an example without choices, of whose answer alone there are logits."""
-    return max(len(example), len(example.answer) * vocabulary * most // LOGITS)
 
 
 def takes_trees(model: Any, examples: Sequence[EncodedExample]) -> bool:
@@ -97,10 +91,9 @@ def takes_trees(model: Any, examples: Sequence[EncodedExample]) -> bool:
 def choices_at_once(model: Any, examples: Sequence[EncodedExample], pad: int) -> list[list[float]]:
     """Natural log-likelihood of every choice of each example, in one pass; see ``takes_trees``."""
     device, trees = model.device, [tree(example.choices) for example in examples]
-    longest, most = max(len(example.prompt) for example in examples), max(map(len, trees))
     # Left-padded: every prompt ends in the same column, and its tree follows it.
-    ids, mask, positions = prompts(examples, pad, longest, left=True)
-    if most:
+    ids, mask, positions = padded([example.prompt for example in examples], pad, left=True)
+    if most := max(map(len, trees)):
         read = pad_sequence([t.tokens for t in trees], batch_first=True, padding_value=pad)
         depths = pad_sequence([t.depths for t in trees], batch_first=True)
         ids = torch.cat([ids, read], dim=1)

@@ -8,6 +8,7 @@ import torch
 
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.inference.batches import Progress, in_batches, no_progress
+from lora_domains.modeling.batching import padded
 
 
 @torch.no_grad()
@@ -23,13 +24,8 @@ def generate(
 
     ``options`` are those of transformers' ``generate``.
     """
-    longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id
-    ids = torch.full((len(prompts), longest), pad)
-    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, longest - len(prompt) :] = 1
+    ids, mask, _ = padded(prompts, pad, left=True)
     config = copy.deepcopy(model.generation_config)
     config.update(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
     # Sampling defaults that a base ships (Llama's temperature .6) warn under greedy decoding.
@@ -43,7 +39,7 @@ def generate(
         generation_config=config,
         **others,
     )
-    texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     return texts
 
 

@@ -80,44 +80,38 @@ class Batch:
 
 def collate(items: Sequence[EncodedExample], pad: int, device: torch.device | str = "cpu") -> Batch:
     """Prompt and answer of each item, padded to the longest; only answers have labels."""
-    longest = max(map(len, items))
-    width = max(len(item.answer) for item in items)
     if items[0].masked:
-        return _collate_masked(items, pad, device, longest, width)
-    ids = torch.full((len(items), longest), pad)
-    mask = torch.zeros((len(items), longest), dtype=torch.long)
+        return _collate_masked(items, pad, device)
+    width = max(len(item.answer) for item in items)
     labels = torch.full((len(items), width), IGNORED)
     for row, item in enumerate(items):
-        start = longest - len(item)
-        ids[row, start:] = torch.tensor(item.prompt + item.answer)
-        mask[row, start:] = 1
         labels[row, width - len(item.answer) :] = torch.tensor(item.answer)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Batch(ids.to(device), mask.to(device), positions.to(device), labels.to(device))
+    texts = padded([item.prompt + item.answer for item in items], pad, left=True)
+    return Batch(*(part.to(device) for part in (*texts, labels)))
 
 
-def _collate_masked(
-    items: Sequence[EncodedExample], pad: int, device: torch.device | str, longest: int, width: int
-) -> Batch:
-    ids, mask, positions = prompts(items, pad, longest, left=False)
+def _collate_masked(items: Sequence[EncodedExample], pad: int, device: torch.device | str) -> Batch:
+    width = max(len(item.answer) for item in items)
     labels = torch.full((len(items), width), IGNORED)
     places = torch.zeros((len(items), width), dtype=torch.long)
     for row, item in enumerate(items):
         labels[row, : len(item.answer)] = torch.tensor(item.answer)
         places[row, : len(item.answer)] = torch.tensor(item.masked)
-    return Batch(*(part.to(device) for part in (ids, mask, positions, labels, places)))
+    texts = padded([item.prompt for item in items], pad, left=False)
+    return Batch(*(part.to(device) for part in (*texts, labels, places)))
 
 
-def prompts(
-    items: Sequence[EncodedExample], pad: int, longest: int, *, left: bool
+def padded(
+    texts: Sequence[Sequence[int]], pad: int, *, left: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and positions of the prompts without answers, each (rows, longest)."""
-    ids = torch.full((len(items), longest), pad)
-    mask = torch.zeros((len(items), longest), dtype=torch.long)
-    for row, item in enumerate(items):
-        start = longest - len(item.prompt) if left else 0
-        ids[row, start : start + len(item.prompt)] = torch.tensor(item.prompt)
-        mask[row, start : start + len(item.prompt)] = 1
+    """Ids, mask and positions of ``texts`` (token ids), each (texts, tokens of the longest)."""
+    longest = max(map(len, texts))
+    ids = torch.full((len(texts), longest), pad)
+    mask = torch.zeros((len(texts), longest), dtype=torch.long)
+    for row, text in enumerate(texts):
+        start = longest - len(text) if left else 0
+        ids[row, start : start + len(text)] = torch.tensor(text)
+        mask[row, start : start + len(text)] = 1
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 

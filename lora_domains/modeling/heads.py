@@ -22,7 +22,7 @@ from lora_domains.errors import (
     listed,
 )
 from lora_domains.modeling.base import Base, is_bidirectional
-from lora_domains.modeling.batching import prompts
+from lora_domains.modeling.batching import padded
 from lora_domains.tasks import Task
 
 
@@ -117,10 +117,9 @@ def features(model: Any, items: Sequence[EncodedExample], pad: int) -> Tensor:
     (an encoder's [CLS]), computed with the current route.
     """
     bidirectional = is_bidirectional(model.config)
-    longest = max(len(item.prompt) for item in items)
     # Left-padded, every prompt of a causal model ends in the last column.
-    padded = prompts(items, pad, longest, left=not bidirectional)
-    ids, mask, positions = (part.to(model.device) for part in padded)
+    parts = padded([item.prompt for item in items], pad, left=not bidirectional)
+    ids, mask, positions = (part.to(model.device) for part in parts)
     options = {} if bidirectional else {"position_ids": positions, "use_cache": False}
     state: Tensor = model.base_model(
         input_ids=ids, attention_mask=mask, **options

@@ -19,7 +19,7 @@ from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
 from lora_domains.errors import OutOfMemory, TrainingError
-from lora_domains.inference.choice_tree import LOGITS
+from lora_domains.inference.batches import LOGITS
 from lora_domains.inference.likelihoods import text_nats
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head, label_nats

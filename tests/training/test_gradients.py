@@ -21,7 +21,7 @@ from torch.utils.checkpoint import CheckpointError
 from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import OutOfMemory, TrainingError
-from lora_domains.inference.choice_tree import text_cost
+from lora_domains.inference.batches import text_cost
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Generation
