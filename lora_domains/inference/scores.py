@@ -14,21 +14,19 @@ from lora_domains.errors import AdapterError
 from lora_domains.inference.batches import Progress, no_progress
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, head_scores
-from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.modeling.heads import Head
 from lora_domains.tasks import Task
 
 Scores = list[dict[str, float]]
 """One record per example."""
-Routes = str | Sequence[str | None] | None
-"""An adapter, the base (None), or one of these for each example."""
-Score = Callable[[Bank, Task, Sequence[EncodedExample], Sequence[str], Routes, Progress], Scores]
+Score = Callable[[Bank, Task, Sequence[EncodedExample], Sequence[str], Domains, Progress], Scores]
 """A function with the arguments of ``model_scores``."""
 
 
 def model_scores(
     bank: Bank, task: Task, examples: Sequence[EncodedExample], references: Sequence[str],
-    routes: Routes, progress: Progress = no_progress,
+    routes: Domains, progress: Progress = no_progress,
 ) -> Scores:  # fmt: skip
     """The records of ``examples`` as the task scores them, from the base or adapters in ``routes``.
 

@@ -20,8 +20,8 @@ from lora_domains.data.general_text import embedded_texts
 from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import DataError, UsageError, did_you_mean, listed
 from lora_domains.inference.batches import Progress, no_progress
-from lora_domains.inference.scores import Routes, Scores
-from lora_domains.modeling.bank import Bank
+from lora_domains.inference.scores import Scores
+from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Example, Row, Task
 
@@ -158,7 +158,7 @@ class Documents:
 
     def scores(
         self, bank: Bank, task: Task, examples: Sequence[EncodedExample], references: Sequence[str],
-        routes: Routes, progress: Progress = no_progress,
+        routes: Domains, progress: Progress = no_progress,
     ) -> Scores:  # fmt: skip
         """The records of the documents that ``examples`` stand for; see ``model_scores``.
 
@@ -176,7 +176,7 @@ class Documents:
             progress(1)
         return scores
 
-    def _answer(self, bank: Bank, documents: Sequence[Sequence[Any]], routes: Routes) -> None:
+    def _answer(self, bank: Bank, documents: Sequence[Sequence[Any]], routes: Domains) -> None:
         """Put the answers of the contenders in ``routes`` into the requests."""
         from lora_domains.probes.lm_eval_model import RoutedLM
 

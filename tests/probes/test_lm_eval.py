@@ -17,9 +17,8 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.inference.batches import no_progress
 from lora_domains.inference.likelihoods import choice_logprobs
-from lora_domains.inference.scores import Routes
 from lora_domains.model import DomainModel
-from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.modeling.base import load_base
 from lora_domains.probes.lm_eval import Documents, Harness, harness_tasks
 from lora_domains.probes.suite import Probe, Suite, load_suite
@@ -96,7 +95,7 @@ def requests(path: Path) -> list[Any]:
 
 
 def scored(
-    probe: Probe, bank: Bank, examples: list[EncodedExample], routes: Routes
+    probe: Probe, bank: Bank, examples: list[EncodedExample], routes: Domains
 ) -> list[dict[str, float]]:
     assert probe.score is not None
     return probe.score(bank, probe.task, examples, [""] * len(examples), routes, no_progress)
