@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from lora_domains.adapters.parent import Parent
 from lora_domains.console import Display
 from lora_domains.data.general_text import GeneralText, general_text
-from lora_domains.data.identity import digest_of
+from lora_domains.data.identity import digest_of, normalised_once
 from lora_domains.data.prepare import Prepared, prepare
+from lora_domains.data.readers import file_of
 from lora_domains.data.tokenization import (
     EncodedRow,
     Tokenization,
@@ -47,6 +48,7 @@ class Dataset:
         return replace(self, domain=replace(domain, task=task))
 
 
+@normalised_once()
 def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
     """Read, check, split and tokenise the rows of ``domain`` for ``base``, and show each stage.
 
@@ -91,7 +93,7 @@ def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenizatio
     )
     if task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
-        where = f"{first.place.rsplit(', ', 1)[0]}, column {task.answer_column!r}"
+        where = f"{file_of(first.place)}, column {task.answer_column!r}"
         check_choices(tokenization, task.label_texts, where)
     return tokenization
 

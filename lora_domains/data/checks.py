@@ -10,7 +10,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-from lora_domains.data.readers import SHOWN
+from lora_domains.data.readers import SHOWN, file_of
 from lora_domains.data.source import Data
 from lora_domains.errors import DataError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Example, Row, Task, is_null, text_of
@@ -74,12 +74,12 @@ def check_columns(task: Task, data: Data, given: Given) -> None:
         present = list(dict.fromkeys(name for row in rows for name in row.values))
         for column in needed:
             if column not in present:
-                raise _missing(column, needed, present, _file_of(rows[0].place))
+                raise _missing(column, needed, present, file_of(rows[0].place))
     for column in data.slices:
         values = Counter(str(row.values.get(column)) for row in given[scored])
         if len(values) > MOST_SLICES or len(values) > max(8, len(given[scored]) / 2):
             raise DataError(
-                where=f"{_file_of(given[scored][0].place)}, column {column!r}",
+                where=f"{file_of(given[scored][0].place)}, column {column!r}",
                 expected=f"a slice column with at most {MOST_SLICES} values, each in several rows",
                 found=f"{len(values)} values in {len(given[scored])} rows",
                 hint="Slice by a column of categories; its values are printed in reports.",
@@ -96,10 +96,6 @@ def _missing(column: str, needed: Sequence[str], present: Sequence[str], file: s
         found = f"{len(present)} columns, none of them named in the domain"
         hint = "Is the first line a header? Use its column names."
     return DataError(where=file, expected=f"the column {column!r}", found=found, hint=hint)
-
-
-def _file_of(place: str) -> str:
-    return place.rsplit(", ", 1)[0]
 
 
 # ── Labels ──────────────────────────────────────────────────────────────────────────────────────
@@ -134,7 +130,7 @@ def check_enough(place: str, rows: int, classes: Counter[str] | None) -> None:
     if rows < FEWEST or (classes and (len(usual) < 2 or 2 * len(classes) > rows)):
         sizes = f", {len(classes)} classes, {len(usual)} with 2 or more" if classes else ""
         raise DataError(
-            where=_file_of(place),
+            where=file_of(place),
             expected=f"at least {FEWEST} training rows"
             + (", and 2 rows of each of at least 2 classes" if classes else ""),
             found=f"{rows} rows{sizes}",
@@ -147,7 +143,7 @@ def _check_labels(task: Task, rows: Sequence[Row]) -> None:
     unknown = sum(label not in (task.labels or ()) for label in _labels(task, rows))
     if unknown > max(SHOWN, len(rows) / 2):
         raise DataError(
-            where=f"{_file_of(rows[0].place)}, column {task.answer_column!r}",
+            where=f"{file_of(rows[0].place)}, column {task.answer_column!r}",
             expected="one of the labels " + listed(task.labels or ()),
             found=f"something else in {unknown} of {len(rows)} rows",
             hint="Name the column that holds the labels.",

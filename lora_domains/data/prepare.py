@@ -26,7 +26,7 @@ USUAL_TRAINING, USUAL_TEST = 100, 20
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the rows. Tokenisation fills in the last three."""
+    """How many rows were read, dropped and repeated; tokenisation counts the last three."""
 
     read: int
     """Rows of all given splits."""
@@ -35,8 +35,11 @@ class RowCounts:
     duplicates: int
     """Training rows that repeat an earlier one; they are kept."""
     truncated: int = 0
+    """Training rows whose prompt was shortened to the length limit."""
     masked: int = 0
+    """Training rows without a supervised token."""
     supervised_tokens: int = 0
+    """Tokens of all training rows that training predicts; the label of a head counts as one."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,11 @@ def _numbered(
     return rows
 
 
+def file_of(place: str) -> str:
+    """The file or source in the ``place`` of a row, without the line."""
+    return place.rsplit(", ", 1)[0]
+
+
 def _places(places: Sequence[str], what: str) -> str:
     count = f"1 invalid {what}" if len(places) == 1 else f"{len(places)} invalid {what}s"
     return f"{count}: {'; '.join(places[:SHOWN])}" + ("; …" if len(places) > SHOWN else "")

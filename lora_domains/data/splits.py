@@ -9,6 +9,7 @@ from hashlib import sha256
 
 from lora_domains.data.identity import has_own_choices, identity
 from lora_domains.data.leaks import copies
+from lora_domains.data.readers import file_of
 from lora_domains.errors import DataError
 from lora_domains.tasks import Example
 
@@ -27,7 +28,7 @@ def split_off(
     units = _units(rows)
     if len(units) <= left:
         raise DataError(
-            where=rows[0].place.rsplit(", ", 1)[0],
+            where=file_of(rows[0].place),
             expected=f"at least {left + 1} groups of rows, or different texts, to split",
             found=str(len(units)),
             hint=f"Give the rows: Data({split}=…) or --{split}.",

@@ -13,7 +13,6 @@ from lora_domains.inference.predict import Prediction
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
 from lora_domains.tasks import KINDS, Example, Row, Task, fill, register, text_of
-from lora_domains.tasks.base import LossUnit
 
 WORDS = ("stone", "cloud", "river")
 
@@ -26,7 +25,7 @@ class Stars(Task):
     rating: str = "stars"
 
     kind = "stars"
-    loss_unit: LossUnit = "label cross-entropy"
+    loss_unit = "label cross-entropy"
     scored_by = "choices"
     has_labels = True
     metric = "accuracy"
