@@ -3,10 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from support.models import Fitted
+
+    from lora_domains.domain import Domain
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,6 +91,24 @@ def gpt2_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def spam() -> "Domain":
+    """A domain whose label follows from the last words of each row."""
+    from support.models import clear_rows, declared
+
+    return declared(clear_rows(), epochs=6)
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, spam: "Domain") -> "Fitted":
+    """A model with the adapter ``spam``, and its evaluation; no test changes either."""
+    from support.models import SUITE, model_in
+
+    model = model_in(tmp_path_factory.mktemp("adapters"), tiny_base)
+    model.fit(spam)
+    return model, model.evaluate(spam, suite=SUITE)
 
 
 def make_base(folder: Path, seed: int = 0, **changes: Any) -> Path:

@@ -18,11 +18,13 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
+from lora_domains.report.report import Evaluation
 from lora_domains.tasks import Classification, MultipleChoice, Task
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
 from lora_domains.training.plan import make_plan
 
+Fitted = tuple[DomainModel, Evaluation]
 QUIET = Display(quiet=True)
 PAIRS = [("alpha", "beta"), ("gamma", "delta"), ("red", "green"), ("win", "prize")]
 QUESTIONS = [
