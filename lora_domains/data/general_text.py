@@ -25,7 +25,7 @@ FEWEST = 20
 """The fewest texts that a domain's own general text may have."""
 POOL = 480
 """The most texts that one run trains on. Each is used several times, and the base scores it once;
-``benchmarks/training/retention.py`` reports what is kept with this many."""
+``benchmarks/training/retention.py`` reports how much knowledge is kept with this many."""
 SELECTION = 200
 """The most texts that a checkpoint is selected on; also at most a fifth of a domain's own texts."""
 

@@ -51,9 +51,9 @@ def copies(rows: Sequence[Example], other: Sequence[Example]) -> set[str]:
 def find_leaks(train: Sequence[Example], other: Sequence[Example]) -> Leaks:
     """The rows of ``other`` (test rows, or probes) that are exactly or nearly training rows.
 
-    Near is a row of which one training row contains at least ``COVERED`` of the word 5-grams,
-    n-grams of templates left out. A row with fewer than two n-grams of its own is never near, so
-    that only exact leaks are found in text without spaces between words.
+    A row is near when one training row contains at least ``COVERED`` of its word 5-grams, those of
+    templates left out. A row with fewer than two n-grams of its own is never near, so that only
+    exact leaks are found in text without spaces between words.
     """
     with_choices = has_own_choices(train) and has_own_choices(other)
     first: dict[str, str] = {}

@@ -55,13 +55,14 @@ def overlaps(parts: Mapping[str, Sequence[Example]]) -> list[str]:
             warnings.append(f"{shared} groups have rows in both {one} and {other}")
     if repeated := len(copies(parts["validation"], parts["train"])):
         warnings.append(
-            f"{repeated} validation rows are training rows too: they choose a checkpoint badly"
+            f"{repeated} validation rows are also training rows: the checkpoint that they select "
+            "may be overfitted"
         )
     return warnings
 
 
 def _units(rows: Sequence[Example]) -> list[list[int]]:
-    """Positions of rows that stay together: those of one group or one text, and all they link."""
+    """Positions of rows that stay together: rows that share a group or a text, and so on."""
     parent = list(range(len(rows)))
 
     def root(i: int) -> int:

@@ -34,7 +34,7 @@ from lora_domains.report.card import AdapterEntry, BaseRecord, read_items
 from lora_domains.report.report import Benchmark, assemble, figures, summed_up
 
 EMBEDDED = {"embedded", "quick"}
-"""Suites with the same questions: the second has some of the first."""
+"""Suites of the same questions: ``quick`` has some of those of ``embedded``."""
 
 
 def benchmark(
@@ -172,7 +172,7 @@ def _set_general(
 ) -> None:
     judged = entry.judged
     judged["suite"] = suite.name
-    # Without texts, the move on the adapter's own rows stands.
+    # Without texts, the largest move on the adapter's own rows is kept.
     if general.largest_move:
         judged["largest_move"] = stored_move(general.largest_move)
     judged["base_changed"] = judged["base_changed"] or base_changed

@@ -1,6 +1,6 @@
 """Base, adapters and baselines on the same rows, as items; see ``scorer`` for how they are scored.
 
-``evaluate`` and ``benchmark`` both come through here: one with one adapter, the other with many.
+``evaluate`` scores one adapter, ``benchmark`` many.
 """
 
 import math
@@ -25,7 +25,7 @@ from lora_domains.stats.thresholds import choose_threshold
 from lora_domains.tasks import LanguageModelling, Task
 
 TRAIN_SAMPLE = 500
-"""Training rows scored for the overfit gate, at most."""
+"""The most training rows that are scored for the overfit gate."""
 
 
 # ── The rows of a domain ────────────────────────────────────────────────────────────────────────
@@ -47,7 +47,7 @@ def score_domain(
     """The items of each of ``adapters``, which are all of the dataset's domain.
 
     ``parent`` is the loaded adapter that training continued from, one more contender. ``others``
-    are adapters of any domain, whose scores an item holds under ``others``.
+    are adapters of any domain; each test item holds their scores under ``others``.
     """
     task, name = dataset.domain.task, dataset.domain.name
     rows, train_rows = scored_rows(dataset), training_sample(dataset)

@@ -24,7 +24,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
 
 BLOCK = 512
-"""Scores between two writes to the store: what a kill can cost."""
+"""Scores between two writes to the store; a killed run loses no more than these."""
 
 Cell = tuple[int, str | None]
 """The number of an example in its part, and the contender that it is scored by."""
@@ -118,7 +118,7 @@ class Scorer:
             for name in contenders if part.rows else ():
                 yield [(i, name) for i in range(len(part.rows))]
             return
-        # Examples of one length side by side, and an example's contenders beside each other.
+        # Examples of one length follow each other, and so do the contenders of one example.
         order = sorted(range(len(part.rows)), key=lambda i: (len(part.rows[i].encoded), i))
         missing = [(i, name) for i in order for name in contenders if i not in scored[name]]
         for start in range(0, len(missing), BLOCK):
@@ -151,7 +151,7 @@ class Scorer:
         if self.store is None:
             return {name: {} for name in contenders}
         stored: ByContender = {name: self.store.read(path) for name, path in paths.items()}
-        # On a shared disk another rank might see less of a file; one reading holds for all.
+        # On a shared disk a process may see less of a file: all use what the main one read.
         return distributed.same_everywhere(stored)
 
     def _keep(

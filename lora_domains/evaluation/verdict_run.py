@@ -1,7 +1,7 @@
 """One evaluation of an adapter: score its test rows, record that in the ledger, apply its gates.
 
 Every verdict on test rows comes from ``judge``, so that no evaluation is missing from the ledger
-and each is tested at the level that the evaluations before it leave (``verdict.ledger``).
+and each is tested at the level that earlier evaluations leave (``verdict.ledger``).
 """
 
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:
 
 
 def _rules(domain: Domain) -> dict[str, Any]:
-    """What a card keeps of the task to compute figures from items again (``judged``)."""
+    """The part of ``judged`` that says how figures are computed from items."""
     task = domain.task
     return {
         "metric": task.metric,

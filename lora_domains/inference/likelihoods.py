@@ -1,7 +1,7 @@
 """Forward passes: likelihoods of choices, nats of answers, features for heads, drift from the base.
 
-The adapter that is routed when a function is called is the one that is scored; under a mixed route
-each example has its own. No more than the logits of one batch is kept in memory.
+A function scores the adapter that is routed when it is called; under a mixed route each example has
+its own. At most the logits of one batch are in memory.
 """
 
 import inspect
@@ -51,7 +51,7 @@ def choice_logprobs(
 
 
 def _one_by_one(model: Any, examples: Sequence[EncodedExample], pad: int) -> list[np.ndarray]:
-    """The same with one text for each choice, for models that cannot read a tree."""
+    """``choice_logprobs`` with one text for each choice, for models that cannot read a tree."""
     pairs = [(r, c) for r, example in enumerate(examples) for c in range(len(example.choices))]
     texts = [replace(examples[r], answer=examples[r].choices[c], choices=()) for r, c in pairs]
     logprobs = [np.zeros(len(example.choices)) for example in examples]
@@ -244,7 +244,7 @@ def drift(
 def base_state(base: Base) -> tuple[str, bytes]:
     """The base's state digest and its logits on a fixed input, bit for bit.
 
-    Of an encoder without a masked-token head, its last hidden state.
+    For an encoder without a masked-token head, its last hidden state in place of the logits.
     """
     length = min(16, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.vocabulary)[None]

@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label with its probability and those of all labels; ``refer`` where none is sure enough."""
+    """A label, its probability and those of all labels.
+
+    The label is ``refer`` where it is less probable than the caller asked for.
+    """
 
     label: str
     probability: float

@@ -4,8 +4,8 @@ The harness (Gao et al. 2024, doi 10.5281/zenodo.12608602) reads the documents, 
 and scores the answers; likelihoods and texts come from the base with the routed adapter
 (``lm_eval_model``). So base and adapter answer identical requests in identical batches, and each
 document becomes an item that is right or wrong. The harness's caches are not used: its cache of
-answers does not know adapters (three of them reported one score), its cache of requests keeps an
-old prompt.
+answers does not tell adapters apart (three adapters got one score), and its cache of requests
+returns outdated prompts.
 """
 
 import json

@@ -18,9 +18,9 @@ from lora_domains.tasks import Generation, MultipleChoice
 Values = Mapping[str, Any]
 ANSWER = "Question: {question}\nAnswer:"
 WINDOWS = 200
-"""Texts of WikiText on which drift and nats are measured, at most."""
+"""The most texts of WikiText on which drift and nats are measured."""
 LONG = 200
-"""Characters of a line at least; shorter ones are titles."""
+"""The fewest characters of a paragraph; shorter lines are titles."""
 
 
 def mmlu(rows: Source | None = None) -> Probe:

@@ -15,6 +15,7 @@ from support.benchmarks import DOMAINS, QUESTIONS, SUITE, loaded
 from support.folders import VALID
 from support.models import model_in
 
+from lora_domains.adapters.folder import fingerprint
 from lora_domains.cli.main import main
 from lora_domains.console import Display
 from lora_domains.data.leaks import Leaks
@@ -223,20 +224,27 @@ def test_other_general_text_than_in_training_is_warned_of(
     )
 
 
-def test_adapters_of_one_domain_share_the_search_for_leaks(
+def test_leaks_are_searched_for_once_per_domain_and_each_adapter_is_hashed_once(
     adapters: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[str] = []
+    hashed: list[Path] = []
 
     def counting(dataset: Dataset, *args: Any, **options: Any) -> Leaks:
         searched.append(dataset.domain.name)
         return every_leak(dataset, *args, **options)
 
+    def counted(folder: Path) -> str:
+        hashed.append(folder)
+        return fingerprint(folder)
+
     monkeypatch.setattr("lora_domains.evaluation.benchmark.every_leak", counting)
+    monkeypatch.setattr("lora_domains.evaluation.scorer.fingerprint", counted)
     model = loaded(adapters, tiny_base)
     model.load_adapter(adapters / "spam", name="copy")
     benchmark = model.benchmark(SUITE, DOMAINS, tmp_path)
     assert searched == ["spam", "triage"]
+    assert sorted(hashed) == sorted(model.bank[name].path for name in model.domains)
     assert [entry.leaks["exact"] for entry in benchmark.report.adapters] == [0, 0, 0]
 
 
