@@ -129,7 +129,7 @@ def check_fits(
     """
     check_head(bank[name].head, dataset.domain.task, entry.declared_task, name)
     check_same_rows(name, entry, dataset.prepared, "train")
-    _check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
+    check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)
     if entry.data.get("general") not in (None, dataset.prepared.digests["general"]):
         display.warn(
             f"the general text differs from that in the training of {name}: leaks are searched for "
@@ -149,7 +149,7 @@ def check_same_rows(name: str, entry: AdapterEntry, prepared: Prepared, split: s
         )
 
 
-def _check_same_length(name: str, trained: int, now: int) -> None:
+def check_same_length(name: str, trained: int, now: int) -> None:
     """Raise UsageError where rows are truncated at another length than in training."""
     if trained != now:
         raise UsageError(
