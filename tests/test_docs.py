@@ -14,6 +14,8 @@ from conftest import ROOT
 from lora_domains.cli.main import make_parser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+"""Pages without Python to run; their commands, flags and links are tested."""
 MOST_WORDS, MOST_LINES = 1500, 200
 
 
@@ -24,7 +26,7 @@ def blocks(page: Path) -> list[str]:
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """(page, words) of each ``lora-domains`` command; "…" stands for flags shown elsewhere."""
-    for page in PAGES:
+    for page in [*PAGES, *OTHERS]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in re.findall(r"^ {4}lora-domains (.+)$", text, re.M):
             words = shlex.split(line, comments=True)
@@ -71,7 +73,7 @@ def test_the_readme_links_every_page_and_links_lead_somewhere() -> None:
     text = PAGES[0].read_text(encoding="utf-8")
     for page in PAGES[1:]:
         assert f"docs/{page.name}" in text
-    for page in PAGES:
+    for page in [*PAGES, *OTHERS]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -89,12 +91,22 @@ def test_the_make_targets_and_flags_that_are_named_exist() -> None:
     sources = [*(ROOT / "lora_domains" / "cli").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
     elsewhere = {"--strict", "--help", "--config_file", "--multi_gpu", "--num_processes", "--cpu"}
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+    for page in [*PAGES, *OTHERS]:
         text = page.read_text(encoding="utf-8")
         for target in set(re.findall(r"\bmake ([a-z-]+)", text)):
             assert re.search(rf"^{target}:", makefile, re.M), f"{page.name}: make {target}"
         for flag in set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9_-]+)", text)) - elsewhere:
             assert f'"{flag}"' in code, f"{page.name}: {flag}"
+
+
+def test_the_scripts_and_results_of_the_benchmarks_exist() -> None:
+    folder = ROOT / "benchmarks"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `([a-z_/]+\.py)` ", text, re.M)
+    assert len(named) >= 10
+    named += re.findall(r"`(results/[a-z_]+\.(?:json|svg))`", text)
+    for name in named:
+        assert (folder / name).is_file(), name
 
 
 def test_the_readme_shows_the_table_of_the_benchmark() -> None:

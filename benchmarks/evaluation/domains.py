@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.report.card import Card
+from lora_domains.report.text import metric_name
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parents[1] / "results" / "domains.json"
@@ -99,7 +100,7 @@ def table(results: dict[str, Any]) -> str:
         test = run["scores"]["accuracy"]["n"]
         lines.append(
             f"| {name} | {run['ledger']['read']:,}, {test:,} "
-            f"| {run['metric'].replace('_', '-')} | {score['base']:.3f} | {tfidf:.3f} "
+            f"| {metric_name(run['metric'])} | {score['base']:.3f} | {tfidf:.3f} "
             f"| **{score['adapter']:.3f}** | {general['base']:.3f} → {general['adapter']:.3f} "
             f"| {run['training']['seconds']:.0f} s | {run['verdict']} |"
         )
