@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from support.folders import FAILS, FILES, PASSES, folder, items
+from support.folders import FAILS, FILES, PASSES, UNSURE, folder, items
+
+HEADINGS = {0: "## ✔ Ship", 1: "## ✘ Do not ship", 3: "## ? Not proven yet"}
+"""The summary's first line, by the exit code of the report."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("now", "code"), [(PASSES, 0), ((400, 100, 60, 440), 1), (FAILS, 1)])
+@pytest.mark.parametrize(
+    ("now", "code"), [(PASSES, 0), ((400, 100, 60, 440), 1), (FAILS, 1), (UNSURE, 3)]
+)
 def test_the_workflow_reports_compares_summarises_and_fails_on_a_gate(
     tmp_path: Path, now: tuple[int, ...], code: int
 ) -> None:
@@ -45,10 +50,12 @@ def test_the_workflow_reports_compares_summarises_and_fails_on_a_gate(
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode
 
+    # Also an inconclusive verdict (3) fails the job.
     assert step("Report") == code
+    assert "continue-on-error" not in steps["Report"]
     assert step("Summary") == 0
     shown = (tmp_path / "job.md").read_text()
-    assert shown.startswith("## ✔ Ship" if code == 0 else "## ✘ Do not ship")
+    assert shown.startswith(HEADINGS[code])
     assert "since main" in shown
     # A failed gate must not keep the summary, the comment and the page from appearing.
     for name in ("Summary", "Comment on the pull request", "Page, JSON and JUnit",
