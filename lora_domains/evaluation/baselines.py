@@ -1,4 +1,4 @@
-"""Baselines: what the same rows give without an adapter. ``BASELINES`` is the table of them."""
+"""Baselines: predictions for the same rows without an adapter. ``BASELINES`` lists them."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class BaselineInputs:
         return len(self.dataset.domain.task.labels or ())
 
     def records(self, log_shares: np.ndarray) -> Scores:
-        """The records of log-probabilities (rows, labels)."""
+        """Score records from the log-probabilities of the labels, (rows, labels)."""
         positive = self.dataset.domain.task.positive_index
         return [class_score(row, example.target, positive)
                 for row, (example, _) in zip(log_shares, self.rows, strict=True)]  # fmt: skip
@@ -78,7 +78,7 @@ def tfidf(setting: BaselineInputs) -> Scores | None:
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     model = LogisticRegression(C=10.0, max_iter=1000)
     with warnings.catch_warnings():
-        # scikit-learn takes many classes in few rows for numbers; they are labels.
+        # scikit-learn warns that many classes in few rows may be numbers; they are labels.
         warnings.filterwarnings("ignore", message="The number of unique classes")
         model.fit(vectors.fit_transform([e.prompt for e in train]), [e.target for e in train])
     probabilities = model.predict_proba(vectors.transform([e.prompt for e, _ in setting.rows]))
@@ -160,8 +160,8 @@ BASELINES: dict[str, Baseline] = {
     "tfidf": tfidf,
     f"{SHOTS}_shot": few_shot,
 }
-"""Every baseline by the name that reports use. ``base`` is the base itself where it has no score
-of its own."""
+"""Every baseline by the name that reports use. ``base`` stands for the base where the base has no
+scores of its own, because the adapter has a head."""
 
 
 # ── Few-shot prompts ────────────────────────────────────────────────────────────────────────────
@@ -170,10 +170,11 @@ of its own."""
 def with_shots(
     dataset: Dataset, rows: Sequence[EncodedRow], warn: Callable[[str], None]
 ) -> list[EncodedRow]:
-    """``rows`` encoded with training rows before them; empty where a row has no room for them.
+    """``rows`` encoded with answered training rows before them; empty where one has no room.
 
-    All rows or none, since contenders are compared on the same rows. Warns of what the examples
-    cost. Plain text has no answer that an example could show, and a head reads one text.
+    All rows or none are encoded, because contenders are compared on the same rows; a warning says
+    where examples displace text. None are for plain text, which has no answers to show, and for a
+    head, which reads one text.
     """
     tokenization = dataset.tokenization
     applies = rows[0].example.prompt and not tokenization.head
