@@ -206,6 +206,14 @@ def test_every_kind_of_task_has_a_page_and_every_other_view(tmp_path: Path, kind
     Page(text)
 
 
+def test_names_of_counts_and_of_the_environment_are_words(report: Report) -> None:
+    text = page(report)
+    assert "supervised tokens <b>3200</b>" in text
+    assert "<dt>world size</dt>" in text
+    assert "_tokens" not in text
+    assert "world_size" not in text
+
+
 def test_many_classes_are_shown_as_their_most_frequent_confusions(report: Report) -> None:
     entry = copy.deepcopy(report.adapters[0])
     labels = [f"class {n}" for n in range(30)]
