@@ -52,7 +52,8 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     results = [gain(metric, {one.name: decisive})]
     pooled = METRICS["accuracy"].compare(general)
     if pooled is not None:
-        results.append(retention(pooled, one.entry.settings["gates"]["retention"]))
+        margin = one.entry.settings["gates"]["retention"]
+        results.append(retention(pooled, margin, one.name))
     return {
         "a": one.name,
         "b": two.name,

@@ -92,14 +92,17 @@ RETENTION = Threshold(0.03)
 DRIFT = Threshold(0.23, below=math.inf)
 
 
-def retention(pooled: Comparison, margin: float = RETENTION.default) -> GateResult:
+def retention(
+    pooled: Comparison, margin: float = RETENTION.default, rival: str = "the base"
+) -> GateResult:
     """General knowledge is kept: over all probes the adapter is at most ``margin`` worse.
 
-    ``margin`` is a share of items, above 0 (.03 is 3 points). A non-inferiority test: no visible
-    loss is not enough, the items must be able to show that there is none.
+    ``margin`` is a share of items, above 0 (.03 is 3 points), and ``rival`` the label of what is in
+    the place of the base. A non-inferiority test: no visible loss is not enough, the items must be
+    able to show that there is none.
     """
-    rule = f"accuracy on all probes at most {margin:g} below the base"
-    scores = f"Probe accuracy {pooled.adapter:.3f}; the base reaches {pooled.base:.3f}"
+    rule = f"accuracy on all probes at most {margin:g} below {rival}"
+    scores = f"Probe accuracy {pooled.adapter:.3f}; {rival} reaches {pooled.base:.3f}"
     return judge(
         "retention", rule, Measurement.of(pooled, "probe items"), -margin,
         what=f"{scores}. The difference", needed=items_needed(pooled, -margin),

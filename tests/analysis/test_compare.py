@@ -79,6 +79,9 @@ def test_a_better_version_that_forgot_does_not_pass(tmp_path: Path) -> None:
     found = compare_adapters(a, b)
     assert {g["name"]: g["verdict"] for g in found["gates"]} == {"gain": "pass",
                                                                  "retention": "fail"}  # fmt: skip
+    kept = next(gate for gate in found["gates"] if gate["name"] == "retention")
+    assert "; a reaches 1.000." in kept["why"]
+    assert kept["rule"] == "accuracy on all probes at most 0.03 below a"
     assert found["verdict"] == "fail"
 
 
