@@ -75,12 +75,12 @@ def regressions(
     """
     entries = {entry.path: entry for entry in report.adapters}
     changes = {}
-    for path in entries.keys() & older.keys():
-        card, before = rebuilt(older[path])
-        _check_base(card, report, f"{name}/{path}")
-        after = items(path) if entries[path].judged else []
-        changes[path] = _changes(card.adapter, before, entries[path], after)
-    changes = {path: changes[path] for path in entries if path in changes}
+    for path, entry in entries.items():
+        if path in older:
+            card, before = rebuilt(older[path])
+            _check_base(card, report, f"{name}/{path}")
+            after = items(path) if entry.judged else []
+            changes[path] = _changes(card.adapter, before, entry, after)
     return {
         "report": name,
         "worse": any(change["worse"] for change in changes.values()),

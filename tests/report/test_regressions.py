@@ -20,10 +20,10 @@ from support.folders import (
     items,
 )
 
-from lora_domains.errors import UsageError
-from lora_domains.report.card import Card
-from lora_domains.report.regressions import older_adapters
-from lora_domains.report.report import rebuild
+from lora_domains.errors import AdapterCorrupt, UsageError
+from lora_domains.report.card import Card, read_items
+from lora_domains.report.regressions import older_adapters, regressions
+from lora_domains.report.report import combine, rebuild
 from lora_domains.report.text import worsened
 from lora_domains.stats.comparisons import compare_f1
 
@@ -116,6 +116,17 @@ def test_a_broken_older_adapter_is_named(
     assert run("report", str(new), "--out", str(out), "--against", str(tmp_path / "old")) == 2
     assert "AdapterCorrupt triage" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_of_several_broken_older_adapters_the_first_of_the_report_is_named(tmp_path: Path) -> None:
+    names = ["f", "b", "e", "a", "d", "c"]
+    new, old = ([folder(tmp_path / part, name) for name in names] for part in ("new", "old"))
+    report, rows = combine(new), {path.name: read_items(path) for path in new}
+    for path in old:
+        (path / "items.jsonl").write_text("{")
+    older = {path.name: path for path in old}
+    with pytest.raises(AdapterCorrupt, match=r"^f/items\.jsonl"):
+        regressions(report, rows.__getitem__, older, "main")
 
 
 def test_a_gate_that_fails_now_is_worse_and_an_inconclusive_one_is_shown(tmp_path: Path) -> None:
