@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap, group_codes
 from lora_domains.stats.comparisons import ratio
 from lora_domains.stats.intervals import wilson
+from lora_domains.stats.thresholds import counts_at, thinned
 
 BINS = 15
 POINTS = 40
@@ -69,23 +70,16 @@ def risk_coverage(
     (``predict --refer-below``); ``upper`` bounds the risk of that one point (Wilson). Source:
     El-Yaniv & Wiener (2010), JMLR 11:1605; Geifman & El-Yaniv (2017), NeurIPS.
     """
-    order = np.argsort(-confidence, kind="stable")
-    sure, wrong = confidence[order], np.cumsum(~right[order])
-    # Items of one confidence are answered or referred together.
-    ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
-    picks = ends[np.unique(np.linspace(0, len(ends) - 1, POINTS).round().astype(int))]
-    points = []
-    for last in picks:
-        answered, errors = int(last) + 1, int(wrong[last])
-        points.append(
-            {
-                "confidence": float(sure[last]),
-                "coverage": answered / len(sure),
-                "risk": errors / answered,
-                "upper": wilson(errors, answered, level).upper,
-            }
-        )
-    return points
+    least, wrong, answered = counts_at(confidence, ~right)
+    return [
+        {
+            "confidence": float(least[i]),
+            "coverage": float(answered[i] / len(confidence)),
+            "risk": float(wrong[i] / answered[i]),
+            "upper": wilson(int(wrong[i]), int(answered[i]), level).upper,
+        }
+        for i in thinned(len(least), POINTS)
+    ]
 
 
 def _bins(confidence: Numbers) -> NDArray[np.int_]:

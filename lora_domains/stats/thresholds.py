@@ -22,13 +22,21 @@ POINTS = 60
 def counts_at(
     probability: ArrayLike, positive: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
-    """(thresholds, true positives, predicted positives) at each probability, in falling order."""
+    """(probabilities, positives, items): from each probability up, in falling order.
+
+    ``positives`` counts the items for which ``positive`` holds, ``items`` all of them.
+    """
     chance, truth = np.asarray(probability, float), np.asarray(positive, bool)
     order = np.argsort(-chance, kind="stable")
     chance, hits = chance[order], np.cumsum(truth[order])
-    # Items of one probability are predicted positive together or not at all.
+    # Items of one probability are on the same side of any threshold.
     last = np.flatnonzero(np.append(chance[1:] != chance[:-1], True)[: len(chance)])
     return chance[last], hits[last], last + 1
+
+
+def thinned(count: int, most: int) -> NDArray[np.intp]:
+    """The places of at most ``most`` of ``count`` points, evenly spaced, with both ends."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.intp))
 
 
 def choose_threshold(
@@ -105,12 +113,11 @@ def curve(probability: ArrayLike, positive: ArrayLike) -> list[dict[str, float]]
     total = int(hits[-1]) if len(hits) else 0
     if total == 0:
         return []
-    picks = np.unique(np.linspace(0, len(thresholds) - 1, POINTS).round().astype(int))
     return [
         {
             "threshold": float(thresholds[i]),
             "precision": float(hits[i] / predicted[i]),
             "recall": float(hits[i] / total),
         }
-        for i in picks
+        for i in thinned(len(thresholds), POINTS)
     ]
