@@ -1,6 +1,5 @@
 """The gate on gain: the adapter must beat the base and the best baseline on the same items."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,7 +7,6 @@ from lora_domains.stats.comparisons import Comparison, items_needed
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.metrics import Metric, best_baseline
 from lora_domains.verdict.rules import (
-    WORST_FIRST,
     GateResult,
     Measurement,
     Verdict,
@@ -17,6 +15,7 @@ from lora_domains.verdict.rules import (
     judge,
     shown,
     too_few,
+    worst,
 )
 from lora_domains.verdict.scores import contender_label
 
@@ -27,7 +26,7 @@ OUTCOMES: dict[Verdict, str] = {
 }
 
 
-def judge_gain(evidence: Evidence) -> GateResult:
+def judge_gain(evidence: Evidence, _: float) -> GateResult:
     """The adapter against the base and the best baseline on the domain metric."""
     metric, test, positive = evidence.metric, evidence.test, evidence.positive
     values = {name: metric.value(test, name, positive) for name in test.baselines()}
@@ -48,13 +47,7 @@ def gain(metric: Metric, rivals: Mapping[str, Comparison]) -> GateResult:
     sense = "above" if metric.higher_is_better else "below"
     rule = f"{metric.label} {sense} " + f" and {sense} ".join(rivals)
     results = [_beats(metric, rule, rival, compared) for rival, compared in rivals.items()]
-
-    def nearness(result: GateResult) -> tuple[int, float]:
-        bound = result.lower if metric.higher_is_better else result.upper
-        margin = -math.inf if bound is None else metric.sign * bound
-        return WORST_FIRST.index(result.verdict), margin
-
-    return min(results, key=nearness)
+    return worst(results, metric.higher_is_better)
 
 
 def _beats(metric: Metric, rule: str, rival: str, compared: Comparison) -> GateResult:

@@ -84,7 +84,7 @@ def judge_all(evidence: Evidence, thresholds: Mapping[str, float]) -> list[GateR
     return [result for result in results if result is not None]
 
 
-register(Gate("gain", lambda evidence, _: judge_gain(evidence)))
+register(Gate("gain", judge_gain))
 
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────
 

@@ -70,6 +70,17 @@ def verdict(results: Iterable[GateResult]) -> Verdict:
     return "pass" if verdicts == {"pass"} else "inconclusive"
 
 
+def worst(results: Iterable[GateResult], higher_is_better: bool = True) -> GateResult:
+    """The result with the worst verdict; of several, the one whose bound is nearest to failing."""
+
+    def nearness(result: GateResult) -> tuple[int, float]:
+        bound = result.lower if higher_is_better else result.upper
+        margin = -math.inf if bound is None else bound if higher_is_better else -bound
+        return WORST_FIRST.index(result.verdict), margin
+
+    return min(results, key=nearness)
+
+
 def judge(
     name: str,
     rule: str,

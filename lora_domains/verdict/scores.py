@@ -31,7 +31,7 @@ LABELS = {
     "majority": "the majority class",
     "tfidf": "TF-IDF",
 }
-"""Contenders as people read them; others go by their own name."""
+"""Contenders as people read them; others go by their own name, in words."""
 
 
 def contender_label(name: str) -> str:
@@ -39,7 +39,7 @@ def contender_label(name: str) -> str:
     shots = name.removesuffix("_shot")
     if shots != name:
         return f"the base with {shots} examples"
-    return LABELS.get(name, name)
+    return LABELS.get(name, name.replace("_", " "))
 
 
 class ScoreTable:
@@ -120,6 +120,10 @@ class ScoreTable:
         return list(
             dict.fromkeys(name for item in self._items for name in item.get("slices") or {})
         )
+
+    def slice_values(self, column: str) -> list[str]:
+        """The value of each item in a column that rows are sliced by; "None" where it has none."""
+        return [str((item.get("slices") or {}).get(column)) for item in self._items]
 
     def baselines(self) -> list[str]:
         """The contenders other than base and adapter, in the order they were scored."""

@@ -11,7 +11,7 @@ from lora_domains.stats.bootstrap import Bounds, bootstrap
 from lora_domains.stats.comparisons import ratio
 from lora_domains.stats.intervals import difference_bounds, items_needed_mean, wilson
 from lora_domains.verdict.evidence import Evidence
-from lora_domains.verdict.rules import WORST_FIRST, GateResult, Measurement, capital, judge
+from lora_domains.verdict.rules import GateResult, Measurement, capital, judge, worst
 
 Scores = NDArray[np.float64]
 Rows = NDArray[np.bool_]
@@ -49,7 +49,7 @@ def judge_slices(evidence: Evidence, margin: float) -> GateResult | None:
         what, unit, scores = "token F1", "rows", test.column("adapter", "f1")
     else:  # nats differ between kinds of text by nature
         return None
-    values = {name: [str((item.get("slices") or {}).get(name)) for item in test] for name in names}
+    values = {name: test.slice_values(name) for name in names}
     parts = compare_slices(scores, values, test.groups(), unit, evidence.level)
     return worst_slice(parts, what, margin, evidence.level) if parts else None
 
@@ -78,8 +78,7 @@ def worst_slice(
         needed = items_needed_mean(part.difference, part.bounds, part.n, -margin)
         subject = f"{capital(what)} of {part.name} minus that of the rest"
         results.append(judge("slices", rule, measured, -margin, what=subject, needed=needed))
-    return min(results, key=lambda r: (WORST_FIRST.index(r.verdict),
-                                       -math.inf if r.lower is None else r.lower))  # fmt: skip
+    return worst(results)
 
 
 def compare_slices(
