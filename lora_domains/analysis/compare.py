@@ -15,7 +15,6 @@ import numpy as np
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import Card, read_items
 from lora_domains.stats.seeds import seed_variance
-from lora_domains.tasks import positive_index
 from lora_domains.verdict.gain import gain
 from lora_domains.verdict.gates import retention
 from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
@@ -112,7 +111,7 @@ class _Run:
             )
         self.items = ScoreTable(read_items(folder))
         self.judged = self.entry.judged
-        self.positive = positive_index(self.judged["labels"], self.judged["positive"])
+        self.positive = self.entry.positive_index
         self.metrics: list[Metric] = reported(self.judged["labels"], self.positive)
 
 

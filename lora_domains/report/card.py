@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
-from lora_domains.tasks import Task, task_from_record, upgraded_record
+from lora_domains.tasks import Task, positive_index, task_from_record, upgraded_record
 from lora_domains.verdict.gates import Gates
 
 Environment = dict[str, str | int | None]
@@ -115,6 +115,11 @@ class AdapterEntry:
         Raises DomainError for a kind that is not registered.
         """
         return task_from_record(self.task) if self.task else None
+
+    @property
+    def positive_index(self) -> int | None:
+        """The number of the positive class in the evaluation; None where there is none."""
+        return positive_index(self.judged["labels"], self.judged["positive"])
 
     def update(self, figures: Mapping[str, Any]) -> None:
         """Set the attributes that ``figures`` names (as ``verdict.summary.summarise`` does)."""

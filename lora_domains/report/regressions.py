@@ -22,7 +22,6 @@ from lora_domains.report.report import rebuilt
 from lora_domains.report.text import gained, kept
 from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.intervals import difference_bounds
-from lora_domains.tasks import positive_index
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.rules import WORST_FIRST
 from lora_domains.verdict.scores import ScoreTable
@@ -106,10 +105,9 @@ def _changes(old: AdapterEntry, before: Items, new: AdapterEntry, after: Items) 
     figures: dict[str, Change] = {}
     was, is_ = gained(old), gained(new)
     if was and is_ and was[0] == is_[0]:
-        index = positive_index(new.judged["labels"], new.judged["positive"])
         same_rows = old.data.get("test") == new.data.get("test")
         pairs = _paired(before, after, "test") if same_rows else None
-        figures[is_[0]] = _change(is_[0], was[1], is_[1], pairs, index)
+        figures[is_[0]] = _change(is_[0], was[1], is_[1], pairs, new.positive_index)
     known, knows = kept(old), kept(new)
     if known and knows:
         same_suite = old.judged.get("suite") == new.judged.get("suite")

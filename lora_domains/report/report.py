@@ -30,7 +30,7 @@ from lora_domains.report.html import page
 from lora_domains.report.junit import junit
 from lora_domains.report.markdown import comment, summary
 from lora_domains.report.text import gained, outcome
-from lora_domains.tasks import positive_index
+from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import summarise
@@ -72,19 +72,18 @@ class Evaluation:
 def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
     """An adapter's figures, gates and verdict, from its items and the rules its card declares."""
     judged, move = entry.judged, entry.judged["largest_move"]
-    return summarise(
-        items,
-        metric=judged["metric"],
-        labels=judged["labels"],
-        positive=positive_index(judged["labels"], judged["positive"]),
-        gates=entry.settings["gates"],
+    evidence = Evidence(
+        ScoreTable(items),
+        metric_named(judged["metric"]),
+        judged["labels"],
+        entry.positive_index,
+        knowledge=judged.get("knowledge", "questions"),
         leaks=entry.leaks,
         base_changed=judged["base_changed"],
         largest_move=float("nan") if move is None else move,
-        knowledge=judged.get("knowledge", "questions"),
         evaluations=entry.looks,
-        threshold=judged.get("threshold"),
     )
+    return summarise(evidence, entry.settings["gates"], judged.get("threshold"))
 
 
 def rebuild(folder: Path) -> Card:
@@ -171,7 +170,7 @@ def summed_up(name: str, entry: AdapterEntry, items: Items, show_text: bool) -> 
     if not test:
         return reported, {}
     reported.mistakes = mistakes(test, entry.judged["labels"], show_text)
-    return reported, others(entry.judged, test)
+    return reported, others(entry, test)
 
 
 def assemble(
@@ -203,16 +202,15 @@ def _check_base(first: BaseRecord, base: BaseRecord, name: str) -> None:
             )
 
 
-def others(judged: Mapping[str, Any], test: ScoreTable) -> dict[str, float | None]:
+def others(entry: AdapterEntry, test: ScoreTable) -> dict[str, float | None]:
     """The figures of other adapters on a domain's test rows, by its metric: {ADAPTER: figure}.
 
     An item may hold their scores under ``others``: {ADAPTER: score}.
     """
-    index = positive_index(judged["labels"], judged["positive"])
     names = test[0].get("others", {})
     rows = ScoreTable([{**item, "scores": item["others"]} for item in test] if names else [])
-    metric = metric_named(judged["metric"])
-    return {name: metric.value(rows, name, index) for name in names}
+    metric = metric_named(entry.judged["metric"])
+    return {name: metric.value(rows, name, entry.positive_index) for name in names}
 
 
 def matrix(

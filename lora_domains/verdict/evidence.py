@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from lora_domains.stats.comparisons import Comparison, ratio
 from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.verdict.metrics import Metric
 from lora_domains.verdict.rules import Measurement
-from lora_domains.verdict.scores import CONTENDERS, Item, ScoreTable
+from lora_domains.verdict.scores import CONTENDERS, ScoreTable
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,12 @@ class Evidence:
     """Everything that a gate may look at."""
 
     items: ScoreTable
-    test: ScoreTable
-    train: ScoreTable
-    general: ScoreTable
-    """Probes of general knowledge."""
-    text: ScoreTable
-    """General text."""
+    """All items of an adapter."""
     metric: Metric
     """The metric of the domain."""
-    labels: Sequence[str]
-    positive: int | None
+    labels: Sequence[str] = ()
+    """Empty where the task has no fixed classes."""
+    positive: int | None = None
     """The number of the positive class among ``labels``."""
     knowledge: str = "questions"
     """How general knowledge is measured: by "questions", by "masked tokens" (an encoder), or by
@@ -40,24 +37,29 @@ class Evidence:
     """The largest absolute difference of a logit from the base's."""
     evaluations: Mapping[str, Any] | None = None
     """Earlier evaluations of the test set (``ledger.PriorEvaluations``)."""
-    level: float = 0.95
-    """The confidence level of the gates' bounds."""
 
-    @classmethod
-    def of(
-        cls,
-        items: Sequence[Item],
-        metric: Metric,
-        labels: Sequence[str] = (),
-        positive: int | None = None,
-        **counted: Any,
-    ) -> "Evidence":
-        """From all items of an adapter; ``counted`` are the fields from ``knowledge`` on."""
-        table = ScoreTable(items)
-        test, train, general, text = (
-            table.where("set", name) for name in ("test", "train", "general", "text")
-        )
-        return cls(table, test, train, general, text, metric, labels, positive, **counted)
+    @cached_property
+    def test(self) -> ScoreTable:
+        return self.items.where("set", "test")
+
+    @cached_property
+    def train(self) -> ScoreTable:
+        return self.items.where("set", "train")
+
+    @cached_property
+    def general(self) -> ScoreTable:
+        """Probes of general knowledge."""
+        return self.items.where("set", "general")
+
+    @cached_property
+    def text(self) -> ScoreTable:
+        """General text."""
+        return self.items.where("set", "text")
+
+    @property
+    def level(self) -> float:
+        """The confidence level of the gates' bounds."""
+        return float(self.evaluations["level"]) if self.evaluations else 0.95
 
     def compared(
         self, metric: Metric, table: ScoreTable, rival: str = "base", positive: int | None = None

@@ -27,45 +27,21 @@ from lora_domains.stats.intervals import wilson
 from lora_domains.stats.thresholds import curve
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.gates import judge_all
-from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
+from lora_domains.verdict.metrics import METRICS, Metric, reported
 from lora_domains.verdict.rules import finite, verdict
-from lora_domains.verdict.scores import CONTENDERS, Item, ScoreTable
+from lora_domains.verdict.scores import CONTENDERS, ScoreTable
 
 
 def summarise(
-    items: Sequence[Item],
-    *,
-    metric: str,
-    labels: Sequence[str],
-    positive: int | None,
-    gates: Mapping[str, float],
-    leaks: Mapping[str, int],
-    base_changed: bool,
-    largest_move: float,
-    evaluations: Mapping[str, Any] | None = None,
-    threshold: Mapping[str, Any] | None = None,
-    knowledge: str = "questions",
+    evidence: Evidence, gates: Mapping[str, float], threshold: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Every figure, gate and the verdict of one adapter, as its card holds them.
 
-    ``metric`` decides for the domain; others are reported where their scores exist. ``labels`` are
-    empty where a task has no fixed classes, and ``positive`` is the position of the positive class
-    among them. ``gates`` are the thresholds by gate, ``evaluations`` the earlier ones of the test
-    set (``ledger.PriorEvaluations``) and ``threshold`` what validation rows chose (``curve``); see
-    ``Evidence`` for the rest. Raises ValueError where an item lacks a score that a gate needs.
+    The metric of the domain decides; others are reported where their scores exist. ``gates`` are
+    the thresholds by gate, ``threshold`` what validation rows chose for the positive class
+    (``curve``). Raises ValueError where an item lacks a score that a gate needs.
     """
-    evidence = Evidence.of(
-        items,
-        metric_named(metric),
-        labels,
-        positive,
-        knowledge=knowledge,
-        leaks=leaks,
-        base_changed=base_changed,
-        largest_move=largest_move,
-        evaluations=evaluations,
-        level=float(evaluations["level"]) if evaluations else 0.95,
-    )
+    labels, positive = evidence.labels, evidence.positive
     scored = {m.name: _scored(m, evidence.test, positive) for m in reported(labels, positive)}
     scores = {name: fields for name, fields in scored.items() if fields}
     results = judge_all(evidence, gates)
@@ -76,8 +52,8 @@ def summarise(
         "gates": [asdict(result) for result in results],
         "verdict": verdict(results),
     }
-    if evaluations:
-        summary["looks"] = dict(evaluations)
+    if evidence.evaluations:
+        summary["looks"] = dict(evidence.evaluations)
     return summary | _details(evidence, list(scores), threshold or {})
 
 
@@ -182,7 +158,7 @@ def _slices(evidence: Evidence) -> dict[str, Any]:
     test, metric = evidence.test, evidence.metric
     columns: dict[str, Any] = {}
     for column in test.slice_columns():
-        values = np.array([str(item["slices"][column]) for item in test])
+        values = np.array(test.slice_values(column))
         columns[column] = {
             value: {
                 metric.name: _scored(

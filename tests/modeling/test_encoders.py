@@ -33,8 +33,11 @@ from lora_domains.tasks import (
     MultipleChoice,
     Task,
 )
+from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.gates import masked_retention
+from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import not_applicable, verdict
+from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import summarise
 
 TOKENIZER = make_tokenizer()
@@ -216,10 +219,11 @@ def test_missing_general_figures_are_reported() -> None:
     items = [{"set": "test", "id": f"test:{i}", "target": i % 2,
               "scores": {"base": wrong if i % 2 else scores, "adapter": scores if i % 2 else wrong}}
              for i in range(20)]  # fmt: skip
-    made = summarise(
-        items, metric="macro_f1", labels=["a", "b"], positive=None, gates={},
-        leaks={"exact": 0, "near": 0}, base_changed=False, largest_move=1.0, knowledge="nothing",
+    evidence = Evidence(
+        ScoreTable(items), METRICS["macro_f1"], ["a", "b"], leaks={"exact": 0, "near": 0},
+        largest_move=1.0, knowledge="nothing",
     )  # fmt: skip
+    made = summarise(evidence, {})
     found = {gate["name"]: gate["verdict"] for gate in made["gates"]}
     assert found["retention"] == found["drift"] == "not applicable"
     assert made["general"] == {}

@@ -36,6 +36,7 @@ from lora_domains.verdict.gates import (
 )
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import GateResult, Verdict, judge_count
+from lora_domains.verdict.scores import ScoreTable
 
 
 def by_counts(won: int, lost: int, n: int) -> Comparison:
@@ -44,7 +45,7 @@ def by_counts(won: int, lost: int, n: int) -> Comparison:
 
 
 def evidence(*items: Item, **counted: Any) -> Evidence:
-    return Evidence.of(items, METRICS["accuracy"], ["no", "yes"], 1, **counted)
+    return Evidence(ScoreTable(items), METRICS["accuracy"], ["no", "yes"], 1, **counted)
 
 
 def result(name: str, *items: Item, threshold: float = 0.0, **counted: Any) -> GateResult:

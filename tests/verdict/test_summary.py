@@ -17,6 +17,7 @@ from lora_domains.report.markdown import readme
 from lora_domains.report.report import Evaluation
 from lora_domains.report.text import interval
 from lora_domains.stats.intervals import wilson
+from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.ledger import level
 from lora_domains.verdict.metrics import METRICS, best_baseline
@@ -24,13 +25,16 @@ from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import summarise
 
 
-def judged(items: Sequence[Item], **changes: Any) -> dict[str, Any]:
+def judged(
+    items: Sequence[Item], *, metric: str = "f1", gates: Mapping[str, float] | None = None,
+    threshold: Mapping[str, Any] | None = None, **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
     settings: dict[str, Any] = {
-        "metric": "f1", "labels": ["routine", "urgent"],
-        "positive": 1, "gates": {"recall": 0.80, "precision": 0.85},
-        "leaks": {"exact": 0, "near": 0}, "base_changed": False, "largest_move": 2.0,
+        "labels": ["routine", "urgent"], "positive": 1, "leaks": {"exact": 0, "near": 0},
+        "base_changed": False, "largest_move": 2.0,
     }  # fmt: skip
-    summary = summarise(items, **settings | changes)
+    evidence = Evidence(ScoreTable(items), METRICS[metric], **settings | changes)
+    summary = summarise(evidence, gates or {"recall": 0.80, "precision": 0.85}, threshold)
     json.dumps(summary, allow_nan=False)
     return summary
 
@@ -203,6 +207,15 @@ def test_a_small_slice_is_inconclusive_and_says_how_many_it_needs() -> None:
     for item in (i for i in items if i["set"] == "test" and i["target"] == 0):
         item["slices"] = {"site": "C"}
     assert "undefined" in gate(judged(items), "slices")["why"]  # a site without positives
+
+
+def test_rows_without_the_column_are_a_slice_of_their_own() -> None:
+    items = sliced(good(), "site", "AB")
+    for item in [item for item in items if item["set"] == "test"][::5]:
+        item["slices"] = {}
+    summary = judged(items)
+    assert summary["slices"]["site"].keys() == {"A", "B", "None"}
+    assert summary["slices"]["site"]["None"]["f1"]["n"] == 200
 
 
 def test_many_slices_that_are_alike_seldom_fail() -> None:
