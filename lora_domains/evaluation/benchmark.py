@@ -19,7 +19,6 @@ from lora_domains.evaluation.contenders import (
     GeneralScores,
     score_domain,
     score_general,
-    stored_move,
 )
 from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
@@ -32,6 +31,7 @@ from lora_domains.modeling.environment import environment
 from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, BaseRecord, read_items
 from lora_domains.report.report import Benchmark, assemble, figures, summed_up
+from lora_domains.verdict.rules import finite
 
 EMBEDDED = {"embedded", "quick"}
 """Suites of the same questions: ``quick`` has some of those of ``embedded``."""
@@ -174,5 +174,5 @@ def _set_general(
     judged["suite"] = suite.name
     # Without texts, the largest move on the adapter's own rows is kept.
     if general.largest_move:
-        judged["largest_move"] = stored_move(general.largest_move)
+        judged["largest_move"] = finite(general.largest_move)
     judged["base_changed"] = judged["base_changed"] or base_changed

@@ -3,7 +3,6 @@
 ``evaluate`` scores one adapter, ``benchmark`` many.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,11 +160,6 @@ class GeneralScores:
     items: Items
     largest_move: float
     """The largest absolute difference of a logit between adapter and base on the texts."""
-
-
-def stored_move(largest_move: float) -> float | None:
-    """The largest move as a card stores it: None where JSON cannot hold it (infinity, NaN)."""
-    return largest_move if math.isfinite(largest_move) else None
 
 
 def score_general(

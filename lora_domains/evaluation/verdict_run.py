@@ -24,7 +24,6 @@ from lora_domains.evaluation.contenders import (
     score_domain,
     score_general,
     scored_rows,
-    stored_move,
 )
 from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
@@ -37,6 +36,7 @@ from lora_domains.report.card import AdapterEntry, Card
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
 from lora_domains.verdict.ledger import begin_evaluation, end_evaluation, set_digest
+from lora_domains.verdict.rules import finite
 
 
 def evaluate(
@@ -71,7 +71,7 @@ def evaluate(
     entry.judged = {
         **_rules(dataset.domain),
         "base_changed": base_changed(),
-        "largest_move": stored_move(largest_move),
+        "largest_move": finite(largest_move),
         "suite": suite.name,
         "knowledge": general_knowledge(bank.base),
         "threshold": own.threshold,

@@ -1,27 +1,16 @@
-"""What a card keeps of the contenders' scores."""
+"""Scores of contenders on general questions and text."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from support.adapters import strong
 from support.models import QUIET, SUITE
 
-from lora_domains.evaluation.contenders import score_general, stored_move
+from lora_domains.evaluation.contenders import score_general
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-
-
-@pytest.mark.parametrize("move", [math.nan, math.inf])
-def test_a_move_that_is_not_finite_is_stored_as_null(move: float) -> None:
-    assert json.dumps(stored_move(move), allow_nan=False) == "null"
-
-
-def test_a_finite_move_is_stored_as_it_is() -> None:
-    assert stored_move(0.25) == 0.25
 
 
 def test_a_nan_after_the_first_move_is_kept(tiny_base: Path) -> None:

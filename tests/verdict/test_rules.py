@@ -13,6 +13,7 @@ from lora_domains.verdict.rules import (
     GateResult,
     Measurement,
     Verdict,
+    finite,
     judge,
     judge_limit,
     judge_share,
@@ -79,6 +80,16 @@ def test_what_is_not_a_number_fails_and_stays_json() -> None:
     assert result.verdict == "fail"
     assert "diverged" in result.why
     json.dumps(dataclasses.asdict(result), allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_stored_as_null(value: float) -> None:
+    assert json.dumps(finite(value), allow_nan=False) == "null"
+
+
+def test_a_finite_value_is_stored_as_it_is() -> None:
+    assert finite(0.25) == 0.25
+    assert finite(None) is None
 
 
 def test_infinite_bounds_are_inconclusive_and_stay_json() -> None:
