@@ -6,10 +6,7 @@ the card.
 """
 
 import json
-import math
-import operator
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any, Self
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
+from lora_domains.schema import fault_in
 from lora_domains.tasks import Task, positive_index, task_from_record, upgraded_record
 from lora_domains.verdict.gates import Gates
 
@@ -313,17 +311,6 @@ def _declared(stored: Any) -> Any:
     return stored
 
 
-TYPES = {
-    dict: ("object",), list: ("array",), str: ("string",), bool: ("boolean",),
-    int: ("integer", "number"), float: ("number",), type(None): ("null",),
-}  # fmt: skip
-"""The types of JSON Schema that a parsed value has."""
-RANGES = {
-    "minimum": operator.ge, "maximum": operator.le,
-    "exclusiveMinimum": operator.gt, "exclusiveMaximum": operator.lt,
-}  # fmt: skip
-
-
 @cache
 def schema() -> dict[str, Any]:
     """The JSON schema of a card."""
@@ -333,73 +320,6 @@ def schema() -> dict[str, Any]:
 
 
 def check(stored: Any, where: str) -> None:
-    """Raise AdapterCorrupt, naming the key, when parsed JSON is no card by its schema.
-
-    This knows only the keywords of JSON Schema that ``card.schema.json`` uses, so that the package
-    needs no validator. NaN and infinity, which JSON lacks, are refused anywhere.
-    """
-    fault = _fault(stored, schema())
-    if fault is not None:
-        path, expected, found = fault
-        key = path.removeprefix(".")
-        raise _corrupt(f"{where}, {key}" if key else where, expected, found)
-
-
-Fault = tuple[str, str, str]
-"""Key path, what was expected there, what was found."""
-
-
-def _fault(value: Any, rule: Mapping[str, Any]) -> Fault | None:
-    """The first place where ``value`` breaks ``rule``; None where it keeps it."""
-    if "$ref" in rule:
-        rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
-    expected = _unmet(value, rule)
-    if expected is not None:
-        return "", expected, f"{type(value).__name__} {str(value)[:40]!r}"
-    if isinstance(value, dict):
-        return _fault_in_object(value, rule)
-    if isinstance(value, list):
-        for number, part in enumerate(value):
-            if fault := _fault(part, rule.get("items", {})):
-                return f"[{number}]{fault[0]}", *fault[1:]
-    return None
-
-
-def _fault_in_object(value: dict[str, Any], rule: Mapping[str, Any]) -> Fault | None:
-    for name in rule.get("required", ()):
-        if name not in value:
-            return "", f"a key {name!r}", f"no {name!r}"
-    known, others = rule.get("properties", {}), rule.get("additionalProperties", {})
-    for name, part in value.items():
-        if name not in known and others is False:
-            return f".{name}", "a key of a card", "an unknown one"
-        if fault := _fault(part, known.get(name, others)):
-            return f".{name}{fault[0]}", *fault[1:]
-    return None
-
-
-def _unmet(value: Any, rule: Mapping[str, Any]) -> str | None:
-    """What ``rule`` expects of the value itself; None where the value meets it."""
-    kinds = rule.get("type")
-    if kinds is not None:
-        allowed: Sequence[str] = (kinds,) if isinstance(kinds, str) else kinds
-        if not any(kind in allowed for kind in TYPES.get(type(value), ())):
-            return " or ".join(allowed)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a finite number"
-    if kinds is not None and len(rule) == 1:
-        return None
-    if "const" in rule and (isinstance(value, bool) or value != rule["const"]):
-        return repr(rule["const"])
-    if "enum" in rule and value not in rule["enum"]:
-        return "one of " + ", ".join(map(repr, rule["enum"]))
-    if isinstance(value, str) and not re.search(rule.get("pattern", ""), value):
-        return f"text that matches {rule['pattern']}"
-    if isinstance(value, list):
-        low, high = rule.get("minItems", 0), rule.get("maxItems", len(value))
-        return None if low <= len(value) <= high else "exactly one element"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        for keyword, holds in RANGES.items():
-            if keyword in rule and not holds(value, rule[keyword]):
-                return f"a number with {keyword} {rule[keyword]}"
-    return None
+    """Raise AdapterCorrupt, naming the key, when parsed JSON is no card by its schema."""
+    if fault := fault_in(stored, schema()):
+        raise _corrupt(f"{where}, {fault.key}" if fault.key else where, fault.expected, fault.found)

@@ -115,7 +115,7 @@ def test_validation_agrees_with_the_schema(whole: dict[str, Any], data: st.DataO
         (("base", "dtype"), 5, "base.dtype: expected string; found int '5'"),
         (("adapters", 0, "training", "seconds"), "x", r"adapters\[0\]\.training\.seconds: "),
         (("adapters", 0, "gates", 2, "verdict"), "maybe", r"gates\[2\]\.verdict: expected one of"),
-        (("adapters", 0, "invented"), 1, r"adapters\[0\]\.invented: expected a key of a card"),
+        (("adapters", 0, "invented"), 1, r"adapters\[0\]\.invented: expected a known key"),
         (("adapters", 0, "settings", "training", "lr"), float("nan"),
          r"settings\.training\.lr: expected a finite number; found float 'nan'"),
     ],

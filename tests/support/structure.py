@@ -10,8 +10,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "lora_domains"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LIGHT = ["errors", "atomic", "embedded", "stats", "tasks", "verdict", "data", "domain", "report",
-         "console"]  # fmt: skip
+LIGHT = ["errors", "atomic", "schema", "embedded", "stats", "tasks", "verdict", "data", "domain",
+         "report", "console"]  # fmt: skip
 """Rooms that import no torch. A room is a folder, or a module at the root."""
 TORCH_ROOMS = ["distributed", "modeling", "adapters", "inference", "dataset", "probes", "training",
                "evaluation", "model", "analysis", "serving", "cli"]  # fmt: skip
