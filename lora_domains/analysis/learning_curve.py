@@ -19,7 +19,7 @@ from lora_domains.data.checks import FEWEST
 from lora_domains.data.tokenization import EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, with_settings
-from lora_domains.errors import UsageError, listed
+from lora_domains.errors import AdapterError, UsageError, listed
 from lora_domains.evaluation.baselines import SHOTS, with_shots
 from lora_domains.evaluation.items import groups_of
 from lora_domains.evaluation.scorer import Part, Scorer
@@ -143,7 +143,13 @@ class _Trials:
         score = metric_named(self.task.metric).value(
             ScoreTable(self.items), name, self.task.positive_index
         )
-        assert score is not None
+        if score is None:
+            raise AdapterError(
+                where=name,
+                expected=f"a finite score for {self.task.metric} on every test row",
+                found="one that is not a number",
+                hint="Train with a lower learning rate.",
+            )
         return score
 
     def compared(self, first: str, second: str) -> dict[str, float | None]:
@@ -261,7 +267,7 @@ def extrapolated(
         return None
     bounds = bootstrap(
         lambda sums: fitted(np.atleast_2d(sums))[0].reshape(sums.shape[:-1]), columns,
-        groups=table.groups(), resamples=RESAMPLES,
+        groups=table.groups(), resamples=RESAMPLES, span=score if lower else 1.0,
     )  # fmt: skip
     if not all(map(math.isfinite, bounds)):
         return None

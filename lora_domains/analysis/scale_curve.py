@@ -210,7 +210,13 @@ def _compared(
     metric: str, items: Sequence[Mapping[str, Any]], one: str, other: str, positive: int | None
 ) -> Comparison:
     compared = metric_named(metric).compare(ScoreTable(items), one, other, positive)
-    assert compared is not None
+    if compared is None:
+        raise AdapterError(
+            where=f"scales {one} and {other}",
+            expected=f"a finite score for {metric} on every row",
+            found="one that is not a number",
+            hint="Train again with a lower learning rate.",
+        )
     return compared
 
 

@@ -4,6 +4,7 @@
 without a model.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,11 +37,18 @@ def make_items(
         if show_text:
             item["text"] = text
         item["scores"] = {
-            contender: {k: round(v, 6) if isinstance(v, float) else v for k, v in scores[i].items()}
+            contender: {k: stored(v) for k, v in scores[i].items()}
             for contender, scores in contenders.items()
         }
         items.append(item)
     return items
+
+
+def stored(value: float) -> float | None:
+    """``value`` as an item holds it: rounded, and None where it is not a finite number."""
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def question_items(

@@ -37,6 +37,8 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    span: float = 1.0,
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Bounds:
     """Bounds of a figure of n items, from its values on items drawn again with replacement.
 
@@ -48,16 +50,20 @@ def bootstrap(
     Where ``groups`` (n) repeat, whole groups are drawn, since rows of one group are not independent
     evidence (Field & Welsh 2007, JRSS B 69:369).
 
-    The bounds are percentiles: quantiles of the resampled figure itself. They need no standard
-    error, respect the figure's range and any monotone transformation of it, and stay defined where
-    BCa divides by zero (no item changes) or needs n more evaluations (Efron & Tibshirani 1993, ch.
-    13). Percentile bounds are known to be narrow for small samples, so the tail is widened to
-    Phi(t_{G-1} sqrt(G / (G - 1))) for G groups: Hesterberg (2015), The American Statistician
-    69:371, the expanded percentile interval. The bounds always contain the estimate.
+    The bounds are the widest of three, within ``limits``, the figure's range:
 
-    Resamples contain only values that occur in the sample: where nothing varies the bounds have
-    no width (see ``intervals.tango``). A single group or item says nothing about spread:
-    (-inf, inf). The same seed gives the same bounds.
+    - Percentiles of the resampled figure. For few units they are narrow, so the tail is widened to
+      Phi(t_{G-1} sqrt(G / (G - 1))) for G groups or items (Hesterberg 2015, The American
+      Statistician 69:371, the expanded percentile interval).
+    - The estimate ± t_{G-1} SE, the standard error being that of the resamples times
+      sqrt(G / (G - 1)). Percentiles of 2,000 resamples stop widening below a tail of 1/2,000; a
+      standard error does not (Efron & Tibshirani 1993, ch. 13).
+    - The estimate ± ``span`` times ``least_width``. Resamples of items that are all alike do not
+      vary, so the other two would have no width. ``span`` is how far the figure would move if every
+      item changed as far as one item may: 1 for a share.
+
+    They always contain the estimate. A single group or item says nothing about spread: the bounds
+    are ``limits`` then. They are NaN where the figure is. The same seed gives the same bounds.
 
     Raises ValueError without items, or when there are not n groups.
     """
@@ -71,12 +77,26 @@ def bootstrap(
     times = np.ones(n) if numbers is None else np.bincount(numbers, minlength=len(table))
     estimate = float(statistic(times @ table))
     units = n if codes is None else int(codes.max()) + 1
+    if math.isnan(estimate):
+        return Bounds(math.nan, math.nan)
     if units < 2:
-        return Bounds(-math.inf, math.inf)
+        return Bounds(*limits)
     sums = _resampled_sums(table, numbers, codes, resamples, seed)
     values = np.sort(np.asarray(statistic(sums), dtype=np.float64))
-    lower, upper = _expanded_percentiles(values, units, level)
-    return Bounds(min(lower, estimate), max(upper, estimate))
+    half = max(_error_width(values, units, level), span * least_width(units, level))
+    return _widest(estimate, half, _expanded_percentiles(values, units, level), limits)
+
+
+def least_width(units: int, level: float = 0.95) -> float:
+    """Half the width of the bounds of a difference, where half an item is won and half one is lost.
+
+    (z²/2 + z sqrt(1/2 + z²/4)) / (n + z²), within .001 of Tango's bounds for these counts from 40
+    items on: about 3.1 / n at 95 %, as in the rule of three.
+    """
+    from scipy.special import ndtri
+
+    z = float(ndtri(level))
+    return min(1.0, (z * z / 2 + z * math.sqrt(0.5 + z * z / 4)) / (units + z * z))
 
 
 def group_codes(groups: Iterable[Hashable] | None, n: int) -> IntArray | None:
@@ -97,10 +117,25 @@ def _expanded_percentiles(values: FloatArray, units: int, level: float) -> tuple
     tail = float(ndtr(stdtrit(units - 1, 1 - level) * math.sqrt(units / (units - 1))))
     last = len(values) - 1
     place = tail * last
-    bounds = values[math.floor(place)], values[math.ceil(last - place)]
+    return float(values[math.floor(place)]), float(values[math.ceil(last - place)])
+
+
+def _widest(
+    estimate: float, half: float, percentiles: tuple[float, float], limits: tuple[float, float]
+) -> Bounds:
+    """The wider of ``percentiles`` and the estimate ± ``half``, within ``limits``."""
     # Sums added in another order (other threads) differ in the last digits; the bounds do not.
-    lower, upper = (float(f"{float(bound):.12g}") for bound in bounds)
-    return lower, upper
+    lower = float(f"{min(percentiles[0], estimate - half):.12g}")
+    upper = float(f"{max(percentiles[1], estimate + half):.12g}")
+    return Bounds(min(estimate, max(limits[0], lower)), max(estimate, min(limits[1], upper)))
+
+
+def _error_width(values: FloatArray, units: int, level: float) -> float:
+    """t times the standard error, from the figures of all resamples."""
+    from scipy.special import stdtrit
+
+    error = float(values.std(ddof=1)) * math.sqrt(units / (units - 1))
+    return -float(stdtrit(units - 1, 1 - level)) * error
 
 
 def _resampled_sums(

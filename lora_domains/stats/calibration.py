@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap, group_codes
 from lora_domains.stats.comparisons import ratio
-from lora_domains.stats.intervals import wilson
-from lora_domains.stats.thresholds import counts_at, thinned
+from lora_domains.stats.shares import share_of
+from lora_domains.stats.thresholds import thinned
 
 BINS = 15
 POINTS = 40
@@ -57,29 +57,39 @@ def calibration(
             "ece": _within(Bounds(low, high), 0.0, 1.0),
             "brier": _within(spread, 0.0, 2.0),
         },
-        "risk_coverage": risk_coverage(confidence, right, level),
+        "risk_coverage": risk_coverage(confidence, right, groups, level),
     }
 
 
 def risk_coverage(
-    confidence: Numbers, right: Truths, level: float = 0.95
+    confidence: Numbers,
+    right: Truths,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
 ) -> list[dict[str, float]]:
     """Coverage (share answered) and risk (share of those wrong) when unsure items are referred.
 
     From the most confident item to all of them, at the confidence from which an item is answered
-    (``predict --refer-below``); ``upper`` bounds the risk of that one point (Wilson). Source:
+    (``predict --refer-below``); ``upper`` bounds the risk of that one point (``share_of``). Source:
     El-Yaniv & Wiener (2010), JMLR 11:1605; Geifman & El-Yaniv (2017), NeurIPS.
     """
-    least, wrong, answered = counts_at(confidence, ~right)
-    return [
-        {
-            "confidence": float(least[i]),
-            "coverage": float(answered[i] / len(confidence)),
-            "risk": float(wrong[i] / answered[i]),
-            "upper": wilson(int(wrong[i]), int(answered[i]), level).upper,
-        }
-        for i in thinned(len(least), POINTS)
-    ]
+    order = np.argsort(-confidence, kind="stable")
+    sure, wrong = confidence[order], np.cumsum(~right[order])
+    # Items of one confidence are answered or referred together.
+    ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
+    points = []
+    for last in ends[thinned(len(ends), POINTS)]:
+        answered, errors, here = int(last) + 1, int(wrong[last]), order[: last + 1]
+        groups_here = None if groups is None else [groups[i] for i in here]
+        points.append(
+            {
+                "confidence": float(sure[last]),
+                "coverage": answered / len(sure),
+                "risk": errors / answered,
+                "upper": share_of(~right[here], groups_here, level).bounds.upper,
+            }
+        )
+    return points
 
 
 def _bins(confidence: Numbers) -> NDArray[np.int_]:

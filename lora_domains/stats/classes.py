@@ -52,6 +52,30 @@ def by_class(figure: ClassFigure, sums: FloatArray) -> FloatArray:
     return scores
 
 
+def span_of_flips(
+    statistic: Statistic,
+    targets: IntArray,
+    predictions: IntArray,
+    classes: int,
+    times: FloatArray | None = None,
+) -> float:
+    """How far a figure would move if every item flipped, at the rate at which it moves for one.
+
+    n times the root mean square of the figure's change when a single item flips, from right to
+    wrong or back: 1 for accuracy, 1 / (2 share of positives) for the F1 of a rare class. A wrong
+    prediction is the most frequent other target. ``times`` says how often each item occurs.
+    """
+    counted = np.ones(len(targets)) if times is None else times
+    frequent = np.argsort(-np.bincount(targets, counted, minlength=classes), kind="stable")
+    second = frequent[1] if np.any(targets == frequent[1]) else -1
+    wrong = np.where(targets == frequent[0], second, frequent[0])
+    flipped = np.where(predictions == targets, wrong, targets)
+    now = class_counts(targets, predictions, classes)
+    totals = counted @ now
+    moved = statistic(totals + class_counts(targets, flipped, classes) - now) - statistic(totals)
+    return float(np.sqrt(counted.sum() * (counted @ moved**2)))
+
+
 def of_class(figure: ClassFigure, index: int) -> Statistic:
     """The statistic that gives ``figure`` of the class ``index``."""
 

@@ -5,8 +5,9 @@ Differences are always adapter - base. Bounds are one-sided (``intervals``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,8 +20,9 @@ from lora_domains.stats.bootstrap import (
     bootstrap,
     group_codes,
 )
-from lora_domains.stats.classes import class_counts, macro
+from lora_domains.stats.classes import class_counts, macro, span_of_flips
 from lora_domains.stats.intervals import items_needed_mean, items_needed_tango, mcnemar, tango
+from lora_domains.stats.shares import design_effect
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,11 @@ def compare_accuracy(
     won, lost = int((change > 0).sum()), int((change < 0).sum())
     bounds = tango(won, lost, n, level)
     if codes is not None:
-        effect = _design_effect(change, codes)
+        effect = design_effect(change, codes)
         scored = tango(won / effect, lost / effect, n / effect, level)
-        drawn = _bounds_of_mean(change, codes, level)
-        # A difference of accuracies cannot leave [-1, 1], however little one group says.
-        bounds = Bounds(
-            max(-1.0, min(scored.lower, drawn.lower)), min(1.0, max(scored.upper, drawn.upper))
-        )
+        # Tango's bounds always have a width; those of the bootstrap need no least one here.
+        drawn = _bounds_of_mean(change, codes, level, 0.0, (-1.0, 1.0))
+        bounds = Bounds(min(scored.lower, drawn.lower), max(scored.upper, drawn.upper))
     return _comparison(float(base.mean()), float(adapter.mean()), bounds, n, change, codes, level)
 
 
@@ -93,11 +93,13 @@ def compare_means(
     groups: Iterable[Hashable] | None = None,
     higher_is_better: bool = True,
     level: float = 0.95,
+    share: bool = False,
 ) -> Comparison:
     """Means of a per-item score (nats, exact match, ROUGE) on the same items, from two arrays (n,).
 
     Paired bootstrap, clustered where groups repeat. ``higher_is_better`` decides what counts as
-    won, never the sign of the difference.
+    won, never the sign of the difference. ``share`` says that scores lie between 0 and 1, so that
+    an item may change by 1; else one is taken to change as far as items did (``size_of``).
 
     Raises ValueError when the arrays are empty, differ in length or hold a value that is not
     finite.
@@ -105,7 +107,9 @@ def compare_means(
     base, adapter = _checked_pair(values_base, values_adapter)
     change, n = adapter - base, len(base)
     codes = group_codes(groups, n)
-    bounds = _bounds_of_mean(change, codes, level)
+    span = 1.0 if share else size_of(change) or size_of(np.concatenate([base, adapter])) or 1.0
+    limits = (-1.0, 1.0) if share else (-math.inf, math.inf)
+    bounds = _bounds_of_mean(change, codes, level, span, limits)
     better = change if higher_is_better else -change
     return _comparison(float(base.mean()), float(adapter.mean()), bounds, n, better, codes, level)
 
@@ -120,9 +124,7 @@ def compare_f1(
 ) -> Comparison:
     """F1 of the ``positive`` class, or macro-F1 over the classes among the targets.
 
-    Arrays as in ``compare_classes``. Where no resample differs (no prediction changed) the bounds
-    would have no width: Tango's bounds for no change among as many groups are used then, exact for
-    accuracy and an approximation for F1.
+    Arrays as in ``compare_classes``.
 
     Raises ValueError when the arrays are empty, differ in length, or a target is no class number.
     """
@@ -132,17 +134,8 @@ def compare_f1(
             "compare_f1 expects three arrays of one length with targets >= 0 (at least one); "
             f"found targets of shape {true.shape}."
         )
-    groups = None if groups is None else list(groups)
     statistic = macro("f1", np.unique(true) if positive is None else [positive])
-    compared = compare_classes(
-        targets, predictions_base, predictions_adapter, statistic, groups, level
-    )
-    width = 0.0
-    if compared.lower == compared.upper:
-        width = tango(0, 0, len(true) if groups is None else len(set(groups)), level).upper
-    # A difference of F1 cannot leave [-1, 1], however little one group says.
-    lower, upper = max(-1.0, compared.lower - width), min(1.0, compared.upper + width)
-    return replace(compared, lower=lower, upper=upper)
+    return compare_classes(targets, predictions_base, predictions_adapter, statistic, groups, level)
 
 
 def compare_classes(
@@ -152,12 +145,14 @@ def compare_classes(
     statistic: Statistic,
     groups: Iterable[Hashable] | None = None,
     level: float = 0.95,
+    limits: tuple[float, float] = (-1.0, 1.0),
 ) -> Comparison:
     """Any figure of a confusion matrix, for base and adapter on the same n items.
 
     Arrays of class numbers >= 0, shape (n,); a prediction of -1 is an answer that names no class.
     ``statistic`` takes sums of ``classes.class_counts``. won and lost count items that became right
-    and wrong. Paired bootstrap, clustered where groups repeat.
+    and wrong. ``limits`` is the range of a difference. Paired bootstrap, clustered where groups
+    repeat; its least width is that of one flipped item (``classes.span_of_flips``).
 
     Raises ValueError when the arrays are empty or differ in length.
     """
@@ -177,15 +172,21 @@ def compare_classes(
         [class_counts(true[first], predicted[first], size) for predicted in (base, adapter)], axis=1
     )
     codes = group_codes(groups, len(true))
-    half = table.shape[1] // 2
+    half, times = table.shape[1] // 2, np.bincount(kinds).astype(np.float64)
+    span = max(
+        span_of_flips(statistic, true[first], predicted[first], size, times)
+        for predicted in (base, adapter)
+    )
     bounds = bootstrap(
         lambda sums: statistic(sums[..., half:]) - statistic(sums[..., :half]),
         table,
         kinds=kinds,
         groups=None if codes is None else codes.tolist(),
         level=level,
+        span=span,
+        limits=limits,
     )
-    totals = np.bincount(kinds).astype(np.float64) @ table
+    totals = times @ table
     scores = float(statistic(totals[:half])), float(statistic(totals[half:]))
     better = (adapter == true).astype(np.float64) - (base == true)
     return _comparison(*scores, bounds, len(true), better, codes, level)
@@ -223,6 +224,7 @@ def compare_ratios(
         np.concatenate([base, adapter], axis=1),
         groups=None if codes is None else codes.tolist(),
         level=level,
+        span=_size_of_change(base, adapter),
     )
     scores = float(ratio(base.sum(0))), float(ratio(adapter.sum(0)))
     return _comparison(*scores, bounds, n, change, codes, level)
@@ -234,8 +236,18 @@ def ratio(sums: FloatArray) -> FloatArray:
     return quotient
 
 
+def size_of(values: FloatArray) -> float:
+    """How far an item is taken to change, from the changes of all: their root mean square."""
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def size_of_ratio(columns: FloatArray) -> float:
+    """``size_of`` for one sum over another, from columns (n, 2); 1 where all items are 0."""
+    return size_of(columns[:, 0]) / (float(columns[:, 1].mean()) or 1.0) or 1.0
+
+
 def items_needed(comparison: Comparison, threshold: float) -> int | None:
-    """How many items, changing in the same shares, would bring a bound to ``threshold``.
+    """How many items, changing in the same shares, decide at ``threshold`` (``intervals.POWER``).
 
     By Tango's statistic where the bounds are Tango's, else by ``items_needed_mean``. None when the
     difference equals the threshold (no number would do) or its bounds are infinite.
@@ -247,7 +259,9 @@ def items_needed(comparison: Comparison, threshold: float) -> int | None:
         and tango(won, lost, n, comparison.level) == comparison.bounds
     ):
         return items_needed_tango(won, lost, n, threshold, comparison.level)
-    return items_needed_mean(comparison.difference, comparison.bounds, n, threshold)
+    return items_needed_mean(
+        comparison.difference, comparison.bounds, n, threshold, comparison.level
+    )
 
 
 # ── Inside ────────────────────────────────────────────────────────────────────────────────────────
@@ -269,24 +283,22 @@ def _checked_pair(base: ArrayLike, adapter: ArrayLike) -> tuple[FloatArray, Floa
     return first, second
 
 
-def _bounds_of_mean(values: FloatArray, codes: IntArray | None, level: float) -> Bounds:
+def _size_of_change(base: FloatArray, adapter: FloatArray) -> float:
+    """``size_of_ratio`` of what changed from ``base`` to ``adapter``, or of both where nothing."""
+    change = np.stack([adapter[:, 0] - base[:, 0], base[:, 1]], axis=1)
+    return size_of_ratio(change if change[:, 0].any() else np.concatenate([base, adapter]))
+
+
+def _bounds_of_mean(
+    values: FloatArray,
+    codes: IntArray | None,
+    level: float,
+    span: float,
+    limits: tuple[float, float],
+) -> Bounds:
     columns = np.stack([values, np.ones(len(values))], axis=1)
-    return bootstrap(ratio, columns, groups=None if codes is None else codes.tolist(), level=level)
-
-
-def _design_effect(change: FloatArray, codes: IntArray) -> float:
-    """Variance of the mean change by groups over that by items, at least 1.
-
-    ``change`` is -1, 0 or 1 for each item, shape (n,). With no or few changes the ratio is unknown
-    rather than 1, so a tenth of one group of mean size in which every item changes is added to both
-    sums: the effect starts at that size (each group counts as one item) and follows the data from
-    there. (A whole group covered 98 % where 95 % were intended.)
-    """
-    mean_size = len(codes) / (codes.max() + 1)
-    residual = change - change.mean()
-    by_group = np.bincount(codes, weights=residual)
-    over, under = np.sum(by_group**2) + mean_size**2 / 10, np.sum(residual**2) + mean_size / 10
-    return max(1.0, float(over / under))
+    groups = None if codes is None else codes.tolist()
+    return bootstrap(ratio, columns, groups=groups, level=level, span=span, limits=limits)
 
 
 def _comparison(

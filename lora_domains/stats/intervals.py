@@ -96,43 +96,58 @@ def difference_bounds(
 
 # ── How many items a decision needs ───────────────────────────────────────────────────────────────
 
+POWER = 0.80
+"""With so many items a bound clears the threshold with this probability, if the truth is what was
+observed. A number at which the bound of the observed figure reaches it does so half of the time."""
+
 
 def items_needed_wilson(
     successes: float, n: float, threshold: float, level: float = 0.95
 ) -> int | None:
-    """n' = z² t (1 - t) / (s/n - t)²: Wilson's inequality at the threshold t, solved for n.
+    """Items for ``POWER``, at the share s/n that was observed and the threshold t:
 
-    None when s/n is the threshold, or n is 0.
+        n' = ((z sqrt(t (1 - t)) + z_power sqrt(s/n (1 - s/n))) / (s/n - t))²
+
+    (Fleiss, Levin & Paik 2003, Statistical Methods for Rates and Proportions, ch. 2.) None when
+    s/n is the threshold, or n is 0.
     """
     if n == 0 or successes / n == threshold:
         return None
-    return _at_least(
-        _z(level) ** 2 * threshold * (1 - threshold) / (successes / n - threshold) ** 2
-    )
+    share = successes / n
+    here = _z(level) * math.sqrt(threshold * (1 - threshold))
+    there = _z(POWER) * math.sqrt(share * (1 - share))
+    return _at_least(((here + there) / (share - threshold)) ** 2)
 
 
 def items_needed_tango(
     won: float, lost: float, n: float, threshold: float, level: float = 0.95
 ) -> int | None:
-    """n' = n (z / T(threshold))², since T grows as sqrt(n) at fixed shares.
+    """Items for ``POWER``: as for a share, from the deviations of one item's change.
 
-    None when (won - lost) / n is the threshold, or n is 0.
+    At the threshold it is that of Tango's statistic, at the observed difference d the square root
+    of (won + lost)/n - d². None when (won - lost) / n is the threshold, or n is 0.
     """
     if n == 0 or (won - lost) / n == threshold:
         return None
     numerator, variance = _tango_terms(won, lost, n, threshold)
-    return _at_least(n * _z(level) ** 2 * variance / numerator**2)
+    here = _z(level) * math.sqrt(variance / n)
+    there = _z(POWER) * math.sqrt(max(0.0, (won + lost) / n - ((won - lost) / n) ** 2))
+    return _at_least(((here + there) * n / numerator) ** 2)
 
 
-def items_needed_mean(observed: float, bounds: Bounds, n: int, threshold: float) -> int | None:
-    """n' = n (width / distance)²: the width on the threshold's side shrinks as 1/sqrt(n).
+def items_needed_mean(
+    observed: float, bounds: Bounds, n: int, threshold: float, level: float = 0.95
+) -> int | None:
+    """Items for ``POWER``: n' = n (width (1 + z_power / z) / distance)².
 
-    None when the figure is the threshold, or its bounds are infinite.
+    The width on the threshold's side is z standard errors and shrinks as 1/sqrt(n). None when the
+    figure is the threshold, or its bounds are infinite.
     """
     width = observed - bounds.lower if observed > threshold else bounds.upper - observed
     if observed == threshold or not math.isfinite(width):
         return None
-    return _at_least(n * (width / (observed - threshold)) ** 2)
+    reach = width * (1 + _z(POWER) / _z(level))
+    return _at_least(n * (reach / (observed - threshold)) ** 2)
 
 
 # ── Inside ────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import FloatArray, Statistic
+from lora_domains.stats.bootstrap import FloatArray, Statistic, least_width
 
 
 def influence(statistic: Statistic, columns: FloatArray) -> FloatArray:
@@ -60,7 +60,9 @@ def seed_variance(changes: FloatArray, level: float = 0.95) -> dict[str, Any]:
     variance = (var_seed / runs) + (var_item / n) + ms_rest / (runs * n)
     spread = sum(ms**2 / df for ms, df in parts) + ms_rest**2 / free
     df = (variance * runs * n) ** 2 / spread if ms_run > ms_rest and spread > 0 else n - 1.0
-    half = -float(stdtrit(max(1.0, df), 1 - level)) * variance**0.5
+    # Where no item changes the variance is 0, which proves nothing: see ``bootstrap``.
+    least = (float(np.sqrt((changes**2).mean())) or 1.0) * least_width(n, level)
+    half = max(least, -float(stdtrit(max(1.0, df), 1 - level)) * variance**0.5)
     return {
         "runs": runs,
         "n": n,

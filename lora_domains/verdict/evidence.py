@@ -1,18 +1,33 @@
 """What gates are judged on: an adapter's scored items by set, and what was counted beside them."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lora_domains.stats.bootstrap import Bounds, bootstrap
-from lora_domains.stats.comparisons import Comparison, ratio
+from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
 from lora_domains.stats.membership import auc_bounds, membership_auc
-from lora_domains.verdict.metrics import Metric
-from lora_domains.verdict.rules import Measurement
-from lora_domains.verdict.scores import CONTENDERS, ScoreTable
+from lora_domains.verdict.metrics import TARGET, Metric
+from lora_domains.verdict.rules import GateResult, Measurement, capital, unmeasured
+from lora_domains.verdict.scores import CONTENDERS, ScoreTable, contender_label
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a figure that should exist has no value."""
+
+    why: str
+    diverged: bool
+    """A score is not a number, which fails a gate; a score that is missing leaves it open."""
+
+    def result(self, name: str, rule: str, threshold: float) -> GateResult:
+        """The result of the gate that needs the figure."""
+        result = unmeasured(name, rule, threshold, self.why)
+        return replace(result, verdict="fail") if self.diverged else result
 
 
 @dataclass(frozen=True)
@@ -63,20 +78,39 @@ class Evidence:
 
     def compared(
         self, metric: Metric, table: ScoreTable, rival: str = "base", positive: int | None = None
-    ) -> Comparison:
-        """The adapter against ``rival``; raises ValueError where an item lacks a score."""
+    ) -> Comparison | Fault:
+        """The adapter against ``rival``, or why they cannot be compared."""
         comparison = metric.compare(table, rival, "adapter", positive, self.level)
-        if comparison is None:
-            raise ValueError(
-                f"{metric.name} expects {', '.join(metric.scores)} of {rival} and adapter on every "
-                f"item, at least one; found {len(table)} items, some without."
-            )
-        return comparison
+        if comparison is not None:
+            return comparison
+        faults = (
+            self.fault(contender, table, metric.scores, capital(metric.label))
+            for contender in (rival, "adapter")
+        )
+        return next(fault for fault in faults if fault is not None)
+
+    def fault(
+        self, contender: str, table: ScoreTable, scores: Sequence[str], what: str
+    ) -> Fault | None:
+        """Why a figure of ``scores`` of a contender has no value; None where it has one."""
+        who = contender_label(contender)
+        if not len(table):
+            return Fault(f"{what} was not measured: there is nothing to measure it on.", False)
+        for key in scores:
+            if key == TARGET or table.scored(contender, key):
+                continue
+            if table.missing(contender, key):
+                return Fault(f"{what} was not measured: items lack the {key} of {who}.", False)
+            return Fault(f"{what} is not a number: {who} gives {key} that is not finite.", True)
+        return None
 
     def kl(self, level: float) -> Measurement:
         """KL(base || adapter) on general text, nats per token."""
         columns = np.stack([self.text.column("adapter", key) for key in ("kl", "tokens")], axis=1)
-        bounds = bootstrap(ratio, columns, groups=self.text.groups(), level=level)
+        bounds = bootstrap(
+            ratio, columns, groups=self.text.groups(), level=level,
+            span=size_of_ratio(columns), limits=(0.0, math.inf),
+        )  # fmt: skip
         return Measurement(float(ratio(columns.sum(0))), bounds, len(self.text), "texts", level)
 
     def membership(self, level: float) -> Measurement | None:
@@ -90,7 +124,7 @@ class Evidence:
             gains.append((before - after) / part.column("adapter", "tokens").clip(1))
             groups = part.groups()
             units.append(len(part) if groups is None else len(set(groups)))
-        if not all(map(len, gains)) or any(np.isnan(gain).any() for gain in gains):
+        if not all(map(len, gains)) or not all(np.isfinite(gain).all() for gain in gains):
             return None
         auc = membership_auc(*gains)
         bounds = auc_bounds(auc, units[0], units[1], level)

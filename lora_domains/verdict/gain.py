@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lora_domains.stats.comparisons import Comparison, items_needed
-from lora_domains.verdict.evidence import Evidence
+from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.metrics import Metric, best_baseline
 from lora_domains.verdict.rules import (
     GateResult,
@@ -31,10 +31,12 @@ def judge_gain(evidence: Evidence, _: float) -> GateResult:
     metric, test, positive = evidence.metric, evidence.test, evidence.positive
     values = {name: metric.value(test, name, positive) for name in test.baselines()}
     best = best_baseline(metric, values)
-    rivals = {
-        contender_label(rival): evidence.compared(metric, test, rival, positive)
-        for rival in ["base", *(best[:1] if best else [])]
-    }
+    rivals = {}
+    for rival in ["base", *(best[:1] if best else [])]:
+        compared = evidence.compared(metric, test, rival, positive)
+        if isinstance(compared, Fault):
+            return compared.result("gain", f"{metric.label} better than the base", 0.0)
+        rivals[contender_label(rival)] = compared
     return gain(metric, rivals)
 
 

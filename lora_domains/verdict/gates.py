@@ -20,10 +20,13 @@ import numpy as np
 
 from lora_domains.stats.comparisons import Comparison, items_needed
 from lora_domains.stats.intervals import difference_bounds
-from lora_domains.verdict.evidence import Evidence
+from lora_domains.stats.shares import share_of
+from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.gain import judge_gain
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import (
+    LEAST_POSITIVES,
+    LEAST_ROWS,
     GateResult,
     Measurement,
     capital,
@@ -32,8 +35,11 @@ from lora_domains.verdict.rules import (
     judge_limit,
     judge_share,
     not_applicable,
+    undecided,
+    unmeasured,
 )
-from lora_domains.verdict.slices import judge_slices
+from lora_domains.verdict.scores import CONTENDERS
+from lora_domains.verdict.slices import harmed_suite, judge_slices
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Gate:
     """From the evidence and the threshold; None where the gate does not concern this adapter."""
     threshold: Threshold | None = None
     """None where the rule has no setting; ``judge`` gets 0 then."""
+    on_test_rows: bool = False
+    """Whether its figure is sampled on test rows: fewer than ``LEAST_ROWS`` do not decide it."""
 
 
 GATES: dict[str, Gate] = {}
@@ -77,14 +85,18 @@ def register(gate: Gate) -> None:
 def judge_all(evidence: Evidence, thresholds: Mapping[str, float]) -> list[GateResult]:
     """The results of every gate that concerns the adapter; a missing threshold is its default."""
     results = []
+    rows = len(evidence.test)
     for gate in GATES.values():
         limit = gate.threshold
         value = 0.0 if limit is None else thresholds.get(gate.name, limit.default)
-        results.append(gate.judge(evidence, value))
+        result = gate.judge(evidence, value)
+        if result is not None and gate.on_test_rows and rows < LEAST_ROWS:
+            result = undecided(result, f"Fewer than {LEAST_ROWS} test rows do not decide it.")
+        results.append(result)
     return [result for result in results if result is not None]
 
 
-register(Gate("gain", judge_gain))
+register(Gate("gain", judge_gain, on_test_rows=True))
 
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────
 
@@ -133,21 +145,24 @@ NO_MASKED_TOKENS = "The base has no masked-token head, so its general knowledge 
 def _retention(evidence: Evidence, margin: float) -> GateResult | None:
     if evidence.knowledge == "nothing":
         return not_applicable("retention", "general knowledge is kept", margin, NO_MASKED_TOKENS)
-    if evidence.knowledge == "masked tokens":
-        nats = evidence.compared(METRICS["nats_per_token"], evidence.text)
-        return masked_retention(nats, margin)
-    if not len(evidence.general):
-        return None
-    return retention(evidence.compared(METRICS["accuracy"], evidence.general), margin)
+    masked = evidence.knowledge == "masked tokens"
+    metric = METRICS["nats_per_token" if masked else "accuracy"]
+    compared = evidence.compared(metric, evidence.text if masked else evidence.general)
+    if isinstance(compared, Fault):
+        return compared.result("retention", "general knowledge is kept", -margin)
+    if masked:
+        return masked_retention(compared, margin)
+    pooled = retention(compared, margin)
+    return pooled if pooled.verdict == "fail" else harmed_suite(evidence, margin) or pooled
 
 
 def _drift(evidence: Evidence, limit: float) -> GateResult | None:
     if evidence.knowledge == "nothing":
         return not_applicable("drift", "KL from base to adapter", limit, NO_MASKED_TOKENS)
-    if not len(evidence.text):
-        return None
     rule = f"KL from base to adapter on general text at most {limit:g} nats per token"
     what = "KL from the base (nats per token)"
+    if fault := evidence.fault("adapter", evidence.text, ("kl", "tokens"), what):
+        return fault.result("drift", rule, limit)
     return judge_limit("drift", rule, evidence.kl(evidence.level), limit, what)
 
 
@@ -162,37 +177,46 @@ PRECISION = Threshold(0.85)
 
 def _recall(evidence: Evidence, floor: float) -> GateResult | None:
     """The share of positives that are predicted positive."""
-    if evidence.positive is None:
-        return None
-    true, predicted = _positives(evidence)
-    hits = int((true & predicted).sum())
-    return judge_share("recall", hits, int(true.sum()), floor, "positives", evidence.level)
+    return _share_of_positives("recall", "positives", evidence, floor)
 
 
 def _precision(evidence: Evidence, floor: float) -> GateResult | None:
     """The share of predicted positives that are positive."""
+    return _share_of_positives("precision", "predicted positives", evidence, floor)
+
+
+def _share_of_positives(
+    name: str, unit: str, evidence: Evidence, floor: float
+) -> GateResult | None:
+    """Recall among the positives, or precision among the predicted positives."""
     if evidence.positive is None:
         return None
-    true, predicted = _positives(evidence)
-    hits, n = int((true & predicted).sum()), int(predicted.sum())
-    return judge_share("precision", hits, n, floor, "predicted positives", evidence.level)
-
-
-def _positives(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each test row is positive, and whether the adapter predicts that."""
-    columns = evidence.test.targets(), evidence.test.column("adapter", "prediction")
+    test, rule = evidence.test, f"{name} at least {floor:g}"
+    if fault := evidence.fault("adapter", test, ("prediction",), capital(name)):
+        return fault.result(name, rule, floor)
+    columns = test.targets(), test.column("adapter", "prediction")
     true, predicted = (column == evidence.positive for column in columns)
-    return true, predicted
+    counted = np.flatnonzero(true if name == "recall" else predicted)
+    groups = test.groups()
+    share = share_of(
+        (true & predicted)[counted],
+        None if groups is None else [groups[int(i)] for i in counted],
+        evidence.level,
+    )
+    result = judge_share(name, share, len(counted), floor, unit, evidence.level)
+    if min(len(counted), int(true.sum())) < LEAST_POSITIVES:
+        return undecided(result, f"Fewer than {LEAST_POSITIVES} {unit} do not decide it.")
+    return result
 
 
-register(Gate("recall", _recall, RECALL))
-register(Gate("precision", _precision, PRECISION))
+register(Gate("recall", _recall, RECALL, on_test_rows=True))
+register(Gate("precision", _precision, PRECISION, on_test_rows=True))
 
 # ── Slices ──────────────────────────────────────────────────────────────────────────────────────
 
 SLICES = Threshold(0.10)
 
-register(Gate("slices", judge_slices, SLICES))
+register(Gate("slices", judge_slices, SLICES, on_test_rows=True))
 
 # ── Training rows against test rows ─────────────────────────────────────────────────────────────
 
@@ -205,30 +229,43 @@ def _overfit(evidence: Evidence, limit: float) -> GateResult | None:
     if not len(evidence.train):
         return None
     metric = evidence.metric
+    rule = f"{metric.label} on training rows at most {limit:g} better than on test rows"
+    for table in (evidence.train, evidence.test):
+        if fault := evidence.fault("adapter", table, metric.scores, capital(metric.label)):
+            return fault.result("overfit", rule, limit)
     (train, _), (test, _) = parts = [
         evidence.metric_on(evidence.train), evidence.metric_on(evidence.test)
     ]  # fmt: skip
+    if metric.higher_is_better and train <= metric.range[0]:
+        why = f"{capital(metric.label)} is {train:.3f} on training rows: nothing was learned."
+        return unmeasured("overfit", rule, limit, why)
     (first, first_bounds), (second, second_bounds) = (
         parts if metric.higher_is_better else parts[::-1]
     )
     bounds = difference_bounds(first, first_bounds, second, second_bounds)
     gap = Measurement(first - second, bounds, len(evidence.test), "test rows", evidence.level)
     scores = f"{capital(metric.label)} {train:.3f} on training rows, {test:.3f} on test rows"
-    rule = f"{metric.label} on training rows at most {limit:g} better than on test rows"
     return judge_limit("overfit", rule, gap, limit, f"{scores}. The gap")
 
 
 def _memorisation(evidence: Evidence, limit: float) -> GateResult | None:
+    rule = f"membership-inference AUC at most {limit:g}"
+    what = "Membership-inference AUC (0.5 = chance)"
+    if not len(evidence.train):
+        return None
+    for table in (evidence.train, evidence.test):
+        for contender in CONTENDERS:
+            fault = evidence.fault(contender, table, ("nats", "tokens"), what)
+            if fault is not None and fault.diverged:
+                return fault.result("memorisation", rule, limit)
     measured = evidence.membership(evidence.level)
     if measured is None:
         return None
-    rule = f"membership-inference AUC at most {limit:g}"
-    what = "Membership-inference AUC (0.5 = chance)"
     return judge_limit("memorisation", rule, measured, limit, what)
 
 
-register(Gate("overfit", _overfit, OVERFIT))
-register(Gate("memorisation", _memorisation, MEMORISATION))
+register(Gate("overfit", _overfit, OVERFIT, on_test_rows=True))
+register(Gate("memorisation", _memorisation, MEMORISATION, on_test_rows=True))
 
 # ── Counted, not sampled ────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,8 @@ paired comparison of two contenders, which direction is better, and its label. `
 them in the order of a report; ``register`` adds one, which is then computed wherever its scores
 exist:
 
-    register(ClassMetric("matthews", "Matthews correlation", lambda positive: matthews))
+    register(ClassMetric("matthews", "Matthews correlation", lambda positive: matthews,
+                         limits=(-1.0, 1.0)))
 """
 
 import math
@@ -19,7 +20,14 @@ from numpy.typing import NDArray
 
 from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, bootstrap
-from lora_domains.stats.classes import ClassFigure, class_counts, macro, of_class, total_counts
+from lora_domains.stats.classes import (
+    ClassFigure,
+    class_counts,
+    macro,
+    of_class,
+    span_of_flips,
+    total_counts,
+)
 from lora_domains.stats.comparisons import (
     Comparison,
     compare_accuracy,
@@ -28,9 +36,10 @@ from lora_domains.stats.comparisons import (
     compare_means,
     compare_ratios,
     ratio,
+    size_of_ratio,
 )
-from lora_domains.stats.intervals import wilson
 from lora_domains.stats.seeds import influence
+from lora_domains.stats.shares import share_of
 from lora_domains.verdict.scores import ScoreTable
 
 RESAMPLES = 1000
@@ -64,11 +73,18 @@ class Metric(ABC):
     higher_is_better: bool = field(default=True, kw_only=True)
     nats: bool = field(default=False, kw_only=True)
     """Whether it is measured in nats; else it is a share, whose difference is shown in points."""
+    limits: tuple[float, float] | None = field(default=None, kw_only=True)
+    """The range of the metric; None: 0 to 1, or from 0 up where it is measured in nats."""
 
     @property
     def sign(self) -> float:
         """1 where higher is better, else -1: the best value is the largest ``sign * value``."""
         return 1.0 if self.higher_is_better else -1.0
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest value."""
+        return self.limits or (0.0, math.inf if self.nats else 1.0)
 
     def value(self, table: ScoreTable, contender: str, positive: int | None = None) -> float | None:
         """The metric of one contender; None where some item has no score of it."""
@@ -142,7 +158,14 @@ class Metric(ABC):
     ) -> Bounds:
         """The bounds from a contender's columns: a bootstrap unless a metric has its own."""
         summed, statistic = self.summands_of(columns, positive)
-        return bootstrap(statistic, summed, groups=groups, resamples=RESAMPLES, level=level)
+        return bootstrap(
+            statistic, summed, groups=groups, resamples=RESAMPLES, level=level,
+            span=self.span(summed), limits=self.range,
+        )  # fmt: skip
+
+    def span(self, summed: FloatArray) -> float:
+        """How far the metric would move if every item changed (``bootstrap``): 1 for a share."""
+        return size_of_ratio(summed) if self.nats else 1.0
 
     def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
         if not len(table):
@@ -151,7 +174,7 @@ class Metric(ABC):
             [table.targets() if key == TARGET else table.column(contender, key)
              for key in self.scores], axis=1
         )  # fmt: skip
-        return None if np.isnan(columns).any() else columns
+        return columns if np.isfinite(columns).all() else None
 
 
 # ── Kinds of metrics ────────────────────────────────────────────────────────────────────────────
@@ -165,7 +188,9 @@ class MeanMetric(Metric):
 
     def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
         first, second = pair.first[:, 0], pair.second[:, 0]
-        return compare_means(first, second, pair.groups, self.higher_is_better, pair.level)
+        return compare_means(
+            first, second, pair.groups, self.higher_is_better, pair.level, not self.nats
+        )
 
     def summands_of(
         self, columns: FloatArray, positive: int | None
@@ -211,9 +236,7 @@ class Accuracy(Metric):
         groups: Sequence[Hashable] | None,
         level: float,
     ) -> Bounds:
-        if groups is None:
-            return wilson(float(_correct(columns).sum()), len(columns), level)
-        return super().bounds_of(columns, positive, groups, level)
+        return share_of(_correct(columns), groups, level).bounds
 
 
 @dataclass(frozen=True)
@@ -241,7 +264,10 @@ class ClassMetric(Metric):
             return self.compared(pair, positive)
         targets, first, second = pair.first[:, 0], pair.first[:, 1], pair.second[:, 1]
         statistic = self.statistic(positive)
-        return compare_classes(targets, first, second, statistic, pair.groups, pair.level)
+        least, most = self.range
+        return compare_classes(
+            targets, first, second, statistic, pair.groups, pair.level, (least - most, most - least)
+        )
 
     def summands_of(
         self, columns: FloatArray, positive: int | None
@@ -259,9 +285,13 @@ class ClassMetric(Metric):
     ) -> Bounds:
         pairs, kinds = np.unique(columns, axis=0, return_inverse=True)
         table, statistic = self.summands_of(pairs, positive)
+        targets, predictions = pairs.astype(np.intp).T
+        times = np.bincount(kinds).astype(np.float64)
+        span = span_of_flips(statistic, targets, predictions, _classes(columns, positive), times)
         return bootstrap(
-            statistic, table, kinds=kinds, groups=groups, resamples=RESAMPLES, level=level
-        )
+            statistic, table, kinds=kinds, groups=groups, resamples=RESAMPLES, level=level,
+            span=span, limits=self.range,
+        )  # fmt: skip
 
 
 def _correct(columns: FloatArray) -> NDArray[np.bool_]:
@@ -286,7 +316,7 @@ def _compare_recall(pair: Pair, positive: int | None) -> Comparison:
         )
     groups = None
     if pair.groups is not None:
-        groups = [group for group, inside in zip(pair.groups, here, strict=True) if inside]
+        groups = [pair.groups[int(i)] for i in np.flatnonzero(here)]
     return compare_accuracy(first[here] == positive, second[here] == positive, groups, pair.level)
 
 

@@ -1,24 +1,31 @@
 """The rule of every gate: a measured figure and a threshold give pass, fail or inconclusive.
 
 A gate passes when the one-sided bound of its figure clears the threshold, fails when the opposite
-bound misses it, and is inconclusive in between; then ``why`` says how many items would decide it.
+bound misses it, and is inconclusive in between; then ``why`` says how many items would decide it
+with a probability of 80 %, if the figure is in truth what was observed.
 Bounds are at ``level``, 95 % unless other adapters were evaluated on the same test set before
 (``ledger``). Figures that are counted rather than sampled (leaks, a changed base) have no bounds
-and are never inconclusive. A gate whose figure does not exist for a base is not applicable: it is
-shown, and decides nothing.
+and are never inconclusive. A figure that should exist and is missing makes its gate inconclusive,
+one that is not a number fails it. A gate whose figure does not exist for a base is not applicable:
+it is shown, and decides nothing.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.comparisons import Comparison
-from lora_domains.stats.intervals import items_needed_mean, items_needed_wilson, wilson
+from lora_domains.stats.intervals import POWER, items_needed_mean
+from lora_domains.stats.shares import Share
 
 Verdict = Literal["pass", "fail", "inconclusive", "not applicable"]
 WORST_FIRST: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+LEAST_ROWS, LEAST_POSITIVES = 30, 10
+"""Fewer test rows, or fewer positives for recall and precision, are inconclusive."""
+REALISTIC = 10
+"""No number of rows above so many times the present one is advised."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,9 @@ def judge(
 
 def judge_limit(name: str, rule: str, measured: Measurement, limit: float, what: str) -> GateResult:
     """A figure that may be at most ``limit``; the items needed are estimated from its bounds."""
-    needed = items_needed_mean(measured.observed, measured.bounds, measured.n, limit)
+    needed = items_needed_mean(
+        measured.observed, measured.bounds, measured.n, limit, measured.level
+    )
     return judge(name, rule, measured, limit, what=what, needed=needed, higher_is_better=False)
 
 
@@ -136,28 +145,44 @@ def describe_bounds(
 
 def too_few(measured: Measurement, needed: int | None) -> str:
     """What an inconclusive gate needs."""
-    if needed is not None:
-        return f"Too few rows to tell: about {needed:,} {measured.unit} are needed."
     if not all(map(math.isfinite, measured.bounds)):
         return f"Too few rows to tell: more {measured.unit} are needed."
-    return "It equals the threshold: no number of rows would decide it."
+    if needed is None or needed > REALISTIC * measured.n:
+        return "No realistic number of rows would show a difference."
+    # An estimate from bounds that are not symmetrical can fall short of what is there.
+    needed = max(needed, measured.n + 1)
+    return (
+        f"Too few rows to tell: about {needed:,} {measured.unit} would decide it with a "
+        f"probability of {100 * POWER:.0f} %."
+    )
 
 
 def judge_share(
-    name: str, hits: int, n: int, floor: float, unit: str, level: float = 0.95
+    name: str, share: Share, n: int, floor: float, unit: str, level: float = 0.95
 ) -> GateResult:
-    """A share, ``hits`` of ``n``, must reach ``floor`` by Wilson's bound.
+    """A share of ``n`` items must reach ``floor`` by Wilson's bound.
 
     Of no items it is undefined: inconclusive, never pass.
     """
-    rule, bounds = f"{name} at least {floor:g}", wilson(hits, n, level)
+    rule = f"{name} at least {floor:g}"
     if n == 0:
         why = f"{capital(name)} is undefined because there are no {unit}."
-        return GateResult(name, rule, None, floor, *bounds, "inconclusive", why)
-    return judge(
-        name, rule, Measurement(hits / n, bounds, n, unit, level), floor,
-        what=capital(name), needed=items_needed_wilson(hits, n, floor, level),
-    )  # fmt: skip
+        return GateResult(name, rule, None, floor, *share.bounds, "inconclusive", why)
+    measured = Measurement(share.successes / share.n, share.bounds, n, unit, level)
+    needed = share.items_needed(floor)
+    return judge(name, rule, measured, floor, what=capital(name), needed=needed)
+
+
+def unmeasured(name: str, rule: str, threshold: float, why: str) -> GateResult:
+    """A gate whose figure should exist and is missing: inconclusive."""
+    return GateResult(name, rule, None, threshold, None, None, "inconclusive", why)
+
+
+def undecided(result: GateResult, why: str) -> GateResult:
+    """``result``, inconclusive where it decided: ``why`` says what it has too few of."""
+    if result.verdict not in ("pass", "fail"):
+        return result
+    return replace(result, verdict="inconclusive", why=f"{result.why} {why}")
 
 
 def judge_count(name: str, rule: str, observed: float, *, passed: bool, why: str) -> GateResult:

@@ -101,8 +101,12 @@ class ScoreTable:
         return self._kept((contender, key), values)
 
     def scored(self, contender: str, key: str) -> bool:
-        """Whether every item has this score of the contender."""
-        return bool(len(self)) and not np.isnan(self.column(contender, key)).any()
+        """Whether every item has this score of the contender, a finite number."""
+        return bool(len(self)) and bool(np.isfinite(self.column(contender, key)).all())
+
+    def missing(self, contender: str, key: str) -> bool:
+        """Whether some item lacks this score; one that is not a number is there."""
+        return any(key not in (item["scores"].get(contender) or {}) for item in self._items)
 
     def groups(self) -> list[Any] | None:
         """The group of each item; None where none has one. A row without a group stands alone."""

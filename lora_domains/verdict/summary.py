@@ -23,7 +23,7 @@ import numpy as np
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.classes import by_class, total_counts
 from lora_domains.stats.comparisons import Comparison
-from lora_domains.stats.intervals import wilson
+from lora_domains.stats.shares import share_of
 from lora_domains.stats.thresholds import curve
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.gates import judge_all
@@ -64,7 +64,8 @@ def _details(
     test, labels, positive = evidence.test, evidence.labels, evidence.positive
     details: dict[str, Any] = {}
     if "parent" in test.baselines():
-        details["over_parent"] = {n: _over_parent(METRICS[n], test, positive) for n in metrics}
+        over = {n: _over_parent(METRICS[n], test, positive) for n in metrics}
+        details["over_parent"] = {name: fields for name, fields in over.items() if fields}
     if labels:
         details["confusion"] = confusion(test, labels)
         details["per_class"] = per_class(test, labels)
@@ -97,7 +98,7 @@ def per_class(test: ScoreTable, labels: Sequence[str]) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class for the adapter, and recall's lower bound."""
     targets, size = test.targets().astype(int), len(labels)
     counts = total_counts(targets, _predictions(test, "adapter"), size)
-    correct, support, _ = np.split(counts.astype(int), 3)
+    support = np.split(counts.astype(int), 3)[1]
     precision, recall, f1 = (by_class(figure, counts) for figure in ("precision", "recall", "f1"))
     return {
         label: {
@@ -105,10 +106,17 @@ def per_class(test: ScoreTable, labels: Sequence[str]) -> dict[str, Any]:
             "recall": float(recall[i]),
             "f1": float(f1[i]),
             "support": int(support[i]),
-            "recall_lower": wilson(int(correct[i]), int(support[i])).lower,
+            "recall_lower": _recall_lower(test, i),
         }
         for i, label in enumerate(labels)
     }
+
+
+def _recall_lower(test: ScoreTable, label: int) -> float:
+    inside = np.flatnonzero(test.targets() == label)
+    every = test.groups()
+    groups = None if every is None else [every[i] for i in inside]
+    return share_of(_predictions(test, "adapter")[inside] == label, groups).bounds.lower
 
 
 def _predictions(test: ScoreTable, contender: str) -> np.ndarray:
@@ -126,10 +134,10 @@ def _scored(metric: Metric, table: ScoreTable, positive: int | None) -> dict[str
 
 
 def _over_parent(metric: Metric, test: ScoreTable, positive: int | None) -> dict[str, Any]:
-    """The adapter against the one that it continues from, on the same items."""
+    """The adapter against the one that it continues from; empty where that has no such score."""
     comparison = metric.compare(test, "parent", "adapter", positive)
     if comparison is None:
-        raise ValueError(f"{metric.name} expects a score of the parent on every item.")
+        return {}
     fields = comparison_fields(comparison)
     return {"parent": fields.pop("base"), **fields}
 
@@ -145,12 +153,12 @@ def _general(evidence: Evidence) -> dict[str, Any]:
     }
     if len(general):
         fields["pooled"] = _scored(accuracy, general, None)
-    if len(text):
+    fields["nats"] = _scored(nats, text, None)
+    if text.scored("adapter", "kl"):
         kl = evidence.kl(0.95)
         lower, upper = map(finite, kl.bounds)
-        fields["nats"] = _scored(nats, text, None)
         fields["kl"] = {"general": kl.observed, "lower": lower, "upper": upper}
-    return fields
+    return {name: figures for name, figures in fields.items() if figures}
 
 
 def _slices(evidence: Evidence) -> dict[str, Any]:

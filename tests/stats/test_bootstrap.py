@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap
+from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap, least_width
 from lora_domains.stats.comparisons import ratio
+from lora_domains.stats.intervals import tango
 
 
 def mean_bounds(values: np.ndarray, **options: object) -> Bounds:
@@ -72,7 +75,10 @@ def test_bootstrap_draws_whole_groups() -> None:
 def test_bootstrap_of_few_items_is_wide() -> None:
     assert mean_bounds(np.ones(1)) == (-math.inf, math.inf)
     assert mean_bounds(np.ones(9), groups=["one"] * 9) == (-math.inf, math.inf)
-    assert mean_bounds(np.array([0.0, 1.0, 2.0])) == (0.0, 2.0)
+    few = mean_bounds(np.array([0.0, 1.0, 2.0]))
+    assert few.lower < 0.0 < 2.0 < few.upper
+    assert mean_bounds(np.array([0.0, 1.0, 2.0]), limits=(0.0, 2.0)) == (0.0, 2.0)
+    assert mean_bounds(np.ones(1), limits=(0.0, 1.0)) == (0.0, 1.0)
     with pytest.raises(ValueError, match="at least one item"):
         mean_bounds(np.ones(0))
     with pytest.raises(ValueError, match="expected 3, found 2"):
@@ -80,24 +86,60 @@ def test_bootstrap_of_few_items_is_wide() -> None:
 
 
 def test_bootstrap_tail_is_hesterbergs() -> None:
+    # Of a figure with a long tail above, the percentile is the wider bound there.
     values, seen = np.random.default_rng(2).normal(size=9), []
 
     def mean(sums: FloatArray) -> FloatArray:
-        seen.append(ratio(sums))
+        seen.append(np.exp(3 * ratio(sums)))
         return seen[-1]
 
     columns = np.stack([values, np.ones(9)], axis=1)
-    bounds = bootstrap(mean, columns, resamples=8000)
+    bounds = bootstrap(mean, columns, resamples=8000, span=0.0)
     tail = stats.norm.cdf(stats.t.ppf(0.05, 8) * math.sqrt(9 / 8))
     drawn = max(seen, key=np.size)
-    assert np.mean(drawn < bounds.lower) == pytest.approx(tail, abs=0.002)
     assert np.mean(drawn > bounds.upper) == pytest.approx(tail, abs=0.002)
 
 
 def test_bootstrap_bounds_contain_the_estimate_of_a_biased_statistic() -> None:
     # The sample contains 40 distinct items; a resample practically never does.
-    bounds = bootstrap(lambda sums: (sums > 0).sum(-1).astype(float), np.eye(40))
+    bounds = bootstrap(lambda sums: (sums > 0).sum(-1).astype(float), np.eye(40), limits=(0, 40))
     assert bounds.lower < 30 < bounds.upper == 40
+
+
+def test_bounds_keep_widening_where_percentiles_stop() -> None:
+    values = np.random.default_rng(1).normal(0.2, 1.0, 400)
+    tails = [1e-2, 1e-3, 1e-5, 1e-7, 1e-9]
+    bounds = [mean_bounds(values, level=1 - tail) for tail in tails]
+    widths = [bound.upper - bound.lower for bound in bounds]
+    error = values.std(ddof=1) / math.sqrt(400)
+    for width, tail in zip(widths, tails, strict=True):
+        assert width == pytest.approx(2 * stats.t.isf(tail, 399) * error, rel=0.1)
+    assert widths == sorted(set(widths))
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=40),
+    st.sampled_from([0.9, 0.96, 0.9999]),
+    st.integers(1, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_bounds_are_without_width(values: list[float], level: float, size: int) -> None:
+    groups = [n // size for n in range(len(values))]
+    bounds = mean_bounds(np.array(values), level=level, limits=(0.0, 1.0), groups=groups)
+    least = least_width(groups[-1] + 1, level)
+    assert bounds.upper - bounds.lower > 0.999 * min(1.0, least)
+
+
+def test_the_least_width_is_tangos_for_half_an_item_won_and_half_lost() -> None:
+    for n in (20, 88, 500):
+        for level in (0.95, 0.99, 0.9999):
+            half = tango(0.5, 0.5, n, level).upper
+            assert least_width(n, level) == pytest.approx(half, rel=0.03)
+
+
+def test_a_figure_that_is_not_a_number_has_no_bounds() -> None:
+    bounds = mean_bounds(np.array([0.0, math.nan, 1.0]))
+    assert all(map(math.isnan, bounds))
 
 
 def test_bootstrap_covers_a_skewed_mean() -> None:

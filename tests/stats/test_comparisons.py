@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from lora_domains.stats.bootstrap import least_width
+from lora_domains.stats.classes import macro, of_class
 from lora_domains.stats.comparisons import (
     Comparison,
     compare_accuracy,
@@ -102,9 +104,10 @@ def test_macro_f1_of_many_small_classes_covers_what_it_estimates() -> None:
 def test_f1_without_a_flip_still_has_width() -> None:
     truth = [0, 1] * 10
     compared = compare_f1(truth, truth, truth)
-    assert (compared.lower, compared.upper) == pytest.approx(tango(0, 0, 20))
+    assert compared.upper == pytest.approx(least_width(20), rel=0.1)
     grouped = compare_f1(truth, truth, truth, groups=[i // 4 for i in range(20)])
-    assert (grouped.lower, grouped.upper) == pytest.approx(tango(0, 0, 5))
+    assert grouped.upper == pytest.approx(least_width(5), rel=0.1)
+    assert grouped.lower == -grouped.upper
     assert (compared.won, compared.lost, compared.p) == (0, 0, 1.0)
 
 
@@ -113,10 +116,63 @@ def test_compare_ratios_of_sums() -> None:
     adapter = base + np.array([2.0, 0.0])
     compared = compare_ratios(base, adapter)
     assert (compared.base, compared.adapter) == (4.75, 5.75)
-    assert (compared.lower, compared.upper) == pytest.approx((1.0, 1.0))
+    # The gain is constant; one item gained as much again and one nothing, at least.
+    assert (compared.lower, compared.upper) == pytest.approx(
+        (1 - least_width(20), 1 + least_width(20))
+    )
     assert (compared.won, compared.lost, compared.p, compared.n) == (None, None, None, 20)
     counted = compare_ratios(base, base, better=[1] * 5 + [-1] + [0] * 14)
     assert (counted.won, counted.lost, counted.p) == (5, 1, mcnemar(5, 1))
+
+
+def test_one_missed_row_of_81_is_no_proof() -> None:
+    truth = np.array([0] * 28 + [1] * 27 + [2] * 26)
+    missed = truth.copy()
+    missed[0] = 1
+    for positive, groups in ((None, None), (0, None), (None, range(81))):
+        compared = compare_f1(truth, truth, missed, positive, groups)
+        assert (compared.base, compared.p) == (1.0, 1.0)
+        assert compared.lower < compared.difference < 0.0 < compared.upper
+    for statistic in (macro("precision"), macro("recall"), of_class("precision", 1)):
+        assert compare_classes(truth, truth, missed, statistic).upper > 0.0
+
+
+def test_nothing_that_is_compared_has_bounds_without_width() -> None:
+    truth, ones = np.arange(60) % 3, np.ones(60)
+    columns = np.stack([ones, ones], axis=1)
+    compared = [
+        compare_classes(truth, truth, truth, of_class("precision", 1)),
+        compare_classes(truth, truth, truth, macro("precision")),
+        compare_classes(truth, truth, (truth + 1) % 3, macro("recall")),
+        compare_classes(truth, np.zeros(60), np.zeros(60), of_class("precision", 1)),
+        compare_f1(truth, (truth + 1) % 3, truth),
+        compare_means(0 * ones, 0 * ones, share=True),
+        compare_means(0 * ones, 0.2 * ones, share=True),
+        compare_means(2 * ones, 2 * ones),
+        compare_means(0 * ones, 0 * ones),
+        compare_means(2 * ones, 1.5 * ones, higher_is_better=False),
+        compare_ratios(columns, columns),
+        compare_ratios(0 * columns, 0 * columns),
+        compare_ratios(columns, columns * [0.5, 1.0]),
+        compare_accuracy(0 * ones, ones),
+    ]
+    for comparison in compared:
+        assert comparison.upper - comparison.lower > 0.01, comparison
+
+
+def test_five_answers_with_a_constant_gain_are_no_proof() -> None:
+    compared = compare_means(0.5 * np.ones(5), 0.7 * np.ones(5), share=True)
+    assert compared.lower < 0 < compared.upper
+
+
+def test_a_rare_class_is_known_as_well_as_its_few_items() -> None:
+    def width(positives: int) -> float:
+        truth = (np.arange(500) < positives).astype(int)
+        compared = compare_f1(truth, truth, truth, 1)
+        return compared.upper - compared.lower
+
+    # No item changed in either case, but each of 25 positives counts ten times as much.
+    assert width(25) == pytest.approx(10 * width(250), rel=0.05)
 
 
 def test_level_widens_every_comparison() -> None:
@@ -187,5 +243,5 @@ def test_items_needed_follows_the_interval_that_was_used() -> None:
     assert items_needed(compare_accuracy(same, same), -0.03) == 88
     assert items_needed(compare_accuracy(same, same), 0.0) is None
     means = Comparison(1.0, 1.2, 0.2, -0.2, 0.7, 25, 15, 10, 0.4)
-    assert items_needed(means, 0.0) == 100
-    assert items_needed(means, 0.45) == 100
+    assert items_needed(means, 0.0) == 229
+    assert items_needed(means, 0.45) == 229

@@ -127,20 +127,33 @@ def test_tango_shrinks_with_n(counts: tuple[int, int, int], times: int) -> None:
     assert many.upper - many.lower < few.upper - few.lower
 
 
-@given(pair_counts(), st.sampled_from([-0.1, -0.03, 0.0, 0.05]))
-def test_items_needed_by_tango_settles_it(counts: tuple[int, int, int], threshold: float) -> None:
-    won, lost, n = counts
-    needed = items_needed_tango(won, lost, n, threshold)
-    if needed is None:
-        assert (won - lost) / n == threshold
-        return
+@pytest.mark.parametrize(
+    ("won", "lost", "n", "threshold", "level"),
+    [(30, 10, 300, 0.0, 0.95), (30, 10, 300, 0.0, 0.99), (5, 5, 100, -0.03, 0.95),
+     (8, 30, 300, 0.0, 0.96)],
+)  # fmt: skip
+def test_items_needed_by_tango_have_80_percent_power(
+    won: int, lost: int, n: int, threshold: float, level: float
+) -> None:
+    needed = items_needed_tango(won, lost, n, threshold, level)
+    assert needed is not None
+    rng, decided, runs = np.random.default_rng(3), 0, 1500
+    shares = [won / n, lost / n, 1 - (won + lost) / n]
+    for one, other, _ in rng.multinomial(needed, shares, size=runs).tolist():
+        lower, upper = tango(one, other, needed, level)
+        decided += lower >= threshold if (won - lost) / n > threshold else upper < threshold
+    assert decided / runs == pytest.approx(0.80, abs=0.04)
 
-    def settled(items: float) -> bool:
-        lower, upper = tango(won / n * items, lost / n * items, items)
-        return lower >= threshold - 1e-9 or upper <= threshold + 1e-9
 
-    assert settled(needed)
-    assert needed == 1 or not settled(0.98 * (needed - 1))
+def test_items_needed_for_a_mean_have_80_percent_power() -> None:
+    rng = np.random.default_rng(4)
+    for level in (0.95, 0.99):
+        z = stats.norm.ppf(level)
+        needed = items_needed_mean(0.1, Bounds(0.1 - z * 0.1, 0.1 + z * 0.1), 100, 0.0, level)
+        assert needed is not None
+        means = rng.normal(0.1, 1.0, (3000, needed)).mean(1)  # se .1 at 100: a deviation of 1
+        power = np.mean(means - z / math.sqrt(needed) >= 0.0)
+        assert power == pytest.approx(0.80, abs=0.03)
 
 
 def test_tango_refuses_impossible_counts() -> None:
@@ -186,10 +199,14 @@ def test_difference_bounds_published() -> None:
 # ── items needed ──
 
 
-def test_items_needed_by_wilson() -> None:
-    needed = items_needed_wilson(85, 100, 0.80)
-    assert needed == 174
-    assert wilson(0.85 * 173, 173).lower < 0.80 <= wilson(0.85 * 174, 174).lower
+@pytest.mark.parametrize(("level", "about"), [(0.95, 350), (0.96, 390), (0.99, 590)])
+def test_items_needed_by_wilson_have_80_percent_power(level: float, about: int) -> None:
+    needed = items_needed_wilson(85, 100, 0.80, level)
+    assert needed == pytest.approx(about, rel=0.06)
+    assert needed is not None
+    hits = np.arange(needed + 1)
+    passing = [wilson(int(k), needed, level).lower >= 0.80 for k in hits]
+    assert stats.binom.pmf(hits, needed, 0.85)[passing].sum() == pytest.approx(0.80, abs=0.04)
     fewer = items_needed_wilson(12, 100, 0.80)
     assert fewer is not None
     assert wilson(0.12 * fewer, fewer).upper < 0.80

@@ -66,3 +66,9 @@ def test_influence_adds_up_to_the_figure_and_to_its_spread() -> None:
     )
     columns = np.stack([rng.random(50), rng.integers(1, 9, 50)], axis=1)
     assert influence(ratio, columns).mean() == pytest.approx(float(ratio(columns.sum(0))))
+
+
+def test_seeds_that_change_nothing_have_bounds_of_a_width() -> None:
+    for change in (0.0, 1.0):
+        figures = seed_variance(np.full((3, 50), change))
+        assert figures["upper"] - figures["lower"] > 0.05

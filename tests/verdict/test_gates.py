@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.folders import folder
-from support.items import Item, table
+from support.items import Item, general, row, table, text
 
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, as_record
@@ -84,9 +84,9 @@ def test_gain_of_a_loss_is_a_fall() -> None:
 
 
 def test_gain_of_nothing_at_all_is_no_pass() -> None:
-    same = compare_means(np.ones(50), np.ones(50))
-    assert (same.lower, same.upper) == (0.0, 0.0)
-    assert gain(METRICS["exact_match"], {"the base": same}).verdict == "fail"
+    same = compare_means(np.ones(50), np.ones(50), share=True)
+    assert same.lower < 0.0 < same.upper
+    assert gain(METRICS["exact_match"], {"the base": same}).verdict == "inconclusive"
     none = by_counts(0, 0, 50)
     assert gain(METRICS["accuracy"], {"the base": none}).verdict == "inconclusive"
 
@@ -123,7 +123,7 @@ def test_one_item_is_inconclusive_and_json() -> None:
 def test_retention_needs_88_items_even_when_nothing_is_lost() -> None:
     short = retention(by_counts(0, 0, 87))
     assert short.verdict == "inconclusive"
-    assert "about 88 probe items are needed" in short.why
+    assert "about 88 probe items would decide it" in short.why
     assert retention(by_counts(0, 0, 88)).verdict == "pass"
     assert retention(by_counts(0, 0, 88), margin=0.02).verdict == "inconclusive"
     assert retention(by_counts(2, 80, 800)).verdict == "fail"
@@ -187,6 +187,120 @@ def test_an_adapter_has_an_effect() -> None:
     for broken in (math.nan, math.inf):
         judged = result("effect", largest_move=broken)
         assert (judged.verdict, judged.observed) == ("fail", None)
+
+
+# ── Too few, missing, not a number ──────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("rows", "verdict"), [(4, "inconclusive"), (29, "inconclusive"),
+                                               (30, "pass")])  # fmt: skip
+def test_fewer_than_30_test_rows_decide_nothing(rows: int, verdict: Verdict) -> None:
+    # All right where the base is wrong.
+    items = [row(n % 2, number=n, base=1 - n % 2, adapter=n % 2) for n in range(rows)]
+    judged = {r.name: r for r in judge_all(evidence(*items), {"recall": 0.5, "precision": 0.5})}
+    assert judged["gain"].verdict == verdict
+    if rows < 30:
+        assert judged["gain"].why.endswith("Fewer than 30 test rows do not decide it.")
+        assert {judged[name].verdict for name in ("recall", "precision")} == {"inconclusive"}
+    else:
+        assert {judged[name].verdict for name in ("recall", "precision")} == {"pass"}
+    wrong = [row(1, number=n, base=1, adapter=0) for n in range(rows)]
+    assert {r.name: r.verdict for r in judge_all(evidence(*wrong), {})}["gain"] == (
+        "fail" if rows >= 30 else "inconclusive"
+    )
+
+
+def test_fewer_than_10_positives_decide_neither_recall_nor_precision() -> None:
+    for found, verdict in ((9, "inconclusive"), (10, "pass")):
+        items = table(found, 0, 0, 200)
+        for name in ("recall", "precision"):
+            judged = result(name, *items, threshold=0.5)
+            assert judged.verdict == verdict, name
+            assert ("Fewer than 10" in judged.why) == (found < 10)
+    # Of a hundred positives three were predicted: recall is known, precision is not.
+    items = table(3, 97, 0, 200)
+    assert result("recall", *items, threshold=0.8).verdict == "fail"
+    assert result("precision", *items, threshold=0.3).verdict == "inconclusive"
+
+
+def test_recall_and_precision_respect_groups() -> None:
+    items = table(360, 40, 20, 380)
+    grouped = [item | {"group": f"patient {n // 40}"} for n, item in enumerate(items)]
+    for name in ("recall", "precision"):
+        alone, together = (result(name, *each, threshold=0.85) for each in (items, grouped))
+        assert alone.verdict == "pass"
+        assert together.observed == pytest.approx(alone.observed)
+        assert together.verdict == "inconclusive"
+        assert together.lower is not None
+        assert alone.lower is not None
+        assert together.lower < alone.lower - 0.05
+
+
+def changed(items: list[Item], contender: str, **scores: float | None) -> list[Item]:
+    """Items with other scores; a score that is set to ``math.inf`` is removed."""
+    made = []
+    for item in items:
+        new = dict(item["scores"][contender]) | scores
+        new = {key: value for key, value in new.items() if value != math.inf}
+        made.append(item | {"scores": item["scores"] | {contender: new}})
+    return made
+
+
+@pytest.mark.parametrize(("value", "verdict"), [
+    (math.nan, "fail"), (None, "fail"), (-math.inf, "fail"), (math.inf, "inconclusive")
+])  # fmt: skip
+@pytest.mark.parametrize("contender", ["base", "adapter"])
+def test_nats_that_are_not_a_number_fail_and_missing_ones_are_inconclusive(
+    contender: str, value: float | None, verdict: Verdict
+) -> None:
+    items = [i for part in ("test", "train") for i in table(30, 5, 5, 30, where=part)]
+    broken = changed(items, contender, nats=value)
+    seen = Evidence.of(broken, METRICS["nats_per_token"], [], None)
+    judged = {r.name: r for r in judge_all(seen, {})}
+    assert judged["gain"].verdict == verdict
+    assert judged["gain"].observed is None
+    if contender == "adapter":
+        assert judged["overfit"].verdict == verdict
+    assert ("memorisation" in judged) == (verdict == "fail")
+    words = "is not a number" if verdict == "fail" else "was not measured"
+    assert f"Nats per token {words}" in judged["gain"].why
+    masked = Evidence.of(
+        changed(text(), contender, nats=value), METRICS["accuracy"], knowledge="masked tokens"
+    )
+    assert GATES["retention"].judge(masked, 0.03).verdict == verdict  # type: ignore[union-attr]
+
+
+def test_general_knowledge_that_nobody_measured_is_inconclusive() -> None:
+    items = table(300, 20, 20, 300)
+    for name in ("retention", "drift"):
+        judged = result(name, *items, threshold=0.1)
+        assert judged.verdict == "inconclusive"
+        assert "was not measured: there is nothing to measure it on" in judged.why
+
+
+@pytest.mark.parametrize("value", [math.nan, None, -math.inf])
+def test_kl_that_is_not_a_number_fails(value: float | None) -> None:
+    judged = result("drift", *changed(text(), "adapter", kl=value), threshold=0.1)
+    assert (judged.verdict, judged.observed) == ("fail", None)
+    assert "is not a number" in judged.why
+    one = [*text(20), *changed(text(1), "adapter", kl=value)]
+    assert result("drift", *one, threshold=0.1).verdict == "fail"
+
+
+def test_no_kl_at_all_has_bounds_of_a_width() -> None:
+    judged = result("drift", *text(kl=0.0), threshold=0.1)
+    assert (judged.verdict, judged.observed) == ("pass", 0.0)
+    assert judged.upper is not None
+    assert judged.upper > 0
+
+
+def test_an_adapter_that_predicts_no_positive_does_not_pass_the_overfit_gate() -> None:
+    items = [*table(0, 200, 0, 200), *table(0, 200, 0, 200, where="train")]
+    seen = Evidence.of(items, METRICS["f1"], ["no", "yes"], 1)
+    judged = GATES["overfit"].judge(seen, 0.1)
+    assert judged is not None
+    assert judged.verdict == "inconclusive"
+    assert judged.why == "F1 is 0.000 on training rows: nothing was learned."
 
 
 # ── Thresholds ──────────────────────────────────────────────────────────────────────────────────
@@ -262,15 +376,19 @@ def test_a_registered_gate_counts_in_verdict_card_and_junit(tmp_path: Path) -> N
 def test_gates_need_neither_torch_nor_scikit_learn() -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['sklearn'] = None;"
+        "from lora_domains.stats.shares import share_of;"
         "from lora_domains.verdict.rules import judge_share;"
         "from lora_domains.verdict import gates;"
-        "print(judge_share('recall', 85, 100, .8, 'positives').verdict)"
+        "share = share_of([1] * 85 + [0] * 15);"
+        "print(judge_share('recall', share, 100, .8, 'positives').verdict)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "inconclusive"
 
 
 def test_judge_all_leaves_out_gates_that_do_not_concern_the_adapter() -> None:
-    items = table(50, 5, 5, 50)
+    items = [*table(50, 5, 5, 50), *general(), *text()]
     names = [r.name for r in judge_all(evidence(*items), {})]
-    assert names == ["gain", "recall", "precision", "frozen", "effect"]
+    assert names == [
+        "gain", "retention", "drift", "recall", "precision", "frozen", "effect"
+    ]  # fmt: skip

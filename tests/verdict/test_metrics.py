@@ -163,7 +163,9 @@ def matthews(sums: FloatArray) -> FloatArray:
 
 @pytest.fixture
 def _matthews() -> Iterator[None]:
-    register(ClassMetric("matthews", "Matthews correlation", lambda _: matthews))
+    register(
+        ClassMetric("matthews", "Matthews correlation", lambda _: matthews, limits=(-1.0, 1.0))
+    )
     yield
     del METRICS["matthews"]
 

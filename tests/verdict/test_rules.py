@@ -4,11 +4,13 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.shares import Share, share_of
 from lora_domains.verdict.rules import (
     GateResult,
     Measurement,
@@ -115,11 +117,16 @@ def test_verdict_of_all() -> None:
 
 
 def recall(hits: int, missed: int, floor: float) -> GateResult:
-    return judge_share("recall", hits, hits + missed, floor, "positives")
+    return judge_share("recall", share(hits, missed), hits + missed, floor, "positives")
 
 
 def precision(right: int, wrong: int, floor: float) -> GateResult:
-    return judge_share("precision", right, right + wrong, floor, "predicted positives")
+    n = right + wrong
+    return judge_share("precision", share(right, wrong), n, floor, "predicted positives")
+
+
+def share(right: int, wrong: int) -> Share:
+    return share_of(np.arange(right + wrong) < right)
 
 
 def test_98_percent_accuracy_with_12_percent_recall_fails() -> None:
@@ -147,12 +154,14 @@ def test_85_15_10_90_is_inconclusive_and_says_how_many_are_needed() -> None:
     assert (of_recall.verdict, of_recall.observed) == ("inconclusive", 0.85)
     assert of_recall.lower == pytest.approx(0.782, abs=5e-4)
     assert "95 % bounds 0.782 to 0.899; at least 0.800 is required" in of_recall.why
-    assert "Too few rows to tell: about 174 positives are needed." in of_recall.why
+    assert of_recall.why.endswith(
+        "Too few rows to tell: about 368 positives would decide it with a probability of 80 %."
+    )
     of_precision = precision(tp, fp, floor=0.85)
     assert of_precision.verdict == "inconclusive"
     assert of_precision.observed == pytest.approx(0.895, abs=5e-4)
     assert of_precision.lower == pytest.approx(0.832, abs=5e-4)
-    assert "about 173 predicted positives" in of_precision.why
+    assert "about 358 predicted positives would decide it" in of_precision.why
     assert verdict([of_recall, of_precision]) == "inconclusive"
 
 
@@ -161,9 +170,13 @@ def test_the_same_shares_of_2000_rows_pass() -> None:
     assert precision(850, 100, floor=0.85).verdict == "pass"
 
 
-def test_the_number_of_items_needed_decides() -> None:
-    assert recall(148, 26, floor=0.80).verdict == "pass"  # .851 of 174
-    assert recall(147, 26, floor=0.80).verdict == "inconclusive"  # .8497 of 173
+def test_a_number_that_nobody_would_collect_is_not_printed() -> None:
+    # .801 against .80 would need some hundred thousand positives.
+    result = recall(801, 199, floor=0.80)
+    assert result.verdict == "inconclusive"
+    assert result.why.endswith("No realistic number of rows would show a difference.")
+    at_the_floor = recall(80, 20, floor=0.80)
+    assert at_the_floor.why.endswith("No realistic number of rows would show a difference.")
 
 
 def test_precision_without_a_positive_prediction_cannot_pass() -> None:
@@ -182,4 +195,4 @@ def test_a_limit_is_bounded_from_above() -> None:
     assert drift(0.20, 0.17, 0.24).verdict == "fail"
     between = drift(0.14, 0.12, 0.16)
     assert between.verdict == "inconclusive"
-    assert "about 800 texts" in between.why
+    assert "about 1,829 texts" in between.why

@@ -44,6 +44,11 @@ def test_a_climb_through_50_harmful_adapters_rarely_ends_in_a_pass(redrawn: floa
         assert simulation.climb(700, 0.2, redrawn, simulation.RULES["alpha/(k(k+1))"], 1000) > 0.2
 
 
+def test_a_climb_on_f1_through_50_adapters_that_are_no_better_rarely_ends_in_a_pass() -> None:
+    # Percentiles alone let 47 % of them pass.
+    assert simulation.climb_f1(0.1, level, 60, seed=1) <= 0.05 + 0.06  # + 2 sd
+
+
 @pytest.mark.parametrize("name", sorted(simulation.INTERVALS))
 def test_intervals_cover(name: str) -> None:
     assert 0.91 <= simulation.covered(simulation.INTERVALS[name], 300) <= 0.99  # 2.5 sd of 93–97 %
@@ -56,5 +61,6 @@ def test_the_committed_figures_support_the_claims() -> None:
         if name.endswith(("95 %", "first evaluation")):
             assert share >= (0.8 if "8% flip" in name else 0.5), name
     assert figures["climb_at_worst"]["ours"] <= 0.05
+    assert max(figures["f1_climb_of_50_passes"].values()) < 0.05
     assert figures["climb_at_worst"]["alpha/(k(k+1))"] > 0.05
     assert all(0.93 <= share <= 0.97 for share in figures["two_sided_95_covers"].values())

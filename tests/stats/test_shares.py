@@ -1,0 +1,61 @@
+"""Shares of grouped items, by simulation."""
+
+import numpy as np
+import pytest
+
+from lora_domains.stats.calibration import risk_coverage
+from lora_domains.stats.intervals import wilson
+from lora_domains.stats.shares import share_of
+
+
+def false_passes(patients: int, each: int, correlation: float, level: float, runs: int) -> float:
+    """How often the lower bound of a recall reaches .80 where that is the truth."""
+    rng, passed = np.random.default_rng([each, round(10 * correlation)]), 0
+    shape = (1 - correlation) / correlation
+    groups = np.repeat(np.arange(patients), each).tolist()
+    for _ in range(runs):
+        chance = rng.beta(0.8 * shape, 0.2 * shape, patients)
+        hits = rng.random(patients * each) < np.repeat(chance, each)
+        passed += share_of(hits, groups, level).bounds.lower >= 0.80
+    return passed / runs
+
+
+@pytest.mark.parametrize("correlation", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("each", [5, 10])
+def test_positives_of_one_patient_do_not_pass_a_recall_at_the_floor(
+    each: int, correlation: float
+) -> None:
+    # Without the design effect .08, .13 and .16 for 5 positives each, and .21 for 10.
+    assert false_passes(40, each, correlation, 0.96, 2000) <= 1.5 * 0.04
+
+
+def test_a_share_of_items_alone_is_wilsons() -> None:
+    right = np.arange(100) < 85
+    assert share_of(right, None, 0.96).bounds == wilson(85, 100, 0.96)
+    assert share_of(right, range(100), 0.96).bounds == wilson(85, 100, 0.96)
+    assert share_of([], None).bounds == (0.0, 1.0)
+
+
+def test_repeated_rows_say_no_more_than_one_of_each() -> None:
+    right = np.arange(60) < 51
+    repeated = share_of(np.repeat(right, 5), np.repeat(np.arange(60), 5).tolist())
+    single = share_of(right)
+    assert repeated.n == pytest.approx(60, rel=0.05)
+    assert repeated.bounds == pytest.approx(single.bounds, abs=0.01)
+    assert repeated.items_needed(0.80) == pytest.approx(5 * single.items_needed(0.80), rel=0.1)
+
+
+def test_one_group_says_nothing() -> None:
+    share = share_of(np.ones(50), ["one"] * 50)
+    assert share.bounds == (0.0, 1.0)
+    assert share.items_needed(0.8) is None
+
+
+def test_the_risk_of_referral_counts_patients() -> None:
+    rng = np.random.default_rng(0)
+    right = np.repeat(rng.random(40) < 0.8, 10)
+    confidence = rng.random(400)
+    alone = risk_coverage(confidence, right)[-1]
+    grouped = risk_coverage(confidence, right, np.repeat(np.arange(40), 10).tolist())[-1]
+    assert grouped["risk"] == alone["risk"]
+    assert grouped["upper"] > alone["upper"] + 0.05
