@@ -233,9 +233,8 @@ def _overfit(evidence: Evidence, limit: float) -> GateResult | None:
     for table in (evidence.train, evidence.test):
         if fault := evidence.fault("adapter", table, metric.scores, capital(metric.label)):
             return fault.result("overfit", rule, limit)
-    (train, _), (test, _) = parts = [
-        evidence.metric_on(evidence.train), evidence.metric_on(evidence.test)
-    ]  # fmt: skip
+    parts = [evidence.metric_on(table) for table in (evidence.train, evidence.test)]
+    (train, _), (test, _) = parts
     if metric.higher_is_better and train <= metric.range[0]:
         why = f"{capital(metric.label)} is {train:.3f} on training rows: nothing was learned."
         return unmeasured("overfit", rule, limit, why)
@@ -345,9 +344,7 @@ register(Gate("effect", _effect))
 
 # ── The thresholds of a domain ──────────────────────────────────────────────────────────────────
 
-ALWAYS_HASHED = (
-    "retention", "drift", "recall", "precision", "overfit", "slices", "memorisation"
-)  # fmt: skip
+ALWAYS_HASHED = ("retention", "drift", "recall", "precision", "overfit", "slices", "memorisation")
 """The thresholds of the first digest, by the names they had in it."""
 
 
