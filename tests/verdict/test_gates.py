@@ -255,7 +255,7 @@ def test_nats_that_are_not_a_number_fail_and_missing_ones_are_inconclusive(
 ) -> None:
     items = [i for part in ("test", "train") for i in table(30, 5, 5, 30, where=part)]
     broken = changed(items, contender, nats=value)
-    seen = Evidence.of(broken, METRICS["nats_per_token"], [], None)
+    seen = Evidence(ScoreTable(broken), METRICS["nats_per_token"], [], None)
     judged = {r.name: r for r in judge_all(seen, {})}
     assert judged["gain"].verdict == verdict
     assert judged["gain"].observed is None
@@ -264,8 +264,10 @@ def test_nats_that_are_not_a_number_fail_and_missing_ones_are_inconclusive(
     assert ("memorisation" in judged) == (verdict == "fail")
     words = "is not a number" if verdict == "fail" else "was not measured"
     assert f"Nats per token {words}" in judged["gain"].why
-    masked = Evidence.of(
-        changed(text(), contender, nats=value), METRICS["accuracy"], knowledge="masked tokens"
+    masked = Evidence(
+        ScoreTable(changed(text(), contender, nats=value)),
+        METRICS["accuracy"],
+        knowledge="masked tokens",
     )
     assert GATES["retention"].judge(masked, 0.03).verdict == verdict  # type: ignore[union-attr]
 
@@ -296,7 +298,7 @@ def test_no_kl_at_all_has_bounds_of_a_width() -> None:
 
 def test_an_adapter_that_predicts_no_positive_does_not_pass_the_overfit_gate() -> None:
     items = [*table(0, 200, 0, 200), *table(0, 200, 0, 200, where="train")]
-    seen = Evidence.of(items, METRICS["f1"], ["no", "yes"], 1)
+    seen = Evidence(ScoreTable(items), METRICS["f1"], ["no", "yes"], 1)
     judged = GATES["overfit"].judge(seen, 0.1)
     assert judged is not None
     assert judged.verdict == "inconclusive"
