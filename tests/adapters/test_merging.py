@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import make_base
 from support.adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
+from support.commands import run
 from support.peft_folders import peft_saved, plain
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import MERGED, export, merge
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.cli import main as cli
 from lora_domains.console import Display
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterError, BaseModelError, UsageError
@@ -331,9 +331,7 @@ def test_export_writes_what_plain_transformers_loads(
     bank = loaded(base, strong(base))
     out = tmp_path / "out" / "merged"
     command = ["export", str(adapter), "--base", str(tiny_base), "--out", str(out)]
-    with pytest.raises(SystemExit) as left:
-        cli.main(command)
-    assert left.value.code == 0
+    assert run(*command) == 0
     assert "of the adapter's effect" in " ".join(capsys.readouterr().out.split())
     assert_equal(plain_logits(plain(out)), logits(bank, "strong"), logits(base))
     text = "alpha beta, triage urgent"
@@ -348,9 +346,7 @@ def test_export_writes_what_plain_transformers_loads(
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "weights others cannot read"
     # The result is a base like any other, and a mistaken --out deletes no folder.
     assert torch.equal(logits(load_base(out)), plain_logits(plain(out)))
-    with pytest.raises(SystemExit) as left:
-        cli.main([*command[:-1], str(adapter)])
-    assert left.value.code == 2
+    assert run(*command[:-1], str(adapter)) == 2
     assert "merged.json" in capsys.readouterr().err
 
 

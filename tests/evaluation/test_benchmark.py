@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from support.benchmarks import DOMAINS, QUESTIONS, SUITE, loaded
+from support.commands import run
 from support.folders import VALID
 from support.models import model_in
 
 from lora_domains.adapters.folder import fingerprint
-from lora_domains.cli.main import main
 from lora_domains.console import Display
 from lora_domains.data.leaks import Leaks
 from lora_domains.dataset import Dataset
@@ -253,13 +253,12 @@ def test_the_command_writes_a_report_and_exits_with_the_worst_verdict(
 ) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
-    with pytest.raises(SystemExit) as stopped:
-        main(["benchmark", *map(str, sorted(adapters.iterdir())[-2:]), "--base", str(tiny_base),
-              "--suite", str(questions), "--limit", "20", "--out", str(tmp_path)])  # fmt: skip
+    code = run("benchmark", *map(str, sorted(adapters.iterdir())[-2:]), "--base", str(tiny_base),
+               "--suite", str(questions), "--limit", "20", "--out", str(tmp_path))  # fmt: skip
     report = json.loads((tmp_path / "report.json").read_text())
     verdicts = {entry["verdict"] for entry in report["adapters"]}
     worst = next(v for v in ("fail", "inconclusive", "pass") if v in verdicts)
-    assert stopped.value.code == {"pass": 0, "fail": 1, "inconclusive": 3}[worst]
+    assert code == {"pass": 0, "fail": 1, "inconclusive": 3}[worst]
     assert {e["judged"]["suite"] for e in report["adapters"]} == {"questions"}
     assert {e["general"]["pooled"]["n"] for e in report["adapters"]} == {20}
     assert "report.html" in capsys.readouterr().out
