@@ -8,14 +8,14 @@ fastjsonschema a third of a second in each process to compile the schema.
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-TYPES = {
-    dict: ("object",), list: ("array",), str: ("string",), bool: ("boolean",),
-    int: ("integer", "number"), float: ("number",), type(None): ("null",),
+TYPES: Mapping[str, set[type]] = {
+    "object": {dict}, "array": {list}, "string": {str}, "boolean": {bool}, "integer": {int},
+    "number": {int, float}, "null": {type(None)},
 }  # fmt: skip
-"""The types of JSON Schema that a parsed value has."""
+"""The types of a parsed value that each type of JSON Schema stands for."""
 RANGES = {
     "minimum": operator.ge, "maximum": operator.le,
     "exclusiveMinimum": operator.gt, "exclusiveMaximum": operator.lt,
@@ -35,56 +35,98 @@ class Fault(NamedTuple):
         return self.path.removeprefix(".")
 
 
-def fault_in(value: Any, schema: Mapping[str, Any]) -> Fault | None:
-    """The first place where ``value`` breaks ``schema``; None where it keeps it.
+Checker = Callable[[Any], Fault | None]
+"""Gives the first fault of a value; None where it keeps its schema."""
+
+
+def checker(schema: Mapping[str, Any]) -> Checker:
+    """The check of values against ``schema``.
 
     NaN and infinity, which JSON lacks, are faults anywhere.
     """
-    return _fault(value, schema, schema.get("$defs", {}))
+    shared: dict[str, Checker] = {}
+    for name, rule in schema.get("$defs", {}).items():
+        shared[name] = _checker(rule, shared)
+    return _checker(schema, shared)
 
 
-def _fault(value: Any, rule: Mapping[str, Any], shared: Mapping[str, Any]) -> Fault | None:
+def _checker(rule: Mapping[str, Any], shared: Mapping[str, Checker]) -> Checker:
     if "$ref" in rule:
-        rule = shared[rule["$ref"].rpartition("/")[2]]
-    expected = _unmet(value, rule)
-    if expected is not None:
-        return Fault("", expected, f"{type(value).__name__} {str(value)[:40]!r}")
-    if isinstance(value, dict):
-        return _fault_in_object(value, rule, shared)
-    if isinstance(value, list):
-        items = rule.get("items", {})
-        for number, part in enumerate(value):
-            if fault := _fault(part, items, shared):
-                return fault._replace(path=f"[{number}]{fault.path}")
+        name = rule["$ref"].rpartition("/")[2]
+        return lambda value: shared[name](value)
+    kinds = rule.get("type", list(TYPES))
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    types = frozenset(kind for name in kinds for kind in TYPES[name])
+    narrowed = not rule.keys().isdisjoint({"const", "enum", "pattern", "minItems", *RANGES})
+    in_object = _object_checker(rule, shared) if dict in types else None
+    item = _checker(rule["items"], shared) if "items" in rule else _anything
+
+    def check(value: Any) -> Fault | None:
+        kind = type(value)
+        if kind not in types:
+            return _misfit(" or ".join(kinds), value)
+        if kind is float and not math.isfinite(value):
+            return _misfit("a finite number", value)
+        if narrowed and (expected := _unmet(value, rule)) is not None:
+            return _misfit(expected, value)
+        if kind is dict and in_object is not None:
+            return in_object(value)
+        return _fault_in_list(value, item) if kind is list else None
+
+    return check
+
+
+def _object_checker(rule: Mapping[str, Any], shared: Mapping[str, Checker]) -> Checker:
+    required = rule.get("required", ())
+    known = {name: _checker(part, shared) for name, part in rule.get("properties", {}).items()}
+    more = rule.get("additionalProperties", {})
+    others = None if more is False else _checker(more, shared) if more else _anything
+
+    def check(value: dict[str, Any]) -> Fault | None:
+        for name in required:
+            if name not in value:
+                return Fault("", f"a key {name!r}", f"no {name!r}")
+        for name, part in value.items():
+            of_part = known.get(name, others)
+            if of_part is None:
+                return Fault(f".{name}", "a known key", "an unknown one")
+            if fault := of_part(part):
+                return fault._replace(path=f".{name}{fault.path}")
+        return None
+
+    return check
+
+
+def _fault_in_list(value: list[Any], item: Checker) -> Fault | None:
+    for number, part in enumerate(value):
+        if fault := item(part):
+            return fault._replace(path=f"[{number}]{fault.path}")
     return None
 
 
-def _fault_in_object(
-    value: dict[str, Any], rule: Mapping[str, Any], shared: Mapping[str, Any]
-) -> Fault | None:
-    for name in rule.get("required", ()):
-        if name not in value:
-            return Fault("", f"a key {name!r}", f"no {name!r}")
-    known, others = rule.get("properties", {}), rule.get("additionalProperties", {})
-    for name, part in value.items():
-        if name not in known and others is False:
-            return Fault(f".{name}", "a known key", "an unknown one")
-        if fault := _fault(part, known.get(name, others), shared):
-            return fault._replace(path=f".{name}{fault.path}")
+def _anything(value: Any) -> Fault | None:
+    """The check of the schema {}, which every JSON value keeps."""
+    match value:
+        case float() if not math.isfinite(value):
+            return _misfit("a finite number", value)
+        case dict():
+            parts = ((f".{name}", part) for name, part in value.items())
+        case list():
+            parts = ((f"[{number}]", part) for number, part in enumerate(value))
+        case _:
+            return None
+    for place, part in parts:
+        if fault := _anything(part):
+            return fault._replace(path=f"{place}{fault.path}")
     return None
+
+
+def _misfit(expected: str, value: Any) -> Fault:
+    return Fault("", expected, f"{type(value).__name__} {str(value)[:40]!r}")
 
 
 def _unmet(value: Any, rule: Mapping[str, Any]) -> str | None:
-    """What ``rule`` expects of the value itself; None where the value meets it."""
-    kinds = rule.get("type")
-    if kinds is not None:
-        allowed: Sequence[str] = (kinds,) if isinstance(kinds, str) else kinds
-        if not any(kind in allowed for kind in TYPES.get(type(value), ())):
-            return " or ".join(allowed)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a finite number"
-    if kinds is not None and len(rule) == 1:
-        return None
+    """What ``rule`` expects of the value itself, its type apart; None where the value meets it."""
     if "const" in rule and (isinstance(value, bool) or value != rule["const"]):
         return repr(rule["const"])
     if "enum" in rule and value not in rule["enum"]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
-from lora_domains.schema import fault_in
+from lora_domains.schema import Checker, checker
 from lora_domains.tasks import Task, positive_index, task_from_record, upgraded_record
 from lora_domains.verdict.gates import Gates
 
@@ -319,7 +319,12 @@ def schema() -> dict[str, Any]:
     return read
 
 
+@cache
+def _checker() -> Checker:
+    return checker(schema())
+
+
 def check(stored: Any, where: str) -> None:
     """Raise AdapterCorrupt, naming the key, when parsed JSON is no card by its schema."""
-    if fault := fault_in(stored, schema()):
+    if fault := _checker()(stored):
         raise _corrupt(f"{where}, {fault.key}" if fault.key else where, fault.expected, fault.found)
