@@ -1,6 +1,6 @@
 """Baselines: predictions for the same rows without an adapter. ``BASELINES`` lists them."""
 
-import warnings
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +10,21 @@ import numpy as np
 from lora_domains.data.tokenization import EncodedRow, Tokenization
 from lora_domains.dataset import Dataset
 from lora_domains.errors import DataError
+from lora_domains.evaluation.linear import (
+    Split,
+    logistic_regression,
+    predict,
+    support_vectors,
+    tfidf_features,
+)
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, class_score
+from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict.scores import ScoreTable
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-"""Inverse regularisation strengths (C) tried for logistic regression on frozen features."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,36 @@ class BaselineInputs:
 
     def records(self, log_shares: np.ndarray) -> Scores:
         """Score records from the log-probabilities of the labels, (rows, labels)."""
+        return self._records(log_shares, [example.target for example, _ in self.rows])
+
+    def _records(self, log_shares: np.ndarray, targets: Sequence[int]) -> Scores:
         positive = self.dataset.domain.task.positive_index
-        return [class_score(row, example.target, positive)
-                for row, (example, _) in zip(log_shares, self.rows, strict=True)]  # fmt: skip
+        return [class_score(row, target, positive)
+                for row, target in zip(log_shares, targets, strict=True)]  # fmt: skip
+
+    def predicted(
+        self, classifier: Callable[[float], Any], features: Sequence[Any],
+        targets: Sequence[Sequence[int]],
+    ) -> Scores:  # fmt: skip
+        """The records of a linear classifier, the strength with the best domain metric.
+
+        ``features`` and ``targets`` are those of the training, validation and predicted rows.
+        """
+        task = self.dataset.domain.task
+        metric = metric_named(task.metric)
+
+        def score(log_shares: np.ndarray, targets: Sequence[int]) -> float:
+            table = ScoreTable(
+                {"target": target, "scores": {"baseline": record}}
+                for target, record in zip(targets, self._records(log_shares, targets), strict=True)
+            )
+            value = metric.value(table, "baseline", task.positive_index)
+            return -math.inf if value is None else metric.sign * value
+
+        train, validation, _ = map(Split, features, targets)
+        return self.records(
+            predict(classifier, train, validation, features[-1], self.labels, score)
+        )
 
 
 Baseline = Callable[[BaselineInputs], Scores | None]
@@ -68,29 +102,14 @@ def majority(setting: BaselineInputs) -> Scores | None:
 
 
 def tfidf(setting: BaselineInputs) -> Scores | None:
-    """TF-IDF over words and word pairs with logistic regression (scikit-learn, C = 10)."""
-    if not setting.labels:
+    """TF-IDF of words and characters with a linear support vector machine (``linear``)."""
+    prepared = setting.dataset.prepared
+    if not setting.labels or not prepared.train:
         return None
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    train = setting.dataset.prepared.train
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    model = LogisticRegression(C=10.0, max_iter=1000)
-    with warnings.catch_warnings():
-        # scikit-learn warns that many classes in few rows may be numbers; they are labels.
-        warnings.filterwarnings("ignore", message="The number of unique classes")
-        model.fit(vectors.fit_transform([e.prompt for e in train]), [e.target for e in train])
-    probabilities = model.predict_proba(vectors.transform([e.prompt for e, _ in setting.rows]))
-    return setting.records(_log_shares(probabilities, model.classes_, setting.labels))
-
-
-def _log_shares(probabilities: np.ndarray, columns: np.ndarray, labels: int) -> np.ndarray:
-    """Log-probabilities (rows, labels); a label without a training row has a share of 1e-9."""
-    shares = np.full((len(probabilities), labels), 1e-9)
-    shares[:, columns] = np.clip(probabilities, 1e-9, 1.0)
-    logs: np.ndarray = np.log(shares)
-    return logs
+    splits = (prepared.train, prepared.validation, [row.example for row in setting.rows])
+    features = tfidf_features(*([example.prompt for example in split] for split in splits))
+    targets = [[example.target for example in split] for split in splits]
+    return setting.predicted(support_vectors, features, targets)
 
 
 # ── The base with frozen weights ────────────────────────────────────────────────────────────────
@@ -99,9 +118,8 @@ def _log_shares(probabilities: np.ndarray, columns: np.ndarray, labels: int) -> 
 def frozen_features(setting: BaselineInputs) -> Scores | None:
     """Logistic regression on the base's frozen features, where the adapter has a head.
 
-    A linear probe (Alain & Bengio 2016) on the rows, prompt and position that the head reads. Its
-    strength C is the best on the validation rows. It takes the place of the base, which has no head
-    of its own.
+    A linear probe (Alain & Bengio 2016) on the rows, prompt and position that the head reads. It
+    takes the place of the base, which has no head of its own.
     """
     dataset, bank = setting.dataset, setting.scorer.bank
     if not dataset.tokenization.head:
@@ -109,39 +127,15 @@ def frozen_features(setting: BaselineInputs) -> Scores | None:
     splits = (dataset.train, dataset.validation, setting.rows)
     total = sum(map(len, splits))
     with bank.routed(None), setting.scorer.display.progress("frozen features", total) as advance:
-        train, validation, read = (
+        features = [
             text_features(
                 bank.base.model, [row.encoded for row in rows],
                 bank.base.pad, advance,
             ).numpy()
             for rows in splits
-        )  # fmt: skip
-    targets = [row.example.target for row in dataset.train]
-    truth = np.array([row.example.target for row in dataset.validation])
-
-    def predicted(strength: float) -> tuple[float, np.ndarray]:
-        """Cross-entropy on the validation rows, and the log-probabilities of the others."""
-        probe = _logistic_regression(train, targets, strength)
-        classes = probe[-1].classes_
-        chosen_by, shares = (_log_shares(probe.predict_proba(x), classes, setting.labels)
-                             for x in (validation, read))  # fmt: skip
-        return float(-chosen_by[np.arange(len(truth)), truth].mean()), shares
-
-    return setting.records(min(map(predicted, STRENGTHS), key=lambda pair: pair[0])[1])
-
-
-def _logistic_regression(features: np.ndarray, targets: Sequence[int], strength: float) -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The number of unique classes")
-        # A fit that has not converged after 300 iterations competes on validation rows as well.
-        warnings.filterwarnings("ignore", message="lbfgs failed to converge")
-        probe.fit(features, targets)
-    return probe
+        ]  # fmt: skip
+    targets = [[row.example.target for row in rows] for rows in splits]
+    return setting.predicted(logistic_regression, features, targets)
 
 
 def few_shot(setting: BaselineInputs) -> Scores | None:
