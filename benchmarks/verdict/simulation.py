@@ -25,8 +25,8 @@ from lora_domains.stats.comparisons import (
 from lora_domains.stats.intervals import tango, wilson
 from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.stats.seeds import seed_variance
-from lora_domains.verdict.gates import retention
 from lora_domains.verdict.ledger import level
+from lora_domains.verdict.side_effects import retention
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "verdicts.json"

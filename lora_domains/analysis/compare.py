@@ -15,11 +15,11 @@ import numpy as np
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import Card, read_items
 from lora_domains.stats.seeds import seed_variance
-from lora_domains.verdict.gain import gain
-from lora_domains.verdict.gates import retention
 from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
+from lora_domains.verdict.performance import gain
 from lora_domains.verdict.rules import verdict
 from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.side_effects import retention
 from lora_domains.verdict.summary import comparison_fields
 
 

@@ -16,30 +16,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-import numpy as np
-
-from lora_domains.stats.comparisons import Comparison, items_needed
-from lora_domains.stats.intervals import difference_bounds
-from lora_domains.stats.shares import share_of
-from lora_domains.verdict.evidence import Evidence, Fault
-from lora_domains.verdict.gain import judge_gain
-from lora_domains.verdict.metrics import METRICS
-from lora_domains.verdict.rules import (
-    LEAST_POSITIVES,
-    LEAST_ROWS,
-    GateResult,
-    Measurement,
-    capital,
-    judge,
-    judge_count,
-    judge_limit,
-    judge_share,
-    not_applicable,
-    undecided,
-    unmeasured,
+from lora_domains.verdict.evidence import Evidence
+from lora_domains.verdict.performance import (
+    judge_gain,
+    judge_precision,
+    judge_recall,
+    judge_slices,
 )
-from lora_domains.verdict.scores import CONTENDERS
-from lora_domains.verdict.slices import harmed_suite, judge_slices
+from lora_domains.verdict.rules import LEAST_ROWS, GateResult, judge_count, undecided
+from lora_domains.verdict.side_effects import (
+    judge_drift,
+    judge_memorisation,
+    judge_overfit,
+    judge_retention,
+)
 
 
 @dataclass(frozen=True)
@@ -96,175 +86,22 @@ def judge_all(evidence: Evidence, thresholds: Mapping[str, float]) -> list[GateR
     return [result for result in results if result is not None]
 
 
-register(Gate("gain", judge_gain, on_test_rows=True))
-
-# ── General knowledge ───────────────────────────────────────────────────────────────────────────
-
 RETENTION = Threshold(0.03)
 DRIFT = Threshold(0.23, below=math.inf)
-
-
-def retention(
-    pooled: Comparison, margin: float = RETENTION.default, rival: str = "the base"
-) -> GateResult:
-    """General knowledge is kept: over all probes the adapter is at most ``margin`` worse.
-
-    ``margin`` is a share of items, above 0 (.03 is 3 points), and ``rival`` the label of what is in
-    the place of the base. A non-inferiority test: no visible loss is not enough, the items must be
-    able to show that there is none.
-    """
-    rule = f"accuracy on all probes at most {margin:g} below {rival}"
-    scores = f"Probe accuracy {pooled.adapter:.3f}; {rival} reaches {pooled.base:.3f}"
-    return judge(
-        "retention", rule, Measurement.of(pooled, "probe items"), -margin,
-        what=f"{scores}. The difference", needed=items_needed(pooled, -margin),
-    )  # fmt: skip
-
-
-def masked_retention(nats: Comparison, share: float = RETENTION.default) -> GateResult:
-    """An encoder's general knowledge is kept: nats per masked token rise by at most ``share``.
-
-    ``nats`` compares base and adapter on general text. The margin is a share of the base's nats, so
-    that it means the same for a small vocabulary and a large one.
-    """
-    margin = share * nats.base
-    rule = f"nats per masked token of general text at most {100 * share:g} % above the base"
-    what = (
-        f"Nats per masked token {nats.adapter:.3f}; the base has {nats.base:.3f} and a rise of "
-        f"{100 * share:g} % is allowed. The rise"
-    )
-    return judge(
-        "retention", rule, Measurement.of(nats, "texts"), margin,
-        what=what, needed=items_needed(nats, margin), higher_is_better=False,
-    )  # fmt: skip
-
-
-NO_MASKED_TOKENS = "The base has no masked-token head, so its general knowledge cannot be measured."
-
-
-def _retention(evidence: Evidence, margin: float) -> GateResult | None:
-    if evidence.knowledge == "nothing":
-        return not_applicable("retention", "general knowledge is kept", margin, NO_MASKED_TOKENS)
-    masked = evidence.knowledge == "masked tokens"
-    metric = METRICS["nats_per_token" if masked else "accuracy"]
-    compared = evidence.compared(metric, evidence.text if masked else evidence.general)
-    if isinstance(compared, Fault):
-        return compared.result("retention", "general knowledge is kept", -margin)
-    if masked:
-        return masked_retention(compared, margin)
-    pooled = retention(compared, margin)
-    return pooled if pooled.verdict == "fail" else harmed_suite(evidence, margin) or pooled
-
-
-def _drift(evidence: Evidence, limit: float) -> GateResult | None:
-    if evidence.knowledge == "nothing":
-        return not_applicable("drift", "KL from base to adapter", limit, NO_MASKED_TOKENS)
-    rule = f"KL from base to adapter on general text at most {limit:g} nats per token"
-    what = "KL from the base (nats per token)"
-    if fault := evidence.fault("adapter", evidence.text, ("kl", "tokens"), what):
-        return fault.result("drift", rule, limit)
-    return judge_limit("drift", rule, evidence.kl(evidence.level), limit, what)
-
-
-register(Gate("retention", _retention, RETENTION))
-register(Gate("drift", _drift, DRIFT))
-
-# ── The positive class ──────────────────────────────────────────────────────────────────────────
-
 RECALL = Threshold(0.80)
 PRECISION = Threshold(0.85)
-
-
-def _recall(evidence: Evidence, floor: float) -> GateResult | None:
-    """The share of positives that are predicted positive."""
-    return _share_of_positives("recall", "positives", evidence, floor)
-
-
-def _precision(evidence: Evidence, floor: float) -> GateResult | None:
-    """The share of predicted positives that are positive."""
-    return _share_of_positives("precision", "predicted positives", evidence, floor)
-
-
-def _share_of_positives(
-    name: str, unit: str, evidence: Evidence, floor: float
-) -> GateResult | None:
-    """Recall among the positives, or precision among the predicted positives."""
-    if evidence.positive is None:
-        return None
-    test, rule = evidence.test, f"{name} at least {floor:g}"
-    if fault := evidence.fault("adapter", test, ("prediction",), capital(name)):
-        return fault.result(name, rule, floor)
-    columns = test.targets(), test.column("adapter", "prediction")
-    true, predicted = (column == evidence.positive for column in columns)
-    counted = np.flatnonzero(true if name == "recall" else predicted)
-    groups = test.groups()
-    share = share_of(
-        (true & predicted)[counted],
-        None if groups is None else [groups[int(i)] for i in counted],
-        evidence.level,
-    )
-    result = judge_share(name, share, len(counted), floor, unit, evidence.level)
-    if min(len(counted), int(true.sum())) < LEAST_POSITIVES:
-        return undecided(result, f"Fewer than {LEAST_POSITIVES} {unit} do not decide it.")
-    return result
-
-
-register(Gate("recall", _recall, RECALL, on_test_rows=True))
-register(Gate("precision", _precision, PRECISION, on_test_rows=True))
-
-# ── Slices ──────────────────────────────────────────────────────────────────────────────────────
-
 SLICES = Threshold(0.10)
-
-register(Gate("slices", judge_slices, SLICES, on_test_rows=True))
-
-# ── Training rows against test rows ─────────────────────────────────────────────────────────────
-
 OVERFIT = Threshold(0.10)
 MEMORISATION = Threshold(0.75, above=0.5)
 
-
-def _overfit(evidence: Evidence, limit: float) -> GateResult | None:
-    """The domain metric on training rows minus that on test rows, turned round for a loss."""
-    if not len(evidence.train):
-        return None
-    metric = evidence.metric
-    rule = f"{metric.label} on training rows at most {limit:g} better than on test rows"
-    for table in (evidence.train, evidence.test):
-        if fault := evidence.fault("adapter", table, metric.scores, capital(metric.label)):
-            return fault.result("overfit", rule, limit)
-    parts = [evidence.metric_on(table) for table in (evidence.train, evidence.test)]
-    (train, _), (test, _) = parts
-    if metric.higher_is_better and train <= metric.range[0]:
-        why = f"{capital(metric.label)} is {train:.3f} on training rows: nothing was learned."
-        return unmeasured("overfit", rule, limit, why)
-    (first, first_bounds), (second, second_bounds) = (
-        parts if metric.higher_is_better else parts[::-1]
-    )
-    bounds = difference_bounds(first, first_bounds, second, second_bounds)
-    gap = Measurement(first - second, bounds, len(evidence.test), "test rows", evidence.level)
-    scores = f"{capital(metric.label)} {train:.3f} on training rows, {test:.3f} on test rows"
-    return judge_limit("overfit", rule, gap, limit, f"{scores}. The gap")
-
-
-def _memorisation(evidence: Evidence, limit: float) -> GateResult | None:
-    rule = f"membership-inference AUC at most {limit:g}"
-    what = "Membership-inference AUC (0.5 = chance)"
-    if not len(evidence.train):
-        return None
-    for table in (evidence.train, evidence.test):
-        for contender in CONTENDERS:
-            fault = evidence.fault(contender, table, ("nats", "tokens"), what)
-            if fault is not None and fault.diverged:
-                return fault.result("memorisation", rule, limit)
-    measured = evidence.membership(evidence.level)
-    if measured is None:
-        return None
-    return judge_limit("memorisation", rule, measured, limit, what)
-
-
-register(Gate("overfit", _overfit, OVERFIT, on_test_rows=True))
-register(Gate("memorisation", _memorisation, MEMORISATION, on_test_rows=True))
+register(Gate("gain", judge_gain, on_test_rows=True))
+register(Gate("retention", judge_retention, RETENTION))
+register(Gate("drift", judge_drift, DRIFT))
+register(Gate("recall", judge_recall, RECALL, on_test_rows=True))
+register(Gate("precision", judge_precision, PRECISION, on_test_rows=True))
+register(Gate("slices", judge_slices, SLICES, on_test_rows=True))
+register(Gate("overfit", judge_overfit, OVERFIT, on_test_rows=True))
+register(Gate("memorisation", judge_memorisation, MEMORISATION, on_test_rows=True))
 
 # ── Counted, not sampled ────────────────────────────────────────────────────────────────────────
 

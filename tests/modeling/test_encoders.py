@@ -34,10 +34,10 @@ from lora_domains.tasks import (
     Task,
 )
 from lora_domains.verdict.evidence import Evidence
-from lora_domains.verdict.gates import masked_retention
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import not_applicable, verdict
 from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.side_effects import masked_retention
 from lora_domains.verdict.summary import summarise
 
 TOKENIZER = make_tokenizer()
@@ -206,7 +206,7 @@ def test_retention_of_an_encoder_is_the_rise_of_its_nats() -> None:
 
 def test_a_gate_that_is_not_applicable_does_not_decide() -> None:
     absent = not_applicable("retention", "kept", 0.03, "there is no head")
-    good = masked_retention(compare_means(np.ones(50), np.ones(50), None, False))
+    good = masked_retention(compare_means(np.ones(50), np.ones(50), None, False), 0.03)
     assert good.verdict == "pass"
     assert verdict([absent, good]) == "pass"
     assert verdict([absent]) == "inconclusive"

@@ -24,7 +24,6 @@ from lora_domains.stats.comparisons import Comparison, compare_accuracy, compare
 from lora_domains.stats.intervals import tango
 from lora_domains.tasks import Classification
 from lora_domains.verdict.evidence import Evidence
-from lora_domains.verdict.gain import gain
 from lora_domains.verdict.gates import (
     GATES,
     Gate,
@@ -32,11 +31,12 @@ from lora_domains.verdict.gates import (
     Threshold,
     judge_all,
     register,
-    retention,
 )
 from lora_domains.verdict.metrics import METRICS
+from lora_domains.verdict.performance import gain
 from lora_domains.verdict.rules import GateResult, Verdict, judge_count
 from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.side_effects import retention
 
 
 def by_counts(won: int, lost: int, n: int) -> Comparison:
@@ -121,12 +121,12 @@ def test_one_item_is_inconclusive_and_json() -> None:
 
 
 def test_retention_needs_88_items_even_when_nothing_is_lost() -> None:
-    short = retention(by_counts(0, 0, 87))
+    short = retention(by_counts(0, 0, 87), 0.03)
     assert short.verdict == "inconclusive"
     assert "about 88 probe items would decide it" in short.why
-    assert retention(by_counts(0, 0, 88)).verdict == "pass"
+    assert retention(by_counts(0, 0, 88), 0.03).verdict == "pass"
     assert retention(by_counts(0, 0, 88), margin=0.02).verdict == "inconclusive"
-    assert retention(by_counts(2, 80, 800)).verdict == "fail"
+    assert retention(by_counts(2, 80, 800), 0.03).verdict == "fail"
 
 
 def test_retention_threshold_is_minus_the_margin() -> None:

@@ -1,17 +1,17 @@
-"""Slices and suites: a good overall score may hide a group of rows that is served badly."""
+"""The gates on an adapter's answers to test rows: gain, floors of the positive class, slices."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_domains.stats.bootstrap import Bounds, bootstrap
-from lora_domains.stats.comparisons import ratio
+from lora_domains.stats.comparisons import Comparison, items_needed, ratio
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.stats.shares import share_of
-from lora_domains.verdict.evidence import Evidence
-from lora_domains.verdict.metrics import METRICS
+from lora_domains.verdict.evidence import Evidence, Fault
+from lora_domains.verdict.metrics import Metric, best_baseline
 from lora_domains.verdict.rules import (
     LEAST_POSITIVES,
     LEAST_ROWS,
@@ -19,12 +19,109 @@ from lora_domains.verdict.rules import (
     Measurement,
     Verdict,
     capital,
+    describe_bounds,
     judge,
+    judge_share,
     shown,
+    too_few,
+    undecided,
+    worst,
 )
+from lora_domains.verdict.scores import contender_label
 
 Scores = NDArray[np.float64]
 Rows = NDArray[np.bool_]
+
+# ── Gain ────────────────────────────────────────────────────────────────────────────────────────
+
+OUTCOMES: dict[Verdict, str] = {
+    "pass": "The adapter beats it",
+    "fail": "The adapter does not beat it",
+    "inconclusive": "Whether the adapter beats it is open",
+}
+
+
+def judge_gain(evidence: Evidence, _: float) -> GateResult:
+    """The adapter against the base and the best baseline on the domain metric."""
+    metric, test, positive = evidence.metric, evidence.test, evidence.positive
+    values = {name: metric.value(test, name, positive) for name in test.baselines()}
+    best = best_baseline(metric, values)
+    rivals = {}
+    for rival in ["base", *(best[:1] if best else [])]:
+        compared = evidence.compared(metric, test, rival, positive)
+        if isinstance(compared, Fault):
+            return compared.result("gain", f"{metric.label} better than the base", 0.0)
+        rivals[contender_label(rival)] = compared
+    return gain(metric, rivals)
+
+
+def gain(metric: Metric, rivals: Mapping[str, Comparison]) -> GateResult:
+    """The adapter beats every one of ``rivals`` on the same items.
+
+    ``rivals`` are comparisons by the rival's label, which is in the place of the base. The result
+    shown is the worst of them, or the narrowest: all must pass.
+    """
+    sense = "above" if metric.higher_is_better else "below"
+    rule = f"{metric.label} {sense} " + f" and {sense} ".join(rivals)
+    results = [_beats(metric, rule, rival, compared) for rival, compared in rivals.items()]
+    return worst(results, metric.higher_is_better)
+
+
+def _beats(metric: Metric, rule: str, rival: str, compared: Comparison) -> GateResult:
+    measured, needed = Measurement.of(compared, "test rows"), items_needed(compared, 0.0)
+    scores = f"{capital(metric.label)} {compared.adapter:.3f}; {rival} reaches {compared.base:.3f}"
+    result = judge(
+        "gain", rule, measured, 0.0, what=f"{scores}. The difference", needed=needed,
+        higher_is_better=metric.higher_is_better, strict=True,
+    )  # fmt: skip
+    if result.observed is None:
+        return result
+    bounds = describe_bounds(measured, result.verdict, 0.0, metric.higher_is_better)
+    difference = f"the difference is {shown(measured.observed)}, {bounds}"
+    why = f"{scores}. {OUTCOMES[result.verdict]}: {difference}."
+    if result.verdict == "inconclusive":
+        why += f" {too_few(measured, needed)}"
+    return replace(result, why=why)
+
+
+# ── The positive class ──────────────────────────────────────────────────────────────────────────
+
+
+def judge_recall(evidence: Evidence, floor: float) -> GateResult | None:
+    """The share of positives that are predicted positive."""
+    return _share_of_positives("recall", "positives", evidence, floor)
+
+
+def judge_precision(evidence: Evidence, floor: float) -> GateResult | None:
+    """The share of predicted positives that are positive."""
+    return _share_of_positives("precision", "predicted positives", evidence, floor)
+
+
+def _share_of_positives(
+    name: str, unit: str, evidence: Evidence, floor: float
+) -> GateResult | None:
+    """Recall among the positives, or precision among the predicted positives."""
+    if evidence.positive is None:
+        return None
+    test, rule = evidence.test, f"{name} at least {floor:g}"
+    if fault := evidence.fault("adapter", test, ("prediction",), capital(name)):
+        return fault.result(name, rule, floor)
+    columns = test.targets(), test.column("adapter", "prediction")
+    true, predicted = (column == evidence.positive for column in columns)
+    counted = np.flatnonzero(true if name == "recall" else predicted)
+    groups = test.groups()
+    share = share_of(
+        (true & predicted)[counted],
+        None if groups is None else [groups[int(i)] for i in counted],
+        evidence.level,
+    )
+    result = judge_share(name, share, len(counted), floor, unit, evidence.level)
+    if min(len(counted), int(true.sum())) < LEAST_POSITIVES:
+        return undecided(result, f"Fewer than {LEAST_POSITIVES} {unit} do not decide it.")
+    return result
+
+
+# ── Slices ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -62,32 +159,6 @@ def judge_slices(evidence: Evidence, margin: float) -> GateResult | None:
     values = {name: test.slice_values(name) for name in names}
     parts = compare_slices(scores, values, test.groups(), unit, evidence.level)
     return worst_slice(parts, what, margin, evidence.level)
-
-
-def harmed_suite(evidence: Evidence, margin: float) -> GateResult | None:
-    """A failure where one suite of probes clearly lost more than ``margin``; else None.
-
-    Pooled, a field that is lost hides among those that are kept. The level is divided among the
-    suites (Bonferroni: Holm's first step, which tells whether any is harmed).
-    """
-    suites = np.array([str(item.get("suite")) for item in evidence.general])
-    names, counts = np.unique(suites, return_counts=True)
-    names = names[counts >= LEAST_POSITIVES]
-    if len(names) < 2:
-        return None
-    at = 1 - (1 - evidence.level) / len(names)
-    parts = {name: evidence.general.part(np.flatnonzero(suites == name)) for name in names}
-    compared = {name: METRICS["accuracy"].compare(part, level=at) for name, part in parts.items()}
-    upper, name = min((one.upper, name) for name, one in compared.items() if one is not None)
-    worst = compared[name]
-    if worst is None or upper >= -margin:
-        return None
-    rule = f"accuracy on no suite clearly more than {margin:g} below the base"
-    what = f"Accuracy on {name} {worst.adapter:.3f}; the base reaches {worst.base:.3f}"
-    measured = Measurement.of(worst, "of its probe items")
-    return judge(
-        "retention", rule, measured, -margin, what=f"{what}. The difference", needed=None
-    )  # fmt: skip
 
 
 def worst_slice(
