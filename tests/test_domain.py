@@ -103,9 +103,12 @@ def test_settings_out_of_range(name: str, value: Any) -> None:
 
 
 def test_numeric_settings_must_be_numbers() -> None:
-    for name, value in (("precision", None), ("lr", "fast"), ("epochs", "3")):
+    for name, value in (("precision", "high"), ("lr", "fast"), ("epochs", "3")):
         with pytest.raises(DomainError, match="numbers where settings are numbers"):
             with_settings(domain(), **{name: value})
+    with pytest.raises(DomainError, match="between 0 and 1; found None"):
+        with_settings(domain(), precision=None)
+    assert with_settings(domain(), overfit=None) == domain()
 
 
 def test_tasks_without_a_positive_class_have_the_default_gates() -> None:

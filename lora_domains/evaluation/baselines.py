@@ -79,12 +79,22 @@ Baseline = Callable[[BaselineInputs], Scores | None]
 
 
 def baseline_scores(
-    scorer: Scorer, dataset: Dataset, rows: Sequence[EncodedRow]
-) -> dict[str, Scores]:
-    """The records of every baseline that applies to ``rows``, by its name."""
-    setting = BaselineInputs(scorer, dataset, rows)
-    tried = {name: baseline(setting) for name, baseline in BASELINES.items()}
-    return {name: scores for name, scores in tried.items() if scores is not None}
+    scorer: Scorer, dataset: Dataset, rows: Sequence[EncodedRow], train: Sequence[EncodedRow] = ()
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """The records of every baseline that applies to ``rows``, by its name.
+
+    The second result has those of the ``TRAINED`` ones on ``train``, some of their training rows.
+    """
+    alone = BaselineInputs(scorer, dataset, rows)
+    both = BaselineInputs(scorer, dataset, [*rows, *train])
+    scores, seen = {}, {}
+    for name, baseline in BASELINES.items():
+        records = baseline(both if name in TRAINED else alone)
+        if records is not None:
+            scores[name] = records[: len(rows)]
+            if name in TRAINED:
+                seen[name] = records[len(rows) :]
+    return scores, seen
 
 
 # ── Without the base ────────────────────────────────────────────────────────────────────────────
@@ -156,6 +166,8 @@ BASELINES: dict[str, Baseline] = {
 }
 """Every baseline by the name that reports use. ``base`` stands for the base where the base has no
 scores of its own, because the adapter has a head."""
+TRAINED = ("base", "majority", "tfidf")
+"""Baselines that are fitted to the training rows, and cost little to score on them."""
 
 
 # ── Few-shot prompts ────────────────────────────────────────────────────────────────────────────

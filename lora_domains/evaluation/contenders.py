@@ -51,7 +51,7 @@ def score_domain(
     task, name = dataset.domain.task, dataset.domain.name
     rows, train_rows = scored_rows(dataset), training_sample(dataset)
     tuning = rows[: len(rows) - len(dataset.test)]
-    baselines = baseline_scores(scorer, dataset, rows)
+    baselines, fitted = baseline_scores(scorer, dataset, rows, train_rows)
     # Where a baseline is called "base", the base has no scores of its own (see ``BASELINES``).
     base = [] if "base" in baselines else [None]
     loaded = [n for n in scorer.bank if n in {*adapters, *others, parent}]
@@ -63,17 +63,18 @@ def score_domain(
     thresholds = {who: best_threshold(task, records, tuning) for who, records in scores.items()}
     scores = {who: decided(task, records, thresholds[who]) for who, records in scores.items()}
     train = {who: decided(task, records, thresholds[who]) for who, records in train.items()}
-    baselines = {
-        who: decided(task, records, best_threshold(task, records, tuning))
-        for who, records in baselines.items()
-    }
+    limits = {who: best_threshold(task, records, tuning) for who, records in baselines.items()}
+    baselines, fitted = (
+        {who: decided(task, records, limits[who]) for who, records in part.items()}
+        for part in (baselines, fitted)
+    )
     by_adapter = {}
     for adapter in adapters:
         contenders = {"base": scores.get(None, []), "adapter": scores[adapter]}
         contenders |= ({"parent": scores[parent]} if parent else {}) | baselines
         crossed = {other: scores[other] for other in others if other != adapter}
         seen = {who: train[route] for who, route in (("base", None), ("adapter", adapter))
-                if route in train}  # fmt: skip
+                if route in train} | fitted  # fmt: skip
         items = _test_items(dataset, rows, contenders, crossed if others else None, key)
         items += make_items("train", train_rows, seen, key, dataset.domain.show_text)
         threshold = _threshold_record(task, thresholds[adapter], len(tuning), scorer.display)

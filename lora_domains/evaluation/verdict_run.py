@@ -74,6 +74,7 @@ def evaluate(
         "largest_move": finite(largest_move),
         "suite": suite.name,
         "knowledge": general_knowledge(bank.base),
+        "embedded_base": bank.base.id == "embedded",
         "threshold": own.threshold,
     }
     items = own.items + general.items

@@ -16,7 +16,7 @@ from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.schema import Checker, checker
 from lora_domains.tasks import Task, positive_index, task_from_record, upgraded_record
-from lora_domains.verdict.gates import Gates
+from lora_domains.verdict.gates import FORMER, Gates
 
 Environment = dict[str, str | int | None]
 """Versions, machine and seed of a run; None where a value is unknown."""
@@ -275,8 +275,7 @@ def _upgraded(stored: Any) -> Any:
             if isinstance(settings, Mapping) and isinstance(settings.get("task"), Mapping):
                 entry[name] = settings = {**settings, "task": upgraded_record(settings["task"])}
             if isinstance(settings, Mapping) and isinstance(settings.get("gates"), Mapping):
-                gates = {Gates.renamed.get(k, k): v for k, v in settings["gates"].items()}
-                entry[name] = {**settings, "gates": gates}
+                entry[name] = {**settings, "gates": _without_defaults(settings["gates"])}
         if isinstance(entry.get("curve"), Mapping):
             entry["curve"] = _with_targets(entry["curve"])
         judged = entry.get("judged")
@@ -284,6 +283,18 @@ def _upgraded(stored: Any) -> Any:
             entry["judged"] = {**judged, "threshold": _with_targets(judged["threshold"])}
         renewed.append(entry)
     return {**stored, "adapters": renewed}
+
+
+def _without_defaults(gates: Mapping[str, Any]) -> dict[str, Any]:
+    """Thresholds under their names of today.
+
+    Gates that inform today had defaults before there was a setting ``calibration``; such a default
+    was no limit of the domain.
+    """
+    gates = {Gates.renamed.get(name, name): value for name, value in gates.items()}
+    if "calibration" in gates:
+        return gates
+    return {name: None if FORMER.get(name) == value else value for name, value in gates.items()}
 
 
 def _renamed(gate: Any) -> Any:

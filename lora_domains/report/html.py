@@ -58,6 +58,7 @@ def page(report: Report) -> str:
         left_out=left_out,
         matrix=_matrix(report.matrix) if report.matrix else None,
         signs=wording.SIGNS,
+        informs=wording.INFORMS,
     )
 
 
@@ -81,7 +82,9 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
             "verdict": entry.outcome,
             "brief": wording.brief(entry),
             "reasons": wording.reasons(entry),
-            "gates": [(gate, _gate_bar(gate)) for gate in entry.gates],
+            "gates": [
+                [(gate, _gate_bar(gate)) for gate in part] for part in wording.decisive(entry.gates)
+            ],
             "gained": None,
             "kept": None,
         }
@@ -138,8 +141,8 @@ def _domain(rows: Sequence[Mapping[str, Any]], also: Sequence[float]) -> tuple[f
 
 
 def _gate_bar(gate: Mapping[str, Any]) -> Any:
-    """A gate's figure and its threshold as a bar; None for a count, which has no bounds."""
-    if gate["observed"] is None or gate["lower"] is None or gate["upper"] is None:
+    """A gate's figure and its threshold as a bar; None where it has no bounds or no threshold."""
+    if None in (gate["observed"], gate["lower"], gate["upper"], gate["threshold"]):
         return None
     fields = {"difference": gate["observed"], "lower": gate["lower"], "upper": gate["upper"]}
     domain = _domain([fields], [gate["threshold"]])

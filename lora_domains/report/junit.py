@@ -1,7 +1,7 @@
 """A report as JUnit XML: a suite for each adapter, a case for each gate.
 
 A gate that fails is a failure. An inconclusive one is an error: a CI server must not show it as
-passed.
+passed. A gate that informs passes, and its output says so where it warns.
 """
 
 import re
@@ -52,7 +52,8 @@ def _suite(name: str, cases: list[tuple[str, str, str, str]]) -> Xml.Element:
             result = Xml.SubElement(case, OUTCOME[verdict], type=verdict, message=_clean(why))
             result.text = _clean(rule)
         else:
-            Xml.SubElement(case, "system-out").text = _clean(why)
+            sign = "Warning: " if verdict == "warning" else ""
+            Xml.SubElement(case, "system-out").text = _clean(sign + why)
     return suite
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Card, Report
 from lora_domains.report.text import (
+    INFORMS,
     SIGNS,
     calibrated,
     counted,
     decided_by,
+    decisive,
     gained,
     headline,
     interval,
@@ -90,11 +92,17 @@ def readme(card: Card) -> str:
 
 
 def _gates(entry: AdapterEntry) -> list[str]:
-    rows = [
-        [escaped(g["name"]), f"{SIGNS[g['verdict']]} {g['verdict']}", escaped(g["why"])]
-        for g in entry.gates
-    ]
-    return table(["gate", "verdict", "why"], rows)
+    """The gates that decide, then those that inform."""
+    lines: list[str] = []
+    for heading, gates in zip((None, INFORMS), decisive(entry.gates), strict=True):
+        rows = [
+            [escaped(g["name"]), f"{SIGNS[g['verdict']]} {g['verdict']}", escaped(g["why"])]
+            for g in gates
+        ]
+        if rows:
+            lines += [heading, ""] if heading else []
+            lines += table(["gate", "verdict", "why"], rows)
+    return lines
 
 
 def _scores(entry: AdapterEntry) -> list[str]:

@@ -79,6 +79,7 @@ def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
         entry.positive_index,
         knowledge=judged.get("knowledge", "questions"),
         leaks=entry.leaks,
+        embedded_base=judged.get("embedded_base", False),
         base_changed=judged["base_changed"],
         largest_move=float("nan") if move is None else move,
         evaluations=entry.looks,

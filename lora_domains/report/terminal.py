@@ -12,8 +12,10 @@ from rich.text import Text
 
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.text import (
+    INFORMS,
     SIGNS,
     brief,
+    decisive,
     headline,
     interval,
     losses,
@@ -27,7 +29,8 @@ from lora_domains.report.text import (
 )
 from lora_domains.verdict.scores import contender_label
 
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim"}
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim",
+           "warning": "yellow", "note": "dim"}  # fmt: skip
 CLASSES = 8
 """The confusion of more classes is shown as its most frequent mistakes."""
 NARROW = 8
@@ -116,17 +119,22 @@ def general(console: Console, entry: AdapterEntry) -> None:
 
 
 def gates(console: Console, found: Sequence[Figures], verdict: str) -> None:
-    """The gates with their reasons, then the verdict."""
+    """The gates that decide with their reasons, those that inform, then the verdict."""
     title(console, "Gates")
-    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for gate in found:
-        colour = COLOURS[gate["verdict"]]
-        sign = f"[{colour}]{SIGNS[gate['verdict']]} {gate['verdict']}[/]"
-        table.add_row(sign, gate["name"], escape(gate["why"]))
-    console.print(table)
+    for heading, part in zip((None, INFORMS), decisive(found), strict=True):
+        if not part:
+            continue
+        if heading:
+            console.print(f"\n{heading}")
+        table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for gate in part:
+            colour = COLOURS[gate["verdict"]]
+            sign = f"[{colour}]{SIGNS[gate['verdict']]} {gate['verdict']}[/]"
+            table.add_row(sign, gate["name"], escape(gate["why"]))
+        console.print(table)
     console.print()
     console.print(f"Verdict: [bold {COLOURS[verdict]}]{verdict}[/]")
 

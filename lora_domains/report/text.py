@@ -3,14 +3,17 @@
 The terminal, Markdown, HTML and JUnit take their sentences from here, so that they agree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.verdict.metrics import METRICS, metric_named
-from lora_domains.verdict.rules import WORST_FIRST
+from lora_domains.verdict.rules import INFORMING, WORST_FIRST
 
-SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–"}
+SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–", "warning": "!",
+         "note": "·"}  # fmt: skip
+INFORMS = "These inform and decide nothing:"
+"""Stands between the gates that decide and those that inform."""
 Fields = Mapping[str, Any]
 
 
@@ -70,6 +73,12 @@ def open_gates(entry: AdapterEntry) -> list[Mapping[str, Any]]:
     return sorted(gates, key=lambda gate: WORST_FIRST.index(gate["verdict"]))
 
 
+def decisive(gates: Sequence[Fields]) -> tuple[list[Fields], list[Fields]]:
+    """The gates that decide, and those that inform."""
+    informing = [gate for gate in gates if gate["verdict"] in INFORMING]
+    return [gate for gate in gates if gate["verdict"] not in INFORMING], informing
+
+
 # ── Other findings about one adapter ────────────────────────────────────────────────────────────
 
 
@@ -95,10 +104,14 @@ def calibrated(calibration: Fields) -> str:
 
 
 def memorised(memorisation: Fields) -> str:
-    """How well training rows are told from test rows by the adapter's gain (``membership``)."""
+    """How well training rows are told from test rows (``Evidence.membership``)."""
     auc = with_bounds(memorisation, "auc", memorisation)
+    each = [f"{number(memorisation[key])} {words}" for key, words in
+            (("loss", "by the loss"), ("calibrated", "by what the adapter gained on each row"))
+            if key in memorisation]  # fmt: skip
+    by = f" ({' and '.join(each)})" if each else ""
     rows = f"{memorisation['train']} training and {memorisation['test']} test rows"
-    return f"membership-inference AUC {auc} on {rows}; 0.5 is chance"
+    return f"membership-inference AUC {auc}{by} on {rows}; 0.5 is chance"
 
 
 def decided_by(curve: Fields) -> str:

@@ -21,6 +21,7 @@ from lora_domains.inference.likelihoods import text_nats
 from lora_domains.inference.reference import Reference
 from lora_domains.modeling.bank import Bank
 from lora_domains.verdict.gates import Gates
+from lora_domains.verdict.side_effects import DRIFT_LIMIT
 
 AUTO = ("replay", "kl")
 """Methods chosen by ``auto``: replay when general text resembles the pretraining data, otherwise KL
@@ -119,8 +120,12 @@ class Retention(ABC):
         return None
 
     def drift_limit(self, gates: Gates) -> float:
-        """KL on general text up to which an epoch ranks before any that exceeds it."""
-        return gates.drift
+        """KL on general text up to which an epoch ranks before any that exceeds it.
+
+        Without a limit of the domain it is that of the embedded base, on other bases too: a choice
+        among epochs needs some limit, while there the gate only informs.
+        """
+        return DRIFT_LIMIT if gates.drift is None else gates.drift
 
 
 METHODS: dict[str, type[Retention]] = {}

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import Bounds, bootstrap
+from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap
+from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
 from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.verdict.metrics import TARGET, Metric
@@ -24,7 +25,7 @@ class Fault:
     diverged: bool
     """A score is not a number, which fails a gate; a score that is missing leaves it open."""
 
-    def result(self, name: str, rule: str, threshold: float) -> GateResult:
+    def result(self, name: str, rule: str, threshold: float | None) -> GateResult:
         """The result of the gate that needs the figure."""
         result = unmeasured(name, rule, threshold, self.why)
         return replace(result, verdict="fail") if self.diverged else result
@@ -47,6 +48,8 @@ class Evidence:
     "nothing" (an encoder without a masked-token head)."""
     leaks: Mapping[str, int] | None = None
     """Rows of the test set and probes in what was trained on: ``exact`` and ``near``."""
+    embedded_base: bool = False
+    """Whether the base is the embedded one, on which the default limit of KL was calibrated."""
     base_changed: bool = False
     largest_move: float = 0.0
     """The largest absolute difference of a logit from the base's."""
@@ -113,25 +116,63 @@ class Evidence:
         )  # fmt: skip
         return Measurement(float(ratio(columns.sum(0))), bounds, len(self.text), "texts", level)
 
-    def membership(self, level: float) -> Measurement | None:
-        """AUC of telling training rows from test rows by what the adapter gained on them.
+    def membership(self, level: float) -> dict[str, Measurement]:
+        """AUCs of telling training rows from test rows, by what they are told.
 
-        None without training rows, or where an item has no nats.
+        "loss": by the adapter's loss on a row (label cross-entropy, else nats per answer token).
+        "calibrated": by what the adapter gained on it over the base, in nats per answer token.
+        Each is left out where a row has no such score.
         """
-        gains, units = [], []
-        for part in (self.train, self.test):
-            before, after = (part.column(name, "nats") for name in CONTENDERS)
-            gains.append((before - after) / part.column("adapter", "tokens").clip(1))
-            groups = part.groups()
-            units.append(len(part) if groups is None else len(set(groups)))
-        if not all(map(len, gains)) or not all(np.isfinite(gain).all() for gain in gains):
-            return None
-        auc = membership_auc(*gains)
-        bounds = auc_bounds(auc, units[0], units[1], level)
-        return Measurement(auc, bounds, len(self.train) + len(self.test), "rows", level)
+        parts = (self.train, self.test)
+        units = [len(set(part.groups() or range(len(part)))) for part in parts]
+        measured = {}
+        for name, seen in (("loss", self._fit), ("calibrated", self._gains)):
+            trained, unseen = map(seen, parts)
+            if trained is not None and unseen is not None:
+                auc = membership_auc(trained, unseen)
+                bounds = auc_bounds(auc, units[0], units[1], level)
+                rows = len(self.train) + len(self.test)
+                measured[name] = Measurement(auc, bounds, rows, "rows", level)
+        return measured
 
-    def metric_on(self, table: ScoreTable) -> tuple[float, Bounds]:
-        """The adapter's domain metric on ``table`` and its bounds; 0 where it has no value."""
-        value = self.metric.value(table, "adapter", self.positive)
-        bounds = self.metric.bounds(table, "adapter", self.positive, self.level)
+    def _fit(self, part: ScoreTable) -> FloatArray | None:
+        """How well the adapter fits each row: minus its loss, (items,)."""
+        if part.scored("adapter", "nll"):
+            return -part.column("adapter", "nll")
+        nats = self._nats(part, "adapter")
+        return None if nats is None else -nats
+
+    def _gains(self, part: ScoreTable) -> FloatArray | None:
+        """Nats per answer token that the adapter gained over the base on each row, (items,)."""
+        before, after = (self._nats(part, name) for name in CONTENDERS)
+        return None if before is None or after is None else before - after
+
+    @staticmethod
+    def _nats(part: ScoreTable, contender: str) -> FloatArray | None:
+        if not part.scored(contender, "nats") or not part.scored("adapter", "tokens"):
+            return None
+        nats, tokens = part.column(contender, "nats"), part.column("adapter", "tokens")
+        per_token: FloatArray = nats / tokens.clip(1)
+        return per_token
+
+    @cached_property
+    def calibration(self) -> dict[str, Any]:
+        """How reliable the adapter's confidence is (``stats.calibration``), with 95 % bounds.
+
+        Empty where its answers have no confidence.
+        """
+        test = self.test
+        if not test.scored("adapter", "confidence") or not test.scored("adapter", "brier"):
+            return {}
+        confidence, prediction, brier = (
+            test.column("adapter", key) for key in ("confidence", "prediction", "brier")
+        )
+        return calibration(confidence, prediction == test.targets(), brier, test.groups())
+
+    def metric_on(
+        self, table: ScoreTable, contender: str = "adapter", level: float | None = None
+    ) -> tuple[float, Bounds]:
+        """A contender's domain metric on ``table`` and its bounds; 0 where it has no value."""
+        value = self.metric.value(table, contender, self.positive)
+        bounds = self.metric.bounds(table, contender, self.positive, level or self.level)
         return (0.0 if value is None else value), bounds

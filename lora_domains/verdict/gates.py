@@ -7,6 +7,7 @@ and appears in cards, reports and JUnit files:
 
     register(Gate("latency", latency, Threshold(0.2)))
 
+A gate that informs unless a limit is set has a ``Threshold(None)`` (see ``rules.inform``).
 ``Gates`` are the thresholds that a domain declares. A dataclass derived from it with a field named
 after a registered gate sets that gate's threshold too.
 """
@@ -14,7 +15,7 @@ after a registered gate sets that gate's threshold too.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.performance import (
@@ -23,8 +24,15 @@ from lora_domains.verdict.performance import (
     judge_recall,
     judge_slices,
 )
-from lora_domains.verdict.rules import LEAST_ROWS, GateResult, judge_count, undecided
+from lora_domains.verdict.rules import (
+    INFORMING,
+    LEAST_ROWS,
+    GateResult,
+    judge_count,
+    undecided,
+)
 from lora_domains.verdict.side_effects import (
+    judge_calibration,
     judge_drift,
     judge_memorisation,
     judge_overfit,
@@ -36,12 +44,13 @@ from lora_domains.verdict.side_effects import (
 class Threshold:
     """The default of a gate's threshold, and the range (both ends excluded) it may be set to."""
 
-    default: float
+    default: float | None
+    """None for a gate that informs unless a domain sets it a limit."""
     above: float = 0.0
     below: float = 1.0
 
-    def allows(self, value: float) -> bool:
-        return self.above < value < self.below
+    def allows(self, value: float | None) -> bool:
+        return self.default is None if value is None else self.above < value < self.below
 
     def __str__(self) -> str:
         low, high = (f"{end:g}".removeprefix("0") or "0" for end in (self.above, self.below))
@@ -53,8 +62,9 @@ class Gate:
     """A named rule on a measured figure."""
 
     name: str
-    judge: Callable[[Evidence, float], GateResult | None]
-    """From the evidence and the threshold; None where the gate does not concern this adapter."""
+    judge: Callable[[Evidence, Any], GateResult | None]
+    """From the evidence and the threshold (None where it has no default and none is set); None
+    where the gate does not concern this adapter."""
     threshold: Threshold | None = None
     """None where the rule has no setting; ``judge`` gets 0 then."""
     on_test_rows: bool = False
@@ -72,8 +82,11 @@ def register(gate: Gate) -> None:
     GATES[gate.name] = gate
 
 
-def judge_all(evidence: Evidence, thresholds: Mapping[str, float]) -> list[GateResult]:
-    """The results of every gate that concerns the adapter; a missing threshold is its default."""
+def judge_all(evidence: Evidence, thresholds: Mapping[str, float | None]) -> list[GateResult]:
+    """The results of every gate that concerns the adapter, those that decide first.
+
+    A missing threshold is its default.
+    """
     results = []
     rows = len(evidence.test)
     for gate in GATES.values():
@@ -83,25 +96,19 @@ def judge_all(evidence: Evidence, thresholds: Mapping[str, float]) -> list[GateR
         if result is not None and gate.on_test_rows and rows < LEAST_ROWS:
             result = undecided(result, f"Fewer than {LEAST_ROWS} test rows do not decide it.")
         results.append(result)
-    return [result for result in results if result is not None]
+    known = [result for result in results if result is not None]
+    return sorted(known, key=lambda result: result.verdict in INFORMING)
 
-
-RETENTION = Threshold(0.03)
-DRIFT = Threshold(0.23, below=math.inf)
-RECALL = Threshold(0.80)
-PRECISION = Threshold(0.85)
-SLICES = Threshold(0.10)
-OVERFIT = Threshold(0.10)
-MEMORISATION = Threshold(0.75, above=0.5)
 
 register(Gate("gain", judge_gain, on_test_rows=True))
-register(Gate("retention", judge_retention, RETENTION))
-register(Gate("drift", judge_drift, DRIFT))
-register(Gate("recall", judge_recall, RECALL, on_test_rows=True))
-register(Gate("precision", judge_precision, PRECISION, on_test_rows=True))
-register(Gate("slices", judge_slices, SLICES, on_test_rows=True))
-register(Gate("overfit", judge_overfit, OVERFIT, on_test_rows=True))
-register(Gate("memorisation", judge_memorisation, MEMORISATION, on_test_rows=True))
+register(Gate("retention", judge_retention, Threshold(0.03)))
+register(Gate("drift", judge_drift, Threshold(None, below=math.inf)))
+register(Gate("recall", judge_recall, Threshold(0.80), on_test_rows=True))
+register(Gate("precision", judge_precision, Threshold(0.85), on_test_rows=True))
+register(Gate("slices", judge_slices, Threshold(0.10), on_test_rows=True))
+register(Gate("overfit", judge_overfit, Threshold(None), on_test_rows=True))
+register(Gate("memorisation", judge_memorisation, Threshold(None, above=0.5), on_test_rows=True))
+register(Gate("calibration", judge_calibration, Threshold(None), on_test_rows=True))
 
 # ── Counted, not sampled ────────────────────────────────────────────────────────────────────────
 
@@ -183,6 +190,8 @@ register(Gate("effect", _effect))
 
 ALWAYS_HASHED = ("retention", "drift", "recall", "precision", "overfit", "slices", "memorisation")
 """The thresholds of the first digest, by the names they had in it."""
+FORMER = {"drift": 0.23, "overfit": 0.10, "memorisation": 0.75}
+"""What the first digest, and cards of that time, hold where a gate that informs has no limit."""
 
 
 @dataclass(frozen=True)
@@ -192,43 +201,49 @@ class Gates:
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of fields, which older cards have: {former: current}."""
 
-    retention: float = RETENTION.default
+    retention: float = 0.03
     """Largest acceptable loss of general knowledge, as a share of the probes."""
-    drift: float = DRIFT.default
-    """Largest KL from base to adapter on general text, nats per token: where, on the embedded base,
-    an adapter is as likely to have lost more than 3 points of general knowledge as not
-    (benchmarks/training/retention.py; .18 to .30 at 95 %)."""
-    recall: float = RECALL.default
+    drift: float | None = None
+    """Largest KL from base to adapter on general text, nats per token. Where it is None, the
+    embedded base has ``side_effects.DRIFT_LIMIT``, and on other bases KL informs."""
+    recall: float = 0.80
     """Smallest recall of the positive class; applies where a task names one, as ``precision``."""
-    precision: float = PRECISION.default
-    overfit: float = OVERFIT.default
-    """Largest difference of the domain metric between training and test rows."""
-    slices: float = SLICES.default
+    precision: float = 0.85
+    slices: float = 0.10
     """How far a slice may score below the rest of the rows; applies where rows are sliced."""
-    memorisation: float = MEMORISATION.default
-    """Largest AUC of telling training rows from test rows by what the adapter gained on them; .5
-    is chance. Provisional: set it lower where membership itself is a secret."""
+    overfit: float | None = None
+    """Largest difference of the domain metric between training and test rows; informs where it is
+    None, as do ``memorisation`` and ``calibration``."""
+    memorisation: float | None = None
+    """Largest AUC of telling training rows from test rows; .5 is chance. Set it where membership
+    itself is a secret."""
+    calibration: float | None = None
+    """Largest expected calibration error."""
 
-    def record(self) -> dict[str, float]:
+    def record(self) -> dict[str, float | None]:
         """The thresholds by gate, as a card stores them."""
         return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
-    def hashed(self) -> dict[str, float]:
+    def hashed(self) -> dict[str, float | None]:
         """The thresholds for a digest; renamed fields keep the names they had in the first digest.
 
         A threshold that was added later counts where it differs from its gate's default, so adding
         one changes no digest.
         """
         former = {current: name for name, current in self.renamed.items()}
-        hashed = {}
+        hashed: dict[str, float | None] = {}
         for name, value in self.record().items():
             first = former.get(name, name)
+            if value is None:
+                value = FORMER.get(first)
+            elif value == FORMER.get(first):
+                hashed[f"{first} decides"] = 1.0
             threshold = GATES[name].threshold if name in GATES else None
             if first in ALWAYS_HASHED or threshold is None or value != threshold.default:
                 hashed[first] = value
         return hashed
 
-    def ranges(self) -> Iterator[tuple[str, float, bool, str]]:
+    def ranges(self) -> Iterator[tuple[str, float | None, bool, str]]:
         """For each threshold its name, value, whether its gate allows that, and the range."""
         for setting in fields(self):
             threshold = GATES[setting.name].threshold if setting.name in GATES else None

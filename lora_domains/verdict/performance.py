@@ -177,7 +177,7 @@ def worst_slice(
     rule = f"{what} of no slice clearly more than {margin:g} below the rest"
     large = [part for part in known if part.wide is not None]
     worse = [part for part in large if part.wide is not None and part.wide.upper < -margin]
-    outcome: Verdict = "fail" if worse else "pass"
+    outcome: Verdict = "fail" if worse else "pass" if large else "note"
     part = min(worse or large or known, key=lambda p: p.bounds.upper if worse else p.difference)
     lower, upper = part.bounds if part.wide is None else part.bounds._replace(upper=part.wide.upper)
     why = (

@@ -8,6 +8,9 @@ Bounds are at ``level``, 95 % unless other adapters were evaluated on the same t
 and are never inconclusive. A figure that should exist and is missing makes its gate inconclusive,
 one that is not a number fails it. A gate whose figure does not exist for a base is not applicable:
 it is shown, and decides nothing.
+
+Some gates inform unless the domain sets them a limit (``inform``): they end in a warning or a note,
+which decide nothing either. Only a figure that is not a number fails them too.
 """
 
 import math
@@ -20,8 +23,10 @@ from lora_domains.stats.comparisons import Comparison
 from lora_domains.stats.intervals import POWER, items_needed_mean
 from lora_domains.stats.shares import Share
 
-Verdict = Literal["pass", "fail", "inconclusive", "not applicable"]
+Verdict = Literal["pass", "fail", "inconclusive", "not applicable", "warning", "note"]
 WORST_FIRST: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+INFORMING: tuple[Verdict, ...] = ("warning", "note")
+"""Results that inform and decide nothing; they are shown after those that decide."""
 LEAST_ROWS, LEAST_POSITIVES = 30, 10
 """Fewer test rows, or fewer positives for recall and precision, are inconclusive."""
 REALISTIC = 10
@@ -33,14 +38,14 @@ class GateResult:
     """The result of one gate for one adapter, as the report holds it under ``gates``.
 
     ``observed`` is None where the figure is undefined; ``lower`` and ``upper`` are None where there
-    is nothing to bound. All values are finite or None, so that the result is valid JSON. ``why`` is
-    one or two sentences for people.
+    is nothing to bound, ``threshold`` where there is no limit. All values are finite or None, so
+    that the result is valid JSON. ``why`` is one or two sentences for people.
     """
 
     name: str
     rule: str
     observed: float | None
-    threshold: float
+    threshold: float | None
     lower: float | None
     upper: float | None
     verdict: Verdict
@@ -67,11 +72,11 @@ def verdict(results: Iterable[GateResult]) -> Verdict:
     """The verdict of all gates together.
 
     Any fail fails; else any inconclusive gate, or no gate at all, is inconclusive; else pass. A
-    gate that is not applicable does not count. Several gates need no correction: to pass, every one
-    must, so the chance of passing an adapter that should have failed one of them is still at most
-    5 % (intersection-union test: Berger 1982, Technometrics 24:295).
+    gate that is not applicable, or only informs, does not count. Several gates need no correction:
+    to pass, every one must, so the chance of passing an adapter that should have failed one of them
+    is still at most 5 % (intersection-union test: Berger 1982, Technometrics 24:295).
     """
-    verdicts = {result.verdict for result in results} - {"not applicable"}
+    verdicts = {result.verdict for result in results} & set(WORST_FIRST)
     if "fail" in verdicts:
         return "fail"
     return "pass" if verdicts == {"pass"} else "inconclusive"
@@ -108,8 +113,7 @@ def judge(
     """
     observed, (lower, upper) = measured.observed, measured.bounds
     if math.isnan(observed) or math.isnan(lower) or math.isnan(upper):
-        why = f"{what} is not a number on {measured.n:,} {measured.unit}: training has diverged."
-        return GateResult(name, rule, None, threshold, None, None, "fail", why)
+        return _diverged(name, rule, measured, threshold, what)
     outcome = _decided(measured.bounds, threshold, higher_is_better, strict)
     confidence = describe_bounds(measured, outcome, threshold, higher_is_better)
     limit = "at least {} is required" if higher_is_better else "at most {} is allowed"
@@ -128,6 +132,39 @@ def judge_limit(name: str, rule: str, measured: Measurement, limit: float, what:
         measured.observed, measured.bounds, measured.n, limit, measured.level
     )
     return judge(name, rule, measured, limit, what=what, needed=needed, higher_is_better=False)
+
+
+def inform(
+    name: str, measured: Measurement, limit: float | None, *, what: str, beside: str = "",
+    usual: bool = False,
+) -> GateResult:  # fmt: skip
+    """The result of a gate that informs: a warning where the figure is clearly above ``limit``.
+
+    Otherwise it is a note, as it is without a limit, and where it is ``usual`` for the rows.
+    ``beside`` is a sentence on what the figure is to be read with.
+    """
+    rule = "informs only" if limit is None else f"informs only; warns above {limit:g}"
+    lower, upper = measured.bounds
+    if math.isnan(measured.observed) or math.isnan(lower) or math.isnan(upper):
+        return _diverged(name, rule, measured, limit, what)
+    warns = limit is not None and lower > limit and not usual
+    why = (
+        f"{what} is {shown(measured.observed)} on {measured.n:,} {measured.unit}, "
+        f"{100 * measured.level:.6g} % bounds {shown(lower)} to {shown(upper)}"
+    )
+    why += f"; more than {shown(limit)}." if warns and limit is not None else "."
+    outcome: Verdict = "warning" if warns else "note"
+    why += f" {beside}" if beside else ""
+    bounds = finite(lower), finite(upper)
+    return GateResult(name, rule, measured.observed, limit, *bounds, outcome, why)
+
+
+def informing(result: GateResult) -> GateResult:
+    """``result`` of a gate that informs, where its figure is missing: a warning, not inconclusive.
+
+    A figure that is not a number still fails.
+    """
+    return replace(result, verdict="warning") if result.verdict == "inconclusive" else result
 
 
 def describe_bounds(
@@ -173,7 +210,7 @@ def judge_share(
     return judge(name, rule, measured, floor, what=capital(name), needed=needed)
 
 
-def unmeasured(name: str, rule: str, threshold: float, why: str) -> GateResult:
+def unmeasured(name: str, rule: str, threshold: float | None, why: str) -> GateResult:
     """A gate whose figure should exist and is missing: inconclusive."""
     return GateResult(name, rule, None, threshold, None, None, "inconclusive", why)
 
@@ -191,7 +228,7 @@ def judge_count(name: str, rule: str, observed: float, *, passed: bool, why: str
     return GateResult(name, rule, finite(observed), 0.0, None, None, outcome, why)
 
 
-def not_applicable(name: str, rule: str, threshold: float, why: str) -> GateResult:
+def not_applicable(name: str, rule: str, threshold: float | None, why: str) -> GateResult:
     """A gate whose figure cannot be measured; it neither passes nor fails."""
     return GateResult(name, rule, None, threshold, None, None, "not applicable", why)
 
@@ -209,6 +246,13 @@ def shown(value: float) -> str:
 def capital(label: str) -> str:
     """``label`` with its first letter upper case, as a sentence begins."""
     return label[:1].upper() + label[1:]
+
+
+def _diverged(
+    name: str, rule: str, measured: Measurement, threshold: float | None, what: str
+) -> GateResult:
+    why = f"{what} is not a number on {measured.n:,} {measured.unit}: training has diverged."
+    return GateResult(name, rule, None, threshold, None, None, "fail", why)
 
 
 def _decided(bounds: Bounds, threshold: float, higher_is_better: bool, strict: bool) -> Verdict:

@@ -7,7 +7,8 @@
                     "risk_coverage": [{"confidence", "coverage", "risk", "upper"}]}
     "curve": {"positive", "targets": {"recall" | "precision": …}, "threshold",
               "test" and "validation": [{"threshold", "precision", "recall"}]}
-    "memorisation": {"auc", "lower", "upper", "train", "test"}
+    "memorisation": {"auc", "lower", "upper", "loss", "calibrated", "train", "test"}
+                    "auc" is the larger of the two measured (Evidence.membership)
     "seeds": {METRIC: {…}}    where several seeds were compared; see seeds.seed_variance
 
 Figures beside the gates always have 95 % bounds; gates hold at the level that earlier evaluations
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.calibration import calibration
 from lora_domains.stats.classes import by_class, total_counts
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.stats.shares import share_of
@@ -33,7 +33,9 @@ from lora_domains.verdict.scores import CONTENDERS, ScoreTable
 
 
 def summarise(
-    evidence: Evidence, gates: Mapping[str, float], threshold: Mapping[str, Any] | None = None
+    evidence: Evidence,
+    gates: Mapping[str, float | None],
+    threshold: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every figure, gate and the verdict of one adapter, as its card holds them.
 
@@ -69,8 +71,8 @@ def _details(
     if labels:
         details["confusion"] = confusion(test, labels)
         details["per_class"] = per_class(test, labels)
-    if test.scored("adapter", "confidence"):
-        details["calibration"] = _calibration(test)
+    if evidence.calibration:
+        details["calibration"] = evidence.calibration
     if positive is not None:
         chosen = {"positive": labels[positive], **threshold}
         details["curve"] = chosen | _curves(evidence)
@@ -179,20 +181,14 @@ def _slices(evidence: Evidence) -> dict[str, Any]:
 
 
 def _memorisation(evidence: Evidence) -> dict[str, Any] | None:
+    """The larger AUC with its bounds, and each that could be measured."""
     measured = evidence.membership(0.95)
-    if measured is None:
+    if not measured:
         return None
-    lower, upper = measured.bounds
+    largest = max(measured.values(), key=lambda one: one.observed)
+    each = {name: one.observed for name, one in measured.items()}
     rows = {"train": len(evidence.train), "test": len(evidence.test)}
-    return {"auc": measured.observed, "lower": lower, "upper": upper, **rows}
-
-
-def _calibration(test: ScoreTable) -> dict[str, Any]:
-    """The adapter's confidence in its predictions (see ``calibration``)."""
-    confidence, prediction, brier = (
-        test.column("adapter", key) for key in ("confidence", "prediction", "brier")
-    )
-    return calibration(confidence, prediction == test.targets(), brier, test.groups())
+    return {"auc": largest.observed, **largest.bounds._asdict(), **each, **rows}
 
 
 def _curves(evidence: Evidence) -> dict[str, Any]:

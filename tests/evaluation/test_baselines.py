@@ -21,7 +21,7 @@ def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DomainMo
 
 
 def scores_of(model: DomainModel, dataset: Dataset) -> dict[str, Scores]:
-    return baseline_scores(Scorer(model.bank, QUIET), dataset, dataset.test)
+    return baseline_scores(Scorer(model.bank, QUIET), dataset, dataset.test)[0]
 
 
 def test_the_table_holds_what_applies_to_the_task(model: DomainModel) -> None:

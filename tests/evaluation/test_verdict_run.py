@@ -35,6 +35,8 @@ def test_every_contender_is_scored_on_identical_items(fitted: Fitted, spam: Doma
     assert len({item["id"] for item in by_set["test"]}) == len(by_set["test"])
     assert [list(item["scores"]) for item in by_set["general"]] == [["base", "adapter"]] * 20
     assert len(by_set["text"]) == 12
+    assert all(list(i["scores"]) == ["base", "adapter", "majority", "tfidf"]
+               for i in by_set["train"])  # fmt: skip
     entry_positives = evaluation.entry.per_class["spam"]["support"]  # recall is over these
     for fields in evaluation.entry.domain_scores.values():
         assert fields["n"] in (len(by_set["test"]), entry_positives)
@@ -42,9 +44,10 @@ def test_every_contender_is_scored_on_identical_items(fitted: Fitted, spam: Doma
     assert evaluation.entry.domain_scores["accuracy"]["adapter"] >= 0.95
     assert {g["name"] for g in evaluation.entry.gates} == {
         "gain", "retention", "drift", "recall", "precision", "overfit", "memorisation",
-        "evaluations",
-        "leaks", "frozen", "effect",
+        "calibration", "evaluations", "leaks", "frozen", "effect",
     }  # fmt: skip
+    overfit = next(g for g in evaluation.entry.gates if g["name"] == "overfit")
+    assert " That of TF-IDF is " in overfit["why"]
     assert "Verdict" in str(evaluation)
 
 

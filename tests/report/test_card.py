@@ -154,6 +154,16 @@ def test_the_schema_refuses_what_it_does_not_name(three: list[Path], where: str)
         VALID.validate(report)
 
 
+def test_former_defaults_of_an_older_card_are_no_limits(tmp_path: Path) -> None:
+    settings = copy.deepcopy(CARD["adapters"][0]["settings"])
+    settings["gates"] = {"retention": 0.03, "drift": 0.23, "overfit": 0.2, "memorisation": 0.75}
+    gates = Card.read(folder(tmp_path, settings=settings)).adapter.settings["gates"]
+    assert gates == {"retention": 0.03, "drift": None, "overfit": 0.2, "memorisation": None}
+    settings["gates"]["calibration"] = None  # a card of today: the domain set these limits
+    declared = Card.read(folder(tmp_path, "today", settings=settings)).adapter.settings["gates"]
+    assert declared == settings["gates"]
+
+
 def test_the_targets_of_an_older_card_get_their_current_names(tmp_path: Path) -> None:
     judged, settings = (copy.deepcopy(CARD["adapters"][0][k]) for k in ("judged", "settings"))
     older = {"wanted": {"recall": 0.9}, "threshold": 0.3}

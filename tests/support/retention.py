@@ -35,4 +35,4 @@ class Blend(Retention):
         return f"blend trains {base} on general text."
 
     def drift_limit(self, gates: Gates) -> float:
-        return 2 * gates.drift
+        return 2 * super().drift_limit(gates)

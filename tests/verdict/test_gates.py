@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,13 @@ from lora_domains.verdict.gates import (
 )
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.performance import gain
-from lora_domains.verdict.rules import GateResult, Verdict, judge_count
+from lora_domains.verdict.rules import (
+    INFORMING,
+    GateResult,
+    Verdict,
+    judge_count,
+)
+from lora_domains.verdict.rules import verdict as verdict_of
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.side_effects import retention
 
@@ -255,13 +262,13 @@ def test_nats_that_are_not_a_number_fail_and_missing_ones_are_inconclusive(
 ) -> None:
     items = [i for part in ("test", "train") for i in table(30, 5, 5, 30, where=part)]
     broken = changed(items, contender, nats=value)
-    seen = Evidence(ScoreTable(broken), METRICS["nats_per_token"], [], None)
+    seen = Evidence(ScoreTable(broken), METRICS["nats_per_token"])
     judged = {r.name: r for r in judge_all(seen, {})}
     assert judged["gain"].verdict == verdict
     assert judged["gain"].observed is None
     if contender == "adapter":
-        assert judged["overfit"].verdict == verdict
-    assert ("memorisation" in judged) == (verdict == "fail")
+        assert judged["overfit"].verdict == ("fail" if verdict == "fail" else "warning")
+    assert judged["memorisation"].verdict == ("fail" if verdict == "fail" else "note")
     words = "is not a number" if verdict == "fail" else "was not measured"
     assert f"Nats per token {words}" in judged["gain"].why
     masked = Evidence(
@@ -296,13 +303,135 @@ def test_no_kl_at_all_has_bounds_of_a_width() -> None:
     assert judged.upper > 0
 
 
-def test_an_adapter_that_predicts_no_positive_does_not_pass_the_overfit_gate() -> None:
+def test_an_adapter_that_learned_nothing_is_no_proof_that_it_did_not_overfit() -> None:
     items = [*table(0, 200, 0, 200), *table(0, 200, 0, 200, where="train")]
     seen = Evidence(ScoreTable(items), METRICS["f1"], ["no", "yes"], 1)
-    judged = GATES["overfit"].judge(seen, 0.1)
+    for limit, verdict in ((0.1, "inconclusive"), (None, "warning")):
+        judged = GATES["overfit"].judge(seen, limit)
+        assert judged is not None
+        assert judged.verdict == verdict
+        assert judged.why == "F1 is 0.000 on training rows: nothing was learned."
+
+
+# ── Gates that inform ───────────────────────────────────────────────────────────────────────────
+
+
+def seen_and_unseen(train: int, test: int, tfidf: tuple[int, int] | None = None) -> list[Item]:
+    """200 training and 200 test rows of which the adapter, and TF-IDF, answer so many right."""
+    items = []
+    for n, (where, right) in enumerate((("train", train), ("test", test))):
+        for number in range(200):
+            predicted = {"base": 0, "adapter": int(number < right)}
+            if tfidf is not None:
+                predicted["tfidf"] = int(number < tfidf[n])
+            items.append(row(1, where, number, **predicted))
+    return items
+
+
+@pytest.mark.parametrize(
+    ("tfidf", "verdict"),
+    [(None, "warning"), ((200, 195), "warning"), ((200, 100), "note"), ((200, 166), "note")],
+)
+def test_a_gap_warns_only_above_the_best_baselines_own(
+    tfidf: tuple[int, int] | None, verdict: Verdict
+) -> None:
+    """Training rows learned by heart and .85 on test rows: useful, and TF-IDF does the same."""
+    items = seen_and_unseen(200, 170, tfidf)
+    judged = GATES["overfit"].judge(evidence(*items), None)
     assert judged is not None
-    assert judged.verdict == "inconclusive"
-    assert judged.why == "F1 is 0.000 on training rows: nothing was learned."
+    assert (judged.verdict, judged.observed) == (verdict, pytest.approx(0.15))
+    if tfidf is not None:
+        assert f"That of TF-IDF is {(tfidf[0] - tfidf[1]) / 200:.3f}." in judged.why
+    assert result("overfit", *items, threshold=0.1).verdict == "fail"
+    assert result("overfit", *items, threshold=0.3).verdict == "pass"
+
+
+def test_a_gap_that_rows_cannot_show_is_a_note() -> None:
+    judged = GATES["overfit"].judge(evidence(*seen_and_unseen(200, 178)), None)
+    assert judged is not None
+    assert (judged.verdict, judged.observed) == ("note", pytest.approx(0.11))
+
+
+def told_apart(loss: float, calibrated: float, rows: int = 1000) -> list[Item]:
+    """Training rows by heart and test rows at .61, whose loss and gain have these AUCs."""
+    random = np.random.default_rng(0)
+    items = []
+    for where in ("train", "test"):
+        for number in range(rows):
+            right = where == "train" or number < 0.61 * rows
+            item = row(1, where, number, base=0, adapter=int(right))
+            shift = 0.0 if where == "train" else 1.0
+            nll = random.normal(2**0.5 * NormalDist().inv_cdf(loss) * shift, 1)
+            gained = random.normal(-(2**0.5) * NormalDist().inv_cdf(calibrated) * shift, 1)
+            item["scores"]["adapter"] |= {"nll": nll, "nats": 9.0 - gained, "tokens": 1}
+            item["scores"]["base"] |= {"nats": 9.0, "tokens": 1}
+            items.append(item)
+    return items
+
+
+def test_membership_is_the_larger_of_two_aucs_and_warns() -> None:
+    """Calibrated by the base, an adapter that knows its training rows by heart looks harmless."""
+    items = told_apart(loss=0.92, calibrated=0.646)
+    judged = GATES["memorisation"].judge(evidence(*items), None)
+    assert judged is not None
+    assert (judged.verdict, judged.observed) == ("warning", pytest.approx(0.92, abs=0.01))
+    assert "It is by the loss itself; by what the adapter gained on each row 0.6" in judged.why
+    assert result("memorisation", *items, threshold=0.75).verdict == "fail"
+    other = result("memorisation", *told_apart(loss=0.6, calibrated=0.8), threshold=0.7)
+    assert other.observed == pytest.approx(0.8, abs=0.02)
+    assert other.verdict == "fail"
+
+
+def test_membership_is_measured_without_a_score_of_the_base() -> None:
+    items = [item | {"scores": {"adapter": item["scores"]["adapter"]}}
+             for item in told_apart(loss=0.92, calibrated=0.646)]  # fmt: skip
+    judged = GATES["memorisation"].judge(evidence(*items), None)
+    assert judged is not None
+    assert judged.verdict == "warning"
+    assert judged.why.endswith("It is by the loss itself.")
+
+
+def test_kl_decides_on_the_embedded_base_or_where_the_domain_sets_a_limit() -> None:
+    def drift(limit: float | None, *, embedded: bool) -> GateResult:
+        judged = GATES["drift"].judge(evidence(*text(kl=0.4), embedded_base=embedded), limit)
+        assert judged is not None
+        return judged
+
+    assert drift(None, embedded=True).verdict == "fail"
+    assert drift(None, embedded=True).threshold == 0.23
+    assert drift(0.5, embedded=False).verdict == "pass"
+    assert drift(0.1, embedded=False).verdict == "fail"
+    informs = drift(None, embedded=False)
+    assert (informs.verdict, informs.observed, informs.threshold) == ("note", 0.4, None)
+    missing = GATES["drift"].judge(evidence(), None)
+    assert missing is not None
+    assert missing.verdict == "warning"
+    broken = GATES["drift"].judge(evidence(*changed(text(), "adapter", kl=math.nan)), None)
+    assert broken is not None
+    assert broken.verdict == "fail"
+
+
+def test_confidence_that_is_far_from_accuracy_warns() -> None:
+    for right, verdict in ((180, "note"), (120, "warning")):
+        items = seen_and_unseen(200, right)  # their confidence is .9
+        judged = GATES["calibration"].judge(evidence(*items), None)
+        assert judged is not None
+        assert judged.verdict == verdict
+        assert result("calibration", *items, threshold=0.1).verdict == (
+            "pass" if verdict == "note" else "fail"
+        )
+    assert GATES["calibration"].judge(evidence(*text()), None) is None
+
+
+def test_those_that_decide_come_first_and_a_warning_changes_no_verdict() -> None:
+    items = [*seen_and_unseen(200, 195, (200, 100)), *general(), *text()]
+    seen = evidence(*changed(items, "adapter", confidence=0.5), largest_move=1.0)
+    judged = judge_all(seen, {"precision": 0.5})
+    kinds = [result.verdict in INFORMING for result in judged]
+    assert kinds == sorted(kinds)
+    assert [r.name for r in judged if r.verdict == "warning"] == ["calibration"]
+    assert verdict_of(judged) == "pass"
+    assert verdict_of([r for r in judged if r.verdict in INFORMING]) == "inconclusive"
 
 
 # ── Thresholds ──────────────────────────────────────────────────────────────────────────────────
@@ -392,5 +521,5 @@ def test_judge_all_leaves_out_gates_that_do_not_concern_the_adapter() -> None:
     items = [*table(50, 5, 5, 50), *general(), *text()]
     names = [r.name for r in judge_all(evidence(*items), {})]
     assert names == [
-        "gain", "retention", "drift", "recall", "precision", "frozen", "effect"
+        "gain", "retention", "recall", "precision", "frozen", "effect", "drift", "calibration"
     ]  # fmt: skip
