@@ -21,6 +21,7 @@ from lora_domains.data.source import Data, Hub, Source
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Task, hashed_record, task_record
 from lora_domains.verdict.gates import Gates
+from lora_domains.verdict.metrics import METRICS, reported
 
 RETENTION = ["auto", "replay", "kl", "none"]
 """Retention methods by name; ``training.retention`` defines them and appends others."""
@@ -82,9 +83,12 @@ class Domain:
     gates: Gates = field(default_factory=Gates)
     show_text: bool = False
     """Whether cards and reports may contain row text; for public rows only."""
+    metric: str | None = None
+    """The metric that decides, one of ``metrics_of`` the task; None is the task's own."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        _check_metric(self)
         try:
             _check_ranges(self)
         except TypeError as error:
@@ -95,11 +99,18 @@ class Domain:
                 hint="Omit the setting for its default.",
             ) from None
 
+    @property
+    def primary_metric(self) -> str:
+        """The metric that decides whether an adapter gained, and that ranks its epochs."""
+        return self.metric or self.task.metric
+
     def digest(self) -> str:
         """sha256 of the declaration; of files it covers the name, of rows in memory the number."""
         data = _data_record(self.data, lambda path: Path(path).name)
         task, gates = _json(hashed_record(self.task)), self.gates.hashed()
         hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
+        if self.metric is None:  # digests are older than this setting
+            del hashed["metric"]
         return sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,6 +124,32 @@ def check_name(name: str) -> str:
             hint=f"Use {re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-_') or 'a plain word'!r}.",
         )
     return name
+
+
+def metrics_of(task: Task) -> list[str]:
+    """The metrics by which an adapter for ``task`` can be judged."""
+    # Whether there are labels, and a positive one, is enough: which ones may be unknown yet.
+    labels = task.labels or (("",) if task.has_labels else ())
+    positive = None if task.positive is None else 0
+    return [m.name for m in reported(labels, positive) if task.score_keys.issuperset(m.scores)]
+
+
+def _check_metric(domain: Domain) -> None:
+    """Raise DomainError for a metric that is unknown, or that the task cannot give."""
+    metric, available = domain.metric, metrics_of(domain.task)
+    if metric is None or metric in available:
+        return
+    hint = "Choose one of these, or leave it out."
+    if metric not in METRICS:
+        hint = did_you_mean(metric, available)
+    elif domain.task.has_labels and not METRICS[metric].applies(("",), None):
+        hint = "Name the positive class (positive=… or --positive), or choose one of these."
+    raise DomainError(
+        where=f"domain {domain.name!r}, setting 'metric'",
+        expected=f"a metric of {domain.task.kind.replace('_', ' ')}: {listed(available)}",
+        found=repr(metric),
+        hint=hint,
+    )
 
 
 def _check_ranges(domain: Domain) -> None:
@@ -148,10 +185,10 @@ def _check_ranges(domain: Domain) -> None:
 
 
 def with_settings(domain: Domain, **settings: Any) -> Domain:
-    """``domain`` with settings of its ``lora``, ``training`` or ``gates`` changed, by their names.
+    """``domain`` with its ``metric``, or settings of ``lora``, ``training`` or ``gates``, changed.
 
-    ``retention`` is the training method; the margin of the gate of that name is set in ``Gates``.
-    Raises UsageError for an unknown name.
+    Settings go by their names. ``retention`` is the training method; the margin of the gate of
+    that name is set in ``Gates``. Raises UsageError for an unknown name.
     """
     parts: dict[str, Any] = {
         "gates": domain.gates,
@@ -159,16 +196,18 @@ def with_settings(domain: Domain, **settings: Any) -> Domain:
         "training": domain.training,
     }
     part_of = {f.name: part for part, value in parts.items() for f in fields(value)}
+    whole = {"metric": settings.pop("metric")} if "metric" in settings else {}
     changes: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         if name not in part_of:
             raise UsageError(
                 expected="a setting of a domain",
                 found=repr(name),
-                hint=did_you_mean(name, part_of),
+                hint=did_you_mean(name, [*part_of, "metric"]),
             )
         changes.setdefault(part_of[name], {})[name] = value
-    return replace(domain, **{part: replace(parts[part], **new) for part, new in changes.items()})
+    changed = {part: replace(parts[part], **new) for part, new in changes.items()}
+    return replace(domain, **changed, **whole)
 
 
 def load_domain(path: str | Path) -> Domain:
@@ -229,6 +268,7 @@ def as_record(domain: Domain) -> dict[str, Any]:
         "training": _training_record(domain.training),
         "gates": domain.gates.record(),
         "show_text": domain.show_text,
+        "metric": domain.metric,
     }
 
 

@@ -19,10 +19,18 @@ from lora_domains.domain import (
     as_record,
     check_name,
     load_domain,
+    metrics_of,
     with_settings,
 )
 from lora_domains.errors import DomainError, UsageError
-from lora_domains.tasks import Classification, Generation, LanguageModelling, Task, hashed_record
+from lora_domains.tasks import (
+    Classification,
+    Generation,
+    LanguageModelling,
+    MultipleChoice,
+    Task,
+    hashed_record,
+)
 from lora_domains.verdict.gates import GATES, Gate, Gates, Threshold, register
 
 SECRET = "zq-hush-93"
@@ -151,6 +159,49 @@ def test_files_that_declare_no_domain_are_refused(tmp_path: Path) -> None:
         load_domain(recipe(tmp_path, "domain = {}"))
 
 
+# ── The metric that decides ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "others"),
+    [
+        (Classification(positive="a"), "f1", {"accuracy", "macro_f1", "balanced_accuracy", "mcc",
+                                              "recall", "loss", "nats_per_token"}),
+        (Classification(), "macro_f1", {"accuracy", "balanced_accuracy", "mcc", "loss"}),
+        (Classification(head=True), "macro_f1", {"accuracy", "mcc", "loss"}),
+        (MultipleChoice(), "accuracy", {"loss", "nats_per_token"}),
+        (Generation(), "token_f1", {"exact_match", "nats_per_token"}),
+        (LanguageModelling(), "nats_per_token", set()),
+    ],
+)  # fmt: skip
+def test_a_domain_chooses_among_the_metrics_of_its_task(
+    task: Task, own: str, others: set[str]
+) -> None:
+    assert {own, *others} <= set(metrics_of(task))
+    assert domain(task=task).primary_metric == own
+    for name in others:
+        assert domain(task=task, metric=name).primary_metric == name
+        assert with_settings(domain(task=task), metric=name).primary_metric == name
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "message"),
+    [
+        (Classification(positive="a"), "macro_f2", "Did you mean .*'macro_f1'"),
+        (Classification(), "f1", "Name the positive class"),
+        (Classification(head=True), "nats_per_token", "Choose one of these"),
+        (MultipleChoice(), "macro_f1", "accuracy, loss, nats_per_token"),
+        (Generation(), "accuracy", "a metric of generation: token_f1, exact_match"),
+        (LanguageModelling(), "accuracy", "a metric of language modelling: nats_per_token"),
+    ],
+)
+def test_a_metric_that_the_task_cannot_give_is_refused(
+    task: Task, metric: str, message: str
+) -> None:
+    with pytest.raises(DomainError, match=message):
+        domain(task=task, metric=metric)
+
+
 def test_the_digest_covers_every_setting() -> None:
     base = domain()
     others = [
@@ -161,6 +212,7 @@ def test_the_digest_covers_every_setting() -> None:
         domain(training=Training(epochs=2)),
         domain(gates=Gates(drift=0.2)),
         domain(show_text=True),
+        domain(metric="mcc"),
         domain(data=Data("train.csv")),
     ]
     digests = [base.digest(), *(other.digest() for other in others)]

@@ -129,7 +129,7 @@ def score(model: Any, dataset: Any, rows: Sequence[Any], route: str | None) -> f
     items = dataset.tokenization.encode_all(rows)
     with model.bank.routed(route):
         found = choice_logprobs(model.base.model, items, model.base.pad)
-    return float(validation_figures(dataset.domain.task, items, found, 0.0)["score"])
+    return float(validation_figures(dataset.domain, items, found, 0.0)["score"])
 
 
 def accuracy(model: Any, questions: Sequence[Any], route: str | None) -> float:

@@ -176,7 +176,7 @@ def run(
             items = dataset.tokenization.encode_all(examples)
             with model.bank.routed(name):
                 found = choice_logprobs(model.base.model, items, model.base.pad)
-            scores[split] = float(validation_figures(task, items, found, 0)["score"])
+            scores[split] = float(validation_figures(dataset.domain, items, found, 0)["score"])
     return {
         **scores,
         **{key: card.adapter.training[key] for key in RECORDED},

@@ -65,7 +65,7 @@ def learning_curve(
     ]
     curve: dict[str, Any] = {
         "domain": dataset.domain.name,
-        "metric": task.metric,
+        "metric": dataset.domain.primary_metric,
         "seed": seed,
         "data": dict(prepared.digests),
         "test_rows": len(prepared.test),
@@ -79,7 +79,7 @@ def learning_curve(
             largest, "augmented"
         )
     curve["last_step"] = trials.compared(second, largest)
-    curve["twice"] = extrapolated(task.metric, trials.items, points, task.positive_index)
+    curve["twice"] = extrapolated(trials.metric, trials.items, points, task.positive_index)
     curve["answer"] = answer(curve)
     return curve
 
@@ -89,6 +89,7 @@ class _Trials:
 
     def __init__(self, model: DomainModel, dataset: Dataset, edited: Sequence[Example]) -> None:
         self.model, self.dataset, self.task = model, dataset, dataset.prepared.task
+        self.metric = dataset.domain.primary_metric
         # Under another name, so that an interrupted run of the domain keeps its checkpoint.
         self.domain = replace(dataset.domain, name=f"{dataset.domain.name[:50]}__curve")
         self.plan = make_plan(model.base, replace(dataset, domain=self.domain))
@@ -121,7 +122,7 @@ class _Trials:
         finally:
             bank.remove(trained.adapter.name)
         steps, seconds = trained.record["steps"], trained.record["seconds"]
-        metric = metric_named(self.task.metric).label
+        metric = metric_named(self.metric).label
         display.stage(name, len(examples), None, f"{metric} {score:.3f}, {seconds:.0f} s")
         return {"rows": len(examples), "score": score, "steps": steps, "seconds": seconds}
 
@@ -140,13 +141,13 @@ class _Trials:
         scores = scorer.scores(Part(f"test rows, {name}", self.task, test), [adapter])
         for item, item_score in zip(self.items, scores[adapter], strict=True):
             item["scores"][name] = item_score
-        score = metric_named(self.task.metric).value(
+        score = metric_named(self.metric).value(
             ScoreTable(self.items), name, self.task.positive_index
         )
         if score is None:
             raise AdapterError(
                 where=name,
-                expected=f"a finite score for {self.task.metric} on every test row",
+                expected=f"a finite score for {self.metric} on every test row",
                 found="one that is not a number",
                 hint="Train with a lower learning rate.",
             )
@@ -154,7 +155,7 @@ class _Trials:
 
     def compared(self, first: str, second: str) -> dict[str, float | None]:
         """The second contender's metric minus the first's, with bounds."""
-        paired = metric_named(self.task.metric).compare(
+        paired = metric_named(self.metric).compare(
             ScoreTable(self.items), first, second, self.task.positive_index
         )
         assert paired is not None

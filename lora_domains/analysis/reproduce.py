@@ -82,6 +82,7 @@ def domain_of(card: Card) -> Domain:
         training=Training(**settings["training"]),
         gates=Gates(**settings["gates"]),
         show_text=settings["show_text"],
+        metric=settings.get("metric"),
     )
 
 
@@ -142,8 +143,8 @@ def differences(then: Card, now: Card) -> list[str]:
     if one.parent != two.parent:
         different.append("other parent")
     trained, retrained = _settings_at_training(one), _settings_at_training(two)
-    if any(trained[key] != retrained[key] for key in ("task", "gates")):
-        different.append("other task or gates")
+    if any(trained.get(key) != retrained.get(key) for key in ("task", "gates", "metric")):
+        different.append("other task, gates or metric")
     if one.settings["training"] != two.settings["training"]:
         different.append("other training settings")
     if one.settings["lora"] != two.settings["lora"]:
@@ -152,7 +153,7 @@ def differences(then: Card, now: Card) -> list[str]:
 
 
 def _settings_at_training(entry: AdapterEntry) -> dict[str, Any]:
-    """The settings with the task and gates of the training, which chose the epoch by them."""
+    """The settings with the task, gates and metric of the training, which chose the epoch."""
     return entry.settings | entry.trained_with
 
 

@@ -123,7 +123,7 @@ def scale_curve(
     with scaled(bank, name, ordered) as names:
         items = _scored(bank, task, rows, names.values(), display)
         moved = _drift(bank, dataset.tokenization.encode_all(texts), names.values(), display)
-    metric, positive = task.metric, task.positive_index
+    metric, positive = dataset.domain.primary_metric, task.positive_index
     compared = {
         scale: _compared(metric, items, "base", copy, positive) for scale, copy in names.items()
     }

@@ -14,6 +14,7 @@ from lora_domains.cli.flags import (
     add_adapter_argument,
     add_base_flags,
     add_column_flags,
+    add_metric_flag,
     add_out_flag,
     add_row_flags,
     add_training_flags,
@@ -142,6 +143,7 @@ def _add_learning_curve(verbs: Any) -> None:
     training.add_argument("--seed", type=int, metavar="N", help="seed of splits and training")
     evaluation = parser.add_argument_group("evaluation")
     evaluation.add_argument("--positive", metavar="LABEL", help="the class whose F1 is measured")
+    add_metric_flag(evaluation)
     output = parser.add_argument_group("output")
     output.add_argument("--reports", default="reports", metavar="DIR", help="folder of the JSON "
                         "file; default: %(default)s")  # fmt: skip

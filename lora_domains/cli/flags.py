@@ -141,6 +141,11 @@ def add_training_flags(group: Any) -> None:
     add("--head", action="store_true", help="train a classification head; required on encoders")
 
 
+def add_metric_flag(group: Any) -> None:
+    group.add_argument("--metric", metavar="NAME", help="the metric that decides: f1, macro_f1, "
+                       "accuracy, balanced_accuracy, mcc, …; default: the task's own")  # fmt: skip
+
+
 def add_out_flag(group: Any) -> None:
     group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
                        "default: %(default)s")  # fmt: skip
@@ -192,6 +197,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
         "threshold is tuned on validation rows")  # fmt: skip
     add("--target-precision", type=float, metavar="P", help="target precision for --positive")
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
+    add_metric_flag(evaluation)
     output = parser.add_argument_group("output")
     output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="save the adapter as "
                         "DIR/NAME; default: %(default)s")  # fmt: skip
@@ -232,6 +238,7 @@ def configured(domain: Domain, flags: argparse.Namespace, *, repeated: bool = Fa
         with_settings(domain, **settings),
         data=_with_data_flags(domain.data, flags, repeated),
         task=_with_task_flags(domain.task, flags),
+        metric=flags.metric or domain.metric,
         show_text=flags.show_text or (domain.show_text and not own_rows),
     )
 

@@ -104,7 +104,7 @@ def _rules(domain: Domain) -> dict[str, Any]:
     """The part of ``judged`` that says how figures are computed from items."""
     task = domain.task
     return {
-        "metric": task.metric,
+        "metric": domain.primary_metric,
         "labels": list(task.labels or ()),
         "positive": task.positive,
         "loss": task.loss_unit,
@@ -112,9 +112,9 @@ def _rules(domain: Domain) -> dict[str, Any]:
 
 
 def use_settings(entry: AdapterEntry, domain: Domain) -> None:
-    """Set the task and gates of ``entry`` to those of ``domain``; the ones at training are kept."""
-    now = {key: as_record(domain)[key] for key in ("task", "gates")}
-    before = {key: entry.settings[key] for key in now}
+    """Give ``entry`` the task, gates and metric of ``domain``; those at training are kept."""
+    now = {key: as_record(domain)[key] for key in ("task", "gates", "metric")}
+    before = {key: entry.settings.get(key) for key in now}
     if before != now and not entry.trained_with:
         entry.trained_with = before
     entry.settings |= now

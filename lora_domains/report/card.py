@@ -66,9 +66,10 @@ class AdapterEntry:
     recipe_digest: str | None = None
     parent: ParentRecord | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    """``task``, ``data``, ``lora``, ``training``, ``gates`` and ``show_text`` of the domain."""
+    """``task``, ``data``, ``lora``, ``training``, ``gates``, ``show_text`` and ``metric`` of the
+    domain."""
     trained_with: dict[str, Any] = field(default_factory=dict)
-    """Task and gates at training, where an evaluation used others."""
+    """Task, gates and metric at training, where an evaluation used others."""
     data: dict[str, str] = field(default_factory=dict)
     """Digests of the rows by split, and of the general text."""
     training: dict[str, Any] = field(default_factory=dict)

@@ -76,6 +76,22 @@ def span_of_flips(
     return float(np.sqrt(counted.sum() * (counted @ moved**2)))
 
 
+def matthews(sums: FloatArray) -> FloatArray:
+    """Matthews' correlation coefficient from sums of ``class_counts``, (…, 3 C) → (…).
+
+    For any number of classes (Gorodkin 2004, Computational Biology and Chemistry 28:367): the
+    covariance of true and predicted class over the root of their variances. As in scikit-learn it
+    is 0 where either has one class only. A prediction of none of the classes is one more class.
+    """
+    correct, true, predicted = np.split(sums, 3, axis=-1)
+    n = true.sum(-1)
+    none = n - predicted.sum(-1)
+    covariance = correct.sum(-1) * n - (true * predicted).sum(-1)
+    spread = (n**2 - (true**2).sum(-1)) * (n**2 - (predicted**2).sum(-1) - none**2)
+    coefficient: FloatArray = covariance / np.sqrt(np.where(spread > 0, spread, np.inf))
+    return coefficient
+
+
 def of_class(figure: ClassFigure, index: int) -> Statistic:
     """The statistic that gives ``figure`` of the class ``index``."""
 

@@ -130,6 +130,18 @@ class Task(ABC):
         """``f1`` and ``exact`` of a generated answer; for kinds scored by ``text``."""
         raise NotImplementedError(f"{self.kind} is not scored by generated text")
 
+    @property
+    def score_keys(self) -> frozenset[str]:
+        """What is known of each scored row; a metric needs its ``scores`` to be among them.
+
+        ``inference.scores`` describes them; ``target`` is the index of the correct choice.
+        """
+        if self.scored_by == "choices":
+            keys = {"target", "prediction", "confidence", "nll", "brier"}
+            return frozenset(keys if self.head else keys | {"nats", "tokens"})
+        answer = {"f1", "exact"} if self.scored_by == "text" else set()
+        return frozenset(answer | {"nats", "tokens"})
+
     # ── Prediction and options ──────────────────────────────────────────────────────────────────
 
     def unlabelled(self, row: Row) -> Example:

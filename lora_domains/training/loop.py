@@ -93,7 +93,7 @@ class Run:
             self.parameters, self.state, display,
         )  # fmt: skip
         self.validation = Validation(
-            bank, self.adapter_name, self.head, domain.task, validation, monitored, display
+            bank, self.adapter_name, self.head, domain, validation, monitored, display
         )
         self.drift_limit = plan.retention.drift_limit(domain.gates)
         self._all_stop = False
@@ -164,7 +164,7 @@ class Run:
         if state.best is None or rank(record, limit) > rank(state.best, limit):
             state.best, state.best_weights = record, self.bank.weights(self.adapter_name)
             state.best_head = self._head_weights()
-        self.display.epoch(record, self.domain.task.metric, self._speed())
+        self.display.epoch(record, self.domain.primary_metric, self._speed())
         self.log(record, state.total_steps)
         state.epoch, state.step, state.losses, state.tokens = state.epoch + 1, 0, [], []
         self.save()
@@ -271,7 +271,7 @@ class Run:
             self.state.best_weights = weights if scale == 1.0 else scaled(scale)
             self.display.stage(
                 "scale", None, None, f"epoch {best['epoch']} at scale {scale:g}: "
-                f"{self.domain.task.metric} {best['score']:.3f}, KL {best['general_kl']:.3f}",
+                f"{self.domain.primary_metric} {best['score']:.3f}, KL {best['general_kl']:.3f}",
             )  # fmt: skip
         if not within_drift(best, self.drift_limit):
             self.display.warn(
@@ -357,4 +357,4 @@ class Run:
             f"{self.plan.steps_per_epoch} steps."
         )
         for record in self.state.history:
-            self.display.epoch(record, self.domain.task.metric)
+            self.display.epoch(record, self.domain.primary_metric)

@@ -10,12 +10,12 @@ import numpy as np
 from lora_domains import distributed
 from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedExample
+from lora_domains.domain import Domain
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.inference.reference import Reference
 from lora_domains.inference.scores import comparable
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
-from lora_domains.tasks import Task
 from lora_domains.training.retention import reference_on
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
@@ -32,12 +32,12 @@ class Validation:
         bank: Bank,
         adapter: str,
         head: Head | None,
-        task: Task,
+        domain: Domain,
         rows: Sequence[EncodedExample],
         monitored: Sequence[EncodedExample],
         display: Display,
     ) -> None:
-        self.bank, self.adapter, self.head, self.task = bank, adapter, head, task
+        self.bank, self.adapter, self.head, self.domain = bank, adapter, head, domain
         self.rows, self.monitored, self.display = rows, monitored, display
 
     def evaluate(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Validation:
             else:
                 nats, tokens = answer_nats(model, rows, pad, advance)
         loss = float(nats.sum() / max(tokens.sum(), 1))
-        return {"validation_loss": loss, **validation_figures(self.task, rows, logprobs, loss)}
+        return {"validation_loss": loss, **validation_figures(self.domain, rows, logprobs, loss)}
 
     def drift(self) -> dict[str, float]:
         """How far the adapter moved from the base on monitored texts (``Reference.compare``)."""
@@ -89,13 +89,18 @@ class Validation:
 
 
 def validation_figures(
-    task: Task, examples: Sequence[EncodedExample], logprobs: list[np.ndarray] | None, loss: float
+    domain: Domain,
+    examples: Sequence[EncodedExample],
+    logprobs: list[np.ndarray] | None,
+    loss: float,
 ) -> dict[str, Any]:
-    """Accuracy, and the score that ranks epochs: the domain metric, or the loss of free text.
+    """Accuracy, and the score that ranks epochs: the domain metric of the predictions, or the loss.
 
     ``logprobs`` are the log-likelihoods of each example's choices, (choices,); None for a task
-    without choices, since generating answers every epoch would take too long.
+    without choices, since generating answers every epoch would take too long. The loss also ranks
+    where the metric is one of likelihoods.
     """
+    task = domain.task
     if logprobs is None:
         return {"accuracy": None, "score": loss, "higher_is_better": False}
     records = ScoreTable(
@@ -107,8 +112,10 @@ def validation_figures(
     )
     accuracy, score = (
         metric_named(name).value(records, "adapter", task.positive_index)
-        for name in ("accuracy", task.metric)
+        for name in ("accuracy", domain.primary_metric)
     )
+    if score is None:
+        return {"accuracy": accuracy, "score": loss, "higher_is_better": False}
     return {"accuracy": accuracy, "score": score, "higher_is_better": True}
 
 

@@ -5,8 +5,8 @@ paired comparison of two contenders, which direction is better, and its label. `
 them in the order of a report; ``register`` adds one, which is then computed wherever its scores
 exist:
 
-    register(ClassMetric("matthews", "Matthews correlation", lambda positive: matthews,
-                         limits=(-1.0, 1.0)))
+    register(ClassMetric("specificity", "specificity", lambda positive: specificity,
+                         needs_positive=True))
 """
 
 import math
@@ -24,6 +24,7 @@ from lora_domains.stats.classes import (
     ClassFigure,
     class_counts,
     macro,
+    matthews,
     of_class,
     span_of_flips,
     total_counts,
@@ -372,7 +373,8 @@ for _metric in (
     ClassMetric("f1", "F1", _of_positive("f1"), needs_positive=True, compared=_compare_f1),
     ClassMetric("macro_precision", "macro precision", lambda _: macro("precision"),
                 needs_positive=False),
-    ClassMetric("macro_recall", "macro recall", lambda _: macro("recall"), needs_positive=False),
+    ClassMetric("balanced_accuracy", "balanced accuracy", lambda _: macro("recall")),
+    ClassMetric("mcc", "MCC", lambda _: matthews, limits=(-1.0, 1.0)),
     MeanMetric("loss", "loss", ("nll",), higher_is_better=False, nats=True),
     MeanMetric("token_f1", "token F1", ("f1",)),
     MeanMetric("exact_match", "exact match", ("exact",)),

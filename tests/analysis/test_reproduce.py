@@ -103,6 +103,7 @@ DECLARED = [
              slices=("s", "t"), drop_leaks=True, limit=7),
         Lora(rank=4, targets=("q_proj",), dropout=0.1, rslora=True),
         Training(epochs=3, lr=0.1, seed=4, max_length=99), Gates(recall=0.7), show_text=True,
+        metric="exact_match",
     ),
 ]  # fmt: skip
 
@@ -195,7 +196,7 @@ def test_each_difference_is_named(ran: Path) -> None:
         (lambda card: rebase(card, id="a/b"), "base id: tiny → a/b"),
         (
             lambda card: card.adapter.settings["gates"].update(drift=0.05),
-            "other task or gates",
+            "other task, gates or metric",
         ),
         (lambda card: card.adapter.data.update(test="0"), "other test rows"),
         (
@@ -218,7 +219,9 @@ def test_a_later_evaluation_does_not_change_what_is_repeated(ran: Path) -> None:
     then = card_at(ran / "adapters" / "x")
     judged = copy.deepcopy(then)
     domain = domain_of(then)
-    stricter = replace(domain, task=Classification(positive="ham"), gates=Gates(drift=0.05))
+    stricter = replace(
+        domain, task=Classification(positive="ham"), gates=Gates(drift=0.05), metric="mcc"
+    )
     use_settings(judged.adapter, stricter)
     use_settings(judged.adapter, replace(domain, gates=Gates(drift=0.01)))
     assert judged.adapter.settings["gates"]["drift"] == 0.01

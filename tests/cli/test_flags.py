@@ -19,7 +19,7 @@ from lora_domains.tasks import Classification, Generation
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--target-recall": "0.9", "--target-precision": "0.8"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
-                           "--slice": "ward,sex"}  # fmt: skip
+                           "--slice": "ward,sex", "--metric": "mcc"}  # fmt: skip
 
 
 def flags_of_a_run() -> list[argparse.Action]:
@@ -115,6 +115,17 @@ def test_a_target_replaces_that_of_the_recipe() -> None:
         assert found.targets == targets, arguments
     with pytest.raises(DomainError, match="a positive class"):
         configured(recipe, parser.read(["--positive", "none", "--target-recall", "0.9"]))
+
+
+def test_a_metric_may_need_another_flag() -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    domain = Domain("spam", Classification(), Data("own.csv"))
+    declared = configured(domain, parser.read(["--metric", "f1", "--positive", "spam"]))
+    assert declared.primary_metric == "f1"
+    assert configured(declared, parser.read(["--positive", "none", "--metric", "mcc"])).metric
+    with pytest.raises(DomainError, match="Name the positive class"):
+        configured(domain, parser.read(["--metric", "f1"]))
 
 
 def test_a_task_without_a_label_column_takes_none() -> None:

@@ -3,16 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn import metrics as oracle
 from support.models import declared, fixed, forgetful, make_run
 
 from lora_domains.adapters.folder import WEIGHTS
 from lora_domains.console import Display
+from lora_domains.data.source import Data
+from lora_domains.data.tokenization import EncodedExample
+from lora_domains.domain import Domain
 from lora_domains.model import DomainModel
+from lora_domains.tasks import Classification
 from lora_domains.training.loop import Run
-from lora_domains.training.validation import observe, scale_down
+from lora_domains.training.validation import observe, scale_down, validation_figures
 
 OVERFITTING = "overfitting: validation loss rises while training loss falls"
 UNSTABLE = "unstable: both losses rise; a lower learning rate may help"
@@ -144,3 +150,19 @@ def test_observations_follow_from_the_figures(
 ) -> None:
     records = [{"training_loss": t, "validation_loss": v} for t, v in history]
     assert observe(records) == words
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"), [("mcc", True), ("balanced_accuracy", True), ("loss", False)]
+)
+def test_epochs_are_ranked_by_the_metric_of_the_domain(metric: str, higher: bool) -> None:
+    """A metric of likelihoods ranks by the loss, which needs no second pass over the rows."""
+    declared = Domain("spam", Classification(labels=("a", "b")), Data("x.csv"), metric=metric)
+    truth, predicted = [0, 0, 0, 1, 1], [0, 0, 1, 1, 1]
+    examples = [EncodedExample(f"{n}", (1,), (), ((2,), (3,)), t) for n, t in enumerate(truth)]
+    logprobs = [np.log([0.9, 0.1][:: -1 if p else 1]) for p in predicted]
+    figures = validation_figures(declared, examples, logprobs, 1.25)
+    expected = {"mcc": oracle.matthews_corrcoef(truth, predicted), "loss": 1.25,
+                "balanced_accuracy": oracle.balanced_accuracy_score(truth, predicted)}  # fmt: skip
+    assert figures["score"] == pytest.approx(expected[metric])
+    assert (figures["higher_is_better"], figures["accuracy"]) == (higher, 0.8)

@@ -1,6 +1,6 @@
 """Metrics against scikit-learn; one that is registered from outside is reported everywhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,8 @@ def test_metrics_of_two_classes_equal_scikit_learn(contender: str, seed: int) ->
         "recall": oracle.recall_score(truth, predicted, pos_label=1),
         "f1": oracle.f1_score(truth, predicted, pos_label=1),
         "macro_f1": oracle.f1_score(truth, predicted, average="macro"),
+        "balanced_accuracy": oracle.balanced_accuracy_score(truth, predicted),
+        "mcc": oracle.matthews_corrcoef(truth, predicted),
     }
     table = ScoreTable(items)
     for name, value in expected.items():
@@ -72,7 +74,8 @@ def test_metrics_of_many_classes_equal_scikit_learn() -> None:
     expected = {
         "accuracy": oracle.accuracy_score(truth, predicted),
         "macro_precision": oracle.precision_score(truth, predicted, **macro),
-        "macro_recall": oracle.recall_score(truth, predicted, **macro),
+        "balanced_accuracy": oracle.recall_score(truth, predicted, **macro),
+        "mcc": oracle.matthews_corrcoef(truth, predicted),
         "macro_f1": oracle.f1_score(truth, predicted, **macro),
     }
     for name, value in expected.items():
@@ -110,7 +113,44 @@ def test_comparisons_are_those_of_the_statistics() -> None:
         assert METRICS[name].compare(table, positive=1) == comparison, name
 
 
-@pytest.mark.parametrize("name", ["accuracy", "macro_f1", "f1", "loss", "nats_per_token"])
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [("balanced_accuracy", oracle.balanced_accuracy_score), ("mcc", oracle.matthews_corrcoef)],
+)
+def test_bounds_of_a_difference_are_those_of_paired_resamples(
+    name: str, figure: Callable[..., float]
+) -> None:
+    """scikit-learn on resampled rows, both contenders on the same ones, has the same percentiles.
+
+    The bounds are the widest of three, so they are never inside those percentiles.
+    """
+    items = drawn(3, count=400, seed=1)
+    truth, base, adapter = map(np.array, (*arrays(items, "base"), arrays(items, "adapter")[1]))
+    compared = METRICS[name].compare(ScoreTable(items))
+    assert compared is not None
+    random = np.random.default_rng(9)
+    changes = []
+    for _ in range(500):
+        at = random.integers(0, len(truth), len(truth))
+        changes.append(figure(truth[at], adapter[at]) - figure(truth[at], base[at]))
+    lower, upper = np.quantile(changes, [0.05, 0.95])
+    assert compared.difference == pytest.approx(figure(truth, adapter) - figure(truth, base))
+    assert compared.lower == pytest.approx(lower, abs=0.01)
+    assert compared.upper == pytest.approx(upper, abs=0.01)
+    assert upper - lower > 0.05
+
+
+def test_a_prediction_of_no_class_is_one_more_class_for_mcc() -> None:
+    items = [row(n % 2, number=n, base=0, adapter=(n % 2, -1)[n % 5 == 0]) for n in range(40)]
+    assert METRICS["mcc"].value(ScoreTable(items), "adapter") == pytest.approx(
+        oracle.matthews_corrcoef(*arrays(items, "adapter"))
+    )
+    assert METRICS["mcc"].value(ScoreTable(items), "base") == 0.0
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "macro_f1", "f1", "balanced_accuracy", "mcc", "loss", "nats_per_token"]
+)
 def test_bounds_contain_the_value_and_widen_in_groups(name: str) -> None:
     items = drawn(2)
     for n, item in enumerate(items):
@@ -134,10 +174,11 @@ def test_which_metrics_a_task_has() -> None:
     def names(labels: Sequence[str], positive: int | None) -> set[str]:
         return {metric.name for metric in reported(labels, positive)}
 
-    rates, macro_rates = {"precision", "recall", "f1"}, {"macro_precision", "macro_recall"}
-    assert names(["a", "b"], 1) == METRICS.keys() - macro_rates
+    rates = {"precision", "recall", "f1"}
+    of_classes = {"macro_f1", "macro_precision", "balanced_accuracy", "mcc"}
+    assert names(["a", "b"], 1) == METRICS.keys() - {"macro_precision"}
     assert names(["a", "b"], None) == METRICS.keys() - rates
-    assert names([], None) == METRICS.keys() - rates - macro_rates - {"macro_f1"}
+    assert names([], None) == METRICS.keys() - rates - of_classes
     # Of these only metrics whose scores exist have a value.
     text = [{"target": -1, "scores": {"base": {"nats": 3.0, "tokens": 2}}}]
     valued = {n for n in names([], None) if METRICS[n].value(ScoreTable(text), "base") is not None}
@@ -151,34 +192,31 @@ def test_unknown_and_taken_names() -> None:
         register(METRICS["f1"])
 
 
-def matthews(sums: FloatArray) -> FloatArray:
-    """Matthews correlation from sums of class counts (Gorodkin 2004, CBAC 28:367)."""
+def kappa(sums: FloatArray) -> FloatArray:
+    """Cohen's kappa from sums of class counts (Cohen 1960, EPM 20:37)."""
     correct, true, predicted = np.split(sums, 3, axis=-1)
     n = true.sum(-1)
-    covariance = correct.sum(-1) * n - (true * predicted).sum(-1)
-    spread = (n**2 - (true**2).sum(-1)) * (n**2 - (predicted**2).sum(-1))
-    correlation: FloatArray = covariance / np.sqrt(np.maximum(spread, 1))
-    return correlation
+    chance = (true * predicted).sum(-1) / n**2
+    agreement: FloatArray = (correct.sum(-1) / n - chance) / (1 - chance)
+    return agreement
 
 
 @pytest.fixture
-def _matthews() -> Iterator[None]:
-    register(
-        ClassMetric("matthews", "Matthews correlation", lambda _: matthews, limits=(-1.0, 1.0))
-    )
+def _kappa() -> Iterator[None]:
+    register(ClassMetric("kappa", "Cohen's kappa", lambda _: kappa, limits=(-1.0, 1.0)))
     yield
-    del METRICS["matthews"]
+    del METRICS["kappa"]
 
 
-@pytest.mark.usefixtures("_matthews")
+@pytest.mark.usefixtures("_kappa")
 def test_a_registered_metric_is_reported_with_bounds(tmp_path: Path) -> None:
     made = folder(tmp_path)
     card = rebuild(made)
-    fields = card.adapter.domain_scores["matthews"]
+    fields = card.adapter.domain_scores["kappa"]
     items = [item for item in read_items(made) if item["set"] == "test"]
-    assert fields["adapter"] == pytest.approx(oracle.matthews_corrcoef(*arrays(items, "adapter")))
+    assert fields["adapter"] == pytest.approx(oracle.cohen_kappa_score(*arrays(items, "adapter")))
     assert fields["lower"] < fields["difference"] < fields["upper"]
-    assert "Matthews correlation" in str(Evaluation(card))
+    assert "Cohen's kappa" in str(Evaluation(card))
     save_report(combine([made]), tmp_path / "out")
     for view in ("report.html", "report.md", "report.json"):
-        assert "atthews" in (tmp_path / "out" / view).read_text(), view
+        assert "kappa" in (tmp_path / "out" / view).read_text(), view
