@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
+from lora_domains.analysis.regressions import comparison_with
 from lora_domains.atomic import folders_with
 from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import (
@@ -22,7 +23,6 @@ from lora_domains.domain import check_name
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
-from lora_domains.report.regressions import comparison_with
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import metric_name, outcome
 
@@ -75,8 +75,7 @@ def _add_show(verbs: Any) -> None:
         summary="show an adapter's scores, gates and verdict",
         usage="ADAPTER [options]",
         description="Show the training, scores, gates and verdict of an adapter from its card. "
-        "Writes nothing.\n\n"
-        "Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive or not evaluated.",
+        "Writes nothing.",
         example="lora-domains show triage",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
@@ -102,19 +101,21 @@ def show(flags: argparse.Namespace) -> int:
         sys.stdout.write(card.dumps())
         return 0
     show_card(card, Display())
-    return EXIT[card.adapter.outcome]
+    return 0
 
 
 def show_card(card: Card, display: Display) -> None:
-    """Print a card as ``fit`` prints it."""
+    """Print a card: the verdict and the tables, then the epochs of its training."""
     entry = card.adapter
     display.title(f"{entry.domain} on {card.base.id}")
     if entry.verdict is None:
         display.line("Not evaluated yet.")
         return
-    for record in entry.training["history"]:
-        display.epoch(record, entry.judged["metric"])
     Evaluation(card).show(display.console)
+    if history := entry.training.get("history"):
+        display.title("Training")
+        for record in history:
+            display.epoch(record, entry.judged["metric"])
 
 
 # ── report ──────────────────────────────────────────────────────────────────────────────────────

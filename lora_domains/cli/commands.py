@@ -27,7 +27,6 @@ from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card
-from lora_domains.report.regressions import comparison_with
 from lora_domains.tasks import Classification
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",

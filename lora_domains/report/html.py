@@ -11,6 +11,7 @@ from typing import Any
 from lora_domains.report import charts
 from lora_domains.report import text as wording
 from lora_domains.report.card import AdapterEntry, Report
+from lora_domains.report.conclusion import conclusion, standing
 from lora_domains.verdict.metrics import best_baseline, metric_named
 from lora_domains.verdict.scores import contender_label
 
@@ -80,7 +81,8 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
             "entry": entry,
             "name": entry.path,
             "verdict": entry.outcome,
-            "brief": wording.brief(entry),
+            "conclusion": conclusion(entry),
+            "standing": standing(entry),
             "reasons": wording.reasons(entry),
             "gates": [
                 [(gate, _gate_bar(gate)) for gate in part] for part in wording.decisive(entry.gates)

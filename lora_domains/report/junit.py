@@ -1,4 +1,4 @@
-"""A report as JUnit XML: a suite for each adapter, a case for each gate.
+"""A report as JUnit XML: a suite for each adapter with its conclusion, a case for each gate.
 
 A gate that fails is a failure. An inconclusive one is an error: a CI server must not show it as
 passed. A gate that informs passes, and its output says so where it warns.
@@ -8,6 +8,7 @@ import re
 from xml.etree import ElementTree as Xml
 
 from lora_domains.report.card import AdapterEntry, Report
+from lora_domains.report.conclusion import conclusion
 from lora_domains.report.text import worsened
 
 # Characters that XML 1.0 cannot hold, not even escaped.
@@ -17,7 +18,10 @@ OUTCOME = {"fail": "failure", "inconclusive": "error", "not applicable": "skippe
 
 def junit(report: Report) -> str:
     """The XML document."""
-    suites = [_suite(f"lora_domains.{e.path}", _cases(e)) for e in report.adapters]
+    suites = [
+        _suite(f"lora_domains.{entry.path}", _cases(entry), conclusion(entry))
+        for entry in report.adapters
+    ]
     since = report.since
     if since:
         verdict = "fail" if since["worse"] else "pass"
@@ -39,7 +43,7 @@ def _cases(entry: AdapterEntry) -> list[tuple[str, str, str, str]]:
     return [(g["name"], g["verdict"], g["why"], g["rule"]) for g in entry.gates]
 
 
-def _suite(name: str, cases: list[tuple[str, str, str, str]]) -> Xml.Element:
+def _suite(name: str, cases: list[tuple[str, str, str, str]], says: str = "") -> Xml.Element:
     verdicts = [verdict for _, verdict, _, _ in cases]
     suite = Xml.Element(
         "testsuite", name=_clean(name), tests=str(len(cases)),
@@ -54,6 +58,8 @@ def _suite(name: str, cases: list[tuple[str, str, str, str]]) -> Xml.Element:
         else:
             sign = "Warning: " if verdict == "warning" else ""
             Xml.SubElement(case, "system-out").text = _clean(sign + why)
+    if says:
+        Xml.SubElement(suite, "system-out").text = _clean(says)
     return suite
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Card, Report
+from lora_domains.report.conclusion import conclusion, standing
 from lora_domains.report.text import (
     INFORMS,
     SIGNS,
@@ -33,6 +34,8 @@ from lora_domains.verdict.scores import contender_label
 
 # GitHub's limits: a job summary in bytes, a comment in characters (bytes are never fewer).
 SUMMARY, COMMENT = 1024 * 1024, 65_536
+FEW = 8
+"""So many adapters are concluded on before the table; the details hold the conclusion on each."""
 
 
 def escaped(text: object) -> str:
@@ -68,13 +71,12 @@ def readme(card: Card) -> str:
     body = [
         f"# {entry.domain}",
         "",
+        *_conclusion(entry),
         f"A LoRA adapter for `{base.id}`, trained and measured by lora_domains.",
         "",
     ]
-    if entry.verdict is None:
-        body += ["It has not been evaluated: there is no verdict.", ""]
-    else:
-        body += [f"**Verdict: {entry.verdict}**", "", *_gates(entry)]
+    if entry.verdict is not None:
+        body += [f"## Verdict: {entry.verdict}", "", *_gates(entry)]
         for title, part in (
             ("On test rows", _scores(entry)),
             ("General knowledge", _general(entry)),
@@ -89,6 +91,12 @@ def readme(card: Card) -> str:
 
 
 # ── Parts of both ───────────────────────────────────────────────────────────────────────────────
+
+
+def _conclusion(entry: AdapterEntry) -> list[str]:
+    """What the evaluation comes to, then base, best baseline and adapter in a line."""
+    lines = [f"**{escaped(conclusion(entry))}**", ""]
+    return lines + ([escaped(scored), ""] if (scored := standing(entry)) else [])
 
 
 def _gates(entry: AdapterEntry) -> list[str]:
@@ -241,12 +249,17 @@ def comment(report: Report) -> str:
 
 
 def summary(report: Report, limit: int = SUMMARY) -> str:
-    """A report within ``limit`` bytes: verdict, what got worse, a row per adapter, details.
+    """A report within ``limit`` bytes: conclusion, what got worse, a row per adapter, details.
 
     Adapters that fail come first. What does not fit is counted, never cut in the middle.
     """
     base = report.base
+    entries = ranked(report)
     lines = [f"## {SIGNS[outcome(report)]} {escaped(headline(report))}", ""]
+    if len(entries) == 1:
+        lines += _conclusion(entries[0])
+    elif len(entries) <= FEW:
+        lines += [*(f"- {SIGNS[e.outcome]} {escaped(conclusion(e))}" for e in entries), ""]
     lines += [
         f"{counted(report)} Base {escaped(base.id)}, {base.precision}.",
         "",
@@ -256,7 +269,6 @@ def summary(report: Report, limit: int = SUMMARY) -> str:
     end = "\nEverything else is in report.html and report.json.\n"
     room = limit - len(end.encode())
     text = "\n".join([*lines, ""])
-    entries = ranked(report)
     blocks = [
         ("adapters in the table", table(["adapter", "verdict", "gain over the base", "general "
          "knowledge", "open gates"], []), [_row(entry) for entry in entries]),
@@ -308,7 +320,7 @@ def _details(entry: AdapterEntry) -> list[str]:
     title = f"{SIGNS[entry.outcome]} {escaped(entry.path)}: gates and figures"
     return [
         f"<details{opened}><summary>{title}</summary>", "",
-        *(_gates(entry) if entry.gates else ["It has not been evaluated.", ""]),
+        *_conclusion(entry), *(_gates(entry) if entry.gates else []),
         *_scores(entry), *_general(entry), *_classes(entry), *_slices(entry), *_seeds(entry),
         *_reliability(entry),
         "</details>", "",

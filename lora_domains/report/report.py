@@ -46,7 +46,7 @@ Items = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An adapter's card after its evaluation; printing it shows the tables and the verdict."""
+    """An adapter's card after its evaluation; printing it shows the verdict and the tables."""
 
     card: Card
 
@@ -59,9 +59,7 @@ class Evaluation:
         return self.entry.outcome
 
     def show(self, console: Console) -> None:
-        terminal.scores(console, self.entry)
-        terminal.general(console, self.entry)
-        terminal.gates(console, self.entry.gates, self.verdict)
+        terminal.evaluation(console, self.entry)
 
     def __str__(self) -> str:
         text = io.StringIO()

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_domains.report.card import AdapterEntry, Report
+from lora_domains.report.conclusion import conclusion, standing
 from lora_domains.report.text import (
     INFORMS,
     SIGNS,
-    brief,
     decisive,
     headline,
     interval,
@@ -51,6 +51,24 @@ def line(console: Console, text: str) -> None:
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────
 
 
+def evaluation(console: Console, entry: AdapterEntry) -> None:
+    """The conclusion, the gates behind it, then all figures."""
+    verdict(console, entry.outcome)
+    console.print(f"[bold]{escape(conclusion(entry))}[/]")
+    if scored := standing(entry):
+        line(console, scored)
+    gates(console, entry.gates)
+    scores(console, entry)
+    general(console, entry)
+
+
+def verdict(console: Console, outcome: str) -> None:
+    """A heading with the verdict."""
+    console.print()
+    words = f"[bold]Verdict: [{COLOURS[outcome]}]{outcome}[/][/]"
+    console.rule(words, align="left", style="dim")
+
+
 def scores(console: Console, entry: AdapterEntry) -> None:
     """Base, adapter and baselines on the same test rows."""
     if not entry.domain_scores:
@@ -59,7 +77,7 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     baselines = (name for fields in by_metric.values() for name in fields["baselines"])
     names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # it is shown below
     n = next(iter(by_metric.values()))["n"]
-    title(console, f"On {n} test rows")
+    title(console, f"On {n:,} test rows")
     labels = ["\n".join(wrap(contender_label(name), NARROW)) for name in names]
     table = _table(["", "base", *labels, "adapter", BOUNDS])
     for metric, fields in by_metric.items():
@@ -118,8 +136,8 @@ def general(console: Console, entry: AdapterEntry) -> None:
         line(console, f"KL from the base on general text: {between}")
 
 
-def gates(console: Console, found: Sequence[Figures], verdict: str) -> None:
-    """The gates that decide with their reasons, those that inform, then the verdict."""
+def gates(console: Console, found: Sequence[Figures]) -> None:
+    """The gates that decide with their reasons, then those that inform."""
     title(console, "Gates")
     for heading, part in zip((None, INFORMS), decisive(found), strict=True):
         if not part:
@@ -135,23 +153,19 @@ def gates(console: Console, found: Sequence[Figures], verdict: str) -> None:
             sign = f"[{colour}]{SIGNS[gate['verdict']]} {gate['verdict']}[/]"
             table.add_row(sign, gate["name"], escape(gate["why"]))
         console.print(table)
-    console.print()
-    console.print(f"Verdict: [bold {COLOURS[verdict]}]{verdict}[/]")
 
 
 # ── Several adapters ────────────────────────────────────────────────────────────────────────────
 
 
 def report(console: Console, found: Report) -> None:
-    """A line for each adapter, what got worse, and what to do."""
+    """What to do, the conclusion on each adapter, and what got worse."""
+    console.print(f"[bold]{escape(headline(found))}.[/]")
     for entry in ranked(found):
-        verdict = entry.outcome
-        words = "" if verdict == "pass" else brief(entry)
-        line(console, f"{SIGNS[verdict]} {verdict:<13} {entry.path:<20} {words}".rstrip())
+        line(console, f"{SIGNS[entry.outcome]} {conclusion(entry)}")
     if found.since:
         for sentence in worsened(found.since):
             line(console, f"  since {found.since['report']}: {sentence}")
-    line(console, f"{headline(found)}.")
 
 
 def comparison(console: Console, found: Figures) -> None:
@@ -166,7 +180,8 @@ def comparison(console: Console, found: Figures) -> None:
         values = [f"{fields[k]:.3f}" for k in ("base", "adapter")]
         table.add_row(metric_name(name), *values, interval(fields), *counts)
     console.print(table)
-    gates(console, found["gates"], found["verdict"])
+    gates(console, found["gates"])
+    verdict(console, found["verdict"])
 
 
 def seeds(console: Console, found: Mapping[str, Figures]) -> None:

@@ -187,21 +187,6 @@ def counted(report: Report) -> str:
     return f"{_plural(len(verdicts), 'adapter')}: {', '.join(parts)}."
 
 
-def brief(entry: AdapterEntry) -> str:
-    """The gates that did not pass, in a line: ``fails recall (0.120, threshold 0.8)``."""
-    if not entry.gates:
-        return "has not been evaluated"
-    phrases = []
-    for verdict, words in (("fail", "fails"), ("inconclusive", "is inconclusive on")):
-        gates = [
-            f"{g['name']} ({number(g['observed'])}, threshold {g['threshold']:.3g})"
-            for g in entry.gates
-            if g["verdict"] == verdict
-        ]
-        phrases += [f"{words} {', '.join(gates)}"] if gates else []
-    return "; ".join(phrases)
-
-
 def reasons(entry: AdapterEntry) -> list[str]:
     """Why an adapter does not pass: a sentence for each gate that did not."""
     if not entry.gates:

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from support.folders import CARD, EVALUATIONS, FAILS, PASSES, UNSURE, folder, items, seeds
 
+from lora_domains.analysis.regressions import regressions
 from lora_domains.report.card import Report, read_items
 from lora_domains.report.html import page
-from lora_domains.report.regressions import regressions
 from lora_domains.report.report import combine, save_report
 from lora_domains.tasks import KINDS, task_record
 

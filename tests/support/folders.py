@@ -12,8 +12,8 @@ from conftest import ROOT
 from referencing import Registry
 from support.items import Item, general, table, text, train_like
 
+from lora_domains.analysis.regressions import regressions
 from lora_domains.report.card import read_items
-from lora_domains.report.regressions import regressions
 from lora_domains.report.report import combine
 from lora_domains.stats.seeds import seed_variance
 

@@ -20,9 +20,9 @@ from support.folders import (
     items,
 )
 
+from lora_domains.analysis.regressions import older_adapters, regressions
 from lora_domains.errors import AdapterCorrupt, UsageError
 from lora_domains.report.card import Card, read_items
-from lora_domains.report.regressions import older_adapters, regressions
 from lora_domains.report.report import combine, rebuild
 from lora_domains.report.text import worsened
 from lora_domains.stats.comparisons import compare_f1

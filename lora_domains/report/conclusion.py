@@ -1,0 +1,202 @@
+"""What an evaluation comes to, in a sentence or two: what was found, and what to do next.
+
+Every view of a card or a report begins with it. It is read off the gates, so it never claims more
+than they decided.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_domains.report.card import AdapterEntry
+from lora_domains.report.text import gained, kept, metric_name, number, percent
+from lora_domains.verdict.metrics import best_baseline, metric_named
+from lora_domains.verdict.rules import capital
+from lora_domains.verdict.scores import contender_label
+
+Fields = Mapping[str, Any]
+Gates = Mapping[str, Fields]
+
+PRETRAINED = "a pretrained base: --base Qwen/Qwen3-0.6B"
+UNTRUSTED = {
+    "frozen": "No figure of {} can be trusted.",
+    "leaks": "No figure of {} can be trusted.",
+    "effect": "{} cannot be used.",
+}
+"""Gates without which the other figures mean nothing."""
+UNCHECKED = {
+    "retention": "general knowledge",
+    "leaks": "leaks into its training rows",
+    "overfit": "overfitting",
+}
+"""What a gate that is not applicable leaves open; others go by their names."""
+GENTLER = "train again with fewer --epochs, a lower --lr or --retention kl"
+MORE_ROWS = "train on more rows or for fewer --epochs"
+ADVICE = {
+    "retention": GENTLER,
+    "drift": GENTLER,
+    "recall": "train on more {positive} rows, or set --target-recall",
+    "precision": "train on more rows that resemble {positive} ones, or set --target-precision",
+    "slices": "train on more rows of the weak slice",
+    "overfit": MORE_ROWS,
+    "memorisation": MORE_ROWS,
+}
+"""What to do about a gate that fails."""
+
+
+def conclusion(entry: AdapterEntry) -> str:
+    """Whether the adapter beats the best of what is cheaper, what that costs, and what to do."""
+    if not entry.gates:
+        return f"{entry.path} has not been evaluated: there is no verdict."
+    gates = {gate["name"]: gate for gate in entry.gates}
+    for name, words in UNTRUSTED.items():
+        if name in gates and gates[name]["verdict"] == "fail":
+            return f"{words.format(entry.path)} {gates[name]['why']}"
+    return f"{_finding(entry, gates)}. {_action(entry, gates)}"
+
+
+def standing(entry: AdapterEntry) -> str:
+    """Base, best baseline and adapter on the metric that decides, in a line; empty without one."""
+    found = gained(entry)
+    if found is None:
+        return ""
+    metric, fields = found
+    best = best_baseline(metric_named(metric), fields["baselines"])
+    parts = [("base", fields["base"])]
+    parts += [(_label(entry, best[0]), best[1])] if best else []
+    scores = ", ".join(
+        f"{name} {number(value)}" for name, value in [*parts, (entry.path, fields["adapter"])]
+    )
+    return f"{capital(metric_name(metric))} on {fields['n']:,} test rows: {scores}."
+
+
+# ── What was found ──────────────────────────────────────────────────────────────────────────────
+
+
+def _finding(entry: AdapterEntry, gates: Gates) -> str:
+    """``medical beats TF-IDF (F1 0.948, +0.042) and keeps general knowledge; …``"""
+    ahead, text = _gain(entry, gates)
+    if ahead:  # what it costs matters where there is a gain
+        text += _knowledge(entry, gates)
+        text = "; ".join([text, *_mistakes(entry, gates)])
+    names = [gate["name"] for gate in entry.gates if gate["verdict"] == "not applicable"]
+    if names:
+        what = _listed([UNCHECKED.get(name, name) for name in names])
+        text += f"; {what} {'was' if len(names) == 1 else 'were'} not checked"
+    return text
+
+
+def _gain(entry: AdapterEntry, gates: Gates) -> tuple[bool, str]:
+    """Whether the adapter is ahead of the base and the best baseline, and that in words."""
+    found, rival = gained(entry), _rival(entry)
+    if found is None or rival is None or "gain" not in gates:
+        return False, f"{entry.path} was not compared with its base"
+    metric, own, verdict = metric_named(found[0]), found[1]["adapter"], gates["gain"]["verdict"]
+    name, value = _label(entry, rival[0]), rival[1]
+    if metric.sign * (value - own) > 0:
+        scores = f"{metric.label} {number(value)} against {number(own)}"
+        does = "does" if verdict == "fail" else "seems to do"
+        return False, f"{capital(name)} {does} better than {entry.path} ({scores})"
+    beats = {"pass": "beats", "fail": "does not beat"}.get(verdict, "may beat")
+    change = f"{metric.label} {number(own)}, {own - value:+.3f}"
+    return verdict != "fail", f"{entry.path} {beats} {name} ({change})"
+
+
+def _rival(entry: AdapterEntry) -> tuple[str, float] | None:
+    """The best of the base and the baselines on the metric that decides, and its value."""
+    found = gained(entry)
+    if found is None:
+        return None
+    metric, fields = found
+    return best_baseline(metric_named(metric), {"base": fields["base"], **fields["baselines"]})
+
+
+def _label(entry: AdapterEntry, contender: str) -> str:
+    if contender == "parent" and entry.parent is not None:
+        return entry.parent.name
+    return contender_label(contender)
+
+
+def _knowledge(entry: AdapterEntry, gates: Gates) -> str:
+    """`` and keeps general knowledge``; empty where that was not measured."""
+    verdict = gates["retention"]["verdict"] if "retention" in gates else None
+    if verdict == "pass":
+        return " and keeps general knowledge"
+    if verdict not in ("fail", "inconclusive"):
+        return ""
+    pooled = kept(entry)
+    figures = pooled and f" ({percent(pooled['base'])} → {percent(pooled['adapter'])} correct)"
+    loses = "loses" if verdict == "fail" else "may lose"
+    return f" but {loses} general knowledge{figures or ''}"
+
+
+def _mistakes(entry: AdapterEntry, gates: Gates) -> Iterator[str]:
+    """Missed positives, and false alarms where there are too many; else all wrong answers."""
+    if not entry.confusion:
+        return
+    counts, positive = entry.confusion["adapter"], entry.positive_index
+    if positive is None:
+        total = sum(map(sum, counts))
+        wrong = total - sum(row[i] for i, row in enumerate(counts))
+        yield f"{wrong:,} of {total:,} answers are wrong"
+        return
+    label, right = entry.confusion["labels"][positive], counts[positive][positive]
+    actual, called = sum(counts[positive]), sum(row[positive] for row in counts)
+    yield f"{actual - right:,} of {actual:,} {label} rows are missed" + _required(gates, "recall")
+    if required := _required(gates, "precision"):
+        yield f"{called - right:,} of {called:,} rows called {label} are not{required}"
+
+
+def _required(gates: Gates, name: str) -> str:
+    """`` (recall 0.612; 0.8 is required)`` where that gate fails."""
+    gate = gates.get(name)
+    if gate is None or gate["verdict"] != "fail":
+        return ""
+    return f" ({name} {number(gate['observed'])}; {gate['threshold']:g} is required)"
+
+
+# ── What to do ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _action(entry: AdapterEntry, gates: Gates) -> str:
+    failed, undecided, unchecked = (
+        [name for name, gate in gates.items() if gate["verdict"] == verdict]
+        for verdict in ("fail", "inconclusive", "not applicable")
+    )
+    if failed:
+        return _instead(entry, failed)
+    if "evaluations" in undecided:
+        return f"Not proven: {gates['evaluations']['why']}"
+    if undecided:
+        are = "is" if len(undecided) == 1 else "are"
+        return f"Not proven yet: {_listed(undecided)} {are} open; below is what would decide."
+    if "leaks" in unchecked:
+        return "Ship it if it was not trained on these test rows."
+    return "Ship it."
+
+
+def _instead(entry: AdapterEntry, failed: Sequence[str]) -> str:
+    """What to do about the gates that failed."""
+    others = [name for name in failed if name != "gain"]
+    if "gain" in failed:
+        also = f" It also fails {_listed(others)}." if others else ""
+        return f"{_rather(entry)}.{also}"
+    advice = next((ADVICE[name] for name in failed if name in ADVICE), "")
+    advice = advice and "; " + advice.format(positive=entry.judged["positive"])
+    return f"Do not ship it: it fails {_listed(failed)}{advice}."
+
+
+def _rather(entry: AdapterEntry) -> str:
+    """What to use, or to try, where the adapter does not beat something cheaper."""
+    rival = _rival(entry)
+    if rival is not None and rival[0] == "parent":
+        return f"Keep {_label(entry, 'parent')}"
+    larger = "training on more rows or on a larger --base"
+    other = PRETRAINED if entry.judged.get("embedded_base") else larger
+    if rival is None or rival[0] == "majority":
+        return f"Do not ship it; try {other}"
+    return f"Use {_label(entry, rival[0])}, or try {other}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``gain``, ``gain and recall``, ``gain, recall and precision``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
