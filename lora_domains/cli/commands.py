@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import card_at, domain_of
 from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import (

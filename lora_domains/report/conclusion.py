@@ -43,15 +43,19 @@ ADVICE = {
 """What to do about a gate that fails."""
 
 
-def conclusion(entry: AdapterEntry) -> str:
-    """Whether the adapter beats the best of what is cheaper, what that costs, and what to do."""
+def conclusion(entry: AdapterEntry, since: Fields | None = None) -> str:
+    """Whether the adapter beats the best of what is cheaper, what that costs, and what to do.
+
+    ``since`` is that of the report, where older adapters are compared with.
+    """
     if not entry.gates:
         return f"{entry.path} has not been evaluated: there is no verdict."
     gates = {gate["name"]: gate for gate in entry.gates}
     for name, words in UNTRUSTED.items():
         if name in gates and gates[name]["verdict"] == "fail":
             return f"{words.format(entry.path)} {gates[name]['why']}"
-    return f"{_finding(entry, gates)}. {_action(entry, gates)}"
+    worse = _worse(entry, since) if since else ""
+    return f"{_finding(entry, gates)}. {worse or _action(entry, gates)}"
 
 
 def standing(entry: AdapterEntry) -> str:
@@ -174,6 +178,21 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
     return "Ship it."
 
 
+def _worse(entry: AdapterEntry, since: Fields) -> str:
+    """That the adapter is worse than an older one of its name; empty where it is not."""
+    changes = since["adapters"].get(entry.path) or {"figures": {}}
+    worse = [
+        f"{'general knowledge' if name == 'general' else metric_name(name)}"
+        f"{'' if change['paired'] else ', gain over the base'} {number(change['before'])} → "
+        f"{number(change['now'])}"
+        for name, change in changes["figures"].items()
+        if change["worse"]
+    ]
+    if not worse:
+        return ""
+    return f"It is worse than the one in {since['report']} ({'; '.join(worse)}): keep that one."
+
+
 def _instead(entry: AdapterEntry, failed: Sequence[str]) -> str:
     """What to do about the gates that failed."""
     others = [name for name in failed if name != "gain"]
@@ -181,7 +200,7 @@ def _instead(entry: AdapterEntry, failed: Sequence[str]) -> str:
         also = f" It also fails {_listed(others)}." if others else ""
         return f"{_rather(entry)}.{also}"
     advice = next((ADVICE[name] for name in failed if name in ADVICE), "")
-    advice = advice and "; " + advice.format(positive=entry.judged["positive"])
+    advice = advice and "; " + advice.format(positive=entry.judged.get("positive"))
     return f"Do not ship it: it fails {_listed(failed)}{advice}."
 
 

@@ -81,7 +81,7 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
             "entry": entry,
             "name": entry.path,
             "verdict": entry.outcome,
-            "conclusion": conclusion(entry),
+            "conclusion": conclusion(entry, report.since),
             "standing": standing(entry),
             "reasons": wording.reasons(entry),
             "gates": [

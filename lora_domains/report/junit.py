@@ -19,7 +19,7 @@ OUTCOME = {"fail": "failure", "inconclusive": "error", "not applicable": "skippe
 def junit(report: Report) -> str:
     """The XML document."""
     suites = [
-        _suite(f"lora_domains.{entry.path}", _cases(entry), conclusion(entry))
+        _suite(f"lora_domains.{entry.path}", _cases(entry), conclusion(entry, report.since))
         for entry in report.adapters
     ]
     since = report.since

@@ -93,9 +93,9 @@ def readme(card: Card) -> str:
 # ── Parts of both ───────────────────────────────────────────────────────────────────────────────
 
 
-def _conclusion(entry: AdapterEntry) -> list[str]:
+def _conclusion(entry: AdapterEntry, since: Mapping[str, Any] | None = None) -> list[str]:
     """What the evaluation comes to, then base, best baseline and adapter in a line."""
-    lines = [f"**{escaped(conclusion(entry))}**", ""]
+    lines = [f"**{escaped(conclusion(entry, since))}**", ""]
     return lines + ([escaped(scored), ""] if (scored := standing(entry)) else [])
 
 
@@ -257,9 +257,7 @@ def summary(report: Report, limit: int = SUMMARY) -> str:
     entries = ranked(report)
     lines = [f"## {SIGNS[outcome(report)]} {escaped(headline(report))}", ""]
     if len(entries) == 1:
-        lines += _conclusion(entries[0])
-    elif len(entries) <= FEW:
-        lines += [*(f"- {SIGNS[e.outcome]} {escaped(conclusion(e))}" for e in entries), ""]
+        lines += _conclusion(entries[0], report.since)
     lines += [
         f"{counted(report)} Base {escaped(base.id)}, {base.precision}.",
         "",
@@ -269,14 +267,22 @@ def summary(report: Report, limit: int = SUMMARY) -> str:
     end = "\nEverything else is in report.html and report.json.\n"
     room = limit - len(end.encode())
     text = "\n".join([*lines, ""])
-    blocks = [
-        ("adapters in the table", table(["adapter", "verdict", "gain over the base", "general "
-         "knowledge", "open gates"], []), [_row(entry) for entry in entries]),
-        ("adapters in detail", [""], ["\n".join(_details(entry)) for entry in entries]),
+    concluded = [
+        f"- {SIGNS[entry.outcome]} {escaped(conclusion(entry, report.since))}"
+        for entry in entries if 1 < len(entries) <= FEW
     ]  # fmt: skip
-    for what, head, parts in blocks:
-        text += "\n".join(head).rstrip("\n") + "\n"
-        text = _filled(text, parts, what, room)
+    head = table(
+        ["adapter", "verdict", "gain over the base", "general knowledge", "open gates"], []
+    )
+    details = ["\n".join(_details(entry, report.since)) for entry in entries]
+    blocks = [
+        ("conclusions", [], concluded),
+        ("adapters in the table", ["", *head], [_row(entry) for entry in entries]),
+        ("adapters in detail", [""], details),
+    ]
+    for left, (what, head, parts) in zip((2, 1, 0), blocks, strict=True):
+        text += "\n".join(head).rstrip("\n") + "\n" if head else ""
+        text = _filled(text, parts, what, room - 200 * left)
     return text.rstrip("\n") + "\n" + end
 
 
@@ -315,12 +321,12 @@ def _row(entry: AdapterEntry) -> str:
     return f"| {escaped(entry.path)} | {sign} | {gain} | {know} | {gates} |"
 
 
-def _details(entry: AdapterEntry) -> list[str]:
+def _details(entry: AdapterEntry, since: Mapping[str, Any] | None) -> list[str]:
     opened = " open" if entry.verdict == "fail" else ""
     title = f"{SIGNS[entry.outcome]} {escaped(entry.path)}: gates and figures"
     return [
         f"<details{opened}><summary>{title}</summary>", "",
-        *_conclusion(entry), *(_gates(entry) if entry.gates else []),
+        *_conclusion(entry, since), *(_gates(entry) if entry.gates else []),
         *_scores(entry), *_general(entry), *_classes(entry), *_slices(entry), *_seeds(entry),
         *_reliability(entry),
         "</details>", "",

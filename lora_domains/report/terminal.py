@@ -162,7 +162,7 @@ def report(console: Console, found: Report) -> None:
     """What to do, the conclusion on each adapter, and what got worse."""
     console.print(f"[bold]{escape(headline(found))}.[/]")
     for entry in ranked(found):
-        line(console, f"{SIGNS[entry.outcome]} {conclusion(entry)}")
+        line(console, f"{SIGNS[entry.outcome]} {conclusion(entry, found.since)}")
     if found.since:
         for sentence in worsened(found.since):
             line(console, f"  since {found.since['report']}: {sentence}")

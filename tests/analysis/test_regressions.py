@@ -175,9 +175,11 @@ def test_worse_than_older_adapters_is_exit_1_and_shown_first(
     assert report["adapters"][0]["verdict"] == "pass"
     assert report["since"]["worse"]
     assert "Do not ship: worse than old" in said
-    for view in ("report.md", "report.html"):
+    for view, figures in (("report.md", "| adapter |"), ("report.html", "At a glance")):
         shown = (out / view).read_text()
-        assert shown.index("Worse since old") < shown.index("general knowledge")
+        assert "It is worse than the one in old (F1 0.980 → 0.914" in shown
+        assert "Ship it" not in shown
+        assert shown.index("Worse since old") < shown.index(figures)
     cases = Xml.parse(out / "junit.xml").getroot()
     assert cases.attrib["failures"] == "1"
     assert run("report", str(new), "--out", str(out), "--against", str(tmp_path / "new")) == 0

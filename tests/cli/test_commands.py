@@ -76,12 +76,12 @@ def test_fit_trains_and_evaluates_and_its_exit_code_is_the_verdict(
 
 
 def test_list_and_show(trained: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
-    out, code = trained
+    out, _ = trained
     verdict = Card.read(out / "spam").adapter.verdict
     assert run("list", "--out", str(out)) == 0
     assert f"spam                 {verdict}" in capsys.readouterr().out
     for extra in ((), ("--rebuild",)):
-        assert run("show", "spam", "--out", str(out), *extra) == code
+        assert run("show", "spam", "--out", str(out), *extra) == 0
         shown = capsys.readouterr().out
         assert f"Verdict: {verdict}" in shown
         assert "retention" in shown
@@ -102,14 +102,14 @@ def test_an_unfinished_save_is_not_listed(
     assert "No adapters" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 1), ("inconclusive", 3)])
-def test_exit_codes_follow_the_verdict(
-    trained: tuple[Path, int], tmp_path: Path, verdict: str, code: int
+@pytest.mark.parametrize("verdict", ["pass", "fail", "inconclusive"])
+def test_show_exits_0_whatever_the_verdict(
+    trained: tuple[Path, int], tmp_path: Path, verdict: str
 ) -> None:
     card = Card.read(trained[0] / "spam")
     card.adapter.verdict = verdict
     card.write(tmp_path / "spam")
-    assert run("show", "spam", "--out", str(tmp_path)) == code
+    assert run("show", "spam", "--out", str(tmp_path)) == 0
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

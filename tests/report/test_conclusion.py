@@ -172,8 +172,7 @@ def test_several_adapters_are_concluded_on_before_the_table(three: list[Path]) -
                                                   else "| adapter |")  # fmt: skip
 
 
-def test_without_an_evaluation_it_says_so(tmp_path: Path) -> None:
-    made = rebuild(folder(tmp_path, "new", [], judged={}, gates=[])).adapter
-    made.gates = []
+def test_without_an_evaluation_it_says_so() -> None:
+    made = AdapterEntry(domain="new", path="new", sha256=None)
     assert conclusion(made) == "new has not been evaluated: there is no verdict."
     assert standing(made) == ""
