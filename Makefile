@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup medical browser test check structure format base clean
+.PHONY: help setup medical browser bases test check structure format base clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -25,7 +25,11 @@ browser: ## install Chromium for the tests of the report page, where apt-get can
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
 	  echo "No Chromium here: the tests that need one are skipped."
 
-test: $(STAMP) browser ## run every test, including the slow ones
+bases: $(STAMP) ## get SmolLM2-135M-Instruct and all-MiniLM-L6-v2 for the tests, into .bases/ (180 MB)
+	@$(BIN)/python tests/support/bases.py
+
+test: $(STAMP) browser ## run every test, including the slow ones; those without their base are skipped
+	-@$(BIN)/python tests/support/bases.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(STAMP) ## lint, format, spelling, types

@@ -18,7 +18,7 @@ from lora_domains.data.tokenization import (
 from lora_domains.domain import Domain
 from lora_domains.errors import DataError
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import row_limit
+from lora_domains.modeling.batching import check_embedded, row_limit
 from lora_domains.modeling.heads import check_task
 from lora_domains.tasks import Example, Task
 
@@ -65,6 +65,8 @@ def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
         _encoded(tokenization, examples, prepared.task)
         for examples in (prepared.train, prepared.validation, prepared.test)
     )
+    for rows in (train, validation, test):
+        check_embedded(base, (row.encoded for row in rows))
     prepared = replace(
         prepared, row_counts=with_token_counts(prepared.row_counts, [row.encoded for row in train])
     )

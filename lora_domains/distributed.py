@@ -1,4 +1,4 @@
-"""Several processes in one run: their number, which one writes, and how they share scoring.
+"""The processes and the machine of a run: who writes, how scoring is shared, memory, versions.
 
 Every process holds the whole frozen base. The processes share the rows and exchange only the
 adapter's gradients. A launch that would not run as requested is refused or warned about.
@@ -6,11 +6,17 @@ adapter's gradients. A launch that would not run as requested is refused or warn
 
 import atexit
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.metadata import version
 from typing import Any, TypeVar
 
+import torch
+
+from lora_domains import __version__
+from lora_domains.console import Display, format_bytes
 from lora_domains.errors import LoraDomainsError, UsageError
 
 R = TypeVar("R")
@@ -198,3 +204,104 @@ def merged(results: Mapping[int, R]) -> dict[int, R]:
     from accelerate.utils import gather_object
 
     return {key: value for part in gather_object([dict(results)]) for key, value in part.items()}
+
+
+# ── Memory and versions of the machine ──────────────────────────────────────────────────────────
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free bytes of ``device``; of the machine's memory for a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes used so far: on an accelerator, or by this process for a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(kilobytes) * (1024 if os.uname().sysname == "Linux" else 1)
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether ``error`` means out of memory, on a device or in the CPU allocator."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
+
+
+def release(device: torch.device) -> None:
+    """Free what a failed pass left in the allocator's cache."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def report_memory(
+    display: Display, quantization: str | None, *, quiet: bool = False
+) -> Callable[[int, torch.device], None]:
+    """A function that shows the bytes a base needs on a device, and warns if they are not free.
+
+    With ``quiet`` it only warns.
+    """
+
+    def report(needed: int, device: torch.device) -> None:
+        free = free_bytes(device)
+        if not quiet:
+            sizes = f"about {format_bytes(needed)} for the base, of {format_bytes(free)} free"
+            display.stage("memory", None, None, f"{sizes} on {device}")
+        if warning := memory_warning(needed, free, quantization):
+            display.warn(warning)
+
+    return report
+
+
+def memory_warning(needed: int, free: int, quantization: str | None) -> str | None:
+    """A warning when a base will not fit into ``free`` bytes."""
+    if needed <= free:
+        return None
+    hint = "" if quantization == "4bit" else "; --load-in-4bit takes about a quarter"
+    return f"the base takes about {format_bytes(needed)} and {format_bytes(free)} are free{hint}."
+
+
+def environment(device: torch.device, quantization: str | None, seed: int) -> dict[str, Any]:
+    """The ``environment`` entry of a card, for a base on ``device``."""
+    import accelerate
+    import peft
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "accelerate": accelerate.__version__,
+        "lora_domains": __version__,
+        "device": _device_name(device),
+        "world_size": state().num_processes,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "git": _git(),
+        **({} if quantization is None else {"bitsandbytes": version("bitsandbytes")}),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _git() -> str | None:
+    """The current commit of the working folder's git repository, if there is one."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

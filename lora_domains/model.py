@@ -16,6 +16,7 @@ from lora_domains.adapters.parent import with_labels_of
 from lora_domains.console import Display
 from lora_domains.data.source import Data, Source
 from lora_domains.dataset import Dataset, load_dataset
+from lora_domains.distributed import report_memory
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import benchmark
@@ -30,9 +31,9 @@ from lora_domains.inference.predict import (
     text_domains,
 )
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import Base, Quantization, load_base
+from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import check_generates
-from lora_domains.modeling.memory import report_memory
+from lora_domains.modeling.quantization import Quantization
 from lora_domains.modeling.routing import entered
 from lora_domains.probes.suite import Suite, embedded, load_suite
 from lora_domains.report.card import Card
@@ -306,10 +307,12 @@ class DomainModel:
         domain: str | None = None,
         *,
         domains: Sequence[str | None] | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         **options: Any,
     ) -> str | list[str]:
         """Continue one or several prompts, greedily unless ``options`` of transformers differ.
+
+        At most 64 tokens are generated unless ``max_new_tokens`` says otherwise.
 
         ``domain`` is a loaded adapter and ``domains`` one for each prompt (None is the base);
         without either, ``using`` decides. Sorting by domain affects sampling only.
@@ -322,7 +325,12 @@ class DomainModel:
         return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
 
     def stream(
-        self, prompt: str, domain: str | None = None, *, max_new_tokens: int = 64, **options: Any
+        self,
+        prompt: str,
+        domain: str | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        **options: Any,
     ) -> Iterator[str]:
         """The text of ``generate`` in pieces, as they are generated.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from support.bases import FOLDER as BASES
 
 if TYPE_CHECKING:
     from support.models import Fitted
@@ -33,8 +34,35 @@ LONG = ("test_main_job", "test_docs", "test_checkpoints")
 """Files whose tests take minutes: begun first, so that no process ends up waiting for one."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONG)
+    for item in items:
+        if PRETRAINED & set(getattr(item, "fixturenames", ())):
+            item.add_marker("real")
+
+
+PRETRAINED = {"smollm2", "minilm"}
+"""Fixtures with a pretrained base; tests that use one are marked ``real``."""
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct."""
+    return _pretrained("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    return _pretrained("minilm")
+
+
+def _pretrained(name: str) -> Path:
+    folder = BASES / name
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"no {name} in {BASES}: `make bases` gets it")
+    return folder
 
 
 @pytest.fixture(scope="session")

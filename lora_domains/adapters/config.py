@@ -39,10 +39,14 @@ WITHOUT_EFFECT = {
 CACHED = 32
 """Configs whose targets are kept with a base."""
 PATTERN_SECONDS = 1.0
-"""The time that all patterns of a config may take."""
+"""The CPU time that all patterns of a config may take."""
+WAITING_SECONDS = 60
+"""The time that this may take on a machine with other work."""
 TRY_PATTERNS = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
+import json, re, signal, sys
+patterns, names, seconds = json.load(sys.stdin)
+if hasattr(signal, "setitimer"):
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
 for pattern in patterns:
     for name in names:
         re.match(pattern, name)
@@ -53,8 +57,8 @@ COPY_AGAIN = "Copy the file again from where the adapter was made."
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_config(folder: Path, base: Base) -> Any:
-    """The LoraConfig stored in ``folder``.
+def read_config(folder: Path, base: Base) -> tuple[Any, list[str]]:
+    """The LoraConfig stored in ``folder``, and keys that were ignored, as PEFT ignores them.
 
     Raises AdapterCorrupt for values that LoraConfig cannot have, and AdapterUnsupported for
     options beyond plain LoRA. A sequence classifier (SEQ_CLS) may also save its head whole.
@@ -66,7 +70,7 @@ def read_config(folder: Path, base: Base) -> Any:
     headed = raw.get("task_type") == "SEQ_CLS"
     supported = SUPPORTED | {"modules_to_save"} if headed else SUPPORTED
     known = {field.name: field for field in fields(LoraConfig)}
-    _check_method(raw, supported, known, where)
+    ignored = _check_method(raw, supported, known, where)
     _check_task(raw, headed, base, where)
     _check_values(raw, where)
     options = {k: v for k, v in raw.items() if k in known and k in supported - IGNORED}
@@ -74,7 +78,7 @@ def read_config(folder: Path, base: Base) -> Any:
     for key in ("rank_pattern", "alpha_pattern"):
         options[key] = options.get(key) or {}
     try:
-        return LoraConfig(**options)
+        return LoraConfig(**options), ignored
     except (TypeError, ValueError) as error:
         raise AdapterCorrupt(
             where=where,
@@ -99,8 +103,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_method(
     raw: Mapping[str, Any], supported: set[str], known: Mapping[str, Any], where: str
-) -> None:
-    """Refuse other methods than LoRA, and options that are not computed here."""
+) -> list[str]:
+    """Refuse other methods than LoRA, and options that are not computed here.
+
+    Returns the keys with a text or a number that PEFT's LoraConfig does not have: notes of another
+    tool, or settings of a newer PEFT. Flags and structures may switch on a method, and are refused.
+    """
+    ignored = []
     kind = raw.get("peft_type")
     if kind != "LORA":
         raise AdapterUnsupported(
@@ -113,6 +122,9 @@ def _check_method(
         if key in supported or not value:
             continue
         field, default = known.get(key), None
+        if field is None and isinstance(value, str | int | float) and value is not True:
+            ignored.append(key)
+            continue
         if field is not None:
             default = (
                 field.default_factory() if field.default_factory is not MISSING else field.default
@@ -132,6 +144,7 @@ def _check_method(
             found=f"init_lora_weights={str(init)[:40]!r}, which changes the base's weights",
             hint="Save it with path_initial_model_for_weight_conversion, as PEFT documents.",
         )
+    return ignored
 
 
 def _check_task(raw: Mapping[str, Any], headed: bool, base: Base, where: str) -> None:
@@ -259,7 +272,7 @@ def _check_patterns(config: Any, base: Base, folder: Path) -> None:
     """Try the config's regular expressions with a time limit; PEFT would run them without one.
 
     ``re`` cannot be interrupted, and other engines are slow on other patterns, so ``re`` itself
-    runs in a process that can be killed.
+    runs in a process that can be killed. Its CPU time counts, not that of the machine's other work.
     """
     patterns = [rf"(.*\.)?({p})$" for p in {**config.rank_pattern, **config.alpha_pattern}]
     for option in (config.target_modules, config.exclude_modules):
@@ -274,13 +287,14 @@ def _check_patterns(config: Any, base: Base, folder: Path) -> None:
     try:
         subprocess.run(
             [sys.executable, "-I", "-S", "-c", TRY_PATTERNS],
-            input=json.dumps([patterns, names]).encode(),
+            input=json.dumps([patterns, names, PATTERN_SECONDS]).encode(),
             capture_output=True,
-            timeout=PATTERN_SECONDS,
+            timeout=WAITING_SECONDS,
             check=True,
         )
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        slow = isinstance(error, subprocess.TimeoutExpired)
+        # A negative code is the signal that ended the process at its limit.
+        slow = isinstance(error, subprocess.TimeoutExpired) or error.returncode < 0
         raise AdapterUnsupported(
             where=f"{folder.name}/{CONFIG}",
             expected=f"regular expressions that finish within {PATTERN_SECONDS:.0f} s",

@@ -4,8 +4,9 @@ The files may be cut off, changed, hostile, or made for another base. Each fault
 and nothing is allocated before its size is known to fit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,12 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     folder = restored(Path(path).absolute())
     name = check_name(folder.resolve().name if name is None else name)
     _check_files(folder)
-    config = read_config(folder, base)
+    config, ignored = read_config(folder, base)
     card = Card.read(folder, measured=False) if (folder / CARD).exists() else None
     pages = mapped(folder / WEIGHTS)
     if card is None:
-        return _read(name, folder, base, config, None, pages)
+        adapter = _read(name, folder, base, config, None, pages)
+        return replace(adapter, notes=(*adapter.notes, *_ignored(name, ignored)))
     _check_base(card, folder, base)
     # Half of the time goes into the digest: it is computed while another core reads the tensors.
     with ThreadPoolExecutor(1) as executor:
@@ -62,7 +64,12 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
         finally:
             # A wrong digest is reported rather than the error that the changed byte led to.
             _check_digest(card, folder, digest.result())
-    return adapter
+    return replace(adapter, notes=(*adapter.notes, *_ignored(name, ignored)))
+
+
+def _ignored(name: str, keys: Sequence[str]) -> Iterator[str]:
+    if keys:
+        yield f"{name}: {CONFIG} has keys that PEFT does not know, and ignores: {listed(keys)}."
 
 
 def _read(
@@ -194,14 +201,21 @@ def _view(data: Tensor, entry: HeaderEntry, where: str) -> Tensor:
 
 
 def _drop_base_weights(stored: dict[str, Tensor], base: Base, linears: Iterable[str]) -> None:
-    """Drop copies of the base's own weight, which PEFT saves beside LoRA on an output layer.
+    """Drop copies of the base's own embeddings, which PEFT saves beside LoRA on an output layer.
 
-    A weight that differs stays in ``stored``, and is refused as unexpected.
+    It also saves them when told to, or when it cannot see whether they were resized. A weight that
+    differs stays in ``stored``, and is refused as unexpected.
     """
-    for linear in linears:
-        key = f"{PREFIX}{linear}.base_layer.weight"
+    layers = {f"{PREFIX}{linear}.base_layer.weight": linear for linear in linears}
+    embeddings = [base.model.get_input_embeddings()]
+    if base.language_head:
+        embeddings.append(base.model.get_output_embeddings())
+    for name, module in base.model.named_modules():
+        if module in embeddings:
+            layers[f"{PREFIX}{name}.weight"] = name
+    for key, name in layers.items():
         if key in stored:
-            weight = base.model.get_submodule(linear).weight
+            weight = base.model.get_submodule(name).weight
             if stored[key].shape == weight.shape and torch.equal(stored[key].to(weight), weight):
                 del stored[key]
 

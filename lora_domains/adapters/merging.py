@@ -81,6 +81,7 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     base_error = float((full_bare - bare).norm())
     # A stand-alone model is not frozen, as after `from_pretrained`.
     full.model.requires_grad_(True)
+    full.model.generation_config = full.generation_config
     record = {
         "schema": 1,
         "adapter": name,
@@ -119,6 +120,8 @@ def _full_precision(base: Base, dtype: str | torch.dtype | None) -> Base:
             found=f"another one in its place (identity {full.identity[:12]})",
             hint="Restore the base where it was loaded from, or load the one that is there.",
         )
+    if full.quantization is not None:  # stored so: these weights are the most precise there are
+        full.model.dequantize(dtype=full.dtype)
     return full
 
 

@@ -13,6 +13,7 @@ from lora_domains import distributed
 from lora_domains.console import Display
 from lora_domains.data.identity import digest_key
 from lora_domains.dataset import Dataset
+from lora_domains.distributed import environment
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import (
     DomainScores,
@@ -27,7 +28,6 @@ from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import check_fits, judge, use_settings
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import row_limit
-from lora_domains.modeling.environment import environment
 from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, BaseRecord, read_items
 from lora_domains.report.report import Benchmark, assemble, figures, summed_up
@@ -63,7 +63,7 @@ def benchmark(
     measured = measure(scorer, suite, datasets, out, base_changed)
     report = assemble(
         BaseRecord(**bank.base.record()),
-        environment(bank.base, suite.seed),
+        environment(bank.base.device, bank.base.quantization, suite.seed),
         {n: summed_up(n, entry, items, show_text) for n, (entry, items) in measured.items()},
     )
     return Benchmark(report, {name: items for name, (_, items) in measured.items()})

@@ -1,14 +1,28 @@
-"""Generated text: greedy unless told otherwise, in batches of similar length."""
+"""Generated text: greedy unless told otherwise, in batches of similar length.
 
-import copy
-from collections.abc import Sequence
+A base's ``generation_config.json`` decides nothing here (see ``modeling.base_check``): a repetition
+penalty or a temperature in it would change answers without being asked for.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lora_domains.data.tokenization import EncodedExample
+from lora_domains.errors import UsageError, listed
 from lora_domains.inference.batches import Progress, in_batches, no_progress
+from lora_domains.modeling.base_check import context_of
 from lora_domains.modeling.batching import padded
+from lora_domains.modeling.routing import narrowed
+
+NEW_TOKENS = 64
+"""Tokens of an answer, at most, unless options say otherwise."""
+TEXTS_ONLY = (
+    "return_dict_in_generate", "output_scores", "output_logits", "output_attentions",
+    "output_hidden_states",
+)  # fmt: skip
+"""Options of transformers that ask for more than the text."""
 
 
 @torch.no_grad()
@@ -17,22 +31,27 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     **options: Any,
 ) -> list[str]:
     """The continuation of each prompt (token ids), greedy unless ``options`` say otherwise.
 
-    ``options`` are those of transformers' ``generate``.
+    ``options`` are those of transformers' ``generate``. Raises UsageError for options that cannot
+    be used here, and when a prompt and its answer exceed the model's context.
     """
+    if not prompts:
+        return []
+    from transformers import GenerationConfig
+
+    options = checked_options({"max_new_tokens": max_new_tokens, **options})
+    _check_context(model, prompts, options["max_new_tokens"])
     pad = tokenizer.pad_token_id
     ids, mask, _ = padded(prompts, pad, left=True)
-    config = copy.deepcopy(model.generation_config)
-    config.update(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
-    # Sampling defaults that a base ships (Llama's temperature .6) warn under greedy decoding.
-    for name in ("temperature", "top_p", "top_k", "max_length"):
-        setattr(config, name, None)
+    config = GenerationConfig()
     # Options that are no setting of the config (a streamer, stopping criteria) go to the call.
-    others = config.update(**options)
+    others = config.update(**{"do_sample": False, "pad_token_id": pad, **options})
+    if config.stop_strings:
+        others["tokenizer"] = tokenizer
     out = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
@@ -50,11 +69,75 @@ def generate_in_batches(
     max_new_tokens: int,
     progress: Progress = no_progress,
 ) -> list[str]:
-    """Greedy answers to ``examples``, without surrounding whitespace."""
+    """Greedy answers to ``examples``, without surrounding whitespace.
+
+    An answer ends where the context does; such examples are answered one at a time, so that the
+    others do not depend on them.
+    """
+    context = context_of(model.config)
 
     def answer(batch: list[EncodedExample]) -> list[str]:
-        prompts = [example.prompt for example in batch]
-        texts = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-        return [text.strip() for text in texts]
+        room = [min(max_new_tokens, context - len(example.prompt)) for example in batch]
+        texts = [""] * len(batch)
+        whole = [row for row in range(len(batch)) if room[row] == max_new_tokens]
+        short = [[row] for row in range(len(batch)) if 0 < room[row] < max_new_tokens]
+        for rows in [whole, *short] if whole else short:
+            prompts = [batch[row].prompt for row in rows]
+            with narrowed(model, rows):
+                answers = generate(model, tokenizer, prompts, max_new_tokens=room[rows[0]])
+            for row, text in zip(rows, answers, strict=True):
+                texts[row] = text.strip()
+        return texts
 
     return in_batches(model, examples, answer, progress, weight=len)
+
+
+# ── Options ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` for transformers' ``generate``, those of a ``generation_config`` among them.
+
+    Options that are given by themselves are preferred. Raises UsageError for those that cannot be
+    used: the length of padded prompts would count, or the result would be no text.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    config = given.pop("generation_config", None)
+    if config is not None:
+        settings = config if isinstance(config, Mapping) else config.to_diff_dict()
+        internal = ("transformers_version", "_from_model_config")
+        given = {k: v for k, v in settings.items() if k not in internal and v is not None} | given
+    given.setdefault("max_new_tokens", NEW_TOKENS)
+    if given["max_new_tokens"] < 1:
+        raise UsageError(
+            where="max_new_tokens",
+            expected="at least 1",
+            found=str(given["max_new_tokens"]),
+            hint="Score answers with predict() if none is to be generated.",
+        )
+    if "max_length" in given:
+        raise UsageError(
+            where="max_length",
+            expected="max_new_tokens, the most tokens of an answer",
+            found=f"max_length={given['max_length']}, which counts the padding of a batch too",
+            hint="Give max_new_tokens instead.",
+        )
+    more = [name for name in TEXTS_ONLY if given.get(name)]
+    if more:
+        raise UsageError(
+            expected="options that return text",
+            found=listed(more),
+            hint="Inside `with model.using(name)`, call model.base.model.generate(…) for the rest.",
+        )
+    return given
+
+
+def _check_context(model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
+    context, longest = context_of(model.config), max(map(len, prompts))
+    if longest + new > context:
+        raise UsageError(
+            expected=f"prompt and answer within the base's context of {context} tokens",
+            found=f"a prompt of {longest} and max_new_tokens={new}",
+            hint="Shorten the prompt"
+            + (f", or give max_new_tokens={context - longest}." if longest < context else "."),
+        )

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from lora_domains.data.tokenization import Tokenization
+from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.errors import UsageError
 from lora_domains.inference.generation import generate, generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs, head_scores
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.batching import row_limit
+from lora_domains.modeling.batching import check_embedded, row_limit
 from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
 from lora_domains.tasks import Task, task_from_record
 
@@ -156,6 +156,7 @@ def predict(
         tokenizations[name].encode(tasks[name].to_predict(text, n))
         for n, (name, text) in enumerate(zip(domains, texts, strict=True))
     ]
+    check_embedded(bank.base, encoded)
     # One pass each for heads, for labels scored as text, and for each length of generated answers.
     passes: dict[str | int, list[int]] = {}
     for row, name in enumerate(domains):
@@ -215,7 +216,8 @@ def continuations(
 ) -> list[str]:
     """The continuation of each prompt; ``options`` are those of ``generation.generate``."""
     tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
-    ids = [[*tokenization.bos, *tokenization.tokens(prompt)] for prompt in prompts]
+    ids = [(*tokenization.bos, *tokenization.tokens(prompt)) for prompt in prompts]
+    check_embedded(bank.base, (EncodedExample(f"prompt {n}", one, ()) for n, one in enumerate(ids)))
 
     def run(rows: list[int]) -> list[str]:
         picked = [ids[row] for row in rows]

@@ -29,6 +29,7 @@ from lora_domains.modeling.routing import (
     mixed,
     route_linears,
     sizes_of,
+    watch_calls,
 )
 
 Domains = str | None | Sequence[str | None]
@@ -70,6 +71,7 @@ class Bank:
         # The last mixed route: token-by-token calls of the model gather its weights only once.
         self._last: tuple[tuple[str | None, ...], Mixed] | None = None
         self._lock = threading.RLock()
+        watch_calls(base.model)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -5,13 +5,12 @@ revision, the precision or the random heads of the loaded model; adapters record
 digest* covers the tensors in memory, and shows that nothing changed them.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,36 @@ from torch import Tensor, nn
 from lora_domains.distributed import state
 from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import BaseModelError, did_you_mean, listed
+from lora_domains.modeling.base_check import (
+    check_architecture,
+    check_behaviour,
+    context_of,
+    fit_special_tokens,
+    is_bidirectional,
+    load_tokenizer,
+    neutral_generation,
+    without_remote_code,
+)
 from lora_domains.modeling.checkpoint import (
     Checkpoint,
+    TensorInfo,
     estimated_bytes,
     find_checkpoint,
     identity,
     licence_of,
-    load_tokenizer,
+)
+from lora_domains.modeling.quantization import (
+    Quantization,
+    check_quantization,
+    import_peft_alone,
+    prepare_linears,
+    quantization_config,
+    scales_of,
+    stored_quantization,
 )
 
-Quantization = Literal["8bit", "4bit"]
 ROUTED = "routed_base"
 """What ``RoutedLinear`` calls the linear it wraps; adapters are no modules of the model."""
-ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
-"""The kinds of encoder (``config.model_type``) that can be a base."""
 
 
 @dataclass
@@ -48,6 +63,8 @@ class Base:
     licence: str | None
     checkpoint: Checkpoint
     """What it was loaded from; it may hold tensors that the model has no place for."""
+    generation_config: Any = None
+    """The stored one; that of the model is neutral, see ``neutral_generation``."""
     targets: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The LoRA weights that recent configs ask for on it, cached by ``adapters.config``."""
 
@@ -90,10 +107,7 @@ class Base:
     @property
     def context(self) -> int:
         """The longest input, in tokens."""
-        config = self.model.config.get_text_config()
-        places = int(getattr(config, "max_position_embeddings", 2048))
-        # RoBERTa's positions start after the padding id, so that many are never used.
-        return places - config.pad_token_id - 1 if "roberta" in config.model_type else places
+        return context_of(self.model.config)
 
     def state_digest(self) -> str:
         """sha256 over name, dtype, shape and bytes of every tensor of the base in memory.
@@ -150,11 +164,6 @@ class NoMaskedHead(nn.Module):
         )
 
 
-def is_bidirectional(config: Any) -> bool:
-    """Whether a model of ``config`` is an encoder; BERT can also be configured as a decoder."""
-    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
-
-
 def load_base(
     path_or_id: str | Path | None = None,
     *,
@@ -175,16 +184,35 @@ def load_base(
     a known format, or when it cannot be reached.
     """
     where = str(path_or_id or "the embedded base")
-    target = torch.device(device) if device is not None else state().device
+    check_quantization(quantization)
+    target = _device(device)
     chosen = _dtype(dtype, target)
     checkpoint = find_checkpoint(str(path_or_id or BASE_PATH), revision, where)
-    model, tokenizer = _load(checkpoint, where, chosen, quantization, target, announce)
+    config, tensors = _described(checkpoint, where)
+    check_architecture(config, where)
+    stored = stored_quantization(config, quantization, where)
+    options: dict[str, Any] = {"dtype": chosen}
+    if quantization or stored:
+        options["device_map"] = {"": target}
+    else:
+        import_peft_alone()
+    if quantization and not stored:
+        options["quantization_config"] = quantization_config(quantization, chosen)
+    quantization = quantization or stored
+    announce(estimated_bytes(tensors, chosen, None if stored else quantization), target)
+    tokenizer = load_tokenizer(checkpoint, where, is_bidirectional(config))
+    model = _load(checkpoint, where, is_bidirectional(config), options)
     if quantization is None:
         model.to(target)
     else:
-        _fix_nf4_on_cpu(model, target)
+        prepare_linears(model, chosen, target)
     model.requires_grad_(False)
     model.eval()
+    fit_special_tokens(model, tokenizer, where)
+    stored_generation = getattr(model, "generation_config", None)
+    if not is_bidirectional(config):
+        neutral_generation(model, tokenizer)
+    check_behaviour(model, tokenizer.pad_token_id, quantization, where)
     return Base(
         model=model,
         tokenizer=tokenizer,
@@ -194,44 +222,42 @@ def load_base(
         quantization=quantization,
         licence=licence_of(checkpoint.folder),
         checkpoint=checkpoint,
+        generation_config=stored_generation,
     )
 
 
-def _load(
-    checkpoint: Checkpoint,
-    where: str,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    device: torch.device,
-    announce: Callable[[int, torch.device], object],
-) -> tuple[Any, Any]:
-    """The model and its tokenizer; raises BaseModelError when a part cannot be read or is missing.
+def _described(checkpoint: Checkpoint, where: str) -> tuple[Any, Mapping[str, TensorInfo]]:
+    """Config and tensors of a checkpoint; no weights are read."""
+    try:
+        return checkpoint.config(), checkpoint.tensors
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise BaseModelError(
+            where=where,
+            expected="a base that transformers knows",
+            found=without_remote_code(error),
+            hint="Update transformers if the base is newer than it is; otherwise copy the files "
+            "again or choose another base.",
+        ) from error
+
+
+def _load(checkpoint: Checkpoint, where: str, bidirectional: bool, options: dict[str, Any]) -> Any:
+    """The model; raises BaseModelError when a part cannot be read or is missing.
 
     An unquantised model is still on the CPU.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    options: dict[str, Any] = {"dtype": dtype}
-    if quantization is None:
-        _import_peft_alone()
-    else:
-        options["quantization_config"] = _quantized(quantization, dtype)
-        options["device_map"] = {"": device}
+    architecture = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
     try:
-        announce(estimated_bytes(checkpoint.tensors, dtype, quantization), device)
-        bidirectional = is_bidirectional(checkpoint.config())
-        tokenizer = load_tokenizer(checkpoint, where, bidirectional)
-        architecture = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
         with _quiet_report(bidirectional):
             model, missing = checkpoint.load(architecture, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             where=where,
-            expected="a causal language model or an encoder that transformers can load",
+            expected="weights that transformers can load",
             found=str(error).splitlines()[0],
-            hint="Check the folder or id; only causal language models can be a base, and encoders "
-            f"of kind {listed(ENCODERS)}.",
+            hint="Check the folder or id; copy the files again if they were cut off.",
         ) from error
     if bidirectional:
         missing = _without_random_head(model, missing)
@@ -242,7 +268,28 @@ def _load(
             found=f"none for {listed(sorted(missing), 3)}",
             hint="Save the whole model: model.save_pretrained(folder). Random weights are no base.",
         )
-    return model, tokenizer
+    return model
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; without a name, or with "auto", the one of this process."""
+    if device is None or device == "auto":
+        return torch.device(state().device)
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        target, reason = torch.device("meta"), str(error).splitlines()[0]
+    else:
+        reason = "it holds no values"
+    if target.type == "meta":
+        raise BaseModelError(
+            where="device",
+            expected="'auto', 'cpu' or a device of this machine such as 'cuda'",
+            found=f"{str(device)!r} ({reason})",
+            hint="Leave it out to use an accelerator where there is one.",
+        )
+    return target
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -303,66 +350,5 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if ROUTED in module._modules:
             continue  # a wrapper; the linear inside is visited by itself
         clean = ".".join(part for part in name.split(".") if part != ROUTED)
-        for key, tensor in _quantisation_scales(module):
+        for key, tensor in scales_of(module):
             yield f"{clean}.{key}", tensor
-
-
-def _quantisation_scales(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The scales that bitsandbytes keeps beside quantised weights."""
-    weight = getattr(module, "weight", None)
-    # 8-bit: the first forward moves the scales from the weight to the module's own state.
-    for holder in (weight, getattr(module, "state", None)):
-        scales = getattr(holder, "SCB", None)
-        if scales is not None:
-            yield "SCB", scales
-            break
-    state, prefix = getattr(weight, "quant_state", None), ""
-    while state is not None:
-        for key in ("absmax", "offset", "code"):
-            tensor = getattr(state, key, None)
-            if tensor is not None:
-                yield prefix + key, tensor
-        state, prefix = getattr(state, "state2", None), "nested_"
-
-
-def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=True,
-    )
-
-
-def _import_peft_alone() -> None:
-    """Import PEFT without bitsandbytes, which PEFT imports wherever it is installed.
-
-    That takes a second and prints notices. PEFT's caches of the search are cleared afterwards, so
-    that both work together when a quantised base is loaded later.
-    """
-    if "peft" in sys.modules or "bitsandbytes" in sys.modules:
-        return
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    try:
-        from peft import import_utils
-    finally:
-        del sys.modules["bitsandbytes"]
-    import_utils.is_bnb_available.cache_clear()
-    import_utils.is_bnb_4bit_available.cache_clear()
-
-
-def _fix_nf4_on_cpu(model: nn.Module, device: torch.device) -> None:
-    """Keep bitsandbytes from repacking nf4 weights in place on CPUs with AVX512-BF16.
-
-    After any evaluation forward the repacked weights give wrong gradients and a wrong
-    ``state_dict`` with a normal-looking loss (bitsandbytes 0.50.2).
-    """
-    if device.type != "cpu":
-        return
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain flag)

@@ -1,6 +1,6 @@
 """Batches: which encoded examples go together, and their padded tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_domains.data.tokenization import EncodedExample
-from lora_domains.errors import DomainError
+from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
 
 LONGEST = 2048
@@ -113,6 +113,23 @@ def padded(
         ids[row, start : start + len(text)] = torch.tensor(text)
         mask[row, start : start + len(text)] = 1
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def check_embedded(base: Base, items: Iterable[EncodedExample]) -> None:
+    """Raise DataError for a token that the tokenizer has and the base's embeddings lack."""
+    places = base.model.get_input_embeddings().num_embeddings
+    if len(base.tokenizer) <= places:
+        return
+    for item in items:
+        for token in (*item.prompt, *item.answer, *(t for choice in item.choices for t in choice)):
+            if token >= places:
+                raise DataError(
+                    where=item.id,
+                    expected=f"tokens that the {places} embeddings of {base.id} hold",
+                    found=f"{base.tokenizer.convert_ids_to_tokens(token)!r} with the id {token}",
+                    hint="Remove it from the rows, or save the base with resized embeddings that "
+                    "were trained.",
+                )
 
 
 def row_limit(base: Base, max_length: int | None) -> int:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_domains.errors import BaseModelError
+from lora_domains.errors import BaseModelError, listed
 
 BLOCK = 1 << 24
 """Bytes read at once when a checkpoint is hashed."""
@@ -71,18 +71,35 @@ class Checkpoint(ABC):
 
     def __init__(self, source: str, revision: str | None, folder: Path) -> None:
         self.source, self.revision, self.folder = source, revision, folder
-        self.files = sorted(folder.glob(self.pattern))
+        self.files = self.weight_files(folder)
+
+    @classmethod
+    def weight_files(cls, folder: Path) -> list[Path]:
+        """The files of ``folder`` that hold the weights; some may be missing."""
+        return sorted(folder.glob(cls.pattern))
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether ``folder`` holds a checkpoint of this format."""
-        return (folder / "config.json").exists() and any(folder.glob(cls.pattern))
+        return (folder / "config.json").exists() and bool(cls.weight_files(folder))
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where transformers finds it: arguments of ``from_pretrained``.
+
+        Python code beside the weights is never run.
+        """
+        return {
+            "pretrained_model_name_or_path": self.source,
+            "revision": self.revision or "main",
+            "trust_remote_code": False,
+        }
 
     def config(self) -> Any:
         """The configuration that transformers builds the model from."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.source, revision=self.revision or "main")
+        return AutoConfig.from_pretrained(**self.place)
 
     def tokenizer(self) -> Any:
         """The tokenizer stored beside the weights."""
@@ -92,7 +109,7 @@ class Checkpoint(ABC):
             (self.folder / name).exists() for name in TOKENIZER_FILES
         ):
             raise OSError("no tokenizer")
-        return AutoTokenizer.from_pretrained(self.source, revision=self.revision or "main")
+        return AutoTokenizer.from_pretrained(**self.place)
 
     @property
     @abstractmethod
@@ -116,9 +133,22 @@ class Checkpoint(ABC):
 
 
 class Safetensors(Checkpoint):
-    """Weights in one or more safetensors files, as ``save_pretrained`` writes them."""
+    """Weights in one or more safetensors files, as ``save_pretrained`` writes them.
 
-    pattern = "*.safetensors"
+    Other safetensors files in the folder are not read by transformers, and do not count here.
+    """
+
+    pattern = "model*.safetensors"
+
+    @classmethod
+    def weight_files(cls, folder: Path) -> list[Path]:
+        whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+        if whole.exists():
+            return [whole]
+        if not index.exists():
+            return []
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(shards))]
 
     @cached_property
     def _entries(self) -> dict[str, tuple[Path, HeaderEntry]]:
@@ -155,7 +185,7 @@ class Safetensors(Checkpoint):
 
     def load(self, architecture: Any, **options: Any) -> tuple[Any, list[str]]:
         model, report = architecture.from_pretrained(
-            self.source, revision=self.revision or "main", output_loading_info=True, **options
+            **self.place, output_loading_info=True, **options
         )
         return model, list(report["missing_keys"])
 
@@ -173,18 +203,15 @@ def find_checkpoint(source: str, revision: str | None, where: str) -> Checkpoint
     Raises BaseModelError, of the base ``where``, when there is none.
     """
     local = Path(source)
+    if local.exists() and revision is not None:
+        raise BaseModelError(
+            where=where,
+            expected="a revision of a Hub repository only",
+            found=f"revision={revision!r} for a folder, which has none",
+            hint="Leave it out, or give the Hub id.",
+        )
     if local.is_dir():
-        _refuse_adapter(local, where)
-        checkpoint = _recognised(source, revision, local)
-        if checkpoint is None:
-            present = [p.name for p in sorted(local.iterdir())][:6]
-            raise BaseModelError(
-                where=where,
-                expected=f"a folder with config.json and {_patterns()} weights",
-                found="files " + (", ".join(present) or "none at all"),
-                hint="Save the model there: model.save_pretrained(folder).",
-            )
-        return checkpoint
+        return _in_folder(local, where)
     if local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise BaseModelError(
             where=where,
@@ -194,7 +221,7 @@ def find_checkpoint(source: str, revision: str | None, where: str) -> Checkpoint
         )
     folder = _download(source, revision, where)
     _refuse_adapter(folder, where)
-    checkpoint = _recognised(source, revision, folder)
+    checkpoint = _recognised(source, revision, folder, where)
     if checkpoint is None:
         raise BaseModelError(
             where=where,
@@ -205,11 +232,49 @@ def find_checkpoint(source: str, revision: str | None, where: str) -> Checkpoint
     return checkpoint
 
 
-def _recognised(source: str, revision: str | None, folder: Path) -> Checkpoint | None:
-    for kind in FORMATS:
-        if kind.recognises(folder):
-            return kind(source, revision, folder)
-    return None
+def _in_folder(folder: Path, where: str) -> Checkpoint:
+    _refuse_adapter(folder, where)
+    checkpoint = _recognised(str(folder), None, folder, where)
+    if checkpoint is not None:
+        return checkpoint
+    names = sorted(path.name for path in folder.iterdir())
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    if pickled:
+        raise BaseModelError(
+            where=where,
+            expected=f"weights in {_patterns()}",
+            found=f"{pickled[0]}, a pickle, which can run code when it is read",
+            hint="If you trust it, load it in transformers and save it again: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder).",
+        )
+    raise BaseModelError(
+        where=where,
+        expected=f"a folder with config.json and {_patterns()} weights",
+        found="files " + (listed(names, 6) or "none at all"),
+        hint="Save the model there: model.save_pretrained(folder).",
+    )
+
+
+def _recognised(source: str, revision: str | None, folder: Path, where: str) -> Checkpoint | None:
+    try:
+        found = next((kind for kind in FORMATS if kind.recognises(folder)), None)
+        checkpoint = None if found is None else found(source, revision, folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaseModelError(
+            where=where,
+            expected="an index that names the weight files",
+            found=f"one that cannot be read ({type(error).__name__})",
+            hint="Copy model.safetensors.index.json again.",
+        ) from error
+    missing = [path.name for path in checkpoint.files if not path.exists()] if checkpoint else []
+    if missing:
+        raise BaseModelError(
+            where=where,
+            expected="every file that model.safetensors.index.json names",
+            found=f"no {listed(missing, 3)}",
+            hint="Copy or download the missing files.",
+        )
+    return checkpoint
 
 
 def _patterns() -> str:
@@ -263,7 +328,7 @@ def identity(checkpoint: Checkpoint, tokenizer: Any) -> str:
         digest.update(f"{name} {dtype} {list(shape)}".encode())
         for block in checkpoint.content(name):
             digest.update(block)
-    # The padding token is left out: it is masked everywhere, and may be set by load_tokenizer.
+    # The padding token is left out: it is masked everywhere, and may be set when it is loaded.
     digest.update(f"{tokenizer.bos_token} {tokenizer.eos_token}".encode())
     digest.update(_tokenizer_state(tokenizer).encode())
     return digest.hexdigest()
@@ -313,43 +378,3 @@ def licence_of(folder: Path) -> str | None:
         if key.strip() in ("license", "licence") and value.strip():
             return value.strip()
     return None
-
-
-# ── Tokenizer ───────────────────────────────────────────────────────────────────────────────────
-
-
-def load_tokenizer(checkpoint: Checkpoint, where: str, bidirectional: bool) -> Any:
-    """The checkpoint's tokenizer, with a padding token.
-
-    Raises BaseModelError when there is none, or when it lacks the special tokens that a causal
-    (end of sequence) or bidirectional base ([CLS], [SEP], [PAD]) needs.
-    """
-    try:
-        tokenizer = checkpoint.tokenizer()
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BaseModelError(
-            where=where,
-            expected="a tokenizer beside the weights",
-            found="none that transformers can load",
-            hint="Save one there: tokenizer.save_pretrained(folder).",
-        ) from error
-    if bidirectional:
-        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
-            raise BaseModelError(
-                where=where,
-                expected="an encoder's tokenizer, with [CLS], [SEP] and [PAD]",
-                found="one without them",
-                hint="Save the tokenizer that the encoder was trained with.",
-            )
-        return tokenizer
-    if tokenizer.eos_token_id is None:
-        raise BaseModelError(
-            where=where,
-            expected="a tokenizer with an end-of-sequence token, so that answers can end",
-            found="none",
-            hint="Set tokenizer.eos_token and save it again.",
-        )
-    if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere, so any id will do; the vocabulary must not grow.
-        tokenizer.pad_token_id = tokenizer.eos_token_id
-    return tokenizer

@@ -21,7 +21,8 @@ from lora_domains.errors import (
     UsageError,
     listed,
 )
-from lora_domains.modeling.base import Base, is_bidirectional
+from lora_domains.modeling.base import Base
+from lora_domains.modeling.base_check import is_bidirectional
 from lora_domains.modeling.batching import padded
 from lora_domains.tasks import Task
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lora_domains.errors import UsageError
+from lora_domains.errors import UsageError, listed
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.lora import (
     FrozenLora,
@@ -48,6 +48,10 @@ class Single:
     @property
     def domains(self) -> tuple[str | None, ...]:
         return (self.adapter.name,)
+
+    def release(self) -> None:
+        """Forget the activations of the last linear."""
+        self._shared = (None, "", None)
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """Add the adapter's product to ``y`` (…, out), the base's output for ``x`` (…, in)."""
@@ -90,6 +94,10 @@ class Mixed:
     @property
     def domains(self) -> tuple[str | None, ...]:
         return tuple(None if row is None else row.name for row in self.rows)
+
+    def release(self) -> None:
+        """Forget the activations of the last linear."""
+        self._shared = (None, None, None)
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """Add each row's own adapter to ``y`` (rows · n, …, out)."""
@@ -285,6 +293,57 @@ class RoutedLinear(nn.Module):
         except AttributeError:
             value: Tensor | nn.Module = getattr(super().__getattr__(ROUTED), name)
             return value
+
+
+# ── Calls of the model ──────────────────────────────────────────────────────────────────────────
+
+CACHE_ROUTE = "_lora_domains_route"
+"""Attribute of a key-value cache: the domains that it was computed with."""
+
+
+def watch_calls(model: nn.Module) -> None:
+    """Check the cache of each call of ``model``, and free its activations afterwards.
+
+    A route may outlive its calls, and the keys and values of a cache belong to the adapters that
+    computed them. A call that continues a cache with other domains raises UsageError.
+    """
+    if getattr(model, "_lora_domains_watched", False):
+        return
+    setattr(model, "_lora_domains_watched", True)  # noqa: B010 (a plain flag)
+
+    def before(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            _check_cache(cache, current_route(model))
+
+    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        route, cache = current_route(model), getattr(output, "past_key_values", None)
+        if cache is not None:
+            _check_cache(cache, route)
+        if route is not None:
+            route.release()
+
+    # Features are read from the model below the head, which is then called by itself.
+    for module in {model, getattr(model, "base_model", model)}:
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(after, with_kwargs=True, always_call=True)
+
+
+def _check_cache(cache: Any, route: Route | None) -> None:
+    domains = () if route is None else route.domains
+    made_with = (
+        vars(cache).setdefault(CACHE_ROUTE, domains) if hasattr(cache, "__dict__") else domains
+    )
+    if made_with != domains:
+        raise UsageError(
+            expected=f"a cache of keys and values made with {_named(domains)}",
+            found=f"one made with {_named(made_with)}",
+            hint="Begin again without past_key_values when the domain changes.",
+        )
+
+
+def _named(domains: Sequence[str | None]) -> str:
+    return listed(repr(domain) if domain else "the base" for domain in domains or (None,))
 
 
 def route_linears(model: nn.Module, names: Iterable[str]) -> None:

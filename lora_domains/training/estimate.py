@@ -5,8 +5,8 @@ from copy import copy
 from dataclasses import dataclass
 
 from lora_domains.console import format_bytes, format_duration
+from lora_domains.distributed import peak_memory
 from lora_domains.modeling.batching import epoch_batches
-from lora_domains.modeling.memory import peak_memory
 from lora_domains.training.loop import Run
 from lora_domains.training.validation import Validation
 

@@ -12,10 +12,10 @@ from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
 from lora_domains.data.general_text import POOL, SELECTION
 from lora_domains.dataset import Dataset, load_dataset
+from lora_domains.distributed import environment
 from lora_domains.domain import Domain, as_record
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.environment import environment
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.report.markdown import readme
 from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
@@ -164,7 +164,7 @@ def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bo
     def signed(sha256: str) -> Card:
         return Card(
             base=BaseRecord(**base.record()),
-            environment=environment(base, domain.training.seed),
+            environment=environment(base.device, base.quantization, domain.training.seed),
             adapter=replace(entry, sha256=sha256),
         )
 

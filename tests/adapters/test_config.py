@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.damaged import CONFIG, edit, plainly, refused
 
+from lora_domains.adapters import config
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import (
     AdapterCorrupt,
@@ -152,6 +153,26 @@ def test_options_without_effect_are_accepted(
     edit(plainly(folder), **changes)
     weights = load_adapter(folder, bank.base).weights
     assert all(torch.equal(weights[k][1], wanted[k][1]) for k in wanted)
+
+
+def test_patterns_are_limited_in_cpu_time_alone(
+    bank: Bank, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine with other work is slow, and so are the many patterns of a deep adapter."""
+    waiting = f"import time; time.sleep({1.5 * config.PATTERN_SECONDS})\n"
+    monkeypatch.setattr(config, "TRY_PATTERNS", waiting + config.TRY_PATTERNS)
+    layers = {f"layers.{n}.self_attn.{p}_proj": 4 for n in range(40) for p in "qkvo"}
+    edit(plainly(folder), rank_pattern=layers)
+    assert load_adapter(folder, bank.base)
+
+
+def test_keys_that_peft_ignores_are_reported(bank: Bank, folder: Path) -> None:
+    wanted = load_adapter(folder, bank.base).weights
+    edit(plainly(folder), trained_with="a tool 1.2", an_option_of_tomorrow=3)
+    adapter = load_adapter(folder, bank.base)
+    assert all(torch.equal(adapter.weights[k][1], wanted[k][1]) for k in wanted)
+    (note,) = [note for note in adapter.notes if "ignores" in note]
+    assert "trained_with, an_option_of_tomorrow" in note
 
 
 def test_a_config_imports_nothing(

@@ -242,6 +242,23 @@ def test_another_precision_loads_with_a_note(bank: Bank, folder: Path, tiny_base
     assert "not measured at this precision" in note
 
 
+def test_copies_of_the_embeddings_are_no_extra_tensors(bank: Bank, folder: Path) -> None:
+    """PEFT saves them when it cannot see whether the vocabulary was resized."""
+    from safetensors.torch import load_file, save_file
+
+    wanted = load_adapter(folder, bank.base).weights
+    path = plainly(folder) / "adapter_model.safetensors"
+    weight = bank.base.model.get_input_embeddings().weight.detach().clone()
+    copies = {"model.embed_tokens.weight": weight, "lm_head.weight": weight.clone()}
+    tensors = load_file(path) | {f"base_model.model.{key}": copy for key, copy in copies.items()}
+    save_file(tensors, path)
+    weights = load_adapter(folder, bank.base).weights
+    assert all(torch.equal(weights[key][1], wanted[key][1]) for key in wanted)
+    weight[3, 4] += 1e-3
+    save_file(tensors, path)
+    refused(bank, folder, AdapterCorrupt, r"1 unexpected, such as .*embed_tokens\.weight")
+
+
 def test_loading_imports_no_report_view() -> None:
     """Neither modeling nor adapters import more of the report than the card."""
     for room in ("modeling", "adapters"):

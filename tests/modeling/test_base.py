@@ -115,6 +115,30 @@ def test_identity_does_not_depend_on_sharding_or_place(base: Base, copy: Path) -
     assert torch.equal(logits(sharded), logits(base))
 
 
+def test_identity_and_size_count_only_the_files_that_are_loaded(base: Base, copy: Path) -> None:
+    sizes: list[int] = []
+    for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
+        shutil.copy(copy / "model.safetensors", copy / name)
+    again = load_base(copy, announce=lambda size, _: sizes.append(size))
+    assert again.identity == base.identity
+    assert sizes == [pytest.approx(base.resident_bytes(), rel=0.03)]
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match=r"model\*\.safetensors weights; found files config"):
+        load_base(copy)
+
+
+def test_a_missing_shard_is_named(base: Base, copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    base.model.save_pretrained(copy, max_shard_size="20KB")
+    shard = sorted(copy.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(BaseModelError, match=f"found no {shard.name}"):
+        load_base(copy)
+    (copy / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(BaseModelError, match="an index that names the weight files"):
+        load_base(copy)
+
+
 def test_identity_does_not_depend_on_padding_calls(base: Base, copy: Path) -> None:
     base.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
     base.tokenizer.save_pretrained(copy)
@@ -208,7 +232,7 @@ def _no_causal_model(folder: Path) -> None:
         (_no_eos, "none", "Set tokenizer.eos_token"),
         (_half_the_weights, "none for .* more", "Save the whole model"),
         (_cut_off, ".", "Check the folder"),
-        (_no_causal_model, "ViT", "only causal language models"),
+        (_no_causal_model, "kind vit, which is neither", "Choose another base"),
         (_is_an_adapter, "an adapter", "load the adapter with load_adapter"),
     ],
 )
@@ -219,6 +243,27 @@ def test_a_folder_that_is_no_base_is_refused(
     with pytest.raises(BaseModelError, match=f"(?s)found .*{found}.*{hint}") as caught:
         load_base(copy)
     assert str(copy) in caught.value.where
+
+
+def test_pickled_weights_are_refused_in_one_sentence(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(BaseModelError, match=r"pytorch_model\.bin, a pickle, .* save it again"):
+        load_base(copy)
+
+
+def test_a_folder_has_no_revision(copy: Path) -> None:
+    with pytest.raises(BaseModelError, match="revision='main' for a folder, which has none"):
+        load_base(copy, revision="main")
+    with pytest.raises(BaseModelError, match="revision='main'"):
+        load_base(revision="main")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("int8", "8bit"), ("nf4", "4bit"), ("4-bit", "4bit"), ("8bits", "8bit")]
+)
+def test_another_word_for_a_quantisation_is_refused(copy: Path, given: Any, meant: str) -> None:
+    with pytest.raises(BaseModelError, match=f"found '{given}'.*Did you mean '{meant}'"):
+        load_base(copy, quantization=given)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.likelihoods import answer_nats, tail_logits
-from lora_domains.modeling.base import ENCODERS, is_bidirectional, load_base
+from lora_domains.modeling.base import load_base
+from lora_domains.modeling.base_check import ENCODERS, is_bidirectional
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.heads import LAYOUTS
 from lora_domains.report.card import Card

@@ -1,5 +1,7 @@
 """Mixed batches: rows with different adapters give the outputs of each row alone."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,3 +210,41 @@ def test_mixed_batches_on_half_precision_bases(tiny_base: Path) -> None:
         # A rounding error is 2^-8 of a value; another adapter's row would differ by its effect.
         close = (found - wanted).abs().amax((1, 2))
         assert (close <= 0.05 * wanted.abs().amax((1, 2)) + 0.02).all()
+
+
+# ── After a call ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("domains", ["wide", ["wide", None, "mlp"]])
+@pytest.mark.parametrize("tokens", [FEW, FEW + 1])
+def test_no_activation_outlives_a_call(bank: Bank, domains: Any, tokens: int) -> None:
+    """A route outlives its call, so that decoding gathers weights once."""
+    inputs: list[weakref.ref[torch.Tensor]] = []
+
+    def note(_module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        inputs.append(weakref.ref(args[0]))
+
+    linears = [m for m in bank.base.model.modules() if isinstance(m, routing.RoutedLinear)]
+    hooks = [linear.register_forward_pre_hook(note) for linear in linears]
+    with torch.no_grad(), bank.routed(domains):
+        bank.base.model(input_ids=random_ids(3, tokens))
+        bank.base.model.base_model(input_ids=random_ids(3, tokens))
+        gc.collect()
+        assert len(inputs) > 20
+        assert [ref for ref in inputs if ref() is not None] == []
+    for hook in hooks:
+        hook.remove()
+
+
+def test_a_cache_belongs_to_its_domain(bank: Bank) -> None:
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        for made, others in (("all", ["mlp", None, ["all", None]]), (None, ["all"]),
+                             (["all", "mlp"], [["mlp", "all"], "all"])):  # fmt: skip
+            with bank.routed(made):
+                cache = bank.base.model(input_ids=ids, use_cache=True).past_key_values
+            for other in others:
+                with bank.routed(other), pytest.raises(UsageError, match="a cache of keys and"):
+                    bank.base.model(input_ids=ids[:, :1], past_key_values=cache)
+            with bank.routed(made):
+                bank.base.model(input_ids=ids[:, :1], past_key_values=cache)

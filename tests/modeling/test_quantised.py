@@ -1,5 +1,7 @@
 """8-bit and 4-bit bases: forward and backward equal those of the dequantised weights."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from conftest import make_base
 from support.adapters import IDS, strong
 from support.models import QUIET, clear_rows, declared
 
+from lora_domains.adapters.merging import merge
+from lora_domains.errors import BaseModelError
 from lora_domains.model import DomainModel
 from lora_domains.modeling import base as base_file
 from lora_domains.modeling.bank import Bank
@@ -107,7 +111,7 @@ def test_nf4_on_a_cpu_repacks_its_weights_without_the_fix(
     for name, parameter in small.model.named_parameters():
         assert torch.equal(parameter.data, packed[name]), name
     seen: list[str] = []
-    monkeypatch.setattr(base_file, "_fix_nf4_on_cpu", lambda *_: seen.append("called"))
+    monkeypatch.setattr(base_file, "prepare_linears", lambda *_: seen.append("called"))
     load_base(folder, device="cpu", quantization="4bit")
     assert seen == ["called"]
 
@@ -125,3 +129,84 @@ def test_training_leaves_a_quantised_base_unchanged(
     assert history[-1]["training_loss"] < history[0]["training_loss"]
     assert card.base.quantization == kind
     assert model.base.state_digest() == digest
+
+
+# ── Stored in 8 or 4 bits ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def stored(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: Any) -> tuple[Any, Path]:
+    """A quantisation, and a folder whose weights transformers saved in it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    kind, place = request.param, tmp_path_factory.mktemp("stored") / request.param
+    settings = {"load_in_8bit": True} if kind == "8bit" else {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=BitsAndBytesConfig(**settings), device_map={"": "cpu"},
+        dtype=torch.float32,
+    )  # fmt: skip
+    model.save_pretrained(place)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(place)
+    return kind, place
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_base_that_is_stored_quantised_has_right_gradients(
+    folder: Path, stored: tuple[Any, Path], before: str
+) -> None:
+    kind, place = stored
+    small = load_base(place, device="cpu")
+    assert small.quantization == small.record()["quantization"] == kind
+    plain = dequantised(small, folder)
+    BEFORE[before](small)
+    logits, grads = step(small)
+    wanted_logits, wanted = step(plain)
+    assert F.cosine_similarity(grads, wanted, dim=0) >= 0.999
+    assert grads.norm() == pytest.approx(float(wanted.norm()), rel=0.02)
+    assert F.cosine_similarity(logits.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
+
+
+def test_the_size_of_a_stored_quantised_base_is_known(stored: tuple[Any, Path]) -> None:
+    sizes: list[int] = []
+    base = load_base(stored[1], device="cpu", announce=lambda size, _: sizes.append(size))
+    assert sizes == [pytest.approx(base.resident_bytes(), rel=0.05)]
+
+
+def test_an_adapter_merges_into_the_dequantised_weights(
+    folder: Path, stored: tuple[Any, Path]
+) -> None:
+    """The merged model is plain, whatever the base is stored in."""
+    small = load_base(stored[1], device="cpu")
+    bank = Bank(small)
+    bank.add(strong(small, "a"))
+    merged = merge(bank, "a")
+    with torch.no_grad():
+        found = merged.model(input_ids=IDS).logits
+        with bank.routed("a"):
+            wanted = small.model(input_ids=IDS).logits
+    assert all(type(module) is torch.nn.Linear for module in merged.model.modules()
+               if isinstance(module, torch.nn.Linear))  # fmt: skip
+    assert not hasattr(merged.model.config, "quantization_config")
+    assert merged.record["error"] < 0.1
+    assert F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) >= 0.999
+
+
+def test_another_quantisation_than_the_stored_one_is_refused(stored: tuple[Any, Path]) -> None:
+    kind, place = stored
+    other: Any = "4bit" if kind == "8bit" else "8bit"
+    assert load_base(place, quantization=kind, device="cpu").quantization == kind
+    with pytest.raises(BaseModelError, match=f"stored in {kind}; found quantization='{other}'"):
+        load_base(place, quantization=other, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "compressed-tensors"])
+def test_other_ways_to_quantise_are_refused(tiny_base: Path, tmp_path: Path, method: str) -> None:
+    place = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = json.loads((place / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    (place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match=f"found weights quantised by {method}.*unquantised"):
+        load_base(place, device="cpu")

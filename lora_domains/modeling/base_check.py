@@ -1,0 +1,246 @@
+"""The base check: a base is what it claims to be, or it is refused before it is used.
+
+``check_architecture`` reads the config before any weight is read. ``check_behaviour`` tries the
+loaded model on a few tokens: a causal base must not look ahead, and padding must change nothing.
+The files beside the weights must fit the model, and must not change its answers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_domains.distributed import ran_out
+from lora_domains.errors import BaseModelError, listed
+from lora_domains.modeling.checkpoint import Checkpoint
+
+ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
+"""The kinds of encoder (``config.model_type``) that can be a base."""
+READS_PADDING = ("recurrent_gemma", "rwkv")
+"""Causal kinds whose recurrent state runs over the padding before a text."""
+CONTEXT = 2048
+"""The longest input, in tokens, of a base whose config names none."""
+FROM_PADDING = ("camembert", "data2vec-text", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
+"""Kinds of encoder that number the tokens of a text from the padding id on."""
+TOKENS, PADDING = 9, 3
+"""Tokens of the texts that are tried, and of the padding beside one of them."""
+HINT = "Choose another base: docs/bases.md lists the kinds that work."
+
+
+def is_bidirectional(config: Any) -> bool:
+    """Whether a model of ``config`` is an encoder; BERT can also be configured as a decoder."""
+    return config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+
+
+def context_of(config: Any) -> int:
+    """The longest input of a model of ``config``, in tokens."""
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len")
+    places = next((int(n) for name in names if (n := getattr(text, name, None))), CONTEXT)
+    # RoBERTa's positions start after the padding id, so that many are never used.
+    return places - text.pad_token_id - 1 if text.model_type in FROM_PADDING else places
+
+
+def without_remote_code(error: Exception) -> str:
+    """The first line of ``error``, unless it recommends to run code from the base's folder."""
+    if "trust_remote_code" in str(error):
+        return "one that needs Python code of its own (auto_map), which is never run"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# ── Before the weights are read ─────────────────────────────────────────────────────────────────
+
+
+def check_architecture(config: Any, where: str) -> None:
+    """Raise BaseModelError unless a model of ``config`` can be a base."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = config.model_type
+    if is_bidirectional(config):
+        return
+    found = None
+    # Kinds of encoder that transformers lists as causal too say whether they are decoders.
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        found = f"an encoder of another kind, {kind}"
+    elif getattr(config, "is_encoder_decoder", False):
+        found = f"an encoder-decoder of kind {kind}"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        found = f"a model of kind {kind}, which is neither"
+    elif getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+        found = f"a model of kind {kind} with bidirectional attention"
+    if found is not None:
+        raise BaseModelError(
+            where=where,
+            expected=f"a causal language model, or an encoder of kind {listed(ENCODERS, 99)}",
+            found=found,
+            hint=HINT,
+        )
+    if kind in READS_PADDING:
+        raise _reads_padding(kind, where)
+
+
+def _reads_padding(kind: str, where: str) -> BaseModelError:
+    return BaseModelError(
+        where=where,
+        expected="a base that reads a text alone as it does beside a longer one",
+        found=f"a model of kind {kind}, whose outputs depend on the padding of a batch",
+        hint=HINT,
+    )
+
+
+# ── The loaded model ────────────────────────────────────────────────────────────────────────────
+
+
+def check_behaviour(model: Any, pad: int, quantization: str | None, where: str) -> None:
+    """Raise BaseModelError when the loaded ``model`` looks ahead, reads padding or cannot run.
+
+    Differences are compared as root mean squares, relative to the spread of the outputs. In half
+    precision and in 8 bits they may be larger, because a batch takes other kernels than one text;
+    in 8 bits the outliers of all rows are chosen together.
+    """
+    kind = model.config.model_type
+    try:
+        look_ahead, padding = _differences(model, pad)
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+        if isinstance(error, RuntimeError) and ran_out(error):
+            raise
+        raise BaseModelError(
+            where=where,
+            expected="a model that reads padded token ids",
+            found=f"one of kind {kind} that cannot: {(str(error).splitlines() or ['?'])[0]}",
+            hint=HINT,
+        ) from error
+    exact = model.dtype in (torch.float32, torch.float64)
+    allowed = 0.25 if quantization == "8bit" else 1e-3 if exact and not quantization else 0.1
+    if not padding < float("inf"):
+        raise BaseModelError(
+            where=where,
+            expected="finite outputs",
+            found=f"NaN or infinity in {str(model.dtype).removeprefix('torch.')}",
+            hint="Load it in another precision: dtype='float32' or 'bfloat16'.",
+        )
+    if look_ahead > allowed:
+        raise BaseModelError(
+            where=where,
+            expected="a causal language model, whose tokens depend on earlier ones only",
+            found=f"a model of kind {kind} whose last token changes the logits of earlier ones",
+            hint=HINT,
+        )
+    if padding > allowed:
+        raise _reads_padding(kind, where)
+
+
+@torch.no_grad()
+def _differences(model: Any, pad: int) -> tuple[float, float]:
+    """How much later tokens, and the padding of a batch, change the outputs for a text.
+
+    Looking ahead is 0 for an encoder, which does so by design.
+    """
+    encoder = is_bidirectional(model.config)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = [(vocabulary // 3 + 5 * n) % vocabulary for n in range(TOKENS + 1)]
+    text = [token if token != pad else token - 1 for token in tokens]
+    short, filler = text[: TOKENS - PADDING], [pad] * PADDING
+    padded = short + filler if encoder else filler + short
+    rows = [text[:TOKENS], [*text[: TOKENS - 1], text[TOKENS]], padded]
+    mask = torch.tensor([[1] * TOKENS, [1] * TOKENS, [int(token != pad) for token in padded]])
+    batch = _outputs(model, torch.tensor(rows), mask)
+    alone = _outputs(model, torch.tensor([short]), torch.ones((1, len(short)), dtype=torch.long))[0]
+    spread = float(alone.std())
+    beside = batch[2, : len(short)] if encoder else batch[2, PADDING:]
+    ahead = 0.0 if encoder else float((batch[0, :-1] - batch[1, :-1]).square().mean().sqrt())
+    return ahead / spread, float((beside - alone).square().mean().sqrt()) / spread
+
+
+def _outputs(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits of a causal model, the last hidden state of an encoder: (rows, tokens, width)."""
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    if is_bidirectional(model.config):
+        state: Tensor = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return state.float()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    logits: Tensor = output.logits.float()
+    return logits
+
+
+# ── The files beside the weights ────────────────────────────────────────────────────────────────
+
+
+def load_tokenizer(checkpoint: Checkpoint, where: str, bidirectional: bool) -> Any:
+    """The checkpoint's tokenizer, with a padding token.
+
+    Raises BaseModelError when there is none, or when it lacks the special tokens that a causal
+    (end of sequence) or bidirectional base ([CLS], [SEP], [PAD]) needs.
+    """
+    try:
+        tokenizer = checkpoint.tokenizer()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BaseModelError(
+            where=where,
+            expected="a tokenizer beside the weights",
+            found=without_remote_code(error)
+            if "trust_remote_code" in str(error)
+            else "none that transformers can load",
+            hint="Save one there: tokenizer.save_pretrained(folder).",
+        ) from error
+    if bidirectional:
+        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+            raise BaseModelError(
+                where=where,
+                expected="an encoder's tokenizer, with [CLS], [SEP] and [PAD]",
+                found="one without them",
+                hint="Save the tokenizer that the encoder was trained with.",
+            )
+        return tokenizer
+    if tokenizer.eos_token_id is None:
+        raise BaseModelError(
+            where=where,
+            expected="a tokenizer with an end-of-sequence token, so that answers can end",
+            found="none",
+            hint="Set tokenizer.eos_token and save it again.",
+        )
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so any id will do; the vocabulary must not grow.
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    return tokenizer
+
+
+def fit_special_tokens(model: Any, tokenizer: Any, where: str) -> None:
+    """Replace a padding token without an embedding: it is masked everywhere, any other will do.
+
+    Raises BaseModelError when another special token has none.
+    """
+    places = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id >= places:
+        others = (model.config.get_text_config().pad_token_id, tokenizer.eos_token_id, 0)
+        tokenizer.pad_token_id = next(n for n in others if n is not None and n < places)
+    names = ("bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
+    for name in names:
+        number = getattr(tokenizer, f"{name}_id")
+        if number is not None and number >= places:
+            raise BaseModelError(
+                where=where,
+                expected=f"special tokens that the model's {places} embeddings hold",
+                found=f"{name} {getattr(tokenizer, name)!r} with the id {number}",
+                hint="Save the tokenizer that the model was trained with.",
+            )
+
+
+def neutral_generation(model: Any, tokenizer: Any) -> None:
+    """Let generated text depend on the weights only, and end where the base or training ends it.
+
+    transformers fills what a call of ``generate`` leaves open from ``model.generation_config``.
+    """
+    from transformers import GenerationConfig
+
+    stored, text = model.generation_config, model.config.get_text_config()
+    ends = {tokenizer.eos_token_id}
+    for value in (getattr(stored, "eos_token_id", None), getattr(text, "eos_token_id", None)):
+        ends |= set(value) if isinstance(value, list | tuple) else {value}
+    places = model.get_input_embeddings().num_embeddings
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(end for end in ends if isinstance(end, int) and 0 <= end < places),
+    )

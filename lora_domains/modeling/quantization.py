@@ -1,0 +1,122 @@
+"""Bases in 8 and 4 bits, with bitsandbytes: quantised when they are loaded, or stored that way."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lora_domains.errors import BaseModelError, did_you_mean
+
+Quantization = Literal["8bit", "4bit"]
+
+
+def check_quantization(wanted: str | None) -> None:
+    """Raise BaseModelError unless ``wanted`` is a quantisation or None."""
+    known = get_args(Quantization)
+    if wanted is None or wanted in known:
+        return
+    digit = next((word for word in known if word[0] in str(wanted)), None)
+    raise BaseModelError(
+        where="quantization",
+        expected="'8bit', '4bit' or None",
+        found=repr(wanted),
+        hint=f"Did you mean {digit!r}?" if digit else did_you_mean(str(wanted), known),
+    )
+
+
+def stored_quantization(config: Any, wanted: str | None, where: str) -> Quantization | None:
+    """How the checkpoint of ``config`` is quantised, None for plain weights.
+
+    Raises BaseModelError for other methods than bitsandbytes, whose results and gradients are not
+    known to be right here, and when ``wanted`` is another quantisation than the stored one.
+    """
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
+    stored: Quantization | None = None
+    if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
+        stored = "8bit"
+    elif settings.get("load_in_4bit") or settings.get("_load_in_4bit"):
+        stored = "4bit"
+    if stored is None or not method.startswith("bitsandbytes"):
+        raise BaseModelError(
+            where=where,
+            expected="plain weights, or weights quantised by bitsandbytes",
+            found=f"weights quantised by {method}",
+            hint="Give the unquantised base, with --load-in-8bit or --load-in-4bit to save memory.",
+        )
+    if wanted not in (None, stored):
+        raise BaseModelError(
+            where=where,
+            expected=f"quantization={stored!r} or none, for a base that is stored in {stored}",
+            found=f"quantization={wanted!r}",
+            hint="Leave it out, or give the unquantised base.",
+        )
+    return stored
+
+
+def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
+    """The settings with which transformers quantises a base while it is loaded."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def prepare_linears(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Compute 4-bit products in ``dtype`` and, on a CPU, without repacked weights.
+
+    bitsandbytes repacks nf4 weights in place on CPUs with AVX512-BF16: after any evaluation forward
+    they give wrong gradients and a wrong ``state_dict`` with a normal-looking loss (0.50.2).
+    """
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            # A stored base names its own, which may be less precise than the other weights.
+            setattr(module, "compute_dtype", dtype)  # noqa: B010 (a plain attribute)
+        if device.type == "cpu" and hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def scales_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The scales that bitsandbytes keeps beside the quantised weights of a linear."""
+    weight = getattr(module, "weight", None)
+    # 8-bit: the first forward moves the scales from the weight to the module's own state.
+    for holder in (weight, getattr(module, "state", None)):
+        scales = getattr(holder, "SCB", None)
+        if scales is not None:
+            yield "SCB", scales
+            break
+    state, prefix = getattr(weight, "quant_state", None), ""
+    while state is not None:
+        for key in ("absmax", "offset", "code"):
+            tensor = getattr(state, key, None)
+            if tensor is not None:
+                yield prefix + key, tensor
+        state, prefix = getattr(state, "state2", None), "nested_"
+
+
+def import_peft_alone() -> None:
+    """Import PEFT without bitsandbytes, which PEFT imports wherever it is installed.
+
+    That takes a second and prints notices. PEFT's caches of the search are cleared afterwards, so
+    that both work together when a quantised base is loaded later.
+    """
+    if "peft" in sys.modules or "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        from peft import import_utils
+    finally:
+        del sys.modules["bitsandbytes"]
+    import_utils.is_bnb_available.cache_clear()
+    import_utils.is_bnb_4bit_available.cache_clear()

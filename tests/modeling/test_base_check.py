@@ -1,0 +1,153 @@
+"""The base check: what cannot be a base is refused by its true reason, before it is used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.architectures import make_architecture
+
+from lora_domains.errors import BaseModelError
+from lora_domains.modeling import base_check
+from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base_check import check_behaviour
+
+BIDIRECTIONAL = (
+    "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+    "roformer", "xlm-roberta-xl",
+)  # fmt: skip
+"""Kinds of encoder that transformers also lists as causal models."""
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> Base:
+    return load_base(tiny_base, device="cpu")
+
+
+@pytest.mark.parametrize("kind", BIDIRECTIONAL)
+def test_an_encoder_is_no_causal_base(tmp_path: Path, kind: str) -> None:
+    folder = make_architecture(tmp_path / "base", kind)
+    with pytest.raises(BaseModelError, match=f"found an encoder of another kind, {kind}"):
+        load_base(folder, device="cpu")
+    # Its weights are not needed for that.
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(BaseModelError, match=f"found an encoder of another kind, {kind}"):
+        load_base(folder, device="cpu")
+
+
+def test_bidirectional_attention_is_refused(tmp_path: Path) -> None:
+    folder = make_architecture(tmp_path / "base", "gemma3_text", use_bidirectional_attention=True)
+    with pytest.raises(BaseModelError, match="gemma3_text with bidirectional attention"):
+        load_base(folder, device="cpu")
+    assert load_base(make_architecture(tmp_path / "causal", "gemma3_text"), device="cpu")
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    folder = make_architecture(tmp_path / "base", "t5", auto="AutoModelForSeq2SeqLM")
+    with pytest.raises(BaseModelError, match="an encoder-decoder of kind t5"):
+        load_base(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["recurrent_gemma", "rwkv"])
+@pytest.mark.parametrize("by", ["name", "trial"])
+def test_a_base_that_reads_padding_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, by: str
+) -> None:
+    if by == "trial":
+        monkeypatch.setattr(base_check, "READS_PADDING", ())
+    with pytest.raises(BaseModelError, match=f"kind {kind}, whose outputs depend on the padding"):
+        load_base(make_architecture(tmp_path / "base", kind), device="cpu")
+
+
+def test_a_causal_model_passes_in_every_precision(tiny_base: Path) -> None:
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert load_base(tiny_base, dtype=dtype, device="cpu").dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_looks_ahead_is_found_out(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    base = load_base(tiny_base, dtype=dtype, device="cpu")
+    forward = base.model.forward
+
+    def leaking(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits + 0.3 * output.logits[:, -1:]
+        return output
+
+    monkeypatch.setattr(base.model, "forward", leaking)
+    with pytest.raises(BaseModelError, match="last token changes the logits of earlier ones"):
+        check_behaviour(base.model, 0, None, "here")
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = base.model.forward
+
+    def unmasked(*args: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        return forward(*args, attention_mask=torch.ones_like(attention_mask), **kwargs)
+
+    monkeypatch.setattr(base.model, "forward", unmasked)
+    with pytest.raises(BaseModelError, match="depend on the padding of a batch"):
+        check_behaviour(base.model, 0, None, "here")
+
+
+def test_a_model_that_cannot_read_padded_ids_is_named(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise ValueError("images are missing\nsecond line")
+
+    monkeypatch.setattr(base.model, "forward", refusing)
+    with pytest.raises(BaseModelError, match=r"kind llama that cannot: images are missing"):
+        check_behaviour(base.model, 0, None, "here")
+
+
+def test_outputs_that_are_not_finite_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 1e8
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert load_base(folder, device="cpu", dtype="float32")
+    with pytest.raises(BaseModelError, match="NaN or infinity in float16"):
+        load_base(folder, device="cpu", dtype="float16")
+
+
+# ── Code beside the weights ─────────────────────────────────────────────────────────────────────
+
+
+def test_code_beside_the_weights_never_runs(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when somebody, or a pipe, would answer transformers' question with yes."""
+    import shutil
+
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    trace = tmp_path / "ran"
+    (folder / "custom.py").write_text(f"open({str(trace)!r}, 'w')\nclass Custom: ...\n")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    code = {"AutoConfig": "custom.Custom", "AutoModelForCausalLM": "custom.Custom"}
+    path.write_text(json.dumps(config | {"auto_map": code}))
+    assert load_base(folder, device="cpu").model.config.model_type == "llama"
+    path.write_text(json.dumps(config | {"auto_map": code, "model_type": "custom"}))
+    with pytest.raises(BaseModelError, match=r"Python code of its own .*never run"):
+        load_base(folder, device="cpu")
+    path.write_text(json.dumps(config))
+    path = folder / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer |= {"auto_map": {"AutoTokenizer": ["custom.Custom", None]},
+                  "tokenizer_class": "Custom"}  # fmt: skip
+    path.write_text(json.dumps(tokenizer))
+    (folder / "tokenizer.json").rename(folder / "vocab.txt")
+    with pytest.raises(BaseModelError, match="tokenizer"):
+        load_base(folder, device="cpu")
+    assert not trace.exists()
