@@ -112,7 +112,7 @@ class _Preparation:
             self.warnings.append(f"{conflicts} training texts have more than one label")
         if repeated := _duplicates(self.parts["test"])[0]:
             self.warnings.append(
-                f"{repeated} test rows repeat another test row: bounds count each as independent"
+                f"{repeated} test rows repeat another test row: bounds count repeats as one group"
             )
 
     def split(self) -> None:

@@ -20,12 +20,12 @@ def split_off(
     """(rows that remain, rows of ``split``), with groups whole and classes in proportion.
 
     The test split takes a fifth of the rows. Validation takes a tenth, or 20 rows if these are at
-    most a fifth, and at most 500. At least ``left`` units (see ``_units``) remain. Raises DataError
+    most a fifth, and at most 500. At least ``left`` units (``together``) remain. Raises DataError
     when there are not enough units.
     """
     fifth = max(1, len(rows) // 5)
     size = fifth if split == "test" else min(500, max(round(len(rows) / 10), min(20, fifth)))
-    units = _units(rows)
+    units = together(rows)
     if len(units) <= left:
         raise DataError(
             where=file_of(rows[0].place),
@@ -61,7 +61,7 @@ def overlaps(parts: Mapping[str, Sequence[Example]]) -> list[str]:
     return warnings
 
 
-def _units(rows: Sequence[Example]) -> list[list[int]]:
+def together(rows: Sequence[Example]) -> list[list[int]]:
     """Positions of rows that stay together: rows that share a group or a text, and so on."""
     parent = list(range(len(rows)))
 

@@ -5,11 +5,11 @@ without a model.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_domains.data.identity import keyed_digest
+from lora_domains.data.splits import together
 from lora_domains.data.tokenization import EncodedRow
 from lora_domains.inference.scores import Scores
 
@@ -84,6 +84,17 @@ def text_items(
 
 
 def groups_of(rows: Sequence[EncodedRow]) -> list[str | None]:
-    """The group of each row. The windows of a long text are one group: they are not independent."""
-    windows = Counter(example.id for example, _ in rows)
-    return [e.group or (e.id if windows[e.id] > 1 else None) for e, _ in rows]
+    """The group of each row; None where it is independent of all others.
+
+    Rows of one declared group are not independent, nor are the windows of a long text and rows that
+    repeat another one (``splits.together``).
+    """
+    examples = [example for example, _ in rows]
+    groups: list[str | None] = [example.group for example in examples]
+    for unit in together(examples):
+        if len(unit) > 1:
+            declared = (examples[i].group for i in unit if examples[i].group)
+            name = next(declared, examples[unit[0]].id)
+            for i in unit:
+                groups[i] = name
+    return groups

@@ -87,6 +87,8 @@ class AdapterEntry:
     slices: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     gates: list[dict[str, Any]] = field(default_factory=list)
     verdict: str | None = None
+    without_near_leaks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """``domain_scores`` on the test rows that are no near leak, where some are."""
     over_parent: dict[str, dict[str, Any]] = field(default_factory=dict)
     confusion: dict[str, Any] = field(default_factory=dict)
     per_class: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -151,7 +153,8 @@ ALWAYS = {"domain", "path", "sha256", "recipe_digest", "parent"}
 FIGURES = {"domain_scores", "general", "slices", "gates"}
 """Written once there is a verdict, even when empty."""
 MEASURED = FIGURES | {"calibration", "confusion", "curve", "memorisation", "mistakes",
-                      "over_parent", "per_class", "scale_curve", "seeds"}  # fmt: skip
+                      "over_parent", "per_class", "scale_curve", "seeds",
+                      "without_near_leaks"}  # fmt: skip
 """What an evaluation or a comparison found; loading the adapter does not depend on it."""
 
 

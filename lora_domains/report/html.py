@@ -36,6 +36,7 @@ def page(report: Report) -> str:
         "percent": wording.percent,
         "interval": wording.interval,
         "losses": wording.losses,
+        "without_near_leaks": wording.without_near_leaks,
         "metric": wording.metric_name,
         "contender": contender_label,
         "prior_evaluations": wording.prior_evaluations,
@@ -166,10 +167,8 @@ def _scores(entry: AdapterEntry) -> dict[str, Any]:
     whole = _domain([fields for *_, fields in slices], [0.0])
     return {
         "baselines": names,
-        "scores": [
-            (metric, fields, [fields["baselines"].get(name) for name in names])
-            for metric, fields in scores.items()
-        ],
+        "scores": _rows_of_scores(scores, names),
+        "clean_scores": _rows_of_scores(entry.without_near_leaks, names),
         "suites": [
             (suite, f, charts.bar(f, domain, 0.0, "plain"), wording.points(f))
             for suite, f in suites.items()
@@ -179,6 +178,16 @@ def _scores(entry: AdapterEntry) -> dict[str, Any]:
             for column, value, metric, f in slices
         ],
     }  # fmt: skip
+
+
+def _rows_of_scores(
+    scores: Mapping[str, Mapping[str, Any]], baselines: Sequence[str]
+) -> list[tuple[str, Mapping[str, Any], list[float | None]]]:
+    """(metric, fields, the baselines' values) of each metric."""
+    return [
+        (metric, fields, [fields["baselines"].get(name) for name in baselines])
+        for metric, fields in scores.items()
+    ]
 
 
 def _curves(entry: AdapterEntry) -> dict[str, Any]:

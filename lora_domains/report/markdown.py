@@ -28,6 +28,7 @@ from lora_domains.report.text import (
     points,
     prior_evaluations,
     ranked,
+    without_near_leaks,
     worsened,
 )
 from lora_domains.verdict.scores import contender_label
@@ -114,9 +115,21 @@ def _gates(entry: AdapterEntry) -> list[str]:
 
 
 def _scores(entry: AdapterEntry) -> list[str]:
-    scores = entry.domain_scores
-    if not scores:
+    """The table of metrics, and the same without near leaks."""
+    if not entry.domain_scores:
         return []
+    n = next(iter(entry.domain_scores.values()))["n"]
+    lines = [
+        *_table_of_scores(entry.domain_scores),
+        f"{n} rows, the same for all contenders; bounds are one-sided, 95 %. {losses(entry)}",
+        "",
+    ]
+    if entry.without_near_leaks:
+        lines += [without_near_leaks(entry), "", *_table_of_scores(entry.without_near_leaks)]
+    return lines
+
+
+def _table_of_scores(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(n for fields in scores.values() for n in fields["baselines"]))
     rows = []
     for metric, fields in scores.items():
@@ -130,12 +143,7 @@ def _scores(entry: AdapterEntry) -> list[str]:
         "adapter",
         "adapter − base (95 % bounds)",
     ]
-    n = next(iter(scores.values()))["n"]
-    return [
-        *table(head, rows),
-        f"{n} rows, the same for all contenders; bounds are one-sided, 95 %. {losses(entry)}",
-        "",
-    ]
+    return table(head, rows)
 
 
 def _general(entry: AdapterEntry) -> list[str]:

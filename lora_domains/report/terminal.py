@@ -25,6 +25,7 @@ from lora_domains.report.text import (
     percent,
     points,
     ranked,
+    without_near_leaks,
     worsened,
 )
 from lora_domains.verdict.scores import contender_label
@@ -73,19 +74,12 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     """Base, adapter and baselines on the same test rows."""
     if not entry.domain_scores:
         return
-    by_metric = entry.domain_scores
-    baselines = (name for fields in by_metric.values() for name in fields["baselines"])
-    names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # it is shown below
-    n = next(iter(by_metric.values()))["n"]
+    n = next(iter(entry.domain_scores.values()))["n"]
     title(console, f"On {n:,} test rows")
-    labels = ["\n".join(wrap(contender_label(name), NARROW)) for name in names]
-    table = _table(["", "base", *labels, "adapter", BOUNDS])
-    for metric, fields in by_metric.items():
-        middle = [fields["baselines"].get(name) for name in names]
-        shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
-        adapter = f"[bold]{fields['adapter']:.3f}[/]"
-        table.add_row(metric_name(metric), *shown, adapter, interval(fields))
-    console.print(table)
+    console.print(_scores(entry.domain_scores))
+    if entry.without_near_leaks:
+        line(console, without_near_leaks(entry))
+        console.print(_scores(entry.without_near_leaks))
     line(console, losses(entry))
     if entry.over_parent:
         parent = entry.parent.name if entry.parent else "the parent"
@@ -96,6 +90,19 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     if entry.confusion:
         console.print()
         confusion(console, entry.confusion)
+
+
+def _scores(by_metric: Mapping[str, Figures]) -> Table:
+    baselines = (name for fields in by_metric.values() for name in fields["baselines"])
+    names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # in a line of its own
+    labels = ["\n".join(wrap(contender_label(name), NARROW)) for name in names]
+    table = _table(["", "base", *labels, "adapter", BOUNDS])
+    for metric, fields in by_metric.items():
+        middle = [fields["baselines"].get(name) for name in names]
+        shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
+        adapter = f"[bold]{fields['adapter']:.3f}[/]"
+        table.add_row(metric_name(metric), *shown, adapter, interval(fields))
+    return table
 
 
 def confusion(console: Console, found: Figures, most: int = CLASSES) -> None:

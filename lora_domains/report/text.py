@@ -129,6 +129,14 @@ def decided_by(curve: Fields) -> str:
     )
 
 
+def without_near_leaks(entry: AdapterEntry) -> str:
+    """The heading of the scores without near leaks."""
+    whole, clean = (next(iter(scores.values()))["n"]
+                    for scores in (entry.domain_scores, entry.without_near_leaks))  # fmt: skip
+    near = _plural(whole - clean, "row")
+    return f"Without {near} nearly the same as what training read, on the other {clean}:"
+
+
 def most_confused(confusion: Fields) -> list[tuple[int, str, str]]:
     """The adapter's mistakes as (rows, true label, predicted label), most frequent first."""
     labels = confusion["labels"]

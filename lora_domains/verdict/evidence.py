@@ -1,7 +1,7 @@
 """What gates are judged on: an adapter's scored items by set, and what was counted beside them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,8 @@ class Evidence:
     """Rows of the test set and probes in what was trained on: ``exact`` and ``near``."""
     embedded_base: bool = False
     """Whether the base is the embedded one, on which the default limit of KL was calibrated."""
+    near_leaks: Collection[str] = ()
+    """Ids of the rows that are nearly the same as what training read."""
     base_changed: bool = False
     largest_move: float = 0.0
     """The largest absolute difference of a logit from the base's."""
@@ -59,6 +61,13 @@ class Evidence:
     @cached_property
     def test(self) -> ScoreTable:
         return self.items.where("set", "test")
+
+    @cached_property
+    def without_near_leaks(self) -> ScoreTable:
+        """The test rows that are no near leak."""
+        # The windows of a text are numbered after a slash.
+        clean = [str(item["id"]).split("/")[0] not in self.near_leaks for item in self.test]
+        return self.test.part(np.flatnonzero(clean))
 
     @cached_property
     def train(self) -> ScoreTable:

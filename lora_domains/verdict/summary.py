@@ -43,9 +43,7 @@ def summarise(
     the thresholds by gate, ``threshold`` what validation rows chose for the positive class
     (``curve``). Raises ValueError where an item lacks a score that a gate needs.
     """
-    labels, positive = evidence.labels, evidence.positive
-    scored = {m.name: _scored(m, evidence.test, positive) for m in reported(labels, positive)}
-    scores = {name: fields for name, fields in scored.items() if fields}
+    scores = _all_scored(evidence, evidence.test)
     results = judge_all(evidence, gates)
     summary = {
         "domain_scores": scores,
@@ -65,6 +63,8 @@ def _details(
     """What only some adapters have, by the key of a card."""
     test, labels, positive = evidence.test, evidence.labels, evidence.positive
     details: dict[str, Any] = {}
+    if 0 < len(evidence.without_near_leaks) < len(test):
+        details["without_near_leaks"] = _all_scored(evidence, evidence.without_near_leaks)
     if "parent" in test.baselines():
         over = {n: _over_parent(METRICS[n], test, positive) for n in metrics}
         details["over_parent"] = {name: fields for name, fields in over.items() if fields}
@@ -133,6 +133,13 @@ def _scored(metric: Metric, table: ScoreTable, positive: int | None) -> dict[str
     values = {name: metric.value(table, name, positive) for name in table.baselines()}
     known = {name: value for name, value in values.items() if value is not None}
     return comparison_fields(comparison) | {"baselines": known}
+
+
+def _all_scored(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:
+    """Base, adapter and baselines on every metric that has scores."""
+    labels, positive = evidence.labels, evidence.positive
+    scored = {m.name: _scored(m, table, positive) for m in reported(labels, positive)}
+    return {name: fields for name, fields in scored.items() if fields}
 
 
 def _over_parent(metric: Metric, test: ScoreTable, positive: int | None) -> dict[str, Any]:

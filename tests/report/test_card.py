@@ -37,6 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             item["scores"]["adapter"]["positive"] = 0.5
     made = folder(
         tmp_path_factory.mktemp("card"), rows=rows, looks=EVALUATIONS, seeds=seeds(),
+        leaks={"exact": 0, "near": 1, "pairs": [["train:4", "test:0", "near"]]},
         scale_curve=curve, parent={"name": "older", "sha256": "0" * 64},
     )  # fmt: skip
     card = rebuild(made)

@@ -1,4 +1,4 @@
-"""Gates that inform: shown after those that decide in every view, and without effect."""
+"""What every view shows beside the verdict: gates that inform, scores without near leaks."""
 
 import json
 from pathlib import Path
@@ -53,3 +53,19 @@ def test_every_view_shows_warnings_after_the_gates_that_decide(
     assert names.index("overfit") > names.index("effect")
     (case,) = (case for case in root.iter("testcase") if case.attrib["name"] == "overfit")
     assert (case[0].tag, (case[0].text or "").split(":")[0]) == ("system-out", "Warning")
+
+
+def test_every_view_shows_the_scores_without_near_leaks(tmp_path: Path) -> None:
+    leaks = {"exact": 0, "near": 30, "pairs": [["train:1", f"test:{n}", "near"] for n in range(30)]}
+    made = folder(tmp_path, "triage", leaks=leaks)
+    card = rebuild(made)
+    assert not list(VALID_CARD.iter_errors(json.loads(card.dumps())))
+    assert card.adapter.without_near_leaks["accuracy"]["n"] == 970
+    save_report(combine([made]), tmp_path / "out")
+    views = [str(Evaluation(card)), readme(card)]
+    views += [(tmp_path / "out" / name).read_text() for name in ("report.md", "report.html")]
+    clean = f"{card.adapter.without_near_leaks['f1']['adapter']:.3f}"
+    for view in views:
+        before, after = view.split("Without 30 rows nearly the same as what training read")
+        assert clean not in before
+        assert clean in after
