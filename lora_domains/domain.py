@@ -104,10 +104,22 @@ class Domain:
         """The metric that decides whether an adapter gained, and that ranks its epochs."""
         return self.metric or self.task.metric
 
+    @property
+    def thresholds(self) -> dict[str, float | None]:
+        """The thresholds by gate. The target of a threshold (``target_recall``) is the floor of its
+        gate, unless ``gates`` sets another than the default."""
+        own, default = self.gates.record(), Gates().record()
+        floors = {name: target for name, target in self.task.targets.items()
+                  if own[name] == default[name]}  # fmt: skip
+        return own | floors
+
     def digest(self) -> str:
         """sha256 of the declaration; of files it covers the name, of rows in memory the number."""
         data = _data_record(self.data, lambda path: Path(path).name)
-        task, gates = _json(hashed_record(self.task)), self.gates.hashed()
+        # A floor that is the target says the same as none.
+        default = {name: getattr(Gates(), name) for name, target in self.task.targets.items()
+                   if getattr(self.gates, name) == target}  # fmt: skip
+        task, gates = _json(hashed_record(self.task)), replace(self.gates, **default).hashed()
         hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
         if self.metric is None:  # digests are older than this setting
             del hashed["metric"]
@@ -266,7 +278,7 @@ def as_record(domain: Domain) -> dict[str, Any]:
         "data": _data_record(domain.data, _relative),
         "lora": _lora_record(domain.lora),
         "training": _training_record(domain.training),
-        "gates": domain.gates.record(),
+        "gates": domain.thresholds,
         "show_text": domain.show_text,
         "metric": domain.metric,
     }

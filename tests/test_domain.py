@@ -316,3 +316,21 @@ def test_the_record_is_json_without_rows() -> None:
     assert json.loads(json.dumps(record)) == record
     assert SECRET not in json.dumps(record)
     assert record["training"]["epochs"] == 8
+
+
+def test_a_target_is_the_floor_of_its_gate_unless_another_is_set() -> None:
+    def floors(gates: Gates, **targets: float) -> tuple[float, float]:
+        made = domain(task=Classification(positive="urgent", **targets), gates=gates)
+        assert as_record(made)["gates"] == made.thresholds
+        return made.thresholds["recall"], made.thresholds["precision"]
+
+    assert floors(Gates()) == (0.80, 0.85)
+    assert floors(Gates(), target_recall=0.95) == (0.95, 0.85)
+    assert floors(Gates(), target_recall=0.6) == (0.6, 0.85)
+    assert floors(Gates(), target_precision=0.7) == (0.80, 0.7)
+    assert floors(Gates(recall=0.9), target_recall=0.95) == (0.9, 0.85)
+    # A domain read from a card, which has the floor, is the same declaration.
+    task = Classification(positive="urgent", target_recall=0.95)
+    digests = {domain(task=task, gates=Gates(recall=r)).digest() for r in (0.80, 0.95)}
+    assert len(digests) == 1
+    assert domain(task=task, gates=Gates(recall=0.9)).digest() not in digests

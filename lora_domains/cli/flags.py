@@ -193,8 +193,8 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     evaluation = parser.add_argument_group("evaluation")
     add = evaluation.add_argument
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
-    add("--target-recall", type=float, metavar="P", help="target recall for --positive; the "
-        "threshold is tuned on validation rows")  # fmt: skip
+    add("--target-recall", type=float, metavar="P", help="target recall for --positive: the "
+        "threshold is chosen on validation rows, and the gate on recall asks for it")  # fmt: skip
     add("--target-precision", type=float, metavar="P", help="target precision for --positive")
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add_metric_flag(evaluation)

@@ -58,7 +58,7 @@ class BaselineInputs:
         ``features`` and ``targets`` are those of the training, validation and predicted rows.
         """
         task = self.dataset.domain.task
-        metric = metric_named(task.metric)
+        metric = metric_named(self.dataset.domain.primary_metric)
 
         def score(log_shares: np.ndarray, targets: Sequence[int]) -> float:
             table = ScoreTable(

@@ -13,14 +13,20 @@ from lora_domains.console import Display
 from lora_domains.data.tokenization import EncodedRow, Tokenization
 from lora_domains.dataset import Dataset
 from lora_domains.evaluation.baselines import baseline_scores
-from lora_domains.evaluation.items import Items, make_items, question_items, text_items
+from lora_domains.evaluation.items import (
+    Items,
+    groups_of,
+    make_items,
+    question_items,
+    text_items,
+)
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, apply_threshold, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.probes.suite import Suite
-from lora_domains.stats.thresholds import choose_threshold
+from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
 from lora_domains.tasks import LanguageModelling, Task
 
 TRAIN_SAMPLE = 500
@@ -60,9 +66,9 @@ def score_domain(
     likelihoods = Part(f"{name} training rows by the base", likelihood_only(task), train_rows)
     train |= scorer.scores(likelihoods, base)
     # Each contender has a threshold of its own, so that none is at an advantage.
-    thresholds = {who: best_threshold(task, records, tuning) for who, records in scores.items()}
-    scores = {who: decided(task, records, thresholds[who]) for who, records in scores.items()}
-    train = {who: decided(task, records, thresholds[who]) for who, records in train.items()}
+    chosen = {who: best_threshold(task, records, tuning) for who, records in scores.items()}
+    scores = {who: decided(task, records, chosen[who]) for who, records in scores.items()}
+    train = {who: decided(task, records, chosen[who]) for who, records in train.items()}
     limits = {who: best_threshold(task, records, tuning) for who, records in baselines.items()}
     baselines, fitted = (
         {who: decided(task, records, limits[who]) for who, records in part.items()}
@@ -77,7 +83,7 @@ def score_domain(
                 if route in train} | fitted  # fmt: skip
         items = _test_items(dataset, rows, contenders, crossed if others else None, key)
         items += make_items("train", train_rows, seen, key, dataset.domain.show_text)
-        threshold = _threshold_record(task, thresholds[adapter], len(tuning), scorer.display)
+        threshold = _threshold_record(task, chosen[adapter], tuning, scorer.display)
         by_adapter[adapter] = DomainScores(items, threshold)
     return by_adapter
 
@@ -119,36 +125,48 @@ def likelihood_only(task: Task) -> Task:
     return LanguageModelling() if task.scored_by == "text" else task
 
 
-def best_threshold(task: Task, scores: Scores, tuning: Sequence[EncodedRow]) -> float | None:
+def best_threshold(task: Task, scores: Scores, tuning: Sequence[EncodedRow]) -> Chosen | None:
     """The probability from which a contender's ``scores`` predict the positive class.
 
-    Its first scores are of the ``tuning`` rows, which choose it. None without a target, or where no
-    threshold reaches it.
+    Its first scores are of the ``tuning`` rows, which choose it. None without a target, or without
+    a positive row.
     """
     if not task.targets:
         return None
     truth = [encoded.target == task.positive_index for _, encoded in tuning]
     probabilities = [score["positive"] for score in scores[: len(tuning)]]
-    return choose_threshold(probabilities, truth, **task.targets)
+    # A row without a group is one of its own.
+    groups = [group or i for i, group in enumerate(groups_of(tuning))]
+    return choose_threshold(probabilities, truth, **task.targets, groups=groups)
 
 
-def decided(task: Task, scores: Scores, threshold: float | None) -> Scores:
-    """``scores`` with the class that ``threshold`` predicts (see ``apply_threshold``)."""
+def decided(task: Task, scores: Scores, chosen: Chosen | None) -> Scores:
+    """``scores`` with the class that a threshold predicts (see ``apply_threshold``)."""
+    threshold = None if chosen is None else chosen.threshold
     return [apply_threshold(score, threshold, task.positive_index) for score in scores]
 
 
 def _threshold_record(
-    task: Task, threshold: float | None, tuned_on: int, display: Display
+    task: Task, chosen: Chosen | None, tuning: Sequence[EncodedRow], display: Display
 ) -> dict[str, Any] | None:
     """What a card keeps of the adapter's threshold; warns where the target is not reached."""
     if not task.targets:
         return None
-    if threshold is None:
+    ((name, target),) = task.targets.items()
+    if chosen is None:
         display.warn(
-            f"no threshold reaches the target {task.targets} on the {tuned_on} validation rows: "
-            "the most likely class is predicted."
+            f"none of the {len(tuning)} validation rows is {task.positive}: it is predicted where "
+            "it is the most likely class."
         )
-    return {"targets": task.targets, "threshold": threshold}
+        return {"targets": task.targets, "threshold": None}
+    if chosen.lower < target:
+        positives = sum(encoded.target == task.positive_index for _, encoded in tuning)
+        display.warn(
+            f"no threshold is shown to reach {name} {target:g}: the best has at least "
+            f"{chosen.lower:.3f} with {100 * LEVEL:g} % confidence on {len(tuning)} validation "
+            f"rows, {positives} of them {task.positive}. Give more of them (--validation)."
+        )
+    return {"targets": task.targets, **chosen._asdict(), "level": LEVEL}
 
 
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────

@@ -118,15 +118,24 @@ def decided_by(curve: Fields) -> str:
     """From which probability the positive class is predicted, and how that was chosen."""
     if "targets" not in curve:
         return f"{curve['positive']} is predicted where it is the most likely class"
-    targets = ", ".join(f"{name} {value:g}" for name, value in curve["targets"].items())
+    ((name, target),) = curve["targets"].items()
     if curve["threshold"] is None:
         return (
-            f"no threshold reaches {targets} on validation rows: the most likely class is predicted"
+            f"no validation row is {curve['positive']}, so none chose a threshold: it is predicted "
+            "where it is the most likely class"
         )
-    return (
+    chosen = (
         f"{curve['positive']} is predicted from a probability of {number(curve['threshold'])}, "
-        f"tuned on validation rows for {targets}"
+        f"chosen on validation rows for {name} {target:g}"
     )
+    if "lower" not in curve:
+        return chosen
+    shown = (
+        f"{name} is at least {number(curve['lower'])} with {100 * curve['level']:g} % confidence"
+    )
+    if curve["lower"] >= target:
+        return f"{chosen}: there {shown}"
+    return f"{chosen}, which they are too few to show: {shown}"
 
 
 def without_near_leaks(entry: AdapterEntry) -> str:

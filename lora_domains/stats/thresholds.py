@@ -5,18 +5,21 @@ is predicted. Rows that choose a threshold are never rows of a gate: gates compa
 their floors on test rows.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lora_domains.errors import UsageError
+from lora_domains.stats.shares import share_of
 
 REFER = "refer"
 """The answer where no label is probable enough: a person should decide."""
 POINTS = 60
 """Points of a curve in a card, at most."""
+LEVEL = 0.99
+"""The confidence with which a threshold reaches its target: that of a gate that passes."""
 
 
 def counts_at(
@@ -39,38 +42,57 @@ def thinned(count: int, most: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, count - 1, most).round().astype(np.intp))
 
 
+class Chosen(NamedTuple):
+    """A threshold, and what the rows that chose it show of the target's figure."""
+
+    threshold: float
+    lower: float
+    """The lower bound of recall or precision on them, at ``LEVEL``."""
+
+
 def choose_threshold(
     probability: ArrayLike,
     positive: ArrayLike,
     *,
     recall: float | None = None,
     precision: float | None = None,
-) -> float | None:
-    """The probability from which to predict the positive class; None where no target can be met.
+    groups: Sequence[Hashable] | None = None,
+    level: float = LEVEL,
+) -> Chosen | None:
+    """The probability from which to predict the positive class; None without a positive row.
 
-    For a recall: the highest threshold that reaches it, so that precision suffers least. For a
-    precision: of the thresholds that reach it the one with the highest recall. One of the two is
-    given. ``probability`` (n,) is that of the positive class, ``positive`` (n,) whether the item
-    belongs to it. The threshold lies halfway to the next lower probability, so that rounding does
-    not change a prediction.
+    Of the thresholds at which the *lower bound* of the target's figure reaches it: for a recall the
+    highest, so that precision suffers least, for a precision the one with the highest recall. A
+    threshold at which the figure itself reaches a target misses it on other rows half of the time.
+    Where no bound reaches the target, the threshold with the highest bound.
+
+    One of ``recall`` and ``precision`` is given. ``probability`` (n,) is that of the positive
+    class, ``positive`` (n,) whether the item belongs to it. The threshold lies halfway to the next
+    lower probability, so that rounding does not change a prediction.
     """
-    thresholds, hits, predicted = counts_at(probability, positive)
-    total = int(hits[-1]) if len(hits) else 0
-    if total == 0:
+    if (recall is None) == (precision is None):
+        raise ValueError("choose_threshold expects a recall or a precision, and one of them.")
+    chance, truth = np.asarray(probability, float), np.asarray(positive, bool)
+    thresholds, hits, _ = counts_at(chance, truth)
+    places = np.flatnonzero(np.diff(hits, prepend=0))  # where one more positive is found
+    if not len(places):
         return None
-    if recall is not None:
-        # Shares of counts against a decimal target: 9 of 10 is .9, whatever rounding gives.
-        place = int(np.flatnonzero(hits >= recall * total - 1e-9)[0])
-    elif precision is not None:
-        reached = np.flatnonzero(hits >= precision * predicted - 1e-9)
-        reached = reached[hits[reached] > 0]
-        if not len(reached):
-            return None
-        place = int(reached[np.argmax(hits[reached])])
+
+    def lower(place: int) -> float:
+        predicted = chance >= thresholds[place]
+        counted = np.flatnonzero(predicted if recall is None else truth)
+        among = None if groups is None else [groups[int(i)] for i in counted]
+        return share_of((predicted & truth)[counted], among, level).bounds.lower
+
+    bounds = np.array([lower(int(place)) for place in places])
+    reached = np.flatnonzero(bounds >= (recall if precision is None else precision))
+    if not len(reached):
+        chosen = int(bounds.argmax())
     else:
-        raise ValueError("choose_threshold expects a recall or a precision; found neither.")
+        chosen = int(reached[0] if precision is None else reached[-1])
+    place = int(places[chosen])
     below = float(thresholds[place + 1]) if place + 1 < len(thresholds) else 0.0
-    return (float(thresholds[place]) + below) / 2
+    return Chosen((float(thresholds[place]) + below) / 2, float(bounds[chosen]))
 
 
 def predicted_class(

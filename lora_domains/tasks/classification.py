@@ -21,7 +21,8 @@ class Classification(Task):
     ``text`` names one column or several. ``labels`` is read from the training rows unless given.
     ``positive`` is the class whose recall and precision matter (``urgent``, ``spam``). With
     ``target_recall`` or ``target_precision`` it is predicted from the probability at which the
-    validation rows reach the target, not where it is the most likely class. ``wording`` replaces
+    validation rows show that the target is reached, not where it is the most likely class; the
+    target is also the floor that test rows must show. ``wording`` replaces
     the text of a label in the prompt (``{"Terms": "general terms"}``).
     """
 
@@ -45,10 +46,10 @@ class Classification(Task):
         targets = self.targets
         if not targets:
             return
-        if self.positive is None or len(targets) > 1 or not 0 < min(targets.values()) <= 1:
+        if self.positive is None or len(targets) > 1 or not 0 < min(targets.values()) < 1:
             raise DomainError(
                 where="classification",
-                expected="a positive class and one target recall or precision, above 0, at most 1",
+                expected="a positive class and one target recall or precision, above 0 and below 1",
                 found=f"positive {self.positive!r}, targets {targets}",
                 hint='For example Classification(positive="urgent", target_recall=.9).',
             )

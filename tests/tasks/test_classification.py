@@ -81,7 +81,7 @@ def test_a_target_needs_a_positive_class_and_is_one() -> None:
     for wrong in (
         {"target_recall": 0.9},
         {"positive": "urgent", "target_recall": 0.9, "target_precision": 0.9},
-        {"positive": "urgent", "target_precision": 1.2},
+        {"positive": "urgent", "target_precision": 1.0},  # which no number of rows shows
         {"positive": "urgent", "target_recall": 0.0},
     ):
         with pytest.raises(DomainError, match="one target recall or precision"):
