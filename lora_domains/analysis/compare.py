@@ -14,20 +14,27 @@ import numpy as np
 
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import Card, read_items
+from lora_domains.stats.comparisons import Comparison
 from lora_domains.stats.seeds import seed_variance
+from lora_domains.verdict.evidence import Evidence
+from lora_domains.verdict.gates import judge_all
 from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
-from lora_domains.verdict.performance import gain
-from lora_domains.verdict.rules import verdict
+from lora_domains.verdict.performance import gain, kept
+from lora_domains.verdict.rules import LEAST_ROWS, GateResult, undecided, verdict
 from lora_domains.verdict.scores import ScoreTable
-from lora_domains.verdict.side_effects import retention
+from lora_domains.verdict.side_effects import harmed_suite, retention
 from lora_domains.verdict.summary import comparison_fields
+
+FLOORS = ("recall", "precision")
+"""Gates of an evaluation that B is held to, and figures of which nothing may clearly be lost."""
 
 
 def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     """Compare B (``second``) with A (``first``) on the same test items and general questions.
 
     In ``scores``, ``base`` is A and ``adapter`` is B. The verdict is pass if B is better than A on
-    the domain metric and keeps general knowledge within the margin that A declares, fail if not,
+    the domain metric, keeps general knowledge within the margin that A declares, reaches the floors
+    of A's gates, and has not clearly lost recall or precision of the positive class; fail if not,
     and inconclusive if there are too few items to tell. Raises AdapterError if test items, metric
     or labels differ.
     """
@@ -35,33 +42,50 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     _check_comparable(one, two)
     test, general = _paired(one, two, "test"), _paired(one, two, "general")
     metric, positive = metric_named(one.judged["metric"]), one.positive
-    scores = {
-        each.name: comparison_fields(comparison)
-        for each in one.metrics
-        if (comparison := each.compare(test, positive=positive)) is not None
-    }
-    decisive = metric.compare(test, positive=positive)
-    if decisive is None:
+    compared = {each.name: each.compare(test, positive=positive) for each in one.metrics}
+    if compared.get(metric.name) is None:
         raise AdapterError(
             where=f"{one.name} and {two.name}",
             expected=f"a score for {metric.label} on every test item",
             found="items without one",
             hint="Evaluate both again.",
         )
-    results = [gain(metric, {one.name: decisive})]
+    known = {name: comparison for name, comparison in compared.items() if comparison is not None}
+    paired = Evidence(
+        ScoreTable([*test, *general]), metric, one.judged["labels"], positive
+    )  # fmt: skip
+    results = _judged(one, paired, known)
     pooled = METRICS["accuracy"].compare(general)
-    if pooled is not None:
-        margin = one.entry.settings["gates"]["retention"]
-        results.append(retention(pooled, margin, one.name))
     return {
         "a": one.name,
         "b": two.name,
         "metric": metric.name,
-        "scores": scores,
+        "scores": {name: comparison_fields(comparison) for name, comparison in known.items()},
         "general": None if pooled is None else comparison_fields(pooled),
         "gates": [asdict(result) for result in results],
         "verdict": verdict(results),
     }
+
+
+def _judged(one: "_Run", paired: Evidence, compared: Mapping[str, Comparison]) -> list[GateResult]:
+    """Gain over A, what was lost of A, and the gates' floors by the thresholds of A."""
+    gates, metric = one.entry.settings["gates"], paired.metric
+    results = [gain(metric, {one.name: compared[metric.name]})]
+    if paired.positive is not None:
+        results += [
+            kept(METRICS[name], compared[name], one.name)
+            for name in FLOORS if name in compared and name != metric.name
+        ]  # fmt: skip
+    if len(paired.test) < LEAST_ROWS:
+        few = f"Fewer than {LEAST_ROWS} test rows do not decide it."
+        results = [undecided(result, few) for result in results]
+    results += judge_all(paired, gates, FLOORS)
+    pooled = METRICS["accuracy"].compare(paired.general)
+    if pooled is not None:
+        harmed = harmed_suite(paired, gates["retention"], one.name)
+        whole = retention(pooled, gates["retention"], one.name)
+        results.append(whole if whole.verdict == "fail" else harmed or whole)
+    return results
 
 
 def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ after a registered gate sets that gate's threshold too.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -82,14 +82,18 @@ def register(gate: Gate) -> None:
     GATES[gate.name] = gate
 
 
-def judge_all(evidence: Evidence, thresholds: Mapping[str, float | None]) -> list[GateResult]:
+def judge_all(
+    evidence: Evidence, thresholds: Mapping[str, float | None], names: Collection[str] | None = None
+) -> list[GateResult]:
     """The results of every gate that concerns the adapter, those that decide first.
 
-    A missing threshold is its default.
+    A missing threshold is its default. With ``names``, only these gates are judged.
     """
     results = []
     rows = len(evidence.test)
     for gate in GATES.values():
+        if names is not None and gate.name not in names:
+            continue
         limit = gate.threshold
         value = 0.0 if limit is None else thresholds.get(gate.name, limit.default)
         result = gate.judge(evidence, value)

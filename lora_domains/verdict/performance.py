@@ -20,6 +20,7 @@ from lora_domains.verdict.rules import (
     Verdict,
     capital,
     describe_bounds,
+    finite,
     judge,
     judge_share,
     shown,
@@ -119,6 +120,28 @@ def _share_of_positives(
     if min(len(counted), int(true.sum())) < LEAST_POSITIVES:
         return undecided(result, f"Fewer than {LEAST_POSITIVES} {unit} do not decide it.")
     return result
+
+
+def kept(metric: Metric, compared: Comparison, rival: str) -> GateResult:
+    """``metric`` is not clearly below that of ``rival``, which is in the place of the base.
+
+    For a comparison of two adapters: a better score may hide that fewer positives are found.
+    """
+    bounds, level = compared.bounds, f"{100 * compared.level:.6g} %"
+    clear = bounds.upper < 0
+    why = (
+        f"{capital(metric.label)} {compared.adapter:.3f}; {rival} reaches {compared.base:.3f}. "
+        f"The difference is {shown(compared.difference)}"
+    )
+    why += (
+        f", at most {shown(bounds.upper)} with {level} confidence: it clearly fell."
+        if clear
+        else f", {level} bounds {shown(bounds.lower)} to {shown(bounds.upper)}: no clear loss."
+    )
+    name, rule = f"{metric.name} kept", f"{metric.label} not clearly below {rival}"
+    lower, upper = map(finite, bounds)
+    outcome: Verdict = "fail" if clear else "pass"
+    return GateResult(name, rule, compared.difference, 0.0, lower, upper, outcome, why)
 
 
 # ── Slices ──────────────────────────────────────────────────────────────────────────────────────

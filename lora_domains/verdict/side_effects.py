@@ -81,7 +81,7 @@ def judge_retention(evidence: Evidence, margin: float) -> GateResult | None:
     return pooled if pooled.verdict == "fail" else harmed_suite(evidence, margin) or pooled
 
 
-def harmed_suite(evidence: Evidence, margin: float) -> GateResult | None:
+def harmed_suite(evidence: Evidence, margin: float, rival: str = "the base") -> GateResult | None:
     """A failure where one suite of probes clearly lost more than ``margin``; else None.
 
     Pooled, a field that is lost hides among those that are kept. The level is divided among the
@@ -99,8 +99,8 @@ def harmed_suite(evidence: Evidence, margin: float) -> GateResult | None:
     worst = compared[name]
     if worst is None or upper >= -margin:
         return None
-    rule = f"accuracy on no suite clearly more than {margin:g} below the base"
-    what = f"Accuracy on {name} {worst.adapter:.3f}; the base reaches {worst.base:.3f}"
+    rule = f"accuracy on no suite clearly more than {margin:g} below {rival}"
+    what = f"Accuracy on {name} {worst.adapter:.3f}; {rival} reaches {worst.base:.3f}"
     measured = Measurement.of(worst, "of its probe items")
     return judge(
         "retention", rule, measured, -margin, what=f"{what}. The difference", needed=None

@@ -13,7 +13,7 @@ from support.commands import run
 from support.items import general, score
 from support.items import row as item_row
 
-from lora_domains.analysis.compare import compare_adapters, compare_seeds
+from lora_domains.analysis.compare import FLOORS, compare_adapters, compare_seeds
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
@@ -43,7 +43,7 @@ def save(folder: Path, items: Sequence[Item], **judged: Any) -> Path:
         judged={"metric": "f1", "labels": ["no", "yes"], "positive": "yes", "suite": "embedded",
                 "loss": "label cross-entropy", "base_changed": False, "largest_move": 1.0} | judged,
         settings={"task": {"kind": "classification", "positive": "yes"},
-                  "gates": {"retention": 0.03}},
+                  "gates": {"retention": 0.03, "recall": 0.5, "precision": 0.5}},
     )  # fmt: skip
     Card(base=BaseRecord("x", None, "x", "x", None), adapter=entry).write(folder)
     (folder / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
@@ -77,12 +77,82 @@ def test_items_are_matched_by_digest_in_any_order(tmp_path: Path) -> None:
 def test_a_better_version_that_forgot_does_not_pass(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a", drawn(0.7, 1)), save(tmp_path / "b", drawn(0.9, 2, lost=60))
     found = compare_adapters(a, b)
-    assert {g["name"]: g["verdict"] for g in found["gates"]} == {"gain": "pass",
-                                                                 "retention": "fail"}  # fmt: skip
+    assert {g["name"]: g["verdict"] for g in found["gates"]} == dict.fromkeys(
+        ["gain", "recall kept", "precision kept", "recall", "precision"], "pass"
+    ) | {"retention": "fail"}
     kept = next(gate for gate in found["gates"] if gate["name"] == "retention")
     assert "; a reaches 1.000." in kept["why"]
     assert kept["rule"] == "accuracy on all probes at most 0.03 below a"
     assert found["verdict"] == "fail"
+
+
+def versions(
+    found: tuple[int, int, int, int], alarms: tuple[int, int]
+) -> tuple[list[Item], list[Item]]:
+    """Items of A and B: positives found by both, A alone, B alone and neither; false alarms."""
+    both, first, second, neither = found
+    predicted = [(1, 1, 1)] * both + [(1, 1, 0)] * first + [(1, 0, 1)] * second
+    predicted += [(1, 0, 0)] * neither
+    predicted += [(0, int(n < alarms[0]), int(n < alarms[1])) for n in range(290)]
+    made: tuple[list[Item], list[Item]] = ([], [])
+    for n, (target, *answers) in enumerate(predicted):
+        for items, answer in zip(made, answers, strict=True):
+            item = item_row(target, number=n, base=0, adapter=answer)
+            items.append(item | {"digest": f"digest {n}"})
+    knowledge = [item | {"digest": f"question {n}"} for n, item in enumerate(general(300))]
+    return made[0] + knowledge, made[1] + knowledge
+
+
+def test_a_better_score_does_not_hide_that_fewer_positives_are_found(tmp_path: Path) -> None:
+    """F1 rises by far, recall falls by .073 (at most -.007): no pass."""
+    first, second = versions((74, 11, 4, 7), alarms=(60, 5))
+    a, b = save(tmp_path / "a", first), save(tmp_path / "b", second)
+    found = compare_adapters(a, b)
+    assert {g["name"]: g["verdict"] for g in found["gates"]} == {
+        "gain": "pass", "recall kept": "fail", "precision kept": "pass", "recall": "pass",
+        "precision": "pass", "retention": "pass",
+    }  # fmt: skip
+    lost = next(gate for gate in found["gates"] if gate["name"] == "recall kept")
+    assert (lost["observed"], lost["upper"]) == pytest.approx((-0.073, -0.007), abs=5e-4)
+    assert lost["why"] == (
+        "Recall 0.812; a reaches 0.885. The difference is -0.073, at most -0.007 with 95 % "
+        "confidence: it clearly fell."
+    )
+    assert found["verdict"] == "fail"
+
+
+def test_a_better_version_is_held_to_the_floors_of_the_first(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", drawn(0.5, 1)), save(tmp_path / "b", drawn(0.7, 2))
+    card = Card.read(a)
+    card.adapter.settings["gates"] |= {"recall": 0.8, "precision": 0.8}
+    card.write(a)
+    found = compare_adapters(a, b)
+    floors = {g["name"]: g["verdict"] for g in found["gates"] if g["name"] in FLOORS}
+    assert floors == {"recall": "fail", "precision": "fail"}
+    assert next(g["verdict"] for g in found["gates"] if g["name"] == "gain") == "pass"
+    assert found["verdict"] == "fail"
+
+
+def test_fewer_than_30_rows_compare_nothing(tmp_path: Path) -> None:
+    first, second = versions((5, 0, 10, 0), alarms=(0, 0))
+    few = [[*run[:25], *run[-300:]] for run in (first, second)]
+    a, b = (save(tmp_path / name, run) for name, run in zip("ab", few, strict=True))
+    assert compare_adapters(a, b)["verdict"] == "inconclusive"
+
+
+def test_a_suite_that_was_lost_does_not_hide_among_the_others(tmp_path: Path) -> None:
+    first, second = (drawn(right, seed) for right, seed in ((0.7, 1), (0.95, 2)))
+    for items in (first, second):
+        items += [
+            item_row(0, "general", n, base=0, adapter=int(items is second and n < 28))
+            | {"suite": "lost", "digest": f"lost {n}"} for n in range(40)
+        ]  # fmt: skip
+        items += [i | {"digest": f"more {n}"} for n, i in enumerate(general(3000))]
+    a, b = save(tmp_path / "a", first), save(tmp_path / "b", second)
+    found = compare_adapters(a, b)
+    kept = next(gate for gate in found["gates"] if gate["name"] == "retention")
+    assert kept["verdict"] == "fail"
+    assert "Accuracy on lost 0.300; a reaches 1.000" in kept["why"]
 
 
 def test_other_test_rows_or_another_task_are_refused(tmp_path: Path) -> None:
