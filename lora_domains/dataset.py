@@ -5,22 +5,24 @@ from dataclasses import asdict, dataclass, replace
 
 from lora_domains.adapters.parent import Parent
 from lora_domains.console import Display
-from lora_domains.data.general_text import GeneralText, general_text
 from lora_domains.data.identity import digest_of, normalised_once
-from lora_domains.data.prepare import Prepared, prepare
-from lora_domains.data.readers import file_of
-from lora_domains.data.tokenization import (
+from lora_domains.data.prepare import Prepared, RowCounts, prepare
+from lora_domains.data.source import SPLITS, file_of
+from lora_domains.domain import Domain
+from lora_domains.errors import AnswerTooLong, TrainingError
+from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import check_embedded, row_limit, window_limit
+from lora_domains.modeling.heads import check_task
+from lora_domains.probes.general_text import GeneralText, general_text
+from lora_domains.tasks import Example
+from lora_domains.tasks.tokenization import (
+    EncodedExample,
     EncodedRow,
     Tokenization,
+    all_too_long,
     check_choices,
-    with_token_counts,
+    encode_fitting,
 )
-from lora_domains.domain import Domain
-from lora_domains.errors import DataError
-from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import check_embedded, row_limit
-from lora_domains.modeling.heads import check_task
-from lora_domains.tasks import Example, Task
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,36 @@ class Dataset:
 
 
 @normalised_once()
-def load_dataset(domain: Domain, base: Base, display: Display) -> Dataset:
+def load_dataset(
+    domain: Domain, base: Base, display: Display, prepared: Prepared | None = None
+) -> Dataset:
     """Read, check, split and tokenise the rows of ``domain`` for ``base``, and show each stage.
+
+    ``prepared`` are its rows where they were read before the base was loaded.
 
     Raises DataError for rows that cannot be used, LeakError for test rows among training rows and
     DomainError where the task or ``max_length`` does not fit the base.
     """
     check_task(base, domain.task)
-    prepared = prepare(domain.task, domain.data, domain.training.seed)
+    if prepared is None or not prepared.made_from(domain.task, domain.data, domain.training.seed):
+        prepared = prepare(domain.task, domain.data, domain.training.seed)
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
     domain = replace(domain, task=prepared.task)
     tokenization = _tokenization(domain, base, prepared)
-    train, validation, test = (
-        _encoded(tokenization, examples, prepared.task)
-        for examples in (prepared.train, prepared.validation, prepared.test)
-    )
+    encoded = {split: encode_fitting(tokenization, getattr(prepared, split)) for split in SPLITS}
+    errors = [error for _, errors in encoded.values() for error in errors]
+    if errors:
+        _drop_long(errors, domain, display)
+        prepared = prepared.only({row.example.id for rows, _ in encoded.values() for row in rows})
+    train, validation, test = (encoded[split][0] for split in SPLITS)
     for rows in (train, validation, test):
         check_embedded(base, (row.encoded for row in rows))
     prepared = replace(
-        prepared, row_counts=with_token_counts(prepared.row_counts, [row.encoded for row in train])
+        prepared,
+        row_counts=with_token_counts(
+            prepared.row_counts, [row.encoded for row in train], len(errors)
+        ),
     )
     splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
     display.row_counts(asdict(prepared.row_counts), splits)
@@ -91,8 +103,9 @@ def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenizatio
     """The tokenisation of the domain's rows; raises DataError for labels it cannot tell apart."""
     task, limit = domain.task, row_limit(base, domain.training.max_length)
     tokenization = Tokenization(
-        base.tokenizer, limit, head=task.head, bidirectional=base.bidirectional
-    )
+        base.tokenizer, limit, head=task.head, bidirectional=base.bidirectional,
+        window=window_limit(base, domain.training.max_length),
+    )  # fmt: skip
     if task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
         where = f"{file_of(first.place)}, column {task.answer_column!r}"
@@ -100,18 +113,17 @@ def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenizatio
     return tokenization
 
 
-def _encoded(
-    tokenization: Tokenization, examples: Sequence[Example], task: Task
-) -> list[EncodedRow]:
-    """The encoded rows; a DataError names the column of the answer that is too long."""
-    try:
-        return tokenization.encode_rows(examples)
-    except DataError as error:
-        column = task.answer_column
-        where = f"{error.where}, column {column!r}" if column else error.where
-        raise DataError(
-            where=where, expected=error.expected, found=error.found, hint=error.hint
-        ) from None
+def _drop_long(errors: Sequence[AnswerTooLong], domain: Domain, display: Display) -> None:
+    """Raise one DataError for all rows whose answer does not fit, unless they are to be dropped."""
+    column = domain.task.answer_column
+    if not domain.data.drop_long:
+        raise all_too_long(errors, column)
+    files: dict[str, int] = {}
+    for error in errors:
+        file = error.where.rsplit(", ", 1)[0]
+        files[file] = files.get(file, 0) + 1
+    where = ", ".join(f"{n} of {file}" for file, n in files.items())
+    display.warn(f"rows dropped because their answer does not fit: {where}.")
 
 
 def _general_text(domain: Domain, test: Sequence[Example], display: Display) -> GeneralText:
@@ -123,3 +135,27 @@ def _general_text(domain: Domain, test: Sequence[Example], display: Display) -> 
     if left_out := len(general) - len(kept):
         display.warn(f"{left_out} general texts contain a test row and are left out.")
     return kept
+
+
+def with_token_counts(
+    counts: RowCounts, encoded: Sequence[EncodedExample], too_long: int = 0
+) -> RowCounts:
+    """``counts`` with what tokenisation found in the training rows, and the rows it dropped.
+
+    Raises TrainingError when no token is supervised, because training would teach nothing.
+    """
+    tokens = sum(one.supervised for one in encoded)
+    if tokens == 0:
+        raise TrainingError(
+            where="tokenisation",
+            expected="at least one supervised token",
+            found=f"none in {len(encoded)} rows",
+            hint="Check that the answer column holds text.",
+        )
+    return replace(
+        counts,
+        truncated=sum(one.truncated for one in encoded),
+        masked=sum(not one.supervised for one in encoded),
+        supervised_tokens=tokens,
+        too_long=too_long,
+    )

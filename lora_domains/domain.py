@@ -25,6 +25,8 @@ from lora_domains.verdict.metrics import METRICS, reported
 
 RETENTION = ["auto", "replay", "kl", "none"]
 """Retention methods by name; ``training.retention`` defines them and appends others."""
+READING = ("delimiter", "encoding", "drop_empty", "drop_long", "merge_labels")
+"""Settings of how rows are read and which are dropped."""
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -296,6 +298,8 @@ def _data_record(data: Data, place: Callable[[str | Path], str]) -> dict[str, An
         "drop_leaks": data.drop_leaks,
         "limit": data.limit,
         "row": None if data.row is None else data.row.__qualname__,
+        # Later settings are stored where they are set, so that older digests stay.
+        **{name: value for name in READING if (value := getattr(data, name))},
     }
 
 

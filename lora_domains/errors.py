@@ -4,6 +4,8 @@
     ├── UsageError            an unknown flag, setting or name, or a call that cannot be carried out
     ├── DomainError           a setting out of range, an unsafe name, or a broken recipe
     ├── DataError             rows that cannot be used: in which file, line and column
+    │   ├── EmptyCell         a cell without text where text or a label belongs
+    │   ├── AnswerTooLong     an answer that leaves no room for any of its prompt
     │   └── LeakError         test rows that are also training rows
     ├── BaseModelError        a base that cannot be found, loaded or used, or that changed
     ├── AdapterError          an adapter that cannot be loaded, saved or used
@@ -57,6 +59,14 @@ class DomainError(LoraDomainsError):
 
 class DataError(LoraDomainsError):
     """Rows that cannot be used."""
+
+
+class EmptyCell(DataError):
+    """A cell without text where text or a label belongs."""
+
+
+class AnswerTooLong(DataError):
+    """An answer that leaves no room for any of its prompt."""
 
 
 class LeakError(DataError):

@@ -14,7 +14,8 @@ from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import export, merge
 from lora_domains.adapters.parent import with_labels_of
 from lora_domains.console import Display
-from lora_domains.data.source import Data, Source
+from lora_domains.data.prepare import Prepared
+from lora_domains.data.source import Data, Source, in_memory
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.distributed import report_memory
 from lora_domains.domain import Domain, with_settings
@@ -184,13 +185,15 @@ class DomainModel:
         resume: bool = False,
         tracker: str | None = None,
         dry_run: bool = False,
+        prepared: Prepared | None = None,
         **settings: Any,
     ) -> Card | None:
         """Train, save and load an adapter for a domain, or for rows with a text and a label.
 
         ``init_from`` is a saved adapter from which to continue. ``resume`` continues an interrupted
         run. ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` checks the rows, shows the
-        plan and tries one step, without training or writing. ``settings`` are those of a domain
+        plan and tries one step, without training or writing. ``prepared`` are the rows if they were
+        read already (``data.prepare``). ``settings`` are those of a domain
         (``epochs=3``, ``lr=…``, ``rank=…``). A saved adapter of the same name becomes a version.
 
         Returns the card, which has no verdict before ``evaluate``; None after a dry run. Raises
@@ -209,8 +212,9 @@ class DomainModel:
         domain = with_settings(domain, **settings)
         check_launch(tracker, self.display)
         dataset = training_dataset(
-            domain, self.base, self.out, self.display, init_from=init_from, resume=resume
-        )
+            domain, self.base, self.out, self.display,
+            init_from=init_from, resume=resume, prepared=prepared,
+        )  # fmt: skip
         self._datasets[domain.name] = dataset
         card = fit(
             self.bank, dataset, self.out, self.display,
@@ -297,7 +301,7 @@ class DomainModel:
         adapter and ``domains`` one for each text; without either, ``using`` decides. A label less
         probable than ``refer_below`` becomes ``refer`` (see ``calibration`` in the card).
         """
-        many = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        many = [texts] if isinstance(texts, str | Mapping) else list(in_memory(texts))
         names = text_domains(self.bank, domain, domains, len(many))
         return predict(self.bank, many, names, refer_below, self.display.warn)
 

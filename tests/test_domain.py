@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lora_domains.data.source import Data, Hub
 from lora_domains.domain import (
     NAME,
+    READING,
     Domain,
     Lora,
     Training,
@@ -304,11 +305,20 @@ def test_renaming_a_class_changes_no_digest() -> None:
 
 
 def test_every_setting_is_in_the_record() -> None:
-    record = as_record(domain())
-    for part in (Data(), Lora(), Training(), Gates()):
+    every = Data(ROWS, delimiter=";", encoding="cp1252", drop_empty=True, drop_long=True,
+                 merge_labels=True)  # fmt: skip
+    record = as_record(replace(domain(), data=every))
+    for part in (every, Lora(), Training(), Gates()):
         key = type(part).__name__.lower()
         assert record[key].keys() == {f.name for f in fields(part)}
     assert {"name", *record} == {f.name for f in fields(Domain)}
+
+
+def test_settings_of_reading_change_no_digest_where_they_are_not_set() -> None:
+    assert not as_record(domain())["data"].keys() & set(READING)
+    digests = [replace(domain(), data=replace(domain().data, **{name: "x"})).digest()
+               for name in READING]  # fmt: skip
+    assert len({domain().digest(), *digests}) == len(READING) + 1
 
 
 def test_the_record_is_json_without_rows() -> None:

@@ -17,11 +17,11 @@ import numpy as np
 
 from lora_domains import Data, Domain, DomainModel, LanguageModelling
 from lora_domains.console import Display
-from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import with_settings
 from lora_domains.embedded.world import general_text
 from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.tasks import Example
+from lora_domains.tasks.tokenization import Tokenization
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "canaries.json"
 REPEATS, EACH, UNSEEN, EPOCHS = (1, 4, 16), 4, 255, 4

@@ -16,7 +16,6 @@ import numpy as np
 
 from lora_domains.analysis.augmentation import augmented
 from lora_domains.data.checks import FEWEST
-from lora_domains.data.tokenization import EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import AdapterError, UsageError, listed
@@ -26,6 +25,7 @@ from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
 from lora_domains.tasks import Example
+from lora_domains.tasks.tokenization import EncodedRow
 from lora_domains.training.fit import make_run
 from lora_domains.training.loop import Trained
 from lora_domains.training.plan import make_plan

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.data.source import SPLITS, Data, Hub, Source
-from lora_domains.domain import RETENTION, Domain, Lora, Training
+from lora_domains.domain import READING, RETENTION, Domain, Lora, Training
 from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, AdapterEntry, Card
 from lora_domains.tasks import task_from_record
@@ -77,6 +77,7 @@ def domain_of(card: Card) -> Domain:
             slices=tuple(record["slices"]),
             drop_leaks=record["drop_leaks"],
             limit=record["limit"],
+            **{name: record[name] for name in READING if name in record},
         ),
         lora=Lora(**settings["lora"] | {"targets": _targets(settings["lora"]["targets"])}),
         training=Training(**settings["training"]),

@@ -15,8 +15,6 @@ from typing import Any
 from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
 from lora_domains.console import Display
-from lora_domains.data.general_text import general_text
-from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, DataError, UsageError, listed
@@ -28,10 +26,12 @@ from lora_domains.inference.predict import length_of
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.lora import Adapter
+from lora_domains.probes.general_text import general_text
 from lora_domains.report.card import Card, read_items
 from lora_domains.report.markdown import readme
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Task
+from lora_domains.tasks.tokenization import EncodedExample, EncodedRow
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs
@@ -26,6 +25,7 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.routing import Single, entered
 from lora_domains.tasks import Example, Task
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 
 @dataclass(frozen=True)

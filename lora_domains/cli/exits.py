@@ -1,5 +1,6 @@
 """Exit codes, and the package's own errors as messages on the terminal."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ def guarded(run: Callable[[], int]) -> int:
     from rich.markup import escape
 
     quiet_imports()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a log in cp1252 or ASCII has no arrows
     try:
         return run()
     except KeyboardInterrupt:

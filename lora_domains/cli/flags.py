@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from lora_domains.data.source import SPLITS, Data
+from lora_domains.data.readers import read
+from lora_domains.data.source import SPLITS, Data, Reading
 from lora_domains.domain import RETENTION, Domain, with_settings
-from lora_domains.errors import UsageError, did_you_mean
+from lora_domains.errors import DataError, UsageError, did_you_mean
 from lora_domains.tasks import Task
 
 ADAPTERS = "adapters"
@@ -121,6 +122,15 @@ def add_row_flags(group: Any) -> None:
     add("--limit", type=int, metavar="N", help="use a sample of at most N rows of each split")
     add("--drop-leaks", action="store_true", help="drop training rows that are also test rows, "
         "instead of refusing them")  # fmt: skip
+    add("--drop-empty", action="store_true", help="drop rows with an empty cell where text or a "
+        "label belongs")  # fmt: skip
+    add("--drop-long", action="store_true", help="drop rows whose answer is too long for the base")
+    add("--delimiter", metavar="CHAR", help="what separates the cells of CSV files (tab for a "
+        "tab); default: detected")  # fmt: skip
+    add("--encoding", metavar="NAME", help="encoding of text files, such as cp1252; default: "
+        "detected")  # fmt: skip
+    add("--merge-labels", action="store_true", help="take labels that differ only by case, "
+        "accents, spaces or number form for one")  # fmt: skip
 
 
 def add_column_flags(group: Any) -> None:
@@ -138,6 +148,8 @@ def add_training_flags(group: Any) -> None:
         "width of the base")  # fmt: skip
     add("--rank", type=int, metavar="N", help="LoRA rank; default: derived from the number of "
         "supervised tokens")  # fmt: skip
+    add("--max-length", type=int, metavar="N", help="most tokens of a row; default: the context of "
+        "the base")  # fmt: skip
     add("--head", action="store_true", help="train a classification head; required on encoders")
 
 
@@ -227,17 +239,18 @@ def configured(domain: Domain, flags: argparse.Namespace, *, repeated: bool = Fa
     """
     settings = {
         name: value
-        for name in ("epochs", "lr", "rank", "seed", "retention")
+        for name in ("epochs", "lr", "rank", "seed", "retention", "max_length")
         if (value := getattr(flags, name)) is not None
     }
     if flags.gradient_checkpointing:
         settings["gradient_checkpointing"] = True
     # A recipe allows the text of its own rows to be shown, not that of the user's rows.
     own_rows = flags.train or flags.validation or flags.test
+    data = _with_data_flags(domain.data, flags, repeated)
     return replace(
         with_settings(domain, **settings),
-        data=_with_data_flags(domain.data, flags, repeated),
-        task=_with_task_flags(domain.task, flags),
+        data=data,
+        task=_with_task_flags(domain.task, data, flags),
         metric=flags.metric or domain.metric,
         show_text=flags.show_text or (domain.show_text and not own_rows),
     )
@@ -251,24 +264,64 @@ def _with_data_flags(data: Data, flags: argparse.Namespace, repeated: bool) -> D
     elif given:
         data = replace(data, **given)
     changes: dict[str, Any] = {}
-    if flags.drop_leaks:
-        changes["drop_leaks"] = True
+    for name in ("drop_leaks", "drop_empty", "drop_long", "merge_labels"):
+        if getattr(flags, name):
+            changes[name] = True
+    if flags.delimiter:
+        changes["delimiter"] = one_character(flags.delimiter)
+    if flags.encoding:
+        changes["encoding"] = flags.encoding
     if flags.general:
         changes["general"] = flags.general
     if flags.group:
         changes["group"] = flags.group
     if flags.slice:
-        changes["slices"] = tuple(flags.slice.split(","))
+        changes["slices"] = columns(flags.slice, data)
     if flags.limit is not None:
         changes["limit"] = flags.limit
     return replace(data, **changes)
 
 
-def _with_task_flags(task: Task, flags: argparse.Namespace) -> Task:
+def columns(names: str, data: Data) -> tuple[str, ...]:
+    """The columns in a list like ``context,question``; a column's own name may have commas in it.
+
+    Only then are the names of the columns read.
+    """
+    parts = names.split(",")
+    source = data.train if data.train is not None else data.test
+    if len(parts) == 1 or source is None or data.row is not None:
+        return tuple(part.strip() for part in parts)
+    try:
+        known = read(source, "train", Reading(data.delimiter, data.encoding))[0].values
+    except DataError:  # which is raised again when the rows are read
+        known = {}
+    found = []
+    while parts:
+        longest = range(len(parts), 0, -1)
+        size = next((n for n in longest if ",".join(parts[:n]).strip() in known), 1)
+        found.append(",".join(parts[:size]).strip())
+        parts = parts[size:]
+    return tuple(found)
+
+
+def one_character(delimiter: str) -> str:
+    """The delimiter that a flag names; raises UsageError unless it is one character."""
+    character = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
+    if len(character) != 1:
+        raise UsageError(
+            where="--delimiter",
+            expected="one character, or tab",
+            found=repr(delimiter),
+            hint="For example --delimiter ';'",
+        )
+    return character
+
+
+def _with_task_flags(task: Task, data: Data, flags: argparse.Namespace) -> Task:
     """``task`` with its columns, labels and head; raises UsageError for an option it lacks."""
     options: dict[str, Any] = {}
     if flags.text:
-        options["text"] = tuple(flags.text.split(","))
+        options["text"] = columns(flags.text, data)
     if flags.label:
         options["label"] = flags.label
     if flags.positive:

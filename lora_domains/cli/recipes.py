@@ -14,7 +14,9 @@ from lora_domains.analysis.reproduce import base_of, same_bytes
 from lora_domains.cli.exits import guarded
 from lora_domains.cli.flags import Parser, add_run_flags, configured, quantization, wrapped
 from lora_domains.console import Display
+from lora_domains.data.prepare import prepare
 from lora_domains.domain import Domain
+from lora_domains.probes.general_text import general_text
 from lora_domains.report.card import Card
 
 if TYPE_CHECKING:
@@ -52,6 +54,11 @@ def fit_and_evaluate(
 
     ``card`` is that of the run to repeat.
     """
+    quantized = quantization(flags)
+    # Before the base is loaded, which takes a while; a wrong file is found at once.
+    prepared = prepare(domain.task, domain.data, domain.training.seed)
+    if domain.data.general is not None:
+        general_text(domain.data.general)
     model = open_model(flags, title=domain.name, card=card)
     display, base = model.display, model.base
     parameters = sum(p.numel() for p in base.model.parameters())
@@ -60,12 +67,12 @@ def fit_and_evaluate(
         None,
         None,
         f"{base.id}: {parameters / 1e6:.1f} M parameters, "
-        f"{quantization(flags) or base.record()['dtype']}, "
+        f"{quantized or base.record()['dtype']}, "
         f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
     )
     trained = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
-        tracker=flags.tracker,
+        tracker=flags.tracker, prepared=prepared,
     )  # fmt: skip
     if trained is None:
         return None

@@ -4,16 +4,27 @@ Bad rows of all files come in one error, with their places. No message quotes th
 names the file, the line and the column.
 """
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-from lora_domains.data.readers import SHOWN, file_of
-from lora_domains.data.source import Data
-from lora_domains.errors import DataError, UsageError, did_you_mean, listed
-from lora_domains.tasks import Example, Row, Task, is_null, text_of
+from lora_domains.data.source import SHOWN, Data, file_of, runs
+from lora_domains.errors import DataError, EmptyCell, UsageError, did_you_mean, listed
+from lora_domains.tasks import (
+    Example,
+    Row,
+    Task,
+    merged,
+    plain_text,
+    shown,
+    spelling,
+    text_of,
+    twins,
+)
 
 FEWEST = 8
 """The fewest rows to train on."""
@@ -68,6 +79,13 @@ def check_columns(task: Task, data: Data, given: Given) -> None:
     Slice columns are needed in the rows that are scored.
     """
     scored = "test" if "test" in given else "train"
+    if task.answer_column is not None and task.answer_column in task.input_columns:
+        raise UsageError(
+            where=f"column {task.answer_column!r}",
+            expected="a prompt without the column of the answer",
+            found="the answer among the columns of the text",
+            hint="Leave it out of --text, or name another --label.",
+        )
     for split, rows in given.items():
         named = [*task.columns, *([data.group] if data.group else [])]
         needed = list(dict.fromkeys([*named, *(data.slices if split == scored else ())]))
@@ -76,7 +94,7 @@ def check_columns(task: Task, data: Data, given: Given) -> None:
             if column not in present:
                 raise _missing(column, needed, present, file_of(rows[0].place))
     for column in data.slices:
-        values = Counter(str(row.values.get(column)) for row in given[scored])
+        values = Counter(_slice(row, column) for row in given[scored])
         if len(values) > MOST_SLICES or len(values) > max(8, len(given[scored]) / 2):
             raise DataError(
                 where=f"{file_of(given[scored][0].place)}, column {column!r}",
@@ -150,43 +168,179 @@ def _check_labels(task: Task, rows: Sequence[Row]) -> None:
         )
 
 
+def check_spellings(task: Task, given: Given) -> None:
+    """Raise DataError where labels differ only by case, accents, spaces or number form.
+
+    Declared labels are distinct because the recipe says so.
+    """
+    rows = given.get("train") or given["test"]
+    if not task.has_labels or task.labels is not None:
+        return
+    counts = Counter(_labels(task, rows))
+    if pairs := twins(sorted(counts)):
+        named = "; ".join(
+            " and ".join(f"{name} ({counts[label]})" for label, name in _told_apart(pair))
+            for pair in pairs[:8]
+        )
+        raise DataError(
+            where=f"{file_of(rows[0].place)}, column {task.answer_column!r}",
+            expected="labels that differ by more than case, accents, spaces or number form",
+            found=named + (f"; and {len(pairs) - 8} more" if len(pairs) > 8 else ""),
+            hint="Merge them with --merge-labels (Data(merge_labels=True)), correct the rows, or "
+            "declare every class in a recipe: labels=(…).",
+        )
+
+
+def _told_apart(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Each label as a message shows it; those that look the same, by their code points."""
+    same = len({unicodedata.normalize("NFC", label) for label in labels}) < len(labels)
+    return [(label, ascii(label) if same else shown(label)) for label in labels]
+
+
+def with_merged_labels(task: Task, given: Given) -> tuple[Given, str]:
+    """The rows with one spelling for each label, and a note of what was merged.
+
+    The spelling is that of the declared labels, or the most frequent one of the training rows.
+    """
+    column = task.answer_column
+    if not task.has_labels or column is None:
+        return given, ""
+    every = Counter(label for rows in given.values() for label in _labels(task, rows))
+    if task.labels is not None:
+        to = {label: spelling(label, task.labels) for label in every}
+    else:
+        first = Counter(_labels(task, given.get("train") or given["test"]))
+        to = merged({label: first[label] for label in every})
+    changed = {label: kept for label, kept in to.items() if label != kept}
+    if not changed:
+        return given, ""
+
+    def spelled(row: Row) -> Row:
+        label = (plain_text(row.values.get(column)) or "").strip()
+        values = {**row.values, column: changed.get(label)}
+        return replace(row, values=values) if label in changed else row
+
+    note = listed(f"{shown(label)} → {shown(kept)} ({every[label]})" for label, kept in
+                  changed.items())  # fmt: skip
+    return {split: [spelled(row) for row in rows] for split, rows in given.items()}, note
+
+
 def _labels(task: Task, rows: Iterable[Row]) -> list[str]:
     """The labels of the rows that have one."""
     values = (row.values.get(task.answer_column or "") for row in rows)
-    return [label for value in values if not is_null(value) and (label := str(value).strip())]
+    return [label for value in values if (label := (plain_text(value) or "").strip())]
 
 
 # ── Examples ────────────────────────────────────────────────────────────────────────────────────
 
 
-def to_examples(task: Task, data: Data, given: Given) -> dict[str, list[Example]]:
-    """The examples of each split; raises one DataError for all bad rows of all files."""
+def to_examples(
+    task: Task, data: Data, given: Given
+) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """The examples of each split, and the number of rows dropped for an empty cell.
+
+    Raises one DataError for all bad rows of all files; with ``data.drop_empty`` those with an empty
+    cell are dropped instead.
+    """
     examples: dict[str, list[Example]] = {split: [] for split in given}
     errors: list[DataError] = []
+    dropped: dict[str, int] = {}
     for split, rows in given.items():
         if task.has_labels:
             _check_labels(task, rows)
         for row in rows:
             try:
                 group = text_of(row, data.group).strip() if data.group else None
-                slices = {c: _slice(row.values.get(c)) for c in data.slices}
+                slices = {c: _slice(row, c) for c in data.slices}
                 examples[split].append(replace(task.example(row), group=group, slices=slices))
+            except EmptyCell as error:
+                if data.drop_empty:
+                    dropped[split] = dropped.get(split, 0) + 1
+                else:
+                    errors.append(error)
             except DataError as error:
                 errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
     if errors:
-        first = errors[:SHOWN]
+        raise all_errors(errors)
+    if empty := [split for split, rows in examples.items() if not rows]:
         raise DataError(
-            where=f"{len(errors)} rows",
-            expected="; ".join(dict.fromkeys(error.expected for error in first)),
-            found="; ".join(f"{e.where}: {e.found}" for e in first)
-            + (f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""),
-            hint=" ".join(dict.fromkeys(error.hint for error in first)),
+            where=empty[0],
+            expected="at least one row without an empty cell",
+            found=f"{dropped.get(empty[0], 0)} rows, each with one",
+            hint="Name the columns of the text and the label, or fill the cells.",
         )
-    return examples
+    return examples, dropped
 
 
-def _slice(value: object) -> str:
-    text = "" if is_null(value) else str(value).strip()
-    return text or "(missing)"
+def all_errors(errors: Sequence[DataError]) -> DataError:
+    """One error for all of ``errors``; empty cells are listed by file, column and line."""
+    if len(errors) == 1:
+        return errors[0]
+    empty = [error for error in errors if isinstance(error, EmptyCell)]
+    others = [error for error in errors if not isinstance(error, EmptyCell)]
+    found = _listed_cells(empty)
+    found += [f"{error.where}: {error.found}" for error in others[:SHOWN]]
+    found += [f"and {len(others) - SHOWN} more"] if len(others) > SHOWN else []
+    named = [*empty[:1], *others[:SHOWN]]
+    kind = EmptyCell if not others else DataError
+    return kind(
+        where=f"{len(errors)} rows",
+        expected="; ".join(dict.fromkeys(error.expected for error in named)),
+        found="; ".join(found),
+        hint=" ".join(dict.fromkeys(error.hint for error in named)),
+    )
+
+
+def _listed_cells(errors: Sequence[EmptyCell]) -> list[str]:
+    """Where the empty cells are: ``train.csv, column 'text', 3 empty: line 4, 7–8``."""
+    cells: dict[tuple[str, str, str], list[int]] = {}
+    for error in errors:
+        place, _, column = error.where.rpartition(", column ")
+        file, _, at = place.rpartition(", ")
+        word, _, number = at.rpartition(" ")
+        cells.setdefault((file, column, word), []).append(int(number) if number.isdigit() else 0)
+    return [
+        f"{file}, column {column}, {len(numbers)} empty: {word} {runs(numbers)}"
+        for (file, column, word), numbers in cells.items()
+    ]
+
+
+def left_empty(task: Task, given: Given) -> list[str]:
+    """Warnings for columns of the text that are empty in some rows, which do without them."""
+    warnings = []
+    for column in dict.fromkeys(task.input_columns):
+        rows = [row for rows in given.values() for row in rows]
+        empty = sum(not (plain_text(row.values.get(column)) or "").strip() for row in rows)
+        if empty and len(set(task.input_columns)) > 1:
+            warnings.append(
+                f"column {column!r} is empty in {empty} of {len(rows)} rows: their prompts do "
+                "without it"
+            )
+    return warnings
+
+
+def with_own_label(task: Task, rows: Sequence[Example]) -> list[str]:
+    """A warning where nearly all texts contain their own label: the answer may be in the text."""
+    if not task.has_labels or not rows:
+        return []
+    own = {
+        label: re.compile(rf"(?<!\w){re.escape(label.strip())}(?!\w)", re.IGNORECASE)
+        for label in {row.answer for row in rows}
+    }
+    containing = sum(own[row.answer].search(row.text) is not None for row in rows)
+    if containing < 0.9 * len(rows):
+        return []
+    return [f"{containing} of {len(rows)} training texts contain their own label: is it in the "
+            "columns of the text?"]  # fmt: skip
+
+
+def _slice(row: Row, column: str) -> str:
+    text = plain_text(row.values.get(column))
+    if text is None:
+        raise DataError(
+            where=f"{row.place}, column {column!r}",
+            expected="a category",
+            found=f"a value of type {type(row.values.get(column)).__name__}",
+            hint="Slice by a column of text or numbers.",
+        )
+    return text.strip() or "(missing)"

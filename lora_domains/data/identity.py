@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import sha256
+from html import unescape
 from pathlib import Path
 
 from lora_domains.atomic import write_text
@@ -16,8 +17,20 @@ from lora_domains.errors import AdapterError
 from lora_domains.tasks import Example
 
 KEY_BYTES = 32
-MARKS = re.compile(r"((?<!\w)-(?=\d))|[^\w\s]")
-"""A minus sign (group 1), and every other character that is neither white space nor in a word."""
+EMOTICON = (
+    r"[:;=][-o^'’]?(?:[()\[\]{}|\\*@<>]|/(?!/))|[()\[\]{}|][-o^'’]?[:;=](?!\w)|</?3|\^_*\^|-_+-"
+)
+MARKS = re.compile(rf"(?P<kept>{EMOTICON}|(?<!\w)-(?=\d)|(?<=\d)[-.,:'’](?=\d))|(?P<mark>[^\w\s])")
+"""What stays a word of its own (an emoticon, a minus sign, a mark between digits), and every other
+character that is neither white space nor in a word."""
+INVISIBLE = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
+)
+"""Characters without a glyph: soft hyphens, zero-width spaces, directions, variants of emoji."""
+RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+RAISED = re.compile("[⁰¹²³⁴-⁹]+|[₀-₉]+")
+BREAK = re.compile(r"</?(?:br|p|div|span|li|ul|ol|hr|td|tr)\b[^<>]*>", re.IGNORECASE)
+TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 
 # ── Normalised text ─────────────────────────────────────────────────────────────────────────────
 
@@ -53,14 +66,28 @@ def normalised_once() -> Iterator[None]:
 def words(text: str) -> str:
     """The words of ``text``, normalised, without punctuation, separated by single spaces.
 
-    Characters that carry meaning remain words: a minus sign, ``* / % # & @``, currencies, emoji.
+    Characters that carry meaning remain words: a minus sign, ``* / % # & @``, currencies, emoji and
+    emoticons, marks between digits. What no reader sees is left out: soft hyphens, tags that break
+    a line, the writing of ``&`` as ``&amp;``.
     """
     known = _known.get()
     if known is None:
-        return _unpunctuated(normalise(text))
+        return _unpunctuated(normalise(visible(text)))
     if text not in known:
-        known[text] = _unpunctuated(normalise(text))
+        known[text] = _unpunctuated(normalise(visible(text)))
     return known[text]
+
+
+def visible(text: str) -> str:
+    """``text`` as a reader sees it, raised digits written as ``^2``, lowered ones as ``_2``."""
+    if "&" in text:
+        text = unescape(text)
+    if "<" in text:
+        text = BREAK.sub(" ", text)
+    if text.isascii():
+        return text
+    text = RAISED.sub(lambda m: ("^" if m[0][0] in RAISED_DIGITS else "_") + m[0], text)
+    return INVISIBLE.sub("", text).replace("−", "-")
 
 
 def _unpunctuated(text: str) -> str:
@@ -68,10 +95,12 @@ def _unpunctuated(text: str) -> str:
 
 
 def _mark(match: re.Match[str]) -> str:
+    if match["kept"]:
+        return f" {match['kept']} "
     category = unicodedata.category(match[0])[0]
     if category == "M":  # an accent or vowel sign belongs to its letter
         return match[0]
-    return f" {match[0]} " if match[1] or category != "P" or match[0] in "*/%#&@" else " "
+    return f" {match[0]} " if category != "P" or match[0] in "*/%#&@" else " "
 
 
 def identity(example: Example, with_choices: bool = False) -> str:
@@ -85,6 +114,17 @@ def identity(example: Example, with_choices: bool = False) -> str:
     if with_choices:
         text = " ".join([text, *sorted(example.choices)])
     return words(text)
+
+
+def own_words(example: Example, with_choices: bool = False) -> str:
+    """The words of the row's own text, without the template of its prompt and without tags.
+
+    Near rows are found by them, so that another template finds the same.
+    """
+    text = example.text or example.prompt or example.answer
+    if with_choices:
+        text = " ".join([text, *sorted(example.choices)])
+    return words(TAG.sub(" ", text) if "<" in text else text)
 
 
 def has_own_choices(examples: Sequence[Example]) -> bool:

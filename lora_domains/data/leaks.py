@@ -1,7 +1,8 @@
 """The search for leaks: rows that training reads and that are scored too. No torch.
 
-A leak is exact when two rows are the same (``identity``), and near when they share most of their
-word 5-grams. In plain text a row also leaks by being contained in it.
+A leak is exact when two rows are the same (``identity``), and near when their own text, without
+the template of the prompt, shares most of its word 5-grams. In plain text a row also leaks by being
+contained in it.
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_domains.data.identity import has_own_choices, identity, words
+from lora_domains.data.identity import has_own_choices, identity, own_words, words
 from lora_domains.tasks import Example
 
 WORDS = 5
@@ -57,15 +58,22 @@ def find_leaks(train: Sequence[Example], other: Sequence[Example]) -> Leaks:
     """
     with_choices = has_own_choices(train) and has_own_choices(other)
     first: dict[str, str] = {}
+    by_words: dict[str, str] = {}
     for row in train:
         first.setdefault(identity(row, with_choices), row.id)
-    texts = [identity(row, with_choices) for row in other]
-    exact = [(first[t], row.id, "exact") for row, t in zip(other, texts, strict=True) if t in first]
-    covering = _nearest(list(first), texts)
+        by_words.setdefault(own_words(row, with_choices), row.id)
+    exact, rest = [], []
+    for row in other:
+        copy = first.get(identity(row, with_choices))
+        if copy is not None:
+            exact.append((copy, row.id, "exact"))
+        else:
+            rest.append((row, own_words(row, with_choices)))
+    covering = _nearest(list(by_words), [text for _, text in rest])
     near = [
-        (first[covering[t]], row.id, "near")
-        for row, t in zip(other, texts, strict=True)
-        if t not in first and t in covering
+        (by_words[text if text in by_words else covering[text]], row.id, "near")
+        for row, text in rest
+        if text in covering or (text and text in by_words)
     ]
     return Leaks(len(exact), len(near), (*exact, *near))
 

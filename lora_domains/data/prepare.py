@@ -1,24 +1,28 @@
 """Preparing a domain's rows: read, check, split, remove leaks, sample. No torch."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lora_domains.data.checks import (
     check_columns,
     check_declared,
     check_enough,
+    check_spellings,
+    left_empty,
     mapped,
     to_examples,
     with_labels,
+    with_merged_labels,
+    with_own_label,
 )
 from lora_domains.data.identity import digest_of, has_own_choices, identity, normalised_once
 from lora_domains.data.leaks import Leaks, copies, find_leaks
-from lora_domains.data.readers import SHOWN, read
-from lora_domains.data.source import SPLITS, Data
+from lora_domains.data.readers import read_noted
+from lora_domains.data.source import SHOWN, SPLITS, Data, Reading
 from lora_domains.data.splits import overlaps, sample, split_off
-from lora_domains.errors import LeakError, listed
-from lora_domains.tasks import Example, Row, Task
+from lora_domains.errors import DataError, LeakError, listed
+from lora_domains.tasks import Example, Row, Task, shown
 
 USUAL_TRAINING, USUAL_TEST = 100, 20
 """Fewer training or test rows than this cause a warning."""
@@ -26,7 +30,8 @@ USUAL_TRAINING, USUAL_TEST = 100, 20
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows were read, dropped and repeated; tokenisation counts the last three."""
+    """How many rows were read, dropped and repeated; tokenisation counts `truncated` to
+    `supervised_tokens`, and `too_long`."""
 
     read: int
     """Rows of all given splits."""
@@ -40,6 +45,10 @@ class RowCounts:
     """Training rows without a supervised token."""
     supervised_tokens: int = 0
     """Tokens of all training rows that training predicts; the label of a head counts as one."""
+    empty: int = 0
+    """Rows of all given splits dropped for an empty cell."""
+    too_long: int = 0
+    """Rows of all splits dropped because their answer does not fit."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,33 @@ class Prepared:
     digests: Mapping[str, str]
     """split → sha256 of the exact text of its rows, in order."""
     warnings: tuple[str, ...]
+    declared: tuple[Task, Data, int]
+    """The task, data and seed that these rows were made from."""
+
+    def made_from(self, task: Task, data: Data, seed: int) -> bool:
+        """Whether ``prepare`` would give the same."""
+        return self.declared == (task, data, seed)
+
+    def only(self, ids: Collection[str]) -> "Prepared":
+        """The same with the rows of ``ids`` alone."""
+        parts = {s: tuple(row for row in getattr(self, s) if row.id in ids) for s in SPLITS}
+        for split, rows in parts.items():
+            if getattr(self, split) and not rows:
+                raise DataError(
+                    where=split,
+                    expected="at least one row whose answer fits",
+                    found="none",
+                    hint="Shorten the answers, or choose a base with a longer context.",
+                )
+        pairs = tuple(pair for pair in self.leaks.pairs if {*pair[:2]} <= {*ids})
+        return replace(
+            self,
+            train=parts["train"],
+            validation=parts["validation"],
+            test=parts["test"],
+            leaks=Leaks(self.leaks.exact, len(pairs), pairs),
+            digests={split: digest_of(rows) for split, rows in parts.items()},
+        )
 
 
 @normalised_once()
@@ -90,23 +126,32 @@ class _Preparation:
 
     def __init__(self, task: Task, data: Data, seed: int) -> None:
         check_declared(data)
+        self.declared = (task, data, seed)
         self.task, self.data, self.seed = task, data, seed
         self.parts: dict[str, list[Example]] = {}
         self.stages: list[Stage] = []
         self.warnings: list[str] = []
-        self.read = self.duplicates = self.refused = 0
+        self.read = self.duplicates = self.refused = self.empty = 0
         self.leaks = Leaks(0, 0, ())
 
     def read_and_check(self) -> None:
-        given = _read(self.data)
+        given, notes = _read(self.data)
         self.read = sum(map(len, given.values()))
-        self._stage("read", ", ".join(f"{split} {len(rows)}" for split, rows in given.items()))
+        sizes = ", ".join(f"{split} {len(rows)}{notes[split]}" for split, rows in given.items())
+        self._stage("read", sizes)
         check_columns(self.task, self.data, given)
+        if self.data.merge_labels:
+            given, note = with_merged_labels(self.task, given)
+            self._stage("labels", f"merged: {note}" if note else "none to merge")
+        check_spellings(self.task, given)
         self.task = with_labels(self.task, given)
-        examples = to_examples(self.task, self.data, given)
+        examples, dropped = to_examples(self.task, self.data, given)
+        self.empty = sum(dropped.values())
         self.parts = {split: examples.get(split, []) for split in SPLITS}
-        labels = f" and one of {len(self.task.labels or ())} labels" if self.task.has_labels else ""
-        self._stage("check", f"every row has its text{labels}")
+        self._stage("check", self._checked(dropped), self.read)
+        self.warnings += left_empty(self.task, given) + with_own_label(
+            self.task, self.parts["train"]
+        )
         self.duplicates, conflicts = _duplicates(self.parts["train"])
         if conflicts and self.task.has_labels:
             self.warnings.append(f"{conflicts} training texts have more than one label")
@@ -114,6 +159,17 @@ class _Preparation:
             self.warnings.append(
                 f"{repeated} test rows repeat another test row: bounds count repeats as one group"
             )
+
+    def _checked(self, dropped: Mapping[str, int]) -> str:
+        """What the check found: rows dropped, and how many rows each label has."""
+        parts = [f"{n} {split} rows dropped for an empty cell" for split, n in dropped.items()]
+        if not self.task.has_labels:
+            return "; ".join([*parts, "every row has its text"])
+        rows = self.parts["train"] or self.parts["test"]
+        counts = Counter(row.target for row in rows).most_common()
+        sizes = listed(f"{shown((self.task.labels or ())[label])} {n}" for label, n in counts)
+        labels = f"{len(self.task.labels or ())} labels: {sizes}"
+        return "; ".join([*parts, f"every row has its text and one of {labels}"])
 
     def split(self) -> None:
         """Take the splits that are not given from the training rows."""
@@ -175,11 +231,12 @@ class _Preparation:
             train=tuple(self.parts["train"]),
             validation=tuple(self.parts["validation"]),
             test=tuple(self.parts["test"]),
-            row_counts=RowCounts(self.read, self.refused, self.duplicates),
+            row_counts=RowCounts(self.read, self.refused, self.duplicates, empty=self.empty),
             leaks=self.leaks,
             stages=tuple(self.stages),
             digests={split: digest_of(rows) for split, rows in self.parts.items()},
             warnings=tuple(self.warnings),
+            declared=self.declared,
         )
 
     def _count(self) -> int:
@@ -190,12 +247,19 @@ class _Preparation:
         self.stages.append(Stage(name, count if rows_in is None else rows_in, count, what))
 
 
-def _read(data: Data) -> dict[str, list[Row]]:
-    """The rows of each given split, through the recipe's row function."""
-    given = {s: read(source, s) for s in SPLITS if (source := getattr(data, s)) is not None}
-    if data.row is None:
-        return given
-    return {split: [mapped(row, data.row) for row in rows] for split, rows in given.items()}
+def _read(data: Data) -> tuple[Mapping[str, Sequence[Row]], dict[str, str]]:
+    """The rows of each given split, through the recipe's row function, and what was detected."""
+    given: dict[str, list[Row]] = {}
+    notes: dict[str, str] = {}
+    for split in SPLITS:
+        source = getattr(data, split)
+        if source is not None:
+            found = read_noted(source, split, Reading(data.delimiter, data.encoding))
+            given[split] = found.rows
+            notes[split] = f" ({', '.join(found.notes)})" if found.notes else ""
+            if data.row is not None:
+                given[split] = [mapped(row, data.row) for row in found.rows]
+    return given, notes
 
 
 def _duplicates(rows: Sequence[Example]) -> tuple[int, int]:

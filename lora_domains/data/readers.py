@@ -1,64 +1,112 @@
-"""Reading rows from files, the Hub or memory, each with its location. No torch.
+"""Reading rows from files, folders, the Hub or memory, each with its location. No torch.
 
 No message quotes the text of a row: it names the file, the line and the column.
 """
 
-import codecs
-import csv
-import io
+import gzip
 import json
 import re
-from collections import Counter
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lora_domains.data.source import Hub, Source
+from lora_domains.data.delimited import read_delimited, read_lines
+from lora_domains.data.source import (
+    DETECTED,
+    SPLITS,
+    File,
+    Hub,
+    Located,
+    Reading,
+    Source,
+    Table,
+    class_name,
+    in_memory,
+    places,
+)
+from lora_domains.data.structured import (
+    read_arrow,
+    read_json,
+    read_json_lines,
+    read_parquet,
+    read_workbook,
+)
 from lora_domains.errors import DataError
 from lora_domains.tasks import Row
 
-SHOWN = 5
-"""The most locations that one error names; the others are counted."""
 FORMS = (
-    "a path ending in .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .txt, 'embedded:NAME', "
-    "'hub:OWNER/NAME@REVISION/SPLIT', or a list of rows"
+    "a path ending in .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx or .txt (also .gz), a "
+    "folder of such files or of save_to_disk, 'embedded:NAME', 'hub:OWNER/NAME@REVISION/SPLIT', or "
+    "a list of rows"
 )
+READERS: dict[str, Callable[[File], Table]] = {
+    ".csv": read_delimited,
+    ".tsv": read_delimited,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".xlsx": read_workbook,
+    ".xlsm": read_workbook,
+    ".txt": read_lines,
+}
+HINTS = {
+    ".xls": "Save it as .xlsx or CSV.",
+    ".ods": "Save it as .xlsx or CSV.",
+    ".zip": "Unpack it, and name a file in it.",
+    ".zst": "Unpack it: unzstd.",
+    ".bz2": "Unpack it: bunzip2.",
+    ".xz": "Unpack it: unxz.",
+}
 
-Located = tuple[int | str, Any]
-"""A line ("line 17") or an index, and the values there."""
+
+@dataclass(frozen=True)
+class RowsRead:
+    """Rows in order, and notes on what was detected in their files."""
+
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
 
 
-def read(source: Source, split: str) -> list[Row]:
+def read(source: Source, split: str, reading: Reading = DETECTED) -> list[Row]:
     """The rows of ``source``, in order. Raises DataError when it cannot be read completely."""
+    return read_noted(source, split, reading).rows
+
+
+def read_noted(source: Source, split: str, reading: Reading = DETECTED) -> RowsRead:
+    """The rows of ``source`` with notes. Raises DataError when it cannot be read completely."""
     if isinstance(source, str) and source.startswith("embedded:"):
         from lora_domains.embedded.world import domain_rows
 
-        return _numbered(source, split, enumerate(domain_rows(source[9:], split)))
+        return RowsRead(_numbered(source, split, enumerate(domain_rows(source[9:], split))))
     if isinstance(source, str) and source.startswith("hub:"):
         source = _hub(source)
     if isinstance(source, Hub):
         name = f"{source.id}@{source.revision}/{source.split}"
-        return _numbered(name, split, enumerate(_hub_rows(source, name)))
+        return RowsRead(_numbered(name, split, enumerate(_hub_rows(source, name))))
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
-        return _numbered(path.name, split, _file_reader(path)(path), str(path))
-    if not isinstance(source, Sequence):
+        return _read_path(Path(source).expanduser(), str(source), split, reading)
+    rows = in_memory(source)
+    if not isinstance(rows, Sequence):
         raise DataError(
             where=split,
             expected=FORMS,
             found=type(source).__name__,
-            hint='Pass a pandas table as table.to_dict("records").',
+            hint="Pass a list of dicts, or a pandas, polars, pyarrow or datasets table.",
         )
-    return _numbered(f"{split} rows in memory", split, enumerate(source))
+    return RowsRead(_numbered(f"{split} rows in memory", split, enumerate(rows)))
 
 
 def _numbered(
-    name: str, split: str, items: Iterable[Located], where: str | None = None
+    name: str, split: str, items: Iterable[Located], where: str | None = None, start: int = 0
 ) -> list[Row]:
     """Rows with their locations: a line of a file ("line 17"), or an index from 0."""
     rows, wrong = [], []
-    for number, (at, values) in enumerate(items):
+    for number, (at, values) in enumerate(items, start):
         place = f"{name}, {at if isinstance(at, str) else f'index {at}'}"
         rows.append(Row(values, split, number, place))
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
@@ -67,57 +115,45 @@ def _numbered(
         raise DataError(
             where=where or name,
             expected="rows, each an object with named columns" if wrong else "at least one row",
-            found=_places(wrong, "row") if wrong else "none",
+            found=places(wrong, "row") if wrong else "none",
             hint='Write {"text": "…", "label": "…"} for each row.' if wrong else "Add rows.",
         )
     return rows
 
 
-def file_of(place: str) -> str:
-    """The file or source in the ``place`` of a row, without the line."""
-    return place.rsplit(", ", 1)[0]
+# ── Files ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _places(places: Sequence[str], what: str) -> str:
-    count = f"1 invalid {what}" if len(places) == 1 else f"{len(places)} invalid {what}s"
-    return f"{count}: {'; '.join(places[:SHOWN])}" + ("; …" if len(places) > SHOWN else "")
+def _read_path(path: Path, given: str, split: str, reading: Reading) -> RowsRead:
+    rows: list[Row] = []
+    notes: dict[str, None] = {}
+    files = _files_in(path, split) if path.is_dir() else [path]
+    for file in files:
+        table = _read_file(file, given, reading)
+        rows += _numbered(file.name, split, table.rows, str(file), len(rows))
+        notes |= dict.fromkeys(table.notes)
+    return RowsRead(rows, ((f"{len(files)} files",) if len(files) > 1 else ()) + tuple(notes))
 
 
-def _file_reader(path: Path) -> Callable[[Path], list[Located]]:
-    reader = {
-        ".csv": _csv,
-        ".tsv": _csv,
-        ".jsonl": _jsonl,
-        ".ndjson": _jsonl,
-        ".json": _json,
-        ".parquet": _parquet,
-        ".txt": _txt,
-    }.get(path.suffix.lower())
-    if reader is not None and path.is_file():
-        return reader
-    folder = path.parent
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    near = [str(folder / name) for name in get_close_matches(path.name, names)]
-    if path.is_dir():
-        found = "a folder"
-    elif path.is_file():
-        found = f"a file ending in {path.suffix!r}"
-    elif reader is None:
-        found = "something else"
-    else:
-        found = "no such file" if folder.is_dir() else f"no folder {str(folder)!r}"
-    raise DataError(
-        where=str(path),
-        expected=FORMS,
-        found=found,
-        hint="Did you mean " + " or ".join(map(repr, near)) + "?" if near else "Check the path.",
-    )
+def _suffix(path: Path) -> str:
+    return File(path, b"").suffix
 
 
-def _decode(path: Path) -> str:
-    """The file's text. Raises DataError with the line and byte of the first that is not UTF-8."""
+def _read_file(path: Path, given: str, reading: Reading) -> Table:
+    reader = READERS.get(_suffix(path))
+    if reader is None or not path.is_file():
+        raise _no_file(path, given, reader is not None)
     try:
         raw = path.read_bytes()
+        if path.suffix.lower() == ".gz":
+            raw = gzip.decompress(raw)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise DataError(
+            where=str(path),
+            expected="a complete file compressed by gzip",
+            found="another file, or a part of one",
+            hint="Compress it again, or unpack it.",
+        ) from None
     except OSError as error:
         raise DataError(
             where=str(path),
@@ -125,137 +161,69 @@ def _decode(path: Path) -> str:
             found=error.strerror or type(error).__name__,
             hint="Check its permissions.",
         ) from None
-    start = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
-    try:
-        text = raw[start:].decode("utf-8")
-        offset, found = raw.find(b"\0"), "a NUL byte"
-    except UnicodeDecodeError as error:
-        text, offset, found = "", start + error.start, "another encoding"
-    if offset >= 0:
-        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or found == "a NUL byte"
-        raise DataError(
-            where=f"{path}, line {raw.count(bytes([10]), 0, offset) + 1}, byte {offset}",
-            expected="text in UTF-8",
-            found=found + (" (UTF-16, or not a text file)" if wide else ""),
-            hint=f"Save it as UTF-8, or: iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} "
-            f"-t UTF-8 {path.name} > {path.stem}-utf8{path.suffix}",
-        )
-    if not text.strip():
-        raise DataError(
-            where=str(path), expected="rows", found="an empty file", hint="Check the export."
-        )
-    return text
+    return reader(File(path, raw, reading))
 
 
-def _csv(path: Path) -> list[Located]:
-    """Rows with the line on which each begins: a quoted cell may contain line breaks."""
-    tab = path.suffix.lower() == ".tsv"
-    text = _decode(path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", strict=True)
-    rows: list[Located] = []
-    ragged: list[str] = []
-    header: list[str] = []
-    begins = 1
-    try:
-        for cells in lines:
-            if cells and not header:
-                header = _header(path, cells, tab)
-            elif cells and len(cells) != len(header):
-                ragged.append(f"line {begins} has {len(cells)}")
-            elif cells:
-                rows.append((f"line {begins}", dict(zip(header, cells, strict=True))))
-            begins = lines.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            where=f"{path}, the row beginning on line {begins}",
-            expected="quoted cells that are closed, with the quotes inside them doubled",
-            found=str(error),  # csv's messages name the broken rule, never the cell
-            hint='Write "a ""quoted"" word", or export the table again.',
-        ) from None
-    if ragged or not rows:
-        raise DataError(
-            where=str(path),
-            expected=f"{len(header)} columns in every row" if ragged else "rows under the header",
-            found=_places(ragged, "row") if ragged else "only the header: no rows",
-            hint="Quote cells that contain the separator." if ragged else "Check the export.",
-        )
-    return rows
+def _no_file(path: Path, given: str, known: bool) -> DataError:
+    folder = path.parent
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    near = [str(folder / name) for name in get_close_matches(path.name, names) if name != path.name]
+    hint = "Did you mean " + " or ".join(map(repr, near)) + "?" if near else "Check the path."
+    if path.is_file():
+        found = f"a file ending in {path.suffix!r}"
+        hint = HINTS.get(path.suffix.lower(), hint)
+    elif re.match(r"(https?|ftp|s3|gs)://", given):
+        found = "an address"
+        hint = f"Download it first: curl -LO {given}"
+    elif known:
+        found = "no such file" if folder.is_dir() else f"no folder {str(folder)!r}"
+    else:
+        found = "something else"
+    return DataError(where=given if "://" in given else str(path), expected=FORMS, found=found,
+                     hint=hint)  # fmt: skip
 
 
-def _header(path: Path, cells: list[str], tab: bool) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    other = next((c for c in (";", "\t", ",") if len(names) == 1 and c in names[0]), None)
-    twice = [name for name, n in Counter(names).items() if name and n > 1]
-    if other or twice:
-        name = {";": "semicolons", "\t": "tabs", ",": "commas", None: ""}[other]
-        raise DataError(
-            where=f"{path}, line 1",
-            expected=f"a header of distinct names separated by {'tabs' if tab else 'commas'}",
-            found=name or f"{len(twice)} of {len(names)} names more than once",
-            hint="Rename the columns." if twice else "Save it again, or name it .csv or .tsv.",
-        )
-    return names
+# ── Folders ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _jsonl(path: Path) -> list[Located]:
-    rows: list[Located] = []
-    broken = []
-    # Not splitlines(): a JSON string may contain U+2028 and similar characters.
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+def _files_in(folder: Path, split: str) -> list[Path]:
+    """The files of ``split`` in a folder: of ``save_to_disk``, or shards of one kind, by name.
+
+    Where files are named after splits (``train-00000-of-00002.parquet``), only those of this one.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        if not (folder / split / "state.json").is_file():
+            raise _no_shards(folder, f"a dataset without a split {split!r}", f"{folder}/SPLIT")
+        folder = folder / split
+    if (folder / "state.json").is_file():
         try:
-            if line.strip():
-                rows.append((f"line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            broken.append(f"line {number}, character {error.colno}: {error.msg}")
-        except (ValueError, RecursionError):
-            broken.append(f"line {number}: too long a number, or nested too deeply")
-    if broken:
-        raise DataError(
-            where=str(path),
-            expected="one JSON object on each line",
-            found=_places(broken, "line"),
-            hint="Name a table .csv, and a JSON list of objects .json.",
-        )
-    return rows
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return [folder / Path(file["filename"]).name for file in state["_data_files"]]
+        except (ValueError, KeyError, TypeError, OSError):
+            raise _no_shards(folder, "a state.json that cannot be read", "the files") from None
+    files = sorted(p for p in folder.iterdir() if p.is_file() and _suffix(p) in READERS)
+    ofsplit = {s: [p for p in files if re.match(rf"{s}\b", p.name)] for s in SPLITS}
+    if any(ofsplit.values()):
+        files = ofsplit.get(split, [])
+        if not files:
+            raise _no_shards(folder, f"files of other splits than {split!r}", "the files")
+    kinds = sorted({_suffix(file) for file in files})
+    if len(kinds) != 1:
+        found = f"a folder of {' and '.join(kinds)} files" if kinds else "a folder without files"
+        raise _no_shards(folder, found, "one file")
+    return files
 
 
-def _txt(path: Path) -> list[Located]:
-    """Each line that is not blank, as a row with the column ``text``."""
-    lines = enumerate(_decode(path).splitlines(), 1)
-    return [(f"line {number}", {"text": line}) for number, line in lines if line.strip()]
+def _no_shards(folder: Path, found: str, name: str) -> DataError:
+    return DataError(
+        where=str(folder),
+        expected="a folder with files of one form, or one that save_to_disk wrote",
+        found=found,
+        hint=f"Name {name}.",
+    )
 
 
-def _json(path: Path) -> list[Located]:
-    try:
-        rows, found = json.loads(_decode(path)), ""
-    except json.JSONDecodeError as error:
-        rows, found = None, f"line {error.lineno}, character {error.colno}: {error.msg}"
-    except (ValueError, RecursionError):
-        rows, found = None, "too long a number, or nested too deeply"
-    if not isinstance(rows, list):
-        raise DataError(
-            where=str(path),
-            expected="a JSON list of objects",
-            found=found or f"a JSON {type(rows).__name__}",
-            hint="Name a file with one object on each line .jsonl.",
-        )
-    return list(enumerate(rows))
-
-
-def _parquet(path: Path) -> list[Located]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return list(enumerate(pyarrow.parquet.read_table(path).to_pylist()))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            where=str(path),
-            expected="a Parquet file",
-            found=f"a file that pyarrow cannot read ({type(error).__name__})",
-            hint="Write it again: table.to_parquet(…).",
-        ) from None
+# ── The Hub ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _hub(source: str) -> Hub:
@@ -276,7 +244,7 @@ def _hub_rows(hub: Hub, name: str) -> Iterable[Mapping[str, Any]]:
     try:
         table = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
         # Labels stored as numbers are replaced by their names: a model reads words.
-        named = {c: f.names for c, f in (table.features or {}).items() if hasattr(f, "names")}
+        classes = {c: f.names for c, f in (table.features or {}).items() if hasattr(f, "names")}
         rows = [dict(row) for row in table]
     except Exception as error:  # loaders share no error tree
         raise DataError(
@@ -286,7 +254,6 @@ def _hub_rows(hub: Hub, name: str) -> Iterable[Mapping[str, Any]]:
             hint="Check the network and the name, or download it and pass a local file.",
         ) from None
     for row in rows:
-        for column, names in named.items():
-            value = row[column]
-            row[column] = names[value] if isinstance(value, int) and value >= 0 else None
+        for column, names in classes.items():
+            row[column] = class_name(row[column], names)
     return rows

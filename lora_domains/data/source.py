@@ -1,9 +1,11 @@
-"""Where a domain's rows come from: a declaration that a recipe writes down."""
+"""Where a domain's rows come from, and what every file form gives: rows with their locations."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lora_domains.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 
@@ -19,7 +21,50 @@ class Hub:
 
 
 Source = str | Path | Hub | Sequence[Mapping[str, Any]]
-"""A file, ``embedded:NAME``, a data set on the Hub, or rows in memory."""
+"""A file or folder, ``embedded:NAME``, a data set on the Hub, or rows in memory. A table of pandas,
+polars, pyarrow or datasets is turned into its rows."""
+
+
+def in_memory(source: Any) -> Any:
+    """The rows of a table of pandas, polars, pyarrow or datasets; anything else as it is.
+
+    Raises DataError for a table with two columns of one name.
+    """
+    if isinstance(source, str | Path | Hub | Sequence) or source is None:
+        return source
+    module = type(source).__module__.split(".")[0]
+    names = [str(name) for name in getattr(source, "columns", ())] if module == "pandas" else []
+    if len(set(names)) < len(names):
+        raise DataError(
+            where="rows in memory",
+            expected="columns of distinct names",
+            found=f"{len(names) - len(set(names))} names more than once",
+            hint="Rename the columns.",
+        )
+    if module == "pandas":
+        return source.to_dict("records") if hasattr(source, "columns") else source
+    if module == "polars" and hasattr(source, "to_dicts"):
+        return source.to_dicts()
+    if module == "pyarrow" and hasattr(source, "to_pylist"):
+        return source.to_pylist()
+    if module == "datasets" and hasattr(source, "column_names"):
+        features = getattr(source, "features", None) or {}
+        classes = {c: f.names for c, f in features.items() if hasattr(f, "names")}
+        return [
+            {
+                c: class_name(value, classes[c]) if c in classes else value
+                for c, value in row.items()
+            }
+            for row in source
+        ]
+    return source
+
+
+def class_name(value: Any, names: Sequence[str]) -> Any:
+    """The name of a class that ``datasets`` stores as a number; None for -1, no class."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 @dataclass(frozen=True)
@@ -41,9 +86,91 @@ class Data:
     """The most rows of each split, sampled with the seed, classes in proportion."""
     row: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     """A pure function from a row as read to the columns that the task names."""
+    delimiter: str | None = None
+    """What separates the cells of CSV files; detected if None."""
+    encoding: str | None = None
+    """How text files are encoded; detected if None."""
+    drop_empty: bool = False
+    """Whether to drop rows with an empty cell where text or a label belongs, not to refuse them."""
+    drop_long: bool = False
+    """Whether to drop rows whose answer is longer than the base can read, not to refuse them."""
+    merge_labels: bool = False
+    """Whether labels that differ only by case, accents, spaces or number form are one label."""
+
+    def __post_init__(self) -> None:
+        for name in (*SPLITS, "general"):
+            object.__setattr__(self, name, in_memory(getattr(self, name)))
 
     @staticmethod
     def embedded(name: str) -> "Data":
         """The rows written for the embedded base: ``medical``, ``spam``, …"""
         source = f"embedded:{name}"
         return Data(source, source, source)
+
+
+# ── What a file gives ────────────────────────────────────────────────────────────────────────────
+
+SHOWN = 5
+"""The most locations that one error names; the others are counted."""
+
+Located = tuple[int | str, Any]
+"""A line ("line 17") or an index, and the values there."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is to be read; None is detected."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
+
+
+DETECTED = Reading()
+"""Everything is detected."""
+
+
+@dataclass(frozen=True)
+class File:
+    """The bytes of a file and how to read them. ``path`` is for messages: it may be compressed."""
+
+    path: Path
+    raw: bytes
+    reading: Reading = DETECTED
+
+    @property
+    def suffix(self) -> str:
+        """The suffix that says what the bytes are: ``.csv`` of ``rows.csv.gz``."""
+        path = self.path
+        return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+@dataclass
+class Table:
+    """The rows of a file, and what was detected in it."""
+
+    rows: list[Located]
+    notes: list[str] = field(default_factory=list)
+
+
+def places(found: Sequence[str], what: str) -> str:
+    """``found`` counted and the first ``SHOWN`` listed."""
+    count = f"1 invalid {what}" if len(found) == 1 else f"{len(found)} invalid {what}s"
+    return f"{count}: {'; '.join(found[:SHOWN])}" + ("; …" if len(found) > SHOWN else "")
+
+
+def runs(numbers: Iterable[int], most: int = 40) -> str:
+    """Ascending numbers, runs joined: ``3, 7, 12–15``; those after ``most`` runs are counted."""
+    joined: list[tuple[int, int]] = []
+    for number in numbers:
+        if joined and number == joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], number)
+        else:
+            joined.append((number, number))
+    text = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in joined[:most])
+    rest = sum(b - a + 1 for a, b in joined[most:])
+    return text + (f" and {rest} more" if rest else "")
+
+
+def file_of(place: str) -> str:
+    """The file or source in the ``place`` of a row, without the line."""
+    return place.rsplit(", ", 1)[0]

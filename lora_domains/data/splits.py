@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from lora_domains.data.identity import has_own_choices, identity
 from lora_domains.data.leaks import copies
-from lora_domains.data.readers import file_of
+from lora_domains.data.source import file_of
 from lora_domains.errors import DataError
 from lora_domains.tasks import Example
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.data.tokenization import EncodedRow, Tokenization
 from lora_domains.dataset import Dataset
 from lora_domains.errors import DataError
 from lora_domains.evaluation.linear import (
@@ -20,6 +19,7 @@ from lora_domains.evaluation.linear import (
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, class_score
+from lora_domains.tasks.tokenization import EncodedRow, Tokenization
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedRow, Tokenization
 from lora_domains.dataset import Dataset
 from lora_domains.evaluation.baselines import baseline_scores
 from lora_domains.evaluation.items import (
@@ -25,9 +24,11 @@ from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, apply_threshold, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import WINDOW
 from lora_domains.probes.suite import Suite
 from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
 from lora_domains.tasks import LanguageModelling, Task
+from lora_domains.tasks.tokenization import EncodedRow, Tokenization
 
 TRAIN_SAMPLE = 500
 """The most training rows that are scored for the overfit gate."""
@@ -189,7 +190,9 @@ def score_general(
     Questions are for causal bases; texts need a language head (masked tokens of an encoder).
     """
     base = scorer.bank.base
-    tokenization = Tokenization(base.tokenizer, max_length, bidirectional=base.bidirectional)
+    tokenization = Tokenization(
+        base.tokenizer, max_length, bidirectional=base.bidirectional, window=min(max_length, WINDOW)
+    )
     items: dict[str, Items] = {name: [] for name in adapters}
     largest = dict.fromkeys(adapters, 0.0)
     for probe, questions in suite.by_probe() if not base.bidirectional else ():

@@ -15,13 +15,13 @@ from pathlib import Path
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample, EncodedRow
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.store import Store
 from lora_domains.inference.likelihoods import drift
 from lora_domains.inference.scores import Score, Scores, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
+from lora_domains.tasks.tokenization import EncodedExample, EncodedRow
 
 BLOCK = 512
 """Scores between two writes to the store; a killed run loses no more than these."""

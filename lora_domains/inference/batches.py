@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.distributed import merged, own_share, ran_out, release
 from lora_domains.errors import OutOfMemory
 from lora_domains.modeling.batching import chunks
 from lora_domains.modeling.routing import narrowed
+from lora_domains.tasks.tokenization import EncodedExample
 
 R = TypeVar("R")
 TOKENS = 4096

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.inference.batches import LOGITS
 from lora_domains.modeling.batching import padded
+from lora_domains.tasks.tokenization import EncodedExample
 
 Choices = tuple[tuple[int, ...], ...]
 

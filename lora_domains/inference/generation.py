@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import UsageError, listed
 from lora_domains.inference.batches import Progress, in_batches, no_progress
 from lora_domains.modeling.base_check import context_of
 from lora_domains.modeling.batching import padded
 from lora_domains.modeling.routing import narrowed
+from lora_domains.tasks.tokenization import EncodedExample
 
 NEW_TOKENS = 64
 """Tokens of an answer, at most, unless options say otherwise."""

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.inference.batches import Progress, in_batches, no_progress, token_budget
 from lora_domains.inference.choice_tree import choices_at_once, cost, takes_trees
 from lora_domains.modeling.bank import Bank
@@ -23,6 +22,7 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
 from lora_domains.modeling.heads import Head, features, head_logprobs
 from lora_domains.modeling.routing import entered, narrowed
+from lora_domains.tasks.tokenization import EncodedExample
 
 # ── Choices ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.errors import UsageError
 from lora_domains.inference.generation import generate, generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs, head_scores
@@ -18,6 +17,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import check_embedded, row_limit
 from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
 from lora_domains.tasks import Task, task_from_record
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import AdapterError
 from lora_domains.inference.batches import Progress, no_progress
 from lora_domains.inference.generation import generate_in_batches
@@ -17,6 +16,7 @@ from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, hea
 from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.modeling.heads import Head
 from lora_domains.tasks import Task
+from lora_domains.tasks.tokenization import EncodedExample
 
 Scores = list[dict[str, float]]
 """One record per example."""

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
+from lora_domains.tasks.tokenization import EncodedExample
 
-LONGEST = 2048
-"""The most tokens of a row, unless the domain's ``max_length`` says otherwise."""
+WINDOW = 2048
+"""The most tokens of a window of plain text, unless the domain's ``max_length`` says otherwise."""
 IGNORED = -100
 """The label of an unsupervised token, which torch's cross entropy ignores."""
 
@@ -141,4 +141,9 @@ def row_limit(base: Base, max_length: int | None) -> int:
             found=str(max_length),
             hint="Set a smaller one, or leave it out.",
         )
-    return max_length or min(base.context, LONGEST)
+    return max_length or base.context
+
+
+def window_limit(base: Base, max_length: int | None) -> int:
+    """The most tokens of a window of plain text."""
+    return max_length or min(base.context, WINDOW)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import (
     AdapterCorrupt,
     AdapterError,
@@ -25,6 +24,7 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import is_bidirectional
 from lora_domains.modeling.batching import padded
 from lora_domains.tasks import Task
+from lora_domains.tasks.tokenization import EncodedExample
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
-from lora_domains.data.general_text import embedded_texts
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import DataError, UsageError, did_you_mean, listed
 from lora_domains.inference.batches import Progress, no_progress
 from lora_domains.inference.scores import Scores
 from lora_domains.modeling.bank import Bank, Domains
+from lora_domains.probes.general_text import embedded_texts
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Example, Row, Task
+from lora_domains.tasks.tokenization import EncodedExample
 
 MEASURES = ("acc", "exact_match", "acc_norm")
 """The metric that says whether a document was answered correctly: the first of these that a task

@@ -10,7 +10,6 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import UsageError
 from lora_domains.inference.batches import in_batches
 from lora_domains.inference.generation import generate
@@ -18,6 +17,7 @@ from lora_domains.inference.likelihoods import last_logits
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.routing import narrowed
+from lora_domains.tasks.tokenization import EncodedExample
 
 MAX_NEW_TOKENS = 256
 """Generated tokens at most where a task does not say, as in the harness."""

@@ -14,9 +14,19 @@ from lora_domains.tasks.base import (
 )
 from lora_domains.tasks.classification import Classification
 from lora_domains.tasks.generation import Generation, last_number
+from lora_domains.tasks.labels import merged, spelling, twins
 from lora_domains.tasks.language_modelling import LanguageModelling
 from lora_domains.tasks.multiple_choice import MultipleChoice
-from lora_domains.tasks.rows import Example, Row, columns_in, fill, is_null, shown, text_of
+from lora_domains.tasks.rows import (
+    Example,
+    Row,
+    columns_in,
+    fill,
+    is_null,
+    plain_text,
+    shown,
+    text_of,
+)
 
 __all__ = [
     "KINDS",
@@ -34,11 +44,15 @@ __all__ = [
     "hashed_record",
     "is_null",
     "last_number",
+    "merged",
+    "plain_text",
     "positive_index",
     "register",
     "shown",
+    "spelling",
     "task_from_record",
     "task_record",
     "text_of",
+    "twins",
     "upgraded_record",
 ]

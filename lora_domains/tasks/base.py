@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lora_domains.errors import DomainError, UsageError, listed
-from lora_domains.tasks.rows import Example, Row, columns_in, fill
+from lora_domains.tasks.rows import Example, Row, columns_in, fill, own_text, text_of
 
 LossUnit = Literal["label cross-entropy", "nats per answer token"]
 ScoredBy = Literal["choices", "text", "likelihood"]
@@ -146,7 +146,10 @@ class Task(ABC):
 
     def unlabelled(self, row: Row) -> Example:
         """The example of a row to predict, which needs no answer."""
-        return Example(row.id, fill(self.template, row), "", self.label_texts, place=row.place)
+        prompt, text = fill(self.template, row), own_text(self.template, row)
+        return Example(
+            row.id, prompt, "", self.label_texts, place=row.place, text=text, whole=self.has_labels
+        )
 
     def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
         """The example of a text, or of a row's values, to predict.
@@ -169,7 +172,11 @@ class Task(ABC):
                     hint="Pass a dict for each row.",
                 )
             text = {columns[0]: text}
-        return self.unlabelled(Row(text, "input", number, f"input {number}"))
+        row = Row(text, "input", number, f"input {number}")
+        for column in columns:
+            if column not in row.values:
+                text_of(row, column)  # raises
+        return self.unlabelled(row)
 
     def with_options(self, **options: Any) -> Self:
         """This task with options of the command line: columns, positive class, head, targets.

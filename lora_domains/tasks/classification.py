@@ -7,7 +7,17 @@ from typing import Any, ClassVar, Self
 
 from lora_domains.errors import MOST_LISTED, DataError, DomainError, did_you_mean, listed
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.rows import Example, Row, fill, prompt_from, shown, text_of
+from lora_domains.tasks.labels import spelling
+from lora_domains.tasks.rows import (
+    Example,
+    Row,
+    fill,
+    own_text,
+    placeholder,
+    prompt_from,
+    shown,
+    text_of,
+)
 
 
 @register
@@ -75,9 +85,9 @@ class Classification(Task):
         if self.prompt is not None:
             return self.prompt
         if self.head and len(self.texts) == 1:
-            return f"{{{self.texts[0]}}}"
+            return placeholder(self.texts[0])
         prompt = prompt_from(self.texts, self.label)
-        return prompt.removesuffix(f"\n{self.label}:") if self.head else prompt
+        return prompt.rsplit("\n", 1)[0] if self.head else prompt
 
     @property
     def answer_column(self) -> str:
@@ -101,7 +111,8 @@ class Classification(Task):
                 found=f"only {listed(map(shown, labels))}",
                 hint="Name the column that holds the labels, or add rows of another class.",
             )
-        for name in ([self.positive] if self.positive else []) + list(self.wording):
+        task = self._spelled_as(labels)
+        for name in ([task.positive] if task.positive else []) + list(task.wording):
             if name not in labels:
                 raise DataError(
                     where=where,
@@ -109,10 +120,16 @@ class Classification(Task):
                     found="classes " + listed(labels),
                     hint=did_you_mean(name, labels),
                 )
-        return replace(self, labels=tuple(labels))
+        return replace(task, labels=tuple(labels))
+
+    def _spelled_as(self, labels: Sequence[str]) -> Self:
+        """This task with the positive class spelled as in ``labels``: ``Urgent``, ``urgent``."""
+        return replace(self, positive=self.positive and spelling(self.positive, labels))
 
     def with_default_labels(self, labels: tuple[str, ...] | None) -> Self:
-        return replace(self, labels=labels) if self.labels is None else self
+        if self.labels is not None or labels is None:
+            return self
+        return replace(self._spelled_as(labels), labels=labels)
 
     def with_options(self, **options: Any) -> Self:
         """This task with fields replaced, and those that depend on them reset.
@@ -144,4 +161,7 @@ class Classification(Task):
         target = labels.index(label)
         texts = self.label_texts
         prompt = fill(self.template, row)
-        return Example(row.id, prompt, texts[target], texts, target, place=row.place)
+        return Example(
+            row.id, prompt, texts[target], texts, target, place=row.place,
+            text=own_text(self.template, row), whole=True,
+        )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_domains.errors import DataError
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.rows import Example, Row, columns_in, fill
+from lora_domains.tasks.rows import Example, Row, columns_in, fill, own_text, plain_text
 
 
 @register
@@ -48,7 +48,10 @@ class MultipleChoice(Task):
         choices = tuple(" " + text for text in texts)
         target = self._target(row, texts)
         prompt = fill(self.prompt, row)
-        return Example(row.id, prompt, choices[target], choices, target, place=row.place)
+        return Example(
+            row.id, prompt, choices[target], choices, target, place=row.place,
+            text=own_text(self.prompt, row),
+        )  # fmt: skip
 
     def _candidates(self, row: Row) -> list[str]:
         """The candidate answers: a list, a dict ``{"A": …}``, or either as JSON."""
@@ -67,13 +70,21 @@ class MultipleChoice(Task):
                 found=type(raw).__name__ if not isinstance(raw, list) else f"{len(raw)} answers",
                 hint="Write the candidates as a JSON list.",
             )
-        return [str(choice).strip() for choice in raw]
+        texts = [plain_text(choice) for choice in raw]
+        if None in texts:
+            raise DataError(
+                where=f"{row.place}, column {self.choices!r}",
+                expected="candidate answers that are text or numbers",
+                found=f"one of type {type(raw[texts.index(None)]).__name__}",
+                hint="Write each candidate as text.",
+            )
+        return [str(text).strip() for text in texts]
 
     def _target(self, row: Row, texts: list[str]) -> int:
         value = row.values.get(self.answer)
         if isinstance(value, int) and 0 <= value < len(texts):
             return value
-        text = str(value).strip()
+        text = (plain_text(value) or "").strip()
         if text in texts:
             return texts.index(text)
         if text.isdecimal() and int(text) < len(texts):  # a cell of a table

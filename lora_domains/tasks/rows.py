@@ -1,12 +1,23 @@
 """Rows as read, examples as scored, and the prompt templates that lead from one to the other."""
 
+import datetime
+import decimal
 import math
-from collections.abc import Mapping
+import numbers
+import re
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import Any
 
-from lora_domains.errors import DataError, DomainError, did_you_mean, listed
+from lora_domains.errors import DataError, DomainError, EmptyCell, did_you_mean, listed
+
+TEXTUAL = (numbers.Number, decimal.Decimal, datetime.date, datetime.time, uuid.UUID)
+"""Types besides text whose ``str`` is how people write them; ``bool`` is a number."""
+PLACEHOLDER = re.compile(
+    r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]+)\}|\{(?P<escaped>(?:[^{}]|\{\{|\}\})+)\}|[{}]"
+)
+"""A doubled brace, ``{column}``, ``{a {{column}} with braces}``, or a brace that is neither."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,10 @@ class Example:
     group: str | None = None
     slices: Mapping[str, str] = field(default_factory=dict)
     place: str = ""
+    text: str = ""
+    """The row's own text in the prompt, without the template; "" where all of it is its own."""
+    whole: bool = False
+    """Whether a choice is all of the answer: where one begins another, its end is scored too."""
 
 
 def is_null(value: object) -> bool:
@@ -55,8 +70,45 @@ def shown(label: str) -> str:
     return repr(label) if len(label) <= 40 else f"a text of {len(label)} characters"
 
 
+def plain_text(value: object) -> str | None:
+    """``value`` as text: of text, a number, a date, a time or null (""); None for other types.
+
+    The ``repr`` of a list, bytes or an object is no text of anybody. Messages are a chat, written
+    as one line ``role: content`` for each.
+    """
+    if is_null(value):
+        return ""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain_text(value.item())  # a number of numpy
+    if isinstance(value, TEXTUAL):
+        return str(value)
+    return _chat(value)
+
+
+def _chat(value: object) -> str | None:
+    """Messages ``[{"role": …, "content": …}]`` as text; None for anything else."""
+    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
+        return None
+    turns = []
+    for message in value:
+        if not isinstance(message, Mapping):
+            return None
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        turns.append(f"{role}: {content.strip()}")
+    return "\n".join(turns)
+
+
 def text_of(row: Row, column: str) -> str:
-    """The text in ``column``. Raises DataError when it is missing, null or only whitespace."""
+    """The text in ``column``.
+
+    Raises EmptyCell when it is null or only whitespace, DataError when the column is missing or
+    holds no text.
+    """
     if column not in row.values:
         raise DataError(
             where=f"{row.place}, column {column!r}",
@@ -65,13 +117,20 @@ def text_of(row: Row, column: str) -> str:
             hint=did_you_mean(column, row.values),
         )
     value = row.values[column]
-    text = "" if is_null(value) else str(value)
-    if not text.strip():
+    text = plain_text(value)
+    if text is None:
         raise DataError(
+            where=f"{row.place}, column {column!r}",
+            expected="text, a number or a date",
+            found=f"a value of type {type(value).__name__}",
+            hint="Write it as text: decode bytes, and join or pick the parts of a list or object.",
+        )
+    if not text.strip():
+        raise EmptyCell(
             where=f"{row.place}, column {column!r}",
             expected="text",
             found="null" if is_null(value) else "only whitespace" if text else "''",
-            hint="Fill the cell or delete the row.",
+            hint="Fill the cell or delete the row (--drop-empty).",
         )
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise DataError(
@@ -83,30 +142,86 @@ def text_of(row: Row, column: str) -> str:
     return text
 
 
+# ── Prompt templates ────────────────────────────────────────────────────────────────────────────
+
+
 def fill(template: str, row: Row) -> str:
-    """``template`` with each ``{column}`` replaced by the row's text in that column."""
-    return "".join(
-        literal + (text_of(row, name).strip() if name else "")
-        for literal, name, _, _ in Formatter().parse(template)
-    )
+    """``template`` with each ``{column}`` replaced by the row's text in that column.
+
+    Of several columns some may be empty: an empty one leaves nothing, and a line with nothing but
+    empty columns and their names is left out. Raises EmptyCell where all are empty.
+    """
+    texts = _texts(template, row)
+    if "" in texts.values():
+        lines = template.split("\n")
+        kept = [line for line in lines if any(map(texts.get, names := _names(line))) or not names]
+        template = "\n".join(kept)
+
+    def replaced(match: re.Match[str]) -> str:
+        return match["brace"][0] if match["brace"] else texts[_name(match)]
+
+    return PLACEHOLDER.sub(replaced, template)
+
+
+def own_text(template: str, row: Row) -> str:
+    """The row's text in the columns of ``template``, one on each line, without the template."""
+    return "\n".join(text for text in _texts(template, row).values() if text)
+
+
+def _texts(template: str, row: Row) -> dict[str, str]:
+    """column → its text, "" where it is empty; raises what ``text_of`` raises if all are."""
+    texts: dict[str, str] = {}
+    empty: EmptyCell | None = None
+    names = _names(template)
+    for name in names:
+        if len(set(names)) > 1 and name not in row.values:
+            texts[name] = ""  # JSON leaves out what is empty; the column is in other rows
+            continue
+        try:
+            texts[name] = text_of(row, name).strip()
+        except EmptyCell as error:
+            texts[name], empty = "", empty or error
+    if names and not any(texts.values()):
+        raise empty or EmptyCell(
+            where=f"{row.place}, column {names[0]!r}",
+            expected="text",
+            found="no such cell",
+            hint="Fill the cell or delete the row (--drop-empty).",
+        )
+    return texts
+
+
+def _name(match: re.Match[str]) -> str:
+    return match["name"] or match["escaped"].replace("{{", "{").replace("}}", "}")
+
+
+def _names(template: str) -> list[str]:
+    return [_name(m) for m in PLACEHOLDER.finditer(template) if m["name"] or m["escaped"]]
 
 
 def columns_in(template: str) -> tuple[str, ...]:
     """The columns named by a prompt template, in order. Raises DomainError if it is malformed."""
-    try:
-        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-        if "" in names:
-            raise ValueError("an empty placeholder: {}")
-        return tuple(names)
-    except ValueError as error:
+    wrong = next((m[0] for m in PLACEHOLDER.finditer(template) if m[0] in ("{", "}")), None)
+    if wrong is not None:
         raise DomainError(
             where=f"prompt {template!r}",
             expected="text with {column} placeholders; literal braces are doubled",
-            found=str(error),
+            found="an empty placeholder: {}" if "{}" in template else f"a single {wrong!r}",
             hint="Write {{ and }} for literal braces.",
-        ) from None
+        )
+    return tuple(_names(template))
+
+
+def placeholder(column: str) -> str:
+    """The placeholder of ``column`` in a template."""
+    return "{" + column.replace("{", "{{").replace("}", "}}") + "}"
 
 
 def prompt_from(columns: tuple[str, ...], answer: str) -> str:
     """The default template: a line ``column: {column}`` for each column, then ``answer:``."""
-    return "\n".join(f"{column}: {{{column}}}" for column in columns) + f"\n{answer}:"
+    return "\n".join(f"{escaped(c)}: {placeholder(c)}" for c in columns) + f"\n{escaped(answer)}:"
+
+
+def escaped(text: str) -> str:
+    """``text`` as it is written in a template."""
+    return text.replace("{", "{{").replace("}", "}}")

@@ -18,9 +18,9 @@ from torch import Tensor
 from lora_domains import distributed
 from lora_domains.atomic import new_file, unfinished
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import TrainingInterrupted, UsageError
 from lora_domains.modeling.lora import Weights
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.plan import Plan
 
 

@@ -10,12 +10,13 @@ from lora_domains.adapters.parent import Parent, continued_task, find_parent, lo
 from lora_domains.adapters.peft import save_adapter
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
-from lora_domains.data.general_text import POOL, SELECTION
+from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.distributed import environment
 from lora_domains.domain import Domain, as_record
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
+from lora_domains.probes.general_text import POOL, SELECTION
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.report.markdown import readme
 from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
@@ -33,16 +34,17 @@ def training_dataset(
     *,
     init_from: str | Path | None = None,
     resume: bool = False,
+    prepared: Prepared | None = None,
 ) -> Dataset:
     """The rows of ``domain``, with the adapter ``init_from`` as the parent from which to continue.
 
     Raises DataError or LeakError for rows that cannot be used, AdapterError for such a parent.
     """
     if init_from is None:
-        return load_dataset(domain, base, display)
+        return load_dataset(domain, base, display, prepared)
     parent = load_parent(find_adapter(init_from, out), base)
     domain = replace(domain, task=continued_task(parent.adapter, domain.task))
-    dataset = load_dataset(domain, base, display)
+    dataset = load_dataset(domain, base, display, prepared)
     if resume:
         parent = resumed_parent(parent, dataset, base, out)
     return replace(dataset, parent=parent)

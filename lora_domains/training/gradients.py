@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_domains import distributed
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.distributed import ran_out, release
 from lora_domains.domain import Domain
 from lora_domains.errors import OutOfMemory, TrainingError
@@ -25,6 +24,7 @@ from lora_domains.inference.likelihoods import text_nats
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head, label_nats
 from lora_domains.modeling.routing import current_route, entered
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.checkpoints import State
 from lora_domains.training.retention import GeneralTexts, Retention
 

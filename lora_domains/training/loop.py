@@ -21,13 +21,13 @@ from lora_domains import distributed
 from lora_domains.adapters.parent import Parent, continued_adapter
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.console import Display, format_bytes, format_duration
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.distributed import peak_memory
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.lora import Adapter, Weights
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
 from lora_domains.training.gradients import Gradients
 from lora_domains.training.plan import Plan

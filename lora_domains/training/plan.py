@@ -6,10 +6,10 @@ from typing import Any
 
 from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.data.general_text import POOL
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Lora
 from lora_domains.modeling.base import Base
+from lora_domains.probes.general_text import POOL
 from lora_domains.training.retention import Retention, choose_retention
 
 BATCHES = (32, 16, 8)

@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import RETENTION, Training
 from lora_domains.inference.likelihoods import text_nats
 from lora_domains.inference.reference import Reference
 from lora_domains.modeling.bank import Bank
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.side_effects import DRIFT_LIMIT
 

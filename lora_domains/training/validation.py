@@ -9,13 +9,13 @@ import numpy as np
 
 from lora_domains import distributed
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.inference.reference import Reference
 from lora_domains.inference.scores import comparable
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.retention import reference_on
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable

@@ -19,7 +19,6 @@ from lora_domains.analysis.scale_curve import (
     scaled,
 )
 from lora_domains.console import Display
-from lora_domains.data.general_text import embedded_texts, general_text
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import AdapterError, DataError, UsageError
@@ -27,6 +26,7 @@ from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
+from lora_domains.probes.general_text import embedded_texts, general_text
 from lora_domains.tasks import Classification
 
 ROWS = make_rows(90)

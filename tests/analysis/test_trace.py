@@ -21,7 +21,6 @@ from lora_domains.analysis.trace import (
     trace_example,
 )
 from lora_domains.console import Display
-from lora_domains.data.tokenization import Tokenization
 from lora_domains.errors import UsageError
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.inference.scores import renormalise
@@ -32,6 +31,7 @@ from lora_domains.report import terminal
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.terminal import bar, signed_bar
 from lora_domains.tasks import Classification, Example, Generation, Row, task_record
+from lora_domains.tasks.tokenization import Tokenization
 
 # Labels of several tokens with a common first token.
 TASK = Classification(labels=("spam now", "spam later", "ham"))

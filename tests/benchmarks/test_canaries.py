@@ -11,10 +11,10 @@ from support.models import model_in
 from support.scripts import script
 
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.tasks import Example, LanguageModelling
+from lora_domains.tasks.tokenization import Tokenization
 
 memory = script("canaries", "evaluation")
 

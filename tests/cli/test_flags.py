@@ -17,7 +17,8 @@ from lora_domains.errors import DomainError, UsageError
 from lora_domains.tasks import Classification, Generation
 
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
-          "--target-recall": "0.9", "--target-precision": "0.8"}  # fmt: skip
+          "--target-recall": "0.9", "--target-precision": "0.8", "--max-length": "64",
+          "--delimiter": "tab"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex", "--metric": "mcc"}  # fmt: skip
 
@@ -49,6 +50,8 @@ def calls_made(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> dic
     monkeypatch.setattr(
         "lora_domains.model.DomainModel", SimpleNamespace(from_pretrained=from_pretrained)
     )
+    monkeypatch.setattr(recipes, "prepare", lambda *_: None)
+    monkeypatch.setattr(recipes, "general_text", lambda *_: None)
     parser = Parser()
     add_run_flags(parser)
     flags = parser.read([*arguments])
@@ -85,7 +88,8 @@ def test_flags_set_domain_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert domain.lora.rank == 4
     assert calls["options"] == {"quantization": "4bit", "out": "there"}
     assert calls["fit"] == {
-        "resume": False, "dry_run": False, "init_from": None, "tracker": None
+        "resume": False, "dry_run": False, "init_from": None, "tracker": None,
+        "prepared": None,
     }  # fmt: skip
 
 
@@ -153,3 +157,29 @@ def test_the_flag_for_a_head() -> None:
     with pytest.raises(UsageError, match="--head"):
         configured(Domain("x", Generation(), Data([])), parser.read(["--head"]))
     assert headed.digest() != replace(headed, task=Classification(label="kind")).digest()
+
+
+def test_a_column_s_name_may_have_a_comma(tmp_path: Path) -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    path = tmp_path / "t.csv"
+    path.write_text('"Comment, if any",title,label\na,b,c\n', encoding="utf-8")
+    domain = Domain("spam", Classification(), Data(path))
+    for given, columns in (
+        ("Comment, if any", ("Comment, if any",)),
+        ("Comment, if any,title", ("Comment, if any", "title")),
+        ("title,Comment, if any", ("title", "Comment, if any")),
+        ("title, label", ("title", "label")),
+    ):
+        task = configured(domain, parser.read(["--text", given])).task
+        assert isinstance(task, Classification)
+        assert task.text == columns
+
+
+def test_a_delimiter_is_one_character() -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    domain = Domain("spam", Classification(), Data("own.csv"))
+    assert configured(domain, parser.read(["--delimiter", "tab"])).data.delimiter == "\t"
+    with pytest.raises(UsageError, match="one character"):
+        configured(domain, parser.read(["--delimiter", "::"]))

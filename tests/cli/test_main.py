@@ -102,3 +102,12 @@ def test_without_a_terminal_the_lines_are_plain(tmp_path: Path, tiny_base: Path)
     assert "Verdict:" in done.stdout
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_the_terminal_cannot_show_is_substituted(encoding: str) -> None:
+    code = "import sys; from lora_domains.cli.exits import guarded; " \
+           "sys.exit(guarded(lambda: print('0.1 → 0.2') or 0))"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False,
+                          env={**os.environ, "PYTHONIOENCODING": encoding})  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, b"0.1 ? 0.2"), done.stderr

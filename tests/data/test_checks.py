@@ -74,10 +74,9 @@ def test_bad_rows_of_all_splits_come_in_one_error() -> None:
         train[i]["text"] = " "
     test[5]["label"] = train[4]["label"] = "span"
     train[4]["text"] = "good"
-    parts = ("7 rows", "text; one of the labels", "train rows in memory, index 3", "and 2 more")
-    task = Classification(labels=("ham", "spam"))
-    message = refuses(train, *parts, task=task, test=test)
-    assert "index 8" not in message
+    parts = ("7 rows", "text; one of the labels", "column 'text', 5 empty: index 3, 5–8",
+             "test rows in memory, index 5, column 'label': 'span'")  # fmt: skip
+    refuses(train, *parts, task=Classification(labels=("ham", "spam")), test=test)
 
 
 def test_an_unknown_label_suggests_a_similar_one() -> None:
@@ -134,3 +133,68 @@ def test_an_unpaired_surrogate_is_refused_with_its_location(tmp_path: Path) -> N
     lines[7] = json.dumps({"text": f"{SECRET} \ud83d", "label": "spam"})
     path = write(tmp_path / "cut.jsonl", "\n".join(lines))
     refused(lambda: prepare(SPAM, Data(str(path))), "line 8, column 'text'", "surrogate")
+
+
+# ── Labels, empty cells, columns ────────────────────────────────────────────────────────────────
+
+
+def spelled(*labels: str) -> list[dict[str, Any]]:
+    return [row | {"label": labels[n % len(labels)]} for n, row in enumerate(table(60))]
+
+
+def test_labels_that_differ_in_spelling_only_are_refused_or_merged() -> None:
+    rows = spelled("bad", "good", "bad", "Good", "bad ", "BAD")
+    message = refuses(rows, "'BAD' (10) and 'bad' (30)", "'Good' (10) and 'good' (10)",
+                      "--merge-labels", task=Classification())  # fmt: skip
+    assert "'bad ' " not in message
+    merged = prepare(Classification(positive="Bad"), Data(rows, merge_labels=True))
+    assert merged.task.labels == ("Good", "bad")
+    assert merged.task.positive == "bad"
+    assert any("'BAD' → 'bad' (10)" in stage.what for stage in merged.stages)
+    declared = Classification(labels=("bad", "good", "Good", "BAD"))
+    assert prepare(declared, Data(rows)).task.labels == declared.labels
+
+
+def test_test_labels_are_merged_into_those_of_training() -> None:
+    train, test = spelled("bad", "good"), [row | {"label": "GOOD"} for row in table(30, start=80)]
+    refuses(train, "one of the labels bad, good", task=Classification(), test=test)
+    prepared = prepare(Classification(), Data(train, test=test, merge_labels=True))
+    assert prepared.task.labels == ("bad", "good")
+    assert {row.target for row in prepared.test} == {1}
+
+
+def test_the_rows_of_each_label_are_counted() -> None:
+    stages = prepare(Classification(), Data(spelled("bad", "good", "bad"))).stages
+    assert "2 labels: 'bad' 40, 'good' 20" in next(s.what for s in stages if s.name == "check")
+
+
+def test_empty_cells_are_all_listed_or_dropped() -> None:
+    rows = spelled("bad", "good")
+    for n in (3, 10, 11, 12, 13, 14, 20):
+        rows[n]["text"] = "" if n % 2 else None
+    rows[30]["label"] = " "
+    refuses(rows, "column 'text', 7 empty: index 3, 10–14, 20", "column 'label', 1 empty: index 30",
+            "--drop-empty", task=Classification())  # fmt: skip
+    prepared = prepare(Classification(), Data(rows, drop_empty=True))
+    assert (prepared.row_counts.read, prepared.row_counts.empty) == (60, 8)
+    assert len(prepared.train) + len(prepared.validation) + len(prepared.test) == 52
+    assert any("8 train rows dropped for an empty cell" in s.what for s in prepared.stages)
+
+
+def test_an_optional_column_may_be_empty_and_is_counted() -> None:
+    rows = [row | {"input": "more" if n % 3 else None} for n, row in enumerate(spelled("a", "b"))]
+    prepared = prepare(Classification(("text", "input")), Data(rows))
+    assert any("'input' is empty in 20 of 60 rows" in warning for warning in prepared.warnings)
+    assert {"input:" in row.prompt for row in prepared.train} == {True, False}
+
+
+def test_the_label_is_no_column_of_the_text() -> None:
+    with pytest.raises(UsageError, match="the answer among the columns of the text"):
+        prepare(Classification(("text", "label")), Data(table(40)))
+
+
+def test_texts_that_contain_their_own_label_warn() -> None:
+    rows = [row | {"text": f"{row['text']} ({row['label'].upper()})"} for row in table(40)]
+    warned = "training texts contain their own label"
+    assert any(warned in warning for warning in prepare(SPAM, Data(rows)).warnings)
+    assert not any(warned in warning for warning in prepare(SPAM, Data(table(40))).warnings)

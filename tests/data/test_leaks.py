@@ -176,3 +176,49 @@ def test_known_leaks_of_public_data_sets_are_found(
             prepare(task, data)
     else:
         assert prepare(task, data).leaks.exact == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("rain again :)", "rain again :("), ("rain again ;-)", "rain again :-("),
+        ("I <3 it", "I 3 it"), ("it grew by +5", "it grew by -5"), ("5² is known", "52 is known"),
+        ("a value of 1.5 mm", "a value of 15 mm"), ("a value of 1.5 mm", "a value of 1 5 mm"),
+        ("H₂O", "H2O"), ("it is ^_^ here", "it is -_- here"), ("room 12-3", "room 123"),
+    ],
+)  # fmt: skip
+def test_rows_that_differ_in_a_sign_are_not_the_same(one: str, other: str) -> None:
+    assert find_leaks(examples([one], "train"), examples([other], "test")).exact == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("fish & chips here", "fish &amp; chips here"), ("one two three", "one two<br />three"),
+        ("one two three", "one t\u00adwo three"), ("one two three", "one two\u200b three"),
+        ("one <b>two</b> three", "one two three"), ("one two three", "<p>one two three</p>"),
+        ("a −5 here now", "a -5 here now"), ("I ❤ it all", "I ❤\ufe0f it all"),
+        ("caf\u00e9 au lait", "cafe\u0301 au lait"), ("caf&eacute; au lait", "café au lait"),
+    ],
+)  # fmt: skip
+def test_nothing_hides_behind_what_no_reader_sees(one: str, other: str) -> None:
+    leaks = find_leaks(examples([one], "train"), examples([other], "test"))
+    assert leaks.exact + leaks.near == 1
+
+
+@pytest.mark.parametrize("template", [
+    None, "{text}\nlabel:", "Read this note, written by a nurse in haste, and sort it: {text}\nSo:",
+])  # fmt: skip
+def test_near_leaks_do_not_depend_on_the_template(template: str | None) -> None:
+    draw = random.Random(0)
+
+    def words() -> str:
+        return " ".join("".join(draw.choices("abcdefgh", k=4)) for _ in range(draw.randint(3, 12)))
+
+    train = [{"text": words(), "label": "ab"[n % 2]} for n in range(60)]
+    test = [{"text": f"{train[n]['text']} {words()}", "label": "ab"[n % 2]} for n in range(30)]
+    test += [{"text": words(), "label": "ab"[n % 2]} for n in range(30)]
+    near = prepare(Classification(prompt=template), Data(train, test=test)).leaks.pairs
+    plain = prepare(Classification(), Data(train, test=test)).leaks.pairs
+    assert near == plain
+    assert near

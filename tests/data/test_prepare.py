@@ -114,5 +114,5 @@ def test_each_text_is_normalised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_domains.data.identity.normalise", counting)
     test = [*table(20, start=100), *table(5)]
     prepare(SPAM, Data([*table(60), *table(3)], test=test, drop_leaks=True))
-    assert len(counted) == 80
+    assert len(counted) == 2 * 80  # the prompt, and the row's own text in it
     assert set(counted.values()) == {1}

@@ -10,13 +10,13 @@ from sklearn.metrics import log_loss
 
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import EncodedRow
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
 from lora_domains.evaluation import linear
 from lora_domains.evaluation.baselines import BaselineInputs, tfidf
 from lora_domains.evaluation.linear import Split, log_softmax, predict, temperature
 from lora_domains.tasks import Classification
+from lora_domains.tasks.tokenization import EncodedRow
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.scores import ScoreTable
 

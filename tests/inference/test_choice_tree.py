@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.inference import choice_tree
 from lora_domains.inference.choice_tree import choices_at_once, cost, takes_trees, tree
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.modeling.batching import chunks
+from lora_domains.tasks.tokenization import EncodedExample
 
 EXACT = 1e-4
 TOKENS = st.integers(3, 6)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from support.models import model_in
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import BaseModelError, DataError, UsageError
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
+from lora_domains.tasks.tokenization import EncodedExample
 
 PROMPTS = ["the red stone", "alpha beta gamma note"]
 SIDE_FILE = {

@@ -25,6 +25,8 @@ def test_predict_takes_strings_and_rows(fitted: Fitted) -> None:
         "spam",
     )
     assert one[0] == rows[0]
+    table = pytest.importorskip("pandas").DataFrame({"text": ["red alpha red alpha alpha alpha"]})
+    assert model.predict(table, "spam") == one
     labels = [p.label for p in rows if isinstance(p, Prediction)]
     assert labels == ["spam", "ham"]
     first = one[0]

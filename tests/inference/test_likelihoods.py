@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from conftest import make_base
 
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Lora
 from lora_domains.errors import OutOfMemory
 from lora_domains.inference import batches, likelihoods
@@ -28,6 +27,7 @@ from lora_domains.inference.likelihoods import (
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
+from lora_domains.tasks.tokenization import EncodedExample
 
 PAD = 0
 EXACT = 1e-4

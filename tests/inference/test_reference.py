@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lora_domains.console import Display
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.inference.reference import Reference
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Classification, Example
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 TEXTS = ("red river", "the stone is blue today", "alpha")
 

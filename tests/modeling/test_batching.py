@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.modeling.batching import IGNORED, chunks, collate, epoch_batches
+from lora_domains.tasks.tokenization import EncodedExample
 
 ITEMS = st.lists(
     st.builds(

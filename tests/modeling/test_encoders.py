@@ -15,7 +15,6 @@ from support.models import model_in
 from transformers import LlamaConfig
 
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.likelihoods import answer_nats, tail_logits
@@ -34,6 +33,7 @@ from lora_domains.tasks import (
     MultipleChoice,
     Task,
 )
+from lora_domains.tasks.tokenization import Tokenization
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import not_applicable, verdict

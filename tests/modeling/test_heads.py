@@ -14,13 +14,13 @@ from support.heads import change, headed, items, served
 from support.models import model_in
 
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.heads import features, head_logprobs, head_shapes
 from lora_domains.tasks import Classification, Row
+from lora_domains.tasks.tokenization import Tokenization
 
 
 def test_a_new_head_starts_from_the_pooler_of_the_checkpoint(tmp_path: Path) -> None:

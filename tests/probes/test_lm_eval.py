@@ -12,7 +12,6 @@ from support.adapters import save, strong
 
 from lora_domains.console import Display
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import EncodedExample, Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.inference.batches import no_progress
@@ -23,6 +22,7 @@ from lora_domains.modeling.base import load_base
 from lora_domains.probes.lm_eval import Documents, Harness, harness_tasks
 from lora_domains.probes.suite import Probe, Suite, load_suite
 from lora_domains.tasks import Classification
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[harness]'")
 

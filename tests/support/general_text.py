@@ -12,4 +12,4 @@ def use_general_text(
 ) -> None:
     """Let training read these texts as the embedded general text."""
     splits = {"train": tuple(training), "validation": tuple(selection)}
-    patch.setattr("lora_domains.data.general_text.embedded_texts", lambda split: splits[split])
+    patch.setattr("lora_domains.probes.general_text.embedded_texts", lambda split: splits[split])

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from lora_domains.adapters.folder import WEIGHTS
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, Lora, with_settings
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -19,6 +18,7 @@ from lora_domains.modeling.heads import features, head_logits
 from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import CARD
 from lora_domains.tasks import Classification
+from lora_domains.tasks.tokenization import EncodedExample
 
 PROMPTS = [(5, 9, 20, 31), (7, 8), (11, 30, 41, 52, 63, 74, 85)]
 """Token ids of prompts of different lengths, so that they are padded."""

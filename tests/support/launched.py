@@ -18,7 +18,6 @@ from lora_domains import distributed
 from lora_domains import model as model_file
 from lora_domains.console import Display
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import Tokenization
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted, UsageError
 from lora_domains.inference import batches
@@ -28,6 +27,7 @@ from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.card import read_items
 from lora_domains.tasks import Classification, Example, MultipleChoice
+from lora_domains.tasks.tokenization import Tokenization
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
 

@@ -13,13 +13,13 @@ from support.general_text import use_general_text
 
 from lora_domains.console import Display
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import Evaluation
 from lora_domains.tasks import Classification, MultipleChoice, Task
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
 from lora_domains.training.plan import make_plan

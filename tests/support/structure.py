@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LIGHT = ["errors", "atomic", "schema", "embedded", "stats", "tasks", "verdict", "data", "domain",
          "report", "console"]  # fmt: skip
 """Rooms that import no torch. A room is a folder, or a module at the root."""
-TORCH_ROOMS = ["distributed", "modeling", "adapters", "inference", "dataset", "probes", "training",
+TORCH_ROOMS = ["distributed", "modeling", "adapters", "inference", "probes", "dataset", "training",
                "evaluation", "model", "analysis", "serving", "cli"]  # fmt: skip
 ORDER = LIGHT + TORCH_ROOMS
 """A room imports only rooms before it, and itself."""

@@ -24,7 +24,6 @@ from lora_domains.adapters.folder import WEIGHTS, fingerprint
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import (
     AdapterError,
     TrainingInterrupted,
@@ -33,6 +32,7 @@ from lora_domains.errors import (
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.report.card import Card
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training import fit
 from lora_domains.training.checkpoints import clear, read_checkpoint, write_checkpoint
 from lora_domains.training.loop import Run

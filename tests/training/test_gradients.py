@@ -19,12 +19,12 @@ from support.models import declared, ended, make_run
 from torch.utils.checkpoint import CheckpointError
 
 from lora_domains.console import Display
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.errors import OutOfMemory, TrainingError
 from lora_domains.inference.batches import text_cost
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Generation
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training import gradients
 from lora_domains.training.gradients import micro_batches, recomputing
 from lora_domains.training.loop import Run

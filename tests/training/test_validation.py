@@ -13,10 +13,10 @@ from support.models import declared, fixed, forgetful, make_run
 from lora_domains.adapters.folder import WEIGHTS
 from lora_domains.console import Display
 from lora_domains.data.source import Data
-from lora_domains.data.tokenization import EncodedExample
 from lora_domains.domain import Domain
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.loop import Run
 from lora_domains.training.validation import observe, scale_down, validation_figures
 

@@ -10,22 +10,26 @@ base reads general text with some of its tokens masked and predicts those.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_domains.data.prepare import RowCounts
-from lora_domains.errors import DataError, TrainingError
-from lora_domains.tasks import Example
+from lora_domains.errors import AnswerTooLong, DataError
+from lora_domains.tasks.rows import Example
 
 MASKED_SHARE = 0.15
 """Share of a text's tokens that a bidirectional base predicts (Devlin et al. 2019, BERT)."""
 
+LISTED = 40
+"""The most rows that one error lists."""
+
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """The token ids of one example. ``answer`` ends with EOS; ``choices`` do not.
+    """The token ids of one example. ``answer`` ends with EOS; ``choices`` do not, unless one
+    of them begins another.
 
     In a masked text, ``masked`` are positions in ``prompt`` and ``answer`` holds the tokens that
     the masks replace.
@@ -58,18 +62,28 @@ class EncodedRow(NamedTuple):
 class Tokenization:
     """Tokenises examples for one base, into at most ``max_length`` tokens each.
 
+    Plain text is read in windows of at most ``window`` tokens, by default as many.
+
     With ``head`` an example is encoded as its prompt, for a trained head to classify. A
     ``bidirectional`` base reads texts between [CLS] and [SEP].
     """
 
     def __init__(
-        self, tokenizer: Any, max_length: int, *, head: bool = False, bidirectional: bool = False
+        self,
+        tokenizer: Any,
+        max_length: int,
+        *,
+        head: bool = False,
+        bidirectional: bool = False,
+        window: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.window = window or max_length
         self.head = head
         self.eos: int = tokenizer.eos_token_id
         self._answers: dict[str, tuple[int, ...]] = {}
+        self._whole: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
         # Exactly one BOS where the tokenizer adds one, whatever the prompt starts with.
         first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         bos = tokenizer.bos_token_id
@@ -95,12 +109,25 @@ class Tokenization:
             self._answers[answer] = tuple(both[len(colon) :] if separate else self.tokens(answer))
         return self._answers[answer]
 
+    def choice_tokens(self, choices: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """The token ids of choices that are whole answers.
+
+        Where one begins another (``card``, ``card_arrival``), all end with EOS: without its end,
+        the shorter one would always be at least as likely.
+        """
+        if choices not in self._whole:
+            tokens = tuple(map(self.answer_tokens, choices))
+            ordered = sorted(tokens)
+            begins = any(b[: len(a)] == a for a, b in pairwise(ordered))
+            self._whole[choices] = tuple((*one, self.eos) for one in tokens) if begins else tokens
+        return self._whole[choices]
+
     # ── Prompts with answers ────────────────────────────────────────────────────────────────────
 
     def encode(self, example: Example, prefix: Sequence[int] = ()) -> EncodedExample:
         """``example`` encoded, with the tokens of ``prefix`` before its prompt.
 
-        Raises DataError when the answer or a choice leaves no room for any of the prompt.
+        Raises AnswerTooLong when the answer or a choice leaves no room for any of the prompt.
         """
         return self._fitted(example, self.tokens(example.prompt), prefix)
 
@@ -120,16 +147,23 @@ class Tokenization:
         choices: tuple[tuple[int, ...], ...] = ()
         answer: tuple[int, ...] = ()
         if not self.head:
-            choices = tuple(map(self.answer_tokens, example.choices))
+            choices = (
+                self.choice_tokens(example.choices)
+                if example.whole
+                else tuple(map(self.answer_tokens, example.choices))
+            )
             answer = (*self.answer_tokens(example.answer), self.eos) if example.answer else ()
-        longest = max([len(answer), *(len(choice) + 1 for choice in choices)])
+        longest = max(
+            [len(answer), *(len(choice) + (choice[-1:] != (self.eos,)) for choice in choices)]
+        )
         room = self.max_length - longest - len(self.bos) - len(self.sep) - len(prefix)
         if room < min(len(body), 1):
-            raise DataError(
+            raise AnswerTooLong(
                 where=example.place,
                 expected=f"an answer that fits the context of {self.max_length} tokens",
                 found=f"an answer of {longest} tokens",
-                hint="Shorten the answer, split the row, or choose a base with a longer context.",
+                hint="Shorten the answer, split the row, drop such rows (--drop-long), or choose a "
+                "base with a longer context.",
             )
         truncated = len(body) > room
         if truncated:
@@ -141,7 +175,7 @@ class Tokenization:
     # ── Plain text ──────────────────────────────────────────────────────────────────────────────
 
     def windows(self, example: Example) -> list[EncodedExample]:
-        """A plain text in windows of at most ``max_length`` tokens; each token is supervised once.
+        """A plain text in windows of at most ``window`` tokens; each token is supervised once.
 
         For a bidirectional base ``MASKED_SHARE`` of the tokens are, at least one in each window.
         """
@@ -149,7 +183,7 @@ class Tokenization:
         if self.sep:
             return self._masked(example.id, ids)
         ids.append(self.eos)
-        size = self.max_length - len(self.bos) - 1
+        size = self.window - len(self.bos) - 1
         lead = self.bos or (self.eos,)
         return [
             EncodedExample(f"{example.id}/{start // size}", lead, tuple(ids[start : start + size]))
@@ -158,7 +192,7 @@ class Tokenization:
 
     def _masked(self, name: str, ids: list[int]) -> list[EncodedExample]:
         """``ids`` in windows; the masked positions depend on ``name`` and nothing else."""
-        size = self.max_length - 2
+        size = self.window - 2
         windows = []
         for start in range(0, len(ids), size):
             window = ids[start : start + size]
@@ -200,50 +234,51 @@ class Tokenization:
         return [encoded for _, encoded in self.encode_rows(examples)]
 
 
-def check_choices(tokenization: Tokenization, choices: Sequence[str], where: str) -> None:
-    """Raise DataError when two labels have the same tokens, or one begins with another.
+def encode_fitting(
+    tokenization: Tokenization, examples: Sequence[Example]
+) -> tuple[list[EncodedRow], list[AnswerTooLong]]:
+    """The encoded rows, and an error for each whose answer does not fit."""
+    rows: list[EncodedRow] = []
+    errors: list[AnswerTooLong] = []
+    for example in examples:
+        try:
+            rows += tokenization.encode_rows([example])
+        except AnswerTooLong as error:
+            errors.append(error)
+    return rows, errors
 
-    The likelihoods of labels are compared as texts, so a label with which another one begins would
-    always be at least as likely.
-    """
-    encoded = [(tokenization.answer_tokens(choice), choice.strip()) for choice in choices]
-    for i, (one, name) in enumerate(encoded):
-        if not one:
+
+def all_too_long(errors: Sequence[AnswerTooLong], column: str | None) -> AnswerTooLong:
+    """One error for all rows whose answer, in ``column``, does not fit."""
+    first = errors[0]
+    at = f", column {column!r}" if column else ""
+    if len(errors) == 1:
+        where, found = f"{first.where}{at}", first.found
+    else:
+        where = f"{len(errors)} rows{at}"
+        found = "; ".join(f"{error.where}: {error.found}" for error in errors[:LISTED])
+        found += f"; and {len(errors) - LISTED} more" if len(errors) > LISTED else ""
+    return AnswerTooLong(where=where, expected=first.expected, found=found, hint=first.hint)
+
+
+def check_choices(tokenization: Tokenization, choices: Sequence[str], where: str) -> None:
+    """Raise DataError when a label has no tokens, or two labels have the same."""
+    known: dict[tuple[int, ...], str] = {}
+    for choice in choices:
+        tokens, name = tokenization.answer_tokens(choice), choice.strip()
+        if not tokens:
             raise DataError(
                 where=where,
                 expected="labels with text",
                 found=f"label {name!r}, which has no token",
                 hint="Give it a wording: Classification(…, wording={…}).",
             )
-        for j, (other, second) in enumerate(encoded):
-            if i != j and other[: len(one)] == one and (i < j or other != one):
-                same = "which are the same tokens"
-                begins = "the second of which begins with the first"
-                raise DataError(
-                    where=where,
-                    expected="labels whose tokens differ from the start",
-                    found=f"{name!r} and {second!r}, {same if other == one else begins}",
-                    hint="Reword one of them in the data, or in the recipe: "
-                    f"Classification(…, wording={{{name!r}: 'another text'}}).",
-                )
-
-
-def with_token_counts(counts: RowCounts, encoded: Sequence[EncodedExample]) -> RowCounts:
-    """``counts`` with what tokenisation found in the training rows.
-
-    Raises TrainingError when no token is supervised, because training would teach nothing.
-    """
-    tokens = sum(one.supervised for one in encoded)
-    if tokens == 0:
-        raise TrainingError(
-            where="tokenisation",
-            expected="at least one supervised token",
-            found=f"none in {len(encoded)} rows",
-            hint="Check that the answer column holds text.",
-        )
-    return replace(
-        counts,
-        truncated=sum(one.truncated for one in encoded),
-        masked=sum(not one.supervised for one in encoded),
-        supervised_tokens=tokens,
-    )
+        if tokens in known:
+            raise DataError(
+                where=where,
+                expected="labels whose tokens differ",
+                found=f"{known[tokens]!r} and {name!r}, which are the same tokens",
+                hint="Reword one of them in the data, or in the recipe: "
+                f"Classification(…, wording={{{name!r}: 'another text'}}).",
+            )
+        known[tokens] = name

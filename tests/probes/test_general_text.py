@@ -3,11 +3,11 @@
 import pytest
 
 from benchmarks.embedded.general_text import SIZES, lines
-from lora_domains.data.general_text import embedded_texts, general_text
 from lora_domains.data.leaks import contained
 from lora_domains.embedded import GENERAL_TEXT_PATH
 from lora_domains.embedded.world import general_questions
 from lora_domains.errors import DataError
+from lora_domains.probes.general_text import embedded_texts, general_text
 from lora_domains.probes.lm_eval import harness_suite
 from lora_domains.probes.suite import Suite, embedded, quick
 from lora_domains.tasks import Example

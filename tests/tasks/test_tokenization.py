@@ -1,5 +1,6 @@
 """Examples to token ids: what is supervised, what is truncated, windows of plain text."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_domains.data.prepare import RowCounts
-from lora_domains.data.tokenization import (
-    EncodedExample,
-    Tokenization,
-    check_choices,
-    with_token_counts,
-)
+from lora_domains.dataset import with_token_counts
 from lora_domains.errors import DataError, TrainingError
 from lora_domains.tasks import Example, LanguageModelling, Row
+from lora_domains.tasks.tokenization import (
+    EncodedExample,
+    Tokenization,
+    all_too_long,
+    check_choices,
+    encode_fitting,
+)
 
 TEXTS = st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=60
@@ -172,16 +175,53 @@ def test_metaspace_answers_are_the_tokens_of_the_joined_text(scheme: str, answer
     ("choices", "found"),
     [
         ((" spam", " spam"), "the same tokens"),
-        ((" spam", " spam call"), "the second of which begins with the first"),
-        ((" spam call", " spam"), "the second of which begins with the first"),
         ((" ham", ""), "no token"),
     ],
 )
-def test_labels_that_are_not_distinct_from_the_start_are_refused(
+def test_labels_that_are_not_distinct_are_refused(
     tokenizer: Any, choices: tuple[str, ...], found: str
 ) -> None:
     with pytest.raises(DataError, match=found):
         check_choices(Tokenization(tokenizer, 64), choices, "domain 'x', column 'label'")
+
+
+@pytest.mark.parametrize("labels", [(" card", " card arrival"), ("10", "1", "2"), (" a b", " a")])
+def test_the_end_is_scored_where_a_label_begins_another(
+    tokenizer: Any, labels: tuple[str, ...]
+) -> None:
+    tokenization = Tokenization(tokenizer, 64)
+    check_choices(tokenization, labels, "x")
+    one = replace(example("note: a\nlabel:", labels[0], labels), whole=True)
+    item = tokenization.encode(one)
+    begins = any(a != b and b[: len(a)] == a for a in map(tokenization.answer_tokens, labels)
+                 for b in map(tokenization.answer_tokens, labels))  # fmt: skip
+    assert begins or labels[0] == "10"
+    assert all((choice[-1] == tokenization.eos) == begins for choice in item.choices)
+    assert item.choices[0] == (item.answer if begins else item.answer[:-1])
+    assert len(set(item.choices)) == len(labels)
+
+
+def test_labels_of_their_own_beginnings_have_no_end(tokenizer: Any) -> None:
+    labels = (" card", " cash")
+    item = Tokenization(tokenizer, 64).encode(replace(example("a:", " card", labels), whole=True))
+    assert item.choices[0] == item.answer[:-1]
+
+
+def test_each_answer_that_does_not_fit_is_reported(tokenizer: Any) -> None:
+    rows = [replace(example("note: a", " zq" * (30 if n % 3 == 0 else 1)), id=str(n),
+                    place=f"rows.csv, line {n}") for n in range(9)]  # fmt: skip
+    fitting, errors = encode_fitting(Tokenization(tokenizer, 16), rows)
+    assert [row.example.id for row in fitting] == ["1", "2", "4", "5", "7", "8"]
+    error = all_too_long(errors, "answer")
+    assert error.where == "3 rows, column 'answer'"
+    for n in (0, 3, 6):
+        assert f"rows.csv, line {n}: an answer of" in error.found
+    assert "zq" not in str(error)
+
+
+def test_plain_text_is_read_in_windows(tokenizer: Any) -> None:
+    text = Example("t:0", "", "red river " * 40)
+    assert max(map(len, Tokenization(tokenizer, 1000, window=20).windows(text))) <= 20
 
 
 def test_labels_may_share_a_beginning(tokenizer: Any) -> None:

@@ -1,0 +1,213 @@
+"""Rows in JSON, in columns (Parquet, the Arrow files of ``save_to_disk``), and in workbooks."""
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+from lora_domains.data.delimited import decode
+from lora_domains.data.source import File, Located, Table, class_name, places
+from lora_domains.errors import DataError
+
+# ── JSON ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_json(file: File) -> Table:
+    """The rows of a ``.json`` file; JSON lines are read as such."""
+    text, notes = decode(file)
+    rows, found = _whole(text)
+    if found and "\n" in text.strip():
+        lines, broken = _lines(text)
+        if not broken and all(isinstance(row, Mapping) for _, row in lines):
+            return Table(lines, [*notes, "one object on each line"])
+    if isinstance(rows, Mapping):
+        rows, key = _list_in(rows)
+        notes += [f"the list under {key!r}"] if key else []
+    if not isinstance(rows, list):
+        raise DataError(
+            where=str(file.path),
+            expected='a JSON list of objects, {"data": [objects]}, or one object on each line',
+            found=found or f"a JSON {'dict' if isinstance(rows, Mapping) else type(rows).__name__}",
+            hint='Write a list of rows (in pandas orient="records"), or one object on each line '
+            "of a file named .jsonl.",
+        )
+    return Table(list(enumerate(rows)), notes)
+
+
+def read_json_lines(file: File) -> Table:
+    """The rows of a ``.jsonl`` file; a JSON list is read as such."""
+    text, notes = decode(file)
+    rows, broken = _lines(text)
+    if broken or (len(rows) == 1 and isinstance(rows[0][1], list)):
+        whole, _ = _whole(text)
+        if isinstance(whole, list) and all(isinstance(row, Mapping) for row in whole):
+            return Table(list(enumerate(whole)), [*notes, "a JSON list"])
+    if broken:
+        raise DataError(
+            where=str(file.path),
+            expected="one JSON object on each line",
+            found=places(broken, "line"),
+            hint="Name a table .csv, and a JSON list of objects .json.",
+        )
+    return Table(rows, notes)
+
+
+def _lines(text: str) -> tuple[list[Located], list[str]]:
+    """(rows, what is wrong with each line that is none)."""
+    rows: list[Located] = []
+    broken = []
+    # Not splitlines(): a JSON string may contain U+2028 and similar characters.
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            if line.strip():
+                rows.append((f"line {number}", json.loads(line)))
+        except json.JSONDecodeError as error:
+            broken.append(f"line {number}, character {error.colno}: {error.msg}")
+        except (ValueError, RecursionError):
+            broken.append(f"line {number}: too long a number, or nested too deeply")
+    return rows, broken
+
+
+def _whole(text: str) -> tuple[Any, str]:
+    """(the value, what is wrong with the text)."""
+    try:
+        return json.loads(text), ""
+    except json.JSONDecodeError as error:
+        return None, f"line {error.lineno}, character {error.colno}: {error.msg}"
+    except (ValueError, RecursionError):
+        return None, "too long a number, or nested too deeply"
+
+
+def _list_in(value: Mapping[str, Any]) -> tuple[Any, str]:
+    """The list of objects in ``value`` and its key: ``data``, or the only one; else ``value``."""
+    lists = [
+        key
+        for key, part in value.items()
+        if isinstance(part, list) and part and all(isinstance(row, Mapping) for row in part)
+    ]
+    key = "data" if "data" in lists else lists[0] if len(lists) == 1 else ""
+    return (value[key], key) if key else (value, "")
+
+
+# ── Columns ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_parquet(file: File) -> Table:
+    """The rows of a Parquet file, with the names of ``datasets`` class labels."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(BytesIO(file.raw))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(file, "a Parquet file", error, "table.to_parquet(…)") from None
+    return Table(list(enumerate(_rows(file, table))))
+
+
+def read_arrow(file: File) -> Table:
+    """The rows of an Arrow stream, as ``datasets`` saves them."""
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.ipc.open_stream(BytesIO(file.raw)) as stream:
+            table = stream.read_all()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(file, "an Arrow stream", error, "dataset.save_to_disk(…)") from None
+    return Table(list(enumerate(_rows(file, table))))
+
+
+def _unreadable(file: File, what: str, error: Exception, write: str) -> DataError:
+    return DataError(
+        where=str(file.path),
+        expected=what,
+        found=f"a file that pyarrow cannot read ({type(error).__name__})",
+        hint=f"Write it again: {write}.",
+    )
+
+
+def _rows(file: File, table: Any) -> list[dict[str, Any]]:
+    """The rows of ``table``. Raises DataError for a column whose text is not UTF-8."""
+    columns: dict[str, list[Any]] = {}
+    names = label_names(table.schema.metadata)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            values = column.to_pylist()
+        except UnicodeDecodeError:
+            raise DataError(
+                where=f"{file.path}, column {name!r}",
+                expected="text in UTF-8",
+                found="bytes in another encoding",
+                hint="Write the table again from text that was decoded.",
+            ) from None
+        columns[name] = (
+            [class_name(value, names[name]) for value in values] if name in names else values
+        )
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """column → names of its classes, from what ``datasets`` stores beside a table."""
+    try:
+        stored = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        features = stored.get("info", {}).get("features") or {}
+        return {
+            column: list(feature["names"])
+            for column, feature in features.items()
+            if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return {}
+
+
+def read_workbook(file: File) -> Table:
+    """The rows of the first sheet that has any; its first row is the header."""
+    try:
+        import openpyxl
+    except ModuleNotFoundError:
+        raise DataError(
+            where=str(file.path),
+            expected="openpyxl, to read a workbook",
+            found="no such package",
+            hint="pip install 'lora-domains[excel]', or save the sheet as CSV.",
+        ) from None
+    try:
+        book = openpyxl.load_workbook(BytesIO(file.raw), read_only=True, data_only=True)
+        sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
+    except Exception as error:  # zip, XML and openpyxl's own errors
+        raise DataError(
+            where=str(file.path),
+            expected="an Excel workbook (.xlsx)",
+            found=f"a file that openpyxl cannot read ({type(error).__name__})",
+            hint="Save it again as .xlsx without a password, or as CSV.",
+        ) from None
+    filled = {title: rows for title, rows in sheets.items() if _filled(rows)}
+    if not filled:
+        raise DataError(
+            where=str(file.path), expected="rows", found="empty sheets", hint="Check the export."
+        )
+    title, rows = next(iter(filled.items()))
+    others = f" of {len(filled)}" if len(filled) > 1 else ""
+    return Table(_under_header(file, title, rows), [f"sheet {title!r}{others}"] if others else [])
+
+
+def _filled(rows: list[tuple[Any, ...]]) -> list[tuple[int, tuple[Any, ...]]]:
+    """The rows with a value, and their numbers in the sheet."""
+    return [(n, row) for n, row in enumerate(rows, 1) if any(cell is not None for cell in row)]
+
+
+def _under_header(file: File, title: str, rows: list[tuple[Any, ...]]) -> list[Located]:
+    (_, head), *rest = _filled(rows)
+    names = ["" if cell is None else str(cell).strip() for cell in head]
+    kept = [name for name in names if name]
+    if len(set(kept)) < len(kept) or not rest:
+        raise DataError(
+            where=f"{file.path}, sheet {title!r}",
+            expected="a header of distinct names, and rows under it",
+            found="a name more than once" if rest else "only the header: no rows",
+            hint="Rename the columns." if rest else "Check the export.",
+        )
+    return [
+        (f"row {n}", {name: value for name, value in zip(names, row, strict=False) if name})
+        for n, row in rest
+    ]

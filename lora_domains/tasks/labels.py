@@ -1,0 +1,47 @@
+"""Labels that are one and the same to a reader: other case, accents, spaces or number form."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
+
+
+def label_key(label: str) -> str:
+    """What two spellings of one label share.
+
+    Only Latin letters lose their accents: in other scripts marks make another letter.
+    """
+    kept: list[str] = []
+    for letter in unicodedata.normalize("NFKD", label):
+        base = next((one for one in reversed(kept) if not unicodedata.combining(one)), "")
+        accent = unicodedata.combining(letter) and "LATIN" in unicodedata.name(base or " ", "")
+        if not accent:
+            kept.append(letter)
+    folded = "".join(unicodedata.normalize("NFC", "".join(kept)).casefold().split())
+    number = WHOLE_NUMBER.fullmatch(folded)
+    return ("-" if number[1] == "-" and number[2] != "0" else "") + number[2] if number else folded
+
+
+def twins(labels: Iterable[str]) -> list[list[str]]:
+    """The labels that share a key with another, in lists, in the order of ``labels``."""
+    by_key: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        by_key.setdefault(label_key(label), []).append(label)
+    return [several for several in by_key.values() if len(several) > 1]
+
+
+def merged(counts: Mapping[str, int]) -> dict[str, str]:
+    """label → the most frequent of its spellings, the first in order among equals."""
+    return {
+        label: min(several, key=lambda one: (-counts[one], one))
+        for several in twins(sorted(counts))
+        for label in several
+    }
+
+
+def spelling(label: str, known: Iterable[str]) -> str:
+    """``label`` as ``known`` spells it, where exactly one of them shares its key."""
+    known = list(known)
+    same = [one for one in known if label_key(one) == label_key(label)]
+    return same[0] if label not in known and len(same) == 1 else label
