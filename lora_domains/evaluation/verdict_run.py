@@ -13,7 +13,7 @@ from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
 from lora_domains.adapters.parent import loaded_parent
 from lora_domains.console import Display
-from lora_domains.data.identity import digest_key
+from lora_domains.data.identity import digest_key, normalised_once
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
@@ -39,6 +39,7 @@ from lora_domains.verdict.ledger import begin_evaluation, end_evaluation, set_di
 from lora_domains.verdict.rules import finite
 
 
+@normalised_once()
 def evaluate(
     bank: Bank,
     dataset: Dataset,
