@@ -1,15 +1,19 @@
 """What got worse since older adapters: for ``--against FOLDER``.
 
 Two figures of each adapter are compared with those of the adapter of the same name in the older
-folder: the metric it is evaluated on, and pooled general knowledge. (Twenty more figures would
-raise false alarms.) On the same rows, the two adapters are compared item by item, as base and
-adapter are, with the same one-sided 95 % bounds. On other rows, their gains over the base are
-compared as two independent figures (``stats.intervals.difference_bounds``). A figure got worse when
-even the better bound of its change is a loss. A gate got worse when it fails and did not before;
-one that passed and is inconclusive now is listed, but the verdict already says so.
+folder: the metric it is evaluated on, and pooled general knowledge. (Twenty more figures would hide
+a loss.) On the same rows, the two adapters are compared item by item, as base and adapter are. On
+other rows, their gains over the base are compared as two independent figures
+(``stats.intervals.difference_bounds``). A figure got worse when even the better bound of its change
+is a loss. Holm's method widens the bounds so that of all figures of all adapters together one is
+called worse by chance in at most 5 % of reports (benchmarks/verdict/retrained.py).
+
+A gate got worse when it fails and did not before; one that passed and is inconclusive now is
+listed, but the verdict already says so.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from lora_domains.errors import UsageError
 from lora_domains.report.card import CARD, AdapterEntry, Card, Report
 from lora_domains.report.report import rebuilt
 from lora_domains.report.text import gained, kept
-from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.comparisons import holm
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.rules import WORST_FIRST
@@ -28,6 +32,8 @@ from lora_domains.verdict.scores import ScoreTable
 
 Items = Sequence[Mapping[str, Any]]
 Change = dict[str, Any]
+Compared = Callable[[float], Change]
+"""A change with bounds at a level."""
 
 
 def older_adapters(folder: Path) -> dict[str, Path]:
@@ -73,13 +79,23 @@ def regressions(
     adapter cannot be read.
     """
     entries = {entry.path: entry for entry in report.adapters}
-    changes = {}
+    compared: dict[tuple[str, str], Compared] = {}
+    before: dict[str, AdapterEntry] = {}
     for path, entry in entries.items():
         if path in older:
-            card, before = rebuilt(older[path])
+            card, old_items = rebuilt(older[path])
             _check_base(card, report, f"{name}/{path}")
-            after = items(path) if entry.judged else []
-            changes[path] = _changes(card.adapter, before, entry, after)
+            before[path] = card.adapter
+            new_items = items(path) if entry.judged else []
+            for figure, change in _figures(card.adapter, old_items, entry, new_items):
+                compared[path, figure] = change
+    found = holm(compared, lambda change: change["worse"])
+    changes = {
+        path: _changes(
+            old, entries[path], {figure: c for (of, figure), c in found.items() if of == path}
+        )
+        for path, old in before.items()
+    }
     return {
         "report": name,
         "worse": any(change["worse"] for change in changes.values()),
@@ -100,19 +116,23 @@ def _check_base(card: Card, report: Report, where: str) -> None:
         )
 
 
-def _changes(old: AdapterEntry, before: Items, new: AdapterEntry, after: Items) -> Change:
-    """The figures and gates of one adapter that changed."""
-    figures: dict[str, Change] = {}
+def _figures(
+    old: AdapterEntry, before: Items, new: AdapterEntry, after: Items
+) -> Iterator[tuple[str, Compared]]:
+    """The figures of one adapter that old and new have, and how each is compared at a level."""
     was, is_ = gained(old), gained(new)
     if was and is_ and was[0] == is_[0]:
         same_rows = old.data.get("test") == new.data.get("test")
-        pairs = _paired(before, after, "test") if same_rows else None
-        figures[is_[0]] = _change(is_[0], was[1], is_[1], pairs, new.positive_index)
-    known, knows = kept(old), kept(new)
-    if known and knows:
+        runs = Runs(before, after, "test", old.positive_index, new.positive_index)
+        yield is_[0], partial(_change, is_[0], runs, same_rows)
+    if kept(old) and kept(new):
         same_suite = old.judged.get("suite") == new.judged.get("suite")
-        pairs = _paired(before, after, "general") if same_suite else None
-        figures["general"] = _change("accuracy", known, knows, pairs, None)
+        runs = Runs(before, after, "general")
+        yield "general", partial(_change, "accuracy", runs, same_suite)
+
+
+def _changes(old: AdapterEntry, new: AdapterEntry, figures: Mapping[str, Change]) -> Change:
+    """The figures and gates of one adapter that changed."""
     verdicts = {gate["name"]: gate["verdict"] for gate in old.gates}
     gates = [
         {
@@ -126,27 +146,35 @@ def _changes(old: AdapterEntry, before: Items, new: AdapterEntry, after: Items) 
     ]
     return {
         "verdict": {"before": old.outcome, "now": new.outcome},
-        "figures": figures,
+        "figures": dict(figures),
         "gates": gates,
         "worse": any(part["worse"] for part in (*figures.values(), *gates)),
     }
 
 
-def _paired(before: Items, after: Items, part: str) -> ScoreTable | None:
-    """Items of the set ``part`` with the scores ``was`` and ``now``; None where rows differ.
+class Runs:
+    """The items of the set ``part`` in an older and a new run of an adapter."""
 
-    Digests of rows are keyed by the output folder, so that those of another machine differ: the
-    same rows are those with the same targets and groups in the same order.
-    """
-    old, new = (ScoreTable(run).where("set", part) for run in (before, after))
-    if not old or _arrangement(old) != _arrangement(new):
-        return None
-    return ScoreTable(
-        [
+    def __init__(
+        self, before: Items, after: Items, part: str,
+        positive_before: int | None = None, positive: int | None = None,
+    ) -> None:  # fmt: skip
+        self.before, self.after = (ScoreTable(run).where("set", part) for run in (before, after))
+        self.positive_before, self.positive = positive_before, positive
+
+    def paired(self) -> ScoreTable | None:
+        """The same items with the scores ``was`` and ``now``; None where rows differ.
+
+        Digests of rows are keyed by the output folder, so that those of another machine differ: the
+        same rows are those with the same targets and groups in the same order.
+        """
+        old, new = self.before, self.after
+        if not old or _arrangement(old) != _arrangement(new):
+            return None
+        return ScoreTable(
             {**now, "scores": {"was": was["scores"]["adapter"], "now": now["scores"]["adapter"]}}
             for was, now in zip(old, new, strict=True)
-        ]
-    )
+        )
 
 
 def _arrangement(items: ScoreTable) -> list[tuple[Any, int | None]]:
@@ -157,36 +185,30 @@ def _arrangement(items: ScoreTable) -> list[tuple[Any, int | None]]:
     return [(item["target"], code) for item, code in zip(items, codes, strict=True)]
 
 
-def _change(
-    metric: str, old: Mapping[str, Any], new: Mapping[str, Any], pairs: ScoreTable | None,
-    positive: int | None,
-) -> Change:  # fmt: skip
+def _change(name: str, runs: Runs, same: bool, level: float) -> Change:
     """From ``before`` to ``now``: the adapter's figure on the same rows, else its gains."""
-    paired = metric_named(metric).compare(pairs, "was", "now", positive) if pairs else None
-    lower: float | None
-    upper: float | None
+    metric, pairs = metric_named(name), runs.paired() if same else None
+    paired = metric.compare(pairs, "was", "now", runs.positive, level) if pairs else None
     if paired is not None:
-        before, now, lower, upper = paired.base, paired.adapter, paired.lower, paired.upper
-        if not np.isfinite([lower, upper]).all():
-            lower = upper = None
+        before, now, bounds = paired.base, paired.adapter, paired.bounds
     else:
-        before, now, lower, upper = old["difference"], new["difference"], None, None
-        # A single item has no bounds.
-        if None not in (old["lower"], old["upper"], new["lower"], new["upper"]):
-            lower, upper = difference_bounds(
-                now, Bounds(new["lower"], new["upper"]), before, Bounds(old["lower"], old["upper"])
-            )
-    worse = False
-    if lower is not None and upper is not None:
-        worse = upper < 0 if metric_named(metric).higher_is_better else lower > 0
+        was = metric.compare(runs.before, positive=runs.positive_before, level=level)
+        is_ = metric.compare(runs.after, positive=runs.positive, level=level)
+        if was is None or is_ is None:
+            raise ValueError(f"{name} expects a score of base and adapter on every item")
+        before, now = was.difference, is_.difference
+        bounds = difference_bounds(now, is_.bounds, before, was.bounds)
+    known = bool(np.isfinite(bounds).all())  # a single item has no bounds
+    worse = bounds.upper < 0 if metric.higher_is_better else bounds.lower > 0
     return {
         "paired": paired is not None,
         "before": before,
         "now": now,
         "change": now - before,
-        "lower": lower,
-        "upper": upper,
-        "worse": worse,
+        "lower": bounds.lower if known else None,
+        "upper": bounds.upper if known else None,
+        "level": level,
+        "worse": known and worse,
     }
 
 

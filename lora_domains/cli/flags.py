@@ -166,7 +166,7 @@ def add_out_flag(group: Any) -> None:
 def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> None:
     """The flags on a report that ``benchmark`` and ``report`` share."""
     evaluation.add_argument("--against", "--baseline", metavar="DIR", help="also say what got "
-                            "worse since these older adapters")  # fmt: skip
+                            "worse since these older adapters, such as a release")  # fmt: skip
     add = parser.add_argument_group("output").add_argument
     add("--out", default="reports", metavar="DIR", help="folder of the report; default: "
         "%(default)s")  # fmt: skip

@@ -223,7 +223,7 @@ def worsened(since: Fields) -> list[str]:
                 worse.append(
                     f"{name}: {metric_name(figure)} {rows} went from {fields['before']:{sign}.3f} "
                     f"to {fields['now']:{sign}.3f}, worse by at least {_nearest(fields):.3f} "
-                    "(95 % bound)."
+                    "(with 95 % confidence for all figures together)."
                 )
         for gate in found["gates"]:
             sentence = f"{name}: gate {gate['name']} went from {gate['before']} to {gate['now']}."

@@ -6,8 +6,9 @@ Differences are always adapter - base. Bounds are one-sided (``intervals``).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,6 +24,9 @@ from lora_domains.stats.bootstrap import (
 from lora_domains.stats.classes import class_counts, macro, span_of_flips
 from lora_domains.stats.intervals import items_needed_mean, items_needed_tango, mcnemar, tango
 from lora_domains.stats.shares import design_effect
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,28 @@ def items_needed(comparison: Comparison, threshold: float) -> int | None:
     return items_needed_mean(
         comparison.difference, comparison.bounds, n, threshold, comparison.level
     )
+
+
+def holm(
+    tests: Mapping[K, Callable[[float], T]], significant: Callable[[T], bool], error: float = 0.05
+) -> dict[K, T]:
+    """Each of several tests at the level that Holm's method gives it.
+
+    A test gives its outcome at a level. Of all that are true to their null hypothesis one is called
+    significant in a share ``error`` of cases at most, whatever their dependence: of m tests each is
+    held to ``error`` / m; those that are significant are set aside, and the others held to a level
+    divided among them alone, until none is. Source: Holm (1979), Scandinavian Journal of Statistics
+    6:65.
+    """
+    decided: dict[K, T] = {}
+    while len(decided) < len(tests):
+        level = 1 - error / (len(tests) - len(decided))
+        outcomes = {key: test(level) for key, test in tests.items() if key not in decided}
+        found = {key: outcome for key, outcome in outcomes.items() if significant(outcome)}
+        if not found:
+            decided |= outcomes
+        decided |= found
+    return {key: decided[key] for key in tests}
 
 
 # ── Inside ────────────────────────────────────────────────────────────────────────────────────────

@@ -74,7 +74,8 @@ def test_the_same_rows_are_compared_item_by_item_and_others_by_their_gains(
         )
         for part, k in ((now, None), (before, "prediction"), (now, "prediction"))
     )
-    wanted = compare_f1(truth, was, is_, 1)
+    # F1 is worse, so general knowledge is then held to the usual level (Holm).
+    wanted = compare_f1(truth, was, is_, 1, level=0.975)
     assert (figure["lower"], figure["upper"]) == pytest.approx((wanted.lower, wanted.upper))
     # On other rows only the gains can be compared, and they do not decide it.
     card = Card.read(new)
@@ -99,6 +100,28 @@ def test_groups_stay_together_when_old_and_new_are_paired(tmp_path: Path) -> Non
         assert found["paired"]
         widths.append(found["upper"] - found["lower"])
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_a_small_loss_of_one_of_many_adapters_is_no_regression(tmp_path: Path) -> None:
+    """Alone it is worse by its bound; beside four others, chance shows as much (Holm)."""
+    names = ["a", "b", "c", "d", "e"]
+    small = (455, 45, 30, 470)
+    counts = dict.fromkeys(names, PASSES) | {"c": small}
+    old = [folder(tmp_path / "old", name) for name in names]
+    new = [folder(tmp_path / "new", name, rows=items(counts[name])) for name in names]
+    alone = changes([old[2]], [new[2]])["adapters"]["c"]["figures"]["f1"]
+    among = changes(old, new)
+    figure = among["adapters"]["c"]["figures"]["f1"]
+    assert (alone["level"], alone["worse"]) == (0.975, True)
+    assert (figure["level"], figure["worse"]) == (0.995, False)
+    assert figure["change"] == alone["change"]
+    assert not among["worse"]
+    # One that clearly lost is found all the same, and sets the others free.
+    counts["a"] = (300, 200, 30, 470)
+    new[0] = folder(tmp_path / "worse", "a", rows=items(counts["a"]))
+    found = changes(old, new)["adapters"]
+    assert found["a"]["figures"]["f1"]["worse"]
+    assert found["c"]["figures"]["f1"]["level"] == pytest.approx(1 - 0.05 / 9)
 
 
 @pytest.mark.parametrize("part", ["items", "domain_scores", "gates"])

@@ -1,6 +1,7 @@
 """Paired comparisons against scikit-learn, simulation and the intervals they use."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lora_domains.stats.comparisons import (
     compare_f1,
     compare_means,
     compare_ratios,
+    holm,
     items_needed,
     ratio,
 )
@@ -245,3 +247,24 @@ def test_items_needed_follows_the_interval_that_was_used() -> None:
     means = Comparison(1.0, 1.2, 0.2, -0.2, 0.7, 25, 15, 10, 0.4)
     assert items_needed(means, 0.0) == 229
     assert items_needed(means, 0.45) == 229
+
+
+def test_holm_sets_aside_what_is_significant_and_frees_the_others() -> None:
+    """The step-down procedure on four p-values."""
+    p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+    tried: list[tuple[str, float]] = []
+
+    def test(name: str, level: float) -> tuple[float, bool]:
+        tried.append((name, level))
+        return level, p[name] < 1 - level
+
+    found = holm({name: partial(test, name) for name in p}, lambda outcome: outcome[1])
+    # .005 and .01 fall at .05 / 4, then .03 and .04 are held to .05 / 2.
+    assert {name: significant for name, (_, significant) in found.items()} == {
+        "a": True, "b": False, "c": False, "d": True
+    }  # fmt: skip
+    assert list(found) == list(p)
+    assert found["b"][0] == found["c"][0] == pytest.approx(0.975)
+    assert holm({}, bool) == {}
+    only = holm({"x": lambda level: level}, lambda _: False)
+    assert only == {"x": pytest.approx(0.95)}
