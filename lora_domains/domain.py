@@ -87,6 +87,8 @@ class Domain:
     """Whether cards and reports may contain row text; for public rows only."""
     metric: str | None = None
     """The metric that decides, one of ``metrics_of`` the task; None is the task's own."""
+    prevalence: float | None = None
+    """The share of positives where the adapter will be used, at which precision is restated."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -123,8 +125,9 @@ class Domain:
                    if getattr(self.gates, name) == target}  # fmt: skip
         task, gates = _json(hashed_record(self.task)), replace(self.gates, **default).hashed()
         hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
-        if self.metric is None:  # digests are older than this setting
-            del hashed["metric"]
+        for name in ("metric", "prevalence"):  # digests are older than these settings
+            if hashed[name] is None:
+                del hashed[name]
         return sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
@@ -168,7 +171,7 @@ def _check_metric(domain: Domain) -> None:
 
 def _check_ranges(domain: Domain) -> None:
     lora, training = domain.lora, domain.training
-    batch, length = training.batch_size, training.max_length
+    batch, length, share = training.batch_size, training.max_length, domain.prevalence
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
@@ -186,6 +189,12 @@ def _check_ranges(domain: Domain) -> None:
         ("replay", training.replay, 0 < training.replay <= 0.9, "above 0, at most .9"),
         ("general_rows", training.general_rows, training.general_rows >= 1, "at least 1"),
         ("clip", training.clip, training.clip > 0, "above 0"),
+        (
+            "prevalence",
+            share,
+            share is None or (0 < share < 1 and domain.task.positive is not None),
+            "a share of positives between 0 and 1, of a task with a positive class",
+        ),
         *domain.gates.ranges(),
     ]
     for name, value, holds, allowed in rules:
@@ -199,7 +208,7 @@ def _check_ranges(domain: Domain) -> None:
 
 
 def with_settings(domain: Domain, **settings: Any) -> Domain:
-    """``domain`` with its ``metric``, or settings of ``lora``, ``training`` or ``gates``, changed.
+    """``domain`` with its metric, prevalence, or settings of its LoRA, training or gates changed.
 
     Settings go by their names. ``retention`` is the training method; the margin of the gate of
     that name is set in ``Gates``. Raises UsageError for an unknown name.
@@ -210,14 +219,14 @@ def with_settings(domain: Domain, **settings: Any) -> Domain:
         "training": domain.training,
     }
     part_of = {f.name: part for part, value in parts.items() for f in fields(value)}
-    whole = {"metric": settings.pop("metric")} if "metric" in settings else {}
+    whole = {name: settings.pop(name) for name in ("metric", "prevalence") if name in settings}
     changes: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         if name not in part_of:
             raise UsageError(
                 expected="a setting of a domain",
                 found=repr(name),
-                hint=did_you_mean(name, [*part_of, "metric"]),
+                hint=did_you_mean(name, [*part_of, "metric", "prevalence"]),
             )
         changes.setdefault(part_of[name], {})[name] = value
     changed = {part: replace(parts[part], **new) for part, new in changes.items()}
@@ -283,6 +292,7 @@ def as_record(domain: Domain) -> dict[str, Any]:
         "gates": domain.thresholds,
         "show_text": domain.show_text,
         "metric": domain.metric,
+        "prevalence": domain.prevalence,
     }
 
 

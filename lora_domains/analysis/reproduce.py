@@ -84,6 +84,7 @@ def domain_of(card: Card) -> Domain:
         gates=Gates(**settings["gates"]),
         show_text=settings["show_text"],
         metric=settings.get("metric"),
+        prevalence=settings.get("prevalence"),
     )
 
 

@@ -158,6 +158,11 @@ def add_metric_flag(group: Any) -> None:
                        "accuracy, balanced_accuracy, mcc, …; default: the task's own")  # fmt: skip
 
 
+def add_prevalence_flag(group: Any) -> None:
+    group.add_argument("--prevalence", type=float, metavar="P", help="the share of positives where "
+                       "the adapter will be used; precision is restated for it")  # fmt: skip
+
+
 def add_out_flag(group: Any) -> None:
     group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
                        "default: %(default)s")  # fmt: skip
@@ -208,6 +213,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     add("--target-recall", type=float, metavar="P", help="target recall for --positive: the "
         "threshold is chosen on validation rows, and the gate on recall asks for it")  # fmt: skip
     add("--target-precision", type=float, metavar="P", help="target precision for --positive")
+    add_prevalence_flag(evaluation)
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add_metric_flag(evaluation)
     output = parser.add_argument_group("output")
@@ -252,6 +258,7 @@ def configured(domain: Domain, flags: argparse.Namespace, *, repeated: bool = Fa
         data=data,
         task=_with_task_flags(domain.task, data, flags),
         metric=flags.metric or domain.metric,
+        prevalence=domain.prevalence if flags.prevalence is None else flags.prevalence,
         show_text=flags.show_text or (domain.show_text and not own_rows),
     )
 

@@ -109,12 +109,13 @@ def _rules(domain: Domain) -> dict[str, Any]:
         "labels": list(task.labels or ()),
         "positive": task.positive,
         "loss": task.loss_unit,
+        "prevalence": domain.prevalence,
     }
 
 
 def use_settings(entry: AdapterEntry, domain: Domain) -> None:
     """Give ``entry`` the task, gates and metric of ``domain``; those at training are kept."""
-    now = {key: as_record(domain)[key] for key in ("task", "gates", "metric")}
+    now = {key: as_record(domain)[key] for key in ("task", "gates", "metric", "prevalence")}
     before = {key: entry.settings.get(key) for key in now}
     if before != now and not entry.trained_with:
         entry.trained_with = before

@@ -13,6 +13,7 @@ from lora_domains.report import text as wording
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.conclusion import conclusion, standing
 from lora_domains.verdict.metrics import best_baseline, metric_named
+from lora_domains.verdict.rules import capital
 from lora_domains.verdict.scores import contender_label
 
 ASSETS = Path(__file__).parent / "assets"
@@ -43,6 +44,8 @@ def page(report: Report) -> str:
         "calibrated": wording.calibrated,
         "memorised": wording.memorised,
         "decided_by": wording.decided_by,
+        "precision_elsewhere": wording.precision_elsewhere,
+        "capital": capital,
     }
     adapters = list(_adapters(report))
     chart, left_out = _scatter(adapters)
@@ -232,9 +235,10 @@ def _confusion(entry: AdapterEntry) -> dict[str, Any]:
 
 
 def _reliability(entry: AdapterEntry) -> dict[str, Any]:
-    """Charts of risk against coverage, and of precision against recall."""
+    """Charts of risk against coverage, and of precision against recall and prevalence."""
     risk, named = entry.calibration.get("risk_coverage"), entry.curve
-    fields: dict[str, Any] = {"risk_chart": None, "curve_chart": None}
+    fields: dict[str, Any] = {"risk_chart": None, "curve_chart": None,
+                              "prevalence_chart": None}  # fmt: skip
     if risk:
         lines = {name: [(p["coverage"], p[key]) for p in risk]
                  for name, key in (("share wrong", "risk"), ("at most", "upper"))}  # fmt: skip
@@ -245,6 +249,14 @@ def _reliability(entry: AdapterEntry) -> dict[str, Any]:
     if lines:
         title = f"Precision against recall of {entry.path}; the figures are in the table below"
         fields["curve_chart"] = charts.traces(lines, "recall", "precision", title)
+    points = [
+        p for p in named.get("prevalence", {}).get("points", ()) if p["precision"] is not None
+    ]
+    if points:
+        lines = {name: [(p["prevalence"], p[key]) for p in points]
+                 for name, key in (("precision", "precision"), ("at least", "lower"))}  # fmt: skip
+        title = f"Precision of {entry.path} against the share of positives; table below"
+        fields["prevalence_chart"] = charts.traces(lines, "share of positives", "precision", title)
     return fields
 
 

@@ -26,6 +26,7 @@ from lora_domains.report.text import (
     outcome,
     percent,
     points,
+    precision_elsewhere,
     prior_evaluations,
     ranked,
     without_near_leaks,
@@ -200,9 +201,10 @@ def _reliability(entry: AdapterEntry) -> list[str]:
             ("looks", "Test set", prior_evaluations),
             ("calibration", "Confidence", calibrated),
             ("curve", "Decision", decided_by),
+            ("curve", "Prevalence", precision_elsewhere),
             ("memorisation", "Memorisation", memorised),
         )
-        if getattr(entry, key)
+        if getattr(entry, key) and words(getattr(entry, key))
     ]
     return [*sentences, ""] if sentences else []
 

@@ -79,6 +79,7 @@ def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
         leaks=entry.leaks,
         near_leaks={row for _, row, how in entry.leaks.get("pairs", ()) if how == "near"},
         embedded_base=judged.get("embedded_base", False),
+        prevalence=judged.get("prevalence"),
         base_changed=judged["base_changed"],
         largest_move=float("nan") if move is None else move,
         evaluations=entry.looks,

@@ -24,10 +24,12 @@ from lora_domains.report.text import (
     nats_of,
     percent,
     points,
+    precision_elsewhere,
     ranked,
     without_near_leaks,
     worsened,
 )
+from lora_domains.verdict.rules import capital
 from lora_domains.verdict.scores import contender_label
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim",
@@ -81,6 +83,8 @@ def scores(console: Console, entry: AdapterEntry) -> None:
         line(console, without_near_leaks(entry))
         console.print(_scores(entry.without_near_leaks))
     line(console, losses(entry))
+    if entry.curve and (elsewhere := precision_elsewhere(entry.curve)):
+        line(console, f"{capital(elsewhere)}.")
     if entry.over_parent:
         parent = entry.parent.name if entry.parent else "the parent"
         metric = entry.judged["metric"]

@@ -146,6 +146,33 @@ def without_near_leaks(entry: AdapterEntry) -> str:
     return f"Without {near} nearly the same as what training read, on the other {clean}:"
 
 
+SHOWN_AT = (0.1, 0.05, 0.01)
+"""Shares of positives at which precision is said where the domain declares none."""
+
+
+def precision_elsewhere(curve: Fields) -> str:
+    """Precision where another share of the rows is positive than among the test rows.
+
+    Empty for a card without it, and where no test row was predicted positive.
+    """
+    found = curve.get("prevalence") or {"points": []}
+    known = {p["prevalence"]: p for p in found["points"] if p["precision"] is not None}
+    if not known:
+        return ""
+    own, declared = found["test"], found["declared"]
+    shares = [share for share in SHOWN_AT if share < own] if declared is None else [declared]
+    restated = ", ".join(
+        f"{with_bounds(known[share], 'precision', known[share])} where {100 * share:.3g} % are"
+        for share in shares
+    )
+    here = (
+        f"precision is {number(known[own]['precision'])} where {100 * own:.3g} % of the rows are "
+    )
+    return f"{here}{curve['positive']}, as in the test rows" + (
+        f"; it would be {restated}" if restated else ""
+    )
+
+
 def most_confused(confusion: Fields) -> list[tuple[int, str, str]]:
     """The adapter's mistakes as (rows, true label, predicted label), most frequent first."""
     labels = confusion["labels"]

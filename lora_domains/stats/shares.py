@@ -35,6 +35,37 @@ class Share(NamedTuple):
         return None if needed is None else math.ceil(needed * self.effect)
 
 
+def precision_at(recall: Share, alarms: Share, prevalence: float) -> tuple[float | None, Bounds]:
+    """Precision where a share ``prevalence`` of all rows is positive, and its bounds.
+
+    By Bayes, with r the share of positives and a that of negatives that are predicted positive:
+
+        precision = p r / (p r + (1 - p) a)
+
+    Both are measured in their own class, so that the share of positives among the measured rows
+    does not matter. Precision depends on them through a / r, whose bounds are those of two
+    independent shares by MOVER-R (Donner & Zou 2012, Statistical Methods in Medical Research
+    21:347). None where nothing is predicted positive.
+    """
+
+    def at(ratio: float) -> float:
+        return prevalence / (prevalence + (1 - prevalence) * ratio)
+
+    if min(recall.n, alarms.n) == 0:
+        return None, Bounds(0.0, 1.0)
+    r, a = recall.successes / recall.n, alarms.successes / alarms.n
+    (low_r, high_r), (low_a, high_a) = recall.bounds, alarms.bounds
+    product, most = r * a, math.inf
+    if low_r > 0:
+        root = product**2 - high_a * low_r * (2 * a - high_a) * (2 * r - low_r)
+        most = (product + math.sqrt(max(0.0, root))) / (low_r * (2 * r - low_r))
+    root = product**2 - low_a * high_r * (2 * a - low_a) * (2 * r - high_r)
+    spread = high_r * (2 * r - high_r)
+    least = (product - math.sqrt(max(0.0, root))) / spread if spread > 0 else low_a / high_r
+    observed = at(a / r) if r > 0 else 0.0 if a > 0 else None
+    return observed, Bounds(at(most), at(max(0.0, least)))
+
+
 def share_of(
     right: ArrayLike, groups: Iterable[Hashable] | None = None, level: float = 0.95
 ) -> Share:

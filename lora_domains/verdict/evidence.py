@@ -52,6 +52,8 @@ class Evidence:
     """Whether the base is the embedded one, on which the default limit of KL was calibrated."""
     near_leaks: Collection[str] = ()
     """Ids of the rows that are nearly the same as what training read."""
+    prevalence: float | None = None
+    """The share of positives where the adapter will be used, as the domain declares it."""
     base_changed: bool = False
     largest_move: float = 0.0
     """The largest absolute difference of a logit from the base's."""

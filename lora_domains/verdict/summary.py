@@ -6,7 +6,9 @@
     "calibration": {…, "bounds": {"ece" | "brier": {"lower", "upper"}},
                     "risk_coverage": [{"confidence", "coverage", "risk", "upper"}]}
     "curve": {"positive", "targets": {"recall" | "precision": …}, "threshold",
-              "test" and "validation": [{"threshold", "precision", "recall"}]}
+              "test" and "validation": [{"threshold", "precision", "recall"}],
+              "prevalence": {"test", "declared", "points": [{"prevalence", "precision", "lower",
+                             "upper"}]}}    precision where another share of rows is positive
     "memorisation": {"auc", "lower", "upper", "loss", "calibrated", "train", "test"}
                     "auc" is the larger of the two measured (Evidence.membership)
     "seeds": {METRIC: {…}}    where several seeds were compared; see seeds.seed_variance
@@ -23,13 +25,16 @@ import numpy as np
 
 from lora_domains.stats.classes import by_class, total_counts
 from lora_domains.stats.comparisons import Comparison
-from lora_domains.stats.shares import share_of
+from lora_domains.stats.shares import precision_at, share_of
 from lora_domains.stats.thresholds import curve
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.gates import judge_all
 from lora_domains.verdict.metrics import METRICS, Metric, reported
 from lora_domains.verdict.rules import finite, verdict
 from lora_domains.verdict.scores import CONTENDERS, ScoreTable
+
+PREVALENCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""Shares of positives at which precision is restated."""
 
 
 def summarise(
@@ -75,7 +80,7 @@ def _details(
         details["calibration"] = evidence.calibration
     if positive is not None:
         chosen = {"positive": labels[positive], **threshold}
-        details["curve"] = chosen | _curves(evidence)
+        details["curve"] = chosen | _curves(evidence) | _by_prevalence(evidence, positive)
     if memorisation := _memorisation(evidence):
         details["memorisation"] = memorisation
     return details
@@ -209,3 +214,22 @@ def _curves(evidence: Evidence) -> dict[str, Any]:
             positives = table.targets() == evidence.positive
             curves[name] = curve(table.column("adapter", "positive"), positives)
     return curves
+
+
+def _by_prevalence(evidence: Evidence, positive: int) -> dict[str, Any]:
+    """Precision where other shares of the rows are positive; empty without a row of each class."""
+    test = evidence.test
+    true, predicted = test.targets() == positive, _predictions(test, "adapter") == positive
+    if not 0 < true.sum() < len(true):
+        return {}
+    every = test.groups()
+    recall, alarms = (
+        share_of(predicted[rows], None if every is None else [every[i] for i in rows])
+        for rows in (np.flatnonzero(true), np.flatnonzero(~true))
+    )
+    own, declared = float(true.mean()), evidence.prevalence
+    points = []
+    for share in sorted({*PREVALENCES, own, *([] if declared is None else [declared])}):
+        precision, bounds = precision_at(recall, alarms, share)
+        points.append({"prevalence": share, "precision": precision, **bounds._asdict()})
+    return {"prevalence": {"test": own, "declared": declared, "points": points}}

@@ -18,7 +18,7 @@ from lora_domains.tasks import Classification, Generation
 
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--target-recall": "0.9", "--target-precision": "0.8", "--max-length": "64",
-          "--delimiter": "tab"}  # fmt: skip
+          "--delimiter": "tab", "--prevalence": "0.05"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex", "--metric": "mcc"}  # fmt: skip
 
@@ -65,7 +65,7 @@ def calls_made(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> dic
 def test_every_flag_has_an_effect(action: argparse.Action, monkeypatch: pytest.MonkeyPatch) -> None:
     flag = action.option_strings[0]
     value = [] if action.nargs == 0 else [VALUES.get(flag, OTHER_VALUES.get(flag, "other"))]
-    beside = ["--positive", "spam"] if flag.startswith("--target") else []
+    beside = ["--positive", "spam"] if flag.startswith(("--target", "--prevalence")) else []
     assert calls_made(beside, monkeypatch) != calls_made([*beside, flag, *value], monkeypatch)
 
 
@@ -119,6 +119,17 @@ def test_a_target_replaces_that_of_the_recipe() -> None:
         assert found.targets == targets, arguments
     with pytest.raises(DomainError, match="a positive class"):
         configured(recipe, parser.read(["--positive", "none", "--target-recall", "0.9"]))
+
+
+def test_prevalence_needs_a_positive_class() -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    recipe = Domain("spam", Classification(positive="spam"), Data("own.csv"), prevalence=0.1)
+    assert configured(recipe, parser.read([])).prevalence == 0.1
+    assert configured(recipe, parser.read(["--prevalence", "0.05"])).prevalence == 0.05
+    for wrong in (["--prevalence", "1"], ["--positive", "none"]):
+        with pytest.raises(DomainError, match="of a task with a positive class"):
+            configured(recipe, parser.read(wrong))
 
 
 def test_a_metric_may_need_another_flag() -> None:

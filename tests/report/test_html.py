@@ -141,11 +141,14 @@ def test_a_chart_has_a_text_alternative_or_is_beside_its_figures(shown: Path) ->
             assert "table" in (attrs["aria-label"] or "")
         else:
             assert attrs["aria-hidden"] == "true"
-    for of in ("every epoch", "risk and coverage", "precision and recall"):
+    for of in (
+        "every epoch", "risk and coverage", "precision and recall", "precision by prevalence",
+    ):  # fmt: skip
         assert text.count(f"Figures of {of}") == 3
-    # Loss, risk and precision (on test rows only: no threshold was tuned here).
-    assert text.count('class="line line0"') == 4 * 3
-    assert text.count('class="line line1"') == 2 * 3
+    # Loss, risk, prevalence and precision (on test rows only: no threshold was tuned here).
+    assert text.count('class="line line0"') == 5 * 3
+    assert text.count('class="line line1"') == 3 * 3
+    assert text.count("Precision is 0.939 where 50 % of the rows are urgent") == 1
 
 
 def test_the_verdict_comes_first(report: Report) -> None:

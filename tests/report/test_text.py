@@ -1,7 +1,7 @@
 """The sentences of reports."""
 
 from lora_domains.report.card import AdapterEntry
-from lora_domains.report.text import losses
+from lora_domains.report.text import losses, precision_elsewhere
 from lora_domains.tasks import Classification, task_record
 
 
@@ -17,3 +17,21 @@ def test_the_unit_of_the_loss_is_shown() -> None:
     )
     same = "The loss is label cross-entropy, here and in the table of epochs."
     assert losses(entry("label cross-entropy", True)) == same
+
+
+def test_precision_elsewhere_is_said_at_the_declared_share_or_at_usual_ones() -> None:
+    points = [{"prevalence": share, "precision": p, "lower": p - 0.1, "upper": p + 0.1}
+              for share, p in ((0.01, 0.2), (0.05, 0.58), (0.1, 0.7), (0.4, 0.85))]  # fmt: skip
+    curve = {"positive": "urgent", "prevalence": {"test": 0.4, "declared": 0.05, "points": points}}
+    here = "precision is 0.850 where 40 % of the rows are urgent, as in the test rows"
+    rare = "0.580 (0.480 to 0.680) where 5 % are"
+    assert precision_elsewhere(curve) == f"{here}; it would be {rare}"
+    curve["prevalence"]["declared"] = None  # type: ignore[index]
+    assert precision_elsewhere(curve) == (
+        f"{here}; it would be 0.700 (0.600 to 0.800) where 10 % are, {rare}, "
+        "0.200 (0.100 to 0.300) where 1 % are"
+    )
+    for point in points:  # nothing is predicted positive
+        point["precision"] = None  # type: ignore[assignment]
+    assert precision_elsewhere(curve) == ""
+    assert precision_elsewhere({"positive": "urgent"}) == ""

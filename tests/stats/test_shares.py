@@ -5,7 +5,7 @@ import pytest
 
 from lora_domains.stats.calibration import risk_coverage
 from lora_domains.stats.intervals import wilson
-from lora_domains.stats.shares import share_of
+from lora_domains.stats.shares import Share, precision_at, share_of
 
 
 def false_passes(patients: int, each: int, correlation: float, level: float, runs: int) -> float:
@@ -59,3 +59,47 @@ def test_the_risk_of_referral_counts_patients() -> None:
     grouped = risk_coverage(confidence, right, np.repeat(np.arange(40), 10).tolist())[-1]
     assert grouped["risk"] == alone["risk"]
     assert grouped["upper"] > alone["upper"] + 0.05
+
+
+def test_precision_is_restated_for_another_prevalence() -> None:
+    # 172 of 200 positives found and 10 false alarms among 300: .945 at the test set's 40 %.
+    recall, alarms = Share(172, 200, 0.95), Share(10, 300, 0.95)
+    here, bounds = precision_at(recall, alarms, 0.4)
+    assert here == pytest.approx(172 / 182)
+    assert bounds.lower < 172 / 182 < bounds.upper
+    rare, bounds = precision_at(recall, alarms, 0.05)
+    assert rare == pytest.approx(0.58, abs=0.005)
+    assert 0.4 < bounds.lower < 0.5 < 0.65 < bounds.upper < 0.75
+
+
+@pytest.mark.parametrize(
+    ("found", "alarms", "observed"),
+    [((9, 10), (0, 30), 1.0), ((0, 10), (3, 30), 0.0), ((0, 10), (0, 30), None),
+     ((0, 0), (3, 30), None), ((10, 10), (30, 30), 0.05)],
+)  # fmt: skip
+def test_precision_of_few_rows_has_wide_bounds(
+    found: tuple[int, int], alarms: tuple[int, int], observed: float | None
+) -> None:
+    precision, bounds = precision_at(Share(*found, 0.95), Share(*alarms, 0.95), 0.05)
+    assert precision == (observed if observed is None else pytest.approx(observed))
+    assert 0 <= bounds.lower <= (0.5 if observed is None else observed) <= bounds.upper <= 1
+    assert bounds.upper - bounds.lower > 0.01
+
+
+@pytest.mark.parametrize(
+    ("rows", "recall", "alarms"), [(500, 0.85, 0.03), (200, 0.6, 0.1), (1000, 0.9, 0.02)]
+)
+def test_bounds_of_precision_elsewhere_hold_the_truth(
+    rows: int, recall: float, alarms: float
+) -> None:
+    rng, missed = np.random.default_rng(rows), np.zeros(2)
+    truth = 0.05 * recall / (0.05 * recall + 0.95 * alarms)
+    for _ in range(1500):
+        positives = int(rng.binomial(rows, 0.4))
+        _, bounds = precision_at(
+            Share(rng.binomial(positives, recall), positives, 0.95),
+            Share(rng.binomial(rows - positives, alarms), rows - positives, 0.95), 0.05,
+        )  # fmt: skip
+        missed += bounds.lower > truth, bounds.upper < truth
+    assert (missed / 1500 <= 0.07).all()  # 5 % on each side; 3 sd
+    assert (missed / 1500 >= 0.02).all()  # and not for free

@@ -54,6 +54,38 @@ def good(count: int = 1000) -> list[Item]:
     ]
 
 
+def test_precision_is_restated_where_fewer_rows_are_positive() -> None:
+    items = [*table(172, 28, 10, 290), *train_like(172, 28, 10, 290), *general(), *text()]
+    found = judged(items, prevalence=0.05)["curve"]["prevalence"]
+    assert (found["test"], found["declared"]) == (0.4, 0.05)
+    by_share = {point["prevalence"]: point for point in found["points"]}
+    assert by_share[0.4]["precision"] == pytest.approx(172 / 182)
+    assert by_share[0.05]["precision"] == pytest.approx(0.58, abs=0.005)
+    assert by_share[0.05]["lower"] == pytest.approx(0.45, abs=0.03)
+    assert list(by_share) == sorted(by_share)
+    precisions = [point["precision"] for point in found["points"]]
+    assert precisions == sorted(precisions)
+    # The gate holds where the test rows are; without a declaration the curve is there too.
+    assert gate(judged(items, prevalence=0.05), "precision")["observed"] == pytest.approx(172 / 182)
+    undeclared = judged(items)["curve"]["prevalence"]
+    assert undeclared["declared"] is None
+    assert undeclared["points"] == found["points"]
+
+
+def test_precision_elsewhere_needs_both_classes_and_respects_groups() -> None:
+    alone = judged([*table(30, 10, 0, 0), *train_like(30, 10, 0, 0), *general(), *text()])
+    assert "prevalence" not in alone["curve"]
+    items = [*table(170, 30, 30, 270), *train_like(170, 30, 30, 270), *general(), *text()]
+    grouped = [item | {"group": f"patient {n // 10}"} if item["set"] == "test" else item
+               for n, item in enumerate(items)]  # fmt: skip
+    plain, wide = (
+        {p["prevalence"]: p for p in judged(rows)["curve"]["prevalence"]["points"]}[0.05]
+        for rows in (items, grouped)
+    )
+    assert wide["precision"] == pytest.approx(plain["precision"])
+    assert wide["lower"] < plain["lower"]
+
+
 # ── Published cases ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -412,7 +444,7 @@ def test_rows_that_chose_a_threshold_enter_no_gate() -> None:
         None, 60,
     )  # fmt: skip
     assert after == before
-    assert after["curve"].keys() == {"positive", "targets", "threshold", "test"}
+    assert after["curve"].keys() == {"positive", "targets", "threshold", "test", "prevalence"}
 
 
 def test_ten_thousand_items_are_summarised_fast() -> None:
