@@ -27,6 +27,7 @@ from lora_domains.evaluation.scorer import Scorer, saved_folder
 from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import check_fits, judge, use_settings
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import row_limit
 from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, BaseRecord, read_items
@@ -115,7 +116,7 @@ def measure(
             entry.leaks = asdict(leaks[entry.domain])
         else:
             items = _stored_items(scorer, name, entry, suite)
-        _set_general(entry, suite, general[name], changed)
+        _set_general(entry, scorer.bank.base, suite, general[name], changed)
         items = items + general[name].items
         if name in scored:
             judge(entry, items, out)
@@ -168,10 +169,10 @@ def _stored_items(scorer: Scorer, name: str, entry: AdapterEntry, suite: Suite) 
 
 
 def _set_general(
-    entry: AdapterEntry, suite: Suite, general: GeneralScores, base_changed: bool
+    entry: AdapterEntry, base: Base, suite: Suite, general: GeneralScores, base_changed: bool
 ) -> None:
     judged = entry.judged
-    judged["suite"] = suite.name
+    judged |= {"suite": suite.name, "embedded_base": base.id == "embedded"}
     # Without texts, the largest move on the adapter's own rows is kept.
     if general.largest_move:
         judged["largest_move"] = finite(general.largest_move)

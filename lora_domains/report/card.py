@@ -268,7 +268,8 @@ def _upgraded(stored: Any) -> Any:
     entries = stored.get("adapters") if isinstance(stored, Mapping) else None
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         return stored
-    renewed = []
+    base, renewed = stored.get("base"), []
+    embedded = isinstance(base, Mapping) and base.get("id") == "embedded"
     for entry in entries:
         # Packed answers were kept for comparisons, which read the items now.
         entry = {key: value for key, value in entry.items() if key != "answers"}
@@ -283,6 +284,8 @@ def _upgraded(stored: Any) -> Any:
         if isinstance(entry.get("curve"), Mapping):
             entry["curve"] = _with_targets(entry["curve"])
         judged = entry.get("judged")
+        if isinstance(judged, Mapping) and judged:
+            judged = entry["judged"] = {"embedded_base": embedded, **judged}
         if isinstance(judged, Mapping) and isinstance(judged.get("threshold"), Mapping):
             entry["judged"] = {**judged, "threshold": _with_targets(judged["threshold"])}
         renewed.append(entry)

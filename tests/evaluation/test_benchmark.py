@@ -68,6 +68,7 @@ def test_a_benchmark_gives_the_scores_of_single_evaluations(
         for part in ("domain_scores", "general", "confusion", "gates", "calibration",
                      "memorisation"):  # fmt: skip
             assert close(entry[part], card[part]), (name, part)
+        assert entry["judged"]["embedded_base"] is False
         # The validation rows choose the same threshold.
         assert close(entry["judged"]["threshold"], card["judged"]["threshold"])
         assert (card["judged"]["threshold"] is not None) == (name == "spam")

@@ -160,6 +160,9 @@ def test_former_defaults_of_an_older_card_are_no_limits(tmp_path: Path) -> None:
     settings["gates"] = {"retention": 0.03, "drift": 0.23, "overfit": 0.2, "memorisation": 0.75}
     gates = Card.read(folder(tmp_path, settings=settings)).adapter.settings["gates"]
     assert gates == {"retention": 0.03, "drift": None, "overfit": 0.2, "memorisation": None}
+    older = Card.read(folder(tmp_path, "embedded")).adapter.judged
+    other = Card.read(folder(tmp_path, "other", base={"id": "tiny"})).adapter.judged
+    assert (older["embedded_base"], other["embedded_base"]) == (True, False)
     settings["gates"]["calibration"] = None  # a card of today: the domain set these limits
     declared = Card.read(folder(tmp_path, "today", settings=settings)).adapter.settings["gates"]
     assert declared == settings["gates"]

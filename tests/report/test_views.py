@@ -22,9 +22,8 @@ def warned(tmp_path: Path) -> Path:
         if item["set"] == "train":
             item["scores"]["adapter"]["nll"] = 0.001
     gates = {"recall": 0.7, "precision": 0.7, "calibration": None}
-    return folder(
-        tmp_path, "triage", rows, settings=CARD["adapters"][0]["settings"] | {"gates": gates}
-    )
+    settings = CARD["adapters"][0]["settings"] | {"gates": gates}
+    return folder(tmp_path, "triage", rows, base={"id": "tiny"}, settings=settings)
 
 
 def test_every_view_shows_warnings_after_the_gates_that_decide(
