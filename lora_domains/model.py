@@ -92,6 +92,8 @@ class DomainModel:
             device=device,
             announce=report_memory(shown, quantization, quiet=display is None),
         )
+        for note in base.notes:
+            shown.warn(note)
         return cls(base, slots=slots, out=out, display=shown)
 
     def __call__(

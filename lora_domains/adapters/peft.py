@@ -4,6 +4,7 @@ PEFT resolves targets, initialises weights and names tensors. It is given the ba
 the meta device, without weights.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +18,17 @@ import torch
 from lora_domains.adapters.folder import fingerprint, replacing, write_card
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterUnsupported, did_you_mean, listed
-from lora_domains.modeling.base import Base
+from lora_domains.modeling.base import ROUTED, Base
+from lora_domains.modeling.base_check import experts_of
 from lora_domains.modeling.heads import head_shapes, layout_of, new_head
 from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import Card
 
 PREFIX = "base_model.model."
+EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "w1", "w2", "w3"}
+"""Names that PEFT translates to weights of experts."""
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Kinds on whose ``out_proj`` PEFT refuses LoRA."""
 WHOLE = ".modules_to_save.default."
 """Part of PEFT's names for the tensors of modules that it saves whole."""
 
@@ -31,24 +37,11 @@ def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
     """A ``PeftModel`` of the base's architecture on the meta device, with ``config`` applied.
 
     With ``classes`` it is the architecture's sequence classifier, for an adapter with a head.
-    Raises AdapterUnsupported when no linear of the base matches, and for mixture-of-experts layers
-    whose experts are one three-dimensional weight, which PEFT would silently leave out.
+    Raises AdapterUnsupported when no linear of the base matches, or with PEFT's own reason.
     """
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    experts = [
-        name
-        for name, parameter in base.model.named_parameters()
-        if parameter.dim() == 3 and "expert" in name
-    ]
-    if experts:
-        raise AdapterUnsupported(
-            where=base.id,
-            expected="a base whose layers are two-dimensional linears",
-            found=f"mixture-of-experts weights such as {experts[0]}",
-            hint="Choose a dense base.",
-        )
     plain = deepcopy(base.model.config)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
@@ -65,7 +58,9 @@ def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in bare.named_modules() if _linear(m)})
         targets = config.target_modules
         unknown = (
-            [t for t in targets if t not in linears] if not isinstance(targets, str) else [targets]
+            [t for t in targets if t.rsplit(".", 1)[-1] not in linears]
+            if not isinstance(targets, str)
+            else [targets]
         )
         raise AdapterUnsupported(
             where=base.id,
@@ -140,6 +135,8 @@ def new_adapter(
     from peft import LoraConfig, TaskType
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    if targets == "all-linear" and experts_of(base.model):
+        targets = _beside_experts(base)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM if classes is None else TaskType.SEQ_CLS,
         modules_to_save=None if classes is None else list(layout_of(base).saved),
@@ -147,6 +144,7 @@ def new_adapter(
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=_excluded(base) if targets == "all-linear" else None,
         use_rslora=lora.rslora,
         base_model_name_or_path=base.id,
         revision=base.revision,
@@ -163,6 +161,47 @@ def new_adapter(
             scales[linear] = float(layer.scaling["default"])
         head = None if classes is None else new_head(base, classes)
     return Adapter(name, config, weights, scales, head=head)
+
+
+def _beside_experts(base: Base) -> list[str]:
+    """The linears of a mixture-of-experts base, without its experts, their router and shared ones.
+
+    PEFT takes their names for those of the experts, which were linears in older models.
+    """
+    names = set()
+    for name, module in base.model.named_modules():
+        # Routers are subclasses of a linear that return something else.
+        plain = type(module).__module__.split(".")[0] in ("torch", "bitsandbytes")
+        if plain and isinstance(module, torch.nn.Linear):
+            names.add(name.removesuffix(f".{ROUTED}").rsplit(".", 1)[-1])
+    return sorted(names - EXPERT_NAMES - {"lm_head"})
+
+
+def _excluded(base: Base) -> list[str] | str | None:
+    """What "all-linear" leaves out: a list of names, or a regular expression.
+
+    Mamba's kernels read the weights of some linears past any adapter; texts never pass the linears
+    of a base's image or sound part.
+    """
+    parts = _parts_beside_the_text(base)
+    if parts:
+        return rf"({'|'.join(map(re.escape, parts))})\..*"
+    present = {name.rsplit(".", 1)[-1] for name, _ in base.model.named_modules()}
+    excluded = {"dt_proj"} & present
+    if base.model.config.model_type in MAMBA:
+        excluded |= {"out_proj"} & present
+    return sorted(excluded) or None
+
+
+def _parts_beside_the_text(base: Base) -> list[str]:
+    """The modules of a multimodal base that hold linears and are not in its text model."""
+    model, config = base.model, base.model.config
+    if config.get_text_config() is config:
+        return []
+    text = next(name for name, module in model.named_modules() if module is model.get_decoder())
+    linears = [name for name, module in model.named_modules() if _linear(module)]
+    outside = [name for name in linears if not name.startswith(f"{text}.")]
+    return sorted({".".join(name.split(".")[:2]) for name in outside if "." in name})
 
 
 def save_adapter(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_domains.errors import AdapterError, UsageError, did_you_mean
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.base_check import SHARED_POSITIONS
 from lora_domains.modeling.lora import (
     Adapter,
     LoadedAdapter,
@@ -164,6 +165,14 @@ class Bank:
             rows = {name: None if name is None else self._load(name) for name in names}
             if self._last is not None and self._last[0] == names:
                 return self._last[1]
+            if self._one_domain_a_call and len(set(names)) > 1:
+                raise UsageError(
+                    where=self.base.id,
+                    expected="one domain in each call of a base of this kind, whose linears read "
+                    "positions that all rows share",
+                    found=f"{len(set(names))} domains",
+                    hint="Call it once for each domain; predict() and generate() do so.",
+                )
             route = mixed([rows[name] for name in names], self.base.device)
             # A route over more adapters than slots must not outlive its call.
             if isinstance(route, Mixed) and not (self.slots and len(rows) > self.slots):
@@ -179,7 +188,7 @@ class Bank:
         names = sorted(
             dict.fromkeys(domains), key=lambda name: name is not None and name not in here
         )
-        size = max(1, self.slots or len(names))
+        size = 1 if self._one_domain_a_call else max(1, self.slots or len(names))
         parts = []
         for start in range(0, len(names), size):
             part = names[start : start + size]
@@ -187,6 +196,10 @@ class Bank:
         return parts
 
     # Inside
+
+    @property
+    def _one_domain_a_call(self) -> bool:
+        return self.base.model.config.model_type in SHARED_POSITIONS
 
     def _entry(self, name: str) -> _Entry:
         entry = self._entries.get(name)

@@ -22,6 +22,7 @@ from lora_domains.modeling.base_check import (
     check_architecture,
     check_behaviour,
     context_of,
+    experts_of,
     fit_special_tokens,
     is_bidirectional,
     load_tokenizer,
@@ -65,6 +66,8 @@ class Base:
     """What it was loaded from; it may hold tensors that the model has no place for."""
     generation_config: Any = None
     """The stored one; that of the model is neutral, see ``neutral_generation``."""
+    notes: tuple[str, ...] = ()
+    """Warnings about adapters on it."""
     targets: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The LoRA weights that recent configs ask for on it, cached by ``adapters.config``."""
 
@@ -190,18 +193,11 @@ def load_base(
     checkpoint = find_checkpoint(str(path_or_id or BASE_PATH), revision, where)
     config, tensors = _described(checkpoint, where)
     check_architecture(config, where)
-    stored = stored_quantization(config, quantization, where)
-    options: dict[str, Any] = {"dtype": chosen}
-    if quantization or stored:
-        options["device_map"] = {"": target}
-    else:
-        import_peft_alone()
-    if quantization and not stored:
-        options["quantization_config"] = quantization_config(quantization, chosen)
-    quantization = quantization or stored
+    encoder, stored = is_bidirectional(config), stored_quantization(config, quantization, where)
     announce(estimated_bytes(tensors, chosen, None if stored else quantization), target)
-    tokenizer = load_tokenizer(checkpoint, where, is_bidirectional(config))
-    model = _load(checkpoint, where, is_bidirectional(config), options)
+    tokenizer = load_tokenizer(checkpoint, where, encoder)
+    model = _load(checkpoint, where, encoder, _options(chosen, quantization, stored, target))
+    quantization = quantization or stored
     if quantization is None:
         model.to(target)
     else:
@@ -210,7 +206,7 @@ def load_base(
     model.eval()
     fit_special_tokens(model, tokenizer, where)
     stored_generation = getattr(model, "generation_config", None)
-    if not is_bidirectional(config):
+    if not encoder:
         neutral_generation(model, tokenizer)
     check_behaviour(model, tokenizer.pad_token_id, quantization, where)
     return Base(
@@ -223,7 +219,33 @@ def load_base(
         licence=licence_of(checkpoint.folder),
         checkpoint=checkpoint,
         generation_config=stored_generation,
+        notes=tuple(_notes(model)),
     )
+
+
+def _options(
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    stored: Quantization | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The options of ``from_pretrained`` for a base to quantise, or one that is stored so."""
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantization or stored:
+        options["device_map"] = {"": device}
+    else:
+        import_peft_alone()
+    if quantization and not stored:
+        options["quantization_config"] = quantization_config(quantization, dtype)
+    return options
+
+
+def _notes(model: nn.Module) -> Iterator[str]:
+    if experts := experts_of(model):
+        yield (
+            f"the experts of this base ({listed(experts, 1)}) are not linear layers; adapters "
+            "train its attention."
+        )
 
 
 def _described(checkpoint: Checkpoint, where: str) -> tuple[Any, Mapping[str, TensorInfo]]:

@@ -8,14 +8,20 @@ The files beside the weights must fit the model, and must not change its answers
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_domains.distributed import ran_out
 from lora_domains.errors import BaseModelError, listed
 from lora_domains.modeling.checkpoint import Checkpoint
 
-ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
+ENCODERS = (
+    "albert", "bert", "camembert", "data2vec-text", "deberta", "deberta-v2",
+    "distilbert", "electra", "ernie", "megatron-bert", "modernbert", "mpnet", "rembert", "roberta",
+    "roformer", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
 """The kinds of encoder (``config.model_type``) that can be a base."""
+SHARED_POSITIONS = ("deberta", "deberta-v2")
+"""Kinds whose linears also read embeddings of positions, which belong to no row of a batch."""
 READS_PADDING = ("recurrent_gemma", "rwkv")
 """Causal kinds whose recurrent state runs over the padding before a text."""
 CONTEXT = 2048
@@ -38,7 +44,15 @@ def context_of(config: Any) -> int:
     names = ("max_position_embeddings", "max_seq_len")
     places = next((int(n) for name in names if (n := getattr(text, name, None))), CONTEXT)
     # RoBERTa's positions start after the padding id, so that many are never used.
-    return places - text.pad_token_id - 1 if text.model_type in FROM_PADDING else places
+    if text.model_type not in FROM_PADDING:
+        return places
+    return places - (1 if text.model_type == "mpnet" else text.pad_token_id) - 1
+
+
+def experts_of(model: nn.Module) -> list[str]:
+    """The names of a mixture's experts: one weight of three dimensions for all of a layer."""
+    weights = model.named_parameters()
+    return [name for name, weight in weights if weight.dim() == 3 and "expert" in name]
 
 
 def without_remote_code(error: Exception) -> str:

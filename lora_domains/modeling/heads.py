@@ -7,7 +7,7 @@ the names of the architecture's ``…ForSequenceClassification``, so that plain 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,28 +27,62 @@ from lora_domains.tasks import Task
 from lora_domains.tasks.tokenization import EncodedExample
 
 
+class Layer(NamedTuple):
+    """A linear layer of a head, or a layer norm."""
+
+    name: str
+    activation: str = ""
+    """Applied to its output; ``@hidden_act`` is the one that the base's config names there."""
+    norm: bool = False
+    bias: str = ""
+    """The option of the base's config that says whether it has a bias; without, it has one."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """An architecture's head."""
 
-    layers: tuple[tuple[str, str], ...]
-    """Each linear's name, and its activation."""
+    layers: tuple[Layer, ...]
     saved: tuple[str, ...]
     """The modules that PEFT saves whole (``modules_to_save``)."""
 
 
-ROBERTA = Layout((("classifier.dense", "tanh"), ("classifier.out_proj", "")), ("classifier",))
-CAUSAL = Layout((("score", ""),), ("score",))
+def _after_pooler(pooler: str, activation: str = "tanh") -> Layout:
+    return Layout((Layer(pooler, activation), Layer("classifier")), ("classifier", "pooler"))
+
+
+def _two_layers(activation: str) -> Layout:
+    layers = (Layer("classifier.dense", activation), Layer("classifier.out_proj"))
+    return Layout(layers, ("classifier",))
+
+
+CAUSAL = Layout((Layer("score", bias="no_bias"),), ("score",))
 LAYOUTS = {
-    "bert": Layout((("bert.pooler.dense", "tanh"), ("classifier", "")), ("classifier", "pooler")),
+    "albert": _after_pooler("albert.pooler"),
+    "bert": _after_pooler("bert.pooler.dense"),
+    "camembert": _two_layers("tanh"),
+    "data2vec-text": _two_layers("tanh"),
+    "deberta": _after_pooler("pooler.dense", "@pooler_hidden_act"),
+    "deberta-v2": _after_pooler("pooler.dense", "@pooler_hidden_act"),
     "distilbert": Layout(
-        (("pre_classifier", "relu"), ("classifier", "")), ("classifier", "pre_classifier")
+        (Layer("pre_classifier", "relu"), Layer("classifier")), ("classifier", "pre_classifier")
     ),
-    "roberta": ROBERTA,
-    "xlm-roberta": ROBERTA,
-}
+    "electra": _two_layers("gelu"),
+    "ernie": _after_pooler("ernie.pooler.dense"),
+    "megatron-bert": _after_pooler("bert.pooler.dense"),
+    "modernbert": Layout(
+        (Layer("head.dense", "@classifier_activation", bias="classifier_bias"),
+         Layer("head.norm", norm=True, bias="norm_bias"), Layer("classifier")),
+        ("classifier", "head"),
+    ),
+    "mpnet": _two_layers("tanh"),
+    "rembert": _after_pooler("rembert.pooler.dense"),
+    "roberta": _two_layers("tanh"),
+    "roformer": _two_layers("@hidden_act"),
+    "xlm-roberta": _two_layers("tanh"),
+    "xlm-roberta-xl": _two_layers("tanh"),
+}  # fmt: skip
 """By kind of encoder; causal models have ``CAUSAL``."""
-ACTIVATIONS = {"": lambda x: x, "tanh": torch.tanh, "relu": torch.relu}
 
 
 @dataclass(frozen=True)
@@ -58,10 +92,12 @@ class Head:
     layout: Layout
     weights: dict[str, Tensor]
     """By name in the architecture with a head, such as ``classifier.weight``."""
+    eps: float = 1e-5
+    """Of its layer norm."""
 
     @property
     def classes(self) -> int:
-        return int(self.weights[f"{self.layout.layers[-1][0]}.weight"].shape[0])
+        return int(self.weights[f"{self.layout.layers[-1].name}.weight"].shape[0])
 
     def to(self, device: torch.device | str) -> "Head":
         """A copy on ``device`` that shares nothing with this one."""
@@ -75,18 +111,29 @@ class Head:
 
 
 def layout_of(base: Base) -> Layout:
-    return LAYOUTS[base.model.config.model_type] if base.bidirectional else CAUSAL
+    """The head of the base's architecture, with the activations that its config names."""
+    if not base.bidirectional:
+        return CAUSAL
+    config = base.model.config
+    layout = LAYOUTS[config.model_type]
+    layers = [
+        layer._replace(activation=str(getattr(config, layer.activation[1:])))
+        if layer.activation.startswith("@")
+        else layer
+        for layer in layout.layers
+    ]
+    return replace(layout, layers=tuple(layers))
 
 
 def head_shapes(base: Base, classes: int) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a head with ``classes`` classes on ``base``."""
     shapes: dict[str, tuple[int, ...]] = {}
     layers = layout_of(base).layers
-    for name, _ in layers:
-        out = classes if name == layers[-1][0] else base.width
-        shapes[f"{name}.weight"] = (out, base.width)
-        if base.bidirectional:
-            shapes[f"{name}.bias"] = (out,)
+    for layer in layers:
+        out = classes if layer is layers[-1] else base.width
+        shapes[f"{layer.name}.weight"] = (out,) if layer.norm else (out, base.width)
+        if not layer.bias or getattr(base.model.config, layer.bias, False):
+            shapes[f"{layer.name}.bias"] = (out,)
     return shapes
 
 
@@ -103,9 +150,15 @@ def new_head(base: Base, classes: int) -> Head:
             weights[name] = stored
         elif name.endswith(".bias"):
             weights[name] = torch.zeros(shape)
+        elif len(shape) == 1:
+            weights[name] = torch.ones(shape)
         else:
             weights[name] = torch.empty(shape).normal_(std=deviation)
-    return Head(layout_of(base), weights)
+    return _head(base, weights)
+
+
+def _head(base: Base, weights: dict[str, Tensor]) -> Head:
+    return Head(layout_of(base), weights, float(getattr(base.model.config, "norm_eps", 1e-5)))
 
 
 # ── Forward ─────────────────────────────────────────────────────────────────────────────────────
@@ -130,11 +183,18 @@ def features(model: Any, items: Sequence[EncodedExample], pad: int) -> Tensor:
 
 def head_logits(head: Head, inputs: Tensor) -> Tensor:
     """(rows, classes) from features (rows, hidden), in float32 whatever the base's precision."""
+    from transformers.activations import ACT2FN
+
     x = inputs.float()
-    for name, activation in head.layout.layers:
-        weight, bias = head.weights[f"{name}.weight"], head.weights.get(f"{name}.bias")
-        x = F.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
-        x = ACTIVATIONS[activation](x)
+    for layer in head.layout.layers:
+        weight, bias = head.weights[f"{layer.name}.weight"], head.weights.get(f"{layer.name}.bias")
+        weight, bias = weight.to(x.device), None if bias is None else bias.to(x.device)
+        if layer.norm:
+            x = F.layer_norm(x, weight.shape, weight, bias, head.eps)
+        else:
+            x = F.linear(x, weight, bias)
+        if layer.activation:
+            x = ACT2FN[layer.activation](x)
     return x
 
 
@@ -200,7 +260,7 @@ def stored_classes(base: Base, stored: Mapping[str, tuple[int, ...]], where: str
     Raises AdapterCorrupt when its last layer is missing or has another shape, before anything of
     its size is allocated.
     """
-    name = f"{layout_of(base).layers[-1][0]}.weight"
+    name = f"{layout_of(base).layers[-1].name}.weight"
     shape = stored.get(name)
     if shape is None or len(shape) != 2 or shape[0] < 2 or shape[1] != base.width:
         raise AdapterCorrupt(
@@ -231,4 +291,4 @@ def complete_head(base: Base, stored: Mapping[str, Tensor], classes: int, where:
                     f"[{listed(map(repr, layout_of(base).saved))}].",
                 )
             weights[name] = tensor
-    return Head(layout_of(base), weights)
+    return _head(base, weights)

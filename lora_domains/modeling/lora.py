@@ -5,7 +5,7 @@ and up) have their A side by side in it, so that one product serves them all. Th
 whatever the base's precision, as in PEFT: on a CPU, small bfloat16 products are slower too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,22 +52,24 @@ class Adapter:
 # ── The flat buffer ─────────────────────────────────────────────────────────────────────────────
 
 
-def group_of(linear: str) -> str:
-    """The name shared by ``linear`` and the linears that read the same input; often its own.
+def group_of(linear: str, inputs: int) -> str:
+    """The name shared by ``linear`` and the linears that read the same ``inputs`` columns.
 
-    >>> group_of("layers.0.self_attn.v_proj")
-    'layers.0.self_attn.q_proj'
+    Often it is its own. Linears of one group may have other names than here, or another width.
+
+    >>> group_of("layers.0.self_attn.v_proj", 64)
+    'layers.0.self_attn.q_proj (64)'
     """
     parent, dot, child = linear.rpartition(".")
     first = next((names[0] for names in SHARED_INPUT if child in names), child)
-    return f"{parent}{dot}{first}"
+    return f"{parent}{dot}{first} ({inputs})"
 
 
-def grouped(linears: Iterable[str]) -> dict[str, list[str]]:
-    """``linears`` by their group, in the order given."""
+def grouped(weights: Weights) -> dict[str, list[str]]:
+    """The linears of ``weights`` by their group, in the order given."""
     groups: dict[str, list[str]] = {}
-    for linear in linears:
-        groups.setdefault(group_of(linear), []).append(linear)
+    for linear, (a, _) in weights.items():
+        groups.setdefault(group_of(linear, a.shape[1]), []).append(linear)
     return groups
 
 

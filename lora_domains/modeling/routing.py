@@ -140,7 +140,7 @@ class Mixed:
     def _together(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
         """All adapters in one batched product, over one block of rows for each adapter."""
         if linear not in self._stacked:
-            stacked = stack(list(self._rows_of), group_of(linear))
+            stacked = stack(list(self._rows_of), group_of(linear, x.shape[-1]))
             # In one write: other threads share this route and must not see it half made.
             group = dict.fromkeys(stacked.parts, stacked) if stacked else {}
             self._stacked |= {linear: None, **group}

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported
 from lora_domains.modeling.base import load_base
+from lora_domains.modeling.heads import LAYOUTS
 
 
 @pytest.mark.parametrize("kind", ["llama", *KINDS])
@@ -44,8 +45,13 @@ def test_heads_of_plain_peft_load_here(
 ) -> None:
     torch.manual_seed(3)
     classifier = AutoModelForSequenceClassification.from_pretrained(bases(kind), num_labels=4)
-    targets = {"llama": ["q_proj", "down_proj"], "distilbert": ["q_lin", "lin2"]}
-    whole = ["pooler"] if kind == "bert" else None
+    targets = {
+        "llama": ["q_proj", "down_proj"], "distilbert": ["q_lin", "lin2"], "mpnet": ["q", "v"],
+        "deberta": ["in_proj"], "deberta-v2": ["query_proj", "value_proj"],
+        "modernbert": ["Wqkv", "Wo"],
+    }  # fmt: skip
+    saved = LAYOUTS[kind].saved if kind in LAYOUTS else ()
+    whole = [name for name in saved if name in ("pooler", "head")] or None
     config = LoraConfig(
         task_type="SEQ_CLS", r=4, target_modules=targets.get(kind, ["query", "value"]),
         modules_to_save=whole, init_lora_weights=False,

@@ -17,7 +17,7 @@ from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import UsageError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.lora import FrozenLora, group_of
+from lora_domains.modeling.lora import FrozenLora, flatten, group_of, load_frozen
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_an_adapter_takes_as_much_memory_as_its_file(tmp_path: Path) -> None:
 
 def test_linears_that_share_an_input_share_a_product(bank: Bank) -> None:
     layer = "model.layers.1.self_attn."
-    assert group_of(layer + "k_proj") == group_of(layer + "v_proj") == layer + "q_proj"
-    assert group_of("lm_head") == "lm_head"
+    assert group_of(layer + "k_proj", 8) == group_of(layer + "v_proj", 8) == layer + "q_proj (8)"
+    assert group_of("lm_head", 8) == "lm_head (8)"
     with bank.routed("a"):
         route = bank.current()
     assert route is not None
@@ -89,6 +89,22 @@ def test_linears_that_share_an_input_share_a_product(bank: Bank) -> None:
     starts = [t.storage_offset() for pair in bank["a"].weights.values() for t in pair]
     assert min(starts) == 0
     assert len(set(starts)) == len(starts)
+
+
+def test_linears_of_one_name_and_other_widths_keep_their_weights() -> None:
+    """As in RWKV, whose feed-forward has a "key" and a "value" of different inputs."""
+    weights = {
+        f"ffn.{name}": (torch.randn(3, inputs), torch.randn(outputs, 3))
+        for name, inputs, outputs in (("key", 4, 16), ("value", 16, 4), ("query", 4, 4))
+    }
+    flat, views = flatten(weights)
+    loaded = load_frozen("a", flat, views, dict.fromkeys(weights, 1.0))
+    for linear, (a, b) in weights.items():
+        lora = loaded.weights[linear]
+        assert isinstance(lora, FrozenLora)
+        assert torch.equal(views[linear][0], a)
+        assert torch.equal(lora.own_a, a)
+        assert torch.equal(lora.b, b)
 
 
 def test_another_input_of_the_same_shape_gets_its_own_product(bank: Bank) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import make_base
 from support.adapters import IDS, assert_equal, logits, save, strong
+from support.architectures import make_architecture
 
 from lora_domains.adapters.loading import load_adapter
-from lora_domains.adapters.peft import skeleton
-from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, BaseModelError
+from lora_domains.console import Display
+from lora_domains.errors import AdapterCorrupt, BaseModelError
+from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 
@@ -299,20 +301,16 @@ def test_a_tokenizer_without_padding_token_pads_with_eos(base: Base, copy: Path)
     assert unpadded.identity == base.identity
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
-def test_experts_with_three_dimensional_weights_are_refused(copy: Path, kind: str) -> None:
-    from peft import LoraConfig
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(
-        kind, vocab_size=400, hidden_size=16, intermediate_size=16, moe_intermediate_size=16,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-        num_local_experts=2, num_experts=2, num_experts_per_tok=1, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
-    with pytest.raises(AdapterUnsupported, match=r"mixture-of-experts weights such as .*experts"):
-        skeleton(load_base(copy), LoraConfig(target_modules=["q_proj"]))
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_experts_are_left_out_and_named(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_architecture(tmp_path / "base", kind)
+    model = DomainModel.from_pretrained(folder, device="cpu", display=Display())
+    assert "mlp.experts.gate_up_proj and" in "".join(capsys.readouterr())
+    linears = strong(model.base).weights
+    assert "model.layers.1.self_attn.v_proj" in linears
+    assert not [name for name in linears if "expert" in name]
 
 
 # ── 8-bit and 4-bit ─────────────────────────────────────────────────────────────────────────────
@@ -368,7 +366,7 @@ def test_the_digest_of_a_quantised_base_covers_its_scales(
     digest = small.state_digest()
     linear = small.model.get_submodule("model.layers.0.self_attn.q_proj")
     if quantization == "8bit":
-        scales = [linear.weight.SCB]
+        scales = [linear.state.SCB]  # moved there by the first forward
     else:
         state = linear.weight.quant_state
         scales = [state.absmax, state.state2.absmax, state.offset]

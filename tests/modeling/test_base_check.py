@@ -7,17 +7,21 @@ from typing import Any
 import pytest
 import torch
 from support.architectures import make_architecture
+from support.encoders import make_tokenizer
 
-from lora_domains.errors import BaseModelError
+from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.modeling import base_check
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.base_check import check_behaviour
+from lora_domains.modeling.heads import check_generates
 
-BIDIRECTIONAL = (
-    "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
-    "roformer", "xlm-roberta-xl",
+OTHERS = ("big_bird", "roberta-prelayernorm", "roc_bert", "xmod")
+"""Kinds of encoder without a head here, which transformers also lists as causal models."""
+ALSO_CAUSAL = (
+    "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roformer",
+    "xlm-roberta-xl",
 )  # fmt: skip
-"""Kinds of encoder that transformers also lists as causal models."""
+"""Those with a head here."""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,7 @@ def base(tiny_base: Path) -> Base:
     return load_base(tiny_base, device="cpu")
 
 
-@pytest.mark.parametrize("kind", BIDIRECTIONAL)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_an_encoder_is_no_causal_base(tmp_path: Path, kind: str) -> None:
     folder = make_architecture(tmp_path / "base", kind)
     with pytest.raises(BaseModelError, match=f"found an encoder of another kind, {kind}"):
@@ -34,6 +38,20 @@ def test_an_encoder_is_no_causal_base(tmp_path: Path, kind: str) -> None:
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(BaseModelError, match=f"found an encoder of another kind, {kind}"):
         load_base(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ALSO_CAUSAL)
+def test_an_encoder_that_was_saved_as_a_causal_model_is_an_encoder(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = make_architecture(tmp_path / "base", kind)
+    with pytest.raises(BaseModelError, match=r"an encoder's tokenizer, with \[CLS\]"):
+        load_base(folder, device="cpu")
+    make_tokenizer().save_pretrained(folder)
+    base = load_base(folder, device="cpu")
+    assert base.bidirectional
+    with pytest.raises(UsageError, match="to generate text"):
+        check_generates(base)
 
 
 def test_bidirectional_attention_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.commands import run, write
 from support.encoders import KINDS, config_of, make_encoder, make_tokenizer
+from support.heads import headed
 from support.models import model_in
 from transformers import LlamaConfig
 
@@ -18,8 +19,9 @@ from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.likelihoods import answer_nats, tail_logits
+from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.base_check import ENCODERS, is_bidirectional
+from lora_domains.modeling.base_check import ENCODERS, FROM_PADDING, is_bidirectional
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.heads import LAYOUTS
 from lora_domains.report.card import Card
@@ -60,7 +62,7 @@ def test_an_encoder_is_loaded_with_its_masked_token_head(tmp_path: Path, kind: s
     assert base.bidirectional
     assert base.language_head
     assert base.width == 32
-    assert base.context == 63 if "roberta" in kind else 64
+    assert base.context == {"mpnet": 62}.get(kind, 63 if kind in FROM_PADDING else 64)
     assert not any(p.requires_grad for p in base.model.parameters())
     ids = torch.tensor([[2, 9, 11, 4, 3]])
     with torch.no_grad():
@@ -120,6 +122,18 @@ def test_a_bert_that_is_a_decoder_is_a_causal_base(tmp_path: Path) -> None:
     config.is_decoder = True
     assert not is_bidirectional(config)
     assert not is_bidirectional(LlamaConfig())
+
+
+def test_rows_of_a_base_with_shared_positions_are_served_domain_by_domain(tmp_path: Path) -> None:
+    """DeBERTa's linears read embeddings of relative positions, which are those of no row."""
+    base = load_base(make_encoder(tmp_path / "base", "deberta-v2"), device="cpu")
+    bank = Bank(base)
+    for seed, name in enumerate("ab"):
+        bank.add(headed(base, name, seed=seed))
+    assert bank.parts(["a", "b", None, "a"]) == [[0, 3], [1], [2]]
+    with pytest.raises(UsageError, match=r"one domain in each call .* found 2 domains"):
+        bank.route(["a", "b"])
+    assert bank.route(["a", "a"]) is not None
 
 
 # ── Tokens ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,12 +1,15 @@
-"""Tiny random bases of many architectures, and what works on each."""
+"""Tiny random bases of many architectures, and what works on each.
 
+``PYTHONPATH=tests python -m support.architectures`` writes the table of ``docs/bases.md``.
+"""
+
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import make_base
+from conftest import ROOT, make_base
 from support.adapters import assert_equal, logits, save, strong
-from support.encoders import make_tokenizer
 from support.peft_folders import peft_logits
 
 from lora_domains.adapters.loading import load_adapter
@@ -15,6 +18,21 @@ from lora_domains.inference.generation import generate
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 
+CAUSAL = (
+    "bamba", "bart", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cpmant", "ctrl",
+    "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "falcon_h1",
+    "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "gpt2",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe",
+    "hunyuan_v1_dense", "jamba", "jetmoe", "lfm2", "llama", "llama4_text", "mamba", "mamba2",
+    "minimax", "mistral", "mixtral",
+    "modernbert-decoder", "mpt", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe",
+    "openai-gpt", "opt", "pegasus", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "recurrent_gemma",
+    "rwkv", "seed_oss", "smollm3", "stablelm", "starcoder2", "t5", "xglm", "xlm", "xlstm",
+)  # fmt: skip
+"""The kinds of causal model that the table of ``docs/bases.md`` lists, and some that are none."""
+TABLE = ROOT / "docs" / "bases.md"
+HEADER = "| kind | |\n|---|---|\n"
 SIZES = {
     "vocab_size": 400, "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32, "emb_dim": 32,
     "embedding_size": 32, "word_embed_proj_dim": 32, "attention_hidden_size": 32,
@@ -35,12 +53,36 @@ LATENT = {
     "v_head_dim": 8, "head_dim": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
     "num_key_value_heads": 4,
 }  # fmt: skip
+TEXT_PART = {
+    "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+IMAGE_PART = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "image_size": 16, "patch_size": 4,
+}  # fmt: skip
+HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 OWN: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "position_buckets": 16,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+    },
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
+    "gemma3": {"text_config": TEXT_PART, "vision_config": IMAGE_PART, "mm_tokens_per_image": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "qwen3_5_moe_text": HYBRID,
+    "qwen3_5_text": HYBRID,
+    "qwen3_next": HYBRID,
 }
 """Settings of one kind that must fit each other."""
 LEFT_OUT: dict[str, tuple[str, ...]] = {"falcon": ("head_dim",)}
@@ -65,6 +107,7 @@ def make_architecture(
 ) -> Path:
     """Save a random model of ``kind`` with a byte-level tokenizer, or an encoder's."""
     import transformers
+    from support.encoders import make_tokenizer
 
     config = tiny_config(kind, **changes)
     if auto == "AutoModelForMaskedLM":
@@ -86,6 +129,20 @@ def make_architecture(
     return folder
 
 
+def written(result: str, kind: str) -> str:
+    """A row of the table."""
+    for known in (f" of kind {kind}", f", {kind}", "a model, whose ", "a model whose "):
+        result = result.replace(known, "")
+    return f"| {kind} | {result} |"
+
+
+def tried_kind(kind: str) -> str:
+    """The result of ``tried`` for a random base of ``kind``."""
+    auto = "AutoModelForSeq2SeqLM" if kind in ("pegasus", "t5") else "AutoModelForCausalLM"
+    with tempfile.TemporaryDirectory() as folder:
+        return tried(make_architecture(Path(folder) / "base", kind, auto=auto), Path(folder))
+
+
 def tried(folder: Path, out: Path) -> str:
     """ "works", or why a causal base in ``folder`` is refused; any other failure is raised."""
     try:
@@ -100,7 +157,7 @@ def tried(folder: Path, out: Path) -> str:
     _check_rows(bank)
     _check_decoding(bank)
     _check_gradients(base)
-    return "works"
+    return "works; its experts are left out" if base.notes else "works"
 
 
 def _check_peft(folder: Path, saved: Path, base: Base) -> None:
@@ -153,3 +210,15 @@ def _check_gradients(base: Base) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in parameters)
     assert base.state_digest() == digest
     bank.remove("trained")
+
+
+def main() -> None:
+    rows = "\n".join(written(tried_kind(kind), kind) for kind in CAUSAL)
+    text = TABLE.read_text(encoding="utf-8")
+    before, after = text.split(HEADER, 1)
+    rest = after.split("\n\n", 1)[1]
+    TABLE.write_text(f"{before}{HEADER}{rows}\n\n{rest}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,21 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from conftest import WORDS
+from support.architectures import tiny_config
 
-SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
-DISTIL = {"vocab_size": 300, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64,
-          "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
-KINDS = ("bert", "distilbert", "roberta", "xlm-roberta")
+from lora_domains.modeling.base_check import ENCODERS
+
+SMALL = {"vocab_size": 300, "max_position_embeddings": 64, "eos_token_id": 3}
+KINDS = ENCODERS
 
 
 def config_of(kind: str) -> Any:
-    from transformers import BertConfig, DistilBertConfig, RobertaConfig, XLMRobertaConfig
-
-    if kind == "distilbert":
-        return DistilBertConfig(**DISTIL)
-    made = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}[kind]
-    return made(**SMALL)
+    return tiny_config(kind, **SMALL)
 
 
 def make_encoder(folder: Path, kind: str = "distilbert", *, saved: str = "masked") -> Path:
