@@ -1,42 +1,47 @@
-"""Learning curve: the domain metric on the test rows after training on growing shares of the rows.
+"""Learning curve: the domain metric on validation rows after training on growing shares of rows.
 
 The shares are nested, consist of whole groups and keep the proportion of the classes. Every
 training takes the same number of steps of the same size, so smaller shares are repeated more often
-and only the rows differ. Two alternatives to more rows are measured on the same test rows: the base
-with a few rows in its prompt, and all rows with edited copies (``augmentation``).
+and only the rows differ. Each share is trained from ``SEEDS`` seeds, which also draw its rows, as
+one training may be better than another by luck; the answer takes their spread in. Two alternatives
+to more rows are measured on the same rows: the base with a few rows in its prompt, and all rows
+with edited copies (``augmentation``). No test row is scored.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
 from lora_domains.analysis.augmentation import augmented
+from lora_domains.analysis.trials import Trials
 from lora_domains.data.checks import FEWEST
 from lora_domains.dataset import Dataset
-from lora_domains.domain import Domain, with_settings
+from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, UsageError, listed
 from lora_domains.evaluation.baselines import SHOTS, with_shots
 from lora_domains.evaluation.items import groups_of
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
+from lora_domains.stats.comparisons import compare_means
+from lora_domains.stats.seeds import pooled_spread, with_seed_spread
 from lora_domains.tasks import Example
 from lora_domains.tasks.tokenization import EncodedRow
-from lora_domains.training.fit import make_run
-from lora_domains.training.loop import Trained
-from lora_domains.training.plan import make_plan
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
+SEEDS = 2
+"""Trainings of each share."""
 WORTHWHILE = 0.01
 """The smallest gain of the metric for which collecting more rows is worthwhile."""
 RESAMPLES = 500
+AUGMENTED = "augmented"
 
 
 def learning_curve(
@@ -44,101 +49,112 @@ def learning_curve(
 ) -> dict[str, Any]:
     """The curve of ``domain`` as JSON: a point for each share, the two alternatives, the answer.
 
-    Nothing is saved and no loaded adapter changes. Every contender is scored once on the test rows.
-    Raises UsageError for shares that make no curve, and what ``DomainModel.fit`` raises.
+    Nothing is saved and no loaded adapter changes. Raises UsageError for shares that make no curve,
+    and what ``DomainModel.fit`` raises.
     """
     dataset = model.dataset(domain)
-    prepared, task, seed = dataset.prepared, dataset.prepared.task, dataset.domain.training.seed
-    ordered = sorted(set(shares))
-    parts = [[prepared.train[i] for i in part] for part in nested(prepared.train, ordered, seed)]
-    _check(ordered, parts)
-    edited = augmented(task, domain.data, prepared.train, prepared.test, seed)
-    trials = _Trials(model, dataset, edited)
-    epochs, whole = dataset.domain.training.epochs, parts[-1]
-    rows_per_epoch = len(trials.encoded(whole))
+    prepared, seed = dataset.prepared, dataset.domain.training.seed
+    ordered, seeds = sorted(set(shares)), [seed + run for run in range(SEEDS)]
+    parts = [nested(prepared.train, ordered, one) for one in seeds]
+    for drawn in parts:
+        _check(ordered, drawn)
+    held_out = [*prepared.validation, *prepared.test]
+    edited = augmented(prepared.task, domain.data, prepared.train, held_out, seed)
+    measured = _Measured(model, dataset, edited)
     # The base has no probabilities for the labels of a trained head.
-    base = None if task.head else trials.score("base", dataset.test, None)
-    prompted = with_shots(dataset, dataset.test, model.display.warn)
+    rows = dataset.validation
+    base = None if prepared.task.head else measured.score("base", rows, None)
+    prompted = with_shots(dataset, rows, model.display.warn)
     points = [
-        {"share": share, **trials.point(f"{share:g}", part, epochs, rows_per_epoch)}
-        for share, part in zip(ordered, parts, strict=True)
-    ]
+        {"share": share} | measured.point(
+            f"{share:g}", [[prepared.train[i] for i in drawn[at]] for drawn in parts], seeds
+        )
+        for at, share in enumerate(ordered)
+    ]  # fmt: skip
+    spread, freedom = pooled_spread(np.array([point["scores"] for point in points]))
     curve: dict[str, Any] = {
         "domain": dataset.domain.name,
         "metric": dataset.domain.primary_metric,
-        "seed": seed,
+        "seeds": seeds,
         "data": dict(prepared.digests),
-        "test_rows": len(prepared.test),
+        "validation_rows": len(prepared.validation),
         "base": base,
-        "few_shot": trials.score(f"{SHOTS}_shot", prompted, None) if prompted else None,
+        "few_shot": measured.score(f"{SHOTS}_shot", prompted, None) if prompted else None,
         "points": points,
+        "sd_seed": spread,
     }
     largest, second = f"{ordered[-1]:g}", f"{ordered[-2]:g}"
     if edited:
-        curve["augmented"] = trials.augmented_point(whole, edited, epochs) | trials.compared(
-            largest, "augmented"
-        )
-    curve["last_step"] = trials.compared(second, largest)
-    curve["twice"] = extrapolated(trials.metric, trials.items, points, task.positive_index)
+        point = measured.augmented_point(prepared.train, edited, seeds)
+        curve[AUGMENTED] = point | measured.compared(largest, AUGMENTED, spread, freedom)
+    curve["last_step"] = measured.compared(second, largest, spread, freedom)
+    curve["twice"] = extrapolated(
+        measured.metric, measured.items, points, prepared.task.positive_index, (spread, freedom)
+    )
     curve["answer"] = answer(curve)
     return curve
 
 
-class _Trials:
-    """Trains on parts of a dataset, and scores each adapter on all its test rows."""
+class _Measured:
+    """Trains on parts of a dataset, and scores each adapter on its validation rows."""
 
     def __init__(self, model: DomainModel, dataset: Dataset, edited: Sequence[Example]) -> None:
         self.model, self.dataset, self.task = model, dataset, dataset.prepared.task
         self.metric = dataset.domain.primary_metric
-        # Under another name, so that an interrupted run of the domain keeps its checkpoint.
-        self.domain = replace(dataset.domain, name=f"{dataset.domain.name[:50]}__curve")
-        self.plan = make_plan(model.base, replace(dataset, domain=self.domain))
-        for warning in self.plan.warnings:
-            model.display.warn(warning)
+        self.trials = Trials(model, dataset, "curve")
         self.items: list[dict[str, Any]] = [
             {"target": row.encoded.target, "group": group, "scores": {}}
-            for row, group in zip(dataset.test, groups_of(dataset.test), strict=True)
+            for row, group in zip(dataset.validation, groups_of(dataset.validation), strict=True)
         ]
-        """The test rows, with the scores of each contender by its name."""
+        """The validation rows, with the scores of each contender by its name."""
         self._encoded: dict[str, list[EncodedRow]] = {}
         for row in [*dataset.train, *dataset.tokenization.encode_rows(edited)]:
             self._encoded.setdefault(row.example.id, []).append(row)
+        self.rows_per_epoch = len(self.encoded(dataset.prepared.train))
 
     def encoded(self, examples: Sequence[Example]) -> list[EncodedRow]:
         return [row for example in examples for row in self._encoded.get(example.id, ())]
 
     def point(
-        self, name: str, examples: Sequence[Example], epochs: int, rows_per_epoch: int
-    ) -> dict[str, Any]:
-        """Train on ``examples``, repeated up to ``rows_per_epoch``, and score the adapter."""
-        bank, display = self.model.bank, self.model.display
-        display.line(f"{name}: training on {len(examples)} rows")
-        encoded = self.encoded(examples)
-        repeated = (encoded * math.ceil(rows_per_epoch / len(encoded)))[:rows_per_epoch]
-        trained = self._train(repeated, epochs)
-        bank.add(trained.adapter)
-        try:
-            score = self.score(name, self.dataset.test, trained.adapter.name)
-        finally:
-            bank.remove(trained.adapter.name)
-        steps, seconds = trained.record["steps"], trained.record["seconds"]
+        self, name: str, parts: Sequence[Sequence[Example]], seeds: Sequence[int],
+        rows_per_epoch: int | None = None, epochs: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Train on each of ``parts`` from its seed, and score the adapters.
+
+        Rows are repeated up to ``rows_per_epoch``, by default as many as there are in all.
+        """
+        display, scores, steps, seconds = self.model.display, [], 0, 0.0
+        wanted = rows_per_epoch or self.rows_per_epoch
+        for run, (examples, seed) in enumerate(zip(parts, seeds, strict=True)):
+            display.line(f"{name}: training on {len(examples)} rows, seed {seed}")
+            encoded = self.encoded(examples)
+            repeated = (encoded * math.ceil(wanted / len(encoded)))[:wanted]
+            trained = self.trials.trained(
+                self.dataset, repeated, seed=seed,
+                epochs=epochs or self.dataset.domain.training.epochs,
+            )  # fmt: skip
+            with trained as of:
+                scores.append(self.score(f"{name}/{run}", self.dataset.validation, of.adapter.name))
+                steps, seconds = of.record["steps"], seconds + of.record["seconds"]
+        rows, score = round(sum(map(len, parts)) / len(parts)), float(np.mean(scores))
         metric = metric_named(self.metric).label
-        display.stage(name, len(examples), None, f"{metric} {score:.3f}, {seconds:.0f} s")
-        return {"rows": len(examples), "score": score, "steps": steps, "seconds": seconds}
+        display.stage(name, rows, None, f"{metric} {score:.3f}, {seconds:.0f} s")
+        return {"rows": rows, "score": score, "scores": scores, "steps": steps, "seconds": seconds}
 
     def augmented_point(
-        self, whole: Sequence[Example], edited: Sequence[Example], epochs: int
+        self, whole: Sequence[Example], edited: Sequence[Example], seeds: Sequence[int]
     ) -> dict[str, Any]:
         """The point of all rows with their edited copies, in about the same number of steps."""
         copies = {f"{example.id}~" for example in whole}
         examples = [*whole, *(example for example in edited if example.id in copies)]
+        epochs = math.ceil(self.dataset.domain.training.epochs / 2)
         rows_per_epoch = len(self.encoded(examples))
-        return self.point("augmented", examples, math.ceil(epochs / 2), rows_per_epoch)
+        return self.point(AUGMENTED, [examples] * len(seeds), seeds, rows_per_epoch, epochs)
 
-    def score(self, name: str, test: Sequence[EncodedRow], adapter: str | None) -> float:
-        """The metric of the base (None) or an adapter on the test rows as ``test`` has them."""
+    def score(self, name: str, rows: Sequence[EncodedRow], adapter: str | None) -> float:
+        """The metric of the base (None) or an adapter on the validation rows, as in ``rows``."""
         scorer = Scorer(self.model.bank, self.model.display)
-        scores = scorer.scores(Part(f"test rows, {name}", self.task, test), [adapter])
+        scores = scorer.scores(Part(f"validation rows, {name}", self.task, rows), [adapter])
         for item, item_score in zip(self.items, scores[adapter], strict=True):
             item["scores"][name] = item_score
         score = metric_named(self.metric).value(
@@ -147,29 +163,34 @@ class _Trials:
         if score is None:
             raise AdapterError(
                 where=name,
-                expected=f"a finite score for {self.metric} on every test row",
+                expected=f"a finite score for {self.metric} on every validation row",
                 found="one that is not a number",
                 hint="Train with a lower learning rate.",
             )
         return score
 
-    def compared(self, first: str, second: str) -> dict[str, float | None]:
-        """The second contender's metric minus the first's, with bounds."""
-        paired = metric_named(self.metric).compare(
-            ScoreTable(self.items), first, second, self.task.positive_index
-        )
-        assert paired is not None
-        return {key: finite(getattr(paired, key)) for key in ("difference", "lower", "upper")}
+    def compared(
+        self, first: str, second: str, spread: float, freedom: int
+    ) -> dict[str, float | None]:
+        """The second point's metric minus the first's, with bounds for other rows and seeds."""
+        one, two = self._contributions(first), self._contributions(second)
+        compared = compare_means(one, two, ScoreTable(self.items).groups())
+        bounds = with_seed_spread(compared.difference, compared.bounds, spread, freedom, SEEDS)
+        figures = {"difference": compared.difference, **bounds._asdict()}
+        return {key: finite(value) for key, value in figures.items()}
 
-    def _train(self, rows: Sequence[EncodedRow], epochs: int) -> Trained:
-        steps = math.ceil(len(rows) / self.plan.batch_size)
-        plan = replace(self.plan, epochs=epochs, steps_per_epoch=steps)
-        domain = with_settings(self.domain, epochs=epochs)
-        dataset = replace(self.dataset, domain=domain, train=list(rows))
-        run = make_run(self.model.bank, dataset, plan, self.model.out, self.model.display)
-        trained = run.fit()
-        run.forget()
-        return trained
+    def _contributions(self, name: str) -> FloatArray:
+        """The contribution of each row to the metric, mean of a point's adapters, (rows,)."""
+        table, positive = ScoreTable(self.items), self.task.positive_index
+        metric = metric_named(self.metric)
+        parts = [metric.contributions(table, of, positive) for of in _runs(name)]
+        mean: FloatArray = np.mean([part for part in parts if part is not None], axis=0)
+        return mean
+
+
+def _runs(name: str) -> list[str]:
+    """The contenders of a point: one for each seed."""
+    return [f"{name}/{run}" for run in range(SEEDS)]
 
 
 def nested(examples: Sequence[Example], shares: Sequence[float], seed: int) -> list[list[int]]:
@@ -208,7 +229,7 @@ def nested(examples: Sequence[Example], shares: Sequence[float], seed: int) -> l
     return parts
 
 
-def _check(shares: Sequence[float], parts: Sequence[Sequence[Example]]) -> None:
+def _check(shares: Sequence[float], parts: Sequence[Sequence[int]]) -> None:
     if len(shares) < 2 or not all(0 < share <= 1 for share in shares):
         raise UsageError(
             where="--sizes",
@@ -234,48 +255,69 @@ def extrapolated(
     items: Sequence[Mapping[str, Any]],
     points: Sequence[Mapping[str, Any]],
     positive: int | None,
+    spread: tuple[float, int],
 ) -> dict[str, Any] | None:
     """The metric at twice the rows if the error keeps following a power law, with bounds.
 
     error = a · rows^-b, fitted to the logarithms (Hestness et al. 2017, arXiv 1712.00409), where
-    error is 1 − metric, or the nats. The bounds come from a bootstrap over test rows and leave out
-    the variance between trainings. None for fewer than three points or an error that does not fall.
+    error is 1 − metric, or the nats. The bounds are those of a bootstrap over the rows, widened by
+    the ``spread`` between seeds (``pooled_spread``). None for fewer than three points or an error
+    that does not fall.
     """
     lower = not metric_named(metric).higher_is_better
-    sizes = np.log([point["rows"] for point in points])
-    least = 0.5 / len(items)  # an observed error of zero does not mean a true error of zero
     table = ScoreTable(items)
     parts = [
-        metric_named(metric).summands(table, f"{point['share']:g}", positive) for point in points
+        metric_named(metric).summands(table, run, positive)
+        for point in points
+        for run in _runs(f"{point['share']:g}")
     ]
     known = [part for part in parts if part is not None]
-    if len(points) < 3 or len(known) < len(points):
+    if len(points) < 3 or len(known) < len(parts):
         return None
     columns = np.concatenate([part for part, _ in known], axis=1)
     ends = np.cumsum([part.shape[1] for part, _ in known])
+    # An observed error of zero does not mean a true error of zero.
+    fitted = partial(_power_law, [point["rows"] for point in points], lower, 0.5 / len(items))
 
-    def fitted(sums: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The figure at twice the rows and the slope, from sums (r, k): (r,) each."""
-        split = np.split(sums, ends[:-1], axis=1)
-        values = np.stack([of(s) for (_, of), s in zip(known, split, strict=True)])
-        errors = np.maximum(values if lower else 1 - values, least)
-        slope, level = np.polyfit(sizes, np.log(errors), 1)
-        error = np.exp(level + slope * (sizes[-1] + math.log(2)))
-        return (error if lower else 1 - error), slope
+    def values(sums: FloatArray) -> FloatArray:
+        """The metric at each point, mean of its seeds, from sums (r, k): (points, r)."""
+        split = np.split(np.atleast_2d(sums), ends[:-1], axis=1)
+        each = np.stack([of(part) for (_, of), part in zip(known, split, strict=True)])
+        means: FloatArray = each.reshape(len(points), -1, each.shape[-1]).mean(axis=1)
+        return means
 
-    score, slope = (float(part[0]) for part in fitted(columns.sum(0)[None]))
+    here = values(columns.sum(0))
+    score, slope = (float(part[0]) for part in fitted(here))
     if slope >= 0:
         return None
     bounds = bootstrap(
-        lambda sums: fitted(np.atleast_2d(sums))[0].reshape(sums.shape[:-1]), columns,
+        lambda sums: fitted(values(sums))[0].reshape(sums.shape[:-1]), columns,
         groups=table.groups(), resamples=RESAMPLES, span=score if lower else 1.0,
     )  # fmt: skip
     if not all(map(math.isfinite, bounds)):
         return None
+    # How far the figure moves with the metric at each point, for the spread of its seeds.
+    step = 1e-4
+    moved = fitted(here + step * np.eye(len(points)))[0] - score
+    share = float(np.sqrt((moved**2).sum() / 2)) / step
+    bounds = with_seed_spread(score, bounds, share * spread[0], spread[1], SEEDS)
     return {
-        "rows": 2 * int(points[-1]["rows"]), "score": score, "lower": bounds.lower,
-        "upper": bounds.upper, "exponent": -slope,
+        "rows": 2 * int(points[-1]["rows"]), "score": score, "lower": max(0.0, bounds.lower),
+        "upper": bounds.upper if lower else min(1.0, bounds.upper), "exponent": -slope,
     }  # fmt: skip
+
+
+def _power_law(
+    rows: Sequence[int], lower: bool, least: float, values: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """The figure at twice the rows and the slope, (r,) each, from ``values`` (points, r).
+
+    ``lower`` says that the figure is itself an error; errors are at least ``least``.
+    """
+    sizes, errors = np.log(rows), np.maximum(values if lower else 1 - values, least)
+    slope, level = np.polyfit(sizes, np.log(errors), 1)
+    error = np.exp(level + slope * (sizes[-1] + math.log(2)))
+    return (error if lower else 1 - error), slope
 
 
 def answer(curve: Mapping[str, Any]) -> str:
@@ -296,7 +338,10 @@ def answer(curve: Mapping[str, Any]) -> str:
     elif high < WORTHWHILE:
         words = f"Hardly: {change}, so the added rows brought less than {WORTHWHILE:g}."
     else:
-        words = f"Undecided: {change}. {curve['test_rows']} test rows are too few to tell."
+        words = (
+            f"Undecided: {change}. {curve['validation_rows']} validation rows and {SEEDS} seeds, "
+            f"whose scores vary by {curve['sd_seed']:.3f}, are too few to tell."
+        )
     twice = curve["twice"]
     if twice is None:
         return words

@@ -125,8 +125,9 @@ def _add_learning_curve(verbs: Any) -> None:
         verbs, "learning-curve", learning_curve,
         summary="measure whether more training rows would help",
         usage="RECIPE_OR_FILE [options]",
-        description="Train on growing shares of the rows, and score each adapter on the same test "
-        "rows. Writes DIR/NAME-learning-curve.json; no adapter is saved.",
+        description="Train on growing shares of the rows, from two seeds each, and score them "
+        "on the validation rows. Writes DIR/NAME-learning-curve.json; no adapter is saved and no "
+        "test row scored.",
         example="lora-domains learning-curve train.csv --label priority --sizes 0.25,0.5,1",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")

@@ -291,7 +291,7 @@ def scale_curve(console: Console, curve: Figures) -> None:
 def learning_curve(console: Console, curve: Figures) -> None:
     """The metric over the number of training rows (see ``analysis.learning_curve``)."""
     metric = metric_name(curve["metric"])
-    heading = f"{metric} on {curve['test_rows']} test rows, by training rows"
+    heading = f"{metric} on {curve['validation_rows']} validation rows, by training rows"
     title(console, f"{curve['domain']}: {heading}")
     before = {"base": curve["base"], "few-shot base": curve["few_shot"]}
     named = [(name, score) for name, score in before.items() if score is not None]

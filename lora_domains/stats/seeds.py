@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import FloatArray, Statistic, least_width
+from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, least_width
 
 
 def influence(statistic: Statistic, columns: FloatArray) -> FloatArray:
@@ -74,3 +74,35 @@ def seed_variance(changes: FloatArray, level: float = 0.95) -> dict[str, Any]:
         "se_items": (var_item / n) ** 0.5,
         "se_residual": (ms_rest / (runs * n)) ** 0.5,
     }
+
+
+def pooled_spread(values: FloatArray) -> tuple[float, int]:
+    """Standard deviation of a figure between seeds, pooled over settings, and its degrees of
+    freedom.
+
+    ``values`` (settings, seeds) are the figures of trainings that differ in their seed alone within
+    a row. Raises ValueError for fewer than two seeds.
+    """
+    settings, seeds = values.shape
+    if seeds < 2:
+        raise ValueError(f"pooled_spread expects at least two seeds; found {seeds}.")
+    return float(np.sqrt(values.var(axis=1, ddof=1).mean())), settings * (seeds - 1)
+
+
+def with_seed_spread(
+    difference: float, bounds: Bounds, spread: float, freedom: int, seeds: int, level: float = 0.95
+) -> Bounds:
+    """Bounds of a difference between two settings, for other items and for other seeds.
+
+    ``bounds`` are those for other items, of figures that are means over ``seeds`` trainings each.
+    ``spread`` is the standard deviation between seeds with its degrees of ``freedom``
+    (``pooled_spread``). The two sources are independent, so their distances add in squares (MOVER:
+    Zou & Donner 2008, Statistics in Medicine 27:1693).
+    """
+    from scipy.special import stdtrit
+
+    by_seed = -float(stdtrit(freedom, 1 - level)) * spread * (2 / seeds) ** 0.5
+    return Bounds(
+        difference - float(np.hypot(difference - bounds.lower, by_seed)),
+        difference + float(np.hypot(bounds.upper - difference, by_seed)),
+    )

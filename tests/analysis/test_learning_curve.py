@@ -1,4 +1,4 @@
-"""Learning curves: nested shares, the same test rows scored once each, an answer with bounds."""
+"""Learning curves: nested shares, the same validation rows, an answer that knows of seeds."""
 
 import json
 import math
@@ -13,8 +13,15 @@ from conftest import make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.commands import run, write
+from support.scripts import script
 
-from lora_domains.analysis.learning_curve import answer, extrapolated, learning_curve, nested
+from lora_domains.analysis.learning_curve import (
+    SEEDS,
+    answer,
+    extrapolated,
+    learning_curve,
+    nested,
+)
 from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
@@ -22,6 +29,8 @@ from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification, Example
+
+curves = script("curves", "verdict")
 
 
 def examples(groups: list[str | None], targets: list[int]) -> list[Example]:
@@ -61,7 +70,8 @@ def scored(errors: dict[str, float], count: int = 400) -> list[dict[str, Any]]:
     """Items of which each contender gets its share wrong, beginning with the same ones."""
 
     def said(at: int) -> dict[str, Any]:
-        return {name: {"prediction": int(at >= share * count)} for name, share in errors.items()}
+        return {f"{name}/{run}": {"prediction": int(at >= share * count)}
+                for name, share in errors.items() for run in range(SEEDS)}  # fmt: skip
 
     return [{"target": 1, "group": None, "scores": said(at)} for at in range(count)]
 
@@ -70,13 +80,18 @@ def test_a_power_law_is_recovered() -> None:
     rows = [100, 200, 400, 800]
     errors = {str(n): 0.4 * (n / 100) ** -0.5 for n in rows}
     points = [{"share": n, "rows": n} for n in rows]
-    found = extrapolated("accuracy", scored(errors), points, None)
+    found = extrapolated("accuracy", scored(errors), points, None, (0.0, 4))
     assert found is not None
     assert found["rows"] == 1600
     assert found["score"] == pytest.approx(1 - 0.1, abs=0.01)
     assert found["exponent"] == pytest.approx(0.5, abs=0.02)
     assert found["lower"] < found["score"] < found["upper"]
     assert found["upper"] - found["lower"] < 0.1
+    wide = extrapolated("accuracy", scored(errors), points, None, (0.03, 4))
+    assert wide is not None
+    assert wide["score"] == found["score"]
+    assert wide["lower"] < found["lower"] - 0.01
+    assert wide["upper"] > found["upper"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +101,7 @@ def test_a_power_law_is_recovered() -> None:
 def test_no_extrapolation_without_a_falling_error(errors: dict[str, float], sizes: int) -> None:
     points = [{"share": float(n), "rows": int(n)} for n in errors]
     assert len(points) == sizes
-    assert extrapolated("accuracy", scored(errors), points, None) is None
+    assert extrapolated("accuracy", scored(errors), points, None, (0.0, 4)) is None
 
 
 @pytest.mark.parametrize(
@@ -100,10 +115,20 @@ def test_the_answer_follows_the_bounds(
 ) -> None:
     points = [{"rows": 100, "score": 0.7}, {"rows": 200, "score": 0.72}]
     step = {"difference": 0.02, "lower": low, "upper": high}
-    words = answer({"points": points, "last_step": step, "metric": metric, "test_rows": 50,
-                    "twice": None})  # fmt: skip
+    words = answer({"points": points, "last_step": step, "metric": metric, "validation_rows": 50,
+                    "sd_seed": 0.03, "twice": None})  # fmt: skip
     assert words.startswith(word)
     assert "from 100 to 200 rows" in words
+
+
+def test_a_gain_by_luck_of_the_seed_is_no_yes() -> None:
+    # One seed a point, compared on the rows alone, promises a gain in a quarter of the cases.
+    assert curves.share_of_yes(0.0, 0.03, 1, runs=300, seed=1) > 0.15
+    assert curves.share_of_yes(0.0, 0.03, 2, runs=300, seed=1) <= 0.08
+    assert curves.share_of_yes(0.06, 0.01, 2, runs=100, seed=1) >= 0.6
+    figures = json.loads(curves.RESULTS.read_text())["yes"]
+    assert all(yes["2 seeds"] <= 0.08 for name, yes in figures.items() if "gain 0," in name)
+    assert figures["true gain 0, spread 0.03"]["1 seed"] > 0.2
 
 
 ROWS = make_rows(150)
@@ -132,9 +157,10 @@ def test_one_training_for_each_share_on_the_same_test_rows(
 
     monkeypatch.setattr(Scorer, "scores", recorded)
     found = learning_curve(model, DOMAIN, (1.0, 0.25, 0.5))
-    # Each once: the base, the base with rows in its prompt, three shares and the edited copies.
-    assert [count for _, count in evaluations] == [50] * len(evaluations)
-    assert len(evaluations) == 5 + (found["few_shot"] is not None)
+    # The base, the base with rows in its prompt; from two seeds, three shares and edited copies.
+    # The 20 validation rows each: never the 50 test rows.
+    assert [count for _, count in evaluations] == [20] * len(evaluations)
+    assert len(evaluations) == 1 + 4 * SEEDS + (found["few_shot"] is not None)
     assert [point["rows"] for point in found["points"]] == [20, 40, 80]
     assert {point["steps"] for point in found["points"]} == {20}
     assert found["augmented"]["steps"] == 20
@@ -142,10 +168,16 @@ def test_one_training_for_each_share_on_the_same_test_rows(
     assert all(math.isfinite(found["last_step"][k]) for k in ("difference", "lower", "upper"))
     gap = found["points"][-1]["score"] - found["points"][-2]["score"]
     assert found["last_step"]["difference"] == pytest.approx(gap)
-    # The largest share is trained as fit trains.
-    own = model.evaluate(DOMAIN).entry.domain_scores["macro_f1"]
-    assert found["points"][-1]["score"] == pytest.approx(own["adapter"])
-    assert found["base"] == pytest.approx(own["base"])
+    for point in (*found["points"], found["augmented"]):
+        assert len(point["scores"]) == SEEDS
+        assert point["score"] == pytest.approx(np.mean(point["scores"]))
+    spread = np.mean([np.var(point["scores"], ddof=1) for point in found["points"]]) ** 0.5
+    assert found["sd_seed"] == pytest.approx(spread)
+    # The largest share is trained as fit trains, from its seed.
+    card = model.bank["spam"].card
+    assert card is not None
+    history = card.adapter.training["history"]
+    assert found["points"][-1]["scores"][0] == pytest.approx(max(e["score"] for e in history))
     assert json.loads(json.dumps(found)) == found
     assert not any(row["text"] in json.dumps(found) for row in ROWS)
     assert model.domains == ("spam",)
