@@ -1,7 +1,7 @@
 """Shared parts: a random base made from a config, rows to train on, the real data's folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,30 @@ def _pretrained(name: str) -> Path:
     folder = BASES / name
     if not (folder / "model.safetensors").exists():
         pytest.skip(f"no {name} in {BASES}: `make bases` gets it")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def session_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A project folder for the adapters that the tests of several files share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_DOMAINS_PROJECT", str(tmp_path_factory.mktemp("project")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def module_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A project folder for the adapters that the tests of a file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_DOMAINS_PROJECT", str(tmp_path_factory.mktemp("project")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder of the test: no evaluation of another test is in its ledger."""
+    folder = tmp_path_factory.mktemp("project")
+    monkeypatch.setenv("LORA_DOMAINS_PROJECT", str(folder))
     return folder
 
 

@@ -116,7 +116,7 @@ def test_the_main_process_writes_and_prints_and_its_errors_reach_all(
 ) -> None:
     out, seen, output = two
     assert sorted(p.name for p in (out / "curve").iterdir()) == [
-        ".digest-key", ".looks.head", ".looks.jsonl", "spam"
+        ".digest-key", "spam"
     ]  # fmt: skip
     assert output.count("printed once") == 1
     assert output.count("fine-tuned") == 3  # of the curve, and of the resumed runs

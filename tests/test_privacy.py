@@ -27,8 +27,9 @@ def secret_rows() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("show_text", [False, True])
 def test_no_row_text_is_written_or_printed(
-    tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], show_text: bool
-) -> None:
+    tiny_base: Path, tmp_path: Path, project: Path, capfd: pytest.CaptureFixture[str],
+    show_text: bool,
+) -> None:  # fmt: skip
     made = declared(secret_rows(), epochs=1)
     made = replace(made, data=replace(made.data, group="patient"), show_text=show_text)
     out = tmp_path / "out"
@@ -38,7 +39,8 @@ def test_no_row_text_is_written_or_printed(
     said = "".join(capfd.readouterr())
     assert "Verdict" in said
     written = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert len(written) >= 8  # five of the adapter, the digests' key, the ledger and its head
+    written |= {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    assert len(written) >= 9  # five of the adapter, two keys, the ledger and its head
     for name, secret in SECRETS.items():
         found = [p.name for p, content in written.items() if secret.encode() in content]
         assert found == (["items.jsonl"] if show_text and name in ("train", "test") else []), name

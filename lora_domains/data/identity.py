@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import os
 import re
 import secrets
 import unicodedata
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
-from lora_domains.tasks import Example
+from lora_domains.tasks import Example, Row, Task, columns_in
 
-KEY_BYTES = 32
+KEY, KEY_BYTES = "key", 32
+PROJECT_VARIABLE, KEY_VARIABLE = "LORA_DOMAINS_PROJECT", "LORA_DOMAINS_KEY"
 EMOTICON = (
     r"[:;=][-o^'’]?(?:[()\[\]{}|\\*@<>]|/(?!/))|[()\[\]{}|][-o^'’]?[:;=](?!\w)|</?3|\^_*\^|-_+-"
 )
@@ -132,6 +134,30 @@ def has_own_choices(examples: Sequence[Example]) -> bool:
     return len({example.choices for example in examples if example.choices}) > 1
 
 
+def texts_and_labels(
+    task: Task, rows: Sequence[Row], examples: Sequence[Example]
+) -> dict[str, tuple[str, ...]]:
+    """{id of a row: its text, label and candidate answers}, by which a ledger knows test rows.
+
+    They depend on neither the prompt nor the order of columns and labels. The text is that of the
+    one input column that holds the most text, repeated values counted once: a title or a category
+    that a prompt adds tells rows apart less well. The label is the one in the file; there are
+    candidate answers where rows have their own.
+    """
+    columns = sorted(set(columns_in(task.template)) or set(task.input_columns))
+    values = {row.id: row.values for row in rows}
+    kept = [values[example.id] for example in examples]
+    texts = {name: [str(row.get(name, "")) for row in kept] for name in columns}
+    longest = max(columns, key=lambda name: sum(map(len, set(texts[name]))))
+    known: dict[str, tuple[str, ...]] = {}
+    for row, text, example in zip(kept, texts[longest], examples, strict=True):
+        if task.has_labels:
+            known[example.id] = text, str(row.get(task.answer_column or ""))
+        else:
+            known[example.id] = text, example.answer, *example.choices
+    return known
+
+
 # ── Digests ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -149,28 +175,85 @@ def keyed_digest(text: str, key: bytes) -> str:
     return hmac.new(key, text.encode("utf-8", "surrogatepass"), sha256).hexdigest()
 
 
+def row_digest(parts: Sequence[str], key: bytes) -> str:
+    """A short keyed digest of a row in ``texts_and_labels``: of its words, choices in any order.
+
+    48 bits: two sets of 10,000 rows have one in common by chance once in 2.8 million cases.
+    """
+    text, label, *choices = map(words, parts)
+    return keyed_digest("\n".join([text, label, *sorted(choices)]), key)[:12]
+
+
 def digest_key(folder: Path) -> bytes:
     """The key of the rows' digests: written once per output folder, never part of an adapter.
+
+    Raises what ``secret_key`` raises.
+    """
+    return secret_key(folder / ".digest-key")
+
+
+def project_folder() -> Path:
+    """The nearest parent of the working folder with ``.git`` or ``pyproject.toml``, or itself.
+
+    Without one it is the working folder. LORA_DOMAINS_PROJECT names another.
+    """
+    if named := os.environ.get(PROJECT_VARIABLE):
+        return Path(named)
+    here = Path.cwd()
+    marked = (
+        folder
+        for folder in (here, *here.parents)
+        if (folder / ".git").exists() or (folder / "pyproject.toml").exists()
+    )
+    return next(marked, here)
+
+
+def project_key(folder: Path, known: bool) -> bytes | None:
+    """The key of the ledger in ``folder``, which git ignores; LORA_DOMAINS_KEY replaces the file.
+
+    None where a ledger is ``known`` and its key is missing; else a new one is written. Raises
+    AdapterError for a damaged key.
+    """
+    if given := os.environ.get(KEY_VARIABLE):
+        return key_from(given.strip(), KEY_VARIABLE)
+    if known and not (folder / KEY).exists():
+        return None
+    return secret_key(folder / KEY)
+
+
+def secret_key(path: Path) -> bytes:
+    """The key in the file ``path``, which is written with a new one where it is missing.
 
     Raises AdapterError where it cannot be written or read completely; with an empty key the text
     behind a digest could be guessed.
     """
-    path = folder / ".digest-key"
     try:
         if not path.exists():
             # If another process has written a key meanwhile, that one is kept.
             write_text(path, secrets.token_hex(KEY_BYTES), private=True, overwrite=False)
-        key, found = bytes.fromhex(path.read_text()), "another length"
-    except ValueError:
-        key, found = b"", "something else"
+        return key_from(path.read_text(), str(path))
     except OSError as error:
-        key, found = b"", error.strerror or str(error)
+        raise _bad_key(str(path), error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise _bad_key(str(path), "something else") from error
+
+
+def key_from(text: str, where: str) -> bytes:
+    """The key that ``text`` writes in hexadecimal; raises AdapterError, naming ``where``."""
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        raise _bad_key(where, "something else") from None
     if len(key) != KEY_BYTES:
-        raise AdapterError(
-            where=str(path),
-            expected=f"a key of {KEY_BYTES} bytes in hexadecimal",
-            found=found,
-            hint="Free some space, or delete the file; with a new key, the rows of older cards "
-            "can no longer be recognised.",
-        )
+        raise _bad_key(where, "another length")
     return key
+
+
+def _bad_key(where: str, found: str) -> AdapterError:
+    return AdapterError(
+        where=where,
+        expected=f"a key of {KEY_BYTES} bytes in hexadecimal",
+        found=found,
+        hint="Restore it, or free some space. With a new key, the rows of older cards and ledgers "
+        "can no longer be recognised.",
+    )

@@ -16,7 +16,13 @@ from lora_domains.data.checks import (
     with_merged_labels,
     with_own_label,
 )
-from lora_domains.data.identity import digest_of, has_own_choices, identity, normalised_once
+from lora_domains.data.identity import (
+    digest_of,
+    has_own_choices,
+    identity,
+    normalised_once,
+    texts_and_labels,
+)
 from lora_domains.data.leaks import Leaks, copies, find_leaks
 from lora_domains.data.readers import read_noted
 from lora_domains.data.source import SHOWN, SPLITS, Data, Reading
@@ -75,6 +81,9 @@ class Prepared:
     stages: tuple[Stage, ...]
     digests: Mapping[str, str]
     """split → sha256 of the exact text of its rows, in order."""
+    test_source: Mapping[str, tuple[str, ...]]
+    """id → ``texts_and_labels`` of every row from which the test rows were taken: those of their
+    file, or of that of the training rows where no test rows are given."""
     warnings: tuple[str, ...]
     declared: tuple[Task, Data, int]
     """The task, data and seed that these rows were made from."""
@@ -133,6 +142,7 @@ class _Preparation:
         self.warnings: list[str] = []
         self.read = self.duplicates = self.refused = self.empty = 0
         self.leaks = Leaks(0, 0, ())
+        self.test_source: Mapping[str, tuple[str, ...]] = {}
 
     def read_and_check(self) -> None:
         given, notes = _read(self.data)
@@ -148,6 +158,8 @@ class _Preparation:
         examples, dropped = to_examples(self.task, self.data, given)
         self.empty = sum(dropped.values())
         self.parts = {split: examples.get(split, []) for split in SPLITS}
+        source = "test" if "test" in given else "train"
+        self.test_source = texts_and_labels(self.task, given[source], examples[source])
         self._stage("check", self._checked(dropped), self.read)
         self.warnings += left_empty(self.task, given) + with_own_label(
             self.task, self.parts["train"]
@@ -235,6 +247,7 @@ class _Preparation:
             leaks=self.leaks,
             stages=tuple(self.stages),
             digests={split: digest_of(rows) for split, rows in self.parts.items()},
+            test_source=self.test_source,
             warnings=tuple(self.warnings),
             declared=self.declared,
         )

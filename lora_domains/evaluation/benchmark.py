@@ -25,7 +25,7 @@ from lora_domains.evaluation.items import Items
 from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.scorer import Scorer, saved_folder
 from lora_domains.evaluation.store import Store
-from lora_domains.evaluation.verdict_run import check_fits, judge, use_settings
+from lora_domains.evaluation.verdict_run import Evaluated, check_fits, judge, use_settings
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import row_limit
@@ -80,8 +80,8 @@ def measure(
     """(report entry, items) of every adapter in the bank, by name.
 
     General knowledge is measured on ``suite``. An adapter whose domain is in ``datasets`` is
-    evaluated on its test rows, which the ledger of ``out`` records; otherwise the items in its
-    folder are kept. ``out`` also holds the key of the rows' digests. ``base_changed`` is called
+    evaluated on its test rows, which the ledger of the project records; otherwise the items in its
+    folder are kept. ``out`` holds the key of the rows' digests. ``base_changed`` is called
     once everything is scored. Raises UsageError for an adapter that was never evaluated, for a
     dataset without an adapter of its domain, and for one that does not fit an adapter's training.
     """
@@ -100,6 +100,11 @@ def measure(
     }
     scored: dict[str, DomainScores] = {}
     key = distributed.on_main(lambda: digest_key(out))
+    evaluated = {
+        name: Evaluated.announced(dataset, entries[name], out, scorer.display)
+        for domain, dataset in by_domain.items()
+        for name in own[domain]
+    }
     with distributed.sharing():
         general = score_general(scorer, suite, row_limit(scorer.bank.base, None), names, key)
         for domain, dataset in by_domain.items():
@@ -119,7 +124,7 @@ def measure(
         _set_general(entry, scorer.bank.base, suite, general[name], changed)
         items = items + general[name].items
         if name in scored:
-            judge(entry, items, out)
+            judge(entry, items, evaluated[name])
         else:
             entry.update(figures(entry, items))
         measured[name] = (entry, items)

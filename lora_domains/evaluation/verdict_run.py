@@ -1,19 +1,31 @@
 """One evaluation of an adapter: score its test rows, record that in the ledger, apply its gates.
 
 Every verdict on test rows comes from ``judge``, so that no evaluation is missing from the ledger
-and each is tested at the level that earlier evaluations leave (``verdict.ledger``).
+and each keeps to the budget of its test rows (``verdict.ledger``).
 """
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
 from lora_domains.adapters.parent import loaded_parent
+from lora_domains.atomic import write_text
 from lora_domains.console import Display
-from lora_domains.data.identity import digest_key, normalised_once
+from lora_domains.data.identity import (
+    KEY,
+    digest_key,
+    keyed_digest,
+    normalised_once,
+    project_folder,
+    project_key,
+    row_digest,
+)
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
@@ -35,8 +47,24 @@ from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, Card
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
-from lora_domains.verdict.ledger import begin_evaluation, end_evaluation, set_digest
+from lora_domains.verdict.gates import Gates
+from lora_domains.verdict.ledger import (
+    LEDGER,
+    RowSet,
+    Standing,
+    Subject,
+    begin_evaluation,
+    digest_of_rows,
+    end_evaluation,
+    standing,
+)
 from lora_domains.verdict.rules import finite
+
+FOLDER = ".lora-domains"
+"""The folder of the ledger and its key in the project folder."""
+OLD_LEDGER = ".looks.jsonl"
+GIT = {".gitignore": f"{KEY}\n", ".gitattributes": "evaluations.* merge=union\n"}
+"""Files for git: the key stays secret, and branches are merged by keeping the lines of both."""
 
 
 @normalised_once()
@@ -50,14 +78,15 @@ def evaluate(
 ) -> Card:
     """Score the adapter of the dataset's domain, apply its gates and rewrite its card.
 
-    ``out`` holds the ledger and the key of the rows' digests. ``base_changed`` is called once
-    everything is scored. Returns the card. Raises AdapterError for an adapter without one,
+    ``out`` holds the key of the rows' digests. ``base_changed`` is called once everything is
+    scored. Returns the card. Raises AdapterError for an adapter without one,
     UsageError for other training rows than it was trained on.
     """
     name = dataset.domain.name
     card = _checked_card(bank, dataset, display)
     entry = card.adapter
     leaks = every_leak(dataset, suite, with_questions=not bank.base.bidirectional)
+    evaluated = Evaluated.announced(dataset, entry, out, display)
     key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
     continued_from = loaded_parent(bank, name, dataset.parent, out, display.warn)
     with continued_from as parent, distributed.sharing():
@@ -79,7 +108,7 @@ def evaluate(
         "threshold": own.threshold,
     }
     items = own.items + general.items
-    judge(entry, items, out)
+    judge(entry, items, evaluated)
     path = bank[name].path
     if path is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, items))
@@ -163,18 +192,113 @@ def check_same_length(name: str, trained: int, now: int) -> None:
         )
 
 
-def judge(entry: AdapterEntry, items: Items, out: Path) -> None:
+# ── The ledger of the project ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One adapter on the test rows of a dataset, as the ledger of the project records it.
+
+    Every process may call the methods; the first one reads and writes.
+    """
+
+    dataset: Dataset
+    adapter: str
+    """sha256 of the adapter."""
+    out: Path
+    """The folder of the adapters, where older versions kept a ledger."""
+
+    @classmethod
+    def announced(cls, dataset: Dataset, entry: AdapterEntry, out: Path, display: Display) -> Self:
+        """The evaluation of ``entry``; shows how many its test rows have left, before any score."""
+        evaluated = cls(dataset, str(entry.sha256), out)
+        now = evaluated.standing()
+        if now.may_pass:
+            display.stage(
+                "test rows", None, None, f"{now} {now.budget - now.number} are left after it."
+            )
+        else:
+            display.warn(str(now))
+        return evaluated
+
+    def standing(self) -> Standing:
+        """The standing that the evaluation would have now."""
+        return distributed.on_main(lambda: standing(*self._recorded))
+
+    def begin(self) -> Standing:
+        """Record that the evaluation takes place; returns its standing."""
+        return distributed.on_main(lambda: begin_evaluation(*self._recorded))
+
+    def end(self, verdict: str) -> None:
+        """Record its verdict."""
+        distributed.on_main(lambda: end_evaluation(*self._recorded[:3], verdict))
+
+    @cached_property
+    def _recorded(self) -> tuple[Path, RowSet, Subject, int]:
+        """What the functions of the ledger take. Raises AdapterError for an older ledger."""
+        _check_old_ledger(self.out)
+        folder, domain = project_folder() / FOLDER, self.dataset.domain
+        key = project_key(folder, known=(folder / LEDGER).exists())
+        for name, text in GIT.items():
+            if key is not None and not (folder / name).exists():
+                write_text(folder / name, text)
+        test, scored = _row_sets(self.dataset, key)
+        subject = Subject(self.adapter, domain.name, scored, declaration(domain))
+        return folder, test, subject, domain.gates.evaluations
+
+
+def _row_sets(dataset: Dataset, key: bytes | None) -> tuple[RowSet, str]:
+    """The test set from which the test rows were taken, and the digest of the rows themselves."""
+    if key is None:
+        return RowSet(frozenset(), None), ""
+    source = dataset.prepared.test_source
+    digests = {name: row_digest(parts, key) for name, parts in source.items()}
+    scored = {digests[row.example.id] for row in dataset.test}
+    fingerprint = keyed_digest("fingerprint", key)[:8]
+    return RowSet(frozenset(digests.values()), fingerprint), digest_of_rows(scored)
+
+
+def declaration(domain: Domain) -> str:
+    """Digest of what decides a verdict: the metric, the gates, and the rows that count together.
+
+    Gates are covered where they differ from their defaults, so that a new one changes nothing. The
+    number of evaluations is fixed by the test set instead.
+    """
+    defaults = Gates().record()
+    declared = {
+        "metric": domain.primary_metric,
+        "positive": domain.task.positive,
+        "targets": domain.task.targets,
+        "group": domain.data.group,
+        "slices": sorted(domain.data.slices),
+        "gates": {
+            name: value
+            for name, value in domain.gates.record().items()
+            if name != "evaluations" and value != defaults.get(name)
+        },
+    }
+    return sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_old_ledger(out: Path) -> None:
+    """Raise AdapterError for the ledger of an older version, whose rows cannot be recognised."""
+    if (out / OLD_LEDGER).exists():
+        raise AdapterError(
+            where=str(out / OLD_LEDGER),
+            expected=f"a ledger of evaluations in {FOLDER} of the project",
+            found="one of an older version, whose test rows cannot be recognised",
+            hint="The test rows in it have been evaluated before: collect new ones, then delete "
+            "it with .looks.head.",
+        )
+
+
+def judge(entry: AdapterEntry, items: Items, evaluated: Evaluated) -> None:
     """Figures, gates and verdict of ``entry`` from ``items`` that were just scored.
 
-    The ledger of ``out`` is written before and after: an evaluation that is stopped in between
-    counts all the same. Every process calls this; the first one writes.
+    The ledger is written before and after: an evaluation that is stopped in between counts all the
+    same. Every process calls this; the first one writes.
     """
-    test_set = {"test_set": set_digest(items), "adapter": str(entry.sha256)}
-    rows = sum(item["set"] == "test" for item in items)
-    prior = distributed.on_main(
-        lambda: begin_evaluation(out, **test_set, domain=entry.domain, rows=rows)
-    )
     entry.seeds = {}  # of an earlier evaluation
-    entry.looks = asdict(prior)
+    entry.evaluations = asdict(evaluated.begin())
     entry.update(figures(entry, items))
-    distributed.on_main(lambda: end_evaluation(out, **test_set, verdict=entry.outcome))
+    evaluated.end(entry.outcome)

@@ -17,6 +17,7 @@ from lora_domains.errors import AdapterCorrupt
 from lora_domains.schema import Checker, checker
 from lora_domains.tasks import Task, positive_index, task_from_record, upgraded_record
 from lora_domains.verdict.gates import FORMER, Gates
+from lora_domains.verdict.ledger import Standing, level
 
 Environment = dict[str, str | int | None]
 """Versions, machine and seed of a run; None where a value is unknown."""
@@ -80,8 +81,8 @@ class AdapterEntry:
     # Added by an evaluation.
     judged: dict[str, Any] = field(default_factory=dict)
     """What is needed, beside the items, to compute the figures again."""
-    looks: dict[str, Any] | None = None
-    """This evaluation among all those of the same test set (``verdict.ledger``)."""
+    evaluations: dict[str, Any] | None = None
+    """This evaluation among all those of the same test set (``verdict.ledger.Standing``)."""
     domain_scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     general: dict[str, dict[str, Any]] = field(default_factory=dict)
     slices: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -281,6 +282,9 @@ def _upgraded(stored: Any) -> Any:
                 entry[name] = settings = {**settings, "task": upgraded_record(settings["task"])}
             if isinstance(settings, Mapping) and isinstance(settings.get("gates"), Mapping):
                 entry[name] = {**settings, "gates": _without_defaults(settings["gates"])}
+        looks = entry.get("looks")
+        if isinstance(looks, Mapping) and isinstance(looks.get("adapters"), int):
+            entry["evaluations"] = _standing(entry.pop("looks"))
         if isinstance(entry.get("curve"), Mapping):
             entry["curve"] = _with_targets(entry["curve"])
         judged = entry.get("judged")
@@ -307,6 +311,13 @@ def _without_defaults(gates: Mapping[str, Any]) -> dict[str, Any]:
 def _renamed(gate: Any) -> Any:
     name = gate.get("name") if isinstance(gate, Mapping) else None
     return {**gate, "name": OLD_GATES.get(name, name)} if isinstance(name, str) else gate
+
+
+def _standing(looks: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older version kept of earlier evaluations, by the budget of today."""
+    number, budget = int(looks["adapters"]) + 1, Gates().evaluations
+    standing = Standing(str(looks.get("test_set"))[:16], number, budget, level(budget))
+    return {**vars(standing), "broken": looks.get("broken")}
 
 
 def _with_targets(threshold: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def page(report: Report) -> str:
         "without_near_leaks": wording.without_near_leaks,
         "metric": wording.metric_name,
         "contender": contender_label,
-        "prior_evaluations": wording.prior_evaluations,
+        "evaluations_of": wording.evaluations_of,
         "calibrated": wording.calibrated,
         "memorised": wording.memorised,
         "decided_by": wording.decided_by,

@@ -13,6 +13,7 @@ from lora_domains.report.text import (
     counted,
     decided_by,
     decisive,
+    evaluations_of,
     gained,
     headline,
     interval,
@@ -27,7 +28,6 @@ from lora_domains.report.text import (
     percent,
     points,
     precision_elsewhere,
-    prior_evaluations,
     ranked,
     without_near_leaks,
     worsened,
@@ -198,7 +198,7 @@ def _reliability(entry: AdapterEntry) -> list[str]:
     sentences = [
         f"- {title}: {escaped(words(getattr(entry, key)))}."
         for key, title, words in (
-            ("looks", "Test set", prior_evaluations),
+            ("evaluations", "Test set", evaluations_of),
             ("calibration", "Confidence", calibrated),
             ("curve", "Decision", decided_by),
             ("curve", "Prevalence", precision_elsewhere),

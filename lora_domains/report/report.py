@@ -31,6 +31,7 @@ from lora_domains.report.junit import junit
 from lora_domains.report.markdown import comment, summary
 from lora_domains.report.text import gained, outcome
 from lora_domains.verdict.evidence import Evidence
+from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import summarise
@@ -82,7 +83,7 @@ def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
         prevalence=judged.get("prevalence"),
         base_changed=judged["base_changed"],
         largest_move=float("nan") if move is None else move,
-        evaluations=entry.looks,
+        evaluations=Standing(**entry.evaluations) if entry.evaluations else None,
     )
     return summarise(evidence, entry.settings["gates"], judged.get("threshold"))
 

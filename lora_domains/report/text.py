@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Report
+from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import METRICS, metric_named
 from lora_domains.verdict.rules import INFORMING, WORST_FIRST
 
@@ -82,13 +83,9 @@ def decisive(gates: Sequence[Fields]) -> tuple[list[Fields], list[Fields]]:
 # ── Other findings about one adapter ────────────────────────────────────────────────────────────
 
 
-def prior_evaluations(evaluations: Fields) -> str:
-    """Earlier evaluations of the test set, and the level that they leave (``verdict.ledger``)."""
-    level = f"{100 * evaluations['level']:.6g} %"
-    before = _plural(evaluations["before"], "earlier evaluation")
-    others = f"{_plural(evaluations['adapters'], 'other adapter')} evaluated first"
-    sentence = f"{before}, {others}; gates use {level} bounds"
-    return f"{sentence}; {evaluations['broken']}" if evaluations["broken"] else sentence
+def evaluations_of(evaluations: Fields) -> str:
+    """This evaluation among all those of its test set (``verdict.ledger``)."""
+    return str(Standing(**evaluations)).removesuffix(".")
 
 
 def with_bounds(figures: Fields, key: str, bounds: Fields) -> str:

@@ -12,6 +12,7 @@ from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
 from lora_domains.stats.membership import auc_bounds, membership_auc
+from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import TARGET, Metric
 from lora_domains.verdict.rules import GateResult, Measurement, capital, unmeasured
 from lora_domains.verdict.scores import CONTENDERS, ScoreTable, contender_label
@@ -57,8 +58,8 @@ class Evidence:
     base_changed: bool = False
     largest_move: float = 0.0
     """The largest absolute difference of a logit from the base's."""
-    evaluations: Mapping[str, Any] | None = None
-    """Earlier evaluations of the test set (``ledger.PriorEvaluations``)."""
+    evaluations: Standing | None = None
+    """This evaluation among all those of its test set."""
 
     @cached_property
     def test(self) -> ScoreTable:
@@ -88,7 +89,7 @@ class Evidence:
     @property
     def level(self) -> float:
         """The confidence level of the gates' bounds."""
-        return float(self.evaluations["level"]) if self.evaluations else 0.95
+        return self.evaluations.level if self.evaluations else 0.95
 
     def compared(
         self, metric: Metric, table: ScoreTable, rival: str = "base", positive: int | None = None

@@ -14,7 +14,7 @@ after a registered gate sets that gate's threshold too.
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from lora_domains.verdict.evidence import Evidence
@@ -28,6 +28,7 @@ from lora_domains.verdict.rules import (
     INFORMING,
     LEAST_ROWS,
     GateResult,
+    Verdict,
     judge_count,
     undecided,
 )
@@ -48,12 +49,17 @@ class Threshold:
     """None for a gate that informs unless a domain sets it a limit."""
     above: float = 0.0
     below: float = 1.0
+    whole: bool = False
 
     def allows(self, value: float | None) -> bool:
-        return self.default is None if value is None else self.above < value < self.below
+        if value is None:
+            return self.default is None
+        return self.above < value < self.below and not (self.whole and value % 1)
 
     def __str__(self) -> str:
         low, high = (f"{end:g}".removeprefix("0") or "0" for end in (self.above, self.below))
+        if self.whole:
+            return f"a whole number above {low}"
         return f"above {low}" if math.isinf(self.below) else f"between {low} and {high}"
 
 
@@ -87,21 +93,33 @@ def judge_all(
 ) -> list[GateResult]:
     """The results of every gate that concerns the adapter, those that decide first.
 
-    A missing threshold is its default. With ``names``, only these gates are judged.
+    A missing threshold is its default. With ``names``, only these gates are judged. Gates pass at
+    the level of the test set's budget and fail at 95 %: however often a test set is evaluated, a
+    harmful adapter is found as easily as the first time.
     """
+    failing = evidence
+    if evidence.evaluations is not None:
+        failing = replace(evidence, evaluations=replace(evidence.evaluations, level=0.95))
     results = []
-    rows = len(evidence.test)
     for gate in GATES.values():
         if names is not None and gate.name not in names:
             continue
         limit = gate.threshold
         value = 0.0 if limit is None else thresholds.get(gate.name, limit.default)
-        result = gate.judge(evidence, value)
-        if result is not None and gate.on_test_rows and rows < LEAST_ROWS:
-            result = undecided(result, f"Fewer than {LEAST_ROWS} test rows do not decide it.")
+        result = _judged(gate, evidence, value)
+        if failing is not evidence:
+            fail = _judged(gate, failing, value)
+            result = fail if fail is not None and fail.verdict == "fail" else result
         results.append(result)
     known = [result for result in results if result is not None]
     return sorted(known, key=lambda result: result.verdict in INFORMING)
+
+
+def _judged(gate: Gate, evidence: Evidence, value: float | None) -> GateResult | None:
+    result = gate.judge(evidence, value)
+    if result is not None and gate.on_test_rows and len(evidence.test) < LEAST_ROWS:
+        return undecided(result, f"Fewer than {LEAST_ROWS} test rows do not decide it.")
+    return result
 
 
 register(Gate("gain", judge_gain, on_test_rows=True))
@@ -118,25 +136,15 @@ register(Gate("calibration", judge_calibration, Threshold(None), on_test_rows=Tr
 
 
 def _evaluations(evidence: Evidence, _: float) -> GateResult | None:
-    """The ledger of the test set is intact; says at which level it leaves the bounds."""
-    prior = evidence.evaluations
-    if not prior:
+    """The test rows are not used up, and gates and metric were declared before."""
+    now = evidence.evaluations
+    if now is None:
         return None
-    others, damage = int(prior["adapters"]), prior["broken"]
-    counted = {0: "No other adapter was", 1: "1 other adapter was"}.get(
-        others, f"{others:,} other adapters were"
+    outcome: Verdict = "fail" if now.broken else "pass" if now.may_pass else "inconclusive"
+    rule = f"at most {now.budget} adapters are evaluated on the test rows, by gates declared before"
+    return GateResult(
+        "evaluations", rule, float(now.number), float(now.budget), None, None, outcome, str(now)
     )
-    why = (
-        f"{counted} evaluated on these test rows before, so bounds hold with "
-        f"{100 * evidence.level:.6g} % confidence."
-    )
-    if damage:
-        why = (
-            f"The ledger of evaluations is damaged ({damage}), so the number of earlier "
-            "evaluations is unknown. Use a new test set."
-        )
-    rule = "every evaluation of the test set is recorded"
-    return judge_count("evaluations", rule, float(bool(damage)), passed=not damage, why=why)
 
 
 def _leaks(evidence: Evidence, _: float) -> GateResult | None:
@@ -185,7 +193,7 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what} is" if count == 1 else f"{count:,} {what}s are"
 
 
-register(Gate("evaluations", _evaluations))
+register(Gate("evaluations", _evaluations, Threshold(5, below=math.inf, whole=True)))
 register(Gate("leaks", _leaks))
 register(Gate("frozen", _frozen))
 register(Gate("effect", _effect))
@@ -223,6 +231,10 @@ class Gates:
     itself is a secret."""
     calibration: float | None = None
     """Largest expected calibration error."""
+
+    evaluations: int = 5
+    """Number of adapters that may be evaluated on one test set, each by bounds of 1 - .05 / number
+    confidence; fixed by the first evaluation of the test set."""
 
     def record(self) -> dict[str, float | None]:
         """The thresholds by gate, as a card stores them."""

@@ -1,39 +1,32 @@
-"""The ledger of test sets: each evaluation on the same rows leaves less confidence for the next.
+"""The ledger of a project: which adapters were evaluated on which test rows.
 
-Evaluating adapter after adapter on one test set and keeping the best one climbs on chance: 50
-adapters that are truly harmful, each a change to the best so far, pass a 95 % gate almost surely.
-So every evaluation is written down before its figures are shown, and each adapter after the first
-has to pass at a stricter level. ``DIR/.looks.jsonl`` is append-only, one JSON object a line:
+Evaluating adapter after adapter on one test set and keeping the best one climbs on chance. A test
+set therefore has a budget of error, ``ALPHA``, for a number of adapters that is fixed when it is
+first evaluated: each of k adapters is held to one-sided bounds at 1 - ALPHA / k (Bonferroni), and
+after them none can pass. ``benchmarks/verdict/budget.py`` simulates what this covers.
 
-    {"look": 3, "at": …, "who": …, "domain": …, "adapter": sha256, "test_set": digest, "rows": …,
-     "previous": sha256 of the line before}
-    {"verdict": "fail", "of": 3, "previous": …}
+``evaluations.jsonl`` is append-only, one JSON object a line. A set of rows is written once, each
+evaluation of it before its figures are shown, and the verdict after them:
 
-(The keys of these files and of a card call an evaluation a "look".)
+    {"test_set": id, "rows": "DIGEST DIGEST …", "key": fingerprint, "budget": 5, "previous": …}
+    {"adapter": sha256, "test_set": id, "scored": digest, "declared": digest, "domain": …,
+     "at": …, "who": …, "previous": …}
+    {"verdict": "fail", "of": hash of the line of the evaluation, "previous": …}
 
-A test set is identified by the digest of its rows' keyed digests; the file holds no row's text. A
-line that was changed or removed breaks the chain, and ``.looks.head`` (the number of lines, and the
-hash of the last) shows when lines were removed from the end. Removing both files is not noticed:
-the ledger keeps honest people honest. Nor is a test set recognised after one of its rows changed.
-
-**The rule** (``level``): of the 5 % error that a verdict may have, the first adapter spends 4 %,
-the second .3 %, and each one after it half of the one before; together 4.6 %. That alone keeps
-verdicts honest where adapters do not follow from one another (alpha spending: Lan & DeMets 1983,
-Biometrika 70:659). Where each adapter is chosen by the evaluation of the one before, the number of
-possible adapters doubles with each evaluation, and so must the evidence (Blum & Hardt 2015, The
-Ladder, ICML; Dwork et al. 2015, Science 349:636): with a spending of α/(k(k+1)), adapters tuned on
-the test set passed in far more than 5 % of simulated runs.
-The simulation is ``benchmarks/verdict/simulation.py``. The first evaluation keeps most of its
-power: a harmless adapter passes the retention gate in 84 % of runs, not 87 % (700 items, 8 %
-changing).
+Rows are keyed digests of text and label, so that the file holds no text and can be committed. Sets
+that share half of the rows of the smaller one are one test set, also where rows were added.
+``previous`` is the hash of the line that was last when a line was written: a line that was changed
+or removed breaks that chain, while branches of a repository can be merged by keeping the lines of
+both. ``evaluations.head`` holds the hashes of the last lines, to notice when these are removed.
+Removing both files is not noticed: the ledger keeps honest people honest.
 """
 
 import getpass
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -47,86 +40,250 @@ try:
 except ImportError:  # Windows has no advisory locks; there one process writes at a time
     fcntl = None  # type: ignore[assignment]
 
-LEDGER, HEAD = ".looks.jsonl", ".looks.head"
-ALPHA, FIRST, SECOND = 0.05, 0.8, 0.06
-"""The error that verdicts may have in all, and the shares of it for the first two adapters."""
-LEAST = 1e-9
-"""No evaluation spends less: a float could not hold the level, and no adapter could pass."""
+LEDGER, HEAD = "evaluations.jsonl", "evaluations.head"
+ALPHA = 0.05
+"""The error that all evaluations of a test set may have together."""
 START = "0" * 64
 
 
-def level(adapters_before: int) -> float:
-    """The confidence level of an adapter's bounds, after ``adapters_before`` others."""
-    share = FIRST if adapters_before == 0 else SECOND * 0.5 ** (adapters_before - 1)
-    return 1 - max(LEAST, ALPHA * share)
-
-
-def set_digest(items: Sequence[Mapping[str, Any]]) -> str:
-    """The identity of a test set: sha256 over its rows' keyed digests and targets, in any order.
-
-    The target of free text is always -1, so there the digests alone decide.
-    """
-    rows = sorted(f"{item['digest']} {item['target']}" for item in items if item["set"] == "test")
-    return sha256("\n".join(rows).encode()).hexdigest()
+def level(budget: int) -> float:
+    """The confidence level of the bounds by which each of ``budget`` adapters may pass."""
+    return 1 - ALPHA / budget
 
 
 @dataclass(frozen=True)
-class PriorEvaluations:
-    """What came before an evaluation on the same test set; stored in a card as "looks"."""
+class RowSet:
+    """Test rows by their keyed digests."""
+
+    rows: frozenset[str]
+    key: str | None
+    """Fingerprint of the key of the digests; None without the key of an existing ledger."""
+
+    @property
+    def id(self) -> str:
+        return digest_of_rows(self.rows)
+
+
+def digest_of_rows(rows: Collection[str]) -> str:
+    """The identity of exactly these rows, in any order."""
+    return sha256("\n".join(sorted(rows)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and by which rules."""
+
+    adapter: str
+    """sha256 of the adapter."""
+    domain: str
+    scored: str
+    """``digest_of_rows`` of the rows that are scored, which may be a sample of a test set."""
+    declared: str
+    """Digest of gates and metric."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An evaluation among all those of its test set; a card stores it as ``evaluations``."""
 
     test_set: str
-    before: int
-    """Earlier evaluations on the same rows, of any adapter."""
-    adapters: int
-    """Other adapters evaluated on them before this one was for the first time."""
+    number: int
+    """This adapter is the ``number``-th evaluated on these rows. The same bytes on the same rows
+    count once."""
+    budget: int
+    """Number of adapters that the test set allows, fixed at its first evaluation."""
     level: float
-    broken: str | None
+    """Confidence level of the bounds by which an adapter may pass."""
+    post_hoc: bool = False
+    """Whether gates or metric differ from those of the adapter's first evaluation."""
+    declared_verdict: str | None = None
+    """The verdict by the gates and the metric of the first evaluation; None without one."""
+    recognised: bool = True
+    """False where the key of the ledger is missing, so that no earlier row can be recognised."""
+    broken: str | None = None
     """What is wrong with the ledger; None where it is intact."""
 
+    @property
+    def used_up(self) -> bool:
+        """Whether as many other adapters were evaluated on these rows as they allow."""
+        return self.number > self.budget
 
-def begin_evaluation(
-    folder: Path, *, test_set: str, adapter: str, domain: str, rows: int
-) -> PriorEvaluations:
-    """Record that ``adapter`` is evaluated on ``test_set`` now; returns what came before."""
+    @property
+    def may_pass(self) -> bool:
+        """Whether the adapter can pass here; gates that were changed cannot make it pass."""
+        changed = self.post_hoc and self.declared_verdict != "pass"
+        return self.recognised and not (self.used_up or changed or self.broken)
+
+    def __str__(self) -> str:
+        if self.broken:
+            return (
+                f"The ledger of evaluations is damaged ({self.broken}), so the number of earlier "
+                "evaluations is unknown. Restore it, or use a new test set."
+            )
+        if not self.recognised:
+            return (
+                "The key of the ledger of evaluations is missing, so the number of earlier "
+                "evaluations is unknown. Restore .lora-domains/key, or set LORA_DOMAINS_KEY."
+            )
+        if self.used_up:
+            return (
+                f"{self.number - 1} adapters were evaluated on these test rows before, and "
+                f"{self.budget} may be: these test rows are used up; collect a new test set."
+            )
+        sentence = (
+            f"Evaluation {self.number} of {self.budget} on these test rows: an adapter passes by "
+            f"bounds of {100 * self.level:.6g} % confidence."
+        )
+        if self.post_hoc:
+            before = self.declared_verdict or "unfinished"
+            sentence += (
+                " Post hoc: gates or metric were changed after the first evaluation of this "
+                f"adapter, which was {before}"
+            )
+            sentence += "." if before == "pass" else "; changed gates cannot make it pass."
+        return sentence
+
+
+def standing(folder: Path, test: RowSet, subject: Subject, budget: int) -> Standing:
+    """The standing that an evaluation would have now; nothing is written.
+
+    ``budget`` is that of the domain's gates, for a test set that was never evaluated.
+    """
+    if not (folder / LEDGER).exists():
+        return _standing([], None, test, subject, budget)
     with _opened(folder) as file:
         lines = _lines(file)
-        number = 1 + sum('"look"' in line for line in lines)
-        entry = {
-            "look": number,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "who": _who(),
-            "domain": domain,
-            "adapter": adapter,
-            "test_set": test_set,
-            "rows": rows,
-        }
-        _append(folder, file, lines, entry)
-    return prior_evaluations(folder, test_set, adapter)
+        return _standing(lines, _broken(folder, lines), test, subject, budget)
 
 
-def end_evaluation(folder: Path, *, test_set: str, adapter: str, verdict: str) -> None:
-    """Record the verdict of the adapter's last evaluation."""
-    with _opened(folder) as file:
-        lines = _lines(file)
-        own = [e["look"] for e in _evaluations(lines, test_set) if e["adapter"] == adapter]
-        _append(folder, file, lines, {"verdict": verdict, "of": own[-1] if own else None})
+def begin_evaluation(folder: Path, test: RowSet, subject: Subject, budget: int) -> Standing:
+    """Record that ``subject`` is evaluated on ``test`` now; returns its standing.
 
-
-def prior_evaluations(folder: Path, test_set: str, adapter: str) -> PriorEvaluations:
-    """What came before the adapter's last evaluation on ``test_set``; every process may ask."""
+    Nothing is recorded where the key of the ledger is missing. Raises AdapterError when the ledger
+    cannot be written.
+    """
     with _opened(folder) as file:
         lines = _lines(file)
         broken = _broken(folder, lines)
-    adapters = [entry["adapter"] for entry in _evaluations(lines, test_set)]
-    before, others = len(adapters), adapters
-    if adapter in adapters:
-        before = len(adapters) - 1 - adapters[::-1].index(adapter)
-        others = adapters[: adapters.index(adapter)]
-    count = len(set(others))
-    return PriorEvaluations(test_set, before, count, level(count), broken)
+        found = _standing(lines, broken, test, subject, budget)
+        if not found.recognised:
+            return found
+        if test.id not in {entry["test_set"] for entry in _row_sets(lines)}:
+            rows = {"rows": " ".join(sorted(test.rows)), "key": test.key, "budget": found.budget}
+            _append(folder, file, lines, {"test_set": test.id, **rows})
+        entry = {
+            "adapter": subject.adapter,
+            "test_set": test.id,
+            "scored": subject.scored,
+            "declared": subject.declared,
+            "domain": subject.domain,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "who": _who(),
+        }
+        _append(folder, file, lines, entry)
+    return found
 
 
-# ── Inside ──────────────────────────────────────────────────────────────────────────────────────
+def end_evaluation(folder: Path, test: RowSet, subject: Subject, verdict: str) -> None:
+    """Record the verdict of the last evaluation of ``subject`` on ``test``."""
+    with _opened(folder) as file:
+        lines = _lines(file)
+        own = [
+            line
+            for line in lines
+            if _evaluation(line) == (test.id, subject.adapter, subject.scored, subject.declared)
+        ]
+        if own:
+            _append(folder, file, lines, {"verdict": verdict, "of": _hash(own[-1])})
+
+
+# ── Which test set, which standing ──────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _TestSet:
+    """Recorded sets of rows that are one test set."""
+
+    name: str
+    """The id of the first of them."""
+    budget: int
+    ids: set[str] = field(default_factory=set)
+    sets: list[frozenset[str]] = field(default_factory=list)
+    rows: set[str] = field(default_factory=set)
+
+    def shares(self, rows: frozenset[str]) -> bool:
+        """Whether half of the rows of the smaller set are in both."""
+        if rows.isdisjoint(self.rows):
+            return False
+        return 2 * len(rows & self.rows) >= len(rows) or any(
+            2 * len(rows & one) >= min(len(rows), len(one)) for one in self.sets
+        )
+
+
+def _joined(known: list[_TestSet], name: str, rows: frozenset[str], budget: int) -> _TestSet:
+    """The test set of ``rows``, which are added to ``known`` and may join sets in it."""
+    same = [one for one in known if one.shares(rows)]
+    first = same[0] if same else _TestSet(name, budget)
+    if not same:
+        known.append(first)
+    for other in same[1:]:
+        first.ids |= other.ids
+        first.sets += other.sets
+        first.rows |= other.rows
+        known.remove(other)
+    first.ids.add(name)
+    first.sets.append(rows)
+    first.rows |= rows
+    return first
+
+
+def _standing(
+    lines: Sequence[str], broken: str | None, test: RowSet, subject: Subject, budget: int
+) -> Standing:
+    row_sets = _row_sets(lines)
+    if test.key is None or any(entry["key"] != test.key for entry in row_sets):
+        return Standing("", 0, budget, level(budget), recognised=False, broken=broken)
+    known: list[_TestSet] = []
+    for entry in row_sets:
+        rows = frozenset(entry["rows"].split())
+        _joined(known, entry["test_set"], rows, entry["budget"])
+    test_set = _joined(known, test.id, test.rows, budget)
+    verdicts = {entry.get("of"): entry.get("verdict") for entry in map(_parsed, lines)}
+    evaluations = [(_hash(line), *one) for line in lines if (one := _evaluation(line))]
+    evaluations = [one for one in evaluations if one[1] in test_set.ids]
+    charged = list(dict.fromkeys((adapter, scored) for _, _, adapter, scored, _ in evaluations))
+    own = (subject.adapter, subject.scored)
+    number = charged.index(own) if own in charged else len(charged)
+    # An adapter declares its gates and metric when it is first evaluated.
+    rules = [(line, declared) for line, _, adapter, _, declared in evaluations
+             if adapter == subject.adapter]  # fmt: skip
+    declared = rules[0][1] if rules else subject.declared
+    decided = [verdicts.get(line) for line, by in rules if by == declared]
+    return Standing(
+        test_set.name,
+        number + 1,
+        test_set.budget,
+        level(test_set.budget),
+        post_hoc=declared != subject.declared,
+        declared_verdict=decided[-1] if decided else None,
+        broken=broken,
+    )
+
+
+def _row_sets(lines: Sequence[str]) -> list[dict[str, Any]]:
+    entries = map(_parsed, lines)
+    return [entry for entry in entries if _complete(entry) and "rows" in entry]
+
+
+def _evaluation(line: str) -> tuple[str, str, str, str] | None:
+    """(test set, adapter, rows scored, rules) of the line of an evaluation; else None."""
+    entry = _parsed(line)
+    if "adapter" not in entry or not _complete(entry):
+        return None
+    return entry["test_set"], entry["adapter"], entry["scored"], entry["declared"]
+
+
+# ── The file ────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -143,10 +300,10 @@ def _opened(folder: Path) -> Iterator[IO[bytes]]:
             yield file  # closing the file releases the lock
     except OSError as error:
         raise AdapterError(
-            where=LEDGER,
+            where=str(folder / LEDGER),
             expected="a writable ledger: every evaluation of a test set is recorded",
             found=error.strerror or str(error),
-            hint="Free some space and evaluate again; the adapter itself is safe.",
+            hint="Free some space, or make it writable, and evaluate again; the adapter is safe.",
         ) from error
 
 
@@ -162,36 +319,40 @@ def _lines(file: IO[bytes]) -> list[str]:
 
 def _append(folder: Path, file: IO[bytes], lines: list[str], entry: dict[str, Any]) -> None:
     line = json.dumps(entry | {"previous": _hash(lines[-1]) if lines else START})
+    intact = _broken(folder, lines) is None
     file.write(line.encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
-    if _broken(folder, lines) is None:
+    lines.append(line)
+    if intact:
         # Keep a head that does not match, so that the damage stays visible.
-        write_text(folder / HEAD, f"{len(lines) + 1} {_hash(line)}\n")
+        followed = {_parsed(line).get("previous") for line in lines}
+        last = [own for line in lines if (own := _hash(line)) not in followed]
+        write_text(folder / HEAD, "".join(f"{own}\n" for own in last))
 
 
 def _broken(folder: Path, lines: Sequence[str]) -> str | None:
     """What is wrong with the ledger, in words; None where it is intact."""
-    previous = START
+    known = {START}
     for number, line in enumerate(lines, 1):
         entry = _parsed(line)
-        if entry.get("previous") != previous:
-            return f"line {number} of {LEDGER} does not follow the line before it"
-        previous = _hash(line)
+        if entry.get("previous") not in known or not _complete(entry):
+            return f"line {number} of {LEDGER} was changed, or a line before it is missing"
+        known.add(_hash(line))
     head = folder / HEAD
-    if head.exists():
-        count, _, last = head.read_text().strip().partition(" ")
-        known = int(count) if count.isdecimal() else -1
-        if known > len(lines):
-            return f"lines are missing at the end of {LEDGER}"
-        if known < 1 or _hash(lines[known - 1]) != last:
-            return f"{HEAD} does not fit {LEDGER}"
+    if head.exists() and not known.issuperset(head.read_text(errors="replace").split()):
+        return f"lines that {HEAD} names are missing in {LEDGER}"
     return None
 
 
-def _evaluations(lines: Sequence[str], test_set: str) -> list[dict[str, Any]]:
-    entries = map(_parsed, lines)
-    return [e for e in entries if e.get("test_set") == test_set and "look" in e and "adapter" in e]
+def _complete(entry: dict[str, Any]) -> bool:
+    """Whether a line has the keys of its kind."""
+    kinds = (
+        {"test_set": str, "rows": str, "key": str, "budget": int},
+        {"adapter": str, "test_set": str, "scored": str, "declared": str},
+        {"verdict": str, "of": str},
+    )
+    return any(all(isinstance(entry.get(k), t) for k, t in kind.items()) for kind in kinds)
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 A gate passes when the one-sided bound of its figure clears the threshold, fails when the opposite
 bound misses it, and is inconclusive in between; then ``why`` says how many items would decide it
 with a probability of 80 %, if the figure is in truth what was observed.
-Bounds are at ``level``, 95 % unless other adapters were evaluated on the same test set before
-(``ledger``). Figures that are counted rather than sampled (leaks, a changed base) have no bounds
-and are never inconclusive. A figure that should exist and is missing makes its gate inconclusive,
-one that is not a number fails it. A gate whose figure does not exist for a base is not applicable:
-it is shown, and decides nothing.
+The bound that passes is at the level of the test set's budget (``ledger``), the one that fails at
+95 % (``gates.judge_all``). Figures that are counted rather than sampled (leaks, a changed base)
+have no bounds and are never inconclusive. A figure that should exist and is missing makes its gate
+inconclusive, one that is not a number fails it. A gate whose figure does not exist for a base is
+not applicable: it is shown, and decides nothing.
 
 Some gates inform unless the domain sets them a limit (``inform``): they end in a warning or a note,
 which decide nothing either. Only a figure that is not a number fails them too.

@@ -2,7 +2,6 @@
 
 ``card.schema.json`` describes every key of an entry. Among them are
 
-    "looks": {"test_set", "before", "adapters", "level", "broken"}    see ledger.PriorEvaluations
     "calibration": {…, "bounds": {"ece" | "brier": {"lower", "upper"}},
                     "risk_coverage": [{"confidence", "coverage", "risk", "upper"}]}
     "curve": {"positive", "targets": {"recall" | "precision": …}, "threshold",
@@ -13,8 +12,8 @@
                     "auc" is the larger of the two measured (Evidence.membership)
     "seeds": {METRIC: {…}}    where several seeds were compared; see seeds.seed_variance
 
-Figures beside the gates always have 95 % bounds; gates hold at the level that earlier evaluations
-of the test set leave.
+Figures beside the gates always have 95 % bounds; gates pass at the level of the test set's budget
+(``ledger``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,8 +56,6 @@ def summarise(
         "gates": [asdict(result) for result in results],
         "verdict": verdict(results),
     }
-    if evidence.evaluations:
-        summary["looks"] = dict(evidence.evaluations)
     return summary | _details(evidence, list(scores), threshold or {})
 
 

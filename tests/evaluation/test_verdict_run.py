@@ -159,8 +159,8 @@ def test_windows_of_one_text_form_a_group(tiny_base: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_each_adapter_tried_on_a_test_set_makes_the_level_stricter(
-    tiny_base: Path, tmp_path: Path
+def test_each_adapter_tried_on_a_test_set_is_charged_to_its_budget(
+    tiny_base: Path, tmp_path: Path, project: Path
 ) -> None:
     made = declared(make_rows(120), epochs=1)
     model = model_in(tmp_path, tiny_base)
@@ -168,20 +168,21 @@ def test_each_adapter_tried_on_a_test_set_makes_the_level_stricter(
     for seed in (0, 0, 1):
         model.fit(made, lr=0.01 + seed / 1000)  # the rows, and so the test set, stay
         found.append(model.evaluate(made, suite=SUITE).entry)
-    evaluations = [entry.looks for entry in found]
+    evaluations = [entry.evaluations for entry in found]
     # The first one was trained and evaluated twice with the same bytes: one adapter.
-    assert [(one["before"], one["adapters"]) for one in evaluations] == [(0, 0), (1, 0), (2, 1)]
-    assert [one["level"] for one in evaluations] == [level(0), level(0), level(1)]
+    assert [one["number"] for one in evaluations] == [1, 1, 2]
+    assert {one["level"] for one in evaluations} == {level(5)}
     assert found[0].sha256 == found[1].sha256 != found[2].sha256
-    recall = {g["name"]: g for g in found[2].gates}["recall"]
-    assert "99.7 %" in recall["why"]
     assert rebuild(tmp_path / "spam").adapter.to_json() == json.loads(
         json.dumps(found[2].to_json())
     )
-    lines = [json.loads(line) for line in (tmp_path / ".looks.jsonl").read_text().splitlines()]
-    assert [line.get("verdict") for line in lines[1::2]] == [e.verdict for e in found]
-    assert {line["test_set"] for line in lines[::2]} == {evaluations[0]["test_set"]}
-    (tmp_path / ".looks.jsonl").write_text("")
+    ledger = project / ".lora-domains" / "evaluations.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [line["verdict"] for line in lines if "verdict" in line] == [e.verdict for e in found]
+    assert [line["test_set"] for line in lines if "adapter" in line] == [
+        evaluations[0]["test_set"]
+    ] * 3
+    ledger.write_text("")
     entry = model.evaluate(made, suite=SUITE).entry
     assert entry.verdict == "fail"
     assert {g["name"]: g["verdict"] for g in entry.gates}["evaluations"] == "fail"

@@ -19,5 +19,5 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
                 item["slices"] = {"ward": "north" if n % 2 else "south"}
                 others = {"medical", "legal", "finance"} - {name}
                 item["others"] = dict.fromkeys(others, item["scores"]["base"])
-        made.append(folder(there, name, rows, looks=EVALUATIONS, seeds=seeds()))
+        made.append(folder(there, name, rows, evaluations=EVALUATIONS, seeds=seeds()))
     return made

@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             item["slices"] = {"ward": "north" if n % 2 else "south"}
             item["scores"]["adapter"]["positive"] = 0.5
     made = folder(
-        tmp_path_factory.mktemp("card"), rows=rows, looks=EVALUATIONS, seeds=seeds(),
+        tmp_path_factory.mktemp("card"), rows=rows, evaluations=EVALUATIONS, seeds=seeds(),
         leaks={"exact": 0, "near": 1, "pairs": [["train:4", "test:0", "near"]]},
         scale_curve=curve, parent={"name": "older", "sha256": "0" * 64},
     )  # fmt: skip
@@ -192,6 +192,18 @@ def test_an_older_card_loses_its_packed_answers_and_gets_gate_names(whole: dict[
         gate["name"] = new.get(gate["name"], gate["name"])
     assert {"alive", "looks"} <= {gate["name"] for gate in entry["gates"]}
     assert Card.from_json(older, "here").to_json() == whole
+
+
+def test_an_older_card_is_held_to_the_budget_of_today(whole: dict[str, Any]) -> None:
+    older = copy.deepcopy(whole)
+    entry = older["adapters"][0]
+    del entry["evaluations"]
+    entry["looks"] = {"test_set": "0" * 64, "before": 3, "adapters": 1, "level": 0.997,
+                      "broken": None}  # fmt: skip
+    assert Card.from_json(older, "here").to_json() == whole
+    entry["looks"] = {"adapters": "one"}
+    with pytest.raises(AdapterCorrupt, match="looks"):
+        Card.from_json(older, "here")
 
 
 def test_only_the_card_knows_its_place_in_the_file() -> None:

@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
                 said["positive"] = abs(1 - said["prediction"] - said["confidence"])
                 item["others"] = dict.fromkeys({"medical", "legal", "finance"} - {name},
                                                item["scores"]["base"])  # fmt: skip
-        made.append(folder(there, name, rows, looks=EVALUATIONS, seeds=seeds(HOSTILE)))
+        made.append(folder(there, name, rows, evaluations=EVALUATIONS, seeds=seeds(HOSTILE)))
     found = combine(made, show_text=True)
     found.base = replace(found.base, id="base " + HOSTILE)
     found.adapters[0].domain = HOSTILE
@@ -161,15 +161,15 @@ def test_the_verdict_comes_first(report: Report) -> None:
 
 def test_optional_parts_are_shown_when_present(report: Report) -> None:
     text = page(report)
-    for part in ("Slices", "Seeds", "3 earlier evaluations", "Calibration", "Confusion",
+    for part in ("Slices", "Seeds", "<dt>evaluations</dt>", "Calibration", "Confusion",
                  "Precision against recall", "Per class", "since main",
                  "Each adapter on every domain"):  # fmt: skip
         assert part in text, part
     bare = copy.deepcopy(report)
     bare.since = None
     for entry in bare.adapters:
-        for key in ("slices", "seeds", "looks", "calibration", "curve", "confusion", "per_class",
-                    "mistakes"):  # fmt: skip
+        for key in ("slices", "seeds", "evaluations", "calibration", "curve", "confusion",
+                    "per_class", "mistakes"):  # fmt: skip
             setattr(entry, key, {})
         entry.training["history"] = []
     bare.matrix["values"] = [
@@ -177,7 +177,7 @@ def test_optional_parts_are_shown_when_present(report: Report) -> None:
         for r, row in enumerate(bare.matrix["values"])
     ]
     text = page(bare)
-    for part in ("Slices", "Seeds", "earlier evaluations", "Calibration",
+    for part in ("Slices", "Seeds", "<dt>evaluations</dt>", "Calibration",
                  "Precision against recall", "Confusion", "since main"):  # fmt: skip
         assert part not in text, part
     assert "no matrix to show" in text

@@ -152,3 +152,14 @@ def test_bootstrap_covers_a_skewed_mean() -> None:
     # A skewed mean is hard for any interval: the side of the long tail may miss twice its share.
     assert low / 300 <= 0.05
     assert 0.02 < high / 300 <= 0.13
+
+
+def test_the_side_of_a_long_tail_is_widened() -> None:
+    # KL of 100 texts of very different lengths. Without the correction 2.3 % of runs miss.
+    rng, missed, runs = np.random.default_rng(11), 0, 2000
+    for _ in range(runs):
+        tokens = rng.integers(20, 200, 100)
+        columns = np.stack([tokens * rng.gamma(1.0, 1.0, 100), tokens], axis=1)
+        bounds = bootstrap(ratio, columns, level=0.99, resamples=500, span=0.0)
+        missed += bounds.upper < 1.0
+    assert missed / runs <= 0.018

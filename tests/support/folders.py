@@ -16,6 +16,7 @@ from lora_domains.analysis.regressions import regressions
 from lora_domains.report.card import read_items
 from lora_domains.report.report import combine
 from lora_domains.stats.seeds import seed_variance
+from lora_domains.verdict.ledger import Standing, level
 
 SCHEMAS = {
     name: json.loads((ROOT / f"lora_domains/report/assets/{name}.schema.json").read_text())
@@ -39,8 +40,8 @@ FILES = {"report.json", "report.html", "report.md", "comment.md", "junit.xml"}
 """What ``lora-domains report`` writes."""
 
 
-EVALUATIONS = {"test_set": "0" * 64, "before": 3, "adapters": 0, "level": 0.96, "broken": None}
-"""The fourth evaluation of a test set, all of this adapter."""
+EVALUATIONS = vars(Standing("0" * 16, 2, 5, level(5)))
+"""The second adapter on a test set."""
 
 
 def items(counts: Sequence[int] = PASSES, *, lost: int = 0) -> list[Item]:

@@ -1,8 +1,9 @@
-"""The ledger of test sets: append-only, chained, shared by processes; and its rule."""
+"""The ledger of evaluations: which rows are one test set, its budget, and the file."""
 
 import json
 import multiprocessing
-from itertools import pairwise
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,66 +15,171 @@ from lora_domains.verdict import ledger
 from lora_domains.verdict.ledger import (
     HEAD,
     LEDGER,
-    PriorEvaluations,
+    RowSet,
+    Standing,
+    Subject,
     begin_evaluation,
+    digest_of_rows,
     end_evaluation,
     level,
-    prior_evaluations,
-    set_digest,
+    standing,
 )
 
-ITEMS = [{"set": "test", "digest": f"d{n}", "target": n % 2} for n in range(5)]
+
+def rows(*ranges: Iterable[int], key: str | None = "k") -> RowSet:
+    return RowSet(frozenset(f"r{n}" for part in ranges for n in part), key)
+
+
+ROWS = rows(range(60))
 
 
 def evaluate(
-    folder: Path, adapter: str, test_set: str = "rows", verdict: str = "fail"
-) -> PriorEvaluations:
-    prior = begin_evaluation(folder, test_set=test_set, adapter=adapter, domain="spam", rows=5)
-    end_evaluation(folder, test_set=test_set, adapter=adapter, verdict=verdict)
-    return prior
+    folder: Path, adapter: str, test: RowSet = ROWS, verdict: str = "fail", *,
+    budget: int = 5, declared: str = "gates", scored: str | None = None,
+) -> Standing:  # fmt: skip
+    subject = Subject(adapter, "spam", scored or test.id, declared)
+    expected = standing(folder, test, subject, budget)
+    found = begin_evaluation(folder, test, subject, budget)
+    assert found == expected  # what is shown before scoring is what counts
+    end_evaluation(folder, test, subject, verdict)
+    return found
 
 
-def test_the_rule_stays_within_its_budget_and_never_relaxes() -> None:
-    spent = [1 - level(k) for k in range(10_000)]
-    assert sum(spent) <= 0.05
-    assert spent[:4] == pytest.approx([0.04, 0.003, 0.0015, 0.00075])
-    assert all(one >= two for one, two in pairwise(spent))
-    assert all(0.95 < level(k) < 1 for k in (0, 49, 10**6))
+# ── The budget ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_other_adapter_evaluated_before_tightens_the_level(tmp_path: Path) -> None:
-    prior = [evaluate(tmp_path, name) for name in ("a", "b", "c")]
-    assert [(s.before, s.adapters) for s in prior] == [(0, 0), (1, 1), (2, 2)]
-    assert [s.level for s in prior] == [level(0), level(1), level(2)]
-    assert all(s.broken is None for s in prior)
-    # Another test set counts by itself, and the same adapter evaluated again is not a new one.
-    assert evaluate(tmp_path, "d", "others").adapters == 0
+def test_the_budget_spends_five_percent_in_all() -> None:
+    assert level(5) == pytest.approx(0.99)
+    assert level(1) == pytest.approx(0.95)
+    assert all(k * (1 - level(k)) == pytest.approx(0.05) for k in (1, 2, 5, 50))
+
+
+def test_every_adapter_has_the_same_level_until_the_rows_are_used_up(tmp_path: Path) -> None:
+    found = [evaluate(tmp_path, f"a{n}") for n in range(7)]
+    assert [one.number for one in found] == [1, 2, 3, 4, 5, 6, 7]
+    assert {one.level for one in found} == {level(5)}
+    assert [one.may_pass for one in found] == [True] * 5 + [False] * 2
+    assert "these test rows are used up; collect a new test set" in str(found[5])
+    # Another test set has a budget of its own.
+    assert evaluate(tmp_path, "a6", rows(range(100, 160))).number == 1
+
+
+def test_the_same_bytes_on_the_same_rows_are_charged_once(tmp_path: Path) -> None:
+    for name in "abcde":
+        evaluate(tmp_path, name)
     again = evaluate(tmp_path, "b")
-    assert (again.before, again.adapters, again.level) == (3, 1, level(1))
-    assert prior_evaluations(tmp_path, "rows", "c").adapters == 2
+    assert (again.number, again.may_pass) == (2, True)
+    # On more rows the same bytes get another chance, so they are charged for it.
+    assert evaluate(tmp_path, "b", rows(range(90))).number == 6
+    # So are they on a sample of the same rows.
+    assert evaluate(tmp_path, "b", scored="a sample").number == 7
+
+
+def test_the_first_evaluation_of_a_test_set_fixes_its_budget(tmp_path: Path) -> None:
+    assert evaluate(tmp_path, "a", budget=2).level == level(2)
+    assert [evaluate(tmp_path, name, budget=50).budget for name in "bc"] == [2, 2]
+    assert not evaluate(tmp_path, "c", budget=50).may_pass
+
+
+# ── The same test rows ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("later", "same"),
+    [
+        (rows(range(59)), True),  # one row less
+        (rows(range(200)), True),  # rows were added
+        (rows(range(30)), True),
+        (rows(range(30, 90)), True),  # half of the rows of both
+        (rows(range(31, 91)), False),
+        (rows(range(29), range(100, 131)), False),
+        (rows(range(30), range(100, 1000)), True),  # half of the smaller set
+        (rows(range(100, 160)), False),
+    ],
+)
+def test_sets_that_share_half_of_the_smaller_one_are_the_same(
+    tmp_path: Path, later: RowSet, same: bool
+) -> None:
+    evaluate(tmp_path, "a")
+    assert evaluate(tmp_path, "b", later).number == (2 if same else 1)
+
+
+@given(st.permutations(range(12)))
+def test_the_order_of_rows_says_nothing(order: list[int]) -> None:
+    assert rows(order).id == rows(range(12)).id == digest_of_rows([f"r{n}" for n in order])
+
+
+def test_a_set_that_joins_two_others_is_charged_to_both(tmp_path: Path) -> None:
+    for n in range(3):
+        evaluate(tmp_path, f"a{n}")
+        evaluate(tmp_path, f"b{n}", rows(range(100, 160)))
+    joined = evaluate(tmp_path, "c", rows(range(160)))
+    assert (joined.number, joined.may_pass) == (7, False)
+    assert evaluate(tmp_path, "d").number == 8
+    # Half of its rows were evaluated, though no single set holds so many of them.
+    assert evaluate(tmp_path, "e", rows(range(45, 60), range(100, 115), range(300, 330))).number > 8
+
+
+# ── Gates that were changed later ───────────────────────────────────────────────────────────────
+
+
+def test_changed_gates_cannot_make_an_adapter_pass(tmp_path: Path) -> None:
+    assert not evaluate(tmp_path, "a", verdict="fail").post_hoc
+    looser = evaluate(tmp_path, "a", declared="looser gates", verdict="pass")
+    assert (looser.post_hoc, looser.declared_verdict, looser.may_pass) == (True, "fail", False)
+    assert "Post hoc" in str(looser)
+    assert "cannot make it pass" in str(looser)
+    # Not even when they are evaluated again, nor on more rows.
+    assert not evaluate(tmp_path, "a", declared="looser gates").may_pass
+    assert evaluate(tmp_path, "a", rows(range(80)), declared="looser gates").post_hoc
+    # The gates of the first evaluation are not post hoc, and a new adapter declares its own.
+    assert not evaluate(tmp_path, "a").post_hoc
+    assert not evaluate(tmp_path, "b", declared="looser gates").post_hoc
+
+
+def test_what_passed_by_its_declared_gates_may_pass_by_others(tmp_path: Path) -> None:
+    evaluate(tmp_path, "a", verdict="pass")
+    stricter = evaluate(tmp_path, "a", declared="stricter gates")
+    assert (stricter.post_hoc, stricter.may_pass) == (True, True)
+
+
+def test_an_evaluation_that_was_stopped_declares_its_gates(tmp_path: Path) -> None:
+    begin_evaluation(tmp_path, ROWS, Subject("a", "spam", ROWS.id, "gates"), 5)
+    assert not evaluate(tmp_path, "a", declared="looser gates").may_pass
+    assert evaluate(tmp_path, "b").number == 2
+
+
+# ── The key ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("key", [None, "another"])
+def test_a_ledger_whose_key_is_missing_recognises_nothing(tmp_path: Path, key: str | None) -> None:
+    evaluate(tmp_path, "a")
+    before = (tmp_path / LEDGER).read_bytes()
+    found = evaluate(tmp_path, "b", replace(ROWS, key=key))
+    assert (found.recognised, found.may_pass) == (False, False)
+    assert "LORA_DOMAINS_KEY" in str(found)
+    assert (tmp_path / LEDGER).read_bytes() == before
+
+
+# ── The file ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_evaluation_says_who_what_and_which_verdict(tmp_path: Path) -> None:
     evaluate(tmp_path, "a", verdict="inconclusive")
-    opened, settled = map(json.loads, (tmp_path / LEDGER).read_text().splitlines())
-    assert opened.keys() == {"look", "at", "who", "domain", "adapter", "test_set", "rows",
+    known, opened, settled = map(json.loads, (tmp_path / LEDGER).read_text().splitlines())
+    assert (known["test_set"], known["budget"], known["key"]) == (ROWS.id, 5, "k")
+    assert set(known["rows"].split()) == ROWS.rows
+    assert opened.keys() == {"adapter", "test_set", "scored", "declared", "domain", "at", "who",
                              "previous"}  # fmt: skip
-    assert (opened["adapter"], opened["domain"], opened["rows"]) == ("a", "spam", 5)
-    assert (settled["verdict"], settled["of"]) == ("inconclusive", 1)
-    # It counts from its beginning: a process that dies before the verdict has seen the rows.
-    begin_evaluation(tmp_path, test_set="rows", adapter="b", domain="spam", rows=5)
-    assert evaluate(tmp_path, "c").adapters == 2
+    assert (opened["adapter"], opened["domain"]) == ("a", "spam")
+    assert settled["verdict"] == "inconclusive"
+    # The rows are written once.
+    evaluate(tmp_path, "b")
+    assert (tmp_path / LEDGER).read_text().count('"rows"') == 1
 
 
-@given(st.permutations(ITEMS))
-def test_a_test_set_is_known_by_its_rows_in_any_order(items: list[dict[str, object]]) -> None:
-    assert set_digest(items) == set_digest(ITEMS)
-    assert set_digest([*items, {"set": "general", "digest": "x", "target": 0}]) == set_digest(ITEMS)
-    assert set_digest(items[1:]) != set_digest(ITEMS)
-    assert set_digest([items[0] | {"target": 7}, *items[1:]]) != set_digest(ITEMS)
-
-
-@pytest.mark.parametrize("line", range(6))
+@pytest.mark.parametrize("line", range(7))
 @pytest.mark.parametrize("kind", ["removed", "changed"])
 def test_a_removed_or_changed_line_is_noticed_from_then_on(
     tmp_path: Path, line: int, kind: str
@@ -82,38 +188,63 @@ def test_a_removed_or_changed_line_is_noticed_from_then_on(
         evaluate(tmp_path, name)
     path = tmp_path / LEDGER
     lines = path.read_text().splitlines(keepends=True)
-    lines[line] = "" if kind == "removed" else lines[line].replace("fail", "pass").replace(
-        '"spam"', '"ham"')  # fmt: skip
+    assert len(lines) == 7
+    changed = lines[line].replace("fail", "pass").replace('"spam"', '"ham"').replace("r7 ", "")
+    assert changed != lines[line]
+    lines[line] = "" if kind == "removed" else changed
     path.write_text("".join(lines))
-    assert prior_evaluations(tmp_path, "rows", "c").broken
-    for name in ("d", "e"):
-        assert evaluate(tmp_path, name).broken
+    for name in ("c", "d", "e"):
+        found = evaluate(tmp_path, name)
+        assert found.broken
+        assert not found.may_pass
 
 
 def test_removing_the_whole_ledger_is_noticed(tmp_path: Path) -> None:
     evaluate(tmp_path, "a")
-    (tmp_path / LEDGER).unlink()
-    assert "lines are missing" in str(evaluate(tmp_path, "b").broken)
+    (tmp_path / LEDGER).write_text("")
+    assert "are missing" in str(evaluate(tmp_path, "b").broken)
     assert evaluate(tmp_path, "c").broken
+
+
+def test_branches_are_merged_by_keeping_the_lines_of_both(tmp_path: Path) -> None:
+    evaluate(tmp_path, "a")
+    names = (LEDGER, HEAD)
+    common = {name: (tmp_path / name).read_text() for name in names}
+    branches = []
+    for adapters in ("bc", "d"):
+        for name in names:
+            (tmp_path / name).write_text(common[name])
+        for adapter in adapters:
+            evaluate(tmp_path, adapter)
+        branches.append({name: (tmp_path / name).read_text() for name in names})
+    ours, theirs = branches
+    (tmp_path / LEDGER).write_text(ours[LEDGER] + theirs[LEDGER].removeprefix(common[LEDGER]))
+    (tmp_path / HEAD).write_text(ours[HEAD] + theirs[HEAD])
+    found = evaluate(tmp_path, "e")
+    assert (found.number, found.broken) == (5, None)
+    # Lines that either branch wrote cannot be removed from the end.
+    lines = (tmp_path / LEDGER).read_text().splitlines(keepends=True)
+    (tmp_path / LEDGER).write_text("".join(lines[:-1]))
+    assert evaluate(tmp_path, "f").broken
 
 
 def test_half_a_line_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     evaluate(tmp_path, "a")
     with (tmp_path / LEDGER).open("a") as file:
-        file.write('{"look": 2, "at": "20')
+        file.write('{"adapter": "b", "at": "20')
     assert evaluate(tmp_path, "b").broken is None
     # Killed between the line and its head: the head lags behind and nothing is lost.
     head = (tmp_path / HEAD).read_text()
-    begin_evaluation(tmp_path, test_set="rows", adapter="c", domain="spam", rows=5)
+    begin_evaluation(tmp_path, ROWS, Subject("c", "spam", ROWS.id, "gates"), 5)
     (tmp_path / HEAD).write_text(head)
-    assert evaluate(tmp_path, "d") == PriorEvaluations("rows", 3, 3, level(3), None)
+    assert evaluate(tmp_path, "d") == Standing(ROWS.id, 4, 5, level(5))
 
 
 def test_garbage_in_the_ledger_or_its_head_does_not_crash(tmp_path: Path) -> None:
     evaluate(tmp_path, "a")
-    (tmp_path / HEAD).write_text("many lines")
+    (tmp_path / HEAD).write_bytes(b"many lines \xff")
     assert evaluate(tmp_path, "b").broken
-    (tmp_path / LEDGER).write_bytes(b"\xff\xfe\n[1]\n")
+    (tmp_path / LEDGER).write_bytes(b'\xff\xfe\n[1]\n{"rows": 1}\n{"adapter": "a"}\n')
     assert evaluate(tmp_path, "c").broken
 
 
@@ -136,7 +267,9 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(
 
 def climb(folder: Path, name: str) -> None:
     for step in range(5):
-        evaluate(folder, f"{name}{step}")
+        adapter = Subject(f"{name}{step}", "spam", ROWS.id, "gates")
+        begin_evaluation(folder, ROWS, adapter, 5)
+        end_evaluation(folder, ROWS, adapter, "fail")
 
 
 def test_processes_write_one_after_another(tmp_path: Path) -> None:
@@ -146,9 +279,9 @@ def test_processes_write_one_after_another(tmp_path: Path) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    prior = evaluate(tmp_path, "last")
-    assert (prior.before, prior.adapters, prior.broken) == (20, 20, None)
-    assert len((tmp_path / LEDGER).read_text().splitlines()) == 2 * 21
+    last = evaluate(tmp_path, "last")
+    assert (last.number, last.broken) == (21, None)
+    assert len((tmp_path / LEDGER).read_text().splitlines()) == 1 + 2 * 21
 
 
 def test_it_works_without_locks_and_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
