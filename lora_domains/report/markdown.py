@@ -326,7 +326,9 @@ def _row(entry: AdapterEntry) -> str:
     know = "not measured"
     if general:
         know = f"{percent(general['base'])} → {percent(general['adapter'])}, {points(general)}"
-    gates = ", ".join(escaped(g["name"]) for g in open_gates(entry)) or "–"
+    names = [gate["name"] for gate in open_gates(entry)]
+    names += [f"{gate['name']} (warning)" for gate in entry.gates if gate["verdict"] == "warning"]
+    gates = ", ".join(map(escaped, names)) or "–"
     sign = f"{SIGNS[entry.outcome]} {entry.outcome}"
     return f"| {escaped(entry.path)} | {sign} | {gain} | {know} | {gates} |"
 

@@ -46,6 +46,7 @@ def test_every_view_shows_warnings_after_the_gates_that_decide(
         assert "The adapter beats it" in decides
         assert "The gap is" not in decides
         assert "The gap is" in informs
+    assert "| overfit (warning), memorisation (warning) |" in views[2]
     root = Xml.parse(tmp_path / "out" / "junit.xml").getroot()
     assert (root.attrib["failures"], root.attrib["errors"]) == ("0", "0")
     names = [case.attrib["name"] for case in root.iter("testcase")]
