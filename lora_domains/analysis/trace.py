@@ -171,7 +171,7 @@ def _tokens(
     tokenization: Tokenization, example: Example, item: EncodedExample
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The tokens of the prompt as text: before the cut, cut, and after it."""
-    body = tokenization.tokens(example.prompt)
+    body = tokenization.prompt_tokens(example)
     kept = len(item.prompt) - len(tokenization.bos)
     head = kept // 2 if item.truncated else len(body)
     tail = head + len(body) - kept

@@ -188,6 +188,9 @@ def read_delimited(file: File) -> Table:
             notes.append(f"separated by {NAMES[parsed.delimiter]}, detected")
         elif others:
             notes.append(f"separated by {NAMES[usual]}; {others} would fit too (--delimiter)")
+    if parsed.error and (unquoted := _without_quotes(text, parsed, first)):
+        notes.append("quotes are read as text, because no cell is in quotes")
+        parsed = unquoted
     _check(file, parsed)
     joined, maybe = _joined_lines(text, parsed)
     if maybe:
@@ -335,6 +338,19 @@ def _joined_lines(text: str, parsed: Parsed) -> tuple[list[tuple[int, int]], int
             else:
                 maybe += 1
     return joined, maybe
+
+
+def _without_quotes(text: str, parsed: Parsed, first: int) -> Parsed | None:
+    """The rows of tabs with quotes as text, where every line is a row and no cell is in quotes.
+
+    Programs that write tabs often quote nothing; those that write commas must.
+    """
+    if parsed.delimiter != "\t":
+        return None
+    unquoted = _parse(text, parsed.delimiter, first, quoted=False)
+    cells = [cell for _, _, row in unquoted.records for cell in (*row, *unquoted.header)]
+    quoted = any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+    return unquoted if unquoted.whole and unquoted.records and not quoted else None
 
 
 def _unquoted(

@@ -216,7 +216,7 @@ def continuations(
 ) -> list[str]:
     """The continuation of each prompt; ``options`` are those of ``generation.generate``."""
     tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
-    ids = [(*tokenization.bos, *tokenization.tokens(prompt)) for prompt in prompts]
+    ids = [(*tokenization.bos, *tokenization.tokens(prompt, special=True)) for prompt in prompts]
     check_embedded(bank.base, (EncodedExample(f"prompt {n}", one, ()) for n, one in enumerate(ids)))
 
     def run(rows: list[int]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lora_domains.errors import DomainError, UsageError, listed
-from lora_domains.tasks.rows import Example, Row, columns_in, fill, own_text, text_of
+from lora_domains.tasks.rows import Example, Row, columns_in, fill, literal_text, own_text, text_of
 
 LossUnit = Literal["label cross-entropy", "nats per answer token"]
 ScoredBy = Literal["choices", "text", "likelihood"]
@@ -148,8 +148,9 @@ class Task(ABC):
         """The example of a row to predict, which needs no answer."""
         prompt, text = fill(self.template, row), own_text(self.template, row)
         return Example(
-            row.id, prompt, "", self.label_texts, place=row.place, text=text, whole=self.has_labels
-        )
+            row.id, prompt, "", self.label_texts, place=row.place, text=text,
+            literal=literal_text(self.template), whole=self.has_labels,
+        )  # fmt: skip
 
     def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
         """The example of a text, or of a row's values, to predict.

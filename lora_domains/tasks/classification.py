@@ -12,6 +12,7 @@ from lora_domains.tasks.rows import (
     Example,
     Row,
     fill,
+    literal_text,
     own_text,
     placeholder,
     prompt_from,
@@ -163,5 +164,5 @@ class Classification(Task):
         prompt = fill(self.template, row)
         return Example(
             row.id, prompt, texts[target], texts, target, place=row.place,
-            text=own_text(self.template, row), whole=True,
+            text=own_text(self.template, row), literal=literal_text(self.template), whole=True,
         )  # fmt: skip

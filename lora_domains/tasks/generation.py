@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.rows import Example, Row, fill, own_text, prompt_from, text_of
+from lora_domains.tasks.rows import Example, Row, fill, literal_text, own_text, prompt_from, text_of
 
 
 @register
@@ -43,7 +43,8 @@ class Generation(Task):
     def example(self, row: Row) -> Example:
         answer = " " + text_of(row, self.answer).strip()
         prompt, text = fill(self.template, row), own_text(self.template, row)
-        return Example(row.id, prompt, answer, place=row.place, text=text)
+        literal = literal_text(self.template)
+        return Example(row.id, prompt, answer, place=row.place, text=text, literal=literal)
 
     def score_text(self, text: str, reference: str) -> dict[str, float]:
         """Token F1 and exact match (Rajpurkar et al. 2016, SQuAD, arXiv 1606.05250).

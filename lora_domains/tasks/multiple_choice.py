@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from lora_domains.errors import DataError
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.rows import Example, Row, columns_in, fill, own_text, plain_text
+from lora_domains.tasks.rows import (
+    Example,
+    Row,
+    columns_in,
+    fill,
+    literal_text,
+    own_text,
+    plain_text,
+)
 
 
 @register
@@ -50,7 +58,7 @@ class MultipleChoice(Task):
         prompt = fill(self.prompt, row)
         return Example(
             row.id, prompt, choices[target], choices, target, place=row.place,
-            text=own_text(self.prompt, row),
+            text=own_text(self.prompt, row), literal=literal_text(self.prompt),
         )  # fmt: skip
 
     def _candidates(self, row: Row) -> list[str]:

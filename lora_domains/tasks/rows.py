@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, did_you_mean, listed
@@ -55,6 +56,8 @@ class Example:
     place: str = ""
     text: str = ""
     """The row's own text in the prompt, without the template; "" where all of it is its own."""
+    literal: str = ""
+    """The template's own text, the prompt's part that is not of the row; "" where there is none."""
     whole: bool = False
     """Whether a choice is all of the answer: where one begins another, its end is scored too."""
 
@@ -168,6 +171,12 @@ def own_text(template: str, row: Row) -> str:
     return "\n".join(text for text in _texts(template, row).values() if text)
 
 
+@cache
+def literal_text(template: str) -> str:
+    """The text of ``template`` without its columns."""
+    return PLACEHOLDER.sub(lambda m: m["brace"][0] if m["brace"] else " ", template)
+
+
 def _texts(template: str, row: Row) -> dict[str, str]:
     """column → its text, "" where it is empty; raises what ``text_of`` raises if all are."""
     texts: dict[str, str] = {}
@@ -192,7 +201,10 @@ def _texts(template: str, row: Row) -> dict[str, str]:
 
 
 def _name(match: re.Match[str]) -> str:
-    return match["name"] or match["escaped"].replace("{{", "{").replace("}}", "}")
+    if match["name"]:
+        return match["name"]
+    name = match["escaped"].replace("{{", "{").replace("}}", "}")
+    return name[name.startswith(" {") : len(name) - name.endswith("} ")]
 
 
 def _names(template: str) -> list[str]:
@@ -213,8 +225,9 @@ def columns_in(template: str) -> tuple[str, ...]:
 
 
 def placeholder(column: str) -> str:
-    """The placeholder of ``column`` in a template."""
-    return "{" + column.replace("{", "{{").replace("}", "}}") + "}"
+    """The placeholder of ``column`` in a template: ``{text}``, ``{ {{text}} }`` of ``{text}``."""
+    before, after = " " * column.startswith("{"), " " * column.endswith("}")
+    return "{" + before + column.replace("{", "{{").replace("}", "}}") + after + "}"
 
 
 def prompt_from(columns: tuple[str, ...], answer: str) -> str:

@@ -8,6 +8,7 @@ With a trained head, an encoded example is its prompt, and its target is the lab
 base reads general text with some of its tokens masked and predicts those.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_domains.errors import AnswerTooLong, DataError
+from lora_domains.errors import AnswerTooLong, DataError, listed
 from lora_domains.tasks.rows import Example
 
 MASKED_SHARE = 0.15
@@ -82,6 +83,7 @@ class Tokenization:
         self.window = window or max_length
         self.head = head
         self.eos: int = tokenizer.eos_token_id
+        self._special = _special_names(tokenizer)
         self._answers: dict[str, tuple[int, ...]] = {}
         self._whole: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
         # Exactly one BOS where the tokenizer adds one, whatever the prompt starts with.
@@ -92,10 +94,39 @@ class Tokenization:
         if bidirectional:
             self.bos, self.sep = (tokenizer.cls_token_id,), (tokenizer.sep_token_id,)
 
-    def tokens(self, text: str) -> list[int]:
-        """The token ids of ``text``, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def tokens(self, text: str, *, special: bool = False) -> list[int]:
+        """The token ids of ``text``, without BOS and the like.
+
+        With ``special`` the names of special tokens in it (``</s>``) are those tokens; otherwise
+        they are text like any other, as in a row, whatever it spells.
+        """
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=not special
+        )["input_ids"]
         return ids
+
+    def prompt_tokens(self, example: Example) -> list[int]:
+        """The token ids of the prompt: special tokens of its template, never of the row's text.
+
+        Raises DataError where the row's text spells a special token of the template.
+        """
+        declared = set(self._special.findall(example.literal))
+        if not declared:
+            return self.tokens(example.prompt)
+        spelled = set(self._special.findall(example.text))
+        if not spelled:
+            return self.tokens(example.prompt, special=True)
+        if twice := sorted(declared & spelled):
+            raise DataError(
+                where=example.place,
+                expected="text that spells no special token of the prompt's template",
+                found=listed(twice),
+                hint="Remove it from the row, or from the template.",
+            )
+        parts = re.split("(" + "|".join(map(re.escape, declared)) + ")", example.prompt)
+        return [
+            token for part in parts if part for token in self.tokens(part, special=part in declared)
+        ]
 
     def answer_tokens(self, answer: str) -> tuple[int, ...]:
         """The token ids of an answer that follows the colon at the end of a prompt, without EOS.
@@ -129,7 +160,7 @@ class Tokenization:
 
         Raises AnswerTooLong when the answer or a choice leaves no room for any of the prompt.
         """
-        return self._fitted(example, self.tokens(example.prompt), prefix)
+        return self._fitted(example, self.prompt_tokens(example), prefix)
 
     def encode_again(self, row: EncodedRow, prefix: Sequence[int] = ()) -> EncodedExample:
         """``row`` encoded with ``prefix``, or for another ``max_length``.
@@ -232,6 +263,13 @@ class Tokenization:
     def encode_all(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """The encodings of ``encode_rows`` alone."""
         return [encoded for _, encoded in self.encode_rows(examples)]
+
+
+def _special_names(tokenizer: Any) -> re.Pattern[str]:
+    """What the names of special tokens match, the longest first; without any, nothing."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = sorted(filter(None, added | {*tokenizer.all_special_tokens}), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
 
 def encode_fitting(

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REAL
 from support.rows import SECRET
 from support.tables import refused, write
 
-from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read, read_noted
 from lora_domains.data.source import Data, Reading, runs
 from lora_domains.errors import DataError
-from lora_domains.tasks import Classification
 
 ROWS = [{"text": f"Größe {n}, très cher; naïve", "label": "good" if n % 2 else "bad"}
         for n in range(12)]  # fmt: skip
-CASES = REAL.parent / "cases"
 
 
 def table(delimiter: str, rows: list[dict[str, str]] = ROWS, lines: str = "\r\n") -> str:
@@ -311,42 +307,9 @@ def test_a_table_with_a_name_twice_is_refused() -> None:
         Data(pandas.DataFrame([[1, 2]], columns=["a", "a"]))
 
 
-# ── Locations, and the collected cases ──────────────────────────────────────────────────────────
+# ── Locations ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_runs_of_lines_are_joined_and_the_rest_counted() -> None:
     assert runs([3, 7, 8, 9, 12]) == "3, 7–9, 12"
     assert runs([1, 3, 5, 6], most=2) == "1, 3 and 2 more"
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not beside this checkout")
-@pytest.mark.parametrize(
-    ("name", "column"),
-    [
-        ("bom.jsonl", "text"), ("na.csv", "text"), ("classlabel.parquet", "text"),
-        ("lines.json", "text"), ("nested.json", "text"), ("train.jsonl.gz", "text"),
-        ("quotes.tsv", "text"), ("integer_labels.csv", "text"),
-        ("nested_messages.jsonl", "messages"), ("column_name_1.csv", "Any problems?!"),
-        ("column_name_0.csv", "Comment: in your own words"),
-        ("column_name_2.csv", "Reply {free text}"), ("column_name_3.csv", "Comment, if any"),
-    ],
-)  # fmt: skip
-def test_the_collected_cases_are_read(name: str, column: str) -> None:
-    prepared = prepare(Classification(column), Data(CASES / name))
-    assert prepared.row_counts.read == (120 if name.startswith("column") else 240)
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not beside this checkout")
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("label_case.csv", "'Bad' (36) and 'bad' (71)"), ("label_accent.csv", "u0301"),
-        ("label_number.jsonl", "'1' (92) and '1.0'"), ("label_concat.csv", "line 122"),
-        ("latin1_bytes.parquet", "column 'text'"), ("nested_binary.parquet", "type bytes"),
-        ("nested_label.jsonl", "type list"),
-    ],
-)  # fmt: skip
-def test_the_collected_cases_are_refused_by_name(name: str, part: str) -> None:
-    with pytest.raises(DataError) as caught:
-        prepare(Classification(), Data(CASES / name))
-    assert part in str(caught.value)

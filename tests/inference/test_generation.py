@@ -96,12 +96,13 @@ def test_an_answer_ends_where_the_base_or_its_training_ends_it(
 # ── Tokens without an embedding ─────────────────────────────────────────────────────────────────
 
 
-def with_token(folder: Path, **added: Any) -> Path:
+def with_token(folder: Path, *plain: str, **special: Any) -> Path:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"filler{n}" for n in range(400 - len(tokenizer))])
-    tokenizer.add_special_tokens(added)
+    tokenizer.add_tokens([*plain])
+    tokenizer.add_special_tokens(special)
     tokenizer.save_pretrained(folder)
     assert len(tokenizer) == 401
     return folder
@@ -125,11 +126,22 @@ def test_another_special_token_without_an_embedding_is_refused(copy: Path, name:
 
 
 def test_a_token_of_a_row_without_an_embedding_is_named(tmp_path: Path, copy: Path) -> None:
-    model = model_in(tmp_path, with_token(copy, additional_special_tokens=["zwölf"]))
+    model = model_in(tmp_path, with_token(copy, "zwölf"))
     spoiled = rows()
     spoiled[3]["text"] += " zwölf"
     with pytest.raises(DataError, match=r"400 embeddings of copy .* 'zwölf' with the id 400"):
         model.fit(spoiled, name="spam", epochs=1)
+    with pytest.raises(DataError, match="'zwölf' with the id 400"):
+        model.generate("zwölf red")
+
+
+def test_a_special_token_without_an_embedding_is_text_in_a_row_and_named_in_a_prompt(
+    tmp_path: Path, copy: Path
+) -> None:
+    model = model_in(tmp_path, with_token(copy, additional_special_tokens=["zwölf"]))
+    spoiled = rows()
+    spoiled[3]["text"] += " zwölf"
+    assert model.fit(spoiled, name="spam", epochs=1, retention="none") is not None
     with pytest.raises(DataError, match="'zwölf' with the id 400"):
         model.generate("zwölf red")
 

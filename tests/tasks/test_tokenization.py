@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.encoders import make_tokenizer
 
 from lora_domains.data.prepare import RowCounts
 from lora_domains.dataset import with_token_counts
 from lora_domains.errors import DataError, TrainingError
-from lora_domains.tasks import Example, LanguageModelling, Row
+from lora_domains.tasks import Classification, Example, LanguageModelling, Row
 from lora_domains.tasks.tokenization import (
     EncodedExample,
     Tokenization,
@@ -93,6 +94,53 @@ def test_each_example_has_exactly_one_bos_if_the_tokenizer_adds_one(tokenizer: A
     without = metaspace(bos=False)
     bare = Tokenization(without, 64).encode(example("note: alpha:", " spam"))
     assert without.bos_token_id not in (*bare.prompt, *bare.answer)
+
+
+# ── Text that spells a special token ────────────────────────────────────────────────────────────
+
+
+def classified(template: str, **values: str) -> Example:
+    row = Row({"text": "", "label": "spam", **values}, "train", 0, "rows.csv, line 2")
+    return Classification(labels=("ham", "spam"), prompt=template).example(row)
+
+
+@pytest.mark.parametrize("name", ["<s>", "</s>", "<pad>"])
+def test_what_a_row_spells_is_text(tokenizer: Any, name: str) -> None:
+    tokenization = Tokenization(tokenizer, 120)
+    special = tokenizer.convert_tokens_to_ids(name)
+    text = f"the chair was {name}red{name} now"
+    item = tokenization.encode(classified("{text} is", text=text))
+    assert special not in item.prompt[1:]
+    assert tokenizer.decode(item.prompt[1:]) == f"{text} is"
+    answer = Tokenization(tokenizer, 64).encode(example("text:", f" {name}red"))
+    assert special not in answer.answer[:-1]
+    assert tokenizer.decode(answer.answer[:-1]) == f" {name}red"
+    plain = LanguageModelling().example(Row({"text": text}, "train", 0, ""))
+    (window,) = tokenization.windows(plain)
+    assert special not in window.answer[:-1]
+
+
+def test_a_special_token_of_the_template_stays_one(tokenizer: Any) -> None:
+    tokenization = Tokenization(tokenizer, 120)
+    end, pad = (tokenizer.convert_tokens_to_ids(name) for name in ("</s>", "<pad>"))
+    item = tokenization.encode(classified("a {text}</s>b:", text="red alpha"))
+    assert item.prompt.count(end) == 1
+    assert list(item.prompt[1:]) == tokenization.tokens("a red alpha</s>b:", special=True)
+    mixed = tokenization.encode(classified("a {text}</s>b:", text="red <pad> alpha"))
+    assert (mixed.prompt.count(end), mixed.prompt.count(pad)) == (1, 0)
+    with pytest.raises(DataError, match=r"rows\.csv, line 2.*no special token of the prompt"):
+        tokenization.encode(classified("a {text}</s>b:", text="red </s> alpha"))
+
+
+def test_an_encoder_reads_no_mask_in_a_row() -> None:
+    tokenizer = make_tokenizer()
+    tokenization = Tokenization(tokenizer, 64, head=True, bidirectional=True)
+    item = tokenization.encode(classified("{text}", text="red [MASK] green [SEP]"))
+    assert item.prompt.count(tokenizer.sep_token_id) == 1
+    assert tokenizer.mask_token_id not in item.prompt
+
+
+# ── Length ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_truncation_drops_the_middle_of_the_prompt(tokenizer: Any) -> None:
