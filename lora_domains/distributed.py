@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lora_domains import __version__
-from lora_domains.console import Display, format_bytes
 from lora_domains.errors import LoraDomainsError, UsageError
+
+if TYPE_CHECKING:  # reading a card or loading an adapter imports no view
+    from lora_domains.console import Display
 
 R = TypeVar("R")
 _sharing: ContextVar[bool] = ContextVar("lora_domains_sharing", default=False)
@@ -242,12 +244,14 @@ def release(device: torch.device) -> None:
 
 
 def report_memory(
-    display: Display, quantization: str | None, *, quiet: bool = False
+    display: "Display", quantization: str | None, *, quiet: bool = False
 ) -> Callable[[int, torch.device], None]:
     """A function that shows the bytes a base needs on a device, and warns if they are not free.
 
     With ``quiet`` it only warns.
     """
+
+    from lora_domains.console import format_bytes
 
     def report(needed: int, device: torch.device) -> None:
         free = free_bytes(device)
@@ -264,6 +268,8 @@ def memory_warning(needed: int, free: int, quantization: str | None) -> str | No
     """A warning when a base will not fit into ``free`` bytes."""
     if needed <= free:
         return None
+    from lora_domains.console import format_bytes
+
     hint = "" if quantization == "4bit" else "; --load-in-4bit takes about a quarter"
     return f"the base takes about {format_bytes(needed)} and {format_bytes(free)} are free{hint}."
 
