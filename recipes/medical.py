@@ -9,7 +9,7 @@ domain = Domain(
     name="medical",
     task=Classification(positive="urgent", prompt="note: {text}\ntriage:"),
     data=Data.embedded("medical"),
-    training=Training(epochs=4),
+    training=Training(epochs=5),
     gates=Gates(recall=0.80, precision=0.85),
     show_text=True,  # the embedded rows are public
 )

@@ -15,13 +15,16 @@ from lora_domains.embedded.grammar import Grammar
 from lora_domains.embedded.prose import COMMON
 
 SIZES = {
-    "medical": {"train": 1600, "validation": 300, "test": 500},
-    "legal": {"train": 1200, "validation": 240, "test": 400},
-    "finance": {"train": 1400, "validation": 270, "test": 450},
-    "support": {"train": 1500, "validation": 300, "test": 450},
-    "spam": {"train": 1600, "validation": 300, "test": 900},
+    "medical": {"train": 1600, "validation": 300, "test": 2000},
+    "legal": {"train": 1200, "validation": 240, "test": 2000},
+    "finance": {"train": 1400, "validation": 270, "test": 2000},
+    "support": {"train": 1500, "validation": 300, "test": 2000},
+    "spam": {"train": 1600, "validation": 300, "test": 2000},
 }
 _ORDER = ("train", "validation", "test")
+_SEEDS = {"train": "{} train", "validation": "{} validation", "test": "{} test 2"}
+"""Of the draws. The first test rows (seed "{} test", 400 to 900 of them) were scored many times while
+the package was made, so others are drawn now."""
 Row = dict[str, Any]
 
 # --------------------------------------------------------------------------------- medical
@@ -792,7 +795,7 @@ def domain_rows(name: str, split: str) -> list[Row]:
     grammar, make = _DOMAINS[name]
     shelf = _Shelf()
     for part in _ORDER:  # earlier splits first, so that no text is drawn twice
-        draw = _Draw(Random(f"{name} {part}"), grammar, part)
+        draw = _Draw(Random(_SEEDS[part].format(name)), grammar, part)
         rows: list[Row] = []
         while len(rows) < SIZES[name][part]:
             row = make(draw)
