@@ -4,8 +4,9 @@
     python benchmarks/evaluation/domains.py --card adapters/medical   # the run of `make medical`
     python benchmarks/evaluation/domains.py --rows DIR           # and real rows
 
-Each run is the command that a user would type, in its own process. The figures of its card are
-stored in benchmarks/results/domains.json; --table prints them as Markdown.
+Each run is the command that a user would type, in its own process and with a ledger of its own: no
+adapter is chosen by these figures. They are stored in benchmarks/results/domains.json; --table
+prints them as Markdown.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def run(name: str, command: list[str]) -> dict[str, Any]:
         started = time.perf_counter()
         done = subprocess.run(
             [program, *command[1:], "--out", out], cwd=ROOT, text=True, capture_output=True,
-            check=False,
+            check=False, env=os.environ | {"LORA_DOMAINS_PROJECT": out},
         )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
         cards = list(Path(out).glob("*/card.json"))
