@@ -48,14 +48,15 @@ def add_commands(verbs: Any) -> None:
 def _add_fit(verbs: Any) -> None:
     parser = add_verb(
         verbs, "fit", fit,
-        summary="train an adapter on labelled rows and evaluate it",
+        summary="train an adapter on labelled rows, and evaluate it on test rows",
         usage="--name NAME --train FILE [options]\n"
         "       lora-domains fit --from-card CARD [options]",
-        description="Train an adapter on labelled rows, choose its epoch on validation rows, and "
-        "evaluate it on test rows: base, adapter and baselines on the same rows, then the "
-        "gates. Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
+        description="Train an adapter on labelled rows and choose its epoch on validation rows. "
+        "With --test, also evaluate it: base, adapter and baselines on the same test rows, then "
+        "the gates. Without --test no test row is scored, and validation rows are shown instead. "
+        "Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
         "(PEFT's format), card.json, items.jsonl and README.md.\n\n"
-        "Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive, 130 interrupted.",
+        "Exit codes: 0 pass or not evaluated, 1 fail, 2 error, 3 inconclusive, 130 interrupted.",
         example="lora-domains fit --name triage --train train.csv --test test.csv \\\n"
         "      --text note --label priority --positive urgent",
     )  # fmt: skip
@@ -63,15 +64,14 @@ def _add_fit(verbs: Any) -> None:
 
 
 def fit(flags: argparse.Namespace) -> int:
-    """Train and evaluate an adapter on rows, or repeat the run of a card."""
+    """Train an adapter on rows, or repeat the run of a card; evaluate it on given test rows."""
     if flags.from_card:
         card = card_at(Path(flags.from_card))
         flags.init_from = flags.init_from or _parent_of(card, flags)
         domain = domain_of(card)
         if flags.name:
             domain = replace(domain, name=flags.name)
-        verdict = fit_and_evaluate(configured(domain, flags, repeated=True), flags, card)
-        return EXIT[verdict] if verdict else 0
+        return _fit(configured(domain, flags, repeated=True), flags, card)
     missing = [f"--{name}" for name in ("name", "train") if not getattr(flags, name)]
     if missing:
         raise UsageError(
@@ -81,7 +81,13 @@ def fit(flags: argparse.Namespace) -> int:
             hint="lora-domains fit --name spam --train train.csv --text text --label label",
         )
     domain = Domain(flags.name, Classification(), Data(flags.train))
-    verdict = fit_and_evaluate(configured(domain, flags), flags)
+    return _fit(configured(domain, flags), flags)
+
+
+def _fit(domain: Domain, flags: argparse.Namespace, card: Card | None = None) -> int:
+    # Test rows taken from the training rows are kept for the adapter that is chosen in the end.
+    flags.no_evaluate = flags.no_evaluate or domain.data.test is None
+    verdict = fit_and_evaluate(domain, flags, card)
     return EXIT[verdict] if verdict else 0
 
 

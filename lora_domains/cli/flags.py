@@ -209,6 +209,8 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
         "then stop")  # fmt: skip
     evaluation = parser.add_argument_group("evaluation")
     add = evaluation.add_argument
+    add("--no-evaluate", action="store_true", help="score no test row: show validation rows, and "
+        "keep the evaluations of the test rows")  # fmt: skip
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
     add("--target-recall", type=float, metavar="P", help="target recall for --positive: the "
         "threshold is chosen on validation rows, and the gate on recall asks for it")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a recipe runs: train an adapter, evaluate it, show both. ``fit`` runs the same.
+"""What a recipe runs: train an adapter, evaluate it, show both. ``fit`` runs the same parts.
 
 A recipe exits 0 once training and evaluation are finished, whatever the verdict, since a launcher
 reports other exit codes as a crash.
@@ -17,6 +17,7 @@ from lora_domains.console import Display
 from lora_domains.data.prepare import prepare
 from lora_domains.domain import Domain
 from lora_domains.probes.general_text import general_text
+from lora_domains.report import terminal
 from lora_domains.report.card import Card
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = 
 def fit_and_evaluate(
     domain: Domain, flags: argparse.Namespace, card: Card | None = None
 ) -> str | None:
-    """Train and evaluate an adapter and show both; returns the verdict, None after a dry run.
+    """Train an adapter, evaluate it, and show both; returns the verdict.
 
-    ``card`` is that of the run to repeat.
+    With ``no_evaluate`` in ``flags``, validation rows are shown instead; then, and after a dry run,
+    the result is None. ``card`` is that of the run to repeat.
     """
     quantized = quantization(flags)
     # Before the base is loaded, which takes a while; a wrong file is found at once.
@@ -79,6 +81,9 @@ def fit_and_evaluate(
     if card is not None:
         same, message = same_bytes(card, trained)
         (display.line if same else display.warn)(message)
+    if flags.no_evaluate:
+        show_validation(model, domain)
+        return None
     evaluation = model.evaluate(domain)
     rows = next(iter(evaluation.entry.domain_scores.values()))["n"]
     display.stage("evaluated", rows, rows, "base, adapter and baselines on the same test rows")
@@ -90,6 +95,19 @@ def fit_and_evaluate(
         "its card.json holds all of this."
     )
     return evaluation.verdict
+
+
+def show_validation(model: "DomainModel", domain: Domain) -> None:
+    """Show base, adapter and baselines on the validation rows of a domain that was just fitted."""
+    from lora_domains.evaluation.verdict_run import validation_scores
+
+    dataset = model.dataset(domain)
+    scores = validation_scores(model.bank, dataset, model.display)
+    terminal.validation(model.display.console, scores, len(dataset.validation))
+    model.display.line(
+        f"No test row was scored, so {domain.name} has no verdict. Choose on validation rows, then "
+        f"evaluate the adapter that you chose: lora-domains evaluate {domain.name}"
+    )
 
 
 def open_model(

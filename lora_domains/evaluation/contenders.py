@@ -89,6 +89,19 @@ def score_domain(
     return by_adapter
 
 
+def score_validation(scorer: Scorer, dataset: Dataset, adapter: str) -> dict[str, Scores]:
+    """Base, adapter and baselines on the validation rows, by contender."""
+    task, rows = dataset.domain.task, dataset.validation
+    contenders, _ = baseline_scores(scorer, dataset, rows)
+    base = [] if "base" in contenders else [None]
+    scores = scorer.scores(Part(f"{dataset.domain.name} rows", task, rows), [*base, adapter])
+    contenders |= {"base" if who is None else "adapter": found for who, found in scores.items()}
+    return {
+        who: decided(task, found, best_threshold(task, found, rows))
+        for who, found in contenders.items()
+    }
+
+
 def _test_items(
     dataset: Dataset, rows: Sequence[EncodedRow], contenders: Mapping[str, Scores],
     others: Mapping[str, Scores] | None, key: bytes,

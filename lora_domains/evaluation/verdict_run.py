@@ -35,9 +35,10 @@ from lora_domains.evaluation.contenders import (
     largest_feature_move,
     score_domain,
     score_general,
+    score_validation,
     scored_rows,
 )
-from lora_domains.evaluation.items import Items
+from lora_domains.evaluation.items import Items, make_items
 from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.inference.predict import length_of
@@ -59,6 +60,8 @@ from lora_domains.verdict.ledger import (
     standing,
 )
 from lora_domains.verdict.rules import finite
+from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.summary import every_metric
 
 FOLDER = ".lora-domains"
 """The folder of the ledger and its key in the project folder."""
@@ -113,6 +116,18 @@ def evaluate(
     if path is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, items))
     return card
+
+
+def validation_scores(bank: Bank, dataset: Dataset, display: Display) -> dict[str, Any]:
+    """Base, adapter and baselines of the dataset's domain on the rows that chose its epoch.
+
+    By metric, as ``domain_scores`` of a card. No test row is scored, and nothing is recorded.
+    """
+    task = dataset.domain.task
+    with distributed.sharing():
+        contenders = score_validation(Scorer(bank, display), dataset, dataset.domain.name)
+    table = ScoreTable(make_items("validation", dataset.validation, contenders, b""))
+    return every_metric(table, task.labels or (), task.positive_index)
 
 
 def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:

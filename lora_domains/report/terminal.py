@@ -96,6 +96,12 @@ def scores(console: Console, entry: AdapterEntry) -> None:
         confusion(console, entry.confusion)
 
 
+def validation(console: Console, by_metric: Mapping[str, Figures], rows: int) -> None:
+    """Base, adapter and baselines on the rows that chose the adapter's epoch."""
+    title(console, f"On {rows:,} validation rows, which chose the epoch: no verdict")
+    console.print(_scores(by_metric))
+
+
 def _scores(by_metric: Mapping[str, Figures]) -> Table:
     baselines = (name for fields in by_metric.values() for name in fields["baselines"])
     names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # in a line of its own

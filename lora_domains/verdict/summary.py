@@ -47,7 +47,7 @@ def summarise(
     the thresholds by gate, ``threshold`` what validation rows chose for the positive class
     (``curve``). Raises ValueError where an item lacks a score that a gate needs.
     """
-    scores = _all_scored(evidence, evidence.test)
+    scores = every_metric(evidence.test, evidence.labels, evidence.positive)
     results = judge_all(evidence, gates)
     summary = {
         "domain_scores": scores,
@@ -66,7 +66,7 @@ def _details(
     test, labels, positive = evidence.test, evidence.labels, evidence.positive
     details: dict[str, Any] = {}
     if 0 < len(evidence.without_near_leaks) < len(test):
-        details["without_near_leaks"] = _all_scored(evidence, evidence.without_near_leaks)
+        details["without_near_leaks"] = every_metric(evidence.without_near_leaks, labels, positive)
     if "parent" in test.baselines():
         over = {n: _over_parent(METRICS[n], test, positive) for n in metrics}
         details["over_parent"] = {name: fields for name, fields in over.items() if fields}
@@ -137,9 +137,10 @@ def _scored(metric: Metric, table: ScoreTable, positive: int | None) -> dict[str
     return comparison_fields(comparison) | {"baselines": known}
 
 
-def _all_scored(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:
+def every_metric(
+    table: ScoreTable, labels: Sequence[str], positive: int | None
+) -> dict[str, dict[str, Any]]:
     """Base, adapter and baselines on every metric that has scores."""
-    labels, positive = evidence.labels, evidence.positive
     scored = {m.name: _scored(m, table, positive) for m in reported(labels, positive)}
     return {name: fields for name, fields in scored.items() if fields}
 

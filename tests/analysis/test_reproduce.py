@@ -26,14 +26,16 @@ from lora_domains.verdict.gates import Gates
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Path]:
     """A working folder with rows and the adapter `x`, made by the command line."""
     folder = tmp_path_factory.mktemp("rerun")
-    write(folder / "train.csv", make_rows(80))
+    rows = make_rows(100)
+    write(folder / "train.csv", rows[:80])
+    write(folder / "test.csv", rows[80:])
     here = Path.cwd()
     patch = pytest.MonkeyPatch()
     use_small_suite(patch)
     os.chdir(folder)
-    assert run("fit", "--name", "x", "--train", "train.csv", "--positive", "spam", "--epochs", "2",
-               "--base", str(tiny_base), "--lr", "0.01", "--limit", "40", "--seed", "3",
-               "--gradient-checkpointing") in (0, 1, 3)  # fmt: skip
+    assert run("fit", "--name", "x", "--train", "train.csv", "--test", "test.csv",
+               "--positive", "spam", "--epochs", "2", "--base", str(tiny_base), "--lr", "0.01",
+               "--limit", "40", "--seed", "3", "--gradient-checkpointing") in (0, 1, 3)  # fmt: skip
     yield folder
     os.chdir(here)
     patch.undo()

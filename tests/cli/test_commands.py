@@ -13,7 +13,11 @@ from support.models import QUESTIONS, clear_rows, use_small_suite
 from support.peft_folders import peft_saved
 
 from lora_domains.cli import commands
+from lora_domains.data.prepare import prepare
+from lora_domains.data.source import Data
+from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.report.card import Card
+from lora_domains.tasks import Classification
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,36 @@ def test_fit_trains_and_evaluates_and_its_exit_code_is_the_verdict(
     assert {p.name for p in out.iterdir()} == {"spam", ".digest-key"}
     assert entry.evaluations is not None
     assert (entry.evaluations["number"], entry.evaluations["budget"]) == (1, 5)
+
+
+def test_fit_without_test_rows_of_its_own_scores_no_test_row(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], small_suite: None, project: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    train = write(tmp_path / "train.csv", rows[:200])
+    parts = prepare(Classification(), Data(train))
+    scores, scored = Scorer.scores, []
+
+    def recorded(scorer: Scorer, part: Part, contenders: Any) -> Any:
+        scored.extend(row.example.id for row in part.rows)
+        return scores(scorer, part, contenders)
+
+    monkeypatch.setattr(Scorer, "scores", recorded)
+    assert run(
+        "fit", "--name", "spam", "--train", train, "--positive", "spam", "--epochs", "1",
+        "--base", str(tiny_base), "--out", str(tmp_path / "out"), "--retention", "none", *FAST,
+    ) == 0  # fmt: skip
+    assert set(scored) == {row.id for row in parts.validation}
+    assert len(parts.test) == 40
+    entry = Card.read(tmp_path / "out" / "spam").adapter
+    assert (entry.verdict, entry.evaluations, entry.domain_scores) == (None, None, {})
+    output = capsys.readouterr().out
+    assert "On 20 validation rows, which chose the epoch: no verdict" in output
+    assert "lora-domains evaluate spam" in output
+    for contender in ("base", "majority", "TF-IDF", "adapter"):
+        assert contender in output
+    # Nothing is charged.
+    assert list(project.iterdir()) == []
 
 
 def test_list_and_show(trained: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:

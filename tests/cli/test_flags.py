@@ -36,16 +36,26 @@ def calls_made(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> dic
     class Called(Exception):
         pass
 
-    def fit(domain: Domain, **options: Any) -> None:
+    def fit(domain: Domain, **options: Any) -> Any:
         calls.update(domain=domain, fit=options)
-        raise Called
+        return SimpleNamespace()
+
+    def scored(rows: str) -> Any:
+        def called(*_: Any) -> None:
+            calls["scored"] = rows
+            raise Called
+
+        return called
 
     def from_pretrained(path_or_id: Any, **options: Any) -> Any:
         calls.update(base=path_or_id, options={k: v for k, v in options.items() if k != "display"})
         inner = SimpleNamespace(parameters=list)
         loaded = SimpleNamespace(model=inner, id="x", device="cpu", record=lambda: {"dtype": ""},
                                  resident_bytes=lambda: 0)  # fmt: skip
-        return SimpleNamespace(base=loaded, fit=fit, display=options["display"])
+        evaluate = scored("test")
+        return SimpleNamespace(base=loaded, fit=fit, evaluate=evaluate, display=options["display"])
+
+    monkeypatch.setattr(recipes, "show_validation", scored("validation"))
 
     monkeypatch.setattr(
         "lora_domains.model.DomainModel", SimpleNamespace(from_pretrained=from_pretrained)

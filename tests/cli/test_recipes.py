@@ -40,6 +40,19 @@ def test_a_recipe_runs_with_few_rows(
         assert part in output
 
 
+def test_a_recipe_leaves_its_test_rows_alone_on_request(
+    tmp_path: Path, tiny_base: Path, small_suite: None, project: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = ["--base", str(tiny_base), "--out", str(tmp_path), "--limit", "60",
+                 "--epochs", "1", "--no-evaluate"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(RECIPES[0]), *arguments])
+    runpy.run_path(str(RECIPES[0]), run_name="__main__")
+    assert Card.read(tmp_path / RECIPES[0].stem).adapter.verdict is None
+    assert "validation rows, which chose the epoch: no verdict" in capsys.readouterr().out
+    assert list(project.iterdir()) == []
+
+
 def test_the_help_of_a_recipe_shows_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,8 +10,59 @@ import pytest
 from conftest import ROOT
 from support.folders import FAILS, FILES, PASSES, UNSURE, folder, items
 
+from lora_domains.data.identity import KEY_VARIABLE
+from lora_domains.evaluation.verdict_run import FOLDER, GIT
+from lora_domains.verdict.ledger import RowSet, Standing, Subject, begin_evaluation
+
 HEADINGS = {0: "## ✔ Ship", 1: "## ✘ Do not ship", 3: "## ? Not proven yet"}
 """The summary's first line, by the exit code of the report."""
+
+
+def test_the_workflow_keeps_the_ledger_of_evaluations_and_its_key(tmp_path: Path) -> None:
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github/workflows/adapters.yml").read_text())
+    job = workflow["jobs"]["report"]
+    assert job["env"] == {KEY_VARIABLE: "${{ secrets.LORA_DOMAINS_KEY }}"}
+    assert workflow["permissions"]["contents"] == "write"
+    commit = next(s for s in job["steps"] if s.get("name") == "Commit the ledger of evaluations")
+    assert "!cancelled()" in commit["if"]
+
+    def git(folder: Path, *arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True,
+                              text=True).stdout  # fmt: skip
+
+    def evaluated(run: Path, adapter: str) -> Standing:
+        rows = RowSet(frozenset(map(str, range(40))), "key")
+        subject = Subject(adapter, "spam", rows.id, "gates")
+        found = begin_evaluation(run / FOLDER, rows, subject, 5)
+        for name, text in GIT.items():
+            (run / FOLDER / name).write_text(text)
+        (run / FOLDER / "key").write_text("secret")
+        return found
+
+    def committed(run: Path) -> None:
+        subprocess.run(["bash", "-eo", "pipefail", "-c", commit["run"]], cwd=run, check=True,
+                       capture_output=True)  # fmt: skip
+
+    origin, first = tmp_path / "origin", tmp_path / "first"
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", str(origin))
+    git(tmp_path, "clone", "-q", str(origin), str(first))
+    committed(first)  # nothing was evaluated yet
+    assert not git(origin, "branch")
+    assert evaluated(first, "a").number == 1
+    committed(first)
+    # Two runs at a time, and one that pushes before the other.
+    runs = [tmp_path / "second", tmp_path / "third"]
+    for run in runs:
+        git(tmp_path, "clone", "-q", str(origin), str(run))
+    for run in runs:
+        assert evaluated(run, run.name).number == 2
+        committed(run)
+    git(tmp_path, "clone", "-q", str(origin), str(tmp_path / "later"))
+    found = evaluated(tmp_path / "later", "d")
+    assert (found.number, found.broken) == (4, None)
+    assert "key" not in git(origin, "ls-tree", "-r", "--name-only", "main")
 
 
 @pytest.mark.slow
