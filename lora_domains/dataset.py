@@ -76,12 +76,10 @@ def load_dataset(
     train, validation, test = (encoded[split][0] for split in SPLITS)
     for rows in (train, validation, test):
         check_embedded(base, (row.encoded for row in rows))
-    prepared = replace(
-        prepared,
-        row_counts=with_token_counts(
-            prepared.row_counts, [row.encoded for row in train], len(errors)
-        ),
-    )
+    if domain.data.train is not None:
+        supervised = [row.encoded for row in train]
+        counts = with_token_counts(prepared.row_counts, supervised, len(errors))
+        prepared = replace(prepared, row_counts=counts)
     splits = {n: len(getattr(prepared, n)) for n in ("train", "validation", "test")}
     display.row_counts(asdict(prepared.row_counts), splits)
     for split, rows in (("training", train), ("validation", validation), ("test", test)):

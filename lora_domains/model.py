@@ -10,6 +10,7 @@ import torch
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import find_adapter
+from lora_domains.adapters.foreign import check_labels
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import export, merge
 from lora_domains.adapters.parent import with_labels_of
@@ -240,6 +241,8 @@ class DomainModel:
                     hint="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
                 )
             return self._datasets[domain]
+        if domain.name in self.bank:
+            check_labels(self.bank[domain.name], domain.task)
         for name in self.domains:
             card = self.bank[name].card
             if card and card.adapter.domain == domain.name:
@@ -255,7 +258,8 @@ class DomainModel:
     def evaluate(self, domain: Domain | str, *, suite: Suite | None = None) -> Evaluation:
         """Score base, adapter and baselines on the domain's test rows and on general questions.
 
-        Writes scores, gates and verdict into the adapter's card. Raises AdapterError without an
+        Writes scores, gates and verdict into the adapter's card. One of plain PEFT must be loaded
+        under the domain's name; its card is saved in ``out``. Raises AdapterError without an
         adapter of the domain, loaded or in ``out``, UsageError for other rows than in its training.
         """
         if isinstance(domain, Domain) and domain.name not in self.bank:

@@ -94,10 +94,16 @@ def write_card(
     folder: Path, card: Card, readme: Callable[[Card], str], items: list[dict[str, Any]]
 ) -> None:
     """Write card, README and items into a folder that is still being made."""
-    (folder / CARD).write_text(card.dumps(), encoding="utf-8")
-    (folder / README).write_text(readme(card), encoding="utf-8")
+    for name, text in card_files(card, readme, items).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def card_files(
+    card: Card, readme: Callable[[Card], str], items: list[dict[str, Any]]
+) -> dict[str, str]:
+    """The text of card, README and items, by the names of their files."""
     lines = "".join(json.dumps(item) + "\n" for item in items)
-    (folder / ITEMS).write_text(lines, encoding="utf-8")
+    return {CARD: card.dumps(), README: readme(card), ITEMS: lines}
 
 
 def _refuse_others(folder: Path, mark: str) -> None:

@@ -55,7 +55,8 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     if card is None:
         adapter = _read(name, folder, base, config, None, pages)
         return replace(adapter, notes=(*adapter.notes, *_ignored(name, ignored)))
-    _check_base(card, folder, base)
+    if not card.adapter.trained_elsewhere:
+        _check_base(card, folder, base)
     # Half of the time goes into the digest: it is computed while another core reads the tensors.
     with ThreadPoolExecutor(1) as executor:
         digest = executor.submit(fingerprint, folder, pages)
@@ -75,6 +76,7 @@ def _ignored(name: str, keys: Sequence[str]) -> Iterator[str]:
 def _read(
     name: str, folder: Path, base: Base, config: Any, card: Card | None, pages: bytes | mmap
 ) -> Adapter:
+    notes = _notes(name, base, card, config)  # PEFT writes this base's name into the config
     stored = _tensors(folder, pages)
     classes = _classes(config, stored, base, card, folder)
     expected, scales = targets_of(config, base, folder, classes)
@@ -96,7 +98,6 @@ def _read(
         # Copies: changes to the file would reach the mapped tensors.
         whole = {key.removeprefix(PREFIX): stored[key].float().clone() for key in head_keys}
         head = complete_head(base, whole, classes, folder.name).to(base.device)
-    notes = _notes(name, base, card)
     return Adapter(name, config, own, dict(scales), card, folder, notes, head, flat)
 
 
@@ -152,9 +153,14 @@ def _check_digest(card: Card, folder: Path, digest: str) -> None:
         )
 
 
-def _notes(name: str, base: Base, card: Card | None) -> tuple[str, ...]:
-    if card is None:
-        return (f"{name}: no card.json, so it cannot be verified that it was made on {base.id}.",)
+def _notes(name: str, base: Base, card: Card | None, config: Any) -> tuple[str, ...]:
+    if card is None or card.adapter.trained_elsewhere:
+        named = Path(config.base_model_name_or_path or "").name
+        differs = named and named != Path(base.id).name
+        return (
+            f"{name}: trained elsewhere, so it cannot be verified that it was made on {base.id}"
+            + (f"; its config names {named}." if differs else "."),
+        )
     trained, here = card.base, base.record()
     if (trained.quantization, trained.dtype) == (here["quantization"], here["dtype"]):
         return ()

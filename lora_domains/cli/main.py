@@ -7,6 +7,7 @@ from lora_domains import __version__
 from lora_domains.cli.analysis_commands import add_analysis_commands
 from lora_domains.cli.card_commands import add_card_commands
 from lora_domains.cli.commands import add_commands, add_doctor
+from lora_domains.cli.evaluate import add_evaluate
 from lora_domains.cli.exits import guarded
 from lora_domains.cli.flags import Parser, wrapped
 
@@ -31,6 +32,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
     add_commands(verbs)
+    add_evaluate(verbs)
     add_card_commands(verbs)
     add_analysis_commands(verbs)
     add_doctor(verbs)

@@ -83,12 +83,14 @@ def baseline_scores(
 ) -> tuple[dict[str, Scores], dict[str, Scores]]:
     """The records of every baseline that applies to ``rows``, by its name.
 
-    The second result has those of the ``TRAINED`` ones on ``train``, some of their training rows.
+    None applies without training rows. The second result has those of the ``TRAINED`` ones on
+    ``train``, some of their training rows.
     """
     alone = BaselineInputs(scorer, dataset, rows)
     both = BaselineInputs(scorer, dataset, [*rows, *train])
-    scores, seen = {}, {}
-    for name, baseline in BASELINES.items():
+    scores: dict[str, Scores] = {}
+    seen: dict[str, Scores] = {}
+    for name, baseline in BASELINES.items() if dataset.train else ():
         records = baseline(both if name in TRAINED else alone)
         if records is not None:
             scores[name] = records[: len(rows)]

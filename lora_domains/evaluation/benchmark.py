@@ -6,10 +6,11 @@ a stopped run continues, and the base is scored once for all adapters.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lora_domains import distributed
+from lora_domains.adapters.foreign import foreign_card, is_foreign
 from lora_domains.console import Display
 from lora_domains.data.identity import digest_key
 from lora_domains.dataset import Dataset
@@ -18,14 +19,22 @@ from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import (
     DomainScores,
     GeneralScores,
+    largest_feature_move,
     score_domain,
     score_general,
+    scored_rows,
 )
 from lora_domains.evaluation.items import Items
-from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.scorer import Scorer, saved_folder
 from lora_domains.evaluation.store import Store
-from lora_domains.evaluation.verdict_run import Evaluated, check_fits, judge, use_settings
+from lora_domains.evaluation.verdict_run import (
+    Evaluated,
+    check_fits,
+    judge,
+    leaks_of,
+    rules,
+    use_settings,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import row_limit
@@ -81,23 +90,25 @@ def measure(
 
     General knowledge is measured on ``suite``. An adapter whose domain is in ``datasets`` is
     evaluated on its test rows, which the ledger of the project records; otherwise the items in its
-    folder are kept. ``out`` holds the key of the rows' digests. ``base_changed`` is called
-    once everything is scored. Raises UsageError for an adapter that was never evaluated, for a
-    dataset without an adapter of its domain, and for one that does not fit an adapter's training.
+    folder are kept. One that others trained belongs to the domain of its name, or to the only one.
+    ``out`` holds the key of the rows' digests. ``base_changed`` is called once everything is
+    scored. Raises UsageError for an adapter that was never evaluated, for a dataset without an
+    adapter of its domain, and for one that does not fit an adapter's training.
     """
     names = tuple(scorer.bank)
-    entries = {name: _evaluated_entry(scorer.bank, name) for name in names}
     by_domain = {dataset.domain.name: dataset for dataset in datasets}
+    entries = {name: _entry(scorer.bank, name, by_domain) for name in names}
     # Whatever can be refused is refused before anything is scored.
     own = {domain: _adapters_of(dataset, entries) for domain, dataset in by_domain.items()}
+    leaks: dict[tuple[str, bool], dict[str, Any]] = {}
     for domain, dataset in by_domain.items():
         for name in own[domain]:
-            check_fits(scorer.bank, name, entries[name], dataset, scorer.display)
-    with_questions = not scorer.bank.base.bidirectional
-    leaks = {
-        domain: every_leak(dataset, suite, with_questions=with_questions)
-        for domain, dataset in by_domain.items()
-    }
+            elsewhere = entries[name].trained_elsewhere
+            if not elsewhere:
+                check_fits(scorer.bank, name, entries[name], dataset, scorer.display)
+            if (domain, elsewhere) not in leaks:
+                found = leaks_of(dataset, suite, scorer.bank.base, elsewhere=elsewhere)
+                leaks[domain, elsewhere] = found
     scored: dict[str, DomainScores] = {}
     key = distributed.on_main(lambda: digest_key(out))
     evaluated = {
@@ -115,10 +126,11 @@ def measure(
     measured = {}
     for name, entry in entries.items():
         if name in scored:
-            items = scored[name].items
-            entry.judged["threshold"] = scored[name].threshold
-            use_settings(entry, by_domain[entry.domain].domain)
-            entry.leaks = asdict(leaks[entry.domain])
+            items, domain_of = scored[name].items, by_domain[entry.domain].domain
+            decided = {"threshold": scored[name].threshold}
+            entry.judged |= rules(domain_of, scorer.bank.base) | decided
+            use_settings(entry, domain_of)
+            entry.leaks = leaks[entry.domain, entry.trained_elsewhere]
         else:
             items = _stored_items(scorer, name, entry, suite)
         _set_general(entry, scorer.bank.base, suite, general[name], changed)
@@ -131,15 +143,27 @@ def measure(
     return measured
 
 
-def _evaluated_entry(bank: Bank, name: str) -> AdapterEntry:
-    """A copy of the card's entry of an adapter that was evaluated; raises UsageError otherwise."""
+def _entry(bank: Bank, name: str, datasets: Mapping[str, Dataset]) -> AdapterEntry:
+    """The entry of an adapter, that of its card or a new one for an adapter that others trained.
+
+    Raises UsageError for an adapter that was never evaluated and belongs to none of ``datasets``.
+    """
+    dataset = datasets.get(name) or (next(iter(datasets.values())) if len(datasets) == 1 else None)
+    if dataset is not None and is_foreign(bank[name]):
+        domain = dataset.domain
+        entry = foreign_card(bank[name], bank.base, domain, dataset.prepared).adapter
+        # Of use where no text is scored (``_set_general``).
+        move = largest_feature_move(bank, name, scored_rows(dataset))
+        entry.judged = {"base_changed": False, "largest_move": finite(move)}
+        return entry
     card = bank[name].card
     if card is None or not card.adapter.judged:
         raise UsageError(
             where=name,
             expected="an adapter with a card that was evaluated",
             found="no card" if card is None else "one without a verdict",
-            hint="Train or evaluate it here first: its rows and its gates are unknown.",
+            hint="Train or evaluate it here first, or pass its recipe with --domains: its rows and "
+            "its gates are unknown.",
         )
     return deepcopy(card.adapter)
 

@@ -7,10 +7,14 @@ from lora_domains.probes.suite import Suite
 
 
 @normalised_once()
-def every_leak(dataset: Dataset, suite: Suite, *, with_questions: bool) -> Leaks:
+def every_leak(
+    dataset: Dataset, suite: Suite, *, with_questions: bool, elsewhere: bool = False
+) -> Leaks:
     """Test rows among training rows, and test rows and probes in all that training may read.
 
     ``with_questions`` says whether the suite's questions are scored: an encoder answers none.
+    ``elsewhere`` is for an adapter that others trained: it never read the general text, and it did
+    read the training rows that were dropped because they are also test rows.
     """
     scored = suite.by_probe() if with_questions else []
     by_probe = [[example for _, example in questions] for _, questions in scored]
@@ -19,10 +23,13 @@ def every_leak(dataset: Dataset, suite: Suite, *, with_questions: bool) -> Leaks
     searches = (
         prepared.leaks,
         find_leaks(prepared.train, questions),
-        leaks_in_texts(dataset.general.used, [prepared.test, *by_probe, suite.texts()]),
+        leaks_in_texts(
+            [] if elsewhere else dataset.general.used, [prepared.test, *by_probe, suite.texts()]
+        ),
     )
+    dropped = prepared.row_counts.refused if elsewhere else 0
     return Leaks(
-        sum(leaks.exact for leaks in searches),
+        dropped + sum(leaks.exact for leaks in searches),
         sum(leaks.near for leaks in searches),
         tuple(pair for leaks in searches for pair in leaks.pairs),
     )

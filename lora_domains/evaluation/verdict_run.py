@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
+from lora_domains.adapters.foreign import foreign_card, is_foreign, save_evaluation
 from lora_domains.adapters.parent import loaded_parent
 from lora_domains.atomic import write_text
 from lora_domains.console import Display
@@ -29,7 +30,7 @@ from lora_domains.data.identity import (
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
-from lora_domains.errors import AdapterError, UsageError
+from lora_domains.errors import UsageError
 from lora_domains.evaluation.contenders import (
     general_knowledge,
     largest_feature_move,
@@ -43,6 +44,7 @@ from lora_domains.evaluation.leak_search import every_leak
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.inference.predict import length_of
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, Card
@@ -82,13 +84,13 @@ def evaluate(
     """Score the adapter of the dataset's domain, apply its gates and rewrite its card.
 
     ``out`` holds the key of the rows' digests. ``base_changed`` is called once everything is
-    scored. Returns the card. Raises AdapterError for an adapter without one,
-    UsageError for other training rows than it was trained on.
+    scored. Returns the card; that of an adapter which others trained is saved in ``out``. Raises
+    UsageError for other training rows than the adapter was trained on.
     """
     name = dataset.domain.name
     card = _checked_card(bank, dataset, display)
     entry = card.adapter
-    leaks = every_leak(dataset, suite, with_questions=not bank.base.bidirectional)
+    leaks = leaks_of(dataset, suite, bank.base, elsewhere=entry.trained_elsewhere)
     evaluated = Evaluated.announced(dataset, entry, out, display)
     key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
     continued_from = loaded_parent(bank, name, dataset.parent, out, display.warn)
@@ -97,23 +99,24 @@ def evaluate(
         length = dataset.tokenization.max_length
         general = score_general(scorer, suite, length, [name], key)[name]
         largest_move = general.largest_move
-        if not bank.base.language_head:
+        if not largest_move:  # no text was scored
             largest_move = largest_feature_move(bank, name, scored_rows(dataset))
     use_settings(entry, dataset.domain)
-    entry.leaks = asdict(leaks)
+    entry.leaks = leaks
     entry.judged = {
-        **_rules(dataset.domain),
+        **rules(dataset.domain, bank.base),
         "base_changed": base_changed(),
         "largest_move": finite(largest_move),
         "suite": suite.name,
-        "knowledge": general_knowledge(bank.base),
-        "embedded_base": bank.base.id == "embedded",
         "threshold": own.threshold,
     }
     items = own.items + general.items
     judge(entry, items, evaluated)
     path = bank[name].path
-    if path is not None:
+    if entry.trained_elsewhere:
+        saved = distributed.on_main(lambda: save_evaluation(bank[name], out, card, readme, items))
+        display.line(f"Its card and items: {saved}")
+    elif path is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, items))
     return card
 
@@ -134,18 +137,13 @@ def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:
     """The card of the dataset's adapter; raises an error unless ``dataset`` fits its training."""
     name = dataset.domain.name
     card = bank[name].card
-    if card is None:
-        raise AdapterError(
-            where=name,
-            expected="an adapter trained here, with a card",
-            found="a folder of plain PEFT",
-            hint="Its base and training rows are unknown, so it cannot be given a verdict.",
-        )
+    if card is None or is_foreign(bank[name]):
+        return foreign_card(bank[name], bank.base, dataset.domain, dataset.prepared)
     check_fits(bank, name, card.adapter, dataset, display)
     return card
 
 
-def _rules(domain: Domain) -> dict[str, Any]:
+def rules(domain: Domain, base: Base) -> dict[str, Any]:
     """The part of ``judged`` that says how figures are computed from items."""
     task = domain.task
     return {
@@ -154,7 +152,20 @@ def _rules(domain: Domain) -> dict[str, Any]:
         "positive": task.positive,
         "loss": task.loss_unit,
         "prevalence": domain.prevalence,
+        "knowledge": general_knowledge(base),
+        "embedded_base": base.id == "embedded",
     }
+
+
+def leaks_of(dataset: Dataset, suite: Suite, base: Base, *, elsewhere: bool) -> dict[str, Any]:
+    """The leaks that count against an adapter, as its card holds them.
+
+    Empty where it was trained ``elsewhere`` and no training rows are given.
+    """
+    if elsewhere and not dataset.train:
+        return {}
+    questions = not base.bidirectional
+    return asdict(every_leak(dataset, suite, with_questions=questions, elsewhere=elsewhere))
 
 
 def use_settings(entry: AdapterEntry, domain: Domain) -> None:

@@ -64,6 +64,8 @@ class AdapterEntry:
     """The name of the adapter's folder."""
     sha256: str | None
     """Digest of the two files of PEFT; None until they are written."""
+    trained_elsewhere: bool = False
+    """Whether others trained it, so that neither its base nor its rows can be verified."""
     recipe_digest: str | None = None
     parent: ParentRecord | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +138,8 @@ class AdapterEntry:
         for name in (part.name for part in fields(self)):
             value = getattr(self, name)
             evaluated = name in FIGURES and self.verdict is not None
-            if name in ALWAYS or evaluated or (value is not None and value not in ({}, [])):
+            known = value is not None and value not in ({}, [], False)
+            if name in ALWAYS or evaluated or known:
                 written[name] = value
         if self.mistakes is not None:
             written["mistakes"] = self.mistakes

@@ -27,6 +27,7 @@ UNCHECKED = {
     "retention": "general knowledge",
     "leaks": "leaks into its training rows",
     "overfit": "overfitting",
+    "identity": "whether it was made on this base",
 }
 """What a gate that is not applicable leaves open; others go by their names."""
 GENTLER = "train again with fewer --epochs, a lower --lr or --retention kl"
@@ -100,6 +101,8 @@ def _gain(entry: AdapterEntry, gates: Gates) -> tuple[bool, str]:
         scores = f"{metric.label} {number(value)} against {number(own)}"
         does = "does" if verdict == "fail" else "seems to do"
         return False, f"{capital(name)} {does} better than {entry.path} ({scores})"
+    if own == value and verdict != "fail":
+        return False, f"{entry.path} scores the same as {name} ({metric.label} {number(own)})"
     beats = {"pass": "beats", "fail": "does not beat"}.get(verdict, "may beat")
     change = f"{metric.label} {number(own)}, {own - value:+.3f}"
     return verdict != "fail", f"{entry.path} {beats} {name} ({change})"
@@ -173,7 +176,7 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
     if undecided:
         are = "is" if len(undecided) == 1 else "are"
         return f"Not proven yet: {_listed(undecided)} {are} open; below is what would decide."
-    if "leaks" in unchecked:
+    if {"leaks", "identity"}.intersection(unchecked):
         return "Ship it if it was not trained on these test rows."
     return "Ship it."
 

@@ -74,7 +74,7 @@ def readme(card: Card) -> str:
         f"# {entry.domain}",
         "",
         *_conclusion(entry),
-        f"A LoRA adapter for `{base.id}`, trained and measured by lora_domains.",
+        f"A LoRA adapter for `{base.id}`, {_origin(entry)} by lora_domains.",
         "",
     ]
     if entry.verdict is not None:
@@ -209,8 +209,14 @@ def _reliability(entry: AdapterEntry) -> list[str]:
     return [*sentences, ""] if sentences else []
 
 
+def _origin(entry: AdapterEntry) -> str:
+    return "trained elsewhere and measured" if entry.trained_elsewhere else "trained and measured"
+
+
 def _training(entry: AdapterEntry) -> list[str]:
     training, ledger, leaks = entry.training, entry.ledger, entry.leaks
+    if entry.trained_elsewhere:
+        return []
     return [
         "## Training",
         "",

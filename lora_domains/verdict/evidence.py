@@ -49,6 +49,9 @@ class Evidence:
     "nothing" (an encoder without a masked-token head)."""
     leaks: Mapping[str, int] | None = None
     """Rows of the test set and probes in what was trained on: ``exact`` and ``near``."""
+    trained_elsewhere: bool = False
+    """Whether others trained the adapter: its base cannot be verified, and its training rows are
+    only those that were given, if any."""
     embedded_base: bool = False
     """Whether the base is the embedded one, on which the default limit of KL was calibrated."""
     near_leaks: Collection[str] = ()

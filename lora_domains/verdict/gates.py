@@ -30,9 +30,11 @@ from lora_domains.verdict.rules import (
     GateResult,
     Verdict,
     judge_count,
+    not_applicable,
     undecided,
 )
 from lora_domains.verdict.side_effects import (
+    NO_TRAINING_ROWS,
     judge_calibration,
     judge_drift,
     judge_memorisation,
@@ -149,18 +151,22 @@ def _evaluations(evidence: Evidence, _: float) -> GateResult | None:
 
 def _leaks(evidence: Evidence, _: float) -> GateResult | None:
     """No test or probe row occurs, word for word, in what was trained on; near ones only warn."""
+    rule = "no exact test or probe row in what was trained on"
     if evidence.leaks is None:
-        return None
+        elsewhere = evidence.trained_elsewhere
+        return not_applicable("leaks", rule, 0.0, NO_TRAINING_ROWS) if elsewhere else None
     exact, near = int(evidence.leaks["exact"]), int(evidence.leaks["near"])
     why = "No test or probe row occurs in what was trained on."
     if exact:
-        why = (
-            f"{_count(exact, 'test or probe row')} also in what was trained on. Remove them from "
-            "the training rows (--drop-leaks) or the general text, and train again."
-        )
+        what = "the training rows (--drop-leaks) or the general text, and train again."
+        then = f"Remove them from {what}"
+        if evidence.trained_elsewhere:
+            then = "Evaluate it on rows that it was not trained on."
+        why = f"{_count(exact, 'test or probe row')} also in what was trained on. {then}"
     if near:
         why += f" Warning: {_count(near, 'row')} nearly the same as a training row: see the pairs."
-    rule = "no exact test or probe row in what was trained on"
+    if evidence.trained_elsewhere:
+        why += " That it was trained on the rows given, and no others, cannot be verified."
     return judge_count("leaks", rule, float(exact), passed=not exact, why=why)
 
 
@@ -189,6 +195,14 @@ def _effect(evidence: Evidence, tolerance: float) -> GateResult:
     return judge_count("effect", "adapter changes the logits", largest, passed=passed, why=why)
 
 
+def _identity(evidence: Evidence, _: float) -> GateResult | None:
+    """The base is the one on which the adapter was trained; loading checks that by its card."""
+    if not evidence.trained_elsewhere:
+        return None
+    why = "It was trained elsewhere, so it cannot be verified that it was made on this base."
+    return not_applicable("identity", "trained on this base", 0.0, why)
+
+
 def _count(count: int, what: str) -> str:
     return f"{count:,} {what} is" if count == 1 else f"{count:,} {what}s are"
 
@@ -197,6 +211,7 @@ register(Gate("evaluations", _evaluations, Threshold(5, below=math.inf, whole=Tr
 register(Gate("leaks", _leaks))
 register(Gate("frozen", _frozen))
 register(Gate("effect", _effect))
+register(Gate("identity", _identity))
 
 # ── The thresholds of a domain ──────────────────────────────────────────────────────────────────
 

@@ -138,6 +138,7 @@ def judge_drift(evidence: Evidence, limit: float | None) -> GateResult | None:
 
 OVERFIT_WARNS, MEMORISATION_WARNS, CALIBRATION_WARNS = 0.10, 0.75, 0.10
 """Where these gates warn; they decide only where a domain sets a limit."""
+NO_TRAINING_ROWS = "It was trained elsewhere, and its training rows were not given."
 SHOWN = 0.95
 """The confidence level of figures that inform."""
 
@@ -149,7 +150,7 @@ def judge_overfit(evidence: Evidence, limit: float | None) -> GateResult | None:
     the gap is shown beside that of the best baseline that was trained, and warns only above it.
     """
     if not len(evidence.train):
-        return None
+        return _unseen("overfit", evidence, limit)
     metric = evidence.metric
     rule = f"{metric.label} on training rows at most {limit} better than on test rows"
     if limit is None:
@@ -171,6 +172,13 @@ def judge_overfit(evidence: Evidence, limit: float | None) -> GateResult | None:
     usual = own is not None and gap.observed <= own[1]
     result = inform("overfit", gap, OVERFIT_WARNS, what=what, beside=beside, usual=usual)
     return replace(result, rule=rule)
+
+
+def _unseen(name: str, evidence: Evidence, limit: float | None) -> GateResult | None:
+    """The result without training rows: not applicable where others trained the adapter."""
+    if not evidence.trained_elsewhere:
+        return None
+    return not_applicable(name, "training rows against test rows", limit, NO_TRAINING_ROWS)
 
 
 def _gap(evidence: Evidence, contender: str, level: float | None = None) -> Measurement:
@@ -203,7 +211,7 @@ def judge_memorisation(evidence: Evidence, limit: float | None) -> GateResult | 
     rule = f"membership-inference AUC at most {limit}"
     what = "Membership-inference AUC (0.5 = chance)"
     if not len(evidence.train):
-        return None
+        return _unseen("memorisation", evidence, limit)
     for table in (evidence.train, evidence.test):
         for contender in CONTENDERS:
             fault = evidence.fault(contender, table, ("nats", "tokens"), what)

@@ -1,6 +1,7 @@
 """Verbs on one trained adapter: fit, predict, list and show, and what fit writes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import make_rows
 from support.commands import FAST, run, write
-from support.models import QUESTIONS, clear_rows, use_small_suite
+from support.models import QUESTIONS, SUITE, clear_rows, use_small_suite
 from support.peft_folders import peft_saved
 
 from lora_domains.cli import commands
@@ -129,7 +130,6 @@ def test_list_and_show(trained: tuple[Path, int], capsys: pytest.CaptureFixture[
 def test_an_unfinished_save_is_not_listed(
     trained: tuple[Path, int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    import shutil
 
     shutil.copytree(trained[0] / "spam", tmp_path / ".spam.abc12345")
     assert run("list", "--out", str(tmp_path)) == 0
@@ -253,3 +253,43 @@ assert not HEAVY & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ── evaluate ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluate_judges_a_folder_of_plain_peft(
+    plain_peft: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(plain_peft)
+    given = ("--base", "base", "--suite", "questions.jsonl", "--out", str(tmp_path))
+    rows = ("--test", "rows.csv", "--text", "text", "--label", "label", "--positive", "spam")
+    code = run("evaluate", "adapters/plain", *given, *rows, "--prompt", r"{text}\nlabel:")
+    shown = " ".join(capsys.readouterr().out.split())
+    card = Card.read(tmp_path / "plain")
+    assert code == {"pass": 0, "fail": 1, "inconclusive": 3}[card.adapter.outcome]
+    assert f"Verdict: {card.adapter.verdict}" in shown
+    assert "leaks into its training rows and whether it was made on this base were not" in shown
+    assert card.adapter.task["prompt"] == "{text}\nlabel:"
+    assert not (plain_peft / "adapters" / "plain" / "card.json").exists()
+    assert run("evaluate", "adapters/plain", *given) == 2
+    assert "--test rows.csv" in capsys.readouterr().err
+    assert run("show", "plain", "--out", str(tmp_path)) == 0
+    assert run("evaluate", "adapters/plain", *given, *rows, "--name", "../x") == 2
+
+
+def test_evaluate_repeats_the_evaluation_of_an_adapter_trained_here(
+    trained: tuple[Path, int], tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, code = trained
+    copied = Path(shutil.copytree(out, tmp_path / "out"))
+    before = Card.read(copied / "spam").adapter
+    use_small_suite(monkeypatch)
+    monkeypatch.setattr("lora_domains.probes.suite.load_suite", lambda *_: SUITE)
+    files = [f"--{split}={out.parent / split}.csv" for split in ("train", "test")]
+    again = run("evaluate", "spam", "--out", str(copied), "--base", str(tiny_base), *files)
+    after = Card.read(copied / "spam").adapter
+    assert again == code
+    assert after.domain_scores == before.domain_scores
+    assert not after.trained_elsewhere

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, make_rows
 from support.commands import run, write
 
-VERBS = ("fit", "predict", "benchmark", "export", "list", "show", "report", "compare", "seeds",
-         "rollback", "trace", "curve", "learning-curve", "doctor")  # fmt: skip
+VERBS = ("fit", "predict", "benchmark", "export", "evaluate", "list", "show", "report", "compare",
+         "seeds", "rollback", "trace", "curve", "learning-curve", "doctor")  # fmt: skip
 GROUPS = {"input", "training", "evaluation", "output", "options", "example"}
 
 

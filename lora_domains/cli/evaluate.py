@@ -1,0 +1,118 @@
+"""The verb evaluate: judge a saved adapter on labelled rows, whoever trained it."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_domains.adapters.folder import find_adapter
+from lora_domains.analysis.reproduce import domain_of
+from lora_domains.cli.exits import EXIT
+from lora_domains.cli.flags import (
+    add_adapter_argument,
+    add_base_flags,
+    add_column_flags,
+    add_metric_flag,
+    add_out_flag,
+    add_prevalence_flag,
+    add_row_flags,
+    add_verb,
+    configured,
+    run_flag_defaults,
+)
+from lora_domains.cli.recipes import open_model
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain, check_name, load_domain
+from lora_domains.errors import UsageError
+from lora_domains.report.card import CARD, Card
+from lora_domains.tasks import Classification, task_from_record
+
+
+def add_evaluate(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = add_verb(
+        verbs, "evaluate", evaluate,
+        summary="judge a saved adapter on test rows, whoever trained it",
+        usage="ADAPTER [RECIPE] [options]",
+        description="Score an adapter, its base and baselines on the same test rows and on general "
+        "questions, and apply the gates. An adapter that was trained here is evaluated on the rows "
+        "in its card, with --test on others; its card is written again. Of a folder of plain PEFT "
+        "give the test rows, and in --train the rows on which it was trained, if you have them: "
+        "baselines, leaks and overfitting are measured on them. A copy with a card is saved as "
+        "DIR/NAME; the folder itself is not changed.\n\n"
+        "Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive.",
+        example="lora-domains evaluate downloads/their-lora --base Qwen/Qwen3-0.6B \\\n"
+        "      --test rows.csv --text note --label priority --positive urgent",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    add_adapter_argument(inputs)
+    add = inputs.add_argument
+    add("recipe", metavar="RECIPE", nargs="?", help="a recipe with its task, rows and gates")
+    add("--name", metavar="NAME", help="name of an adapter that was not trained here; "
+        "default: that of its folder")  # fmt: skip
+    add("--train", metavar="FILE", help="the rows on which it was trained")
+    add_row_flags(inputs)
+    add_column_flags(inputs)
+    add("--labels", metavar="A,B,…", help="all labels; for a classification head in its order")
+    add("--prompt", metavar="TEXT", help="the prompt on which it was trained, with its columns in "
+        "braces: 'Note: {text}\\nPriority:'")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="seed of the splits")
+    add_base_flags(inputs)
+    evaluation = parser.add_argument_group("evaluation")
+    add = evaluation.add_argument
+    add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
+    add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
+    add_metric_flag(evaluation)
+    add_prevalence_flag(evaluation)
+    add("--suite", default="embedded", help="general questions: embedded, quick, standard, mmlu, "
+        "…, harness:TASK,…, or a file; default: %(default)s")  # fmt: skip
+    add_out_flag(parser.add_argument_group("output"))
+    parser.set_defaults(**run_flag_defaults())
+
+
+def evaluate(flags: argparse.Namespace) -> int:
+    """Evaluate a saved adapter."""
+    folder = find_adapter(flags.adapter, Path(flags.out))
+    card = Card.read(folder, measured=False) if (folder / CARD).exists() else None
+    own = card is not None and not card.adapter.trained_elsewhere
+    name = card.adapter.domain if card and own else check_name(flags.name or folder.resolve().name)
+    domain = _domain(flags, name, card)
+    model = open_model(flags, title=name, card=card if own and not flags.base else None)
+    from lora_domains.probes.suite import load_suite
+
+    suite = load_suite(flags.suite)
+    model.load_adapter(folder, name)
+    if not own and model.bank[name].head is not None and not domain.task.head:
+        domain = replace(domain, task=domain.task.with_options(head=True))
+    evaluation = model.evaluate(domain, suite=suite)
+    evaluation.show(model.display.console)
+    return EXIT[evaluation.verdict]
+
+
+def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
+    """The domain to evaluate on: of a recipe, of the adapter's card, or of the rows given."""
+    own = card is not None and not card.adapter.trained_elsewhere
+    if flags.recipe:
+        domain = replace(load_domain(flags.recipe), name=name)
+    elif card is not None and own:
+        domain = domain_of(card)
+    elif flags.test is None:
+        raise UsageError(
+            where="lora-domains evaluate",
+            expected="test rows for an adapter that was not trained here",
+            found="no --test and no recipe",
+            hint=f"lora-domains evaluate {flags.adapter} --test rows.csv --text text --label label",
+        )
+    else:
+        task = task_from_record(card.adapter.task) if card else Classification()
+        domain = Domain(name, task, Data(flags.train, flags.validation, flags.test))
+    if not own:
+        # What it was trained on cannot be undone: dropped rows count as leaks.
+        domain = replace(domain, data=replace(domain.data, drop_leaks=True))
+    options: dict[str, Any] = {}
+    if flags.labels:
+        options["labels"] = tuple(flags.labels.split(","))
+    if flags.prompt:
+        options["prompt"] = flags.prompt.replace("\\n", "\n")
+    domain = configured(domain, flags, repeated=True)
+    return replace(domain, task=domain.task.with_options(**options)) if options else domain
