@@ -36,10 +36,11 @@ def add_evaluate(verbs: Any) -> None:
         usage="ADAPTER [RECIPE] [options]",
         description="Score an adapter, its base and baselines on the same test rows and on general "
         "questions, and apply the gates. An adapter that was trained here is evaluated on the rows "
-        "in its card, with --test on others; its card is written again. Of a folder of plain PEFT "
-        "give the test rows, and in --train the rows on which it was trained, if you have them: "
-        "baselines, leaks and overfitting are measured on them. A copy with a card is saved as "
-        "DIR/NAME; the folder itself is not changed.\n\n"
+        "in its card, or on those of --test. For a folder of plain PEFT give the test rows, and "
+        "with --train the rows on which it was trained, if you have them: baselines, leaks and "
+        "overfitting are measured on them. Writes the card, README and items of an adapter trained "
+        "here. Of plain PEFT it writes a copy with these files as DIR/NAME, and leaves the folder "
+        "as it is.\n\n"
         "Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive.",
         example="lora-domains evaluate downloads/their-lora --base Qwen/Qwen3-0.6B \\\n"
         "      --test rows.csv --text note --label priority --positive urgent",

@@ -30,7 +30,7 @@ from lora_domains.data.identity import (
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
-from lora_domains.errors import UsageError
+from lora_domains.errors import AdapterError, UsageError
 from lora_domains.evaluation.contenders import (
     general_knowledge,
     largest_feature_move,
