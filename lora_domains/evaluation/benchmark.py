@@ -7,7 +7,6 @@ a stopped run continues, and the base is scored once for all adapters.
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.foreign import foreign_card, is_foreign
@@ -15,6 +14,7 @@ from lora_domains.console import Display
 from lora_domains.data.identity import digest_key
 from lora_domains.dataset import Dataset
 from lora_domains.distributed import environment
+from lora_domains.domain import Domain
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import (
     DomainScores,
@@ -100,15 +100,15 @@ def measure(
     entries = {name: _entry(scorer.bank, name, by_domain) for name in names}
     # Whatever can be refused is refused before anything is scored.
     own = {domain: _adapters_of(dataset, entries) for domain, dataset in by_domain.items()}
-    leaks: dict[tuple[str, bool], dict[str, Any]] = {}
     for domain, dataset in by_domain.items():
         for name in own[domain]:
-            elsewhere = entries[name].trained_elsewhere
-            if not elsewhere:
+            if not entries[name].trained_elsewhere:
                 check_fits(scorer.bank, name, entries[name], dataset, scorer.display)
-            if (domain, elsewhere) not in leaks:
-                found = leaks_of(dataset, suite, scorer.bank.base, elsewhere=elsewhere)
-                leaks[domain, elsewhere] = found
+    leaks = {
+        (domain, elsewhere): leaks_of(dataset, suite, scorer.bank.base, elsewhere=elsewhere)
+        for domain, dataset in by_domain.items()
+        for elsewhere in {entries[name].trained_elsewhere for name in own[domain]}
+    }
     scored: dict[str, DomainScores] = {}
     key = distributed.on_main(lambda: digest_key(out))
     evaluated = {
@@ -126,10 +126,8 @@ def measure(
     measured = {}
     for name, entry in entries.items():
         if name in scored:
-            items, domain_of = scored[name].items, by_domain[entry.domain].domain
-            decided = {"threshold": scored[name].threshold}
-            entry.judged |= rules(domain_of, scorer.bank.base) | decided
-            use_settings(entry, domain_of)
+            items = scored[name].items
+            _set_domain(entry, by_domain[entry.domain].domain, scored[name], scorer.bank.base)
             entry.leaks = leaks[entry.domain, entry.trained_elsewhere]
         else:
             items = _stored_items(scorer, name, entry, suite)
@@ -195,6 +193,12 @@ def _stored_items(scorer: Scorer, name: str, entry: AdapterEntry, suite: Suite) 
         )
     items = read_items(saved_folder(scorer.bank, name))
     return [item for item in items if item["set"] in ("validation", "test", "train")]
+
+
+def _set_domain(entry: AdapterEntry, domain: Domain, scored: DomainScores, base: Base) -> None:
+    """Let ``entry`` be judged by the settings of ``domain``."""
+    entry.judged |= rules(domain, base) | {"threshold": scored.threshold}
+    use_settings(entry, domain)
 
 
 def _set_general(
