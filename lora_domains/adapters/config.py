@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_domains.adapters.folder import CONFIG
-from lora_domains.adapters.peft import PREFIX, lora_layers, skeleton
+from lora_domains.adapters.peft import lora_layers, stored_name
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, listed
 from lora_domains.modeling.base import ROUTED, Base
-from lora_domains.modeling.heads import head_shapes, layout_of
+from lora_domains.modeling.heads import FEATURES, head_shapes, layout_of
 
 SUPPORTED = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
@@ -67,7 +67,9 @@ def read_config(folder: Path, base: Base) -> tuple[Any, list[str]]:
 
     raw = _read_json(folder / CONFIG)
     where = f"{folder.name}/{CONFIG}"
-    headed = raw.get("task_type") == "SEQ_CLS"
+    headed = raw.get("task_type") == "SEQ_CLS" or (
+        raw.get("task_type") == FEATURES and base.bidirectional
+    )
     supported = SUPPORTED | {"modules_to_save"} if headed else SUPPORTED
     known = {field.name: field for field in fields(LoraConfig)}
     ignored = _check_method(raw, supported, known, where)
@@ -156,14 +158,15 @@ def _check_task(raw: Mapping[str, Any], headed: bool, base: Base, where: str) ->
             found=str(raw.get("task_type"))[:60],
             hint="Only causal language models and sequence classifiers are supported.",
         )
+    layout = layout_of(base, str(raw.get("task_type")))
     whole = raw.get("modules_to_save") or [] if headed else []
     # PEFT names its own two in every classifier's config, whatever the head is called.
     if not isinstance(whole, list) or not set(map(str, whole)) <= {
-        "classifier", "score", *layout_of(base).saved
+        "classifier", "score", *layout.saved
     }:  # fmt: skip
         raise AdapterUnsupported(
             where=where,
-            expected="no saved modules except the head's: " + listed(layout_of(base).saved),
+            expected="no saved modules except the head's: " + listed(layout.saved),
             found=f"modules_to_save={str(whole)[:60]!r}",
             hint="Train without it, or use PEFT itself.",
         )
@@ -247,10 +250,12 @@ def targets_of(config: Any, base: Base, folder: Path, classes: int | None) -> Ta
     if targets is not None:
         return targets
     _check_patterns(config, base, folder)
-    of_head = {} if classes is None else head_shapes(base, classes)
+    of_head = (
+        {} if classes is None else head_shapes(base, layout_of(base, config.task_type), classes)
+    )
     shapes: dict[str, tuple[int, ...]] = {}
     scales: dict[str, float] = {}
-    for linear, layer in lora_layers(skeleton(base, config, classes)):
+    for linear, layer in lora_layers(base, config, classes):
         if f"{linear}.weight" in of_head:
             raise AdapterUnsupported(
                 where=f"{folder.name}/{CONFIG}",
@@ -260,7 +265,9 @@ def targets_of(config: Any, base: Base, folder: Path, classes: int | None) -> Ta
             )
         for letter in "AB":
             tensor = getattr(layer, f"lora_{letter}")["default"].weight
-            shapes[f"{PREFIX}{linear}.lora_{letter}.weight"] = tuple(tensor.shape)
+            shapes[f"{stored_name(linear, base, config)}.lora_{letter}.weight"] = tuple(
+                tensor.shape
+            )
         scales[linear] = float(layer.scaling["default"])
     while len(base.targets) >= CACHED:
         base.targets.pop(next(iter(tuple(base.targets))), None)

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 
 from lora_domains.adapters.config import read_config, targets_of
 from lora_domains.adapters.folder import CONFIG, WEIGHTS, fingerprint, mapped
-from lora_domains.adapters.peft import PREFIX
+from lora_domains.adapters.peft import PREFIX, stored_name
 from lora_domains.atomic import folders_with, restored
 from lora_domains.domain import check_name
 from lora_domains.errors import (
@@ -32,7 +32,14 @@ from lora_domains.errors import (
 )
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.checkpoint import HeaderEntry, read_header
-from lora_domains.modeling.heads import Head, complete_head, head_shapes, stored_classes
+from lora_domains.modeling.heads import (
+    FEATURES,
+    Head,
+    complete_head,
+    head_shapes,
+    layout_of,
+    stored_classes,
+)
 from lora_domains.modeling.lora import Adapter, flatten
 from lora_domains.report.card import CARD, Card
 
@@ -80,24 +87,25 @@ def _read(
     stored = _tensors(folder, pages)
     classes = _classes(config, stored, base, card, folder)
     expected, scales = targets_of(config, base, folder, classes)
-    shapes = {} if classes is None else head_shapes(base, classes)
+    layout = layout_of(base, config.task_type)
+    shapes = {} if classes is None else head_shapes(base, layout, classes)
     # Tensors of the head that are not stored may be in the base's checkpoint.
     head_keys = [key for key in (PREFIX + name for name in shapes) if key in stored]
     expected = {**expected, **{key: shapes[key.removeprefix(PREFIX)] for key in head_keys}}
     _drop_base_weights(stored, base, scales)
     _check_shapes(expected, stored, folder)
     _check_finite(stored, folder)
+    names = {linear: stored_name(linear, base, config) for linear in scales}
     weights = {
-        linear: (stored[f"{PREFIX}{linear}.lora_A.weight"],
-                 stored[f"{PREFIX}{linear}.lora_B.weight"])
-        for linear in scales
-    }  # fmt: skip
+        linear: (stored[f"{name}.lora_A.weight"], stored[f"{name}.lora_B.weight"])
+        for linear, name in names.items()
+    }
     flat, own = flatten(weights, pinned=base.device.type == "cuda")
     head: Head | None = None
     if classes is not None:
         # Copies: changes to the file would reach the mapped tensors.
         whole = {key.removeprefix(PREFIX): stored[key].float().clone() for key in head_keys}
-        head = complete_head(base, whole, classes, folder.name).to(base.device)
+        head = complete_head(base, layout, whole, classes, folder.name).to(base.device)
     return Adapter(name, config, own, dict(scales), card, folder, notes, head, flat)
 
 
@@ -258,9 +266,9 @@ def _classes(
     """The classes of the stored head, None without one; raises if the card's labels differ."""
     where = f"{folder.name}/{WEIGHTS}"
     classes = None
-    if config.task_type == "SEQ_CLS":
+    if config.task_type in ("SEQ_CLS", FEATURES):
         shapes = {key.removeprefix(PREFIX): tuple(t.shape) for key, t in stored.items()}
-        classes = stored_classes(base, shapes, where)
+        classes = stored_classes(base, layout_of(base, config.task_type), shapes, where)
     try:
         task = card.adapter.declared_task if card else None
     except DomainError as error:

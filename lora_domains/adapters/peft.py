@@ -6,7 +6,7 @@ the meta device, without weights.
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -15,12 +15,19 @@ from unittest.mock import patch
 
 import torch
 
-from lora_domains.adapters.folder import fingerprint, replacing, write_card
+from lora_domains.adapters.folder import WEIGHTS, fingerprint, replacing, write_card
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterUnsupported, did_you_mean, listed
 from lora_domains.modeling.base import ROUTED, Base
 from lora_domains.modeling.base_check import experts_of
-from lora_domains.modeling.heads import head_shapes, layout_of, new_head
+from lora_domains.modeling.heads import (
+    FEATURES,
+    Layout,
+    head_shapes,
+    layout_of,
+    new_head,
+    own_layout,
+)
 from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import Card
 
@@ -40,13 +47,15 @@ def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
     Raises AdapterUnsupported when no linear of the base matches, or with PEFT's own reason.
     """
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
     plain = deepcopy(base.model.config)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     with torch.device("meta"):
-        if classes is None:
+        if config.task_type == FEATURES:
+            bare = AutoModel.from_config(plain)
+        elif classes is None:
             bare = AutoModelForCausalLM.from_config(plain)
         else:
             bare = _classifier(base, plain, classes)
@@ -91,7 +100,7 @@ def _classifier(base: Base, config: Any, classes: int) -> Any:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     except ValueError:  # transformers has none for this architecture
         shapes = {}
-    head = head_shapes(base, classes)
+    head = head_shapes(base, layout_of(base), classes)
     if not head.items() <= shapes.items():
         raise AdapterUnsupported(
             where=base.id,
@@ -108,11 +117,18 @@ def _linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
-def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
+def stored_name(linear: str, base: Base, config: Any) -> str:
+    """What PEFT's files call ``linear``; beside a bare encoder its prefix is left out."""
+    inner = f"{base.model.base_model_prefix}." if config.task_type == FEATURES else ""
+    return PREFIX + linear.removeprefix(inner)
+
+
+def lora_layers(base: Base, config: Any, classes: int | None) -> Iterator[tuple[str, Any]]:
     """(name in the base, PEFT's LoRA layer) of each linear the config targets."""
     from peft.tuners.lora import LoraLayer
 
-    for name, module in peft_model.named_modules():
+    inner = f"{base.model.base_model_prefix}." if config.task_type == FEATURES else ""
+    for name, module in skeleton(base, config, classes).named_modules():
         if isinstance(module, LoraLayer):
             layer = module.get_base_layer()
             if not _linear(layer):
@@ -122,7 +138,7 @@ def lora_layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
                     found=f"LoRA on a layer of kind {type(layer).__name__}",
                     hint="Leave it out of target_modules.",
                 )
-            yield name.removeprefix(PREFIX), module
+            yield inner + name.removeprefix(PREFIX), module
 
 
 def new_adapter(
@@ -137,14 +153,15 @@ def new_adapter(
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     if targets == "all-linear" and experts_of(base.model):
         targets = _beside_experts(base)
+    layout = own_layout(base)
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM if classes is None else TaskType.SEQ_CLS,
-        modules_to_save=None if classes is None else list(layout_of(base).saved),
+        task_type=TaskType.CAUSAL_LM if classes is None else TaskType(layout.task),
+        modules_to_save=(list(layout.saved) or None) if classes is not None else None,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=_excluded(base) if targets == "all-linear" else None,
+        exclude_modules=_excluded(base, targets, layout),
         use_rslora=lora.rslora,
         base_model_name_or_path=base.id,
         revision=base.revision,
@@ -152,14 +169,14 @@ def new_adapter(
     weights, scales = {}, {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for linear, layer in lora_layers(skeleton(base, config, classes)):
+        for linear, layer in lora_layers(base, config, classes):
             layer.lora_A["default"].to_empty(device="cpu")
             layer.lora_B["default"].to_empty(device="cpu")
             layer.reset_lora_parameters("default", init_lora_weights=True)
             a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
             weights[linear] = (a.detach().float(), b.detach().float())
             scales[linear] = float(layer.scaling["default"])
-        head = None if classes is None else new_head(base, classes)
+        head = None if classes is None else new_head(base, layout, classes)
     return Adapter(name, config, weights, scales, head=head)
 
 
@@ -177,12 +194,17 @@ def _beside_experts(base: Base) -> list[str]:
     return sorted(names - EXPERT_NAMES - {"lm_head"})
 
 
-def _excluded(base: Base) -> list[str] | str | None:
-    """What "all-linear" leaves out: a list of names, or a regular expression.
+def _excluded(base: Base, targets: str | list[str], layout: Layout) -> list[str] | str | None:
+    """What targets leave out: a list of names, or a regular expression.
 
-    Mamba's kernels read the weights of some linears past any adapter; texts never pass the linears
-    of a base's image or sound part.
+    A bare encoder has a pooler that heads beside it do not read. "all-linear" also leaves out
+    linears whose weights Mamba's kernels read past any adapter, and those of a base's image or
+    sound part, which texts never pass.
     """
+    if layout.task == FEATURES:
+        return _poolers(base) or None
+    if targets != "all-linear":
+        return None
     parts = _parts_beside_the_text(base)
     if parts:
         return rf"({'|'.join(map(re.escape, parts))})\..*"
@@ -191,6 +213,19 @@ def _excluded(base: Base) -> list[str] | str | None:
     if base.model.config.model_type in MAMBA:
         excluded |= {"out_proj"} & present
     return sorted(excluded) or None
+
+
+def _poolers(base: Base) -> list[str]:
+    """The linears of the bare encoder that the base's model does not have."""
+    from transformers import AutoModel
+
+    plain = deepcopy(base.model.config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    with torch.device("meta"):
+        bare = AutoModel.from_config(plain)
+    known = {name for name, _ in base.model.base_model.named_modules()}
+    return [name for name, part in bare.named_modules() if _linear(part) and name not in known]
 
 
 def _parts_beside_the_text(base: Base) -> list[str]:
@@ -232,11 +267,12 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
             setattr(config, option, sorted(getattr(config, option)))
     state = {}
     for linear, (a, b) in adapter.weights.items():
-        state[f"{PREFIX}{linear}.lora_A.default.weight"] = a.contiguous()
-        state[f"{PREFIX}{linear}.lora_B.default.weight"] = b.contiguous()
-    if head:
+        name = stored_name(linear, base, adapter.config)
+        state[f"{name}.lora_A.default.weight"] = a.contiguous()
+        state[f"{name}.lora_B.default.weight"] = b.contiguous()
+    if head and head.layout.saved:
         # PEFT adds its own names to the config each time, and "all-linear" includes the head.
-        config.modules_to_save = list(layout_of(base).saved)
+        config.modules_to_save = list(head.layout.saved)
         if not isinstance(config.target_modules, str):
             whole = {name.rpartition(".")[0] for name in head.weights}
             config.target_modules = [t for t in config.target_modules if t not in whole]
@@ -244,6 +280,16 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
             if WHOLE in name:
                 state[name] = head.weights[_plain_name(name)].detach().cpu().contiguous()
     model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    if head and not head.layout.saved:
+        _add_tensors(folder / WEIGHTS, {PREFIX + n: t for n, t in head.weights.items()})
+
+
+def _add_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Add a head to the weights of PEFT, which reads past tensors that it does not know."""
+    from safetensors.torch import load_file, save_file
+
+    added = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(load_file(path) | added, path, metadata={"format": "pt"})
 
 
 def _plain_name(name: str) -> str:

@@ -19,6 +19,7 @@ from lora_domains.evaluation.linear import (
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, class_score
+from lora_domains.modeling.heads import own_layout
 from lora_domains.tasks.tokenization import EncodedRow, Tokenization
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
@@ -142,7 +143,7 @@ def frozen_features(setting: BaselineInputs) -> Scores | None:
         features = [
             text_features(
                 bank.base.model, [row.encoded for row in rows],
-                bank.base.pad, advance,
+                bank.base.pad, advance, own_layout(bank.base).pooling,
             ).numpy()
             for rows in splits
         ]  # fmt: skip

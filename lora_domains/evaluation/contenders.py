@@ -25,6 +25,7 @@ from lora_domains.inference.scores import Scores, apply_threshold, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import WINDOW
+from lora_domains.modeling.heads import own_layout
 from lora_domains.probes.suite import Suite
 from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
 from lora_domains.tasks import LanguageModelling, Task
@@ -244,5 +245,6 @@ def largest_feature_move(bank: Bank, adapter: str, rows: Sequence[EncodedRow]) -
     features = []
     for route in (None, adapter):
         with bank.routed(route):
-            features.append(text_features(bank.base.model, encoded, pad))
+            pooling = own_layout(bank.base).pooling
+            features.append(text_features(bank.base.model, encoded, pad, pooling=pooling))
     return float((features[0] - features[1]).abs().max())

@@ -164,12 +164,13 @@ def _takes(kind: Any, argument: str) -> bool:
 
 @torch.no_grad()
 def text_features(
-    model: Any, examples: Sequence[EncodedExample], pad: int, progress: Progress = no_progress
-) -> Tensor:
+    model: Any, examples: Sequence[EncodedExample], pad: int, progress: Progress = no_progress,
+    pooling: str = "first",
+) -> Tensor:  # fmt: skip
     """The features of each prompt that a head reads (see ``heads``), float32 (examples, hidden)."""
 
     def read(batch: list[EncodedExample]) -> list[Tensor]:
-        return list(features(model, batch, pad).float().cpu())
+        return list(features(model, batch, pad, pooling).float().cpu())
 
     rows = in_batches(model, examples, read, progress)
     width = model.config.get_text_config().hidden_size
@@ -185,14 +186,17 @@ def head_scores(
 
     ``heads`` is one head, or one for each example. The counterpart of ``choice_logprobs``.
     """
-    rows = text_features(model, examples, pad, progress)
     of_example = [heads] * len(examples) if isinstance(heads, Head) else heads
     scores: list[np.ndarray] = [np.empty(0)] * len(examples)
-    for head in {id(h): h for h in of_example}.values():
-        places = [i for i, h in enumerate(of_example) if h is head]
-        logprobs = head_logprobs(head, rows[places]).double().cpu()
-        for i, row in zip(places, logprobs, strict=True):
-            scores[i] = row.numpy()
+    for pooling in dict.fromkeys(head.layout.pooling for head in of_example):
+        pooled = [i for i, head in enumerate(of_example) if head.layout.pooling == pooling]
+        with narrowed(model, pooled):
+            rows = text_features(model, [examples[i] for i in pooled], pad, progress, pooling)
+        for head in {id(of_example[i]): of_example[i] for i in pooled}.values():
+            places = [n for n, i in enumerate(pooled) if of_example[i] is head]
+            logprobs = head_logprobs(head, rows[places]).double().cpu()
+            for n, row in zip(places, logprobs, strict=True):
+                scores[pooled[n]] = row.numpy()
     return scores
 
 

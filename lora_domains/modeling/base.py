@@ -36,6 +36,7 @@ from lora_domains.modeling.checkpoint import (
     find_checkpoint,
     identity,
     licence_of,
+    pooling_of,
 )
 from lora_domains.modeling.quantization import (
     Quantization,
@@ -66,6 +67,8 @@ class Base:
     """What it was loaded from; it may hold tensors that the model has no place for."""
     generation_config: Any = None
     """The stored one; that of the model is neutral, see ``neutral_generation``."""
+    pooling: str = "first"
+    """How its folder pools a text's tokens: the "first", or the "mean" of a sentence encoder."""
     notes: tuple[str, ...] = ()
     """Warnings about adapters on it."""
     targets: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -219,6 +222,7 @@ def load_base(
         licence=licence_of(checkpoint.folder),
         checkpoint=checkpoint,
         generation_config=stored_generation,
+        pooling=pooling_of(checkpoint.folder) if encoder else "first",
         notes=tuple(_notes(model)),
     )
 

@@ -368,6 +368,19 @@ def estimated_bytes(
     return round(total)
 
 
+def pooling_of(folder: Path) -> str:
+    """The pooling of a sentence encoder: "mean", or "first" where its folder says nothing else.
+
+    sentence-transformers writes it in ``1_Pooling/config.json``.
+    """
+    try:
+        settings = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+        mean = settings.get("pooling_mode_mean_tokens") or settings.get("pooling_mode") == "mean"
+    except (OSError, ValueError, AttributeError):
+        return "first"
+    return "mean" if mean else "first"
+
+
 def licence_of(folder: Path) -> str | None:
     """The licence named in the front matter of the base's README, if there is one."""
     readme = folder / "README.md"

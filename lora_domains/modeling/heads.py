@@ -45,6 +45,11 @@ class Layout:
     layers: tuple[Layer, ...]
     saved: tuple[str, ...]
     """The modules that PEFT saves whole (``modules_to_save``)."""
+    pooling: str = "first"
+    """Which state of an encoder is a text's: that of the "first" token or the "mean" of all."""
+    task: str = "SEQ_CLS"
+    """PEFT's word for a model with this head; a head that transformers lacks is saved beside a
+    bare encoder (``FEATURES``)."""
 
 
 def _after_pooler(pooler: str, activation: str = "tanh") -> Layout:
@@ -56,6 +61,9 @@ def _two_layers(activation: str) -> Layout:
     return Layout(layers, ("classifier",))
 
 
+FEATURES = "FEATURE_EXTRACTION"
+SENTENCE = Layout((Layer("classifier"),), (), "mean", FEATURES)
+"""On a sentence encoder: the mean over the tokens, which it was trained for, and one layer."""
 CAUSAL = Layout((Layer("score", bias="no_bias"),), ("score",))
 LAYOUTS = {
     "albert": _after_pooler("albert.pooler"),
@@ -110,10 +118,19 @@ class Head:
         return replace(self, weights=dict(trained)), list(trained.values())
 
 
-def layout_of(base: Base) -> Layout:
-    """The head of the base's architecture, with the activations that its config names."""
+def own_layout(base: Base) -> Layout:
+    """The head of new adapters: that of a sentence encoder, or of the base's architecture."""
+    if base.pooling == "mean":
+        return SENTENCE
+    return layout_of(base)
+
+
+def layout_of(base: Base, task: str = "SEQ_CLS") -> Layout:
+    """The head of an adapter for PEFT's ``task``, with the activations that the config names."""
     if not base.bidirectional:
         return CAUSAL
+    if task == FEATURES:
+        return SENTENCE
     config = base.model.config
     layout = LAYOUTS[config.model_type]
     layers = [
@@ -122,13 +139,15 @@ def layout_of(base: Base) -> Layout:
         else layer
         for layer in layout.layers
     ]
-    return replace(layout, layers=tuple(layers))
+    # ModernBERT's config names the pooling of its classifier.
+    mean = getattr(config, "classifier_pooling", "cls") == "mean"
+    return replace(layout, layers=tuple(layers), pooling="mean" if mean else "first")
 
 
-def head_shapes(base: Base, classes: int) -> dict[str, tuple[int, ...]]:
+def head_shapes(base: Base, layout: Layout, classes: int) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a head with ``classes`` classes on ``base``."""
     shapes: dict[str, tuple[int, ...]] = {}
-    layers = layout_of(base).layers
+    layers = layout.layers
     for layer in layers:
         out = classes if layer is layers[-1] else base.width
         shapes[f"{layer.name}.weight"] = (out,) if layer.norm else (out, base.width)
@@ -137,14 +156,14 @@ def head_shapes(base: Base, classes: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def new_head(base: Base, classes: int) -> Head:
+def new_head(base: Base, layout: Layout, classes: int) -> Head:
     """A new head, initialised from torch's current random state like that of transformers.
 
     A layer that the base's checkpoint holds (BERT's pooler) starts from the stored weights.
     """
     deviation = float(getattr(base.model.config.get_text_config(), "initializer_range", 0.02))
     weights: dict[str, Tensor] = {}
-    for name, shape in head_shapes(base, classes).items():
+    for name, shape in head_shapes(base, layout, classes).items():
         stored = base.stored_tensor(name)
         if stored is not None and tuple(stored.shape) == shape:
             weights[name] = stored
@@ -154,21 +173,24 @@ def new_head(base: Base, classes: int) -> Head:
             weights[name] = torch.ones(shape)
         else:
             weights[name] = torch.empty(shape).normal_(std=deviation)
-    return _head(base, weights)
+    return _head(base, layout, weights)
 
 
-def _head(base: Base, weights: dict[str, Tensor]) -> Head:
-    return Head(layout_of(base), weights, float(getattr(base.model.config, "norm_eps", 1e-5)))
+def _head(base: Base, layout: Layout, weights: dict[str, Tensor]) -> Head:
+    return Head(layout, weights, float(getattr(base.model.config, "norm_eps", 1e-5)))
 
 
 # ── Forward ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def features(model: Any, items: Sequence[EncodedExample], pad: int) -> Tensor:
+def features(
+    model: Any, items: Sequence[EncodedExample], pad: int, pooling: str = "first"
+) -> Tensor:
     """The input of a head for each prompt: (rows, hidden), with gradients in training.
 
-    It is the last layer's state, after the final norm, of the last token (causal) or of the first
-    (an encoder's [CLS]), computed with the current route.
+    It is the last layer's state, after the final norm, of the last token (causal), or an encoder's
+    state of the first token ([CLS]) or the ``pooling`` "mean" of all, computed with the current
+    route.
     """
     bidirectional = is_bidirectional(model.config)
     # Left-padded, every prompt of a causal model ends in the last column.
@@ -178,7 +200,25 @@ def features(model: Any, items: Sequence[EncodedExample], pad: int) -> Tensor:
     state: Tensor = model.base_model(
         input_ids=ids, attention_mask=mask, **options
     ).last_hidden_state
-    return state[:, 0 if bidirectional else -1]
+    if not bidirectional:
+        back = [_padding_at_the_end(item.prompt, model.config) for item in items]
+        return state[:, -1] if not any(back) else state[range(len(items)), [-1 - n for n in back]]
+    if pooling == "mean":
+        weights = mask[..., None].to(state.dtype)
+        return (state * weights).sum(1) / weights.sum(1)
+    return state[:, 0]
+
+
+def _padding_at_the_end(prompt: Sequence[int], config: Any) -> int:
+    """How many tokens at the end of ``prompt`` transformers takes for padding.
+
+    A config may name an ordinary token as padding; transformers' classifiers then read the last
+    token before it, and of a text of nothing else the first.
+    """
+    pad, count = config.get_text_config().pad_token_id, 0
+    while count < len(prompt) and prompt[-1 - count] == pad:
+        count += 1
+    return min(count, len(prompt) - 1)
 
 
 def head_logits(head: Head, inputs: Tensor) -> Tensor:
@@ -205,7 +245,7 @@ def head_logprobs(head: Head, inputs: Tensor) -> Tensor:
 
 def label_nats(model: Any, head: Head, items: Sequence[EncodedExample], pad: int) -> Tensor:
     """Cross-entropy of the labels in nats, summed over ``items``, with gradients."""
-    logits = head_logits(head, features(model, items, pad))
+    logits = head_logits(head, features(model, items, pad, head.layout.pooling))
     targets = torch.tensor([item.target for item in items], device=logits.device)
     return F.cross_entropy(logits, targets, reduction="sum")
 
@@ -254,13 +294,15 @@ def check_generates(base: Base) -> None:
         )
 
 
-def stored_classes(base: Base, stored: Mapping[str, tuple[int, ...]], where: str) -> int:
+def stored_classes(
+    base: Base, layout: Layout, stored: Mapping[str, tuple[int, ...]], where: str
+) -> int:
     """The number of classes of a stored head, from the shapes of its tensors.
 
     Raises AdapterCorrupt when its last layer is missing or has another shape, before anything of
     its size is allocated.
     """
-    name = f"{layout_of(base).layers[-1].name}.weight"
+    name = f"{layout.layers[-1].name}.weight"
     shape = stored.get(name)
     if shape is None or len(shape) != 2 or shape[0] < 2 or shape[1] != base.width:
         raise AdapterCorrupt(
@@ -272,14 +314,16 @@ def stored_classes(base: Base, stored: Mapping[str, tuple[int, ...]], where: str
     return shape[0]
 
 
-def complete_head(base: Base, stored: Mapping[str, Tensor], classes: int, where: str) -> Head:
+def complete_head(
+    base: Base, layout: Layout, stored: Mapping[str, Tensor], classes: int, where: str
+) -> Head:
     """The head from the tensors ``stored`` in an adapter, completed from the base's checkpoint.
 
     Plain PEFT saves BERT's pooler only when told to; otherwise it is the checkpoint's. Raises
     AdapterUnsupported when neither holds a tensor, which was random then and is lost.
     """
     weights = dict(stored)
-    for name, shape in head_shapes(base, classes).items():
+    for name, shape in head_shapes(base, layout, classes).items():
         if name not in weights:
             tensor = base.stored_tensor(name)
             if tensor is None or tuple(tensor.shape) != shape:
@@ -288,7 +332,7 @@ def complete_head(base: Base, stored: Mapping[str, Tensor], classes: int, where:
                     expected=f"{name} in the adapter or in the base's checkpoint",
                     found="it in neither: it was random and was not saved",
                     hint="Train it again in PEFT with modules_to_save="
-                    f"[{listed(map(repr, layout_of(base).saved))}].",
+                    f"[{listed(map(repr, layout.saved))}].",
                 )
             weights[name] = tensor
-    return _head(base, weights)
+    return _head(base, layout, weights)

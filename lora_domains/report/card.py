@@ -68,6 +68,8 @@ class AdapterEntry:
     """Whether others trained it, so that neither its base nor its rows can be verified."""
     recipe_digest: str | None = None
     parent: ParentRecord | None = None
+    pooling: str | None = None
+    """How the head's encoder is pooled, where transformers has no model with such a head."""
     settings: dict[str, Any] = field(default_factory=dict)
     """``task``, ``data``, ``lora``, ``training``, ``gates``, ``show_text`` and ``metric`` of the
     domain."""

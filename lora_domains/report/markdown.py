@@ -234,6 +234,27 @@ def _headed(entry: AdapterEntry) -> bool:
     return task is not None and task.head
 
 
+POOLED = """
+The head reads the mean of the last layer over the tokens of a text, as its sentence encoder is
+meant to be pooled. transformers has no classifier of that kind; with plain PEFT:
+
+```python
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+encoder = PeftModel.from_pretrained(AutoModel.from_pretrained(base), path).eval()
+tokens = AutoTokenizer.from_pretrained(base)(texts, padding=True, return_tensors="pt")
+mask = tokens["attention_mask"][..., None]
+mean = (encoder(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
+weights = load_file(f"{path}/adapter_model.safetensors")
+head = [weights[f"base_model.model.classifier.{part}"] for part in ("weight", "bias")]
+logits = F.linear(mean, *head)  # (texts, labels)
+```
+"""
+
+
 def _loading(entry: AdapterEntry) -> list[str]:
     base = "base"
     task = entry.declared_task
@@ -252,7 +273,9 @@ def _loading(entry: AdapterEntry) -> list[str]:
         f'model.load_adapter("path/to/{entry.path}")',
         "```",
         "",
-        f"Or with plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
+        POOLED.strip()
+        if entry.pooling
+        else f"Or with plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
     ]
 
 

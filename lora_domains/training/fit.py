@@ -16,6 +16,7 @@ from lora_domains.distributed import environment
 from lora_domains.domain import Domain, as_record
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.heads import FEATURES
 from lora_domains.probes.general_text import POOL, SELECTION
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.report.markdown import readme
@@ -149,13 +150,14 @@ def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bo
 
     Returns its card. An adapter of that name becomes a version first.
     """
-    domain, folder = dataset.domain, out / dataset.domain.name
+    domain, folder, head = dataset.domain, out / dataset.domain.name, trained.adapter.head
     entry = AdapterEntry(
         domain=domain.name,
         path=domain.name,
         sha256=None,
         recipe_digest=domain.digest(),
         parent=dataset.parent.record() if dataset.parent else None,
+        pooling=head.layout.pooling if head and head.layout.task == FEATURES else None,
         settings=as_record(domain),
         data=dict(dataset.prepared.digests),
         training=trained.record | {"finished": finished},

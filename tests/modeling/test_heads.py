@@ -1,5 +1,6 @@
 """Heads in memory: what they read, several on one base, and the labels they need."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,20 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.adapters import save, strong
 from support.encoders import make_encoder
 from support.heads import change, headed, items, served
 from support.models import model_in
+from transformers import AutoModelForSequenceClassification
 
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.heads import features, head_logprobs, head_shapes
+from lora_domains.modeling.heads import features, head_logprobs, head_shapes, own_layout
 from lora_domains.tasks import Classification, Row
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 
 def test_a_new_head_starts_from_the_pooler_of_the_checkpoint(tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_a_head_of_another_size_leaves_the_bank_unchanged(tmp_path: Path, tiny_b
     with pytest.raises(AdapterError):
         model.load_adapter("broken")
     assert model.domains == ("headed",)
-    assert head_shapes(model.base, 3) == {"score.weight": (3, 32)}
+    assert head_shapes(model.base, own_layout(model.base), 3) == {"score.weight": (3, 32)}
 
 
 def test_a_classifier_of_plain_peft_has_no_labels(tmp_path: Path, tiny_base: Path) -> None:
@@ -106,3 +109,23 @@ def test_a_classifier_of_plain_peft_has_no_labels(tmp_path: Path, tiny_base: Pat
     model.load_adapter(folder)
     with pytest.raises(UsageError, match="Its labels are not in its folder"):
         model.predict("alpha", "headed")
+
+
+@pytest.mark.parametrize("ending", [(), (9,), (9, 9), (9,) * 7])
+def test_a_text_that_ends_with_the_padding_token_is_read_as_in_transformers(
+    tiny_base: Path, tmp_path: Path, ending: tuple[int, ...]
+) -> None:
+    """A config may name an ordinary token as padding, such as the end of text."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 9}))
+    base = load_base(folder, device="cpu")
+    prompt = (*(() if len(ending) == 7 else (5, 9, 31, 40)), *ending)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
+    with torch.no_grad():
+        wanted = classifier(torch.tensor([prompt])).logits
+        example = EncodedExample("1", prompt, (), target=0)
+        beside = EncodedExample("2", tuple(range(20, 40)), (), target=0)
+        state = features(base.model, [example, beside], 0)[:1]
+        found = F.linear(state, classifier.score.weight)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

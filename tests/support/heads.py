@@ -55,8 +55,9 @@ def served(base: Base, adapter: Adapter) -> torch.Tensor:
     bank = Bank(base)
     bank.add(adapter)
     assert adapter.head is not None
+    pooling = adapter.head.layout.pooling
     with torch.no_grad(), bank.routed(adapter.name):
-        return head_logits(adapter.head, features(base.model, items(), 0))
+        return head_logits(adapter.head, features(base.model, items(), 0, pooling))
 
 
 def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
