@@ -1,16 +1,17 @@
-"""Verbs that analyse an adapter or its rows: trace, curve, learning-curve."""
+"""Verbs that analyse an adapter or its rows: trace, curve, learning-curve, cross-validate."""
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.cli.flags import (
     ADAPTERS,
+    Parser,
     add_adapter_argument,
     add_base_flags,
     add_column_flags,
@@ -31,12 +32,19 @@ from lora_domains.report import terminal
 from lora_domains.report.report import check_writable, write_files
 from lora_domains.tasks import Classification, task_from_record
 
+if TYPE_CHECKING:
+    from lora_domains.model import DomainModel
+
+FOLDS = 5
+"""Folds of ``cross-validate``."""
+
 
 def add_analysis_commands(verbs: Any) -> None:
     """Add these verbs to the parser."""
     _add_trace(verbs)
     _add_curve(verbs)
     _add_learning_curve(verbs)
+    _add_cross_validate(verbs)
 
 
 # ── trace ───────────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +125,7 @@ def curve(flags: argparse.Namespace) -> int:
     return 0
 
 
-# ── learning-curve ──────────────────────────────────────────────────────────────────────────────
+# ── learning-curve, cross-validate ──────────────────────────────────────────────────────────────
 
 
 def _add_learning_curve(verbs: Any) -> None:
@@ -125,11 +133,35 @@ def _add_learning_curve(verbs: Any) -> None:
         verbs, "learning-curve", learning_curve,
         summary="measure whether more training rows would help",
         usage="RECIPE_OR_FILE [options]",
-        description="Train on growing shares of the rows, from two seeds each, and score them "
-        "on the validation rows. Writes DIR/NAME-learning-curve.json; no adapter is saved and no "
+        description="Train on growing shares of the rows, from two seeds each, and score them on "
+        "the validation rows. Writes DIR/NAME-learning-curve.json; no adapter is saved and no "
         "test row scored.",
         example="lora-domains learning-curve train.csv --label priority --sizes 0.25,0.5,1",
     )  # fmt: skip
+    _add_flags_of_trainings(parser).add_argument(
+        "--sizes", type=numbers, metavar="S,S,…", help="shares of the training rows; default: "
+        "0.125,0.25,0.5,1")  # fmt: skip
+    parser.set_defaults(name=None, **run_flag_defaults())
+
+
+def _add_cross_validate(verbs: Any) -> None:
+    parser = add_verb(
+        verbs, "cross-validate", cross_validate,
+        summary="estimate an adapter's scores on few rows, before a test set is spent",
+        usage="RECIPE_OR_FILE [options]",
+        description="Divide the rows for training and validation into folds, and score each fold "
+        "with an adapter trained on the others. For fewer than 300 rows in all. Writes "
+        "DIR/NAME-folds.json; no adapter is saved and no test row scored.",
+        example="lora-domains cross-validate train.csv --label priority --folds 5",
+    )  # fmt: skip
+    _add_flags_of_trainings(parser).add_argument(
+        "--folds", type=int, default=FOLDS, metavar="N", help="number of folds; default: "
+        "%(default)s")  # fmt: skip
+    parser.set_defaults(name=None, **run_flag_defaults())
+
+
+def _add_flags_of_trainings(parser: Parser) -> Any:
+    """The flags of a verb that trains several adapters; returns the group on training."""
     inputs = parser.add_argument_group("input")
     inputs.add_argument("rows", metavar="RECIPE_OR_FILE", help="a recipe, or the training rows")
     inputs.add_argument("--name", metavar="NAME", help="name of the domain; default: that of the "
@@ -138,8 +170,6 @@ def _add_learning_curve(verbs: Any) -> None:
     add_column_flags(inputs)
     add_base_flags(inputs)
     training = parser.add_argument_group("training")
-    training.add_argument("--sizes", type=numbers, metavar="S,S,…", help="shares of the training "
-                          "rows; default: 0.125,0.25,0.5,1")  # fmt: skip
     add_training_flags(training)
     training.add_argument("--seed", type=int, metavar="N", help="seed of splits and training")
     evaluation = parser.add_argument_group("evaluation")
@@ -150,7 +180,7 @@ def _add_learning_curve(verbs: Any) -> None:
                         "file; default: %(default)s")  # fmt: skip
     output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of adapters, for "
                         "checkpoints during training; default: %(default)s")  # fmt: skip
-    parser.set_defaults(name=None, **run_flag_defaults())
+    return training
 
 
 def learning_curve(flags: argparse.Namespace) -> int:
@@ -158,11 +188,33 @@ def learning_curve(flags: argparse.Namespace) -> int:
     model = open_model(flags)
     from lora_domains.analysis import learning_curve as analysis
 
+    def measure(domain: Domain) -> dict[str, Any]:
+        return analysis.learning_curve(model, domain, flags.sizes or analysis.SHARES)
+
+    return _measured(flags, model, "learning-curve", measure, terminal.learning_curve)
+
+
+def cross_validate(flags: argparse.Namespace) -> int:
+    """Train and score each fold."""
+    model = open_model(flags)
+    from lora_domains.analysis.cross_validation import cross_validate as analysis
+
+    def measure(domain: Domain) -> dict[str, Any]:
+        return analysis(model, domain, flags.folds)
+
+    return _measured(flags, model, "folds", measure, terminal.cross_validation)
+
+
+def _measured(
+    flags: argparse.Namespace, model: "DomainModel", kind: str,
+    measure: Callable[[Domain], dict[str, Any]], show: Callable[[Any, Mapping[str, Any]], None],
+) -> int:  # fmt: skip
+    """Measure, show, and write the figures to ``NAME-KIND.json``."""
     domain = _domain(flags)
-    path = Path(flags.reports) / f"{domain.name}-learning-curve.json"
+    path = Path(flags.reports) / f"{domain.name}-{kind}.json"
     check_writable(path)  # before hours of training
-    measured = analysis.learning_curve(model, domain, flags.sizes or analysis.SHARES)
-    terminal.learning_curve(model.display.console, measured)
+    measured = measure(domain)
+    show(model.display.console, measured)
     if not model.display.quiet:
         write_files({path: json.dumps(measured, indent=1) + "\n"})
         model.display.line(f"The figures: {path}")

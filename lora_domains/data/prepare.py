@@ -32,6 +32,8 @@ from lora_domains.tasks import Example, Row, Task, shown
 
 USUAL_TRAINING, USUAL_TEST = 100, 20
 """Fewer training or test rows than this cause a warning."""
+FEW = 300
+"""Fewer rows in all are worth the trainings of a cross-validation."""
 
 
 @dataclass(frozen=True)
@@ -306,6 +308,11 @@ def _too_few(task: Task, parts: Mapping[str, Sequence[Example]], trained: bool) 
     warnings = []
     if trained and len(train) < USUAL_TRAINING:
         warnings.append(f"only {len(train)} training rows: the result may depend on the seed")
+    if trained and (total := sum(map(len, parts.values()))) < FEW:
+        warnings.append(
+            f"only {total} rows in all: lora-domains cross-validate estimates the scores before a "
+            "test set is spent"
+        )
     if len(test) < USUAL_TEST:
         warnings.append(f"only {len(test)} test rows: too few to decide most gates")
     if not task.labels:

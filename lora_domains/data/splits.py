@@ -46,6 +46,29 @@ def sample(rows: list[Example], size: int, seed: int) -> list[Example]:
     return [row for i, row in enumerate(rows) if i in chosen]
 
 
+def folds(rows: Sequence[Example], count: int, seed: int) -> list[list[int]]:
+    """Positions of ``rows`` in ``count`` folds, groups and repeated texts whole, classes in
+    proportion.
+
+    Units of one class are dealt in an order drawn by ``seed``, each to the fold with the fewest
+    rows of that class, and of such folds to the smallest.
+    """
+    parts: list[list[int]] = [[] for _ in range(count)]
+    classes = [Counter[int]() for _ in range(count)]
+
+    def draw(unit: list[int]) -> tuple[int, int, bytes]:
+        # The largest units come first: the small ones even out the folds.
+        first = rows[unit[0]]
+        return -len(unit), first.target, sha256(f"{seed}/folds/{first.id}".encode()).digest()
+
+    for unit in sorted(together(rows), key=draw):
+        target = rows[unit[0]].target
+        fold = min(range(count), key=lambda f: (classes[f][target], len(parts[f])))
+        parts[fold] += unit
+        classes[fold].update(rows[i].target for i in unit)
+    return [sorted(part) for part in parts]
+
+
 def overlaps(parts: Mapping[str, Sequence[Example]]) -> list[str]:
     """Warnings for groups in two splits, and for validation rows that are training rows too."""
     groups = {split: {row.group for row in rows if row.group} for split, rows in parts.items()}

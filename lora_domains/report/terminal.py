@@ -314,6 +314,13 @@ def learning_curve(console: Console, curve: Figures) -> None:
     console.print(escape(f"Would more data help? {curve['answer']}"), soft_wrap=True)
 
 
+def cross_validation(console: Console, found: Figures) -> None:
+    """Base, adapter and baselines over all folds (see ``analysis.cross_validation``)."""
+    title(console, f"{found['domain']}: {found['folds']} folds of {found['rows']:,} rows")
+    console.print(_scores(found["scores"]))
+    console.print(escape(found["answer"]), soft_wrap=True)
+
+
 # ── Parts of tables ─────────────────────────────────────────────────────────────────────────────
 
 

@@ -6,6 +6,7 @@ and a residual, as in a two-way layout with random effects (Searle, Casella & Mc
 Variance Components, ch. 4; for models trained from several seeds Bouthillier et al. 2021, MLSys).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,23 @@ def with_seed_spread(
         difference - float(np.hypot(difference - bounds.lower, by_seed)),
         difference + float(np.hypot(bounds.upper - difference, by_seed)),
     )
+
+
+def across_folds(
+    difference: float, bounds: Bounds, by_fold: Sequence[float], level: float = 0.95
+) -> Bounds:
+    """Bounds of a cross-validated difference: the wider of those for its rows and of those below.
+
+    Folds share training rows, so their spread understates that of independent trainings. With K
+    folds the variance of the mean is taken as (1 / K + 1 / (K - 1)) times that of the folds, with
+    K - 1 degrees of freedom (Nadeau & Bengio 2003, Machine Learning 52:239; no unbiased estimator
+    exists: Bengio & Grandvalet 2004, JMLR 5:1089). Raises ValueError for fewer than two folds.
+    """
+    from scipy.special import stdtrit
+
+    count = len(by_fold)
+    if count < 2:
+        raise ValueError(f"across_folds expects at least two folds; found {count}.")
+    spread = float(np.std(by_fold, ddof=1)) * (1 / count + 1 / (count - 1)) ** 0.5
+    half = -float(stdtrit(count - 1, 1 - level)) * spread
+    return Bounds(min(bounds.lower, difference - half), max(bounds.upper, difference + half))

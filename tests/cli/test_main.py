@@ -13,7 +13,8 @@ from conftest import ROOT, make_rows
 from support.commands import run, write
 
 VERBS = ("fit", "predict", "benchmark", "export", "evaluate", "list", "show", "report", "compare",
-         "seeds", "rollback", "trace", "curve", "learning-curve", "doctor")  # fmt: skip
+         "seeds", "rollback", "trace", "curve", "learning-curve",
+         "cross-validate", "doctor")  # fmt: skip
 GROUPS = {"input", "training", "evaluation", "output", "options", "example"}
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rows import SECRET
 from support.tables import SPAM, quick, refused, refuses, table
@@ -14,6 +14,7 @@ from support.tables import SPAM, quick, refused, refuses, table
 from lora_domains.data.identity import identity
 from lora_domains.data.prepare import Prepared, prepare
 from lora_domains.data.source import Data
+from lora_domains.data.splits import folds, together
 from lora_domains.tasks import Classification, Example
 
 
@@ -148,3 +149,33 @@ def test_limit_samples_every_class(limit: int) -> None:
 def test_validation_rows_that_are_training_rows_cause_a_warning() -> None:
     prepared = prepare(SPAM, Data(table(40), table(25, start=35), table(20, start=90)))
     assert any(warning.startswith("5 validation rows") for warning in prepared.warnings)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_folds_hold_each_row_once_and_groups_whole(data: st.DataObject) -> None:
+    count = data.draw(st.integers(10, 60))
+    groups = data.draw(st.lists(st.sampled_from([None, None, "a", "b"]),
+                                min_size=count, max_size=count))  # fmt: skip
+    texts = [f"text {i // 2 if i < 6 else i}" for i in range(count)]
+    rows = [Example(f"train:{i}", text, " a", (" a", " b"), i % 2, group)
+            for i, (text, group) in enumerate(zip(texts, groups, strict=True))]  # fmt: skip
+    parts = folds(rows, 3, seed=data.draw(st.integers(0, 3)))
+    assert sorted(i for part in parts for i in part) == list(range(count))
+    where = {i: fold for fold, part in enumerate(parts) for i in part}
+    for unit in together(rows):
+        assert len({where[i] for i in unit}) == 1
+
+
+def test_folds_keep_the_classes_in_proportion_and_the_seed_draws() -> None:
+    rows = [Example(f"train:{i}", f"text {i}", " a", (" a", " b"), int(i < 50)) for i in range(200)]
+    parts = folds(rows, 5, seed=0)
+    assert [len(part) for part in parts] == [40] * 5
+    assert [sum(rows[i].target for i in part) for part in parts] == [10] * 5
+    assert folds(rows, 5, seed=1) != parts == folds(rows, 5, seed=0)
+
+
+@pytest.mark.parametrize(("rows", "few"), [(299, True), (300, False)])
+def test_few_rows_are_told_of_cross_validation(rows: int, few: bool) -> None:
+    warnings = prepare(SPAM, Data(table(rows))).warnings
+    assert any("lora-domains cross-validate" in warning for warning in warnings) == few
