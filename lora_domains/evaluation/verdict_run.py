@@ -299,7 +299,7 @@ def declaration(domain: Domain) -> str:
         "slices": sorted(domain.data.slices),
         "gates": {
             name: value
-            for name, value in domain.gates.record().items()
+            for name, value in domain.thresholds.items()
             if name != "evaluations" and value != defaults.get(name)
         },
     }

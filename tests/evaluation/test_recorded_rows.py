@@ -148,6 +148,10 @@ def test_a_gate_at_its_default_is_not_part_of_the_declaration() -> None:
     made = declared(TRAIN, TEST)
     assert declaration(made) == declaration(replace(made, gates=Gates(drift=Gates().drift)))
     assert declaration(made) != declaration(replace(made, gates=Gates(drift=0.5)))
+    # A domain read from a card has the floor that its target set.
+    aimed = replace(made, task=Classification(positive="spam", target_recall=0.9))
+    assert declaration(aimed) == declaration(replace(aimed, gates=Gates(recall=0.9)))
+    assert declaration(aimed) != declaration(replace(aimed, gates=Gates(recall=0.7)))
 
 
 # ── The folder and the key ──────────────────────────────────────────────────────────────────────
