@@ -228,8 +228,10 @@ class DomainModel:
             self.load_adapter(self.out / domain.name)
         return card
 
-    def dataset(self, domain: Domain | str) -> Dataset:
+    def dataset(self, domain: Domain | str, prepared: Prepared | None = None) -> Dataset:
         """The rows of a domain, or of one fitted by this model, as tokenised for its base.
+
+        ``prepared`` are its rows if they were read before.
 
         Raises UsageError for an unknown name, DataError or LeakError for unusable rows.
         """
@@ -250,22 +252,26 @@ class DomainModel:
         known = self._datasets.get(domain.name)
         dataset = known and known.for_domain(domain)
         if dataset is None:
-            dataset = self._datasets[domain.name] = load_dataset(domain, self.base, self.display)
+            dataset = load_dataset(domain, self.base, self.display, prepared)
+            self._datasets[domain.name] = dataset
         return dataset
 
     # Evaluation
 
-    def evaluate(self, domain: Domain | str, *, suite: Suite | None = None) -> Evaluation:
+    def evaluate(
+        self, domain: Domain | str, *, suite: Suite | None = None, prepared: Prepared | None = None
+    ) -> Evaluation:
         """Score base, adapter and baselines on the domain's test rows and on general questions.
 
         Writes scores, gates and verdict into the adapter's card. One of plain PEFT must be loaded
-        under the domain's name; its card is saved in ``out``. Raises AdapterError without an
-        adapter of the domain, loaded or in ``out``, UsageError for other rows than in its training.
+        under the domain's name; its card is saved in ``out``. ``prepared`` are the rows if they
+        were read before the model was loaded. Raises AdapterError without an adapter of the domain,
+        loaded or in ``out``, UsageError for other rows than in its training.
         """
         if isinstance(domain, Domain) and domain.name not in self.bank:
             self.load_adapter(self.out / domain.name)
         card = evaluate(
-            self.bank, self.dataset(domain), suite or embedded(), self.out, self.display,
+            self.bank, self.dataset(domain, prepared), suite or embedded(), self.out, self.display,
             self._base_changed,
         )  # fmt: skip
         return Evaluation(card)

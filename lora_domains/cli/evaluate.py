@@ -21,7 +21,9 @@ from lora_domains.cli.flags import (
     run_flag_defaults,
 )
 from lora_domains.cli.recipes import open_model
-from lora_domains.data.source import Data
+from lora_domains.data.prepare import prepare
+from lora_domains.data.readers import read
+from lora_domains.data.source import Data, Reading
 from lora_domains.domain import Domain, check_name, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report.card import CARD, Card
@@ -78,6 +80,8 @@ def evaluate(flags: argparse.Namespace) -> int:
     own = card is not None and not card.adapter.trained_elsewhere
     name = card.adapter.domain if card and own else check_name(flags.name or folder.resolve().name)
     domain = _domain(flags, name, card)
+    # Before the base is loaded, which takes a while; a wrong file is found at once.
+    prepared = prepare(domain.task, domain.data, domain.training.seed)
     model = open_model(flags, title=name, card=card if own and not flags.base else None)
     from lora_domains.probes.suite import load_suite
 
@@ -85,7 +89,7 @@ def evaluate(flags: argparse.Namespace) -> int:
     model.load_adapter(folder, name)
     if not own and model.bank[name].head is not None and not domain.task.head:
         domain = replace(domain, task=domain.task.with_options(head=True))
-    evaluation = model.evaluate(domain, suite=suite)
+    evaluation = model.evaluate(domain, suite=suite, prepared=prepared)
     evaluation.show(model.display.console)
     return EXIT[evaluation.verdict]
 
@@ -96,7 +100,7 @@ def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
     if flags.recipe:
         domain = replace(load_domain(flags.recipe), name=name)
     elif card is not None and own:
-        domain = domain_of(card)
+        domain = _with_new_test_rows(domain_of(card), flags)
     elif flags.test is None:
         raise UsageError(
             where="lora-domains evaluate",
@@ -117,3 +121,22 @@ def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
         options["prompt"] = flags.prompt.replace("\\n", "\n")
     domain = configured(domain, flags, repeated=True)
     return replace(domain, task=domain.task.with_options(**options)) if options else domain
+
+
+def _with_new_test_rows(domain: Domain, flags: argparse.Namespace) -> Domain:
+    """``domain`` ready for the test rows in ``flags``, where its training split off its own.
+
+    Its training and validation rows stay those of the training, as rows in memory.
+    """
+    source = flags.train or domain.data.train
+    if flags.test is None or domain.data.test is not None or source is None:
+        return domain
+    data = replace(domain.data, train=source, validation=flags.validation or domain.data.validation)
+    prepared = prepare(domain.task, data, domain.training.seed)
+    reading = Reading(data.delimiter, data.encoding)
+    rows = {row.id: row.values for row in read(source, "train", reading)}
+    train = [rows[example.id] for example in prepared.train]
+    split_off = [rows[example.id] for example in prepared.validation if example.id in rows]
+    flags.train = None
+    data = replace(data, train=train, validation=data.validation or split_off)
+    return replace(domain, task=prepared.task, data=data)

@@ -293,3 +293,29 @@ def test_evaluate_repeats_the_evaluation_of_an_adapter_trained_here(
     assert again == code
     assert after.domain_scores == before.domain_scores
     assert not after.trained_elsewhere
+
+
+def test_evaluate_takes_test_rows_that_came_after_the_training(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The training split its own rows, none for a test set that was given; they stay the same."""
+    monkeypatch.chdir(tmp_path)
+    use_small_suite(monkeypatch)
+    monkeypatch.setattr("lora_domains.probes.suite.load_suite", lambda *_: SUITE)
+    rows = clear_rows(300)
+    train, test = write(tmp_path / "train.csv", rows[:240]), write(tmp_path / "new.csv", rows[240:])
+    base = ("--base", str(tiny_base))
+    assert run("fit", "--name", "own", "--train", train, *base, "--epochs", "1", *FAST) == 0
+    trained = Card.read(tmp_path / "adapters" / "own").adapter
+    code = run("evaluate", "own", "--test", test, *base)
+    entry = Card.read(tmp_path / "adapters" / "own").adapter
+    assert code == {"pass": 0, "fail": 1, "inconclusive": 3}[entry.outcome]
+    assert entry.domain_scores["macro_f1"]["n"] == 60
+    assert {k: entry.data[k] for k in ("train", "validation")} == {
+        k: trained.data[k] for k in ("train", "validation")
+    }
+    write(tmp_path / "train.csv", rows[1:240])
+    assert run("evaluate", "own", "--test", test, *base) == 2
+    assert "the train rows of its training" in capsys.readouterr().err
+    assert run("evaluate", "own", "--test", "nowhere.csv", *base) == 2
