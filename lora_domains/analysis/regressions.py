@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from lora_domains.adapters.versions import versions
 from lora_domains.atomic import folders_with
-from lora_domains.errors import UsageError
-from lora_domains.report.card import CARD, AdapterEntry, Card, Report
+from lora_domains.errors import AdapterError, UsageError
+from lora_domains.report.card import CARD, AdapterEntry, Card, Report, read_items
 from lora_domains.report.report import rebuilt
 from lora_domains.report.text import gained, kept
 from lora_domains.stats.comparisons import holm
@@ -67,6 +68,24 @@ def comparison_with(folder: str | None) -> Callable[[Report, Callable[[str], Ite
             report.since = regressions(report, items, older, Path(folder).resolve().name)
 
     return compare
+
+
+def since_replaced(card: Card, folder: Path) -> dict[str, Any] | None:
+    """Changes since the version that the adapter in ``folder`` replaced, as ``since`` of a report.
+
+    None where no version of other bytes was evaluated on the same base.
+    """
+    report = Report(base=card.base, environment={}, adapters=[card.adapter], matrix={})
+    for version in reversed(versions(folder)):
+        try:
+            older = Card.read(version).adapter
+            if older.judged and older.sha256 != card.adapter.sha256:
+                known, name = {card.adapter.path: version}, f"version {version.name}"
+                since = regressions(report, lambda _: read_items(folder), known, name)
+                return since | {"replaced": True}
+        except (AdapterError, UsageError):  # another base, or a damaged version: nothing to say
+            continue
+    return None
 
 
 def regressions(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.folder import find_adapter
+from lora_domains.analysis.regressions import since_replaced
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import (
@@ -90,7 +91,9 @@ def evaluate(flags: argparse.Namespace) -> int:
     if not own and model.bank[name].head is not None and not domain.task.head:
         domain = replace(domain, task=domain.task.with_options(head=True))
     evaluation = model.evaluate(domain, suite=suite, prepared=prepared)
-    evaluation.show(model.display.console)
+    display = model.display
+    since = None if display.quiet else since_replaced(evaluation.card, model.out / name)
+    evaluation.show(display.console, since)
     return EXIT[evaluation.verdict]
 
 

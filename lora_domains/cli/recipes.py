@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_domains.analysis.regressions import since_replaced
 from lora_domains.analysis.reproduce import base_of, same_bytes
 from lora_domains.cli.exits import guarded
 from lora_domains.cli.flags import Parser, add_run_flags, configured, quantization, wrapped
@@ -87,8 +88,9 @@ def fit_and_evaluate(
     evaluation = model.evaluate(domain)
     rows = next(iter(evaluation.entry.domain_scores.values()))["n"]
     display.stage("evaluated", rows, rows, "base, adapter and baselines on the same test rows")
-    evaluation.show(display.console)
     folder = model.out / domain.name
+    since = None if display.quiet else since_replaced(evaluation.card, folder)
+    evaluation.show(display.console, since)
     size = sum(path.stat().st_size for path in folder.glob("adapter_*"))
     display.line(
         f"Adapter: {folder} ({size / 1e6:.1f} MB, sha256 {str(trained.adapter.sha256)[:12]}); "

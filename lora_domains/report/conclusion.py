@@ -193,7 +193,11 @@ def _worse(entry: AdapterEntry, since: Fields) -> str:
     ]
     if not worse:
         return ""
-    return f"It is worse than the one in {since['report']} ({'; '.join(worse)}): keep that one."
+    figures, older = "; ".join(worse), since["report"]
+    if since.get("replaced"):
+        restore = f"lora-domains rollback {entry.path}"
+        return f"It is worse than {older}, which it replaced ({figures}): restore it by {restore}."
+    return f"It is worse than the one in {older} ({figures}): keep that one."
 
 
 def _instead(entry: AdapterEntry, failed: Sequence[str]) -> str:

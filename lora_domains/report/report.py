@@ -59,8 +59,9 @@ class Evaluation:
     def verdict(self) -> str:
         return self.entry.outcome
 
-    def show(self, console: Console) -> None:
-        terminal.evaluation(console, self.entry)
+    def show(self, console: Console, since: Mapping[str, Any] | None = None) -> None:
+        """Print it; ``since`` holds the changes from an older adapter (``regressions``)."""
+        terminal.evaluation(console, self.entry, since)
 
     def __str__(self) -> str:
         text = io.StringIO()

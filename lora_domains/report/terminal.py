@@ -54,10 +54,10 @@ def line(console: Console, text: str) -> None:
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────
 
 
-def evaluation(console: Console, entry: AdapterEntry) -> None:
+def evaluation(console: Console, entry: AdapterEntry, since: Figures | None = None) -> None:
     """The conclusion, the gates behind it, then all figures."""
     verdict(console, entry.outcome)
-    console.print(f"[bold]{escape(conclusion(entry))}[/]")
+    console.print(f"[bold]{escape(conclusion(entry, since))}[/]")
     if scored := standing(entry):
         line(console, scored)
     gates(console, entry.gates)

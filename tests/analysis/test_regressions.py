@@ -1,13 +1,16 @@
 """What got worse since older adapters."""
 
 import copy
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.commands import run
 from support.folders import (
     CARD,
@@ -20,10 +23,11 @@ from support.folders import (
     items,
 )
 
-from lora_domains.analysis.regressions import older_adapters, regressions
+from lora_domains.analysis.regressions import older_adapters, regressions, since_replaced
 from lora_domains.errors import AdapterCorrupt, UsageError
 from lora_domains.report.card import Card, read_items
-from lora_domains.report.report import combine, rebuild
+from lora_domains.report.conclusion import conclusion
+from lora_domains.report.report import Evaluation, combine, rebuild
 from lora_domains.report.text import worsened
 from lora_domains.stats.comparisons import compare_f1
 
@@ -222,3 +226,50 @@ def test_older_adapters_on_another_base_or_none_are_refused(tmp_path: Path) -> N
     (tmp_path / "other" / "triage" / "card.json").write_text("{")
     assert run("report", str(made), "--out", str(out), "--against", str(tmp_path / "other")) == 2
     assert not out.exists()
+
+
+# ── The version that an adapter replaced ────────────────────────────────────────────────────────
+
+
+def replaced(there: Path, counts: Sequence[int], number: str = "0001", **changes: Any) -> Path:
+    """A version of the adapter ``there``/triage with these counts, and dummies of PEFT's files."""
+    made = folder(there / ".versions" / "triage", "triage", items(counts), **changes)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (made / name).write_text("{}")
+    return made.rename(made.with_name(number))
+
+
+def test_an_adapter_worse_than_the_version_that_it_replaced(tmp_path: Path) -> None:
+    new = folder(tmp_path, rows=items((450, 50, 35, 465)), sha256="1" * 64)
+    card = rebuild(new)
+    assert since_replaced(card, new) is None
+    replaced(tmp_path, (490, 10, 10, 490), "0001")
+    replaced(tmp_path, (300, 200, 10, 490), "0002", sha256="1" * 64)  # the same bytes
+    since = since_replaced(card, new)
+    assert since is not None
+    sentence = conclusion(card.adapter, since)
+    assert "It is worse than version 0001, which it replaced (F1 0.980 → 0.914" in sentence
+    assert sentence.endswith("restore it by lora-domains rollback triage.")
+    assert "Ship it" not in sentence
+    assert sentence in " ".join(shown(card, since).split())
+
+
+def test_a_version_that_cannot_be_compared_is_passed_over(tmp_path: Path) -> None:
+    new = folder(tmp_path, rows=items((450, 50, 35, 465)), sha256="1" * 64)
+    card = rebuild(new)
+    replaced(tmp_path, (490, 10, 10, 490), "0001", base={"identity": "f" * 64})
+    (replaced(tmp_path, (490, 10, 10, 490), "0002") / "items.jsonl").unlink()
+    (replaced(tmp_path, (490, 10, 10, 490), "0003") / "card.json").write_text("{")
+    replaced(tmp_path, (490, 10, 10, 490), "0004", judged={})
+    assert since_replaced(card, new) is None
+    replaced(tmp_path, (440, 60, 45, 455), "0005")
+    since = since_replaced(card, new)
+    assert since is not None
+    assert not since["worse"]
+    assert conclusion(card.adapter, since).endswith("Ship it.")
+
+
+def shown(card: Card, since: dict[str, Any]) -> str:
+    text = io.StringIO()
+    Evaluation(card).show(Console(file=text, width=200), since)
+    return text.getvalue()
