@@ -25,7 +25,7 @@ def test_the_tutorial_experiment(tmp_path: Path) -> None:
             writer.writeheader()
             writer.writerows(domain_rows("medical", split))
     done = subprocess.run(
-        [sys.executable, "-m", "lora_domains.cli", "fit", "--name", "tutorial",
+        [sys.executable, "-m", "lora_domains.cli.main", "fit", "--name", "tutorial",
          "--train", "train.csv", "--validation", "validation.csv", "--test", "test.csv",
          "--positive", "urgent", "--epochs", "4"],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400,

@@ -20,6 +20,7 @@ from lora_domains.cli.flags import (
     add_row_flags,
     add_training_flags,
     add_verb,
+    check_no_file,
     configured,
     domain_name,
     numbers,
@@ -68,6 +69,7 @@ def _add_trace(verbs: Any) -> None:
 
 def trace(flags: argparse.Namespace) -> int:
     """Show one text in base and adapter."""
+    check_no_file([flags.text])
     model = open_model(flags)
     name = model.load_adapter(flags.adapter)
     from lora_domains.analysis import trace as analysis

@@ -1,12 +1,9 @@
-"""Verbs that load a base: fit, predict, benchmark, export; and doctor. torch is imported late."""
+"""Verbs that load a base: fit, benchmark, export; and doctor. torch is imported late."""
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import card_at, domain_of
@@ -15,12 +12,12 @@ from lora_domains.cli.flags import (
     ADAPTERS,
     add_adapter_argument,
     add_base_flags,
-    add_out_flag,
     add_report_flags,
     add_run_flags,
     add_verb,
     configured,
 )
+from lora_domains.cli.predict import add_predict
 from lora_domains.cli.recipes import fit_and_evaluate, open_model
 from lora_domains.console import Display
 from lora_domains.data.source import Data
@@ -37,7 +34,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "data
 def add_commands(verbs: Any) -> None:
     """Add these verbs to the parser."""
     _add_fit(verbs)
-    _add_predict(verbs)
+    add_predict(verbs)
     _add_benchmark(verbs)
     _add_export(verbs)
 
@@ -109,45 +106,6 @@ def _parent_of(card: Card, flags: argparse.Namespace) -> Path | None:
             hint="Give it: --init-from ADAPTER",
         )
     return folder
-
-
-# ── predict ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _add_predict(verbs: Any) -> None:
-    parser = add_verb(
-        verbs, "predict", predict,
-        summary="label texts with an adapter",
-        usage="ADAPTER [TEXT ...] [options]",
-        description="Label texts with an adapter. Writes one line for each text to the standard "
-        "output: the label and its probability, separated by a tab, or the generated answer. "
-        "Everything else goes to the standard error.",
-        example='lora-domains predict triage "Chest pain since this morning."\n'
-        "  lora-domains predict triage --refer-below 0.8 < notes.txt",
-    )  # fmt: skip
-    inputs = parser.add_argument_group("input")
-    add_adapter_argument(inputs)
-    inputs.add_argument("texts", nargs="*", metavar="TEXT", help="texts; default: the lines of "
-                        "the standard input")  # fmt: skip
-    add_base_flags(inputs, quantised=False)
-    add_out_flag(inputs)
-    output = parser.add_argument_group("output")
-    output.add_argument("--refer-below", type=float, default=0.0, metavar="P", help="answer "
-                        "'refer' where the probability of the label is below P")  # fmt: skip
-
-
-def predict(flags: argparse.Namespace) -> int:
-    """Label texts, or the lines of the standard input."""
-    display = Display(console=Console(stderr=True, highlight=False))
-    model = open_model(flags, display=display)
-    name = model.load_adapter(flags.adapter)
-    texts = flags.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    for prediction in model.predict(texts, domain=name, refer_below=flags.refer_below):
-        if isinstance(prediction, str):
-            sys.stdout.write(prediction + "\n")
-        else:
-            sys.stdout.write(f"{prediction.label}\t{prediction.probability:.4f}\n")
-    return 0
 
 
 # ── benchmark ───────────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,10 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has enough (| head). What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except LoraDomainsError as raised:
         error = raised
     # All processes of a launch raise the same error; the first one of each machine prints it.

@@ -4,7 +4,7 @@ import argparse
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -125,12 +125,18 @@ def add_row_flags(group: Any) -> None:
     add("--drop-empty", action="store_true", help="drop rows with an empty cell where text or a "
         "label belongs")  # fmt: skip
     add("--drop-long", action="store_true", help="drop rows whose answer is too long for the base")
+    add_reading_flags(group)
+    add("--merge-labels", action="store_true", help="take labels that differ only by case, "
+        "accents, spaces or number form for one")  # fmt: skip
+
+
+def add_reading_flags(group: Any) -> None:
+    """Flags on how files of rows are read, which ``reading`` takes."""
+    add = group.add_argument
     add("--delimiter", metavar="CHAR", help="what separates the cells of CSV files (tab for a "
         "tab); default: detected")  # fmt: skip
     add("--encoding", metavar="NAME", help="encoding of text files, such as cp1252; default: "
         "detected")  # fmt: skip
-    add("--merge-labels", action="store_true", help="take labels that differ only by case, "
-        "accents, spaces or number form for one")  # fmt: skip
 
 
 def add_column_flags(group: Any) -> None:
@@ -276,10 +282,7 @@ def _with_data_flags(data: Data, flags: argparse.Namespace, repeated: bool) -> D
     for name in ("drop_leaks", "drop_empty", "drop_long", "merge_labels"):
         if getattr(flags, name):
             changes[name] = True
-    if flags.delimiter:
-        changes["delimiter"] = one_character(flags.delimiter)
-    if flags.encoding:
-        changes["encoding"] = flags.encoding
+    changes |= {name: value for name, value in asdict(reading(flags)).items() if value}
     if flags.general:
         changes["general"] = flags.general
     if flags.group:
@@ -311,6 +314,30 @@ def columns(names: str, data: Data) -> tuple[str, ...]:
         found.append(",".join(parts[:size]).strip())
         parts = parts[size:]
     return tuple(found)
+
+
+def reading(flags: argparse.Namespace) -> Reading:
+    """How files are read; raises UsageError for a delimiter of several characters."""
+    return Reading(flags.delimiter and one_character(flags.delimiter), flags.encoding)
+
+
+def check_no_file(texts: Sequence[str]) -> None:
+    """Raise UsageError for a text that is the name of a file, whose name would be labelled."""
+    for text in texts:
+        if _is_file(text):
+            raise UsageError(
+                where=text,
+                expected="a text",
+                found="the name of a file",
+                hint=f"For the rows in it: lora-domains predict ADAPTER --input {text}",
+            )
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long a name, or a NUL character
+        return False
 
 
 def one_character(delimiter: str) -> str:

@@ -48,3 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return code
 
     sys.exit(guarded(run))
+
+
+if __name__ == "__main__":
+    main()

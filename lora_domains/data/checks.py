@@ -89,10 +89,7 @@ def check_columns(task: Task, data: Data, given: Given) -> None:
     for split, rows in given.items():
         named = [*task.columns, *([data.group] if data.group else [])]
         needed = list(dict.fromkeys([*named, *(data.slices if split == scored else ())]))
-        present = list(dict.fromkeys(name for row in rows for name in row.values))
-        for column in needed:
-            if column not in present:
-                raise _missing(column, needed, present, file_of(rows[0].place))
+        check_present(needed, rows)
     for column in data.slices:
         values = Counter(_slice(row, column) for row in given[scored])
         if len(values) > MOST_SLICES or len(values) > max(8, len(given[scored]) / 2):
@@ -102,6 +99,14 @@ def check_columns(task: Task, data: Data, given: Given) -> None:
                 found=f"{len(values)} values in {len(given[scored])} rows",
                 hint="Slice by a column of categories; its values are printed in reports.",
             )
+
+
+def check_present(needed: Sequence[str], rows: Sequence[Row]) -> None:
+    """Raise DataError for a column that none of ``rows`` has."""
+    present = list(dict.fromkeys(name for row in rows for name in row.values))
+    for column in needed:
+        if column not in present:
+            raise _missing(column, needed, present, file_of(rows[0].place))
 
 
 def _missing(column: str, needed: Sequence[str], present: Sequence[str], file: str) -> DataError:

@@ -140,8 +140,10 @@ def read_lines(file: File) -> Table:
     """Each line that is not blank, as a row with the column ``text``."""
     text, notes = decode(file)
     lines: Sequence[str] = text.splitlines()
-    rows = enumerate(lines, 1)
-    return Table([(f"line {n}", {"text": line}) for n, line in rows if line.strip()], notes)
+    rows = [(f"line {n}", {"text": line}) for n, line in enumerate(lines, 1) if line.strip()]
+    if blank := len(lines) - len(rows):
+        notes.append(f"{blank} blank lines left out")
+    return Table(list(rows), notes)
 
 
 # ── Tables ──────────────────────────────────────────────────────────────────────────────────────

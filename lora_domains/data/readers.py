@@ -3,6 +3,7 @@
 No message quotes the text of a row: it names the file, the line and the column.
 """
 
+import codecs
 import gzip
 import json
 import re
@@ -99,6 +100,54 @@ def read_noted(source: Source, split: str, reading: Reading = DETECTED) -> RowsR
             hint="Pass a list of dicts, or a pandas, polars, pyarrow or datasets table.",
         )
     return RowsRead(_numbered(f"{split} rows in memory", split, enumerate(rows)))
+
+
+def read_unnamed(
+    raw: bytes, split: str, columns: Sequence[str], reading: Reading = DETECTED
+) -> RowsRead:
+    """Rows from a stream, whose form is detected: JSON, a table that has ``columns``, or lines.
+
+    Raises what ``read`` raises.
+    """
+    name = "standard input"
+    form, note = _form(raw, columns, reading)
+    table = READERS[form](File(Path(name), raw, reading))
+    if form == ".txt":
+        renamed = [(at, {columns[0]: row["text"]}) for at, row in table.rows]
+        table = Table(renamed, table.notes)
+    notes = (*([note] if note else ()), *table.notes)
+    return RowsRead(_numbered(name, split, table.rows), notes)
+
+
+def _form(raw: bytes, columns: Sequence[str], reading: Reading) -> tuple[str, str]:
+    """(the suffix of the form of ``raw``, a note of it)."""
+    start = raw.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    if start in (b"{", b"["):
+        return (".json", "JSON") if _is_json(raw) else (".txt", "")
+    try:
+        header = list(read_delimited(File(Path("input.csv"), raw, reading)).rows[0][1])
+    except DataError:
+        header = _first_cells(raw)
+    if {*columns} <= {*header}:
+        return ".csv", "a table with a header"
+    if len({*columns}) > 1:
+        return ".csv", ""  # lines hold one text each: let the missing column be named
+    return ".txt", ""
+
+
+def _is_json(raw: bytes) -> bool:
+    """Whether ``raw`` begins with an object, or with a list of them."""
+    try:
+        value, _ = json.JSONDecoder().raw_decode(raw.decode("utf-8-sig", "replace").lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value[0] if isinstance(value, list) and value else value, Mapping)
+
+
+def _first_cells(raw: bytes) -> list[str]:
+    """The cells of the first line of a table that cannot be read."""
+    line = raw.decode("utf-8-sig", errors="replace").strip().split("\n", 1)[0]
+    return [cell.strip().strip('"') for cell in re.split(r"[,;\t|]", line)]
 
 
 def _numbered(

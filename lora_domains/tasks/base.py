@@ -152,18 +152,22 @@ class Task(ABC):
             literal=literal_text(self.template), whole=self.has_labels,
         )  # fmt: skip
 
-    def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
-        """The example of a text, or of a row's values, to predict.
-
-        Raises UsageError where this kind cannot predict, or for a text where several columns are
-        needed, and DataError for an unusable row.
-        """
+    def check_predictable(self) -> None:
+        """Raise UsageError where rows of this kind cannot be predicted."""
         if not self.predictable:
             raise UsageError(
                 expected="a classification or generation domain",
                 found=self.kind,
                 hint="Use generate() instead.",
             )
+
+    def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
+        """The example of a text, or of a row's values, to predict.
+
+        Raises UsageError where this kind cannot predict, or for a text where several columns are
+        needed, and DataError for an unusable row.
+        """
+        self.check_predictable()
         columns = self.input_columns
         if isinstance(text, str):
             if len(set(columns)) != 1:

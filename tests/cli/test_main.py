@@ -91,7 +91,7 @@ def test_wrong_usage_exits_with_2_and_a_hint(
 def test_without_a_terminal_the_lines_are_plain(tmp_path: Path, tiny_base: Path) -> None:
     train = write(tmp_path / "train.csv", make_rows(60))
     done = subprocess.run(
-        [sys.executable, "-m", "lora_domains.cli", "fit", "--name", "x", "--train", train,
+        [sys.executable, "-m", "lora_domains.cli.main", "fit", "--name", "x", "--train", train,
          "--base", str(tiny_base), "--out", str(tmp_path / "out"), "--epochs", "1"],
         capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False,
     )  # fmt: skip

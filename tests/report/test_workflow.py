@@ -90,7 +90,7 @@ def test_the_workflow_reports_compares_summarises_and_fails_on_a_gate(
     folder(tmp_path / "adapters", rows=items(now))
     program = tmp_path / ".venv" / "bin" / "lora-domains"
     program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lora_domains.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lora_domains.cli.main "$@"\n')
     program.chmod(0o755)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "GITHUB_STEP_SUMMARY": str(tmp_path / "job.md")}
 
