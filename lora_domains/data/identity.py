@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
-from lora_domains.tasks import Example, Row, Task, columns_in
+from lora_domains.tasks import Example, Row, Task, columns_in, text_of
 
 KEY, KEY_BYTES = "key", 32
 PROJECT_VARIABLE, KEY_VARIABLE = "LORA_DOMAINS_PROJECT", "LORA_DOMAINS_KEY"
@@ -141,18 +141,17 @@ def texts_and_labels(
 
     They depend on neither the prompt nor the order of columns and labels. The text is that of the
     one input column that holds the most text, repeated values counted once: a title or a category
-    that a prompt adds tells rows apart less well. The label is the one in the file; there are
-    candidate answers where rows have their own.
+    that a prompt adds tells rows apart less well. The label is the one in the file, not its
+    wording; there are candidate answers where rows have their own.
     """
     columns = sorted(set(columns_in(task.template)) or set(task.input_columns))
-    values = {row.id: row.values for row in rows}
-    kept = [values[example.id] for example in examples]
-    texts = {name: [str(row.get(name, "")) for row in kept] for name in columns}
+    by_id = {row.id: row for row in rows}
+    texts = {name: [text_of(by_id[e.id], name) for e in examples] for name in columns}
     longest = max(columns, key=lambda name: sum(map(len, set(texts[name]))))
     known: dict[str, tuple[str, ...]] = {}
-    for row, text, example in zip(kept, texts[longest], examples, strict=True):
-        if task.has_labels:
-            known[example.id] = text, str(row.get(task.answer_column or ""))
+    for text, example in zip(texts[longest], examples, strict=True):
+        if task.labels:
+            known[example.id] = text, task.labels[example.target]
         else:
             known[example.id] = text, example.answer, *example.choices
     return known
