@@ -193,9 +193,15 @@ def test_an_evaluation_uses_the_gates_of_its_domain(tiny_base: Path, tmp_path: P
     made = declared(make_rows(120), epochs=1)
     model = model_in(tmp_path, tiny_base)
     model.fit(made, lr=0.01)
-    model.evaluate(made, suite=SUITE)
+    first = model.evaluate(made, suite=SUITE).entry
     found = model.evaluate(replace(made, gates=Gates(recall=0.999)), suite=SUITE).entry
     assert {g["name"]: g["threshold"] for g in found.gates}["recall"] == 0.999
+    # Declared after the first evaluation, they are marked, and charged to no one.
+    assert (found.evaluations["post_hoc"], found.evaluations["number"]) == (True, 1)
+    assert found.evaluations["declared_verdict"] == first.verdict
+    gates = {g["name"]: g for g in found.gates}
+    assert "Post hoc" in gates["evaluations"]["why"]
+    assert (gates["evaluations"]["verdict"] == "pass") == (first.verdict == "pass")
     fewer = replace(made, data=replace(made.data, train=make_rows(120)[:40]))
     with pytest.raises(UsageError, match="the train rows of its training"):
         model.evaluate(fewer, suite=SUITE)
