@@ -97,7 +97,7 @@ class Standing:
     post_hoc: bool = False
     """Whether gates or metric differ from those of the adapter's first evaluation."""
     declared_verdict: str | None = None
-    """The verdict by the gates and the metric of the first evaluation; None without one."""
+    """Where ``post_hoc``, the verdict by the gates and metric of the first evaluation."""
     recognised: bool = True
     """False where the key of the ledger is missing, so that no earlier row can be recognised."""
     broken: str | None = None
@@ -258,13 +258,14 @@ def _standing(
     rules = [(line, declared) for line, _, adapter, _, declared in evaluations
              if adapter == subject.adapter]  # fmt: skip
     declared = rules[0][1] if rules else subject.declared
-    decided = [verdicts.get(line) for line, by in rules if by == declared]
+    post_hoc = declared != subject.declared
+    decided = [verdicts.get(line) for line, by in rules if by == declared] if post_hoc else []
     return Standing(
         test_set.name,
         number + 1,
         test_set.budget,
         level(test_set.budget),
-        post_hoc=declared != subject.declared,
+        post_hoc=post_hoc,
         declared_verdict=decided[-1] if decided else None,
         broken=broken,
     )
