@@ -68,6 +68,10 @@ class Checkpoint(ABC):
 
     pattern: ClassVar[str]
     """Matches the names of the files that hold the weights."""
+    on_hub: ClassVar[bool] = True
+    """Whether it is downloaded from the Hub."""
+    takes_a_file: ClassVar[bool] = False
+    """Whether one file is a whole base, so that its path names one."""
 
     def __init__(self, source: str, revision: str | None, folder: Path) -> None:
         self.source, self.revision, self.folder = source, revision, folder
@@ -212,6 +216,9 @@ def find_checkpoint(source: str, revision: str | None, where: str) -> Checkpoint
         )
     if local.is_dir():
         return _in_folder(local, where)
+    single = next((k for k in FORMATS if local.is_file() and local.match(k.pattern)), None)
+    if single is not None and single.takes_a_file:
+        return single(source, None, local.parent)
     if local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise BaseModelError(
             where=where,
@@ -285,7 +292,7 @@ def _download(source: str, revision: str | None, where: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = [*(kind.pattern for kind in FORMATS), *SHARED_FILES]
+    patterns = [*(kind.pattern for kind in FORMATS if kind.on_hub), *SHARED_FILES]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except HFValidationError:

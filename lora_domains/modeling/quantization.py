@@ -1,13 +1,16 @@
-"""Bases in 8 and 4 bits, with bitsandbytes: quantised when they are loaded, or stored that way."""
+"""Quantised bases: in 8 and 4 bits with bitsandbytes, and GGUF files, which are de-quantised."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lora_domains.errors import BaseModelError, did_you_mean
+from lora_domains.errors import BaseModelError, did_you_mean, listed
+from lora_domains.modeling.checkpoint import FORMATS, Checkpoint, TensorInfo
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -120,3 +123,86 @@ def import_peft_alone() -> None:
         del sys.modules["bitsandbytes"]
     import_utils.is_bnb_available.cache_clear()
     import_utils.is_bnb_4bit_available.cache_clear()
+
+
+# ── GGUF ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Gguf(Checkpoint):
+    """One GGUF file with config and tokenizer inside, which transformers de-quantises."""
+
+    pattern = "*.gguf"
+    on_hub = False  # a repository holds many quantisations of the same weights
+    takes_a_file = True
+    kinds = ("llama", "qwen2", "qwen3")
+    """The kinds of model (``config.model_type``) that are known to be read right."""
+
+    def __init__(self, source: str, revision: str | None, folder: Path) -> None:
+        super().__init__(source, revision, folder)
+        if Path(source).is_file():
+            self.files = [Path(source)]
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return bool(cls.weight_files(folder))
+
+    @property
+    def place(self) -> dict[str, Any]:
+        (file,) = self.files
+        return {"pretrained_model_name_or_path": str(self.folder), "gguf_file": file.name}
+
+    def config(self) -> Any:
+        from importlib.util import find_spec
+
+        if find_spec("gguf") is None:
+            raise ValueError("GGUF, which needs a package: pip install 'lora-domains[gguf]'")
+        if len(self.files) > 1:
+            names = ", ".join(path.name for path in self.files)
+            raise ValueError(f"several GGUF files: {names}; give the path of one of them")
+        config = super().config()
+        if config.model_type not in self.kinds:
+            raise ValueError(
+                f"GGUF of kind {config.model_type}; in GGUF only {listed(self.kinds)} are supported"
+            )
+        return config
+
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(**self.place)
+
+    @cached_property
+    def _stored(self) -> dict[str, Any]:
+        from gguf import GGUFReader
+
+        return {tensor.name: tensor for tensor in GGUFReader(self.files[0]).tensors}
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo("F32", tuple(int(size) for size in reversed(tensor.shape)))
+            for name, tensor in self._stored.items()
+        }  # fmt: skip
+
+    def content(self, name: str) -> Iterator[bytes]:
+        yield self._stored[name].data.tobytes()
+
+    def tensor(self, name: str) -> Tensor:
+        from gguf import dequantize
+
+        stored = self._stored[name]
+        return torch.tensor(dequantize(stored.data, stored.tensor_type), dtype=torch.float32)
+
+    def load(self, architecture: Any, **options: Any) -> tuple[Any, list[str]]:
+        if "quantization_config" in options:
+            raise ValueError("a GGUF file, which is not quantised again when it is loaded")
+        model, report = architecture.from_pretrained(
+            **self.place, output_loading_info=True, **options
+        )
+        # The weights are plain by now; with these the model could not be saved.
+        del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized = None, False
+        return model, list(report["missing_keys"])
+
+
+FORMATS.append(Gguf)

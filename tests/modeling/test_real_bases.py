@@ -21,6 +21,8 @@ from lora_domains.tasks import Classification
 
 pytestmark = pytest.mark.slow
 CAUSAL = [pytest.param("embedded"), pytest.param("smollm2", marks=pytest.mark.real)]
+DEVIATION = 0.02
+"""Of the random adapters, see ``strong``."""
 ALL = [*CAUSAL, pytest.param("minilm", marks=pytest.mark.real)]
 
 
@@ -38,7 +40,7 @@ def test_adapters_of_a_pretrained_base(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     """Round trip with PEFT, mixed batch, decoding and gradients; the base stays as it is."""
-    assert tried(folder_of(name), tmp_path) == "works"
+    assert tried(folder_of(name), tmp_path, DEVIATION) == "works"
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -46,7 +48,7 @@ def test_swaps_and_a_merge(folder_of: Callable[[str], Path], name: str) -> None:
     base = load_base(folder_of(name), device="cpu")
     bank, bare = Bank(base), logits(base)
     for seed, adapter in enumerate(("a", "b")):
-        bank.add(strong(base, adapter, seed))
+        bank.add(strong(base, adapter, seed, deviation=DEVIATION))
     first = logits(bank, "a")
     logits(bank, "b")
     assert torch.equal(logits(bank, "a"), first)
@@ -64,19 +66,22 @@ def test_a_quantised_base_trains_and_stays_as_it_is(
     folder_of: Callable[[str], Path], name: str, quantization: Any
 ) -> None:
     pytest.importorskip("bitsandbytes")
-    full = load_base(folder_of(name), device="cpu")
-    small = load_base(folder_of(name), device="cpu", quantization=quantization)
+    small, plain = (
+        load_base(folder_of(name), device="cpu", quantization=quantization) for _ in range(2)
+    )
+    plain.model.dequantize(dtype=torch.float32)
     digest, bare = small.state_digest(), logits(small)
-    assert small.identity == full.identity
-    assert F.cosine_similarity(bare.flatten(), logits(full).flatten(), dim=0) > 0.9
-    grads = []
-    for base in (full, small):
+    found = []
+    for base in (plain, small):
         bank = Bank(base)
-        parameters = bank.add(strong(base, "a"), trainable=True)
+        parameters = bank.add(strong(base, "a", deviation=DEVIATION), trainable=True)
         with bank.routed("a"):
-            base.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
-        grads.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-    assert F.cosine_similarity(grads[0], grads[1], dim=0) > 0.5
+            output = base.model(input_ids=IDS, labels=IDS, use_cache=False)
+        output.loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        found.append((output.logits.detach().flatten(), gradients))
+    for of_plain, of_small in zip(*found, strict=True):
+        assert F.cosine_similarity(of_plain, of_small, dim=0) > 0.99
     assert small.state_digest() == digest
     assert torch.equal(logits(small), bare)
 

@@ -21,12 +21,19 @@ IDS = torch.arange(3, 27).reshape(2, 12)
 """(2 rows, 12 tokens) of no meaning."""
 
 
-def strong(base: Base, name: str = "strong", seed: int = 1, rank: int = 4, **lora: Any) -> Adapter:
-    """A random adapter of ``base`` that moves its logits far beyond ``TOLERANCE``."""
+def strong(
+    base: Base, name: str = "strong", seed: int = 1, rank: int = 4, deviation: float = 0.5,
+    **lora: Any,
+) -> Adapter:  # fmt: skip
+    """A random adapter of ``base`` that moves its logits far beyond ``TOLERANCE``.
+
+    On a pretrained base of many layers a smaller ``deviation`` of B does so too; with a large one
+    rounding errors would grow from layer to layer.
+    """
     adapter = new_adapter(base, name, Lora(**lora), rank, 2 * rank, seed)
     generator = torch.Generator().manual_seed(seed)
     for _, b in adapter.weights.values():
-        b.normal_(std=0.5, generator=generator)
+        b.normal_(std=deviation, generator=generator)
     return adapter
 
 

@@ -143,17 +143,20 @@ def tried_kind(kind: str) -> str:
         return tried(make_architecture(Path(folder) / "base", kind, auto=auto), Path(folder))
 
 
-def tried(folder: Path, out: Path) -> str:
-    """ "works", or why a causal base in ``folder`` is refused; any other failure is raised."""
+def tried(folder: Path, out: Path, deviation: float = 0.5) -> str:
+    """ "works", or why a causal base in ``folder`` is refused; any other failure is raised.
+
+    ``deviation`` is that of ``strong``.
+    """
     try:
         base = load_base(folder, device="cpu")
-        adapter = strong(base, "strong")
+        adapter = strong(base, "strong", deviation=deviation)
     except LoraDomainsError as error:
         return f"refused: {error.found}"
     _check_peft(folder, save(out / "strong", adapter, base), base)
     bank = Bank(base)
     for seed, name in enumerate(("a", "b")):
-        bank.add(strong(base, name, seed))
+        bank.add(strong(base, name, seed, deviation=deviation))
     _check_rows(bank)
     _check_decoding(bank)
     _check_gradients(base)
@@ -180,7 +183,9 @@ def _check_rows(bank: Bank) -> None:
             for row, name in enumerate(names):
                 with bank.routed(name):
                     alone = bank.base.model(input_ids=ids[row : row + 1]).logits[0]
-                torch.testing.assert_close(together[row], alone, atol=2e-5, rtol=1e-5)
+                # Rounding grows with the logits, which a large base may have far above 1.
+                allowed = 1e-5 * max(1.0, float(alone.abs().max()))
+                torch.testing.assert_close(together[row], alone, atol=allowed, rtol=0)
 
 
 def _check_decoding(bank: Bank) -> None:
