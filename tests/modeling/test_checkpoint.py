@@ -61,9 +61,7 @@ def npz_base(tiny_base: Path, tmp_path: Path) -> Path:
 def test_a_format_is_added_by_one_class(
     tiny_base: Path, npz_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        BaseModelError, match=r"model\*\.safetensors or \*\.gguf weights"
-    ):
+    with pytest.raises(BaseModelError, match=r"model\*\.safetensors or \*\.gguf weights"):
         load_base(npz_base)
     monkeypatch.setattr(checkpoint, "FORMATS", [*checkpoint.FORMATS, Npz])
     plain, converted = load_base(tiny_base, device="cpu"), load_base(npz_base, device="cpu")
