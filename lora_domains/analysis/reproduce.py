@@ -35,7 +35,41 @@ def domain_of(card: Card) -> Domain:
     """
     entry, settings = card.adapter, _settings_at_training(card.adapter)
     where = f"the card of {entry.domain}"
+    _check_repeatable(entry, settings, where)
+    record = settings["data"]
+    return Domain(
+        name=entry.domain,
+        task=task_from_record(settings["task"]),
+        data=Data(
+            train=_source(record["train"], where),
+            validation=_source(record["validation"], where),
+            test=_source(record["test"], where),
+            general=_source(record.get("general"), where),
+            group=record["group"],
+            slices=tuple(record["slices"]),
+            drop_leaks=record["drop_leaks"],
+            limit=record["limit"],
+            **{name: record[name] for name in READING if name in record},
+        ),
+        lora=Lora(**settings["lora"] | {"targets": _targets(settings["lora"]["targets"])}),
+        training=Training(**settings["training"]),
+        gates=Gates(**settings["gates"]),
+        show_text=settings["show_text"],
+        metric=settings.get("metric"),
+        prevalence=settings.get("prevalence"),
+    )
+
+
+def _check_repeatable(entry: AdapterEntry, settings: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError where a card does not hold all that its training needs."""
     record = settings.get("data")
+    if entry.trained_elsewhere:
+        raise UsageError(
+            where=where,
+            expected="an adapter that was trained here",
+            found="one of plain PEFT, whose card holds its evaluation only",
+            hint="Its training rows and settings are unknown; train one on rows of your own.",
+        )
     if record is None:
         raise UsageError(
             where=where,
@@ -65,27 +99,6 @@ def domain_of(card: Card) -> Domain:
             found=f"{method}, of an older version",
             hint="Train the adapter again with --retention replay or kl.",
         )
-    return Domain(
-        name=entry.domain,
-        task=task_from_record(settings["task"]),
-        data=Data(
-            train=_source(record["train"], where),
-            validation=_source(record["validation"], where),
-            test=_source(record["test"], where),
-            general=_source(record.get("general"), where),
-            group=record["group"],
-            slices=tuple(record["slices"]),
-            drop_leaks=record["drop_leaks"],
-            limit=record["limit"],
-            **{name: record[name] for name in READING if name in record},
-        ),
-        lora=Lora(**settings["lora"] | {"targets": _targets(settings["lora"]["targets"])}),
-        training=Training(**settings["training"]),
-        gates=Gates(**settings["gates"]),
-        show_text=settings["show_text"],
-        metric=settings.get("metric"),
-        prevalence=settings.get("prevalence"),
-    )
 
 
 def _targets(value: str | list[str]) -> str | tuple[str, ...]:

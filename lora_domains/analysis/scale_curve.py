@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
+from lora_domains.adapters.foreign import is_foreign
 from lora_domains.console import Display
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
@@ -66,7 +67,7 @@ def check_adapter(adapter: Adapter) -> Card:
 
     Raises AdapterError for an adapter without a card, UsageError for one with a trained head.
     """
-    if adapter.card is None:
+    if adapter.card is None or is_foreign(adapter):
         raise AdapterError(
             where=adapter.name,
             expected="an adapter trained here, with a card",

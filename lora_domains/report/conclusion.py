@@ -55,8 +55,10 @@ def conclusion(entry: AdapterEntry, since: Fields | None = None) -> str:
     for name, words in UNTRUSTED.items():
         if name in gates and gates[name]["verdict"] == "fail":
             return f"{words.format(entry.path)} {gates[name]['why']}"
-    worse = _worse(entry, since) if since else ""
-    return f"{_finding(entry, gates)}. {worse or _action(entry, gates)}"
+    action, worse = _action(entry, gates), _worse(entry, since) if since else ""
+    if worse:  # what failed stays to be said; that an adapter passed is of no use then
+        action = f"{action} {worse}" if entry.verdict == "fail" else worse
+    return f"{_finding(entry, gates)}. {action}"
 
 
 def standing(entry: AdapterEntry) -> str:
@@ -195,9 +197,9 @@ def _worse(entry: AdapterEntry, since: Fields) -> str:
         return ""
     figures, older = "; ".join(worse), since["report"]
     if since.get("replaced"):
-        restore = f"lora-domains rollback {entry.path}"
-        return f"It is worse than {older}, which it replaced ({figures}): restore it by {restore}."
-    return f"It is worse than the one in {older} ({figures}): keep that one."
+        older, then = f"{older}, which it replaced", f"lora-domains rollback {entry.path}"
+        return f"{entry.path} is worse than {older} ({figures}); to restore that: {then}."
+    return f"{entry.path} is worse than the one in {older} ({figures}): keep that one."
 
 
 def _instead(entry: AdapterEntry, failed: Sequence[str]) -> str:

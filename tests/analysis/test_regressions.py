@@ -204,7 +204,7 @@ def test_worse_than_older_adapters_is_exit_1_and_shown_first(
     assert "Do not ship: worse than old" in said
     for view, figures in (("report.md", "| adapter |"), ("report.html", "At a glance")):
         shown = (out / view).read_text()
-        assert "It is worse than the one in old (F1 0.980 → 0.914" in shown
+        assert "triage is worse than the one in old (F1 0.980 → 0.914" in shown
         assert "Ship it" not in shown
         assert shown.index("Worse since old") < shown.index(figures)
     cases = Xml.parse(out / "junit.xml").getroot()
@@ -248,8 +248,8 @@ def test_an_adapter_worse_than_the_version_that_it_replaced(tmp_path: Path) -> N
     since = since_replaced(card, new)
     assert since is not None
     sentence = conclusion(card.adapter, since)
-    assert "It is worse than version 0001, which it replaced (F1 0.980 → 0.914" in sentence
-    assert sentence.endswith("restore it by lora-domains rollback triage.")
+    assert "triage is worse than version 0001, which it replaced (F1 0.980 → 0.914" in sentence
+    assert sentence.endswith("to restore that: lora-domains rollback triage.")
     assert "Ship it" not in sentence
     assert sentence in " ".join(shown(card, since).split())
 

@@ -13,6 +13,9 @@ from conftest import make_base
 from support.models import SUITE, clear_rows, declared, model_in, use_small_suite
 from support.peft_folders import peft_logits, peft_trained
 
+from lora_domains.analysis.compare import compare_adapters
+from lora_domains.analysis.reproduce import domain_of
+from lora_domains.analysis.scale_curve import check_adapter
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, UsageError
@@ -148,6 +151,25 @@ def test_an_adapter_of_the_same_name_is_never_replaced(
     with pytest.raises(AdapterError, match="another adapter, which was trained here"):
         model.evaluate(on(TEST, "mine"), suite=SUITE)
     assert content(tmp_path / "adapters" / "mine") == before
+
+
+def test_what_needs_its_training_is_refused(model: DomainModel, tmp_path: Path) -> None:
+    card = model.evaluate(on(TEST), suite=SUITE).card
+    with pytest.raises(UsageError, match="an adapter that was trained here"):
+        domain_of(card)
+    model.load_adapter(tmp_path / "adapters" / "theirs")
+    with pytest.raises(AdapterError, match="an adapter trained here, with a card"):
+        check_adapter(model.bank["theirs"])
+
+
+def test_it_is_compared_with_adapters_trained_here(model: DomainModel, tmp_path: Path) -> None:
+    model.evaluate(on(TEST), suite=SUITE)
+    mine = replace(declared(TRAIN[:100], "mine", epochs=1), data=Data(TRAIN[:100], test=TEST))
+    model.fit(mine)
+    model.evaluate(mine, suite=SUITE)
+    compared = compare_adapters(*(tmp_path / "adapters" / name for name in ("mine", "theirs")))
+    assert compared["scores"]["f1"]["n"] == len(TEST)
+    assert compared["scores"]["f1"]["adapter"] > 0.95
 
 
 def test_a_threshold_needs_validation_rows(model: DomainModel) -> None:
