@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_rows
-from support.adapters import IDS, logits, strong
+from support.adapters import strong
 from support.architectures import tried
 from support.models import declared, model_in, stopped_after
 
@@ -21,6 +21,10 @@ from lora_domains.tasks import Classification
 
 pytestmark = pytest.mark.slow
 CAUSAL = [pytest.param("embedded"), pytest.param("smollm2", marks=pytest.mark.real)]
+TEXT = (
+    "Paris is the capital of France. The city lies on the river Seine and is known for its "
+    "museums, its food and the Eiffel Tower. Many people visit it every year."
+)
 DEVIATION = 0.02
 """Of the random adapters, see ``strong``."""
 ALL = [*CAUSAL, pytest.param("minilm", marks=pytest.mark.real)]
@@ -43,21 +47,29 @@ def test_adapters_of_a_pretrained_base(
     assert tried(folder_of(name), tmp_path, DEVIATION) == "works"
 
 
+def read(bank: Bank, name: str | None = None) -> Any:
+    """What the model makes of ``TEXT``, with its loss; random tokens would bring out extremes."""
+    ids = torch.tensor([bank.base.tokenizer(TEXT).input_ids])
+    with bank.routed(name):
+        return bank.base.model(input_ids=ids, labels=ids, use_cache=False)
+
+
 @pytest.mark.parametrize("name", CAUSAL)
+@torch.no_grad()
 def test_swaps_and_a_merge(folder_of: Callable[[str], Path], name: str) -> None:
     base = load_base(folder_of(name), device="cpu")
-    bank, bare = Bank(base), logits(base)
+    bank = Bank(base)
+    bare = read(bank).logits
     for seed, adapter in enumerate(("a", "b")):
         bank.add(strong(base, adapter, seed, deviation=DEVIATION))
-    first = logits(bank, "a")
-    logits(bank, "b")
-    assert torch.equal(logits(bank, "a"), first)
-    assert torch.equal(logits(bank), bare)
+    first = read(bank, "a").logits
+    assert not torch.equal(read(bank, "b").logits, first)
+    assert torch.equal(read(bank, "a").logits, first)
+    assert torch.equal(read(bank).logits, bare)
     merged = merge(bank, "a").model
-    with torch.no_grad():
-        found = merged(input_ids=IDS).logits
-    # Sums of merged weights are rounded otherwise, in each of up to 30 layers.
-    assert (found - first).norm() <= 1e-4 * (first - bare).norm()
+    found = merged(input_ids=torch.tensor([base.tokenizer(TEXT).input_ids])).logits
+    # Merged weights are rounded otherwise, in each of up to 30 layers.
+    assert (found - first).norm() <= 1e-3 * (first - bare).norm()
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
@@ -70,20 +82,21 @@ def test_a_quantised_base_trains_and_stays_as_it_is(
         load_base(folder_of(name), device="cpu", quantization=quantization) for _ in range(2)
     )
     plain.model.dequantize(dtype=torch.float32)
-    digest, bare = small.state_digest(), logits(small)
-    found = []
+    digest, bare = small.state_digest(), read(Bank(small)).logits
+    logits, gradients = [], []
     for base in (plain, small):
         bank = Bank(base)
         parameters = bank.add(strong(base, "a", deviation=DEVIATION), trainable=True)
-        with bank.routed("a"):
-            output = base.model(input_ids=IDS, labels=IDS, use_cache=False)
+        output = read(bank, "a")
         output.loss.backward()
-        gradients = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        found.append((output.logits.detach().flatten(), gradients))
-    for of_plain, of_small in zip(*found, strict=True):
-        assert F.cosine_similarity(of_plain, of_small, dim=0) > 0.99
+        logits.append(output.logits.detach().flatten())
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+    # In 8 bits the activations are rounded too, in every layer.
+    exact = 0.9999 if quantization == "4bit" else 0.98
+    assert F.cosine_similarity(*logits, dim=0) >= exact
+    assert F.cosine_similarity(*gradients, dim=0) >= (exact if quantization == "4bit" else 0.9)
     assert small.state_digest() == digest
-    assert torch.equal(logits(small), bare)
+    assert torch.equal(read(Bank(small)).logits, bare)
 
 
 @pytest.mark.parametrize("name", ALL)
