@@ -16,8 +16,13 @@ from pathlib import Path
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
 from lora_domains.tasks import Example, Row, Task, columns_in, text_of
+from lora_domains.verdict.ledger import LEDGER
 
 KEY, KEY_BYTES = "key", 32
+FOLDER = ".lora-domains"
+"""The folder of the ledger and its key in the project folder."""
+GIT = {".gitignore": f"{KEY}\n", ".gitattributes": "evaluations.* merge=union\n"}
+"""Files for git: the key stays secret, and branches are merged by keeping the lines of both."""
 PROJECT_VARIABLE, KEY_VARIABLE = "LORA_DOMAINS_PROJECT", "LORA_DOMAINS_KEY"
 EMOTICON = (
     r"[:;=][-o^'’]?(?:[()\[\]{}|\\*@<>]|/(?!/))|[()\[\]{}|][-o^'’]?[:;=](?!\w)|</?3|\^_*\^|-_+-"
@@ -205,6 +210,19 @@ def project_folder() -> Path:
         if (folder / ".git").exists() or (folder / "pyproject.toml").exists()
     )
     return next(marked, here)
+
+
+def open_project() -> tuple[Path, bytes | None]:
+    """The folder of the project's ledger, with its files for git, and the key; see ``project_key``.
+
+    A key that is written is never committed: ``.gitignore`` names it.
+    """
+    folder = project_folder() / FOLDER
+    key = project_key(folder, known=(folder / LEDGER).exists())
+    for name, text in GIT.items():
+        if key is not None and not (folder / name).exists():
+            write_text(folder / name, text)
+    return folder, key
 
 
 def project_key(folder: Path, known: bool) -> bytes | None:

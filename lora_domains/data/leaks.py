@@ -6,13 +6,14 @@ contained in it.
 """
 
 import re
+from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lora_domains.data.identity import has_own_choices, identity, own_words, words
+from lora_domains.data.identity import has_own_choices, identity, keyed_digest, own_words, words
 from lora_domains.tasks import Example
 
 WORDS = 5
@@ -28,6 +29,10 @@ sets were checked by 8-grams, Chowdhery et al. 2022), of these and the answer, o
 BASE = 0x9E3779B97F4A7C15
 """Base of the rolling hash; odd, so that it has an inverse modulo 2^64."""
 INVERSE = pow(BASE, -1, 2**64)
+
+DIGEST = 6
+"""Bytes of the digest of a row: 10,000 test rows have one in common by chance with a million rows
+once in 28,000 cases."""
 
 Words = tuple[str, ...]
 
@@ -90,6 +95,63 @@ def leaks_in_texts(texts: Sequence[Example], kinds: Sequence[Sequence[Example]])
     pairs = [(text, row, "exact") for row, text in exact.items()]
     pairs += [(text, row, "near") for row, text in near.items() if row not in exact]
     return Leaks(len(exact), len(pairs) - len(exact), tuple(pairs))
+
+
+# ── Rows of earlier trainings ───────────────────────────────────────────────────────────────────
+
+
+def trained_rows(
+    rows: Sequence[Example], key: bytes | None, parent: Mapping[str, str]
+) -> dict[str, str]:
+    """What a card remembers of the rows read in training: {"key", "own", "inherited"}.
+
+    Each row is a keyed digest of its own words. ``parent`` is what the card of the adapter it
+    continues from remembers; its rows are inherited. Empty where there is no key, or where the
+    parent's rows are unknown or were digested with another one.
+    """
+    mark = _mark_of(key)
+    if not mark or parent.get("key", mark) != mark or key is None:
+        return {}
+    before = _unpacked(parent.get("own", "")) | _unpacked(parent.get("inherited", ""))
+    own = set(_row_digests(rows, key))
+    return {"key": mark, "own": _packed(own), "inherited": _packed(before)}
+
+
+def inherited_leaks(
+    rows: Sequence[Example], known: Mapping[str, str], key: bytes | None
+) -> list[str] | None:
+    """Ids of the ``rows`` on which an adapter was trained before; None where that is unknown.
+
+    ``known`` is what its card remembers (``trained_rows``).
+    """
+    if key is None or known.get("key") != _mark_of(key):
+        return None
+    before = _unpacked(known["inherited"])
+    return [
+        row.id
+        for row, digest in zip(rows, _row_digests(rows, key), strict=True)
+        if digest in before
+    ]
+
+
+def _row_digests(rows: Sequence[Example], key: bytes) -> list[bytes]:
+    with_choices = has_own_choices(rows)
+    texts = (own_words(row, with_choices) for row in rows)
+    return [bytes.fromhex(keyed_digest(text, key)[: 2 * DIGEST]) for text in texts]
+
+
+def _mark_of(key: bytes | None) -> str:
+    """What tells keys apart."""
+    return "" if key is None else keyed_digest("trained rows", key)[:8]
+
+
+def _packed(digests: Collection[bytes]) -> str:
+    return b64encode(b"".join(sorted(digests))).decode()
+
+
+def _unpacked(text: str) -> set[bytes]:
+    raw = b64decode(text)
+    return {raw[at : at + DIGEST] for at in range(0, len(raw), DIGEST)}
 
 
 # ── Near rows ───────────────────────────────────────────────────────────────────────────────────

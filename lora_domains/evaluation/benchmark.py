@@ -7,6 +7,7 @@ a stopped run continues, and the base is scored once for all adapters.
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.foreign import foreign_card, is_foreign
@@ -34,6 +35,7 @@ from lora_domains.evaluation.verdict_run import (
     leaks_of,
     rules,
     use_settings,
+    with_inherited,
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -104,11 +106,7 @@ def measure(
         for name in own[domain]:
             if not entries[name].trained_elsewhere:
                 check_fits(scorer.bank, name, entries[name], dataset, scorer.display)
-    leaks = {
-        (domain, elsewhere): leaks_of(dataset, suite, scorer.bank.base, elsewhere=elsewhere)
-        for domain, dataset in by_domain.items()
-        for elsewhere in {entries[name].trained_elsewhere for name in own[domain]}
-    }
+    leaks = _leaks(scorer, suite, by_domain, own, entries)
     scored: dict[str, DomainScores] = {}
     key = distributed.on_main(lambda: digest_key(out))
     evaluated = {
@@ -128,7 +126,7 @@ def measure(
         if name in scored:
             items = scored[name].items
             _set_domain(entry, by_domain[entry.domain].domain, scored[name], scorer.bank.base)
-            entry.leaks = leaks[entry.domain, entry.trained_elsewhere]
+            entry.leaks = leaks[name]
         else:
             items = _stored_items(scorer, name, entry, suite)
         _set_general(entry, scorer.bank.base, suite, general[name], changed)
@@ -164,6 +162,28 @@ def _entry(bank: Bank, name: str, datasets: Mapping[str, Dataset]) -> AdapterEnt
             "its gates are unknown.",
         )
     return deepcopy(card.adapter)
+
+
+def _leaks(
+    scorer: Scorer,
+    suite: Suite,
+    by_domain: Mapping[str, Dataset],
+    own: Mapping[str, Sequence[str]],
+    entries: Mapping[str, AdapterEntry],
+) -> dict[str, dict[str, Any]]:
+    """The leaks of each adapter; searched once for all adapters of a domain."""
+    leaks: dict[str, dict[str, Any]] = {}
+    for domain, dataset in by_domain.items():
+        found = {
+            elsewhere: leaks_of(dataset, suite, scorer.bank.base, elsewhere=elsewhere)
+            for elsewhere in {entries[name].trained_elsewhere for name in own[domain]}
+        }
+        for name in own[domain]:
+            entry = entries[name]
+            leaks[name] = with_inherited(
+                found[entry.trained_elsewhere], entry, dataset, scorer.display
+            )
+    return leaks
 
 
 def _adapters_of(dataset: Dataset, entries: Mapping[str, AdapterEntry]) -> list[str]:

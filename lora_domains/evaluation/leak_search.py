@@ -1,14 +1,21 @@
 """Every leak that counts against an adapter: among its rows, general texts and probe questions."""
 
+from collections.abc import Sequence
+
 from lora_domains.data.identity import normalised_once
 from lora_domains.data.leaks import Leaks, find_leaks, leaks_in_texts
 from lora_domains.dataset import Dataset
+from lora_domains.modeling.base import Base
 from lora_domains.probes.suite import Suite
+from lora_domains.tasks import Example
+
+OWN_SUITES = ("embedded", "quick")
+"""Suites of the embedded world."""
 
 
 @normalised_once()
 def every_leak(
-    dataset: Dataset, suite: Suite, *, with_questions: bool, elsewhere: bool = False
+    dataset: Dataset, suite: Suite, base: Base, *, with_questions: bool, elsewhere: bool = False
 ) -> Leaks:
     """Test rows among training rows, and test rows and probes in all that training may read.
 
@@ -23,9 +30,7 @@ def every_leak(
     searches = (
         prepared.leaks,
         find_leaks(prepared.train, questions),
-        leaks_in_texts(
-            [] if elsewhere else dataset.general.used, [prepared.test, *by_probe, suite.texts()]
-        ),
+        _in_general_text(dataset, suite, base, by_probe) if not elsewhere else Leaks(0, 0, ()),
     )
     dropped = prepared.row_counts.refused if elsewhere else 0
     return Leaks(
@@ -33,3 +38,20 @@ def every_leak(
         sum(leaks.near for leaks in searches),
         tuple(pair for leaks in searches for pair in leaks.pairs),
     )
+
+
+def _in_general_text(
+    dataset: Dataset, suite: Suite, base: Base, by_probe: Sequence[Sequence[Example]]
+) -> Leaks:
+    """Test rows and probes in the general text.
+
+    The embedded base was trained on texts that state what its own questions ask, in other words:
+    that such a text resembles a question is no finding there. A text that contains one is.
+    """
+    rows = [dataset.prepared.test, *by_probe, suite.texts()]
+    leaks = leaks_in_texts(dataset.general.used, rows)
+    if base.id != "embedded" or dataset.domain.data.general or suite.name not in OWN_SUITES:
+        return leaks
+    test = {row.id for row in dataset.prepared.test}
+    pairs = [pair for pair in leaks.pairs if pair[2] == "exact" or pair[1] in test]
+    return Leaks(leaks.exact, len(pairs) - leaks.exact, tuple(pairs))

@@ -16,17 +16,16 @@ from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
 from lora_domains.adapters.foreign import foreign_card, is_foreign, save_evaluation
 from lora_domains.adapters.parent import loaded_parent
-from lora_domains.atomic import write_text
 from lora_domains.console import Display
 from lora_domains.data.identity import (
-    KEY,
+    FOLDER,
     digest_key,
     keyed_digest,
     normalised_once,
-    project_folder,
-    project_key,
+    open_project,
     row_digest,
 )
+from lora_domains.data.leaks import inherited_leaks
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
@@ -52,7 +51,6 @@ from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.ledger import (
-    LEDGER,
     RowSet,
     Standing,
     Subject,
@@ -65,11 +63,7 @@ from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import every_metric
 
-FOLDER = ".lora-domains"
-"""The folder of the ledger and its key in the project folder."""
 OLD_LEDGER = ".looks.jsonl"
-GIT = {".gitignore": f"{KEY}\n", ".gitattributes": "evaluations.* merge=union\n"}
-"""Files for git: the key stays secret, and branches are merged by keeping the lines of both."""
 
 
 @normalised_once()
@@ -91,6 +85,7 @@ def evaluate(
     card = _checked_card(bank, dataset, display)
     entry = card.adapter
     leaks = leaks_of(dataset, suite, bank.base, elsewhere=entry.trained_elsewhere)
+    leaks = with_inherited(leaks, entry, dataset, display)
     evaluated = Evaluated.announced(dataset, entry, out, display)
     key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
     continued_from = loaded_parent(bank, name, dataset.parent, out, display.warn)
@@ -165,7 +160,28 @@ def leaks_of(dataset: Dataset, suite: Suite, base: Base, *, elsewhere: bool) -> 
     if elsewhere and not dataset.train:
         return {}
     questions = not base.bidirectional
-    return asdict(every_leak(dataset, suite, with_questions=questions, elsewhere=elsewhere))
+    return asdict(every_leak(dataset, suite, base, with_questions=questions, elsewhere=elsewhere))
+
+
+def with_inherited(
+    leaks: dict[str, Any], entry: AdapterEntry, dataset: Dataset, display: Display
+) -> dict[str, Any]:
+    """``leaks`` and the test rows that the adapters it continues from were trained on.
+
+    Warns where those rows are not known.
+    """
+    if entry.parent is None:
+        return leaks
+    _, key = distributed.on_main(open_project)
+    found = inherited_leaks(dataset.prepared.test, entry.trained_rows, key)
+    if found is None:
+        display.warn(
+            f"test rows on which {entry.parent.name} was trained are not found: its card holds no "
+            "digests of its rows, or digests by the key of another project."
+        )
+        return leaks
+    pairs = [(entry.parent.name, row, "exact") for row in found]
+    return {**leaks, "exact": leaks["exact"] + len(found), "pairs": (*leaks["pairs"], *pairs)}
 
 
 def use_settings(entry: AdapterEntry, domain: Domain) -> None:
@@ -263,11 +279,7 @@ class Evaluated:
     def _recorded(self) -> tuple[Path, RowSet, Subject, int]:
         """What the functions of the ledger take. Raises AdapterError for an older ledger."""
         _check_old_ledger(self.out)
-        folder, domain = project_folder() / FOLDER, self.dataset.domain
-        key = project_key(folder, known=(folder / LEDGER).exists())
-        for name, text in GIT.items():
-            if key is not None and not (folder / name).exists():
-                write_text(folder / name, text)
+        (folder, key), domain = open_project(), self.dataset.domain
         test, scored = _row_sets(self.dataset, key)
         subject = Subject(self.adapter, domain.name, scored, declaration(domain))
         return folder, test, subject, domain.gates.evaluations

@@ -77,6 +77,9 @@ class AdapterEntry:
     """Task, gates and metric at training, where an evaluation used others."""
     data: dict[str, str] = field(default_factory=dict)
     """Digests of the rows by split, and of the general text."""
+    trained_rows: dict[str, str] = field(default_factory=dict)
+    """The rows read in training, and in that of the adapters it continues from, as keyed digests
+    (``data.leaks.trained_rows``)."""
     training: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, int] = field(default_factory=dict)
     """Row counts: read, refused, duplicates, truncated, masked; and the supervised tokens."""

@@ -10,6 +10,8 @@ from lora_domains.adapters.parent import Parent, continued_task, find_parent, lo
 from lora_domains.adapters.peft import save_adapter
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
+from lora_domains.data.identity import open_project
+from lora_domains.data.leaks import trained_rows
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.distributed import environment
@@ -91,6 +93,7 @@ def fit(
             "nothing was trained or written."
         )
         return None
+    rows = distributed.on_main(lambda: remembered(dataset))
     if checkpoint_path(out, domain.name).exists() and not resume:
         display.warn("an unfinished run is replaced; --resume would have continued it.")
     with ExitStack() as stack:
@@ -99,9 +102,9 @@ def fit(
             log, close = open_tracker(tracker, domain.name, out, plan.numbers())
             stack.callback(close)
         run = make_run(bank, dataset, plan, out, display, log)
-        run.on_best = lambda trained: save(bank.base, dataset, trained, out, finished=False)
+        run.on_best = lambda trained: save(bank.base, dataset, trained, out, rows, finished=False)
         trained = run.fit(resume=resume)
-    card = save(bank.base, dataset, trained, out)
+    card = save(bank.base, dataset, trained, out, rows)
     run.forget()
     record = trained.record
     display.stage(
@@ -145,10 +148,29 @@ def make_run(
     )
 
 
-def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bool = True) -> Card:
+def remembered(dataset: Dataset) -> dict[str, str]:
+    """What the card remembers of the training and validation rows, and of those of the parent."""
+    card = dataset.parent.adapter.card if dataset.parent else None
+    parent = card.adapter.trained_rows if card else {}
+    if dataset.parent and not parent:
+        return {}
+    _, key = open_project()
+    prepared = dataset.prepared
+    return trained_rows([*prepared.train, *prepared.validation], key, parent)
+
+
+def save(
+    base: Base,
+    dataset: Dataset,
+    trained: Trained,
+    out: Path,
+    rows: dict[str, str],
+    finished: bool = True,
+) -> Card:
     """Write the adapter's folder in ``out``; the main process writes, the others wait.
 
-    Returns its card. An adapter of that name becomes a version first.
+    ``rows`` is what its card remembers of the rows. Returns the card. An adapter of that name
+    becomes a version first.
     """
     domain, folder, head = dataset.domain, out / dataset.domain.name, trained.adapter.head
     entry = AdapterEntry(
@@ -160,6 +182,7 @@ def save(base: Base, dataset: Dataset, trained: Trained, out: Path, finished: bo
         pooling=head.layout.pooling if head and head.layout.task == FEATURES else None,
         settings=as_record(domain),
         data=dict(dataset.prepared.digests),
+        trained_rows=rows,
         training=trained.record | {"finished": finished},
         ledger=asdict(dataset.prepared.row_counts),
         leaks=asdict(dataset.prepared.leaks),

@@ -13,6 +13,7 @@ from conftest import make_rows
 from support.models import model_in
 
 from lora_domains.data.identity import (
+    FOLDER,
     KEY_VARIABLE,
     PROJECT_VARIABLE,
     project_folder,
@@ -21,7 +22,7 @@ from lora_domains.data.identity import (
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, Gates, with_settings
 from lora_domains.errors import AdapterError
-from lora_domains.evaluation.verdict_run import FOLDER, Evaluated, declaration
+from lora_domains.evaluation.verdict_run import Evaluated, declaration
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification, Generation, MultipleChoice
 from lora_domains.verdict.ledger import LEDGER, Standing

@@ -39,6 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         tmp_path_factory.mktemp("card"), rows=rows, evaluations=EVALUATIONS, seeds=seeds(),
         leaks={"exact": 0, "near": 1, "pairs": [["train:4", "test:0", "near"]]},
         scale_curve=curve, parent={"name": "older", "sha256": "0" * 64},
+        trained_rows={"key": "0" * 8, "own": "AAAAAAAA", "inherited": ""},
     )  # fmt: skip
     card = rebuild(made)
     card.adapter.mistakes = []

@@ -10,8 +10,7 @@ import pytest
 from conftest import ROOT
 from support.folders import FAILS, FILES, PASSES, UNSURE, folder, items
 
-from lora_domains.data.identity import KEY_VARIABLE
-from lora_domains.evaluation.verdict_run import FOLDER, GIT
+from lora_domains.data.identity import FOLDER, GIT, KEY_VARIABLE
 from lora_domains.verdict.ledger import RowSet, Standing, Subject, begin_evaluation
 
 HEADINGS = {0: "## ✔ Ship", 1: "## ✘ Do not ship", 3: "## ? Not proven yet"}
