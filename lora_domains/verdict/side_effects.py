@@ -222,8 +222,10 @@ def judge_memorisation(evidence: Evidence, limit: float | None) -> GateResult | 
         return None
     by, largest = max(measured.items(), key=lambda pair: pair[1].observed)
     other = "calibrated" if by == "loss" else "loss"
-    beside = f"It is by {TOLD_BY[by]}"
-    beside += f"; by {TOLD_BY[other]} {measured[other].observed:.3f}." if other in measured else "."
+    beside = f"Measured by {TOLD_BY[by]}"
+    if other in measured:
+        beside += f"; by {TOLD_BY[other]} it is {shown(measured[other].observed)}"
+    beside += "."
     if limit is None:
         return inform("memorisation", largest, MEMORISATION_WARNS, what=what, beside=beside)
     result = judge_limit("memorisation", rule, largest, limit, what)

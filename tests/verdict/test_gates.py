@@ -375,7 +375,10 @@ def test_membership_is_the_larger_of_two_aucs_and_warns() -> None:
     judged = GATES["memorisation"].judge(evidence(*items), None)
     assert judged is not None
     assert (judged.verdict, judged.observed) == ("warning", pytest.approx(0.92, abs=0.01))
-    assert "It is by the loss itself; by what the adapter gained on each row 0.6" in judged.why
+    assert (
+        "Measured by the loss itself; by what the adapter gained on each row it is 0.6"
+        in judged.why
+    )
     assert result("memorisation", *items, threshold=0.75).verdict == "fail"
     other = result("memorisation", *told_apart(loss=0.6, calibrated=0.8), threshold=0.7)
     assert other.observed == pytest.approx(0.8, abs=0.02)
@@ -388,7 +391,7 @@ def test_membership_is_measured_without_a_score_of_the_base() -> None:
     judged = GATES["memorisation"].judge(evidence(*items), None)
     assert judged is not None
     assert judged.verdict == "warning"
-    assert judged.why.endswith("It is by the loss itself.")
+    assert judged.why.endswith("Measured by the loss itself.")
 
 
 def test_kl_decides_on_the_embedded_base_or_where_the_domain_sets_a_limit() -> None:
