@@ -61,7 +61,7 @@ NO_LIMIT = 1e9
 SCALES = (0.2, 0.4, 0.6, 0.8)
 
 
-def run(job: tuple[str, str, int]) -> dict[str, Any]:
+def run(job: tuple[str, str, int], rows: int = ROWS, epochs: int = EPOCHS) -> dict[str, Any]:
     """Train one way on one domain with one seed, and measure the adapter."""
     import torch
 
@@ -73,9 +73,9 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
     way, name, seed = job
     torch.set_num_threads(1)
     declared = load_domain(ROOT / "recipes" / f"{name}.py")
-    declared = replace(declared, data=replace(declared.data, limit=ROWS))
+    declared = replace(declared, data=replace(declared.data, limit=rows))
     settings = {} if way == "default" else {"lr": RATE, "batch_size": BATCH} | WAYS[way]
-    declared = with_settings(declared, epochs=EPOCHS, patience=EPOCHS, seed=seed, **settings)
+    declared = with_settings(declared, epochs=epochs, patience=epochs, seed=seed, **settings)
     if way not in LIMITED:
         declared = with_settings(declared, drift=NO_LIMIT)
     with tempfile.TemporaryDirectory() as out:
@@ -113,11 +113,14 @@ def measure(model: Any, domain: str, adapter: str | None = None) -> dict[str, fl
     pad = model.base.pad
     moved = drift(bank, texts, pad, [adapter])[adapter]
     tokens = float(moved["tokens"].sum())
+    answers = dataset.tokenization.encode_all(dataset.prepared.test)
+    on_task = drift(bank, answers, pad, [adapter])[adapter]
     return {
         **scores,
         "general_base": base,
         "general_lost": base - now,
         "kl": float(moved["kl"].sum()) / tokens,
+        "task_kl": float(on_task["kl"].sum() / on_task["tokens"].sum()),
         "nats_rise": float(moved["adapter"].sum() - moved["base"].sum()) / tokens,
     }
 
