@@ -10,6 +10,7 @@ weights, which are de-quantised to float32: tests must not depend on the exact f
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import urlsplit
 
 FOLDER = Path(os.environ.get("LORA_DOMAINS_BASES") or Path(__file__).parents[2] / ".bases")
 """The environment variable names a folder that several checkouts share."""
@@ -72,8 +74,11 @@ def fetch(name: str) -> Path:
 
 
 def _from_hub(source: Source, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
+    # Tried once, since huggingface_hub tries a host that is not there for half a minute.
+    host = urlsplit(constants.ENDPOINT)
+    socket.create_connection((host.hostname, host.port or 443), timeout=5).close()
     snapshot_download(
         source.hub, revision=source.revision, local_dir=folder, allow_patterns=FILES, etag_timeout=5
     )
