@@ -28,7 +28,11 @@ browser: ## install Chromium for the tests of the report page, where apt-get can
 bases: $(STAMP) ## get SmolLM2-135M-Instruct and all-MiniLM-L6-v2 for the tests, into .bases/ (180 MB)
 	@$(BIN)/python tests/support/bases.py
 
-test: $(STAMP) browser ## run every test, including the slow ones; those without their base are skipped
+test: $(STAMP) browser ## run every test but the longest; those without their base are skipped
+	-@$(BIN)/python tests/support/bases.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long"
+
+test-all: $(STAMP) browser ## run the longest tests too: every kind of base, training on pretrained ones
 	-@$(BIN)/python tests/support/bases.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 

@@ -27,7 +27,10 @@ TEXT = (
 )
 DEVIATION = 0.02
 """Of the random adapters, see ``strong``."""
-ALL = [*CAUSAL, pytest.param("minilm", marks=pytest.mark.real)]
+TRAINED = [
+    pytest.param("embedded"), pytest.param("minilm", marks=pytest.mark.real),
+    pytest.param("smollm2", marks=[pytest.mark.real, pytest.mark.long]),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_a_quantised_base_trains_and_stays_as_it_is(
     assert torch.equal(read(Bank(small)).logits, bare)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_run_ends_with_the_same_bytes(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
@@ -111,7 +114,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert fingerprint(tmp_path / "parts" / "spam") == fingerprint(tmp_path / "whole" / "spam")
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRAINED)
 def test_an_adapter_of_a_pretrained_base_learns(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
