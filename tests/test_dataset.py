@@ -65,7 +65,10 @@ def test_each_row_is_tokenised_once_from_fit_to_verdict(
 def test_each_row_is_normalised_once_in_each_search_for_leaks(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One search among the rows, and one in all that training may read."""
+    """One search among the rows, and one in all that training may read.
+
+    Training and validation rows are normalised once more for the digests in the card.
+    """
     made = declared(make_rows(100), epochs=1)
     counted: Counter[str] = Counter()
 
@@ -76,9 +79,10 @@ def test_each_row_is_normalised_once_in_each_search_for_leaks(
     monkeypatch.setattr("lora_domains.data.identity.normalise", counting)
     model = model_in(tmp_path, tiny_base)
     model.fit(made)
-    assert set(counted.values()) == {1}
+    fitted = dict(counted)
+    assert set(fitted.values()) == {1, 2}
     model.evaluate(made, suite=SUITE)
-    assert set(counted.values()) == {1, 2}
+    assert {counted[text] - fitted.get(text, 0) for text in counted} <= {0, 1}
 
 
 def test_general_text_is_normalised_once_beside_the_rows(

@@ -14,7 +14,7 @@ from html import unescape
 from pathlib import Path
 
 from lora_domains.atomic import write_text
-from lora_domains.errors import AdapterError
+from lora_domains.errors import AdapterError, EmptyCell
 from lora_domains.tasks import Example, Row, Task, columns_in, text_of
 from lora_domains.verdict.ledger import LEDGER
 
@@ -151,7 +151,7 @@ def texts_and_labels(
     """
     columns = sorted(set(columns_in(task.template)) or set(task.input_columns))
     by_id = {row.id: row for row in rows}
-    texts = {name: [text_of(by_id[e.id], name) for e in examples] for name in columns}
+    texts = {name: [_text_in(by_id[e.id], name) for e in examples] for name in columns}
     longest = max(columns, key=lambda name: sum(map(len, set(texts[name]))))
     known: dict[str, tuple[str, ...]] = {}
     for text, example in zip(texts[longest], examples, strict=True):
@@ -160,6 +160,14 @@ def texts_and_labels(
         else:
             known[example.id] = text, example.answer, *example.choices
     return known
+
+
+def _text_in(row: Row, column: str) -> str:
+    """The text in ``column``; "" where the cell is empty, as one of several columns may be."""
+    try:
+        return text_of(row, column)
+    except EmptyCell:
+        return ""
 
 
 # ── Digests ─────────────────────────────────────────────────────────────────────────────────────

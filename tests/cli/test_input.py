@@ -9,6 +9,7 @@ import pytest
 from conftest import make_rows
 from support.commands import FAST, run, write
 
+from lora_domains.data.identity import open_project
 from lora_domains.report.card import Card
 
 GOOD = make_rows(40)
@@ -158,6 +159,8 @@ def test_a_full_disk_leaves_no_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     import errno
+
+    open_project()  # its key is written before training; here the disk is full afterwards
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

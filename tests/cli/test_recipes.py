@@ -8,10 +8,12 @@ import pytest
 from conftest import ROOT
 
 from lora_domains.cli import recipes
+from lora_domains.data.identity import FOLDER
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain
 from lora_domains.report.card import Card
 from lora_domains.tasks import Classification
+from lora_domains.verdict.ledger import LEDGER
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
@@ -50,7 +52,7 @@ def test_a_recipe_leaves_its_test_rows_alone_on_request(
     runpy.run_path(str(RECIPES[0]), run_name="__main__")
     assert Card.read(tmp_path / RECIPES[0].stem).adapter.verdict is None
     assert "validation rows, which chose the epoch: no verdict" in capsys.readouterr().out
-    assert list(project.iterdir()) == []
+    assert not (project / FOLDER / LEDGER).exists()
 
 
 def test_the_help_of_a_recipe_shows_an_example(

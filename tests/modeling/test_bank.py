@@ -12,7 +12,7 @@ from support.adapters import IDS, TOLERANCE, logits, save, strong
 from torch import nn
 
 from lora_domains import DomainModel
-from lora_domains.adapters import config
+from lora_domains.adapters import config, peft
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import UsageError
 from lora_domains.modeling.bank import Bank
@@ -174,8 +174,8 @@ def test_the_tensors_of_the_last_few_configs_are_cached(
         save(tmp_path / f"a{rank}", strong(base, f"a{rank}", rank=rank), base) for rank in (2, 3, 5)
     ]
     built: list[object] = []
-    skeleton = config.skeleton
-    monkeypatch.setattr(config, "skeleton", lambda *args: (built.append(args), skeleton(*args))[1])
+    skeleton = peft.skeleton
+    monkeypatch.setattr(peft, "skeleton", lambda *args: (built.append(args), skeleton(*args))[1])
     monkeypatch.setattr(config, "CACHED", 2)
     for folder in (folders[0], folders[0], folders[1], folders[0]):
         load_adapter(folder, base)
