@@ -48,7 +48,7 @@ def foreign_card(adapter: Adapter, base: Base, domain: Domain, prepared: Prepare
     entry = AdapterEntry(
         domain=domain.name,
         path=adapter.name,
-        sha256=fingerprint(_folder_of(adapter)),
+        sha256=fingerprint(adapter.folder),
         trained_elsewhere=True,
         settings={key: settings[key] for key in kept},
         data={split: prepared.digests[split] for split in ("train", "validation", "test")
@@ -80,7 +80,7 @@ def save_evaluation(
     own folder is not touched, unless it is that very folder: then card and items are added to it,
     and nothing else in it changes. Raises AdapterError where another adapter has that name.
     """
-    source, target = _folder_of(adapter), out / adapter.name
+    source, target = adapter.folder, out / adapter.name
     if target.resolve() == source.resolve():
         for name, text in card_files(card, readme, items).items():
             if name != README:  # its author may have written one
@@ -98,17 +98,6 @@ def save_evaluation(
             shutil.copyfile(source / name, fresh / name)
         write_card(fresh, card, readme, items)
     return target
-
-
-def _folder_of(adapter: Adapter) -> Path:
-    if adapter.path is None:
-        raise AdapterError(
-            where=adapter.name,
-            expected="an adapter loaded from a folder",
-            found="one that was never saved",
-            hint="Save it with PEFT, and load its folder.",
-        )
-    return adapter.path
 
 
 def _check(adapter: Adapter, domain: Domain, prepared: Prepared) -> None:

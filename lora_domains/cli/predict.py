@@ -144,9 +144,11 @@ def _questions(
             found="both",
             hint="Omit one.",
         )
-    if flags.texts or task is None:
-        for n, text in enumerate(flags.texts if task else ()):
-            task.to_predict(text, n)  # type: ignore[union-attr]
+    if task is None:
+        return [Question({"text": text}, text) for text in flags.texts]
+    if flags.texts:
+        for n, text in enumerate(flags.texts):
+            task.to_predict(text, n)  # refuses what cannot be answered
         return [Question({"text": text}, text) for text in flags.texts]
     task.check_predictable()
     if flags.input:

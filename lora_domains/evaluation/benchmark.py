@@ -26,7 +26,7 @@ from lora_domains.evaluation.contenders import (
     scored_rows,
 )
 from lora_domains.evaluation.items import Items
-from lora_domains.evaluation.scorer import Scorer, saved_folder
+from lora_domains.evaluation.scorer import Scorer
 from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import (
     Evaluated,
@@ -211,7 +211,7 @@ def _stored_items(scorer: Scorer, name: str, entry: AdapterEntry, suite: Suite) 
             f"{name}: {suite.name} was not checked for leaks into its training rows; pass its "
             "recipe with --domains."
         )
-    items = read_items(saved_folder(scorer.bank, name))
+    items = read_items(scorer.bank[name].folder)
     return [item for item in items if item["set"] in ("validation", "test", "train")]
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
-from lora_domains.errors import UsageError
 from lora_domains.evaluation.store import Store
 from lora_domains.inference.likelihoods import drift
 from lora_domains.inference.scores import Score, Scores, model_scores
@@ -52,19 +51,6 @@ class Part:
             digest.update(repr(tokens).encode())
             digest.update(example.answer.encode())
         return digest.hexdigest()
-
-
-def saved_folder(bank: Bank, name: str) -> Path:
-    """The folder that the adapter ``name`` was loaded from; raises UsageError without one."""
-    path = bank[name].path
-    if path is None:
-        raise UsageError(
-            where=name,
-            expected="an adapter loaded from a folder",
-            found="one that was never saved",
-            hint="Save it first: its scores are stored under the digest of its files.",
-        )
-    return path
 
 
 class Scorer:
@@ -141,7 +127,7 @@ class Scorer:
             record = self.bank.base.record()
             key = "/".join(str(record[name]) for name in ("identity", "dtype", "quantization"))
             if contender is not None:
-                key += f"/{fingerprint(saved_folder(self.bank, contender))}"
+                key += f"/{fingerprint(self.bank[contender].folder)}"
             self._keys[contender] = key
         return self._keys[contender]
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_domains.errors import AdapterError
 from lora_domains.modeling.heads import Head
 from lora_domains.report.card import Card
 
@@ -47,6 +48,18 @@ class Adapter:
     head: Head | None = None
     flat: Tensor | None = None
     """The buffer of ``flatten`` that ``weights`` are views of, where there is one."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that it was loaded from; raises AdapterError for one that was never saved."""
+        if self.path is None:
+            raise AdapterError(
+                where=self.name,
+                expected="an adapter loaded from a folder",
+                found="one that was never saved",
+                hint="Save it, and load its folder: scores belong to the digest of its files.",
+            )
+        return self.path
 
 
 # ── The flat buffer ─────────────────────────────────────────────────────────────────────────────

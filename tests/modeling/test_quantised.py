@@ -83,6 +83,15 @@ BEFORE: dict[str, Callable[[Base], object]] = {
 }  # fmt: skip
 
 
+def check_step(small: Base, plain: Base) -> None:
+    """A training step on ``small`` has the logits and gradients of one on ``plain``."""
+    logits, grads = step(small)
+    wanted_logits, wanted = step(plain)
+    assert F.cosine_similarity(grads, wanted, dim=0) >= 0.999
+    assert grads.norm() == pytest.approx(float(wanted.norm()), rel=0.02)
+    assert F.cosine_similarity(logits.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("before", BEFORE)
 def test_gradients_equal_those_of_the_dequantised_weights(
@@ -91,11 +100,7 @@ def test_gradients_equal_those_of_the_dequantised_weights(
     small = load_base(folder, device="cpu", quantization=kind)
     plain = dequantised(small, folder)
     BEFORE[before](small)
-    logits, grads = step(small)
-    wanted_logits, wanted = step(plain)
-    assert F.cosine_similarity(grads, wanted, dim=0) >= 0.999
-    assert grads.norm() == pytest.approx(float(wanted.norm()), rel=0.02)
-    assert F.cosine_similarity(logits.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
+    check_step(small, plain)
 
 
 def test_nf4_on_a_cpu_repacks_its_weights_without_the_fix(
@@ -162,11 +167,7 @@ def test_a_base_that_is_stored_quantised_has_right_gradients(
     assert small.quantization == small.record()["quantization"] == kind
     plain = dequantised(small, folder)
     BEFORE[before](small)
-    logits, grads = step(small)
-    wanted_logits, wanted = step(plain)
-    assert F.cosine_similarity(grads, wanted, dim=0) >= 0.999
-    assert grads.norm() == pytest.approx(float(wanted.norm()), rel=0.02)
-    assert F.cosine_similarity(logits.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
+    check_step(small, plain)
 
 
 def test_the_size_of_a_stored_quantised_base_is_known(stored: tuple[Any, Path]) -> None:
