@@ -80,6 +80,7 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     title(console, f"On {n:,} test rows")
     console.print(_scores(entry.domain_scores))
     if entry.without_near_leaks:
+        console.print()
         line(console, without_near_leaks(entry))
         console.print(_scores(entry.without_near_leaks))
     line(console, losses(entry))
