@@ -45,6 +45,8 @@ from lora_domains.report.card import CARD, Card
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes of weights, by their safetensors names."""
+LORA = (".lora_A.weight", ".lora_B.weight")
+"""How the names of the two tensors of a linear end."""
 
 
 def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapter:
@@ -97,8 +99,7 @@ def _read(
     _check_finite(stored, folder)
     names = {linear: stored_name(linear, base, config) for linear in scales}
     weights = {
-        linear: (stored[f"{name}.lora_A.weight"], stored[f"{name}.lora_B.weight"])
-        for linear, name in names.items()
+        linear: (stored[name + LORA[0]], stored[name + LORA[1]]) for linear, name in names.items()
     }
     flat, own = flatten(weights, pinned=base.device.type == "cuda")
     head: Head | None = None
@@ -193,14 +194,13 @@ def _tensors(folder: Path, pages: bytes | mmap) -> dict[str, Tensor]:
             found=str(error).splitlines()[0],
             hint="Copy the file again; it may have been cut off.",
         ) from None
-    data = torch.frombuffer(pages, dtype=torch.uint8)
     return {
-        name: _view(data, entry, f"{folder.name}, {name}")
+        name: _view(pages, entry, f"{folder.name}, {name}")
         for name, entry in read_header(folder / WEIGHTS).items()
     }  # fmt: skip
 
 
-def _view(data: Tensor, entry: HeaderEntry, where: str) -> Tensor:
+def _view(pages: bytes | mmap, entry: HeaderEntry, where: str) -> Tensor:
     if entry.info.dtype not in FLOATS:
         raise AdapterCorrupt(
             where=where,
@@ -208,10 +208,14 @@ def _view(data: Tensor, entry: HeaderEntry, where: str) -> Tensor:
             found=entry.info.dtype,
             hint="Save it again from PEFT.",
         )
-    dtype, part = FLOATS[entry.info.dtype], data[entry.start : entry.stop]
-    if part.storage_offset() % dtype.itemsize:
-        part = part.clone()  # the format allows unaligned tensors
-    return part.view(dtype).view(entry.info.shape)
+    dtype, shape = FLOATS[entry.info.dtype], entry.info.shape
+    if entry.start == entry.stop:
+        return torch.empty(shape, dtype=dtype)
+    if entry.start % dtype.itemsize:  # the format allows unaligned tensors
+        data = torch.frombuffer(pages, dtype=torch.uint8)[entry.start : entry.stop]
+        return data.clone().view(dtype).view(shape)
+    size = (entry.stop - entry.start) // dtype.itemsize
+    return torch.frombuffer(pages, dtype=dtype, count=size, offset=entry.start).view(shape)
 
 
 def _drop_base_weights(stored: dict[str, Tensor], base: Base, linears: Iterable[str]) -> None:
@@ -220,6 +224,8 @@ def _drop_base_weights(stored: dict[str, Tensor], base: Base, linears: Iterable[
     It also saves them when told to, or when it cannot see whether they were resized. A weight that
     differs stays in ``stored``, and is refused as unexpected.
     """
+    if all(key.endswith(LORA) for key in stored):
+        return
     layers = {f"{PREFIX}{linear}.base_layer.weight": linear for linear in linears}
     embeddings = [base.model.get_input_embeddings()]
     if base.language_head:

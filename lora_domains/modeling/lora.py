@@ -93,24 +93,24 @@ def flatten(weights: Weights, pinned: bool = False) -> tuple[Tensor, Weights]:
     """
     size = sum(a.numel() + b.numel() for a, b in weights.values())
     flat = torch.empty(size, dtype=torch.float32, pin_memory=pinned)
-    views = _views(flat, weights)
+    views = _views(flat, weights, grouped(weights))
     for linear, (a, b) in weights.items():
         views[linear][0].copy_(a)
         views[linear][1].copy_(b)
-    return flat, {linear: views[linear] for linear in weights}
+    return flat, views
 
 
-def _views(flat: Tensor, weights: Weights) -> Weights:
-    """Views of ``flat`` with the names and shapes of ``weights``."""
-    views: dict[str, list[Tensor]] = {linear: [] for linear in weights}
-    offset = 0
-    for linears in grouped(weights).values():
-        for part in (0, 1):
-            for linear in linears:
-                shape = weights[linear][part].shape
-                views[linear].append(flat[offset : offset + shape.numel()].view(shape))
-                offset += shape.numel()
-    return {linear: (a, b) for linear, (a, b) in views.items()}
+def _views(flat: Tensor, weights: Weights, groups: Mapping[str, list[str]]) -> Weights:
+    """Views of ``flat`` with the names and shapes of ``weights``, which form ``groups``."""
+    places = [
+        (linear, part) for linears in groups.values() for part in (0, 1) for linear in linears
+    ]
+    shapes = [weights[linear][part].shape for linear, part in places]
+    parts = torch.split(flat, [shape.numel() for shape in shapes])
+    views = {
+        place: part.view(shape) for place, shape, part in zip(places, shapes, parts, strict=True)
+    }
+    return {linear: (views[linear, 0], views[linear, 1]) for linear in weights}
 
 
 # ── Serving and training ────────────────────────────────────────────────────────────────────────
@@ -171,7 +171,8 @@ def load_frozen(
 
     ``weights`` gives the shapes, in the order that ``flatten`` was given.
     """
-    views, groups = _views(flat, weights), grouped(weights)
+    groups = grouped(weights)
+    views = _views(flat, weights, groups)
     loaded: dict[str, FrozenLora | TrainableLora] = {}
     for group, linears in groups.items():
         first = views[linears[0]][0]
