@@ -110,15 +110,15 @@ class Domain:
 
     @property
     def thresholds(self) -> dict[str, float | None]:
-        """The thresholds by gate. The target of a threshold (``target_recall``) is the floor of its
-        gate, unless ``gates`` sets another than the default."""
+        """The thresholds by gate. ``target_recall`` is also the floor of the gate on recall, unless
+        ``gates`` sets a floor other than the default; likewise ``target_precision``."""
         own, default = self.gates.record(), Gates().record()
         floors = {name: target for name, target in self.task.targets.items()
                   if own[name] == default[name]}  # fmt: skip
         return own | floors
 
     def digest(self) -> str:
-        """sha256 of the declaration; of files it covers the name, of rows in memory the number."""
+        """sha256 of the declaration. A file counts by its name, rows in memory by their number."""
         data = _data_record(self.data, lambda path: Path(path).name)
         # A floor that is the target says the same as none.
         default = {name: getattr(Gates(), name) for name, target in self.task.targets.items()

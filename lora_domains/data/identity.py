@@ -205,9 +205,9 @@ def digest_key(folder: Path) -> bytes:
 
 
 def project_folder() -> Path:
-    """The nearest parent of the working folder with ``.git`` or ``pyproject.toml``, or itself.
+    """The working folder or its nearest parent with ``.git`` or ``pyproject.toml``.
 
-    Without one it is the working folder. LORA_DOMAINS_PROJECT names another.
+    Where there is none, the working folder. LORA_DOMAINS_PROJECT names another.
     """
     if named := os.environ.get(PROJECT_VARIABLE):
         return Path(named)

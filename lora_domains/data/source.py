@@ -81,7 +81,7 @@ class Data:
     slices: tuple[str, ...] = ()
     """Columns whose values get scores of their own."""
     drop_leaks: bool = False
-    """Whether training and validation rows that are also test rows are dropped or an error."""
+    """Drop training and validation rows that are also test rows; if False, they are an error."""
     limit: int | None = None
     """The most rows of each split, sampled with the seed, classes in proportion."""
     row: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -77,7 +77,7 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
 
 
 def prepare_linears(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Compute 4-bit products in ``dtype`` and, on a CPU, without repacked weights.
+    """Set the compute dtype of 4-bit linears, and on a CPU keep their weights from being repacked.
 
     bitsandbytes repacks nf4 weights in place on CPUs with AVX512-BF16: after any evaluation forward
     they give wrong gradients and a wrong ``state_dict`` with a normal-looking loss (0.50.2).

@@ -73,8 +73,8 @@ class Single:
 class Mixed:
     """An adapter, or the base (None), for each row.
 
-    In a batch of a multiple of the rows, each row is repeated in place, as for beams and several
-    return sequences.
+    A batch of k times as many rows has the k copies of each row side by side, as beams and several
+    return sequences do.
     """
 
     def __init__(self, rows: Sequence[LoadedAdapter | None], device: torch.device) -> None:

@@ -45,9 +45,9 @@ ADVICE = {
 
 
 def conclusion(entry: AdapterEntry, since: Fields | None = None) -> str:
-    """Whether the adapter beats the best of what is cheaper, what that costs, and what to do.
+    """Whether the adapter beats the base and the best baseline, what it lost, and what to do.
 
-    ``since`` is that of the report, where older adapters are compared with.
+    ``since`` is what changed from older adapters, where the report compares with some.
     """
     if not entry.gates:
         return f"{entry.path} has not been evaluated: there is no verdict."

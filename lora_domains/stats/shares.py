@@ -20,7 +20,7 @@ class Share(NamedTuple):
     n: float
     level: float
     effect: float = 1.0
-    """Items that say as much as one independent item."""
+    """Design effect: how many of the grouped items equal one independent item."""
 
     @property
     def bounds(self) -> Bounds:

@@ -29,8 +29,8 @@ LISTED = 40
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """The token ids of one example. ``answer`` ends with EOS; ``choices`` do not, unless one
-    of them begins another.
+    """The token ids of one example. ``answer`` ends with EOS; ``choices`` have no EOS, unless one
+    of them is a prefix of another.
 
     In a masked text, ``masked`` are positions in ``prompt`` and ``answer`` holds the tokens that
     the masks replace.

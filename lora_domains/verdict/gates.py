@@ -256,7 +256,7 @@ class Gates:
         return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     def hashed(self) -> dict[str, float | None]:
-        """The thresholds for a digest; renamed fields keep the names they had in the first digest.
+        """The thresholds for a digest, with the field names of the first release: old digests hold.
 
         A threshold that was added later counts where it differs from its gate's default, so adding
         one changes no digest.

@@ -5,8 +5,8 @@ set therefore has a budget of error, ``ALPHA``, for a number of adapters that is
 first evaluated: each of k adapters is held to one-sided bounds at 1 - ALPHA / k (Bonferroni), and
 after them none can pass. ``benchmarks/verdict/budget.py`` simulates what this covers.
 
-``evaluations.jsonl`` is append-only, one JSON object a line. A set of rows is written once, each
-evaluation of it before its figures are shown, and the verdict after them:
+``evaluations.jsonl`` is append-only, one JSON object a line: one for a set of rows, one for each
+evaluation, written before its figures are shown, and one for its verdict:
 
     {"test_set": id, "rows": "DIGEST DIGEST …", "key": fingerprint, "budget": 5, "previous": …}
     {"adapter": sha256, "test_set": id, "scored": digest, "declared": digest, "domain": …,

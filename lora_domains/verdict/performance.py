@@ -59,7 +59,7 @@ def judge_gain(evidence: Evidence, _: float) -> GateResult:
 def gain(metric: Metric, rivals: Mapping[str, Comparison]) -> GateResult:
     """The adapter beats every one of ``rivals`` on the same items.
 
-    ``rivals`` are comparisons by the rival's label, which is in the place of the base. The result
+    ``rivals`` are comparisons by the rival's label, whose ``base`` is the rival's score. The result
     shown is the worst of them, or the narrowest: all must pass.
     """
     sense = "above" if metric.higher_is_better else "below"
@@ -117,13 +117,14 @@ def _share_of_positives(
         evidence.level,
     )
     result = judge_share(name, share, len(counted), floor, unit, evidence.level)
-    if min(len(counted), int(true.sum())) < LEAST_POSITIVES:
-        return undecided(result, f"Fewer than {LEAST_POSITIVES} {unit} do not decide it.")
+    for number, what in ((int(true.sum()), "positives"), (len(counted), unit)):
+        if number < LEAST_POSITIVES:
+            return undecided(result, f"Fewer than {LEAST_POSITIVES} {what} do not decide it.")
     return result
 
 
 def kept(metric: Metric, compared: Comparison, rival: str) -> GateResult:
-    """``metric`` is not clearly below that of ``rival``, which is in the place of the base.
+    """``metric`` is not clearly below that of ``rival``, whose score is ``compared.base``.
 
     For a comparison of two adapters: a better score may hide that fewer positives are found.
     """
