@@ -11,13 +11,13 @@ Domain(
 import importlib.util
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
+from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from lora_domains.data.source import Data, Hub, Source
+from lora_domains.data.source import Data, data_record
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Task, hashed_record, task_record
 from lora_domains.verdict.gates import Gates
@@ -25,8 +25,6 @@ from lora_domains.verdict.metrics import METRICS, reported
 
 RETENTION = ["auto", "replay", "kl", "none"]
 """Retention methods by name; ``training.retention`` defines them and appends others."""
-READING = ("delimiter", "encoding", "drop_empty", "drop_long", "merge_labels")
-"""Settings of how rows are read and which are dropped."""
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -119,7 +117,7 @@ class Domain:
 
     def digest(self) -> str:
         """sha256 of the declaration. A file counts by its name, rows in memory by their number."""
-        data = _data_record(self.data, lambda path: Path(path).name)
+        data = data_record(self.data, lambda path: Path(path).name)
         # A floor that is the target says the same as none.
         default = {name: getattr(Gates(), name) for name, target in self.task.targets.items()
                    if getattr(self.gates, name) == target}  # fmt: skip
@@ -172,6 +170,7 @@ def _check_metric(domain: Domain) -> None:
 def _check_ranges(domain: Domain) -> None:
     lora, training = domain.lora, domain.training
     batch, length, share = training.batch_size, training.max_length, domain.prevalence
+    decay, clip, kl = training.weight_decay, training.clip, training.kl
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
@@ -180,15 +179,15 @@ def _check_ranges(domain: Domain) -> None:
         ("lr", training.lr, training.lr is None or 0 < training.lr < 1, "above 0, below 1"),
         ("batch_size", batch, batch is None or batch >= 1, "at least 1"),
         ("seed", training.seed, 0 <= training.seed < 2**31, "0 up to 2147483647"),
-        ("weight_decay", training.weight_decay, training.weight_decay >= 0, "0 or above"),
+        ("weight_decay", decay, 0 <= decay < inf, "0 or above, and finite"),
         ("max_length", length, length is None or length >= 8, "at least 8 tokens"),
         ("warmup", training.warmup, 0 <= training.warmup < 1, "0 up to, not including, 1"),
         ("patience", training.patience, training.patience >= 1, "at least 1"),
         ("retention", training.retention, training.retention in RETENTION, listed(RETENTION)),
-        ("kl", training.kl, training.kl > 0, "above 0 (retention='none' trains without it)"),
+        ("kl", kl, 0 < kl < inf, "above 0, and finite (retention='none' trains without it)"),
         ("replay", training.replay, 0 < training.replay <= 0.9, "above 0, at most .9"),
         ("general_rows", training.general_rows, training.general_rows >= 1, "at least 1"),
-        ("clip", training.clip, training.clip > 0, "above 0"),
+        ("clip", clip, 0 < clip < inf, "above 0, and finite"),
         (
             "prevalence",
             share,
@@ -207,30 +206,45 @@ def _check_ranges(domain: Domain) -> None:
             )
 
 
-def with_settings(domain: Domain, **settings: Any) -> Domain:
-    """``domain`` with its metric, prevalence, or settings of its LoRA, training or gates changed.
+PARTS = ("training", "lora", "gates", "task")
+"""The parts of a domain that hold settings."""
 
-    Settings go by their names. ``retention`` is the training method; the margin of the gate of
-    that name is set in ``Gates``. Raises UsageError for an unknown name.
+
+def with_settings(domain: Domain, **settings: Any) -> Domain:
+    """``domain`` with its metric, prevalence, or settings of its parts changed.
+
+    A setting of the training, LoRA or gates goes by its name (``lr``), any by that of its part too
+    (``training.lr``, ``task.label``). ``retention`` alone is the training method; the margin of the
+    gate is ``gates.retention``. Raises UsageError for an unknown name.
     """
-    parts: dict[str, Any] = {
-        "gates": domain.gates,
-        "lora": domain.lora,
-        "training": domain.training,
-    }
-    part_of = {f.name: part for part, value in parts.items() for f in fields(value)}
+    known = {name.rpartition(".")[2]: name for name in reversed(setting_types(domain))
+             if not name.startswith("task.")}  # fmt: skip
     whole = {name: settings.pop(name) for name in ("metric", "prevalence") if name in settings}
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     for name, value in settings.items():
-        if name not in part_of:
+        part, _, field_name = known.get(name, name).rpartition(".")
+        if part not in changes or (part != "task" and field_name not in known):
             raise UsageError(
                 expected="a setting of a domain",
                 found=repr(name),
-                hint=did_you_mean(name, [*part_of, "metric", "prevalence"]),
+                hint=did_you_mean(name, [*known, *whole, "metric", "prevalence"]),
             )
-        changes.setdefault(part_of[name], {})[name] = value
-    changed = {part: replace(parts[part], **new) for part, new in changes.items()}
+        changes[part][field_name] = value
+    task = changes.pop("task")
+    changed = {part: replace(getattr(domain, part), **new) for part, new in changes.items()}
+    if task:
+        changed["task"] = domain.task.with_options(**task)
     return replace(domain, **changed, **whole)
+
+
+def setting_types(domain: Domain) -> dict[str, Any]:
+    """The type of every setting in the parts of ``domain``, by names such as ``training.lr``."""
+    types: dict[str, Any] = {}
+    for part in PARTS:
+        value = getattr(domain, part)
+        hints = get_type_hints(type(value))
+        types |= {f"{part}.{setting.name}": hints[setting.name] for setting in fields(value)}
+    return types
 
 
 def load_domain(path: str | Path) -> Domain:
@@ -286,7 +300,7 @@ def as_record(domain: Domain) -> dict[str, Any]:
     """
     return {
         "task": _json(task_record(domain.task)),
-        "data": _data_record(domain.data, _relative),
+        "data": data_record(domain.data, _relative),
         "lora": _lora_record(domain.lora),
         "training": _training_record(domain.training),
         "gates": domain.thresholds,
@@ -294,40 +308,6 @@ def as_record(domain: Domain) -> dict[str, Any]:
         "metric": domain.metric,
         "prevalence": domain.prevalence,
     }
-
-
-def _data_record(data: Data, place: Callable[[str | Path], str]) -> dict[str, Any]:
-    """``data`` as JSON; ``place`` says how the path of a file is written."""
-    return {
-        "train": _source_record(data.train, place),
-        "validation": _source_record(data.validation, place),
-        "test": _source_record(data.test, place),
-        "general": _source_record(data.general, place),
-        "group": data.group,
-        "slices": list(data.slices),
-        "drop_leaks": data.drop_leaks,
-        "limit": data.limit,
-        "row": None if data.row is None else data.row.__qualname__,
-        # Later settings are stored where they are set, so that older digests stay.
-        **{name: value for name in READING if (value := getattr(data, name))},
-    }
-
-
-def _source_record(source: Source | None, place: Callable[[str | Path], str]) -> Any:
-    if source is None:
-        return None
-    if isinstance(source, Hub):
-        return {
-            "id": source.id,
-            "split": source.split,
-            "revision": source.revision,
-            "config": source.config,
-        }
-    if isinstance(source, str) and source.startswith(("hub:", "embedded:")):
-        return source
-    if isinstance(source, str | Path):
-        return place(source)
-    return f"{len(source)} rows in memory"
 
 
 def _relative(path: str | Path) -> str:

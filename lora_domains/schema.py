@@ -1,15 +1,18 @@
-"""Parsed JSON checked against a JSON schema, without a validator library.
+"""Values from outside: parsed JSON checked against a JSON schema, and text read as a type.
 
 Only the keywords of JSON Schema that the package's schemas use are known. An adapter loads in a few
 milliseconds: jsonschema takes at least five times as long for a card as this does, and
 fastjsonschema a third of a second in each process to compile the schema.
 """
 
+import json
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from contextlib import suppress
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 TYPES: Mapping[str, set[type]] = {
     "object": {dict}, "array": {list}, "string": {str}, "boolean": {bool}, "integer": {int},
@@ -141,3 +144,73 @@ def _unmet(value: Any, rule: Mapping[str, Any]) -> str | None:
             if keyword in rule and not holds(value, rule[keyword]):
                 return f"a number with {keyword} {rule[keyword]}"
     return None
+
+
+# ── Text read as the type of a setting ──────────────────────────────────────────────────────────
+
+WORDS: Mapping[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text",
+    tuple[str, ...]: "names with commas between them", Mapping[str, str]: "a JSON object of texts",
+    NoneType: "none",
+}  # fmt: skip
+"""The types that ``from_text`` reads, in words; it reads a ``Literal`` too."""
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """``text`` as a value of the type ``kind``, such as ``float | None``.
+
+    ``none`` is None where the type allows it. A text may be written as a JSON string, names with
+    commas in them as a JSON list; otherwise ``\\n`` in a text is a line break. Raises ValueError,
+    with what was expected, for other texts and other types.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    # Any text is a str, and a single name is one rather than a tuple.
+    lists = "," in text or text.startswith("[")
+    for one in sorted(kinds, key=lambda one: (one is str, one == tuple[str, ...])):
+        if not (one == tuple[str, ...] and str in kinds and not lists):
+            with suppress(ValueError, KeyError):
+                return _of_kind(text.strip(), one)
+    raise ValueError(" or ".join(_in_words(one) for one in kinds))
+
+
+def _of_kind(text: str, kind: Any) -> Any:
+    """``text`` as one type; raises ValueError or KeyError where it is of another."""
+    if kind is NoneType:
+        return {"none": None}[text.lower()]
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind in (int, float):
+        number = kind(text)
+        if math.isnan(number):
+            raise ValueError
+        return number
+    if get_origin(kind) is Literal:
+        return {str(one): one for one in get_args(kind)}[text]
+    if kind is str:
+        return _json_of(str, text) if text.startswith('"') else text.replace("\\n", "\n")
+    if kind == tuple[str, ...] and not text.startswith("["):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind == tuple[str, ...]:
+        return tuple(map(_text, _json_of(list, text)))
+    if kind == Mapping[str, str]:
+        return {name: _text(value) for name, value in _json_of(dict, text).items()}
+    raise ValueError
+
+
+def _json_of(kind: type, text: str) -> Any:
+    value = json.loads(text)
+    if not isinstance(value, kind):
+        raise ValueError
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return WORDS.get(kind, f"a {kind} of a recipe, which no text gives")

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.data.source import Data, Hub
+from lora_domains.data.source import READING, Data, Hub
 from lora_domains.domain import (
     NAME,
-    READING,
     Domain,
     Lora,
     Training,
@@ -72,6 +71,10 @@ def test_settings_are_changed_in_their_part() -> None:
     assert (changed.training.retention, changed.gates.retention) == ("none", 0.03)
     assert (changed.training.batch_size, changed.data) == (None, domain().data)
     assert with_settings(domain()) == domain()
+    named = {"training.lr": 0.1, "gates.retention": 0.1, "task.label": "kind"}
+    changed = with_settings(domain(), **named)
+    assert (changed.training.lr, changed.gates.retention) == (0.1, 0.1)
+    assert changed.task == Classification(positive="a", label="kind")
 
 
 @pytest.mark.parametrize(("name", "meant"), [("epoch", "epochs"), ("ranks", "rank"), ("lrr", "lr")])
@@ -101,6 +104,9 @@ BAD: list[tuple[str, Any]] = [
     ("seed", -1),
     ("seed", 2**31),
     ("weight_decay", -0.1),
+    ("weight_decay", float("inf")),
+    ("clip", float("inf")),
+    ("kl", float("inf")),
     ("max_length", 0),
 ]
 

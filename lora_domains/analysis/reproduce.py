@@ -9,8 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lora_domains.data.source import SPLITS, Data, Hub, Source
-from lora_domains.domain import READING, RETENTION, Domain, Lora, Training
+from lora_domains.data.source import READING, SPLITS, Data, Hub, Source
+from lora_domains.domain import RETENTION, Domain, Lora, Training
 from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, AdapterEntry, Card
 from lora_domains.tasks import task_from_record

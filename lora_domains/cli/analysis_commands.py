@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.cli.flags import (
     ADAPTERS,
-    Parser,
     add_adapter_argument,
     add_base_flags,
     add_column_flags,
@@ -19,13 +19,10 @@ from lora_domains.cli.flags import (
     add_out_flag,
     add_row_flags,
     add_training_flags,
-    add_verb,
-    check_no_file,
     configured,
-    domain_name,
-    numbers,
     run_flag_defaults,
 )
+from lora_domains.cli.parser import Parser, add_verb, check_no_file
 from lora_domains.cli.recipes import open_model
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
@@ -239,3 +236,13 @@ def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None
         training = settings["training"]
         domain = with_settings(domain, seed=training["seed"], max_length=training["max_length"])
     return configured(domain, argparse.Namespace(**vars(flags) | {"train": flags.rows}))
+
+
+def domain_name(file: Path) -> str:
+    """A domain name made from the name of a file."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-_") or "rows"
+
+
+def numbers(text: str) -> list[float]:
+    """An argument like ``0.5,1``."""
+    return [float(part) for part in text.split(",")]

@@ -10,14 +10,8 @@ from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.atomic import folders_with
-from lora_domains.cli.exits import EXIT
-from lora_domains.cli.flags import (
-    Parser,
-    add_adapter_argument,
-    add_out_flag,
-    add_report_flags,
-    add_verb,
-)
+from lora_domains.cli.flags import add_adapter_argument, add_out_flag, add_report_flags
+from lora_domains.cli.parser import EXIT, Parser, add_verb
 from lora_domains.console import Display
 from lora_domains.domain import check_name
 from lora_domains.errors import UsageError

@@ -7,16 +7,15 @@ from typing import Any
 
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import card_at, domain_of
-from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import (
     ADAPTERS,
     add_adapter_argument,
     add_base_flags,
     add_report_flags,
     add_run_flags,
-    add_verb,
     configured,
 )
+from lora_domains.cli.parser import EXIT, add_verb
 from lora_domains.cli.predict import add_predict
 from lora_domains.cli.recipes import fit_and_evaluate, open_model
 from lora_domains.console import Display

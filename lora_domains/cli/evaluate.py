@@ -8,7 +8,6 @@ from typing import Any
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.regressions import since_replaced
 from lora_domains.analysis.reproduce import domain_of
-from lora_domains.cli.exits import EXIT
 from lora_domains.cli.flags import (
     add_adapter_argument,
     add_base_flags,
@@ -17,10 +16,10 @@ from lora_domains.cli.flags import (
     add_out_flag,
     add_prevalence_flag,
     add_row_flags,
-    add_verb,
     configured,
     run_flag_defaults,
 )
+from lora_domains.cli.parser import EXIT, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read

@@ -1,95 +1,29 @@
-"""The parser, the flags that several verbs share, and the domain that they describe."""
+"""The flags that several verbs share, and the domain that they describe."""
 
 import argparse
-import re
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from difflib import get_close_matches
+from typing import Any
 
+from lora_domains.cli.parser import Parser
 from lora_domains.data.readers import read
 from lora_domains.data.source import SPLITS, Data, Reading
-from lora_domains.domain import RETENTION, Domain, with_settings
+from lora_domains.domain import RETENTION, Domain, setting_types, with_settings
 from lora_domains.errors import DataError, UsageError, did_you_mean
-from lora_domains.tasks import Task
+from lora_domains.schema import from_text
+from lora_domains.tasks import Classification
 
 ADAPTERS = "adapters"
 """The default folder of adapters."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of this package, a suggestion for unknown flags, and plain help."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs["allow_abbrev"] = False
-        kwargs["formatter_class"] = argparse.RawDescriptionHelpFormatter
-        super().__init__(**kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(
-            where=self.prog,
-            expected="flags as in --help",
-            found=message,
-            hint=f"See {self.prog} --help.",
-        )
-
-    def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """The parsed flags; raises UsageError for an unknown one."""
-        flags, unknown = self.parse_known_args(arguments)
-        if getattr(flags, "texts", None) is not None:
-            # argparse leaves texts after an option unparsed when none came before it.
-            flags.texts += [word for word in unknown if not word.startswith("-")]
-            unknown = [word for word in unknown if word.startswith("-")]
-        if unknown:
-            word = unknown[0].split("=")[0]
-            raise UsageError(
-                where=self.prog,
-                expected="known flags",
-                found=repr(word),
-                hint=did_you_mean(word, self._known_flags(flags)),
-            )
-        return flags
-
-    def _known_flags(self, flags: argparse.Namespace) -> set[str]:
-        """The flags of this parser and of the verb in ``flags``, which has its own parser."""
-        known = set(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                verb = action.choices.get(getattr(flags, "verb", ""))
-                known |= set(verb._option_string_actions) if verb else set()
-        return known
-
-
-def wrapped(text: str) -> str:
-    """``text`` for a terminal of 80 columns; an empty line separates paragraphs."""
-    return "\n\n".join(textwrap.fill(paragraph, 79) for paragraph in text.split("\n\n"))
-
-
-def add_verb(
-    verbs: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    summary: str,
-    description: str,
-    example: str,
-    usage: str,
-) -> Parser:
-    """Add a verb; ``summary`` is its line in the list of verbs, ``usage`` its required arguments.
-
-    ``description`` says what it does and what it writes. Its flags go into four groups: input,
-    training, evaluation and output.
-    """
-    parser: Parser = verbs.add_parser(
-        name,
-        help=summary,
-        usage=f"lora-domains {name} {usage}".rstrip(),
-        description=wrapped(description),
-        epilog=f"example:\n  {example}",
-    )
-    parser.set_defaults(run=run)
-    return parser
+SETTINGS = {
+    "epochs": "training.epochs", "lr": "training.lr", "retention": "training.retention",
+    "max_length": "training.max_length", "seed": "training.seed",
+    "gradient_checkpointing": "training.gradient_checkpointing", "rank": "lora.rank",
+    "text": "task.text", "label": "task.label", "positive": "task.positive", "head": "task.head",
+    "target_recall": "task.target_recall", "target_precision": "task.target_precision",
+}  # fmt: skip
+"""The settings of a domain's parts that have flags of their own, by flag."""
 
 
 # ── Flags that several verbs share ──────────────────────────────────────────────────────────────
@@ -157,6 +91,16 @@ def add_training_flags(group: Any) -> None:
     add("--max-length", type=int, metavar="N", help="most tokens of a row; default: the context of "
         "the base")  # fmt: skip
     add("--head", action="store_true", help="train a classification head; required on encoders")
+    add("--set", action="append", metavar="NAME=VALUE", help="another setting, such as "
+        f"training.warmup=0.1; may be repeated. Names: {', '.join(_without_a_flag())}, and "
+        "task.FIELD; see docs/training.md")  # fmt: skip
+
+
+def _without_a_flag() -> list[str]:
+    """The settings of every domain that only ``--set`` gives."""
+    domain = Domain("any", Classification(), Data())
+    names = [name for name in setting_types(domain) if not name.startswith("task.")]
+    return [name for name in names if name not in SETTINGS.values()]
 
 
 def add_metric_flag(group: Any) -> None:
@@ -237,11 +181,6 @@ def run_flag_defaults() -> dict[str, Any]:
     return vars(parser.parse_args([]))
 
 
-def numbers(text: str) -> list[float]:
-    """An argument like ``0.5,1``."""
-    return [float(part) for part in text.split(",")]
-
-
 # ── What they describe ──────────────────────────────────────────────────────────────────────────
 
 
@@ -249,26 +188,69 @@ def configured(domain: Domain, flags: argparse.Namespace, *, repeated: bool = Fa
     """``domain`` with the changes in ``flags``.
 
     ``repeated`` is for a run repeated from its card: files replace only where its rows are read
-    from, and they are split and sampled as before.
+    from, and they are split and sampled as before. Raises UsageError for a setting that is unknown
+    or given twice, DomainError for one out of range.
     """
-    settings = {
-        name: value
-        for name in ("epochs", "lr", "rank", "seed", "retention", "max_length")
-        if (value := getattr(flags, name)) is not None
-    }
-    if flags.gradient_checkpointing:
-        settings["gradient_checkpointing"] = True
+    data = _with_data_flags(domain.data, flags, repeated)
     # A recipe allows the text of its own rows to be shown, not that of the user's rows.
     own_rows = flags.train or flags.validation or flags.test
-    data = _with_data_flags(domain.data, flags, repeated)
-    return replace(
-        with_settings(domain, **settings),
-        data=data,
-        task=_with_task_flags(domain.task, data, flags),
+    shown = flags.show_text or (domain.show_text and not own_rows)
+    return with_settings(
+        replace(domain, data=data, show_text=shown),
         metric=flags.metric or domain.metric,
         prevalence=domain.prevalence if flags.prevalence is None else flags.prevalence,
-        show_text=flags.show_text or (domain.show_text and not own_rows),
+        **_settings(domain, data, flags),
     )
+
+
+def _settings(domain: Domain, data: Data, flags: argparse.Namespace) -> dict[str, Any]:
+    """The settings of ``domain`` that ``flags`` give, those of ``--set`` among them."""
+    given: dict[str, tuple[Any, str]] = {}
+    for flag, name in SETTINGS.items():
+        value = getattr(flags, flag)
+        if value is not None and value is not False:
+            given[name] = value, "--" + flag.replace("_", "-")
+    if flags.text:
+        given["task.text"] = columns(flags.text, data), "--text"
+    if flags.positive == "none":
+        given["task.positive"] = None, "--positive"
+    for assignment in flags.set or ():
+        name, value = parsed_setting(domain, assignment)
+        before, source = given.setdefault(name, (value, f"--set {assignment}"))
+        if value != before:
+            raise UsageError(
+                where=f"--set {assignment}",
+                expected=f"one value of {name}",
+                found=f"{before!r} from {source} as well",
+                hint="Leave one of them out.",
+            )
+    return {name: value for name, (value, _) in given.items()}
+
+
+def parsed_setting(domain: Domain, assignment: str) -> tuple[str, Any]:
+    """Name and value of a setting of ``domain`` in a text like ``training.warmup=0.1``.
+
+    Raises UsageError for an unknown name, or a value that is not of the setting's type.
+    """
+    (name, equals, text), types = assignment.partition("="), setting_types(domain)
+    if name not in types:
+        fault, found, hint = "a known setting", name, _meant(name, types)
+    elif not equals:
+        fault, found, hint = "NAME=VALUE", assignment, f"For example --set {name}=…"
+    else:
+        try:
+            return name, from_text(text, types[name])
+        except ValueError as error:
+            fault, found, hint = f"{name}: {error}", text, "See docs/training.md, Settings."
+    raise UsageError(where=f"--set {assignment}", expected=fault, found=repr(found), hint=hint)
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    """Which of the settings ``known`` are like ``name``, with or without its part."""
+    setting = {one: one.rpartition(".")[2] for one in known}
+    nearest = get_close_matches(name.rpartition(".")[2], setting.values(), 1)
+    meant = [one for one, last in setting.items() if last in nearest]
+    return f"Did you mean {' or '.join(map(repr, meant))}?" if meant else did_you_mean(name, known)
 
 
 def _with_data_flags(data: Data, flags: argparse.Namespace, repeated: bool) -> Data:
@@ -288,21 +270,22 @@ def _with_data_flags(data: Data, flags: argparse.Namespace, repeated: bool) -> D
     if flags.group:
         changes["group"] = flags.group
     if flags.slice:
-        changes["slices"] = columns(flags.slice, data)
+        slices = columns(flags.slice, data)
+        changes["slices"] = (slices,) if isinstance(slices, str) else slices
     if flags.limit is not None:
         changes["limit"] = flags.limit
     return replace(data, **changes)
 
 
-def columns(names: str, data: Data) -> tuple[str, ...]:
-    """The columns in a list like ``context,question``; a column's own name may have commas in it.
+def columns(names: str, data: Data) -> str | tuple[str, ...]:
+    """The column, or the columns in a list like ``context,question``.
 
-    Only then are the names of the columns read.
+    A column's own name may have commas in it; only then are the names of the columns read.
     """
     parts = names.split(",")
     source = data.train if data.train is not None else data.test
     if len(parts) == 1 or source is None or data.row is not None:
-        return tuple(part.strip() for part in parts)
+        return names.strip() if len(parts) == 1 else tuple(part.strip() for part in parts)
     try:
         known = read(source, "train", Reading(data.delimiter, data.encoding))[0].values
     except DataError:  # which is raised again when the rows are read
@@ -313,31 +296,12 @@ def columns(names: str, data: Data) -> tuple[str, ...]:
         size = next((n for n in longest if ",".join(parts[:n]).strip() in known), 1)
         found.append(",".join(parts[:size]).strip())
         parts = parts[size:]
-    return tuple(found)
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 def reading(flags: argparse.Namespace) -> Reading:
     """How files are read; raises UsageError for a delimiter of several characters."""
     return Reading(flags.delimiter and one_character(flags.delimiter), flags.encoding)
-
-
-def check_no_file(texts: Sequence[str]) -> None:
-    """Raise UsageError for a text that is the name of a file, whose name would be labelled."""
-    for text in texts:
-        if _is_file(text):
-            raise UsageError(
-                where=text,
-                expected="a text",
-                found="the name of a file",
-                hint=f"For the rows in it: lora-domains predict ADAPTER --input {text}",
-            )
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # too long a name, or a NUL character
-        return False
 
 
 def one_character(delimiter: str) -> str:
@@ -351,36 +315,3 @@ def one_character(delimiter: str) -> str:
             hint="For example --delimiter ';'",
         )
     return character
-
-
-def _with_task_flags(task: Task, data: Data, flags: argparse.Namespace) -> Task:
-    """``task`` with its columns, labels and head; raises UsageError for an option it lacks."""
-    options: dict[str, Any] = {}
-    if flags.text:
-        options["text"] = columns(flags.text, data)
-    if flags.label:
-        options["label"] = flags.label
-    if flags.positive:
-        options["positive"] = None if flags.positive == "none" else flags.positive
-    if flags.head:
-        options["head"] = True
-    for name in ("target_recall", "target_precision"):
-        if getattr(flags, name) is not None:
-            options[name] = getattr(flags, name)
-    return task.with_options(**options) if options else task
-
-
-def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
-    """The quantisation in ``flags``; raises UsageError for both flags."""
-    if flags.load_in_8bit and flags.load_in_4bit:
-        raise UsageError(
-            expected="one of --load-in-8bit and --load-in-4bit",
-            found="both",
-            hint="Omit one.",
-        )
-    return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
-
-
-def domain_name(file: Path) -> str:
-    """A domain name made from the name of a file."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-_") or "rows"

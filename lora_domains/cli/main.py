@@ -8,8 +8,7 @@ from lora_domains.cli.analysis_commands import add_analysis_commands
 from lora_domains.cli.card_commands import add_card_commands
 from lora_domains.cli.commands import add_commands, add_doctor
 from lora_domains.cli.evaluate import add_evaluate
-from lora_domains.cli.exits import guarded
-from lora_domains.cli.flags import Parser, wrapped
+from lora_domains.cli.parser import Parser, guarded, wrapped
 
 ABOUT = (
     "One LoRA adapter per domain on one frozen base, and a measured verdict on what each adapter "

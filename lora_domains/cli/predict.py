@@ -20,11 +20,10 @@ from lora_domains.cli.flags import (
     add_base_flags,
     add_out_flag,
     add_reading_flags,
-    add_verb,
-    check_no_file,
     columns,
     reading,
 )
+from lora_domains.cli.parser import add_verb, check_no_file
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.data.checks import all_errors, check_present

@@ -8,15 +8,16 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_domains.analysis.regressions import since_replaced
 from lora_domains.analysis.reproduce import base_of, same_bytes
-from lora_domains.cli.exits import guarded
-from lora_domains.cli.flags import Parser, add_run_flags, configured, quantization, wrapped
+from lora_domains.cli.flags import add_run_flags, configured
+from lora_domains.cli.parser import Parser, guarded, wrapped
 from lora_domains.console import Display
 from lora_domains.data.prepare import prepare
 from lora_domains.domain import Domain
+from lora_domains.errors import UsageError
 from lora_domains.probes.general_text import general_text
 from lora_domains.report import terminal
 from lora_domains.report.card import Card
@@ -132,6 +133,17 @@ def open_model(
     if card is not None:
         options |= _base_of(card, flags)
     return DomainModel.from_pretrained(**options, out=out or flags.out, display=display)
+
+
+def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
+    """The quantisation in ``flags``; raises UsageError for both flags."""
+    if flags.load_in_8bit and flags.load_in_4bit:
+        raise UsageError(
+            expected="one of --load-in-8bit and --load-in-4bit",
+            found="both",
+            hint="Omit one.",
+        )
+    return "8bit" if flags.load_in_8bit else "4bit" if flags.load_in_4bit else None
 
 
 def _base_of(card: Card, flags: argparse.Namespace) -> dict[str, Any]:

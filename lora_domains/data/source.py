@@ -108,6 +108,44 @@ class Data:
         return Data(source, source, source)
 
 
+READING = ("delimiter", "encoding", "drop_empty", "drop_long", "merge_labels")
+"""Settings of how rows are read and which are dropped."""
+
+
+def data_record(data: Data, place: Callable[[str | Path], str]) -> dict[str, Any]:
+    """``data`` as JSON; ``place`` says how the path of a file is written."""
+    return {
+        "train": _source_record(data.train, place),
+        "validation": _source_record(data.validation, place),
+        "test": _source_record(data.test, place),
+        "general": _source_record(data.general, place),
+        "group": data.group,
+        "slices": list(data.slices),
+        "drop_leaks": data.drop_leaks,
+        "limit": data.limit,
+        "row": None if data.row is None else data.row.__qualname__,
+        # Later settings are stored where they are set, so that older digests stay.
+        **{name: value for name in READING if (value := getattr(data, name))},
+    }
+
+
+def _source_record(source: Source | None, place: Callable[[str | Path], str]) -> Any:
+    if source is None:
+        return None
+    if isinstance(source, Hub):
+        return {
+            "id": source.id,
+            "split": source.split,
+            "revision": source.revision,
+            "config": source.config,
+        }
+    if isinstance(source, str) and source.startswith(("hub:", "embedded:")):
+        return source
+    if isinstance(source, str | Path):
+        return place(source)
+    return f"{len(source)} rows in memory"
+
+
 # ── What a file gives ────────────────────────────────────────────────────────────────────────────
 
 SHOWN = 5

@@ -7,10 +7,10 @@ scored. A kind of task is one subclass of :class:`Task` in its own file, marked 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from lora_domains.errors import DomainError, UsageError, listed
+from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
 from lora_domains.tasks.rows import Example, Row, columns_in, fill, literal_text, own_text, text_of
 
 LossUnit = Literal["label cross-entropy", "nats per answer token"]
@@ -184,16 +184,17 @@ class Task(ABC):
         return self.unlabelled(row)
 
     def with_options(self, **options: Any) -> Self:
-        """This task with options of the command line: columns, positive class, head, targets.
-
-        Raises UsageError where the kind has none of these.
-        """
-        raise UsageError(
-            expected="a classification recipe for --text, --label, --positive, --head and "
-            "--target-…",
-            found=self.kind,
-            hint="Change the recipe instead.",
-        )
+        """This task with fields replaced. Raises UsageError where the kind lacks one of them."""
+        known = [field.name for field in fields(self)]
+        for name in options:
+            if name not in known:
+                raise UsageError(
+                    where=f"setting task.{name}",
+                    expected=f"a setting of a {self.kind.replace('_', ' ')} task",
+                    found=repr(name),
+                    hint=did_you_mean(name, known),
+                )
+        return replace(self, **options)
 
 
 def positive_index(labels: Sequence[str], positive: str | None) -> int | None:

@@ -144,7 +144,7 @@ class Classification(Task):
         positive = options.get("positive", self.positive)
         if positive is None or "target_recall" in options or "target_precision" in options:
             reset |= {"target_recall": None, "target_precision": None}
-        return replace(self, **(reset | options))
+        return super().with_options(**(reset | options))
 
     def example(self, row: Row) -> Example:
         label = text_of(row, self.label).strip()

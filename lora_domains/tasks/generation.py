@@ -3,10 +3,13 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self, get_args
 
+from lora_domains.errors import DomainError, listed
 from lora_domains.tasks.base import Task, register
 from lora_domains.tasks.rows import Example, Row, fill, literal_text, own_text, prompt_from, text_of
+
+Judge = Literal["text", "number"]
 
 
 @register
@@ -22,12 +25,25 @@ class Generation(Task):
     answer: str = "answer"
     prompt: str | None = None
     max_new_tokens: int = 64
-    judge: Literal["text", "number"] = "text"
+    judge: Judge = "text"
     until: str = ""
 
     kind = "generation"
     scored_by = "text"
     metric = "token_f1"
+
+    def __post_init__(self) -> None:
+        for name, holds, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("judge", self.judge in get_args(Judge), listed(get_args(Judge))),
+        ):
+            if not holds:
+                raise DomainError(
+                    where=f"generation, setting {name!r}",
+                    expected=expected,
+                    found=repr(getattr(self, name)),
+                    hint="Change it in the recipe or on the command line.",
+                )
 
     @property
     def template(self) -> str:
@@ -39,6 +55,11 @@ class Generation(Task):
     @property
     def answer_column(self) -> str:
         return self.answer
+
+    def with_options(self, **options: Any) -> Self:
+        """This task with fields replaced; other columns drop ``prompt``, which names the former."""
+        reset = {"prompt": None} if options.keys() & {"text", "answer"} else {}
+        return super().with_options(**(reset | options))
 
     def example(self, row: Row) -> Example:
         answer = " " + text_of(row, self.answer).strip()

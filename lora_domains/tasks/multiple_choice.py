@@ -13,6 +13,7 @@ from lora_domains.tasks.rows import (
     fill,
     literal_text,
     own_text,
+    placeholder,
     plain_text,
 )
 
@@ -22,7 +23,8 @@ from lora_domains.tasks.rows import (
 class MultipleChoice(Task):
     """Questions with their own candidate answers, each scored as a continuation of the prompt.
 
-    ``answer`` holds the index of the correct choice, its letter (A, B, …) or its text. With
+    ``{question}`` in the prompt stands for the column ``question`` names. ``answer`` is the column
+    of the index of the correct choice, its letter (A, B, …) or its text. With
     ``per_token`` the log-likelihood of a candidate is divided by its number of tokens, so that
     long ones are not at a disadvantage (Brown et al. 2020, arXiv 2005.14165, section 2.4).
     """
@@ -41,11 +43,11 @@ class MultipleChoice(Task):
 
     @property
     def template(self) -> str:
-        return self.prompt
+        return self.prompt.replace("{question}", placeholder(self.question))
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        return (*columns_in(self.prompt), self.choices)
+        return (*columns_in(self.template), self.choices)
 
     @property
     def answer_column(self) -> str:
@@ -55,10 +57,10 @@ class MultipleChoice(Task):
         texts = self._candidates(row)
         choices = tuple(" " + text for text in texts)
         target = self._target(row, texts)
-        prompt = fill(self.prompt, row)
+        prompt = fill(self.template, row)
         return Example(
             row.id, prompt, choices[target], choices, target, place=row.place,
-            text=own_text(self.prompt, row), literal=literal_text(self.prompt),
+            text=own_text(self.template, row), literal=literal_text(self.template),
         )  # fmt: skip
 
     def _candidates(self, row: Row) -> list[str]:

@@ -8,19 +8,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from lora_domains.cli import recipes
-from lora_domains.cli.flags import Parser, add_run_flags, configured, domain_name
+from lora_domains.cli.analysis_commands import domain_name
+from lora_domains.cli.flags import SETTINGS, add_run_flags, configured
+from lora_domains.cli.parser import Parser
 from lora_domains.data.source import Data
-from lora_domains.domain import Domain
+from lora_domains.domain import Domain, as_record, setting_types, with_settings
 from lora_domains.errors import DomainError, UsageError
-from lora_domains.tasks import Classification, Generation
+from lora_domains.tasks import (
+    Classification,
+    Generation,
+    LanguageModelling,
+    MultipleChoice,
+    Task,
+)
 
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--target-recall": "0.9", "--target-precision": "0.8", "--max-length": "64",
           "--delimiter": "tab", "--prevalence": "0.05"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
-                           "--slice": "ward,sex", "--metric": "mcc"}  # fmt: skip
+                           "--slice": "ward,sex", "--metric": "mcc",
+                           "--set": "training.warmup=0.5"}  # fmt: skip
 
 
 def flags_of_a_run() -> list[argparse.Action]:
@@ -157,7 +167,7 @@ def test_a_task_without_a_label_column_takes_none() -> None:
     parser = Parser()
     add_run_flags(parser)
     recipe = Domain("spam", Generation(), Data("own.csv"))
-    with pytest.raises(UsageError, match="a classification recipe"):
+    with pytest.raises(UsageError, match="a setting of a generation task; found 'label'"):
         configured(recipe, parser.read(["--label", "kind"]))
 
 
@@ -175,7 +185,7 @@ def test_the_flag_for_a_head() -> None:
     headed = configured(Domain("x", Classification(), Data([])), flags)
     assert headed.task == Classification(label="kind", head=True)
     assert configured(headed, parser.read([])).task == headed.task  # a recipe's own stays
-    with pytest.raises(UsageError, match="--head"):
+    with pytest.raises(UsageError, match="'head'"):
         configured(Domain("x", Generation(), Data([])), parser.read(["--head"]))
     assert headed.digest() != replace(headed, task=Classification(label="kind")).digest()
 
@@ -187,7 +197,7 @@ def test_a_column_s_name_may_have_a_comma(tmp_path: Path) -> None:
     path.write_text('"Comment, if any",title,label\na,b,c\n', encoding="utf-8")
     domain = Domain("spam", Classification(), Data(path))
     for given, columns in (
-        ("Comment, if any", ("Comment, if any",)),
+        ("Comment, if any", "Comment, if any"),
         ("Comment, if any,title", ("Comment, if any", "title")),
         ("title,Comment, if any", ("title", "Comment, if any")),
         ("title, label", ("title", "label")),
@@ -204,3 +214,181 @@ def test_a_delimiter_is_one_character() -> None:
     assert configured(domain, parser.read(["--delimiter", "tab"])).data.delimiter == "\t"
     with pytest.raises(UsageError, match="one character"):
         configured(domain, parser.read(["--delimiter", "::"]))
+
+
+# ── --set ───────────────────────────────────────────────────────────────────────────────────────
+
+GIVEN: dict[str, tuple[str, Any]] = {
+    "training.epochs": ("3", 3),
+    "training.lr": ("1e-4", 1e-4),
+    "training.batch_size": ("none", None),
+    "training.warmup": (".1", 0.1),
+    "training.weight_decay": ("0.01", 0.01),
+    "training.clip": ("2", 2.0),
+    "training.patience": ("5", 5),
+    "training.retention": ("none", "none"),
+    "training.kl": ("0.25", 0.25),
+    "training.replay": ("0.5", 0.5),
+    "training.general_rows": ("2", 2),
+    "training.max_length": ("64", 64),
+    "training.gradient_checkpointing": ("TRUE", True),
+    "training.seed": ("7", 7),
+    "lora.rank": ("4", 4),
+    "lora.alpha": ("16", 16),
+    "lora.dropout": ("0.05", 0.05),
+    "lora.targets": ("q_proj, v_proj", ("q_proj", "v_proj")),
+    "lora.rslora": ("true", True),
+    "gates.retention": ("0.05", 0.05),
+    "gates.drift": ("0.5", 0.5),
+    "gates.recall": ("0.9", 0.9),
+    "gates.precision": ("0.7", 0.7),
+    "gates.slices": ("0.2", 0.2),
+    "gates.overfit": ("0.2", 0.2),
+    "gates.memorisation": ("0.6", 0.6),
+    "gates.calibration": ("0.1", 0.1),
+    "gates.evaluations": ("3", 3),
+}
+OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
+    (Classification(), {
+        "text": ('["a, b", "c"]', ("a, b", "c")),
+        "label": ("kind", "kind"),
+        "labels": ("ham,spam", ("ham", "spam")),
+        "positive": ('"none"', "none"),
+        "prompt": ("Mail: {text}\\nIs:", "Mail: {text}\nIs:"),
+        "wording": ('{"spam": "unwanted"}', {"spam": "unwanted"}),
+        "head": ("true", True),
+        "target_recall": ("0.9", 0.9),
+        "target_precision": ("0.9", 0.9),
+    }),
+    (Generation(), {
+        "text": ("q", "q"),
+        "answer": ("a", "a"),
+        "prompt": ("Q={question}", "Q={question}"),
+        "max_new_tokens": ("9", 9),
+        "judge": ("number", "number"),
+        "until": ("\\n\\n", "\n\n"),
+    }),
+    (MultipleChoice(), {
+        "question": ("q", "q"),
+        "choices": ("c", "c"),
+        "answer": ("a", "a"),
+        "prompt": ("{question} So:", "{question} So:"),
+        "per_token": ("true", True),
+    }),
+    (LanguageModelling(), {"text": ("words", "words")}),
+]  # fmt: skip
+
+
+def set_to(domain: Domain, *assignments: str) -> Domain:
+    parser = Parser()
+    add_run_flags(parser)
+    words = [word for assignment in assignments for word in ("--set", assignment)]
+    return configured(domain, parser.read(words))
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_setting_given_by_name_is_that_set_in_python(name: str) -> None:
+    text, value = GIVEN[name]
+    domain = Domain("spam", Classification(positive="spam"), Data("own.csv"))
+    part, _, field = name.partition(".")
+    declared = replace(domain, **{part: replace(getattr(domain, part), **{field: value})})
+    given = set_to(domain, f"{name}={text}")
+    assert given == declared
+    assert type(getattr(getattr(given, part), field)) is type(value)
+    # The card, and what resuming compares.
+    assert (as_record(given), given.digest()) == (as_record(declared), declared.digest())
+    assert set_to(given) == given
+
+
+@pytest.mark.parametrize(("task", "given"), OF_TASKS, ids=lambda one: getattr(one, "kind", ""))
+def test_a_setting_of_any_kind_of_task(task: Task, given: dict[str, tuple[str, Any]]) -> None:
+    domain = Domain("spam", task, Data("own.csv"))
+    assert set(setting_types(domain)) == {*GIVEN, *(f"task.{name}" for name in given)}
+    for name, (text, value) in given.items():
+        if name.startswith("target"):
+            domain = replace(domain, task=task.with_options(positive="spam"))
+        wanted = replace(domain.task, **{name: value})
+        assert set_to(domain, f"task.{name}={text}").task == wanted
+
+
+@pytest.mark.parametrize("task", [task for task, _ in OF_TASKS], ids=lambda task: task.kind)
+def test_every_setting_is_documented(task: Task) -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    domain = Domain("spam", task, Data("own.csv"))
+    assert [name for name in setting_types(domain) if f"`{name}`" not in text] == []
+    flags = {"--" + flag.replace("_", "-") for flag in SETTINGS}
+    assert [flag for flag in flags if f"`{flag}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("warmup=.1", "Did you mean 'training.warmup'"),
+        ("training.warmpu=.1", "Did you mean 'training.warmup'"),
+        ("lora.lr=1", "Did you mean 'training.lr'"),
+        ("retention=kl", "Did you mean 'training.retention' or 'gates.retention'"),
+        ("task.max_new_tokens=3", "Known: .*task.prompt"),
+        ("data.limit=3", "Known: .*training.epochs"),
+        ("training.warmup", "NAME=VALUE; found 'training.warmup'"),
+        ("training.epochs=2.5", "training.epochs: a whole number; found '2.5'"),
+        ("training.epochs=none", "training.epochs: a whole number; found 'none'"),
+        ("training.lr=fast", "training.lr: a number or none; found 'fast'"),
+        ("training.gradient_checkpointing=1", "checkpointing: true or false; found '1'"),
+        ("task.wording=spam", "task.wording: a JSON object of texts; found 'spam'"),
+        ('task.wording={"spam": 1}', "task.wording: a JSON object of texts"),
+        ('task.label="spam', "task.label: text; found '\"spam'"),
+        ("task.labels=[1, 2]", "task.labels: names with commas between them or none"),
+        ("training.warmup=2", "setting 'warmup': expected 0 up to, not including, 1; found 2.0"),
+        ("training.clip=inf", "setting 'clip': expected above 0, and finite"),
+        ("training.lr=nan", "training.lr: a number or none; found 'nan'"),
+        ("gates.recall=1", "setting 'recall'"),
+        ("task.target_recall=0.9", "a positive class"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(assignment: str, message: str) -> None:
+    domain = Domain("spam", Classification(), Data("own.csv"))
+    with pytest.raises((UsageError, DomainError), match=message):
+        set_to(domain, assignment)
+
+
+def test_a_choice_of_a_task_is_one_of_its_values() -> None:
+    domain = Domain("spam", Generation(), Data("own.csv"))
+    with pytest.raises(UsageError, match=r"task\.judge: one of text, number; found 'words'"):
+        set_to(domain, "task.judge=words")
+    with pytest.raises(DomainError, match="'max_new_tokens': expected at least 1; found 0"):
+        set_to(domain, "task.max_new_tokens=0")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr", "0.1", "--set", "training.lr=0.2"], "one value of training.lr; found 0.1 from "
+         "--lr as well"),
+        (["--set", "lora.rank=4", "--set", "lora.rank=8"], "found 4 from --set lora.rank=4"),
+        (["--head", "--set", "task.head=false"], "found True from --head"),
+        (["--positive", "none", "--set", "task.positive=spam"], "found None from --positive"),
+        (["--seed", "0", "--set", "training.seed=1"], "found 0 from --seed"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_contradicts_a_flag_is_refused(words: list[str], message: str) -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    domain = Domain("spam", Classification(), Data("own.csv"))
+    with pytest.raises(UsageError, match=message):
+        configured(domain, parser.read(words))
+
+
+def test_a_setting_that_says_what_a_flag_says_is_no_contradiction() -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    words = ["--lr", "0.1", "--text", "a,b", "--set", "training.lr=.1", "--set", "task.text=a,b"]
+    domain = Domain("spam", Classification(), Data("own.csv"))
+    assert configured(domain, parser.read(words)) == with_settings(
+        domain, lr=0.1, **{"task.text": ("a", "b")}
+    )
+
+
+def test_other_columns_of_a_generation_drop_its_prompt() -> None:
+    domain = Domain("spam", Generation(prompt="Q: {question}"), Data("own.csv"))
+    assert set_to(domain, "task.text=q").task == Generation(text="q")
+    assert set_to(domain, "task.until=.").task == Generation(prompt="Q: {question}", until=".")

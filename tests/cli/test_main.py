@@ -68,13 +68,32 @@ def test_required_flags_are_marked(
 WRONG = {
     "unknown flag": (("fit", "--epoch", "3"), "Did you mean '--epochs'"),
     "unknown flag with =": (("fit", "--trian=x"), "Did you mean '--train'"),
-    "unknown verb": (("fitt",), "fitt"),
+    "unknown flag before a missing one": (("export", "x", "--ou", "d"), "Did you mean '--out'"),
+    "unknown flag of no verb": (("--verison",), "Did you mean '--version'"),
+    "unknown setting": (("fit", "--name", "x", "--train", "t.csv", "--set", "training.warm=1"),
+                        "Did you mean 'training.warmup'"),
+    "unknown verb": (("fitt", "--epochs", "3"), "Did you mean 'fit'"),
+    "an argument too many": (("doctor", "now"), "no further argument"),
     "no verb": ((), "VERB"),
     "no number": (("fit", "--epochs", "many"), "invalid int value"),
     "nothing to fit": (("fit", "--name", "x"), "no --train"),
     "both": (("fit", "--name", "x", "--train", "t.csv", "--load-in-8bit", "--load-in-4bit"),
              "one of --load-in-8bit and --load-in-4bit"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_flag_of_any_verb_is_suggested(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(verb, "--hepl") == 2
+    assert "Did you mean '--help'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["fit", "learning-curve", "cross-validate"])
+def test_the_help_names_the_settings(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, verb)
+    assert all(name in text for name in ("--set NAME=VALUE", "training.patience", "lora.dropout"))
 
 
 @pytest.mark.parametrize(("arguments", "expected"), WRONG.values(), ids=WRONG)
@@ -107,7 +126,7 @@ def test_without_a_terminal_the_lines_are_plain(tmp_path: Path, tiny_base: Path)
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_what_the_terminal_cannot_show_is_substituted(encoding: str) -> None:
-    code = "import sys; from lora_domains.cli.exits import guarded; " \
+    code = "import sys; from lora_domains.cli.parser import guarded; " \
            "sys.exit(guarded(lambda: print('0.1 → 0.2') or 0))"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False,
                           env={**os.environ, "PYTHONIOENCODING": encoding})  # fmt: skip

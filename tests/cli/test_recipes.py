@@ -69,7 +69,12 @@ def test_recipes_refuse_unknown_flags_and_sources(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = {"embedded": Domain("spam", Classification(), Data("x.csv"))}
-    for arguments, expected in ((["--epoch", "1"], "'--epochs'"), (["--source", "hubb"], "hubb")):
+    for arguments, expected in (
+        (["--epoch", "1"], "'--epochs'"),
+        (["--source", "hubb"], "hubb"),
+        (["--set", "training.wramup=1"], "'training.warmup'"),
+        (["--set", "training.warmup=1"], "setting 'warmup'"),
+    ):
         with pytest.raises(SystemExit) as left:
             recipes.run_recipe(sources, arguments)
         assert left.value.code == 2

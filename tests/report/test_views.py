@@ -8,7 +8,7 @@ import pytest
 from support.folders import CARD, VALID_CARD, folder
 from support.items import general, table, text, train_like
 
-from lora_domains.cli.exits import EXIT
+from lora_domains.cli.parser import EXIT
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import INFORMS

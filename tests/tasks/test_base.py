@@ -92,5 +92,5 @@ def test_what_to_predict_is_a_text_or_a_row() -> None:
 
 @pytest.mark.parametrize("task", [MultipleChoice(), Generation(), LanguageModelling()])
 def test_options_of_labels_need_a_classification(task: Task) -> None:
-    with pytest.raises(UsageError, match="a classification recipe"):
+    with pytest.raises(UsageError, match=f"a setting of a {task.kind.replace('_', ' ')} task"):
         task.with_options(positive="a")

@@ -38,3 +38,13 @@ def test_multiple_choice_without_candidates(choices: object) -> None:
     with pytest.raises(DataError, match="two candidate answers") as caught:
         MultipleChoice().example(row(question="q", choices=choices, answer=0))
     assert SECRET not in str(caught.value)
+
+
+def test_the_column_of_the_question_may_have_another_name() -> None:
+    task = MultipleChoice(question="stem")
+    item = task.example(row(stem="Two and two?", choices=["3", "4"], answer=1))
+    assert task.input_columns == ("stem", "choices")
+    assert item.prompt == "Question: Two and two?\nAnswer:"
+    assert MultipleChoice("stem", prompt="{about}: {question}").input_columns[:2] == (
+        "about", "stem",
+    )  # fmt: skip

@@ -294,7 +294,7 @@ from pathlib import Path
 from lora_domains import Classification, Data, DomainModel, Domain
 from lora_domains.console import Display
 from lora_domains.domain import with_settings
-from lora_domains.cli.exits import guarded
+from lora_domains.cli.parser import guarded
 
 def main():
     rows, base, out, resume, epochs = sys.argv[1:]
