@@ -210,7 +210,7 @@ class StackedLora(NamedTuple):
     a: Tensor
     """(adapters, sum of ranks, in)."""
     scales: Tensor
-    """(adapters, sum of ranks, 1), for the products of ``a``."""
+    """(adapters, 1, sum of ranks), for the products of ``a``."""
     parts: Mapping[str, tuple[int, int, Tensor]]
     """A linear → its first row in ``a``, its rank, and B (adapters, out, rank)."""
 
@@ -224,7 +224,7 @@ def stack(adapters: Sequence[LoadedAdapter], group: str) -> StackedLora | None:
     ranks = {n: max(p.rank for p in of if p is not None) for n, of in lora.items()}
     like = next(p for of in lora.values() for p in of if p is not None)
     a = like.a.new_empty(len(adapters), sum(ranks.values()), like.a.shape[1])
-    scales = torch.zeros(len(adapters), sum(ranks.values()), 1)
+    scales = torch.zeros(len(adapters), 1, sum(ranks.values()))
     parts, start = {}, 0
     for linear, rank in ranks.items():
         outputs = next(p.b.shape[0] for p in lora[linear] if p is not None)
@@ -234,7 +234,7 @@ def stack(adapters: Sequence[LoadedAdapter], group: str) -> StackedLora | None:
             if part is not None:
                 a[row, start : start + own] = part.own_a
                 b[row, :, :own] = part.b
-                scales[row, start : start + own] = part.scale
+                scales[row, :, start : start + own] = part.scale
             if own < rank:
                 a[row, start + own : start + rank] = 0
                 b[row, :, own:] = 0

@@ -152,8 +152,9 @@ class Mixed:
         if source is not x or kept is not stacked:
             picked = x_rows if blocks is None else x_rows[blocks.rows]
             picked = picked.reshape(len(stacked.a), -1, x.shape[-1]).to(stacked.a.dtype)
-            # With A on the left, which is the faster order for few tokens.
-            low = (stacked.a @ picked.mT).mul_(stacked.scales).mT.contiguous()
+            # With A on the right: for one token each, the other order takes 2 to 3 times as long
+            # in MKL on Intel.
+            low = (picked @ stacked.a.mT).mul_(stacked.scales)
             self._shared = (x, stacked, low)
         start, rank, b = stacked.parts[linear]
         low = low[..., start : start + rank]
