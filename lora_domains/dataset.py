@@ -21,7 +21,6 @@ from lora_domains.tasks.tokenization import (
     Tokenization,
     all_too_long,
     check_choices,
-    encode_fitting,
 )
 
 
@@ -68,7 +67,7 @@ def load_dataset(
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
     domain = replace(domain, task=prepared.task)
     tokenization = _tokenization(domain, base, prepared)
-    encoded = {split: encode_fitting(tokenization, getattr(prepared, split)) for split in SPLITS}
+    encoded = {s: tokenization.encode_fitting(getattr(prepared, s)) for s in SPLITS}
     errors = [error for _, errors in encoded.values() for error in errors]
     if errors:
         _drop_long(errors, domain, display)

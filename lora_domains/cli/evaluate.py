@@ -23,7 +23,7 @@ from lora_domains.cli.parser import EXIT, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read
-from lora_domains.data.source import Data, Reading
+from lora_domains.data.source import Data
 from lora_domains.domain import Domain, check_name, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report.card import CARD, Card
@@ -135,8 +135,7 @@ def _with_new_test_rows(domain: Domain, flags: argparse.Namespace) -> Domain:
         return domain
     data = replace(domain.data, train=source, validation=flags.validation or domain.data.validation)
     prepared = prepare(domain.task, data, domain.training.seed)
-    reading = Reading(data.delimiter, data.encoding)
-    rows = {row.id: row.values for row in read(source, "train", reading)}
+    rows = {row.id: row.values for row in read(source, "train", data.reading)}
     train = [rows[example.id] for example in prepared.train]
     split_off = [rows[example.id] for example in prepared.validation if example.id in rows]
     flags.train = None

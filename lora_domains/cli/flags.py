@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_domains.cli.parser import Parser
 from lora_domains.data.readers import read
-from lora_domains.data.source import SPLITS, Data, Reading
+from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
 from lora_domains.domain import RETENTION, Domain, setting_types, with_settings
 from lora_domains.errors import DataError, UsageError, did_you_mean
 from lora_domains.schema import from_text
@@ -53,7 +53,8 @@ def add_row_flags(group: Any) -> None:
         "rows")  # fmt: skip
     add("--test", metavar="FILE", help="test rows; default: split from the training rows")
     add("--group", metavar="COLUMN", help="rows with the same value (a patient) stay in one split")
-    add("--limit", type=int, metavar="N", help="use a sample of at most N rows of each split")
+    add("--limit", type=int, metavar="N", help="use a sample of at most N rows of each split, "
+        "drawn from the first 10 N (at least 1000) of a file")  # fmt: skip
     add("--drop-leaks", action="store_true", help="drop training rows that are also test rows, "
         "instead of refusing them")  # fmt: skip
     add("--drop-empty", action="store_true", help="drop rows with an empty cell where text or a "
@@ -287,7 +288,7 @@ def columns(names: str, data: Data) -> str | tuple[str, ...]:
     if len(parts) == 1 or source is None or data.row is not None:
         return names.strip() if len(parts) == 1 else tuple(part.strip() for part in parts)
     try:
-        known = read(source, "train", Reading(data.delimiter, data.encoding))[0].values
+        known = read(source, "train", replace(data.reading, most=FEWEST_READ))[0].values
     except DataError:  # which is raised again when the rows are read
         known = {}
     found = []

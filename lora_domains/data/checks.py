@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 from lora_domains.data.source import SHOWN, Data, file_of, runs
@@ -21,7 +22,7 @@ from lora_domains.tasks import (
     merged,
     plain_text,
     shown,
-    spelling,
+    spellings,
     text_of,
     twins,
 )
@@ -163,7 +164,8 @@ def check_enough(place: str, rows: int, classes: Counter[str] | None) -> None:
 
 def _check_labels(task: Task, rows: Sequence[Row]) -> None:
     """Raise DataError where most labels are unknown: it is the wrong column, not to be quoted."""
-    unknown = sum(label not in (task.labels or ()) for label in _labels(task, rows))
+    known = {*(task.labels or ())}
+    unknown = sum(label not in known for label in _labels(task, rows))
     if unknown > max(SHOWN, len(rows) / 2):
         raise DataError(
             where=f"{file_of(rows[0].place)}, column {task.answer_column!r}",
@@ -171,6 +173,28 @@ def _check_labels(task: Task, rows: Sequence[Row]) -> None:
             found=f"something else in {unknown} of {len(rows)} rows",
             hint="Name the column that holds the labels.",
         )
+
+
+def check_order(task: Task, rows: Sequence[Row]) -> list[str]:
+    """A warning where the first rows of a file seem to be sorted by label: others may follow.
+
+    In random order, neighbours have different labels as often as two rows drawn at random. Raises
+    DataError where the labels are to be learned from ``rows`` and there is one only.
+    """
+    labels = _labels(task, rows) if task.has_labels else []
+    counts = Counter(labels)
+    usual = len(labels) - sum(n * n for n in counts.values()) / max(1, len(labels))
+    changes = sum(a != b for a, b in pairwise(labels))
+    if not labels or (len(counts) > 1 and changes >= usual / 4):
+        return []
+    where = f"{file_of(rows[0].place)}, column {task.answer_column!r}"
+    found = f"the label changes {changes} times in the first {len(rows)} rows"
+    hint = "With --limit only these are read: shuffle the file, or leave --limit out."
+    if len(counts) == 1 and task.labels is None and rows[0].split == "train":
+        expected = "rows of at least two classes"
+        raise DataError(where=where, expected=expected, found=found, hint=hint)
+    return [f"{where}: {found}, about {usual:.0f} times if they were shuffled. They seem to be "
+            f"sorted by label, so that classes are missing. {hint}"]  # fmt: skip
 
 
 def check_spellings(task: Task, given: Given) -> None:
@@ -212,7 +236,7 @@ def with_merged_labels(task: Task, given: Given) -> tuple[Given, str]:
         return given, ""
     every = Counter(label for rows in given.values() for label in _labels(task, rows))
     if task.labels is not None:
-        to = {label: spelling(label, task.labels) for label in every}
+        to = spellings(every, task.labels)
     else:
         first = Counter(_labels(task, given.get("train") or given["test"]))
         to = merged({label: first[label] for label in every})
@@ -257,7 +281,10 @@ def to_examples(
             try:
                 group = text_of(row, data.group).strip() if data.group else None
                 slices = {c: _slice(row, c) for c in data.slices}
-                examples[split].append(replace(task.example(row), group=group, slices=slices))
+                example = task.example(row)
+                if group or slices:
+                    example = replace(example, group=group, slices=slices)
+                examples[split].append(example)
             except EmptyCell as error:
                 if data.drop_empty:
                     dropped[split] = dropped.get(split, 0) + 1

@@ -5,7 +5,6 @@ Encodings, delimiters and quotes are found by trying them.
 
 import codecs
 import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -151,6 +150,8 @@ def read_lines(file: File) -> Table:
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 """The delimiters that are tried."""
 
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+
 Record = tuple[int, int, list[str]]
 """First and last line of a row, and its cells."""
 
@@ -226,8 +227,9 @@ def _declared(text: str) -> tuple[int, str | None]:
 
 def _parse(text: str, delimiter: str, first: int, *, quoted: bool = True) -> Parsed:
     parsed, begins = Parsed(delimiter), 1
+    # io.StringIO would hold the text once more, in four bytes for each character.
     lines = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
+        (line[0] for line in LINE.finditer(text)), delimiter=delimiter, strict=True,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
     )  # fmt: skip
     try:

@@ -6,9 +6,9 @@ contained in it.
 """
 
 import re
+from array import array
 from base64 import b64decode, b64encode
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ COVERED = 0.5
 OWN_WORDS, ANSWERED_WORDS, WHOLE_WORDS = 8, 4, 3
 """The fewest consecutive words of a row that a text must contain: of its own words (PaLM's test
 sets were checked by 8-grams, Chowdhery et al. 2022), of these and the answer, or of all text."""
+TEXTS = 10_000
+"""Training texts whose n-grams are looked up at once."""
 BASE = 0x9E3779B97F4A7C15
 """Base of the rolling hash; odd, so that it has an inverse modulo 2^64."""
 INVERSE = pow(BASE, -1, 2**64)
@@ -35,6 +37,8 @@ DIGEST = 6
 once in 28,000 cases."""
 
 Words = tuple[str, ...]
+Codes = tuple[int, ...]
+"""Words as numbers."""
 
 
 @dataclass(frozen=True)
@@ -160,32 +164,77 @@ def _unpacked(text: str) -> set[bytes]:
 def _nearest(train: Sequence[str], other: Sequence[str]) -> dict[str, str]:
     """Each near text of ``other``, with the training text that contains most of its n-grams.
 
-    Only n-grams of ``other`` are indexed, so memory does not grow with the training rows.
+    Only n-grams of ``other`` are kept, so memory does not grow with the training rows. An n-gram is
+    known by a hash: of ten million in 100 million, two have one in common once in 18,000 cases.
     """
-    grams = {text: _grams(text) for text in other}
-    rows_with = Counter(gram for of_text in grams.values() for gram in of_text)
-    containing: dict[str, list[str]] = {}
-    for text in train:
-        for gram in _grams(text):
-            if gram in rows_with:
-                rows_with[gram] += text not in grams
-                if rows_with[gram] <= COMMON:
-                    containing.setdefault(gram, []).append(text)
-    nearest = {}
-    for text, of_text in grams.items():
-        own = [gram for gram in of_text if rows_with[gram] <= COMMON]
-        covered = Counter(one for gram in own for one in containing.get(gram, ()))
-        if len(own) >= 2 and covered:
-            most = max(covered.values())
-            if most >= COVERED * len(own):
-                # The order of a set changes from run to run: of equal texts take the least.
-                nearest[text] = min(one for one, n in covered.items() if n == most)
-    return nearest
+    other, within = list(dict.fromkeys(other)), {*other}
+    numbers: dict[str, int] = {}
+    texts, hashes = _grams(other, lambda word: numbers.setdefault(word, len(numbers) + 1))
+    known, grams, rows_with = np.unique(hashes, return_inverse=True, return_counts=True)
+    hits = [np.empty((2, 0), dtype=np.int64)]
+    for start in range(0, len(train), TEXTS):
+        part = train[start : start + TEXTS]
+        found_in, hashes = _grams(part, lambda word: numbers.get(word, 0))
+        at = np.searchsorted(known, hashes)
+        # Beyond the last is 0, which no n-gram is.
+        same = np.append(known, np.uint64(0))[at] == hashes
+        found_in, at = found_in[same], at[same]
+        new = np.array([text not in within for text in part])
+        rows_with += np.bincount(at[new[found_in]], minlength=len(known))
+        rare = rows_with[at] <= COMMON
+        hits.append(np.stack([at[rare], found_in[rare] + start]))
+    own = rows_with <= COMMON
+    return _covering(train, other, (texts, grams), own, np.concatenate(hits, axis=1))
 
 
-def _grams(text: str) -> set[str]:
-    tokens = re.findall(r"\w+", text)
-    return {" ".join(tokens[i : i + WORDS]) for i in range(len(tokens) - WORDS + 1)}
+def _covering(
+    train: Sequence[str], other: Sequence[str], grams: tuple[np.ndarray, np.ndarray],
+    own: np.ndarray, hits: np.ndarray,
+) -> dict[str, str]:  # fmt: skip
+    """The result of ``_nearest``: of the training texts that hold most of a text's own n-grams.
+
+    ``grams`` are the text and the n-gram of each n-gram of ``other``, ``own`` (n-grams,) says which
+    belong to no template, and ``hits`` (2, hits) are n-grams and the training texts that hold them.
+    """
+    texts, numbers = (part[own[grams[1]]] for part in grams)
+    owned = np.bincount(texts, minlength=len(other))
+    gram, holder = hits[:, np.argsort(hits[0], kind="stable")]
+    begins = np.searchsorted(gram, numbers)
+    counts = np.searchsorted(gram, numbers, side="right") - begins
+    # Each n-gram of a text once for each training text that holds it.
+    step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    pairs = np.repeat(texts, counts) * len(train) + holder[np.repeat(begins, counts) + step]
+    pairs, covered = np.unique(pairs, return_counts=True)
+    text, holder = np.divmod(pairs, max(1, len(train)))
+    near = (owned[text] >= 2) & (covered >= COVERED * owned[text])
+    best: dict[str, tuple[int, str]] = {}
+    for at, row, count in zip(text[near], holder[near], covered[near], strict=True):
+        # Of several that hold as many, the least text.
+        candidate = -int(count), train[row]
+        best[other[at]] = min(best.get(other[at], candidate), candidate)
+    return {text: row for text, (_, row) in best.items()}
+
+
+def _grams(texts: Sequence[str], number: Callable[[str], int]) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the text, hash) of its n-grams, each once a text; none with a word numbered 0."""
+    coded, lengths = array("Q"), array("q")
+    for text in texts:
+        tokens = re.findall(r"\w+", text)
+        coded.extend(map(number, tokens))
+        lengths.append(len(tokens))
+    codes, of = np.array(coded), np.repeat(np.arange(len(texts)), np.array(lengths))
+    count = max(0, len(codes) - WORDS + 1)
+    parts = [codes[n : n + count] for n in range(WORDS)]
+    hashes = sum(
+        (part * np.uint64(pow(BASE, n, 2**64)) for n, part in enumerate(parts)),
+        np.zeros(count, dtype=np.uint64),
+    )
+    whole = np.all(parts, axis=0) & (of[:count] == of[len(of) - count :])
+    of, hashes = of[:count][whole], hashes[whole]
+    order = np.lexsort((hashes, of))
+    of, hashes = of[order], hashes[order]
+    first = np.append(True, (of[1:] != of[:-1]) | (hashes[1:] != hashes[:-1]))[: len(of)]
+    return of[first], hashes[first]
 
 
 # ── Rows contained in plain text ────────────────────────────────────────────────────────────────
@@ -198,74 +247,89 @@ def contained(texts: Sequence[Example], rows: Sequence[Example]) -> list[tuple[s
     contains a row if the row's prompt with its correct answer, or its own words without the
     template, are in it without interruption, or if its own words are the whole text.
     """
-    phrases: dict[Words, set[str]] = {}
-    wholes: dict[Words, set[str]] = {}
+    wholes: dict[str, list[int]] = {}
+    numbers: dict[str, int] = {}
+    coded, ends = array("Q"), array("Q")
+    for at, text in enumerate(texts):
+        whole = words(text.answer)
+        wholes.setdefault(whole, []).append(at)
+        coded.extend(numbers.setdefault(word, len(numbers) + 1) for word in whole.split())
+        ends.append(len(coded))
+    pairs: set[tuple[int, str]] = set()
+    phrases: dict[int, dict[Codes, set[str]]] = {}
     for row, own, answered in _phrases(rows):
         if len(own) >= WHOLE_WORDS:
-            wholes.setdefault(own, set()).add(row.id)
+            pairs.update((at, row.id) for at in wholes.get(" ".join(own), ()))
         for phrase, fewest in ((own, OWN_WORDS), (answered, ANSWERED_WORDS)):
-            if len(phrase) >= fewest:
-                phrases.setdefault(phrase, set()).add(row.id)
-    split = [_words(text.answer) for text in texts]
-    pairs = {(at, row) for at, whole in enumerate(split) for row in wholes.get(whole, ())}
-    pairs |= {(at, row) for at, phrase in _occurrences(split, phrases) for row in phrases[phrase]}
+            codes = tuple(numbers.get(word, 0) for word in phrase)
+            if len(codes) >= fewest and all(codes):  # a word that is in no text has no number
+                phrases.setdefault(len(codes), {}).setdefault(codes, set()).add(row.id)
+    for at, codes in _occurrences(np.array(coded), np.array(ends), phrases):
+        pairs.update((at, row) for row in phrases[len(codes)][codes])
     return sorted((texts[at].id, row) for at, row in pairs)
+
+
+def _phrases(rows: Sequence[Example]) -> Iterator[tuple[Example, Words, Words]]:
+    """Each row with its own words and, where it has a prompt, all its words with the answer."""
+    prompts = [row.prompt for row in rows if row.prompt]
+    lead = _shared(_words(prompt) for prompt in prompts)
+    tail = _shared(_words(prompt)[::-1] for prompt in prompts)
+    for row in rows:
+        whole = _words(row.prompt or row.answer)
+        own = whole[lead : len(whole) - tail] if row.prompt else whole
+        yield row, own, _words(row.prompt + row.answer) if row.prompt else ()
 
 
 def _words(text: str) -> Words:
     return tuple(words(text).split())
 
 
-def _phrases(rows: Sequence[Example]) -> list[tuple[Example, Words, Words]]:
-    """Each row with its own words and, where it has a prompt, all its words with the answer."""
-    prompts = list({_words(row.prompt) for row in rows if row.prompt})
-    lead, tail = _shared(prompts), _shared([prompt[::-1] for prompt in prompts])
-    phrases = []
-    for row in rows:
-        whole = _words(row.prompt or row.answer)
-        own = whole[lead : len(whole) - tail] if row.prompt else whole
-        phrases.append((row, own, _words(row.prompt + row.answer) if row.prompt else ()))
-    return phrases
-
-
-def _shared(texts: Sequence[Words]) -> int:
-    """How many words all texts begin with; 0 for a single text, whose template is unknown."""
-    if len(texts) < 2:
+def _shared(texts: Iterable[Words]) -> int:
+    """How many words all texts begin with; 0 if all are one text, whose template is unknown."""
+    least = most = None
+    for text in texts:
+        least = text if least is None or text < least else least
+        most = text if most is None or text > most else most
+    if least is None or most is None or least == most:
         return 0
-    least, most = min(texts), max(texts)  # all others lie between
+    # All others lie between these two.
     return next(
         (n for n, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least)
     )
 
 
-def _occurrences(texts: Sequence[Words], phrases: Collection[Words]) -> Iterator[tuple[int, Words]]:
+def _occurrences(
+    coded: np.ndarray, ends: np.ndarray, phrases: Mapping[int, Collection[Codes]]
+) -> Iterator[tuple[int, Codes]]:
     """(index of a text, phrase in it), by the rolling hash of Karp and Rabin (1987).
 
-    The cost does not grow with the number of phrases that begin alike.
+    ``coded`` (words,) are the texts' words as numbers, ``ends`` (texts,) the position after each
+    text, and ``phrases`` are grouped by length. The cost does not grow with the number of phrases
+    that begin alike.
     """
-    numbers: dict[str, int] = {}
-    for phrase in phrases:
-        for word in phrase:
-            numbers.setdefault(word, len(numbers) + 1)
-    tokens = [word for text in texts for word in text]
-    ends = np.cumsum([len(text) for text in texts])
     powers, inverses = (
-        np.cumprod(np.full(len(tokens) + 1, base, np.uint64)) for base in (BASE, INVERSE)
+        np.cumprod(np.full(len(coded) + 1, base, np.uint64)) for base in (BASE, INVERSE)
     )
-    coded = np.array([numbers.get(word, 0) for word in tokens], dtype=np.uint64)
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(coded * powers[: len(tokens)])])
-    by_length: dict[int, dict[int, list[Words]]] = {}
-    for phrase in phrases:
-        value = sum(numbers[word] * pow(BASE, n, 2**64) for n, word in enumerate(phrase))
-        by_length.setdefault(len(phrase), {}).setdefault(value % 2**64, []).append(phrase)
-    for length, by_hash in by_length.items():
-        if length > len(tokens):
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(coded * powers[: len(coded)])])
+    for length, of_length in phrases.items():
+        if length > len(coded):
             continue
-        windows = (sums[length:] - sums[:-length]) * inverses[: len(tokens) - length + 1]
+        by_hash: dict[int, list[Codes]] = {}
+        for codes in of_length:
+            by_hash.setdefault(_hash(codes), []).append(codes)
+        windows = (sums[length:] - sums[:-length]) * inverses[: len(coded) - length + 1]
         hits = np.flatnonzero(np.isin(windows, np.array(list(by_hash), dtype=np.uint64)))
         for start in hits.tolist():
             at = int(np.searchsorted(ends, start, side="right"))
-            run = tuple(tokens[start : start + length])
+            run = tuple(coded[start : start + length].tolist())
             # Within one text, and no collision of hashes.
             if start + length <= ends[at] and run in by_hash[int(windows[start])]:
                 yield at, run
+
+
+def _hash(codes: Codes) -> int:
+    """Their sum, the n-th times the n-th power of ``BASE``, modulo 2^64."""
+    value = 0
+    for code in reversed(codes):
+        value = (value * BASE + code) % 2**64
+    return value

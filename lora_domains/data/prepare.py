@@ -5,9 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lora_domains.data.checks import (
+    Given,
     check_columns,
     check_declared,
     check_enough,
+    check_order,
     check_spellings,
     left_empty,
     mapped,
@@ -25,10 +27,10 @@ from lora_domains.data.identity import (
 )
 from lora_domains.data.leaks import Leaks, copies, find_leaks
 from lora_domains.data.readers import read_noted
-from lora_domains.data.source import SHOWN, SPLITS, Data, Reading
+from lora_domains.data.source import SHOWN, SPLITS, Data
 from lora_domains.data.splits import overlaps, sample, split_off
 from lora_domains.errors import DataError, LeakError, listed
-from lora_domains.tasks import Example, Row, Task, shown
+from lora_domains.tasks import Example, Task, shown
 
 USUAL_TRAINING, USUAL_TEST = 100, 20
 """Fewer training or test rows than this cause a warning."""
@@ -105,7 +107,8 @@ class Prepared:
                     found="none",
                     hint="Shorten the answers, or choose a base with a longer context.",
                 )
-        pairs = tuple(pair for pair in self.leaks.pairs if {*pair[:2]} <= {*ids})
+        ids = frozenset(ids)
+        pairs = tuple(pair for pair in self.leaks.pairs if ids.issuperset(pair[:2]))
         return replace(
             self,
             train=parts["train"],
@@ -124,16 +127,17 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
     cannot be used, LeakError for test rows among training or validation rows, and UsageError for a
     limit below 1.
     """
-    preparation = _Preparation(task, data, seed)
-    preparation.read_and_check()
+    preparation = Preparation(task, data, seed)
+    preparation.read()
+    preparation.check()
     preparation.split()
     preparation.remove_leaks()
     preparation.sample()
     return preparation.finished()
 
 
-class _Preparation:
-    """The rows of a domain on their way through the stages."""
+class Preparation:
+    """The rows of a domain on their way through the stages, whose methods ``prepare`` calls."""
 
     def __init__(self, task: Task, data: Data, seed: int) -> None:
         check_declared(data)
@@ -142,15 +146,34 @@ class _Preparation:
         self.parts: dict[str, list[Example]] = {}
         self.stages: list[Stage] = []
         self.warnings: list[str] = []
-        self.read = self.duplicates = self.refused = self.empty = 0
+        self.rows_read = self.duplicates = self.refused = self.empty = 0
         self.leaks = Leaks(0, 0, ())
         self.test_source: Mapping[str, tuple[str, ...]] = {}
+        self.given: Given = {}
+        """The rows of each given split, until they are checked."""
 
-    def read_and_check(self) -> None:
-        given, notes = _read(self.data)
-        self.read = sum(map(len, given.values()))
-        sizes = ", ".join(f"{split} {len(rows)}{notes[split]}" for split, rows in given.items())
-        self._stage("read", sizes)
+    def read(self) -> None:
+        """Read the given splits, with a limit as far as a sample needs."""
+        sizes = []
+        for split in SPLITS:
+            if (source := getattr(self.data, split)) is None:
+                continue
+            found = read_noted(source, split, self.data.reading)
+            rows = found.rows
+            if self.data.row is not None:
+                rows = [mapped(row, self.data.row) for row in rows]
+            self.given = {**self.given, split: rows}
+            notes = list(found.notes)
+            if found.more:
+                notes.append("the first rows, because of the limit")
+                self.warnings += check_order(self.task, rows)
+            sizes.append(f"{split} {len(rows)}" + (f" ({', '.join(notes)})" if notes else ""))
+        self.rows_read = sum(map(len, self.given.values()))
+        self._stage("read", ", ".join(sizes))
+
+    def check(self) -> None:
+        """Turn the rows that were read into examples, or raise an error for all bad ones."""
+        given, self.given = self.given, {}
         check_columns(self.task, self.data, given)
         if self.data.merge_labels:
             given, note = with_merged_labels(self.task, given)
@@ -162,7 +185,7 @@ class _Preparation:
         self.parts = {split: examples.get(split, []) for split in SPLITS}
         source = "test" if "test" in given else "train"
         self.test_source = texts_and_labels(self.task, given[source], examples[source])
-        self._stage("check", self._checked(dropped), self.read)
+        self._stage("check", self._checked(dropped), self.rows_read)
         self.warnings += left_empty(self.task, given) + with_own_label(
             self.task, self.parts["train"]
         )
@@ -245,7 +268,7 @@ class _Preparation:
             train=tuple(self.parts["train"]),
             validation=tuple(self.parts["validation"]),
             test=tuple(self.parts["test"]),
-            row_counts=RowCounts(self.read, self.refused, self.duplicates, empty=self.empty),
+            row_counts=RowCounts(self.rows_read, self.refused, self.duplicates, empty=self.empty),
             leaks=self.leaks,
             stages=tuple(self.stages),
             digests={split: digest_of(rows) for split, rows in self.parts.items()},
@@ -255,26 +278,11 @@ class _Preparation:
         )
 
     def _count(self) -> int:
-        return sum(map(len, self.parts.values())) if self.parts else self.read
+        return sum(map(len, self.parts.values())) if self.parts else self.rows_read
 
     def _stage(self, name: str, what: str, rows_in: int | None = None) -> None:
         count = self._count()
         self.stages.append(Stage(name, count if rows_in is None else rows_in, count, what))
-
-
-def _read(data: Data) -> tuple[Mapping[str, Sequence[Row]], dict[str, str]]:
-    """The rows of each given split, through the recipe's row function, and what was detected."""
-    given: dict[str, list[Row]] = {}
-    notes: dict[str, str] = {}
-    for split in SPLITS:
-        source = getattr(data, split)
-        if source is not None:
-            found = read_noted(source, split, Reading(data.delimiter, data.encoding))
-            given[split] = found.rows
-            notes[split] = f" ({', '.join(found.notes)})" if found.notes else ""
-            if data.row is not None:
-                given[split] = [mapped(row, data.row) for row in found.rows]
-    return given, notes
 
 
 def _duplicates(rows: Sequence[Example]) -> tuple[int, int]:
@@ -317,8 +325,9 @@ def _too_few(task: Task, parts: Mapping[str, Sequence[Example]], trained: bool) 
         warnings.append(f"only {len(test)} test rows: too few to decide most gates")
     if not task.labels:
         return warnings
-    if task.positive_index is not None:
-        positives = sum(row.target == task.positive_index for row in test)
+    positive = task.positive_index
+    if positive is not None:
+        positives = sum(row.target == positive for row in test)
         if positives < USUAL_TEST:
             warnings.append(
                 f"only {positives} test rows are {task.positive!r}: recall is uncertain"

@@ -9,10 +9,12 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lora_domains.data.delimited import read_delimited, read_lines
 from lora_domains.data.source import (
@@ -25,10 +27,13 @@ from lora_domains.data.source import (
     Source,
     Table,
     class_name,
+    first_cells,
+    first_rows,
     in_memory,
     places,
 )
 from lora_domains.data.structured import (
+    first_objects,
     read_arrow,
     read_json,
     read_json_lines,
@@ -55,6 +60,15 @@ READERS: dict[str, Callable[[File], Table]] = {
     ".xlsm": read_workbook,
     ".txt": read_lines,
 }
+BEGINNINGS: dict[str, Callable[[BinaryIO, int], bytes]] = {
+    ".csv": first_cells,
+    ".tsv": first_cells,
+    ".jsonl": first_objects,
+    ".ndjson": first_objects,
+    ".json": first_objects,
+    ".txt": first_rows,
+}
+"""The bytes that hold the first rows of a form of text."""
 HINTS = {
     ".xls": "Save it as .xlsx or CSV.",
     ".ods": "Save it as .xlsx or CSV.",
@@ -71,6 +85,8 @@ class RowsRead:
 
     rows: list[Row]
     notes: tuple[str, ...] = ()
+    more: bool = False
+    """Whether the rows go on and were not read, as ``Reading.most`` wanted."""
 
 
 def read(source: Source, split: str, reading: Reading = DETECTED) -> list[Row]:
@@ -79,18 +95,31 @@ def read(source: Source, split: str, reading: Reading = DETECTED) -> list[Row]:
 
 
 def read_noted(source: Source, split: str, reading: Reading = DETECTED) -> RowsRead:
-    """The rows of ``source`` with notes. Raises DataError when it cannot be read completely."""
+    """The rows of ``source`` with notes, at most ``reading.most`` of a file or of the Hub.
+
+    Raises DataError when it cannot be read so far.
+    """
     if isinstance(source, str) and source.startswith("embedded:"):
         from lora_domains.embedded.world import domain_rows
 
         return RowsRead(_numbered(source, split, enumerate(domain_rows(source[9:], split))))
     if isinstance(source, str) and source.startswith("hub:"):
         source = _hub(source)
+    if not isinstance(source, str | Path | Hub):
+        rows = enumerate(_in_memory(source, split))
+        return RowsRead(_numbered(f"{split} rows in memory", split, rows))
+    most = reading.most
+    if most is not None:
+        reading = replace(reading, most=most + 1)  # one more shows that there are more
     if isinstance(source, Hub):
         name = f"{source.id}@{source.revision}/{source.split}"
-        return RowsRead(_numbered(name, split, enumerate(_hub_rows(source, name))))
-    if isinstance(source, str | Path):
-        return _read_path(Path(source).expanduser(), str(source), split, reading)
+        found = RowsRead(_numbered(name, split, enumerate(_hub_rows(source, name, reading.most))))
+    else:
+        found = _read_path(Path(source).expanduser(), str(source), split, reading)
+    return replace(found, rows=found.rows[:most], more=most is not None and len(found.rows) > most)
+
+
+def _in_memory(source: Any, split: str) -> Sequence[Any]:
     rows = in_memory(source)
     if not isinstance(rows, Sequence):
         raise DataError(
@@ -99,7 +128,7 @@ def read_noted(source: Source, split: str, reading: Reading = DETECTED) -> RowsR
             found=type(source).__name__,
             hint="Pass a list of dicts, or a pandas, polars, pyarrow or datasets table.",
         )
-    return RowsRead(_numbered(f"{split} rows in memory", split, enumerate(rows)))
+    return rows
 
 
 def read_unnamed(
@@ -178,7 +207,10 @@ def _read_path(path: Path, given: str, split: str, reading: Reading) -> RowsRead
     notes: dict[str, None] = {}
     files = _files_in(path, split) if path.is_dir() else [path]
     for file in files:
-        table = _read_file(file, given, reading)
+        left = None if reading.most is None else reading.most - len(rows)
+        if left is not None and left <= 0:
+            break
+        table = _read_file(file, given, replace(reading, most=left))
         rows += _numbered(file.name, split, table.rows, str(file), len(rows))
         notes |= dict.fromkeys(table.notes)
     return RowsRead(rows, ((f"{len(files)} files",) if len(files) > 1 else ()) + tuple(notes))
@@ -189,13 +221,17 @@ def _suffix(path: Path) -> str:
 
 
 def _read_file(path: Path, given: str, reading: Reading) -> Table:
-    reader = READERS.get(_suffix(path))
+    reader, beginning = READERS.get(_suffix(path)), BEGINNINGS.get(_suffix(path))
     if reader is None or not path.is_file():
         raise _no_file(path, given, reader is not None)
+    stream: Any
+    compressed, most = path.suffix.lower() == ".gz", reading.most
     try:
-        raw = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            raw = gzip.decompress(raw)
+        with gzip.open(path) if compressed else path.open("rb") as stream:
+            if beginning is None:
+                whole = BytesIO(stream.read()) if compressed else stream
+                return reader(File(path, b"", reading, whole))
+            raw = stream.read() if most is None else beginning(stream, most)
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(
             where=str(path),
@@ -287,21 +323,32 @@ def _hub(source: str) -> Hub:
     return Hub(match[1], match[3], match[2])
 
 
-def _hub_rows(hub: Hub, name: str) -> Iterable[Mapping[str, Any]]:
+def _hub_rows(hub: Hub, name: str, most: int | None) -> list[Any]:
+    """The rows of ``hub``, the names of classes for their numbers: a model reads words.
+
+    With ``most`` they are streamed, so that no more are downloaded, or read from the local cache,
+    which cannot be streamed.
+    """
+    failure = ""
+    for streaming in (True, False) if most is not None else (False,):
+        try:
+            return _loaded(hub, most, {"streaming": True} if streaming else {})
+        except Exception as error:  # loaders share no error tree
+            failure = type(error).__name__
+    raise DataError(
+        where=name,
+        expected="a data set on the Hub, or already in the local cache",
+        found=f"{failure} from datasets.load_dataset",
+        hint="Check the network and the name, or download it and pass a local file.",
+    )
+
+
+def _loaded(hub: Hub, most: int | None, options: Mapping[str, Any]) -> list[Any]:
     from datasets import load_dataset
 
-    try:
-        table = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
-        # Labels stored as numbers are replaced by their names: a model reads words.
-        classes = {c: f.names for c, f in (table.features or {}).items() if hasattr(f, "names")}
-        rows = [dict(row) for row in table]
-    except Exception as error:  # loaders share no error tree
-        raise DataError(
-            where=name,
-            expected="a data set on the Hub, or already in the local cache",
-            found=f"{type(error).__name__} from datasets.load_dataset",
-            hint="Check the network and the name, or download it and pass a local file.",
-        ) from None
+    table = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision, **options)
+    classes = {c: f.names for c, f in (table.features or {}).items() if hasattr(f, "names")}
+    rows = [dict(row) for row in islice(table, most)]
     for row in rows:
         for column, names in classes.items():
             row[column] = class_name(row[column], names)

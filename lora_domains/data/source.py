@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lora_domains.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+READ_PER_SAMPLED, FEWEST_READ = 10, 1000
+"""A sample of n rows is drawn from at most this many times n rows of a file, or from this many."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Data:
     drop_leaks: bool = False
     """Drop training and validation rows that are also test rows; if False, they are an error."""
     limit: int | None = None
-    """The most rows of each split, sampled with the seed, classes in proportion."""
+    """The most rows of each split, sampled with the seed, classes in proportion. Of a file, the
+    sample is drawn from the first rows (``reading``); the rest is not read."""
     row: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     """A pure function from a row as read to the columns that the task names."""
     delimiter: str | None = None
@@ -100,6 +104,17 @@ class Data:
     def __post_init__(self) -> None:
         for name in (*SPLITS, "general"):
             object.__setattr__(self, name, in_memory(getattr(self, name)))
+
+    @property
+    def reading(self) -> "Reading":
+        """How its files are read: with a limit, no further than a sample needs.
+
+        A sample is drawn from many more rows than it keeps, because neighbours in a file are often
+        alike.
+        """
+        limit = self.limit
+        most = None if limit is None else max(FEWEST_READ, READ_PER_SAMPLED * limit)
+        return Reading(self.delimiter, self.encoding, most)
 
     @staticmethod
     def embedded(name: str) -> "Data":
@@ -161,6 +176,8 @@ class Reading:
 
     delimiter: str | None = None
     encoding: str | None = None
+    most: int | None = None
+    """The most rows to read; those after them are neither read nor checked. None reads all."""
 
 
 DETECTED = Reading()
@@ -169,11 +186,13 @@ DETECTED = Reading()
 
 @dataclass(frozen=True)
 class File:
-    """The bytes of a file and how to read them. ``path`` is for messages: it may be compressed."""
+    """A file and how to read it. ``path`` is for messages: it may be compressed."""
 
     path: Path
     raw: bytes
+    """The bytes of a text, as far as its rows are to be read; a binary form reads ``stream``."""
     reading: Reading = DETECTED
+    stream: BinaryIO = field(default_factory=BytesIO)
 
     @property
     def suffix(self) -> str:
@@ -212,3 +231,29 @@ def runs(numbers: Iterable[int], most: int = 40) -> str:
 def file_of(place: str) -> str:
     """The file or source in the ``place`` of a row, without the line."""
     return place.rsplit(", ", 1)[0]
+
+
+# ── The beginning of a file ──────────────────────────────────────────────────────────────────────
+
+
+def first_rows(stream: BinaryIO, most: int, *, quoted: bool = False) -> bytes:
+    """The lines of ``stream`` that hold its first ``most`` rows; all of a text in UTF-16.
+
+    A blank line is no row. With ``quoted``, neither is one that leaves a quoted cell open.
+    """
+    lines: list[bytes] = []
+    rows = quotes = 0
+    for line in stream:
+        lines.append(line)
+        if len(lines) == 1 and b"\0" in line:
+            return line + stream.read()
+        quotes += line.count(b'"') if quoted else 0
+        rows += quotes % 2 == 0 and bool(line.strip())
+        if rows == most:
+            break
+    return b"".join(lines)
+
+
+def first_cells(stream: BinaryIO, most: int) -> bytes:
+    """``first_rows`` of a table, with the line of its header and one before it (``sep=;``)."""
+    return first_rows(stream, most + 2, quoted=True)

@@ -1,15 +1,52 @@
 """Rows in JSON, in columns (Parquet, the Arrow files of ``save_to_disk``), and in workbooks."""
 
+import codecs
 import json
-from collections.abc import Mapping
-from io import BytesIO
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any, BinaryIO
 
 from lora_domains.data.delimited import decode
-from lora_domains.data.source import File, Located, Table, class_name, places
+from lora_domains.data.source import File, Located, Table, class_name, first_rows, places
 from lora_domains.errors import DataError
 
+BATCH = 10_000
+"""Rows of columns that are read at once."""
+CHUNK = 1 << 20
+"""Bytes of a JSON list that are read at once."""
+BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""A string, which may have brackets in it and lack its end, or a bracket."""
+
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def first_objects(stream: BinaryIO, most: int) -> bytes:
+    """The JSON of the first ``most`` rows, if they are a list or lines; else all of ``stream``."""
+    start = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    stream.seek(0)
+    if start == b"[":
+        return _first_of_list(stream, most)
+    try:
+        lines = isinstance(json.loads(stream.readline()), Mapping)
+    except (ValueError, RecursionError):
+        lines = False
+    stream.seek(0)
+    return first_rows(stream, most) if lines else stream.read()
+
+
+def _first_of_list(stream: BinaryIO, most: int) -> bytes:
+    """A list of the first ``most`` objects of the list in ``stream``."""
+    raw = b""
+    while chunk := stream.read(max(CHUNK, len(raw))):
+        raw += chunk
+        depth = objects = 0
+        for bracket in BRACKETS.finditer(raw):
+            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(bracket[0], 0)
+            objects += depth == 1 and bracket[0] == b"}"
+            if objects == most:
+                return raw[: bracket.end()] + b"]"
+    return raw
 
 
 def read_json(file: File) -> Table:
@@ -98,10 +135,12 @@ def read_parquet(file: File) -> Table:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(BytesIO(file.raw))
+        table = pyarrow.parquet.ParquetFile(file.stream, buffer_size=CHUNK)
+        batches = table.iter_batches(min(BATCH, file.reading.most or BATCH))
+        rows = _rows(file, table.schema_arrow, batches)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(file, "a Parquet file", error, "table.to_parquet(…)") from None
-    return Table(list(enumerate(_rows(file, table))))
+    return Table(list(enumerate(rows)))
 
 
 def read_arrow(file: File) -> Table:
@@ -110,11 +149,11 @@ def read_arrow(file: File) -> Table:
     import pyarrow.ipc
 
     try:
-        with pyarrow.ipc.open_stream(BytesIO(file.raw)) as stream:
-            table = stream.read_all()
+        with pyarrow.ipc.open_stream(file.stream) as stream:
+            rows = _rows(file, stream.schema, stream)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(file, "an Arrow stream", error, "dataset.save_to_disk(…)") from None
-    return Table(list(enumerate(_rows(file, table))))
+    return Table(list(enumerate(rows)))
 
 
 def _unreadable(file: File, what: str, error: Exception, write: str) -> DataError:
@@ -126,24 +165,33 @@ def _unreadable(file: File, what: str, error: Exception, write: str) -> DataErro
     )
 
 
-def _rows(file: File, table: Any) -> list[dict[str, Any]]:
-    """The rows of ``table``. Raises DataError for a column whose text is not UTF-8."""
-    columns: dict[str, list[Any]] = {}
-    names = label_names(table.schema.metadata)
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        try:
-            values = column.to_pylist()
-        except UnicodeDecodeError:
-            raise DataError(
-                where=f"{file.path}, column {name!r}",
-                expected="text in UTF-8",
-                found="bytes in another encoding",
-                hint="Write the table again from text that was decoded.",
-            ) from None
-        columns[name] = (
-            [class_name(value, names[name]) for value in values] if name in names else values
-        )
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _rows(file: File, schema: Any, batches: Iterable[Any]) -> list[dict[str, Any]]:
+    """The rows of ``batches``, as many as are to be read.
+
+    Raises DataError for a column whose text is not UTF-8.
+    """
+    names, most, rows = label_names(schema.metadata), file.reading.most, list[dict[str, Any]]()
+    for batch in batches:
+        part = batch if most is None else batch.slice(0, most - len(rows))
+        columns: dict[str, list[Any]] = {}
+        for name, column in zip(schema.names, part.columns, strict=True):
+            try:
+                values = column.to_pylist()
+            except UnicodeDecodeError:
+                raise DataError(
+                    where=f"{file.path}, column {name!r}",
+                    expected="text in UTF-8",
+                    found="bytes in another encoding",
+                    hint="Write the table again from text that was decoded.",
+                ) from None
+            columns[name] = (
+                [class_name(value, names[name]) for value in values] if name in names else values
+            )
+        cells = zip(*columns.values(), strict=True)
+        rows += [dict(zip(columns, row, strict=True)) for row in cells]
+        if len(rows) == most:
+            break
+    return rows
 
 
 def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -171,9 +219,13 @@ def read_workbook(file: File) -> Table:
             found="no such package",
             hint="pip install 'lora-domains[excel]', or save the sheet as CSV.",
         ) from None
+    most = file.reading.most
     try:
-        book = openpyxl.load_workbook(BytesIO(file.raw), read_only=True, data_only=True)
-        sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
+        book = openpyxl.load_workbook(file.stream, read_only=True, data_only=True)
+        sheets = {sheet.title: _first_filled(sheet) for sheet in book.worksheets}
+        filled = {name: part for name, part in sheets.items() if part is not None}
+        title = next(iter(filled), "")
+        rows = list(islice(filled.get(title, ()), most and most + 1))
     except Exception as error:  # zip, XML and openpyxl's own errors
         raise DataError(
             where=str(file.path),
@@ -181,23 +233,28 @@ def read_workbook(file: File) -> Table:
             found=f"a file that openpyxl cannot read ({type(error).__name__})",
             hint="Save it again as .xlsx without a password, or as CSV.",
         ) from None
-    filled = {title: rows for title, rows in sheets.items() if _filled(rows)}
-    if not filled:
+    if not rows:
         raise DataError(
             where=str(file.path), expected="rows", found="empty sheets", hint="Check the export."
         )
-    title, rows = next(iter(filled.items()))
     others = f" of {len(filled)}" if len(filled) > 1 else ""
     return Table(_under_header(file, title, rows), [f"sheet {title!r}{others}"] if others else [])
 
 
-def _filled(rows: list[tuple[Any, ...]]) -> list[tuple[int, tuple[Any, ...]]]:
-    """The rows with a value, and their numbers in the sheet."""
-    return [(n, row) for n, row in enumerate(rows, 1) if any(cell is not None for cell in row)]
+Filled = tuple[int, tuple[Any, ...]]
+"""The number of a row in its sheet, and its cells."""
 
 
-def _under_header(file: File, title: str, rows: list[tuple[Any, ...]]) -> list[Located]:
-    (_, head), *rest = _filled(rows)
+def _first_filled(sheet: Any) -> Iterator[Filled] | None:
+    """The rows of ``sheet`` with a value, read as they are taken; None if there are none."""
+    rows = ((n, row) for n, row in enumerate(sheet.iter_rows(values_only=True), 1)
+            if any(cell is not None for cell in row))  # fmt: skip
+    first = next(rows, None)
+    return None if first is None else chain([first], rows)
+
+
+def _under_header(file: File, title: str, rows: list[Filled]) -> list[Located]:
+    (_, head), *rest = rows
     names = ["" if cell is None else str(cell).strip() for cell in head]
     kept = [name for name in names if name]
     if len(set(kept)) < len(kept) or not rest:

@@ -30,13 +30,24 @@ class Tree:
     """(nodes,) token ids; node n is ``tokens[n - 1]``."""
     depths: Tensor
     """(nodes,) distance from the end of the prompt, from 1."""
-    sees: Tensor
-    """(nodes, nodes) bool: each node attends to itself and its ancestors."""
+    parents: Tensor
+    """(nodes,) the node before each one, which comes before it in the order of nodes."""
     reads: Tensor
     """(tokens of all choices, 3): choice, node that predicts it, token."""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def sees(self) -> Tensor:
+        """(nodes, nodes) bool: each node attends to itself and its ancestors.
+
+        It is not kept: the answers of 1,200 labels make as many trees, each with 10⁷ such pairs.
+        """
+        sees = torch.eye(len(self), dtype=torch.bool)
+        for depth in range(2, max(self.depths.tolist(), default=0) + 1):
+            rows = (self.depths == depth).nonzero()[:, 0]
+            sees[rows] |= sees[self.parents[rows] - 1]
+        return sees
 
 
 @lru_cache(maxsize=4096)
@@ -48,13 +59,10 @@ def tree(choices: Choices) -> Tree:
         for end, token in enumerate(choice):
             reads.append((c, nodes.setdefault(choice[:end], len(nodes)), token))
     paths = [path for path in nodes if path]
-    sees = torch.zeros((len(paths), len(paths)), dtype=torch.bool)
-    for n, path in enumerate(paths):
-        sees[n, [nodes[path[:end]] - 1 for end in range(1, len(path) + 1)]] = True
     return Tree(
         torch.tensor([path[-1] for path in paths], dtype=torch.long),
         torch.tensor([len(path) for path in paths], dtype=torch.long),
-        sees,
+        torch.tensor([nodes[path[:-1]] for path in paths], dtype=torch.long),
         torch.tensor(reads),
     )
 
@@ -129,7 +137,7 @@ def _attention(mask: Tensor, trees: Sequence[Tree], most: int) -> Tensor:
     sees[:, :longest, :longest] = present[:, None] & torch.ones(longest, longest).tril().bool()
     sees[:, longest:, :longest] = present[:, None]
     for row, one in enumerate(trees):
-        sees[row, longest : longest + len(one), longest : longest + len(one)] = one.sees
+        sees[row, longest : longest + len(one), longest : longest + len(one)] = one.sees()
     # Padding attends to itself: attention over no token at all is undefined.
     sees.diagonal(dim1=1, dim2=2).fill_(True)
     return sees[:, None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -120,8 +121,11 @@ def check_embedded(base: Base, items: Iterable[EncodedExample]) -> None:
     places = base.model.get_input_embeddings().num_embeddings
     if len(base.tokenizer) <= places:
         return
+    checked: tuple[tuple[int, ...], ...] = ()  # labels are the same in all rows
     for item in items:
-        for token in (*item.prompt, *item.answer, *(t for choice in item.choices for t in choice)):
+        choices = () if item.choices is checked else item.choices
+        checked = item.choices
+        for token in chain(item.prompt, item.answer, *choices):
             if token >= places:
                 raise DataError(
                     where=item.id,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
-from lora_domains.tasks.rows import Example, Row, columns_in, fill, literal_text, own_text, text_of
+from lora_domains.tasks.rows import Example, Row, columns_in, filled, literal_text, text_of
 
 LossUnit = Literal["label cross-entropy", "nats per answer token"]
 ScoredBy = Literal["choices", "text", "likelihood"]
@@ -146,7 +146,7 @@ class Task(ABC):
 
     def unlabelled(self, row: Row) -> Example:
         """The example of a row to predict, which needs no answer."""
-        prompt, text = fill(self.template, row), own_text(self.template, row)
+        prompt, text = filled(self.template, row)
         return Example(
             row.id, prompt, "", self.label_texts, place=row.place, text=text,
             literal=literal_text(self.template), whole=self.has_labels,

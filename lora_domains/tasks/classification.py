@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from lora_domains.errors import MOST_LISTED, DataError, DomainError, did_you_mean, listed
@@ -11,9 +12,8 @@ from lora_domains.tasks.labels import spelling
 from lora_domains.tasks.rows import (
     Example,
     Row,
-    fill,
+    filled,
     literal_text,
-    own_text,
     placeholder,
     prompt_from,
     shown,
@@ -81,7 +81,7 @@ class Classification(Task):
         """The columns of the text."""
         return (self.text,) if isinstance(self.text, str) else tuple(self.text)
 
-    @property
+    @cached_property
     def template(self) -> str:
         if self.prompt is not None:
             return self.prompt
@@ -94,9 +94,14 @@ class Classification(Task):
     def answer_column(self) -> str:
         return self.label
 
-    @property
+    @cached_property
     def label_texts(self) -> tuple[str, ...]:
         return tuple(" " + self.wording.get(label, label) for label in self.labels or ())
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        """label → its position, the first of several."""
+        return {label: n for n, label in reversed([*enumerate(self.labels or ())])}
 
     def with_labels(self, rows: Sequence[Row]) -> Self:
         """This task with its labels known. Raises DataError for a single or an unknown class."""
@@ -148,8 +153,9 @@ class Classification(Task):
 
     def example(self, row: Row) -> Example:
         label = text_of(row, self.label).strip()
-        labels = self.labels or ()
-        if label not in labels:
+        target = self._indices.get(label)
+        if target is None:
+            labels = self.labels or ()
             near = get_close_matches(label, labels) or len(labels) <= MOST_LISTED
             raise DataError(
                 where=f"{row.place}, column {self.label!r}",
@@ -159,10 +165,9 @@ class Classification(Task):
                 if near
                 else "Correct the row, or declare every class: labels=(…).",
             )
-        target = labels.index(label)
         texts = self.label_texts
-        prompt = fill(self.template, row)
+        prompt, text = filled(self.template, row)
         return Example(
             row.id, prompt, texts[target], texts, target, place=row.place,
-            text=own_text(self.template, row), literal=literal_text(self.template), whole=True,
+            text=text, literal=literal_text(self.template), whole=True,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from lora_domains.errors import DomainError, listed
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.rows import Example, Row, fill, literal_text, own_text, prompt_from, text_of
+from lora_domains.tasks.rows import Example, Row, filled, literal_text, prompt_from, text_of
 
 Judge = Literal["text", "number"]
 
@@ -63,7 +63,7 @@ class Generation(Task):
 
     def example(self, row: Row) -> Example:
         answer = " " + text_of(row, self.answer).strip()
-        prompt, text = fill(self.template, row), own_text(self.template, row)
+        prompt, text = filled(self.template, row)
         literal = literal_text(self.template)
         return Example(row.id, prompt, answer, place=row.place, text=text, literal=literal)
 

@@ -40,8 +40,15 @@ def merged(counts: Mapping[str, int]) -> dict[str, str]:
     }
 
 
+def spellings(labels: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """label → as ``known`` spells it, where exactly one of them shares its key."""
+    by_key: dict[str, list[str]] = {}
+    for one in known:
+        by_key.setdefault(label_key(one), []).append(one)
+    same = {label: by_key.get(label_key(label), []) for label in labels}
+    return {label: few[0] if len(few) == 1 else label for label, few in same.items()}
+
+
 def spelling(label: str, known: Iterable[str]) -> str:
     """``label`` as ``known`` spells it, where exactly one of them shares its key."""
-    known = list(known)
-    same = [one for one in known if label_key(one) == label_key(label)]
-    return same[0] if label not in known and len(same) == 1 else label
+    return spellings([label], known)[label]

@@ -10,9 +10,8 @@ from lora_domains.tasks.rows import (
     Example,
     Row,
     columns_in,
-    fill,
+    filled,
     literal_text,
-    own_text,
     placeholder,
     plain_text,
 )
@@ -57,10 +56,10 @@ class MultipleChoice(Task):
         texts = self._candidates(row)
         choices = tuple(" " + text for text in texts)
         target = self._target(row, texts)
-        prompt = fill(self.template, row)
+        prompt, text = filled(self.template, row)
         return Example(
-            row.id, prompt, choices[target], choices, target, place=row.place,
-            text=own_text(self.template, row), literal=literal_text(self.template),
+            row.id, prompt, choices[target], choices, target, place=row.place, text=text,
+            literal=literal_text(self.template),
         )  # fmt: skip
 
     def _candidates(self, row: Row) -> list[str]:

@@ -20,8 +20,12 @@ PLACEHOLDER = re.compile(
 )
 """A doubled brace, ``{column}``, ``{a {{column}} with braces}``, or a brace that is neither."""
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+NO_SLICES: Mapping[str, str] = {}
+"""Shared by all examples without slices: an own dict for each would take 64 bytes."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row as read: its values, and its location for messages (never its text)."""
 
@@ -38,7 +42,7 @@ class Row:
         return f"{self.split}:{self.number}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """A prompt and its answer.
 
@@ -52,7 +56,7 @@ class Example:
     choices: tuple[str, ...] = ()
     target: int = -1
     group: str | None = None
-    slices: Mapping[str, str] = field(default_factory=dict)
+    slices: Mapping[str, str] = field(default_factory=lambda: NO_SLICES)
     place: str = ""
     text: str = ""
     """The row's own text in the prompt, without the template; "" where all of it is its own."""
@@ -135,7 +139,7 @@ def text_of(row: Row, column: str) -> str:
             found="null" if is_null(value) else "only whitespace" if text else "''",
             hint="Fill the cell or delete the row (--drop-empty).",
         )
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if not text.isascii() and SURROGATE.search(text):
         raise DataError(
             where=f"{row.place}, column {column!r}",
             expected="text that can be encoded as UTF-8",
@@ -149,12 +153,19 @@ def text_of(row: Row, column: str) -> str:
 
 
 def fill(template: str, row: Row) -> str:
-    """``template`` with each ``{column}`` replaced by the row's text in that column.
+    """The prompt of ``filled`` alone."""
+    return filled(template, row)[0]
+
+
+def filled(template: str, row: Row) -> tuple[str, str]:
+    """``template`` with each ``{column}`` replaced by the row's text in that column, and these
+    texts alone, one on each line.
 
     Of several columns some may be empty: an empty one leaves nothing, and a line with nothing but
     empty columns and their names is left out. Raises EmptyCell where all are empty.
     """
     texts = _texts(template, row)
+    own = "\n".join(text for text in texts.values() if text)
     if "" in texts.values():
         lines = template.split("\n")
         kept = [line for line in lines if any(map(texts.get, names := _names(line))) or not names]
@@ -163,12 +174,7 @@ def fill(template: str, row: Row) -> str:
     def replaced(match: re.Match[str]) -> str:
         return match["brace"][0] if match["brace"] else texts[_name(match)]
 
-    return PLACEHOLDER.sub(replaced, template)
-
-
-def own_text(template: str, row: Row) -> str:
-    """The row's text in the columns of ``template``, one on each line, without the template."""
-    return "\n".join(text for text in _texts(template, row).values() if text)
+    return PLACEHOLDER.sub(replaced, template), own
 
 
 @cache
@@ -207,8 +213,10 @@ def _name(match: re.Match[str]) -> str:
     return name[name.startswith(" {") : len(name) - name.endswith("} ")]
 
 
-def _names(template: str) -> list[str]:
-    return [_name(m) for m in PLACEHOLDER.finditer(template) if m["name"] or m["escaped"]]
+@cache
+def _names(template: str) -> tuple[str, ...]:
+    matches = PLACEHOLDER.finditer(template)
+    return tuple(_name(m) for m in matches if m["name"] or m["escaped"])
 
 
 def columns_in(template: str) -> tuple[str, ...]:
@@ -221,7 +229,7 @@ def columns_in(template: str) -> tuple[str, ...]:
             found="an empty placeholder: {}" if "{}" in template else f"a single {wrong!r}",
             hint="Write {{ and }} for literal braces.",
         )
-    return tuple(_names(template))
+    return _names(template)
 
 
 def placeholder(column: str) -> str:

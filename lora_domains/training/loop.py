@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -316,6 +317,7 @@ class Run:
         )
         return Trained(adapter, state.record(plan, best, peak_memory(self.model.device)))
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that resumes from it."""
         base, retention = self.bank.base, self.plan.retention
@@ -334,7 +336,7 @@ class Run:
         """Write the checkpoint; whether that succeeded, which only the main process knows."""
         return self.checkpoint.write(
             lambda: {
-                "run": self.identity(),
+                "run": self.identity,
                 "ranks": self.ranks,
                 "state": dict(vars(self.state)),
                 "weights": self.bank.weights(self.adapter_name),
@@ -344,7 +346,7 @@ class Run:
         )
 
     def _resume(self) -> None:
-        stored = self.checkpoint.read(self.identity())
+        stored = self.checkpoint.read(self.identity)
         if stored is None:
             return
         vars(self.state).update(stored["state"])

@@ -135,7 +135,8 @@ def test_a_tree_holds_every_prefix_once(choices: tuple[tuple[int, ...], ...]) ->
     prefixes = {choice[:end] for choice in choices for end in range(1, len(choice))}
     assert len(found) == len(prefixes)
     # The tokens that a node attends to, in order, are the prefix that ends there.
-    read = [tuple(found.tokens[found.sees[node]].tolist()) for node in range(len(found))]
+    sees = found.sees()
+    read = [tuple(found.tokens[sees[node]].tolist()) for node in range(len(found))]
     assert set(read) == prefixes
     assert [len(path) for path in read] == found.depths.tolist()
     # Each token of a choice is predicted from the prefix before it.

@@ -18,7 +18,6 @@ from lora_domains.tasks.tokenization import (
     Tokenization,
     all_too_long,
     check_choices,
-    encode_fitting,
 )
 
 TEXTS = st.text(
@@ -258,7 +257,7 @@ def test_labels_of_their_own_beginnings_have_no_end(tokenizer: Any) -> None:
 def test_each_answer_that_does_not_fit_is_reported(tokenizer: Any) -> None:
     rows = [replace(example("note: a", " zq" * (30 if n % 3 == 0 else 1)), id=str(n),
                     place=f"rows.csv, line {n}") for n in range(9)]  # fmt: skip
-    fitting, errors = encode_fitting(Tokenization(tokenizer, 16), rows)
+    fitting, errors = Tokenization(tokenizer, 16).encode_fitting(rows)
     assert [row.example.id for row in fitting] == ["1", "2", "4", "5", "7", "8"]
     error = all_too_long(errors, "answer")
     assert error.where == "3 rows, column 'answer'"

@@ -143,8 +143,8 @@ def test_the_identity_of_a_run_names_what_changed(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
     spam = declared(rows[:100], epochs=1)
-    first = make_run(tmp_path, tiny_base, spam).identity()
-    assert make_run(tmp_path, tiny_base, spam).identity() == first
+    first = make_run(tmp_path, tiny_base, spam).identity
+    assert make_run(tmp_path, tiny_base, spam).identity == first
     general = [{"text": f"text number {n} of a river"} for n in range(40)]
     told = {
         "validation rows": replace(spam, data=replace(spam.data, validation=rows[200:210])),
@@ -152,7 +152,7 @@ def test_the_identity_of_a_run_names_what_changed(
     }
     for what, other in told.items():
         assert isinstance(spam.data.validation, list)
-        changed = make_run(tmp_path, tiny_base, other).identity()
+        changed = make_run(tmp_path, tiny_base, other).identity
         assert changed[what] != first[what]
         assert changed["rows"] == first["rows"]
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, display=QUIET, device="cpu",
@@ -161,7 +161,7 @@ def test_the_identity_of_a_run_names_what_changed(
     run = fit.make_run(
         model.bank, dataset, make_plan(model.base, dataset), model.out, model.display
     )
-    again = run.identity()
+    again = run.identity
     assert [name for name in first if again[name] != first[name]] == ["precision"]
 
 
