@@ -63,11 +63,12 @@ def span_of_flips(
 
     n times the root mean square of the figure's change when a single item flips, from right to
     wrong or back: 1 for accuracy, 1 / (2 share of positives) for the F1 of a rare class. A wrong
-    prediction is the most frequent other target. ``times`` says how often each item occurs.
+    prediction is the most frequent other target. ``times`` says how often each item occurs. 0 where
+    no flip moves the figure, such as the F1 of a class that no item has.
     """
     counted = np.ones(len(targets)) if times is None else times
     frequent = np.argsort(-np.bincount(targets, counted, minlength=classes), kind="stable")
-    second = frequent[1] if np.any(targets == frequent[1]) else -1
+    second = next((other for other in frequent[1:2] if np.any(targets == other)), -1)
     wrong = np.where(targets == frequent[0], second, frequent[0])
     flipped = np.where(predictions == targets, wrong, targets)
     now = class_counts(targets, predictions, classes)

@@ -156,7 +156,8 @@ def compare_classes(
     Arrays of class numbers >= 0, shape (n,); a prediction of -1 is an answer that names no class.
     ``statistic`` takes sums of ``classes.class_counts``. won and lost count items that became right
     and wrong. ``limits`` is the range of a difference. Paired bootstrap, clustered where groups
-    repeat; its least width is that of one flipped item (``classes.span_of_flips``).
+    repeat; its least width is that of one flipped item (``classes.span_of_flips``), where that
+    moves the figure, else that of a share.
 
     Raises ValueError when the arrays are empty or differ in length.
     """
@@ -187,7 +188,7 @@ def compare_classes(
         kinds=kinds,
         groups=None if codes is None else codes.tolist(),
         level=level,
-        span=span,
+        span=span or limits[1],
         limits=limits,
     )
     totals = times @ table

@@ -289,9 +289,10 @@ class ClassMetric(Metric):
         targets, predictions = pairs.astype(np.intp).T
         times = np.bincount(kinds).astype(np.float64)
         span = span_of_flips(statistic, targets, predictions, _classes(columns, positive), times)
+        least, most = self.range
         return bootstrap(
             statistic, table, kinds=kinds, groups=groups, resamples=RESAMPLES, level=level,
-            span=span, limits=self.range,
+            span=span or most - least, limits=self.range,
         )  # fmt: skip
 
 

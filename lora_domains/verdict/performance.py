@@ -11,7 +11,7 @@ from lora_domains.stats.comparisons import Comparison, items_needed, ratio
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.stats.shares import share_of
 from lora_domains.verdict.evidence import Evidence, Fault
-from lora_domains.verdict.metrics import Metric, best_baseline
+from lora_domains.verdict.metrics import ClassMetric, Metric, best_baseline
 from lora_domains.verdict.rules import (
     LEAST_POSITIVES,
     LEAST_ROWS,
@@ -53,7 +53,10 @@ def judge_gain(evidence: Evidence, _: float) -> GateResult:
         if isinstance(compared, Fault):
             return compared.result("gain", f"{metric.label} better than the base", 0.0)
         rivals[contender_label(rival)] = compared
-    return gain(metric, rivals)
+    result, targets = gain(metric, rivals), test.targets()
+    if isinstance(metric, ClassMetric) and metric.needs_positive:
+        result = _enough(result, int((targets == positive).sum()), "positives")
+    return _of_classes(result, evidence)
 
 
 def gain(metric: Metric, rivals: Mapping[str, Comparison]) -> GateResult:
@@ -117,10 +120,22 @@ def _share_of_positives(
         evidence.level,
     )
     result = judge_share(name, share, len(counted), floor, unit, evidence.level)
-    for number, what in ((int(true.sum()), "positives"), (len(counted), unit)):
-        if number < LEAST_POSITIVES:
-            return undecided(result, f"Fewer than {LEAST_POSITIVES} {what} do not decide it.")
-    return result
+    result = _enough(_enough(result, int(true.sum()), "positives"), len(counted), unit)
+    return result if name == "recall" else _of_classes(result, evidence)
+
+
+def _enough(result: GateResult, number: int, what: str) -> GateResult:
+    """``result``, which fewer than ``LEAST_POSITIVES`` do not decide."""
+    if number >= LEAST_POSITIVES:
+        return result
+    return undecided(result, f"Fewer than {LEAST_POSITIVES} {what} do not decide it.")
+
+
+def _of_classes(result: GateResult, evidence: Evidence) -> GateResult:
+    """``result``, which test rows of one class do not pass: giving always that answer would."""
+    if result.verdict != "pass" or not evidence.labels or np.ptp(evidence.test.targets()):
+        return result
+    return undecided(result, "Test rows of one class do not decide it: give rows of each class.")
 
 
 def kept(metric: Metric, compared: Comparison, rival: str) -> GateResult:

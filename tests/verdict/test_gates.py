@@ -230,6 +230,27 @@ def test_fewer_than_10_positives_decide_neither_recall_nor_precision() -> None:
     assert result("precision", *items, threshold=0.3).verdict == "inconclusive"
 
 
+def test_rows_without_a_positive_decide_no_gain_in_f1() -> None:
+    for metric in ("f1", "precision", "recall"):
+        few = Evidence(ScoreTable(table(9, 0, 0, 90)), METRICS[metric], ["no", "yes"], 1)
+        none = Evidence(ScoreTable(table(0, 0, 0, 99)), METRICS[metric], ["no", "yes"], 1)
+        for seen in (few, none):
+            judged = GATES["gain"].judge(seen, 0.0)
+            assert judged is not None
+            assert judged.verdict == "inconclusive", metric
+    assert judged.lower is not None
+    assert judged.lower < 0.0
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy", "mcc", "f1", "precision"])
+def test_test_rows_of_one_class_pass_neither_gain_nor_precision(metric: str) -> None:
+    items = [row(1, number=n, base=n % 2, adapter=1) for n in range(100)]
+    judged = judge_all(Evidence(ScoreTable(items), METRICS[metric], ["no", "yes"], 1), {})
+    verdicts = {r.name: r.verdict for r in judged}
+    assert verdicts["gain"] == verdicts["precision"] == "inconclusive"
+    assert verdicts["recall"] == "pass"
+
+
 def test_recall_and_precision_respect_groups() -> None:
     items = table(360, 40, 20, 380)
     grouped = [item | {"group": f"patient {n // 40}"} for n, item in enumerate(items)]
@@ -321,10 +342,12 @@ def seen_and_unseen(train: int, test: int, tfidf: tuple[int, int] | None = None)
     items = []
     for n, (where, right) in enumerate((("train", train), ("test", test))):
         for number in range(200):
-            predicted = {"base": 0, "adapter": int(number < right)}
+            target = number % 2
+            wrong = 1 - target
+            predicted = {"base": wrong, "adapter": target if number < right else wrong}
             if tfidf is not None:
-                predicted["tfidf"] = int(number < tfidf[n])
-            items.append(row(1, where, number, **predicted))
+                predicted["tfidf"] = target if number < tfidf[n] else wrong
+            items.append(row(target, where, number, **predicted))
     return items
 
 

@@ -170,6 +170,19 @@ def test_bounds_contain_the_value_and_widen_in_groups(name: str) -> None:
 # ── The registry ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("positive", [0, 1])
+@pytest.mark.parametrize("target", [0, 1])
+def test_bounds_on_rows_of_one_class_have_a_width(target: int, positive: int) -> None:
+    for base, adapter in ((0, 0), (0, 1), (1, 1)):
+        items = [row(target, number=n, base=base, adapter=adapter) for n in range(81)]
+        for metric in reported(["a", "b"], positive):
+            comparison = metric.compare(ScoreTable(items), positive=positive, level=0.99)
+            if comparison is not None:
+                assert comparison.lower < comparison.upper - 0.01, metric.name
+                bounds = metric.bounds(ScoreTable(items), "adapter", positive, 0.99)
+                assert metric.nats or bounds.lower < bounds.upper - 0.01, metric.name
+
+
 def test_which_metrics_a_task_has() -> None:
     def names(labels: Sequence[str], positive: int | None) -> set[str]:
         return {metric.name for metric in reported(labels, positive)}
