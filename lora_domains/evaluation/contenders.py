@@ -144,7 +144,7 @@ def best_threshold(task: Task, scores: Scores, tuning: Sequence[EncodedRow]) -> 
     """The probability from which a contender's ``scores`` predict the positive class.
 
     Its first scores are of the ``tuning`` rows, which choose it. None without a target, or without
-    a positive row.
+    a positive row, and where a probability is not a number.
     """
     if not task.targets:
         return None
@@ -168,14 +168,14 @@ def _threshold_record(
     if not task.targets:
         return None
     ((name, target),) = task.targets.items()
+    positives = sum(encoded.target == task.positive_index for _, encoded in tuning)
     if chosen is None:
-        display.warn(
-            f"none of the {len(tuning)} validation rows is {task.positive}: it is predicted where "
-            "it is the most likely class."
-        )
+        why = f"its probability on some of the {len(tuning)} validation rows is not a number"
+        if not positives:
+            why = f"none of the {len(tuning)} validation rows is {task.positive}"
+        display.warn(f"no threshold is chosen: {why}. The most likely class is predicted.")
         return {"targets": task.targets, "threshold": None}
     if chosen.lower < target:
-        positives = sum(encoded.target == task.positive_index for _, encoded in tuning)
         display.warn(
             f"no threshold is shown to reach {name} {target:g}: the best has at least "
             f"{chosen.lower:.3f} with {100 * LEVEL:g} % confidence on {len(tuning)} validation "

@@ -59,7 +59,9 @@ def choose_threshold(
     groups: Sequence[Hashable] | None = None,
     level: float = LEVEL,
 ) -> Chosen | None:
-    """The probability from which to predict the positive class; None without a positive row.
+    """The probability from which to predict the positive class.
+
+    None without a positive row, and where a probability is not a number.
 
     Of the thresholds at which the *lower bound* of the target's figure reaches it: for a recall the
     highest, so that precision suffers least, for a precision the one with the highest recall. A
@@ -73,6 +75,8 @@ def choose_threshold(
     if (recall is None) == (precision is None):
         raise ValueError("choose_threshold expects a recall or a precision, and one of them.")
     chance, truth = np.asarray(probability, float), np.asarray(positive, bool)
+    if not np.isfinite(chance).all():
+        return None
     thresholds, hits, _ = counts_at(chance, truth)
     places = np.flatnonzero(np.diff(hits, prepend=0))  # where one more positive is found
     if not len(places):

@@ -32,6 +32,7 @@ from lora_domains.verdict.rules import (
     judge_count,
     not_applicable,
     undecided,
+    unmeasured,
 )
 from lora_domains.verdict.side_effects import (
     NO_TRAINING_ROWS,
@@ -149,12 +150,13 @@ def _evaluations(evidence: Evidence, _: float) -> GateResult | None:
     )
 
 
-def _leaks(evidence: Evidence, _: float) -> GateResult | None:
+def _leaks(evidence: Evidence, _: float) -> GateResult:
     """No test or probe row occurs, word for word, in what was trained on; near ones only warn."""
     rule = "no exact test or probe row in what was trained on"
     if evidence.leaks is None:
-        elsewhere = evidence.trained_elsewhere
-        return not_applicable("leaks", rule, 0.0, NO_TRAINING_ROWS) if elsewhere else None
+        if evidence.trained_elsewhere:
+            return not_applicable("leaks", rule, 0.0, NO_TRAINING_ROWS)
+        return unmeasured("leaks", rule, 0.0, "Leaks were not searched for: evaluate it again.")
     exact, near = int(evidence.leaks["exact"]), int(evidence.leaks["near"])
     why = "No test or probe row occurs in what was trained on."
     if exact:

@@ -43,7 +43,10 @@ OUTCOMES: dict[Verdict, str] = {
 
 
 def judge_gain(evidence: Evidence, _: float) -> GateResult:
-    """The adapter against the base and the best baseline on the domain metric."""
+    """The adapter against the base and the best baseline on the domain metric.
+
+    A baseline that was scored on some rows only might be the best: no pass then.
+    """
     metric, test, positive = evidence.metric, evidence.test, evidence.positive
     values = {name: metric.value(test, name, positive) for name in test.baselines()}
     best = best_baseline(metric, values)
@@ -56,6 +59,10 @@ def judge_gain(evidence: Evidence, _: float) -> GateResult:
     result, targets = gain(metric, rivals), test.targets()
     if isinstance(metric, ClassMetric) and metric.needs_positive:
         result = _enough(result, int((targets == positive).sum()), "positives")
+    for name in (name for name, value in values.items() if value is None):
+        fault = evidence.fault(name, test, metric.scores, capital(metric.label))
+        if fault and any(test.gives(name, key) for key in metric.scores):
+            result = _unproven(result, fault.why)
     return _of_classes(result, evidence)
 
 
@@ -133,9 +140,14 @@ def _enough(result: GateResult, number: int, what: str) -> GateResult:
 
 def _of_classes(result: GateResult, evidence: Evidence) -> GateResult:
     """``result``, which test rows of one class do not pass: giving always that answer would."""
-    if result.verdict != "pass" or not evidence.labels or np.ptp(evidence.test.targets()):
+    if not evidence.labels or np.ptp(evidence.test.targets()):
         return result
-    return undecided(result, "Test rows of one class do not decide it: give rows of each class.")
+    return _unproven(result, "Test rows of one class do not decide it: give rows of each class.")
+
+
+def _unproven(result: GateResult, why: str) -> GateResult:
+    """``result``, inconclusive where it passed."""
+    return undecided(result, why) if result.verdict == "pass" else result
 
 
 def kept(metric: Metric, compared: Comparison, rival: str) -> GateResult:
@@ -185,16 +197,18 @@ def judge_slices(evidence: Evidence, margin: float) -> GateResult | None:
     test, names = evidence.test, evidence.test.slice_columns()
     if not names:
         return None
-    if test.scored("adapter", "prediction"):
-        what, unit = "accuracy", "rows"
+    key = next((key for key in ("prediction", "f1") if test.gives("adapter", key)), None)
+    if key is None:  # nats differ between kinds of text by nature
+        return None
+    if fault := evidence.fault("adapter", test, (key,), "The score of slices"):
+        return fault.result("slices", "no slice clearly below the rest", -margin)
+    what, unit, scores = "token F1", "rows", test.column("adapter", key)
+    if key == "prediction":
+        what = "accuracy"
         scores = (test.column("adapter", "prediction") == test.targets()).astype(float)
         if evidence.positive is not None:
             what, unit = "recall", "positives"
             scores = np.where(test.targets() == evidence.positive, scores, np.nan)
-    elif test.scored("adapter", "f1"):
-        what, unit, scores = "token F1", "rows", test.column("adapter", "f1")
-    else:  # nats differ between kinds of text by nature
-        return None
     values = {name: test.slice_values(name) for name in names}
     parts = compare_slices(scores, values, test.groups(), unit, evidence.level)
     return worst_slice(parts, what, margin, evidence.level)

@@ -13,7 +13,7 @@ where the score of a contender holds ``prediction``, ``nll``, ``confidence``, ``
 threshold; no gate reads them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -104,6 +104,10 @@ class ScoreTable:
         """Whether every item has this score of the contender, a finite number."""
         return bool(len(self)) and bool(np.isfinite(self.column(contender, key)).all())
 
+    def gives(self, contender: str, key: str) -> bool:
+        """Whether some item has this score of the contender, even if it is not a number."""
+        return any(key in (item["scores"].get(contender) or {}) for item in self._items)
+
     def missing(self, contender: str, key: str) -> bool:
         """Whether some item lacks this score; one that is not a number is there."""
         return any(key not in (item["scores"].get(contender) or {}) for item in self._items)
@@ -131,8 +135,8 @@ class ScoreTable:
 
     def baselines(self) -> list[str]:
         """The contenders other than base and adapter, in the order they were scored."""
-        first: Sequence[str] = list(self._items[0]["scores"]) if self._items else []
-        return [name for name in first if name not in CONTENDERS]
+        names = dict.fromkeys(name for item in self._items for name in item["scores"])
+        return [name for name in names if name not in CONTENDERS]
 
     def _kept(self, name: tuple[str, str], values: Callable[[], Iterable[float]]) -> Column:
         if name not in self._columns:

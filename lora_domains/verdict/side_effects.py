@@ -5,6 +5,7 @@ the embedded base excepted.
 """
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -160,8 +161,7 @@ def judge_overfit(evidence: Evidence, limit: float | None) -> GateResult | None:
             missing = fault.result("overfit", rule, limit)
             return informing(missing) if limit is None else missing
     (train, _), (test, _) = _on_both(evidence, "adapter", evidence.level)
-    if metric.higher_is_better and train <= metric.range[0]:
-        why = f"{capital(metric.label)} is {train:.3f} on training rows: nothing was learned."
+    if why := _nothing_learned(evidence, train):
         nothing = unmeasured("overfit", rule, limit, why)
         return informing(nothing) if limit is None else nothing
     what = f"{capital(metric.label)} {train:.3f} on training rows, {test:.3f} on test rows. The gap"
@@ -174,11 +174,26 @@ def judge_overfit(evidence: Evidence, limit: float | None) -> GateResult | None:
     return replace(result, rule=rule)
 
 
+def _nothing_learned(evidence: Evidence, train: float) -> str:
+    """Why the metric on training rows, ``train``, shows no learning; empty where it shows some."""
+    metric, rows = evidence.metric, evidence.train
+    if metric.higher_is_better and train <= metric.range[0]:
+        return f"{capital(metric.label)} is {train:.3f} on training rows: nothing was learned."
+    predicted = rows.column("adapter", "prediction")
+    if evidence.labels and np.ptp(rows.targets()) and np.ptp(predicted) == 0:
+        label = evidence.labels[int(predicted[0])]
+        return f"All training rows are called {label}: nothing was learned."
+    return ""
+
+
 def _unseen(name: str, evidence: Evidence, limit: float | None) -> GateResult | None:
     """The result without training rows: not applicable where others trained the adapter."""
-    if not evidence.trained_elsewhere:
+    rule = "training rows against test rows"
+    if evidence.trained_elsewhere:
+        return not_applicable(name, rule, limit, NO_TRAINING_ROWS)
+    if limit is None:
         return None
-    return not_applicable(name, "training rows against test rows", limit, NO_TRAINING_ROWS)
+    return unmeasured(name, rule, limit, "It was not measured: no training row was scored.")
 
 
 def _gap(evidence: Evidence, contender: str, level: float | None = None) -> Measurement:
@@ -212,14 +227,18 @@ def judge_memorisation(evidence: Evidence, limit: float | None) -> GateResult | 
     what = "Membership-inference AUC (0.5 = chance)"
     if not len(evidence.train):
         return _unseen("memorisation", evidence, limit)
-    for table in (evidence.train, evidence.test):
-        for contender in CONTENDERS:
-            fault = evidence.fault(contender, table, ("nats", "tokens"), what)
-            if fault is not None and fault.diverged:
-                return fault.result("memorisation", rule, limit)
+    told_by = [("adapter", "nll"), *product(CONTENDERS, ("nats", "tokens"))]
+    faults = [
+        evidence.fault(contender, table, (key,), what)
+        for table in (evidence.train, evidence.test) for contender, key in told_by
+    ]  # fmt: skip
+    for fault in faults:
+        if fault is not None and fault.diverged:
+            return fault.result("memorisation", rule, limit)
     measured = evidence.membership(SHOWN if limit is None else evidence.level)
     if not measured:
-        return None
+        missing = next((fault for fault in faults if fault is not None), None)
+        return missing.result("memorisation", rule, limit) if missing and limit else None
     by, largest = max(measured.items(), key=lambda pair: pair[1].observed)
     other = "calibrated" if by == "loss" else "loss"
     beside = f"Measured by {TOLD_BY[by]}"
@@ -239,11 +258,14 @@ TOLD_BY = {"loss": "the loss itself", "calibrated": "what the adapter gained on 
 
 def judge_calibration(evidence: Evidence, limit: float | None) -> GateResult | None:
     """The expected calibration error of the adapter's answers to test rows."""
-    if not (found := evidence.calibration):
-        return None
     what, n = "Expected calibration error", len(evidence.test)
+    rule = "informs only" if limit is None else f"expected calibration error at most {limit:g}"
+    if not (found := evidence.calibration):
+        fault = evidence.fault("adapter", evidence.test, ("confidence", "brier"), what)
+        if fault is None or not (fault.diverged or limit):
+            return None
+        return fault.result("calibration", rule, limit)
     measured = Measurement(found["ece"], Bounds(**found["bounds"]["ece"]), n, "test rows", SHOWN)
     if limit is None:
         return inform("calibration", measured, CALIBRATION_WARNS, what=what)
-    rule = f"expected calibration error at most {limit:g}"
     return judge_limit("calibration", rule, measured, limit, what)

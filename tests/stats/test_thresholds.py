@@ -66,6 +66,12 @@ def test_a_threshold_is_chosen_by_groups_that_are_not_independent() -> None:
     assert min(alone.lower, grouped.lower) >= 0.8
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_probability_that_is_not_a_number_chooses_no_threshold(value: float) -> None:
+    for target in ({"recall": 0.8}, {"precision": 0.8}):
+        assert choose_threshold([0.9, value, 0.1], [True, False, True], **target) is None
+
+
 @pytest.mark.parametrize("targets", [{}, {"recall": 0.8, "precision": 0.8}])
 def test_one_target_is_given(targets: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="a recall or a precision"):

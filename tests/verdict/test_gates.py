@@ -52,6 +52,7 @@ def by_counts(won: int, lost: int, n: int) -> Comparison:
 
 
 def evidence(*items: Item, **counted: Any) -> Evidence:
+    counted.setdefault("leaks", {"exact": 0, "near": 0})
     return Evidence(ScoreTable(items), METRICS["accuracy"], ["no", "yes"], 1, **counted)
 
 
@@ -180,6 +181,11 @@ def test_leaks_fail_when_exact_and_warn_when_near() -> None:
     assert (exact.verdict, exact.observed) == ("fail", 1.0)
     assert "1 test or probe row is also" in exact.why
     assert "--drop-leaks" in exact.why
+
+
+def test_leaks_that_were_not_searched_for_are_inconclusive() -> None:
+    assert result("leaks", leaks=None).verdict == "inconclusive"
+    assert result("leaks", leaks=None, trained_elsewhere=True).verdict == "not applicable"
 
 
 def test_the_base_is_frozen() -> None:
@@ -332,6 +338,63 @@ def test_an_adapter_that_learned_nothing_is_no_proof_that_it_did_not_overfit() -
         assert judged is not None
         assert judged.verdict == verdict
         assert judged.why == "F1 is 0.000 on training rows: nothing was learned."
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "balanced_accuracy", "mcc", "loss"])
+def test_an_adapter_that_always_gives_one_answer_learned_nothing(metric: str) -> None:
+    items = [*table(0, 200, 0, 200), *table(0, 200, 0, 200, where="train")]
+    seen = Evidence(ScoreTable(items), METRICS[metric], ["no", "yes"], 1)
+    judged = GATES["overfit"].judge(seen, 0.1)
+    assert judged is not None
+    assert judged.verdict == "inconclusive"
+    assert judged.why.endswith("nothing was learned.")
+
+
+LIMITS = {"overfit": 0.5, "memorisation": 0.9, "calibration": 0.5}
+
+
+@pytest.mark.parametrize(("gate", "key"), [("calibration", "confidence"), ("calibration", "brier"),
+                                           ("memorisation", "nll")])  # fmt: skip
+def test_a_gate_with_a_limit_does_not_vanish_with_its_figure(gate: str, key: str) -> None:
+    items = [item for where in ("test", "train") for item in table(95, 5, 5, 95, where=where)]
+    assert result(gate, *items, threshold=LIMITS[gate]).verdict == "pass"
+    for limit in (LIMITS[gate], None):
+        judged = GATES[gate].judge(evidence(*changed(items, "adapter", **{key: None})), limit)
+        assert judged is not None
+        assert judged.verdict == "fail"
+    lacking = changed(items, "adapter", **{key: math.inf, "nats": math.inf})
+    assert result(gate, *lacking, threshold=LIMITS[gate]).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("gate", ["overfit", "memorisation"])
+def test_a_limit_needs_training_rows(gate: str) -> None:
+    items = table(95, 5, 5, 95)
+    assert result(gate, *items, threshold=LIMITS[gate]).verdict == "inconclusive"
+    assert GATES[gate].judge(evidence(*items), None) is None
+
+
+def test_slices_without_a_prediction_do_not_vanish() -> None:
+    items = [item | {"slices": {"ward": str(n % 2)}} for n, item in enumerate(table(95, 5, 5, 95))]
+    assert result("slices", *items, threshold=0.1).verdict == "pass"
+    for value, verdict in ((None, "fail"), (math.inf, "inconclusive")):
+        one = [*changed(items[:1], "adapter", prediction=value), *items[1:]]
+        assert result("slices", *one, threshold=0.1).verdict == verdict
+
+
+@pytest.mark.parametrize("place", [0, 7])
+@pytest.mark.parametrize("value", [None, math.inf])
+def test_a_baseline_that_lacks_a_score_does_not_drop_out_of_gain(
+    place: int, value: float | None
+) -> None:
+    items = [row(n % 2, number=n, base=0, adapter=n % 2, tfidf=int(n < 100)) for n in range(200)]
+    assert result("gain", *items).verdict == "pass"
+    items[place : place + 1] = changed(items[place : place + 1], "tfidf", prediction=value)
+    judged = result("gain", *items)
+    assert judged.verdict == "inconclusive"
+    assert "TF-IDF" in judged.why
+    # One that has no score of the metric at all is no rival on it.
+    items = changed(items, "tfidf", prediction=math.inf)
+    assert result("gain", *items).verdict == "pass"
 
 
 # ── Gates that inform ───────────────────────────────────────────────────────────────────────────
@@ -547,5 +610,6 @@ def test_judge_all_leaves_out_gates_that_do_not_concern_the_adapter() -> None:
     items = [*table(50, 5, 5, 50), *general(), *text()]
     names = [r.name for r in judge_all(evidence(*items), {})]
     assert names == [
-        "gain", "retention", "recall", "precision", "frozen", "effect", "drift", "calibration"
+        "gain", "retention", "recall", "precision", "leaks", "frozen", "effect", "drift",
+        "calibration"
     ]  # fmt: skip
