@@ -98,6 +98,7 @@ class Prepared:
 
     def only(self, ids: Collection[str]) -> "Prepared":
         """The same with the rows of ``ids`` alone."""
+        ids = frozenset(ids)
         parts = {s: tuple(row for row in getattr(self, s) if row.id in ids) for s in SPLITS}
         for split, rows in parts.items():
             if getattr(self, split) and not rows:
@@ -107,7 +108,6 @@ class Prepared:
                     found="none",
                     hint="Shorten the answers, or choose a base with a longer context.",
                 )
-        ids = frozenset(ids)
         pairs = tuple(pair for pair in self.leaks.pairs if ids.issuperset(pair[:2]))
         return replace(
             self,

@@ -8,6 +8,7 @@ from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Lora
+from lora_domains.inference.choice_tree import tree
 from lora_domains.modeling.base import Base
 from lora_domains.probes.general_text import POOL
 from lora_domains.training.retention import Retention, choose_retention
@@ -17,6 +18,8 @@ BATCHES = (32, 16, 8)
 STEPS = 200
 """Optimiser steps that a run should have. On 300 rows, 300 steps in batches of 8 gave better
 validation scores than 80 in batches of 32 (benchmarks/README.md, derived settings)."""
+MANY_TOKENS = 1000
+"""Labels of this many tokens, shared beginnings counted once, are warned about."""
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
 
@@ -69,6 +72,7 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     warnings = (
         *_ignored_settings(dataset.domain.lora, dataset.parent),
         _short_run_warning(len(dataset.train), batch, steps, settings.epochs),
+        _many_labels_warning(dataset),
         retention.warning(base.id, familiar) or "",
     )
     return Plan(
@@ -156,6 +160,17 @@ def _short_run_warning(rows: int, batch: int, steps: int, epochs: int) -> str:
         f"only {steps * epochs} optimiser steps ({rows} rows, batches of {batch}, {epochs} "
         f"{'epoch' if epochs == 1 else 'epochs'}): too few to learn much. --epochs {enough} gives "
         f"{enough * steps}."
+    )
+
+
+def _many_labels_warning(dataset: Dataset) -> str:
+    task, rows = dataset.domain.task, dataset.train
+    tokens = len(tree(rows[0].encoded.choices)) if task.has_labels and not task.head else 0
+    if tokens < MANY_TOKENS:
+        return ""
+    return (
+        f"the {len(task.labels or ())} labels are {tokens:,} tokens, which are read after every "
+        "prompt that is validated, evaluated or predicted. --head reads the prompt alone."
     )
 
 

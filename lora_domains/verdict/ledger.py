@@ -28,6 +28,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +60,7 @@ class RowSet:
     key: str | None
     """Fingerprint of the key of the digests; None without the key of an existing ledger."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         return digest_of_rows(self.rows)
 

@@ -1,6 +1,7 @@
 """The search for leaks: exact and near rows, and rows contained in plain text."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tables import SPAM, examples
 
-from lora_domains.data.leaks import contained, find_leaks
+from lora_domains.data.leaks import COMMON, COVERED, WORDS, contained, find_leaks
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
 from lora_domains.errors import LeakError
@@ -38,6 +39,36 @@ def test_planted_leaks_are_found_among_rows_made_from_a_template() -> None:
     false = sum(int(b[5:]) < 450 for _, b, _ in leaks.pairs)
     assert false <= 2
     assert leaks.near - false >= 18
+
+
+def grams(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[n : n + WORDS]) for n in range(len(words) - WORDS + 1)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_near_rows_are_those_of_the_definition(seed: int) -> None:
+    """Texts of few words, so that n-grams recur: in templates, in several rows, in one row."""
+    draw = random.Random(seed)
+    pieces = [" ".join(draw.choices("abcdef", k=draw.randint(1, 9))) for _ in range(12)]
+
+    def texts(count: int) -> list[str]:
+        made = (" ".join(draw.choices(pieces, k=draw.randint(1, 4))) for _ in range(count))
+        return list(dict.fromkeys(made))
+
+    train, other = texts(draw.randint(1, 25)), texts(draw.randint(1, 25))
+    rows_with = Counter(gram for text in {*train, *other} for gram in grams(text))
+    expected = {}
+    for text in other:
+        own = {gram for gram in grams(text) if rows_with[gram] <= COMMON}
+        covered = {one: len(own & grams(one)) for one in train}
+        best = max(covered.values())
+        if text not in train and len(own) >= 2 and best >= COVERED * len(own):
+            expected[text] = min(one for one, count in covered.items() if count == best)
+    pairs = find_leaks(examples(train, "train"), examples(other, "test")).pairs
+    found = {other[int(b[5:])]: train[int(a[6:])] for a, b, how in pairs if how == "near"}
+    assert found == expected
 
 
 @settings(max_examples=60)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,22 @@ def test_each_text_is_normalised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(SPAM, Data([*table(60), *table(3)], test=test, drop_leaks=True))
     assert len(counted) == 2 * 80  # the prompt, and the row's own text in it
     assert set(counted.values()) == {1}
+
+
+def test_rows_that_fit_are_looked_up_once_for_all_near_pairs() -> None:
+    words = [" ".join(f"w{n}{k}" for k in range(12)) for n in range(40)]
+    rows = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(words)]
+    test = [{"text": f"{row['text']} again", "label": row["label"]} for row in rows]
+    prepared = prepare(Classification(), Data(rows, test=test))
+    assert prepared.leaks.near == 40
+    passes = []
+
+    class Ids(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            passes.append(1)
+            return super().__iter__()
+
+    parts = (*prepared.train, *prepared.validation, *prepared.test)
+    kept = prepared.only(Ids(row.id for row in parts if row.id != "test:3"))
+    assert kept.leaks.near < 40
+    assert len(passes) == 1

@@ -148,6 +148,15 @@ def test_a_tree_holds_every_prefix_once(choices: tuple[tuple[int, ...], ...]) ->
         ]
 
 
+def test_the_tree_of_many_labels_is_kept_in_little_memory() -> None:
+    """The answers of 1,200 labels make as many trees; the pairs of nodes of one are 12 MB."""
+    labels = tuple(tuple(3 + int(digit) for digit in f"{n:04}77") for n in range(1200))
+    found = tree((*labels, (3, 4, 5, 2)))
+    tensors = [value for value in vars(found).values() if isinstance(value, torch.Tensor)]
+    assert len(found) > 2500
+    assert sum(tensor.nbytes for tensor in tensors) < 1e6
+
+
 def test_an_example_weighs_its_tree_or_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     item = items()[0]
     nodes = len(tree(item.choices))

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from lora_domains.tasks import Classification, merged, spelling, twins
+from lora_domains.tasks import Classification, labels, merged, spelling, spellings, twins
 from lora_domains.tasks.labels import label_key
 
 
@@ -41,3 +41,11 @@ def test_the_most_frequent_spelling_is_kept() -> None:
 def test_a_positive_class_is_found_in_another_spelling() -> None:
     task = Classification(positive="Urgent").with_default_labels(("routine", "urgent"))
     assert (task.positive, task.positive_index) == ("urgent", 1)
+
+
+def test_each_label_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(labels, "label_key", lambda one: compared.append(one) or label_key(one))
+    known = [f"topic {n}" for n in range(200)]
+    assert spellings([one.upper() for one in known], known) == {one.upper(): one for one in known}
+    assert len(compared) == 400

@@ -305,3 +305,44 @@ def test_rows_without_supervision_are_counted_and_refused_if_there_are_no_others
     ]
     filled = with_token_counts(counts, items)
     assert (filled.truncated, filled.masked, filled.supervised_tokens) == (1, 1, 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(TEXTS, TEXTS, st.integers(0, 3)), min_size=1, max_size=12))
+def test_rows_are_encoded_together_as_they_are_one_by_one(
+    tiny_base: Path, rows: list[tuple[str, str, int]]
+) -> None:
+    """Prompts, some with special tokens in the template or the text, and plain texts."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    eos, pad = tokenizer.eos_token, tokenizer.pad_token
+    examples = []
+    for n, (text, answer, kind) in enumerate(rows):
+        if kind == 3:
+            examples.append(Example(f"x:{n}", "", text))
+            continue
+        literal, own = f"{eos} label:" if kind else "", text + pad * (kind == 2)
+        prompt = own + literal
+        examples.append(Example(f"x:{n}", prompt, answer, text=own, literal=literal))
+    together = Tokenization(tokenizer, 400).encode_rows(examples)
+    apart = [row for one in examples for row in Tokenization(tokenizer, 400).encode_rows([one])]
+    assert together == apart
+    for example, encoded in together:
+        if example.prompt:
+            tokenization = Tokenization(tokenizer, 400)
+            assert encoded.prompt[len(tokenization.bos) :] == tuple(
+                tokenization.prompt_tokens(example)
+            )
+            assert encoded.answer[:-1] == tokenization.answer_tokens(example.answer)
+
+
+def test_rows_share_the_tokens_of_their_labels(tokenizer: Any) -> None:
+    task = Classification(labels=tuple(f"topic {n}" for n in range(300)))
+    rows = [Row({"text": f"mail {n}", "label": f"topic {n}"}, "train", n, "f") for n in range(40)]
+    examples = [task.example(row) for row in rows]
+    assert len({id(example.choices) for example in examples}) == 1
+    encoded = Tokenization(tokenizer, 200).encode_all(examples)
+    assert len({id(one.choices) for one in encoded}) == 1
+    tokens = [token for one in encoded for token in one.prompt]
+    assert len({id(token) for token in tokens}) == len({*tokens})

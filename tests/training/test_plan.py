@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from support.models import declared, make_run, model_in
 
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain
+from lora_domains.tasks import Classification
 from lora_domains.training.plan import make_plan
 
 
@@ -66,3 +69,18 @@ def test_auto_depends_on_whether_general_text_is_given(
     warned = ["embedded world's text" in warning for warning in planned["replay"].warnings]
     assert any(warned) is not given
     assert not any("embedded world's text" in warning for warning in planned["auto"].warnings)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_labels_that_are_slow_to_score_are_warned_about(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, head: bool
+) -> None:
+    monkeypatch.setattr("lora_domains.training.plan.MANY_TOKENS", 60)
+    labels = [f"{n} topic {n}" for n in range(30)]
+    many = [{"text": f"mail {n}", "label": labels[n % 30]} for n in range(90)]
+    model = model_in(tmp_path, tiny_base)
+    for count, warned in ((3, False), (30, not head)):
+        rows = [row for row in many if row["label"] in labels[:count]]
+        domain = Domain("topics", Classification(head=head), Data(rows))
+        warnings = make_plan(model.base, model.dataset(domain)).warnings
+        assert any(f"{count} labels" in one and "--head" in one for one in warnings) is warned
