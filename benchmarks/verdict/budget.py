@@ -316,6 +316,11 @@ def main() -> None:
         } | {
             f"climb on {name}, nothing shared, {share:.0%} redrawn": climb(kind, share, 2000)
             for name, kind in UNSHARED.items() for share in (0.1, 0.3, 0.5, 1.0)
+        } | {
+            f"climb on kl of 100 texts, nothing shared, {share:.0%} redrawn": climb(
+                UNSHARED["kl"], share, 2000, n=100
+            )
+            for share in redrawn
         },
     }  # fmt: skip
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """How often is a verdict wrong? Gates and intervals, by simulation.
 
-    python benchmarks/verdict/simulation.py      # about a minute on one core, no model
+    python benchmarks/verdict/simulation.py      # about three minutes on one core, no model
 
 ``budget.py`` simulates the ledger.
 The true figures are simulated; the package's own functions judge them. (Not called
@@ -25,6 +25,7 @@ from lora_domains.stats.comparisons import (
 from lora_domains.stats.intervals import tango, wilson
 from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.stats.seeds import seed_variance
+from lora_domains.stats.shares import share_of
 from lora_domains.verdict.ledger import level
 from lora_domains.verdict.side_effects import retention
 
@@ -53,6 +54,35 @@ def share_passing(
         change = np.repeat([1, -1, 0], [won, lost, n - won - lost])
         pooled = compare_accuracy(change < 0, change > 0, level=at)
         passed += retention(pooled, MARGIN).verdict == "pass"
+    return passed / runs
+
+
+# ── Groups of items that go together ────────────────────────────────────────────────────────────
+
+PATIENTS = {
+    "40 of 5": [5] * 40,
+    "40 of 10": [10] * 40,
+    "40 of 1 to 29": np.random.default_rng(3).integers(1, 30, 40).tolist(),
+    "100, lognormal": [max(1, int(n)) for n in np.random.default_rng(5).lognormal(1, 1, 100)],
+    "3 of 20 and 180 of 1": [20] * 3 + [1] * 180,
+    "3 of 60 and 60 of 1": [60] * 3 + [1] * 60,
+}
+"""Positives of each patient."""
+
+
+def false_passes(patients: str, correlation: float, level: float, floor: float, runs: int) -> float:
+    """How often the lower bound of a recall reaches ``floor``, the truth.
+
+    ``correlation`` is the intra-class correlation of the positives of a patient.
+    """
+    sizes = PATIENTS[patients]
+    rng, passed = np.random.default_rng([len(sizes), sum(sizes), round(10 * correlation)]), 0
+    shape = (1 - correlation) / correlation
+    groups = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    for _ in range(runs):
+        chance = rng.beta(floor * shape, (1 - floor) * shape, len(sizes))
+        hits = rng.random(sum(sizes)) < np.repeat(chance, sizes)
+        passed += share_of(hits, groups, level).bounds.lower >= floor
     return passed / runs
 
 
@@ -175,6 +205,16 @@ def main() -> None:
             f"n=700, {flips:.0%} flip, {name}": share_passing(700, flips, 0.0, 2000, at)
             for flips in (0.08, 0.2)
             for name, at in (("95 %", 0.95), ("99 %", level(5)))
+        },
+        "recall_at_the_floor_passes": {
+            patients: {
+                f"level {at:g}, floor {floor:g}, correlation {correlation:g}": false_passes(
+                    patients, correlation, at, floor, 4000
+                )
+                for at, floor in ((0.96, 0.8), (0.99, 0.8), (0.99, 0.9))
+                for correlation in (0.1, 0.3, 0.5)
+            }
+            for patients in PATIENTS
         },
         "two_sided_95_covers": {name: covered(make, 2000) for name, make in INTERVALS.items()},
     }  # fmt: skip

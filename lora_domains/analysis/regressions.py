@@ -8,8 +8,9 @@ other rows, their gains over the base are compared as two independent figures
 is a loss. Holm's method widens the bounds so that of all figures of all adapters together one is
 called worse by chance in at most 5 % of reports (benchmarks/verdict/retrained.py).
 
-A gate got worse when it fails and did not before; one that passed and is inconclusive now is
-listed, but the verdict already says so.
+Gates whose result got worse are listed. One that now fails by a count (a leak, a changed base, a
+figure that is not a number) is worse; one whose figure is sampled may fail by chance, and what it
+means for the adapter is in its verdict.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,7 +159,7 @@ def _changes(old: AdapterEntry, new: AdapterEntry, figures: Mapping[str, Change]
             "name": gate["name"],
             "before": verdicts[gate["name"]],
             "now": gate["verdict"],
-            "worse": gate["verdict"] == "fail",
+            "worse": gate["verdict"] == "fail" and gate["lower"] is gate["upper"] is None,
         }
         for gate in new.gates
         if _weaker(verdicts.get(gate["name"]), gate["verdict"])

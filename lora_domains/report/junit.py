@@ -25,7 +25,7 @@ def junit(report: Report) -> str:
     since = report.since
     if since:
         verdict = "fail" if since["worse"] else "pass"
-        cases = [("since", verdict, " ".join(worsened(since)) or "Nothing got worse.", "")]
+        cases = [("since", verdict, " ".join(worsened(since)) or "Nothing is clearly worse.", "")]
         suites.append(_suite(f"lora_domains.since {since['report']}", cases))
     totals = {k: str(sum(int(s.get(k, 0)) for s in suites))
               for k in ("tests", "failures", "errors")}  # fmt: skip

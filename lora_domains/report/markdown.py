@@ -338,7 +338,7 @@ def _filled(text: str, parts: Sequence[str], what: str, room: int) -> str:
 
 def _since(since: Mapping[str, Any]) -> list[str]:
     sentences = worsened(since)
-    title = "Worse" if since["worse"] else "Nothing got worse"
+    title = "Worse" if since["worse"] else "Nothing clearly worse"
     lines = [f"### {title} since {escaped(since['report'])}", ""]
     return [*lines, *(f"- {escaped(sentence)}" for sentence in sentences), ""]
 

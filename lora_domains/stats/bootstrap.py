@@ -112,6 +112,17 @@ def group_codes(groups: Iterable[Hashable] | None, n: int) -> IntArray | None:
     return codes if len(seen) < n else None
 
 
+def effective_groups(codes: IntArray | None, n: int) -> float:
+    """n² / sum of squared group sizes: how many equal groups tell as much as those of n items.
+
+    ``codes`` are those of ``group_codes``. The number of groups where all have one size, near 1
+    where one has most of the items. As Kish's effective sample size (1965, Survey Sampling).
+    """
+    if codes is None:
+        return n
+    return n**2 / float(np.sum(np.bincount(codes).astype(np.float64) ** 2))
+
+
 def _expanded_percentiles(values: FloatArray, units: int, level: float) -> Bounds:
     """Percentile bounds from sorted ``values`` (resamples,), the tail widened for few units."""
     from scipy.special import ndtr, stdtrit

@@ -251,21 +251,25 @@ def size_of_ratio(columns: FloatArray) -> float:
     return size_of(columns[:, 0]) / (float(columns[:, 1].mean()) or 1.0) or 1.0
 
 
-def items_needed(comparison: Comparison, threshold: float) -> int | None:
+def items_needed(
+    comparison: Comparison, threshold: float, level: float | None = None
+) -> int | None:
     """How many items, changing in the same shares, decide at ``threshold`` (``intervals.POWER``).
 
-    By Tango's statistic where the bounds are Tango's, else by ``items_needed_mean``. None when the
-    difference equals the threshold (no number would do) or its bounds are infinite.
+    ``level`` is that of the bound that decides, by default the comparison's. By Tango's statistic
+    where the bounds are Tango's, else by ``items_needed_mean``. None when the difference equals the
+    threshold (no number would do) or its bounds are infinite.
     """
     won, lost, n = comparison.won, comparison.lost, comparison.n
+    at = level or comparison.level
     if (
         won is not None
         and lost is not None
         and tango(won, lost, n, comparison.level) == comparison.bounds
     ):
-        return items_needed_tango(won, lost, n, threshold, comparison.level)
+        return items_needed_tango(won, lost, n, threshold, at)
     return items_needed_mean(
-        comparison.difference, comparison.bounds, n, threshold, comparison.level
+        comparison.difference, comparison.bounds, n, threshold, comparison.level, at
     )
 
 

@@ -136,17 +136,23 @@ def items_needed_tango(
 
 
 def items_needed_mean(
-    observed: float, bounds: Bounds, n: int, threshold: float, level: float = 0.95
+    observed: float,
+    bounds: Bounds,
+    n: int,
+    threshold: float,
+    level: float = 0.95,
+    at: float | None = None,
 ) -> int | None:
-    """Items for ``POWER``: n' = n (width (1 + z_power / z) / distance)².
+    """Items for ``POWER`` at level ``at``: n' = n (width / z · (z_at + z_power) / distance)².
 
-    The width on the threshold's side is z standard errors and shrinks as 1/sqrt(n). None when the
-    figure is the threshold, or its bounds are infinite.
+    ``bounds`` are those at ``level``, as ``at`` is by default. The width on the threshold's side is
+    z standard errors and shrinks as 1/sqrt(n). None when the figure is the threshold, or its bounds
+    are infinite.
     """
     width = observed - bounds.lower if observed > threshold else bounds.upper - observed
     if observed == threshold or not math.isfinite(width):
         return None
-    reach = width * (1 + _z(POWER) / _z(level))
+    reach = width / _z(level) * (_z(at or level) + _z(POWER))
     return _at_least(n * (reach / (observed - threshold)) ** 2)
 
 

@@ -29,13 +29,13 @@ def membership_auc(trained: ArrayLike, unseen: ArrayLike) -> float:
     return float((below + up_to).sum() / 2 / (len(first) * len(second)))
 
 
-def auc_bounds(auc: float, first: int, second: int, level: float = 0.95) -> Bounds:
+def auc_bounds(auc: float, first: float, second: float, level: float = 0.95) -> Bounds:
     """Bounds of an AUC of ``first`` against ``second`` independent rows.
 
     The values A with |AUC - A| <= z sqrt(V(A)), where V(A) = A (1 - A) (1 + N (1 - A)/(2 - A)
     + N A/(1 + A)) / (first second) and N = (first + second)/2 - 1; the bounds have a width
     at 0 and 1 too. Source: Newcombe (2006), Statistics in Medicine 25:559, method 5. Where rows
-    form groups, count the groups.
+    form groups, count the groups (``effective_groups``).
     """
     from scipy.optimize import brentq
     from scipy.special import ndtri

@@ -9,7 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_domains.stats.bootstrap import Bounds, FloatArray, IntArray, group_codes
+from lora_domains.stats.bootstrap import (
+    Bounds,
+    FloatArray,
+    IntArray,
+    effective_groups,
+    group_codes,
+)
 from lora_domains.stats.intervals import items_needed_wilson, wilson
 
 
@@ -21,18 +27,28 @@ class Share(NamedTuple):
     level: float
     effect: float = 1.0
     """Design effect: how many of the grouped items equal one independent item."""
+    degrees: float = math.inf
+    """Degrees of freedom of the design effect; 0 where all items are of one group."""
 
     @property
     def bounds(self) -> Bounds:
         """Wilson's bounds; (0, 1) without any item, or where all items are of one group."""
-        return wilson(self.successes, self.n, self.level) if self.level < 1 else Bounds(0.0, 1.0)
+        if not self.degrees:
+            return Bounds(0.0, 1.0)
+        return wilson(self.successes, self.n, self._by_t(self.level))
 
-    def items_needed(self, threshold: float) -> int | None:
+    def items_needed(self, threshold: float, level: float) -> int | None:
         """``items_needed_wilson``, counted in items of such groups."""
-        if self.level == 1:
+        if not self.degrees:
             return None
-        needed = items_needed_wilson(self.successes, self.n, threshold, self.level)
+        needed = items_needed_wilson(self.successes, self.n, threshold, self._by_t(level))
         return None if needed is None else math.ceil(needed * self.effect)
+
+    def _by_t(self, level: float) -> float:
+        """The level at which a normal deviate is as large as t is at ``level``."""
+        from scipy.special import ndtr, stdtrit
+
+        return level if math.isinf(self.degrees) else float(ndtr(-stdtrit(self.degrees, 1 - level)))
 
 
 def precision_at(recall: Share, alarms: Share, prevalence: float) -> tuple[float | None, Bounds]:
@@ -73,32 +89,31 @@ def share_of(
 
     Where groups repeat, counts are divided by the design effect (Rao & Scott 1992, Biometrics
     48:577) times G / (G - 1), and z gives way to t with G - 1 degrees of freedom, since the effect
-    is estimated from G groups.
+    is estimated from G groups. Of groups that differ in size, G is the effective number
+    (``effective_groups``): one large group among many single items shows hardly more than itself.
     """
-    from scipy.special import ndtr, stdtrit
-
     values = np.asarray(right, dtype=np.float64)
     n, codes = len(values), group_codes(groups, len(values))
     if codes is None:
         return Share(float(values.sum()), n, level)
-    count = int(codes.max()) + 1
-    if count < 2:
-        return Share(float(values.sum()), n, 1.0, n)
+    count = effective_groups(codes, n)
+    if count <= 1:
+        return Share(float(values.sum()), n, level, n, 0.0)
     effect = design_effect(values, codes, count / (count - 1))
-    by_t = float(ndtr(-stdtrit(count - 1, 1 - level)))
-    return Share(float(values.sum()) / effect, n / effect, by_t, effect)
+    return Share(float(values.sum()) / effect, n / effect, level, effect, max(1.0, count - 1))
 
 
 def design_effect(values: FloatArray, codes: IntArray, correction: float = 1.0) -> float:
     """Variance of a mean by groups (times ``correction``) over that by items, at least 1.
 
     ``values`` (n,) are 0 and 1, or changes of -1, 0 and 1. Where few items differ the ratio is
-    unknown rather than 1, so a tenth of one group of mean size in which every item differs is added
-    to both sums: the effect starts at that size (each group counts as one item) and follows the
-    data from there. (A whole group covered 98 % where 95 % were intended.)
+    unknown rather than 1, so a tenth of one group of typical size (n over ``effective_groups``) in
+    which every item differs is added to both sums: the effect starts at that size (each such group
+    counts as one item) and follows the data from there. (A whole group covered 98 % where 95 %
+    were intended.)
     """
-    mean_size = len(codes) / (codes.max() + 1)
+    size = len(codes) / effective_groups(codes, len(codes))
     residual = values - values.mean()
     by_group = np.bincount(codes, weights=residual)
-    over = correction * np.sum(by_group**2) + mean_size**2 / 10
-    return max(1.0, float(over / (np.sum(residual**2) + mean_size / 10)))
+    over = correction * np.sum(by_group**2) + size**2 / 10
+    return max(1.0, float(over / (np.sum(residual**2) + size / 10)))

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap
+from lora_domains.stats.bootstrap import (
+    Bounds,
+    FloatArray,
+    bootstrap,
+    effective_groups,
+    group_codes,
+)
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
 from lora_domains.stats.membership import auc_bounds, membership_auc
@@ -139,7 +145,7 @@ class Evidence:
         Each is left out where a row has no such score.
         """
         parts = (self.train, self.test)
-        units = [len(set(part.groups() or range(len(part)))) for part in parts]
+        units = [effective_groups(group_codes(p.groups(), len(p)), len(p)) for p in parts]
         measured = {}
         for name, seen in (("loss", self._fit), ("calibrated", self._gains)):
             trained, unseen = map(seen, parts)

@@ -25,6 +25,7 @@ from lora_domains.verdict.performance import (
     judge_slices,
 )
 from lora_domains.verdict.rules import (
+    FAILING_LEVEL,
     INFORMING,
     LEAST_ROWS,
     GateResult,
@@ -102,7 +103,8 @@ def judge_all(
     """
     failing = evidence
     if evidence.evaluations is not None:
-        failing = replace(evidence, evaluations=replace(evidence.evaluations, level=0.95))
+        at_95 = replace(evidence.evaluations, level=FAILING_LEVEL)
+        failing = replace(evidence, evaluations=at_95)
     results = []
     for gate in GATES.values():
         if names is not None and gate.name not in names:
@@ -115,7 +117,19 @@ def judge_all(
             result = fail if fail is not None and fail.verdict == "fail" else result
         results.append(result)
     known = [result for result in results if result is not None]
+    if evidence.evaluations is not None:
+        _say_what_more_rows_cost(known)
     return sorted(known, key=lambda result: result.verdict in INFORMING)
+
+
+def _say_what_more_rows_cost(results: list[GateResult]) -> None:
+    """Tell the first gate that asks for more test rows that they are charged to the same budget."""
+    for place, result in enumerate(results):
+        gate = GATES.get(result.name)
+        if gate and gate.on_test_rows and result.verdict == "inconclusive":
+            why = f"{result.why} Rows added to these are evaluated on the same budget."
+            results[place] = replace(result, why=why)
+            return
 
 
 def _judged(gate: Gate, evidence: Evidence, value: float | None) -> GateResult | None:

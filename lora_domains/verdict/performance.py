@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,8 @@ def gain(metric: Metric, rivals: Mapping[str, Comparison]) -> GateResult:
 
 
 def _beats(metric: Metric, rule: str, rival: str, compared: Comparison) -> GateResult:
-    measured, needed = Measurement.of(compared, "test rows"), items_needed(compared, 0.0)
+    measured = Measurement.of(compared, "test rows")
+    needed = partial(items_needed, compared, 0.0)
     scores = f"{capital(metric.label)} {compared.adapter:.3f}; {rival} reaches {compared.base:.3f}"
     result = judge(
         "gain", rule, measured, 0.0, what=f"{scores}. The difference", needed=needed,
@@ -91,7 +93,7 @@ def _beats(metric: Metric, rule: str, rival: str, compared: Comparison) -> GateR
     difference = f"the difference is {shown(measured.observed)}, {bounds}"
     why = f"{scores}. {OUTCOMES[result.verdict]}: {difference}."
     if result.verdict == "inconclusive":
-        why += f" {too_few(measured, needed)}"
+        why += f" {too_few(measured, 0.0, needed, metric.higher_is_better)}"
     return replace(result, why=why)
 
 

@@ -14,8 +14,9 @@ which decide nothing either. Only a figure that is not a number fails them too.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from lora_domains.stats.bootstrap import Bounds
@@ -29,8 +30,14 @@ INFORMING: tuple[Verdict, ...] = ("warning", "note")
 """Results that inform and decide nothing; they are shown after those that decide."""
 LEAST_ROWS, LEAST_POSITIVES = 30, 10
 """Fewer test rows, or fewer positives for recall and precision, are inconclusive."""
+FAILING_LEVEL = 0.95
+"""The level of the bound that fails."""
 REALISTIC = 10
 """No number of rows above so many times the present one is advised."""
+
+
+Needed = Callable[[float], int | None]
+"""From the level of the bound that decides: how many items would, None when no number would."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def judge(
     threshold: float,
     *,
     what: str,
-    needed: int | None,
+    needed: Needed | None,
     higher_is_better: bool = True,
     strict: bool = False,
 ) -> GateResult:
@@ -109,7 +116,7 @@ def judge(
     Passes when the lower bound is at least ``threshold`` (``strict``: above it), fails when the
     upper bound is below it (strict: at most it); where lower is better the two bounds change
     places. ``what`` begins the sentence ("Recall" is 0.850 …); ``needed`` is the number of items
-    that would decide it, None when no number would. A figure that is not a number fails.
+    that would decide it. A figure that is not a number fails.
     """
     observed, (lower, upper) = measured.observed, measured.bounds
     if math.isnan(observed) or math.isnan(lower) or math.isnan(upper):
@@ -122,14 +129,14 @@ def judge(
         f"{limit.format(shown(threshold))}."
     )
     if outcome == "inconclusive":
-        why += f" {too_few(measured, needed)}"
+        why += f" {too_few(measured, threshold, needed, higher_is_better)}"
     return GateResult(name, rule, observed, threshold, finite(lower), finite(upper), outcome, why)
 
 
 def judge_limit(name: str, rule: str, measured: Measurement, limit: float, what: str) -> GateResult:
     """A figure that may be at most ``limit``; the items needed are estimated from its bounds."""
-    needed = items_needed_mean(
-        measured.observed, measured.bounds, measured.n, limit, measured.level
+    needed = partial(
+        items_needed_mean, measured.observed, measured.bounds, measured.n, limit, measured.level
     )
     return judge(name, rule, measured, limit, what=what, needed=needed, higher_is_better=False)
 
@@ -180,16 +187,21 @@ def describe_bounds(
     return f"{bound} with {confidence} confidence"
 
 
-def too_few(measured: Measurement, needed: int | None) -> str:
-    """What an inconclusive gate needs."""
+def too_few(
+    measured: Measurement, threshold: float, needed: Needed | None, higher_is_better: bool = True
+) -> str:
+    """What an inconclusive gate needs to pass, or to fail where it is beyond the threshold."""
     if not all(map(math.isfinite, measured.bounds)):
         return f"Too few rows to tell: more {measured.unit} are needed."
-    if needed is None or needed > REALISTIC * measured.n:
+    passing = (measured.observed >= threshold) == higher_is_better
+    level = measured.level if passing else min(measured.level, FAILING_LEVEL)
+    items = None if needed is None else needed(level)
+    if items is None or items > REALISTIC * measured.n:
         return "No realistic number of rows would show a difference."
     # An estimate from bounds that are not symmetrical can fall short of what is there.
-    needed = max(needed, measured.n + 1)
+    items = max(items, measured.n + 1)
     return (
-        f"Too few rows to tell: about {needed:,} {measured.unit} would decide it with a "
+        f"Too few rows to tell: about {items:,} {measured.unit} would decide it with a "
         f"probability of {100 * POWER:.0f} %."
     )
 
@@ -206,7 +218,7 @@ def judge_share(
         why = f"{capital(name)} is undefined because there are no {unit}."
         return GateResult(name, rule, None, floor, *share.bounds, "inconclusive", why)
     measured = Measurement(share.successes / share.n, share.bounds, n, unit, level)
-    needed = share.items_needed(floor)
+    needed = partial(share.items_needed, floor)
     return judge(name, rule, measured, floor, what=capital(name), needed=needed)
 
 

@@ -5,6 +5,7 @@ the embedded base excepted.
 """
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -15,7 +16,6 @@ from lora_domains.stats.intervals import difference_bounds
 from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.metrics import METRICS, best_baseline
 from lora_domains.verdict.rules import (
-    LEAST_POSITIVES,
     GateResult,
     Measurement,
     capital,
@@ -43,7 +43,7 @@ def retention(pooled: Comparison, margin: float, rival: str = "the base") -> Gat
     scores = f"Probe accuracy {pooled.adapter:.3f}; {rival} reaches {pooled.base:.3f}"
     return judge(
         "retention", rule, Measurement.of(pooled, "probe items"), -margin,
-        what=f"{scores}. The difference", needed=items_needed(pooled, -margin),
+        what=f"{scores}. The difference", needed=partial(items_needed, pooled, -margin),
     )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def masked_retention(nats: Comparison, share: float) -> GateResult:
     )
     return judge(
         "retention", rule, Measurement.of(nats, "texts"), margin,
-        what=what, needed=items_needed(nats, margin), higher_is_better=False,
+        what=what, needed=partial(items_needed, nats, margin), higher_is_better=False,
     )  # fmt: skip
 
 
@@ -89,8 +89,7 @@ def harmed_suite(evidence: Evidence, margin: float, rival: str = "the base") -> 
     suites (Bonferroni: Holm's first step, which tells whether any is harmed).
     """
     suites = np.array([str(item.get("suite")) for item in evidence.general])
-    names, counts = np.unique(suites, return_counts=True)
-    names = names[counts >= LEAST_POSITIVES]
+    names = np.unique(suites)
     if len(names) < 2:
         return None
     at = 1 - (1 - evidence.level) / len(names)

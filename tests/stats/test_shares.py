@@ -1,32 +1,29 @@
-"""Shares of grouped items, by simulation."""
+"""Shares of grouped items, by simulation (benchmarks/verdict/simulation.py)."""
 
 import numpy as np
 import pytest
+from support.scripts import script
 
 from lora_domains.stats.calibration import risk_coverage
 from lora_domains.stats.intervals import wilson
 from lora_domains.stats.shares import Share, precision_at, share_of
 
-
-def false_passes(patients: int, each: int, correlation: float, level: float, runs: int) -> float:
-    """How often the lower bound of a recall reaches .80 where that is the truth."""
-    rng, passed = np.random.default_rng([each, round(10 * correlation)]), 0
-    shape = (1 - correlation) / correlation
-    groups = np.repeat(np.arange(patients), each).tolist()
-    for _ in range(runs):
-        chance = rng.beta(0.8 * shape, 0.2 * shape, patients)
-        hits = rng.random(patients * each) < np.repeat(chance, each)
-        passed += share_of(hits, groups, level).bounds.lower >= 0.80
-    return passed / runs
+simulation = script("simulation", "verdict")
 
 
 @pytest.mark.parametrize("correlation", [0.1, 0.3, 0.5])
-@pytest.mark.parametrize("each", [5, 10])
+@pytest.mark.parametrize("patients", ["40 of 5", "40 of 10"])
 def test_positives_of_one_patient_do_not_pass_a_recall_at_the_floor(
-    each: int, correlation: float
+    patients: str, correlation: float
 ) -> None:
     # Without the design effect .08, .13 and .16 for 5 positives each, and .21 for 10.
-    assert false_passes(40, each, correlation, 0.96, 2000) <= 1.5 * 0.04
+    assert simulation.false_passes(patients, correlation, 0.96, 0.8, 2000) <= 1.5 * 0.04
+
+
+@pytest.mark.parametrize("patients", ["40 of 1 to 29", "3 of 60 and 60 of 1"])
+def test_patients_with_many_positives_count_as_what_they_show(patients: str) -> None:
+    # As many groups of the mean size gave .022 and .13 where .01 are intended.
+    assert simulation.false_passes(patients, 0.3, 0.99, 0.9, 1000) <= 0.015
 
 
 def test_a_share_of_items_alone_is_wilsons() -> None:
@@ -42,13 +39,14 @@ def test_repeated_rows_say_no_more_than_one_of_each() -> None:
     single = share_of(right)
     assert repeated.n == pytest.approx(60, rel=0.05)
     assert repeated.bounds == pytest.approx(single.bounds, abs=0.01)
-    assert repeated.items_needed(0.80) == pytest.approx(5 * single.items_needed(0.80), rel=0.1)
+    needed = [share.items_needed(0.80, 0.95) for share in (repeated, single)]
+    assert needed[0] == pytest.approx(5 * needed[1], rel=0.1)
 
 
 def test_one_group_says_nothing() -> None:
     share = share_of(np.ones(50), ["one"] * 50)
     assert share.bounds == (0.0, 1.0)
-    assert share.items_needed(0.8) is None
+    assert share.items_needed(0.8, 0.95) is None
 
 
 def test_the_risk_of_referral_counts_patients() -> None:

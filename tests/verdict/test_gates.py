@@ -33,6 +33,7 @@ from lora_domains.verdict.gates import (
     judge_all,
     register,
 )
+from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.performance import gain
 from lora_domains.verdict.rules import (
@@ -135,6 +136,27 @@ def test_retention_needs_88_items_even_when_nothing_is_lost() -> None:
     assert retention(by_counts(0, 0, 88), 0.03).verdict == "pass"
     assert retention(by_counts(0, 0, 88), margin=0.02).verdict == "inconclusive"
     assert retention(by_counts(2, 80, 800), 0.03).verdict == "fail"
+
+
+@pytest.mark.parametrize("lost", [4, 7, 8, 9])
+def test_a_small_suite_that_is_lost_whole_fails_by_its_bound(lost: int) -> None:
+    small = [row(0, "general", n, base=0, adapter=1) | {"suite": "law"} for n in range(lost)]
+    upper = tango(0, lost, lost, 1 - 0.05 / 3).upper  # three suites
+    judged = result("retention", *general(1200), *small, threshold=0.03)
+    assert judged.verdict == ("fail" if upper < -0.03 else "pass")
+    if lost > 7:
+        assert judged.rule == "accuracy on no suite clearly more than 0.03 below the base"
+
+
+def test_an_inconclusive_gate_says_that_more_rows_are_charged() -> None:
+    now = Standing("rows", 1, 5, 0.99)
+    charged = "Rows added to these are evaluated on the same budget."
+    judged = judge_all(evidence(*table(85, 15, 10, 90), evaluations=now), {})
+    told = [r for r in judged if charged in r.why]
+    assert [r.name for r in told] == ["recall"]
+    assert told[0].verdict == "inconclusive"
+    assert "positives would decide it" in told[0].why
+    assert not any(charged in r.why for r in judge_all(evidence(*table(99, 1, 1, 99)), {}))
 
 
 def test_retention_threshold_is_minus_the_margin() -> None:
@@ -469,6 +491,14 @@ def test_membership_is_the_larger_of_two_aucs_and_warns() -> None:
     other = result("memorisation", *told_apart(loss=0.6, calibrated=0.8), threshold=0.7)
     assert other.observed == pytest.approx(0.8, abs=0.02)
     assert other.verdict == "fail"
+
+
+def test_membership_of_one_large_group_shows_little() -> None:
+    items = told_apart(loss=0.92, calibrated=0.646)
+    grouped = [item | {"group": "one" if n % 4 else f"g{n}"} for n, item in enumerate(items)]
+    alone, together = (result("memorisation", *each, threshold=0.75) for each in (items, grouped))
+    assert together.observed == alone.observed
+    assert (alone.verdict, together.verdict) == ("fail", "inconclusive")
 
 
 def test_membership_is_measured_without_a_score_of_the_base() -> None:

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from lora_domains.stats.bootstrap import Bounds
+from lora_domains.stats.intervals import wilson
 from lora_domains.stats.shares import Share, share_of
 from lora_domains.verdict.rules import (
     GateResult,
@@ -127,6 +130,20 @@ def precision(right: int, wrong: int, floor: float) -> GateResult:
 
 def share(right: int, wrong: int) -> Share:
     return share_of(np.arange(right + wrong) < right)
+
+
+@pytest.mark.parametrize("hits", [75, 76])
+def test_rows_advised_below_the_floor_show_that_it_is_missed(hits: int) -> None:
+    """Failing is held to 95 %, so fewer rows show it than a pass by 99 % would need."""
+    found = share_of(np.arange(100) < hits, level=0.99)
+    result = judge_share("recall", found, 100, 0.80, "positives", 0.99)
+    assert result.verdict == "inconclusive"
+    advised = re.search(r"about ([\d,]+) positives", result.why)
+    assert advised is not None
+    n = int(advised[1].replace(",", ""))
+    fails = [wilson(right, n).upper < 0.80 for right in range(n + 1)]
+    power = binom.pmf(np.arange(n + 1), n, hits / 100)[fails].sum()
+    assert power == pytest.approx(0.80, abs=0.04)
 
 
 def test_98_percent_accuracy_with_12_percent_recall_fails() -> None:
