@@ -1,4 +1,5 @@
-"""Atomic writes: a file or a folder is replaced as a whole, or it stays as it was.
+"""Atomic writes: a file or a folder is replaced as a whole, or it stays as it was; locked files
+are appended to line by line.
 
 Everything is written beside its final place, flushed to the disk and then renamed. A process killed
 at any moment leaves the old content or the new. Permissions follow the umask. The functions raise
@@ -14,6 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks; there one process writes at a time
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -43,6 +49,33 @@ def write_text(path: Path, text: str, *, private: bool = False, overwrite: bool 
     """Write ``text`` to ``path`` in UTF-8; the options are those of ``new_file``."""
     with new_file(path, private=private, overwrite=overwrite) as file:
         file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[bytes]]:
+    """The file ``path`` to read and append to, locked for this process until the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file  # closing the file releases the lock
+
+
+def whole_lines(file: IO[bytes]) -> list[str]:
+    """Every whole line of a ``locked`` file; half a line that a killed process left is removed."""
+    file.seek(0)
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        file.truncate(whole)
+    return content[:whole].decode("utf-8", "replace").splitlines()
+
+
+def add_line(file: IO[bytes], line: str) -> None:
+    """Append ``line`` to a ``locked`` file and flush it to the disk."""
+    file.write(line.encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def unfinished(path: Path) -> list[Path]:

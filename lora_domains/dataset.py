@@ -90,7 +90,11 @@ def load_dataset(
     for warning in prepared.warnings:
         display.warn(warning)
     # A base without a language head cannot score text.
-    general = _general_text(domain, prepared.test, display) if base.language_head else GeneralText()
+    general = general_text(domain.data.general) if base.language_head else GeneralText()
+    if domain.data.general is not None:
+        given = {**prepared.given, "general text": digest_of(general.used)[:16]}
+        prepared = replace(prepared, given=given)
+        general = _without_test_rows(general, prepared.test, display)
     digests = {**prepared.digests, "general": digest_of(general.used)}
     prepared = replace(prepared, digests=digests)
     return Dataset(domain, prepared, tokenization, train, validation, test, general)
@@ -123,11 +127,10 @@ def _drop_long(errors: Sequence[AnswerTooLong], domain: Domain, display: Display
     display.warn(f"rows dropped because their answer does not fit: {where}.")
 
 
-def _general_text(domain: Domain, test: Sequence[Example], display: Display) -> GeneralText:
-    """The domain's general text; of its own text, what contains a test row is left out."""
-    general = general_text(domain.data.general)
-    if domain.data.general is None:
-        return general
+def _without_test_rows(
+    general: GeneralText, test: Sequence[Example], display: Display
+) -> GeneralText:
+    """The domain's own general text without what contains a test row."""
     kept = general.without_texts_containing(test)
     if left_out := len(general) - len(kept):
         display.warn(f"{left_out} general texts contain a test row and are left out.")

@@ -53,7 +53,7 @@ def check_declared(data: Data) -> None:
 def mapped(row: Row, function: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Row:
     """``row`` through the recipe's row function. Raises DataError if that fails."""
     try:
-        values = function(row.values)
+        values = function(dict(row.values))  # what it changes in place stays as read
     except Exception as error:  # whatever a recipe's function raises; its message may quote text
         raise DataError(
             where=row.place,

@@ -6,18 +6,20 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import sha256
 from html import unescape
 from pathlib import Path
+from typing import TypeVar
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError, EmptyCell
-from lora_domains.tasks import Example, Row, Task, columns_in, text_of
+from lora_domains.tasks import Example, Row, Task, columns_in, plain_label, plain_text, text_of
 from lora_domains.verdict.ledger import LEDGER
 
+T = TypeVar("T")
 KEY, KEY_BYTES = "key", 32
 FOLDER = ".lora-domains"
 """The folder of the ledger and its key in the project folder."""
@@ -38,6 +40,9 @@ RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 RAISED = re.compile("[⁰¹²³⁴-⁹]+|[₀-₉]+")
 BREAK = re.compile(r"</?(?:br|p|div|span|li|ul|ol|hr|td|tr)\b[^<>]*>", re.IGNORECASE)
 TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
+SAMPLED, LETTERS = 1000, 12
+"""A column is judged by this many rows; its texts identify rows if they have so many letters on
+average and most are different."""
 
 # ── Normalised text ─────────────────────────────────────────────────────────────────────────────
 
@@ -140,26 +145,76 @@ def has_own_choices(examples: Sequence[Example]) -> bool:
 
 
 def texts_and_labels(
-    task: Task, rows: Sequence[Row], examples: Sequence[Example]
-) -> dict[str, tuple[str, ...]]:
-    """{id of a row: its text, label and candidate answers}, by which a ledger knows test rows.
+    task: Task, rows: Sequence[Row], examples: Sequence[Example], raw: Sequence[Row]
+) -> tuple[dict[str, tuple[str, ...]], ...]:
+    """{id of a row: a text, its label and candidate answers}, for each text that identifies a row.
 
-    They depend on neither the prompt nor the order of columns and labels. The text is that of the
-    one input column that holds the most text, repeated values counted once: a title or a category
-    that a prompt adds tells rows apart less well. The label is the one in the file, not its
-    wording; there are candidate answers where rows have their own.
+    By them a ledger knows test rows again. They depend on neither the prompt nor the order of
+    columns and labels. The first text is that of the longest column of ``raw``, the rows as read;
+    the others are those of the columns of the prompt. Each must tell the rows apart: a title or a
+    category does not. Where none does, all columns of the prompt are one text. The label is the
+    one that was read, whole numbers and truth values in one form, or else as the task spells it, so
+    that rows are known by either.
     """
+    kept = {example.id for example in examples}
+    rows, raw = ([row for row in part if row.id in kept] for part in (rows, raw))
     columns = sorted(set(columns_in(task.template)) or set(task.input_columns))
-    by_id = {row.id: row for row in rows}
-    texts = {name: [_text_in(by_id[e.id], name) for e in examples] for name in columns}
-    longest = max(columns, key=lambda name: sum(map(len, set(texts[name]))))
-    known: dict[str, tuple[str, ...]] = {}
-    for text, example in zip(texts[longest], examples, strict=True):
-        if task.labels:
-            known[example.id] = text, task.labels[example.target]
-        else:
-            known[example.id] = text, example.answer, *example.choices
-    return known
+    inputs = [[_text_in(row, column) for row in rows] for column in columns]
+    texts: list[Sequence[str]] = []
+    for of_column in [_longest(task, raw), *inputs]:
+        if _tells_apart(of_column) and of_column not in texts:
+            texts.append(of_column)
+    texts = texts or [["\n".join(row) for row in zip(*inputs, strict=True)]]
+    read, spelled = _labels(task, examples, raw)
+    choices = [() if task.labels else example.choices for example in examples]
+    ids = [example.id for example in examples]
+    return tuple(
+        {name: (text, label, *c) for name, text, label, c in
+         zip(ids, of_column, labels, choices, strict=True)}
+        for of_column in texts
+        for labels in ([read] if read == spelled else [read, spelled])
+    )  # fmt: skip
+
+
+def _longest(task: Task, raw: Sequence[Row]) -> list[str]:
+    """The texts of the column that holds most, repeats counted once; never that of the answer."""
+    columns = columns_in(task.template)
+    others = {task.answer_column, *(c for c in task.input_columns if c not in columns)}
+    sample = _sample(raw)
+    names = sorted({name for row in sample for name in row.values} - others, key=str)
+    if not names:
+        return []
+    longest = max(names, key=lambda n: sum(map(len, {_plain(row, n) for row in sample})))
+    return [_plain(row, longest) for row in raw]
+
+
+def _tells_apart(texts: Sequence[str]) -> bool:
+    """Whether most texts are different and long enough not to be numbers or names of a category."""
+    if 2 * len(set(texts)) <= len(texts):
+        return False
+    sample = _sample(texts)
+    letters = sum(map(str.isalpha, "".join(text[:100] for text in sample)))
+    return letters >= LETTERS * len(sample)
+
+
+def _sample(rows: Sequence[T]) -> Sequence[T]:
+    """About ``SAMPLED`` of the rows, evenly spaced."""
+    return rows[:: max(1, len(rows) // SAMPLED)]
+
+
+def _labels(
+    task: Task, examples: Sequence[Example], raw: Sequence[Row]
+) -> tuple[list[str], list[str]]:
+    """The label, or answer, of each row as it was read, in its plain form, and as it is used."""
+    labels, column = task.labels, task.answer_column
+    used = [labels[e.target] if labels else e.answer.strip() for e in examples]
+    read = [_plain(row, column) for row in raw] if labels and column else used
+    return [plain_label(a.strip() or b) for a, b in zip(read, used, strict=True)], used
+
+
+def _plain(row: Row, column: str) -> str:
+    """The text in ``column``; "" where there is none."""
+    return plain_text(row.values.get(column)) or ""
 
 
 def _text_in(row: Row, column: str) -> str:
@@ -180,6 +235,14 @@ def digest_of(rows: Sequence[Example]) -> str:
         texts = [row.prompt, row.answer, *(row.choices if with_choices else ())]
         state.update(json.dumps(texts).encode() + b"\n")
     return state.hexdigest()
+
+
+def source_digest(rows: Iterable[Example]) -> str:
+    """sha256 of the texts and answers of the rows, in order, without the template of the prompt."""
+    state = sha256()
+    for row in rows:
+        state.update(json.dumps([row.text or row.prompt, row.answer]).encode() + b"\n")
+    return state.hexdigest()[:16]
 
 
 def keyed_digest(text: str, key: bytes) -> str:

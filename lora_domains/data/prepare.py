@@ -23,11 +23,12 @@ from lora_domains.data.identity import (
     has_own_choices,
     identity,
     normalised_once,
+    source_digest,
     texts_and_labels,
 )
 from lora_domains.data.leaks import Leaks, copies, find_leaks
 from lora_domains.data.readers import read_noted
-from lora_domains.data.source import SHOWN, SPLITS, Data
+from lora_domains.data.source import FEWEST_READ, SHOWN, SPLITS, Data
 from lora_domains.data.splits import overlaps, sample, split_off
 from lora_domains.errors import DataError, LeakError, listed
 from lora_domains.tasks import Example, Task, shown
@@ -85,9 +86,12 @@ class Prepared:
     stages: tuple[Stage, ...]
     digests: Mapping[str, str]
     """split → sha256 of the exact text of its rows, in order."""
-    test_source: Mapping[str, tuple[str, ...]]
-    """id → ``texts_and_labels`` of every row from which the test rows were taken: those of their
-    file, or of that of the training rows where no test rows are given."""
+    given: Mapping[str, str]
+    """Digests of the training and validation rows as they were given: before any is dropped or
+    taken for a sample, by what they are called ("training rows")."""
+    test_source: tuple[Mapping[str, tuple[str, ...]], ...]
+    """``texts_and_labels`` of every row from which the test rows were taken: those of their file,
+    or of that of the training rows where no test rows are given."""
     warnings: tuple[str, ...]
     declared: tuple[Task, Data, int]
     """The task, data and seed that these rows were made from."""
@@ -148,9 +152,14 @@ class Preparation:
         self.warnings: list[str] = []
         self.rows_read = self.duplicates = self.refused = self.empty = 0
         self.leaks = Leaks(0, 0, ())
-        self.test_source: Mapping[str, tuple[str, ...]] = {}
+        self.test_source: tuple[Mapping[str, tuple[str, ...]], ...] = ()
         self.given: Given = {}
         """The rows of each given split, until they are checked."""
+        self.raw: Given = {}
+        """The same as they were read, before the recipe's row function."""
+        self.unread: set[str] = set()
+        """Splits of which rows were left unread because of the limit."""
+        self.digests: dict[str, str] = {}
 
     def read(self) -> None:
         """Read the given splits, with a limit as far as a sample needs."""
@@ -162,9 +171,10 @@ class Preparation:
             rows = found.rows
             if self.data.row is not None:
                 rows = [mapped(row, self.data.row) for row in rows]
-            self.given = {**self.given, split: rows}
+            self.given, self.raw = {**self.given, split: rows}, {**self.raw, split: found.rows}
             notes = list(found.notes)
             if found.more:
+                self.unread.add(split)
                 notes.append("the first rows, because of the limit")
                 self.warnings += check_order(self.task, rows)
             sizes.append(f"{split} {len(rows)}" + (f" ({', '.join(notes)})" if notes else ""))
@@ -173,7 +183,7 @@ class Preparation:
 
     def check(self) -> None:
         """Turn the rows that were read into examples, or raise an error for all bad ones."""
-        given, self.given = self.given, {}
+        given, raw, self.given, self.raw = self.given, self.raw, {}, {}
         check_columns(self.task, self.data, given)
         if self.data.merge_labels:
             given, note = with_merged_labels(self.task, given)
@@ -184,7 +194,9 @@ class Preparation:
         self.empty = sum(dropped.values())
         self.parts = {split: examples.get(split, []) for split in SPLITS}
         source = "test" if "test" in given else "train"
-        self.test_source = texts_and_labels(self.task, given[source], examples[source])
+        parts = given[source], examples[source], raw[source]
+        self.test_source = texts_and_labels(self.task, *parts)
+        self.digests = self._digests(examples)
         self._stage("check", self._checked(dropped), self.rows_read)
         self.warnings += left_empty(self.task, given) + with_own_label(
             self.task, self.parts["train"]
@@ -196,6 +208,16 @@ class Preparation:
             self.warnings.append(
                 f"{repeated} test rows repeat another test row: bounds count repeats as one group"
             )
+
+    def _digests(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+        """Digests of the training and validation rows; of all only where all were read."""
+        digests = {}
+        for split, name in (("train", "training rows"), ("validation", "validation rows")):
+            if rows := examples.get(split):
+                digests[name] = source_digest(rows[:FEWEST_READ])
+                if split not in self.unread:
+                    digests[f"all {name}"] = source_digest(rows)
+        return digests
 
     def _checked(self, dropped: Mapping[str, int]) -> str:
         """What the check found: rows dropped, and how many rows each label has."""
@@ -272,6 +294,7 @@ class Preparation:
             leaks=self.leaks,
             stages=tuple(self.stages),
             digests={split: digest_of(rows) for split, rows in self.parts.items()},
+            given=self.digests,
             test_source=self.test_source,
             warnings=tuple(self.warnings),
             declared=self.declared,

@@ -26,16 +26,15 @@ from lora_domains.evaluation.contenders import (
     scored_rows,
 )
 from lora_domains.evaluation.items import Items
+from lora_domains.evaluation.leak_search import leaks_of, with_inherited
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.evaluation.store import Store
 from lora_domains.evaluation.verdict_run import (
     Evaluated,
     check_fits,
     judge,
-    leaks_of,
     rules,
     use_settings,
-    with_inherited,
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -109,11 +108,13 @@ def measure(
     leaks = _leaks(scorer, suite, by_domain, own, entries)
     scored: dict[str, DomainScores] = {}
     key = distributed.on_main(lambda: digest_key(out))
-    evaluated = {
-        name: Evaluated.announced(dataset, entries[name], out, scorer.display)
-        for domain, dataset in by_domain.items()
-        for name in own[domain]
-    }
+    evaluated: dict[str, Evaluated] = {}
+    for domain, dataset in by_domain.items():
+        for name in own[domain]:
+            one = Evaluated(dataset, entries[name], suite, scorer.bank.base, out,
+                            before=tuple(evaluated.values()))  # fmt: skip
+            one.announce(scorer.display)
+            evaluated[name] = one
     with distributed.sharing():
         general = score_general(scorer, suite, row_limit(scorer.bank.base, None), names, key)
         for domain, dataset in by_domain.items():

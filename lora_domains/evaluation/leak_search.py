@@ -1,12 +1,17 @@
 """Every leak that counts against an adapter: among its rows, general texts and probe questions."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-from lora_domains.data.identity import normalised_once
-from lora_domains.data.leaks import Leaks, find_leaks, leaks_in_texts
+from lora_domains import distributed
+from lora_domains.console import Display
+from lora_domains.data.identity import normalised_once, open_project
+from lora_domains.data.leaks import Leaks, find_leaks, inherited_leaks, leaks_in_texts
 from lora_domains.dataset import Dataset
 from lora_domains.modeling.base import Base
 from lora_domains.probes.suite import Suite
+from lora_domains.report.card import AdapterEntry
 from lora_domains.tasks import Example
 
 OWN_SUITES = ("embedded", "quick")
@@ -55,3 +60,35 @@ def _in_general_text(
     test = {row.id for row in dataset.prepared.test}
     pairs = [pair for pair in leaks.pairs if pair[2] == "exact" or pair[1] in test]
     return Leaks(leaks.exact, len(pairs) - leaks.exact, tuple(pairs))
+
+
+def leaks_of(dataset: Dataset, suite: Suite, base: Base, *, elsewhere: bool) -> dict[str, Any]:
+    """The leaks that count against an adapter, as its card holds them.
+
+    Empty where it was trained ``elsewhere`` and no training rows are given.
+    """
+    if elsewhere and not dataset.train:
+        return {}
+    questions = not base.bidirectional
+    return asdict(every_leak(dataset, suite, base, with_questions=questions, elsewhere=elsewhere))
+
+
+def with_inherited(
+    leaks: dict[str, Any], entry: AdapterEntry, dataset: Dataset, display: Display
+) -> dict[str, Any]:
+    """``leaks`` and the test rows that the adapters it continues from were trained on.
+
+    Warns where those rows are not known.
+    """
+    if entry.parent is None:
+        return leaks
+    _, key = distributed.on_main(open_project)
+    found = inherited_leaks(dataset.prepared.test, entry.trained_rows, key)
+    if found is None:
+        display.warn(
+            f"test rows on which {entry.parent.name} was trained are not found: its card holds no "
+            "digests of its rows, or digests by the key of another project."
+        )
+        return leaks
+    pairs = [(entry.parent.name, row, "exact") for row in found]
+    return {**leaks, "exact": leaks["exact"] + len(found), "pairs": (*leaks["pairs"], *pairs)}

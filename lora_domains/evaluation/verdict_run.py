@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
@@ -25,7 +25,6 @@ from lora_domains.data.identity import (
     open_project,
     row_digest,
 )
-from lora_domains.data.leaks import inherited_leaks
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
@@ -39,7 +38,7 @@ from lora_domains.evaluation.contenders import (
     scored_rows,
 )
 from lora_domains.evaluation.items import Items, make_items
-from lora_domains.evaluation.leak_search import every_leak
+from lora_domains.evaluation.leak_search import OWN_SUITES, leaks_of, with_inherited
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.inference.predict import length_of
 from lora_domains.modeling.bank import Bank
@@ -86,7 +85,8 @@ def evaluate(
     entry = card.adapter
     leaks = leaks_of(dataset, suite, bank.base, elsewhere=entry.trained_elsewhere)
     leaks = with_inherited(leaks, entry, dataset, display)
-    evaluated = Evaluated.announced(dataset, entry, out, display)
+    evaluated = Evaluated(dataset, entry, suite, bank.base, out)
+    evaluated.announce(display)
     key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
     continued_from = loaded_parent(bank, name, dataset.parent, out, display.warn)
     with continued_from as parent, distributed.sharing():
@@ -152,38 +152,6 @@ def rules(domain: Domain, base: Base) -> dict[str, Any]:
     }
 
 
-def leaks_of(dataset: Dataset, suite: Suite, base: Base, *, elsewhere: bool) -> dict[str, Any]:
-    """The leaks that count against an adapter, as its card holds them.
-
-    Empty where it was trained ``elsewhere`` and no training rows are given.
-    """
-    if elsewhere and not dataset.train:
-        return {}
-    questions = not base.bidirectional
-    return asdict(every_leak(dataset, suite, base, with_questions=questions, elsewhere=elsewhere))
-
-
-def with_inherited(
-    leaks: dict[str, Any], entry: AdapterEntry, dataset: Dataset, display: Display
-) -> dict[str, Any]:
-    """``leaks`` and the test rows that the adapters it continues from were trained on.
-
-    Warns where those rows are not known.
-    """
-    if entry.parent is None:
-        return leaks
-    _, key = distributed.on_main(open_project)
-    found = inherited_leaks(dataset.prepared.test, entry.trained_rows, key)
-    if found is None:
-        display.warn(
-            f"test rows on which {entry.parent.name} was trained are not found: its card holds no "
-            "digests of its rows, or digests by the key of another project."
-        )
-        return leaks
-    pairs = [(entry.parent.name, row, "exact") for row in found]
-    return {**leaks, "exact": leaks["exact"] + len(found), "pairs": (*leaks["pairs"], *pairs)}
-
-
 def use_settings(entry: AdapterEntry, domain: Domain) -> None:
     """Give ``entry`` the task, gates and metric of ``domain``; those at training are kept."""
     now = {key: as_record(domain)[key] for key in ("task", "gates", "metric", "prevalence")}
@@ -245,27 +213,29 @@ class Evaluated:
     """
 
     dataset: Dataset
-    adapter: str
-    """sha256 of the adapter."""
+    entry: AdapterEntry
+    suite: Suite
+    base: Base
     out: Path
     """The folder of the adapters, where older versions kept a ledger."""
+    before: "tuple[Evaluated, ...]" = ()
+    """Evaluations that begin before this one does."""
 
-    @classmethod
-    def announced(cls, dataset: Dataset, entry: AdapterEntry, out: Path, display: Display) -> Self:
-        """The evaluation of ``entry``; shows how many its test rows have left, before any score."""
-        evaluated = cls(dataset, str(entry.sha256), out)
-        now = evaluated.standing()
+    def announce(self, display: Display) -> None:
+        """Show how many evaluations the test rows have left, before anything is scored."""
+        now = self.standing()
         if now.may_pass:
             display.stage(
                 "test rows", None, None, f"{now} {now.budget - now.number} are left after it."
             )
         else:
             display.warn(str(now))
-        return evaluated
 
     def standing(self) -> Standing:
-        """The standing that the evaluation would have now."""
-        return distributed.on_main(lambda: standing(*self._recorded))
+        """The standing that the evaluation would have now, after those before it."""
+        return distributed.on_main(
+            lambda: standing(*self._recorded, [one._recorded[1:] for one in self.before])
+        )
 
     def begin(self) -> Standing:
         """Record that the evaluation takes place; returns its standing."""
@@ -281,23 +251,80 @@ class Evaluated:
         _check_old_ledger(self.out)
         (folder, key), domain = open_project(), self.dataset.domain
         test, scored = _row_sets(self.dataset, key)
-        subject = Subject(self.adapter, domain.name, scored, declaration(domain))
+        subject = Subject(
+            adapter=str(self.entry.sha256),
+            domain=domain.name,
+            scored=scored,
+            declared=declared_by(self.dataset, self.suite, self.base, self.entry),
+            asked=asked_by(self.dataset, self.base),
+        )
         return folder, test, subject, domain.gates.evaluations
 
 
 def _row_sets(dataset: Dataset, key: bytes | None) -> tuple[RowSet, str]:
     """The test set from which the test rows were taken, and the digest of the rows themselves."""
     if key is None:
-        return RowSet(frozenset(), None), ""
-    source = dataset.prepared.test_source
-    digests = {name: row_digest(parts, key) for name, parts in source.items()}
-    scored = {digests[row.example.id] for row in dataset.test}
+        return RowSet((), None), ""
+    digests = [
+        {name: row_digest(parts, key) for name, parts in by_text.items()}
+        for by_text in dataset.prepared.test_source
+    ]
+    scored = {digests[0][row.example.id] for row in dataset.test}
+    views = dict.fromkeys(frozenset(by_text.values()) for by_text in digests)
     fingerprint = keyed_digest("fingerprint", key)[:8]
-    return RowSet(frozenset(digests.values()), fingerprint), digest_of_rows(scored)
+    return RowSet(tuple(views), fingerprint), digest_of_rows(scored)
+
+
+def declared_by(
+    dataset: Dataset, suite: Suite, base: Base, entry: AdapterEntry
+) -> dict[str, str | int]:
+    """What decides a verdict besides the answers, by name (``Subject.declared``).
+
+    The training rows of an adapter that was trained here cannot be others (``check_fits``).
+    """
+    name = OWN_SUITES[0] if suite.name in OWN_SUITES else suite.name
+    given = {**dataset.prepared.given}
+    if not entry.trained_elsewhere:
+        general = {k: v for k, v in given.items() if k == "general text"}
+        given = {"validation rows": dataset.prepared.digests["validation"][:16], **general}
+    return {
+        "gates": declaration(dataset.domain),
+        "suite": _short_digest([name, *(probe.name for probe in suite.probes), suite.seed]),
+        "questions": 0 if base.bidirectional else len(suite.questions()),
+        **given,
+    }
+
+
+def asked_by(dataset: Dataset, base: Base) -> str:
+    """Digest of what the answers depend on besides the adapter and the row (``Subject.asked``).
+
+    The prompt, the length at which it is cut, the base, and the seed, which draws the examples of
+    the few-shot baseline. Labels count where a head has them, by their order; elsewhere the
+    training rows may name more of them.
+    """
+    task = dataset.domain.task
+    labels = list(zip(task.labels or (), task.label_texts, strict=False))
+    return _short_digest(
+        [
+            task.kind,
+            task.template,
+            task.answer_column,
+            labels if task.head else [pair for pair in labels if pair[0] != pair[1].strip()],
+            task.per_token,
+            task.max_new_tokens,
+            dataset.tokenization.max_length,
+            base.identity,
+            dataset.domain.training.seed,
+        ]
+    )
+
+
+def _short_digest(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def declaration(domain: Domain) -> str:
-    """Digest of what decides a verdict: the metric, the gates, and the rows that count together.
+    """Digest of the metric, the gates, and the rows that count together.
 
     Gates are covered where they differ from their defaults, so that a new one changes nothing. The
     number of evaluations is fixed by the test set instead.
@@ -315,7 +342,7 @@ def declaration(domain: Domain) -> str:
             if name != "evaluations" and value != defaults.get(name)
         },
     }
-    return sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:16]
+    return _short_digest(declared)
 
 
 def _check_old_ledger(out: Path) -> None:

@@ -14,7 +14,7 @@ from lora_domains.tasks.base import (
 )
 from lora_domains.tasks.classification import Classification
 from lora_domains.tasks.generation import Generation, last_number
-from lora_domains.tasks.labels import merged, spelling, spellings, twins
+from lora_domains.tasks.labels import merged, plain_label, spelling, spellings, twins
 from lora_domains.tasks.language_modelling import LanguageModelling
 from lora_domains.tasks.multiple_choice import MultipleChoice
 from lora_domains.tasks.rows import (
@@ -45,6 +45,7 @@ __all__ = [
     "is_null",
     "last_number",
     "merged",
+    "plain_label",
     "plain_text",
     "positive_index",
     "register",

@@ -6,6 +6,21 @@ from collections.abc import Iterable, Mapping
 
 WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
 
+TRUTH = {"true": "1", "false": "0"}
+
+
+def plain_label(label: str) -> str:
+    """``label``, whole numbers and truth values in one form: ``1`` of 1.0, ``01`` and True.
+
+    A column of 0 and 1 becomes 0.0 and 1.0 where one cell is empty, or where pandas reads it.
+    """
+    if not label[:1].isdigit() and label[:1] not in ("+", "-", "t", "T", "f", "F"):
+        return label
+    number = WHOLE_NUMBER.fullmatch(label)
+    if number is None:
+        return TRUTH.get(label.lower(), label)
+    return ("-" if number[1] == "-" and number[2] != "0" else "") + number[2]
+
 
 def label_key(label: str) -> str:
     """What two spellings of one label share.

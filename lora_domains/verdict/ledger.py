@@ -8,13 +8,15 @@ after them none can pass. ``benchmarks/verdict/budget.py`` simulates what this c
 ``evaluations.jsonl`` is append-only, one JSON object a line: one for a set of rows, one for each
 evaluation, written before its figures are shown, and one for its verdict:
 
-    {"test_set": id, "rows": "DIGEST DIGEST …", "key": fingerprint, "budget": 5, "previous": …}
-    {"adapter": sha256, "test_set": id, "scored": digest, "declared": digest, "domain": …,
-     "at": …, "who": …, "previous": …}
+    {"test_set": id, "rows": ["DIGEST DIGEST …", …], "key": fingerprint, "budget": 5, "previous": …}
+    {"adapter": sha256, "test_set": id, "scored": digest, "asked": digest,
+     "declared": {"gates": digest, …}, "domain": …, "at": …, "who": …, "previous": …}
     {"verdict": "fail", "of": hash of the line of the evaluation, "previous": …}
 
-Rows are keyed digests of text and label, so that the file holds no text and can be committed. Sets
-that share half of the rows of the smaller one are one test set, also where rows were added.
+Rows are keyed digests of a text and the label, for each of their texts, so that the file holds no
+text and can be committed. Sets that share half of the rows of the smaller one, by any of the texts,
+are one test set, also where rows were added. In older lines "rows" has one text, a string, and
+"declared" is the digest of the gates.
 ``previous`` is the hash of the line that was last when a line was written: a line that was changed
 or removed breaks that chain, while branches of a repository can be merged by keeping the lines of
 both. ``evaluations.head`` holds the hashes of the last lines, to notice when these are removed.
@@ -23,23 +25,17 @@ Removing both files is not noticed: the ledger keeps honest people honest.
 
 import getpass
 import json
-import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from lora_domains.atomic import write_text
-from lora_domains.errors import AdapterError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks; there one process writes at a time
-    fcntl = None  # type: ignore[assignment]
+from lora_domains.atomic import add_line, locked, whole_lines, write_text
+from lora_domains.errors import AdapterError, listed
 
 LEDGER, HEAD = "evaluations.jsonl", "evaluations.head"
 ALPHA = 0.05
@@ -56,13 +52,14 @@ def level(budget: int) -> float:
 class RowSet:
     """Test rows by their keyed digests."""
 
-    rows: frozenset[str]
+    views: tuple[frozenset[str], ...]
+    """The digests of all rows by each of the texts that tell them apart."""
     key: str | None
     """Fingerprint of the key of the digests; None without the key of an existing ledger."""
 
     @cached_property
     def id(self) -> str:
-        return digest_of_rows(self.rows)
+        return digest_of_rows(frozenset().union(*self.views))
 
 
 def digest_of_rows(rows: Collection[str]) -> str:
@@ -79,8 +76,12 @@ class Subject:
     domain: str
     scored: str
     """``digest_of_rows`` of the rows that are scored, which may be a sample of a test set."""
-    declared: str
-    """Digest of gates and metric."""
+    declared: Mapping[str, str | int]
+    """What decides the verdict besides the answers, by name: digests of gates and metric, of the
+    suite, of the training rows. A later evaluation may add to it; a number may grow."""
+    asked: str = ""
+    """Digest of what the answers depend on besides the adapter: prompt, base, seed. Another one is
+    another evaluation of the test set; "" in older lines."""
 
 
 @dataclass(frozen=True)
@@ -89,29 +90,31 @@ class Standing:
 
     test_set: str
     number: int
-    """This adapter is the ``number``-th evaluated on these rows. The same bytes on the same rows
-    count once."""
+    """This evaluation is the ``number``-th on these rows. The same bytes on the same rows, prompted
+    in the same way, count once."""
     budget: int
-    """Number of adapters that the test set allows, fixed at its first evaluation."""
+    """Number of evaluations that the test set allows, fixed at its first one."""
     level: float
     """Confidence level of the bounds by which an adapter may pass."""
     post_hoc: bool = False
-    """Whether gates or metric differ from those of the adapter's first evaluation."""
+    """Whether what an earlier evaluation of the adapter declared was changed or removed."""
     declared_verdict: str | None = None
-    """Where ``post_hoc``, the verdict by the gates and metric of the first evaluation."""
+    """Where ``post_hoc``, the verdict by what was declared, on the same rows."""
     recognised: bool = True
     """False where the key of the ledger is missing, so that no earlier row can be recognised."""
     broken: str | None = None
     """What is wrong with the ledger; None where it is intact."""
+    changed: str = ""
+    """Where ``post_hoc``, what was changed."""
 
     @property
     def used_up(self) -> bool:
-        """Whether as many other adapters were evaluated on these rows as they allow."""
+        """Whether as many others were evaluated on these rows as they allow."""
         return self.number > self.budget
 
     @property
     def may_pass(self) -> bool:
-        """Whether the adapter can pass here; gates that were changed cannot make it pass."""
+        """Whether the adapter can pass here; what was changed later cannot make it pass."""
         changed = self.post_hoc and self.declared_verdict != "pass"
         return self.recognised and not (self.used_up or changed or self.broken)
 
@@ -128,7 +131,7 @@ class Standing:
             )
         if self.used_up:
             return (
-                f"{self.number - 1} adapters were evaluated on these test rows before, and "
+                f"{self.number - 1} evaluations were made on these test rows before, and "
                 f"{self.budget} may be: these test rows are used up; collect a new test set."
             )
         sentence = (
@@ -138,23 +141,30 @@ class Standing:
         if self.post_hoc:
             before = self.declared_verdict or "unfinished"
             sentence += (
-                " Post hoc: gates or metric were changed after the first evaluation of this "
+                f" Post hoc: {self.changed or 'gates'} changed after an evaluation of this "
                 f"adapter, which was {before}"
             )
-            sentence += "." if before == "pass" else "; changed gates cannot make it pass."
+            sentence += "." if before == "pass" else "; what is changed later cannot make it pass."
         return sentence
 
 
-def standing(folder: Path, test: RowSet, subject: Subject, budget: int) -> Standing:
-    """The standing that an evaluation would have now; nothing is written.
+def standing(
+    folder: Path, test: RowSet, subject: Subject, budget: int,
+    before: Sequence[tuple[RowSet, Subject, int]] = (),
+) -> Standing:  # fmt: skip
+    """The standing that an evaluation would have now, after those of ``before``.
 
-    ``budget`` is that of the domain's gates, for a test set that was never evaluated.
+    ``budget`` is that of the domain's gates, for a test set that was never evaluated. Nothing is
+    written.
     """
-    if not (folder / LEDGER).exists():
-        return _standing([], None, test, subject, budget)
-    with _opened(folder) as file:
-        lines = _lines(file)
-        return _standing(lines, _broken(folder, lines), test, subject, budget)
+    lines: list[str] = []
+    if (folder / LEDGER).exists():
+        with _opened(folder) as file:
+            lines = whole_lines(file)
+    broken = _broken(folder, lines)
+    for earlier in before:
+        lines += map(json.dumps, _records(*earlier))  # as if they had been written
+    return _standing(lines, broken, test, subject, budget)
 
 
 def begin_evaluation(folder: Path, test: RowSet, subject: Subject, budget: int) -> Standing:
@@ -164,41 +174,39 @@ def begin_evaluation(folder: Path, test: RowSet, subject: Subject, budget: int) 
     cannot be written.
     """
     with _opened(folder) as file:
-        lines = _lines(file)
+        lines = whole_lines(file)
         broken = _broken(folder, lines)
         found = _standing(lines, broken, test, subject, budget)
         if not found.recognised:
             return found
+        rows, evaluation = _records(test, subject, found.budget)
         if test.id not in {entry["test_set"] for entry in _row_sets(lines)}:
-            rows = {"rows": " ".join(sorted(test.rows)), "key": test.key, "budget": found.budget}
-            _append(folder, file, lines, {"test_set": test.id, **rows})
-        entry = {
-            "adapter": subject.adapter,
-            "test_set": test.id,
-            "scored": subject.scored,
-            "declared": subject.declared,
-            "domain": subject.domain,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "who": _who(),
-        }
-        _append(folder, file, lines, entry)
+            _append(folder, file, lines, rows)
+        now = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "who": _who()}
+        _append(folder, file, lines, evaluation | now)
     return found
 
 
 def end_evaluation(folder: Path, test: RowSet, subject: Subject, verdict: str) -> None:
     """Record the verdict of the last evaluation of ``subject`` on ``test``."""
     with _opened(folder) as file:
-        lines = _lines(file)
-        own = [
-            line
-            for line in lines
-            if _evaluation(line) == (test.id, subject.adapter, subject.scored, subject.declared)
-        ]
+        lines = whole_lines(file)
+        own = [line for line in lines if _evaluation(line) == (test.id, subject)]
         if own:
             _append(folder, file, lines, {"verdict": verdict, "of": _hash(own[-1])})
 
 
+def _records(test: RowSet, subject: Subject, budget: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The lines of the test rows and of the evaluation, without what belongs to the moment."""
+    views = [" ".join(sorted(view)) for view in test.views]
+    rows = {"test_set": test.id, "rows": views, "key": test.key, "budget": budget}
+    return rows, {**asdict(subject), "test_set": test.id}
+
+
 # ── Which test set, which standing ──────────────────────────────────────────────────────────────
+
+
+Views = Sequence[frozenset[str]]
 
 
 @dataclass
@@ -212,8 +220,11 @@ class _TestSet:
     sets: list[frozenset[str]] = field(default_factory=list)
     rows: set[str] = field(default_factory=set)
 
-    def shares(self, rows: frozenset[str]) -> bool:
-        """Whether half of the rows of the smaller set are in both."""
+    def shares(self, views: Views) -> bool:
+        """Whether half of the rows of the smaller set are in both, by one of their texts."""
+        return any(map(self._shares, views))
+
+    def _shares(self, rows: frozenset[str]) -> bool:
         if rows.isdisjoint(self.rows):
             return False
         return 2 * len(rows & self.rows) >= len(rows) or any(
@@ -221,9 +232,9 @@ class _TestSet:
         )
 
 
-def _joined(known: list[_TestSet], name: str, rows: frozenset[str], budget: int) -> _TestSet:
-    """The test set of ``rows``, which are added to ``known`` and may join sets in it."""
-    same = [one for one in known if one.shares(rows)]
+def _joined(known: list[_TestSet], name: str, views: Views, budget: int) -> _TestSet:
+    """The test set of the rows of ``views``, which are added to ``known`` and may join its sets."""
+    same = [one for one in known if one.shares(views)]
     first = same[0] if same else _TestSet(name, budget)
     if not same:
         known.append(first)
@@ -233,8 +244,8 @@ def _joined(known: list[_TestSet], name: str, rows: frozenset[str], budget: int)
         first.rows |= other.rows
         known.remove(other)
     first.ids.add(name)
-    first.sets.append(rows)
-    first.rows |= rows
+    first.sets += views
+    first.rows.update(*views)
     return first
 
 
@@ -246,30 +257,52 @@ def _standing(
         return Standing("", 0, budget, level(budget), recognised=False, broken=broken)
     known: list[_TestSet] = []
     for entry in row_sets:
-        rows = frozenset(entry["rows"].split())
+        texts = [entry["rows"]] if isinstance(entry["rows"], str) else entry["rows"]
+        rows = [frozenset(text.split()) for text in texts]
         _joined(known, entry["test_set"], rows, entry["budget"])
-    test_set = _joined(known, test.id, test.rows, budget)
+    test_set = _joined(known, test.id, test.views, budget)
+    evaluations = [(line, *found) for line in lines if (found := _evaluation(line))]
+    history = [(line, one) for line, rows_id, one in evaluations if rows_id in test_set.ids]
+    charged: dict[Any, None] = {}
+    declared: dict[str, dict[str, str | int]] = {}
+    by_declared: list[tuple[str, Subject]] = []
+    for line, one in [*history, ("", subject)]:
+        own = declared.setdefault(one.adapter, {})
+        changed = _changed(own, one.declared)
+        if not changed:
+            own |= one.declared
+            by_declared.append((line, one))
+        # More questions are another chance; fewer or others cannot make it pass.
+        charge = (one.adapter, one.scored, one.asked, own.get("questions"))
+        charged[charge] = None
+    # What the loop leaves is what holds for ``subject``, the last one.
     verdicts = {entry.get("of"): entry.get("verdict") for entry in map(_parsed, lines)}
-    evaluations = [(_hash(line), *one) for line in lines if (one := _evaluation(line))]
-    evaluations = [one for one in evaluations if one[1] in test_set.ids]
-    charged = list(dict.fromkeys((adapter, scored) for _, _, adapter, scored, _ in evaluations))
-    own = (subject.adapter, subject.scored)
-    number = charged.index(own) if own in charged else len(charged)
-    # An adapter declares its gates and metric when it is first evaluated.
-    rules = [(line, declared) for line, _, adapter, _, declared in evaluations
-             if adapter == subject.adapter]  # fmt: skip
-    declared = rules[0][1] if rules else subject.declared
-    post_hoc = declared != subject.declared
-    decided = [verdicts.get(line) for line, by in rules if by == declared] if post_hoc else []
+    decided = [
+        verdicts.get(_hash(line))
+        for line, one in by_declared
+        if (one.adapter, one.scored, one.declared) == (subject.adapter, subject.scored, own)
+        and one.asked in ("", subject.asked)
+    ]
     return Standing(
         test_set.name,
-        number + 1,
+        list(charged).index(charge) + 1,
         test_set.budget,
         level(test_set.budget),
-        post_hoc=post_hoc,
-        declared_verdict=decided[-1] if decided else None,
+        post_hoc=bool(changed),
+        declared_verdict=decided[-1] if changed and decided else None,
         broken=broken,
+        changed=listed(changed),
     )
+
+
+def _changed(known: Mapping[str, str | int], now: Mapping[str, str | int]) -> list[str]:
+    """What was ``known`` to be declared and is ``now`` another or missing; numbers may grow."""
+    return [
+        name
+        for name, value in known.items()
+        if now.get(name) != value
+        and not (isinstance(value, int) and isinstance(new := now.get(name), int) and new > value)
+    ]
 
 
 def _row_sets(lines: Sequence[str]) -> list[dict[str, Any]]:
@@ -277,12 +310,14 @@ def _row_sets(lines: Sequence[str]) -> list[dict[str, Any]]:
     return [entry for entry in entries if _complete(entry) and "rows" in entry]
 
 
-def _evaluation(line: str) -> tuple[str, str, str, str] | None:
-    """(test set, adapter, rows scored, rules) of the line of an evaluation; else None."""
+def _evaluation(line: str) -> tuple[str, Subject] | None:
+    """The test set and the subject of the line of an evaluation; else None."""
     entry = _parsed(line)
     if "adapter" not in entry or not _complete(entry):
         return None
-    return entry["test_set"], entry["adapter"], entry["scored"], entry["declared"]
+    if isinstance(entry["declared"], str):
+        entry["declared"] = {"gates": entry["declared"]}
+    return entry["test_set"], Subject(**{f.name: entry.get(f.name, "") for f in fields(Subject)})
 
 
 # ── The file ────────────────────────────────────────────────────────────────────────────────────
@@ -295,11 +330,8 @@ def _opened(folder: Path) -> Iterator[IO[bytes]]:
     Raises AdapterError when it cannot be written; half a line is removed at the next opening.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LEDGER).open("a+b") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield file  # closing the file releases the lock
+        with locked(folder / LEDGER) as file:
+            yield file
     except OSError as error:
         raise AdapterError(
             where=str(folder / LEDGER),
@@ -309,22 +341,10 @@ def _opened(folder: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _lines(file: IO[bytes]) -> list[str]:
-    """Every whole line; half a line that a killed process left is removed."""
-    file.seek(0)
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        file.truncate(whole)
-    return content[:whole].decode("utf-8", "replace").splitlines()
-
-
 def _append(folder: Path, file: IO[bytes], lines: list[str], entry: dict[str, Any]) -> None:
     line = json.dumps(entry | {"previous": _hash(lines[-1]) if lines else START})
     intact = _broken(folder, lines) is None
-    file.write(line.encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+    add_line(file, line)
     lines.append(line)
     if intact:
         # Keep a head that does not match, so that the damage stays visible.
@@ -349,12 +369,15 @@ def _broken(folder: Path, lines: Sequence[str]) -> str | None:
 
 def _complete(entry: dict[str, Any]) -> bool:
     """Whether a line has the keys of its kind."""
-    kinds = (
-        {"test_set": str, "rows": str, "key": str, "budget": int},
-        {"adapter": str, "test_set": str, "scored": str, "declared": str},
+    kinds: tuple[dict[str, Any], ...] = (
+        {"test_set": str, "rows": str | list, "key": str, "budget": int},
+        {"adapter": str, "test_set": str, "scored": str, "declared": str | dict},
         {"verdict": str, "of": str},
     )
-    return any(all(isinstance(entry.get(k), t) for k, t in kind.items()) for kind in kinds)
+    texts = entry["rows"] if isinstance(entry.get("rows"), list) else []
+    return all(isinstance(text, str) for text in texts) and any(
+        all(isinstance(entry.get(k), t) for k, t in kind.items()) for kind in kinds
+    )
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def test_leaks_are_searched_for_once_per_domain_and_each_adapter_is_hashed_once(
         hashed.append(folder)
         return fingerprint(folder)
 
-    monkeypatch.setattr("lora_domains.evaluation.verdict_run.every_leak", counting)
+    monkeypatch.setattr("lora_domains.evaluation.leak_search.every_leak", counting)
     monkeypatch.setattr("lora_domains.evaluation.scorer.fingerprint", counted)
     model = loaded(adapters, tiny_base)
     model.load_adapter(adapters / "spam", name="copy")

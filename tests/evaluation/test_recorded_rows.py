@@ -1,6 +1,7 @@
 """What the ledger of a project records: which rows are the same, its folder and its key."""
 
 import json
+import random
 import stat
 import subprocess
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import make_rows
-from support.models import model_in
+from support.models import SUITE, model_in
 
 from lora_domains.data.identity import (
     FOLDER,
@@ -24,6 +25,8 @@ from lora_domains.domain import Domain, Gates, with_settings
 from lora_domains.errors import AdapterError
 from lora_domains.evaluation.verdict_run import Evaluated, declaration
 from lora_domains.model import DomainModel
+from lora_domains.probes.suite import Suite, embedded, quick
+from lora_domains.report.card import AdapterEntry
 from lora_domains.tasks import Classification, Generation, MultipleChoice
 from lora_domains.verdict.ledger import LEDGER, Standing
 
@@ -41,7 +44,7 @@ def titled(count: int = 160) -> Rows:
 
 
 def declared(
-    rows: Rows, test: Rows | None = None, name: str = "spam", limit: int | None = None,
+    rows: Rows | None, test: Rows | None = None, name: str = "spam", limit: int | None = None,
     **task: Any,
 ) -> Domain:  # fmt: skip
     """A domain whose test rows are given, or else taken from the training rows."""
@@ -49,12 +52,21 @@ def declared(
 
 
 def evaluate(
-    model: DomainModel, domain: Domain, adapter: str, verdict: str = "fail", out: str = "out"
-) -> Standing:
-    evaluated = Evaluated(model.dataset(domain), adapter, Path(out))
+    model: DomainModel, domain: Domain, adapter: str, verdict: str = "fail", out: str = "out",
+    suite: Suite = SUITE, elsewhere: bool = False,
+) -> Standing:  # fmt: skip
+    entry = AdapterEntry(
+        domain=domain.name, path=domain.name, sha256=adapter, trained_elsewhere=elsewhere
+    )
+    evaluated = Evaluated(model.dataset(domain), entry, suite, model.base, Path(out))
     found = evaluated.begin()
     evaluated.end(verdict)
     return found
+
+
+def row_function(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Domain:
+    made = declared(TRAIN, TEST)
+    return replace(made, data=replace(made.data, row=lambda row: {**row, **change(dict(row))}))
 
 
 ROWS = titled()
@@ -75,6 +87,11 @@ SAME: dict[str, Callable[[], Domain]] = {
     "a sample": lambda: declared(TRAIN, TEST, limit=20),
     "training rows": lambda: declared(TRAIN[40:], TEST),
     "another domain": lambda: declared(TRAIN, TEST, "mail"),
+    "row function": lambda: row_function(lambda row: {"text": f"Note: {row['text']}"}),
+    "joined by a row function": lambda: row_function(
+        lambda row: {"text": f"{row['title']}. {row['text']}"}
+    ),
+    "label of a row function": lambda: row_function(lambda row: {"label": "is " + row["label"]}),
     "generation": lambda: Domain(
         "answers", Generation("text", "label", max_new_tokens=4), Data(TRAIN, None, TEST)
     ),
@@ -112,6 +129,69 @@ def test_other_rows_and_other_labels_are_another_test_set(model: DomainModel) ->
     assert evaluate(model, declared(TRAIN, swapped), "c").number == 1
 
 
+def worded(first: int, count: int, words: int = 7) -> Rows:
+    """Rows of several texts: a subject and a body; three hypotheses to each premise."""
+    draw = random.Random(first)
+
+    def text(length: int) -> str:
+        return " ".join(draw.choice(["red", "stone", "river", "house", "cloud", "table"]) for _ in
+                        range(length)) + f" {draw.random()}"  # fmt: skip
+
+    rows: Rows = []
+    for n in range(count):
+        premise = rows[-1]["premise"] if n % 3 else text(2 * words)
+        rows.append({"subject": text(words), "body": text(30), "premise": premise,
+                     "hypothesis": text(words), "number": n, "label": n % 2})  # fmt: skip
+    return rows
+
+
+MAILS = worded(0, 120)
+
+
+@pytest.mark.parametrize(
+    ("texts", "rows"),
+    [
+        (("subject", ("subject", "body")), MAILS),
+        (("body", "subject"), MAILS),
+        (("subject", "body"), MAILS),
+        ((("premise", "hypothesis"), ("premise", "hypothesis")), MAILS[::2]),
+        ((("premise", "hypothesis"), "hypothesis"), MAILS[::5]),
+        (("subject", "subject"), [row | {"label": float(row["label"])} for row in MAILS]),
+        (("subject", "subject"), [row | {"label": bool(row["label"])} for row in MAILS]),
+    ],
+)
+def test_rows_are_the_same_by_any_of_their_texts_and_any_form_of_their_label(
+    model: DomainModel, texts: tuple[Any, Any], rows: Rows
+) -> None:
+    train = worded(1, 60)
+    same_form = [row | {"label": type(rows[0]["label"])(row["label"])} for row in train]
+    only = {"premise", "hypothesis", "label"} if "premise" in texts[0] else {*MAILS[0]}
+    first, second = ([{k: row[k] for k in only} for row in part] for part in (MAILS, rows))
+    assert evaluate(model, declared(train, first, text=texts[0]), "a").number == 1
+    assert evaluate(model, declared(same_form, second, text=texts[1]), "b").number == 2
+
+
+@pytest.mark.parametrize("texts", ["subject", ("premise", "hypothesis"), ("number", "subject")])
+def test_new_rows_are_new_though_they_share_numbers_and_categories(
+    model: DomainModel, texts: Any
+) -> None:
+    train, new = worded(1, 60), worded(2, 120)
+    evaluate(model, declared(train, MAILS, text=texts), "a")
+    assert evaluate(model, declared(train, new, text=texts), "b").number == 1
+
+
+def test_rows_of_categories_are_known_by_all_of_their_columns(model: DomainModel) -> None:
+    def table(seed: int) -> Rows:
+        draw = random.Random(seed)
+        return [{f"column {n}": f"kind {draw.randrange(6)}" for n in range(6)} |
+                {"label": draw.randrange(2)} for _ in range(80)]  # fmt: skip
+
+    columns = tuple(f"column {n}" for n in range(6))
+    for adapter, seed, number in (("a", 0, 1), ("b", 1, 1), ("c", 0, 2)):
+        made = declared(table(2), table(seed), text=columns)
+        assert evaluate(model, made, adapter).number == number
+
+
 def test_questions_with_one_wording_are_told_apart_by_their_choices(model: DomainModel) -> None:
     def questions(first: int) -> Rows:
         return [
@@ -143,6 +223,56 @@ def test_gates_metric_and_groups_are_declared_by_the_first_evaluation(model: Dom
     # The number of evaluations is fixed by the test set.
     more = evaluate(model, replace(made, gates=Gates(evaluations=50)), "a")
     assert (more.post_hoc, more.budget) == (False, 5)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_suite_and_rows_of_training_are_declared_and_prompts_are_charged(
+    model: DomainModel, elsewhere: bool
+) -> None:
+    made = declared(None, TEST, positive="spam")
+
+    def again(train: Rows | None, **task: Any) -> Standing:
+        data = replace(made.data, train=train, validation=ROWS[80:100], drop_leaks=True)
+        changed = replace(made, data=data, task=replace(made.task, **task))
+        return evaluate(model, changed, "a", elsewhere=elsewhere)
+
+    assert again(None).number == 1
+    assert not again(TRAIN[:80]).post_hoc  # added: leaks and baselines can be measured now
+    found = [again(None), again(TRAIN[:70]), again([*TRAIN[:80], *TEST[:5]])]
+    # Those of an adapter that was trained here are compared with its card.
+    assert [one.post_hoc for one in found] == [elsewhere] * 3
+    assert found[0].changed == ("training rows, all training rows" if elsewhere else "")
+    assert again(TRAIN[:80], prompt="{text} is it spam?").number == 2
+    assert again(TRAIN[:80]).number == 1
+
+
+def test_a_larger_suite_is_charged_and_another_one_is_post_hoc(model: DomainModel) -> None:
+    made = declared(TRAIN, TEST)
+    assert evaluate(model, made, "a", suite=quick()).number == 1
+    more = evaluate(model, made, "a", suite=embedded())
+    assert (more.number, more.post_hoc) == (2, False)
+    for suite in (quick(), SUITE):
+        later = evaluate(model, made, "a", suite=suite)
+        assert (later.number, later.post_hoc) == (2, True)
+
+
+def test_a_sample_of_the_training_rows_is_no_change_of_them(
+    model: DomainModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in worded(3, 1200)))
+
+    def again(limit: int | None) -> Standing:
+        made = declared(None, MAILS, text="subject")
+        made = replace(made, data=replace(made.data, train=str(path), limit=limit))
+        return evaluate(model, made, "a", elsewhere=True)
+
+    assert [again(limit).changed for limit in (20, 40, None, 20)] == [
+        "",
+        "",
+        "",
+        "all training rows",
+    ]
 
 
 def test_a_gate_at_its_default_is_not_part_of_the_declaration() -> None:
@@ -189,11 +319,11 @@ def test_the_ledger_holds_no_text_and_git_ignores_its_key(
     ).stdout.split()  # fmt: skip
     assert {Path(path).name for path in listed} == names - {"key"}
     # Nobody can confirm a guess of a row without the key.
-    rows = json.loads((folder / LEDGER).read_text().splitlines()[0])["rows"].split()
+    rows = " ".join(json.loads((folder / LEDGER).read_text().splitlines()[0])["rows"]).split()
     (folder / "key").unlink()
     (folder / LEDGER).unlink()
     evaluate(model, declared(TRAIN, TEST), "a")
-    others = json.loads((folder / LEDGER).read_text().splitlines()[0])["rows"].split()
+    others = " ".join(json.loads((folder / LEDGER).read_text().splitlines()[0])["rows"]).split()
     assert not set(rows) & set(others)
 
 

@@ -32,8 +32,8 @@ def test_the_workflow_keeps_the_ledger_of_evaluations_and_its_key(tmp_path: Path
                               text=True).stdout  # fmt: skip
 
     def evaluated(run: Path, adapter: str) -> Standing:
-        rows = RowSet(frozenset(map(str, range(40))), "key")
-        subject = Subject(adapter, "spam", rows.id, "gates")
+        rows = RowSet((frozenset(map(str, range(40))),), "key")
+        subject = Subject(adapter, "spam", rows.id, {"gates": "gates"})
         found = begin_evaluation(run / FOLDER, rows, subject, 5)
         for name, text in GIT.items():
             (run / FOLDER / name).write_text(text)

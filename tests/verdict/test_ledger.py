@@ -4,12 +4,14 @@ import json
 import multiprocessing
 from collections.abc import Iterable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_domains import atomic
 from lora_domains.errors import AdapterError
 from lora_domains.verdict import ledger
 from lora_domains.verdict.ledger import (
@@ -27,17 +29,26 @@ from lora_domains.verdict.ledger import (
 
 
 def rows(*ranges: Iterable[int], key: str | None = "k") -> RowSet:
-    return RowSet(frozenset(f"r{n}" for part in ranges for n in part), key)
+    return RowSet((frozenset(f"r{n}" for part in ranges for n in part),), key)
 
 
 ROWS = rows(range(60))
 
 
+def told(
+    adapter: str, declared: str | dict[str, str | int] = "gates", scored: str = ROWS.id,
+    asked: str = "prompt",
+) -> Subject:  # fmt: skip
+    declared = {"gates": declared} if isinstance(declared, str) else declared
+    return Subject(adapter, "spam", scored, declared, asked)
+
+
 def evaluate(
     folder: Path, adapter: str, test: RowSet = ROWS, verdict: str = "fail", *,
-    budget: int = 5, declared: str = "gates", scored: str | None = None,
+    budget: int = 5, declared: str | dict[str, str | int] = "gates", scored: str | None = None,
+    asked: str = "prompt",
 ) -> Standing:  # fmt: skip
-    subject = Subject(adapter, "spam", scored or test.id, declared)
+    subject = told(adapter, declared, scored or test.id, asked)
     expected = standing(folder, test, subject, budget)
     found = begin_evaluation(folder, test, subject, budget)
     assert found == expected  # what is shown before scoring is what counts
@@ -109,6 +120,26 @@ def test_the_order_of_rows_says_nothing(order: list[int]) -> None:
     assert rows(order).id == rows(range(12)).id == digest_of_rows([f"r{n}" for n in order])
 
 
+def test_rows_are_known_by_any_of_their_texts(tmp_path: Path) -> None:
+    subject, body = rows(range(100, 160)).views[0], ROWS.views[0]
+    evaluate(tmp_path, "a", ROWS)
+    assert evaluate(tmp_path, "b", RowSet((subject, body), "k")).number == 2
+    assert evaluate(tmp_path, "c", RowSet((subject,), "k")).number == 3
+    # A text that no set had shares nothing.
+    assert evaluate(tmp_path, "d", rows(range(200, 260))).number == 1
+
+
+def test_evaluations_planned_together_are_numbered(tmp_path: Path) -> None:
+    evaluate(tmp_path, "a")
+    other = rows(range(100, 160))
+    planned = [(ROWS, told("b"), 5), (other, told("c"), 5), (rows(range(50)), told("d"), 5)]
+    numbers = [
+        standing(tmp_path, *one, before=planned[:at]).number for at, one in enumerate(planned)
+    ]
+    assert numbers == [2, 1, 3]
+    assert len((tmp_path / LEDGER).read_text().splitlines()) == 3  # nothing was written
+
+
 def test_a_set_that_joins_two_others_is_charged_to_both(tmp_path: Path) -> None:
     for n in range(3):
         evaluate(tmp_path, f"a{n}")
@@ -144,9 +175,86 @@ def test_what_passed_by_its_declared_gates_may_pass_by_others(tmp_path: Path) ->
 
 
 def test_an_evaluation_that_was_stopped_declares_its_gates(tmp_path: Path) -> None:
-    begin_evaluation(tmp_path, ROWS, Subject("a", "spam", ROWS.id, "gates"), 5)
+    begin_evaluation(tmp_path, ROWS, told("a"), 5)
     assert not evaluate(tmp_path, "a", declared="looser gates").may_pass
     assert evaluate(tmp_path, "b").number == 2
+
+
+def test_what_passed_on_a_sample_or_before_more_was_declared_cannot_pass_by_other_gates(
+    tmp_path: Path,
+) -> None:
+    evaluate(tmp_path, "a", verdict="fail")
+    evaluate(tmp_path, "a", scored="a sample", verdict="pass")
+    looser = evaluate(tmp_path, "a", declared="looser gates")
+    assert (looser.declared_verdict, looser.may_pass) == ("fail", False)
+    assert not evaluate(tmp_path, "a", scored="another sample", declared="looser gates").may_pass
+    # Other gates may pass where the declared ones passed: on the same rows, the same prompt.
+    assert evaluate(tmp_path, "a", scored="a sample", declared="looser gates").may_pass
+    other = {"scored": "a sample", "declared": "looser gates", "asked": "another prompt"}
+    assert not evaluate(tmp_path, "a", **other).may_pass  # type: ignore[arg-type]
+
+
+FULL: dict[str, str | int] = {"gates": "g", "suite": "s", "questions": 700, "training rows": "t"}
+
+
+@pytest.mark.parametrize(
+    ("later", "changed"),
+    [
+        ({"training rows": "others"}, "training rows"),
+        ({"training rows": None}, "training rows"),
+        ({"suite": "easier", "questions": 900}, "suite"),
+        ({"questions": 699}, "questions"),
+        ({"gates": "looser", "training rows": None}, "gates, training rows"),
+        ({"validation rows": "v"}, ""),
+    ],
+)
+def test_what_is_declared_can_be_added_to_and_not_changed_or_removed(
+    tmp_path: Path, later: dict[str, str | int | None], changed: str
+) -> None:
+    evaluate(tmp_path, "a", declared={"gates": "g"}, verdict="pass")
+    added = evaluate(tmp_path, "a", declared=FULL, verdict="fail")
+    assert not added.post_hoc
+    now = {name: value for name, value in (FULL | later).items() if value is not None}
+    found = evaluate(tmp_path, "a", declared=now)  # type: ignore[arg-type]
+    assert (found.post_hoc, found.changed) == (bool(changed), changed)
+    # The pass before the training rows were known counts no longer, on a sample neither.
+    assert found.may_pass == (not changed)
+    assert changed in str(found)
+    assert evaluate(tmp_path, "a", declared={"gates": "g"}, scored="sample").may_pass is False
+
+
+def test_another_prompt_and_more_questions_are_charged(tmp_path: Path) -> None:
+    assert evaluate(tmp_path, "a", declared=FULL).number == 1
+    assert evaluate(tmp_path, "a", declared=FULL, asked="another prompt").number == 2
+    more = evaluate(tmp_path, "a", declared=FULL | {"questions": 2000})
+    assert (more.number, more.may_pass) == (3, True)
+    assert evaluate(tmp_path, "b", declared=FULL).number == 4
+    # The same again, and training rows added to it, are not.
+    assert evaluate(tmp_path, "b", declared=FULL | {"validation rows": "v"}).number == 4
+    # Nor is what cannot pass.
+    assert evaluate(tmp_path, "b", declared=FULL | {"suite": "another"}).number == 4
+
+
+# ── Older ledgers ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_lines_of_an_older_version_are_recognised(tmp_path: Path) -> None:
+    previous = "0" * 64
+    for entry in (
+        {"test_set": "1" * 16, "rows": " ".join(sorted(*ROWS.views)), "key": "k", "budget": 2},
+        {"adapter": "a", "test_set": "1" * 16, "scored": ROWS.id, "declared": "gates",
+         "domain": "spam", "at": "2026-01-01T00:00:00+00:00", "who": "somebody"},
+    ):  # fmt: skip
+        with (tmp_path / LEDGER).open("a") as file:
+            line = json.dumps(entry | {"previous": previous})
+            file.write(line + "\n")
+        previous = sha256(line.encode()).hexdigest()
+    with (tmp_path / LEDGER).open("a") as file:
+        file.write(json.dumps({"verdict": "fail", "of": previous, "previous": previous}) + "\n")
+    looser = evaluate(tmp_path, "a", declared="looser gates", asked="prompt")
+    assert (looser.broken, looser.declared_verdict, looser.may_pass) == (None, "fail", False)
+    assert evaluate(tmp_path, "b").budget == 2
+    assert evaluate(tmp_path, "c", rows(range(30, 90))).used_up
 
 
 # ── The key ─────────────────────────────────────────────────────────────────────────────────────
@@ -169,9 +277,9 @@ def test_every_evaluation_says_who_what_and_which_verdict(tmp_path: Path) -> Non
     evaluate(tmp_path, "a", verdict="inconclusive")
     known, opened, settled = map(json.loads, (tmp_path / LEDGER).read_text().splitlines())
     assert (known["test_set"], known["budget"], known["key"]) == (ROWS.id, 5, "k")
-    assert set(known["rows"].split()) == ROWS.rows
-    assert opened.keys() == {"adapter", "test_set", "scored", "declared", "domain", "at", "who",
-                             "previous"}  # fmt: skip
+    assert [set(text.split()) for text in known["rows"]] == list(ROWS.views)
+    assert opened.keys() == {"adapter", "test_set", "scored", "declared", "asked", "domain", "at",
+                             "who", "previous"}  # fmt: skip
     assert (opened["adapter"], opened["domain"]) == ("a", "spam")
     assert settled["verdict"] == "inconclusive"
     # The rows are written once.
@@ -206,6 +314,15 @@ def test_removing_the_whole_ledger_is_noticed(tmp_path: Path) -> None:
     assert evaluate(tmp_path, "c").broken
 
 
+def test_removing_the_file_of_the_ledger_is_noticed_before_anything_is_scored(
+    tmp_path: Path,
+) -> None:
+    evaluate(tmp_path, "a")
+    (tmp_path / LEDGER).unlink()
+    assert not standing(tmp_path, ROWS, told("b"), 5).may_pass
+    assert "are missing" in str(evaluate(tmp_path, "b").broken)
+
+
 def test_branches_are_merged_by_keeping_the_lines_of_both(tmp_path: Path) -> None:
     evaluate(tmp_path, "a")
     names = (LEDGER, HEAD)
@@ -235,7 +352,7 @@ def test_half_a_line_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     assert evaluate(tmp_path, "b").broken is None
     # Killed between the line and its head: the head lags behind and nothing is lost.
     head = (tmp_path / HEAD).read_text()
-    begin_evaluation(tmp_path, ROWS, Subject("c", "spam", ROWS.id, "gates"), 5)
+    begin_evaluation(tmp_path, ROWS, told("c"), 5)
     (tmp_path / HEAD).write_text(head)
     assert evaluate(tmp_path, "d") == Standing(ROWS.id, 4, 5, level(5))
 
@@ -244,7 +361,9 @@ def test_garbage_in_the_ledger_or_its_head_does_not_crash(tmp_path: Path) -> Non
     evaluate(tmp_path, "a")
     (tmp_path / HEAD).write_bytes(b"many lines \xff")
     assert evaluate(tmp_path, "b").broken
-    (tmp_path / LEDGER).write_bytes(b'\xff\xfe\n[1]\n{"rows": 1}\n{"adapter": "a"}\n')
+    garbage = b'\xff\xfe\n[1]\n{"rows": 1}\n{"adapter": "a"}\n'
+    garbage += b'{"test_set": "a", "rows": [1], "key": "k", "budget": 5}\n'
+    (tmp_path / LEDGER).write_bytes(garbage)
     assert evaluate(tmp_path, "c").broken
 
 
@@ -267,7 +386,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(
 
 def climb(folder: Path, name: str) -> None:
     for step in range(5):
-        adapter = Subject(f"{name}{step}", "spam", ROWS.id, "gates")
+        adapter = told(f"{name}{step}")
         begin_evaluation(folder, ROWS, adapter, 5)
         end_evaluation(folder, ROWS, adapter, "fail")
 
@@ -288,7 +407,7 @@ def test_it_works_without_locks_and_users(tmp_path: Path, monkeypatch: pytest.Mo
     def nobody() -> str:
         raise KeyError("uid")
 
-    monkeypatch.setattr(ledger, "fcntl", None)
+    monkeypatch.setattr(atomic, "fcntl", None)
     monkeypatch.setattr(ledger.getpass, "getuser", nobody)
     evaluate(tmp_path, "a")
     assert '"who": "unknown"' in (tmp_path / LEDGER).read_text()
