@@ -1,6 +1,10 @@
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV := .venv
+# Exact versions: constraints.txt holds the newest that were tested, constraints-oldest.txt the oldest.
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= test,check,benchmarks
+# .venv, or .venv-oldest
+VENV := .venv$(patsubst constraints%.txt,%,$(CONSTRAINTS))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -11,9 +15,9 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv and install the exact tested versions
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,benchmarks]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
 medical: $(STAMP) ## train and evaluate the medical adapter on the embedded base and rows
@@ -53,4 +57,4 @@ base: $(STAMP) ## rebuild the embedded base (up to 30 minutes)
 	$(BIN)/python -m benchmarks.embedded.build
 
 clean: ## remove the virtual environment and what was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

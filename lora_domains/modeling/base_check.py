@@ -51,8 +51,13 @@ def context_of(config: Any) -> int:
 
 def experts_of(model: nn.Module) -> list[str]:
     """The names of a mixture's experts: one weight of three dimensions for all of a layer."""
-    weights = model.named_parameters()
-    return [name for name, weight in weights if weight.dim() == 3 and "expert" in name]
+    # The word "expert" is in the name of the weight, or (JetMoE) in that of its class.
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and "expert" in f"{path} {name} {type(module).__name__}".lower()
+    ]
 
 
 def without_remote_code(error: Exception) -> str:

@@ -24,7 +24,12 @@ def test_predict_takes_strings_and_rows(fitted: Fitted) -> None:
         ],
         "spam",
     )
-    assert one[0] == rows[0]
+    alone, beside = one[0], rows[0]
+    assert isinstance(alone, Prediction)
+    assert isinstance(beside, Prediction)
+    assert alone.label == beside.label
+    # A batched product rounds differently.
+    assert alone.probabilities == pytest.approx(beside.probabilities, abs=1e-5)
     table = pytest.importorskip("pandas").DataFrame({"text": ["red alpha red alpha alpha alpha"]})
     assert model.predict(table, "spam") == one
     labels = [p.label for p in rows if isinstance(p, Prediction)]

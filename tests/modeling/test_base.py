@@ -18,6 +18,7 @@ from lora_domains.errors import AdapterCorrupt, BaseModelError
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base_check import experts_of
 
 
 @pytest.fixture
@@ -299,6 +300,11 @@ def test_a_tokenizer_without_padding_token_pads_with_eos(base: Base, copy: Path)
     assert unpadded.tokenizer.pad_token_id == unpadded.tokenizer.eos_token_id == 2
     assert len(unpadded.tokenizer) == len(base.tokenizer)
     assert unpadded.identity == base.identity
+
+
+def test_experts_are_found_by_their_class(tmp_path: Path) -> None:
+    base = load_base(make_architecture(tmp_path / "base", "jetmoe"), device="cpu")
+    assert "model.layers.1.mlp.input_linear.weight" in experts_of(base.model)
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
