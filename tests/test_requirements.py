@@ -109,8 +109,8 @@ def test_a_job_runs_the_tests_with_each_file() -> None:
     runs = [step for step in job["steps"] if step.get("run") in ("make setup", "make test")]
     assert len(runs) == 2
     assert not any("if" in step for step in runs)
-    dry = subprocess.run(["make", "--dry-run", "test", "CONSTRAINTS=constraints-oldest.txt"],
-                         cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
-    assert ".venv-oldest/bin/pip install" in dry.stdout
-    assert "--constraint constraints-oldest.txt" in dry.stdout
-    assert ".venv-oldest/bin/python -m pytest" in dry.stdout
+    command = ["make", "--dry-run", "--always-make", "test", f"CONSTRAINTS={FILES['oldest'].name}"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ".venv-oldest/bin/pip install" in shown
+    assert f"--constraint {FILES['oldest'].name}" in shown
+    assert ".venv-oldest/bin/python -m pytest" in shown

@@ -54,6 +54,21 @@ def test_wandb_receives_only_numbers(
         assert word.encode() not in content, word
 
 
+def test_trackio_receives_only_numbers(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio", reason="pip install 'lora-domains[trackio]' runs this test")
+    model = model_in(tmp_path, tiny_base)
+    rows = make_rows(100, secret=SECRET)
+    model.fit(declared(rows, epochs=2, retention="none"), tracker="trackio")
+    files = [p for p in (tmp_path / "trackio").rglob("*") if p.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"training_loss" in content
+    for word in (SECRET, "alpha beta", socket.gethostname() + '"', str(Path(__file__))):
+        assert word.encode() not in content, word
+
+
 def test_nothing_is_logged_by_default(tmp_path: Path, tiny_base: Path) -> None:
     model_in(tmp_path, tiny_base).fit(declared(make_rows(60), epochs=1, retention="none"))
     assert {p.name for p in tmp_path.iterdir()} == {"spam"}
