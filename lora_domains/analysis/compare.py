@@ -5,8 +5,8 @@ their rows. Adapters evaluated in one output folder share the key.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,30 @@ import numpy as np
 
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import Card, read_items
+from lora_domains.report.report import evidence_of
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.stats.seeds import seed_variance
-from lora_domains.verdict.evidence import Evidence
+from lora_domains.tasks import positive_index
+from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.gates import judge_all
 from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
 from lora_domains.verdict.performance import gain, kept
-from lora_domains.verdict.rules import LEAST_ROWS, GateResult, undecided, verdict
+from lora_domains.verdict.rules import (
+    FAILING_LEVEL,
+    LEAST_ROWS,
+    GateResult,
+    undecided,
+    verdict,
+)
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.side_effects import harmed_suite, retention
 from lora_domains.verdict.summary import comparison_fields
 
 FLOORS = ("recall", "precision")
 """Gates of an evaluation that B is held to, and figures of which nothing may clearly be lost."""
+COUNTED = ("evaluations", "leaks", "frozen", "effect")
+"""Gates on what was counted when B was evaluated: its test rows are not used up, it read none of
+them, it left the base as it was, and has an effect."""
 
 
 def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
@@ -34,8 +45,9 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
 
     In ``scores``, ``base`` is A and ``adapter`` is B. The verdict is pass if B is better than A on
     the domain metric, keeps general knowledge within the margin that A declares, reaches the floors
-    of A's gates, and has not clearly lost recall or precision of the positive class; fail if not,
-    and inconclusive if there are too few items to tell. Raises AdapterError if test items, metric
+    of A's gates, has not clearly lost recall or precision of the positive class, and passed what an
+    evaluation counts (``COUNTED``); fail if not, and inconclusive if there are too few items to
+    tell. Raises AdapterError if test items, metric
     or labels differ.
     """
     one, two = _Run(first), _Run(second)
@@ -51,9 +63,7 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
             hint="Evaluate both again.",
         )
     known = {name: comparison for name, comparison in compared.items() if comparison is not None}
-    paired = Evidence(
-        ScoreTable([*test, *general]), metric, one.judged["labels"], positive
-    )  # fmt: skip
+    paired = replace(evidence_of(two.entry, []), items=ScoreTable([*test, *general]))
     results = _judged(one, paired, known)
     pooled = METRICS["accuracy"].compare(general)
     return {
@@ -68,9 +78,12 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
 
 
 def _judged(one: "_Run", paired: Evidence, compared: Mapping[str, Comparison]) -> list[GateResult]:
-    """Gain over A, what was lost of A, and the gates' floors by the thresholds of A."""
+    """Gain over A, what was lost of A, and gates of an evaluation by the thresholds of A.
+
+    B passes by bounds at the level of its evaluation, and fails by bounds of 95 %.
+    """
     gates, metric = one.entry.settings["gates"], paired.metric
-    results = [gain(metric, {one.name: compared[metric.name]})]
+    results = [_at_both_levels(paired, lambda at: _gain(one, at))]
     if paired.positive is not None:
         results += [
             kept(METRICS[name], compared[name], one.name)
@@ -79,25 +92,61 @@ def _judged(one: "_Run", paired: Evidence, compared: Mapping[str, Comparison]) -
     if len(paired.test) < LEAST_ROWS:
         few = f"Fewer than {LEAST_ROWS} test rows do not decide it."
         results = [undecided(result, few) for result in results]
-    results += judge_all(paired, gates, FLOORS)
-    pooled = METRICS["accuracy"].compare(paired.general)
-    if pooled is not None:
-        harmed = harmed_suite(paired, gates["retention"], one.name)
-        whole = retention(pooled, gates["retention"], one.name)
-        results.append(whole if whole.verdict == "fail" else harmed or whole)
+    results += judge_all(paired, gates, (*FLOORS, *COUNTED))
+    if len(paired.general):
+        results.append(_at_both_levels(paired, lambda at: _kept_general(one, at)))
     return results
 
 
-def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
+def _at_both_levels(paired: Evidence, rule: Callable[[Evidence], GateResult]) -> GateResult:
+    """The failure by bounds of 95 %, or else the result at the level of the evaluation."""
+    standing = paired.evaluations
+    at_95 = standing and replace(standing, level=FAILING_LEVEL)
+    failing = rule(replace(paired, evaluations=at_95))
+    return failing if failing.verdict == "fail" else rule(paired)
+
+
+def _gain(one: "_Run", paired: Evidence) -> GateResult:
+    """B is better than A on the domain metric."""
+    metric = paired.metric
+    compared = paired.compared(metric, paired.test, positive=paired.positive)
+    if isinstance(compared, Fault):
+        return compared.result("gain", f"{metric.label} better than {one.name}", 0.0)
+    return gain(metric, {one.name: compared})
+
+
+def _kept_general(one: "_Run", paired: Evidence) -> GateResult:
+    """B answers the general questions as well as A does, within the margin of A's gates."""
+    margin = one.entry.settings["gates"]["retention"]
+    pooled = paired.compared(METRICS["accuracy"], paired.general)
+    if isinstance(pooled, Fault):
+        return pooled.result("retention", "accuracy on all probes kept", -margin)
+    whole = retention(pooled, margin, one.name)
+    return whole if whole.verdict == "fail" else harmed_suite(paired, margin, one.name) or whole
+
+
+def compare_seeds(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     """Variance of the gain between seeds and between items, over trainings of one domain.
 
-    Returns {metric: figures of ``seed_variance``}, as a card's ``seeds``. Raises AdapterError
-    unless all were evaluated on the same test items.
+    Returns the rows on which it was measured, "validation" or "test", and {metric: figures of
+    ``seed_variance``}, as a card's ``seeds``. Validation rows are taken where all have scores on
+    them (``fit --no-evaluate``): they cost no evaluation of the test rows. Raises AdapterError
+    unless all were scored on the same rows.
     """
-    runs = [_Run(folder) for folder in folders]
+    runs = [_Run(folder, evaluated=False) for folder in folders]
     for other in runs[1:]:
         _check_comparable(runs[0], other)
-    rows = [_ordered(runs[0], run) for run in runs]
+    validated = all(len(run.items.where("set", "validation")) for run in runs)
+    kind = "validation" if validated else "test"
+    for run in runs:
+        if not len(run.items.where("set", kind)):
+            raise AdapterError(
+                where=run.name,
+                expected="scores on validation rows",
+                found="none",
+                hint="Train each seed with --no-evaluate, on the same validation rows.",
+            )
+    rows = [_ordered(runs[0], run, kind) for run in runs]
     variances = {}
     for metric in runs[0].metrics:
         gains = []
@@ -109,7 +158,7 @@ def compare_seeds(folders: Sequence[Path]) -> dict[str, Any]:
                 gains.append(after - before)
         if len(gains) == len(runs):
             variances[metric.name] = seed_variance(np.stack(gains))
-    return variances
+    return kind, variances
 
 
 def save_seeds(folders: Sequence[Path], variances: Mapping[str, Any]) -> None:
@@ -121,12 +170,21 @@ def save_seeds(folders: Sequence[Path], variances: Mapping[str, Any]) -> None:
 
 
 class _Run:
-    """Card and items of an evaluated adapter; raises AdapterError without an evaluation."""
+    """Card and items of an adapter; raises AdapterError where it must be ``evaluated`` and is not.
 
-    def __init__(self, folder: Path) -> None:
+    Before an evaluation, metric, labels and positive class are those of its settings.
+    """
+
+    def __init__(self, folder: Path, *, evaluated: bool = True) -> None:
         self.name = folder.name
         self.entry = Card.read(folder).adapter
-        if not self.entry.judged:
+        task = self.entry.declared_task
+        self.judged = self.entry.judged
+        if not self.judged and task is not None and not evaluated:
+            metric = self.entry.settings.get("metric") or task.metric
+            labels = list(task.labels or ())
+            self.judged = {"metric": metric, "labels": labels, "positive": task.positive}
+        if not self.judged:
             raise AdapterError(
                 where=folder.name,
                 expected="an adapter that was evaluated",
@@ -134,8 +192,7 @@ class _Run:
                 hint="Evaluate it first.",
             )
         self.items = ScoreTable(read_items(folder))
-        self.judged = self.entry.judged
-        self.positive = self.entry.positive_index
+        self.positive = positive_index(self.judged["labels"], self.judged["positive"])
         self.metrics: list[Metric] = reported(self.judged["labels"], self.positive)
 
 
@@ -163,7 +220,7 @@ def _ordered(one: _Run, two: _Run, kind: str = "test") -> ScoreTable:
     keys, other_keys = Counter(map(_key, first)), Counter({k: len(v) for k, v in second.items()})
     if keys != other_keys:
         shared = (keys & other_keys).total()
-        hint = "Evaluate both on the same test rows, in one output folder."
+        hint = f"Score both on the same {kind} rows, in one output folder."
         raise AdapterError(
             where=f"{one.name} and {two.name}",
             expected=f"the same {kind} items",

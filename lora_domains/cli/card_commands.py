@@ -185,7 +185,9 @@ def _add_seeds(verbs: Any) -> None:
         summary="compare several seeds of one adapter",
         usage="ADAPTER ADAPTER [ADAPTER ...] [options]",
         description="Separate the variance of seeds from that of test rows, over several "
-        "trainings of one domain evaluated on the same rows. Writes into their cards with --save.",
+        "trainings of one domain on the same rows: validation rows where each was trained with "
+        "--no-evaluate, so that only the adapter that you choose is evaluated. Writes into their "
+        "cards with --save.",
         example="lora-domains seeds triage-0 triage-1 triage-2 --save",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
@@ -202,16 +204,16 @@ def seeds(flags: argparse.Namespace) -> int:
             where="lora-domains seeds",
             expected="several seeds of one adapter",
             found="one",
-            hint="Train it again with another --seed and another --name.",
+            hint="Train it again with another --seed, another --name and --no-evaluate.",
         )
     folders = [find_adapter(name, Path(flags.out), CARD) for name in flags.adapters]
-    variances = compare_seeds(folders)
+    rows, variances = compare_seeds(folders)
     if flags.save:
         save_seeds(folders, variances)
     if flags.json:
-        sys.stdout.write(json.dumps({"seeds": variances}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"rows": rows, "seeds": variances}, indent=1) + "\n")
     else:
-        terminal.seeds(Display().console, variances)
+        terminal.seeds(Display().console, variances, rows)
     return 0
 
 

@@ -105,7 +105,7 @@ def show_validation(model: "DomainModel", domain: Domain) -> None:
     from lora_domains.evaluation.verdict_run import validation_scores
 
     dataset = model.dataset(domain)
-    scores = validation_scores(model.bank, dataset, model.display)
+    scores = validation_scores(model.bank, dataset, model.out, model.display)
     terminal.validation(model.display.console, scores, len(dataset.validation))
     model.display.line(
         f"No test row was scored, so {domain.name} has no verdict. Choose on validation rows, then "

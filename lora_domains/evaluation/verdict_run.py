@@ -28,7 +28,7 @@ from lora_domains.data.identity import (
 from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
-from lora_domains.errors import AdapterError, UsageError
+from lora_domains.errors import AdapterCorrupt, AdapterError, UsageError
 from lora_domains.evaluation.contenders import (
     general_knowledge,
     largest_feature_move,
@@ -45,7 +45,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
-from lora_domains.report.card import AdapterEntry, Card
+from lora_domains.report.card import AdapterEntry, Card, read_items
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
 from lora_domains.verdict.gates import Gates
@@ -105,9 +105,11 @@ def evaluate(
         "suite": suite.name,
         "threshold": own.threshold,
     }
-    items = own.items + general.items
-    judge(entry, items, evaluated)
     path = bank[name].path
+    items = own.items + general.items
+    if path is not None and not dataset.domain.task.targets:
+        items += _validation_items(path)
+    judge(entry, items, evaluated)
     if entry.trained_elsewhere:
         saved = distributed.on_main(lambda: save_evaluation(bank[name], out, card, readme, items))
         display.line(f"Its card and items: {saved}")
@@ -116,16 +118,32 @@ def evaluate(
     return card
 
 
-def validation_scores(bank: Bank, dataset: Dataset, display: Display) -> dict[str, Any]:
+def validation_scores(
+    bank: Bank, dataset: Dataset, out: Path, display: Display
+) -> dict[str, dict[str, Any]]:
     """Base, adapter and baselines of the dataset's domain on the rows that chose its epoch.
 
-    By metric, as ``domain_scores`` of a card. No test row is scored, and nothing is recorded.
+    By metric, as ``domain_scores`` of a card. No test row is scored, and the ledger records
+    nothing. The scores of the rows are stored with the adapter, so that seeds can be compared.
+    ``out`` holds the key of their digests.
     """
-    task = dataset.domain.task
+    domain, task, adapter = dataset.domain, dataset.domain.task, bank[dataset.domain.name]
+    key = distributed.on_main(lambda: digest_key(out))
     with distributed.sharing():
-        contenders = score_validation(Scorer(bank, display), dataset, dataset.domain.name)
-    table = ScoreTable(make_items("validation", dataset.validation, contenders, b""))
-    return every_metric(table, task.labels or (), task.positive_index)
+        contenders = score_validation(Scorer(bank, display), dataset, domain.name)
+    items = make_items("validation", dataset.validation, contenders, key, domain.show_text)
+    path, card = adapter.path, adapter.card
+    if path is not None and card is not None:
+        distributed.on_main(lambda: rewrite_card(path, card, readme, items))
+    return every_metric(ScoreTable(items), task.labels or (), task.positive_index)
+
+
+def _validation_items(folder: Path) -> Items:
+    """The items that ``validation_scores`` stored with the adapter in ``folder``, if any."""
+    try:
+        return [item for item in read_items(folder) if item["set"] == "validation"]
+    except AdapterCorrupt:  # no file, or a damaged one, which the evaluation replaces
+        return []
 
 
 def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:

@@ -71,8 +71,14 @@ class Evaluation:
 
 def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
     """An adapter's figures, gates and verdict, from its items and the rules its card declares."""
+    evidence = evidence_of(entry, items)
+    return summarise(evidence, entry.settings["gates"], entry.judged.get("threshold"))
+
+
+def evidence_of(entry: AdapterEntry, items: Items) -> Evidence:
+    """What the gates of an evaluated adapter are judged on."""
     judged, move = entry.judged, entry.judged["largest_move"]
-    evidence = Evidence(
+    return Evidence(
         ScoreTable(items),
         metric_named(judged["metric"]),
         judged["labels"],
@@ -87,7 +93,6 @@ def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
         largest_move=float("nan") if move is None else move,
         evaluations=Standing(**entry.evaluations) if entry.evaluations else None,
     )
-    return summarise(evidence, entry.settings["gates"], judged.get("threshold"))
 
 
 def rebuild(folder: Path) -> Card:

@@ -202,10 +202,13 @@ def comparison(console: Console, found: Figures) -> None:
     verdict(console, found["verdict"])
 
 
-def seeds(console: Console, found: Mapping[str, Figures]) -> None:
-    """Runs from several seeds (see ``stats.seeds``): variance between seeds and between items."""
+def seeds(console: Console, found: Mapping[str, Figures], rows: str) -> None:
+    """Runs from several seeds (see ``stats.seeds``): variance between seeds and between items.
+
+    ``rows`` says which rows they were scored on.
+    """
     first = next(iter(found.values()))
-    title(console, f"{first['runs']} seeds on the same {first['n']} rows")
+    title(console, f"{first['runs']} seeds on the same {first['n']} {rows} rows")
     table = _table(["adapter − base", "each seed", "mean, 95 % bounds over seeds and items",
                     "sd between seeds", "s.e. by items"])  # fmt: skip
     for metric, fields in found.items():

@@ -42,6 +42,7 @@ def save(folder: Path, items: Sequence[Item], **judged: Any) -> Path:
         domain=folder.name, path=folder.name, sha256=folder.name,
         judged={"metric": "f1", "labels": ["no", "yes"], "positive": "yes", "suite": "embedded",
                 "loss": "label cross-entropy", "base_changed": False, "largest_move": 1.0} | judged,
+        leaks={"exact": 0, "near": 0, "pairs": []},
         settings={"task": {"kind": "classification", "positive": "yes"},
                   "gates": {"retention": 0.03, "recall": 0.5, "precision": 0.5}},
     )  # fmt: skip
@@ -78,7 +79,17 @@ def test_a_better_version_that_forgot_does_not_pass(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a", drawn(0.7, 1)), save(tmp_path / "b", drawn(0.9, 2, lost=60))
     found = compare_adapters(a, b)
     assert {g["name"]: g["verdict"] for g in found["gates"]} == dict.fromkeys(
-        ["gain", "recall kept", "precision kept", "recall", "precision"], "pass"
+        [
+            "gain",
+            "recall kept",
+            "precision kept",
+            "recall",
+            "precision",
+            "leaks",
+            "frozen",
+            "effect",
+        ],
+        "pass",
     ) | {"retention": "fail"}
     kept = next(gate for gate in found["gates"] if gate["name"] == "retention")
     assert "; a reaches 1.000." in kept["why"]
@@ -110,7 +121,8 @@ def test_a_better_score_does_not_hide_that_fewer_positives_are_found(tmp_path: P
     found = compare_adapters(a, b)
     assert {g["name"]: g["verdict"] for g in found["gates"]} == {
         "gain": "pass", "recall kept": "fail", "precision kept": "pass", "recall": "pass",
-        "precision": "pass", "retention": "pass",
+        "precision": "pass", "retention": "pass", "leaks": "pass", "frozen": "pass",
+        "effect": "pass",
     }  # fmt: skip
     lost = next(gate for gate in found["gates"] if gate["name"] == "recall kept")
     assert (lost["observed"], lost["upper"]) == pytest.approx((-0.073, -0.007), abs=5e-4)
@@ -131,6 +143,46 @@ def test_a_better_version_is_held_to_the_floors_of_the_first(tmp_path: Path) -> 
     assert floors == {"recall": "fail", "precision": "fail"}
     assert next(g["verdict"] for g in found["gates"] if g["name"] == "gain") == "pass"
     assert found["verdict"] == "fail"
+
+
+STANDING = {"test_set": "a" * 16, "number": 1, "budget": 5, "level": 0.99, "post_hoc": False,
+            "declared_verdict": None, "recognised": True, "broken": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "gate", "expected"),
+    [
+        ({"evaluations": STANDING | {"number": 6}}, "evaluations", "inconclusive"),
+        ({"evaluations": STANDING | {"post_hoc": True}}, "evaluations", "inconclusive"),
+        ({"leaks": {"exact": 80, "near": 0, "pairs": []}}, "leaks", "fail"),
+        ({"judged": {"base_changed": True}}, "frozen", "fail"),
+        ({"judged": {"largest_move": 0.0}}, "effect", "fail"),
+    ],
+)
+def test_a_better_version_passes_only_what_its_evaluation_would_pass(
+    tmp_path: Path, changed: dict[str, Any], gate: str, expected: str
+) -> None:
+    a, b = save(tmp_path / "a", drawn(0.7, 1)), save(tmp_path / "b", drawn(0.9, 2))
+    card = Card.read(b)
+    for name, value in changed.items():
+        setattr(card.adapter, name, card.adapter.judged | value if name == "judged" else value)
+    card.write(b)
+    found = compare_adapters(a, b)
+    assert {g["name"]: g["verdict"] for g in found["gates"]}[gate] == expected
+    assert found["verdict"] == expected
+    assert compare_adapters(b, a)["verdict"] == "fail"  # what A did decides nothing
+
+
+def test_a_better_version_passes_by_the_bounds_of_its_evaluation(tmp_path: Path) -> None:
+    first, second = versions((80, 4, 12, 0), alarms=(5, 5))
+    a, b = save(tmp_path / "a", first), save(tmp_path / "b", second)
+    assert compare_adapters(a, b)["verdict"] == "pass"
+    card = Card.read(b)
+    card.adapter.evaluations = STANDING
+    card.write(b)
+    found = {g["name"]: g for g in compare_adapters(a, b)["gates"]}
+    assert (found["gain"]["verdict"], found["evaluations"]["verdict"]) == ("inconclusive", "pass")
+    assert "99 % bounds" in found["gain"]["why"]
 
 
 def test_fewer_than_30_rows_compare_nothing(tmp_path: Path) -> None:
@@ -179,7 +231,8 @@ def test_other_test_rows_or_another_task_are_refused(tmp_path: Path) -> None:
 def test_seeds_of_one_domain(tmp_path: Path) -> None:
     rights = (0.80, 0.85, 0.90, 0.95)
     folders = [save(tmp_path / f"s{n}", drawn(r, n)) for n, r in enumerate(rights)]
-    found = compare_seeds(folders)
+    rows, found = compare_seeds(folders)
+    assert rows == "test"
     assert found.keys() >= {"accuracy", "f1", "loss"}
     accuracy = found["accuracy"]
     assert accuracy["runs"] == 4
@@ -190,6 +243,27 @@ def test_seeds_of_one_domain(tmp_path: Path) -> None:
         assert one == pytest.approx(alone)  # the base's F1 is 0
     with pytest.raises(AdapterError, match="the same test items"):
         compare_seeds([folders[0], save(tmp_path / "fewer", drawn(0.9, 9)[1:])])
+
+
+def test_seeds_are_compared_on_validation_rows_without_an_evaluation(tmp_path: Path) -> None:
+    folders = []
+    for n, right in enumerate((0.8, 0.9)):
+        # Two adapters were never evaluated; the third has test rows too, which are left alone.
+        items = [i | {"set": "validation"} for i in drawn(right, n) if i["set"] == "test"]
+        folders.append(save(tmp_path / f"s{n}", items))
+        card = Card.read(folders[-1])
+        card.adapter.judged = {}
+        card.adapter.settings["task"]["labels"] = ["no", "yes"]
+        card.write(folders[-1])
+    validation = [i | {"set": "validation"} for i in drawn(0.85, 2) if i["set"] == "test"]
+    folders.append(save(tmp_path / "s2", [*validation, *drawn(0.2, 3)]))
+    rows, found = compare_seeds(folders)
+    assert rows == "validation"
+    assert found["accuracy"]["each"] == pytest.approx([0.3, 0.4, 0.35], abs=0.05)
+    assert found["f1"]["n"] == 400
+    # Without validation rows of all, an adapter that was not evaluated has nothing to compare.
+    with pytest.raises(AdapterError, match="scores on validation rows"):
+        compare_seeds([folders[0], save(tmp_path / "tested", drawn(0.9, 9))])
 
 
 def test_the_command_and_its_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +283,7 @@ def test_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for n in range(3):
         save(tmp_path / f"s{n}", drawn(0.8 + n / 20, n))
     assert run("seeds", "s0", "s1", "s2", "--out", str(tmp_path)) == 0
-    assert "3 seeds on the same 400 rows" in capsys.readouterr().out
+    assert "3 seeds on the same 400 test rows" in capsys.readouterr().out
     assert not Card.read(tmp_path / "s0").adapter.seeds
     assert run("seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)) == 0
     found = json.loads(capsys.readouterr().out)["seeds"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from lora_domains.analysis.compare import compare_seeds
 from lora_domains.cli import recipes
 from lora_domains.data.identity import FOLDER
 from lora_domains.data.source import Data
@@ -53,6 +54,10 @@ def test_a_recipe_leaves_its_test_rows_alone_on_request(
     assert Card.read(tmp_path / RECIPES[0].stem).adapter.verdict is None
     assert "validation rows, which chose the epoch: no verdict" in capsys.readouterr().out
     assert not (project / FOLDER / LEDGER).exists()
+    # Its scores on validation rows are stored, to compare seeds on.
+    folder = tmp_path / RECIPES[0].stem
+    rows, variances = compare_seeds([folder, folder])
+    assert (rows, variances["accuracy"]["sd_seed"]) == ("validation", 0)
 
 
 def test_the_help_of_a_recipe_shows_an_example(

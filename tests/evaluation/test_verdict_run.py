@@ -15,6 +15,7 @@ from lora_domains.console import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import AdapterError, DomainError, UsageError
 from lora_domains.evaluation.baselines import SHOTS
+from lora_domains.evaluation.verdict_run import validation_scores
 from lora_domains.inference.predict import Prediction
 from lora_domains.report.card import Card, read_items
 from lora_domains.report.report import rebuild
@@ -193,7 +194,13 @@ def test_an_evaluation_uses_the_gates_of_its_domain(tiny_base: Path, tmp_path: P
     made = declared(make_rows(120), epochs=1)
     model = model_in(tmp_path, tiny_base)
     model.fit(made, lr=0.01)
+    scores = validation_scores(model.bank, model.dataset(made), model.out, model.display)
+    validation = read_items(tmp_path / "spam")
     first = model.evaluate(made, suite=SUITE).entry
+    # The scores on validation rows stay with the adapter, beside those of the evaluation.
+    kept = [item for item in read_items(tmp_path / "spam") if item["set"] == "validation"]
+    assert kept == validation
+    assert len(kept) == scores["accuracy"]["n"] > 0
     found = model.evaluate(replace(made, gates=Gates(recall=0.999)), suite=SUITE).entry
     assert {g["name"]: g["threshold"] for g in found.gates}["recall"] == 0.999
     # Declared after the first evaluation, they are marked, and charged to no one.
