@@ -28,4 +28,9 @@ def test_the_committed_figures_support_the_claims() -> None:
     for name, share in figures["harmless_passes"].items():
         if name.endswith("95 %"):
             assert share >= (0.8 if "8% flip" in name else 0.5), name
+    for patients, passes in figures["recall_at_the_floor_passes"].items():
+        for case, share in passes.items():
+            nominal = 0.04 if "0.96" in case else 0.01
+            most = 1.5 if patients in ("40 of 5", "40 of 10") else 2.0  # as docs/verdict.md says
+            assert share <= most * nominal, (patients, case)
     assert all(0.93 <= share <= 0.97 for share in figures["two_sided_95_covers"].values())
