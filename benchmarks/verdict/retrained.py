@@ -176,7 +176,7 @@ def main() -> None:
             for redrawn in (0.1, 0.3, 1.0)
         },
         "unchanged_gates_listed_as_failing": {
-            name: gates_turned(*shares, 200) for name, shares in LIMITS.items()
+            name: gates_turned(*shares, 100) for name, shares in LIMITS.items()
         },
         "one_of_five_lost_flagged": {
             f"recall {0.3 * lost:.2f} lower, 30% redrawn": flagged(0.3, 200, lost)
