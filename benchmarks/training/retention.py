@@ -2,6 +2,7 @@
 
     python benchmarks/training/retention.py            # 70 minutes on 2 cores; continues if stopped
     python benchmarks/training/retention.py --table    # table and picture of the stored runs
+    python benchmarks/training/retention.py --task-kl  # train again what was stored without task KL
 
 Each way trains the same adapter on the same rows: plainly, at lower rates (a cheap learning-rate
 curve), with replay, with KL to the base, on the MLPs only, and as the package does by default (rate
@@ -57,6 +58,8 @@ LIMITED = ("default",)
 MOST_LOST, TIE = 0.01, 0.002
 """Share of general knowledge that a default may lose, and how far its validation score may be below
 the best of such ways: a tenth of the spread between seeds, or less."""
+PLAIN = ("plain", "rate / 3", "rate / 10")
+"""Ways without retention, on all targets."""
 NO_LIMIT = 1e9
 SCALES = (0.2, 0.4, 0.6, 0.8)
 
@@ -226,6 +229,31 @@ def even(found: Sequence[tuple[float, float]]) -> float:
     return float(np.exp(-fitted.intercept_[0] / fitted.coef_[0, 0]))
 
 
+def foretold(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman's correlation of the share of questions lost with KL on general text, and with KL on
+    the answers to test rows: of all ``runs``, and of those that were trained plainly."""
+    found = {}
+    plain = [one for one in runs if one["way"] in PLAIN]
+    for name, part in (("all", runs), ("trained plainly", plain)):
+        adapters = [one for run in part for one in (run, *run["scales"])]
+        lost = [one["general_lost"] for one in adapters]
+        found[name] = {
+            "adapters": len(adapters),
+            "general text": spearman([one["kl"] for one in adapters], lost),
+            "task inputs": spearman([one["task_kl"] for one in adapters], lost),
+        }
+    return {name: figures for name, figures in found.items() if figures["adapters"] > 1}
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """The correlation of ranks, those of ties averaged; NaN of fewer than two."""
+    ranks = [
+        [sum(other < one for other in values) + values.count(one) / 2 for one in values]
+        for values in map(list, (first, second))
+    ]
+    return float(np.corrcoef(*ranks)[0, 1]) if len(ranks[0]) > 1 else math.nan
+
+
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """way → domain → means over the seeds, and their standard deviations."""
     found: dict[str, Any] = {}
@@ -311,12 +339,17 @@ def main() -> None:
     parser.add_argument(
         "--again", action="store_true", help="run these ways again, even where stored"
     )
+    parser.add_argument(
+        "--task-kl", action="store_true", help="run again what was stored without task KL"
+    )
     flags = parser.parse_args()
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     if flags.again:
         runs = [r for r in runs if r["way"] not in flags.ways]
     if not flags.table:
-        done = {(r["way"], r["domain"], r["seed"]) for r in runs}
+        done = {
+            (r["way"], r["domain"], r["seed"]) for r in runs if "task_kl" in r or not flags.task_kl
+        }
         jobs = [
             (way, domain, seed) for seed, way, domain in product(SEEDS, flags.ways, DOMAINS)
             if (way, domain, seed) not in done
@@ -324,6 +357,7 @@ def main() -> None:
         print(f"{len(jobs)} runs, load {os.getloadavg()[0]:.1f}", flush=True)
         with ProcessPoolExecutor(flags.workers, mp_context=get_context("spawn")) as pool:
             for found in pool.map(run, jobs):
+                runs = [r for r in runs if any(r[k] != found[k] for k in ("way", "domain", "seed"))]
                 runs.append(found)
                 print(json.dumps({k: v for k, v in found.items() if k != "scales"}), flush=True)
                 store(runs)
@@ -335,10 +369,11 @@ def main() -> None:
 
 
 def store(runs: Sequence[dict[str, Any]]) -> None:
+    with_task_kl = [found for found in runs if "task_kl" in found]
     content = {
         "command": "python benchmarks/training/retention.py",
         "rows": ROWS, "epochs": EPOCHS, "margin": MARGIN, "summary": summary(runs),
-        "calibration": calibration(runs), "runs": list(runs),
+        "calibration": calibration(runs), "foretold": foretold(with_task_kl), "runs": list(runs),
     }  # fmt: skip
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
