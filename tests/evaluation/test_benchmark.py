@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -226,8 +227,9 @@ def test_other_general_text_than_in_training_is_warned_of(
 
 
 def test_leaks_are_searched_for_once_per_domain_and_each_adapter_is_hashed_once(
-    adapters: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    adapters: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     searched: list[str] = []
     hashed: list[Path] = []
 
@@ -243,7 +245,16 @@ def test_leaks_are_searched_for_once_per_domain_and_each_adapter_is_hashed_once(
     monkeypatch.setattr("lora_domains.evaluation.scorer.fingerprint", counted)
     model = loaded(adapters, tiny_base)
     model.load_adapter(adapters / "spam", name="copy")
+    card = model.bank["copy"].card
+    assert card is not None
+    card.adapter.sha256 = "0" * 64  # as if it had been trained anew
+    model.display = Display()
     benchmark = model.benchmark(SUITE, DOMAINS, tmp_path)
+    # Before anything is scored, each evaluation is numbered as the ledger will record it.
+    announced = re.findall(r"Evaluation (\d) of 5", capsys.readouterr().out)
+    assert announced == ["1", "2", "1"]
+    recorded = {e.path: e.evaluations["number"] for e in benchmark.report.adapters if e.evaluations}
+    assert sorted(recorded.values()) == [1, 1, 2]
     assert searched == ["spam", "triage"]
     assert sorted(hashed) == sorted(model.bank[name].path for name in model.domains)
     assert [entry.leaks["exact"] for entry in benchmark.report.adapters] == [0, 0, 0]
