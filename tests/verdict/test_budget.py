@@ -47,5 +47,8 @@ def test_the_committed_figures_support_the_claims() -> None:
         assert max(climbs.values()) <= 0.05, kind
     uncovered = figures["not_covered"]
     assert uncovered["best of 8 adapters in each of 8 slices"] >= 0.65
-    shared_nothing = [share for name, share in uncovered.items() if "nothing shared" in name]
-    assert 0.05 < max(shared_nothing) <= 0.07  # as docs/verdict.md says
+    unshared = {name: share for name, share in uncovered.items() if "nothing shared" in name}
+    few = max(share for name, share in unshared.items() if "100 texts" in name)
+    many = max(share for name, share in unshared.items() if "100 texts" not in name)
+    assert 0.05 < many <= 0.07  # as docs/verdict.md says
+    assert 0.07 < few <= 0.085
