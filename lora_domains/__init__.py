@@ -13,10 +13,17 @@ if TYPE_CHECKING:
     from lora_domains.domain import Domain, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
     from lora_domains.model import DomainModel
-    from lora_domains.tasks import Classification, Generation, LanguageModelling, MultipleChoice
+    from lora_domains.tasks import (
+        Chat,
+        Classification,
+        Generation,
+        LanguageModelling,
+        MultipleChoice,
+    )
     from lora_domains.verdict.gates import Gates
 
 _HOMES = {
+    "Chat": "tasks",
     "Classification": "tasks",
     "Data": "data.source",
     "Domain": "domain",
@@ -34,6 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Chat",
     "Classification",
     "Data",
     "Domain",

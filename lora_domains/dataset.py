@@ -5,23 +5,26 @@ from dataclasses import asdict, dataclass, replace
 
 from lora_domains.adapters.parent import Parent
 from lora_domains.console import Display
+from lora_domains.data.checks import all_errors
 from lora_domains.data.identity import digest_of, normalised_once
 from lora_domains.data.prepare import Prepared, RowCounts, prepare
 from lora_domains.data.source import SPLITS, file_of
 from lora_domains.domain import Domain
-from lora_domains.errors import AnswerTooLong, TrainingError
+from lora_domains.errors import AnswerTooLong, DataError, TrainingError
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import check_embedded, row_limit, window_limit
+from lora_domains.modeling.batching import (
+    check_embedded,
+    row_limit,
+    tokenization_of,
+    window_limit,
+)
 from lora_domains.modeling.heads import check_task
 from lora_domains.probes.general_text import GeneralText, general_text
 from lora_domains.tasks import Example
-from lora_domains.tasks.tokenization import (
-    EncodedExample,
-    EncodedRow,
-    Tokenization,
-    all_too_long,
-    check_choices,
-)
+from lora_domains.tasks.tokenization import EncodedExample, EncodedRow, Tokenization
+
+LISTED = 40
+"""The most rows that one error lists."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,14 @@ class Dataset:
 
     def for_domain(self, domain: Domain) -> "Dataset | None":
         """The same rows with the gates and settings of ``domain``; None if it reads other rows."""
-        task = domain.task.with_default_labels(self.domain.task.labels)
+        own_task = self.domain.task
+        task = domain.task.with_default_labels(own_task.labels)
+        if self.prepared.declared[0].chat is None:
+            task = task.with_chat(bool(own_task.chat))
         seed, length = domain.training.seed, domain.training.max_length
         own = self.domain.training
         if (task, domain.data, seed, length) != (
-            self.domain.task, self.domain.data, own.seed, own.max_length
+            own_task, self.domain.data, own.seed, own.max_length
         ):  # fmt: skip
             return None
         return replace(self, domain=replace(domain, task=task))
@@ -65,10 +71,13 @@ def load_dataset(
         prepared = prepare(domain.task, domain.data, domain.training.seed)
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
-    domain = replace(domain, task=prepared.task)
+    domain = replace(domain, task=prepared.task.with_chat(base.chats))
     tokenization = _tokenization(domain, base, prepared)
     encoded = {s: tokenization.encode_fitting(getattr(prepared, s)) for s in SPLITS}
-    errors = [error for _, errors in encoded.values() for error in errors]
+    failed = [error for _, errors in encoded.values() for error in errors]
+    errors = [error for error in failed if isinstance(error, AnswerTooLong)]
+    if refused := [error for error in failed if not isinstance(error, AnswerTooLong)]:
+        raise all_errors(refused)
     if errors:
         _drop_long(errors, domain, display)
         prepared = prepared.only({row.example.id for rows, _ in encoded.values() for row in rows})
@@ -87,7 +96,7 @@ def load_dataset(
                 f"{truncated} of {len(rows)} {split} rows are longer than "
                 f"{tokenization.max_length} tokens; the middle of their prompt is left out."
             )
-    for warning in prepared.warnings:
+    for warning in (*prepared.warnings, *_chat_warnings(tokenization)):
         display.warn(warning)
     # A base without a language head cannot score text.
     general = general_text(domain.data.general) if base.language_head else GeneralText()
@@ -102,16 +111,27 @@ def load_dataset(
 
 def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenization:
     """The tokenisation of the domain's rows; raises DataError for labels it cannot tell apart."""
-    task, limit = domain.task, row_limit(base, domain.training.max_length)
-    tokenization = Tokenization(
-        base.tokenizer, limit, head=task.head, bidirectional=base.bidirectional,
-        window=window_limit(base, domain.training.max_length),
-    )  # fmt: skip
+    task, length = domain.task, domain.training.max_length
+    tokenization = tokenization_of(base, task, row_limit(base, length), window_limit(base, length))
     if task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
         where = f"{file_of(first.place)}, column {task.answer_column!r}"
         check_choices(tokenization, task.label_texts, where)
     return tokenization
+
+
+def _chat_warnings(tokenization: Tokenization) -> list[str]:
+    """Warnings about the chat template that renders the rows."""
+    template, warnings = tokenization.template, []
+    if template is not None and not template.own:
+        warnings.append("the base has no chat template: a plain one renders the turns.")
+    if template is not None and template.adapted:
+        warnings.append(
+            f"{template.adapted} conversations were changed, because the chat template refuses "
+            "them as they are: the system's text is put before the user's, or turns of one role "
+            "are joined."
+        )
+    return warnings
 
 
 def _drop_long(errors: Sequence[AnswerTooLong], domain: Domain, display: Display) -> None:
@@ -159,3 +179,42 @@ def with_token_counts(
         supervised_tokens=tokens,
         too_long=too_long,
     )
+
+
+# ── Rows and labels that cannot be encoded ──────────────────────────────────────────────────────
+
+
+def all_too_long(errors: Sequence[AnswerTooLong], column: str | None) -> AnswerTooLong:
+    """One error for all rows whose answer, in ``column``, does not fit."""
+    first = errors[0]
+    at = f", column {column!r}" if column else ""
+    if len(errors) == 1:
+        where, found = f"{first.where}{at}", first.found
+    else:
+        where = f"{len(errors)} rows{at}"
+        found = "; ".join(f"{error.where}: {error.found}" for error in errors[:LISTED])
+        found += f"; and {len(errors) - LISTED} more" if len(errors) > LISTED else ""
+    return AnswerTooLong(where=where, expected=first.expected, found=found, hint=first.hint)
+
+
+def check_choices(tokenization: Tokenization, choices: Sequence[str], where: str) -> None:
+    """Raise DataError when a label has no tokens, or two labels have the same."""
+    known: dict[tuple[int, ...], str] = {}
+    for choice in choices:
+        tokens, name = tokenization.answer_tokens(choice), choice.strip()
+        if not tokens:
+            raise DataError(
+                where=where,
+                expected="labels with text",
+                found=f"label {name!r}, which has no token",
+                hint="Give it a wording: Classification(…, wording={…}).",
+            )
+        if tokens in known:
+            raise DataError(
+                where=where,
+                expected="labels whose tokens differ",
+                found=f"{known[tokens]!r} and {name!r}, which are the same tokens",
+                hint="Reword one of them in the data, or in the recipe: "
+                f"Classification(…, wording={{{name!r}: 'another text'}}).",
+            )
+        known[tokens] = name

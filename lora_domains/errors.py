@@ -6,6 +6,7 @@
     ├── DataError             rows that cannot be used: in which file, line and column
     │   ├── EmptyCell         a cell without text where text or a label belongs
     │   ├── AnswerTooLong     an answer that leaves no room for any of its prompt
+    │   ├── ChatTemplateError     a conversation that the base's chat template cannot render
     │   └── LeakError         test rows that are also training rows
     ├── BaseModelError        a base that cannot be found, loaded or used, or that changed
     ├── AdapterError          an adapter that cannot be loaded, saved or used
@@ -67,6 +68,10 @@ class EmptyCell(DataError):
 
 class AnswerTooLong(DataError):
     """An answer that leaves no room for any of its prompt."""
+
+
+class ChatTemplateError(DataError):
+    """A conversation that the base's chat template refuses, or renders without its answers."""
 
 
 class LeakError(DataError):

@@ -13,7 +13,7 @@ from lora_domains.adapters.folder import find_adapter
 from lora_domains.adapters.foreign import check_labels
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import export, merge
-from lora_domains.adapters.parent import with_labels_of
+from lora_domains.adapters.parent import as_trained
 from lora_domains.console import Display
 from lora_domains.data.prepare import Prepared
 from lora_domains.data.source import Data, Source, in_memory
@@ -248,7 +248,7 @@ class DomainModel:
         for name in self.domains:
             card = self.bank[name].card
             if card and card.adapter.domain == domain.name:
-                domain = replace(domain, task=with_labels_of(card, domain.task))
+                domain = replace(domain, task=as_trained(card, domain.task))
         known = self._datasets.get(domain.name)
         dataset = known and known.for_domain(domain)
         if dataset is None:

@@ -96,7 +96,8 @@ def test_the_make_targets_and_flags_that_are_named_exist() -> None:
         for target in set(re.findall(r"\bmake ([a-z-]+)", text)):
             assert re.search(rf"^{target}:", makefile, re.M), f"{page.name}: make {target}"
         for flag in set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9_-]+)", text)) - elsewhere:
-            assert f'"{flag}"' in code, f"{page.name}: {flag}"
+            negated = flag.replace("--no-", "--") + '", action=argparse.BooleanOptionalAction'
+            assert f'"{flag}"' in code or f'"{negated}' in code, f"{page.name}: {flag}"
 
 
 def test_the_scripts_and_results_of_the_benchmarks_exist() -> None:

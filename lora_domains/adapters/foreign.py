@@ -50,6 +50,7 @@ def foreign_card(adapter: Adapter, base: Base, domain: Domain, prepared: Prepare
         path=adapter.name,
         sha256=fingerprint(adapter.folder),
         trained_elsewhere=True,
+        chat=base.chat_template.record() if domain.task.chat else {},
         settings={key: settings[key] for key in kept},
         data={split: prepared.digests[split] for split in ("train", "validation", "test")
               if getattr(prepared, split)},

@@ -171,12 +171,18 @@ def _notes(name: str, base: Base, card: Card | None, config: Any) -> tuple[str, 
             + (f"; its config names {named}." if differs else "."),
         )
     trained, here = card.base, base.record()
-    if (trained.quantization, trained.dtype) == (here["quantization"], here["dtype"]):
-        return ()
-    return (
-        f"{name}: trained on the base at {trained.precision}; "
-        "its verdict was not measured at this precision.",
-    )
+    notes = []
+    if (trained.quantization, trained.dtype) != (here["quantization"], here["dtype"]):
+        notes.append(
+            f"{name}: trained on the base at {trained.precision}; "
+            "its verdict was not measured at this precision."
+        )
+    if card.adapter.chat and card.adapter.chat != base.chat_template.record():
+        notes.append(
+            f"{name}: trained with another chat template than that of {base.id}; its verdict was "
+            "not measured with this one."
+        )
+    return tuple(notes)
 
 
 # ── Tensors ─────────────────────────────────────────────────────────────────────────────────────

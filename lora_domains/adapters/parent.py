@@ -54,9 +54,9 @@ def find_parent(record: ParentRecord, base: Base, out: Path) -> Parent | None:
 
 
 def continued_task(parent: Adapter, task: Task) -> Task:
-    """``task`` for an adapter that continues from ``parent``: with the labels of its head.
+    """``task`` for an adapter that continues from ``parent``; see ``as_trained``.
 
-    The new rows may lack some of them. Raises AdapterError when only one of the two has a head,
+    Raises AdapterError when only one of the two has a head,
     and when ``task`` declares other labels.
     """
     where = f"{parent.name}, to continue from"
@@ -67,21 +67,23 @@ def continued_task(parent: Adapter, task: Task) -> Task:
             found="a folder of plain PEFT",
             hint="Train on the base itself: leave --init-from out.",
         )
-    task = with_labels_of(parent.card, task)
+    task = as_trained(parent.card, task)
     trained = parent.card.adapter.declared_task if parent.card else None
     check_head(parent.head, task, trained, where)
     return task
 
 
-def with_labels_of(card: Card | None, task: Task) -> Task:
-    """``task`` with the labels of the head in ``card``, if it declares none itself.
+def as_trained(card: Card | None, task: Task) -> Task:
+    """``task`` with what it leaves open as in the training of ``card``.
 
-    A head numbers its classes, and rows may lack one of them.
+    That is whether a chat template renders the prompts, and the labels of a head: it numbers its
+    classes, and rows may lack one of them.
     """
     trained = card.adapter.declared_task if card else None
-    if trained is None or not trained.head or not task.head:
+    if trained is None:
         return task
-    return task.with_default_labels(trained.labels)
+    task = task.with_chat(bool(trained.chat))
+    return task.with_default_labels(trained.labels) if trained.head and task.head else task
 
 
 def continued_adapter(parent: Adapter, name: str, lora: Lora) -> Adapter:

@@ -86,6 +86,8 @@ def augmented(
     for example in train:
         row = rows[example.id]
         values = dict(data.row(row.values) if data.row else row.values)
+        if any(isinstance(values.get(column), list | tuple) for column in task.input_columns):
+            return []  # the turns of a chat
         random = Random(f"{seed}/{row.id}")
         for column in dict.fromkeys(task.input_columns):
             values[column] = noisy(str(values[column]), random)

@@ -23,6 +23,7 @@ from lora_domains.inference.predict import length_of, task_of
 from lora_domains.inference.scores import renormalise
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.batching import tokenization_of
 from lora_domains.modeling.routing import Single, entered
 from lora_domains.tasks import Example, Task
 from lora_domains.tasks.tokenization import EncodedExample, Tokenization
@@ -91,7 +92,7 @@ def trace(model: DomainModel, text: str | Mapping[str, Any], name: str) -> Trace
     """
     bank = model.bank
     task = task_of(bank, name)
-    tokenization = Tokenization(bank.base.tokenizer, length_of(bank, name))
+    tokenization = tokenization_of(bank.base, task, length_of(bank, name))
     return trace_example(bank, name, task, task.to_predict(text, 0), tokenization)
 
 
@@ -163,7 +164,7 @@ def _generated(
             texts += generate_in_batches(model, tokenizer, [item], task.max_new_tokens)
     answers = tuple(dict.fromkeys(texts))
     # With an end token, since an answer that is a prefix of the other would always be likelier.
-    choices = tuple((*tokenization.answer_tokens(" " + text), tokenization.eos) for text in answers)
+    choices = tuple((*tokenization.answer_tokens(" " + t), *tokenization.end) for t in answers)
     return answers, replace(item, choices=choices)
 
 
@@ -172,7 +173,7 @@ def _tokens(
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The tokens of the prompt as text: before the cut, cut, and after it."""
     body = tokenization.prompt_tokens(example)
-    kept = len(item.prompt) - len(tokenization.bos)
+    kept = len(item.prompt) - len(tokenization.start)
     head = kept // 2 if item.truncated else len(body)
     tail = head + len(body) - kept
     texts = [tokenization.tokenizer.decode([token]) for token in body]

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from lora_domains.cli.flags import (
     add_row_flags,
     add_training_flags,
     configured,
+    domain_name,
     run_flag_defaults,
 )
 from lora_domains.cli.parser import Parser, add_verb, check_no_file
@@ -236,11 +236,6 @@ def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None
         training = settings["training"]
         domain = with_settings(domain, seed=training["seed"], max_length=training["max_length"])
     return configured(domain, argparse.Namespace(**vars(flags) | {"train": flags.rows}))
-
-
-def domain_name(file: Path) -> str:
-    """A domain name made from the name of a file."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-_") or "rows"
 
 
 def numbers(text: str) -> list[float]:

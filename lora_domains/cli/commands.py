@@ -14,17 +14,20 @@ from lora_domains.cli.flags import (
     add_report_flags,
     add_run_flags,
     configured,
+    domain_name,
+    reading,
 )
 from lora_domains.cli.parser import EXIT, add_verb
 from lora_domains.cli.predict import add_predict
 from lora_domains.cli.recipes import fit_and_evaluate, open_model
 from lora_domains.console import Display
+from lora_domains.data.readers import read
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain
-from lora_domains.errors import UsageError
+from lora_domains.errors import DataError, UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card
-from lora_domains.tasks import Classification
+from lora_domains.tasks import KINDS, Classification, Task
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
             "scikit-learn")  # fmt: skip
@@ -45,9 +48,10 @@ def _add_fit(verbs: Any) -> None:
     parser = add_verb(
         verbs, "fit", fit,
         summary="train an adapter on labelled rows, and evaluate it on test rows",
-        usage="--name NAME --train FILE [options]\n"
+        usage="FILE [options]\n"
         "       lora-domains fit --from-card CARD [options]",
-        description="Train an adapter on labelled rows and choose its epoch on validation rows. "
+        description="Train an adapter on labelled rows or conversations and choose its epoch on "
+        "validation rows. "
         "With --test, also evaluate it: base, adapter and baselines on the same test rows, then "
         "the gates. Without --test no test row is scored, and validation rows are shown instead. "
         "Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
@@ -62,28 +66,53 @@ def _add_fit(verbs: Any) -> None:
 def fit(flags: argparse.Namespace) -> int:
     """Train an adapter on rows, or repeat the run of a card; evaluate it on given test rows."""
     if flags.from_card:
+        flags.train = flags.train or flags.rows
         card = card_at(Path(flags.from_card))
         flags.init_from = flags.init_from or _parent_of(card, flags)
         domain = domain_of(card)
         if flags.name:
             domain = replace(domain, name=flags.name)
         return _fit(configured(domain, flags, repeated=True), flags, card)
-    missing = [f"--{name}" for name in ("name", "train") if not getattr(flags, name)]
-    if missing:
+    if bool(flags.train) == bool(flags.rows):
         raise UsageError(
             where="lora-domains fit",
-            expected="a name and training rows",
-            found="no " + " and no ".join(missing),
-            hint="lora-domains fit --name spam --train train.csv --text text --label label",
+            expected="training rows",
+            found="both FILE and --train" if flags.train else "no FILE and no --train",
+            hint="lora-domains fit train.csv --name spam --text text --label label",
         )
-    domain = Domain(flags.name, Classification(), Data(flags.train))
-    return _fit(configured(domain, flags), flags)
+    flags.train = flags.train or flags.rows
+    task, proposed = _task(flags)
+    name = domain_name(Path(flags.train)) if flags.name is None else flags.name
+    domain = Domain(name, task, Data(flags.train))
+    return _fit(configured(domain, flags), flags, proposed=proposed)
 
 
-def _fit(domain: Domain, flags: argparse.Namespace, card: Card | None = None) -> int:
+def _task(flags: argparse.Namespace) -> tuple[Task, str]:
+    """The task of the training rows, and why; "" where nothing was chosen.
+
+    It is of the kind of --task, or of one whose rows have such columns.
+    """
+    if flags.task is None and (flags.text or flags.label or flags.head):
+        return Classification(), ""
+    try:
+        given = read(flags.train, "train", reading(flags))
+    except DataError:  # which is raised again when the rows are read
+        given = []
+    columns = {name for row in given for name in row.values}
+    kinds = [KINDS[flags.task]] if flags.task else KINDS.values()
+    for kind in kinds:
+        if (task := kind.from_columns(columns)) is not None:
+            why = f"{task.kind.replace('_', ' ')}, by the columns of the rows; --task names another"
+            return task, "" if flags.task or task == Classification() else why
+    return (KINDS[flags.task]() if flags.task else Classification()), ""
+
+
+def _fit(
+    domain: Domain, flags: argparse.Namespace, card: Card | None = None, proposed: str = ""
+) -> int:
     # Test rows taken from the training rows are kept for the adapter that is chosen in the end.
     flags.no_evaluate = flags.no_evaluate or domain.data.test is None
-    verdict = fit_and_evaluate(domain, flags, card)
+    verdict = fit_and_evaluate(domain, flags, card, proposed)
     return EXIT[verdict] if verdict else 0
 
 

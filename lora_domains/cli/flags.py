@@ -1,9 +1,11 @@
 """The flags that several verbs share, and the domain that they describe."""
 
 import argparse
+import re
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from lora_domains.cli.parser import Parser
@@ -12,7 +14,7 @@ from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
 from lora_domains.domain import RETENTION, Domain, setting_types, with_settings
 from lora_domains.errors import DataError, UsageError, did_you_mean
 from lora_domains.schema import from_text
-from lora_domains.tasks import Classification
+from lora_domains.tasks import KINDS, Classification
 
 ADAPTERS = "adapters"
 """The default folder of adapters."""
@@ -22,6 +24,7 @@ SETTINGS = {
     "gradient_checkpointing": "training.gradient_checkpointing", "rank": "lora.rank",
     "text": "task.text", "label": "task.label", "positive": "task.positive", "head": "task.head",
     "target_recall": "task.target_recall", "target_precision": "task.target_precision",
+    "chat": "task.chat", "instruction": "task.instruction",
 }  # fmt: skip
 """The settings of a domain's parts that have flags of their own, by flag."""
 
@@ -78,7 +81,10 @@ def add_column_flags(group: Any) -> None:
     add = group.add_argument
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question; "
         "default: text")  # fmt: skip
-    add("--label", metavar="COLUMN", help="column of the label; default: label")
+    add("--label", metavar="COLUMN", help="column of the label, or of the answer; default: label")
+    add("--chat", action=argparse.BooleanOptionalAction, help="ask through the base's chat "
+        "template, or not; default: on a base that was trained on chats")  # fmt: skip
+    add("--instruction", metavar="TEXT", help="what a text is asked for in a chat template")
 
 
 def add_training_flags(group: Any) -> None:
@@ -135,9 +141,12 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     inputs = parser.add_argument_group("input")
     add = inputs.add_argument
     if not recipe:
-        add("--name", metavar="NAME", help="name of the domain and of its adapter (required)")
-    add("--train", metavar="FILE", help=f"training rows{'' if recipe else ' (required)'}: CSV, "
-        "JSONL, Parquet, or hub:OWNER/NAME@REVISION/SPLIT")  # fmt: skip
+        add("rows", nargs="?", metavar="FILE", help="training rows (required); same as --train")
+        add("--name", metavar="NAME", help="name of the domain and adapter; default: the file's")
+        add("--task", choices=list(KINDS), metavar="KIND", help=f"{', '.join(KINDS)}; default: "
+            "proposed from the columns")  # fmt: skip
+    add("--train", metavar="FILE", help="training rows: CSV, JSONL, Parquet, or "
+        "hub:OWNER/NAME@REVISION/SPLIT")  # fmt: skip
     if not recipe:
         add("--from-card", metavar="CARD", help="repeat the training in this card.json; --name and "
             "--train are then optional")  # fmt: skip
@@ -213,6 +222,8 @@ def _settings(domain: Domain, data: Data, flags: argparse.Namespace) -> dict[str
             given[name] = value, "--" + flag.replace("_", "-")
     if flags.text:
         given["task.text"] = columns(flags.text, data), "--text"
+    if flags.chat is False:
+        given["task.chat"] = False, "--no-chat"
     if flags.positive == "none":
         given["task.positive"] = None, "--positive"
     for assignment in flags.set or ():
@@ -316,3 +327,8 @@ def one_character(delimiter: str) -> str:
             hint="For example --delimiter ';'",
         )
     return character
+
+
+def domain_name(file: Path) -> str:
+    """A domain name made from the name of a file."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-_") or "rows"

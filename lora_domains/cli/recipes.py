@@ -51,12 +51,13 @@ def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = 
 
 
 def fit_and_evaluate(
-    domain: Domain, flags: argparse.Namespace, card: Card | None = None
+    domain: Domain, flags: argparse.Namespace, card: Card | None = None, proposed: str = ""
 ) -> str | None:
     """Train an adapter, evaluate it, and show both; returns the verdict.
 
     With ``no_evaluate`` in ``flags``, validation rows are shown instead; then, and after a dry run,
-    the result is None. ``card`` is that of the run to repeat.
+    the result is None. ``card`` is that of the run to repeat; ``proposed`` says why the task of the
+    domain is what it is.
     """
     quantized = quantization(flags)
     # Before the base is loaded, which takes a while; a wrong file is found at once.
@@ -74,6 +75,8 @@ def fit_and_evaluate(
         f"{quantized or base.record()['dtype']}, "
         f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
     )
+    if proposed:
+        display.stage("task", None, None, proposed)
     trained = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
         tracker=flags.tracker, prepared=prepared,

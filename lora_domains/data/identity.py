@@ -218,7 +218,9 @@ def _plain(row: Row, column: str) -> str:
 
 
 def _text_in(row: Row, column: str) -> str:
-    """The text in ``column``; "" where the cell is empty, as one of several columns may be."""
+    """The text in ``column``; "" where there is none, as one of several columns may be empty."""
+    if column not in row.values:
+        return ""
     try:
         return text_of(row, column)
     except EmptyCell:

@@ -1,14 +1,14 @@
 """Baselines: predictions for the same rows without an adapter. ``BASELINES`` lists them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lora_domains.dataset import Dataset
-from lora_domains.errors import DataError
+from lora_domains.errors import ChatTemplateError, DataError
 from lora_domains.evaluation.linear import (
     Split,
     logistic_regression,
@@ -20,6 +20,9 @@ from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, class_score
 from lora_domains.modeling.heads import own_layout
+from lora_domains.tasks import Example
+from lora_domains.tasks.chat import NO_SHOTS, Shots
+from lora_domains.tasks.chat_template import ChatTemplate
 from lora_domains.tasks.tokenization import EncodedRow, Tokenization
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
@@ -187,19 +190,25 @@ def with_shots(
     """
     tokenization = dataset.tokenization
     applies = rows[0].example.prompt and not tokenization.head
-    ids = _shots(dataset, warn) if applies else []
-    if not ids:
+    shots = _shots(dataset, warn) if applies else NO_SHOTS
+    if not shots:
         return []
     try:
-        prompted = [tokenization.encode_again(row, ids) for row in rows]
-    except DataError:
-        warn(
-            f"the base with {SHOTS} examples in its prompt is not measured: in a context of "
-            f"{tokenization.max_length} tokens some rows leave no room for the examples."
+        prompted = [tokenization.encode_again(row, shots) for row in rows]
+    except DataError as error:
+        reason = (
+            "its chat template renders the answers otherwise after examples"
+            if isinstance(error, ChatTemplateError)
+            else f"in a context of {tokenization.max_length} tokens some rows leave no room for "
+            "the examples"
         )
+        warn(f"the base with {SHOTS} examples in its prompt is not measured: {reason}.")
         return []
     pairs = zip(prompted, rows, strict=True)
-    cut = sum(len(p.prompt) - len(ids) < len(row.encoded.prompt) for p, row in pairs)
+    cut = sum(
+        p.truncated if shots.messages
+        else len(p.prompt) - len(shots.ids) < len(row.encoded.prompt) for p, row in pairs
+    )  # fmt: skip
     if cut:
         warn(
             f"the base with {SHOTS} examples in its prompt reads a shorter text in {cut} of "
@@ -208,8 +217,8 @@ def with_shots(
     return [EncodedRow(row.example, encoded) for row, encoded in zip(rows, prompted, strict=True)]
 
 
-def _shots(dataset: Dataset, warn: Callable[[str], None]) -> list[int]:
-    """Token ids of ``SHOTS`` answered training rows, of as many labels as possible.
+def _shots(dataset: Dataset, warn: Callable[[str], None]) -> Shots:
+    """``SHOTS`` answered training rows, of as many labels as possible.
 
     A row whose answer does not fit its share of the context is left out with a warning; a long
     prompt loses its middle.
@@ -218,8 +227,14 @@ def _shots(dataset: Dataset, warn: Callable[[str], None]) -> list[int]:
     short = Tokenization(tokenization.tokenizer, tokenization.max_length // (SHOTS + 2))
     gap = tokenization.tokens("\n\n")
     ids: list[int] = []
+    turns: list[Mapping[str, Any]] = []
     left_out = 0
     for row in _examples(dataset.train, dataset.domain.training.seed):
+        if tokenization.template is not None:
+            answered = _fitting(short, tokenization.template, answered_turns(row.example))
+            turns += answered
+            left_out += not answered
+            continue
         try:
             encoded = short.encode_again(row)
             ids += [*encoded.prompt[len(short.bos) :], *encoded.answer[:-1], *gap]
@@ -230,13 +245,43 @@ def _shots(dataset: Dataset, warn: Callable[[str], None]) -> list[int]:
             f"{left_out} of the {SHOTS} examples for the base's prompt are left out: their answers "
             f"do not fit their share of {tokenization.max_length} tokens."
         )
-    return ids
+    return Shots(tuple(ids), tuple(turns))
+
+
+def answered_turns(example: Example) -> list[Mapping[str, Any]]:
+    """The turns of ``example`` with its answer, without the system's."""
+    turns = list(example.messages)
+    if turns[-1]["role"] != "assistant":
+        turns.append({"role": "assistant", "content": example.answer.strip()})
+    return [turn for turn in turns if turn["role"] != "system"]
+
+
+def _fitting(
+    short: Tokenization, template: ChatTemplate, turns: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """``turns`` within the length of ``short``: the longest text of others than the assistant loses
+    its middle. Empty where that is not enough."""
+    turns, most = list(turns), short.max_length
+    others = [n for n, turn in enumerate(turns) if turn["role"] != "assistant"]
+    longest = max(others, key=lambda n: len(turns[n]["content"]))
+    tokens = short.tokens(turns[longest]["content"])
+    over = len(template.prompt(turns)) - most
+    while over > 0:
+        kept = len(tokens) - over
+        if kept < 2:
+            return []
+        tokens = [*tokens[: kept // 2], *tokens[len(tokens) - (kept - kept // 2) :]]
+        content = short.tokenizer.decode(tokens)
+        turns[longest] = {**turns[longest], "content": content}
+        over = len(template.prompt(turns)) - most
+    return turns
 
 
 def _examples(train: Sequence[EncodedRow], seed: int) -> list[EncodedRow]:
     """``SHOTS`` training rows drawn by ``seed``, one of each label in turn."""
     random = np.random.default_rng([seed, SHOTS])
     by_label: dict[int, list[EncodedRow]] = {}
+    train = list({row.example.id: row for row in train}.values())  # a chat may have several parts
     for i in random.permutation(len(train)):
         by_label.setdefault(train[i].example.target, []).append(train[i])
     labels = sorted(by_label)

@@ -99,7 +99,7 @@ def answer_nats(
         return nats
 
     nats = in_batches(model, examples, score, progress)
-    tokens = [len(example.answer) for example in examples]
+    tokens = [example.supervised for example in examples]
     return np.array(nats), np.array(tokens, dtype=int)
 
 

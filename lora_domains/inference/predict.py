@@ -14,7 +14,7 @@ from lora_domains.inference.generation import generate, generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs, head_scores
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.batching import check_embedded, row_limit
+from lora_domains.modeling.batching import check_embedded, row_limit, tokenization_of
 from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
 from lora_domains.tasks import Task, task_from_record
 from lora_domains.tasks.tokenization import EncodedExample, Tokenization
@@ -146,12 +146,9 @@ def predict(
         check_referral(refer_below, task.labels or ())
     thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     tokenizations = {
-        name: Tokenization(
-            bank.base.tokenizer, length_of(bank, name), head=bank[name].head is not None,
-            bidirectional=bank.base.bidirectional,
-        )
-        for name in tasks
-    }  # fmt: skip
+        name: tokenization_of(bank.base, task, length_of(bank, name))
+        for name, task in tasks.items()
+    }
     encoded = [
         tokenizations[name].encode(tasks[name].to_predict(text, n))
         for n, (name, text) in enumerate(zip(domains, texts, strict=True))

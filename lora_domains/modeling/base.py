@@ -8,6 +8,7 @@ digest* covers the tensors in memory, and shows that nothing changed them.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lora_domains.distributed import state
 from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import BaseModelError, did_you_mean, listed
 from lora_domains.modeling.base_check import (
+    answer_ends,
     check_architecture,
     check_behaviour,
     context_of,
@@ -47,6 +49,7 @@ from lora_domains.modeling.quantization import (
     scales_of,
     stored_quantization,
 )
+from lora_domains.tasks.chat_template import ChatTemplate
 
 ROUTED = "routed_base"
 """What ``RoutedLinear`` calls the linear it wraps; adapters are no modules of the model."""
@@ -84,6 +87,19 @@ class Base:
         """Whether it predicts tokens: the next one, or masked ones (an encoder)."""
         untrained = any(isinstance(child, NoMaskedHead) for child in self.model.children())
         return not self.bidirectional or not (untrained or self.tokenizer.mask_token_id is None)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Its chat template, or a plain one where it has none."""
+        return ChatTemplate(self.tokenizer)
+
+    @cached_property
+    def chats(self) -> bool:
+        """Whether it was trained on chats: it has a template, and its answers end as turns do."""
+        if self.bidirectional or not self.chat_template.own:
+            return False
+        ends = answer_ends(self.tokenizer, self.generation_config, self.model.config)
+        return self.chat_template.stop in ends
 
     @property
     def dtype(self) -> torch.dtype:

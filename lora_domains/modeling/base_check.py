@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_domains.distributed import ran_out
 from lora_domains.errors import BaseModelError, listed
 from lora_domains.modeling.checkpoint import Checkpoint
+from lora_domains.tasks.chat_template import ChatTemplate
 
 ENCODERS = (
     "albert", "bert", "camembert", "data2vec-text", "deberta", "deberta-v2",
@@ -247,19 +248,29 @@ def fit_special_tokens(model: Any, tokenizer: Any, where: str) -> None:
 
 
 def neutral_generation(model: Any, tokenizer: Any) -> None:
-    """Let generated text depend on the weights only, and end where the base or training ends it.
+    """Let generated text depend on the weights only, and end where the base, its chat template or
+    training ends it.
 
     transformers fills what a call of ``generate`` leaves open from ``model.generation_config``.
     """
     from transformers import GenerationConfig
 
-    stored, text = model.generation_config, model.config.get_text_config()
-    ends = {tokenizer.eos_token_id}
-    for value in (getattr(stored, "eos_token_id", None), getattr(text, "eos_token_id", None)):
-        ends |= set(value) if isinstance(value, list | tuple) else {value}
+    ends = answer_ends(tokenizer, model.generation_config, model.config)
+    template = ChatTemplate(tokenizer)
+    if template.own and template.stop is not None:
+        ends.add(template.stop)
     places = model.get_input_embeddings().num_embeddings
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(end for end in ends if isinstance(end, int) and 0 <= end < places),
+        eos_token_id=sorted(end for end in ends if 0 <= end < places),
     )
+
+
+def answer_ends(tokenizer: Any, generation_config: Any, config: Any) -> set[int]:
+    """The tokens that end an answer, as the tokenizer and the base's configs name them."""
+    ends: set[Any] = {tokenizer.eos_token_id}
+    for part in (generation_config, config.get_text_config()):
+        value = getattr(part, "eos_token_id", None)
+        ends |= set(value) if isinstance(value, list | tuple) else {value}
+    return {end for end in ends if isinstance(end, int)}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
-from lora_domains.tasks.tokenization import EncodedExample
+from lora_domains.tasks import Task
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 WINDOW = 2048
 """The most tokens of a window of plain text, unless the domain's ``max_length`` says otherwise."""
@@ -80,13 +81,15 @@ class Batch:
 
 
 def collate(items: Sequence[EncodedExample], pad: int, device: torch.device | str = "cpu") -> Batch:
-    """Prompt and answer of each item, padded to the longest; only answers have labels."""
+    """Prompt and answer of each item, padded to the longest; only supervised tokens have labels."""
     if items[0].masked:
         return _collate_masked(items, pad, device)
     width = max(len(item.answer) for item in items)
     labels = torch.full((len(items), width), IGNORED)
     for row, item in enumerate(items):
         labels[row, width - len(item.answer) :] = torch.tensor(item.answer)
+        for at in item.unsupervised:
+            labels[row, width - len(item.answer) + at] = IGNORED
     texts = padded([item.prompt + item.answer for item in items], pad, left=True)
     return Batch(*(part.to(device) for part in (*texts, labels)))
 
@@ -146,6 +149,17 @@ def row_limit(base: Base, max_length: int | None) -> int:
             hint="Set a smaller one, or leave it out.",
         )
     return max_length or base.context
+
+
+def tokenization_of(
+    base: Base, task: Task, max_length: int, window: int | None = None
+) -> Tokenization:
+    """How examples of ``task`` are tokenised for ``base``; its chat template renders those of a
+    chat."""
+    return Tokenization(
+        base.tokenizer, max_length, head=task.head, bidirectional=base.bidirectional,
+        window=window, template=base.chat_template if task.chat else None,
+    )  # fmt: skip
 
 
 def window_limit(base: Base, max_length: int | None) -> int:

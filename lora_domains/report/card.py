@@ -70,6 +70,9 @@ class AdapterEntry:
     parent: ParentRecord | None = None
     pooling: str | None = None
     """How the head's encoder is pooled, where transformers has no model with such a head."""
+    chat: dict[str, str] = field(default_factory=dict)
+    """The chat template that renders the prompts, where one does: ``template`` is "own" for that of
+    the base and "plain" where it has none; ``sha256`` is the digest of its text."""
     settings: dict[str, Any] = field(default_factory=dict)
     """``task``, ``data``, ``lora``, ``training``, ``gates``, ``show_text`` and ``metric`` of the
     domain."""

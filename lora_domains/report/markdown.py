@@ -213,6 +213,13 @@ def _origin(entry: AdapterEntry) -> str:
     return "trained elsewhere and measured" if entry.trained_elsewhere else "trained and measured"
 
 
+TEMPLATES = {
+    "own": "The base's own chat template renders the prompts (`tokenizer.apply_chat_template`).",
+    "plain": "The base has no chat template. A plain one renders the prompts: `User: …`, a line "
+    "for each turn, and `Assistant:` before the answer.",
+}
+
+
 def _training(entry: AdapterEntry) -> list[str]:
     training, ledger, leaks = entry.training, entry.ledger, entry.leaks
     if entry.trained_elsewhere:
@@ -226,6 +233,7 @@ def _training(entry: AdapterEntry) -> list[str]:
         f"{ledger['truncated']} truncated, {ledger['supervised_tokens']} supervised tokens. "
         f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",
         "",
+        *([TEMPLATES[entry.chat["template"]], ""] if entry.chat else []),
     ]
 
 

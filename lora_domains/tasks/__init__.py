@@ -12,9 +12,16 @@ from lora_domains.tasks.base import (
     task_record,
     upgraded_record,
 )
-from lora_domains.tasks.classification import Classification
+from lora_domains.tasks.chat import Chat
+from lora_domains.tasks.classification import (
+    Classification,
+    merged,
+    plain_label,
+    spelling,
+    spellings,
+    twins,
+)
 from lora_domains.tasks.generation import Generation, last_number
-from lora_domains.tasks.labels import merged, plain_label, spelling, spellings, twins
 from lora_domains.tasks.language_modelling import LanguageModelling
 from lora_domains.tasks.multiple_choice import MultipleChoice
 from lora_domains.tasks.rows import (
@@ -30,6 +37,7 @@ from lora_domains.tasks.rows import (
 
 __all__ = [
     "KINDS",
+    "Chat",
     "Classification",
     "Example",
     "Generation",

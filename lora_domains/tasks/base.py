@@ -6,7 +6,7 @@ scored. A kind of task is one subclass of :class:`Task` in its own file, marked 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -114,6 +114,25 @@ class Task(ABC):
         """This task over ``labels`` where it declares none itself."""
         return self
 
+    # ── Chat templates ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def chat(self) -> bool | None:
+        """Whether the base's chat template renders the prompts; None: where the base was trained
+        on chats."""
+        return False
+
+    def with_chat(self, chat: bool) -> Self:
+        """This task with ``chat`` where it leaves that open."""
+        options: dict[str, Any] = {"chat": chat}
+        return self if self.chat is not None else replace(self, **options)
+
+    @classmethod
+    def from_columns(cls, columns: Collection[str]) -> Self | None:
+        """The task of this kind that rows with these columns have the shape of; None where they
+        have not."""
+        return None
+
     # ── Scoring ─────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -149,8 +168,12 @@ class Task(ABC):
         prompt, text = filled(self.template, row)
         return Example(
             row.id, prompt, "", self.label_texts, place=row.place, text=text,
-            literal=literal_text(self.template), whole=self.has_labels,
+            literal=literal_text(self.template), whole=self.has_labels, messages=self.turns(row),
         )  # fmt: skip
+
+    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
+        """The turns before the answer to a row, for a chat template; () where it has none."""
+        return ()
 
     def check_predictable(self) -> None:
         """Raise UsageError where rows of this kind cannot be predicted."""
@@ -230,18 +253,25 @@ def task_record(task: Task) -> dict[str, Any]:
     return {"kind": task.kind, **asdict(task)}
 
 
+LATER = ("chat", "instruction")
+"""Fields that digests are older than; they count where they say something."""
+
+
 def hashed_record(task: Task) -> dict[str, Any]:
     """The task as JSON for a digest: renamed fields keep the names they had in the first digest."""
     former = {current: name for name, current in task.renamed.items()}
-    return {former.get(key, key): value for key, value in task_record(task).items()}
+    record = {k: v for k, v in task_record(task).items() if v or k not in LATER}
+    return {former.get(key, key): value for key, value in record.items()}
 
 
 def upgraded_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of an older card with the current names of fields."""
     kind = KINDS.get(str(record.get("kind")))
     renamed: Mapping[str, str] = kind.renamed if kind else {}
+    # Cards without ``chat`` are older than chat templates, which they did not use.
+    older = {"chat": False} if kind and "chat" in {field.name for field in fields(kind)} else {}
     # ``loss_unit`` follows from the kind; it was stored nonetheless.
-    return {renamed.get(k, k): v for k, v in record.items() if k != "loss_unit"}
+    return older | {renamed.get(k, k): v for k, v in record.items() if k != "loss_unit"}
 
 
 def task_from_record(record: Mapping[str, Any]) -> Task:

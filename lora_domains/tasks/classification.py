@@ -1,6 +1,8 @@
-"""Classification: rows with one of a few labels."""
+"""Classification: rows with one of a few labels, and which labels are one and the same."""
 
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -8,17 +10,25 @@ from typing import Any, ClassVar, Self
 
 from lora_domains.errors import MOST_LISTED, DataError, DomainError, did_you_mean, listed
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.labels import spelling
 from lora_domains.tasks.rows import (
     Example,
     Row,
+    fill,
     filled,
     literal_text,
     placeholder,
     prompt_from,
     shown,
     text_of,
+    user_turn,
 )
+
+USUAL_LABELS = ("label", "labels", "class", "category", "target", "y")
+"""Names of label columns that say nothing about the labels."""
+MOST_NAMED = 30
+"""The most labels that an instruction names: each row reads all of them."""
+WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
+TRUTH = {"true": "1", "false": "0"}
 
 
 @register
@@ -35,6 +45,10 @@ class Classification(Task):
     validation rows show that the target is reached, not where it is the most likely class; the
     target is also the floor that test rows must show. ``wording`` replaces
     the text of a label in the prompt (``{"Terms": "general terms"}``).
+
+    With ``chat`` the base's chat template renders the text as a turn of the user, after an
+    ``instruction`` that names the labels unless it is given, and the label as the answer. By
+    default (None) it does on a base that was trained on chats, unless there is a head or a prompt.
     """
 
     text: str | tuple[str, ...] = "text"
@@ -46,6 +60,8 @@ class Classification(Task):
     head: bool = False
     target_recall: float | None = None
     target_precision: float | None = None
+    chat: bool | None = None
+    instruction: str | None = None
 
     kind = "classification"
     loss_unit = "label cross-entropy"
@@ -54,6 +70,13 @@ class Classification(Task):
     renamed: ClassVar = {"wanted_recall": "target_recall", "wanted_precision": "target_precision"}
 
     def __post_init__(self) -> None:
+        if self.head and (self.chat or self.instruction):
+            raise DomainError(
+                where="classification",
+                expected="a head, which reads the text alone, or a chat template",
+                found="both",
+                hint="Leave out head=True (--head), or chat=True and the instruction.",
+            )
         targets = self.targets
         if not targets:
             return
@@ -81,14 +104,39 @@ class Classification(Task):
         """The columns of the text."""
         return (self.text,) if isinstance(self.text, str) else tuple(self.text)
 
+    @classmethod
+    def from_columns(cls, columns: Collection[str]) -> Self | None:
+        return cls() if {"text", "label"} <= {*columns} else None
+
+    def with_chat(self, chat: bool) -> Self:
+        return super().with_chat(chat and not self.head and self.prompt is None)
+
+    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
+        if self.head or self.chat is False:
+            return ()
+        if self.prompt is not None:
+            return user_turn(self.instruction, fill(self.prompt, row))
+        one = len(self.texts) == 1
+        content = placeholder(self.texts[0]) if one else prompt_from(self.texts)
+        return user_turn(self.instruction or self._question, fill(content, row))
+
+    @cached_property
+    def _question(self) -> str:
+        """The instruction that names the labels: "Is the text below ham or spam?"."""
+        usual = self.label.lower() in USUAL_LABELS
+        subject = "the text below" if usual else f"the {self.label} of the text below"
+        *others, last = [text.strip() for text in self.label_texts] or [""]
+        if not others or len(others) >= MOST_NAMED:
+            return f"What is {'the label of ' * usual}{subject}? Answer with the label."
+        return f"Is {subject} {', '.join(others)} or {last}?"
+
     @cached_property
     def template(self) -> str:
         if self.prompt is not None:
             return self.prompt
         if self.head and len(self.texts) == 1:
             return placeholder(self.texts[0])
-        prompt = prompt_from(self.texts, self.label)
-        return prompt.rsplit("\n", 1)[0] if self.head else prompt
+        return prompt_from(self.texts, None if self.head else self.label)
 
     @property
     def answer_column(self) -> str:
@@ -170,4 +218,70 @@ class Classification(Task):
         return Example(
             row.id, prompt, texts[target], texts, target, place=row.place,
             text=text, literal=literal_text(self.template), whole=True,
+            messages=self.turns(row),
         )  # fmt: skip
+
+
+# ── Spellings of labels ─────────────────────────────────────────────────────────────────────────
+#
+# Labels are the same to a reader in another case, with other accents, spaces or number form.
+
+
+def plain_label(label: str) -> str:
+    """``label``, whole numbers and truth values in one form: ``1`` of 1.0, ``01`` and True.
+
+    A column of 0 and 1 becomes 0.0 and 1.0 where one cell is empty, or where pandas reads it.
+    """
+    if not label[:1].isdigit() and label[:1] not in ("+", "-", "t", "T", "f", "F"):
+        return label
+    number = WHOLE_NUMBER.fullmatch(label)
+    if number is None:
+        return TRUTH.get(label.lower(), label)
+    return ("-" if number[1] == "-" and number[2] != "0" else "") + number[2]
+
+
+def label_key(label: str) -> str:
+    """What two spellings of one label share.
+
+    Only Latin letters lose their accents: in other scripts marks make another letter.
+    """
+    kept: list[str] = []
+    for letter in unicodedata.normalize("NFKD", label):
+        base = next((one for one in reversed(kept) if not unicodedata.combining(one)), "")
+        accent = unicodedata.combining(letter) and "LATIN" in unicodedata.name(base or " ", "")
+        if not accent:
+            kept.append(letter)
+    folded = "".join(unicodedata.normalize("NFC", "".join(kept)).casefold().split())
+    number = WHOLE_NUMBER.fullmatch(folded)
+    return ("-" if number[1] == "-" and number[2] != "0" else "") + number[2] if number else folded
+
+
+def twins(labels: Iterable[str]) -> list[list[str]]:
+    """The labels that share a key with another, in lists, in the order of ``labels``."""
+    by_key: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        by_key.setdefault(label_key(label), []).append(label)
+    return [several for several in by_key.values() if len(several) > 1]
+
+
+def merged(counts: Mapping[str, int]) -> dict[str, str]:
+    """label → the most frequent of its spellings, the first in order among equals."""
+    return {
+        label: min(several, key=lambda one: (-counts[one], one))
+        for several in twins(sorted(counts))
+        for label in several
+    }
+
+
+def spellings(labels: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """label → as ``known`` spells it, where exactly one of them shares its key."""
+    by_key: dict[str, list[str]] = {}
+    for one in known:
+        by_key.setdefault(label_key(one), []).append(one)
+    same = {label: by_key.get(label_key(label), []) for label in labels}
+    return {label: few[0] if len(few) == 1 else label for label, few in same.items()}
+
+
+def spelling(label: str, known: Iterable[str]) -> str:
+    """``label`` as ``known`` spells it, where exactly one of them shares its key."""
+    return spellings([label], known)[label]

@@ -2,12 +2,23 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from lora_domains.errors import DomainError, listed
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.rows import Example, Row, filled, literal_text, prompt_from, text_of
+from lora_domains.tasks.rows import (
+    Example,
+    Row,
+    fill,
+    filled,
+    literal_text,
+    placeholder,
+    prompt_from,
+    text_of,
+    user_turn,
+)
 
 Judge = Literal["text", "number"]
 
@@ -18,7 +29,9 @@ class Generation(Task):
     """Rows with a free-text answer, generated greedily and compared with the reference.
 
     A generated answer ends before ``until``. ``judge`` says what is compared: the words, or the
-    last number in each text (for calculations whose steps may differ).
+    last number in each text (for calculations whose steps may differ). With ``chat`` the base's
+    chat template renders the text as a turn of the user, after an ``instruction`` if one is given;
+    by default (None) it does on a base that was trained on chats, unless there is a prompt.
     """
 
     text: str | tuple[str, ...] = "question"
@@ -27,6 +40,8 @@ class Generation(Task):
     max_new_tokens: int = 64
     judge: Judge = "text"
     until: str = ""
+    chat: bool | None = None
+    instruction: str | None = None
 
     kind = "generation"
     scored_by = "text"
@@ -49,23 +64,50 @@ class Generation(Task):
     def template(self) -> str:
         if self.prompt is not None:
             return self.prompt
-        texts = (self.text,) if isinstance(self.text, str) else tuple(self.text)
-        return prompt_from(texts, self.answer)
+        return prompt_from(self.texts, self.answer)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of the text."""
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
 
     @property
     def answer_column(self) -> str:
         return self.answer
 
+    @classmethod
+    def from_columns(cls, columns: Collection[str]) -> Self | None:
+        needed = {"question", "answer"}
+        return cls() if needed <= {*columns} and "choices" not in columns else None
+
     def with_options(self, **options: Any) -> Self:
-        """This task with fields replaced; other columns drop ``prompt``, which names the former."""
+        """This task with fields replaced; ``label`` is the column of the answer.
+
+        Other columns drop ``prompt``, which names the former.
+        """
+        if "label" in options:
+            options["answer"] = options.pop("label")
         reset = {"prompt": None} if options.keys() & {"text", "answer"} else {}
         return super().with_options(**(reset | options))
+
+    def with_chat(self, chat: bool) -> Self:
+        return super().with_chat(chat and self.prompt is None)
+
+    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
+        if self.chat is False:
+            return ()
+        one = len(self.texts) == 1
+        content = placeholder(self.texts[0]) if one else prompt_from(self.texts)
+        return user_turn(self.instruction, fill(self.prompt or content, row))
 
     def example(self, row: Row) -> Example:
         answer = " " + text_of(row, self.answer).strip()
         prompt, text = filled(self.template, row)
         literal = literal_text(self.template)
-        return Example(row.id, prompt, answer, place=row.place, text=text, literal=literal)
+        return Example(
+            row.id, prompt, answer, place=row.place, text=text, literal=literal,
+            messages=self.turns(row),
+        )  # fmt: skip
 
     def score_text(self, text: str, reference: str) -> dict[str, float]:
         """Token F1 and exact match (Rajpurkar et al. 2016, SQuAD, arXiv 1606.05250).

@@ -1,8 +1,9 @@
 """Multiple choice: questions with their own candidate answers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from lora_domains.errors import DataError
 from lora_domains.tasks.base import Task, register
@@ -10,11 +11,17 @@ from lora_domains.tasks.rows import (
     Example,
     Row,
     columns_in,
+    fill,
     filled,
     literal_text,
     placeholder,
     plain_text,
+    user_turn,
 )
+
+QUESTION = "Question: {question}\nAnswer:"
+ASKED = "Answer the question with one of the answers below it, and nothing else."
+"""The instruction before a question in a chat template."""
 
 
 @register
@@ -26,13 +33,19 @@ class MultipleChoice(Task):
     of the index of the correct choice, its letter (A, B, …) or its text. With
     ``per_token`` the log-likelihood of a candidate is divided by its number of tokens, so that
     long ones are not at a disadvantage (Brown et al. 2020, arXiv 2005.14165, section 2.4).
+
+    With ``chat`` the base's chat template renders the question and its candidates as a turn of the
+    user, after an ``instruction``, and a candidate as the answer. By default (None) it does on a
+    base that was trained on chats, unless there is another prompt.
     """
 
     question: str = "question"
     choices: str = "choices"
     answer: str = "answer"
-    prompt: str = "Question: {question}\nAnswer:"
+    prompt: str = QUESTION
     per_token: bool = False
+    chat: bool | None = None
+    instruction: str | None = None
 
     kind = "multiple_choice"
     loss_unit = "label cross-entropy"
@@ -52,6 +65,20 @@ class MultipleChoice(Task):
     def answer_column(self) -> str:
         return self.answer
 
+    @classmethod
+    def from_columns(cls, columns: Collection[str]) -> Self | None:
+        return cls() if {"question", "choices", "answer"} <= {*columns} else None
+
+    def with_chat(self, chat: bool) -> Self:
+        return super().with_chat(chat and self.prompt == QUESTION)
+
+    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
+        if self.chat is False:
+            return ()
+        prompt = placeholder(self.question) if self.prompt == QUESTION else self.template
+        listed = "\n".join(f"- {text}" for text in self._candidates(row))
+        return user_turn(self.instruction or ASKED, f"{fill(prompt, row)}\n\n{listed}")
+
     def example(self, row: Row) -> Example:
         texts = self._candidates(row)
         choices = tuple(" " + text for text in texts)
@@ -59,7 +86,7 @@ class MultipleChoice(Task):
         prompt, text = filled(self.template, row)
         return Example(
             row.id, prompt, choices[target], choices, target, place=row.place, text=text,
-            literal=literal_text(self.template),
+            literal=literal_text(self.template), messages=self.turns(row),
         )  # fmt: skip
 
     def _candidates(self, row: Row) -> list[str]:

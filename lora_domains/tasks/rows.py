@@ -1,7 +1,8 @@
-"""Rows as read, examples as scored, and the prompt templates that lead from one to the other."""
+"""Rows as read, examples as scored and encoded, and the prompt templates from one to the other."""
 
 import datetime
 import decimal
+import json
 import math
 import numbers
 import re
@@ -9,7 +10,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, did_you_mean, listed
 
@@ -64,6 +66,47 @@ class Example:
     """The template's own text, the prompt's part that is not of the row; "" where there is none."""
     whole: bool = False
     """Whether a choice is all of the answer: where one begins another, its end is scored too."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """The turns that a chat template renders in place of ``prompt``; () where there are none. Those
+    of a chat end with the answer, others with the prompt."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the functions that the assistant may call in ``messages``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """The token ids of one example. ``answer`` ends with EOS; ``choices`` have no EOS, unless one
+    of them is a prefix of another.
+
+    In a masked text, ``masked`` are positions in ``prompt`` and ``answer`` holds the tokens that
+    the masks replace.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+    target: int = -1
+    truncated: bool = False
+    masked: tuple[int, ...] = ()
+    unsupervised: tuple[int, ...] = ()
+    """Positions in ``answer`` that are read, not predicted: turns between those of the
+    assistant."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + (0 if self.masked else len(self.answer))
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens; the label of a head counts as one."""
+        return len(self.answer) - len(self.unsupervised) or int(self.target >= 0)
+
+
+class EncodedRow(NamedTuple):
+    """An example and its encoding. A long plain text has several, one for each window."""
+
+    example: Example
+    encoded: EncodedExample
 
 
 def is_null(value: object) -> bool:
@@ -104,6 +147,8 @@ def _chat(value: object) -> str | None:
             return None
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
+        if content is None and "tool_calls" in message:  # in place of a text
+            content = json.dumps(message["tool_calls"], default=str)
         if not isinstance(role, str) or not isinstance(content, str):
             return None
         turns.append(f"{role}: {content.strip()}")
@@ -139,14 +184,19 @@ def text_of(row: Row, column: str) -> str:
             found="null" if is_null(value) else "only whitespace" if text else "''",
             hint="Fill the cell or delete the row (--drop-empty).",
         )
+    check_encodable(text, f"{row.place}, column {column!r}")
+    return text
+
+
+def check_encodable(text: str, where: str) -> None:
+    """Raise DataError for a text that no tokenizer can read."""
     if not text.isascii() and SURROGATE.search(text):
         raise DataError(
-            where=f"{row.place}, column {column!r}",
+            where=where,
             expected="text that can be encoded as UTF-8",
             found="an unpaired surrogate, such as a truncated emoji leaves",
             hint="Remove it, or export the rows again.",
         )
-    return text
 
 
 # ── Prompt templates ────────────────────────────────────────────────────────────────────────────
@@ -238,11 +288,34 @@ def placeholder(column: str) -> str:
     return "{" + before + column.replace("{", "{{").replace("}", "}}") + after + "}"
 
 
-def prompt_from(columns: tuple[str, ...], answer: str) -> str:
+def prompt_from(columns: tuple[str, ...], answer: str | None = None) -> str:
     """The default template: a line ``column: {column}`` for each column, then ``answer:``."""
-    return "\n".join(f"{escaped(c)}: {placeholder(c)}" for c in columns) + f"\n{escaped(answer)}:"
+    lines = [f"{escaped(column)}: {placeholder(column)}" for column in columns]
+    return "\n".join([*lines, *([f"{escaped(answer)}:"] if answer is not None else [])])
+
+
+def user_turn(instruction: str | None, text: str) -> tuple[dict[str, str], ...]:
+    """A turn of the user for a chat template: ``text``, after an instruction if there is one."""
+    return ({"role": "user", "content": f"{instruction}\n\n{text}" if instruction else text},)
 
 
 def escaped(text: str) -> str:
     """``text`` as it is written in a template."""
     return text.replace("{", "{{").replace("}", "}}")
+
+
+# ── Token ids ───────────────────────────────────────────────────────────────────────────────────
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many token ids both begin with."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def without_middle(tokens: Sequence[int], room: int) -> Sequence[int]:
+    """``tokens`` if there is ``room`` for them, else their beginning and their end."""
+    if len(tokens) <= room:
+        return tokens
+    head = room // 2
+    return [*tokens[:head], *tokens[len(tokens) - (room - head) :]]

@@ -1,8 +1,11 @@
-"""From examples to token ids: prompt, answer and choices, truncation, windows of plain text.
+"""From examples to token ids: prompt, answer and choices, chats, truncation, windows of plain text.
 
 A prompt is never supervised. An answer is never truncated: a row that is too long loses tokens
 from the middle of its prompt, because beginnings and ends matter most (Sun et al. 2019, "How to
 Fine-Tune BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS.
+
+With a chat template, the turns of an example are rendered in place of its prompt; only what the
+assistant says is supervised (``chat_template``).
 
 With a trained head, an encoded example is its prompt, and its target is the label. A bidirectional
 base reads general text with some of its tokens masked and predicts those.
@@ -11,57 +14,24 @@ base reads general text with some of its tokens masked and predicts those.
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from lora_domains.errors import AnswerTooLong, DataError, listed
-from lora_domains.tasks.rows import Example
+from lora_domains.errors import AnswerTooLong, ChatTemplateError, DataError, listed
+from lora_domains.tasks.chat import NO_SHOTS, Shots
+from lora_domains.tasks.chat_template import ChatTemplate, Conversation, special_names
+from lora_domains.tasks.rows import EncodedExample, EncodedRow, Example, shared, without_middle
 
+__all__ = ["EncodedExample", "EncodedRow", "Tokenization"]
 MASKED_SHARE = 0.15
 """Share of a text's tokens that a bidirectional base predicts (Devlin et al. 2019, BERT)."""
 
-LISTED = 40
-"""The most rows that one error lists."""
 BATCH = 1000
 """Texts that are tokenised in one call, in a fraction of the time of as many calls."""
 KEPT = 10_000
 """The most answers whose tokens are kept: those of labels recur, free text does not."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedExample:
-    """The token ids of one example. ``answer`` ends with EOS; ``choices`` have no EOS, unless one
-    of them is a prefix of another.
-
-    In a masked text, ``masked`` are positions in ``prompt`` and ``answer`` holds the tokens that
-    the masks replace.
-    """
-
-    id: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    choices: tuple[tuple[int, ...], ...] = ()
-    target: int = -1
-    truncated: bool = False
-    masked: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.prompt) + (0 if self.masked else len(self.answer))
-
-    @property
-    def supervised(self) -> int:
-        """Number of supervised tokens; the label of a head counts as one."""
-        return len(self.answer) or int(self.target >= 0)
-
-
-class EncodedRow(NamedTuple):
-    """An example and its encoding. A long plain text has several, one for each window."""
-
-    example: Example
-    encoded: EncodedExample
 
 
 class Tokenization:
@@ -70,7 +40,8 @@ class Tokenization:
     Plain text is read in windows of at most ``window`` tokens, by default as many.
 
     With ``head`` an example is encoded as its prompt, for a trained head to classify. A
-    ``bidirectional`` base reads texts between [CLS] and [SEP].
+    ``bidirectional`` base reads texts between [CLS] and [SEP]. With a ``template`` prompts are the
+    turns of their examples, rendered by it.
     """
 
     def __init__(
@@ -81,13 +52,15 @@ class Tokenization:
         head: bool = False,
         bidirectional: bool = False,
         window: int | None = None,
+        template: ChatTemplate | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.window = window or max_length
         self.head = head
         self.eos: int = tokenizer.eos_token_id
-        self._special = _special_names(tokenizer)
+        self.template = template
+        self._special = special_names(tokenizer)
         self._answers: dict[str, tuple[int, ...]] = {}
         self._whole: dict[tuple[str, ...], tuple[tuple[tuple[int, ...], ...], int]] = {}
         self._ids: dict[int, int] = {}
@@ -99,6 +72,10 @@ class Tokenization:
         self.sep: tuple[int, ...] = ()
         if bidirectional:
             self.bos, self.sep = (tokenizer.cls_token_id,), (tokenizer.sep_token_id,)
+        self.start = self.bos if template is None else ()
+        """What is put before a prompt; a chat template writes its own BOS, or none."""
+        self.end = (self.eos,) if template is None else template.end
+        """The end of an answer."""
 
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
         """The token ids of ``text``, without BOS and the like.
@@ -122,8 +99,11 @@ class Tokenization:
     def prompt_tokens(self, example: Example) -> list[int]:
         """The token ids of the prompt: special tokens of its template, never of the row's text.
 
-        Raises DataError where the row's text spells a special token of the template.
+        Raises DataError where the row's text spells a special token of the template, or the chat
+        template refuses its turns.
         """
+        if self.template is not None:
+            return list(self.template.prompt(example.messages, example.tools, example.place))
         return self._bodies([example])[0]
 
     def _bodies(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -165,7 +145,7 @@ class Tokenization:
         """The token ids of an answer that follows the colon at the end of a prompt, without EOS.
 
         It is tokenised together with a colon, because some tokenizers treat a leading space
-        differently at the start of a text.
+        differently at the start of a text; with a chat template, as the assistant's turn.
         """
         if answer not in self._answers:
             self._learn([answer])
@@ -176,6 +156,9 @@ class Tokenization:
         if len(self._answers) > KEPT:
             self._answers.clear()
         new = [answer for answer in dict.fromkeys(answers) if answer not in self._answers]
+        if self.template is not None:
+            self._answers |= {answer: self.template.answer(answer.strip()) for answer in new}
+            return
         colon, *both = self._tokens_of([":", *(":" + answer for answer in new)])
         for answer, ids in zip(new, both, strict=True):
             separate = ids[: len(colon)] == colon
@@ -184,43 +167,54 @@ class Tokenization:
     def _labels(self, choices: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], int]:
         """The token ids of choices that are whole answers, and ``_longest`` of them.
 
-        Where one begins another (``card``, ``card_arrival``), all end with EOS: without its end,
-        the shorter one would always be at least as likely.
+        Where one begins another (``card``, ``card_arrival``), all have their end: without it, the
+        shorter one would always be at least as likely.
         """
         if choices not in self._whole:
             self._learn(choices)
             tokens = tuple(map(self.answer_tokens, choices))
             ordered = sorted(tokens)
             begins = any(b[: len(a)] == a for a, b in pairwise(ordered))
-            tokens = tuple((*one, self.eos) for one in tokens) if begins else tokens
+            tokens = tuple((*one, *self.end) for one in tokens) if begins else tokens
             self._whole[choices] = tokens, self._longest(tokens)
         return self._whole[choices]
 
     def _longest(self, choices: Sequence[tuple[int, ...]]) -> int:
         """Tokens of the longest of ``choices`` with its end."""
-        ends = (len(choice) + (choice[-1:] != (self.eos,)) for choice in choices)
+        end = len(self.end)
+        ends = (len(choice) + end * (choice[-end:] != self.end) for choice in choices)
         return max(ends, default=0)
 
     # ── Prompts with answers ────────────────────────────────────────────────────────────────────
 
-    def encode(self, example: Example, prefix: Sequence[int] = ()) -> EncodedExample:
-        """``example`` encoded, with the tokens of ``prefix`` before its prompt.
+    def encode(self, example: Example, shots: Shots = NO_SHOTS) -> EncodedExample:
+        """The prompt of ``example`` encoded, after ``shots``, and its answer or choices.
 
         Raises AnswerTooLong when the answer or a choice leaves no room for any of the prompt.
         """
-        return self._fitted(example, self.prompt_tokens(example), prefix)
+        if self.template is None or not shots:
+            return self._fitted(example, self.prompt_tokens(example), shots.ids)
+        turns, system = shots.before(example.messages), example.messages[0]["role"] == "system"
+        ids = self.template.prompt(turns, example.tools, example.place)
+        # What all prompts after these shots begin with is not truncated.
+        other = [*example.messages[:system], {"role": "user", "content": "?"}]
+        kept = shared(ids, self.template.prompt(shots.before(other), example.tools))
+        return self._fitted(example, list(ids[kept:]), ids[:kept])
 
-    def encode_again(self, row: EncodedRow, prefix: Sequence[int] = ()) -> EncodedExample:
-        """``row`` encoded with ``prefix``, or for another ``max_length``.
+    def encode_again(self, row: EncodedRow, shots: Shots = NO_SHOTS) -> EncodedExample:
+        """``row`` encoded with ``shots``, or for another ``max_length``.
 
-        ``row`` was encoded without a prefix by the same tokenizer; its prompt is tokenised again
-        only if it was truncated. Raises what ``encode`` raises.
+        ``row`` was encoded without shots by the same tokenizer; its prompt is tokenised again only
+        if it was truncated, or with a chat template. Raises what ``encode`` raises, and DataError
+        where shots change the answers of a chat.
         """
         example, encoded = row
-        if encoded.truncated:
-            return self.encode(example, prefix)
+        if self.is_chat(example):
+            return self._again(example, encoded, shots)
+        if encoded.truncated or self.template is not None:
+            return self.encode(example, shots)
         end = len(encoded.prompt) - len(self.sep)
-        return self._fitted(example, list(encoded.prompt[len(self.bos) : end]), prefix)
+        return self._fitted(example, list(encoded.prompt[len(self.bos) : end]), shots.ids)
 
     def _fitted(self, example: Example, body: list[int], prefix: Sequence[int]) -> EncodedExample:
         choices: tuple[tuple[int, ...], ...] = ()
@@ -232,23 +226,51 @@ class Tokenization:
             else:
                 choices = tuple(map(self.answer_tokens, example.choices))
                 longest = self._longest(choices)
-            answer = (*self.answer_tokens(example.answer), self.eos) if example.answer else ()
+            answer = (*self.answer_tokens(example.answer), *self.end) if example.answer else ()
         longest = max(longest, len(answer))
-        room = self.max_length - longest - len(self.bos) - len(self.sep) - len(prefix)
+        room = self.max_length - longest - len(self.start) - len(self.sep) - len(prefix)
         if room < min(len(body), 1):
-            raise AnswerTooLong(
-                where=example.place,
-                expected=f"an answer that fits the context of {self.max_length} tokens",
-                found=f"an answer of {longest} tokens",
-                hint="Shorten the answer, split the row, drop such rows (--drop-long), or choose a "
-                "base with a longer context.",
-            )
+            raise _too_long(example, longest, self.max_length)
+        prompt = (*self.start, *prefix, *without_middle(body, room), *self.sep)
         truncated = len(body) > room
-        if truncated:
-            head = room // 2
-            body = body[:head] + body[len(body) - (room - head) :]
-        prompt = (*self.bos, *prefix, *body, *self.sep)
         return EncodedExample(example.id, prompt, answer, choices, example.target, truncated)
+
+    # ── Chats ───────────────────────────────────────────────────────────────────────────────────
+
+    def is_chat(self, example: Example) -> bool:
+        """Whether the turns of ``example`` hold its answers too."""
+        turns = example.messages if self.template is not None else ()
+        return bool(turns) and turns[-1]["role"] == "assistant"
+
+    def chats(self, example: Example, shots: Shots = NO_SHOTS) -> list[EncodedExample]:
+        """A chat encoded, its answers supervised and the turns between them read.
+
+        It is one encoded example, or several where the template renders earlier answers otherwise,
+        or where it is too long: then each answer is encoded alone, its prompt without the middle.
+        """
+        assert self.template is not None
+        answers = sum(turn["role"] == "assistant" for turn in example.messages[1:])
+        turns, learned = shots.before(example.messages), answers if shots else None
+        parts = self.template.conversation(turns, example.tools, example.place, learned)
+        short: list[Conversation] = []
+        for part in parts:
+            alone = [Conversation(part.ids[:end], ((start, end),)) for start, end in part.spans]
+            short += [part] if len(part.ids) <= self.max_length else alone
+        several = len(short) > 1
+        return [_part(f"{example.id}/{n}" if several else example.id, example, part,
+                      self.max_length) for n, part in enumerate(short)]  # fmt: skip
+
+    def _again(self, example: Example, encoded: EncodedExample, shots: Shots) -> EncodedExample:
+        """The part of a chat that ``encoded`` is, after ``shots``."""
+        for part in self.chats(example, shots):
+            same = part.id == encoded.id and part.unsupervised == encoded.unsupervised
+            if same and part.answer == encoded.answer:
+                return part
+        expected = "a chat template that renders answers the same after other turns"
+        hint = "Choose another base, or do without few-shot examples."
+        raise ChatTemplateError(
+            where=example.place, expected=expected, found="another rendering", hint=hint
+        )
 
     # ── Plain text ──────────────────────────────────────────────────────────────────────────────
 
@@ -262,7 +284,7 @@ class Tokenization:
     def _windows(self, example: Example, ids: list[int]) -> list[EncodedExample]:
         """``windows`` of a text that has the tokens ``ids``."""
         if self.sep:
-            return self._masked(example.id, ids)
+            return _masked(self, example.id, ids)
         ids = [*ids, self.eos]
         size = self.window - len(self.bos) - 1
         lead = self.bos or (self.eos,)
@@ -270,24 +292,6 @@ class Tokenization:
             EncodedExample(f"{example.id}/{start // size}", lead, tuple(ids[start : start + size]))
             for start in range(0, len(ids), size)
         ]
-
-    def _masked(self, name: str, ids: list[int]) -> list[EncodedExample]:
-        """``ids`` in windows; the masked positions depend on ``name`` and nothing else."""
-        size = self.window - 2
-        windows = []
-        for start in range(0, len(ids), size):
-            window = ids[start : start + size]
-            random = np.random.default_rng([zlib.crc32(name.encode()), start])
-            count = max(1, round(MASKED_SHARE * len(window)))
-            places = np.sort(random.permutation(len(window))[:count]).tolist()
-            hidden = list(window)
-            for place in places:
-                hidden[place] = self.tokenizer.mask_token_id
-            prompt = (*self.bos, *hidden, *self.sep)
-            answer = tuple(window[place] for place in places)
-            masked = tuple(place + len(self.bos) for place in places)
-            windows.append(EncodedExample(f"{name}/{start // size}", prompt, answer, masked=masked))
-        return windows
 
     def sample_windows(self, texts: Sequence[Example], most: int) -> list[EncodedExample]:
         """At most ``most`` windows, drawn from all windows of the first ``most`` plain ``texts``.
@@ -301,10 +305,8 @@ class Tokenization:
     # ── Many examples ───────────────────────────────────────────────────────────────────────────
 
     def encode_rows(self, examples: Sequence[Example]) -> list[EncodedRow]:
-        """Each example with its encoding; a plain text (no prompt, no choices) with its windows.
-
-        Raises AnswerTooLong for the first one that does not fit.
-        """
+        """Each example with its encoding: a chat with its parts, a plain text (no prompt, no
+        choices) with its windows. Raises the error of the first one that has none."""
         rows, errors = self.encode_fitting(examples)
         if errors:
             raise errors[0]
@@ -312,10 +314,12 @@ class Tokenization:
 
     def encode_fitting(
         self, examples: Sequence[Example]
-    ) -> tuple[list[EncodedRow], list[AnswerTooLong]]:
-        """``encode_rows`` of those that fit, and an error for each whose answer does not."""
+    ) -> tuple[list[EncodedRow], list[DataError]]:
+        """``encode_rows`` of those that fit, and an error for each that does not or is refused."""
         rows: list[EncodedRow] = []
-        errors: list[AnswerTooLong] = []
+        errors: list[DataError] = []
+        if self.template is not None:
+            return self._rendered(examples)
         for start in range(0, len(examples), BATCH):
             part = examples[start : start + BATCH]
             prompted = [example for example in part if example.prompt or example.choices]
@@ -335,49 +339,60 @@ class Tokenization:
                     errors.append(error)
         return rows, errors
 
+    def _rendered(self, examples: Sequence[Example]) -> tuple[list[EncodedRow], list[DataError]]:
+        """``encode_fitting`` through the chat template."""
+        rows: list[EncodedRow] = []
+        errors: list[DataError] = []
+        for example in examples:
+            try:
+                parts = self.chats(example) if self.is_chat(example) else [self.encode(example)]
+                rows += [EncodedRow(example, part) for part in parts]
+            except DataError as error:
+                errors.append(error)
+        return rows, errors
+
     def encode_all(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """The encodings of ``encode_rows`` alone."""
         return [encoded for _, encoded in self.encode_rows(examples)]
 
 
-def _special_names(tokenizer: Any) -> re.Pattern[str]:
-    """What the names of special tokens match, the longest first; without any, nothing."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    names = sorted(filter(None, added | {*tokenizer.all_special_tokens}), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+def _part(name: str, example: Example, part: Conversation, most: int) -> EncodedExample:
+    first, last = part.spans[0][0], part.spans[-1][1]
+    answer = part.ids[first:last]
+    room = most - len(answer)
+    if room < 1:
+        raise _too_long(example, len(answer), most)
+    spoken = {i for start, end in part.spans for i in range(start - first, end - first)}
+    others = tuple(i for i in range(len(answer)) if i not in spoken)
+    prompt = tuple(without_middle(part.ids[:first], room))
+    cut = len(prompt) < first
+    return EncodedExample(name, prompt, answer, truncated=cut, unsupervised=others)
 
 
-def all_too_long(errors: Sequence[AnswerTooLong], column: str | None) -> AnswerTooLong:
-    """One error for all rows whose answer, in ``column``, does not fit."""
-    first = errors[0]
-    at = f", column {column!r}" if column else ""
-    if len(errors) == 1:
-        where, found = f"{first.where}{at}", first.found
-    else:
-        where = f"{len(errors)} rows{at}"
-        found = "; ".join(f"{error.where}: {error.found}" for error in errors[:LISTED])
-        found += f"; and {len(errors) - LISTED} more" if len(errors) > LISTED else ""
-    return AnswerTooLong(where=where, expected=first.expected, found=found, hint=first.hint)
+def _too_long(example: Example, answer: int, most: int) -> AnswerTooLong:
+    return AnswerTooLong(
+        where=example.place,
+        expected=f"an answer that fits the context of {most} tokens",
+        found=f"an answer of {answer} tokens",
+        hint="Shorten the answer, split the row, drop such rows (--drop-long), or choose a "
+        "base with a longer context.",
+    )
 
 
-def check_choices(tokenization: Tokenization, choices: Sequence[str], where: str) -> None:
-    """Raise DataError when a label has no tokens, or two labels have the same."""
-    known: dict[tuple[int, ...], str] = {}
-    for choice in choices:
-        tokens, name = tokenization.answer_tokens(choice), choice.strip()
-        if not tokens:
-            raise DataError(
-                where=where,
-                expected="labels with text",
-                found=f"label {name!r}, which has no token",
-                hint="Give it a wording: Classification(…, wording={…}).",
-            )
-        if tokens in known:
-            raise DataError(
-                where=where,
-                expected="labels whose tokens differ",
-                found=f"{known[tokens]!r} and {name!r}, which are the same tokens",
-                hint="Reword one of them in the data, or in the recipe: "
-                f"Classification(…, wording={{{name!r}: 'another text'}}).",
-            )
-        known[tokens] = name
+def _masked(tokenization: Tokenization, name: str, ids: list[int]) -> list[EncodedExample]:
+    """``ids`` in windows; the masked positions depend on ``name`` and nothing else."""
+    size = tokenization.window - 2
+    windows = []
+    for start in range(0, len(ids), size):
+        window = ids[start : start + size]
+        random = np.random.default_rng([zlib.crc32(name.encode()), start])
+        count = max(1, round(MASKED_SHARE * len(window)))
+        places = np.sort(random.permutation(len(window))[:count]).tolist()
+        hidden = list(window)
+        for place in places:
+            hidden[place] = tokenization.tokenizer.mask_token_id
+        prompt = (*tokenization.bos, *hidden, *tokenization.sep)
+        answer = tuple(window[place] for place in places)
+        masked = tuple(place + len(tokenization.bos) for place in places)
+        windows.append(EncodedExample(f"{name}/{start // size}", prompt, answer, masked=masked))
+    return windows

@@ -192,7 +192,7 @@ def hash_examples(examples: Sequence[EncodedExample]) -> str:
     digest = sha256()
     for example in examples:
         fields = (example.id, example.prompt, example.answer, example.target)
-        digest.update(repr(fields).encode())
+        digest.update(repr((*fields, *example.unsupervised)).encode())
     return digest.hexdigest()
 
 

@@ -180,6 +180,7 @@ def save(
         recipe_digest=domain.digest(),
         parent=dataset.parent.record() if dataset.parent else None,
         pooling=head.layout.pooling if head and head.layout.task == FEATURES else None,
+        chat=base.chat_template.record() if domain.task.chat else {},
         settings=as_record(domain),
         data=dict(dataset.prepared.digests),
         trained_rows=rows,

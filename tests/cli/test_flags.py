@@ -11,13 +11,13 @@ import pytest
 from conftest import ROOT
 
 from lora_domains.cli import recipes
-from lora_domains.cli.analysis_commands import domain_name
-from lora_domains.cli.flags import SETTINGS, add_run_flags, configured
+from lora_domains.cli.flags import SETTINGS, add_run_flags, configured, domain_name
 from lora_domains.cli.parser import Parser
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, as_record, setting_types, with_settings
 from lora_domains.errors import DomainError, UsageError
 from lora_domains.tasks import (
+    Chat,
     Classification,
     Generation,
     LanguageModelling,
@@ -166,9 +166,23 @@ def test_a_metric_may_need_another_flag() -> None:
 def test_a_task_without_a_label_column_takes_none() -> None:
     parser = Parser()
     add_run_flags(parser)
-    recipe = Domain("spam", Generation(), Data("own.csv"))
-    with pytest.raises(UsageError, match="a setting of a generation task; found 'label'"):
+    recipe = Domain("spam", LanguageModelling(), Data("own.csv"))
+    with pytest.raises(UsageError, match="a setting of a language modelling task; found 'label'"):
         configured(recipe, parser.read(["--label", "kind"]))
+
+
+def test_columns_and_templates_of_other_tasks() -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    domain = Domain("answers", Generation(prompt="{question}:"), Data("own.csv"))
+    flags = ["--text", "context,question", "--label", "reply", "--no-chat"]
+    task = configured(domain, parser.read(flags)).task
+    assert task == Generation(text=("context", "question"), answer="reply", chat=False)
+    chosen = parser.read(["--chat", "--instruction", "Which?"])
+    choice = configured(replace(domain, task=MultipleChoice()), chosen).task
+    assert choice == MultipleChoice(chat=True, instruction="Which?")
+    labels = configured(replace(domain, task=Classification()), chosen).task
+    assert labels == Classification(chat=True, instruction="Which?")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +273,8 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "head": ("true", True),
         "target_recall": ("0.9", 0.9),
         "target_precision": ("0.9", 0.9),
+        "chat": ("true", True),
+        "instruction": ("Which?", "Which?"),
     }),
     (Generation(), {
         "text": ("q", "q"),
@@ -267,6 +283,8 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "max_new_tokens": ("9", 9),
         "judge": ("number", "number"),
         "until": ("\\n\\n", "\n\n"),
+        "chat": ("true", True),
+        "instruction": ("Which?", "Which?"),
     }),
     (MultipleChoice(), {
         "question": ("q", "q"),
@@ -274,8 +292,18 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "answer": ("a", "a"),
         "prompt": ("{question} So:", "{question} So:"),
         "per_token": ("true", True),
+        "chat": ("true", True),
+        "instruction": ("Which?", "Which?"),
     }),
     (LanguageModelling(), {"text": ("words", "words")}),
+    (Chat(user="q", assistant="a"), {
+        "messages": ("turns", "turns"),
+        "user": ("c,q", ("c", "q")),
+        "assistant": ("reply", "reply"),
+        "system": ("rules", "rules"),
+        "tools": ("functions", "functions"),
+        "max_new_tokens": ("9", 9),
+    }),
 ]  # fmt: skip
 
 

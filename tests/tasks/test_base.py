@@ -49,7 +49,7 @@ def test_records_of_older_cards_are_upgraded() -> None:
     older = {"kind": "classification", "positive": "a", "labels": ["a", "b"],
              "wanted_recall": 0.9, "wanted_precision": None,
              "loss_unit": "label cross-entropy"}  # fmt: skip
-    task = Classification(positive="a", labels=("a", "b"), target_recall=0.9)
+    task = Classification(positive="a", labels=("a", "b"), target_recall=0.9, chat=False)
     assert task_from_record(older) == task
     assert upgraded_record(older).keys() <= task_record(task).keys()
 
@@ -58,7 +58,7 @@ def test_records_of_older_cards_are_upgraded() -> None:
     {"kind": "unheard-of"}, {}, {"kind": "generation", "from_the_future": 1}
 ])  # fmt: skip
 def test_a_kind_or_field_of_another_version_is_refused(record: dict[str, Any]) -> None:
-    with pytest.raises(DomainError, match="a task of kind classification"):
+    with pytest.raises(DomainError, match="a task of kind chat, classification"):
         task_from_record(record)
 
 

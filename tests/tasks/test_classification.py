@@ -1,4 +1,7 @@
-"""Rows with one of a few labels."""
+"""Rows with one of a few labels, and which labels are one and the same to a reader."""
+
+import unicodedata
+from dataclasses import replace
 
 import pytest
 from support.rows import SECRET, row
@@ -6,10 +9,16 @@ from support.rows import SECRET, row
 from lora_domains.errors import DataError, DomainError
 from lora_domains.tasks import (
     Classification,
+    classification,
+    merged,
     shown,
+    spelling,
+    spellings,
     task_from_record,
     task_record,
+    twins,
 )
+from lora_domains.tasks.classification import label_key
 
 
 def test_classification_scores_labels_as_text() -> None:
@@ -99,3 +108,76 @@ def test_options_replace_what_depends_on_them() -> None:
     assert task.with_options(target_precision=0.8).targets == {"precision": 0.8}
     with pytest.raises(DomainError, match="a positive class"):
         task.with_options(positive=None, target_recall=0.9)
+
+
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [
+        (Classification(labels=("a", "b", "c")), "Is the text below a, b or c?\n\nhi"),
+        (Classification(labels=("ham", "spam")), "Is the text below ham or spam?\n\nhi"),
+        (Classification(label="priority", labels=("low", "top"), wording={"top": "highest"}),
+         "Is the priority of the text below low or highest?\n\nhi"),
+        (Classification(labels=tuple(map(str, range(40)))),
+         "What is the label of the text below? Answer with the label.\n\nhi"),
+        (Classification(labels=("a", "b"), instruction="Which?"), "Which?\n\nhi"),
+        (Classification(labels=("a", "b"), instruction="Which?", text=("text", "more")),
+         "Which?\n\ntext: hi\nmore: so"),
+        (Classification(labels=("a", "b"), prompt="{text}!", chat=True), "hi!"),
+    ],
+)  # fmt: skip
+def test_the_turn_of_the_user_in_a_chat_template(task: Classification, found: str) -> None:
+    values = {"text": "hi", "more": "so", task.label: (task.labels or ("",))[0]}
+    assert task.example(row(**values)).messages == ({"role": "user", "content": found},)
+    assert task.unlabelled(row(**values)).messages[0]["content"] == found
+    assert replace(task, chat=False).example(row(**values)).messages == ()
+    assert replace(task, chat=None, instruction=None, head=True).turns(row(**values)) == ()
+    with pytest.raises(DomainError, match="a head, which reads the text alone"):
+        replace(task, chat=True, head=True)
+
+
+# ── Spellings of labels ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Bad", "bad"), ("very  bad", "Very bad"), ("réglé", unicodedata.normalize("NFD", "réglé")),
+        ("réglé", "regle"), ("1", "1.0"), ("0", "-0.0"), ("01", "1"), ("+1", "1"), ("1.", "1"),
+        ("STRASSE", "straße"), ("ｂａｄ", "bad"), ("not paid", "notpaid"),
+    ],
+)  # fmt: skip
+def test_spellings_of_one_label(one: str, other: str) -> None:
+    assert label_key(one) == label_key(other)
+    assert twins([one, "x", other]) == [[one, other]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1", "-1"), ("1", "10"), ("250.1", "250.10"), ("card", "card_arrival"), ("и", "й"),
+     ("か", "が"), ("C", "C#"), ("+", "-"), ("1.0", "1.05"), ("कि", "की")],
+)  # fmt: skip
+def test_labels_that_differ(one: str, other: str) -> None:
+    assert label_key(one) != label_key(other)
+
+
+def test_the_most_frequent_spelling_is_kept() -> None:
+    assert merged({"Bad": 3, "bad": 9, "BAD": 1, "good": 2}) == dict.fromkeys(
+        ("BAD", "Bad", "bad"), "bad"
+    )
+    assert spelling("BAD", ["bad", "good"]) == "bad"
+    assert spelling("BAD", ["bad", "Bad"]) == "BAD"
+
+
+def test_a_positive_class_is_found_in_another_spelling() -> None:
+    task = Classification(positive="Urgent").with_default_labels(("routine", "urgent"))
+    assert (task.positive, task.positive_index) == ("urgent", 1)
+
+
+def test_each_label_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(
+        classification, "label_key", lambda one: compared.append(one) or label_key(one)
+    )
+    known = [f"topic {n}" for n in range(200)]
+    assert spellings([one.upper() for one in known], known) == {one.upper(): one for one in known}
+    assert len(compared) == 400

@@ -7,18 +7,38 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chat_templates import (
+    ALL,
+    CHATML,
+    GEMMA,
+    LLAMA,
+    OPEN,
+    QWEN,
+    UNSTABLE,
+    UNSTABLE_MARKED,
+    chat_tokenizer,
+)
 from support.encoders import make_tokenizer
 
 from lora_domains.data.prepare import RowCounts
-from lora_domains.dataset import with_token_counts
-from lora_domains.errors import DataError, TrainingError
-from lora_domains.tasks import Classification, Example, LanguageModelling, Row
-from lora_domains.tasks.tokenization import (
-    EncodedExample,
-    Tokenization,
+from lora_domains.dataset import (
     all_too_long,
     check_choices,
+    with_token_counts,
 )
+from lora_domains.errors import AnswerTooLong, ChatTemplateError, DataError, TrainingError
+from lora_domains.tasks import (
+    Chat,
+    Classification,
+    Example,
+    Generation,
+    LanguageModelling,
+    MultipleChoice,
+    Row,
+)
+from lora_domains.tasks.chat import Shots
+from lora_domains.tasks.chat_template import ChatTemplate
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 TEXTS = st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=60
@@ -174,10 +194,10 @@ def test_an_answer_longer_than_the_context_is_refused_with_its_location(tokenize
     assert "zq" not in str(caught.value)
 
 
-def test_a_prefix_goes_between_bos_and_the_prompt(tokenizer: Any) -> None:
+def test_shots_go_between_bos_and_the_prompt(tokenizer: Any) -> None:
     tokenization = Tokenization(tokenizer, 64)
     plain = tokenization.encode(example("note: alpha:", " spam"))
-    prefixed = tokenization.encode(example("note: alpha:", " spam"), prefix=[7, 8, 9])
+    prefixed = tokenization.encode(example("note: alpha:", " spam"), Shots((7, 8, 9)))
     assert prefixed.prompt == (plain.prompt[0], 7, 8, 9, *plain.prompt[1:])
 
 
@@ -189,7 +209,7 @@ def test_encoding_a_row_again_gives_what_encoding_its_example_gives(
     one = example(prompt, " spam")
     (row,) = Tokenization(tokenizer, size).encode_rows([one])
     other = Tokenization(tokenizer, size - shorter)
-    assert other.encode_again(row, [7, 8]) == other.encode(one, [7, 8])
+    assert other.encode_again(row, Shots((7, 8))) == other.encode(one, Shots((7, 8)))
 
 
 @given(text=st.text(alphabet="ab cdé\n", min_size=1, max_size=300), size=st.integers(3, 40))
@@ -346,3 +366,147 @@ def test_rows_share_the_tokens_of_their_labels(tokenizer: Any) -> None:
     assert len({id(one.choices) for one in encoded}) == 1
     tokens = [token for one in encoded for token in one.prompt]
     assert len({id(token) for token in tokens}) == len({*tokens})
+
+
+# ── Chat templates ──────────────────────────────────────────────────────────────────────────────
+
+
+def chat(template: str | None, size: int = 200) -> Tokenization:
+    tokenizer = chat_tokenizer(template)
+    return Tokenization(tokenizer, size, template=ChatTemplate(tokenizer))
+
+
+def conversation(*contents: str) -> Example:
+    roles = ("user", "assistant")
+    turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(contents)]
+    return Chat().example(Row({"messages": turns}, "train", 4, "chat.jsonl, line 5"))
+
+
+def supervised(tokenization: Tokenization, part: EncodedExample) -> str:
+    kept = [t for i, t in enumerate(part.answer) if i not in part.unsupervised]
+    assert len(kept) == part.supervised
+    text: str = tokenization.tokenizer.decode(kept)
+    return text
+
+
+def test_a_chat_is_one_example_with_its_answers_supervised() -> None:
+    tokenization = chat(CHATML)
+    (row,) = tokenization.encode_rows([conversation("hello", "fine", "how", "I am", "you")])
+    part = row.encoded
+    assert supervised(tokenization, part) == "fine<|im_end|>I am<|im_end|>"
+    assert tokenization.tokenizer.decode(part.prompt).endswith("<|im_start|>assistant\n")
+    between = "\n<|im_start|>user\nhow<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenization.tokenizer.decode([part.answer[i] for i in part.unsupervised]) == between
+    assert (part.id, part.truncated, part.target) == ("train:4", False, -1)
+
+
+def test_a_chat_that_is_too_long_is_one_example_for_each_answer() -> None:
+    one = conversation("hello " * 30, "fine " * 3, "how " * 8, "I am " * 3)
+    whole, short = chat(CHATML), chat(CHATML, 60)
+    (row,) = whole.encode_rows([one])
+    assert len(row.encoded) > 60
+    parts = [row.encoded for row in short.encode_rows([one])]
+    assert [part.id for part in parts] == ["train:4/0", "train:4/1"]
+    assert "".join(supervised(short, part) for part in parts) == supervised(whole, row.encoded)
+    assert all(len(part) == 60 and part.truncated for part in parts)
+    assert all(short.tokenizer.decode(part.prompt).endswith("assistant\n") for part in parts)
+    with pytest.raises(AnswerTooLong, match=r"chat\.jsonl, line 5: .*context of 60 tokens"):
+        short.encode_rows([conversation("hello", "fine " * 60)])
+
+
+def test_answers_that_are_rendered_otherwise_are_parts_of_their_own() -> None:
+    tokenization = chat(QWEN)
+    rows = tokenization.encode_rows([conversation("hello", "fine", "how", "I am")])
+    assert [row.encoded.id for row in rows] == ["train:4/0", "train:4/1"]
+    assert [supervised(tokenization, row.encoded) for row in rows] == [
+        "<think>\n\n</think>\n\nfine<|im_end|>", "<think>\n\n</think>\n\nI am<|im_end|>",
+    ]  # fmt: skip
+
+
+def test_turns_that_a_template_refuses_are_listed_with_their_rows() -> None:
+    turns = [*conversation("hello", "fine").messages, {"role": "tool", "content": "x"},
+             {"role": "assistant", "content": "I am"}]  # fmt: skip
+    row = Row({"messages": turns}, "train", 6, "chat.jsonl, line 7")
+    both = [conversation("hello", "fine"), Chat().example(row)]
+    rows, errors = chat(GEMMA).encode_fitting(both)
+    assert [row.example.id for row in rows] == ["train:4"]
+    assert [(type(error), error.where) for error in errors] == [
+        (ChatTemplateError, "chat.jsonl, line 7")
+    ]
+
+
+def test_a_template_whose_answers_do_not_follow_its_prompts_is_refused_unless_it_marks_them() -> (
+    None
+):
+    with pytest.raises(ChatTemplateError, match=r"the chat template of the base: .*no marks"):
+        chat(UNSTABLE)
+    tokenization = chat(UNSTABLE_MARKED)
+    (row,) = tokenization.encode_rows([conversation("hello", "fine", "how", "I am")])
+    assert supervised(tokenization, row.encoded) == "fine<|im_end|>I am<|im_end|>"
+    item = tokenization.encode(TASKS[0].example(Row({"q": "x", "a": "ham"}, "train", 0, "here")))
+    assert tokenization.tokenizer.decode(item.answer) == "ham<|im_end|>"
+
+
+TASKS = [
+    Classification(text="q", label="a", labels=("spam", "ham"), chat=True),
+    Classification(text=("q", "c"), label="a", labels=("ham", "spam"), chat=True, prompt="{q}?"),
+    MultipleChoice(question="q", choices="b", answer="a", chat=True),
+    Generation(text="q", answer="a", chat=True),
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+def test_prompts_and_answers_are_what_a_conversation_of_them_has(name: str, task: Any) -> None:
+    tokenization = chat(ALL[name])
+    values = {"q": "hello </s> world", "c": "x", "a": "spam", "b": ["spam", "ham"]}
+    one = task.example(Row(values, "train", 0, "here"))
+    item = tokenization.encode(one)
+    turns = [*one.messages, {"role": "assistant", "content": "spam"}]
+    assert tokenization.template is not None
+    (whole,) = tokenization.template.conversation(turns)
+    assert (*item.prompt, *item.answer) == whole.ids
+    assert item.answer[-len(tokenization.end) :] == tokenization.end
+    if item.choices:
+        assert item.choices[item.target] == item.answer[: -len(tokenization.end)]
+    asked = tokenization.encode(task.unlabelled(Row(values, "input", 0, "here")))
+    assert asked.prompt == item.prompt
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA, OPEN, None])
+def test_shots_are_turns(template: str | None) -> None:
+    tokenization = chat(template)
+    one = TASKS[-1].example(Row({"q": "how " * 20, "a": "ham"}, "train", 0, "here"))
+    shots = Shots(messages=({"role": "user", "content": "hello"},
+                            {"role": "assistant", "content": "fine"}))  # fmt: skip
+    item = tokenization.encode(one, shots)
+    shown = tokenization.tokenizer.decode(item.prompt)
+    assert shown.index("hello") < shown.index("fine") < shown.index("how")
+    (row,) = tokenization.encode_rows([one])
+    assert tokenization.encode_again(row, shots) == item
+    assert item.answer == row.encoded.answer
+    rest = len(item.prompt) - len(row.encoded.prompt)
+    short = chat(template, len(item) - 10)
+    cut = short.encode(one, shots)
+    assert cut.truncated
+    assert len(cut) == len(item) - 10
+    assert cut.prompt[:rest] == item.prompt[:rest]  # the shots are whole
+    system = {"role": "system", "content": "think"}
+    assert shots.before([system, *one.messages])[0] == system
+
+
+def test_the_answers_of_a_chat_are_the_same_after_shots() -> None:
+    tokenization = chat(CHATML)
+    one = conversation("hello", "fine", "how", "I am")
+    (row,) = tokenization.encode_rows([one])
+    shots = Shots(messages=conversation("you", "are").messages)
+    again = tokenization.encode_again(row, shots)
+    assert (again.answer, again.unsupervised) == (row.encoded.answer, row.encoded.unsupervised)
+    assert len(again.prompt) > len(row.encoded.prompt)
+
+
+def test_general_text_begins_as_ever() -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    text = Example("t:0", "", "hello world")
+    plain = Tokenization(tokenizer, 64).windows(text)
+    assert Tokenization(tokenizer, 64, template=ChatTemplate(tokenizer)).windows(text) == plain

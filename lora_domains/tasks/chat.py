@@ -1,0 +1,368 @@
+"""Chat: conversations whose assistant turns are learned, in the shapes that people store them in.
+
+A conversation is a tuple of messages, as chat templates read them: each has a ``role`` (system,
+user, assistant or tool) and a ``content``; an assistant may have ``tool_calls`` instead.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from lora_domains.errors import DataError, DomainError, EmptyCell, listed
+from lora_domains.tasks.base import Task, register
+from lora_domains.tasks.rows import Example, Row, check_encodable, is_null, plain_text, text_of
+
+Message = Mapping[str, Any]
+"""A turn of a conversation."""
+ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user",
+    "prompter": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
+    "bot": "assistant", "model": "assistant", "function_call": "assistant", "tool": "tool",
+    "function": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+"""Names of roles in files, and those that templates know."""
+KEPT = ("name", "tool_call_id", "reasoning_content")
+"""What a message may have beside its role, its content and its calls."""
+SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("instruction", "input"), "output"), (("instruction",), "output"),
+    (("instruction",), "response"), (("prompt",), "completion"), (("prompt",), "response"),
+)  # fmt: skip
+"""Columns of rows with one question and one answer: (those of the user, that of the assistant)."""
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that hold all turns of a conversation."""
+JOINED = "\n\n"
+"""Between two texts that become one turn."""
+
+
+@register
+@dataclass(frozen=True)
+class Chat(Task):
+    """Conversations, rendered by the base's chat template; the assistant's turns are learned.
+
+    ``messages`` is a column with all turns: a list of ``{"role": …, "content": …}`` (or ``from``
+    and ``value``, as ShareGPT has them), or its JSON. Where ``user`` and ``assistant`` are given, a
+    row is one question and its answer in these columns; several columns of the user are one turn.
+    ``system`` is a column with the system's text, and ``tools`` one with the JSON schemas of the
+    functions that the assistant may call.
+    """
+
+    messages: str = "messages"
+    user: str | tuple[str, ...] | None = None
+    assistant: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    max_new_tokens: int = 256
+
+    kind = "chat"
+    metric = "nats_per_token"
+    template = ""
+    chat = True
+
+    def __post_init__(self) -> None:
+        if (self.user is None) != (self.assistant is None):
+            raise DomainError(
+                where="chat",
+                expected="columns of the user and of the assistant, or neither",
+                found=f"user {self.user!r}, assistant {self.assistant!r}",
+                hint='For example Chat(user="question", assistant="answer").',
+            )
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The columns of the user's turn; () where a column holds the whole conversation."""
+        if self.user is None:
+            return ()
+        return (self.user,) if isinstance(self.user, str) else tuple(self.user)
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        more = (name for name in (self.system, self.tools) if name is not None)
+        return (*(self.users or (self.messages,)), *more)
+
+    @property
+    def answer_column(self) -> str | None:
+        return self.assistant
+
+    @classmethod
+    def from_columns(cls, columns: Collection[str]) -> Self | None:
+        more = {name: name for name in ("system", "tools") if name in columns}
+        for name in CONVERSATIONS:
+            if name in columns:
+                return cls(messages=name, **more)  # type: ignore[arg-type]
+        for user, assistant in SHAPES:
+            if {*user, assistant} <= {*columns}:
+                return cls(user=user, assistant=assistant, **more)  # type: ignore[arg-type]
+        return None
+
+    def with_options(self, **options: Any) -> Self:
+        """This task with fields replaced; ``text`` are the user's columns, ``label`` is that of
+        the assistant."""
+        names = {"text": "user", "label": "assistant"}
+        return super().with_options(**{names.get(name, name): v for name, v in options.items()})
+
+    # ── Examples ────────────────────────────────────────────────────────────────────────────────
+
+    def example(self, row: Row) -> Example:
+        """A conversation up to its last answer. What follows it, or an opening turn of the
+        assistant, answers nothing and is not learned."""
+        turns = self._turns(row)
+        if self.assistant is not None:
+            turns += _part(row, self.assistant, "assistant")
+        while turns and turns[-1]["role"] != "assistant":
+            turns.pop()
+        if len(turns) < 2:
+            raise DataError(
+                where=f"{row.place}, column {self.assistant or self.messages!r}",
+                expected="a conversation with an answer of the assistant after another turn",
+                found="none",
+                hint="Roles are system, user, assistant and tool; delete rows without an answer.",
+            )
+        return self._example(row, turns, _said(turns[-1]), turns[:-1])
+
+    def unlabelled(self, row: Row) -> Example:
+        turns = self._turns(row)
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        if not turns:
+            raise EmptyCell(
+                where=f"{row.place}, column {self.messages!r}",
+                expected="a turn to answer",
+                found="none",
+                hint="Write what the user says.",
+            )
+        return self._example(row, turns, "", turns)
+
+    def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
+        if isinstance(text, Mapping):
+            return super().to_predict(text, number)
+        turns = [{"role": "user", "content": _text(text, f"input {number}")}]
+        return self._example(Row({}, "input", number, f"input {number}"), turns, "", turns)
+
+    def _example(
+        self, row: Row, turns: Sequence[Message], answer: str, before: Sequence[Message]
+    ) -> Example:
+        asked = [f"{turn['role']}: {_said(turn)}" for turn in before]
+        own = [_said(turn) for turn in before if turn["role"] != "system"]
+        return Example(
+            row.id, "\n".join([*asked, "assistant:"]), f" {answer}" if answer else "",
+            place=row.place, text="\n".join(own), messages=tuple(turns), tools=self._tools(row),
+        )  # fmt: skip
+
+    def _turns(self, row: Row) -> list[dict[str, Any]]:
+        """The turns of a row, without the column of the assistant."""
+        turns = []
+        if self.system is not None and not _is_empty(row.values.get(self.system)):
+            turns = _part(row, self.system, "system")
+        if self.user is None:
+            return turns + messages_of(row, self.messages)
+        filled = [name for name in self.users if not _is_empty(row.values.get(name))]
+        parts = [_part(row, name, "user") for name in filled or self.users[:1]]
+        if all(len(part) == 1 and part[0]["role"] == "user" for part in parts):
+            text = JOINED.join(part[0]["content"] for part in parts)
+            return [*turns, {"role": "user", "content": text}]
+        return turns + [turn for part in parts for turn in part]
+
+    def _tools(self, row: Row) -> tuple[Mapping[str, Any], ...]:
+        value = row.values.get(self.tools) if self.tools is not None else None
+        if _is_empty(value):
+            return ()
+        parsed = _parsed(value)
+        if not isinstance(parsed, list) or not all(isinstance(one, Mapping) for one in parsed):
+            raise DataError(
+                where=f"{row.place}, column {self.tools!r}",
+                expected="a list of functions as JSON schemas",
+                found=type(value).__name__,
+                hint='Write [{"type": "function", "function": {"name": …, "parameters": …}}].',
+            )
+        return tuple(parsed)
+
+
+# ── Messages as they are stored ─────────────────────────────────────────────────────────────────
+
+
+def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
+    """The messages in ``column``: a list of them, or its JSON.
+
+    Raises EmptyCell for none, DataError for what is no message.
+    """
+    where, value = f"{row.place}, column {column!r}", row.values.get(column)
+    if _is_empty(value):
+        if not isinstance(value, list | tuple):
+            text_of(row, column)  # raises
+        raise EmptyCell(
+            where=where, expected="messages", found="none", hint="Delete the row (--drop-empty)."
+        )
+    parsed = _parsed(value)
+    if not isinstance(parsed, list) or not all(isinstance(one, Mapping) for one in parsed):
+        raise DataError(
+            where=where,
+            expected="a list of messages, each with a role and a content",
+            found="a text that is no JSON list" if isinstance(value, str) else type(value).__name__,
+            hint='Write [{"role": "user", "content": …}, {"role": "assistant", "content": …}], or '
+            "name the columns of the user and of the assistant (--text, --label).",
+        )
+    return [_message(one, f"{where}, message {n}") for n, one in enumerate(parsed, 1)]
+
+
+def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
+    named = stored.get("role", stored.get("from"))
+    role = ROLES.get(named.strip().lower()) if isinstance(named, str) else None
+    if role is None:
+        raise DataError(
+            where=where,
+            expected="a role: " + listed(ROLES, 99),
+            found="another" if isinstance(named, str) else "none",
+            hint="Rename the role.",
+        )
+    content = stored.get("content", stored.get("value"))
+    calls = _parsed(stored.get("tool_calls"))
+    if named == "function_call" and isinstance(content, str):  # as ShareGPT stores a call
+        calls, content = [{"type": "function", "function": _parsed(content)}], None
+    message: dict[str, Any] = {"role": role, "content": _text(content, where)}
+    message |= {key: value for key in KEPT if isinstance(value := stored.get(key), str)}
+    if isinstance(calls, list) and calls:
+        message["tool_calls"] = [_call(call, where) for call in calls]
+    if role in ("user", "assistant") and not message["content"].strip() and not calls:
+        raise EmptyCell(
+            where=where,
+            expected="text",
+            found="an empty content",
+            hint="Fill it or delete the row (--drop-empty).",
+        )
+    return message
+
+
+def _text(content: object, where: str) -> str:
+    """The text of a message; of several parts, those of text, which all must be."""
+    parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
+    texts = [
+        plain_text(part.get("text")) if isinstance(part, Mapping) and "text" in part else None
+        for part in parts
+    ]
+    text = "".join(part for part in texts if part is not None)
+    if None in texts:
+        raise DataError(
+            where=where,
+            expected="a content that is text",
+            found="a part that is none",
+            hint="Leave out images and the like: the base reads text.",
+        )
+    check_encodable(text, where)
+    return text
+
+
+def _call(call: object, where: str) -> dict[str, Any]:
+    """A call of a function, its arguments parsed: a template writes them as JSON itself."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(
+            where=where,
+            expected='calls like {"type": "function", "function": {"name": …, "arguments": …}}',
+            found="another form",
+            hint="Write the name of the function and its arguments.",
+        )
+    arguments = _parsed(function.get("arguments", {}))
+    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    name = call.get("id") if isinstance(call, Mapping) else None
+    return {"id": name, **made} if isinstance(name, str) else made
+
+
+def _part(row: Row, column: str, role: str) -> list[dict[str, Any]]:
+    """The text in ``column`` as a turn of ``role``; messages stay what they are."""
+    value = row.values.get(column)
+    if isinstance(value, list | tuple):
+        return messages_of(row, column)
+    return [{"role": role, "content": text_of(row, column).strip()}]
+
+
+def _parsed(value: Any) -> Any:
+    """``value``, or what it says where it is JSON; tuples and arrays as lists."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if isinstance(value, tuple) or type(value).__name__ == "ndarray":
+        return list(value)
+    return value
+
+
+def _is_empty(value: object) -> bool:
+    return is_null(value) or (isinstance(value, str | list | tuple) and not (
+        value.strip() if isinstance(value, str) else value
+    ))  # fmt: skip
+
+
+def _said(message: Message) -> str:
+    """The text of a message, with the calls of the assistant as JSON."""
+    calls = message.get("tool_calls")
+    written = json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
+    return " ".join(filter(None, (message["content"].strip(), written)))
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Answered examples to put before a prompt: their token ids, or their turns."""
+
+    ids: tuple[int, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.messages)
+
+    def before(self, messages: Sequence[Message]) -> list[Message]:
+        """``messages`` with the turns of these examples before theirs, after their system turn."""
+        lead = int(messages[0]["role"] == "system")
+        return [*messages[:lead], *self.messages, *messages[lead:]]
+
+
+NO_SHOTS = Shots()
+
+
+# ── Turns as templates take them ────────────────────────────────────────────────────────────────
+
+
+def variants(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """``messages``, and the forms in which stricter templates take them."""
+    tried: list[list[dict[str, Any]]] = []
+    for start in (messages, _without_system(messages)):
+        for variant in (start, _alternating(start)):
+            if variant not in tried:
+                tried.append(variant)
+                yield variant
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The text of each system turn before that of the user's next turn."""
+    turns: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+        elif message["role"] == "user" and waiting:
+            turns.append({**message, "content": JOINED.join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            turns.append(message)
+    return turns if not waiting else messages
+
+
+def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Consecutive turns of one role as one."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        plain = message.keys() <= {"role", "content"}
+        if turns and plain and turns[-1].keys() <= {"role", "content"}:
+            last = turns[-1]
+            if last["role"] == message["role"]:
+                turns[-1] = {**last, "content": last["content"] + JOINED + message["content"]}
+                continue
+        turns.append(message)
+    return turns
+
+
+def roles(messages: Sequence[Message]) -> list[str]:
+    """The roles in order, the first eight."""
+    names = [str(message["role"]) for message in messages]
+    return names[:8] + (["…"] if len(names) > 8 else [])

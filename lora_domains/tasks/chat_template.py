@@ -1,0 +1,389 @@
+"""A base's chat template: a conversation as tokens, and which of them the assistant wrote.
+
+Where an answer begins and ends is found by rendering the conversation up to it: the prompt before
+the answer, and the answer with the end of its turn, must both be prefixes of the whole, as text and
+as tokens. This is what the base reads when it answers. Where a template renders an earlier answer
+otherwise than the last one (without its reasoning, for example), the marks of the template decide
+(``{% generation %}``); without marks, that answer is encoded again in the rendering in which it is
+the last.
+
+The names of special tokens in the text of a conversation are text. A date that a template reads
+from the clock is fixed, so that a run can be repeated.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+from lora_domains.errors import ChatTemplateError
+from lora_domains.tasks.chat import Message, roles, variants
+from lora_domains.tasks.rows import shared
+
+PLAIN = (
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize }}:"
+    "{% if message['content'] %}{{ ' ' + message['content'] | trim }}{% endif %}"
+    "{% if message['tool_calls'] %}{{ ' ' }}{{ message['tool_calls'] | tojson }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""The template of a base without one: ``User: …``, ``Assistant: …``, a line for each turn."""
+GUARD = "\ufdd0"
+"""Breaks the name of a special token in a text. A noncharacter: no text of a language has it."""
+GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
+CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+DAY = date(2024, 7, 26)
+"""What templates read from the clock; Llama 3's own default."""
+SAMPLE = "yes"
+"""The answer from which the end of a turn is learned."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A rendered conversation, with the tokens that the assistant wrote."""
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    """[start, end) of each answer in ``ids``; the end of its turn is its last token."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer in the rendering that ends with it."""
+
+    prompt: str
+    text: str
+    """Prompt and answer, up to the end of the turn."""
+    closed: bool
+    """Whether a special token ends the turn."""
+    specials: int
+    """How many special tokens the answer has, the end among them."""
+
+
+class ChatTemplate:
+    """Renders conversations for one tokenizer, by its own template or by ``PLAIN``.
+
+    ``messages`` are turns with a ``role`` and a ``content``; ``tools`` are JSON schemas of the
+    functions that the assistant may call; ``where`` names the row in errors. Methods raise
+    ChatTemplateError for a conversation that cannot be rendered.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.own = bool(getattr(tokenizer, "chat_template", None))
+        self.adapted = 0
+        """Conversations whose turns were joined because the template refuses them as they are."""
+        self._special = special_names(tokenizer)
+        self._special_ids = frozenset(
+            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
+        ) | frozenset(tokenizer.all_special_ids)
+        guarded = "|".join(re.escape(_broken(name)) for name in _names(tokenizer)) or "(?!)"
+        self._pieces = re.compile(f"({guarded})|{GUARD}")
+        self._sources: dict[bool, str] = {}
+
+    def record(self) -> dict[str, str]:
+        """The ``chat`` entry of a card: whose template it is, and its digest."""
+        source = self.tokenizer.chat_template if self.own else PLAIN
+        digest = sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
+        return {"template": "own" if self.own else "plain", "sha256": digest}
+
+    # ── Token ids ───────────────────────────────────────────────────────────────────────────────
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), where: str = ""
+    ) -> tuple[int, ...]:
+        """The token ids of a conversation that the assistant is to continue."""
+        messages = self._accepted(messages, tools, where)
+        return self._ids(self._render(messages, tools, where, prompt=True))[0]
+
+    def conversation(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), where: str = "",
+        learned: int | None = None,
+    ) -> list[Conversation]:  # fmt: skip
+        """A conversation with its answers, in one or several renderings, each answer in one.
+
+        ``learned`` answers at the end have spans, by default all that follow a turn of another.
+        """
+        messages = self._accepted(messages, tools, where)
+        places = [i for i, message in enumerate(messages) if i and message["role"] == "assistant"]
+        places = places[-learned:] if learned else places
+        whole = self._render(messages, tools, where)
+        answers = [self._answer(messages[: i + 1], tools, where) for i in places]
+        if answers and answers[-1] is not None and whole.startswith(answers[-1].text):
+            whole = answers[-1].text  # what follows the last answer is not read
+        ids, *prompts = self._ids(whole, *(answer.prompt if answer else "" for answer in answers))
+        spans: list[tuple[int, int]] = []
+        alone: list[_Answer | None] = []
+        closed = True
+        for place, answer, prompt in zip(places, answers, prompts, strict=True):
+            end = None
+            if answer and whole.startswith(answer.text) and ids[: len(prompt)] == prompt:
+                end = self._end(ids, len(prompt), answer)
+            if answer is None or end is None:
+                alone.append(answer)
+                continue
+            spans.append((len(prompt), end))
+            closed = answer.closed or place + 1 < len(messages)
+        if alone and GENERATION.search(self._source(tools)):
+            return [self._marked(messages, tools, where, learned)]
+        found = [self._alone(answer, where) for answer in alone]
+        return [*found, self._ended(ids, spans, closed)] if spans else found
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """The token ids of an answer after a prompt, without the end of its turn."""
+        answer = self._sampled(text)
+        whole = answer.text[: len(answer.text) - len(self._tail)]
+        prompt, ids = self._ids(answer.prompt, whole)
+        if ids[: len(prompt)] == prompt:
+            return ids[len(prompt) :]
+        return self._ids(whole[len(answer.prompt) :])[0]
+
+    @cached_property
+    def end(self) -> tuple[int, ...]:
+        """The token ids of the end of a turn, with which an answer ends."""
+        sample = self._sampled(SAMPLE)
+        if not sample.closed:
+            return (self.tokenizer.eos_token_id,)
+        before, whole = self._ids(sample.text[: len(sample.text) - len(self._tail)], sample.text)
+        return whole[len(before) :]
+
+    @cached_property
+    def stop(self) -> int | None:
+        """The special token that ends a turn; None where the template renders no turns."""
+        try:
+            end = self.end
+        except ChatTemplateError:
+            return None
+        return next((token for token in end if token in self._special_ids), end[-1])
+
+    @cached_property
+    def _tail(self) -> str:
+        """What the template writes after an answer, up to the end of the turn."""
+        text = self._sampled(SAMPLE).text
+        return text[text.rfind(SAMPLE) + len(SAMPLE) :]
+
+    def _sampled(self, text: str) -> _Answer:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+        turns, where = self._accepted(turns, (), ""), "the chat template of the base"
+        answer = self._answer(turns, (), "")
+        if answer is not None:
+            return answer
+        if not GENERATION.search(self._source(())):
+            raise self._unstable(where)
+        whole, ((start, end),) = self._marks(turns, (), where)
+        specials = list(self._special.finditer(whole, start, end))
+        closed = bool(specials) and specials[-1].end() == end
+        return _Answer(whole[:start], whole[:end], closed, len(specials))
+
+    # ── Answers ─────────────────────────────────────────────────────────────────────────────────
+
+    def _answer(
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str
+    ) -> _Answer | None:
+        """The last of ``messages``; None where its rendering does not begin with its prompt."""
+        try:
+            prompt = self._render(messages[:-1], tools, where, prompt=True)
+            text = self._render(messages, tools, where)
+        except ChatTemplateError:
+            return None
+        if not text.startswith(prompt):
+            return None
+        turn = text[len(prompt) :]
+        specials = list(self._special.finditer(turn))
+        closed = bool(specials) and not turn[specials[-1].end() :].strip()
+        turn = turn[: specials[-1].end()] if closed else turn.rstrip()
+        return _Answer(prompt, prompt + turn, closed, len(specials))
+
+    def _end(self, ids: tuple[int, ...], start: int, answer: _Answer) -> int | None:
+        """Where the tokens of ``answer`` end, which start at ``start`` of ``ids``; None where a
+        token reaches over its end."""
+        if not answer.closed:
+            (before,) = self._ids(answer.text)
+            return len(before) if ids[: len(before)] == before else None
+        places = [i for i in range(start, len(ids)) if ids[i] in self._special_ids]
+        return places[answer.specials - 1] + 1
+
+    def _alone(self, answer: _Answer | None, where: str) -> Conversation:
+        """An answer in its own rendering."""
+        if answer is None:
+            raise self._unstable(where)
+        prompt, ids = self._ids(answer.prompt, answer.text)
+        if ids[: len(prompt)] != prompt:  # a token reaches over the end of the prompt
+            ids = prompt + self._ids(answer.text[len(answer.prompt) :])[0]
+        return self._ended(ids, [(len(prompt), len(ids))], answer.closed)
+
+    def _ended(
+        self, ids: tuple[int, ...], spans: Sequence[tuple[int, int]], closed: bool
+    ) -> Conversation:
+        """The tokens up to the last answer, and its end where the template writes none."""
+        *others, (start, end) = spans
+        ids = ids[:end]
+        if not closed:
+            ids, end = (*ids, self.tokenizer.eos_token_id), end + 1
+        return Conversation(ids, (*others, (start, end)))
+
+    def _marked(
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str, learned: int | None
+    ) -> Conversation:
+        """The answers as the template marks them, each with the end of its turn."""
+        text, marks = self._marks(messages, tools, where)
+        marks = marks[-learned:] if learned else marks
+        ids, *before = self._ids(text, *(text[:edge] for mark in marks for edge in mark))
+        places = [shared(part, ids) for part in before]
+        spans = list(zip(places[::2], places[1::2], strict=True))
+        return self._ended(ids, spans, ids[spans[-1][1] - 1] in self._special_ids)
+
+    def _marks(
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """A rendering, and [start, end) of what the template marks in it, each with the special
+        token that follows, where it ends without one."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        (text,), (found,) = render_jinja_template(
+            conversations=[[dict(message) for message in messages]], tools=list(tools) or None,
+            chat_template=self._source(tools), return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )  # fmt: skip
+        if not found:
+            raise self._unstable(where)
+        marks = []
+        for start, end in found:
+            inside = list(self._special.finditer(text, start, end))
+            after = self._special.match(text, end)
+            ended = bool(inside) and inside[-1].end() == end
+            marks.append((start, after.end() if after and not ended else end))
+        return text, marks
+
+    def _unstable(self, where: str) -> ChatTemplateError:
+        return ChatTemplateError(
+            where=where,
+            expected="a chat template that renders an answer after the prompt that asks for it",
+            found="an answer whose rendering begins otherwise, and no marks",
+            hint="Mark what the assistant writes in the base's chat template: "
+            "{% generation %}…{% endgeneration %}.",
+        )
+
+    # ── Rendering ───────────────────────────────────────────────────────────────────────────────
+
+    def _accepted(
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str
+    ) -> list[dict[str, Any]]:
+        """``messages`` as the template takes them, with the names of special tokens broken.
+
+        A template may have no system role, or demand that roles alternate: the system's text is
+        then put before the user's, and turns of one role become one.
+        """
+        wanted = [
+            {key: self._guarded(value) for key, value in message.items() if value is not None}
+            for message in messages
+        ]
+        error: ChatTemplateError | None = None
+        silent: list[dict[str, Any]] | None = None
+        for n, variant in enumerate(variants(wanted)):
+            try:
+                asks = variant[-1]["role"] != "assistant"
+                text = self._render(variant, tools, where, prompt=asks)
+            except ChatTemplateError as refused:
+                error = error or refused
+                continue
+            if all(turn["content"].strip() in text for turn in variant if turn["role"] == "system"):
+                self.adapted += n > 0
+                return variant
+            silent = silent or variant
+        if silent is None:
+            raise error or self._unstable(where)
+        return silent
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str, *, prompt: bool = False
+    ) -> str:
+        from jinja2 import TemplateError
+
+        source = self._source(tools)
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tools=list(tools) or None,
+                chat_template=source, add_generation_prompt=prompt, tokenize=False,
+            )  # fmt: skip
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            # A message that the template writes itself quotes no row.
+            own = str(error) if isinstance(error, TemplateError) and str(error) in source else ""
+            raise ChatTemplateError(
+                where=where,
+                expected="a conversation that the base's chat template accepts",
+                found=f"roles {', '.join(roles(messages))}, refused: {own or type(error).__name__}",
+                hint="Change the roles or their order, or choose a base whose template has them.",
+            ) from None
+        return text
+
+    def _source(self, tools: Sequence[Any]) -> str:
+        """The template's text, with a fixed date."""
+        key = bool(tools)
+        if key not in self._sources:
+            source = PLAIN
+            if self.own:
+                source = self.tokenizer.get_chat_template(tools=list(tools) or None)
+            elif self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
+                source = "{{ bos_token }}" + PLAIN
+            self._sources[key] = CLOCK.sub(lambda m: repr(DAY.strftime(m[2])), source)
+        return self._sources[key]
+
+    # ── Text that spells a special token ────────────────────────────────────────────────────────
+
+    def _guarded(self, value: Any) -> Any:
+        """``value`` with the names of special tokens broken by ``GUARD`` in all of its texts."""
+        if isinstance(value, str):
+            return self._special.sub(lambda m: _broken(m[0]), value.replace(GUARD, ""))
+        if isinstance(value, Mapping):
+            return {key: self._guarded(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._guarded(part) for part in value]
+        return value
+
+    def _ids(self, *texts: str) -> list[tuple[int, ...]]:
+        """The token ids of each text; a broken name is text, whatever it spells."""
+        if not any(GUARD in text for text in texts):
+            return [tuple(ids) for ids in self._tokenised(list(texts), special=True)]
+        return [tuple(self._guarded_ids(text)) for text in texts]
+
+    def _guarded_ids(self, text: str) -> Iterator[int]:
+        for n, piece in enumerate(self._pieces.split(text)):
+            if piece:  # every second one is a broken name
+                name = piece.replace(GUARD, "")
+                yield from self._piece(name, special=n % 2 == 0, first=n == 0)
+
+    def _piece(self, piece: str, *, special: bool, first: bool) -> list[int]:
+        """A part of a text. Where it is not the ``first``, no space is put before it, as
+        sentencepiece does at the beginning of a text."""
+        newline, after, alone = self._tokenised(["\n", "\n" + piece, piece], special=special)
+        return after[len(newline) :] if not first and after[: len(newline)] == newline else alone
+
+    def _tokenised(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=not special
+        )["input_ids"]
+        return ids
+
+
+# ── Special tokens ──────────────────────────────────────────────────────────────────────────────
+
+
+def special_names(tokenizer: Any) -> re.Pattern[str]:
+    """What the names of special tokens match, the longest first; without any, nothing."""
+    return re.compile("|".join(map(re.escape, _names(tokenizer))) or "(?!)")
+
+
+def _names(tokenizer: Any) -> list[str]:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(filter(None, added | {*tokenizer.all_special_tokens}), key=len, reverse=True)
+
+
+def _broken(name: str) -> str:
+    return name[0] + GUARD + name[1:]

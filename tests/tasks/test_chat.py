@@ -1,0 +1,149 @@
+"""Conversations in the shapes that people store them in."""
+
+import json
+from typing import Any
+
+import pytest
+from support.rows import SECRET, row
+
+from lora_domains.errors import DataError, DomainError, EmptyCell
+from lora_domains.tasks import (
+    KINDS,
+    Chat,
+    Classification,
+    Generation,
+    MultipleChoice,
+    plain_text,
+    task_from_record,
+    task_record,
+)
+
+ASKED = {"role": "user", "content": "why"}
+SAID = {"role": "assistant", "content": "so"}
+
+
+def said(task: Chat, **values: Any) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"]) for turn in task.example(row(**values)).messages]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"messages": [{"role": "system", "content": "s"}, ASKED, SAID]}, "s why so"),
+        ({"messages": json.dumps([ASKED, SAID])}, "why so"),
+        ({"messages": ({"role": "developer", "content": "s"}, ASKED, SAID)}, "s why so"),
+        ({"conversations": [{"from": "human", "value": "why"}, {"from": "gpt", "value": "so"}]},
+         "why so"),
+        ({"conversation": [ASKED, SAID], "system": "s"}, "s why so"),
+        ({"instruction": "why", "input": "", "output": "so"}, "why so"),
+        ({"instruction": "why", "input": "this", "output": "so"}, "why\n\nthis so"),
+        ({"instruction": "why", "output": "so", "system": None}, "why so"),
+        ({"prompt": "why", "completion": "so"}, "why so"),
+        ({"prompt": [{"role": "system", "content": "s"}, ASKED], "completion": [SAID]}, "s why so"),
+        ({"messages": [ASKED, {"role": "assistant", "content": [{"type": "text", "text": "so"}]}]},
+         "why so"),
+    ],
+)  # fmt: skip
+def test_shapes(values: dict[str, Any], found: str) -> None:
+    task = Chat.from_columns(values.keys())
+    assert task is not None
+    example = task.example(row(**values))
+    assert " ".join(turn["content"] for turn in example.messages) == found
+    assert example.messages[-1]["role"] == "assistant"
+    assert (example.answer, example.prompt.splitlines()[-1]) == (" so", "assistant:")
+    without = task.unlabelled(row(**values))
+    assert without.messages == example.messages[:-1]
+    assert without.answer == ""
+    assert set(task.columns) <= {*values}
+    assert task_from_record(json.loads(json.dumps(task_record(task)))) == task
+
+
+def test_calls_of_functions() -> None:
+    stored = {"name": "say", "arguments": '{"text": "hi"}'}
+    meant = {"type": "function", "function": {"name": "say", "arguments": {"text": "hi"}}}
+    openai = [ASKED, {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "c1", "type": "function", "function": stored}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "done"}, SAID]  # fmt: skip
+    first = Chat().example(row(messages=openai))
+    assert first.messages[1]["tool_calls"] == [{"id": "c1", **meant}]
+    assert first.messages[2]["tool_call_id"] == "c1"
+    sharegpt = [
+        {"from": "human", "value": "why"}, {"from": "function_call", "value": json.dumps(stored)},
+        {"from": "observation", "value": "done"}, {"from": "gpt", "value": "so"},
+    ]  # fmt: skip
+    task = Chat(messages="conversations", tools="tools")
+    second = task.example(row(conversations=sharegpt, tools=json.dumps([{"name": "say"}])))
+    assert [turn["role"] for turn in second.messages] == ["user", "assistant", "tool", "assistant"]
+    assert second.messages[1]["tool_calls"] == [meant]
+    assert second.tools == ({"name": "say"},)
+    assert plain_text(openai) is not None
+
+
+def test_what_answers_nothing_is_not_learned() -> None:
+    assert said(Chat(), messages=[SAID, ASKED, SAID, ASKED]) == [
+        ("assistant", "so"), ("user", "why"), ("assistant", "so"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="an answer of the assistant after another turn"):
+        Chat().example(row(messages=[SAID]))
+    with pytest.raises(DataError, match="an answer of the assistant"):
+        Chat().example(row(messages=[ASKED]))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "found"),
+    [
+        (None, EmptyCell, "null"), ([], EmptyCell, "none"), (SECRET, DataError, "no JSON list"),
+        (7, DataError, "int"), ([SECRET], DataError, "list"),
+        ([{"role": SECRET, "content": "x"}, SAID], DataError, "message 1: .*found another"),
+        ([{"content": "x"}, SAID], DataError, "message 1: .*found none"),
+        ([ASKED, {"role": "assistant", "content": " "}], EmptyCell, "message 2: .*empty content"),
+        ([ASKED, {"role": "assistant"}], EmptyCell, "empty content"),
+        ([{"role": "user", "content": {"a": SECRET}}, SAID], DataError, "a part that is none"),
+        ([{"role": "user", "content": [{"type": "image", "url": SECRET}]}, SAID], DataError,
+         "a part that is none"),
+        ([{"role": "user", "content": "\ud83d"}, SAID], DataError, "unpaired surrogate"),
+        ([ASKED, {"role": "assistant", "tool_calls": [{"function": SECRET}]}], DataError,
+         "another form"),
+    ],
+)  # fmt: skip
+def test_what_is_no_conversation_is_refused_without_its_text(
+    value: Any, error: type[DataError], found: str
+) -> None:
+    with pytest.raises(error, match=found) as caught:
+        Chat().example(row(messages=value))
+    assert SECRET not in str(caught.value)
+    assert "b.csv, line 2" in str(caught.value)
+
+
+def test_questions_and_answers_in_columns() -> None:
+    task = Chat().with_options(text=("context", "question"), label="answer")
+    assert task == Chat(user=("context", "question"), assistant="answer")
+    assert task.columns == ("context", "question", "answer")
+    assert said(task, context=" c ", question="q", answer=" a\n") == [
+        ("user", "c\n\nq"), ("assistant", "a"),
+    ]  # fmt: skip
+    assert task.to_predict("q", 0).messages == ({"role": "user", "content": "q"},)
+    with pytest.raises(EmptyCell, match="column 'context'"):
+        task.example(row(context="", question=" ", answer="a"))
+    with pytest.raises(EmptyCell, match="column 'answer'"):
+        task.example(row(context="", question="q", answer=""))
+    with pytest.raises(DomainError, match="columns of the user and of the assistant"):
+        Chat(user="question")
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind"),
+    [
+        ("messages id", Chat),
+        ("instruction input output", Chat),
+        ("prompt completion", Chat),
+        ("question answer", Generation),
+        ("question choices answer", MultipleChoice),
+        ("text label", Classification),
+        ("note triage", None),
+        ("text", None),
+    ],
+)
+def test_the_kind_that_columns_are_the_shape_of(columns: str, kind: type | None) -> None:
+    found = [task for one in KINDS.values() if (task := one.from_columns(columns.split()))]
+    assert [type(task) for task in found] == ([kind] if kind else [])

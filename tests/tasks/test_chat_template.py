@@ -1,0 +1,312 @@
+"""Chat templates: which tokens the assistant wrote, against renderings of transformers."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.bases import FOLDER as BASES
+from support.chat_templates import (
+    ALL,
+    GEMMA,
+    NO_SYSTEM,
+    SPECIAL,
+    STABLE,
+    UNSTABLE,
+    UNSTABLE_MARKED,
+    chat_tokenizer,
+)
+
+from lora_domains.errors import ChatTemplateError
+from lora_domains.tasks.chat_template import PLAIN, ChatTemplate, Conversation
+
+Messages = list[dict[str, str]]
+
+
+@cache
+def template_of(name: str) -> ChatTemplate:
+    return ChatTemplate(chat_tokenizer(ALL[name]))
+
+
+def turns(*contents: str, system: str = "") -> Messages:
+    """User and assistant in turn, after the system's text if there is one."""
+    first = [{"role": "system", "content": system}] if system else []
+    roles = ("user", "assistant")
+    return first + [{"role": roles[n % 2], "content": text} for n, text in enumerate(contents)]
+
+
+WORDS = st.sampled_from(
+    ["hello", " world", "\n", "\n\n", "  ", "é", "漢字", "🙂", "I am", "?", "<", "|"]
+)
+TEXTS = st.lists(WORDS, min_size=1, max_size=6).map("".join).filter(lambda text: text.strip())
+SPELLED = st.lists(st.one_of(WORDS, st.sampled_from(SPECIAL)), min_size=1, max_size=6).map("".join)
+
+
+@st.composite
+def conversations(draw: st.DrawFn, texts: st.SearchStrategy[str] = TEXTS) -> Messages:
+    pairs = draw(st.integers(1, 3))
+    contents = [draw(texts) for _ in range(2 * pairs)]
+    return turns(*contents, system=draw(st.one_of(st.just(""), TEXTS)))
+
+
+def folded(messages: Messages) -> Messages:
+    """The system's text before that of the user's first turn."""
+    if messages[0]["role"] != "system":
+        return messages
+    text = messages[0]["content"] + "\n\n" + messages[1]["content"]
+    return [{"role": "user", "content": text}, *messages[2:]]
+
+
+def rendered(tokenizer: Any, messages: Messages, *, prompt: bool = False) -> list[int]:
+    """What transformers makes of a conversation."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=prompt, return_dict=False, sanitize_control_tokens=True,
+        chat_template=tokenizer.chat_template.replace(
+            "strftime_now('%d %b %Y')", "'26 Jul 2024'"
+        ),
+    )  # fmt: skip
+    return ids
+
+
+def answers(parts: Sequence[Conversation]) -> list[tuple[list[int], list[int]]]:
+    """(what stands before an answer, its tokens), from all parts."""
+    return [(list(part.ids[:a]), list(part.ids[a:b])) for part in parts for a, b in part.spans]
+
+
+def expected(name: str, messages: Messages) -> list[tuple[list[int], list[int]]]:
+    """The same from rendered prefixes: each answer after the prompt that asks for it, up to the
+    special token that ends its turn."""
+    tokenizer = template_of(name).tokenizer
+    special = {*tokenizer.all_special_ids}
+    messages = folded(messages) if name == "no system" else messages
+    found = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = rendered(tokenizer, messages[:i], prompt=True)
+            whole = rendered(tokenizer, messages[: i + 1])
+            if whole[: len(before)] != before:  # a token reaches over the end of the prompt
+                return []
+            ends = [n for n in range(len(before), len(whole)) if whole[n] in special]
+            found.append((before, whole[len(before) : ends[-1] + 1 if ends else None]))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "open"])
+@given(messages=conversations(st.one_of(TEXTS, SPELLED.filter(lambda text: text.strip()))))
+@settings(max_examples=60)
+def test_answers_are_supervised_after_the_prompts_that_ask_for_them(
+    name: str, messages: Messages
+) -> None:
+    want = expected(name, messages)
+    found = answers(template_of(name).conversation(messages))
+    assert len(found) == sum(message["role"] == "assistant" for message in messages)
+    if want:
+        assert sorted(found) == sorted(want)
+    special = {*template_of(name).tokenizer.all_special_ids}
+    for _, tokens in found:
+        assert tokens[-1] in special
+        assert not special & {*tokens[:-1]}
+
+
+@pytest.mark.parametrize("name", STABLE)
+def test_a_conversation_is_one_sequence_where_answers_are_rendered_alike(name: str) -> None:
+    template = template_of(name)
+    messages = turns("hello", "I am fine", "how are you?", "fine", system="think")
+    (part,) = template.conversation(messages)
+    shown = [template.tokenizer.decode(part.ids[a:b]) for a, b in part.spans]
+    ends = {"gemma": "<end_of_turn>", "llama": "<|eot_id|>", "open": ""}
+    end = ends.get(name, "<|im_end|>")
+    assert shown == ["I am fine" + end, "fine" + (end or "</s>")]
+    if name == "open":
+        # A token that reaches over the end of an answer: it is learned in a rendering of its own.
+        assert len(template.conversation(turns("hello", "fine.", "how", "fine"))) == 2
+        assert template.tokenizer.decode(part.ids).endswith("### assistant:\nfine</s>")
+
+
+@given(messages=conversations())
+@settings(max_examples=60)
+def test_spans_are_those_that_the_template_marks(messages: Messages) -> None:
+    template = template_of("marked")
+    out = template.tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    parts = template.conversation(messages)
+    if len(parts) > 1 or not expected("marked", messages):
+        return  # a token reaches over the end of a prompt: transformers takes all of it
+    (part,) = parts
+    mask = [0] * len(out["input_ids"])
+    for start, end in part.spans:
+        mask[start:end] = [1] * (end - start)
+    assert list(part.ids) == out["input_ids"][: len(part.ids)]
+    assert mask == out["assistant_masks"]
+
+
+def test_an_answer_that_is_rendered_otherwise_later_has_a_sequence_of_its_own() -> None:
+    template = template_of("qwen")
+    parts = template.conversation(turns("hello", "<think>I am</think>fine", "how", "fine"))
+    first, last = (template.tokenizer.decode(part.ids) for part in parts)
+    assert first.endswith("assistant\n<think>\nI am\n</think>\n\nfine<|im_end|>")
+    assert "I am" not in last
+    assert last.endswith("assistant\n<think>\n\n</think>\n\nfine<|im_end|>")
+    assert [len(part.spans) for part in parts] == [1, 1]
+
+
+def test_the_marks_decide_where_a_prompt_is_rendered_otherwise() -> None:
+    template = ChatTemplate(chat_tokenizer(UNSTABLE_MARKED))
+    messages = turns("hello", "fine", "how", "I am")
+    (part,) = template.conversation(messages)
+    out = template.tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    mask = [int(any(a <= n < b for a, b in part.spans)) for n in range(len(out["input_ids"]))]
+    assert mask == out["assistant_masks"]
+    with pytest.raises(ChatTemplateError, match=r"row 3: .*no marks.*generation"):
+        ChatTemplate(chat_tokenizer(UNSTABLE)).conversation(messages, where="row 3")
+
+
+def test_a_template_that_refuses_turns_gets_others_and_counts_them() -> None:
+    template = ChatTemplate(chat_tokenizer(NO_SYSTEM))
+    (part,) = template.conversation(turns("hello", "fine", system="think"))
+    assert template.tokenizer.decode(part.ids).startswith("<s><|im_start|>user\nthink\n\nhello<|im")
+    twice = [{"role": "user", "content": "hello"}, *turns("world", "fine", system="")]
+    strict = ChatTemplate(chat_tokenizer(GEMMA))
+    (part,) = strict.conversation(twice)
+    assert "user\nhello\n\nworld<end_of_turn>" in strict.tokenizer.decode(part.ids)
+    assert (template.adapted, strict.adapted) == (1, 1)
+    strict.conversation(turns("hello", "fine"))
+    assert strict.adapted == 1
+
+
+def test_an_error_of_a_template_quotes_no_row() -> None:
+    tool = [*turns("hello"), {"role": "tool", "content": "zqsecret"}, *turns("a", "b")[1:]]
+    strict = ChatTemplate(chat_tokenizer(GEMMA))
+    with pytest.raises(
+        ChatTemplateError, match="user, tool, assistant, refused: Conversation roles"
+    ):
+        strict.conversation(tool)
+    quoting = "{{ raise_exception(messages[0]['content']) }}"
+    with pytest.raises(ChatTemplateError, match="refused: TemplateError") as caught:
+        ChatTemplate(chat_tokenizer(quoting)).prompt(turns("zqsecret"))
+    assert "zqsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if name not in ("open", "chatml", "marked", "qwen")]
+)
+def test_one_bos_and_none_where_the_template_writes_none(name: str) -> None:
+    template = template_of(name)
+    (part,) = template.conversation(turns("hello", "fine"))
+    assert part.ids.count(template.tokenizer.bos_token_id) == 1
+    assert template.tokenizer.bos_token_id not in template_of("chatml").prompt(turns("hello"))
+
+
+def test_a_base_without_a_template_gets_a_plain_one() -> None:
+    template = ChatTemplate(chat_tokenizer(None))
+    (part,) = template.conversation(turns("hello", "fine", "how", "I am", system="think"))
+    shown = template.tokenizer.decode(part.ids)
+    assert shown == (
+        "<s>System: think\nUser: hello\nAssistant: fine</s>\nUser: how\nAssistant: I am</s>"
+    )
+    assert [template.tokenizer.decode(part.ids[a:b]) for a, b in part.spans] == [
+        " fine</s>", " I am</s>",
+    ]  # fmt: skip
+    assert template.record()["template"] == "plain"
+    assert template.end == (template.tokenizer.eos_token_id,)
+    own = ChatTemplate(chat_tokenizer(PLAIN)).record()
+    assert own["template"] == "own"
+    assert own["sha256"] == template.record()["sha256"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("text", ["fine", "I am fine", "?", "</s>", "hello <|im_end|> world"])
+def test_an_answer_and_the_end_of_its_turn_are_what_a_conversation_has(
+    name: str, text: str
+) -> None:
+    template = template_of(name)
+    (part,) = template.conversation(turns("?", text))
+    ((start, end),) = part.spans
+    assert (*template.answer(text), *template.end) == part.ids[start:end]
+    assert template.stop == part.ids[end - 1]
+
+
+def test_the_day_is_fixed() -> None:
+    template = template_of("llama")
+    shown = template.tokenizer.decode(template.prompt(turns("hello")))
+    assert "Today Date: 26 Jul 2024" in shown
+    assert str(datetime.now().year) not in shown
+
+
+def test_only_the_last_answers_are_learned_where_that_is_asked() -> None:
+    for name in ALL:
+        messages = turns("hello", "fine", "how", "I am", "you", "are")
+        every = template_of(name).conversation(messages)
+        last = template_of(name).conversation(messages, learned=2)
+        assert sum(len(part.spans) for part in last) == 2
+        assert sorted(answers(last)) == sorted(sorted(answers(every), key=lambda a: len(a[0]))[1:])
+
+
+def test_tools_and_calls_reach_the_template() -> None:
+    source = (
+        "{% if tools %}{{ tools | tojson + '\n' }}{% endif %}"
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif %}"
+        "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    template = ChatTemplate(chat_tokenizer(source))
+    call = {"type": "function", "function": {"name": "say", "arguments": {"text": "<|im_end|>"}}}
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "fine"},
+        {"role": "assistant", "content": "I am"},
+    ]
+    (part,) = template.conversation(messages, tools=[{"name": "say"}])
+    first, second = (template.tokenizer.decode(part.ids[a:b]) for a, b in part.spans)
+    assert '"name": "say"' in first
+    assert first.endswith("}}]<|im_end|>")
+    assert second == "I am<|im_end|>"
+    stop = template.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert part.ids.count(stop) == 4  # each turn has one; that in the call is text
+
+
+# ── The templates that come with pretrained bases ───────────────────────────────────────────────
+
+
+def check_template_of(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = ChatTemplate(tokenizer)
+    assert template.own
+    messages = turns(
+        "What is gravity?", "A force.\n\nIt pulls.", "Say <|im_end|> <end_of_turn>", "No 🙂",
+        "And\n\nmore?", "**Yes**: 1\n2", system="Be brief.",
+    )  # fmt: skip
+    (part,) = template.conversation(messages)
+    special = {*tokenizer.all_special_ids, template.stop}
+    for (start, end), i in zip(part.spans, (2, 4, 6), strict=True):
+        before = tokenizer.apply_chat_template(
+            messages[:i],
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+        )
+        assert list(part.ids[:start]) == before
+        assert tokenizer.decode(part.ids[start : end - 1]) == messages[i]["content"]
+        assert part.ids[end - 1] == template.stop
+        assert not special & {*part.ids[start : end - 1]}
+
+
+def test_the_template_of_smollm2(smollm2: Path) -> None:
+    check_template_of(smollm2)
+
+
+def test_the_template_of_gemma() -> None:
+    if not (BASES / "gemma3" / "tokenizer.json").exists():
+        pytest.skip(f"no gemma3 in {BASES}")
+    check_template_of(BASES / "gemma3")
