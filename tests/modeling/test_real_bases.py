@@ -102,6 +102,7 @@ def test_a_quantised_base_trains_and_stays_as_it_is(
     assert torch.equal(read(Bank(small)).logits, bare)
 
 
+@pytest.mark.usefixtures("small_suite")
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_run_ends_with_the_same_bytes(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
@@ -114,6 +115,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert fingerprint(tmp_path / "parts" / "spam") == fingerprint(tmp_path / "whole" / "spam")
 
 
+@pytest.mark.usefixtures("small_suite")
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_adapter_of_a_pretrained_base_learns(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
