@@ -1,57 +1,21 @@
 """Per-item scores to figures, gates and verdict, against scikit-learn and published cases."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from support.items import Item, general, row, score, table, text, train_like
+from support.items import general, row, score, table, text, train_like
+from support.judged import gained, gate, good, judged, sliced
 
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, read_items
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import Evaluation
-from lora_domains.report.text import interval
-from lora_domains.stats.intervals import wilson
-from lora_domains.verdict.evidence import Evidence
-from lora_domains.verdict.gates import GATES, Gates
-from lora_domains.verdict.ledger import Standing, level
+from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.metrics import METRICS, best_baseline
 from lora_domains.verdict.scores import ScoreTable
-from lora_domains.verdict.summary import summarise
-
-
-def judged(
-    items: Sequence[Item], *, metric: str = "f1", gates: Mapping[str, float] | None = None,
-    threshold: Mapping[str, Any] | None = None, **changes: Any,
-) -> dict[str, Any]:  # fmt: skip
-    settings: dict[str, Any] = {
-        "labels": ["routine", "urgent"], "positive": 1, "leaks": {"exact": 0, "near": 0},
-        "base_changed": False, "largest_move": 2.0,
-    }  # fmt: skip
-    evidence = Evidence(ScoreTable(items), METRICS[metric], **settings | changes)
-    summary = summarise(evidence, gates or {"recall": 0.80, "precision": 0.85}, threshold)
-    json.dumps(summary, allow_nan=False)
-    return summary
-
-
-def gate(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
-    result: dict[str, Any] = next(g for g in summary["gates"] if g["name"] == name)
-    return result
-
-
-def good(count: int = 1000) -> list[Item]:
-    """Every gate of this run passes."""
-    return [
-        *table(count * 46 // 100, count * 4 // 100, count * 3 // 100, count * 47 // 100),
-        *train_like(460, 40, 30, 470),
-        *general(),
-        *text(),
-    ]
 
 
 def test_precision_is_restated_where_fewer_rows_are_positive() -> None:
@@ -86,7 +50,7 @@ def test_precision_elsewhere_needs_both_classes_and_respects_groups() -> None:
     assert wide["lower"] < plain["lower"]
 
 
-# ── Published cases ─────────────────────────────────────────────────────────────────────────────
+# ── Published cases ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_good_run_passes_every_gate() -> None:
@@ -132,7 +96,8 @@ def test_the_same_shares_of_2000_rows_pass() -> None:
     assert summary["verdict"] == "pass"
 
 
-# ── Planted faults ──────────────────────────────────────────────────────────────────────────────
+# ── Planted faults ────────────────────────────────────────────────────────────────────────────────
+
 
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "leak": ("leaks", {"leaks": {"exact": 1, "near": 0}}),
@@ -219,153 +184,7 @@ def test_no_gain_over_the_best_baseline_fails() -> None:
     assert judged(items)["domain_scores"]["nats_per_token"]["baselines"] == {"majority": 1.0 / 2}
 
 
-# ── Planted: a worst slice, memorised rows, many evaluations, rows that chose ──────────────────
-
-
-def sliced(items: Sequence[Item], column: str, of: Sequence[str]) -> list[Item]:
-    return [i | {"slices": {column: of[n % len(of)]}} if i["set"] == "test" else i
-            for n, i in enumerate(items)]  # fmt: skip
-
-
-def test_slices_that_are_alike_pass() -> None:
-    result = gate(judged(sliced(good(2000), "sex", "fm")), "slices")
-    assert result["verdict"] == "pass"
-    assert "Recall of sex=" in result["why"]
-
-
-def test_a_worst_slice_fails_though_all_rows_together_pass() -> None:
-    # 460 of 500 positives are found, but of the 60 at one site only 25.
-    items = good()
-    missed = [i for i in items if i["set"] == "test" and i["target"] == 1][-60:]
-    for n, item in enumerate(missed):
-        item["scores"]["adapter"] = score(int(n < 25), 1)
-    for item in items:
-        if item["set"] == "test":
-            item["slices"] = {
-                "site": "C" if any(item is m for m in missed) else "AB"[item["target"]]
-            }
-    summary = judged(items)
-    assert gate(summary, "recall")["verdict"] == "pass"
-    result = gate(summary, "slices")
-    assert result["verdict"] == "fail"
-    assert "site=C" in result["why"]
-    assert result["observed"] == pytest.approx(
-        25 / 60 - gate(summary, "recall")["observed"], abs=0.1
-    )
-    assert summary["verdict"] == "fail"
-
-
-def test_a_small_slice_informs() -> None:
-    items = sliced(good(), "site", ["A"] * 60 + ["B"])
-    result = gate(judged(items), "slices")
-    assert result["verdict"] == "pass"
-    assert "no slice is clearly worse. Slices too small to decide: 1." in result["why"]
-    lonely = sliced(good(), "site", ["A"])
-    assert "slices" not in {g["name"] for g in judged(lonely)["gates"]}  # nothing to compare with
-    for item in (i for i in items if i["set"] == "test" and i["target"] == 0):
-        item["slices"] = {"site": "C"}  # a site without positives is left out
-    assert "site=C" not in gate(judged(items), "slices")["why"]
-
-
-def test_rows_without_the_column_are_a_slice_of_their_own() -> None:
-    items = sliced(good(), "site", "AB")
-    for item in [item for item in items if item["set"] == "test"][::5]:
-        item["slices"] = {}
-    summary = judged(items)
-    assert summary["slices"]["site"].keys() == {"A", "B", "None"}
-    assert summary["slices"]["site"]["None"]["f1"]["n"] == 200
-
-
-def test_many_slices_that_are_alike_seldom_fail() -> None:
-    # 40 slices of 25 positives at a true recall of .8; by chance some miss a margin of one point.
-    rng, strict, failed = np.random.default_rng(0), {"slices": 0.01}, 0
-    for _ in range(12):
-        hits = (rng.random(1000) < 0.8).astype(int)
-        items = [row(1, number=n, base=0, adapter=int(hit)) for n, hit in enumerate(hits)]
-        items = sliced(items, "ward", [str(n) for n in range(40)])
-        failed += gate(judged(items, gates=strict), "slices")["verdict"] == "fail"
-    assert failed <= 2
-
-
-def test_four_slices_without_a_difference_do_not_stop_a_pass() -> None:
-    # 200 positives of 500 rows: a gate that asked each slice to prove itself passed .07 of these.
-    rng, passed = np.random.default_rng(1), 0
-    for _ in range(40):
-        hits = rng.random(200) < 0.9
-        items = [row(1, number=n, base=0, adapter=int(hit)) for n, hit in enumerate(hits)]
-        items += [row(0, number=200 + n, base=0, adapter=0) for n in range(300)]
-        seen = sliced(items, "ward", [f"{n}" for n in rng.permutation(np.arange(500) % 4)])
-        passed += gate(judged(seen), "slices")["verdict"] == "pass"
-    assert passed >= 38
-
-
-def test_a_slice_needs_ten_positives_to_fail() -> None:
-    for small, verdict in ((9, "pass"), (10, "fail")):
-        hits = np.arange(200) >= small  # all those of the small site are missed
-        items = [row(1, number=n, base=0, adapter=int(hit)) for n, hit in enumerate(hits)]
-        items = [item | {"slices": {"site": "B" if n < small else "A"}}
-                 for n, item in enumerate(items)]  # fmt: skip
-        assert gate(judged(items), "slices")["verdict"] == verdict
-
-
-def test_a_field_that_is_lost_fails_though_the_pool_is_kept() -> None:
-    # 28 questions of one suite of 84 lost, among 1,400: two points in all.
-    kept = [i for i in good() if i["set"] != "general"]
-    asked = [
-        row(0, "general", n, base=0, adapter=int(n < 28))
-        | {"suite": "law" if n < 84 else f"other/{n % 4}"}
-        for n in range(1400)
-    ]
-    summary = judged([*kept, *asked])
-    assert summary["general"]["pooled"]["difference"] == pytest.approx(-0.02)
-    result = gate(summary, "retention")
-    assert result["verdict"] == "fail"
-    assert result["observed"] == pytest.approx(-28 / 84)
-    assert "Accuracy on law 0.667; the base reaches 1.000" in result["why"]
-
-
-def test_twelve_suites_without_a_loss_seldom_fail() -> None:
-    rng, failed = np.random.default_rng(2), 0
-    kept = [i for i in good(300) if i["set"] == "test"]
-    for _ in range(40):
-        asked = [
-            row(0, "general", n, base=int(one), adapter=int(two)) | {"suite": f"s{n % 12}"}
-            for n, (one, two) in enumerate(rng.random((720, 2)) < 0.1)
-        ]
-        failed += gate(judged([*kept, *asked]), "retention")["verdict"] == "fail"
-    assert failed <= 2
-
-
-def test_slices_in_groups_and_of_free_text() -> None:
-    items = sliced(good(), "ward", ["north", "south"])
-    alone = gate(judged(items), "slices")
-    for n, item in enumerate(i for i in items if i["set"] == "test"):
-        item["group"] = f"patient {n // 40}"
-    assert gate(judged(items), "slices")["lower"] < alone["lower"]
-    answers = [
-        {"set": "test", "id": f"t:{n}", "target": -1, "slices": {"ward": "ns"[n % 2]}, "scores": {
-            "base": {"f1": 0.1, "exact": 0.0, "nats": 9.0 + n % 3, "tokens": 3},
-            "adapter": {"f1": 0.9 - 0.5 * (n % 2) + n % 5 / 50, "exact": 0.0, "nats": 5.0,
-                        "tokens": 3}}}
-        for n in range(200)
-    ]  # fmt: skip
-    result = judged(answers, metric="token_f1", labels=[], positive=None)
-    assert gate(result, "slices")["verdict"] == "fail"
-    assert "Token F1 of ward=s" in gate(result, "slices")["why"]
-
-
-def gained(items: Sequence[Item], more: float, seed: int = 0) -> list[Item]:
-    """Items on which the adapter gains a nat on average, ``more`` on training rows."""
-    rng = np.random.default_rng(seed)
-    changed = []
-    for item in items:
-        if item["set"] in ("test", "train"):
-            gain = rng.normal(1 + (more if item["set"] == "train" else 0), 1)
-            scores = {**item["scores"], "base": {**item["scores"]["base"], "nats": 5.0}}
-            scores["adapter"] = {**item["scores"]["adapter"], "nats": 5.0 - 2 * gain}
-            item = item | {"scores": scores}
-        changed.append(item)
-    return changed
+# ── Memorised rows, rows that chose a threshold, groups, few rows ─────────────────────────────────
 
 
 def test_memorised_training_rows_warn_and_fail_where_a_limit_is_set() -> None:
@@ -383,111 +202,6 @@ def test_memorised_training_rows_warn_and_fail_where_a_limit_is_set() -> None:
     )
     few = [i for n, i in enumerate(gained(good(), 0.1)) if i["set"] != "train" or n % 300 == 0]
     assert gate(judged(few, gates=gates), "memorisation")["verdict"] == "inconclusive"
-
-
-def evaluated(number: int = 1, **changes: Any) -> Standing:
-    return Standing("x", number, 5, level(5), **changes)
-
-
-def test_the_budget_tightens_every_sampled_gate_and_no_figure() -> None:
-    items = sliced(gained(good(), 0.1), "sex", "fm")
-    limits = {"recall": 0.80, "precision": 0.85, "drift": 0.23, "overfit": 0.1,
-              "memorisation": 0.75}  # fmt: skip
-    plain = judged(items, gates=limits)
-    budgeted = judged(items, gates=limits, evaluations=evaluated())
-    assert budgeted["domain_scores"] == plain["domain_scores"]
-    assert gate(budgeted, "calibration") == gate(plain, "calibration")
-    sampled = [g["name"] for g in plain["gates"]
-               if g["lower"] is not None and g["verdict"] != "note"]  # fmt: skip
-    assert sampled == ["gain", "retention", "drift", "recall", "precision", "slices", "overfit",
-                       "memorisation"]  # fmt: skip
-    for name in sampled:
-        usual, strict = gate(plain, name), gate(budgeted, name)
-        assert strict["upper"] - strict["lower"] > usual["upper"] - usual["lower"], name
-        assert "99 %" in strict["why"], name
-    recall = gate(budgeted, "recall")
-    assert (recall["lower"], recall["upper"]) == tuple(wilson(460, 500, level(5)))
-    assert "Evaluation 1 of 5" in gate(budgeted, "evaluations")["why"]
-
-
-def test_gates_are_as_strict_at_the_first_evaluation_as_at_the_last() -> None:
-    # 44 of 2,000 lost: within the margin by the bound of 95 %, not by that of 99 %.
-    kept = [i for i in good() if i["set"] != "general"]
-    items = [*kept, *general(2000, lost=44)]
-    assert gate(judged(items), "retention")["verdict"] == "pass"
-    for number in range(1, 6):
-        summary = judged(items, evaluations=evaluated(number))
-        assert gate(summary, "retention")["verdict"] == "inconclusive"
-        assert judged(good(), evaluations=evaluated(number))["verdict"] == "pass"
-
-
-def test_a_gate_fails_by_the_bound_of_95_percent_however_often_one_evaluates() -> None:
-    kept = [i for i in good() if i["set"] != "general"]
-    # Upper bounds at 95 and 99 %: -.0307 and -.0271 (margin -.03), .7976 and .8089 (floor .80).
-    for items, name in (
-        ([*kept, *general(700, lost=29)], "retention"),
-        ([*table(384, 116, 30, 470), *train_like(460, 40, 30, 470), *general(), *text()], "recall"),
-    ):
-        usual = gate(judged(items), name)
-        assert usual["verdict"] == "fail"
-        for number in (1, 5, 6):
-            found = gate(judged(items, evaluations=evaluated(number)), name)
-            assert found == usual
-            assert "95 % confidence" in found["why"]
-        at_99 = Evidence(ScoreTable(items), METRICS["f1"], ["routine", "urgent"], 1,
-                         evaluations=evaluated())  # fmt: skip
-        strict = GATES[name].judge(at_99, usual["threshold"] * (-1 if name == "retention" else 1))
-        assert strict is not None
-        assert strict.verdict == "inconclusive"
-
-
-def test_a_slice_that_is_clearly_worse_fails_by_the_bound_of_95_percent() -> None:
-    # Slices pass unless one is clearly worse, so the stricter level must not hide it.
-    def at(lost: int) -> list[Item]:
-        items = sliced(good(), "ward", "n")
-        for n, item in enumerate(i for i in items if i["set"] == "test" and i["target"] == 1):
-            item["slices"] = {"ward": "s" if n < 100 else "n"}
-            item["scores"]["adapter"]["prediction"] = int(not n < lost)
-        return items
-
-    lost = next(n for n in range(100) if gate(judged(at(n)), "slices")["verdict"] == "fail")
-    assert gate(judged(at(lost), evaluations=evaluated()), "slices")["verdict"] == "fail"
-
-
-def test_a_sixth_adapter_is_inconclusive() -> None:
-    summary = judged(good(), evaluations=evaluated(6))
-    found = gate(summary, "evaluations")
-    assert (found["verdict"], found["observed"], found["threshold"]) == ("inconclusive", 6, 5)
-    assert "these test rows are used up; collect a new test set" in found["why"]
-    assert summary["verdict"] == "inconclusive"
-    # What fails still fails.
-    assert judged(table(tp=12, fn=88, fp=2, tn=4398), evaluations=evaluated(6))["verdict"] == "fail"
-
-
-@pytest.mark.parametrize("before", ["fail", "inconclusive", None])
-def test_gates_that_were_changed_later_give_no_pass(before: str | None) -> None:
-    now = evaluated(post_hoc=True, declared_verdict=before)
-    summary = judged(good(), evaluations=now)
-    assert gate(summary, "evaluations")["verdict"] == "inconclusive"
-    assert "Post hoc" in gate(summary, "evaluations")["why"]
-    assert summary["verdict"] == "inconclusive"
-
-
-def test_what_passed_before_its_gates_were_changed_may_pass() -> None:
-    now = evaluated(post_hoc=True, declared_verdict="pass")
-    assert judged(good(), evaluations=now)["verdict"] == "pass"
-
-
-def test_a_ledger_without_its_key_gives_no_pass() -> None:
-    now = Standing("", 0, 5, level(5), recognised=False)
-    assert judged(good(), evaluations=now)["verdict"] == "inconclusive"
-
-
-def test_a_broken_ledger_fails() -> None:
-    summary = judged(good(), evaluations=evaluated(broken="lines are missing"))
-    assert gate(summary, "evaluations")["verdict"] == "fail"
-    assert "lines are missing" in gate(summary, "evaluations")["why"]
-    assert summary["verdict"] == "fail"
 
 
 def test_rows_that_chose_a_threshold_enter_no_gate() -> None:
@@ -527,30 +241,6 @@ def test_groups_widen_the_bounds() -> None:
     together = judged(items)["domain_scores"]["accuracy"]
     assert together["difference"] == alone["difference"]
     assert together["upper"] - together["lower"] > 1.3 * (alone["upper"] - alone["lower"])
-
-
-def test_slices_are_each_value_of_each_column() -> None:
-    items = table(40, 10, 10, 40)
-    for n, item in enumerate(items):
-        item["slices"] = {"ward": "north" if n % 4 else "south", "sex": "f" if n % 2 else "m"}
-    result = judged(items)["slices"]
-    assert result.keys() == {"ward", "sex"}
-    assert {v: f["f1"]["n"] for v, f in result["ward"].items()} == {"north": 75, "south": 25}
-    north = [i for i in items if i["slices"]["ward"] == "north"]
-    assert result["ward"]["north"]["f1"]["adapter"] == METRICS["f1"].value(
-        ScoreTable(north), "adapter", 1
-    )
-
-
-def test_a_slice_of_one_row_or_without_positives_is_still_json() -> None:
-    items = table(40, 10, 10, 40)
-    for n, item in enumerate(items):
-        item["slices"] = {"ward": "alone" if n == 99 else "rest"}
-    alone = judged(items)["slices"]["ward"]["alone"]["f1"]
-    assert (alone["n"], alone["adapter"], alone["lower"]) == (1, 0.0, -1.0)
-    alone = judged(items, metric="loss")["slices"]["ward"]["alone"]["loss"]
-    assert alone["lower"] is None
-    assert "?" in interval(alone)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -632,7 +322,7 @@ def test_without_general_knowledge_a_verdict_stays_open() -> None:
     assert (summary["verdict"], open_gates) == ("inconclusive", ["retention", "drift"])
 
 
-# ── Reading what was written ────────────────────────────────────────────────────────────────────
+# ── Reading what was written ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("text", [None, '{"set": "test"', "\0"])
