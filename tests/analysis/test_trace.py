@@ -78,7 +78,7 @@ def test_probabilities_are_those_of_base_and_adapter(bank: Bank) -> None:
 def test_a_layer_without_lora_weights_changes_nothing(bank: Bank) -> None:
     whole = bank["strong"]
     third = {n: pair for n, pair in whole.weights.items() if ".layers.2." in n}
-    bank.add(replace(whole, name="third", weights=third))
+    bank.add(replace(whole, name="third", weights=third, flat=None))
     found = trace_example(bank, "third", TASK, prompt(), Tokenization(bank.base.tokenizer, 128))
     assert [layer.moved != 0 for layer in found.layers] == [False, False, True, False]
     assert found.most_moved == (3,)
