@@ -288,82 +288,115 @@ def test_no_training_is_lost_when_the_disk_refuses_the_adapter(
 # ── Processes that are stopped ────────────────────────────────────────────────────────────────────
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from lora_domains import Classification, Data, DomainModel, Domain
+FORKS = """
+import json, os, sys
+import pytest
+from support.general_text import use_few_texts
+from lora_domains import Classification, Data, Domain, DomainModel
+from lora_domains.cli.parser import guarded
 from lora_domains.console import Display
 from lora_domains.domain import with_settings
-from lora_domains.cli.parser import guarded
+from lora_domains.modeling.base import load_base
 
-def main():
-    rows, base, out, resume, epochs = sys.argv[1:]
-    domain = Domain("spam", Classification(), Data(rows))
-    domain = with_settings(domain, lr=0.03, batch_size=4, rank=8, epochs=int(epochs),
-                           patience=99, dropout=0.1)
-    model = DomainModel.from_pretrained(base, out=out, display=Display(), device="cpu")
-    model.fit(domain, resume=resume == "resume")
+rows, base_path = sys.argv[1:]
+use_few_texts(pytest.MonkeyPatch())
+base = load_base(base_path, device="cpu")
+domain = with_settings(Domain("spam", Classification(), Data(rows)), lr=0.03, batch_size=8, rank=8,
+                       epochs=4, patience=99, dropout=0.1)
+
+def fit():
+    DomainModel(base, out="adapters", display=Display()).fit(domain, resume=resume)
     return 0
 
-sys.exit(guarded(main))
+for line in sys.stdin:
+    folder, resume = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for stream, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        code = guarded(fit)
+        sys.stdout.flush()
+        os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-
-def process(folder: Path, tiny_base: Path, rows: Path, resume: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(rows), str(tiny_base), str(folder), resume, "6"]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+"""Forks a process that trains in FOLDER for each line [FOLDER, RESUME], so that the libraries load
+once; prints the number of the process and, when it ended, its exit code."""
 
 
 @pytest.fixture(scope="module")
-def rows_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
+def forks(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
+) -> Iterator[subprocess.Popen[str]]:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:220]))
-    return path
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:120]))
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, str(path), str(tiny_base)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        yield process
+        process.stdin.close()
+
+
+def begun(forks: subprocess.Popen[str], folder: Path, resume: bool = False) -> int:
+    """The number of a process that trains in ``folder``."""
+    assert forks.stdin is not None
+    assert forks.stdout is not None
+    print(json.dumps([str(folder), resume]), file=forks.stdin, flush=True)
+    return int(forks.stdout.readline())
+
+
+def ended(forks: subprocess.Popen[str], folder: Path) -> tuple[int, str, str]:
+    """Its exit code once it ended, its output and its errors."""
+    assert forks.stdout is not None
+    code = int(forks.stdout.readline())
+    return code, (folder / "stdout").read_text(), (folder / "stderr").read_text()
 
 
 @pytest.fixture(scope="module")
 def uninterrupted_process(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows_file: Path
+    tmp_path_factory: pytest.TempPathFactory, forks: subprocess.Popen[str]
 ) -> str:
     folder = tmp_path_factory.mktemp("whole")
-    child = process(folder, tiny_base, rows_file, "start")
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
-    return fingerprint(folder / "spam")
+    begun(forks, folder)
+    code, _, errors = ended(forks, folder)
+    assert code == 0, errors
+    return fingerprint(folder / "adapters" / "spam")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
-    tmp_path: Path, tiny_base: Path, rows_file: Path, uninterrupted_process: str,
+    tmp_path: Path, forks: subprocess.Popen[str], uninterrupted_process: str,
     number: signal.Signals,
 ) -> None:  # fmt: skip
-    child = process(tmp_path, tiny_base, rows_file, "start")
-    checkpoint = tmp_path / ".spam.checkpoint"
+    child, out = begun(forks, tmp_path), tmp_path / "adapters"
+    checkpoint = out / ".spam.checkpoint"
     until = time.monotonic() + 120
-    while not checkpoint.exists() and child.poll() is None and time.monotonic() < until:
+    while not checkpoint.exists() and time.monotonic() < until:
         time.sleep(0.002)
-    child.send_signal(number)
-    _, errors = child.communicate(timeout=120)
+    os.kill(child, number)
+    code, _, errors = ended(forks, tmp_path)
     assert checkpoint.exists()
     if number == signal.SIGKILL:
-        assert child.returncode == -signal.SIGKILL
-        assert not (tmp_path / "spam").exists()
+        assert code == -signal.SIGKILL
+        assert not (out / "spam").exists()
     else:
-        assert child.returncode == 130, errors
+        assert code == 130, errors
         assert "--resume" in errors
         assert number.name in errors
-        assert (tmp_path / "spam" / WEIGHTS).exists()  # the best epoch so far
-    child = process(tmp_path, tiny_base, rows_file, "resume")
-    output, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
+        assert (out / "spam" / WEIGHTS).exists()  # the best epoch so far
+    begun(forks, tmp_path, resume=True)
+    code, output, errors = ended(forks, tmp_path)
+    assert code == 0, errors
     assert "Resuming at epoch" in output
-    assert fingerprint(tmp_path / "spam") == uninterrupted_process
+    assert fingerprint(out / "spam") == uninterrupted_process
     # The adapter of the best epoch, saved at Ctrl-C, is replaced and does not become a version.
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["spam"]
+    assert sorted(p.name for p in out.iterdir()) == ["spam"]
 
 
 SEED = 20_241
