@@ -66,6 +66,24 @@ def _pretrained(name: str) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def few_texts() -> Iterator[None]:
+    """Training reads a part of the embedded general text; see ``all_texts``."""
+    from support.general_text import use_few_texts
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_texts(patch)
+        yield
+
+
+@pytest.fixture
+def all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training reads the embedded general text as it is shipped."""
+    from support.general_text import use_all_texts
+
+    use_all_texts(monkeypatch)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def session_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A project folder for the adapters that the tests of several files share."""
     with pytest.MonkeyPatch.context() as patch:

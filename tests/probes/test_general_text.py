@@ -27,6 +27,7 @@ def no_task(names: list[str]) -> dict[str, object]:
     return {}
 
 
+@pytest.mark.usefixtures("all_texts")
 @pytest.mark.parametrize("name", ["embedded", "quick", "harness"])
 def test_no_training_text_contains_a_question_or_a_text_that_is_measured(
     monkeypatch: pytest.MonkeyPatch, name: str

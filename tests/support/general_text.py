@@ -1,10 +1,14 @@
-"""A small general text in place of the embedded one, so that a tiny base reads it in no time."""
+"""Less general text than the embedded one, so that a tiny base reads it in no time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
+from lora_domains.probes.general_text import embedded_texts
+
 TRAINING = [f"a {word} cloud is green" for word in ("alpha", "beta", "gamma")] * 4
+FEW: Mapping[str, int] = {"train": 40, "validation": 10}
+"""How many embedded texts of a split the tests train with, unless they ask for ``all_texts``."""
 
 
 def use_general_text(
@@ -13,3 +17,17 @@ def use_general_text(
     """Let training read these texts as the embedded general text."""
     splits = {"train": tuple(training), "validation": tuple(selection)}
     patch.setattr("lora_domains.probes.general_text.embedded_texts", lambda split: splits[split])
+
+
+def use_few_texts(patch: pytest.MonkeyPatch) -> None:
+    """Let training read the first ``FEW`` of the embedded general texts."""
+    use_general_text(
+        patch,
+        embedded_texts("train")[: FEW["train"]],
+        embedded_texts("validation")[: FEW["validation"]],
+    )
+
+
+def use_all_texts(patch: pytest.MonkeyPatch) -> None:
+    """Let training read the embedded general text as it is shipped."""
+    patch.setattr("lora_domains.probes.general_text.embedded_texts", embedded_texts)

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from support.general_text import use_few_texts
 
 from lora_domains import atomic
 from lora_domains.adapters.folder import fingerprint
@@ -118,6 +120,7 @@ def main() -> None:
     base_path, rows_path, out, seed = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     rows = [json.loads(line) for line in Path(rows_path).read_text().splitlines()]
     base = load_base(base_path, device="cpu")
+    use_few_texts(pytest.MonkeyPatch())
     checkpoint.SAVE_SECONDS = -1.0  # a checkpoint after every step
     rng = random.Random(int(seed))
 

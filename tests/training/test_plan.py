@@ -24,6 +24,7 @@ def test_a_short_run_is_warned_about_with_the_epochs_it_needs(
     assert make_run(tmp_path, tiny_base, declared(rows, epochs=4)).plan.warnings == ()
 
 
+@pytest.mark.usefixtures("all_texts")
 def test_rate_and_rank_follow_from_width_and_tokens(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
