@@ -174,7 +174,10 @@ def _standard_input() -> bytes:
 def _columns(task: Task, rows: Sequence[Row], flags: argparse.Namespace) -> dict[str, str]:
     """Column of the task → column of the rows, which all of them together have."""
     needed = list(dict.fromkeys(task.input_columns))
-    given = columns(flags.text, Data(test=[dict(rows[0].values)])) if flags.text else tuple(needed)
+    given = tuple(needed)
+    if flags.text:
+        named = columns(flags.text, Data(test=[dict(rows[0].values)]))
+        given = (named,) if isinstance(named, str) else named
     if len(given) != len(needed):
         raise UsageError(
             where="--text",
