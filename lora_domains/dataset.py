@@ -100,7 +100,7 @@ def load_dataset(
         display.warn(warning)
     # A base without a language head cannot score text.
     general = general_text(domain.data.general) if base.language_head else GeneralText()
-    if domain.data.general is not None:
+    if domain.data.general is not None and base.language_head:
         given = {**prepared.given, "general text": digest_of(general.used)[:16]}
         prepared = replace(prepared, given=given)
         general = _without_test_rows(general, prepared.test, display)

@@ -308,7 +308,7 @@ def declared_by(
     return {
         "gates": declaration(dataset.domain),
         "suite": _short_digest([name, *(probe.name for probe in suite.probes), suite.seed]),
-        "questions": 0 if base.bidirectional else len(suite.questions()),
+        "general questions": 0 if base.bidirectional else len(suite.questions()),
         **given,
     }
 

@@ -273,7 +273,7 @@ def _standing(
             own |= one.declared
             by_declared.append((line, one))
         # More questions are another chance; fewer or others cannot make it pass.
-        charge = (one.adapter, one.scored, one.asked, own.get("questions"))
+        charge = (one.adapter, one.scored, one.asked, own.get("general questions"))
         charged[charge] = None
     # What the loop leaves is what holds for ``subject``, the last one.
     verdicts = {entry.get("of"): entry.get("verdict") for entry in map(_parsed, lines)}

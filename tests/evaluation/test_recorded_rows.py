@@ -246,6 +246,15 @@ def test_suite_and_rows_of_training_are_declared_and_prompts_are_charged(
     assert again(TRAIN[:80]).number == 1
 
 
+def test_general_text_that_was_searched_for_leaks_stays_declared(model: DomainModel) -> None:
+    made = declared(TRAIN, TEST)
+    texts = [{"text": f"river {n} of a cloud"} for n in range(30)]
+    own = replace(made, data=replace(made.data, general=texts))
+    fewer = replace(made, data=replace(made.data, general=texts[1:]))
+    found = [evaluate(model, domain, "a").changed for domain in (made, own, own, fewer, made)]
+    assert found == ["", "", "", "general text", "general text"]
+
+
 def test_a_larger_suite_is_charged_and_another_one_is_post_hoc(model: DomainModel) -> None:
     made = declared(TRAIN, TEST)
     assert evaluate(model, made, "a", suite=quick()).number == 1

@@ -194,7 +194,12 @@ def test_what_passed_on_a_sample_or_before_more_was_declared_cannot_pass_by_othe
     assert not evaluate(tmp_path, "a", **other).may_pass  # type: ignore[arg-type]
 
 
-FULL: dict[str, str | int] = {"gates": "g", "suite": "s", "questions": 700, "training rows": "t"}
+FULL: dict[str, str | int] = {
+    "gates": "g",
+    "suite": "s",
+    "general questions": 700,
+    "training rows": "t",
+}
 
 
 @pytest.mark.parametrize(
@@ -202,8 +207,8 @@ FULL: dict[str, str | int] = {"gates": "g", "suite": "s", "questions": 700, "tra
     [
         ({"training rows": "others"}, "training rows"),
         ({"training rows": None}, "training rows"),
-        ({"suite": "easier", "questions": 900}, "suite"),
-        ({"questions": 699}, "questions"),
+        ({"suite": "easier", "general questions": 900}, "suite"),
+        ({"general questions": 699}, "general questions"),
         ({"gates": "looser", "training rows": None}, "gates, training rows"),
         ({"validation rows": "v"}, ""),
     ],
@@ -226,7 +231,7 @@ def test_what_is_declared_can_be_added_to_and_not_changed_or_removed(
 def test_another_prompt_and_more_questions_are_charged(tmp_path: Path) -> None:
     assert evaluate(tmp_path, "a", declared=FULL).number == 1
     assert evaluate(tmp_path, "a", declared=FULL, asked="another prompt").number == 2
-    more = evaluate(tmp_path, "a", declared=FULL | {"questions": 2000})
+    more = evaluate(tmp_path, "a", declared=FULL | {"general questions": 2000})
     assert (more.number, more.may_pass) == (3, True)
     assert evaluate(tmp_path, "b", declared=FULL).number == 4
     # The same again, and training rows added to it, are not.
