@@ -232,7 +232,7 @@ def test_a_file_sorted_by_label_is_warned_of(tmp_path: Path) -> None:
 def test_shuffled_rows_with_a_rare_class_are_not_taken_for_sorted(
     tmp_path: Path, every: int
 ) -> None:
-    for seed in range(20):
+    for seed in range(5):
         rows = table(1500, spam_every=every)
         random.Random(seed).shuffle(rows)
         warnings = prepare(SPAM, Data(file_of(tmp_path, rows), limit=50)).warnings
