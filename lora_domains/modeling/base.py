@@ -215,6 +215,7 @@ def load_base(
     encoder, stored = is_bidirectional(config), stored_quantization(config, quantization, where)
     announce(estimated_bytes(tensors, chosen, None if stored else quantization), target)
     tokenizer = load_tokenizer(checkpoint, where, encoder)
+    own_identity = identity(checkpoint, tokenizer)  # of the tokenizer as it is stored
     model = _load(checkpoint, where, encoder, _options(chosen, quantization, stored, target))
     quantization = quantization or stored
     if quantization is None:
@@ -225,21 +226,20 @@ def load_base(
     model.eval()
     fit_special_tokens(model, tokenizer, where)
     stored_generation = getattr(model, "generation_config", None)
-    if not encoder:
-        neutral_generation(model, tokenizer)
+    other_end = None if encoder else neutral_generation(model, tokenizer)
     check_behaviour(model, tokenizer.pad_token_id, quantization, where)
     return Base(
         model=model,
         tokenizer=tokenizer,
         id="embedded" if path_or_id is None else _public_name(path_or_id),
         revision=revision or getattr(model.config, "_commit_hash", None),
-        identity=identity(checkpoint, tokenizer),
+        identity=own_identity,
         quantization=quantization,
         licence=licence_of(checkpoint.folder),
         checkpoint=checkpoint,
         generation_config=stored_generation,
         pooling=pooling_of(checkpoint.folder) if encoder else "first",
-        notes=tuple(_notes(model)),
+        notes=(*_notes(model), *filter(None, [other_end])),
     )
 
 

@@ -247,30 +247,46 @@ def fit_special_tokens(model: Any, tokenizer: Any, where: str) -> None:
             )
 
 
-def neutral_generation(model: Any, tokenizer: Any) -> None:
+def neutral_generation(model: Any, tokenizer: Any) -> str | None:
     """Let generated text depend on the weights only, and end where the base, its chat template or
     training ends it.
 
-    transformers fills what a call of ``generate`` leaves open from ``model.generation_config``.
+    transformers fills what a call of ``generate`` leaves open from ``model.generation_config``, and
+    ends an answer where the base's configs say. Where they name another special token than the
+    tokenizer does, it becomes the tokenizer's end too, so that training teaches the end at which
+    decoding stops; the sentence returned says so.
     """
     from transformers import GenerationConfig
 
-    ends = answer_ends(tokenizer, model.generation_config, model.config)
+    own, named = tokenizer.eos_token_id, _ends_in(model.generation_config, model.config)
     template = ChatTemplate(tokenizer)
-    if template.own and template.stop is not None:
-        ends.add(template.stop)
+    stops = {template.stop} if template.own and template.stop is not None else set()
     places = model.get_input_embeddings().num_embeddings
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(end for end in ends if 0 <= end < places),
+        eos_token_id=sorted(end for end in {own, *named, *stops} if 0 <= end < places),
+    )
+    added = tokenizer.added_tokens_decoder
+    special = [n for n in named if 0 <= n < places and n in added and added[n].special]
+    if own in {*named, *stops} or not special:
+        return None
+    before, tokenizer.eos_token = tokenizer.eos_token, added[special[0]].content
+    return (
+        f"the tokenizer ends a text with {before}, the configs of the base with "
+        f"{tokenizer.eos_token}: training ends answers with the latter."
     )
 
 
 def answer_ends(tokenizer: Any, generation_config: Any, config: Any) -> set[int]:
     """The tokens that end an answer, as the tokenizer and the base's configs name them."""
-    ends: set[Any] = {tokenizer.eos_token_id}
+    return {tokenizer.eos_token_id, *_ends_in(generation_config, config)}
+
+
+def _ends_in(generation_config: Any, config: Any) -> list[int]:
+    """The tokens with which the base's configs end a text."""
+    ends: list[Any] = []
     for part in (generation_config, config.get_text_config()):
         value = getattr(part, "eos_token_id", None)
-        ends |= set(value) if isinstance(value, list | tuple) else {value}
-    return {end for end in ends if isinstance(end, int)}
+        ends += value if isinstance(value, list | tuple) else [value]
+    return [end for end in ends if isinstance(end, int)]

@@ -13,7 +13,7 @@ from lora_domains.errors import BaseModelError, DataError, UsageError
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
-from lora_domains.tasks.tokenization import EncodedExample
+from lora_domains.tasks.tokenization import EncodedExample, Tokenization
 
 PROMPTS = ["the red stone", "alpha beta gamma note"]
 SIDE_FILE = {
@@ -91,6 +91,28 @@ def test_an_answer_ends_where_the_base_or_its_training_ends_it(
         assert model.generate("the red", max_new_tokens=5) in (
             "", model.tokenizer.decode([end], skip_special_tokens=True)
         )  # fmt: skip
+
+
+def test_training_ends_answers_with_the_token_that_the_configs_name(
+    tmp_path: Path, copy: Path
+) -> None:
+    """Decoding stops there; an end that the base never saw may be impossible to learn."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    plain, end = model_in(tmp_path, copy), tokenizer.eos_token
+    tokenizer.eos_token = tokenizer.pad_token
+    tokenizer.save_pretrained(copy)
+    model = model_in(tmp_path, copy)
+    assert model.tokenizer.eos_token == end
+    assert Tokenization(model.tokenizer, 32).eos == plain.tokenizer.eos_token_id == 2
+    assert set(model.base.model.generation_config.eos_token_id) == {0, 2}
+    assert [note for note in model.base.notes if end in note and tokenizer.pad_token in note]
+    # Only a special token: configs name ordinary ones where nobody set them.
+    for name in ("config.json", "generation_config.json"):
+        rewritten(copy, name, eos_token_id=11)
+    model = model_in(tmp_path, copy)
+    assert (model.tokenizer.eos_token_id, model.base.notes) == (0, ())
 
 
 # ── Tokens without an embedding ─────────────────────────────────────────────────────────────────
