@@ -11,13 +11,13 @@ from lora_domains.dataset import Dataset
 from lora_domains.errors import ChatTemplateError, DataError
 from lora_domains.evaluation.linear import (
     Split,
-    logistic_regression,
     predict,
     support_vectors,
     tfidf_features,
 )
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.likelihoods import text_features
+from lora_domains.inference.linear_probe import logistic_regression
 from lora_domains.inference.scores import Scores, class_score
 from lora_domains.modeling.heads import own_layout
 from lora_domains.tasks import Example

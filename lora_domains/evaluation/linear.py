@@ -64,15 +64,6 @@ def support_vectors(strength: float) -> Any:
     return LinearSVC(C=strength, tol=0.1, random_state=0)
 
 
-def logistic_regression(strength: float) -> Any:
-    """Logistic regression on standardised features, for dense ones."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-
-
 def predict(
     classifier: Callable[[float], Any], train: Split, validation: Split, rows: Features,
     labels: int, score: Score,

@@ -25,8 +25,10 @@ from lora_domains.console import Display, format_bytes, format_duration
 from lora_domains.distributed import peak_memory
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded
+from lora_domains.inference.linear_probe import probe_head
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
+from lora_domains.modeling.heads import SENTENCE
 from lora_domains.modeling.lora import Adapter, Weights
 from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
@@ -105,9 +107,12 @@ class Run:
         if parent is not None:
             return continued_adapter(parent.adapter, self.adapter_name, lora)
         seed, classes = self.domain.training.seed, self.domain.task.head_classes
-        return new_adapter(
+        adapter = new_adapter(
             self.bank.base, self.adapter_name, lora, self.plan.rank, self.plan.alpha, seed, classes
         )
+        if adapter.head is None or adapter.head.layout != SENTENCE:
+            return adapter
+        return replace(adapter, head=probe_head(adapter.head, self.bank, self.train, self.display))
 
     # ── fit → run_epoch → train_step ────────────────────────────────────────────────────────────
 

@@ -10,6 +10,7 @@ from lora_domains.dataset import Dataset
 from lora_domains.domain import Lora
 from lora_domains.inference.choice_tree import tree
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.heads import SENTENCE, own_layout
 from lora_domains.probes.general_text import POOL
 from lora_domains.training.retention import Retention, choose_retention
 
@@ -22,6 +23,10 @@ MANY_TOKENS = 1000
 """Labels of this many tokens, shared beginnings counted once, are warned about."""
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
+
+PROBED = 1 / 3
+"""Share of the learning rate with which a head that starts as a linear probe is trained, and the
+adapter beside it (benchmarks/training/heads.py)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     for settings that the retention method cannot use.
     """
     settings = dataset.domain.training
-    lr, lr_reason = (settings.lr, "") if settings.lr is not None else derived_rate(base)
+    probed = dataset.domain.task.head and own_layout(base) == SENTENCE
+    lr, lr_reason = (settings.lr, "") if settings.lr is not None else derived_rate(base, probed)
     batch, batch_reason = settings.batch_size, ""
     if batch is None:
         batch, batch_reason = derived_batch(len(dataset.train), settings.epochs)
@@ -65,8 +71,11 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     familiar = base.id == "embedded" or dataset.domain.data.general is not None
     texts = len(dataset.general.training)
     retention, retention_reason = choose_retention(settings, texts, familiar, batch)
+    probe_reason = ""
+    if probed and dataset.parent is None:
+        probe_reason = "head: starts as logistic regression on the frozen features"
     reasons = (
-        lr_reason, batch_reason, rank_reason, retention_reason,
+        lr_reason, probe_reason, batch_reason, rank_reason, retention_reason,
         _general_reason(dataset, steps * settings.epochs * retention.rows),
     )  # fmt: skip
     warnings = (
@@ -81,15 +90,18 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     )  # fmt: skip
 
 
-def derived_rate(base: Base) -> tuple[float, str]:
+def derived_rate(base: Base, probed: bool = False) -> tuple[float, str]:
     """The learning rate for the base's width, and the reason in words.
 
     5e-4 · (2000 / width)^p with p = .78 (.08 for Qwen), with alpha 32 and LoRA scale alpha/r:
-    Thinking Machines, "LoRA Without Regret" (2025).
+    Thinking Machines, "LoRA Without Regret" (2025). A head that starts as a linear probe
+    (``probed``) is near its goal: the rate is ``PROBED`` of that.
     """
     power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
-    rate = float(f"{5e-4 * (2000 / base.width) ** power:.2g}")
-    return rate, f"learning rate {rate:g}: 5e-4 · (2000 / width {base.width})^{power:g}"
+    share = PROBED if probed else 1.0
+    rate = float(f"{share * 5e-4 * (2000 / base.width) ** power:.2g}")
+    times = f"{share:.2g} · " if probed else ""
+    return rate, f"learning rate {rate:g}: {times}5e-4 · (2000 / width {base.width})^{power:g}"
 
 
 def derived_batch(rows: int, epochs: int) -> tuple[int, str]:
