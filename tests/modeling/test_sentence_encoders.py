@@ -1,6 +1,5 @@
 """Sentence encoders are pooled the way their folder says, here and where adapters are used."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from support.encoders import make_encoder
+from support.encoders import MEAN, make_encoder, make_sentence_encoder
 from support.heads import headed, headed_domain, items, padded, served
 from support.models import model_in
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -23,16 +22,6 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.heads import features, head_logprobs, own_layout
 from lora_domains.report.card import Card
-
-MEAN = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False,
-        "pooling_mode_mean_tokens": True}  # fmt: skip
-
-
-def make_sentence_encoder(folder: Path, kind: str = "bert", **pooling: Any) -> Path:
-    make_encoder(folder, kind, saved="bare")
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling or MEAN))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Random encoders of BERT's, DistilBERT's and RoBERTa's shape, with a small WordPiece tokenizer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from lora_domains.modeling.base_check import ENCODERS
 
 SMALL = {"vocab_size": 300, "max_position_embeddings": 64, "eos_token_id": 3}
 KINDS = ENCODERS
+MEAN = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": True}  # fmt: skip
+"""What the folder of a sentence encoder says of its pooling."""
 
 
 def config_of(kind: str) -> Any:
@@ -32,6 +36,13 @@ def make_encoder(folder: Path, kind: str = "distilbert", *, saved: str = "masked
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_sentence_encoder(folder: Path, kind: str = "bert", **pooling: Any) -> Path:
+    make_encoder(folder, kind, saved="bare")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling or MEAN))
     return folder
 
 
