@@ -120,7 +120,7 @@ def main() -> None:
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     if not flags.table:
         done = {(found["way"], found["rows"], found["seed"]) for found in runs}
-        for seed, name, way in product(SEEDS, flags.only, reversed(WAYS)):
+        for seed, name, way in product(SEEDS, flags.only, WAYS):
             if (way, name, seed) not in done:
                 runs.append(run(way, name, seed, flags.base, flags.rows))
                 print(json.dumps(runs[-1]), flush=True)

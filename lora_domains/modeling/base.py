@@ -215,7 +215,6 @@ def load_base(
     encoder, stored = is_bidirectional(config), stored_quantization(config, quantization, where)
     announce(estimated_bytes(tensors, chosen, None if stored else quantization), target)
     tokenizer = load_tokenizer(checkpoint, where, encoder)
-    own_identity = identity(checkpoint, tokenizer)  # of the tokenizer as it is stored
     model = _load(checkpoint, where, encoder, _options(chosen, quantization, stored, target))
     quantization = quantization or stored
     if quantization is None:
@@ -225,6 +224,7 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     fit_special_tokens(model, tokenizer, where)
+    own_identity = identity(checkpoint, tokenizer)  # of the tokenizer as it is stored
     stored_generation = getattr(model, "generation_config", None)
     other_end = None if encoder else neutral_generation(model, tokenizer)
     check_behaviour(model, tokenizer.pad_token_id, quantization, where)

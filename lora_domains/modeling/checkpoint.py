@@ -175,8 +175,7 @@ class Safetensors(Checkpoint):
         left = entry.stop - entry.start
         with path.open("rb") as file:
             file.seek(entry.start)
-            while left > 0:
-                block = file.read(min(left, BLOCK))
+            while left > 0 and (block := file.read(min(left, BLOCK))):
                 yield block
                 left -= len(block)
 
