@@ -1,5 +1,6 @@
 """Base formats: safetensors, and one that is added from outside the package."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,17 @@ def test_a_header_gives_shapes_and_places(tiny_base: Path) -> None:
     for name, (info, start, stop) in entries.items():
         assert info == TensorInfo("F32", tuple(tensors[name].shape))
         assert content[start:stop] == tensors[name].numpy().tobytes()
+
+
+def test_a_cut_off_file_is_read_to_its_end(tmp_path: Path, tiny_base: Path) -> None:
+    found = checkpoint.find_checkpoint(str(tiny_base), None, "here")
+    name = max(found.tensors, key=lambda n: np.prod(found.tensors[n].shape))
+    whole = b"".join(found.content(name))
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_base, copy)
+    path = copy / "model.safetensors"
+    cut = checkpoint.find_checkpoint(str(copy), None, "here")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    parts = {n: b"".join(cut.content(n)) for n in cut.tensors}
+    assert sum(map(len, parts.values())) < path.stat().st_size
+    assert len(parts[name]) <= len(whole)
