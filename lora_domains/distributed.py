@@ -1,4 +1,4 @@
-"""The processes and the machine of a run: who writes, how scoring is shared, memory, versions.
+"""The processes of a run: who writes, how scoring is shared, their threads, and versions.
 
 Every process holds the whole frozen base. The processes share the rows and exchange only the
 adapter's gradients. A launch that would not run as requested is refused or warned about.
@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from lora_domains import __version__
 from lora_domains.errors import LoraDomainsError, UsageError
-
-if TYPE_CHECKING:  # reading a card or loading an adapter imports no view
-    from lora_domains.console import Display
 
 R = TypeVar("R")
 _sharing: ContextVar[bool] = ContextVar("lora_domains_sharing", default=False)
@@ -170,6 +167,15 @@ def anywhere(flag: bool) -> bool:
     return any(gather_object([flag]))
 
 
+def smallest(value: int) -> int:
+    """The smallest ``value`` of any process; all of them must call this."""
+    if state().num_processes == 1:
+        return value
+    from accelerate.utils import gather_object
+
+    return int(min(gather_object([value])))
+
+
 # ── All processes score ─────────────────────────────────────────────────────────────────────────
 
 
@@ -199,35 +205,59 @@ def own_share(work: Iterable[R], skipped: Callable[[R], object]) -> Iterator[R]:
             skipped(piece)
 
 
+def is_shared() -> bool:
+    """Whether several processes share the scoring of this call."""
+    return _sharing.get() and state().num_processes > 1
+
+
 def merged(results: Mapping[int, R]) -> dict[int, R]:
     """The results of all processes, by their numbers."""
-    if not _sharing.get() or state().num_processes == 1:
+    if not is_shared():
         return dict(results)
     from accelerate.utils import gather_object
 
     return {key: value for part in gather_object([dict(results)]) for key, value in part.items()}
 
 
-# ── Memory and versions of the machine ──────────────────────────────────────────────────────────
+# ── The machine ─────────────────────────────────────────────────────────────────────────────────
 
 
-def free_bytes(device: torch.device) -> int:
-    """Free bytes of ``device``; of the machine's memory for a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+def processes_here() -> int:
+    """How many processes of this run share this machine."""
+    return _number("LOCAL_WORLD_SIZE")
+
+
+def use_cores(threads: int | None = None) -> None:
+    """Compute with ``threads`` threads, or on a CPU with this process's share of the cores.
+
+    ``accelerate launch`` gives each process one thread unless it is told otherwise. The share is
+    taken only then: a number of threads that the user set stays.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+        return
+    by_launcher = os.environ.get("OMP_NUM_THREADS") == "1" and not _threads_requested()
+    if state().device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and by_launcher:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_here()))
+
+
+def _threads_requested() -> bool:
+    """Whether ``accelerate launch`` was told a number of threads, in its environment or by flag.
+
+    It sets OMP_NUM_THREADS for its processes in either case, so it has to be asked itself.
+    """
     import psutil
 
-    return int(psutil.virtual_memory().available)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes used so far: on an accelerator, or by this process for a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(kilobytes) * (1024 if os.uname().sysname == "Linux" else 1)
+    try:
+        for process in psutil.Process().parents():
+            command = process.cmdline()
+            if any("accelerate" in part for part in command):
+                flags = [part.replace("-", "_") for part in command]
+                by_flag = any(flag.startswith("__num_cpu_threads_per_process") for flag in flags)
+                return by_flag or "OMP_NUM_THREADS" in process.environ()
+    except psutil.Error:
+        return False  # it has ended, or belongs to another user
+    return False
 
 
 def ran_out(error: Exception) -> bool:
@@ -235,43 +265,6 @@ def ran_out(error: Exception) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
-
-
-def release(device: torch.device) -> None:
-    """Free what a failed pass left in the allocator's cache."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def report_memory(
-    display: "Display", quantization: str | None, *, quiet: bool = False
-) -> Callable[[int, torch.device], None]:
-    """A function that shows the bytes a base needs on a device, and warns if they are not free.
-
-    With ``quiet`` it only warns.
-    """
-
-    from lora_domains.console import format_bytes
-
-    def report(needed: int, device: torch.device) -> None:
-        free = free_bytes(device)
-        if not quiet:
-            sizes = f"about {format_bytes(needed)} for the base, of {format_bytes(free)} free"
-            display.stage("memory", None, None, f"{sizes} on {device}")
-        if warning := memory_warning(needed, free, quantization):
-            display.warn(warning)
-
-    return report
-
-
-def memory_warning(needed: int, free: int, quantization: str | None) -> str | None:
-    """A warning when a base will not fit into ``free`` bytes."""
-    if needed <= free:
-        return None
-    from lora_domains.console import format_bytes
-
-    hint = "" if quantization == "4bit" else "; --load-in-4bit takes about a quarter"
-    return f"the base takes about {format_bytes(needed)} and {format_bytes(free)} are free{hint}."
 
 
 def environment(device: torch.device, quantization: str | None, seed: int) -> dict[str, Any]:

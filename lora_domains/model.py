@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +19,12 @@ from lora_domains.console import Display
 from lora_domains.data.prepare import Prepared
 from lora_domains.data.source import Data, Source, in_memory
 from lora_domains.dataset import Dataset, load_dataset
-from lora_domains.distributed import report_memory
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import benchmark
-from lora_domains.evaluation.verdict_run import evaluate
+from lora_domains.evaluation.verdict_run import evaluate, evaluation_seconds
 from lora_domains.inference.likelihoods import base_state
+from lora_domains.inference.memory import report_memory
 from lora_domains.inference.predict import (
     Prediction,
     continuations,
@@ -188,6 +189,7 @@ class DomainModel:
         resume: bool = False,
         tracker: str | None = None,
         dry_run: bool = False,
+        no_evaluate: bool = False,
         prepared: Prepared | None = None,
         **settings: Any,
     ) -> Card | None:
@@ -195,9 +197,10 @@ class DomainModel:
 
         ``init_from`` is a saved adapter from which to continue. ``resume`` continues an interrupted
         run. ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` checks the rows, shows the
-        plan and tries one step, without training or writing. ``prepared`` are the rows if they were
-        read already (``data.prepare``). ``settings`` are those of a domain
-        (``epochs=3``, ``lr=…``, ``rank=…``). A saved adapter of the same name becomes a version.
+        plan and estimates memory and time, without training or writing: the time of training and
+        of evaluating test rows, or validation rows with ``no_evaluate``. ``prepared`` are the rows
+        if they were read already. ``settings`` are those of a domain (``epochs=3``, ``lr=…``). A
+        saved adapter of the same name becomes a version.
 
         Returns the card, which has no verdict before ``evaluate``; None after a dry run. Raises
         UsageError for an unknown setting, DataError or LeakError for rows that cannot be used, and
@@ -219,9 +222,13 @@ class DomainModel:
             init_from=init_from, resume=resume, prepared=prepared,
         )  # fmt: skip
         self._datasets[domain.name] = dataset
+        evaluation = partial(
+            evaluation_seconds, self.bank, dataset, embedded(),
+            base_changed=self._base_changed, test=bool(dataset.test) and not no_evaluate,
+        )  # fmt: skip
         card = fit(
             self.bank, dataset, self.out, self.display,
-            resume=resume, tracker=tracker, dry_run=dry_run,
+            resume=resume, tracker=tracker, dry_run=evaluation if dry_run else None,
         )  # fmt: skip
         if card is not None:
             # Load what was saved, so that this is what gets evaluated.

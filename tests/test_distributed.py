@@ -23,7 +23,8 @@ CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 def launch(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("OMP_NUM_THREADS", None)
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, arguments)]
     return subprocess.run(
@@ -50,6 +51,7 @@ def two(
     done = launch(
         "--config_file", ROOT / "recipes" / "accelerate" / "ddp.yaml", "--main_process_port", 0,
         ROOT / "tests" / "support" / "launched.py", tiny_base, out / "rows.jsonl", out,
+        OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = [json.loads((out / f"rank{n}.json").read_text()) for n in (0, 1)]
@@ -199,6 +201,31 @@ def test_options_of_a_launch_without_effect_are_warned_about(
     monkeypatch.setenv(variable, value)
     (warning,) = distributed.launch_warnings()
     assert text in warning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("threads", "flags", "cores"),
+    [
+        pytest.param("1", (), 1, id="asked for by the environment"),
+        pytest.param("", ("--num-cpu-threads-per-process", 1), 1, id="asked for by a flag"),
+        pytest.param("", (), os.cpu_count(), id="not asked for"),
+    ],
+)
+def test_a_launch_computes_with_the_threads_it_was_told(
+    tmp_path: Path, threads: str, flags: tuple[object, ...], cores: int
+) -> None:
+    """Accelerate sets OMP_NUM_THREADS=1 where nobody asked for it; then all cores are used."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\nfrom lora_domains import distributed\n"
+        "distributed.use_cores()\nprint('threads', torch.get_num_threads())\n"
+    )
+    variables = {"OMP_NUM_THREADS": threads} if threads else {}
+    done = launch("--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no",
+                  "--dynamo_backend", "no", *flags, script, **variables)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["threads", str(cores)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

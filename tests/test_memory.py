@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_base
 
-from lora_domains.distributed import memory_warning
+from lora_domains.inference.memory import memory_warning
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.checkpoint import estimated_bytes
@@ -34,7 +34,7 @@ def test_memory_is_estimated_before_a_base_is_loaded(tmp_path: Path, quantizatio
 def test_from_pretrained_warns_of_a_base_that_will_not_fit(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lora_domains.distributed.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("lora_domains.inference.memory.free_bytes", lambda _: 1000)
     DomainModel.from_pretrained(tiny_base, device="cpu")
     output = "".join(capsys.readouterr())
     assert "are free" in output

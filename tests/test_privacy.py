@@ -60,7 +60,7 @@ def test_no_row_text_is_in_a_checkpoint_or_an_error(
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
-        calls += 1
+        calls += not args[1][0].id.startswith("trial")  # on which memory is measured
         return right(*args) * (float("nan") if calls > 5 else 1.0)
 
     monkeypatch.setattr(gradients, "text_nats", explode)

@@ -30,11 +30,11 @@ from shape import save_random
 from lora_domains import DomainModel
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.console import Display
-from lora_domains.distributed import peak_memory
 from lora_domains.domain import Lora
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.evaluation.store import Store
 from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.inference.memory import peak_memory
 from lora_domains.probes.suite import embedded
 from lora_domains.tasks.tokenization import EncodedExample, EncodedRow, Tokenization
 

@@ -164,6 +164,9 @@ def differences(then: Card, now: Card) -> list[str]:
         different.append("other training settings")
     if one.settings["lora"] != two.settings["lora"]:
         different.append("other LoRA settings")
+    memory = [entry.training.get("pass_bytes") for entry in (one, two)]
+    if None not in memory and memory[0] != memory[1]:
+        different.append(f"memory of a pass: {memory[0]:,} → {memory[1]:,} bytes")
     return different
 
 

@@ -5,7 +5,6 @@ reports other exit codes as a crash.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,7 +78,7 @@ def fit_and_evaluate(
         display.stage("task", None, None, proposed)
     trained = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
-        tracker=flags.tracker, prepared=prepared,
+        tracker=flags.tracker, prepared=prepared, no_evaluate=flags.no_evaluate,
     )  # fmt: skip
     if trained is None:
         return None
@@ -126,16 +125,22 @@ def open_model(
     ``options`` are others of ``DomainModel.from_pretrained``.
     """
     from lora_domains import distributed
+    from lora_domains.inference.memory import reuse_pass_limit
     from lora_domains.model import DomainModel
 
     display = display or Display(quiet=not distributed.is_main())
-    _use_cores(distributed.state(), card)
+    # Rounding depends on the number of threads: a repeated run gets that of the first.
+    threads = card.environment.get("threads") if card is not None else None
+    distributed.use_cores(None if threads is None else int(threads))
     if title:
         display.title(title)
     options |= {"path_or_id": flags.base, "quantization": quantization(flags)}
     if card is not None:
         options |= _base_of(card, flags)
-    return DomainModel.from_pretrained(**options, out=out or flags.out, display=display)
+    model = DomainModel.from_pretrained(**options, out=out or flags.out, display=display)
+    if card is not None and (limit := card.adapter.training.get("pass_bytes")) is not None:
+        reuse_pass_limit(model.base.model, limit, display.warn)
+    return model
 
 
 def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:
@@ -158,18 +163,3 @@ def _base_of(card: Card, flags: argparse.Namespace) -> dict[str, Any]:
         "quantization": quantization(flags) or card.base.quantization,
         "dtype": card.base.dtype,
     }
-
-
-def _use_cores(state: Any, card: Card | None) -> None:
-    """Give a CPU process its share of the cores, since ``accelerate launch`` gives it one thread.
-
-    A repeated run gets the number of threads of the first, which rounding depends on.
-    """
-    import torch
-
-    if card is not None:
-        torch.set_num_threads(int(card.environment.get("threads") or torch.get_num_threads()))
-        return
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if state.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))

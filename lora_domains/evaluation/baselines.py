@@ -16,7 +16,6 @@ from lora_domains.evaluation.linear import (
     tfidf_features,
 )
 from lora_domains.evaluation.scorer import Part, Scorer
-from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.linear_probe import logistic_regression
 from lora_domains.inference.scores import Scores, class_score
 from lora_domains.modeling.heads import own_layout
@@ -143,13 +142,8 @@ def frozen_features(setting: BaselineInputs) -> Scores | None:
     splits = (dataset.train, dataset.validation, setting.rows)
     total = sum(map(len, splits))
     with bank.routed(None), setting.scorer.display.progress("frozen features", total) as advance:
-        features = [
-            text_features(
-                bank.base.model, [row.encoded for row in rows],
-                bank.base.pad, advance, own_layout(bank.base).pooling,
-            ).numpy()
-            for rows in splits
-        ]  # fmt: skip
+        pooling = own_layout(bank.base).pooling
+        features = [setting.scorer.features(rows, pooling, advance).numpy() for rows in splits]
     targets = [[row.example.target for row in rows] for rows in splits]
     return setting.predicted(logistic_regression, features, targets)
 

@@ -21,6 +21,7 @@ from lora_domains.evaluation.contenders import (
     DomainScores,
     GeneralScores,
     largest_feature_move,
+    rules,
     score_domain,
     score_general,
     scored_rows,
@@ -33,7 +34,6 @@ from lora_domains.evaluation.verdict_run import (
     Evaluated,
     check_fits,
     judge,
-    rules,
     use_settings,
 )
 from lora_domains.modeling.bank import Bank
@@ -150,7 +150,8 @@ def _entry(bank: Bank, name: str, datasets: Mapping[str, Dataset]) -> AdapterEnt
         domain = dataset.domain
         entry = foreign_card(bank[name], bank.base, domain, dataset.prepared).adapter
         # Of use where no text is scored (``_set_general``).
-        move = largest_feature_move(bank, name, scored_rows(dataset))
+        scorer = Scorer(bank, Display(quiet=True))
+        move = largest_feature_move(scorer, name, scored_rows(dataset))
         entry.judged = {"base_changed": False, "largest_move": finite(move)}
         return entry
     card = bank[name].card

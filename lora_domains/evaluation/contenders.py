@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from lora_domains import distributed
 from lora_domains.console import Display
 from lora_domains.dataset import Dataset
+from lora_domains.domain import Domain
 from lora_domains.evaluation.baselines import baseline_scores
 from lora_domains.evaluation.items import (
     Items,
@@ -20,9 +22,7 @@ from lora_domains.evaluation.items import (
     text_items,
 )
 from lora_domains.evaluation.scorer import Part, Scorer
-from lora_domains.inference.likelihoods import text_features
 from lora_domains.inference.scores import Scores, apply_threshold, model_scores
-from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import WINDOW
 from lora_domains.modeling.heads import own_layout
@@ -30,6 +30,7 @@ from lora_domains.probes.suite import Suite
 from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
 from lora_domains.tasks import LanguageModelling, Task
 from lora_domains.tasks.tokenization import EncodedRow, Tokenization
+from lora_domains.verdict.rules import finite
 
 TRAIN_SAMPLE = 500
 """The most training rows that are scored for the overfit gate."""
@@ -239,12 +240,46 @@ def general_knowledge(base: Base) -> str:
     return "masked tokens" if base.language_head else "nothing"
 
 
-def largest_feature_move(bank: Bank, adapter: str, rows: Sequence[EncodedRow]) -> float:
+def largest_feature_move(scorer: Scorer, adapter: str, rows: Sequence[EncodedRow]) -> float:
     """The largest change of a feature by the adapter, for a base without logits."""
-    encoded, pad = [row.encoded for row in rows], bank.base.pad
-    features = []
+    features, pooling = [], own_layout(scorer.bank.base).pooling
     for route in (None, adapter):
-        with bank.routed(route):
-            pooling = own_layout(bank.base).pooling
-            features.append(text_features(bank.base.model, encoded, pad, pooling=pooling))
+        with scorer.bank.routed(route):
+            features.append(scorer.features(rows, pooling))
     return float((features[0] - features[1]).abs().max())
+
+
+# ── Everything ──────────────────────────────────────────────────────────────────────────────────
+
+
+def score_adapter(
+    scorer: Scorer, dataset: Dataset, suite: Suite, name: str, key: bytes, parent: str | None
+) -> tuple[Items, dict[str, Any]]:
+    """The items of the adapter ``name``, and ``judged`` of its card but for ``base_changed``."""
+    with distributed.sharing():
+        own = score_domain(scorer, dataset, [name], key, parent=parent)[name]
+        length = dataset.tokenization.max_length
+        general = score_general(scorer, suite, length, [name], key)[name]
+        largest_move = general.largest_move
+        if not largest_move:  # no text was scored
+            largest_move = largest_feature_move(scorer, name, scored_rows(dataset))
+    return own.items + general.items, {
+        **rules(dataset.domain, scorer.bank.base),
+        "largest_move": finite(largest_move),
+        "suite": suite.name,
+        "threshold": own.threshold,
+    }
+
+
+def rules(domain: Domain, base: Base) -> dict[str, Any]:
+    """The part of ``judged`` that says how figures are computed from items."""
+    task = domain.task
+    return {
+        "metric": domain.primary_metric,
+        "labels": list(task.labels or ()),
+        "positive": task.positive,
+        "loss": task.loss_unit,
+        "prevalence": domain.prevalence,
+        "knowledge": general_knowledge(base),
+        "embedded_base": base.id == "embedded",
+    }

@@ -7,16 +7,22 @@ processes share the batches and get the scores that one process gets.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
-from lora_domains.console import Display
+from lora_domains.console import EVALUATION, Clock, Display, estimated_phases
 from lora_domains.evaluation.store import Store
-from lora_domains.inference.likelihoods import drift
+from lora_domains.inference.batches import Progress, no_progress, padded_tokens
+from lora_domains.inference.likelihoods import drift, text_features
 from lora_domains.inference.scores import Score, Scores, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
@@ -25,6 +31,7 @@ from lora_domains.tasks.tokenization import EncodedExample, EncodedRow
 BLOCK = 512
 """Scores between two writes to the store; a killed run loses no more than these."""
 
+R = TypeVar("R")
 Cell = tuple[int, str | None]
 """The number of an example in its part, and the contender that it is scored by."""
 ByContender = dict[str | None, dict[int, dict[str, float]]]
@@ -77,6 +84,13 @@ class Scorer:
                     scored[name][i] = record
                 self._keep(paths, block, scored)
         return {name: [scored[name][i] for i in range(len(part.rows))] for name in contenders}
+
+    def features(
+        self, rows: Sequence[EncodedRow], pooling: str, progress: Progress = no_progress
+    ) -> Tensor:
+        """The features of ``rows`` under the current route (see ``likelihoods.text_features``)."""
+        model, pad = self.bank.base.model, self.bank.base.pad
+        return text_features(model, [row.encoded for row in rows], pad, progress, pooling)
 
     def drift(self, part: Part, adapters: Sequence[str]) -> dict[str, list[dict[str, float]]]:
         """For each adapter the fields of ``likelihoods.drift`` of every row of ``part``."""
@@ -148,3 +162,57 @@ class Scorer:
         for name, path in paths.items():
             if records := {i: scored[name][i] for i, n in block if n == name}:
                 self.store.append(path, records)
+
+
+class TimedScorer(Scorer):
+    """Scores a part of the rows, to tell how long all of them take.
+
+    The records of the other rows are copies, so that what follows takes as long as it would.
+    """
+
+    unspent = 0.0
+    """Seconds that all rows would have taken beyond those that were spent."""
+
+    def scores(self, part: Part, contenders: Sequence[str | None]) -> dict[str | None, Scores]:
+        score = super().scores
+
+        def some(rows: list[EncodedRow], name: str | None) -> Scores:
+            return score(replace(part, rows=rows), [name])[name]
+
+        return {name: self._some(part.rows, partial(some, name=name)) for name in contenders}
+
+    def features(
+        self, rows: Sequence[EncodedRow], pooling: str, progress: Progress = no_progress
+    ) -> Tensor:
+        read = super().features
+        if not rows:
+            return read(rows, pooling)
+        return torch.stack(self._some(rows, lambda rows: list(read(rows, pooling))))
+
+    def drift(self, part: Part, adapters: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+        measure = super().drift
+
+        def some(rows: list[EncodedRow]) -> list[dict[str, dict[str, float]]]:
+            moved = measure(replace(part, rows=rows), adapters)
+            return [{name: moved[name][at] for name in adapters} for at in range(len(rows))]
+
+        records = self._some(part.rows, some)
+        return {name: [record[name] for record in records] for name in adapters}
+
+    def _some(
+        self, rows: Sequence[EncodedRow], score: Callable[[list[EncodedRow]], list[R]]
+    ) -> list[R]:
+        scored: list[R] = []
+
+        def timed(part: list[EncodedRow], clock: Clock) -> None:
+            with clock.phase(EVALUATION):
+                scored[:] = score(part)
+
+        spent: dict[str, float] = {}
+        with Clock(spent).phase(EVALUATION):
+            whole = estimated_phases(rows, timed, self._padded)
+        self.unspent += whole.get(EVALUATION, 0.0) - spent[EVALUATION]
+        return [scored[at * len(scored) // len(rows)] for at in range(len(rows))]
+
+    def _padded(self, rows: Sequence[EncodedRow]) -> int:
+        return padded_tokens(self.bank.base.model, [row.encoded for row in rows])

@@ -6,7 +6,8 @@ and each keeps to the budget of its test rows (``verdict.ledger``).
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
 from lora_domains.adapters.foreign import foreign_card, is_foreign, save_evaluation
 from lora_domains.adapters.parent import loaded_parent
-from lora_domains.console import Display
+from lora_domains.console import EVALUATION, Clock, Display
 from lora_domains.data.identity import (
     FOLDER,
     digest_key,
@@ -29,17 +30,10 @@ from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain, as_record
 from lora_domains.errors import AdapterCorrupt, AdapterError, UsageError
-from lora_domains.evaluation.contenders import (
-    general_knowledge,
-    largest_feature_move,
-    score_domain,
-    score_general,
-    score_validation,
-    scored_rows,
-)
+from lora_domains.evaluation.contenders import score_adapter, score_validation
 from lora_domains.evaluation.items import Items, make_items
 from lora_domains.evaluation.leak_search import OWN_SUITES, leaks_of, with_inherited
-from lora_domains.evaluation.scorer import Scorer
+from lora_domains.evaluation.scorer import Scorer, TimedScorer
 from lora_domains.inference.predict import length_of
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -48,6 +42,7 @@ from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, Card, read_items
 from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
+from lora_domains.tasks import Task
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.ledger import (
     RowSet,
@@ -58,7 +53,6 @@ from lora_domains.verdict.ledger import (
     end_evaluation,
     standing,
 )
-from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import every_metric
 
@@ -89,24 +83,12 @@ def evaluate(
     evaluated.announce(display)
     key, scorer = distributed.on_main(lambda: digest_key(out)), Scorer(bank, display)
     continued_from = loaded_parent(bank, name, dataset.parent, out, display.warn)
-    with continued_from as parent, distributed.sharing():
-        own = score_domain(scorer, dataset, [name], key, parent=parent)[name]
-        length = dataset.tokenization.max_length
-        general = score_general(scorer, suite, length, [name], key)[name]
-        largest_move = general.largest_move
-        if not largest_move:  # no text was scored
-            largest_move = largest_feature_move(bank, name, scored_rows(dataset))
+    with continued_from as parent:
+        items, judged = score_adapter(scorer, dataset, suite, name, key, parent)
     use_settings(entry, dataset.domain)
     entry.leaks = leaks
-    entry.judged = {
-        **rules(dataset.domain, bank.base),
-        "base_changed": base_changed(),
-        "largest_move": finite(largest_move),
-        "suite": suite.name,
-        "threshold": own.threshold,
-    }
+    entry.judged = {**judged, "base_changed": base_changed()}
     path = bank[name].path
-    items = own.items + general.items
     if path is not None and not dataset.domain.task.targets:
         items += _validation_items(path)
     judge(entry, items, evaluated)
@@ -118,6 +100,43 @@ def evaluate(
     return card
 
 
+@normalised_once()
+def evaluation_seconds(
+    bank: Bank,
+    dataset: Dataset,
+    suite: Suite,
+    name: str,
+    base_changed: Callable[[], bool],
+    *,
+    test: bool,
+) -> float:
+    """An estimate of how long it takes to evaluate an adapter like ``name``, in seconds.
+
+    Parts of the rows are scored by the adapter as it is, and nothing is kept. Without ``test`` it
+    is the time of ``validation_scores``.
+    """
+    domain, spent = dataset.domain, dict[str, float]()
+    scorer = TimedScorer(bank, Display(quiet=True))
+    with Clock(spent).phase(EVALUATION), ExitStack() as stack:
+        if not test:
+            with distributed.sharing():
+                contenders = score_validation(scorer, dataset, name)
+            _figures(make_items("validation", dataset.validation, contenders, b""), domain.task)
+        else:
+            leaks = leaks_of(dataset, suite, bank.base, elsewhere=False)
+            parent = None
+            if dataset.parent is not None:
+                parent = f"{name}__parent"
+                bank.add(replace(dataset.parent.adapter, name=parent))
+                stack.callback(bank.remove, parent)
+            items, judged = score_adapter(scorer, dataset, suite, name, b"", parent)
+            judged["base_changed"] = base_changed()
+            settings = as_record(domain)
+            figures(AdapterEntry(domain=domain.name, path=domain.name, sha256=None, leaks=leaks,
+                                 settings=settings, judged=judged), items)  # fmt: skip
+    return spent[EVALUATION] + scorer.unspent
+
+
 def validation_scores(
     bank: Bank, dataset: Dataset, out: Path, display: Display
 ) -> dict[str, dict[str, Any]]:
@@ -127,7 +146,7 @@ def validation_scores(
     nothing. The scores of the rows are stored with the adapter, so that seeds can be compared.
     ``out`` holds the key of their digests.
     """
-    domain, task, adapter = dataset.domain, dataset.domain.task, bank[dataset.domain.name]
+    domain, adapter = dataset.domain, bank[dataset.domain.name]
     key = distributed.on_main(lambda: digest_key(out))
     with distributed.sharing():
         contenders = score_validation(Scorer(bank, display), dataset, domain.name)
@@ -135,6 +154,10 @@ def validation_scores(
     path, card = adapter.path, adapter.card
     if path is not None and card is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, items))
+    return _figures(items, domain.task)
+
+
+def _figures(items: Items, task: Task) -> dict[str, dict[str, Any]]:
     return every_metric(ScoreTable(items), task.labels or (), task.positive_index)
 
 
@@ -154,20 +177,6 @@ def _checked_card(bank: Bank, dataset: Dataset, display: Display) -> Card:
         return foreign_card(bank[name], bank.base, dataset.domain, dataset.prepared)
     check_fits(bank, name, card.adapter, dataset, display)
     return card
-
-
-def rules(domain: Domain, base: Base) -> dict[str, Any]:
-    """The part of ``judged`` that says how figures are computed from items."""
-    task = domain.task
-    return {
-        "metric": domain.primary_metric,
-        "labels": list(task.labels or ()),
-        "positive": task.positive,
-        "loss": task.loss_unit,
-        "prevalence": domain.prevalence,
-        "knowledge": general_knowledge(base),
-        "embedded_base": base.id == "embedded",
-    }
 
 
 def use_settings(entry: AdapterEntry, domain: Domain) -> None:

@@ -1,15 +1,23 @@
-"""Batches of scoring: examples of similar size, shared by processes, halved when too large."""
+"""Batches of scoring: examples of similar size, within tokens, logits and memory of a pass.
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+Several processes share the batches. One that runs out of memory all the same is halved.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
-from lora_domains.distributed import merged, own_share, ran_out, release
+from lora_domains.distributed import is_shared, merged, own_share, ran_out, smallest
 from lora_domains.errors import OutOfMemory
+from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
 from lora_domains.modeling.batching import chunks
-from lora_domains.modeling.routing import narrowed
+from lora_domains.modeling.heads import features
+from lora_domains.modeling.routing import entered, narrowed
 from lora_domains.tasks.tokenization import EncodedExample
 
 R = TypeVar("R")
@@ -17,6 +25,8 @@ TOKENS = 4096
 """Padded tokens of one forward pass in scoring, on a CPU; times 8 on an accelerator."""
 LOGITS = 2**27
 """Elements of the logits of one forward pass, at most: 512 MiB in fp32, or one example."""
+LOGIT_BYTES = 32
+"""Memory that scoring takes for each logit, at most: ``drift`` holds base and adapter together."""
 
 Progress = Callable[[int], None]
 """Called with the number of examples just finished."""
@@ -26,15 +36,68 @@ def no_progress(_: int) -> None:
     return None
 
 
-def token_budget(device: torch.device) -> int:
-    """Padded tokens of one forward pass on ``device``, at most."""
-    return TOKENS if device.type == "cpu" else 8 * TOKENS
+class Size(NamedTuple):
+    """What an example takes of a pass."""
+
+    tokens: int
+    positions: int
+    """Tokens whose logits are computed."""
+    cached: int = 0
+    """Tokens whose keys and values are kept while text is generated."""
 
 
-def text_cost(example: EncodedExample, most: int, vocabulary: int) -> int:
-    """What an example takes of the ``most`` tokens of a pass: its tokens, or the share of
-    ``LOGITS`` that the logits of its answer take."""
-    return max(len(example), len(example.answer) * vocabulary * most // LOGITS)
+def text_size(example: EncodedExample) -> Size:
+    return Size(len(example), len(example.answer))
+
+
+def generated_size(prompt: Sized, new_tokens: int) -> Size:
+    """The size of a prompt after which up to ``new_tokens`` are generated."""
+    return Size(len(prompt), 1, len(prompt) + new_tokens)
+
+
+class Budget:
+    """What one forward pass through a model may take: tokens, logits and, on a CPU, memory."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokens = TOKENS if model.device.type == "cpu" else 8 * TOKENS
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+        self.model, self.limit = model, pass_limit(model)
+
+    def weight(self, size: Size) -> int:
+        """The tokens of the pass that an example takes, or as large a share of its logits or of its
+        memory, if that is more."""
+        logits = size.positions * self.vocabulary
+        weight = max(size.tokens, logits * self.tokens // LOGITS)
+        if self.limit < math.inf:
+            weight = max(weight, math.ceil(self.bytes(size) * self.tokens / self.limit))
+        return weight
+
+    def bytes(self, size: Size) -> float:
+        """The memory that an example takes."""
+        kept = size.cached * cached_bytes(self.model) if size.cached else 0.0
+        logits = size.positions * self.vocabulary
+        return kept + scoring_cost(self.model)(1, size.tokens, logits)
+
+    def parts(self, sizes: Sequence[Size], copies: int = 1) -> Iterator[list[int]]:
+        """Positions of ``sizes`` in order, in parts whose ``copies`` fit into memory together."""
+        part: list[int] = []
+        largest = 0.0
+        for at, size in enumerate(sizes):
+            own = copies * self.bytes(size) if self.limit < math.inf else 0.0
+            if part and (len(part) + 1) * max(largest, own) > self.limit:
+                yield part
+                part, largest = [], 0.0
+            part.append(at)
+            largest = max(largest, own)
+        if part:
+            yield part
+
+
+def padded_tokens(model: Any, examples: Sequence[EncodedExample]) -> int:
+    """The tokens of all batches of ``examples``, with padding."""
+    budget = Budget(model)
+    batches = chunks(examples, budget.tokens, lambda example: budget.weight(text_size(example)))
+    return sum(len(batch) * max(len(examples[at]) for at in batch) for batch in batches)
 
 
 def in_batches(
@@ -42,20 +105,20 @@ def in_batches(
     examples: Sequence[EncodedExample],
     score: Callable[[list[EncodedExample]], Sequence[R]],
     progress: Progress = no_progress,
-    weight: Callable[[EncodedExample], int] | None = None,
+    size: Callable[[EncodedExample], Size] = text_size,
 ) -> list[R]:
     """``score`` of every example, computed in batches of similar weight, in the order given.
 
-    By default an example weighs its ``text_cost``. Under a mixed route each example keeps its own
+    ``size`` says what an example takes of a pass. Under a mixed route each example keeps its own
     adapter. Inside ``sharing`` the processes share the batches, which stay the same. A batch that
     runs out of memory is halved; raises OutOfMemory where a single example does.
     """
     scores: dict[int, R] = {}
-    most = token_budget(model.device)
-    if weight is None:
-        vocabulary = model.config.get_text_config().vocab_size
-        weight = partial(text_cost, most=most, vocabulary=vocabulary)
-    for chunk in own_share(chunks(examples, most, weight), lambda chunk: progress(len(chunk))):
+    budget = Budget(model)
+    if is_shared() and budget.limit < math.inf:  # all processes make the same batches
+        budget.limit = smallest(int(budget.limit))
+    batches = chunks(examples, budget.tokens, lambda example: budget.weight(size(example)))
+    for chunk in own_share(batches, lambda chunk: progress(len(chunk))):
         waiting = [chunk]
         while waiting:
             part = waiting.pop()
@@ -92,3 +155,50 @@ def _try_batch(
     # Outside of `except`, so that the failed pass and its tensors are freed.
     release(model.device)
     return None
+
+
+# ── Measured memory ─────────────────────────────────────────────────────────────────────────────
+
+_costs: "weakref.WeakKeyDictionary[nn.Module, PassCost]" = weakref.WeakKeyDictionary()
+_cached: "weakref.WeakKeyDictionary[nn.Module, float]" = weakref.WeakKeyDictionary()
+
+
+def trial_examples(
+    rows: int, length: int, answer: int = 0, *, masked: bool = False
+) -> list[EncodedExample]:
+    """Texts of nearly the same ``length``: they are padded, which takes an attention mask.
+
+    ``answer`` of their tokens are predicted, of a ``masked`` text in place.
+    """
+    lengths = [length - row % 2 - (0 if masked else answer) for row in range(rows)]
+    places = tuple(range(answer)) if masked else ()
+    return [
+        EncodedExample(f"trial {row}", (1,) * length, (1,) * answer, target=0, masked=places)
+        for row, length in enumerate(lengths)
+    ]
+
+
+@torch.no_grad()
+def scoring_cost(model: nn.Module) -> PassCost:
+    """The memory of a forward pass through ``model``, measured when this is first asked for."""
+    if model not in _costs:
+
+        def peak(rows: int, length: int, _answer: int) -> int:
+            with entered(model, None, None), TensorBytes() as counted:
+                features(model, trial_examples(rows, length), 0)
+            return int(counted.peak)
+
+        _costs[model] = replace(PassCost.measured(peak, vocabulary=0), logit=LOGIT_BYTES)
+    return _costs[model]
+
+
+@torch.no_grad()
+def cached_bytes(model: Any) -> float:
+    """Bytes of the keys and values that ``model`` keeps for each token while it generates."""
+    if model not in _cached:
+        ids = torch.ones((1, TRIAL), dtype=torch.long, device=model.device)
+        with entered(model, None, None), TensorBytes() as counted:
+            cache = model.base_model(input_ids=ids, use_cache=True)[1:]
+            _cached[model] = counted.now / TRIAL
+        del cache  # it was alive while its bytes were counted
+    return _cached[model]

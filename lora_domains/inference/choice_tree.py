@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lora_domains.inference.batches import LOGITS
+from lora_domains.inference.batches import Size
 from lora_domains.modeling.batching import padded
 from lora_domains.tasks.tokenization import EncodedExample
 
@@ -67,10 +67,10 @@ def tree(choices: Choices) -> Tree:
     )
 
 
-def cost(example: EncodedExample, most: int, vocabulary: int) -> int:
-    """What an example with choices takes of the ``most`` tokens of a pass (see ``text_cost``)."""
+def tree_size(example: EncodedExample) -> Size:
+    """What an example with choices takes of a pass."""
     nodes = len(tree(example.choices))
-    return max(len(example.prompt) + nodes, (1 + nodes) * vocabulary * most // LOGITS)
+    return Size(len(example.prompt) + nodes, 1 + nodes)
 
 
 def takes_trees(model: Any, examples: Sequence[EncodedExample]) -> bool:

@@ -5,12 +5,19 @@ penalty or a temperature in it would change answers without being asked for.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from lora_domains.errors import UsageError, listed
-from lora_domains.inference.batches import Progress, in_batches, no_progress
+from lora_domains.inference.batches import (
+    Budget,
+    Progress,
+    generated_size,
+    in_batches,
+    no_progress,
+)
 from lora_domains.modeling.base_check import context_of
 from lora_domains.modeling.batching import padded
 from lora_domains.modeling.routing import narrowed
@@ -41,10 +48,26 @@ def generate(
     """
     if not prompts:
         return []
-    from transformers import GenerationConfig
-
     options = checked_options({"max_new_tokens": max_new_tokens, **options})
     _check_context(model, prompts, options["max_new_tokens"])
+    sizes = [generated_size(prompt, options["max_new_tokens"]) for prompt in prompts]
+    copies = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
+    parts = list(Budget(model).parts(sizes, copies))
+    if len(parts) == 1:
+        return _generate(model, tokenizer, prompts, options)
+    texts: list[str] = []
+    for part in parts:
+        with narrowed(model, part):
+            texts += _generate(model, tokenizer, [prompts[at] for at in part], options)
+    return texts
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], options: Mapping[str, Any]
+) -> list[str]:
+    """The continuation of each prompt, all in one batch."""
+    from transformers import GenerationConfig
+
     pad = tokenizer.pad_token_id
     ids, mask, _ = padded(prompts, pad, left=True)
     config = GenerationConfig()
@@ -89,7 +112,8 @@ def generate_in_batches(
                 texts[row] = text.strip()
         return texts
 
-    return in_batches(model, examples, answer, progress, weight=len)
+    size = partial(generated_size, new_tokens=max_new_tokens)
+    return in_batches(model, examples, answer, progress, size)
 
 
 # ── Options ─────────────────────────────────────────────────────────────────────────────────────

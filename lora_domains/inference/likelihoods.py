@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_domains.inference.batches import Progress, in_batches, no_progress, token_budget
-from lora_domains.inference.choice_tree import choices_at_once, cost, takes_trees
+from lora_domains.inference.batches import Budget, Progress, in_batches, no_progress, text_size
+from lora_domains.inference.choice_tree import choices_at_once, takes_trees, tree_size
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
@@ -36,18 +36,13 @@ def choice_logprobs(
     Where the model allows it, a prompt is read once for all its choices (see ``choice_tree``).
     Returns one float64 array (choices,) per example.
     """
-    most = token_budget(model.device)
-    vocabulary = model.config.get_text_config().vocab_size
-
-    def weight(example: EncodedExample) -> int:
-        return cost(example, most, vocabulary)
 
     def score(batch: list[EncodedExample]) -> list[np.ndarray]:
         if _takes_logits_to_keep(model) and takes_trees(model, batch):
             return [np.array(row) for row in choices_at_once(model, batch, pad)]
         return _one_by_one(model, batch, pad)
 
-    return in_batches(model, examples, score, progress, weight)
+    return in_batches(model, examples, score, progress, tree_size)
 
 
 def _one_by_one(model: Any, examples: Sequence[EncodedExample], pad: int) -> list[np.ndarray]:
@@ -55,7 +50,8 @@ def _one_by_one(model: Any, examples: Sequence[EncodedExample], pad: int) -> lis
     pairs = [(r, c) for r, example in enumerate(examples) for c in range(len(example.choices))]
     texts = [replace(examples[r], answer=examples[r].choices[c], choices=()) for r, c in pairs]
     logprobs = [np.zeros(len(example.choices)) for example in examples]
-    for chunk in chunks(texts, token_budget(model.device)):
+    budget = Budget(model)
+    for chunk in chunks(texts, budget.tokens, lambda text: budget.weight(text_size(text))):
         with narrowed(model, [pairs[i][0] for i in chunk]):
             batch = collate([texts[i] for i in chunk], pad, model.device)
             nats = answer_nll(tail_logits(model, batch), batch).double().sum(1).tolist()

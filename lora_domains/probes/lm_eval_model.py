@@ -4,6 +4,7 @@ Imports lm_eval, which is an optional dependency: import this file where it is n
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lora_domains.errors import UsageError
-from lora_domains.inference.batches import in_batches
+from lora_domains.inference.batches import generated_size, in_batches
 from lora_domains.inference.generation import generate
 from lora_domains.inference.likelihoods import last_logits
 from lora_domains.modeling.bank import Bank
@@ -130,7 +131,7 @@ def answer_logprobs(
         return list(zip(totals, greedy, strict=True))
 
     with narrowed(model, rows):
-        return in_batches(model, examples, score, weight=len)
+        return in_batches(model, examples, score)
 
 
 def generate_until(bank: Bank, prompts: Sequence[tuple[list[int], dict[str, Any]]]) -> list[str]:
@@ -173,7 +174,8 @@ def _generated(
         return texts
 
     with narrowed(model, rows):
-        return in_batches(model, examples, answer, weight=len)
+        size = partial(generated_size, new_tokens=most)
+        return in_batches(model, examples, answer, size=size)
 
 
 def _too_long(context: int, answer: int) -> UsageError:

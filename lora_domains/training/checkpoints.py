@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora_domains import distributed
 from lora_domains.atomic import new_file, unfinished
-from lora_domains.console import Display
+from lora_domains.console import STEPS, Display
 from lora_domains.errors import TrainingInterrupted, UsageError
 from lora_domains.modeling.lora import Weights
 from lora_domains.tasks.tokenization import EncodedExample
@@ -42,16 +42,25 @@ class State:
     """The record of the best epoch so far."""
     best_weights: Weights | None = None
     best_head: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds so far of each phase of ``console``."""
     total_tokens: int = 0
-    """Tokens of all rows so far, prompts included."""
+    """Tokens that steps have read so far, of rows with their prompts and of general texts."""
     total_steps: int = 0
     micro: int | None = None
     """Padded tokens of a pass, once memory ran out; rounding depends on it."""
+    pass_bytes: int | None = None
+    """Memory that a pass may take, on a CPU; rounding depends on it too."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, of all phases."""
+        return sum(self.phases.values())
 
     @property
     def tokens_per_second(self) -> float:
-        return self.total_tokens / max(self.seconds, 1e-9)
+        """Tokens read in steps, in each second of steps."""
+        return self.total_tokens / max(self.phases.get(STEPS, 0.0), 1e-9)
 
     def record(self, plan: Plan, best: Mapping[str, Any], peak_memory: int) -> dict[str, Any]:
         """The card's ``training`` entry; ``best`` is the record of the epoch that is kept."""
@@ -66,9 +75,11 @@ class State:
             "lr": plan.lr,
             "batch_size": plan.batch_size,
             "micro_tokens": self.micro,
+            "pass_bytes": self.pass_bytes,
             "tokens_per_second": round(self.tokens_per_second, 1),
             "peak_memory_bytes": peak_memory,
             "seconds": round(self.seconds, 2),
+            "phases": {name: round(seconds, 2) for name, seconds in self.phases.items()},
             "history": self.history,
         }
 

@@ -1,74 +1,133 @@
-"""The estimate of a dry run: two steps are computed, timed and discarded."""
+"""The estimate of a dry run: parts of every phase are computed, timed and discarded."""
 
-import time
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
-from lora_domains.console import format_bytes, format_duration
-from lora_domains.distributed import peak_memory
+from lora_domains.console import (
+    EVALUATION,
+    GENERAL,
+    HEAD,
+    STEPS,
+    VALIDATION,
+    Clock,
+    estimated_phases,
+    format_bytes,
+    format_duration,
+    phases_in_words,
+    spread,
+)
+from lora_domains.inference.batches import padded_tokens
+from lora_domains.inference.memory import peak_memory
 from lora_domains.modeling.batching import epoch_batches
+from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.loop import Run
-from lora_domains.training.validation import Validation
 
 SAMPLE = 32
-"""Validation rows that are scored to measure their time."""
+"""General texts that stand for all of them in the steps of a dry run."""
+Rows = list[EncodedExample]
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a run would take on this machine in its present state."""
 
-    seconds: float
-    """All epochs with their validation, without the evaluation that follows."""
+    phases: dict[str, float]
+    """Seconds of each phase, if no epoch is left out."""
     peak_bytes: int
     """Measured on the batch with the most padded tokens."""
     micro: int | None
     """Padded tokens of a pass, where memory ran out."""
 
+    @property
+    def seconds(self) -> float:
+        return sum(self.phases.values())
+
     def in_words(self) -> str:
         limit = f", at most {self.micro} tokens in one pass" if self.micro else ""
         return (
-            f"about {format_duration(self.seconds)} of training, "
-            f"{format_bytes(self.peak_bytes)} of memory at most{limit}; measured on one step"
+            f"about {format_duration(self.seconds)} ({phases_in_words(self.phases)}), "
+            f"{format_bytes(self.peak_bytes)} of memory at most{limit}; measured on parts of it"
         )
 
 
-def estimate(run: Run) -> Estimate:
-    """Measure memory on the largest batch and time on the median one; nothing is kept.
+def estimate(run: Run, evaluation: Callable[[str], float] | None = None) -> Estimate:
+    """Measure memory on the largest batch, and the time of each phase on a part of it.
 
-    The adapter of ``run`` leaves the bank, and the random state is restored.
+    ``evaluation`` gives the seconds of evaluating an adapter of the bank by its name. Nothing is
+    kept: the adapter of ``run`` leaves the bank, and the random state is restored.
     """
-    lengths = [len(row) for row in run.train]
-    batches = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0)
-    sizes = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
-    order = sorted(range(len(batches)), key=sizes.__getitem__)
-    middle = order[len(order) // 2]
     with run.isolated():
-        started = time.monotonic()
-        for chosen in (order[-1], middle):
-            started = time.monotonic()
-            rows = [run.train[i] for i in batches[chosen]]
-            float(run.gradients.compute(rows, sum(row.supervised for row in rows)))
-        per_token = (time.monotonic() - started) / sizes[middle]
-        validation = _validation_seconds(run.validation)
+        estimated = _training(run)
+        if evaluation is not None:
+            estimated.phases[EVALUATION] = evaluation(run.adapter_name)
     run.optimizer.zero_grad(set_to_none=True)
-    return Estimate(
-        seconds=run.plan.epochs * (per_token * sum(sizes) + validation),
-        peak_bytes=peak_memory(run.model.device),
-        micro=run.state.micro,
-    )
+    return estimated
 
 
-def _validation_seconds(validation: Validation) -> float:
-    """The time of one epoch's validation, estimated from ``SAMPLE`` rows."""
-    sample = copy(validation)
-    sample.rows = validation.rows[:SAMPLE]
-    started = time.monotonic()
-    sample.figures()
-    seconds = (time.monotonic() - started) * len(validation.rows) / max(1, len(sample.rows))
-    if validation.monitored:
-        _ = validation.reference  # the base's predictions: once, not in every epoch
-        started = time.monotonic()
-        validation.drift()
-        seconds += time.monotonic() - started
-    return seconds
+def _training(run: Run) -> Estimate:
+    texts = run.general.texts
+    run.general.texts = spread(texts, SAMPLE)  # the base reads all of them in a phase of its own
+    lengths = [len(row) for row in run.train]
+    epoch = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0)
+    batches = sorted(([run.train[i] for i in batch] for batch in epoch), key=_padded)
+    run.gradients.announce_memory()
+    _steps(run, batches[-1:], Clock({}))
+    peak = peak_memory(run.model.device)
+
+    # The head was prepared when the run was made.
+    phases = {HEAD: run.state.phases.get(HEAD, 0.0), STEPS: 0.0, GENERAL: 0.0, VALIDATION: 0.0}
+    epochs = run.plan.epochs
+
+    def add(found: dict[str, float]) -> None:
+        # Only the base reads general text once; all else happens in each epoch.
+        for name, seconds in found.items():
+            phases[name] += seconds if name == GENERAL else epochs * seconds
+
+    def size(texts: Sequence[EncodedExample]) -> int:
+        return padded_tokens(run.model, texts)
+
+    add(estimated_phases(batches, partial(_steps, run), lambda part: sum(map(_padded, part))))
+    if "reference" in vars(run.general):  # the steps have read it
+        add(estimated_phases(texts, partial(_read, run), size))
+    add(estimated_phases(run.validation.rows, partial(_figures, run), size))
+    if run.validation.monitored:
+        add(estimated_phases(run.validation.monitored, partial(_drift, run), size))
+    spent = {name: seconds for name, seconds in phases.items() if seconds}
+    return Estimate(spent, peak, run.state.micro)
+
+
+def _padded(rows: Rows) -> int:
+    """Tokens of a batch, padded to its longest row."""
+    return len(rows) * max(map(len, rows))
+
+
+def _steps(run: Run, batches: Sequence[Rows], clock: Clock) -> None:
+    with clock.phase(STEPS):
+        for number, rows in enumerate(batches):
+            run.state.total_steps = number  # which decides the general texts of the step
+            float(run.gradients.compute(rows, sum(row.supervised for row in rows)))
+    run.state.total_steps = 0
+
+
+def _read(run: Run, texts: Rows, clock: Clock) -> None:
+    general = copy(run.general)
+    vars(general).pop("reference")
+    general.texts, general.clock = texts, clock
+    _ = general.reference
+
+
+def _figures(run: Run, rows: Rows, clock: Clock) -> None:
+    part = copy(run.validation)
+    part.rows = rows
+    with clock.phase(VALIDATION):
+        part.figures()
+
+
+def _drift(run: Run, texts: Rows, clock: Clock) -> None:
+    part = copy(run.validation)
+    vars(part).pop("reference", None)
+    part.monitored, part.clock = texts, clock
+    with clock.phase(VALIDATION):
+        part.drift()

@@ -1,5 +1,6 @@
 """The steps of one fit: plan, train with checkpoints, save the adapter with its card."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from lora_domains.adapters.folder import find_adapter
 from lora_domains.adapters.parent import Parent, continued_task, find_parent, load_parent
 from lora_domains.adapters.peft import save_adapter
 from lora_domains.adapters.versions import keep_version
-from lora_domains.console import Display
+from lora_domains.console import Display, phases_in_words
 from lora_domains.data.identity import open_project
 from lora_domains.data.leaks import trained_rows
 from lora_domains.data.prepare import Prepared
@@ -72,12 +73,13 @@ def fit(
     *,
     resume: bool = False,
     tracker: str | None = None,
-    dry_run: bool = False,
+    dry_run: Callable[[str], float] | None = None,
 ) -> Card | None:
     """Train an adapter on ``dataset`` and save it in ``out``; its card, None after a dry run.
 
-    The bank is as it was before. Raises DataError or TrainingError; when an epoch was finished, the
-    best one is saved first.
+    ``dry_run`` gives the seconds of evaluating an adapter by its name; then nothing is trained, and
+    an estimate of the whole run is shown. The bank is as it was before. Raises DataError or
+    TrainingError; when an epoch was finished, the best one is saved first.
     """
     domain = dataset.domain
     plan = make_plan(bank.base, dataset)
@@ -85,9 +87,9 @@ def fit(
         display.stage("plan", None, None, reason)
     for warning in plan.warnings:
         display.warn(warning)
-    if dry_run:
+    if dry_run is not None:
         run = make_run(bank, dataset, plan, out, display)
-        display.stage("estimate", None, None, estimate(run).in_words())
+        display.stage("estimate", None, None, estimate(run, dry_run).in_words())
         display.line(
             f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
             "nothing was trained or written."
@@ -112,7 +114,8 @@ def fit(
         len(dataset.train),
         None,
         f"{record['epochs']} epochs, {record['steps']} steps, {record['seconds']:.0f} s "
-        f"({record['tokens_per_second']:.0f} tokens/s); epoch {record['best_epoch']} kept",
+        f"({phases_in_words(record['phases'])}; {record['tokens_per_second']:,.0f} tokens/s); "
+        f"epoch {record['best_epoch']} kept",
     )
     return card
 

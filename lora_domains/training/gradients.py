@@ -4,9 +4,11 @@ How a batch is divided into passes and shared by processes changes rounding only
 row is relative to the tokens of the whole batch from the start.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,18 +17,21 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lora_domains import distributed
-from lora_domains.console import Display
-from lora_domains.distributed import ran_out, release
+from lora_domains.console import Clock, Display, format_bytes
+from lora_domains.distributed import ran_out
 from lora_domains.domain import Domain
 from lora_domains.errors import OutOfMemory, TrainingError
-from lora_domains.inference.batches import LOGITS
+from lora_domains.inference.batches import LOGITS, trial_examples
 from lora_domains.inference.likelihoods import text_nats
+from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head, label_nats
 from lora_domains.modeling.routing import current_route, entered
 from lora_domains.tasks.tokenization import EncodedExample
 from lora_domains.training.checkpoints import State
 from lora_domains.training.retention import GeneralTexts, Retention
+
+Passes = Sequence[Sequence[EncodedExample]]
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
@@ -65,25 +70,34 @@ class Gradients:
         whole share is computed again in passes of half the size. Raises OutOfMemory when a single
         row does not fit.
         """
-        step, seed = self.state.total_steps, self.domain.training.seed
-        texts = self.general.of_step(self.retention.rows, seed, step) if self.retention.rows else []
+        step, seed, texts = self.state.total_steps, self.domain.training.seed, self.texts()
         own_rows, own_texts = rows[self.rank :: self.ranks], texts[self.rank :: self.ranks]
         while True:
+            passes = [*self._passes(own_rows, self.cost)]
+            general_passes = [*self._passes(own_texts, self.general_cost)] if own_texts else []
             try:
                 for parameter in self.parameters:
                     parameter.grad = None
                 # Dropout depends on the seed, the step and the rank, and on nothing before.
                 torch.manual_seed((seed << 32) + step * self.ranks + self.rank)
                 with self._recomputing():
-                    nats = self._domain_gradients(own_rows, total)
-                    self._general_gradients(own_texts, sum(len(text.answer) for text in texts))
+                    nats = self._domain_gradients(passes, total)
+                    tokens = sum(len(text.answer) for text in texts)
+                    self._general_gradients(general_passes, tokens)
                 return nats
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
                 message = str(error).splitlines()[0]
             # Outside of `except`, so that the failed pass and its tensors are freed.
-            self._halve([*self._passes(own_rows), *self._passes(own_texts)], message)
+            self._halve([*passes, *general_passes], message)
+
+    def texts(self) -> list[EncodedExample]:
+        """The general texts of the current step, for all processes."""
+        if not self.retention.rows:
+            return []
+        seed, step = self.domain.training.seed, self.state.total_steps
+        return self.general.of_step(self.retention.rows, seed, step)
 
     def sum_over_ranks(self, nats: Tensor, stop: float) -> tuple[Tensor, float]:
         """Sum gradients, ``nats`` and ``stop`` over the processes; the last two are returned."""
@@ -102,10 +116,10 @@ class Gradients:
             offset += size
         return flat[0], float(flat[1])
 
-    def _domain_gradients(self, rows: Sequence[EncodedExample], total: int) -> Tensor:
+    def _domain_gradients(self, passes: Passes, total: int) -> Tensor:
         nats = torch.zeros((), device=self.model.device)
         with self.bank.routed(self.adapter):
-            for part in self._passes(rows):
+            for part in passes:
                 loss = self._loss(part)
                 torch.autograd.backward(loss / total)
                 nats += loss.detach()
@@ -117,28 +131,75 @@ class Gradients:
             return label_nats(self.model, self.head, rows, self.pad)
         return text_nats(self.model, rows, self.pad)
 
-    def _general_gradients(self, texts: Sequence[EncodedExample], total: int) -> None:
-        for part in self._passes(texts):
+    def _general_gradients(self, passes: Passes, total: int) -> None:
+        for part in passes:
             torch.autograd.backward(self.retention.loss(self.general, part) / total)
 
     def _recomputing(self) -> AbstractContextManager[None]:
         on = self.domain.training.gradient_checkpointing
         return recomputing(self.model) if on else nullcontext()
 
-    def _passes(self, rows: Sequence[EncodedExample]) -> Iterator[Sequence[EncodedExample]]:
-        vocabulary = self.bank.base.vocabulary
-        return micro_batches(rows, self.model.device, self.state.micro, vocabulary)
+    def _passes(
+        self, rows: Sequence[EncodedExample], cost: PassCost | None
+    ) -> Iterator[Sequence[EncodedExample]]:
+        vocabulary, limit = self.bank.base.vocabulary, pass_limit(self.model)
+        return micro_batches(rows, self.model.device, self.state.micro, vocabulary, cost, limit)
 
-    def _halve(self, passes: Sequence[Sequence[EncodedExample]], message: str) -> None:
+    # ── Memory ──────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def cost(self) -> PassCost | None:
+        """The memory of a pass over domain rows, measured on a few tokens; None on accelerators."""
+        vocabulary = self.bank.base.vocabulary if self.head is None else 0
+
+        def peak(rows: int, length: int, answer: int) -> int:
+            trial = trial_examples(rows, length, answer if vocabulary else 0)
+            with self.bank.routed(self.adapter):
+                return self._peak(trial, self._loss)
+
+        return PassCost.measured(peak, vocabulary) if self.model.device.type == "cpu" else None
+
+    @cached_property
+    def general_cost(self) -> PassCost | None:
+        """The memory of a pass over general texts: the same, but for their logits."""
+        if not self.retention.rows or self.cost is None:
+            return None
+        masked = self.bank.base.bidirectional
+        # An encoder computes the logits of all tokens, of which one in eight is predicted here.
+        answer = 1 if masked else TRIAL // 2
+        texts = trial_examples(2, TRIAL, answer, masked=masked)
+        general = GeneralTexts(self.bank, self.adapter, texts, Display(quiet=True), Clock({}))
+        peak = self._peak(texts, lambda texts: self.retention.loss(general, texts))
+        logits = 2 * answer * self.bank.base.vocabulary
+        rest = self.cost(2, TRIAL, 0)
+        return replace(self.cost, logit=max(0.0, (peak - rest) / logits))
+
+    def _peak(
+        self, trial: Sequence[EncodedExample], loss: Callable[[Sequence[EncodedExample]], Tensor]
+    ) -> int:
+        """The memory of ``loss`` of ``trial`` and its gradients; nothing else changes."""
+        try:
+            # Dropout draws from the random state.
+            with torch.random.fork_rng(devices=[]), self._recomputing(), TensorBytes() as counted:
+                torch.autograd.grad(loss(trial), self.parameters, allow_unused=True)
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            raise self._too_large(max(map(len, trial)), error) from None
+        return int(counted.peak)
+
+    def announce_memory(self) -> None:
+        """Show the measured memory of a token, and how much of it a pass may take."""
+        costs = [cost for cost in (self.cost, self.general_cost) if cost is not None]
+        if costs:
+            token, limit = max(cost.token for cost in costs), pass_limit(self.model)
+            sizes = f"{format_bytes(token)} per token in training, measured; at most "
+            self.display.stage("memory", None, None, f"{sizes}{format_bytes(limit)} in one pass")
+
+    def _halve(self, passes: Passes, message: str) -> None:
         sizes = [len(part) * max(map(len, part)) for part in passes if len(part) > 1]
         if not sizes:
-            longest = max(len(row) for part in passes for row in part)
-            raise OutOfMemory(
-                where=f"{self.domain.name}, a row of {longest} tokens",
-                expected="memory for one row at a time",
-                found=message,
-                hint="Set a smaller max_length, gradient_checkpointing, or --load-in-4bit.",
-            )
+            raise self._too_large(max(len(row) for part in passes for row in part), message)
         self.state.micro = max(sizes) // 2
         release(self.model.device)
         process = f"process {self.rank}: " if self.ranks > 1 else ""
@@ -148,35 +209,50 @@ class Gradients:
             "the batch of a step does not change."
         )
 
+    def _too_large(self, tokens: int, found: object) -> OutOfMemory:
+        return OutOfMemory(
+            where=f"{self.domain.name}, a row of {tokens} tokens",
+            expected="memory for one row at a time",
+            found=str(found).splitlines()[0],
+            hint="Set a smaller max_length, gradient_checkpointing, or --load-in-4bit.",
+        )
+
 
 def micro_batches(
     rows: Sequence[EncodedExample],
     device: torch.device,
     most: int | None = None,
     vocabulary: int = 0,
+    cost: PassCost | None = None,
+    limit: float = math.inf,
 ) -> Iterator[Sequence[EncodedExample]]:
     """``rows``, longest first, in passes of at most ``most`` padded tokens (``MICRO_TOKENS``).
 
     With a large ``vocabulary`` passes are smaller, so that the logits of the answers stay within
-    ``LOGITS``. Rows of different lengths share a pass only where the padding costs less than
-    another pass (``PASS``): the cheapest division is found by dynamic programming over the rows
-    sorted by length.
+    ``LOGITS``, and so they are where they would ``cost`` more than ``limit`` bytes of memory. Rows
+    of different lengths share a pass only where the padding costs less than another pass
+    (``PASS``): the cheapest division is found by dynamic programming over the rows sorted by
+    length.
     """
     on_cpu = device.type == "cpu"
     most = most or MICRO_TOKENS * (1 if on_cpu else 4)
     rows = sorted(rows, key=len, reverse=True)
-    cost, start = [0], [0]
+    least, start = [0], [0]
     for end in range(1, len(rows) + 1):
         options, longest_answer = [], 0
         for begin in range(end - 1, -1, -1):
-            padded = len(rows[begin]) * (end - begin)
+            count, length = end - begin, len(rows[begin])
+            padded = length * count
             longest_answer = max(longest_answer, len(rows[begin].answer))
-            large = padded > most or longest_answer * (end - begin) * vocabulary > LOGITS
+            logits = longest_answer * count * vocabulary
+            large = padded > most or logits > LOGITS
+            if cost is not None:
+                large = large or cost(count, length, logits) > limit
             if large and begin < end - 1:
                 break
-            options.append((cost[begin] + padded + PASS[on_cpu], begin))
+            options.append((least[begin] + padded + PASS[on_cpu], begin))
         best, begin = min(options)
-        cost.append(best)
+        least.append(best)
         start.append(begin)
     passes, end = [], len(rows)
     while end:

@@ -7,7 +7,6 @@ between steps; a run resumed from it ends with the same bytes as an uninterrupte
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,11 +20,19 @@ from torch import Tensor
 from lora_domains import distributed
 from lora_domains.adapters.parent import Parent, continued_adapter
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.console import Display, format_bytes, format_duration
-from lora_domains.distributed import peak_memory
+from lora_domains.console import (
+    HEAD,
+    STEPS,
+    VALIDATION,
+    Clock,
+    Display,
+    format_bytes,
+    format_duration,
+)
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded
 from lora_domains.inference.linear_probe import probe_head
+from lora_domains.inference.memory import agreed_pass_limit, peak_memory, reuse_pass_limit
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.heads import SENTENCE
@@ -80,6 +87,7 @@ class Run:
         self.adapter_name = f"{domain.name}__fit"
         self.ranks = distributed.state().num_processes
         self.state, self.signals = State(), StopSignals()
+        self.clock = Clock(self.state.phases)
         self.adapter, self.parent = self._initial_adapter(parent), parent
         self.parameters = bank.add(self.adapter, trainable=True)
         self.head = self.adapter.head
@@ -90,13 +98,13 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
         )
-        self.general = GeneralTexts(bank, self.adapter_name, general, display)
+        self.general = GeneralTexts(bank, self.adapter_name, general, display, self.clock)
         self.gradients = Gradients(
             bank, self.adapter_name, self.head, domain, plan.retention, self.general,
             self.parameters, self.state, display,
         )  # fmt: skip
         self.validation = Validation(
-            bank, self.adapter_name, self.head, domain, validation, monitored, display
+            bank, self.adapter_name, self.head, domain, validation, monitored, display, self.clock
         )
         self.drift_limit = plan.retention.drift_limit(domain.gates)
         self._all_stop = False
@@ -112,7 +120,9 @@ class Run:
         )
         if adapter.head is None or adapter.head.layout != SENTENCE:
             return adapter
-        return replace(adapter, head=probe_head(adapter.head, self.bank, self.train, self.display))
+        with self.clock.phase(HEAD):
+            head = probe_head(adapter.head, self.bank, self.train, self.display)
+        return replace(adapter, head=head)
 
     # ── fit → run_epoch → train_step ────────────────────────────────────────────────────────────
 
@@ -126,6 +136,8 @@ class Run:
         with self.isolated(), self.signals.noted():
             if resume:
                 self._resume()
+            self.state.pass_bytes = agreed_pass_limit(self.model)
+            self.gradients.announce_memory()
             while self.state.epoch < self.plan.epochs and not self._out_of_patience():
                 self.run_epoch()
             self._scale_down()
@@ -156,16 +168,15 @@ class Run:
         with self.display.progress(f"epoch {state.epoch + 1}", len(batches)) as advance:
             advance(state.step)
             for batch in batches[state.step :]:
-                self.train_step([self.train[i] for i in batch])
+                with self.clock.phase(STEPS):
+                    self.train_step([self.train[i] for i in batch])
                 advance(1, self._speed())
                 self._between_steps()
         loss = sum(state.losses) / max(sum(state.tokens), 1)
-        started = time.monotonic()
         record = {"epoch": state.epoch + 1, "training_loss": loss, **self.validation.evaluate()}
         self._check_loss(record["validation_loss"])
         state.history.append(record)
         record["observation"] = observe(state.history, self.drift_limit)
-        state.seconds += time.monotonic() - started
         limit = self.drift_limit
         if state.best is None or rank(record, limit) > rank(state.best, limit):
             state.best, state.best_weights = record, self.bank.weights(self.adapter_name)
@@ -177,7 +188,7 @@ class Run:
 
     def train_step(self, rows: Sequence[EncodedExample]) -> None:
         """One optimiser step on one global batch, of which this rank takes its share."""
-        state, started = self.state, time.monotonic()
+        state = self.state
         total = sum(row.supervised for row in rows)
         self._set_rate()
         nats = self.gradients.compute(rows, total)
@@ -191,10 +202,9 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         state.losses.append(float(nats))
         state.tokens.append(total)
-        state.total_tokens += sum(len(row) for row in rows)
+        state.total_tokens += sum(map(len, (*rows, *self.gradients.texts())))
         state.step += 1
         state.total_steps += 1
-        state.seconds += time.monotonic() - started
         rate = self.optimizer.param_groups[0]["lr"]
         self.log({"loss": loss, "learning_rate": rate}, state.total_steps)
 
@@ -249,12 +259,9 @@ class Run:
 
     def _speed(self) -> str:
         """Tokens per second, memory and time left, for people."""
-        state = self.state
-        left = (self.plan.steps - state.total_steps) * state.seconds / max(1, state.total_steps)
-        return (
-            f"{state.tokens_per_second:,.0f} tokens/s, "
-            f"{format_bytes(peak_memory(self.model.device))}, {format_duration(left)} left"
-        )
+        memory = format_bytes(peak_memory(self.model.device))
+        left = format_duration(seconds_left(self))
+        return f"{self.state.tokens_per_second:,.0f} tokens/s, {memory}, {left} left"
 
     def _scale_down(self) -> None:
         """Reduce the best epoch's effect where all of it exceeds the drift limit."""
@@ -355,6 +362,9 @@ class Run:
         if stored is None:
             return
         vars(self.state).update(stored["state"])
+        self.clock.seconds = self.state.phases
+        if self.state.pass_bytes is not None:
+            reuse_pass_limit(self.model, self.state.pass_bytes, self.display.warn)
         self._set_weights(stored["weights"])
         for name, tensor in (self.head.weights if self.head else {}).items():
             tensor.data.copy_(stored["head"][name])
@@ -365,3 +375,19 @@ class Run:
         )
         for record in self.state.history:
             self.display.epoch(record, self.domain.primary_metric)
+
+
+def seconds_left(run: Run) -> float:
+    """The time that the steps of ``run`` and the validation of its epochs will still take.
+
+    Before the first validation its time is estimated: a forward pass takes about a third of a step
+    on as many tokens.
+    """
+    state, validation = run.state, run.validation
+    steps, epochs = state.phases.get(STEPS, 0.0), run.plan.epochs - len(state.history)
+    left = (run.plan.steps - state.total_steps) * steps / max(1, state.total_steps)
+    if state.history:
+        return left + epochs * state.phases.get(VALIDATION, 0.0) / len(state.history)
+    monitored = sum(map(len, validation.monitored))
+    tokens = epochs * (sum(map(len, validation.rows)) + monitored) + monitored
+    return left + tokens * steps / max(1, state.total_tokens) / 3

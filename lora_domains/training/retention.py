@@ -14,7 +14,7 @@ from typing import ClassVar, Self, TypeVar
 import numpy as np
 from torch import Tensor
 
-from lora_domains.console import Display
+from lora_domains.console import GENERAL, Clock, Display
 from lora_domains.domain import RETENTION, Training
 from lora_domains.inference.likelihoods import text_nats
 from lora_domains.inference.reference import Reference
@@ -32,9 +32,11 @@ class GeneralTexts:
     """The general texts that a run trains on, with what adapter and base predict for them."""
 
     def __init__(
-        self, bank: Bank, adapter: str, texts: Sequence[EncodedExample], display: Display
-    ) -> None:
-        self.bank, self.adapter, self.texts, self.display = bank, adapter, texts, display
+        self, bank: Bank, adapter: str, texts: Sequence[EncodedExample], display: Display,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        self.bank, self.adapter, self.texts = bank, adapter, texts
+        self.display, self.clock = display, clock
 
     def of_step(self, rows: int, seed: int, step: int) -> list[EncodedExample]:
         """The ``rows`` texts that a step reads: a pure function of its arguments."""
@@ -54,7 +56,8 @@ class GeneralTexts:
     @cached_property
     def reference(self) -> Reference:
         """The base's predictions, computed when the first step needs them."""
-        return reference_on(self.texts, self.bank, self.display, "trained with")
+        with self.clock.phase(GENERAL):
+            return reference_on(self.texts, self.bank, self.display, "trained with")
 
 
 def reference_on(

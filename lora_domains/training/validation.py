@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_domains import distributed
-from lora_domains.console import Display
+from lora_domains.console import GENERAL, VALIDATION, Clock, Display
 from lora_domains.domain import Domain
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.inference.reference import Reference
@@ -36,9 +36,10 @@ class Validation:
         rows: Sequence[EncodedExample],
         monitored: Sequence[EncodedExample],
         display: Display,
+        clock: Clock,
     ) -> None:
         self.bank, self.adapter, self.head, self.domain = bank, adapter, head, domain
-        self.rows, self.monitored, self.display = rows, monitored, display
+        self.rows, self.monitored, self.display, self.clock = rows, monitored, display, clock
 
     def evaluate(self) -> dict[str, Any]:
         """``figures`` and ``drift`` of the adapter as it is, without dropout; same on all ranks."""
@@ -46,7 +47,8 @@ class Validation:
         for lora in weights:
             lora.eval()
         try:
-            record = self.figures() | self.drift()
+            with self.clock.phase(VALIDATION):
+                record = self.figures() | self.drift()
         finally:
             for lora in weights:
                 lora.train()
@@ -85,7 +87,8 @@ class Validation:
     @cached_property
     def reference(self) -> Reference:
         """The base's predictions on the monitored texts."""
-        return reference_on(self.monitored, self.bank, self.display, "epochs are ranked with")
+        with self.clock.phase(GENERAL):
+            return reference_on(self.monitored, self.bank, self.display, "epochs are ranked with")
 
 
 def validation_figures(

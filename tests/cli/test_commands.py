@@ -179,7 +179,7 @@ def test_the_warnings_of_predict_go_to_the_standard_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Its standard output is read by programs: a line for each text, and nothing else."""
-    monkeypatch.setattr("lora_domains.distributed.free_bytes", lambda device: 1)
+    monkeypatch.setattr("lora_domains.inference.memory.free_bytes", lambda device: 1)
     where = ("--base", str(tiny_base), "--out", str(trained[0]))
     assert run("predict", "spam", "red alpha alpha alpha", *where) == 0
     shown = capsys.readouterr()

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.inference import choice_tree
-from lora_domains.inference.choice_tree import choices_at_once, cost, takes_trees, tree
+from lora_domains.inference import batches
+from lora_domains.inference.batches import Budget
+from lora_domains.inference.choice_tree import choices_at_once, takes_trees, tree, tree_size
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.modeling.batching import chunks
 from lora_domains.tasks.tokenization import EncodedExample
@@ -160,11 +161,9 @@ def test_the_tree_of_many_labels_is_kept_in_little_memory() -> None:
 def test_an_example_weighs_its_tree_or_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     item = items()[0]
     nodes = len(tree(item.choices))
-    assert cost(item, 4096, 97) == len(item.prompt) + nodes
-    monkeypatch.setattr(choice_tree, "LOGITS", 97 * (1 + nodes) * 2)
-    assert cost(item, 4096, 97) == 2048  # two of them fill a pass
-    assert [len(chunk) for chunk in chunks([item] * 5, 4096, lambda i: cost(i, 4096, 97))] == [
-        2,
-        2,
-        1,
-    ]
+    budget = Budget(made("llama", "sdpa"))
+    assert budget.weight(tree_size(item)) == len(item.prompt) + nodes
+    monkeypatch.setattr(batches, "LOGITS", budget.vocabulary * (1 + nodes) * 2)
+    assert budget.weight(tree_size(item)) == 2048  # two of them fill a pass
+    parts = chunks([item] * 5, budget.tokens, lambda i: budget.weight(tree_size(i)))
+    assert [len(part) for part in parts] == [2, 2, 1]

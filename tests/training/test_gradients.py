@@ -15,12 +15,14 @@ from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support.adapters import IDS, strong
-from support.models import declared, ended, make_run
+from support.models import declared, ended, make_run, stopped_after
 from torch.utils.checkpoint import CheckpointError
 
 from lora_domains.console import Display
 from lora_domains.errors import OutOfMemory, TrainingError
-from lora_domains.inference.batches import text_cost
+from lora_domains.inference import memory
+from lora_domains.inference.batches import trial_examples
+from lora_domains.inference.memory import TensorBytes, pass_limit
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Generation
@@ -102,8 +104,9 @@ ERRORS = {
 }  # fmt: skip
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, run: Run, error: Exception, calls: int) -> None:
     """The ``calls``-th forward pass raises ``error``, once."""
+    assert run.gradients.cost is not None  # measured before
     right, done = gradients.text_nats, 0
 
     def once(*arguments: Any) -> torch.Tensor:
@@ -124,7 +127,7 @@ def test_after_running_out_of_memory_a_run_equals_one_with_smaller_passes(
     spam = declared(make_rows(60), epochs=2, retention="none", dropout=0.2)
     run = make_run(tmp_path, tiny_base, spam)
     run.gradients.display = Display()
-    failing(monkeypatch, ERRORS[kind], calls=1)
+    failing(monkeypatch, run, ERRORS[kind], calls=1)
     weights = ended(run)
     assert "out of memory: from here on a pass has at most" in capsys.readouterr().out
     micro = run.state.micro
@@ -147,7 +150,7 @@ def test_running_out_of_memory_within_a_step_counts_no_row_twice(
     run = make_run(tmp_path, tiny_base, spam)
     parts = len(list(micro_batches(run.train[:16], torch.device("cpu"))))
     assert parts >= 2
-    failing(monkeypatch, ERRORS["cuda"], calls=2)  # its first pass was finished
+    failing(monkeypatch, run, ERRORS["cuda"], calls=2)  # its first pass was finished
     weights = ended(run)
     assert run.state.micro is not None
     for name, wanted in whole.items():
@@ -199,15 +202,109 @@ def test_a_large_vocabulary_makes_smaller_passes() -> None:
     # 100 tokens over 600,000 words are 60 million logits: two rows pass 2 ** 27.
     parts = [len(part) for part in micro_batches(rows, cpu, vocabulary=600_000)]
     assert parts == [2] * 4
-    weighed = [text_cost(rows[0], 4096, words) for words in (2800, 600_000)]
-    assert weighed == [101, 100 * 600_000 * 4096 // 2**27]
+
+
+# ── Before memory runs out ────────────────────────────────────────────────────────────────────────
+
+
+METHODS = [{"retention": "none"}, {"retention": "kl", "kl": 0.5}, {"retention": "replay"},
+           {"retention": "none", "gradient_checkpointing": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=str)
+def test_the_memory_of_a_pass_is_known_from_a_few_tokens(
+    tmp_path: Path, tiny_base: Path, settings: dict[str, Any]
+) -> None:
+    run = make_run(tmp_path, tiny_base, declared(make_rows(60), **settings))
+    cost, before = run.gradients.cost, torch.get_rng_state()
+    assert cost is not None
+    assert all(p.grad is None for p in run.parameters)
+    assert torch.equal(torch.get_rng_state(), before)
+    for rows, length, answer in ((3, 100, 2), (20, 40, 20), (8, 120, 60)):
+        trial = trial_examples(rows, length, answer)
+        logits = rows * answer * run.bank.base.vocabulary
+        with TensorBytes() as counted, run.gradients._recomputing():
+            run.gradients._domain_gradients([trial], 1)
+        assert counted.peak == pytest.approx(cost(rows, length, logits), rel=0.15)
+    if run.plan.retention.rows:
+        texts = run.general.texts[:20]
+        general = run.gradients.general_cost
+        assert general is not None
+        _ = run.plan.retention.loss(run.general, texts)  # the base's predictions are computed once
+        answer = max(len(text.answer) for text in texts)
+        logits = len(texts) * answer * run.bank.base.vocabulary
+        with TensorBytes() as counted:
+            run.gradients._general_gradients([texts], 1)
+        estimated = general(len(texts), max(map(len, texts)), logits)
+        assert 0.5 * estimated < counted.peak < 1.15 * estimated  # a text may be shorter
+
+
+def test_passes_keep_within_memory_and_change_rounding_only(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    spam = declared(make_rows(60), epochs=2, kl=0.5, retention="kl", general_rows=8)
+    weights, peaks, parts = [], [], []
+    for free in (2**30, 2**22):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        run = make_run(tmp_path / str(free), tiny_base, spam)
+        run.display = run.gradients.display = Display()
+        _ = run.general.reference  # the base reads before, in batches of its own
+        counted, passes = watched(run)
+        weights.append(ended(run))
+        assert run.state.pass_bytes == pass_limit(run.model) == free // 2
+        peaks.append(max(counted))
+        parts.append(len(passes))
+        assert "per token in training, measured; at most" in capsys.readouterr().out
+    assert peaks[1] <= 2**21 < peaks[0]
+    assert parts[1] > parts[0]
+    for name, wanted in weights[0].items():
+        torch.testing.assert_close(weights[1][name], wanted, atol=2e-4, rtol=1e-3)
+
+
+def watched(run: Run) -> tuple[list[int], list[int]]:
+    """The memory of each pass of ``run`` at its peak, and its rows."""
+    peaks: list[int] = []
+    rows: list[int] = []
+    for name in ("_domain_gradients", "_general_gradients"):
+        right = getattr(run.gradients, name)
+
+        def one_by_one(passes: Any, total: int, right: Any = right) -> Any:
+            nats = torch.zeros(())
+            for part in passes:
+                rows.append(len(part))
+                with TensorBytes() as counted:
+                    result = right([part], total)
+                peaks.append(counted.peak)
+                nats = nats + (0 if result is None else result)
+            return nats
+
+        setattr(run.gradients, name, one_by_one)
+    return peaks, rows
+
+
+def test_a_resumed_run_divides_its_steps_as_before(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less memory is free after the interruption, but enough for the passes of before."""
+    spam = declared(make_rows(60), epochs=2, retention="none")
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**23)
+    whole = ended(make_run(tmp_path / "whole", tiny_base, spam))
+    stopped_after(2, spam, tmp_path / "part", tiny_base)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**22)
+    run = make_run(tmp_path / "part", tiny_base, spam)
+    weights = run.fit(resume=True).adapter.weights
+    assert run.state.pass_bytes == 2**22
+    for linear, pair in weights.items():
+        for n, part in enumerate(pair):
+            assert torch.equal(part, whole[f"{linear}.{n}"])
 
 
 def test_other_errors_are_not_taken_for_it(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, tiny_base, declared(make_rows(60), epochs=1, retention="none"))
-    failing(monkeypatch, RuntimeError("shapes cannot be multiplied"), calls=2)
+    failing(monkeypatch, run, RuntimeError("shapes cannot be multiplied"), calls=2)
     with pytest.raises(RuntimeError, match="shapes cannot"):
         run.fit()
 

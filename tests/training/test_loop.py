@@ -99,7 +99,7 @@ def test_an_exploding_loss_stops_the_run_and_the_saved_adapter_stays(
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
-        calls += 1
+        calls += not args[1][0].id.startswith("trial")  # on which memory is measured
         return right(*args) * (bad if calls > 3 else 1.0)
 
     monkeypatch.setattr(gradients, "text_nats", explode)
@@ -119,7 +119,7 @@ def test_a_loss_that_explodes_in_the_second_epoch_saves_the_first(
 
     def explode(*args: Any) -> torch.Tensor:
         nonlocal calls
-        calls += 1
+        calls += not args[1][0].id.startswith("trial")  # on which memory is measured
         return right(*args) * (math.nan if calls > 7 else 1.0)
 
     monkeypatch.setattr(gradients, "text_nats", explode)

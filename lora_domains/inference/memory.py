@@ -1,0 +1,261 @@
+"""Memory: what is free, limits of containers included, and what a pass through a model takes.
+
+On a CPU the system kills a process that takes too much, so the memory of a pass is measured on a
+few tokens and larger passes are planned accordingly. An accelerator raises an error instead, after
+which a pass is halved.
+"""
+
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from lora_domains import distributed
+from lora_domains.console import Display, format_bytes
+
+# ── The machine and its containers ──────────────────────────────────────────────────────────────
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows control groups."""
+OWN_CGROUPS = Path("/proc/self/cgroup")
+"""Names the control groups of this process."""
+Names = tuple[tuple[str, ...], str, str]
+VERSION_1: Names = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2: Names = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+"""Files of a control group: its limits, what it uses, and how much of that is cache of files."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free bytes of ``device``; for a CPU those of the machine, or of a container if fewer."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(min(psutil.virtual_memory().available, *_free_in_containers()))
+
+
+def _free_in_containers() -> Iterator[float]:
+    """Free bytes of each control group that this process is in; infinity first."""
+    yield math.inf
+    if not OWN_CGROUPS.exists():  # not Linux
+        return
+    for line in OWN_CGROUPS.read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            mount, names = CGROUPS, VERSION_2
+        elif "memory" in controllers.split(","):
+            mount, names = CGROUPS / "memory", VERSION_1
+        else:
+            continue
+        own = mount / path.strip("/")
+        # Inside a container the path may be the host's: the container's own group is the root.
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(mount):
+                yield _free_in(folder, *names)
+
+
+def _free_in(folder: Path, limits: tuple[str, ...], usage: str, cache: str) -> float:
+    """Free bytes of one control group; infinity where it has no limit.
+
+    File contents that were read and are not in use are freed by the system when it needs to.
+    """
+    smallest = min(_numbers(folder / name).get("", math.inf) for name in limits)
+    used = _numbers(folder / usage).get("")
+    if math.isinf(smallest) or used is None:
+        return math.inf
+    return max(0.0, smallest - used + _numbers(folder / "memory.stat").get(cache, 0))
+
+
+def _numbers(file: Path) -> dict[str, float]:
+    """The numbers in a file of a control group, by the name before each; "" without a name."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return {}
+    parts = [line.rpartition(" ") for line in lines]
+    return {name: float(value) for name, _, value in parts if value.isdigit()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes used so far: on an accelerator, or by this process for a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(kilobytes) * (1024 if os.uname().sysname == "Linux" else 1)
+
+
+def release(device: torch.device) -> None:
+    """Free what a failed pass left in the allocator's cache."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def report_memory(
+    display: Display, quantization: str | None, *, quiet: bool = False
+) -> Callable[[int, torch.device], None]:
+    """A function that shows the bytes a base needs on a device, and warns if they are not free.
+
+    With ``quiet`` it only warns.
+    """
+
+    def report(needed: int, device: torch.device) -> None:
+        free = free_bytes(device)
+        if not quiet:
+            sizes = f"about {format_bytes(needed)} for the base, of {format_bytes(free)} free"
+            display.stage("memory", None, None, f"{sizes} on {device}")
+        if warning := memory_warning(needed, free, quantization):
+            display.warn(warning)
+
+    return report
+
+
+def memory_warning(needed: int, free: int, quantization: str | None) -> str | None:
+    """A warning when a base will not fit into ``free`` bytes."""
+    if needed <= free:
+        return None
+    hint = "" if quantization == "4bit" else "; --load-in-4bit takes about a quarter"
+    return f"the base takes about {format_bytes(needed)} and {format_bytes(free)} are free{hint}."
+
+
+# ── The memory of a pass ────────────────────────────────────────────────────────────────────────
+
+SHARE = 0.5
+"""Share of the free memory that a pass may take. The rest is for the optimiser, other programs,
+and what the allocator of the system does not give back."""
+TRIAL = 16
+"""Tokens of the shorter rows on which the memory of a pass is measured."""
+
+
+class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that operations make inside, on this thread."""
+
+    now: int
+    peak: int
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._counted: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        kwargs = kwargs or {}
+        given = {_storage(part) for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)}
+        result = func(*args, **kwargs)
+        for part in tree_iter(result):
+            if isinstance(part, Tensor):
+                self._count(part, given)
+        return result
+
+    def _count(self, tensor: Tensor, given: set[int]) -> None:
+        key = _storage(tensor)
+        if key in given or key in self._counted:
+            return  # a view, or the result of an operation in place
+        storage = tensor.untyped_storage()
+        self._counted.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._counted.discard(key)
+        self.now -= size
+
+
+def _storage(tensor: Tensor) -> int:
+    """The identity of the memory that ``tensor`` is a view of."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """The bytes that a pass takes at its peak, from bytes measured on small ones.
+
+    They grow with the tokens of its padded rows, with the pairs of tokens that attend to each
+    other, and with the logits that are computed.
+    """
+
+    fixed: float
+    token: float
+    pair: float
+    logit: float = 0.0
+
+    @classmethod
+    def measured(cls, peak: Callable[[int, int, int], int], vocabulary: int) -> "PassCost":
+        """``peak`` gives the bytes of a pass of so many rows, tokens in each, answer tokens.
+
+        A ``vocabulary`` of 0: no logits are computed.
+        """
+        n = TRIAL
+        sizes = [(2, n, 1), (4, n, 1), (2, 2 * n, 1), (2, n, n // 2)][: 4 if vocabulary else 3]
+        terms = [[1, r * n, r * n * n, r * a * vocabulary][: len(sizes)] for r, n, a in sizes]
+        bytes_ = np.linalg.solve(np.array(terms, float), [peak(*size) for size in sizes])
+        return cls(*(max(0.0, float(value)) for value in bytes_))
+
+    def __call__(self, rows: int, length: int, logits: int) -> float:
+        """Bytes of ``rows`` rows of ``length`` tokens, with ``logits`` logits in all."""
+        pairs = rows * length * length
+        return self.fixed + self.token * rows * length + self.pair * pairs + self.logit * logits
+
+
+_limits: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
+
+
+def pass_limit(model: Any) -> float:
+    """Bytes that a pass through ``model`` may take; infinity on an accelerator.
+
+    The largest power of two within ``SHARE`` of the memory that is free when this is first asked
+    for. It stays the same afterwards, so that the same rows are scored in the same batches.
+    """
+    if model.device.type != "cpu":
+        return math.inf
+    if model not in _limits:
+        _limits[model] = allowance(free_bytes(model.device))
+    return _limits[model]
+
+
+def reuse_pass_limit(model: Any, limit: int, warn: Callable[[str], object]) -> None:
+    """Let a pass through ``model`` take ``limit`` bytes, as in an earlier run, if they are free.
+
+    Rounding depends on how rows are divided into passes, so a run that is repeated or continued
+    divides them as it did before.
+    """
+    own = pass_limit(model)
+    if own < limit and limit > free_bytes(model.device) / distributed.processes_here():
+        warn(
+            f"a pass could take {format_bytes(limit)} before, which are no longer free: it takes "
+            f"at most {format_bytes(own)} now, and the result is the same up to rounding."
+        )
+    elif own < math.inf:
+        _limits[model] = limit
+
+
+def agreed_pass_limit(model: Any) -> int | None:
+    """The smallest ``pass_limit`` of all processes, from here on that of each.
+
+    None on an accelerator. All processes must call this.
+    """
+    own = pass_limit(model)
+    if math.isinf(own):
+        return None
+    _limits[model] = distributed.smallest(int(own))
+    return _limits[model]
+
+
+def allowance(free: int) -> int:
+    """The largest power of two within ``SHARE`` of what each process on this machine has."""
+    own = SHARE * free / distributed.processes_here()
+    return 1 << int(math.log2(max(own, 1)))
