@@ -16,7 +16,7 @@ from lora_domains.distributed import is_shared, merged, own_share, ran_out, smal
 from lora_domains.errors import OutOfMemory
 from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
 from lora_domains.modeling.batching import chunks
-from lora_domains.modeling.heads import features
+from lora_domains.modeling.heads import base_output
 from lora_domains.modeling.routing import entered, narrowed
 from lora_domains.tasks.tokenization import EncodedExample
 
@@ -185,7 +185,7 @@ def scoring_cost(model: nn.Module) -> PassCost:
 
         def peak(rows: int, length: int, _answer: int) -> int:
             with entered(model, None, None), TensorBytes() as counted:
-                features(model, trial_examples(rows, length), 0)
+                base_output(model, trial_examples(rows, length), 0)
             return int(counted.peak)
 
         _costs[model] = replace(PassCost.measured(peak, vocabulary=0), logit=LOGIT_BYTES)

@@ -192,14 +192,9 @@ def features(
     state of the first token ([CLS]) or the ``pooling`` "mean" of all, computed with the current
     route.
     """
+    output, mask = base_output(model, items, pad)
+    state: Tensor = output.last_hidden_state
     bidirectional = is_bidirectional(model.config)
-    # Left-padded, every prompt of a causal model ends in the last column.
-    parts = padded([item.prompt for item in items], pad, left=not bidirectional)
-    ids, mask, positions = (part.to(model.device) for part in parts)
-    options = {} if bidirectional else {"position_ids": positions, "use_cache": False}
-    state: Tensor = model.base_model(
-        input_ids=ids, attention_mask=mask, **options
-    ).last_hidden_state
     if not bidirectional:
         back = [_padding_at_the_end(item.prompt, model.config) for item in items]
         return state[:, -1] if not any(back) else state[range(len(items)), [-1 - n for n in back]]
@@ -209,13 +204,23 @@ def features(
     return state[:, 0]
 
 
+def base_output(model: Any, items: Sequence[EncodedExample], pad: int) -> tuple[Any, Tensor]:
+    """What the model below its output layer gives for each prompt, and the attention mask."""
+    bidirectional = is_bidirectional(model.config)
+    # Left-padded, every prompt of a causal model ends in the last column.
+    parts = padded([item.prompt for item in items], pad, left=not bidirectional)
+    ids, mask, positions = (part.to(model.device) for part in parts)
+    options = {} if bidirectional else {"position_ids": positions, "use_cache": False}
+    return model.base_model(input_ids=ids, attention_mask=mask, **options), mask
+
+
 def _padding_at_the_end(prompt: Sequence[int], config: Any) -> int:
     """How many tokens at the end of ``prompt`` transformers takes for padding.
 
     A config may name an ordinary token as padding; transformers' classifiers then read the last
     token before it, and of a text of nothing else the first.
     """
-    pad, count = config.get_text_config().pad_token_id, 0
+    pad, count = getattr(config.get_text_config(), "pad_token_id", None), 0
     while count < len(prompt) and prompt[-1 - count] == pad:
         count += 1
     return min(count, len(prompt) - 1)

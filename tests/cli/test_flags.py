@@ -109,7 +109,7 @@ def test_flags_set_domain_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["options"] == {"quantization": "4bit", "out": "there"}
     assert calls["fit"] == {
         "resume": False, "dry_run": False, "init_from": None, "tracker": None,
-        "prepared": None,
+        "prepared": None, "no_evaluate": False,
     }  # fmt: skip
 
 

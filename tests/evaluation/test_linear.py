@@ -15,6 +15,7 @@ from lora_domains.domain import Domain
 from lora_domains.evaluation import linear
 from lora_domains.evaluation.baselines import BaselineInputs, tfidf
 from lora_domains.evaluation.linear import Split, log_softmax, predict, temperature
+from lora_domains.inference.linear_probe import logistic_regression
 from lora_domains.tasks import Classification
 from lora_domains.tasks.tokenization import EncodedRow
 from lora_domains.verdict.metrics import METRICS
@@ -75,9 +76,7 @@ def test_the_strength_is_the_best_of_validation_rows_or_of_rows_left_out(
     every = (0.0001, 0.01, 1.0, 100.0)
     for strengths in (*((one,) for one in every), every):
         monkeypatch.setattr(linear, "STRENGTHS", strengths)
-        shares = predict(
-            linear.logistic_regression, train, validation, test.features, LABELS, accuracy
-        )
+        shares = predict(logistic_regression, train, validation, test.features, LABELS, accuracy)
         reached[strengths] = accuracy(shares, test.targets)
     alone = [reached[one,] for one in every]
     assert max(alone) - min(alone) > 0.04  # the choice matters
@@ -90,7 +89,7 @@ def test_ties_of_the_metric_are_broken_by_cross_entropy(monkeypatch: pytest.Monk
     for strengths in ((0.0001,), (0.1,), (0.0001, 0.1)):
         monkeypatch.setattr(linear, "STRENGTHS", strengths)
         shares = predict(
-            linear.logistic_regression, train, validation, validation.features, LABELS,
+            logistic_regression, train, validation, validation.features, LABELS,
             lambda shares, targets: 1.0,
         )  # fmt: skip
         losses[strengths] = log_loss(validation.targets, np.exp(shares))
