@@ -75,6 +75,7 @@ def test_swaps_and_a_merge(folder_of: Callable[[str], Path], name: str) -> None:
     assert (found - first).norm() <= 1e-3 * (first - bare).norm()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_quantised_base_trains_and_stays_as_it_is(
