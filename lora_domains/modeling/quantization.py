@@ -199,8 +199,10 @@ class Gguf(Checkpoint):
         model, report = architecture.from_pretrained(
             **self.place, output_loading_info=True, **options
         )
-        # The weights are plain by now; with these the model could not be saved.
-        del model.config.quantization_config
+        # The weights are plain by now; with these, which the oldest supported transformers does
+        # not set, the model could not be saved.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
         return model, list(report["missing_keys"])
 

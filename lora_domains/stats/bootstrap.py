@@ -154,7 +154,8 @@ def _error_widths(values: FloatArray, units: int, level: float) -> tuple[float, 
     deviation = float(values.std(ddof=1))
     error = deviation * math.sqrt(units / (units - 1))
     t = -float(stdtrit(units - 1, 1 - level))
-    skewness = float(((values - values.mean()) ** 3).mean()) / deviation**3 if deviation else 0.0
+    cubed = deviation**3  # 0 for tiny deviations too
+    skewness = float(((values - values.mean()) ** 3).mean()) / cubed if cubed else 0.0
     tail = max(-0.5, min(0.5, skewness)) * (1 + 2 * t * t) / 6
     return (t + max(0.0, -tail)) * error, (t + max(0.0, tail)) * error
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
@@ -230,6 +230,7 @@ def test_repeating_rows_does_not_buy_certainty() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30))
+@example([0.0, 1.7e-108])
 def test_bootstrap_bounds_are_ordered_contain_the_estimate_and_mirror(values: list[float]) -> None:
     array = np.array(values)
     compared = compare_means(np.zeros(len(array)), array)
