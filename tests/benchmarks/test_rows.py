@@ -51,7 +51,7 @@ def test_generated_rows_are_the_same_each_time_and_have_what_real_ones_have() ->
 
 def test_the_stored_curve_is_linear_and_fits_into_memory() -> None:
     stored = json.loads(STORED.read_text(encoding="utf-8"))
-    assert [point["rows"] for point in stored["sizes"]] == [10**3, 10**4, 10**5]
+    assert [point["rows"] for point in stored["sizes"]] == [10**3, 10**4, 10**5, 10**6]
     for phase, exponents in stored["growth"].items():
         # Objects of more memory take longer to reach and to collect; a square would be 2.
         assert exponents[-1] < 1.3, phase

@@ -14,9 +14,12 @@ FEW: Mapping[str, int] = {"train": 40, "validation": 10}
 def use_general_text(
     patch: pytest.MonkeyPatch, training: Sequence[str] = TRAINING, selection: Sequence[str] = ()
 ) -> None:
-    """Let training read these texts as the embedded general text."""
+    """Let training read these texts as the embedded general text; those of evaluations stay."""
     splits = {"train": tuple(training), "validation": tuple(selection)}
-    patch.setattr("lora_domains.probes.general_text.embedded_texts", lambda split: splits[split])
+    patch.setattr(
+        "lora_domains.probes.general_text.embedded_texts",
+        lambda split: splits[split] if split in splits else embedded_texts(split),
+    )
 
 
 def use_few_texts(patch: pytest.MonkeyPatch) -> None:
