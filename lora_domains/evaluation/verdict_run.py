@@ -322,14 +322,18 @@ def declared_by(
     }
 
 
+ASKED = ("chat", "instruction", "per_token", "max_new_tokens", "until", "judge")
+"""Settings of tasks that change an answer or how it is compared, and neither columns nor labels."""
+
+
 def asked_by(dataset: Dataset, base: Base) -> str:
     """Digest of what the answers depend on besides the adapter and the row (``Subject.asked``).
 
-    The prompt, the length at which it is cut, the base, and the seed, which draws the examples of
-    the few-shot baseline. Labels count where a head has them, by their order; elsewhere the
-    training rows may name more of them.
+    The prompt, how an answer is read, the length at which a row is cut, the base, and the seed,
+    which draws the examples of the few-shot baseline. Labels count where a head has them, by their
+    order; elsewhere the training rows may name more of them.
     """
-    task = dataset.domain.task
+    task, record = dataset.domain.task, as_record(dataset.domain)["task"]
     labels = list(zip(task.labels or (), task.label_texts, strict=False))
     return _short_digest(
         [
@@ -337,8 +341,7 @@ def asked_by(dataset: Dataset, base: Base) -> str:
             task.template,
             task.answer_column,
             labels if task.head else [pair for pair in labels if pair[0] != pair[1].strip()],
-            task.per_token,
-            task.max_new_tokens,
+            {name: record[name] for name in ASKED if name in record},
             dataset.tokenization.max_length,
             base.identity,
             dataset.domain.training.seed,

@@ -27,7 +27,7 @@ from lora_domains.evaluation.verdict_run import Evaluated, declaration
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Suite, embedded, quick
 from lora_domains.report.card import AdapterEntry
-from lora_domains.tasks import Classification, Generation, MultipleChoice
+from lora_domains.tasks import Classification, Generation, MultipleChoice, Task
 from lora_domains.verdict.ledger import LEDGER, Standing
 
 Rows = list[dict[str, Any]]
@@ -244,6 +244,28 @@ def test_suite_and_rows_of_training_are_declared_and_prompts_are_charged(
     assert found[0].changed == ("training rows, all training rows" if elsewhere else "")
     assert again(TRAIN[:80], prompt="{text} is it spam?").number == 2
     assert again(TRAIN[:80]).number == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        (
+            Classification(chat=True),
+            [{"instruction": "Is it spam?"}, {"instruction": "Spam or ham?"}, {"chat": False}],
+        ),
+        (
+            Generation(text="text", answer="label"),
+            [{"judge": "number"}, {"until": "."}, {"max_new_tokens": 3}, {"instruction": "Say."}],
+        ),
+    ],
+)
+def test_other_instructions_and_readings_of_an_answer_are_charged(
+    model: DomainModel, task: Task, changes: list[dict[str, Any]]
+) -> None:
+    made = Domain("spam", task, Data(TRAIN, None, TEST))
+    tried = [made, *(replace(made, task=replace(task, **change)) for change in changes), made]
+    found = [evaluate(model, domain, "a").number for domain in tried]
+    assert found == [*range(1, len(tried)), 1]
 
 
 def test_general_text_that_was_searched_for_leaks_stays_declared(model: DomainModel) -> None:
