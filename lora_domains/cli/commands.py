@@ -22,7 +22,7 @@ from lora_domains.cli.predict import add_predict
 from lora_domains.cli.recipes import fit_and_evaluate, open_model
 from lora_domains.console import Display
 from lora_domains.data.readers import read
-from lora_domains.data.source import Data
+from lora_domains.data.source import FEWEST_READ, Data
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import DataError, UsageError
 from lora_domains.report import terminal
@@ -90,12 +90,12 @@ def fit(flags: argparse.Namespace) -> int:
 def _task(flags: argparse.Namespace) -> tuple[Task, str]:
     """The task of the training rows, and why; "" where nothing was chosen.
 
-    It is of the kind of --task, or of one whose rows have such columns.
+    It is of the kind of --task, or of one whose first rows have such columns.
     """
     if flags.task is None and (flags.text or flags.label or flags.head):
         return Classification(), ""
     try:
-        given = read(flags.train, "train", reading(flags))
+        given = read(flags.train, "train", replace(reading(flags), most=FEWEST_READ))
     except DataError:  # which is raised again when the rows are read
         given = []
     columns = {name for row in given for name in row.values}
