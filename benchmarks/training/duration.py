@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -87,11 +88,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--cpu", action="store_true")
     flags = parser.parse_args()
-    if flags.cpu:
-        console.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
+    clock = time.process_time if flags.cpu else time.monotonic
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
     for name in flags.names:
-        with tempfile.TemporaryDirectory() as out:
+        with (
+            tempfile.TemporaryDirectory() as out,
+            patch.object(console, "time", SimpleNamespace(monotonic=clock)),
+        ):
             runs[name] = compared(name, flags.bases, flags.rows, Path(out))
         runs[name] |= {"clock": "cpu" if flags.cpu else "wall", "threads": torch.get_num_threads()}
         print(json.dumps(runs[name], indent=1), flush=True)
