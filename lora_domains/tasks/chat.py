@@ -86,13 +86,13 @@ class Chat(Task):
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:
-        more = {name: name for name in ("system", "tools") if name in columns}
+        more: dict[str, Any] = {name: name for name in ("system", "tools") if name in columns}
         for name in CONVERSATIONS:
             if name in columns:
-                return cls(messages=name, **more)  # type: ignore[arg-type]
+                return cls(messages=name, **more)
         for user, assistant in SHAPES:
             if {*user, assistant} <= {*columns}:
-                return cls(user=user, assistant=assistant, **more)  # type: ignore[arg-type]
+                return cls(user=user, assistant=assistant, **more)
         return None
 
     def with_options(self, **options: Any) -> Self:

@@ -24,7 +24,6 @@ from lora_domains.tasks.chat import NO_SHOTS, Shots
 from lora_domains.tasks.chat_template import ChatTemplate, Conversation, special_names
 from lora_domains.tasks.rows import EncodedExample, EncodedRow, Example, shared, without_middle
 
-__all__ = ["EncodedExample", "EncodedRow", "Tokenization"]
 MASKED_SHARE = 0.15
 """Share of a text's tokens that a bidirectional base predicts (Devlin et al. 2019, BERT)."""
 
