@@ -21,8 +21,8 @@ from lora_domains.modeling.batching import (
 from lora_domains.modeling.heads import check_task
 from lora_domains.probes.general_text import GeneralText, general_text
 from lora_domains.tasks import Example
-from lora_domains.tasks.rows import EncodedExample, EncodedRow
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
+from lora_domains.tokenization.tokenization import Tokenization
 
 LISTED = 40
 """The most rows that one error lists."""

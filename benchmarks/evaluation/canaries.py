@@ -21,7 +21,7 @@ from lora_domains.domain import with_settings
 from lora_domains.embedded.world import general_text
 from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.tasks import Example
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.tokenization import Tokenization
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "canaries.json"
 REPEATS, EACH, UNSEEN, EPOCHS = (1, 4, 16), 4, 255, 4

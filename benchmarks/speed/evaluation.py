@@ -36,8 +36,8 @@ from lora_domains.evaluation.store import Store
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.inference.memory import peak_memory
 from lora_domains.probes.suite import embedded
-from lora_domains.tasks.rows import EncodedExample, EncodedRow
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
+from lora_domains.tokenization.tokenization import Tokenization
 
 ADAPTERS, ROWS = 8, 16
 REFEREED = 100

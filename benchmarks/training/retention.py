@@ -168,7 +168,7 @@ def _suite() -> Any:
 
 def general(model: Any) -> tuple[list[Any], list[Any]]:
     """The encoded questions and texts of the quick suite."""
-    from lora_domains.tasks.tokenization import Tokenization
+    from lora_domains.tokenization.tokenization import Tokenization
 
     tokenization = Tokenization(model.tokenizer, model.base.context)
     questions = [tokenization.encode(example) for _, _, example in _suite().questions()]

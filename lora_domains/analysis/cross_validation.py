@@ -21,7 +21,7 @@ from lora_domains.model import DomainModel
 from lora_domains.report.text import interval
 from lora_domains.stats.seeds import across_folds
 from lora_domains.tasks import Example
-from lora_domains.tasks.rows import EncodedRow
+from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.verdict.metrics import Metric, best_baseline, metric_named, reported
 from lora_domains.verdict.rules import capital, finite
 from lora_domains.verdict.scores import ScoreTable, contender_label

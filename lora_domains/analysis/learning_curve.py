@@ -30,7 +30,7 @@ from lora_domains.stats.bootstrap import FloatArray, bootstrap
 from lora_domains.stats.comparisons import compare_means
 from lora_domains.stats.seeds import pooled_spread, with_seed_spread
 from lora_domains.tasks import Example
-from lora_domains.tasks.rows import EncodedRow
+from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable

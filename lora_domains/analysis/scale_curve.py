@@ -32,7 +32,7 @@ from lora_domains.report.card import Card, read_items
 from lora_domains.report.markdown import readme
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Task
-from lora_domains.tasks.rows import EncodedExample, EncodedRow
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable

@@ -26,8 +26,8 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import tokenization_of
 from lora_domains.modeling.routing import Single, entered
 from lora_domains.tasks import Example, Task
-from lora_domains.tasks.rows import EncodedExample
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
 
 
 @dataclass(frozen=True)

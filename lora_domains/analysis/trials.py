@@ -8,7 +8,7 @@ from dataclasses import replace
 from lora_domains.dataset import Dataset
 from lora_domains.domain import with_settings
 from lora_domains.model import DomainModel
-from lora_domains.tasks.rows import EncodedRow
+from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.training.fit import make_run
 from lora_domains.training.loop import Trained
 from lora_domains.training.plan import make_plan

@@ -21,9 +21,9 @@ from lora_domains.inference.scores import Scores, class_score
 from lora_domains.modeling.heads import own_layout
 from lora_domains.tasks import Example
 from lora_domains.tasks.chat import NO_SHOTS, Shots
-from lora_domains.tasks.chat_template import ChatTemplate
-from lora_domains.tasks.rows import EncodedRow
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.chat_template import ChatTemplate
+from lora_domains.tokenization.encoded import EncodedRow
+from lora_domains.tokenization.tokenization import Tokenization
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
 

@@ -29,8 +29,8 @@ from lora_domains.modeling.heads import own_layout
 from lora_domains.probes.suite import Suite
 from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
 from lora_domains.tasks import LanguageModelling, Task
-from lora_domains.tasks.rows import EncodedRow
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedRow
+from lora_domains.tokenization.tokenization import Tokenization
 from lora_domains.verdict.rules import finite
 
 TRAIN_SAMPLE = 500

@@ -11,7 +11,7 @@ from typing import Any
 from lora_domains.data.identity import keyed_digest
 from lora_domains.data.splits import together
 from lora_domains.inference.scores import Scores
-from lora_domains.tasks.rows import EncodedRow
+from lora_domains.tokenization.encoded import EncodedRow
 
 Items = list[dict[str, Any]]
 

@@ -26,7 +26,7 @@ from lora_domains.inference.likelihoods import drift, text_features
 from lora_domains.inference.scores import Score, Scores, model_scores
 from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
-from lora_domains.tasks.rows import EncodedExample, EncodedRow
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 
 BLOCK = 512
 """Scores between two writes to the store; a killed run loses no more than these."""

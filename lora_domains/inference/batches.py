@@ -18,7 +18,7 @@ from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_lim
 from lora_domains.modeling.batching import chunks
 from lora_domains.modeling.heads import base_output
 from lora_domains.modeling.routing import entered, narrowed
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 R = TypeVar("R")
 TOKENS = 4096

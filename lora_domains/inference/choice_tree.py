@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lora_domains.inference.batches import Size
 from lora_domains.modeling.batching import padded
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 Choices = tuple[tuple[int, ...], ...]
 

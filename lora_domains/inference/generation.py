@@ -21,7 +21,7 @@ from lora_domains.inference.batches import (
 from lora_domains.modeling.base_check import context_of
 from lora_domains.modeling.batching import padded
 from lora_domains.modeling.routing import narrowed
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 NEW_TOKENS = 64
 """Tokens of an answer, at most, unless options say otherwise."""

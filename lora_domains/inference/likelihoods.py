@@ -22,7 +22,7 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
 from lora_domains.modeling.heads import Head, features, head_logprobs
 from lora_domains.modeling.routing import entered, narrowed
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 # ── Choices ─────────────────────────────────────────────────────────────────────────────────────
 

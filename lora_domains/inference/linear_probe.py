@@ -18,7 +18,7 @@ from lora_domains.console import Display
 from lora_domains.inference.likelihoods import text_features
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 STRENGTH = 0.1
 """Inverse regularisation strength (C) of the probe that a head starts from."""

@@ -17,8 +17,8 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import check_embedded, row_limit, tokenization_of
 from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
 from lora_domains.tasks import Task, task_from_record
-from lora_domains.tasks.rows import EncodedExample
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
 
 T = TypeVar("T")
 

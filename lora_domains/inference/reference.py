@@ -11,7 +11,7 @@ from lora_domains.inference.batches import Progress, in_batches, no_progress
 from lora_domains.inference.likelihoods import tail_logits
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import IGNORED, Batch, collate
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 REFERENCE_BYTES = 2**28
 """Memory for the stored log-probabilities; a vocabulary too large for it is cut to its top tokens.

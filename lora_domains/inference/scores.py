@@ -16,7 +16,7 @@ from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, hea
 from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.modeling.heads import Head
 from lora_domains.tasks import Task
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 Scores = list[dict[str, float]]
 """One record per example."""

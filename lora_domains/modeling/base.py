@@ -49,7 +49,7 @@ from lora_domains.modeling.quantization import (
     scales_of,
     stored_quantization,
 )
-from lora_domains.tasks.chat_template import ChatTemplate
+from lora_domains.tokenization.chat_template import ChatTemplate
 
 ROUTED = "routed_base"
 """What ``RoutedLinear`` calls the linear it wraps; adapters are no modules of the model."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_domains.distributed import ran_out
 from lora_domains.errors import BaseModelError, listed
 from lora_domains.modeling.checkpoint import Checkpoint
-from lora_domains.tasks.chat_template import ChatTemplate
+from lora_domains.tokenization.chat_template import ChatTemplate
 
 ENCODERS = (
     "albert", "bert", "camembert", "data2vec-text", "deberta", "deberta-v2",

@@ -11,8 +11,8 @@ from torch import Tensor
 from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
 from lora_domains.tasks import Task
-from lora_domains.tasks.rows import EncodedExample
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
 
 WINDOW = 2048
 """The most tokens of a window of plain text, unless the domain's ``max_length`` says otherwise."""

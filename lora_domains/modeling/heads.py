@@ -24,7 +24,7 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import is_bidirectional
 from lora_domains.modeling.batching import padded
 from lora_domains.tasks import Task
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 
 class Layer(NamedTuple):

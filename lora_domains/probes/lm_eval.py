@@ -23,7 +23,7 @@ from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.probes.general_text import embedded_texts
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Example, Row, Task
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 MEASURES = ("acc", "exact_match", "acc_norm")
 """The metric that says whether a document was answered correctly: the first of these that a task

@@ -18,7 +18,7 @@ from lora_domains.inference.likelihoods import last_logits
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.routing import narrowed
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 MAX_NEW_TOKENS = 256
 """Generated tokens at most where a task does not say, as in the harness."""

@@ -10,8 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, did_you_mean, listed
 
@@ -71,42 +70,6 @@ class Example:
     of a chat end with the answer, others with the prompt."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the functions that the assistant may call in ``messages``."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedExample:
-    """The token ids of one example. ``answer`` ends with EOS; ``choices`` have no EOS, unless one
-    of them is a prefix of another.
-
-    In a masked text, ``masked`` are positions in ``prompt`` and ``answer`` holds the tokens that
-    the masks replace.
-    """
-
-    id: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    choices: tuple[tuple[int, ...], ...] = ()
-    target: int = -1
-    truncated: bool = False
-    masked: tuple[int, ...] = ()
-    unsupervised: tuple[int, ...] = ()
-    """Positions in ``answer`` that are read, not predicted: turns between those of the
-    assistant."""
-
-    def __len__(self) -> int:
-        return len(self.prompt) + (0 if self.masked else len(self.answer))
-
-    @property
-    def supervised(self) -> int:
-        """Number of supervised tokens; the label of a head counts as one."""
-        return len(self.answer) - len(self.unsupervised) or int(self.target >= 0)
-
-
-class EncodedRow(NamedTuple):
-    """An example and its encoding. A long plain text has several, one for each window."""
-
-    example: Example
-    encoded: EncodedExample
 
 
 def is_null(value: object) -> bool:
@@ -302,20 +265,3 @@ def user_turn(instruction: str | None, text: str) -> tuple[dict[str, str], ...]:
 def escaped(text: str) -> str:
     """``text`` as it is written in a template."""
     return text.replace("{", "{{").replace("}", "}}")
-
-
-# ── Token ids ───────────────────────────────────────────────────────────────────────────────────
-
-
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many token ids both begin with."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def without_middle(tokens: Sequence[int], room: int) -> Sequence[int]:
-    """``tokens`` if there is ``room`` for them, else their beginning and their end."""
-    if len(tokens) <= room:
-        return tokens
-    head = room // 2
-    return [*tokens[:head], *tokens[len(tokens) - (room - head) :]]

@@ -20,7 +20,7 @@ from lora_domains.atomic import new_file, unfinished
 from lora_domains.console import STEPS, Display
 from lora_domains.errors import TrainingInterrupted, UsageError
 from lora_domains.modeling.lora import Weights
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.plan import Plan
 
 

@@ -21,7 +21,7 @@ from lora_domains.console import (
 from lora_domains.inference.batches import padded_tokens
 from lora_domains.inference.memory import peak_memory
 from lora_domains.modeling.batching import epoch_batches
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.loop import Run
 
 SAMPLE = 32

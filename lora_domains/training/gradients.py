@@ -27,7 +27,7 @@ from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_lim
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head, label_nats
 from lora_domains.modeling.routing import current_route, entered
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import State
 from lora_domains.training.retention import GeneralTexts, Retention
 

@@ -37,7 +37,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.heads import SENTENCE
 from lora_domains.modeling.lora import Adapter, Weights
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
 from lora_domains.training.gradients import Gradients
 from lora_domains.training.plan import Plan

@@ -19,7 +19,7 @@ from lora_domains.domain import RETENTION, Training
 from lora_domains.inference.likelihoods import text_nats
 from lora_domains.inference.reference import Reference
 from lora_domains.modeling.bank import Bank
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.side_effects import DRIFT_LIMIT
 

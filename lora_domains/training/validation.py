@@ -15,7 +15,7 @@ from lora_domains.inference.reference import Reference
 from lora_domains.inference.scores import comparable
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.retention import reference_on
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable

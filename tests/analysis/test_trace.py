@@ -31,7 +31,7 @@ from lora_domains.report import terminal
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.terminal import bar, signed_bar
 from lora_domains.tasks import Classification, Example, Generation, Row, task_record
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.tokenization import Tokenization
 
 # Labels of several tokens with a common first token.
 TASK = Classification(labels=("spam now", "spam later", "ham"))

@@ -14,7 +14,7 @@ from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.inference.likelihoods import answer_nats
 from lora_domains.tasks import Example, LanguageModelling
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.tokenization import Tokenization
 
 memory = script("canaries", "evaluation")
 

@@ -9,7 +9,7 @@ from support.models import QUIET, model_in
 
 from lora_domains.evaluation.baselines import BaselineInputs, frozen_features
 from lora_domains.evaluation.scorer import Scorer
-from lora_domains.tasks.rows import EncodedRow
+from lora_domains.tokenization.encoded import EncodedRow
 
 
 def test_the_base_is_scored_by_a_classifier_on_its_features(

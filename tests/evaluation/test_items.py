@@ -4,7 +4,7 @@ from support.items import table
 
 from lora_domains.evaluation.items import groups_of, make_items
 from lora_domains.tasks import Example
-from lora_domains.tasks.rows import EncodedExample, EncodedRow
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.scores import ScoreTable
 

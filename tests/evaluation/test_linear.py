@@ -17,7 +17,7 @@ from lora_domains.evaluation.baselines import BaselineInputs, tfidf
 from lora_domains.evaluation.linear import Split, log_softmax, predict, temperature
 from lora_domains.inference.linear_probe import logistic_regression
 from lora_domains.tasks import Classification
-from lora_domains.tasks.rows import EncodedRow
+from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.scores import ScoreTable
 

@@ -13,7 +13,7 @@ from lora_domains.inference.batches import Budget
 from lora_domains.inference.choice_tree import choices_at_once, takes_trees, tree, tree_size
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.modeling.batching import chunks
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 EXACT = 1e-4
 TOKENS = st.integers(3, 6)

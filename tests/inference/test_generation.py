@@ -13,8 +13,8 @@ from lora_domains.errors import BaseModelError, DataError, UsageError
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
-from lora_domains.tasks.rows import EncodedExample
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
 
 PROMPTS = ["the red stone", "alpha beta gamma note"]
 SIDE_FILE = {

@@ -27,7 +27,7 @@ from lora_domains.inference.likelihoods import (
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 PAD = 0
 EXACT = 1e-4

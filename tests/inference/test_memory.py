@@ -28,7 +28,7 @@ from lora_domains.inference.memory import (
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 CPU = torch.device("cpu")
 GIB = 2**30

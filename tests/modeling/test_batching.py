@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_domains.modeling.batching import IGNORED, chunks, collate, epoch_batches
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 ITEMS = st.lists(
     st.builds(

@@ -35,7 +35,7 @@ from lora_domains.tasks import (
     MultipleChoice,
     Task,
 )
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.tokenization import Tokenization
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import not_applicable, verdict

@@ -23,8 +23,8 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.heads import features, head_logprobs, head_shapes, own_layout
 from lora_domains.tasks import Classification, Row
-from lora_domains.tasks.rows import EncodedExample
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
 
 
 def test_a_new_head_starts_from_the_pooler_of_the_checkpoint(tmp_path: Path) -> None:

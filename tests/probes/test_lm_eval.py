@@ -22,8 +22,8 @@ from lora_domains.modeling.base import load_base
 from lora_domains.probes.lm_eval import Documents, Harness, harness_tasks
 from lora_domains.probes.suite import Probe, Suite, load_suite
 from lora_domains.tasks import Classification
-from lora_domains.tasks.rows import EncodedExample
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[harness]'")
 

@@ -18,7 +18,7 @@ from lora_domains.modeling.heads import features, head_logits
 from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import CARD
 from lora_domains.tasks import Classification
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 
 PROMPTS = [(5, 9, 20, 31), (7, 8), (11, 30, 41, 52, 63, 74, 85)]
 """Token ids of prompts of different lengths, so that they are padded."""

@@ -27,7 +27,7 @@ from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.card import read_items
 from lora_domains.tasks import Classification, Example, MultipleChoice
-from lora_domains.tasks.tokenization import Tokenization
+from lora_domains.tokenization.tokenization import Tokenization
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
 

@@ -19,7 +19,7 @@ from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import Evaluation
 from lora_domains.tasks import Classification, MultipleChoice, Task
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
 from lora_domains.training.plan import make_plan

@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor
 
 from lora_domains.domain import Training
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.retention import GeneralTexts, Retention, register
 from lora_domains.verdict.gates import Gates
 

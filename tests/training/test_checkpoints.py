@@ -32,7 +32,7 @@ from lora_domains.errors import (
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.report.card import Card
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import fit
 from lora_domains.training.checkpoints import clear, read_checkpoint, write_checkpoint
 from lora_domains.training.loop import Run

@@ -26,7 +26,7 @@ from lora_domains.inference.memory import TensorBytes, pass_limit
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Generation
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import gradients
 from lora_domains.training.gradients import micro_batches, recomputing
 from lora_domains.training.loop import Run

@@ -11,7 +11,7 @@ from support.models import declared, make_run
 
 from lora_domains.inference import memory
 from lora_domains.inference.memory import TensorBytes, pass_limit
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.gradients import MICRO_TOKENS, micro_batches
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

@@ -16,7 +16,7 @@ from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification
-from lora_domains.tasks.rows import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.loop import Run
 from lora_domains.training.validation import observe, scale_down, validation_figures
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from lora_domains.errors import AnswerTooLong, ChatTemplateError, DataError, listed
 from lora_domains.tasks.chat import NO_SHOTS, Shots
-from lora_domains.tasks.chat_template import ChatTemplate, Conversation, special_names
-from lora_domains.tasks.rows import EncodedExample, EncodedRow, Example, shared, without_middle
+from lora_domains.tasks.rows import Example
+from lora_domains.tokenization.chat_template import ChatTemplate, Conversation, special_names
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow, shared, without_middle
 
 MASKED_SHARE = 0.15
 """Share of a text's tokens that a bidirectional base predicts (Devlin et al. 2019, BERT)."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from lora_domains.errors import ChatTemplateError
 from lora_domains.tasks.chat import Message, roles, variants
-from lora_domains.tasks.rows import shared
+from lora_domains.tokenization.encoded import shared
 
 PLAIN = (
     "{% for message in messages %}"

@@ -22,7 +22,7 @@ from support.chat_templates import (
 )
 
 from lora_domains.errors import ChatTemplateError
-from lora_domains.tasks.chat_template import PLAIN, ChatTemplate, Conversation
+from lora_domains.tokenization.chat_template import PLAIN, ChatTemplate, Conversation
 
 Messages = list[dict[str, str]]
 

@@ -1,0 +1,58 @@
+"""Examples as token ids, and two functions on lists of ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import NamedTuple
+
+from lora_domains.tasks.rows import Example
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """The token ids of one example. ``answer`` ends with EOS; ``choices`` have no EOS, unless one
+    of them is a prefix of another.
+
+    In a masked text, ``masked`` are positions in ``prompt`` and ``answer`` holds the tokens that
+    the masks replace.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+    target: int = -1
+    truncated: bool = False
+    masked: tuple[int, ...] = ()
+    unsupervised: tuple[int, ...] = ()
+    """Positions in ``answer`` that are read, not predicted: turns between those of the
+    assistant."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + (0 if self.masked else len(self.answer))
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens; the label of a head counts as one."""
+        return len(self.answer) - len(self.unsupervised) or int(self.target >= 0)
+
+
+class EncodedRow(NamedTuple):
+    """An example and its encoding. A long plain text has several, one for each window."""
+
+    example: Example
+    encoded: EncodedExample
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many token ids both begin with."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def without_middle(tokens: Sequence[int], room: int) -> Sequence[int]:
+    """``tokens`` if there is ``room`` for them, else their beginning and their end."""
+    if len(tokens) <= room:
+        return tokens
+    head = room // 2
+    return [*tokens[:head], *tokens[len(tokens) - (room - head) :]]
