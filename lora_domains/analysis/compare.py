@@ -20,7 +20,7 @@ from lora_domains.stats.seeds import seed_variance
 from lora_domains.tasks import positive_index
 from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.gates import judge_all
-from lora_domains.verdict.metrics import METRICS, Metric, metric_named, reported
+from lora_domains.verdict.metrics import METRICS, metric_named, reported
 from lora_domains.verdict.performance import gain, kept
 from lora_domains.verdict.rules import (
     FAILING_LEVEL,
@@ -29,7 +29,7 @@ from lora_domains.verdict.rules import (
     undecided,
     verdict,
 )
-from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.scores import Metric, ScoreTable
 from lora_domains.verdict.side_effects import harmed_suite, retention
 from lora_domains.verdict.summary import comparison_fields
 

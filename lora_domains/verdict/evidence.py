@@ -19,9 +19,8 @@ from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
 from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.verdict.ledger import Standing
-from lora_domains.verdict.metrics import TARGET, Metric
 from lora_domains.verdict.rules import GateResult, Measurement, capital, unmeasured
-from lora_domains.verdict.scores import CONTENDERS, ScoreTable, contender_label
+from lora_domains.verdict.scores import CONTENDERS, TARGET, Metric, ScoreTable, contender_label
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,8 @@ exist:
                          needs_positive=True))
 """
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,146 +34,9 @@ from lora_domains.stats.comparisons import (
     compare_means,
     compare_ratios,
     ratio,
-    size_of_ratio,
 )
-from lora_domains.stats.seeds import influence
 from lora_domains.stats.shares import share_of
-from lora_domains.verdict.scores import ScoreTable
-
-RESAMPLES = 1000
-"""Of the bounds of one contender; a comparison takes the bootstrap's default."""
-TARGET = "target"
-"""Stands for the index of the correct choice among the scores that a metric needs."""
-
-
-class Pair(NamedTuple):
-    """The columns (items, k) of two contenders on the same items, and how to compare them."""
-
-    first: FloatArray
-    second: FloatArray
-    groups: Sequence[Hashable] | None
-    level: float
-
-
-@dataclass(frozen=True)
-class Metric(ABC):
-    """A figure of one contender over scored items.
-
-    Methods take a table of items and the number of the positive class, which most metrics ignore.
-    """
-
-    name: str
-    """As a card names it: ``macro_f1``."""
-    label: str
-    """As people read it: ``macro F1``."""
-    scores: tuple[str, ...]
-    """The keys of a contender's score that it is computed from; ``TARGET`` is the item's own."""
-    higher_is_better: bool = field(default=True, kw_only=True)
-    nats: bool = field(default=False, kw_only=True)
-    """Whether it is measured in nats; else it is a share, whose difference is shown in points."""
-    limits: tuple[float, float] | None = field(default=None, kw_only=True)
-    """The range of the metric; None: 0 to 1, or from 0 up where it is measured in nats."""
-
-    @property
-    def sign(self) -> float:
-        """1 where higher is better, else -1: the best value is the largest ``sign * value``."""
-        return 1.0 if self.higher_is_better else -1.0
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The least and the largest value."""
-        return self.limits or (0.0, math.inf if self.nats else 1.0)
-
-    def value(self, table: ScoreTable, contender: str, positive: int | None = None) -> float | None:
-        """The metric of one contender; None where some item has no score of it."""
-        columns = self._columns(table, contender)
-        return None if columns is None else self.value_of(columns, positive)
-
-    def bounds(
-        self, table: ScoreTable, contender: str, positive: int | None = None, level: float = 0.95
-    ) -> Bounds:
-        """One-sided bounds of ``value``; (-inf, inf) where it is None."""
-        columns = self._columns(table, contender)
-        if columns is None:
-            return Bounds(-math.inf, math.inf)
-        return self.bounds_of(columns, positive, table.groups(), level)
-
-    def compare(
-        self,
-        table: ScoreTable,
-        first: str = "base",
-        second: str = "adapter",
-        positive: int | None = None,
-        level: float = 0.95,
-    ) -> Comparison | None:
-        """``second`` minus ``first`` on the same items; None where one of them has no value."""
-        one, two = (self._columns(table, contender) for contender in (first, second))
-        if one is None or two is None:
-            return None
-        return self.comparison_of(Pair(one, two, table.groups(), level), positive)
-
-    def summands(
-        self, table: ScoreTable, contender: str, positive: int | None = None
-    ) -> tuple[FloatArray, Statistic] | None:
-        """Columns (items, k), and the statistic that turns their sums into the metric.
-
-        For ``bootstrap`` and ``seeds.influence``. None where ``value`` is.
-        """
-        columns = self._columns(table, contender)
-        return None if columns is None else self.summands_of(columns, positive)
-
-    def contributions(
-        self, table: ScoreTable, contender: str, positive: int | None = None
-    ) -> FloatArray | None:
-        """The contribution of each item, (items,), whose mean is the metric; None where it is."""
-        summands = self.summands(table, contender, positive)
-        return None if summands is None else influence(summands[1], summands[0])
-
-    def applies(self, labels: Sequence[str], positive: int | None) -> bool:
-        """Whether a task with these labels (none where it has no fixed classes) has the metric."""
-        return True
-
-    @abstractmethod
-    def value_of(self, columns: FloatArray, positive: int | None) -> float:
-        """The metric from a contender's columns (items, k), in the order of ``scores``."""
-
-    @abstractmethod
-    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
-        """The paired comparison of two contenders."""
-
-    @abstractmethod
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
-        """See ``summands``."""
-
-    def bounds_of(
-        self,
-        columns: FloatArray,
-        positive: int | None,
-        groups: Sequence[Hashable] | None,
-        level: float,
-    ) -> Bounds:
-        """The bounds from a contender's columns: a bootstrap unless a metric has its own."""
-        summed, statistic = self.summands_of(columns, positive)
-        return bootstrap(
-            statistic, summed, groups=groups, resamples=RESAMPLES, level=level,
-            span=self.span(summed), limits=self.range,
-        )  # fmt: skip
-
-    def span(self, summed: FloatArray) -> float:
-        """How far the metric would move if every item changed (``bootstrap``): 1 for a share."""
-        return size_of_ratio(summed) if self.nats else 1.0
-
-    def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
-        if not len(table):
-            return None
-        columns = np.stack(
-            [table.targets() if key == TARGET else table.column(contender, key)
-             for key in self.scores], axis=1
-        )  # fmt: skip
-        return columns if np.isfinite(columns).all() else None
-
+from lora_domains.verdict.scores import RESAMPLES, TARGET, Metric, Pair
 
 # ── Kinds of metrics ────────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,7 @@ from lora_domains.stats.comparisons import Comparison, items_needed, ratio
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.stats.shares import share_of
 from lora_domains.verdict.evidence import Evidence, Fault
-from lora_domains.verdict.metrics import ClassMetric, Metric, best_baseline
+from lora_domains.verdict.metrics import ClassMetric, best_baseline
 from lora_domains.verdict.rules import (
     LEAST_POSITIVES,
     LEAST_ROWS,
@@ -29,7 +29,7 @@ from lora_domains.verdict.rules import (
     undecided,
     worst,
 )
-from lora_domains.verdict.scores import contender_label
+from lora_domains.verdict.scores import Metric, contender_label
 
 Scores = NDArray[np.float64]
 Rows = NDArray[np.bool_]
