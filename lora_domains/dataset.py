@@ -14,6 +14,7 @@ from lora_domains.errors import AnswerTooLong, DataError, TrainingError
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import (
     check_embedded,
+    check_spelled,
     row_limit,
     tokenization_of,
     window_limit,
@@ -84,7 +85,8 @@ def load_dataset(
         prepared = prepared.only({row.example.id for rows, _ in encoded.values() for row in rows})
     train, validation, test = (encoded[split][0] for split in SPLITS)
     for rows in (train, validation, test):
-        check_embedded(base, (row.encoded for row in rows))
+        check_spelled(base, (row.example for row in rows))
+        check_embedded(base, ((row.example.place, row.encoded) for row in rows))
     if domain.data.train is not None:
         supervised = [row.encoded for row in train]
         counts = with_token_counts(prepared.row_counts, supervised, len(errors))

@@ -120,7 +120,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = get_close_matches(word, names, n=3, cutoff=0.6)
     if near:
         return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
-    return "Known: " + ", ".join(names) + "."
+    return "Known: " + ", ".join(map(repr, names)) + "."
 
 
 MOST_LISTED = 8

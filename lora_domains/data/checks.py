@@ -114,7 +114,7 @@ def _missing(column: str, needed: Sequence[str], present: Sequence[str], file: s
     same = [name for name in present if name.strip().casefold() == column.casefold()]
     # If no needed name is present or close, the "names" may be a row: a table without a header.
     if same or get_close_matches(column, present) or any(name in present for name in needed):
-        found = "columns " + listed(present)
+        found = "columns " + listed(map(repr, present))
         hint = f"Did you mean {same[0]!r}?" if same else did_you_mean(column, present)
     else:
         found = f"{len(present)} columns, none of them named in the domain"

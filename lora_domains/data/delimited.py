@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lora_domains.data.source import File, Located, Table, places
-from lora_domains.errors import DataError
+from lora_domains.errors import DataError, listed
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -310,8 +310,8 @@ def _check_header_once(file: File, parsed: Parsed) -> None:
         raise DataError(
             where=f"{file.path}, {again[0]}",
             expected="the header once, on the first line",
-            found=f"the header again ({len(again)} times)",
-            hint="Delete those lines: files joined by cat keep the header of each.",
+            found="the header again" + (f", and on {listed(again[1:])}" if again[1:] else ""),
+            hint="Delete it there: files joined by cat keep the header of each.",
         )
 
 

@@ -154,7 +154,7 @@ def predict(
         tokenizations[name].encode(tasks[name].to_predict(text, n))
         for n, (name, text) in enumerate(zip(domains, texts, strict=True))
     ]
-    check_embedded(bank.base, encoded)
+    check_embedded(bank.base, ((f"input {n}", one) for n, one in enumerate(encoded)))
     # One pass each for heads, for labels scored as text, and for each length of generated answers.
     passes: dict[str | int, list[int]] = {}
     for row, name in enumerate(domains):
@@ -215,7 +215,9 @@ def continuations(
     """The continuation of each prompt; ``options`` are those of ``generation.generate``."""
     tokenization = Tokenization(bank.base.tokenizer, bank.base.context)
     ids = [(*tokenization.bos, *tokenization.tokens(prompt, special=True)) for prompt in prompts]
-    check_embedded(bank.base, (EncodedExample(f"prompt {n}", one, ()) for n, one in enumerate(ids)))
+    check_embedded(
+        bank.base, ((f"prompt {n}", EncodedExample("", one, ())) for n, one in enumerate(ids))
+    )
 
     def run(rows: list[int]) -> list[str]:
         picked = [ids[row] for row in rows]

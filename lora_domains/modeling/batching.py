@@ -1,5 +1,6 @@
 """Batches: which encoded examples go together, and their padded tensors."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
-from lora_domains.tasks import Task
+from lora_domains.tasks import Example, Task
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -120,24 +121,54 @@ def padded(
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def check_embedded(base: Base, items: Iterable[EncodedExample]) -> None:
-    """Raise DataError for a token that the tokenizer has and the base's embeddings lack."""
+def check_embedded(base: Base, items: Iterable[tuple[str, EncodedExample]]) -> None:
+    """Raise DataError for a token that the tokenizer has and the base's embeddings lack.
+
+    Each item comes with the place that the error names.
+    """
     places = base.model.get_input_embeddings().num_embeddings
     if len(base.tokenizer) <= places:
         return
     checked: tuple[tuple[int, ...], ...] = ()  # labels are the same in all rows
-    for item in items:
+    for where, item in items:
         choices = () if item.choices is checked else item.choices
         checked = item.choices
         for token in chain(item.prompt, item.answer, *choices):
             if token >= places:
-                raise DataError(
-                    where=item.id,
-                    expected=f"tokens that the {places} embeddings of {base.id} hold",
-                    found=f"{base.tokenizer.convert_ids_to_tokens(token)!r} with the id {token}",
-                    hint="Remove it from the rows, or save the base with resized embeddings that "
-                    "were trained.",
-                )
+                name = base.tokenizer.convert_ids_to_tokens(token)
+                raise _not_embedded(base, where, name, token)
+
+
+def check_spelled(base: Base, examples: Iterable[Example]) -> None:
+    """Raise DataError for a row that spells a special token without an embedding.
+
+    It would be read as text, like any other; but rows that spell it were written for a model with
+    that token, and its embedding was forgotten.
+    """
+    places = base.model.get_input_embeddings().num_embeddings
+    lacking = {
+        token.content: number
+        for number, token in base.tokenizer.added_tokens_decoder.items()
+        if number >= places
+    }
+    if not lacking:
+        return
+    names = re.compile("|".join(map(re.escape, lacking)))
+    for example in examples:
+        turns = (str(turn.get("content")) for turn in example.messages)
+        for text in (example.text or example.prompt, example.answer, *turns):
+            if found := names.search(text):
+                raise _not_embedded(base, example.place, found[0], lacking[found[0]])
+
+
+def _not_embedded(base: Base, where: str, token: str, number: int) -> DataError:
+    return DataError(
+        where=where,
+        expected=f"tokens that the {base.model.get_input_embeddings().num_embeddings} embeddings "
+        f"of {base.id} hold",
+        found=f"{token!r} with the id {number}",
+        hint="Remove it from the rows, or save the base with resized embeddings that were trained.",
+    )
 
 
 def row_limit(base: Base, max_length: int | None) -> int:

@@ -128,7 +128,7 @@ def text_of(row: Row, column: str) -> str:
         raise DataError(
             where=f"{row.place}, column {column!r}",
             expected=f"a column named {column!r}",
-            found="columns " + listed(row.values),
+            found="columns " + listed(map(repr, row.values)),
             hint=did_you_mean(column, row.values),
         )
     value = row.values[column]

@@ -90,8 +90,9 @@ def fit(
     if dry_run is not None:
         run = make_run(bank, dataset, plan, out, display)
         display.stage("estimate", None, None, estimate(run, dry_run).in_words())
+        epochs = "epoch" if plan.epochs == 1 else "epochs"
         display.line(
-            f"Dry run: {plan.epochs} epochs of {plan.steps_per_epoch} steps would follow; "
+            f"Dry run: {plan.epochs} {epochs} of {plan.steps_per_epoch} steps would follow; "
             "nothing was trained or written."
         )
         return None

@@ -222,8 +222,9 @@ def test_a_dry_run_plans_and_writes_nothing(
     train = write(tmp_path / "train.csv", make_rows(40))
     before = sorted(tmp_path.rglob("*"))
     assert run("fit", "--name", "x", "--train", train, "--base", str(tiny_base), "--dry-run",
-               "--out", str(tmp_path / "out"), "--limit", "20") == 0  # fmt: skip
+               "--out", str(tmp_path / "out"), "--limit", "20", "--epochs", "1") == 0  # fmt: skip
     output = capsys.readouterr().out
+    assert "Dry run: 1 epoch of" in output
     assert "nothing was trained or written" in output
     assert "at most 20 of each split" in output
     assert "learning rate" in output

@@ -84,7 +84,9 @@ def test_a_positive_class_is_found_in_another_spelling(tmp_path: Path, spelled: 
 
 def test_the_header_of_a_second_file_is_no_row(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", comma(ROWS[:120]) + comma(ROWS[120:]))
-    refused(lambda: prepared(path), "rows.csv, line 122", "the header again")
+    refused(lambda: prepared(path), "rows.csv, line 122", "the header again. ")
+    path.write_text(path.read_text() + comma(ROWS[:1]), newline="")
+    refused(lambda: prepared(path), "rows.csv, line 122", "the header again, and on line 243")
 
 
 def test_messages_are_read_as_a_chat(tmp_path: Path) -> None:

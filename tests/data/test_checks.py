@@ -24,7 +24,12 @@ def test_a_limit_below_1_is_refused() -> None:
 
 def test_a_missing_column_suggests_a_similar_one() -> None:
     rows = [{"text": SECRET, "lable": "x"}] * 20
-    refuses(rows, "the column 'label'", "columns text, lable", "Did you mean 'lable'?")
+    refuses(rows, "the column 'label'", "columns 'text', 'lable'", "Did you mean 'lable'?")
+
+
+def test_names_of_columns_are_quoted_since_they_may_hold_commas() -> None:
+    rows = [{"Comment, if any": SECRET, "label": "x"}] * 20
+    refuses(rows, "columns 'Comment, if any', 'label'", "Known: 'Comment, if any', 'label'.")
 
 
 def test_a_missing_column_suggests_one_in_another_case() -> None:

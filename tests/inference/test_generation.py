@@ -148,25 +148,28 @@ def test_another_special_token_without_an_embedding_is_refused(copy: Path, name:
         load_base(with_token(copy, **{name: "[NEW]"}))
 
 
-def test_a_token_of_a_row_without_an_embedding_is_named(tmp_path: Path, copy: Path) -> None:
-    model = model_in(tmp_path, with_token(copy, "zwölf"))
-    spoiled = rows()
-    spoiled[3]["text"] += " zwölf"
-    with pytest.raises(DataError, match=r"400 embeddings of copy .* 'zwölf' with the id 400"):
+@pytest.mark.parametrize(
+    ("token", "column"), [("plain", "text"), ("special", "text"), ("special", "label")]
+)
+def test_a_token_of_a_row_without_an_embedding_is_named(
+    tmp_path: Path, copy: Path, token: str, column: str
+) -> None:
+    """Read as text, a special one would be trained on in silence, as letters."""
+    special = {"additional_special_tokens": ["zwölf"]} if token == "special" else {}
+    model = model_in(tmp_path, with_token(copy, *([] if special else ["zwölf"]), **special))
+    spoiled = [{**row, column: row[column] + " zwölf"} for row in rows()]
+    with pytest.raises(DataError, match=r"index \d+: .* 400 embeddings .* 'zwölf' with the id 400"):
         model.fit(spoiled, name="spam", epochs=1)
-    with pytest.raises(DataError, match="'zwölf' with the id 400"):
+    with pytest.raises(DataError, match=r"prompt 0.*'zwölf' with the id 400"):
         model.generate("zwölf red")
 
 
-def test_a_special_token_without_an_embedding_is_text_in_a_row_and_named_in_a_prompt(
+def test_a_text_to_predict_may_spell_a_special_token_without_an_embedding(
     tmp_path: Path, copy: Path
 ) -> None:
     model = model_in(tmp_path, with_token(copy, additional_special_tokens=["zwölf"]))
-    spoiled = rows()
-    spoiled[3]["text"] += " zwölf"
-    assert model.fit(spoiled, name="spam", epochs=1, retention="none") is not None
-    with pytest.raises(DataError, match="'zwölf' with the id 400"):
-        model.generate("zwölf red")
+    model.fit(rows(), name="spam", epochs=1, retention="none")
+    assert len(model.predict(["zwölf red"], "spam")) == 1
 
 
 def rows() -> list[dict[str, Any]]:
