@@ -112,8 +112,7 @@ class Folds:
         if not against:
             return {}
         values = {name: metric.value(rows, name, self.positive) for name in rows.baselines()}
-        known = {name: value for name, value in values.items() if value is not None}
-        return against | {"n": len(rows), "baselines": known}
+        return against | {"n": len(rows), "baselines": values}
 
     def _against(self, metric: Metric, rows: ScoreTable, rival: str) -> dict[str, Any]:
         """The adapter's metric minus a rival's, with bounds for other rows and trainings."""

@@ -216,7 +216,8 @@ def check_spellings(task: Task, given: Given) -> None:
             expected="labels that differ by more than case, accents, spaces or number form",
             found=named + (f"; and {len(pairs) - 8} more" if len(pairs) > 8 else ""),
             hint="Merge them with --merge-labels (Data(merge_labels=True)), correct the rows, or "
-            "declare every class in a recipe: labels=(…).",
+            "declare every class: --set 'task.labels=[…]' with the names as a JSON list, or "
+            "labels=(…) in a recipe.",
         )
 
 

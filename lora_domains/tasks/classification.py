@@ -211,7 +211,8 @@ class Classification(Task):
                 found=shown(label),
                 hint=did_you_mean(label, labels)
                 if near
-                else "Correct the row, or declare every class: labels=(…).",
+                else "Correct the row, or declare every class: --set 'task.labels=[…]' with the "
+                "names as a JSON list, or labels=(…) in a recipe.",
             )
         texts = self.label_texts
         prompt, text = filled(self.template, row)

@@ -158,7 +158,7 @@ def _evaluations(evidence: Evidence, _: float) -> GateResult | None:
     if now is None:
         return None
     outcome: Verdict = "fail" if now.broken else "pass" if now.may_pass else "inconclusive"
-    rule = f"at most {now.budget} adapters are evaluated on the test rows, by gates declared before"
+    rule = f"at most {now.budget} evaluations of the test rows; gates declared before the first"
     return GateResult(
         "evaluations", rule, float(now.number), float(now.budget), None, None, outcome, str(now)
     )

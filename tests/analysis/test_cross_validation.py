@@ -88,6 +88,15 @@ def test_bounds_take_in_the_spread_of_the_folds() -> None:
     assert two["upper"] > one["upper"] + 0.05
 
 
+def test_a_baseline_without_scores_is_shown_as_such() -> None:
+    rows = [row(n % 2, number=n, base=0, adapter=n % 2, tfidf=1) for n in range(40)]
+    for item in rows:
+        del item["scores"]["tfidf"]["nll"]
+    halves = [ScoreTable(rows[:20]), ScoreTable(rows[20:])]
+    figures = Folds(halves, 1)._scored(METRICS["loss"], ScoreTable(rows))
+    assert figures["baselines"] == {"tfidf": None}
+
+
 @pytest.mark.parametrize(
     ("lower", "upper", "words"),
     [(0.01, 0.1, "The adapter is better than TF-IDF"), (-0.1, -0.01, "TF-IDF is better than"),

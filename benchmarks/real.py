@@ -1,0 +1,188 @@
+"""Real bases on public rows: what a user gets from the commands of README, with default settings.
+
+    python benchmarks/real.py --rows DIR --bases .bases              # DIR/NAME/{train,test}.jsonl
+    python benchmarks/real.py --rows DIR --bases .bases --only banking77 --workers 2
+    python benchmarks/real.py --table                                # the results as Markdown
+
+Each run is the command that a user would type, in its own process and with a ledger of its own; the
+epoch and the threshold are chosen on validation rows, and the test rows are scored once, at the
+end. ``results/real.json`` keeps the figures of each card, one entry for each run and device.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_domains.report.card import Card
+from lora_domains.report.text import metric_name
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "real.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the table. ``train`` and ``test`` rows are drawn where a file has more."""
+
+    rows: str
+    base: str
+    flags: str
+    published: str = ""
+    train: int | None = None
+    test: int | None = None
+    declare: bool = False
+    """Whether test rows have classes that no training row has: all are declared."""
+
+
+RUNS = {
+    "banking77": Run("banking77", "minilm", "--head --drop-leaks", "BERT .937 accuracy"),
+    "twitter": Run(
+        "twitter_financial_news", "minilm", "--head --drop-leaks", "DistilBERT .859 accuracy"
+    ),
+    "sms_spam": Run("sms_spam", "minilm", "--head --positive spam", "SVM .985 accuracy"),
+    "ledgar": Run("lexglue_ledgar", "minilm", "--head --drop-leaks", declare=True),
+    "bitext": Run("bitext_support", "minilm", "--head --drop-leaks"),
+    "pubmedqa": Run("pubmedqa", "minilm", "--head --text context,question"),
+    "sms_spam, 800 rows": Run("sms_spam", "smollm2", "--positive spam", train=800),
+    "medquad, chat": Run(
+        "medquad", "smollm2", "--task generation --text question --label answer --drop-leaks",
+        train=1000, test=300,
+    ),
+    "pubmedqa, chat": Run("pubmedqa", "smollm2", "--text context,question"),
+}  # fmt: skip
+SEED = 0
+"""Of the rows that are drawn where a run uses fewer than a file has."""
+
+
+def drawn(source: Path, most: int | None, folder: Path) -> Path:
+    """``source``, or a file of ``most`` of its lines."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    if most is None or len(lines) <= most:
+        return source
+    path = folder / source.name
+    path.write_text("".join(random.Random(SEED).sample(lines, most)), encoding="utf-8")
+    return path
+
+
+def labels(files: Iterable[Path]) -> list[str]:
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return sorted({json.loads(line)["label"] for line in lines})
+
+
+def train(name: str, rows: Path, bases: Path, more: list[str]) -> dict[str, Any]:
+    """Run the command of one row of the table and return the figures of its card."""
+    run = RUNS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        flags = ["fit", "--name", run.rows, *run.flags.split(), *more]
+        files = {part: drawn(rows / run.rows / f"{part}.jsonl", most, folder)
+                 for part, most in (("train", run.train), ("test", run.test))}  # fmt: skip
+        command = [sys.executable, "-m", "lora_domains.cli.main", *flags]
+        if run.declare:
+            command += ["--set", f"task.labels={json.dumps(labels(files.values()))}"]
+        command += [f"--{part}={path}" for part, path in files.items()]
+        command += ["--base", str((bases / run.base).resolve()), "--out", str(folder / "out")]
+        started = time.perf_counter()
+        done = subprocess.run(
+            command, cwd=folder, text=True, capture_output=True, check=False,
+            env=os.environ | {"LORA_DOMAINS_PROJECT": temporary},
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        cards = list((folder / "out").glob("*/card.json"))
+        if not cards:
+            raise RuntimeError(f"{name}: {done.stderr.strip() or done.stdout.strip()}")
+        card = Card.read(cards[0].parent)
+    entry = card.adapter
+    return {
+        "command": "lora-domains " + " ".join(flags), "base": run.base,
+        "published": run.published, "verdict": entry.verdict,
+        "gates": {gate["name"]: gate["verdict"] for gate in entry.gates},
+        "metric": entry.judged["metric"], "scores": entry.domain_scores,
+        "general": entry.general, "rows": entry.ledger,
+        "training": {k: v for k, v in entry.training.items() if k != "history"},
+        "seconds": round(seconds, 1), "environment": card.environment,
+    }  # fmt: skip
+
+
+def device() -> str:
+    """The processor that runs take: an accelerator's name, or ``cpu``."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| rows | base | trained on, tested | metric | base alone | best baseline | adapter "
+        "| gain over it | published | time | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, run in results.items():
+        score = run["scores"][run["metric"]]
+        baselines = {k: v for k, v in score["baselines"].items() if v is not None}
+        lower = score.get("better") == "less"
+        best = (min if lower else max)(baselines, key=lambda k: baselines[k]) if baselines else None
+        lines.append(
+            f"| {name.split(' on ')[0]} | {run['base']} "
+            f"| {run['rows']['read']:,}, {score['n']:,} | {metric_name(run['metric'])} "
+            f"| {_number(score['base'])} "
+            f"| {f'{best} {_number(baselines[best])}' if best else ''} "
+            f"| **{_number(score['adapter'])}** "
+            f"| {_number(score['adapter'] - baselines[best]) if best else ''} "
+            f"| {run['published']} | {run['seconds'] / 60:.1f} min | {run['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rows", type=Path, help="folder of the rows")
+    add("--bases", type=Path, help="folder of the bases, as `make bases` fills it")
+    add("--only", nargs="*", choices=RUNS, default=list(RUNS), help="names of runs")
+    add("--workers", type=int, default=1, help="runs at a time, each with one thread")
+    add("--out", type=Path, default=RESULTS, help="the file of the results")
+    add("--table", action="store_true", help="print the stored results as a table")
+    flags, more = parser.parse_known_args()
+    stored = json.loads(flags.out.read_text()) if flags.out.exists() else {}
+    if flags.table:
+        print(table(stored))
+        return
+    if flags.rows is None or flags.bases is None:
+        parser.error("--rows and --bases are required")
+    where = device()
+    with ThreadPoolExecutor(flags.workers) as pool:
+        futures = {
+            name: pool.submit(train, name, flags.rows, flags.bases, more) for name in flags.only
+        }
+        for name, future in futures.items():
+            try:
+                found = future.result()
+            except RuntimeError as error:
+                print(error, file=sys.stderr, flush=True)
+                continue
+            key = name if where == "cpu" else f"{name} on {where}"
+            stored[key] = found
+            flags.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+            print(table({key: found}).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
