@@ -20,6 +20,8 @@ __all__ = ["domain_rows", "general_questions", "general_text", "pretraining_docu
 CHOICES = 4
 DOCUMENTS = 180_000
 _PARTS = 16
+PLAIN = 1
+"""The wording of every relation that is a plain question, "Question: …\nAnswer: …"."""
 _HELD_OUT = {"train": 0, "validation": 1, "test": 2}
 _SEEDS = {"train": 11, "validation": 12, "test": 13}
 
@@ -51,8 +53,11 @@ def _near_numbers(rng: Random, answer: int) -> list[str]:
     return [str(n) for n in rng.sample(near, 2) + rng.sample(far, 1)]
 
 
-def general_questions() -> list[dict[str, Any]]:
-    """The general questions, with four choices each, in wordings not used to teach the fact."""
+def general_questions(plain: bool = False) -> list[dict[str, Any]]:
+    """The general questions, with four choices each, in wordings not used to teach the fact.
+
+    The ``plain`` ones, for other bases, are questions without what frames them in a wording.
+    """
     rng = Random(20)
     rows = []
     for relation in RELATIONS:
@@ -60,7 +65,11 @@ def general_questions() -> list[dict[str, Any]]:
         indices = list(range(len(relation.pairs)))
         for index in sorted(rng.sample(indices, min(relation.asked, len(indices)))):
             x, y = relation.pairs[index]
-            question, _ = question_and_answer(relation, index, asked_wording(relation, index))
+            wording = PLAIN if plain else asked_wording(relation, index)
+            question, _ = question_and_answer(relation, index, wording)
+            if plain:
+                question = question.removeprefix("Question: ").split("\n")[0]
+                question = question[0].upper() + question[1:]
             if relation.numeric:
                 wrong = _near_numbers(rng, int(y))
             else:

@@ -24,11 +24,11 @@ from lora_domains.evaluation.items import (
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.scores import Scores, apply_threshold, model_scores
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import WINDOW
+from lora_domains.modeling.batching import WINDOW, row_limit, tokenization_of
 from lora_domains.modeling.heads import own_layout
-from lora_domains.probes.suite import Suite
+from lora_domains.probes.suite import Probe, Suite
 from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
-from lora_domains.tasks import LanguageModelling, Task
+from lora_domains.tasks import Example, LanguageModelling, Task
 from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
 from lora_domains.verdict.rules import finite
@@ -214,9 +214,8 @@ def score_general(
     for probe, questions in suite.by_probe() if not base.bidirectional else ():
         if not questions:
             continue
-        rows = [EncodedRow(example, tokenization.encode(example)) for _, example in questions]
-        scored = Part(f"{probe.name} questions", probe.task, rows, probe.score or model_scores)
-        scores = scorer.scores(scored, [None, *adapters])
+        part = probe_part(probe, [example for _, example in questions], base, tokenization)
+        rows, scores = part.rows, scorer.scores(part, [None, *adapters])
         parts = [part for part, _ in questions]
         for name in adapters:
             pair = {"base": scores[None], "adapter": scores[name]}
@@ -229,6 +228,19 @@ def score_general(
             # NumPy's maximum is NaN where any move is; Python's would lose it.
             largest[name] = float(np.max([field["largest"] for field in fields]))
     return {name: GeneralScores(items[name], largest[name]) for name in adapters}
+
+
+def probe_part(
+    probe: Probe, questions: Sequence[Example], base: Base, tokenization: Tokenization
+) -> Part:
+    """``questions`` of a probe as they are asked on ``base``: encoded by ``tokenization``, or in
+    the base's own form, where an instruction is not truncated to the rows of the domain."""
+    task = probe.task
+    if probe.own_form:
+        task = task.with_chat(base.chats)
+        tokenization = tokenization_of(base, task, row_limit(base, None))
+    rows = [EncodedRow(example, tokenization.encode(example)) for example in questions]
+    return Part(f"{probe.name} questions", task, rows, probe.score or model_scores)
 
 
 def general_knowledge(base: Base) -> str:

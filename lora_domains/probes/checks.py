@@ -137,14 +137,15 @@ def one_line(answer: str) -> bool:
 
 @_check
 def json_object(
-    answer: str, keys: Mapping[str, str], values: Mapping[str, Any] | None = None
-) -> bool:
+    answer: str, keys: Mapping[str, str], values: Mapping[str, Any] | None = None,
+    inside: bool = False,
+) -> bool:  # fmt: skip
     """A JSON object with exactly these ``keys`` (key → type), and ``values`` where given.
 
-    It may be in a fenced block of code, with nothing around it. Numbers are equal as numbers,
-    texts whatever their case.
+    It may be in a fenced block of code, with nothing around it; with ``inside``, between other
+    text. Numbers are equal as numbers, texts whatever their case.
     """
-    value = _json(answer)
+    value = _json(answer, inside)
     if not isinstance(value, dict) or value.keys() != keys.keys():
         return False
     return all(_is(value[key], kind) for key, kind in keys.items()) and all(
@@ -153,20 +154,24 @@ def json_object(
 
 
 @_check
-def json_array(answer: str, count: int, kind: str) -> bool:
+def json_array(answer: str, count: int, kind: str, inside: bool = False) -> bool:
     """A JSON array of ``count`` values of one type, no two of them the same."""
-    value = _json(answer)
+    value = _json(answer, inside)
     if not isinstance(value, list) or len(value) != count:
         return False
     different = len({json.dumps(_folded(one)) for one in value}) == count
     return different and all(_is(one, kind) for one in value)
 
 
-def _json(answer: str) -> Any:
-    """The value that ``answer`` is; None where it is no JSON."""
+def _json(answer: str, inside: bool) -> Any:
+    """The value that ``answer`` is, or the first one ``inside`` it; None where it is no JSON."""
     fenced = FENCE.match(answer)
+    text = fenced[1] if fenced else answer
+    decoder = json.JSONDecoder(parse_constant=_no_number)
     try:
-        return json.loads(fenced[1] if fenced else answer, parse_constant=_no_number)
+        if inside and (start := re.search(r"[{\[]", text)):
+            return decoder.raw_decode(text, start.start())[0]
+        return decoder.decode(text)
     except (ValueError, RecursionError):
         return None
 
@@ -223,6 +228,12 @@ def one_of(answer: str, choices: Sequence[str]) -> bool:
     """One of ``choices`` and nothing else; punctuation, case and an article do not matter."""
     text = re.sub(r"^(?:an?|the)\s+", "", answer.strip(" .!*\"'`").casefold())
     return text in {re.sub(r"^(?:an?|the)\s+", "", choice.casefold()) for choice in choices}
+
+
+@_check
+def names_one(answer: str, choices: Sequence[str]) -> bool:
+    """Exactly one of ``choices``, among other words."""
+    return sum(_count(answer, choice) > 0 for choice in choices) == 1
 
 
 @_check

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
-from itertools import cycle
+from itertools import count, cycle
 from random import Random
 from typing import Any
 
@@ -23,7 +23,8 @@ from lora_domains.inference.scores import Scores
 from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.modeling.routing import narrowed
 from lora_domains.probes.checks import Check, passes
-from lora_domains.probes.suite import Probe
+from lora_domains.probes.general_text import embedded_texts
+from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Example, Row, Task
 from lora_domains.tokenization.encoded import EncodedExample
 
@@ -111,12 +112,21 @@ class Answers:
         return scores
 
 
-def instruction_probe(prompts: tuple[Instruction, ...] | None = None) -> Probe:
-    """The suite's prompts as a probe, each family a part."""
-    answers = Answers(instructions() if prompts is None else prompts)
-    rows = [{"messages": one.messages, "family": one.family} for one in answers.prompts]
+def instruction_suite() -> Suite:
+    """All prompts, each family a probe; general text is the embedded one."""
+    families = {name: [one for one in instructions() if one.family == name] for name in FAMILIES}
+    probes = tuple(
+        instruction_probe(f"{NAME}/{name}", prompts) for name, prompts in families.items()
+    )
+    return Suite(NAME, probes, lambda: embedded_texts("test"))
+
+
+def instruction_probe(name: str, prompts: Sequence[Instruction]) -> Probe:
+    """``prompts`` as a probe of this name."""
+    answers = Answers(tuple(prompts))
+    rows = [{"messages": one.messages} for one in prompts]
     task = FollowInstructions(answers.digest())
-    return Probe(NAME, task, lambda: rows, part="family", score=answers.scores)
+    return Probe(name, task, lambda: rows, score=answers.scores, own_form=True)
 
 
 # ── The prompts ─────────────────────────────────────────────────────────────────────────────────
@@ -229,18 +239,24 @@ def _format(subjects: Subjects) -> Made:
 def _json(subjects: Subjects) -> Made:
     """Objects and arrays, of facts in the prompt or of one's own."""
 
-    def made(text: str, *checks: Check) -> Instruction:
-        return Instruction("json", f"{text} Answer with JSON only.", checks, LIST)
+    numbers = count()
+
+    def made(text: str, name: str, **arguments: Any) -> Instruction:
+        # Every second answer may say more than the JSON.
+        inside = {"inside": True} if next(numbers) % 2 else {}
+        text = text if inside else f"{text} Answer with JSON only."
+        return Instruction("json", text, ((name, arguments | inside),), LONG)
 
     for n, (name, age, town, job) in enumerate(map(_parts, tables.PEOPLE)):
-        fact = f"{name} is {age} years old, lives in {town} and works as a {job}."
+        article = "an" if job[0] in "aeiou" else "a"
+        fact = f"{name} is {age} years old, lives in {town} and works as {article} {job}."
         text = f'{fact} Write a JSON object with the keys "name" (a string) and "age" (a number).'
         keys, values = {"name": "string", "age": "number"}, {"name": name, "age": int(age)}
-        yield made(text, ("json_object", {"keys": keys, "values": values}))
-        key, value = ("city", town) if n % 2 else ("job", job)
+        yield made(text, "json_object", keys=keys, values=values)
+        key = "city" if n % 4 < 2 else "job"
         text = f'{fact} Turn it into a JSON object with two keys, "name" and "{key}".'
-        keys, values = {"name": "string", key: "string"}, {"name": name, key: value}
-        yield made(text, ("json_object", {"keys": keys, "values": values}))
+        yield made(text, "json_object", keys={"name": "string", key: "string"},
+                   values={"name": name})  # fmt: skip
     for thing, price, colour in map(_parts, tables.GOODS):
         text = (
             f"The shop sells {thing}. It is {colour} and costs {price} euros. Write a JSON "
@@ -248,18 +264,18 @@ def _json(subjects: Subjects) -> Made:
         )
         keys = {"price": "number", "colour": "string"}
         values = {"price": int(price), "colour": colour}
-        yield made(text, ("json_object", {"keys": keys, "values": values}))
+        yield made(text, "json_object", keys=keys, values=values)
     for n, kind in zip((3, 2) * 18, tables.KINDS_OF_THINGS, strict=True):
         text = f"Write a JSON array with the names of {_number(n)} {kind}."
         if n == 3:
             text += ' Example for numbers: ["one", "two", "three"]'
-        yield made(text, ("json_array", {"count": n, "kind": "string"}))
+        yield made(text, "json_array", count=n, kind="string")
     for subject in subjects.take(16):
         text = f'Write a JSON object about {subject} with two short strings, "title" and "text".'
-        yield made(text, ("json_object", {"keys": {"title": "string", "text": "string"}}))
+        yield made(text, "json_object", keys={"title": "string", "text": "string"})
     for statement in tables.STATEMENTS:
         text = f'Is this true? {statement} Write {{"true": true}} or {{"true": false}}.'
-        yield made(text, ("json_object", {"keys": {"true": "boolean"}}))
+        yield made(text, "json_object", keys={"true": "boolean"})
 
 
 @_family
@@ -310,29 +326,27 @@ def _edges(subjects: Subjects) -> Made:
 def _choice(_: Subjects) -> Made:
     """One of a few answers, and nothing else; whether it is true is asked elsewhere."""
 
-    def made(text: str, choices: Sequence[str]) -> Instruction:
-        return Instruction("choice", text, (("one_of", {"choices": list(choices)}),), SHORT)
+    numbers = count()
 
-    for n, line in enumerate(tables.CHOICES):
+    def made(text: str, choices: Sequence[str]) -> Instruction:
+        named = " or ".join(choices)
+        if next(numbers) % 2:  # the answer may be a sentence, if it names one of them alone
+            check, text = "names_one", f"{text} Decide for one: {named}."
+        else:
+            check, text = "one_of", f"{text} Answer with one word, {named}, and nothing else."
+        return Instruction("choice", text, ((check, {"choices": list(choices)}),), SHORT)
+
+    for line in tables.CHOICES:
         question, choices = _answered(line)
-        text = f"{question} Answer with one word, {' or '.join(choices)}, and nothing else."
-        if n % 2:
-            shown = "Question: Is a dog an animal or a plant?\nAnswer: animal"
-            text = f"{shown}\nQuestion: {question}\nAnswer:"
-        yield made(text, choices)
-    for n, line in enumerate(tables.ONE_WORD):
+        yield made(question, choices)
+    for line in tables.ONE_WORD:
         question, choices = _answered(line)
-        text = f"{question} Answer with a single word."
-        if n % 2:
-            shown = "Question: What is the colour of milk?\nAnswer: white"
-            text = f"{shown}\nQuestion: {question}\nAnswer:"
-        yield made(text, choices)
+        text, checks = f"{question} Answer with a single word.", {"choices": choices}
+        yield Instruction("choice", text, (("one_of", checks),), SHORT)
     for statement in tables.STATEMENTS:
-        yield made(f"True or false? {statement} Answer only with the word true or the word false.",
-                   ("true", "false"))  # fmt: skip
+        yield made(f"Is this true? {statement}", ("true", "false"))
     for review in tables.REVIEWS:
-        yield made(f'Is this sentence positive, negative or neutral? "{review}" Answer with one of '
-                   "these three words only.", ("positive", "negative", "neutral"))  # fmt: skip
+        yield made(f'What is the tone of this? "{review}"', ("positive", "negative", "neutral"))
 
 
 @_family

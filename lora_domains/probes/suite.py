@@ -7,6 +7,7 @@ drift and nats are measured. ``load_suite`` takes the name of one, or a file.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
 """Questions of the quick suite: with 8 % of the items flipping, a harmless adapter passes a 3-point
 gate in at least 80 % of runs at this size (``benchmarks/verdict/simulation.py``)."""
+
+JOINED = "+"
+"""Between the names of suites that are scored together."""
 
 
 def _unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -50,6 +54,9 @@ class Probe:
     shots: int = 0
     score: "Score | None" = None
     """Scores the questions in place of ``model_scores``; None where the task does."""
+    own_form: bool = False
+    """Whether they are asked in the base's own form: through its chat template where it was trained
+    on chats."""
 
     def examples(self) -> list[tuple[str, Example]]:
         """(part, example) of every question; raises DataError for an unusable row."""
@@ -91,6 +98,8 @@ class Suite:
     """Questions at most, over all probes."""
     seed: int = 0
     """Seed of the sample that ``limit`` takes: the same questions for every adapter."""
+    parts: tuple["Suite", ...] = ()
+    """The suites that this one joins, each with its own limit; their probes are its probes."""
     _questions: list[tuple[Probe, str, Example]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
@@ -101,7 +110,9 @@ class Suite:
         With a ``limit`` each probe keeps its share, drawn by ``seed``.
         """
         if not self._questions:
-            questions = [(p, part, e) for p in self.probes for part, e in p.examples()]
+            questions = [question for suite in self.parts for question in suite.questions()]
+            if not self.parts:
+                questions = [(p, part, e) for p in self.probes for part, e in p.examples()]
             if self.limit is not None and len(questions) > self.limit:
                 draw = random.Random(f"{self.name}/{self.seed}")
                 questions = [questions[i] for i in _sample(questions, self.limit, draw)]
@@ -162,36 +173,68 @@ def quick() -> Suite:
     return replace(embedded(), name="quick", limit=QUICK)
 
 
+def facts() -> Suite:
+    """The facts of the embedded world as plain questions, in the form that a base is used in.
+
+    A base that was not trained on that world is asked through its chat template, or as
+    ``Question: …``; an answer is ranked by its likelihood per token.
+    """
+    from lora_domains.embedded.world import general_questions
+
+    task = MultipleChoice(per_token=True)
+    rows = partial(general_questions, plain=True)
+    probe = Probe("facts", task, rows, part="field", own_form=True)
+    return Suite("facts", (probe,), lambda: embedded_texts("test"))
+
+
+def joined(suites: Sequence[Suite]) -> Suite:
+    """The questions of all ``suites``, and the general text of the first that has some."""
+    if len(suites) == 1:
+        return suites[0]
+
+    def text() -> Sequence[str]:
+        return next((texts for suite in suites if (texts := suite.text())), [])
+
+    probes = tuple(probe for suite in suites for probe in suite.probes)
+    return Suite(JOINED.join(suite.name for suite in suites), probes, text, parts=tuple(suites))
+
+
 def load_suite(name: str | Path, limit: int | None = None, seed: int = 0) -> Suite:
     """A suite by name, or from a file; at most ``limit`` of its questions, drawn by ``seed``.
 
-    ``harness:arc_easy,hellaswag`` names tasks of lm-evaluation-harness. A ``.py`` file declares
-    ``suite = Suite(…)``; a file of rows is one probe with the columns ``question``, ``choices`` and
-    ``answer``. Raises UsageError for an unknown name, DomainError for a ``.py`` file without a
-    suite, DataError for unusable rows.
+    ``facts+instructions`` names several. ``harness:arc_easy,hellaswag`` names tasks of
+    lm-evaluation-harness. A ``.py`` file declares ``suite = Suite(…)``; a file of rows is one probe
+    with the columns ``question``, ``choices`` and ``answer``. Raises UsageError for an unknown
+    name, DomainError for a ``.py`` file without a suite, DataError for unusable rows.
     """
-    from lora_domains.probes import standard
-
-    known: dict[str, Callable[[], Suite]] = {
-        "embedded": embedded, "quick": quick, "standard": standard.standard, **standard.SINGLE
-    }  # fmt: skip
-    if str(name) in known:
-        suite = known[str(name)]()
-    elif str(name).startswith("harness:"):
-        from lora_domains.probes.lm_eval import harness_suite
-
-        suite = harness_suite(str(name).removeprefix("harness:").split(","))
-    elif Path(name).suffix == ".py":
-        suite = load_declaration(name, "suite", Suite)
-    elif Path(name).suffix:
-        probe = Probe(Path(name).stem, MultipleChoice(), str(name))
-        suite = Suite(probe.name, (probe,))
-    else:
-        raise UsageError(
-            expected="a suite by name, a .py file that declares one, or a file of questions",
-            found=repr(str(name)),
-            hint=did_you_mean(str(name), known),
-        )
+    names = [name] if Path(name).exists() else str(name).split(JOINED)
+    suite = joined([_named(one) for one in names])
     if limit is not None:
         suite = replace(suite, limit=min(limit, suite.limit or limit), seed=seed)
     return suite
+
+
+def _named(name: str | Path) -> Suite:
+    from lora_domains.probes import standard
+    from lora_domains.probes.instructions import instruction_suite
+
+    known: dict[str, Callable[[], Suite]] = {
+        "facts": facts, "instructions": instruction_suite, "embedded": embedded, "quick": quick,
+        "standard": standard.standard, **standard.SINGLE,
+    }  # fmt: skip
+    if str(name) in known:
+        return known[str(name)]()
+    if str(name).startswith("harness:"):
+        from lora_domains.probes.lm_eval import harness_suite
+
+        return harness_suite(str(name).removeprefix("harness:").split(","))
+    if Path(name).suffix == ".py":
+        return load_declaration(name, "suite", Suite)
+    if Path(name).suffix:
+        probe = Probe(Path(name).stem, MultipleChoice(), str(name))
+        return Suite(probe.name, (probe,))
+    raise UsageError(
+        expected="a suite by name, a .py file that declares one, or a file of questions",
+        found=repr(str(name)),
+        hint=did_you_mean(str(name), known),
+    )

@@ -61,6 +61,17 @@ def test_questions_are_well_formed_and_answers_evenly_placed() -> None:
         assert not question["question"].endswith(" ")
 
 
+def test_plain_questions_ask_the_same_facts_without_a_frame() -> None:
+    plain, framed = general_questions(plain=True), general_questions()
+    for one, other in zip(plain, framed, strict=True):
+        assert one["question"].endswith("?")
+        assert one["question"][0].isupper()
+        assert "\n" not in one["question"]
+        assert "Question" not in one["question"]
+        assert one | {"question": ""} == other | {"question": ""}
+    assert len({(one["question"], one["answer"]) for one in plain}) > 1300
+
+
 def test_no_fact_is_taught_in_the_wording_of_its_probe() -> None:
     lines: set[str] = set()  # each line, and each two lines in a row
     for document in corpus():

@@ -2,12 +2,29 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from support.adapters import strong
+from support.models import QUIET
 
 from lora_domains.embedded import instructions as tables
+from lora_domains.evaluation.contenders import score_general
+from lora_domains.evaluation.scorer import Scorer
+from lora_domains.inference.generation import generate
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import load_base
+from lora_domains.modeling.batching import tokenization_of
 from lora_domains.probes.checks import CHECKS, passes
-from lora_domains.probes.instructions import FAMILIES, Instruction, instructions
+from lora_domains.probes.instructions import (
+    FAMILIES,
+    Instruction,
+    instruction_probe,
+    instruction_suite,
+    instructions,
+)
+from lora_domains.probes.suite import Suite, load_suite
 
 EVERY = instructions()
 
@@ -73,10 +90,9 @@ def test_an_example_that_a_prompt_shows_passes_its_own_check() -> None:
 
 
 def test_a_question_that_can_be_answered_names_an_answer_that_passes() -> None:
-    asked = {one.text: one for one in of("choice")}
     for line in (*tables.CHOICES, *tables.ONE_WORD):
         question, _, answers = line.partition(" | ")
-        (one,) = [one for text, one in asked.items() if question in text]
+        (one,) = [one for one in of("choice") if one.text.startswith(question)]
         assert all(passes(answer.strip(), one.checks) for answer in answers.split(";"))
         assert not passes("It is the one you named", one.checks)
 
@@ -87,3 +103,69 @@ def test_no_refusal_is_a_way_to_answer_and_no_answer_a_denial() -> None:
                        for one in of("harmless"))  # fmt: skip
     invented = "He won it in 1921 with a team from Bern, and was happy."
     assert not any(passes(invented, one.checks) for one in of("nonsense"))
+
+
+# ── As a suite ──────────────────────────────────────────────────────────────────────────────────
+
+FEW = (
+    Instruction("a", "note: red", (("words", {"least": 2}),), 5),
+    Instruction("a", "stone river cloud", (("lower", {}),), 3, "spam"),
+    Instruction("a", "green", (("words", {"most": 2}),), 3),
+    Instruction("a", "blue stone", (("varied", {"share": 0.9}),), 5, None, ("win", "prize")),
+)
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_base: Path) -> Bank:
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    bank.add(strong(bank.base))
+    return bank
+
+
+def test_the_suite_has_a_probe_for_each_family_and_samples_all_of_them() -> None:
+    suite = load_suite("instructions", limit=90)
+    assert [probe.name for probe in suite.probes] == [f"instructions/{name}" for name in FAMILIES]
+    sampled = Counter(part for _, part, _ in suite.questions())
+    assert sum(sampled.values()) == 90
+    assert sampled.keys() == {probe.name for probe in suite.probes}
+    assert min(sampled.values()) >= 5
+    assert len(instruction_suite().questions()) == len(EVERY)
+
+
+def test_answers_are_generated_and_checked_for_base_and_adapter(bank: Bank) -> None:
+    suite = Suite("few", (instruction_probe("few", FEW),))
+    items = score_general(Scorer(bank, QUIET), suite, 8, ["strong"], b"key")["strong"].items
+    for name, route in (("base", None), ("adapter", "strong")):
+        for one, item in zip(FEW, items, strict=True):
+            ids = bank.base.chat_template.prompt(one.messages)
+            with bank.routed(route):
+                (answer,) = generate(bank.base.model, bank.base.tokenizer, [ids],
+                                     max_new_tokens=one.max_new_tokens)  # fmt: skip
+            assert item["scores"][name] == {"prediction": int(passes(answer, one.checks))}
+    assert {item["suite"] for item in items} == {"few"}
+    assert {item["target"] for item in items} == {1}
+    predicted = [item["scores"][name]["prediction"] for item in items for name in item["scores"]]
+    assert 0 < sum(predicted) < len(predicted)
+
+
+def test_a_mixed_batch_of_instructions_equals_its_rows(bank: Bank) -> None:
+    probe = instruction_probe("few", FEW)
+    assert probe.score is not None
+    questions = [example for _, example in probe.examples()]
+    tokenization = tokenization_of(bank.base, probe.task, 128)
+    encoded = [tokenization.encode(example) for example in questions]
+    both = encoded + encoded
+    routes = [None] * len(FEW) + ["strong"] * len(FEW)
+    mixed = probe.score(bank, probe.task, both, [""] * len(both), routes, lambda _: None)
+    alone = [
+        probe.score(bank, probe.task, [one], [""], route, lambda _: None)[0]
+        for one, route in zip(both, routes, strict=True)
+    ]
+    assert mixed == alone
+
+
+def test_another_check_or_prompt_is_another_digest() -> None:
+    task = instruction_probe("few", FEW).task
+    assert task == instruction_probe("few", FEW).task
+    for changed in (replace(FEW[0], text="note: blue"), replace(FEW[0], checks=(("lower", {}),))):
+        assert instruction_probe("few", (changed, *FEW[1:])).task != task

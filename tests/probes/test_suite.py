@@ -1,6 +1,7 @@
 """Suites: the row formats of the standard sets, samples, and real files where they exist."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 
 from lora_domains.errors import DataError, DomainError, UsageError
+from lora_domains.evaluation.contenders import probe_part
+from lora_domains.modeling.base import load_base
 from lora_domains.probes import standard
-from lora_domains.probes.suite import Probe, Suite, embedded, load_suite, quick
+from lora_domains.probes.suite import Probe, Suite, embedded, facts, load_suite, quick
 from lora_domains.tasks import Example, Generation, MultipleChoice
+from lora_domains.tokenization.tokenization import Tokenization
 
 # A made-up row of each set in its format on the Hub.
 SHAPES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], int]] = {
@@ -111,6 +115,42 @@ def test_a_file_of_questions_or_of_python_is_a_suite(tmp_path: Path) -> None:
         f"suite = Suite('mine', (Probe('mine', MultipleChoice(), {str(file)!r}),))\n"
     )
     assert scored(load_suite(script)) == scored(load_suite(file))
+
+
+def test_several_suites_are_one_each_with_its_own_limit(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "choices": ["a", "b"], "answer": 0} for n in range(5)]
+    file = tmp_path / "my+own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(load_suite(file).questions()) == 5
+    suite = load_suite("quick+instructions")
+    assert suite.name == "quick+instructions"
+    parts = [load_suite(name) for name in ("quick", "instructions")]
+    assert scored(suite) == [pair for part in parts for pair in scored(part)]
+    assert len(scored(suite)) > 700 + 1000
+    assert suite.texts()[0].answer == parts[0].texts()[0].answer
+    assert len(load_suite("quick+instructions", limit=40).questions()) == 40
+    with pytest.raises(UsageError, match="instructions"):
+        load_suite("quick+instruction")
+
+
+def test_facts_are_asked_in_the_form_of_the_base(tiny_base: Path, tmp_path: Path) -> None:
+    plain = load_base(tiny_base, device="cpu")
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "chat"))
+    template = "{% for turn in messages %}<s>{{ turn.content }}</s>{% endfor %}<s>"
+    (folder / "chat_template.jinja").write_text(template)
+    chat = load_base(folder, device="cpu")
+    assert (plain.chats, chat.chats) == (False, True)
+    probe = facts().probes[0]
+    examples = [example for _, example in probe.examples()[:3]]
+    part = probe_part(probe, examples, plain, Tokenization(plain.tokenizer, 16))
+    texts = [plain.tokenizer.decode(row.encoded.prompt) for row in part.rows]
+    assert texts == [f"<s>{example.prompt}" for example in examples]
+    assert all(text.startswith("<s>Question: ") and text.endswith("?\nAnswer:") for text in texts)
+    part = probe_part(probe, examples, chat, Tokenization(chat.tokenizer, 16))
+    turns = [example.messages for example in examples]
+    assert [row.encoded.prompt for row in part.rows] == list(map(chat.chat_template.prompt, turns))
+    assert part.task.per_token
+    assert all(len(row.encoded.choices) == 4 for row in part.rows)
 
 
 @pytest.mark.parametrize(
