@@ -117,7 +117,8 @@ def _missing(column: str, needed: Sequence[str], present: Sequence[str], file: s
         found = "columns " + listed(map(repr, present))
         hint = f"Did you mean {same[0]!r}?" if same else did_you_mean(column, present)
     else:
-        found = f"{len(present)} columns, none of them named in the domain"
+        count = f"{len(present)} columns" if len(present) > 1 else "1 column"
+        found = f"{count}, none named in the domain"
         hint = "Is the first line a header? Use its column names."
     return DataError(where=file, expected=f"the column {column!r}", found=found, hint=hint)
 

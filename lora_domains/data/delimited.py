@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lora_domains.data.source import File, Located, Table, places
+from lora_domains.data.source import File, Located, Table, check_kind, places
 from lora_domains.errors import DataError, listed
 
 MARKS = {
@@ -31,6 +31,7 @@ def decode(file: File) -> tuple[str, list[str]]:
     Raises DataError for an empty file, and with the line and byte where nothing fits.
     """
     raw, notes = file.raw, []
+    check_kind(file)
     mark = next((mark for mark in MARKS if raw.startswith(mark)), b"")
     if file.reading.encoding:
         text = _named(file, file.reading.encoding)
@@ -285,18 +286,22 @@ def _check(file: File, parsed: Parsed) -> None:
             found=parsed.error,
             hint='Write "a ""quoted"" word", or export the table again.',
         )
-    if parsed.ragged or not parsed.records:
-        ragged = places(parsed.ragged, "row")
+    if parsed.ragged:
+        width = len(parsed.header)
+        hint = "Quote cells that contain the separator, or name another one: --delimiter."
+        if width == 1 and not parsed.records:
+            hint = "Delete the lines above the header, or name the separator: --delimiter."
         raise DataError(
             where=str(file.path),
-            expected=f"{len(parsed.header)} columns{by} in every row"
-            if parsed.ragged
-            else "rows under the header",
-            found=ragged if parsed.ragged else "only the header: no rows",
-            hint="Quote cells that contain the separator, or name another one: --delimiter."
-            if parsed.ragged
-            else "Check the export.",
+            expected=f"{width} {'column' if width == 1 else 'columns'}{by} in every row",
+            found=places(parsed.ragged, "row"),
+            hint=hint,
         )
+    if not parsed.records:
+        raise DataError(
+            where=str(file.path), expected="rows under the header",
+            found="only the header: no rows", hint="Check the export.",
+        )  # fmt: skip
 
 
 def _check_header_once(file: File, parsed: Parsed) -> None:

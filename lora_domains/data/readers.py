@@ -44,9 +44,9 @@ from lora_domains.errors import DataError
 from lora_domains.tasks import Row
 
 FORMS = (
-    "a path ending in .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx or .txt (also .gz), a "
-    "folder of such files or of save_to_disk, 'embedded:NAME', 'hub:OWNER/NAME@REVISION/SPLIT', or "
-    "a list of rows"
+    "a path ending in .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, .xlsx or "
+    ".txt (also .gz), a folder of such files or of save_to_disk, 'embedded:NAME', "
+    "'hub:OWNER/NAME@REVISION/SPLIT', or a list of rows"
 )
 READERS: dict[str, Callable[[File], Table]] = {
     ".csv": read_delimited,
@@ -56,6 +56,7 @@ READERS: dict[str, Callable[[File], Table]] = {
     ".json": read_json,
     ".parquet": read_parquet,
     ".arrow": read_arrow,
+    ".feather": read_arrow,
     ".xlsx": read_workbook,
     ".xlsm": read_workbook,
     ".txt": read_lines,
@@ -255,7 +256,7 @@ def _no_file(path: Path, given: str, known: bool) -> DataError:
     near = [str(folder / name) for name in get_close_matches(path.name, names) if name != path.name]
     hint = "Did you mean " + " or ".join(map(repr, near)) + "?" if near else "Check the path."
     if path.is_file():
-        found = f"a file ending in {path.suffix!r}"
+        found = f"a file ending in {path.suffix!r}" if path.suffix else "a file without an ending"
         hint = HINTS.get(path.suffix.lower(), hint)
     elif re.match(r"(https?|ftp|s3|gs)://", given):
         found = "an address"

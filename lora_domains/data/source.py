@@ -201,6 +201,35 @@ class File:
         return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
+KINDS = {
+    b"\x1f\x8b": ("a file compressed by gzip", "Add .gz to its name, or unpack it."),
+    b"PK\x03\x04": ("a zip file or a workbook", "Unpack it, or name a workbook .xlsx."),
+    b"PAR1": ("a Parquet file", "Name it .parquet."),
+    b"ARROW1": ("an Arrow file", "Name it .arrow."),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "Save it as .xlsx or CSV."),
+    b"\x28\xb5\x2f\xfd": ("a file compressed by Zstandard", "Unpack it: unzstd."),
+}
+"""Kinds of file that are no text, by their first bytes, each with a hint."""
+PAGE = "an HTML page", "Download the file again: this may be an error, or a page to log in."
+
+
+def check_kind(file: File) -> None:
+    """Raise DataError where the bytes of a text are another kind of file than its name says."""
+    kind = next((kind for start, kind in KINDS.items() if file.raw.startswith(start)), None)
+    beginning = file.raw[:200].lstrip()[:14].lower()
+    if (
+        kind is None
+        and file.suffix != ".txt"
+        and beginning.startswith((b"<!doctype html", b"<html"))
+    ):
+        kind = PAGE
+    if kind is not None:
+        raise DataError(
+            where=str(file.path), expected=f"text, as the name says ({file.suffix or 'rows'})",
+            found=kind[0], hint=kind[1],
+        )  # fmt: skip
+
+
 @dataclass
 class Table:
     """The rows of a file, and what was detected in it."""

@@ -18,6 +18,9 @@ CHUNK = 1 << 20
 BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 """A string, which may have brackets in it and lack its end, or a bracket."""
 
+ARROW_FILE = b"ARROW1"
+"""The first bytes of an Arrow file; a stream has none of its own."""
+
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -144,15 +147,22 @@ def read_parquet(file: File) -> Table:
 
 
 def read_arrow(file: File) -> Table:
-    """The rows of an Arrow stream, as ``datasets`` saves them."""
+    """The rows of an Arrow stream, as ``datasets`` saves them, or of an Arrow file (Feather)."""
     import pyarrow
     import pyarrow.ipc
 
+    whole = file.stream.read(len(ARROW_FILE)) == ARROW_FILE
+    file.stream.seek(0)
     try:
-        with pyarrow.ipc.open_stream(file.stream) as stream:
-            rows = _rows(file, stream.schema, stream)
+        if whole:
+            with pyarrow.ipc.open_file(file.stream) as table:
+                parts = (table.get_batch(n) for n in range(table.num_record_batches))
+                rows = _rows(file, table.schema, parts)
+        else:
+            with pyarrow.ipc.open_stream(file.stream) as stream:
+                rows = _rows(file, stream.schema, stream)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _unreadable(file, "an Arrow stream", error, "dataset.save_to_disk(…)") from None
+        raise _unreadable(file, "an Arrow stream or file", error, "table.to_feather(…)") from None
     return Table(list(enumerate(rows)))
 
 
@@ -237,8 +247,12 @@ def read_workbook(file: File) -> Table:
         raise DataError(
             where=str(file.path), expected="rows", found="empty sheets", hint="Check the export."
         )
-    others = f" of {len(filled)}" if len(filled) > 1 else ""
-    return Table(_under_header(file, title, rows), [f"sheet {title!r}{others}"] if others else [])
+    if len(filled) == 1:
+        return Table(_under_header(file, title, rows))
+    # Another sheet may have been meant: every message names this one.
+    found = _under_header(file, title, rows)
+    located: list[Located] = [(f"sheet {title!r}, {at}", row) for at, row in found]
+    return Table(located, [f"sheet {title!r}, the first of {len(filled)}"])
 
 
 Filled = tuple[int, tuple[Any, ...]]

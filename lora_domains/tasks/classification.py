@@ -29,6 +29,9 @@ MOST_NAMED = 30
 """The most labels that an instruction names: each row reads all of them."""
 WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
 TRUTH = {"true": "1", "false": "0"}
+TYPOGRAPHY = str.maketrans("_‐‑‒–—−‘’“”„", ' ------\'\'"""')
+VARIATIONS = frozenset(map(chr, range(0xFE00, 0xFE10)))
+"""They choose the colour or the shape of the character before them."""
 
 
 @register
@@ -244,13 +247,16 @@ def plain_label(label: str) -> str:
 def label_key(label: str) -> str:
     """What two spellings of one label share.
 
-    Only Latin letters lose their accents: in other scripts marks make another letter.
+    Only Latin letters lose their accents: in other scripts marks make another letter. An underscore
+    is a space, and there is one kind of dash and of apostrophe.
     """
     kept: list[str] = []
-    for letter in unicodedata.normalize("NFKD", label):
+    for letter in unicodedata.normalize("NFKD", label).translate(TYPOGRAPHY):
         base = next((one for one in reversed(kept) if not unicodedata.combining(one)), "")
         accent = unicodedata.combining(letter) and "LATIN" in unicodedata.name(base or " ", "")
-        if not accent:
+        # The tags of Unicode, which tell the flags of regions apart, are invisible too.
+        hidden = unicodedata.category(letter) == "Cf" and letter < "\U000e0000"
+        if not accent and not hidden and letter not in VARIATIONS:
             kept.append(letter)
     folded = "".join(unicodedata.normalize("NFC", "".join(kept)).casefold().split())
     number = WHOLE_NUMBER.fullmatch(folded)

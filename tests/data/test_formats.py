@@ -12,9 +12,11 @@ import pytest
 from support.rows import SECRET
 from support.tables import refused, write
 
+from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read, read_noted
 from lora_domains.data.source import Data, Reading, runs
 from lora_domains.errors import DataError
+from lora_domains.tasks import Classification
 
 ROWS = [{"text": f"Größe {n}, très cher; naïve", "label": "good" if n % 2 else "bad"}
         for n in range(12)]  # fmt: skip
@@ -204,6 +206,32 @@ def test_other_files_are_refused_with_what_to_do(tmp_path: Path, name: str, hint
     refused(lambda: read(write(tmp_path / name, b"x"), "train"), f"ending in {name[4:]!r}", hint)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (gzip.compress(b"text,label\na,b\n"), "compressed by gzip"),
+        (b"PK\x03\x04" + bytes(20), "a zip file or a workbook"), (b"PAR1" + bytes(20), "Parquet"),
+        (b"\n <!DOCTYPE html>\n<p>log in</p>", "an HTML page"),
+        (b"<html><body>404</body></html>", "an HTML page"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.json"])
+def test_a_file_of_another_kind_than_its_name_says_is_named(
+    tmp_path: Path, name: str, content: bytes, kind: str
+) -> None:
+    path = write(tmp_path / name, content)
+    refused(lambda: read(path, "train"), f"as the name says ({path.suffix})", kind)
+
+
+def test_a_file_without_an_ending(tmp_path: Path) -> None:
+    refused(lambda: read(write(tmp_path / "rows", "a"), "train"), "a file without an ending")
+
+
+def test_lines_above_the_header_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", f"# {SECRET}\ntext,label\na,b\n")
+    refused(lambda: read(path, "train"), "expected 1 column ", "lines above the header")
+
+
 def test_an_address_is_refused_with_what_to_do() -> None:
     refused(lambda: read("https://example.org/train.csv", "train"), "an address", "curl -LO")
 
@@ -263,6 +291,31 @@ def test_text_that_is_not_utf8_in_a_parquet_file_is_refused_with_its_column(tmp_
     array = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"note": array}), tmp_path / "t.parquet")
     refused(lambda: read(tmp_path / "t.parquet", "train"), "column 'note'", "UTF-8")
+
+
+def test_an_arrow_file(tmp_path: Path) -> None:
+    pyarrow, feather = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.feather")
+    for name in ("rows.feather", "rows.arrow"):
+        feather.write_feather(pyarrow.Table.from_pylist(ROWS), tmp_path / name, chunksize=5)
+        assert values(tmp_path / name) == ROWS
+    refused(lambda: read(write(tmp_path / "x.feather", b"ARROW1"), "train"), "pyarrow cannot read")
+
+
+def test_the_sheet_that_was_read_is_named_where_another_may_be_meant(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.title = "info"
+    book.active.append(["note"])
+    book.active.append([SECRET])
+    sheet = book.create_sheet("data")
+    sheet.append(["text", "label"])
+    sheet.append(["a", "b"])
+    book.save(tmp_path / "rows.xlsx")
+    assert read(tmp_path / "rows.xlsx", "train")[0].place == "rows.xlsx, sheet 'info', row 2"
+    refused(
+        lambda: prepare(Classification(), Data(tmp_path / "rows.xlsx")),
+        "rows.xlsx, sheet 'info'", "1 column, none named",
+    )  # fmt: skip
 
 
 def test_a_workbook(tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ def test_the_turn_of_the_user_in_a_chat_template(task: Classification, found: st
         ("Bad", "bad"), ("very  bad", "Very bad"), ("réglé", unicodedata.normalize("NFD", "réglé")),
         ("réglé", "regle"), ("1", "1.0"), ("0", "-0.0"), ("01", "1"), ("+1", "1"), ("1.", "1"),
         ("STRASSE", "straße"), ("ｂａｄ", "bad"), ("not paid", "notpaid"),
+        ("not_paid", "not paid"), ("sci–fi", "sci-fi"), ("can’t", "can't"), ("b\u200bad", "bad"),
+        ("be\u00adzahlt", "bezahlt"), ("❤\ufe0f", "❤"),
     ],
 )  # fmt: skip
 def test_spellings_of_one_label(one: str, other: str) -> None:
@@ -154,7 +156,9 @@ def test_spellings_of_one_label(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [("1", "-1"), ("1", "10"), ("250.1", "250.10"), ("card", "card_arrival"), ("и", "й"),
-     ("か", "が"), ("C", "C#"), ("+", "-"), ("1.0", "1.05"), ("कि", "की")],
+     ("か", "が"), ("C", "C#"), ("+", "-"), ("1.0", "1.05"), ("कि", "की"),
+     ("👍", "👎"), ("👍🏽", "👍🏿"), ("e-mail", "email"),
+     ("🏴\U000e0067\U000e0065", "🏴\U000e0067\U000e0073")],
 )  # fmt: skip
 def test_labels_that_differ(one: str, other: str) -> None:
     assert label_key(one) != label_key(other)
