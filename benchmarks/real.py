@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,10 +169,11 @@ def main() -> None:
         parser.error("--rows and --bases are required")
     where = device()
     with ThreadPoolExecutor(flags.workers) as pool:
-        futures = {
-            name: pool.submit(train, name, flags.rows, flags.bases, more) for name in flags.only
+        names = {
+            pool.submit(train, name, flags.rows, flags.bases, more): name for name in flags.only
         }
-        for name, future in futures.items():
+        for future in as_completed(names):
+            name = names[future]
             try:
                 found = future.result()
             except RuntimeError as error:
