@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from lora_domains.adapters.parent import Parent
 from lora_domains.console import Display
 from lora_domains.data.checks import all_errors
-from lora_domains.data.identity import digest_of, normalised_once
+from lora_domains.data.identity import normalised_once
 from lora_domains.data.prepare import Prepared, RowCounts, prepare
 from lora_domains.data.source import SPLITS, file_of
 from lora_domains.domain import Domain
 from lora_domains.errors import AnswerTooLong, DataError, TrainingError
+from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import (
     check_embedded,
@@ -20,7 +21,8 @@ from lora_domains.modeling.batching import (
     window_limit,
 )
 from lora_domains.modeling.heads import check_task
-from lora_domains.probes.general_text import GeneralText, general_text
+from lora_domains.probes.general_text import GeneralText
+from lora_domains.probes.own_text import text_of
 from lora_domains.tasks import Example
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
@@ -101,13 +103,12 @@ def load_dataset(
             )
     for warning in (*prepared.warnings, *_chat_warnings(tokenization)):
         display.warn(warning)
-    # A base without a language head cannot score text.
-    general = general_text(domain.data.general) if base.language_head else GeneralText()
+    general = text_of(base, domain.data.general, display)
     if domain.data.general is not None and base.language_head:
-        given = {**prepared.given, "general text": digest_of(general.used)[:16]}
+        given = {**prepared.given, "general text": general.digest[:16]}
         prepared = replace(prepared, given=given)
         general = _without_test_rows(general, prepared.test, display)
-    digests = {**prepared.digests, "general": digest_of(general.used)}
+    digests = {**prepared.digests, "general": general.digest}
     prepared = replace(prepared, digests=digests)
     return Dataset(domain, prepared, tokenization, train, validation, test, general)
 
@@ -115,7 +116,9 @@ def load_dataset(
 def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenization:
     """The tokenisation of the domain's rows; raises DataError for labels it cannot tell apart."""
     task, length = domain.task, domain.training.max_length
-    tokenization = tokenization_of(base, task, row_limit(base, length), window_limit(base, length))
+    tokenization = tokenization_of(
+        base, task, row_limit(base, length), window_limit(base, length), start_of_text(base)
+    )
     if task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
         where = f"{file_of(first.place)}, column {task.answer_column!r}"

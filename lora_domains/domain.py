@@ -61,7 +61,11 @@ class Training:
     replay: float = 0.25
     """Share of each step's rows that is general text, with replay."""
     general_rows: int = 6
-    """General texts in each step, with KL."""
+    """General texts in each step that reads any, with KL."""
+    general_cost: float | None = None
+    """The most that general text adds to the cost of training on the rows alone: where a step would
+    add more, it is read in every second one, or more rarely. None is 0.4, and on the embedded base
+    no limit."""
     max_length: int | None = None
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory for about a third more time."""
@@ -171,6 +175,7 @@ def _check_ranges(domain: Domain) -> None:
     lora, training = domain.lora, domain.training
     batch, length, share = training.batch_size, training.max_length, domain.prevalence
     decay, clip, kl = training.weight_decay, training.clip, training.kl
+    cost = training.general_cost
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
@@ -187,6 +192,7 @@ def _check_ranges(domain: Domain) -> None:
         ("kl", kl, 0 < kl < inf, "above 0, and finite (retention='none' trains without it)"),
         ("replay", training.replay, 0 < training.replay <= 0.9, "above 0, at most .9"),
         ("general_rows", training.general_rows, training.general_rows >= 1, "at least 1"),
+        ("general_cost", cost, cost is None or 0 < cost < inf, "above 0, and finite"),
         ("clip", clip, 0 < clip < inf, "above 0, and finite"),
         (
             "prevalence",
@@ -327,6 +333,10 @@ def _lora_record(lora: Lora) -> dict[str, Any]:
 
 
 def _training_record(training: Training) -> dict[str, Any]:
+    """The settings of training; those that are newer than stored digests only where they differ
+    from their defaults."""
+    newer = ("general_cost",)
+    default = Training()
     return {
         "epochs": training.epochs,
         "lr": training.lr,
@@ -342,7 +352,9 @@ def _training_record(training: Training) -> dict[str, Any]:
         "max_length": training.max_length,
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
-    }
+        **{name: getattr(training, name) for name in newer
+           if getattr(training, name) != getattr(default, name)},
+    }  # fmt: skip
 
 
 def _json(value: Any) -> Any:

@@ -66,13 +66,23 @@ def _pretrained(name: str) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_texts() -> Iterator[None]:
+def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Training reads a part of the embedded general text; see ``all_texts``."""
     from support.general_text import use_few_texts
 
     with pytest.MonkeyPatch.context() as patch:
         use_few_texts(patch)
+        patch.setenv("LORA_DOMAINS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def own_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Causal bases write their general text; the folder in which it is kept."""
+    from support.general_text import use_own_texts
+
+    use_own_texts(monkeypatch, tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 @pytest.fixture

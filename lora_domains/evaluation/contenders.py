@@ -22,10 +22,12 @@ from lora_domains.evaluation.items import (
     text_items,
 )
 from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.scores import Scores, apply_threshold, model_scores
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import WINDOW, row_limit, tokenization_of
 from lora_domains.modeling.heads import own_layout
+from lora_domains.probes.own_text import drift_rows
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
 from lora_domains.tasks import Example, LanguageModelling, Task
@@ -207,8 +209,9 @@ def score_general(
     """
     base = scorer.bank.base
     tokenization = Tokenization(
-        base.tokenizer, max_length, bidirectional=base.bidirectional, window=min(max_length, WINDOW)
-    )
+        base.tokenizer, max_length, bidirectional=base.bidirectional,
+        window=min(max_length, WINDOW), start=start_of_text(base),
+    )  # fmt: skip
     items: dict[str, Items] = {name: [] for name in adapters}
     largest = dict.fromkeys(adapters, 0.0)
     for probe, questions in suite.by_probe() if not base.bidirectional else ():
@@ -220,7 +223,7 @@ def score_general(
         for name in adapters:
             pair = {"base": scores[None], "adapter": scores[name]}
             items[name] += question_items(rows, parts, pair, key)
-    texts = tokenization.encode_rows(suite.texts()) if base.language_head else []
+    texts = drift_rows(base, suite, tokenization, scorer.display)
     if texts:
         moved = scorer.drift(Part("general text", LanguageModelling(), texts), adapters)
         for name, fields in moved.items():

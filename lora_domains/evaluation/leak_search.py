@@ -48,7 +48,7 @@ def every_leak(
 def _in_general_text(
     dataset: Dataset, suite: Suite, base: Base, by_probe: Sequence[Sequence[Example]]
 ) -> Leaks:
-    """Test rows and probes in the general text.
+    """Test rows and probes in the general text; what a base wrote itself tells it nothing new.
 
     The embedded base was trained on texts that state what its own questions ask, in other words:
     that such a text resembles a question is no finding there. A text that contains one is.

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lora_domains.errors import UsageError, listed
 from lora_domains.inference.batches import (
@@ -114,6 +116,63 @@ def generate_in_batches(
 
     size = partial(generated_size, new_tokens=max_new_tokens)
     return in_batches(model, examples, answer, progress, size)
+
+
+# ── Samples ─────────────────────────────────────────────────────────────────────────────────────
+
+SAMPLED = {True: 64, False: 512}
+"""Texts that are drawn in one batch, on a CPU and elsewhere."""
+
+
+@torch.no_grad()
+def sample(
+    model: Any, pad: int, prompts: Sequence[Sequence[int]], draws: np.ndarray,
+    ends: Sequence[int], progress: Progress = no_progress,
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """A continuation of each prompt (token ids), drawn from the model as it is (temperature 1).
+
+    ``draws`` (prompts, tokens) are numbers from 0 to 1, one for each token: the token is the one
+    whose share of the cumulated probabilities holds the number. So a text depends on its prompt and
+    its own numbers, not on the others of its batch, and a shorter one is a prefix of a longer one.
+    One of ``ends`` is the last token of a text that ends by itself.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    length = draws.shape[1]
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=length, pad_token_id=pad, eos_token_id=sorted(ends)
+    )
+    texts: list[tuple[int, ...]] = []
+    sizes = [generated_size(prompt, length) for prompt in prompts]
+    most = SAMPLED[model.device.type == "cpu"]
+    for fitting in Budget(model).parts(sizes):
+        for start in range(0, len(fitting), most):
+            part = fitting[start : start + most]
+            ids, mask, _ = padded([prompts[at] for at in part], pad, left=True)
+            drawn = torch.from_numpy(draws[part]).to(model.device)
+            out = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Drawn(drawn, ids.shape[1])]),
+            )  # fmt: skip
+            for row in out[:, ids.shape[1] :].tolist():
+                last = next((at for at, token in enumerate(row) if token in ends), len(row))
+                texts.append(tuple(row[: last + 1]))
+            progress(len(part))
+    return texts
+
+
+class _Drawn:
+    """Leaves the drawn token alone, so that a greedy step takes it."""
+
+    def __init__(self, draws: Tensor, start: int) -> None:
+        self.draws, self.start = draws, start
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        cumulated = scores.double().softmax(-1).cumsum(-1)
+        wanted = self.draws[:, ids.shape[1] - self.start, None] * cumulated[:, -1:]
+        token = torch.searchsorted(cumulated, wanted, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
 # ── Options ─────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
 from lora_domains.modeling.heads import Head, features, head_logprobs
 from lora_domains.modeling.routing import entered, narrowed
 from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
 
 # ── Choices ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,6 +154,46 @@ def _takes_logits_to_keep(model: Any) -> bool:
 @cache
 def _takes(kind: Any, argument: str) -> bool:
     return argument in inspect.signature(kind.forward).parameters
+
+
+# ── How a text begins ───────────────────────────────────────────────────────────────────────────
+
+NEUTRAL = "The river runs through a wide valley. In spring its water rises."
+"""An ordinary text; a base predicts it best after the token with which its own texts began."""
+CLEARLY = 0.01
+"""Nats per token by which another token must be better than the end of a text."""
+
+
+def start_of_text(base: Base) -> int | None:
+    """The token with which the texts began that a causal ``base`` was pretrained on.
+
+    None where the tokenizer puts it before a text, and for an encoder. Otherwise a chat tokenizer
+    may have renamed it: it is the special token after which the base predicts ``NEUTRAL`` best,
+    and the end of a text unless another is ``CLEARLY`` better.
+    """
+    if base.bidirectional or Tokenization(base.tokenizer, 1).bos:
+        return None
+    if base.start is None:
+        base.start = _best_start(base)
+    return base.start
+
+
+@torch.no_grad()
+def _best_start(base: Base) -> int:
+    places, end = base.model.get_input_embeddings().num_embeddings, int(base.tokenizer.eos_token_id)
+    added = base.tokenizer.added_tokens_decoder
+    special = {token for token, one in added.items() if one.special and token < places}
+    starts = [end, *sorted(special - {end})]
+    ids = base.tokenizer(NEUTRAL, add_special_tokens=False)["input_ids"][: base.context - 1]
+    rows = torch.tensor([[start, *ids] for start in starts], device=base.device)
+    nats: list[float] = []
+    for part in torch.split(rows, 4):  # the logits of all would take much memory
+        with entered(base.model, None, None):
+            logits = base.model(input_ids=part, use_cache=False).logits[:, :-1].float()
+        own = F.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
+        nats += own.mean(1).tolist()
+    best = min(range(len(starts)), key=nats.__getitem__)
+    return starts[best] if nats[best] < nats[0] - CLEARLY else end
 
 
 # ── Features and heads ──────────────────────────────────────────────────────────────────────────

@@ -76,6 +76,8 @@ class Base:
     """Warnings about adapters on it."""
     targets: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The LoRA weights that recent configs ask for on it, cached by ``adapters.config``."""
+    start: int | None = field(default=None, repr=False, compare=False)
+    """The token with which a text begins, cached by ``likelihoods.start_of_text``."""
 
     @property
     def bidirectional(self) -> bool:

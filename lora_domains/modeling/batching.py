@@ -17,6 +17,10 @@ from lora_domains.tokenization.tokenization import Tokenization
 
 WINDOW = 2048
 """The most tokens of a window of plain text, unless the domain's ``max_length`` says otherwise."""
+PASS = {True: 100, False: 1000}
+"""Cost of one more pass in tokens, on a CPU and elsewhere: launching it and reading the weights.
+Measured on a CPU with the embedded base. On a GPU it is about the number of tokens above which
+arithmetic takes longer than reading the weights (Pope et al. 2023, arXiv 2211.05102)."""
 IGNORED = -100
 """The label of an unsupervised token, which torch's cross entropy ignores."""
 
@@ -184,13 +188,14 @@ def row_limit(base: Base, max_length: int | None) -> int:
 
 
 def tokenization_of(
-    base: Base, task: Task, max_length: int, window: int | None = None
+    base: Base, task: Task, max_length: int, window: int | None = None, start: int | None = None
 ) -> Tokenization:
     """How examples of ``task`` are tokenised for ``base``; its chat template renders those of a
-    chat."""
+    chat. Windows of plain text begin with ``start`` where the tokenizer adds no BOS."""
     return Tokenization(
         base.tokenizer, max_length, head=task.head, bidirectional=base.bidirectional,
         window=window, template=base.chat_template if task.chat else None,
+        start=start,
     )  # fmt: skip
 
 

@@ -1,25 +1,31 @@
 """General text: ordinary text by which an adapter is kept close to its base.
 
-Training is regularised on some of it and a checkpoint is selected on the rest. The embedded general
-text is a file of the package; a domain may give its own (``Data.general``). A third embedded split,
-``test``, is what drift is measured on, and no training reads it.
+Training is regularised on some of it and a checkpoint is selected on the rest. A domain may give
+its own (``Data.general``). The embedded general text is a file of the package; other causal bases
+write theirs (``own_text``). A third split, ``test``, is what drift is measured on, and no training
+reads it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lora_domains.data.identity import identity, normalised_once
+from lora_domains.data.identity import digest_of, identity, normalised_once
 from lora_domains.data.leaks import contained
 from lora_domains.data.readers import read
 from lora_domains.data.source import Source
 from lora_domains.embedded import GENERAL_TEXT_PATH
 from lora_domains.errors import DataError
 from lora_domains.tasks import Example, LanguageModelling
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.tokenization import Tokenization
+
+if TYPE_CHECKING:
+    from lora_domains.inference.reference import Prediction
 
 FEWEST = 20
 """The fewest texts that a domain's own general text may have."""
@@ -39,6 +45,38 @@ class GeneralText:
 
     def __len__(self) -> int:
         return len(self.training) + len(self.selection)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many texts there are for training, and for selecting a checkpoint."""
+        return len(self.training), len(self.selection)
+
+    @property
+    def own(self) -> bool:
+        """Whether the base wrote the texts itself."""
+        return False
+
+    @property
+    def origin(self) -> str:
+        """What the texts are, as a phrase."""
+        return "texts"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the texts that a run may read."""
+        return digest_of(self.used)
+
+    @property
+    def predictions(self) -> "Mapping[str, Prediction] | None":
+        """What the base predicts on the texts, by their ids, where that is stored."""
+        return None
+
+    def windows(
+        self, split: Literal["training", "selection"], tokenization: Tokenization, most: int
+    ) -> list[EncodedExample]:
+        """At most ``most`` windows of the texts of ``split``."""
+        texts = self.training if split == "training" else self.selection
+        return tokenization.sample_windows(texts, most)
 
     @property
     def used(self) -> list[Example]:

@@ -37,7 +37,8 @@ KEPT = 10_000
 class Tokenization:
     """Tokenises examples for one base, into at most ``max_length`` tokens each.
 
-    Plain text is read in windows of at most ``window`` tokens, by default as many.
+    Plain text is read in windows of at most ``window`` tokens, by default as many, after BOS, or
+    after ``start`` (EOS unless given) where the tokenizer adds no BOS.
 
     With ``head`` an example is encoded as its prompt, for a trained head to classify. A
     ``bidirectional`` base reads texts between [CLS] and [SEP]. With a ``template`` prompts are the
@@ -53,6 +54,7 @@ class Tokenization:
         bidirectional: bool = False,
         window: int | None = None,
         template: ChatTemplate | None = None,
+        start: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -69,6 +71,7 @@ class Tokenization:
         first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         bos = tokenizer.bos_token_id
         self.bos: tuple[int, ...] = (bos,) if bos is not None and first == [bos] else ()
+        self.lead = self.bos or (self.eos if start is None else start,)
         self.sep: tuple[int, ...] = ()
         if bidirectional:
             self.bos, self.sep = (tokenizer.cls_token_id,), (tokenizer.sep_token_id,)
@@ -287,10 +290,9 @@ class Tokenization:
             return _masked(self, example.id, ids)
         ids = [*ids, self.eos]
         size = self.window - len(self.bos) - 1
-        lead = self.bos or (self.eos,)
         return [
-            EncodedExample(f"{example.id}/{start // size}", lead, tuple(ids[start : start + size]))
-            for start in range(0, len(ids), size)
+            EncodedExample(f"{example.id}/{at // size}", self.lead, tuple(ids[at : at + size]))
+            for at in range(0, len(ids), size)
         ]
 
     def sample_windows(self, texts: Sequence[Example], most: int) -> list[EncodedExample]:

@@ -73,7 +73,7 @@ def _training(run: Run) -> Estimate:
     epoch = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0)
     batches = sorted(([run.train[i] for i in batch] for batch in epoch), key=_padded)
     run.gradients.announce_memory()
-    _steps(run, batches[-1:], Clock({}))
+    _steps(run, batches[-1:], Clock({}), run.gradients.texts())
     peak = peak_memory(run.model.device)
 
     # The head was prepared when the run was made.
@@ -88,7 +88,13 @@ def _training(run: Run) -> Estimate:
     def size(texts: Sequence[EncodedExample]) -> int:
         return padded_tokens(run.model, texts)
 
-    add(estimated_phases(batches, partial(_steps, run), lambda part: sum(map(_padded, part))))
+    def tokens(part: Sequence[Rows]) -> int:
+        return sum(map(_padded, part))
+
+    every = run.gradients.general_every
+    general = [run.gradients.texts_of(step) for step in range(0, len(batches), every)]
+    add(estimated_phases(batches, partial(_steps, run), tokens))
+    add(estimated_phases([rows for rows in general if rows], partial(_general_steps, run), tokens))
     if "reference" in vars(run.general):  # the steps have read it
         add(estimated_phases(texts, partial(_read, run), size))
     add(estimated_phases(run.validation.rows, partial(_figures, run), size))
@@ -103,12 +109,16 @@ def _padded(rows: Rows) -> int:
     return len(rows) * max(map(len, rows))
 
 
-def _steps(run: Run, batches: Sequence[Rows], clock: Clock) -> None:
+def _steps(run: Run, batches: Sequence[Rows], clock: Clock, texts: Rows | None = None) -> None:
     with clock.phase(STEPS):
-        for number, rows in enumerate(batches):
-            run.state.total_steps = number  # which decides the general texts of the step
-            float(run.gradients.compute(rows, sum(row.supervised for row in rows)))
-    run.state.total_steps = 0
+        for rows in batches:
+            float(run.gradients.compute(rows, sum(row.supervised for row in rows), texts or []))
+
+
+def _general_steps(run: Run, texts: Sequence[Rows], clock: Clock) -> None:
+    with clock.phase(STEPS):
+        for rows in texts:
+            float(run.gradients.compute([], 1, rows))
 
 
 def _read(run: Run, texts: Rows, clock: Clock) -> None:

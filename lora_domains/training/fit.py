@@ -136,7 +136,7 @@ def make_run(
             f"{base.id} has no masked-token head: the adapter is not regularised towards it, and "
             "what it keeps cannot be measured."
         )
-    most = min(POOL, plan.steps * plan.retention.rows)
+    texts, tokenization = dataset.general, dataset.tokenization
     return Run(
         bank,
         domain,
@@ -145,8 +145,9 @@ def make_run(
         [row.encoded for row in dataset.validation],
         checkpoint_path(out, domain.name),
         display,
-        general=dataset.tokenization.sample_windows(dataset.general.training, most),
-        monitored=dataset.tokenization.sample_windows(dataset.general.selection, SELECTION),
+        general=texts.windows("training", tokenization, min(POOL, plan.general_reads)),
+        monitored=texts.windows("selection", tokenization, SELECTION),
+        predictions=texts.predictions,
         parent=dataset.parent,
         log=log,
     )

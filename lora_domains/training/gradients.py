@@ -25,6 +25,7 @@ from lora_domains.inference.batches import LOGITS, trial_examples
 from lora_domains.inference.likelihoods import text_nats
 from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import Head, label_nats
 from lora_domains.modeling.routing import current_route, entered
 from lora_domains.tokenization.encoded import EncodedExample
@@ -35,11 +36,6 @@ Passes = Sequence[Sequence[EncodedExample]]
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
-
-PASS = {True: 100, False: 1000}
-"""Cost of one more pass in tokens, on a CPU and elsewhere: launching it and reading the weights.
-Measured on a CPU with the embedded base. On a GPU it is about the number of tokens above which
-arithmetic takes longer than reading the weights (Pope et al. 2023, arXiv 2211.05102)."""
 
 
 class Gradients:
@@ -56,21 +52,28 @@ class Gradients:
         parameters: Sequence[torch.nn.Parameter],
         state: State,
         display: Display,
+        general_every: int = 1,
     ) -> None:
         self.bank, self.adapter, self.head = bank, adapter, head
+        self.general_every = general_every
         self.model, self.pad = bank.base.model, bank.base.pad
         self.domain, self.retention, self.general = domain, retention, general
         self.parameters, self.state, self.display = parameters, state, display
         self.rank, self.ranks = distributed.state().process_index, distributed.state().num_processes
 
-    def compute(self, rows: Sequence[EncodedExample], total: int) -> Tensor:
+    def compute(
+        self, rows: Sequence[EncodedExample], total: int,
+        texts: Sequence[EncodedExample] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Leave this process's share of the gradients in ``grad``; returns the nats of its rows.
 
-        ``total`` is the number of supervised tokens of all ``rows``. When memory runs out, the
+        ``total`` is the number of supervised tokens of all ``rows``; ``texts`` are general texts,
+        by default those of the current step. When memory runs out, the
         whole share is computed again in passes of half the size. Raises OutOfMemory when a single
         row does not fit.
         """
-        step, seed, texts = self.state.total_steps, self.domain.training.seed, self.texts()
+        step, seed = self.state.total_steps, self.domain.training.seed
+        texts = self.texts() if texts is None else texts
         own_rows, own_texts = rows[self.rank :: self.ranks], texts[self.rank :: self.ranks]
         while True:
             passes = [*self._passes(own_rows, self.cost)]
@@ -94,10 +97,14 @@ class Gradients:
 
     def texts(self) -> list[EncodedExample]:
         """The general texts of the current step, for all processes."""
-        if not self.retention.rows:
+        return self.texts_of(self.state.total_steps)
+
+    def texts_of(self, step: int) -> list[EncodedExample]:
+        """The general texts of ``step``, counted from the beginning of the run."""
+        seed = self.domain.training.seed
+        if not self.retention.rows or step % self.general_every:
             return []
-        seed, step = self.domain.training.seed, self.state.total_steps
-        return self.general.of_step(self.retention.rows, seed, step)
+        return self.general.of_step(self.retention.rows, seed, step // self.general_every)
 
     def sum_over_ranks(self, nats: Tensor, stop: float) -> tuple[Tensor, float]:
         """Sum gradients, ``nats`` and ``stop`` over the processes; the last two are returned."""
@@ -132,8 +139,10 @@ class Gradients:
         return text_nats(self.model, rows, self.pad)
 
     def _general_gradients(self, passes: Passes, total: int) -> None:
+        # Read in every n-th step, it counts n times: the mean gradient is that of every step.
         for part in passes:
-            torch.autograd.backward(self.retention.loss(self.general, part) / total)
+            loss = self.general_every * self.retention.loss(self.general, part)
+            torch.autograd.backward(loss / total)
 
     def _recomputing(self) -> AbstractContextManager[None]:
         on = self.domain.training.gradient_checkpointing

@@ -7,7 +7,7 @@ between steps; a run resumed from it ends with the same bytes as an uninterrupte
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +33,7 @@ from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded
 from lora_domains.inference.linear_probe import probe_head
 from lora_domains.inference.memory import agreed_pass_limit, peak_memory, reuse_pass_limit
+from lora_domains.inference.reference import Prediction
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import epoch_batches
 from lora_domains.modeling.heads import SENTENCE
@@ -79,6 +80,7 @@ class Run:
         monitored: Sequence[EncodedExample] = (),
         parent: Parent | None = None,
         log: Log = no_tracker,
+        predictions: Mapping[str, Prediction] | None = None,
     ) -> None:
         self.bank, self.domain, self.plan = bank, domain, plan
         self.train, self.display, self.log = train, display, log
@@ -98,14 +100,17 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=decay, fused=True
         )
-        self.general = GeneralTexts(bank, self.adapter_name, general, display, self.clock)
+        self.general = GeneralTexts(
+            bank, self.adapter_name, general, display, self.clock, predictions
+        )
         self.gradients = Gradients(
             bank, self.adapter_name, self.head, domain, plan.retention, self.general,
-            self.parameters, self.state, display,
+            self.parameters, self.state, display, plan.general_every,
         )  # fmt: skip
         self.validation = Validation(
-            bank, self.adapter_name, self.head, domain, validation, monitored, display, self.clock
-        )
+            bank, self.adapter_name, self.head, domain, validation, monitored, display, self.clock,
+            predictions,
+        )  # fmt: skip
         self.drift_limit = plan.retention.drift_limit(domain.gates)
         self._all_stop = False
         """Whether any rank received a signal, as all ranks know since the last step."""

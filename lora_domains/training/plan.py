@@ -1,6 +1,7 @@
 """The plan: a run's settings once everything left open is derived, each with its reason."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ from lora_domains.dataset import Dataset
 from lora_domains.domain import Lora
 from lora_domains.inference.choice_tree import tree
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import SENTENCE, own_layout
 from lora_domains.probes.general_text import POOL
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.retention import Retention, choose_retention
 
 BATCHES = (32, 16, 8)
@@ -24,6 +27,8 @@ MANY_TOKENS = 1000
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
 
+GENERAL_COST = 0.4
+"""The most that general text adds to the tokens of training on the rows alone."""
 PROBED = 1 / 3
 """Share of the learning rate with which a head that starts as a linear probe is trained, and the
 adapter beside it (benchmarks/training/heads.py)."""
@@ -40,12 +45,19 @@ class Plan:
     batch_size: int
     steps_per_epoch: int
     retention: Retention
+    general_every: int = 1
+    """General text is read in every step of this number."""
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+    @property
+    def general_reads(self) -> int:
+        """General texts that the run reads, repeats included."""
+        return math.ceil(self.steps / self.general_every) * self.retention.rows
 
     def numbers(self) -> dict[str, float]:
         """The settings that are numbers, by name."""
@@ -67,16 +79,20 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
         batch, batch_reason = derived_batch(len(dataset.train), settings.epochs)
     steps = math.ceil(len(dataset.train) / batch)
     rank, alpha, rank_reason = _rank_and_alpha(base, dataset)
-    # Of the kind that the base was trained on: the embedded base's own, or the user's.
-    familiar = base.id == "embedded" or dataset.domain.data.general is not None
-    texts = len(dataset.general.training)
-    retention, retention_reason = choose_retention(settings, texts, familiar, batch)
+    general = dataset.general.windows("training", dataset.tokenization, POOL)
+    own = dataset.general.own
+    # Of the kind that the base was trained on: the embedded base's, the user's, or its own.
+    familiar = own or base.id == "embedded" or dataset.domain.data.general is not None
+    retention, retention_reason = choose_retention(settings, len(general), familiar, batch, own)
+    every, every_reason = 1, ""
+    if retention.rows:
+        every, every_reason = _general_steps(base, dataset, general, retention.rows, steps)
     probe_reason = ""
     if probed and dataset.parent is None:
         probe_reason = "head: starts as logistic regression on the frozen features"
     reasons = (
-        lr_reason, probe_reason, batch_reason, rank_reason, retention_reason,
-        _general_reason(dataset, steps * settings.epochs * retention.rows),
+        lr_reason, probe_reason, batch_reason, rank_reason, retention_reason, every_reason,
+        _general_reason(dataset, math.ceil(steps * settings.epochs / every) * retention.rows),
     )  # fmt: skip
     warnings = (
         *_ignored_settings(dataset.domain.lora, dataset.parent),
@@ -85,7 +101,7 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
         retention.warning(base.id, familiar) or "",
     )
     return Plan(
-        rank, alpha, lr, settings.epochs, batch, steps, retention,
+        rank, alpha, lr, settings.epochs, batch, steps, retention, every,
         tuple(filter(None, reasons)), tuple(filter(None, warnings)),
     )  # fmt: skip
 
@@ -186,12 +202,44 @@ def _many_labels_warning(dataset: Dataset) -> str:
     )
 
 
+def _general_steps(
+    base: Base, dataset: Dataset, texts: Sequence[EncodedExample], rows: int, steps: int
+) -> tuple[int, str]:
+    """In every how many steps ``rows`` of the general ``texts`` are read, and the reason.
+
+    As often as adds at most ``general_cost`` (``GENERAL_COST``) to what the domain's own tokens
+    cost, by their number alone and with the cost of one more pass (``PASS``). A token that is
+    predicted also costs its logits, as many multiplications as the output layer has weights.
+    """
+    layers = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    tables = {id(p) for layer in layers if layer is not None for p in layer.parameters()}
+    body = sum(p.numel() for p in base.model.parameters() if id(p) not in tables)
+    logits = base.vocabulary * base.width / max(1, body)
+
+    def cost(examples: Sequence[EncodedExample], predicted: float) -> float:
+        return sum(len(one) + predicted * one.supervised for one in examples)
+
+    own = [row.encoded for row in dataset.train]
+    step = cost(own, 0.0 if dataset.domain.task.head else logits) / steps
+    general = rows * cost(texts, logits) / len(texts)
+    launch, share = PASS[base.device.type == "cpu"], dataset.domain.training.general_cost
+    if share is None:  # the embedded base's settings were measured without a limit
+        share = math.inf if base.id == "embedded" else GENERAL_COST
+    ratio = max(general / step, (general + launch) / (step + launch))
+    every = max(1, math.ceil(ratio / share))
+    reason = (
+        f"general text in 1 of {every} steps: it adds {general / step / every:.0%} to the "
+        f"tokens of a step (at most {share:.0%})"
+    )
+    return every, reason if every > 1 else ""
+
+
 def _general_reason(dataset: Dataset, read: int) -> str:
     """How many general texts a run uses that reads ``read`` of them in all, repeats included."""
     if not read:
         return ""
-    texts = len(dataset.general.training)
+    training, selection = dataset.general.counts
     return (
-        f"general text: {min(texts, POOL, read)} of {texts} texts for training, "
-        f"{len(dataset.general.selection)} others for monitoring"
+        f"general text: {min(training, POOL, read)} of {training} {dataset.general.origin} for "
+        f"training, {selection} others for monitoring"
     )

@@ -5,7 +5,7 @@ and how epochs that drift from the base are ranked. ``register`` makes a method 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -17,15 +17,16 @@ from torch import Tensor
 from lora_domains.console import GENERAL, Clock, Display
 from lora_domains.domain import RETENTION, Training
 from lora_domains.inference.likelihoods import text_nats
-from lora_domains.inference.reference import Reference
+from lora_domains.inference.reference import Prediction, Reference
 from lora_domains.modeling.bank import Bank
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.side_effects import DRIFT_LIMIT
 
 AUTO = ("replay", "kl")
-"""Methods chosen by ``auto``: replay when general text resembles the pretraining data, otherwise KL
-(``benchmarks/training/retention.py``)."""
+"""Methods chosen by ``auto``: replay of text of the kind the base was trained on, KL otherwise and
+on what it wrote itself (``benchmarks/training/retention.py``, ``benchmarks/training/general.py``).
+"""
 
 
 class GeneralTexts:
@@ -33,9 +34,10 @@ class GeneralTexts:
 
     def __init__(
         self, bank: Bank, adapter: str, texts: Sequence[EncodedExample], display: Display,
-        clock: Clock,
+        clock: Clock, predictions: Mapping[str, Prediction] | None = None,
     ) -> None:  # fmt: skip
         self.bank, self.adapter, self.texts = bank, adapter, texts
+        self.predictions = predictions
         self.display, self.clock = display, clock
 
     def of_step(self, rows: int, seed: int, step: int) -> list[EncodedExample]:
@@ -57,15 +59,18 @@ class GeneralTexts:
     def reference(self) -> Reference:
         """The base's predictions, computed when the first step needs them."""
         with self.clock.phase(GENERAL):
-            return reference_on(self.texts, self.bank, self.display, "trained with")
+            return reference_on(
+                self.texts, self.bank, self.display, "trained with", self.predictions
+            )
 
 
 def reference_on(
-    texts: Sequence[EncodedExample], bank: Bank, display: Display, used: str
-) -> Reference:
+    texts: Sequence[EncodedExample], bank: Bank, display: Display, used: str,
+    stored: Mapping[str, Prediction] | None = None,
+) -> Reference:  # fmt: skip
     """The base's predictions on ``texts``; if approximate, a line says how, after ``used``."""
     with display.progress("base on general text", len(texts)) as advance:
-        reference = Reference(bank, texts, progress=advance)
+        reference = Reference(bank, texts, progress=advance, stored=stored)
     if approximation := reference.approximation():
         display.stage("retention", None, None, f"{used} {approximation}")
     return reference
@@ -212,18 +217,21 @@ class Kl(Retention):
 
 
 def choose_retention(
-    settings: Training, texts: int, familiar: bool, batch: int
+    settings: Training, texts: int, familiar: bool, batch: int, own: bool = False
 ) -> tuple[Retention, str]:
     """The method for a run, and the reason for the plan.
 
     ``texts`` is the number of general texts, 0 for a base without a language head. ``familiar``
-    says whether they are of the kind that the base was trained on: the embedded base's own, or
-    those that the user gave. ``batch`` is the number of domain rows in a step.
+    says whether they are of the kind that the base was trained on: the embedded base's, those that
+    the user gave, or those that the base wrote itself (``own``). ``batch`` is the number of domain
+    rows in a step.
     """
     if not texts:
         return NoRetention(), "retention none: the base has no language head to compare with"
     name, why = settings.retention, ""
-    if name == "auto" and familiar:
+    if name == "auto" and own:
+        name, why = AUTO[1], "chosen by auto for text that the base wrote itself; "
+    elif name == "auto" and familiar:
         name, why = AUTO[0], "chosen by auto (see benchmarks/training/retention.py); "
     elif name == "auto":
         name, why = AUTO[1], (

@@ -11,7 +11,7 @@ from lora_domains import distributed
 from lora_domains.console import GENERAL, VALIDATION, Clock, Display
 from lora_domains.domain import Domain
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
-from lora_domains.inference.reference import Reference
+from lora_domains.inference.reference import Prediction, Reference
 from lora_domains.inference.scores import comparable
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
@@ -37,8 +37,10 @@ class Validation:
         monitored: Sequence[EncodedExample],
         display: Display,
         clock: Clock,
+        predictions: Mapping[str, Prediction] | None = None,
     ) -> None:
         self.bank, self.adapter, self.head, self.domain = bank, adapter, head, domain
+        self.predictions = predictions
         self.rows, self.monitored, self.display, self.clock = rows, monitored, display, clock
 
     def evaluate(self) -> dict[str, Any]:
@@ -88,7 +90,9 @@ class Validation:
     def reference(self) -> Reference:
         """The base's predictions on the monitored texts."""
         with self.clock.phase(GENERAL):
-            return reference_on(self.monitored, self.bank, self.display, "epochs are ranked with")
+            return reference_on(
+                self.monitored, self.bank, self.display, "epochs are ranked with", self.predictions
+            )
 
 
 def validation_figures(

@@ -118,7 +118,7 @@ def test_an_approximate_kl_is_reported(
 
     assert "KL over the" not in output()
     monkeypatch.setattr(Reference.__init__, "__kwdefaults__",
-                        Reference.__init__.__kwdefaults__ | {"most_bytes": 10**6})  # fmt: skip
+                        Reference.__init__.__kwdefaults__ | {"most_bytes": 10**5})  # fmt: skip
     text = output()
     assert "trained with KL over the" in text
     assert re.search(

@@ -1,10 +1,15 @@
-"""Less general text than the embedded one, so that a tiny base reads it in no time."""
+"""Less general text than the embedded one, so that a tiny base reads it in no time.
+
+Random bases read it too, in place of what they would write; see ``own_texts``.
+"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from lora_domains.probes.general_text import embedded_texts
+from lora_domains.probes.own_text import writes_own_text
 
 TRAINING = [f"a {word} cloud is green" for word in ("alpha", "beta", "gamma")] * 4
 FEW: Mapping[str, int] = {"train": 40, "validation": 10}
@@ -22,6 +27,15 @@ def use_general_text(
     )
 
 
+def use_own_texts(patch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Let causal bases write a few short texts, and keep them in ``cache``."""
+    patch.setenv("LORA_DOMAINS_CACHE", str(cache))
+    patch.setattr("lora_domains.probes.own_text.writes_own_text", writes_own_text)
+    counts = {"training": 24, "selection": 10, "test": 8}
+    for name, value in {"COUNTS": counts, "LENGTH": 12, "TURN": 6, "TOP": 20}.items():
+        patch.setattr(f"lora_domains.probes.own_text.{name}", value)
+
+
 def use_few_texts(patch: pytest.MonkeyPatch) -> None:
     """Let training read the first ``FEW`` of the embedded general texts."""
     use_general_text(
@@ -29,6 +43,7 @@ def use_few_texts(patch: pytest.MonkeyPatch) -> None:
         embedded_texts("train")[: FEW["train"]],
         embedded_texts("validation")[: FEW["validation"]],
     )
+    patch.setattr("lora_domains.probes.own_text.writes_own_text", lambda _: False)
 
 
 def use_all_texts(patch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,8 @@ def test_reading_general_text_is_part_of_neither_speed_nor_time_left(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base reads hundreds of texts in the first step, which no later step does."""
-    spam = declared(clear_rows(200), epochs=2, kl=0.5, retention="kl", general_rows=2)
+    spam = declared(clear_rows(200), epochs=2, kl=0.5, retention="kl", general_rows=2,
+                    general_cost=1000.0)  # fmt: skip
     run = make_quiet_run(tmp_path, tiny_base, spam)
     count_tokens(monkeypatch, run.model)
     _ = run.gradients.cost, run.gradients.general_cost

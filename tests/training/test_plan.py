@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.models import declared, make_run, model_in
+from support.models import QUIET, declared, make_run, model_in
 
 from lora_domains.data.source import Data
-from lora_domains.domain import Domain
+from lora_domains.domain import Domain, with_settings
+from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification
 from lora_domains.training.plan import make_plan
 
@@ -28,7 +29,7 @@ def test_a_short_run_is_warned_about_with_the_epochs_it_needs(
 def test_rate_and_rank_follow_from_width_and_tokens(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    spam = declared(rows, epochs=8, lr=None, rank=None)
+    spam = declared(rows, epochs=8, lr=None, rank=None, general_cost=1000.0)
     plan = make_run(tmp_path, tiny_base, spam).plan
     assert plan.lr == pytest.approx(5e-4 * (2000 / 32) ** 0.78, rel=0.05)
     assert plan.rank == 16
@@ -70,6 +71,36 @@ def test_auto_depends_on_whether_general_text_is_given(
     warned = ["embedded world's text" in warning for warning in planned["replay"].warnings]
     assert any(warned) is not given
     assert not any("embedded world's text" in warning for warning in planned["auto"].warnings)
+
+
+@pytest.mark.parametrize(("words", "batch"), [(3, 8), (3, 32), (40, 8), (40, 32)])
+def test_general_text_costs_at_most_two_fifths_of_the_domains_tokens(
+    tmp_path: Path, tiny_base: Path, own_texts: Path, words: int, batch: int
+) -> None:
+    rows = [{"text": f"{n} " + "river " * words, "label": "ab"[n % 2]} for n in range(160)]
+    spam = declared(rows, task=Classification(), batch_size=batch, epochs=3)
+    run = make_run(tmp_path, tiny_base, spam)
+    plan, every = run.plan, run.plan.general_every
+    read = [run.gradients.texts_of(step) for step in range(plan.steps)]
+    assert [bool(texts) for texts in read] == [step % every == 0 for step in range(plan.steps)]
+    assert sum(map(len, read)) == plan.general_reads
+    general = sum(len(text) for texts in read for text in texts)
+    assert general <= 0.4 * plan.epochs * sum(map(len, run.train)) + max(map(len, run.train))
+    assert any(f"1 of {every} steps" in reason for reason in plan.reasons) is (every > 1)
+    costly = make_run(tmp_path, tiny_base, with_settings(spam, general_cost=1000.0))
+    assert costly.plan.general_every == 1
+    if every > 1:  # a little more often would cost more
+        cheaper = make_run(tmp_path, tiny_base, with_settings(spam, general_cost=0.2))
+        assert cheaper.plan.general_every > every
+
+
+def test_the_embedded_base_reads_general_text_in_every_step(tmp_path: Path) -> None:
+    rows = [{"text": f"mail {n}", "label": "ab"[n % 2]} for n in range(90)]
+    model = DomainModel.from_pretrained(out=tmp_path, device="cpu", display=QUIET)
+    domain = Domain("mails", Classification(), Data(rows))
+    assert make_plan(model.base, model.dataset(domain)).general_every == 1
+    limited = with_settings(domain, general_cost=0.1)
+    assert make_plan(model.base, model.dataset(limited)).general_every > 1
 
 
 @pytest.mark.parametrize("head", [True, False])

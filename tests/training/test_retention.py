@@ -87,7 +87,8 @@ def test_a_method_from_outside_the_package_trains(
 ) -> None:
     """Everything a method does is in its class (``support/retention.py``)."""
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
-    spam = declared(make_rows(60), epochs=1, retention="blend", general_rows=3, kl=2.0)
+    spam = declared(make_rows(60), epochs=1, retention="blend", general_rows=3, kl=2.0,
+                    general_cost=1000.0)  # fmt: skip
     run = make_run(tmp_path / "run", tiny_base, spam)
     assert run.plan.retention == outside.Blend(3, 2.0)
     assert run.drift_limit == 2 * 0.23
@@ -104,7 +105,7 @@ def test_a_method_from_outside_the_package_trains(
 
 
 def test_kl_preserves_what_plain_training_loses(tmp_path: Path, tiny_base: Path) -> None:
-    settings = {"drift": 1e9, "kl": 1000.0, "lr": 0.005}
+    settings = {"drift": 1e9, "kl": 1000.0, "lr": 0.005, "general_cost": 1000.0}
     last = {
         name: forgetful(tmp_path / name, tiny_base, retention=name, **settings)["history"][-1]
         for name in ("none", "kl", "replay")

@@ -1,0 +1,298 @@
+"""General text that a base writes itself: self-synthesised rehearsal (Huang et al. 2024, SSR).
+
+A causal base that did not come with this package is kept close to what it says when nobody asks it
+for anything: texts that it continues from the token with which a text begins, and, for a base
+trained on chats, answers in its template to questions that it writes too (Xu et al. 2024, Magpie).
+They are drawn at temperature 1 with a fixed seed and written once for each base, with what the base
+predicts at each token; all domains share them. ``LORA_DOMAINS_CACHE`` names the folder of such
+files, by default ``lora_domains`` in the user's cache.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from lora_domains import distributed
+from lora_domains.atomic import new_file
+from lora_domains.console import Display, format_duration
+from lora_domains.data.source import Source
+from lora_domains.inference.generation import sample
+from lora_domains.inference.likelihoods import start_of_text
+from lora_domains.inference.reference import Prediction, base_predictions
+from lora_domains.modeling.base import Base
+from lora_domains.modeling.routing import entered
+from lora_domains.probes.general_text import GeneralText, embedded_texts, general_text
+from lora_domains.probes.suite import Suite
+from lora_domains.tasks import Example
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow, shared
+from lora_domains.tokenization.tokenization import Tokenization
+
+COUNTS = {"training": 320, "selection": 64, "test": 128}
+"""Texts of each split."""
+LENGTH = 64
+"""The most tokens of a text or an answer."""
+TURN = 48
+"""The most tokens of a user's turn."""
+TOP = 128
+"""The most likely tokens of each position whose probability is stored."""
+SEED = 0
+FORMAT = 1
+"""Raised when the same settings give other texts."""
+CACHE = "LORA_DOMAINS_CACHE"
+"""The variable that names the folder of such texts."""
+
+
+class Written(NamedTuple):
+    """Texts of a base with what it predicts on those that a run reads."""
+
+    texts: dict[str, EncodedExample]
+    predictions: dict[str, Prediction]
+
+
+@dataclass(frozen=True)
+class OwnText(GeneralText):
+    """The texts that ``base`` writes when they are needed for the first time."""
+
+    base: Base = field(kw_only=True)
+    display: Display = field(kw_only=True)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return COUNTS["training"], COUNTS["selection"]
+
+    @property
+    def own(self) -> bool:
+        return True
+
+    @property
+    def origin(self) -> str:
+        chats = ", every second one an answer in its chat template" if self.base.chats else ""
+        return f"texts that the base wrote itself{chats}"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what decides the texts."""
+        return sha256(json.dumps(_settings(self.base), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def predictions(self) -> Mapping[str, Prediction]:
+        return self._written.predictions
+
+    def windows(
+        self, split: Literal["training", "selection", "test"], tokenization: Tokenization, most: int
+    ) -> list[EncodedExample]:
+        """The first ``most`` texts of ``split``, none longer than a window of ``tokenization``."""
+        names = list(_names(split))[:most]
+        cut = (_cut(self._written.texts[name], tokenization.window) for name in names)
+        return [text for text in cut if text.answer]
+
+    def test_rows(self, tokenization: Tokenization) -> list[EncodedRow]:
+        """The texts on which drift is measured, which no training reads."""
+        texts = self.windows("test", tokenization, COUNTS["test"])
+        tokenizer, place = self.base.tokenizer, f"text of {self.base.id}"
+        return [
+            EncodedRow(Example(text.id, "", tokenizer.decode(text.answer), place=place), text)
+            for text in texts
+        ]
+
+    @cached_property
+    def _written(self) -> Written:
+        path = cache_folder() / f"{self.digest}.safetensors"
+        return distributed.on_main(lambda: _read(path) or self._write(path))
+
+    def _write(self, path: Path) -> Written:
+        began = time.monotonic()
+        with self.display.progress("base writes general text", sum(COUNTS.values())) as advance:
+            written = _write(self.base, advance)
+        took = format_duration(time.monotonic() - began)
+        told = f"{len(written.texts)} {self.origin}, once for all domains, in {took}"
+        try:
+            with new_file(path) as file:
+                file.write(_packed(written))
+        except OSError as error:
+            self.display.warn(
+                f"the texts that the base wrote could not be kept in {path.parent} "
+                f"({error.strerror}): the next run writes them again. {CACHE} names another folder."
+            )
+        self.display.stage("general text", None, None, told)
+        return written
+
+
+def text_of(base: Base, source: Source | None, display: Display) -> GeneralText:
+    """The general text of ``source``, or that of the kind that ``base`` was trained on.
+
+    There is none for a base without a language head.
+    """
+    if not base.language_head:
+        return GeneralText()
+    if source is None and writes_own_text(base):
+        return OwnText(base=base, display=display)
+    return general_text(source)
+
+
+def drift_rows(
+    base: Base, suite: Suite, tokenization: Tokenization, display: Display
+) -> list[EncodedRow]:
+    """The general text of ``suite`` on which drift is measured, in windows.
+
+    The embedded text is of another kind than that of a base which writes its own: there it is what
+    the base wrote and no training reads.
+    """
+    if not base.language_head:
+        return []
+    if writes_own_text(base) and tuple(suite.text()) == embedded_texts("test"):
+        return OwnText(base=base, display=display).test_rows(tokenization)
+    return tokenization.encode_rows(suite.texts())
+
+
+def writes_own_text(base: Base) -> bool:
+    """Whether the general text of ``base`` is its own: of causal bases but the embedded one, whose
+    world is that of the embedded text. An encoder writes no text."""
+    return base.id != "embedded" and not base.bidirectional
+
+
+def cache_folder() -> Path:
+    """The folder in which the texts of bases are kept."""
+    named = os.environ.get(CACHE)
+    if named:
+        return Path(named) / "general_text"
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "lora_domains" / "general_text"
+
+
+def _settings(base: Base) -> dict[str, Any]:
+    """What decides the texts and the stored predictions."""
+    return {
+        "base": base.identity, "dtype": str(base.dtype), "quantization": base.quantization,
+        "texts": COUNTS, "length": LENGTH, "turn": TURN, "top": TOP, "seed": SEED,
+        "format": FORMAT,
+    }  # fmt: skip
+
+
+def _names(split: str) -> Sequence[str]:
+    return [f"own-{split}-text:{number}" for number in range(COUNTS[split])]
+
+
+def _cut(text: EncodedExample, most: int) -> EncodedExample:
+    """``text`` with at most ``most`` tokens."""
+    room = max(0, most - len(text.prompt))
+    return EncodedExample(text.id, text.prompt, text.answer[:room])
+
+
+# ── Writing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write(base: Base, advance: Any) -> Written:
+    names = [name for split in COUNTS for name in _names(split)]
+    # One row of numbers for each text: it does not depend on the others.
+    seeds = [
+        [SEED, at, number] for at, split in enumerate(COUNTS) for number in range(COUNTS[split])
+    ]
+    draws = np.array([np.random.default_rng(seed).random(TURN + LENGTH) for seed in seeds])
+    ends = {base.tokenizer.eos_token_id, *_listed(base.model.generation_config.eos_token_id)}
+    with entered(base.model, None, None):
+        frame = _frame(base)
+        answered = [at for at in range(len(names)) if frame is not None and at % 2]
+        plain = [at for at in range(len(names)) if at not in set(answered)]
+        texts = dict.fromkeys(names, EncodedExample("", (), ()))
+        start = start_of_text(base)
+        lead = (int(base.tokenizer.bos_token_id) if start is None else start,)
+        length = min(LENGTH, base.context - 1)
+        continued = sample(
+            base.model, base.pad, [lead] * len(plain), draws[plain, TURN : TURN + length],
+            [*ends, *lead], advance,
+        )  # fmt: skip
+        for at, text in zip(plain, continued, strict=True):
+            texts[names[at]] = EncodedExample(names[at], lead, text)
+        if frame is not None:
+            prompts = _questions(base, frame, draws[answered, :TURN], ends)
+            answers = sample(
+                base.model, base.pad, prompts, draws[answered, TURN:], [*ends], advance
+            )
+            for at, prompt, answer in zip(answered, prompts, answers, strict=True):
+                texts[names[at]] = EncodedExample(names[at], prompt, answer)
+        read = [texts[name] for split in ("training", "selection") for name in _names(split)]
+        predictions = base_predictions(base, read, min(TOP, base.vocabulary - 1))
+    return Written(texts, predictions)
+
+
+class _Frame(NamedTuple):
+    """What a chat template writes before a user's turn, and between it and the answer."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def _frame(base: Base) -> _Frame | None:
+    """That of the base's own chat template; None where a base was not trained on chats, or where
+    turns and answers do not fit into its context."""
+    if not base.chats:
+        return None
+    one, other = (base.chat_template.prompt([{"role": "user", "content": text}])
+                  for text in ("yes", "no"))  # fmt: skip
+    before, after = shared(one, other), shared(one[::-1], other[::-1])
+    frame = _Frame(one[:before], one[len(one) - after :])
+    return frame if before + TURN + after + LENGTH <= base.context else None
+
+
+def _questions(
+    base: Base, frame: _Frame, draws: np.ndarray, ends: set[int]
+) -> list[tuple[int, ...]]:
+    """Prompts whose user's turn the base writes, as many as ``draws`` has rows."""
+    stops = {*ends, *frame.after[:1]}
+    turns = sample(base.model, base.pad, [frame.before] * len(draws), draws, [*stops])
+    spoken = (tuple(token for token in turn if token not in stops) for turn in turns)
+    return [(*frame.before, *turn, *frame.after) for turn in spoken]
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+# ── The file ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _packed(written: Written) -> bytes:
+    texts, predictions = list(written.texts.values()), list(written.predictions.values())
+    flat = [token for text in texts for token in (*text.prompt, *text.answer)]
+    sizes = [[len(text.prompt), len(text.answer)] for text in texts]
+    ids = [one.ids for one in predictions if one.ids is not None]
+    return save({
+        "tokens": torch.tensor(flat, dtype=torch.int32),
+        "sizes": torch.tensor(sizes, dtype=torch.int32),
+        "logprobs": torch.cat([one.logprobs for one in predictions]),
+        "top": torch.cat(ids),
+        "nats": torch.cat([one.nats for one in predictions]),
+    })  # fmt: skip
+
+
+def _read(path: Path) -> Written | None:
+    """The texts of a file; None where there is none, or it cannot be read."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    texts: dict[str, EncodedExample] = {}
+    tokens, sizes = tensors["tokens"].tolist(), tensors["sizes"].tolist()
+    at = 0
+    names = [name for split in COUNTS for name in _names(split)]
+    for name, (prompt, answer) in zip(names, sizes, strict=True):
+        middle, end = at + prompt, at + prompt + answer
+        texts[name] = EncodedExample(name, tuple(tokens[at:middle]), tuple(tokens[middle:end]))
+        at = end
+    predicted = names[: COUNTS["training"] + COUNTS["selection"]]
+    lengths = [len(texts[name].answer) for name in predicted]
+    columns = (tensors[key].split_with_sizes(lengths) for key in ("logprobs", "top", "nats"))
+    parts = zip(*columns, strict=True)
+    return Written(texts, {n: Prediction(*part) for n, part in zip(predicted, parts, strict=True)})
