@@ -10,7 +10,8 @@ shorter ones, as often as the time rule allows or in every step) or on those of 
 or the adapter is changed afterwards (scaled, or by PEFT's ``reduce_intruder_dimension``); or, for
 answers in free text, the training answers are rewritten by the base (after SDFT, Yang et al. 2024).
 Measured are the domain (score and nats on test rows) and what the base knew before: nats of
-WikiText, OpenBookQA, the facts of the embedded world, and KL on texts of the base that no run read.
+WikiText, OpenBookQA, the facts of the embedded world, instructions (a third of the suite), and KL
+on texts of the base that no run read.
 
 Runs are ordered by importance and stored as they end; ``--minutes`` begins none after that time.
 ``--workers`` processes share the device, since a small base leaves most of it idle: times of runs
@@ -58,6 +59,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Settings of a domain; ``lr`` times the derived rate; what is done to texts and afterwards."""
 DOMAINS = ("sms_spam", "medquad", "pubmedqa")
+QUESTIONS = ("openbookqa", "facts", "instructions")
 MORE_SEEDS = ("plain", "own KL")
 """Ways with three seeds."""
 
@@ -152,13 +154,10 @@ class Worker:
 
     def measure(self, name: str, adapter: str | None) -> dict[str, float]:
         """The domain's score and nats on test rows, and what is left of the base's knowledge."""
-        from lora_domains.inference.likelihoods import (
-            answer_nats,
-            choice_logprobs,
-            choices_and_nats,
-        )
+        from lora_domains.console import Display
+        from lora_domains.evaluation.scorer import Scorer
+        from lora_domains.inference.likelihoods import answer_nats, choices_and_nats
         from lora_domains.inference.reference import Reference
-        from lora_domains.inference.scores import comparable
         from lora_domains.training.validation import validation_figures
 
         model = self.model
@@ -174,22 +173,26 @@ class Worker:
             found["nats"] = float(nats.sum() / tokens.sum())
             figures = validation_figures(dataset.domain, rows, logprobs, found["nats"])
             found["score"] = float(figures["score"])
-            for suite, task, questions in self.questions():
-                chosen = choice_logprobs(core, questions, pad)
-                right = [int(comparable(task, row, q).argmax()) == q.target
-                         for row, q in zip(chosen, questions, strict=True)]  # fmt: skip
-                found[suite] = float(np.mean(right))
             nats, tokens = answer_nats(core, self.wikitext(), pad)
             found["wikitext"] = float(nats.sum() / tokens.sum())
+        scorer = Scorer(model.bank, Display(quiet=True))
+        for suite, part in self.questions():
+            chosen = scorer.scores(part, [adapter])[adapter]
+            # The prediction for an instruction is 1 where its answer passes.
+            right = [1 if row.encoded.target < 0 else row.encoded.target for row in part.rows]
+            found[suite] = float(np.mean([score["prediction"] == target for score, target
+                                          in zip(chosen, right, strict=True)]))  # fmt: skip
         if adapter is not None:
             found["kl"] = Reference(model.bank, self.own_test()).compare(adapter)["general_kl"]
         return found
 
     @cache  # noqa: B019 (one worker a process)
-    def questions(self) -> list[tuple[str, Any, list[Any]]]:
-        """(suite, task, encoded questions) of OpenBookQA and of the embedded facts."""
+    def questions(self) -> list[tuple[str, Any]]:
+        """OpenBookQA, facts of the embedded world and instructions, each as a part to score."""
+        from lora_domains.evaluation.contenders import probe_part
+        from lora_domains.probes.instructions import instruction_probe, instructions
         from lora_domains.probes.standard import openbookqa
-        from lora_domains.probes.suite import Suite, load_suite
+        from lora_domains.probes.suite import load_suite
         from lora_domains.tokenization.tokenization import Tokenization
 
         rows = [
@@ -197,15 +200,18 @@ class Worker:
              "answer": int(str(row["answer"]).removeprefix("answer")) - 1}
             for row in read_rows(self.options.data / "probe_openbookqa" / "test.jsonl")
         ]  # fmt: skip
-        suites = {"openbookqa": Suite("openbookqa", (openbookqa(rows),)),
-                  "facts": load_suite("quick")}  # fmt: skip
         tokenization = Tokenization(self.model.tokenizer, self.model.base.context)
-        most = 20 if self.options.tiny else 10**6
+        probes = {
+            "openbookqa": openbookqa(rows),
+            "facts": load_suite("facts").probes[0],
+            "instructions": instruction_probe("instructions", instructions()[::3]),
+        }
+        most = 20 if self.options.tiny else 800
         found = []
-        for name, suite in suites.items():
-            for probe, asked in suite.by_probe():
-                encoded = [tokenization.encode(example) for _, example in asked[:most]]
-                found.append((name, probe.task, encoded))
+        for name, probe in probes.items():
+            examples = [example for _, example in probe.examples()]
+            picked = examples[:: max(1, len(examples) // most)][:most]
+            found.append((name, probe_part(probe, picked, self.model.base, tokenization)))
         return found
 
     @cache  # noqa: B019
@@ -369,7 +375,7 @@ def lost(run: dict[str, Any]) -> dict[str, float]:
     return {
         "score": own["score"], "gain": base["nats"] - own["nats"],
         "wikitext": own["wikitext"] - base["wikitext"], "kl": own["kl"],
-        **{name: 100 * (base[name] - own[name]) for name in ("openbookqa", "facts")},
+        **{name: 100 * (base[name] - own[name]) for name in QUESTIONS},
     }  # fmt: skip
 
 
@@ -378,7 +384,8 @@ def line(run: dict[str, Any]) -> str:
     return (
         f"{run['domain']:9} {run['way']:24} seed {run['seed']}  score {figures['score']:.3f}, nats "
         f"-{figures['gain']:.3f}; lost: WikiText {figures['wikitext']:+.3f}, OpenBookQA "
-        f"{figures['openbookqa']:+.1f}, facts {figures['facts']:+.1f}, KL {figures['kl']:.3f}; "
+        f"{figures['openbookqa']:+.1f}, facts {figures['facts']:+.1f}, instructions "
+        f"{figures['instructions']:+.1f}, KL {figures['kl']:.3f}; "
         f"1 of {run['every']}, tokens {run['general_tokens']:.2f}, "
         f"steps {run['phases'].get('steps', 0):.0f} s, {run['seconds']:.0f} s"
     )
@@ -404,8 +411,9 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     domains = [name for name in DOMAINS if any(run["domain"] == name for run in runs)]
     lines = [
         "| way | " + " | ".join(f"{name}: score, nats gained" for name in domains)
-        + " | WikiText, nats | OpenBookQA, points | facts, points | KL | general tokens |",
-        "|---" * (6 + len(domains)) + "|",
+        + " | WikiText, nats | OpenBookQA, points | facts, points | instructions, points | KL "
+        "| general tokens |",
+        "|---" * (7 + len(domains)) + "|",
     ]  # fmt: skip
     for way, own in rows_of(runs):
         cells = []
@@ -416,7 +424,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             cells.append(f"{score:.3f}, {gain:.2f}")
         every = [lost(run) for run in own]
         cells += [f"{mean(f[key] for f in every):+.3f}" for key in ("wikitext",)]
-        cells += [f"{mean(f[key] for f in every):+.1f}" for key in ("openbookqa", "facts")]
+        cells += [f"{mean(f[key] for f in every):+.1f}" for key in QUESTIONS]
         cells += [f"{mean(f['kl'] for f in every):.3f}",
                   f"{mean(run['general_tokens'] for run in own):.0%}"]  # fmt: skip
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
