@@ -180,12 +180,12 @@ def smallest(value: int) -> int:
 
 
 @contextmanager
-def sharing() -> Iterator[None]:
+def sharing(on: bool = True) -> Iterator[None]:
     """Inside, the processes share scoring: all make the same calls and get all results.
 
-    Outside, each process scores everything by itself.
+    Outside, or if not ``on``, each process scores everything by itself.
     """
-    token = _sharing.set(True)
+    token = _sharing.set(on)
     try:
         yield
     finally:

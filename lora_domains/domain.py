@@ -26,6 +26,8 @@ from lora_domains.verdict.metrics import METRICS, reported
 RETENTION = ["auto", "replay", "kl", "none"]
 """Retention methods by name; ``training.retention`` defines them and appends others."""
 T = TypeVar("T")
+NEWER = ("general_cost",)
+"""Settings of training that digests are older than: one counts where it is not None."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -127,6 +129,8 @@ class Domain:
                    if getattr(self.gates, name) == target}  # fmt: skip
         task, gates = _json(hashed_record(self.task)), replace(self.gates, **default).hashed()
         hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
+        hashed["training"] = {name: value for name, value in hashed["training"].items()
+                              if name not in NEWER or value is not None}  # fmt: skip
         for name in ("metric", "prevalence"):  # digests are older than these settings
             if hashed[name] is None:
                 del hashed[name]
@@ -333,10 +337,6 @@ def _lora_record(lora: Lora) -> dict[str, Any]:
 
 
 def _training_record(training: Training) -> dict[str, Any]:
-    """The settings of training; those that are newer than stored digests only where they differ
-    from their defaults."""
-    newer = ("general_cost",)
-    default = Training()
     return {
         "epochs": training.epochs,
         "lr": training.lr,
@@ -352,9 +352,8 @@ def _training_record(training: Training) -> dict[str, Any]:
         "max_length": training.max_length,
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
-        **{name: getattr(training, name) for name in newer
-           if getattr(training, name) != getattr(default, name)},
-    }  # fmt: skip
+        **{name: getattr(training, name) for name in NEWER},
+    }
 
 
 def _json(value: Any) -> Any:

@@ -27,7 +27,8 @@ from lora_domains.inference.predict import length_of
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.lora import Adapter
-from lora_domains.probes.general_text import general_text
+from lora_domains.probes.general_text import SELECTION
+from lora_domains.probes.own_text import text_of
 from lora_domains.report.card import Card, read_items
 from lora_domains.report.markdown import readme
 from lora_domains.stats.comparisons import Comparison
@@ -120,10 +121,11 @@ def scale_curve(
     """
     ordered, rows, task = sorted(set(scales)), dataset.validation, dataset.domain.task
     check_validation(rows)
-    texts = general_text(None).selection
+    general = text_of(bank.base, None, display)
+    texts = general.windows("selection", dataset.tokenization, SELECTION)
     with scaled(bank, name, ordered) as names:
         items = _scored(bank, task, rows, names.values(), display)
-        moved = _drift(bank, dataset.tokenization.encode_all(texts), names.values(), display)
+        moved = _drift(bank, texts, names.values(), display)
     metric, positive = dataset.domain.primary_metric, task.positive_index
     compared = {
         scale: _compared(metric, items, "base", copy, positive) for scale, copy in names.items()

@@ -109,7 +109,8 @@ class OwnText(GeneralText):
     @cached_property
     def _written(self) -> Written:
         path = cache_folder() / f"{self.digest}.safetensors"
-        return distributed.on_main(lambda: _read(path) or self._write(path))
+        with distributed.sharing(False):  # the other processes wait
+            return distributed.on_main(lambda: _read(path) or self._write(path))
 
     def _write(self, path: Path) -> Written:
         began = time.monotonic()
