@@ -307,16 +307,17 @@ def rewritten(model: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     from lora_domains.inference.generation import generate
     from lora_domains.tasks import Generation
 
-    base, task, found = model.base, Generation(), []
+    base, task, found, length = model.base, Generation(), [], 160
+    most = min(600, model.base.context - length)
     prompts = [
-        base.chat_template.prompt([{"role": "user", "content": REWRITE.format(**row)}])[-600:]
+        base.chat_template.prompt([{"role": "user", "content": REWRITE.format(**row)}])[-most:]
         for row in rows
     ]
     answers: list[str] = []
     with model.bank.routed(None):
         for at in range(0, len(prompts), 100):
             part = prompts[at : at + 100]
-            answers += generate(base.model, base.tokenizer, part, max_new_tokens=160)
+            answers += generate(base.model, base.tokenizer, part, max_new_tokens=length)
     for row, answer in zip(rows, answers, strict=True):
         taken = task.score_text(answer, row["answer"])["f1"] >= 0.3
         found.append(row | {"answer": answer.strip()} if taken else row)

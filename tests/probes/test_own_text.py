@@ -19,8 +19,9 @@ from lora_domains.inference.reference import Prediction, Reference, base_predict
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.probes import own_text
-from lora_domains.probes.general_text import general_text
-from lora_domains.probes.own_text import COUNTS, OwnText, text_of
+from lora_domains.probes.general_text import embedded_texts, general_text
+from lora_domains.probes.own_text import COUNTS, OwnText, drift_rows, text_of
+from lora_domains.probes.suite import Suite, embedded
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -234,7 +235,27 @@ def test_training_reads_what_the_base_wrote_without_asking_it_again(
     json.dumps(record.training)
 
 
-def test_the_embedded_base_and_encoders_read_their_own_world(own_texts: Path) -> None:
+def test_drift_is_measured_on_texts_of_the_base_that_no_training_reads(
+    own_texts: Path, base: Base
+) -> None:
+    tokenization = Tokenization(base.tokenizer, 128)
+    rows = drift_rows(base, embedded(), tokenization, QUIET)
+    own = OwnText(base=base, display=QUIET)
+    read = {text.answer for split in ("training", "selection")
+            for text in own.windows(split, tokenization, 999)}  # fmt: skip
+    assert len(rows) == own_text.COUNTS["test"]
+    assert not read & {row.encoded.answer for row in rows}
+    assert rows[0].example.answer == base.tokenizer.decode(rows[0].encoded.answer)
+    suite = Suite("mine", (), lambda: ["a river is red"])  # which brings text of its own
+    (row,) = drift_rows(base, suite, tokenization, QUIET)
+    assert row.example.answer == "a river is red"
+    of_embedded = load_base(device="cpu")
+    tokenization = Tokenization(of_embedded.tokenizer, 128)
+    rows = drift_rows(of_embedded, embedded(), tokenization, QUIET)
+    assert {row.example.answer for row in rows} == {*embedded_texts("test")}
+
+
+def test_the_embedded_base_reads_its_own_world(own_texts: Path) -> None:
     embedded = load_base(device="cpu")
     assert text_of(embedded, None, QUIET) == general_text(None)
     rows = [{"text": f"number {n} of the stone river"} for n in range(30)]
