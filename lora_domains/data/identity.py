@@ -29,13 +29,18 @@ PROJECT_VARIABLE, KEY_VARIABLE = "LORA_DOMAINS_PROJECT", "LORA_DOMAINS_KEY"
 EMOTICON = (
     r"[:;=][-o^'’]?(?:[()\[\]{}|\\*@<>]|/(?!/))|[()\[\]{}|][-o^'’]?[:;=](?!\w)|</?3|\^_*\^|-_+-"
 )
-MARKS = re.compile(rf"(?P<kept>{EMOTICON}|(?<!\w)-(?=\d)|(?<=\d)[-.,:'’](?=\d))|(?P<mark>[^\w\s])")
-"""What stays a word of its own (an emoticon, a minus sign, a mark between digits), and every other
-character that is neither white space nor in a word."""
-INVISIBLE = re.compile(
-    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
+MARKS = re.compile(
+    rf"(?P<kept>{EMOTICON}|(?<!\w)-(?=\d)|(?<=\d)[-.,:'’](?=\d)|!=|(?<![\w!?])!(?=\w))"
+    r"|(?P<mark>[^\w\s])"
 )
-"""Characters without a glyph: soft hyphens, zero-width spaces, directions, variants of emoji."""
+"""What stays a word of its own (an emoticon, a minus sign, a mark between digits, the negations of
+programs), and every other character that is neither white space nor in a word."""
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\u3164"
+    "\ufe00-\ufe0f\ufeff]|(?<=[A-Za-z\u00c0-\u024f])[\u200c\u200d]+"
+)
+"""Characters without a glyph: soft hyphens, zero-width spaces, directions, variants of emoji.
+Joiners have a meaning in emoji and in some scripts, and none after a Latin letter."""
 RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 RAISED = re.compile("[⁰¹²³⁴-⁹]+|[₀-₉]+")
 BREAK = re.compile(r"</?(?:br|p|div|span|li|ul|ol|hr|td|tr)\b[^<>]*>", re.IGNORECASE)
@@ -136,7 +141,7 @@ def own_words(example: Example, with_choices: bool = False) -> str:
     text = example.text or example.prompt or example.answer
     if with_choices:
         text = " ".join([text, *sorted(example.choices)])
-    return words(TAG.sub(" ", text) if "<" in text else text)
+    return words(TAG.sub("", BREAK.sub(" ", text)) if "<" in text else text)
 
 
 def has_own_choices(examples: Sequence[Example]) -> bool:

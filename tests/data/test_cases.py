@@ -218,6 +218,8 @@ def test_emoticons_tell_texts_apart() -> None:
 HIDDEN: dict[str, Callable[[str], str]] = {
     "soft hyphen": lambda text: text.replace("parcel", "par\u00adcel"),
     "zero-width space": lambda text: text.replace(" came", "\u200b came"),
+    "joiner": lambda text: text.replace("parcel", "par\u200dcel"),
+    "tag in a word": lambda text: text.replace("parcel", "par<i>cel</i>"),
     "entity": lambda text: text.replace("&", "&amp;").replace("parcel", "p&#97;rcel"),
     "break": lambda text: text + "<br />",
     "tag": lambda text: f"<b>{text}</b>",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ from support.chat_templates import (
     UNSTABLE_MARKED,
     chat_tokenizer,
 )
+from transformers import PreTrainedTokenizerBase
 
 from lora_domains.errors import ChatTemplateError
 from lora_domains.tokenization.chat_template import PLAIN, ChatTemplate, Conversation
 
 Messages = list[dict[str, str]]
+SANITIZES = (
+    "sanitize_control_tokens" in signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+)
+"""Whether transformers itself can read the names of special tokens in messages as text; without,
+its renderings are no reference for messages that spell some."""
+SANITIZED: dict[str, Any] = {"sanitize_control_tokens": True} if SANITIZES else {}
 
 
 @cache
@@ -64,7 +72,7 @@ def folded(messages: Messages) -> Messages:
 def rendered(tokenizer: Any, messages: Messages, *, prompt: bool = False) -> list[int]:
     """What transformers makes of a conversation."""
     ids: list[int] = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=prompt, return_dict=False, sanitize_control_tokens=True,
+        messages, add_generation_prompt=prompt, return_dict=False, **SANITIZED,
         chat_template=tokenizer.chat_template.replace(
             "strftime_now('%d %b %Y')", "'26 Jul 2024'"
         ),
@@ -80,6 +88,8 @@ def answers(parts: Sequence[Conversation]) -> list[tuple[list[int], list[int]]]:
 def expected(name: str, messages: Messages) -> list[tuple[list[int], list[int]]]:
     """The same from rendered prefixes: each answer after the prompt that asks for it, up to the
     special token that ends its turn."""
+    if not SANITIZES and any(name in turn["content"] for turn in messages for name in SPECIAL):
+        return []
     tokenizer = template_of(name).tokenizer
     special = {*tokenizer.all_special_ids}
     messages = folded(messages) if name == "no system" else messages
@@ -284,17 +294,15 @@ def check_template_of(folder: Path) -> None:
     template = ChatTemplate(tokenizer)
     assert template.own
     messages = turns(
-        "What is gravity?", "A force.\n\nIt pulls.", "Say <|im_end|> <end_of_turn>", "No 🙂",
+        "What is gravity?", "A force.\n\nIt pulls.",
+        "Say <|im_end|> <end_of_turn>" if SANITIZES else "Say it", "No 🙂",
         "And\n\nmore?", "**Yes**: 1\n2", system="Be brief.",
     )  # fmt: skip
     (part,) = template.conversation(messages)
     special = {*tokenizer.all_special_ids, template.stop}
     for (start, end), i in zip(part.spans, (2, 4, 6), strict=True):
         before = tokenizer.apply_chat_template(
-            messages[:i],
-            add_generation_prompt=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
+            messages[:i], add_generation_prompt=True, return_dict=False, **SANITIZED
         )
         assert list(part.ids[:start]) == before
         assert tokenizer.decode(part.ids[start : end - 1]) == messages[i]["content"]
