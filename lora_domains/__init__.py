@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LanguageModelling,
         MultipleChoice,
     )
+    from lora_domains.tasks.answers import Judge
     from lora_domains.verdict.gates import Gates
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "Gates": "verdict.gates",
     "Generation": "tasks",
     "Hub": "data.source",
+    "Judge": "tasks.answers",
     "LanguageModelling": "tasks",
     "Lora": "domain",
     "LoraDomainsError": "errors",
@@ -49,6 +51,7 @@ __all__ = [
     "Gates",
     "Generation",
     "Hub",
+    "Judge",
     "LanguageModelling",
     "Lora",
     "LoraDomainsError",

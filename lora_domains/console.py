@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from lora_domains.report import terminal
 from lora_domains.report.text import metric_name
@@ -128,6 +129,18 @@ class Display:
         line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
         observation = record["observation"] + (f" ({note})" if note else "")
         self.console.print(f"{line}  {escape(observation)}")
+
+    def answers(self, rows: Iterable[tuple[str, str, Mapping[str, str]]]) -> None:
+        """Answers to some rows, a line of ``COLUMNS`` each: id, prompt, and each answer by name."""
+        for name, prompt, by_name in rows:
+            for label, text in ((name, prompt), *((f"  {who}", by_name[who]) for who in by_name)):
+                line = Text(f"{label:<13} {' '.join(text.split())}")
+                line.truncate(COLUMNS, overflow="ellipsis")
+                self.console.print(line, soft_wrap=True, style="dim" if label == name else "")
+
+
+COLUMNS = 80
+"""Characters of a line that shows some text of a row."""
 
 
 def format_bytes(count: float) -> str:

@@ -20,11 +20,14 @@ from typing import Any, TypeVar, get_type_hints
 from lora_domains.data.source import Data, data_record
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Task, hashed_record, task_record
+from lora_domains.tasks.answers import Judge
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.metrics import METRICS, reported
 
 RETENTION = ["auto", "replay", "kl", "none"]
 """Retention methods by name; ``training.retention`` defines them and appends others."""
+JUDGE = "judge"
+"""The metric of the scores that a program gives."""
 T = TypeVar("T")
 NEWER = ("general_cost",)
 """Settings of training that digests are older than: one counts where it is not None."""
@@ -93,6 +96,8 @@ class Domain:
     """The metric that decides, one of ``metrics_of`` the task; None is the task's own."""
     prevalence: float | None = None
     """The share of positives where the adapter will be used, at which precision is restated."""
+    judge: Judge | None = None
+    """A program that also judges the generated answers; it reads the text of the rows."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -113,6 +118,13 @@ class Domain:
         return self.metric or self.task.metric
 
     @property
+    def declared_metric(self) -> str:
+        """The metric that decides; of a judge, which one and by what range."""
+        if self.primary_metric != JUDGE or self.judge is None:
+            return self.primary_metric
+        return f"{JUDGE} {sorted(self.judge.record().items())}"
+
+    @property
     def thresholds(self) -> dict[str, float | None]:
         """The thresholds by gate. ``target_recall`` is also the floor of the gate on recall, unless
         ``gates`` sets a floor other than the default; likewise ``target_precision``."""
@@ -121,8 +133,25 @@ class Domain:
                   if own[name] == default[name]}  # fmt: skip
         return own | floors
 
+    def check_judge(self) -> None:
+        """Try the judge, where there is one. Raises JudgeError where it does not work, UsageError
+        where the metric needs one or the task has no answers to judge."""
+        judges = metrics_of(self.task)
+        if self.judge is None and self.primary_metric == JUDGE:
+            expected, found = "a program that judges, for the metric judge", "none"
+            hint = "Give it: --judge COMMAND, or Domain(judge=Judge(…))."
+        elif self.judge is not None and JUDGE not in judges:
+            expected, found = "a task whose answers are generated, for a judge", self.task.kind
+            hint = "Answers of a chat are generated with --generate."
+        else:
+            return self.judge.check() if self.judge else None
+        raise UsageError(where=f"domain {self.name!r}", expected=expected, found=found, hint=hint)
+
     def digest(self) -> str:
-        """sha256 of the declaration. A file counts by its name, rows in memory by their number."""
+        """sha256 of the declaration. A file counts by its name, rows in memory by their number.
+
+        The judge does not count: it changes nothing that is trained.
+        """
         data = data_record(self.data, lambda path: Path(path).name)
         # A floor that is the target says the same as none.
         default = {name: getattr(Gates(), name) for name, target in self.task.targets.items()

@@ -8,6 +8,7 @@
     │   ├── AnswerTooLong     an answer that leaves no room for any of its prompt
     │   ├── ChatTemplateError     a conversation that the base's chat template cannot render
     │   └── LeakError         test rows that are also training rows
+    ├── JudgeError            a program that judges answers and fails, or writes no scores
     ├── BaseModelError        a base that cannot be found, loaded or used, or that changed
     ├── AdapterError          an adapter that cannot be loaded, saved or used
     │   ├── AdapterMismatch       made on another base
@@ -76,6 +77,10 @@ class ChatTemplateError(DataError):
 
 class LeakError(DataError):
     """Test rows that are also training rows."""
+
+
+class JudgeError(LoraDomainsError):
+    """A program that judges answers failed, or wrote something else than scores."""
 
 
 class BaseModelError(LoraDomainsError):

@@ -8,18 +8,22 @@ from typing import Any
 
 import pytest
 from conftest import make_rows
+from support.adapters import strong
 from support.commands import FAST, run
-from support.models import SUITE, declared, model_in, stopped_after
+from support.models import QUIET, SUITE, declared, model_in, stopped_after
 
 from lora_domains.console import Display
 from lora_domains.errors import ChatTemplateError
 from lora_domains.evaluation.baselines import SHOTS, with_shots
+from lora_domains.evaluation.scorer import Part, Scorer, reference_of
+from lora_domains.inference.generation import generate
 from lora_domains.inference.predict import Prediction
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
 from lora_domains.tasks import Chat, Classification, Generation, MultipleChoice
+from lora_domains.tasks.answers import token_f1
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -74,7 +78,8 @@ def test_a_base_speaks_in_chats_where_answers_end_as_turns_do(
 def test_a_chat_is_fitted_evaluated_rebuilt_and_answers(
     chat_base: Path, tmp_path: Path, project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    domain = declared(chats(120), "chats", Chat(max_new_tokens=8), epochs=3, retention="none")
+    task = Chat(max_new_tokens=8, generate=True)
+    domain = declared(chats(120), "chats", task, epochs=3, retention="none")
     model = DomainModel.from_pretrained(chat_base, out=tmp_path, display=Display(), device="cpu")
     card = model.fit(domain)
     history = card.adapter.training["history"]
@@ -83,7 +88,8 @@ def test_a_chat_is_fitted_evaluated_rebuilt_and_answers(
     assert entry.judged["metric"] == "nats_per_token"
     nats = entry.domain_scores["nats_per_token"]
     assert nats["upper"] < 0
-    assert f"{SHOTS}_shot" in nats["baselines"]
+    assert list(nats["baselines"]) == [f"{SHOTS}_shot"]
+    assert list(entry.domain_scores["rouge_l"]["baselines"]) == ["nearest", f"{SHOTS}_shot"]
     assert rebuild(tmp_path / "chats") == Card.read(tmp_path / "chats")
     assert card.adapter.chat["template"] == "own"
     assert "own chat template" in (tmp_path / "chats" / "README.md").read_text()
@@ -97,6 +103,41 @@ def test_a_chat_is_fitted_evaluated_rebuilt_and_answers(
     written = [p for folder in (tmp_path, project) for p in folder.rglob("*") if p.is_file()]
     assert not [p for p in written if SECRET.encode() in p.read_bytes()]
     assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_the_last_answer_of_a_chat_is_generated_and_compared(
+    chat_base: Path, tmp_path: Path
+) -> None:
+    """In left-padded batches as one by one, after the turns before it, with any adapter."""
+    model = model_in(tmp_path, chat_base)
+    model.bank.add(strong(model.base, "strong"))
+    domain = declared(chats(30), "chats", Chat(max_new_tokens=8, generate=True))
+    dataset = model.dataset(domain)
+    rows = [*dataset.train, *dataset.test]
+    part = Part("rows", dataset.domain.task, rows)
+    scores = Scorer(model.bank, QUIET).scores(part, [None, "strong"])
+    template = dataset.tokenization.template
+    assert template is not None
+    answers = [[score["text"] for score in scores[name]] for name in (None, "strong")]
+    assert answers[0] != answers[1]
+    lengths, several = set(), set()
+    for at, (example, encoded) in enumerate(rows):
+        # A chat that is too long has a part for each answer.
+        last = 1 + 2 * int(encoded.id.split("/")[1]) if "/" in encoded.id else -1
+        reference = example.messages[last]["content"]
+        assert reference_of(rows[at], model.tokenizer) == reference
+        prompt = template.prompt(example.messages[:last])
+        assert encoded.unanswered().prompt == tuple(prompt)
+        lengths.add(len(prompt))
+        several.add(last)
+        for name, texts in zip((None, "strong"), answers, strict=True):
+            with model.bank.routed(name):
+                (alone,) = generate(model.base.model, model.tokenizer, [prompt], max_new_tokens=8)
+            assert alone.strip() == texts[at]
+            f1 = token_f1(texts[at], reference)
+            assert scores[name][at]["f1"] == pytest.approx(f1)
+    assert len(lengths) > 3
+    assert several == {-1, 1, 3}
 
 
 @pytest.mark.slow

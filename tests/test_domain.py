@@ -177,7 +177,9 @@ def test_files_that_declare_no_domain_are_refused(tmp_path: Path) -> None:
         (Classification(), "macro_f1", {"accuracy", "balanced_accuracy", "mcc", "loss"}),
         (Classification(head=True), "macro_f1", {"accuracy", "mcc", "loss"}),
         (MultipleChoice(), "accuracy", {"loss", "nats_per_token"}),
-        (Generation(), "token_f1", {"exact_match", "nats_per_token"}),
+        (Generation(), "token_f1", {"exact_match", "rouge_l", "bleu", "chrf", "number_match",
+                                    "nats_per_token"}),
+        (Generation(judge="number"), "token_f1", {"exact_match", "number_match"}),
         (LanguageModelling(), "nats_per_token", set()),
     ],
 )  # fmt: skip

@@ -12,6 +12,8 @@ from support.models import SUITE, declared, model_in
 from lora_domains.console import Display
 from lora_domains.errors import DataError
 from lora_domains.model import DomainModel
+from lora_domains.report.card import read_items
+from lora_domains.tasks import Generation
 
 SECRETS = {"train": "zqtrainhush", "test": "zqtesthush", "group": "zqpatient", "file": "zqfile"}
 
@@ -46,6 +48,33 @@ def test_no_row_text_is_written_or_printed(
         assert found == (["items.jsonl"] if show_text and name in ("train", "test") else []), name
         assert not any(secret in str(p) for p in written)
         assert secret not in said
+
+
+def repeated() -> list[dict[str, Any]]:
+    """Rows with one answer, which the nearest answer repeats."""
+    return [{"question": row["text"], "answer": SECRETS["train"]} for row in make_rows(60)]
+
+
+@pytest.mark.parametrize("show_text", [False, True])
+def test_generated_answers_are_stored_with_show_text_only(
+    tiny_base: Path, tmp_path: Path, project: Path, show_text: bool
+) -> None:
+    task = Generation(max_new_tokens=2)
+    made = replace(declared(repeated(), "answers", task, epochs=1), show_text=show_text)
+    model = model_in(tmp_path, tiny_base)
+    model.fit(made)
+    entry = model.evaluate(made, suite=SUITE).entry
+    model.benchmark(SUITE, [made], tmp_path / "reports", show_text=show_text)
+    assert entry.domain_scores["exact_match"]["baselines"]["nearest"] == 1  # the secret itself
+    written = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    written |= {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    found = {p.name for p, text in written.items() if SECRETS["train"].encode() in text}
+    assert found == ({"items.jsonl"} if show_text else set())
+    (first, *_) = (item for item in read_items(tmp_path / "answers") if item["set"] == "test")
+    assert ("answers" in first) == show_text
+    if show_text:
+        assert {"reference", "base", "adapter", "nearest"} <= first["answers"].keys()
+        assert first["answers"]["nearest"] == first["answers"]["reference"] == SECRETS["train"]
 
 
 def test_no_row_text_is_in_a_checkpoint_or_an_error(

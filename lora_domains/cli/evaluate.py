@@ -10,12 +10,14 @@ from lora_domains.analysis.regressions import since_replaced
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.cli.flags import (
     add_adapter_argument,
+    add_answer_flags,
     add_base_flags,
     add_column_flags,
     add_metric_flag,
     add_out_flag,
     add_prevalence_flag,
     add_row_flags,
+    add_show_text_flag,
     configured,
     run_flag_defaults,
 )
@@ -67,9 +69,12 @@ def add_evaluate(verbs: Any) -> None:
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add_metric_flag(evaluation)
     add_prevalence_flag(evaluation)
+    add_answer_flags(evaluation)
     add("--suite", default="embedded", help="general questions: embedded, quick, standard, mmlu, "
         "…, harness:TASK,…, or a file; default: %(default)s")  # fmt: skip
-    add_out_flag(parser.add_argument_group("output"))
+    output = parser.add_argument_group("output")
+    add_out_flag(output)
+    add_show_text_flag(output)
     parser.set_defaults(**run_flag_defaults())
 
 
@@ -80,7 +85,8 @@ def evaluate(flags: argparse.Namespace) -> int:
     own = card is not None and not card.adapter.trained_elsewhere
     name = card.adapter.domain if card and own else check_name(flags.name or folder.resolve().name)
     domain = _domain(flags, name, card)
-    # Before the base is loaded, which takes a while; a wrong file is found at once.
+    # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
+    domain.check_judge()
     prepared = prepare(domain.task, domain.data, domain.training.seed)
     model = open_model(flags, title=name, card=card if own and not flags.base else None)
     from lora_domains.probes.suite import load_suite

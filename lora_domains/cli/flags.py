@@ -15,6 +15,7 @@ from lora_domains.domain import RETENTION, Domain, setting_types, with_settings
 from lora_domains.errors import DataError, UsageError, did_you_mean
 from lora_domains.schema import from_text
 from lora_domains.tasks import KINDS, Classification
+from lora_domains.tasks.answers import Judge
 
 ADAPTERS = "adapters"
 """The default folder of adapters."""
@@ -24,7 +25,7 @@ SETTINGS = {
     "gradient_checkpointing": "training.gradient_checkpointing", "rank": "lora.rank",
     "text": "task.text", "label": "task.label", "positive": "task.positive", "head": "task.head",
     "target_recall": "task.target_recall", "target_precision": "task.target_precision",
-    "chat": "task.chat", "instruction": "task.instruction",
+    "chat": "task.chat", "instruction": "task.instruction", "generate": "task.generate",
 }  # fmt: skip
 """The settings of a domain's parts that have flags of their own, by flag."""
 
@@ -112,7 +113,7 @@ def _without_a_flag() -> list[str]:
 
 def add_metric_flag(group: Any) -> None:
     group.add_argument("--metric", metavar="NAME", help="the metric that decides: f1, macro_f1, "
-                       "accuracy, balanced_accuracy, mcc, …; default: the task's own")  # fmt: skip
+                       "accuracy, mcc, rouge_l, bleu, …; default: the task's own")  # fmt: skip
 
 
 def add_prevalence_flag(group: Any) -> None:
@@ -120,9 +121,27 @@ def add_prevalence_flag(group: Any) -> None:
                        "the adapter will be used; precision is restated for it")  # fmt: skip
 
 
+def add_answer_flags(group: Any) -> None:
+    """Flags on how generated answers are judged."""
+    add = group.add_argument
+    add("--generate", action="store_true", help="generate the answers of chats too, and compare "
+        "them with the references")  # fmt: skip
+    add("--judge", metavar="COMMAND", help="a program of your own that also judges the answers. It "
+        "reads a JSON object a line (id, prompt, reference, answer: the text of your rows) and "
+        "writes a number for each")  # fmt: skip
+    add("--judge-range", metavar="LOW,HIGH", help="its worst and its best score; default: 0,1")
+    add("--judge-timeout", type=float, metavar="SECONDS", help="what it may take for all answers; "
+        "default: 3600")  # fmt: skip
+
+
 def add_out_flag(group: Any) -> None:
     group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
                        "default: %(default)s")  # fmt: skip
+
+
+def add_show_text_flag(group: Any, more: str = "") -> None:
+    group.add_argument("--show-text", action="store_true", help="keep the text of rows and answers "
+                       f"in items.jsonl{more}")  # fmt: skip
 
 
 def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> None:
@@ -178,10 +197,11 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     add_prevalence_flag(evaluation)
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add_metric_flag(evaluation)
+    add_answer_flags(evaluation)
     output = parser.add_argument_group("output")
     output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="save the adapter as "
                         "DIR/NAME; default: %(default)s")  # fmt: skip
-    output.add_argument("--show-text", action="store_true", help="keep row text in items.jsonl")
+    add_show_text_flag(output, ", and show some answers after each epoch")
 
 
 def run_flag_defaults() -> dict[str, Any]:
@@ -206,11 +226,38 @@ def configured(domain: Domain, flags: argparse.Namespace, *, repeated: bool = Fa
     own_rows = flags.train or flags.validation or flags.test
     shown = flags.show_text or (domain.show_text and not own_rows)
     return with_settings(
-        replace(domain, data=data, show_text=shown),
+        replace(domain, data=data, show_text=shown, judge=_judge(domain, flags)),
         metric=flags.metric or domain.metric,
         prevalence=domain.prevalence if flags.prevalence is None else flags.prevalence,
         **_settings(domain, data, flags),
     )
+
+
+def _judge(domain: Domain, flags: argparse.Namespace) -> Judge | None:
+    """The judge of ``domain``, as ``flags`` change it; raises UsageError for a bad range."""
+    options: dict[str, Any] = {}
+    if flags.judge_range is not None:
+        try:
+            options["low"], options["high"] = map(float, flags.judge_range.split(","))
+        except ValueError:
+            raise UsageError(
+                where="--judge-range",
+                expected="two numbers, the worst and the best score",
+                found=repr(flags.judge_range),
+                hint="For example --judge-range 1,10",
+            ) from None
+    if flags.judge_timeout is not None:
+        options["timeout"] = flags.judge_timeout
+    if flags.judge is not None:
+        return Judge(flags.judge, **options)
+    if domain.judge is None and options:
+        raise UsageError(
+            where="--judge-range and --judge-timeout",
+            expected="a program that judges",
+            found="none",
+            hint="Give it: --judge COMMAND",
+        )
+    return domain.judge and replace(domain.judge, **options)
 
 
 def _settings(domain: Domain, data: Data, flags: argparse.Namespace) -> dict[str, Any]:

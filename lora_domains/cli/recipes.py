@@ -59,7 +59,9 @@ def fit_and_evaluate(
     domain is what it is.
     """
     quantized = quantization(flags)
-    # Before the base is loaded, which takes a while; a wrong file is found at once.
+    # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
+    if not flags.dry_run:
+        domain.check_judge()
     prepared = prepare(domain.task, domain.data, domain.training.seed)
     if domain.data.general is not None:
         general_text(domain.data.general)

@@ -11,13 +11,14 @@ from lora_domains.dataset import Dataset
 from lora_domains.errors import ChatTemplateError, DataError
 from lora_domains.evaluation.linear import (
     Split,
+    nearest,
     predict,
     support_vectors,
     tfidf_features,
 )
-from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.evaluation.scorer import Part, Scorer, reference_of
 from lora_domains.inference.linear_probe import logistic_regression
-from lora_domains.inference.scores import Scores, class_score
+from lora_domains.inference.scores import Scores, class_score, text_score
 from lora_domains.modeling.heads import own_layout
 from lora_domains.tasks import Example
 from lora_domains.tasks.chat import NO_SHOTS, Shots
@@ -128,6 +129,24 @@ def tfidf(setting: BaselineInputs) -> Scores | None:
     return setting.predicted(support_vectors, features, targets)
 
 
+def nearest_answer(setting: BaselineInputs) -> Scores | None:
+    """The answer to the training prompt that resembles a row's most, where answers are generated.
+
+    Retrieval at no cost of a model (TF-IDF of words and characters, ``linear.nearest``).
+    """
+    task, train = setting.dataset.domain.task, setting.dataset.prepared.train
+    if task.scored_by != "text" or not train:
+        return None
+    prompts = [row.example.prompt for row in setting.rows]
+    tokenizer = setting.dataset.tokenization.tokenizer
+    return [
+        text_score(task, train[at].answer.strip(), reference_of(row, tokenizer))
+        for at, row in zip(
+            nearest([example.prompt for example in train], prompts), setting.rows, strict=True
+        )
+    ]
+
+
 # ── The base with frozen weights ────────────────────────────────────────────────────────────────
 
 
@@ -163,6 +182,7 @@ BASELINES: dict[str, Baseline] = {
     "base": frozen_features,
     "majority": majority,
     "tfidf": tfidf,
+    "nearest": nearest_answer,
     f"{SHOTS}_shot": few_shot,
 }
 """Every baseline by the name that reports use. ``base`` stands for the base where the base has no

@@ -6,6 +6,7 @@ a stopped run continues, and the base is scored once for all adapters.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lora_domains.console import Display
 from lora_domains.data.identity import digest_key
 from lora_domains.dataset import Dataset
 from lora_domains.distributed import environment
-from lora_domains.domain import Domain
+from lora_domains.domain import JUDGE, Domain
 from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import (
     DomainScores,
@@ -96,6 +97,7 @@ def measure(
     scored. Raises UsageError for an adapter that was never evaluated, for a dataset without an
     adapter of its domain, and for one that does not fit an adapter's training.
     """
+    datasets = [without_judge(dataset) for dataset in datasets]
     names = tuple(scorer.bank)
     by_domain = {dataset.domain.name: dataset for dataset in datasets}
     entries = {name: _entry(scorer.bank, name, by_domain) for name in names}
@@ -138,6 +140,19 @@ def measure(
             entry.update(figures(entry, items))
         measured[name] = (entry, items)
     return measured
+
+
+def without_judge(dataset: Dataset) -> Dataset:
+    """``dataset`` without its judge; raises UsageError where that decides."""
+    domain = dataset.domain
+    if domain.primary_metric == JUDGE:
+        raise UsageError(
+            where=domain.name,
+            expected="a metric that is computed from stored scores",
+            found="judge, for which a program reads the answers",
+            hint=f"Evaluate it by itself: lora-domains evaluate {domain.name}",
+        )
+    return replace(dataset, domain=replace(domain, judge=None))
 
 
 def _entry(bank: Bank, name: str, datasets: Mapping[str, Dataset]) -> AdapterEntry:

@@ -12,7 +12,7 @@ import numpy as np
 from lora_domains import distributed
 from lora_domains.console import Display
 from lora_domains.dataset import Dataset
-from lora_domains.domain import Domain
+from lora_domains.domain import JUDGE, Domain
 from lora_domains.evaluation.baselines import baseline_scores
 from lora_domains.evaluation.items import (
     Items,
@@ -21,9 +21,16 @@ from lora_domains.evaluation.items import (
     question_items,
     text_items,
 )
-from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.evaluation.scorer import Part, Scorer, reference_of
+from lora_domains.inference.generation import decoding
 from lora_domains.inference.likelihoods import start_of_text
-from lora_domains.inference.scores import Scores, apply_threshold, model_scores
+from lora_domains.inference.scores import (
+    TEXT,
+    Scores,
+    apply_threshold,
+    model_scores,
+    without_text,
+)
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import WINDOW, row_limit, tokenization_of
 from lora_domains.modeling.heads import own_layout
@@ -33,6 +40,7 @@ from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
 from lora_domains.tasks import Example, LanguageModelling, Task
 from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
+from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.rules import finite
 
 TRAIN_SAMPLE = 500
@@ -60,6 +68,7 @@ def score_domain(
     ``parent`` is the loaded adapter that training continued from, one more contender. ``others``
     are adapters of any domain; each test item holds their scores under ``others``.
     """
+    _check_judge(scorer, dataset)
     task, name = dataset.domain.task, dataset.domain.name
     rows, train_rows = scored_rows(dataset), training_sample(dataset)
     tuning = rows[: len(rows) - len(dataset.test)]
@@ -68,9 +77,11 @@ def score_domain(
     base = [] if "base" in baselines else [None]
     loaded = [n for n in scorer.bank if n in {*adapters, *others, parent}]
     scores = scorer.scores(Part(f"{name} rows", task, rows), [*base, *loaded])
-    train = scorer.scores(Part(f"{name} training rows", task, train_rows), adapters)
+    seen = Part(f"{name} training rows", seen_by(dataset.domain), train_rows)
+    train = scorer.scores(seen, adapters)
     likelihoods = Part(f"{name} training rows by the base", likelihood_only(task), train_rows)
     train |= scorer.scores(likelihoods, base)
+    add_judged(scorer, dataset, rows, [*scores.values(), *baselines.values()])
     # Each contender has a threshold of its own, so that none is at an advantage.
     chosen = {who: best_threshold(task, records, tuning) for who, records in scores.items()}
     scores = {who: decided(task, records, chosen[who]) for who, records in scores.items()}
@@ -85,10 +96,10 @@ def score_domain(
         contenders = {"base": scores.get(None, []), "adapter": scores[adapter]}
         contenders |= ({"parent": scores[parent]} if parent else {}) | baselines
         crossed = {other: scores[other] for other in others if other != adapter}
-        seen = {who: train[route] for who, route in (("base", None), ("adapter", adapter))
-                if route in train} | fitted  # fmt: skip
+        on_train = {who: train[route] for who, route in (("base", None), ("adapter", adapter))
+                    if route in train} | fitted  # fmt: skip
         items = _test_items(dataset, rows, contenders, crossed if others else None, key)
-        items += make_items("train", train_rows, seen, key, dataset.domain.show_text)
+        items += make_items("train", train_rows, on_train, key, dataset.domain.show_text)
         threshold = _threshold_record(task, chosen[adapter], tuning, scorer.display)
         by_adapter[adapter] = DomainScores(items, threshold)
     return by_adapter
@@ -96,15 +107,45 @@ def score_domain(
 
 def score_validation(scorer: Scorer, dataset: Dataset, adapter: str) -> dict[str, Scores]:
     """Base, adapter and baselines on the validation rows, by contender."""
+    _check_judge(scorer, dataset)
     task, rows = dataset.domain.task, dataset.validation
     contenders, _ = baseline_scores(scorer, dataset, rows)
     base = [] if "base" in contenders else [None]
     scores = scorer.scores(Part(f"{dataset.domain.name} rows", task, rows), [*base, adapter])
     contenders |= {"base" if who is None else "adapter": found for who, found in scores.items()}
+    add_judged(scorer, dataset, rows, [*contenders.values()])
     return {
         who: decided(task, found, best_threshold(task, found, rows))
         for who, found in contenders.items()
     }
+
+
+def _check_judge(scorer: Scorer, dataset: Dataset) -> None:
+    """Raise an error for a judge that does not work, before anything is scored."""
+    if scorer.judges:
+        distributed.on_main(dataset.domain.check_judge)
+
+
+def add_judged(
+    scorer: Scorer, dataset: Dataset, rows: Sequence[EncodedRow], contenders: Sequence[Scores]
+) -> None:
+    """Add the scores of the domain's judge, if it has one, to the records of ``contenders``.
+
+    All answers are judged in one call, which the main process makes.
+    """
+    judge = dataset.domain.judge
+    if judge is None or not scorer.judges:
+        return
+    tokenizer = scorer.bank.base.tokenizer
+    answered = [
+        (record, (row.example.prompt, reference_of(row, tokenizer), record[TEXT]))
+        for records in contenders for row, record in zip(rows, records, strict=True)
+        if TEXT in record
+    ]  # fmt: skip
+    with scorer.display.progress("judging answers", len(answered)):
+        scores = distributed.on_main(lambda: judge.scores([asked for _, asked in answered]))
+    for (record, _), score in zip(answered, scores, strict=True):
+        record[JUDGE] = score
 
 
 def _test_items(
@@ -119,7 +160,7 @@ def _test_items(
         items += make_items(split, rows[places], part, key, dataset.domain.show_text)
     if others is not None:
         for at, item in enumerate(items[cut:], cut):
-            item["others"] = {who: scores[at] for who, scores in others.items()}
+            item["others"] = {who: without_text(scores[at]) for who, scores in others.items()}
     return items
 
 
@@ -142,6 +183,12 @@ def training_sample(dataset: Dataset) -> list[EncodedRow]:
 def likelihood_only(task: Task) -> Task:
     """``task``, or one that scores the likelihood alone where ``task`` generates answers."""
     return LanguageModelling() if task.scored_by == "text" else task
+
+
+def seen_by(domain: Domain) -> Task:
+    """The task that scores training rows: no answer is generated that the metric does not read."""
+    read = set(metric_named(domain.primary_metric).scores)
+    return likelihood_only(domain.task) if read <= {"nats", "tokens"} else domain.task
 
 
 def best_threshold(task: Task, scores: Scores, tuning: Sequence[EncodedRow]) -> Chosen | None:
@@ -290,7 +337,7 @@ def score_adapter(
 def rules(domain: Domain, base: Base) -> dict[str, Any]:
     """The part of ``judged`` that says how figures are computed from items."""
     task = domain.task
-    return {
+    rules: dict[str, Any] = {
         "metric": domain.primary_metric,
         "labels": list(task.labels or ()),
         "positive": task.positive,
@@ -299,3 +346,8 @@ def rules(domain: Domain, base: Base) -> dict[str, Any]:
         "knowledge": general_knowledge(base),
         "embedded_base": base.id == "embedded",
     }
+    if task.scored_by == "text":
+        rules["decoding"] = decoding(base, task)
+    if domain.judge is not None:
+        rules["judge"] = domain.judge.record()
+    return rules

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_domains.data.identity import keyed_digest
 from lora_domains.data.splits import together
-from lora_domains.inference.scores import Scores
+from lora_domains.inference.scores import TEXT, Scores, without_text
 from lora_domains.tokenization.encoded import EncodedRow
 
 Items = list[dict[str, Any]]
@@ -22,7 +22,7 @@ def make_items(
 ) -> Items:  # fmt: skip
     """One item for each row of the set ``name``. Texts and groups are stored as keyed digests.
 
-    The text itself is stored with ``show_text`` only.
+    The text itself, the reference and the generated answers are stored with ``show_text`` only.
     """
     items = []
     for i, ((example, encoded), group) in enumerate(zip(rows, groups_of(rows), strict=True)):
@@ -36,8 +36,11 @@ def make_items(
             item["slices"] = dict(example.slices)
         if show_text:
             item["text"] = text
+        answers = {who: scores[i][TEXT] for who, scores in contenders.items() if TEXT in scores[i]}
+        if show_text and answers:
+            item["answers"] = {"reference": example.answer.strip(), **answers}
         item["scores"] = {
-            contender: {k: stored(v) for k, v in scores[i].items()}
+            contender: {k: stored(v) for k, v in without_text(scores[i]).items()}
             for contender, scores in contenders.items()
         }
         items.append(item)

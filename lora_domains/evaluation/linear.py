@@ -1,10 +1,11 @@
 """Linear classifiers of the baselines, their strength chosen on validation rows. No torch.
 
 ``tfidf_features`` turns texts into TF-IDF of words and characters; ``predict`` fits classifiers of
-every strength and gives the log-probabilities of the best.
+every strength and gives the log-probabilities of the best; ``nearest`` finds the most similar text.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -46,14 +47,29 @@ def tfidf_features(train: Sequence[str], *others: Sequence[str]) -> list[Feature
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
 
-    parts = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)]
-    if sum(map(len, train)) <= CHARACTERS:
+    parts = []
+    if words := any(re.search(r"\b\w\w+\b", text) for text in train):
+        parts.append(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True))
+    if sum(map(len, train)) <= CHARACTERS or not words:
         characters = {"analyzer": "char", "ngram_range": (1, 4), "lowercase": False}
         parts.append(TfidfVectorizer(**characters, sublinear_tf=True))
     vectors = make_union(*parts)
     fitted = vectors.fit_transform(train).tocsr()
     # scikit-learn refuses to transform no text at all.
     return [fitted, *(vectors.transform(texts) if texts else fitted[:0] for texts in others)]
+
+
+def nearest(train: Sequence[str], texts: Sequence[str]) -> list[int]:
+    """For each of ``texts``, the number of the most similar one of ``train``, the first of equals.
+
+    By the cosine of their ``tfidf_features``.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    fitted, features = tfidf_features(train, texts)
+    found = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(fitted)
+    numbers: list[int] = found.kneighbors(features, return_distance=False)[:, 0].tolist()
+    return numbers
 
 
 def support_vectors(strength: float) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from lora_domains.console import EVALUATION, Clock, Display, estimated_phases
 from lora_domains.evaluation.store import Store
 from lora_domains.inference.batches import Progress, no_progress, padded_tokens
 from lora_domains.inference.likelihoods import drift, text_features
-from lora_domains.inference.scores import Score, Scores, model_scores
+from lora_domains.inference.scores import Score, Scores, model_scores, without_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
@@ -60,12 +60,25 @@ class Part:
         return digest.hexdigest()
 
 
+def reference_of(row: EncodedRow, tokenizer: Any) -> str:
+    """The expected answer: of a chat, its last answer as the template writes it."""
+    example, encoded = row
+    if example.messages and example.messages[-1]["role"] == "assistant":
+        return str(tokenizer.decode(encoded.last_answer, skip_special_tokens=True)).strip()
+    return example.answer.strip()
+
+
 class Scorer:
     """Scores parts by the base and the adapters of a bank. A contender of None is the base."""
 
     def __init__(self, bank: Bank, display: Display, store: Store | None = None) -> None:
         self.bank, self.display, self.store = bank, display, store
         self._keys: dict[str | None, str] = {}
+
+    @property
+    def judges(self) -> bool:
+        """Whether a domain's judge is asked: stored scores have no text to judge."""
+        return self.store is None
 
     def scores(self, part: Part, contenders: Sequence[str | None]) -> dict[str | None, Scores]:
         """The records of every row of ``part``, by contender."""
@@ -75,7 +88,7 @@ class Scorer:
         with self.display.progress(f"scoring {part.name}", sum(map(len, blocks))) as advance:
             for block in blocks:
                 rows = [part.rows[i] for i, _ in block]
-                references = [example.answer.strip() for example, _ in rows]
+                references = [reference_of(row, self.bank.base.tokenizer) for row in rows]
                 records = part.score(
                     self.bank, part.task, [encoded for _, encoded in rows], references,
                     [name for _, name in block], advance,
@@ -160,7 +173,7 @@ class Scorer:
         if self.store is None or not distributed.is_main():
             return
         for name, path in paths.items():
-            if records := {i: scored[name][i] for i, n in block if n == name}:
+            if records := {i: without_text(scored[name][i]) for i, n in block if n == name}:
                 self.store.append(path, records)
 
 
@@ -170,6 +183,7 @@ class TimedScorer(Scorer):
     The records of the other rows are copies, so that what follows takes as long as it would.
     """
 
+    judges = False  # no text leaves the run for an estimate
     unspent = 0.0
     """Seconds that all rows would have taken beyond those that were spent."""
 

@@ -361,7 +361,7 @@ def declaration(domain: Domain) -> str:
     """
     defaults = Gates().record()
     declared = {
-        "metric": domain.primary_metric,
+        "metric": domain.declared_metric,
         "positive": domain.task.positive,
         "targets": domain.task.targets,
         "group": domain.data.group,

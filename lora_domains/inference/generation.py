@@ -20,9 +20,11 @@ from lora_domains.inference.batches import (
     in_batches,
     no_progress,
 )
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import context_of
 from lora_domains.modeling.batching import padded
 from lora_domains.modeling.routing import narrowed
+from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample
 
 NEW_TOKENS = 64
@@ -116,6 +118,12 @@ def generate_in_batches(
 
     size = partial(generated_size, new_tokens=max_new_tokens)
     return in_batches(model, examples, answer, progress, size)
+
+
+def decoding(base: Base, task: Task) -> dict[str, Any]:
+    """How the answers to test rows are generated, as a card says it."""
+    stop = base.tokenizer.convert_ids_to_tokens(base.model.generation_config.eos_token_id)
+    return {"method": "greedy", "max_new_tokens": task.max_new_tokens, "stop": stop}
 
 
 # ── Samples ─────────────────────────────────────────────────────────────────────────────────────

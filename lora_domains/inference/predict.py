@@ -171,7 +171,9 @@ def predict(
                 heads = [head for row in places if (head := bank[domains[row]].head)]
                 scores = head_scores(model, heads, examples, pad)
             elif how:
-                return generate_in_batches(model, bank.base.tokenizer, examples, int(how))
+                texts = generate_in_batches(model, bank.base.tokenizer, examples, int(how))
+                answered = zip(places, texts, strict=True)
+                return [tasks[domains[row]].answer_in(text) for row, text in answered]
             else:
                 scores = choice_logprobs(model, examples, pad)
             return [

@@ -2,10 +2,12 @@
 
 A record is a flat dict of numbers, as ``items.jsonl`` stores it for each contender:
 ``prediction``, ``confidence``, ``nll``, ``brier`` and ``positive`` where choices are scored,
-``nats`` and ``tokens`` where an answer is, ``f1`` and ``exact`` where one is generated.
+``nats`` and ``tokens`` where an answer is, those of ``tasks.answers`` where one is generated. The
+generated ``text`` is in it too, and is never stored with it (``without_text``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +20,9 @@ from lora_domains.modeling.heads import Head
 from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample
 
-Scores = list[dict[str, float]]
+Scores = list[dict[str, Any]]
 """One record per example."""
+TEXT = "text"
 Score = Callable[[Bank, Task, Sequence[EncodedExample], Sequence[str], Domains, Progress], Scores]
 """A function with the arguments of ``model_scores``."""
 
@@ -46,15 +49,27 @@ def model_scores(
                     for row, example in zip(logprobs, examples, strict=True)]  # fmt: skip
         if task.scored_by == "text":
             nats, tokens = answer_nats(model, examples, pad)
+            prompts = [example.unanswered() for example in examples]
             texts = generate_in_batches(
-                model, bank.base.tokenizer, examples, task.max_new_tokens, progress
+                model, bank.base.tokenizer, prompts, task.max_new_tokens, progress
             )
             return [
-                {"nats": float(n), "tokens": int(t), **task.score_text(text, reference)}
+                {"nats": float(n), "tokens": int(t), **text_score(task, text, reference)}
                 for n, t, text, reference in zip(nats, tokens, texts, references, strict=True)
             ]
         nats, tokens = answer_nats(model, examples, pad, progress)
         return [{"nats": float(n), "tokens": int(t)} for n, t in zip(nats, tokens, strict=True)]
+
+
+def text_score(task: Task, text: str, reference: str) -> dict[str, Any]:
+    """The record of an answer: its scores, and its text as it was scored."""
+    text = task.answer_in(text)
+    return {**task.score_text(text, reference), TEXT: text}
+
+
+def without_text(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record, which may be stored."""
+    return {name: value for name, value in record.items() if name != TEXT}
 
 
 def _head_of(bank: Bank, name: str | None) -> Head:

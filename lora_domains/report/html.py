@@ -36,7 +36,7 @@ def page(report: Report) -> str:
         "number": wording.number,
         "percent": wording.percent,
         "interval": wording.interval,
-        "losses": wording.losses,
+        "how_scored": wording.how_scored,
         "without_near_leaks": wording.without_near_leaks,
         "metric": wording.metric_name,
         "contender": contender_label,

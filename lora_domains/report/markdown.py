@@ -16,9 +16,9 @@ from lora_domains.report.text import (
     evaluations_of,
     gained,
     headline,
+    how_scored,
     interval,
     kept,
-    losses,
     memorised,
     metric_name,
     nats_of,
@@ -122,7 +122,7 @@ def _scores(entry: AdapterEntry) -> list[str]:
     n = next(iter(entry.domain_scores.values()))["n"]
     lines = [
         *_table_of_scores(entry.domain_scores),
-        f"{n} rows, the same for all contenders; bounds are one-sided, 95 %. {losses(entry)}",
+        f"{n} rows, the same for all contenders; bounds are one-sided, 95 %. {how_scored(entry)}",
         "",
     ]
     if entry.without_near_leaks:

@@ -17,8 +17,8 @@ from lora_domains.report.text import (
     SIGNS,
     decisive,
     headline,
+    how_scored,
     interval,
-    losses,
     metric_name,
     most_confused,
     nats_of,
@@ -83,7 +83,7 @@ def scores(console: Console, entry: AdapterEntry) -> None:
         console.print()
         line(console, without_near_leaks(entry))
         console.print(_scores(entry.without_near_leaks))
-    line(console, losses(entry))
+    line(console, how_scored(entry))
     if entry.curve and (elsewhere := precision_elsewhere(entry.curve)):
         line(console, f"{capital(elsewhere)}.")
     if entry.over_parent:

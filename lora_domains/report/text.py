@@ -265,14 +265,32 @@ def _plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def losses(entry: AdapterEntry) -> str:
-    """The unit of the loss, on test rows and in the table of epochs."""
+def how_scored(entry: AdapterEntry) -> str:
+    """The unit of the loss, on test rows and in the table of epochs; how answers are made."""
     task = entry.declared_task
     trained = "label cross-entropy" if task and task.head else "nats per answer token"
     judged = entry.judged.get("loss") or trained
     if judged == trained:
-        return f"The loss is {judged}, here and in the table of epochs."
-    return f"The loss is {judged}; in the table of epochs it is {trained}."
+        loss = f"The loss is {judged}, here and in the table of epochs."
+    else:
+        loss = f"The loss is {judged}; in the table of epochs it is {trained}."
+    return " ".join([loss, *_answers(entry.judged)])
+
+
+def _answers(judged: Fields) -> list[str]:
+    """How answers were generated, and who judged them."""
+    sentences = []
+    if decoding := judged.get("decoding"):
+        ends = " or ".join(decoding["stop"])
+        most = decoding["max_new_tokens"]
+        sentences.append(
+            f"Answers are {decoding['method']}, of {most} tokens at most, and end at {ends}."
+        )
+    if judge := judged.get("judge"):
+        scale = f"{judge['low']:g} to {judge['high']:g}"
+        told = "" if (judge["low"], judge["high"]) == (0, 1) else f" (here {scale} is 0 to 1)"
+        sentences.append(f"The judge is {judge['command']}{told}.")
+    return sentences
 
 
 def nats_of(entry: AdapterEntry) -> str:

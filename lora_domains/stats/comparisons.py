@@ -235,6 +235,39 @@ def compare_ratios(
     return _comparison(*scores, bounds, n, change, codes, level)
 
 
+def compare_sums(
+    base_columns: ArrayLike,
+    adapter_columns: ArrayLike,
+    statistic: Statistic,
+    groups: Iterable[Hashable] | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """A share that ``statistic`` makes from sums over all items (BLEU), from two arrays (n, k).
+
+    An item has no score of its own: won, lost and p are None. Paired bootstrap, clustered where
+    groups repeat.
+
+    Raises ValueError when there are no items or their numbers differ.
+    """
+    base, adapter = (np.asarray(c, dtype=np.float64) for c in (base_columns, adapter_columns))
+    if base.ndim != 2 or base.shape != adapter.shape or not len(base):
+        raise ValueError(
+            "compare_sums expects columns for the same items, at least one; "
+            f"found shapes {base.shape} for base and {adapter.shape} for adapter."
+        )
+    n, size = base.shape
+    codes = group_codes(groups, n)
+    bounds = bootstrap(
+        lambda sums: statistic(sums[..., size:]) - statistic(sums[..., :size]),
+        np.concatenate([base, adapter], axis=1),
+        groups=None if codes is None else codes.tolist(),
+        level=level,
+        limits=(-1.0, 1.0),
+    )
+    scores = float(statistic(base.sum(0))), float(statistic(adapter.sum(0)))
+    return _comparison(*scores, bounds, n, None, codes, level)
+
+
 def ratio(sums: FloatArray) -> FloatArray:
     """First column over second, (…, 2) → (…); 0 where the second is 0."""
     quotient: FloatArray = sums[..., 0] / np.where(sums[..., 1] == 0, 1.0, sums[..., 1])

@@ -1,5 +1,6 @@
 """Tasks: how a row becomes a prompt and an answer, and how an answer is scored. No torch."""
 
+from lora_domains.tasks.answers import last_number
 from lora_domains.tasks.base import (
     KINDS,
     LossUnit,
@@ -21,7 +22,7 @@ from lora_domains.tasks.classification import (
     spellings,
     twins,
 )
-from lora_domains.tasks.generation import Generation, last_number
+from lora_domains.tasks.generation import Generation
 from lora_domains.tasks.language_modelling import LanguageModelling
 from lora_domains.tasks.multiple_choice import MultipleChoice
 from lora_domains.tasks.rows import (

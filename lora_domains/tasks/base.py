@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
+from lora_domains.tasks.answers import ALWAYS
 from lora_domains.tasks.rows import Example, Row, columns_in, filled, literal_text, text_of
 
 LossUnit = Literal["label cross-entropy", "nats per answer token"]
@@ -29,9 +30,6 @@ class Task(ABC):
     kind: ClassVar[str]
     """Name of the kind, as a card stores it."""
     loss_unit: ClassVar[LossUnit] = "nats per answer token"
-    scored_by: ClassVar[ScoredBy] = "likelihood"
-    """``choices``: each candidate answer is scored; ``text``: an answer is generated and compared
-    with the reference; ``likelihood``: the answer's likelihood alone."""
     has_labels: ClassVar[bool] = False
     """Whether every answer is one of a fixed set of labels, shared by all rows."""
     predictable: ClassVar[bool] = True
@@ -136,6 +134,12 @@ class Task(ABC):
     # ── Scoring ─────────────────────────────────────────────────────────────────────────────────
 
     @property
+    def scored_by(self) -> ScoredBy:
+        """``choices``: each candidate answer is scored; ``text``: an answer is generated and
+        compared with the reference; ``likelihood``: the answer's likelihood alone."""
+        return "likelihood"
+
+    @property
     def per_token(self) -> bool:
         """Whether the likelihood of a choice is divided by its number of tokens."""
         return False
@@ -145,8 +149,12 @@ class Task(ABC):
         """Tokens to generate at most; 0 where nothing is generated."""
         return 0
 
+    def answer_in(self, text: str) -> str:
+        """The answer in a generated text, which may go on after it."""
+        return text
+
     def score_text(self, text: str, reference: str) -> dict[str, float]:
-        """``f1`` and ``exact`` of a generated answer; for kinds scored by ``text``."""
+        """The scores of a generated answer (``answers``); for kinds scored by ``text``."""
         raise NotImplementedError(f"{self.kind} is not scored by generated text")
 
     @property
@@ -158,8 +166,8 @@ class Task(ABC):
         if self.scored_by == "choices":
             keys = {"target", "prediction", "confidence", "nll", "brier"}
             return frozenset(keys if self.head else keys | {"nats", "tokens"})
-        answer = {"f1", "exact"} if self.scored_by == "text" else set()
-        return frozenset(answer | {"nats", "tokens"})
+        answer = ALWAYS | {"number", "judge"} if self.scored_by == "text" else frozenset[str]()
+        return answer | {"nats", "tokens"}
 
     # ── Prediction and options ──────────────────────────────────────────────────────────────────
 
@@ -253,7 +261,7 @@ def task_record(task: Task) -> dict[str, Any]:
     return {"kind": task.kind, **asdict(task)}
 
 
-LATER = ("chat", "instruction")
+LATER = ("chat", "instruction", "generate")
 """Fields that digests are older than; they count where they say something."""
 
 

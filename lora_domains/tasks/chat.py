@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, listed
-from lora_domains.tasks.base import Task, register
+from lora_domains.tasks.answers import answer_scores
+from lora_domains.tasks.base import ScoredBy, Task, register
 from lora_domains.tasks.rows import Example, Row, check_encodable, is_null, plain_text, text_of
 
 Message = Mapping[str, Any]
@@ -44,7 +45,8 @@ class Chat(Task):
     and ``value``, as ShareGPT has them), or its JSON. Where ``user`` and ``assistant`` are given, a
     row is one question and its answer in these columns; several columns of the user are one turn.
     ``system`` is a column with the system's text, and ``tools`` one with the JSON schemas of the
-    functions that the assistant may call.
+    functions that the assistant may call. With ``generate`` an evaluation also generates the last
+    answer of each conversation, of ``max_new_tokens`` at most, and compares it with the reference.
     """
 
     messages: str = "messages"
@@ -53,6 +55,7 @@ class Chat(Task):
     system: str | None = None
     tools: str | None = None
     max_new_tokens: int = 256
+    generate: bool = False
 
     kind = "chat"
     metric = "nats_per_token"
@@ -83,6 +86,13 @@ class Chat(Task):
     @property
     def answer_column(self) -> str | None:
         return self.assistant
+
+    @property
+    def scored_by(self) -> ScoredBy:
+        return "text" if self.generate else "likelihood"
+
+    def score_text(self, text: str, reference: str) -> dict[str, float]:
+        return answer_scores(text, reference)
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:

@@ -1,12 +1,11 @@
 """Generation: rows with a free-text answer."""
 
-import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from lora_domains.errors import DomainError, listed
+from lora_domains.tasks.answers import answer_scores, number_score
 from lora_domains.tasks.base import Task, register
 from lora_domains.tasks.rows import (
     Example,
@@ -109,24 +108,22 @@ class Generation(Task):
             messages=self.turns(row),
         )  # fmt: skip
 
-    def score_text(self, text: str, reference: str) -> dict[str, float]:
-        """Token F1 and exact match (Rajpurkar et al. 2016, SQuAD, arXiv 1606.05250).
-
-        Where ``judge`` is "number", both are 1 if the last numbers are equal, else 0.
-        """
-        if self.until:
-            text = text.split(self.until)[0]
+    @property
+    def score_keys(self) -> frozenset[str]:
         if self.judge == "number":
-            number = last_number(text)
-            right = float(number is not None and number == last_number(reference))
-            return {"f1": right, "exact": right}
-        words, expected = (part.casefold().split() for part in (text, reference))
-        common = sum((Counter(words) & Counter(expected)).values())
-        f1 = 2 * common / (len(words) + len(expected)) if words or expected else 1.0
-        return {"f1": f1, "exact": float(words == expected)}
+            return frozenset({"f1", "exact", "number", "judge", "nats", "tokens"})
+        return super().score_keys
 
+    def answer_in(self, text: str) -> str:
+        """What comes before ``until``."""
+        return text.split(self.until)[0].strip() if self.until else text
 
-def last_number(text: str) -> float | None:
-    """The last number in ``text``, without thousands separators; None if there is none."""
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+    def score_text(self, text: str, reference: str) -> dict[str, float]:
+        """See ``answers``. Where ``judge`` is "number", ``f1`` and ``exact`` are 1 if the last
+        numbers are equal, else 0."""
+        text = self.answer_in(text)
+        if self.judge == "text":
+            return answer_scores(text, reference)
+        number = number_score(text, reference)
+        right = number.get("number", 0.0)
+        return {"f1": right, "exact": right, **number}

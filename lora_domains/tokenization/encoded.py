@@ -1,7 +1,7 @@
 """Examples as token ids, and two functions on lists of ids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -35,6 +35,16 @@ class EncodedExample:
     def supervised(self) -> int:
         """Number of supervised tokens; the label of a head counts as one."""
         return len(self.answer) - len(self.unsupervised) or int(self.target >= 0)
+
+    @property
+    def last_answer(self) -> tuple[int, ...]:
+        """The last of the answers, where there are several with turns between them."""
+        return self.answer[self.unsupervised[-1] + 1 if self.unsupervised else 0 :]
+
+    def unanswered(self) -> "EncodedExample":
+        """All that is read before ``last_answer``, as a prompt without an answer."""
+        turns = self.answer[: len(self.answer) - len(self.last_answer)]
+        return replace(self, prompt=(*self.prompt, *turns), answer=(), unsupervised=())
 
 
 class EncodedRow(NamedTuple):

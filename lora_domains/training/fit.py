@@ -10,7 +10,7 @@ from lora_domains.adapters.folder import find_adapter
 from lora_domains.adapters.parent import Parent, continued_task, find_parent, load_parent
 from lora_domains.adapters.peft import save_adapter
 from lora_domains.adapters.versions import keep_version
-from lora_domains.console import Display, phases_in_words
+from lora_domains.console import Display, phases_in_words, spread
 from lora_domains.data.identity import open_project
 from lora_domains.data.leaks import trained_rows
 from lora_domains.data.prepare import Prepared
@@ -28,6 +28,7 @@ from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan
 from lora_domains.training.tracking import Log, check_tracker, no_tracker, open_tracker
+from lora_domains.training.validation import SAMPLES
 
 
 def training_dataset(
@@ -137,7 +138,7 @@ def make_run(
             "what it keeps cannot be measured."
         )
     texts, tokenization = dataset.general, dataset.tokenization
-    return Run(
+    run = Run(
         bank,
         domain,
         plan,
@@ -151,6 +152,9 @@ def make_run(
         parent=dataset.parent,
         log=log,
     )
+    if domain.show_text and domain.task.max_new_tokens:
+        run.validation.samples = spread(dataset.validation, SAMPLES)
+    return run
 
 
 def remembered(dataset: Dataset) -> dict[str, str]:

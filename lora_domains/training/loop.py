@@ -187,6 +187,7 @@ class Run:
             state.best, state.best_weights = record, self.bank.weights(self.adapter_name)
             state.best_head = self._head_weights()
         self.display.epoch(record, self.domain.primary_metric, self._speed())
+        self.validation.show_samples()
         self.log(record, state.total_steps)
         state.epoch, state.step, state.losses, state.tokens = state.epoch + 1, 0, [], []
         self.save()

@@ -1,7 +1,8 @@
 """Validation of an epoch: its figures, how epochs rank by them, and what they say in words."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 from lora_domains import distributed
 from lora_domains.console import GENERAL, VALIDATION, Clock, Display
 from lora_domains.domain import Domain
+from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
 from lora_domains.inference.reference import Prediction, Reference
 from lora_domains.inference.scores import comparable
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
-from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.training.retention import reference_on
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
@@ -24,8 +26,15 @@ SCALES = (0.8, 0.6, 0.4, 0.2)
 """Shares of an adapter's effect to try where all of it costs too much general knowledge."""
 
 
+SAMPLES = 3
+"""Validation rows whose answers are shown after each epoch, with ``--show-text``."""
+
+
 class Validation:
     """Evaluates an adapter in training on validation rows and on monitored general texts."""
+
+    samples: Sequence[EncodedRow] = ()
+    """Rows whose answers are shown after each epoch; they are kept nowhere."""
 
     def __init__(
         self,
@@ -45,17 +54,46 @@ class Validation:
 
     def evaluate(self) -> dict[str, Any]:
         """``figures`` and ``drift`` of the adapter as it is, without dropout; same on all ranks."""
+        with self._without_dropout():
+            record = self.figures() | self.drift()
+        # Rounding may differ between devices; every rank must take the same decisions.
+        return distributed.same_everywhere(record)
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
         weights = self.bank.trainable(self.adapter).values()
         for lora in weights:
             lora.eval()
         try:
             with self.clock.phase(VALIDATION):
-                record = self.figures() | self.drift()
+                yield
         finally:
             for lora in weights:
                 lora.train()
-        # Rounding may differ between devices; every rank must take the same decisions.
-        return distributed.same_everywhere(record)
+
+    def show_samples(self) -> None:
+        """Show what base and adapter answer to ``samples``."""
+        if not self.samples:
+            return
+        with self._without_dropout():
+            adapted = self._answers(self.adapter)
+        self.display.answers(
+            (row.encoded.id, row.example.text or row.example.prompt, {
+                "expected": row.example.answer, "base": before, "adapter": after,
+            })
+            for row, before, after in zip(self.samples, self._base_answers, adapted, strict=True)
+        )  # fmt: skip
+
+    @cached_property
+    def _base_answers(self) -> list[str]:
+        return self._answers(None)
+
+    def _answers(self, route: str | None) -> list[str]:
+        task, base = self.domain.task, self.bank.base
+        prompts = [row.encoded.unanswered() for row in self.samples]
+        with self.bank.routed(route):
+            texts = generate_in_batches(base.model, base.tokenizer, prompts, task.max_new_tokens)
+        return [task.answer_in(text) for text in texts]
 
     def figures(self) -> dict[str, Any]:
         """``validation_loss`` (nats per answer token, or per label of a head) and

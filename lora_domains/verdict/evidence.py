@@ -106,8 +106,9 @@ class Evidence:
         comparison = metric.compare(table, rival, "adapter", positive, self.level)
         if comparison is not None:
             return comparison
+        counted = metric.counted(table)
         faults = (
-            self.fault(contender, table, metric.scores, capital(metric.label))
+            self.fault(contender, counted, metric.scores, capital(metric.label))
             for contender in (rival, "adapter")
         )
         return next(fault for fault in faults if fault is not None)

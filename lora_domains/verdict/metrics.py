@@ -33,10 +33,11 @@ from lora_domains.stats.comparisons import (
     compare_f1,
     compare_means,
     compare_ratios,
+    compare_sums,
     ratio,
 )
 from lora_domains.stats.shares import share_of
-from lora_domains.verdict.scores import RESAMPLES, TARGET, Metric, Pair
+from lora_domains.verdict.scores import RESAMPLES, TARGET, Metric, Pair, ScoreTable
 
 # ── Kinds of metrics ────────────────────────────────────────────────────────────────────────────
 
@@ -98,6 +99,91 @@ class Accuracy(Metric):
         level: float,
     ) -> Bounds:
         return share_of(_correct(columns), groups, level).bounds
+
+
+class ShareOfSome(Metric):
+    """The share of right answers (1, else 0) among the items on which some contender has a score.
+
+    For what not every item asks for, such as a number.
+    """
+
+    def counted(self, table: ScoreTable) -> ScoreTable:
+        (key,) = self.scores
+        asked = [any(key in (s or {}) for s in item["scores"].values()) for item in table]
+        return table.part(np.flatnonzero(asked))
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(columns[:, 0].mean())
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        return compare_accuracy(pair.first[:, 0], pair.second[:, 0], pair.groups, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return np.concatenate([columns, np.ones((len(columns), 1))], axis=1), ratio
+
+    def bounds_of(
+        self,
+        columns: FloatArray,
+        positive: int | None,
+        groups: Sequence[Hashable] | None,
+        level: float,
+    ) -> Bounds:
+        return share_of(columns[:, 0] == 1, groups, level).bounds
+
+
+class Bleu(Metric):
+    """BLEU of all answers together (Papineni et al. 2002), from 0 to 1, as sacrebleu computes it.
+
+    From the tokens of answers and references, and the n-grams (1 to 4) that both have. Where no
+    reference has as many tokens as the longest n-gram, there is nothing to compute it on.
+    """
+
+    @property
+    def order(self) -> int:
+        """The longest n-grams."""
+        return len(self.scores) - 2
+
+    def counted(self, table: ScoreTable) -> ScoreTable:
+        lengths = [
+            (score or {}).get("reference_words") or 0
+            for item in table for score in item["scores"].values()
+        ]  # fmt: skip
+        enough = max(lengths, default=0) >= self.order
+        return table if enough else table.part(np.empty(0, np.intp))
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        summed, statistic = self.summands_of(columns, positive)
+        return float(statistic(summed.sum(0)))
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        first, second = (self.summands_of(c, positive)[0] for c in (pair.first, pair.second))
+        return compare_sums(first, second, bleu, pair.groups, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        # An answer of w tokens has w - n + 1 n-grams.
+        possible = (columns[:, :1] - np.arange(self.order)).clip(0)
+        return np.concatenate([columns, possible], axis=1), bleu
+
+
+def bleu(sums: FloatArray) -> FloatArray:
+    """BLEU from sums (…, 2 + 2 k) → (…): tokens of the answers and of the references, common
+    n-grams by length, and those of the answers.
+
+    An order without a match counts as half, a quarter, … of one match (sacrebleu's ``exp``).
+    """
+    order = sums.shape[-1] // 2 - 1
+    words, expected = sums[..., 0], sums[..., 1]
+    common, possible = sums[..., 2 : 2 + order], sums[..., 2 + order :]
+    missed = common == 0
+    smoothed = np.where(missed, 0.5 ** np.cumsum(missed, axis=-1), common)
+    precisions = smoothed / np.where(possible == 0, 1.0, possible)
+    brevity = np.exp(np.minimum(0.0, 1 - expected / np.where(words == 0, 1.0, words)))
+    scores: FloatArray = brevity * np.exp(np.log(precisions).mean(axis=-1))
+    return np.where((possible > 0).all(axis=-1) & common.any(axis=-1), scores, 0.0)
 
 
 @dataclass(frozen=True)
@@ -239,6 +325,11 @@ for _metric in (
     MeanMetric("loss", "loss", ("nll",), higher_is_better=False, nats=True),
     MeanMetric("token_f1", "token F1", ("f1",)),
     MeanMetric("exact_match", "exact match", ("exact",)),
+    MeanMetric("rouge_l", "ROUGE-L", ("rouge_l",)),
+    Bleu("bleu", "BLEU", ("words", "reference_words", "match_1", "match_2", "match_3", "match_4")),
+    MeanMetric("chrf", "chrF", ("chrf",)),
+    ShareOfSome("number_match", "number match", ("number",)),
+    MeanMetric("judge", "judge", ("judge",)),
     NatsPerToken("nats_per_token", "nats per token", ("nats", "tokens"), higher_is_better=False,
                  nats=True),
 ):  # fmt: skip

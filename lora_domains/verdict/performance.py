@@ -60,8 +60,9 @@ def judge_gain(evidence: Evidence, _: float) -> GateResult:
     result, targets = gain(metric, rivals), test.targets()
     if isinstance(metric, ClassMetric) and metric.needs_positive:
         result = _enough(result, int((targets == positive).sum()), "positives")
+    counted = metric.counted(test)
     for name in (name for name, value in values.items() if value is None):
-        fault = evidence.fault(name, test, metric.scores, capital(metric.label))
+        fault = evidence.fault(name, counted, metric.scores, capital(metric.label))
         if fault and any(test.gives(name, key) for key in metric.scores):
             result = _unproven(result, fault.why)
     return _of_classes(result, evidence)

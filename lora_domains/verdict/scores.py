@@ -8,9 +8,9 @@ can be rebuilt or checked without a model. One item is one JSON object:
      "scores": {"base": {…}, "adapter": {…}, NAME: {…}}}
 
 where the score of a contender holds ``prediction``, ``nll``, ``confidence``, ``brier`` (choices),
-``positive`` (probability of the positive class), ``f1``, ``exact`` (generation), ``nats`` and
-``tokens`` (all but some baselines), ``kl`` (text). Validation rows are included where they chose a
-threshold; no gate reads them.
+``positive`` (probability of the positive class), ``f1``, ``exact`` and those of ``tasks.answers``
+(generation), ``judge`` (a program's), ``nats`` and ``tokens`` (all but some baselines), ``kl``
+(text). Validation rows are included where they chose a threshold; no gate reads them.
 """
 
 import math
@@ -37,6 +37,7 @@ LABELS = {
     "parent": "the adapter it continues from",
     "majority": "the majority class",
     "tfidf": "TF-IDF",
+    "nearest": "the nearest answer",
 }
 """Contenders as people read them; others go by their own name, in words."""
 
@@ -199,14 +200,15 @@ class Metric(ABC):
         return self.limits or (0.0, math.inf if self.nats else 1.0)
 
     def value(self, table: ScoreTable, contender: str, positive: int | None = None) -> float | None:
-        """The metric of one contender; None where some item has no score of it."""
-        columns = self._columns(table, contender)
+        """The metric of one contender; None where some item that counts has no score of it."""
+        columns = self._columns(self.counted(table), contender)
         return None if columns is None else self.value_of(columns, positive)
 
     def bounds(
         self, table: ScoreTable, contender: str, positive: int | None = None, level: float = 0.95
     ) -> Bounds:
         """One-sided bounds of ``value``; (-inf, inf) where it is None."""
+        table = self.counted(table)
         columns = self._columns(table, contender)
         if columns is None:
             return Bounds(-math.inf, math.inf)
@@ -221,6 +223,7 @@ class Metric(ABC):
         level: float = 0.95,
     ) -> Comparison | None:
         """``second`` minus ``first`` on the same items; None where one of them has no value."""
+        table = self.counted(table)
         one, two = (self._columns(table, contender) for contender in (first, second))
         if one is None or two is None:
             return None
@@ -233,7 +236,7 @@ class Metric(ABC):
 
         For ``bootstrap`` and ``seeds.influence``. None where ``value`` is.
         """
-        columns = self._columns(table, contender)
+        columns = self._columns(self.counted(table), contender)
         return None if columns is None else self.summands_of(columns, positive)
 
     def contributions(
@@ -242,6 +245,10 @@ class Metric(ABC):
         """The contribution of each item, (items,), whose mean is the metric; None where it is."""
         summands = self.summands(table, contender, positive)
         return None if summands is None else influence(summands[1], summands[0])
+
+    def counted(self, table: ScoreTable) -> ScoreTable:
+        """The items of ``table`` that the metric is about: all, unless it says otherwise."""
+        return table
 
     def applies(self, labels: Sequence[str], positive: int | None) -> bool:
         """Whether a task with these labels (none where it has no fixed classes) has the metric."""

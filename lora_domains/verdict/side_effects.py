@@ -156,7 +156,8 @@ def judge_overfit(evidence: Evidence, limit: float | None) -> GateResult | None:
     if limit is None:
         rule = f"informs only; warns above {OVERFIT_WARNS:g} and the best baseline's own gap"
     for table in (evidence.train, evidence.test):
-        if fault := evidence.fault("adapter", table, metric.scores, capital(metric.label)):
+        counted = metric.counted(table)
+        if fault := evidence.fault("adapter", counted, metric.scores, capital(metric.label)):
             missing = fault.result("overfit", rule, limit)
             return informing(missing) if limit is None else missing
     (train, _), (test, _) = _on_both(evidence, "adapter", evidence.level)

@@ -7,12 +7,14 @@ import pytest
 from conftest import make_rows
 from support.models import QUIET, SUITE, declared, model_in
 
+from lora_domains.data.source import Data
 from lora_domains.dataset import Dataset
+from lora_domains.domain import Domain
 from lora_domains.evaluation.baselines import BASELINES, SHOTS, BaselineInputs, baseline_scores
 from lora_domains.evaluation.scorer import Scorer
 from lora_domains.inference.scores import Scores
 from lora_domains.model import DomainModel
-from lora_domains.tasks import Classification, Generation
+from lora_domains.tasks import Chat, Classification, Generation
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,32 @@ def test_the_table_holds_what_applies_to_the_task(model: DomainModel) -> None:
     head = model.dataset(declared(rows, "headed", Classification(positive="spam", head=True)))
     assert list(scores_of(model, head)) == ["base", "majority", "tfidf"]
     text = Generation(text="text", answer="label", max_new_tokens=2)
-    assert list(scores_of(model, model.dataset(declared(rows, "text", text)))) == [few_shot]
+    assert list(scores_of(model, model.dataset(declared(rows, "text", text)))) == [
+        "nearest", few_shot
+    ]  # fmt: skip
+    chats = [{"prompt": row["text"], "completion": row["label"]} for row in rows[:60]]
+    for generate in (True, False):
+        chat = Chat(user="prompt", assistant="completion", max_new_tokens=2, generate=generate)
+        dataset = model.dataset(declared(chats, f"chat-{generate}", chat))
+        assert ("nearest" in scores_of(model, dataset)) == generate
+
+
+def test_the_nearest_answer_is_that_of_the_most_similar_training_prompt(
+    model: DomainModel,
+) -> None:
+    """Each test prompt is one of the training with another last word, and has its answer."""
+    topics = ["engine oil", "blue river", "red stone", "wheat flour", "piano keys", "tax form"]
+    rows = [
+        {"question": f"what is {topic} {n}", "answer": f"it is {topic.split()[0]}"}
+        for topic in topics for n in ("now", "then", "here", "there")
+    ]  # fmt: skip
+    train, test = [row for n, row in enumerate(rows) if n % 4], rows[::4]
+    domain = Domain("nearest", Generation(max_new_tokens=2), Data(train, train[:3], test))
+    scores = scores_of(model, model.dataset(domain))["nearest"]
+    assert [(score["exact"], score["text"]) for score in scores] == [
+        (1.0, row["answer"]) for row in test
+    ]
+    assert all(not {"nats", "tokens"} & score.keys() for score in scores)
 
 
 def test_majority_and_tfidf_predict_by_the_training_rows(model: DomainModel) -> None:

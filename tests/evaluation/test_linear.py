@@ -9,6 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
 from lora_domains.data.prepare import Prepared, prepare
@@ -17,7 +18,14 @@ from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
 from lora_domains.evaluation import linear
 from lora_domains.evaluation.baselines import BaselineInputs, tfidf
-from lora_domains.evaluation.linear import Split, log_softmax, predict, temperature
+from lora_domains.evaluation.linear import (
+    Split,
+    log_softmax,
+    nearest,
+    predict,
+    temperature,
+    tfidf_features,
+)
 from lora_domains.inference.linear_probe import logistic_regression
 from lora_domains.tasks import Classification
 from lora_domains.tokenization.encoded import EncodedRow
@@ -150,3 +158,16 @@ def test_long_texts_are_read_by_words_alone(monkeypatch: pytest.MonkeyPatch) -> 
     words = linear.tfidf_features(texts)[0]
     assert words.shape == (2, 10)
     assert both[0].shape[1] > 50
+
+
+def test_the_nearest_text_is_found_by_cosine() -> None:
+    """Equal to the largest product of unit vectors, over words and characters."""
+    random = np.random.default_rng(1)
+    words = ["red", "stone", "blue", "river", "x1", "7"]
+    train, texts = ([" ".join(random.choice(words, 4)) for _ in range(n)] for n in (40, 15))
+    fitted, features = tfidf_features(train, texts)
+    similar = normalize(features) @ normalize(fitted).T
+    found = nearest(train, texts)
+    for row, at in enumerate(found):
+        assert similar[row, at] == pytest.approx(similar[row].max())
+    assert nearest(["a", "b c", "b"], ["b", "a!"]) == [2, 0]  # no words of two letters

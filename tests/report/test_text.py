@@ -1,7 +1,7 @@
 """The sentences of reports."""
 
 from lora_domains.report.card import AdapterEntry
-from lora_domains.report.text import losses, precision_elsewhere
+from lora_domains.report.text import how_scored, precision_elsewhere
 from lora_domains.tasks import Classification, task_record
 
 
@@ -12,11 +12,11 @@ def test_the_unit_of_the_loss_is_shown() -> None:
             settings={"task": task_record(Classification(head=head))},
         )  # fmt: skip
 
-    assert losses(entry("label cross-entropy", False)) == (
+    assert how_scored(entry("label cross-entropy", False)) == (
         "The loss is label cross-entropy; in the table of epochs it is nats per answer token."
     )
     same = "The loss is label cross-entropy, here and in the table of epochs."
-    assert losses(entry("label cross-entropy", True)) == same
+    assert how_scored(entry("label cross-entropy", True)) == same
 
 
 def test_precision_elsewhere_is_said_at_the_declared_share_or_at_usual_ones() -> None:
