@@ -122,7 +122,8 @@ def _scores(entry: AdapterEntry) -> list[str]:
     n = next(iter(entry.domain_scores.values()))["n"]
     lines = [
         *_table_of_scores(entry.domain_scores),
-        f"{n} rows, the same for all contenders; bounds are one-sided, 95 %. {how_scored(entry)}",
+        f"{n} rows, the same for all contenders; bounds are one-sided, 95 %. "
+        + escaped(how_scored(entry)),
         "",
     ]
     if entry.without_near_leaks:

@@ -274,7 +274,11 @@ def how_scored(entry: AdapterEntry) -> str:
         loss = f"The loss is {judged}, here and in the table of epochs."
     else:
         loss = f"The loss is {judged}; in the table of epochs it is {trained}."
-    return " ".join([loss, *_answers(entry.judged)])
+    counts = {metric: fields["n"] for metric, fields in entry.domain_scores.items()}
+    rows = max(counts.values(), default=0)
+    some = [f"{metric_name(metric).capitalize()} is on the {n:,} rows that ask for it."
+            for metric, n in counts.items() if n < rows]  # fmt: skip
+    return " ".join([loss, *some, *_answers(entry.judged)])
 
 
 def _answers(judged: Fields) -> list[str]:

@@ -2,7 +2,7 @@
 
 from lora_domains.report.card import AdapterEntry
 from lora_domains.report.text import how_scored, precision_elsewhere
-from lora_domains.tasks import Classification, task_record
+from lora_domains.tasks import Classification, Generation, task_record
 
 
 def test_the_unit_of_the_loss_is_shown() -> None:
@@ -17,6 +17,25 @@ def test_the_unit_of_the_loss_is_shown() -> None:
     )
     same = "The loss is label cross-entropy, here and in the table of epochs."
     assert how_scored(entry("label cross-entropy", True)) == same
+
+
+def test_how_answers_were_made_is_shown() -> None:
+    made = AdapterEntry(
+        domain="x", path="x", sha256=None, settings={"task": task_record(Generation())},
+        domain_scores={"token_f1": {"n": 1200}, "number_match": {"n": 1100}},
+        judged={
+            "loss": "nats per answer token",
+            "decoding": {"method": "greedy", "max_new_tokens": 64, "stop": ["<|im_end|>", "</s>"]},
+            "judge": {"command": "python judge.py", "sha256": "0", "low": 1.0, "high": 10.0},
+        },
+    )  # fmt: skip
+    assert how_scored(made) == (
+        "The loss is nats per answer token, here and in the table of epochs. Number match is on "
+        "the 1,100 rows that ask for it. Answers are greedy, of 64 tokens at most, and end at "
+        "<|im_end|> or </s>. The judge is python judge.py (here 1 to 10 is 0 to 1)."
+    )
+    made.judged["judge"] |= {"low": 0.0, "high": 1.0}
+    assert how_scored(made).endswith("The judge is python judge.py.")
 
 
 def test_precision_elsewhere_is_said_at_the_declared_share_or_at_usual_ones() -> None:
