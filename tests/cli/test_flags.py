@@ -27,7 +27,8 @@ from lora_domains.tasks import (
 
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--target-recall": "0.9", "--target-precision": "0.8", "--max-length": "64",
-          "--delimiter": "tab", "--prevalence": "0.05"}  # fmt: skip
+          "--delimiter": "tab", "--prevalence": "0.05", "--judge-range": "1,10",
+          "--judge-timeout": "5"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex", "--metric": "mcc",
                            "--set": "training.warmup=0.5"}  # fmt: skip
@@ -39,7 +40,9 @@ def flags_of_a_run() -> list[argparse.Action]:
     return [action for action in parser._actions if action.dest != "help"]
 
 
-def calls_made(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def calls_made(
+    arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, task: Task | None = None
+) -> dict[str, Any]:
     """The calls that these flags make: the base to load, the domain, and the options of fit."""
     calls: dict[str, Any] = {}
 
@@ -75,7 +78,8 @@ def calls_made(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> dic
     parser = Parser()
     add_run_flags(parser)
     flags = parser.read([*arguments])
-    domain = Domain("spam", Classification(), Data("own.csv"))
+    monkeypatch.setattr(Domain, "check_judge", lambda _: None)
+    domain = Domain("spam", task or Classification(), Data("own.csv"))
     with pytest.raises(Called):
         recipes.fit_and_evaluate(configured(domain, flags), flags)
     return calls
@@ -86,7 +90,24 @@ def test_every_flag_has_an_effect(action: argparse.Action, monkeypatch: pytest.M
     flag = action.option_strings[0]
     value = [] if action.nargs == 0 else [VALUES.get(flag, OTHER_VALUES.get(flag, "other"))]
     beside = ["--positive", "spam"] if flag.startswith(("--target", "--prevalence")) else []
-    assert calls_made(beside, monkeypatch) != calls_made([*beside, flag, *value], monkeypatch)
+    beside += ["--judge", "python judge.py"] if flag.startswith("--judge-") else []
+    task = Chat() if flag in ("--generate", "--judge") else None
+    assert calls_made(beside, monkeypatch, task) != calls_made(
+        [*beside, flag, *value], monkeypatch, task
+    )
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--judge-range", "1,10"], "expected a program that judges; found none"),
+    (["--judge", "x", "--judge-range", "1"], "two numbers, the worst and the best score; found '1"),
+    (["--judge", "x", "--judge-range", "5,5"], "found 5,5"),
+    (["--judge", ""], "judge, command: expected a command"),
+])  # fmt: skip
+def test_a_judge_that_cannot_be_meant_is_refused(flags: list[str], message: str) -> None:
+    parser = Parser()
+    add_run_flags(parser)
+    with pytest.raises((UsageError, DomainError), match=message):
+        configured(Domain("own", Generation(), Data("own.csv")), parser.read(flags))
 
 
 def test_flags_set_domain_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
