@@ -265,6 +265,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "training.kl": ("0.25", 0.25),
     "training.replay": ("0.5", 0.5),
     "training.general_rows": ("2", 2),
+    "training.general_cost": ("0.2", 0.2),
     "training.max_length": ("64", 64),
     "training.gradient_checkpointing": ("TRUE", True),
     "training.seed": ("7", 7),
@@ -324,6 +325,7 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "system": ("rules", "rules"),
         "tools": ("functions", "functions"),
         "max_new_tokens": ("9", 9),
+        "generate": ("true", True),
     }),
 ]  # fmt: skip
 
