@@ -29,7 +29,11 @@ RETENTION = ["auto", "replay", "kl", "none"]
 JUDGE = "judge"
 """The metric of the scores that a program gives."""
 T = TypeVar("T")
-NEWER = ("general_cost",)
+EPOCHS = 8
+"""Passes over the training rows of a small domain."""
+OPTIMIZERS = ("adamw", "adamw8bit")
+"""AdamW, and bitsandbytes' with a state of 8 bits."""
+NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every")
 """Settings of training that digests are older than: one counts where it is not None."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -47,10 +51,19 @@ class Lora:
 
 @dataclass(frozen=True)
 class Training:
-    """Training settings; ``lr``, ``batch_size`` and ``max_length`` (tokens) are derived if None."""
+    """Training settings; what is None is derived."""
 
-    epochs: int = 8
+    epochs: int | None = None
+    """Most passes over the training rows; None is derived from their number (``training.plan``)."""
+    max_steps: int | None = None
+    """Most optimiser steps, whatever the epochs."""
+    validate_every: int | None = None
+    """Steps between validations within an epoch; None is derived. Its end is always validated."""
     lr: float | None = None
+    lr_ratio: float | None = None
+    """The rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354); None is 1."""
+    optimizer: str | None = None
+    """One of ``OPTIMIZERS``; None is "adamw"."""
     batch_size: int | None = None
     """Rows in one optimiser step, over all processes."""
     warmup: float = 0.06
@@ -158,8 +171,9 @@ class Domain:
                    if getattr(self.gates, name) == target}  # fmt: skip
         task, gates = _json(hashed_record(self.task)), replace(self.gates, **default).hashed()
         hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
-        hashed["training"] = {name: value for name, value in hashed["training"].items()
-                              if name not in NEWER or value is not None}  # fmt: skip
+        training = {k: v for k, v in hashed["training"].items() if k not in NEWER or v is not None}
+        # Digests are older than deriving the epochs, too.
+        hashed["training"] = training | {"epochs": self.training.epochs or EPOCHS}
         for name in ("metric", "prevalence"):  # digests are older than these settings
             if hashed[name] is None:
                 del hashed[name]
@@ -208,14 +222,19 @@ def _check_ranges(domain: Domain) -> None:
     lora, training = domain.lora, domain.training
     batch, length, share = training.batch_size, training.max_length, domain.prevalence
     decay, clip, kl = training.weight_decay, training.clip, training.kl
-    cost = training.general_cost
+    cost, epochs, steps = training.general_cost, training.epochs, training.max_steps
+    every, ratio, optimizer = training.validate_every, training.lr_ratio, training.optimizer
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
         ("dropout", lora.dropout, 0 <= lora.dropout < 1, "0 up to, not including, 1"),
-        ("epochs", training.epochs, training.epochs >= 1, "at least 1"),
+        ("epochs", epochs, epochs is None or epochs >= 1, "at least 1"),
+        ("max_steps", steps, steps is None or steps >= 1, "at least 1"),
+        ("validate_every", every, every is None or every >= 1, "at least 1 step"),
         ("lr", training.lr, training.lr is None or 0 < training.lr < 1, "above 0, below 1"),
         ("batch_size", batch, batch is None or batch >= 1, "at least 1"),
+        ("lr_ratio", ratio, ratio is None or 0 < ratio <= 1000, "above 0, at most 1000"),
+        ("optimizer", optimizer, optimizer in (None, *OPTIMIZERS), listed(OPTIMIZERS)),
         ("seed", training.seed, 0 <= training.seed < 2**31, "0 up to 2147483647"),
         ("weight_decay", decay, 0 <= decay < inf, "0 or above, and finite"),
         ("max_length", length, length is None or length >= 8, "at least 8 tokens"),

@@ -334,7 +334,15 @@ def test_the_record_is_json_without_rows() -> None:
     record = as_record(domain())
     assert json.loads(json.dumps(record)) == record
     assert SECRET not in json.dumps(record)
-    assert record["training"]["epochs"] == 8
+    assert record["training"]["epochs"] is None
+
+
+def test_settings_newer_than_digests_change_none_where_they_are_left_open() -> None:
+    own = domain()
+    assert with_settings(own, epochs=8).digest() == own.digest()
+    for name, value in (("max_steps", 9), ("validate_every", 9), ("lr_ratio", 2.0),
+                        ("optimizer", "adamw8bit"), ("general_cost", 0.1)):  # fmt: skip
+        assert with_settings(own, **{name: value}).digest() != own.digest()
 
 
 def test_a_target_is_the_floor_of_its_gate_unless_another_is_set() -> None:

@@ -131,7 +131,7 @@ class _Measured:
             repeated = (encoded * math.ceil(wanted / len(encoded)))[:wanted]
             trained = self.trials.trained(
                 self.dataset, repeated, seed=seed,
-                epochs=epochs or self.dataset.domain.training.epochs,
+                epochs=epochs or self.trials.plan.epochs,
             )  # fmt: skip
             with trained as of:
                 scores.append(self.score(f"{name}/{run}", self.dataset.validation, of.adapter.name))
@@ -147,7 +147,7 @@ class _Measured:
         """The point of all rows with their edited copies, in about the same number of steps."""
         copies = {f"{example.id}~" for example in whole}
         examples = [*whole, *(example for example in edited if example.id in copies)]
-        epochs = math.ceil(self.dataset.domain.training.epochs / 2)
+        epochs = math.ceil(self.trials.plan.epochs / 2)
         rows_per_epoch = len(self.encoded(examples))
         return self.point(AUGMENTED, [examples] * len(seeds), seeds, rows_per_epoch, epochs)
 

@@ -20,7 +20,8 @@ from lora_domains.tasks.answers import Judge
 ADAPTERS = "adapters"
 """The default folder of adapters."""
 SETTINGS = {
-    "epochs": "training.epochs", "lr": "training.lr", "retention": "training.retention",
+    "epochs": "training.epochs", "max_steps": "training.max_steps", "lr": "training.lr",
+    "retention": "training.retention",
     "max_length": "training.max_length", "seed": "training.seed",
     "gradient_checkpointing": "training.gradient_checkpointing", "rank": "lora.rank",
     "text": "task.text", "label": "task.label", "positive": "task.positive", "head": "task.head",
@@ -91,7 +92,9 @@ def add_column_flags(group: Any) -> None:
 def add_training_flags(group: Any) -> None:
     """Flags on training that ``fit``, recipes and the learning curve share."""
     add = group.add_argument
-    add("--epochs", type=int, metavar="N", help="most passes over the training rows")
+    add("--epochs", type=int, metavar="N", help="most passes over the training rows; default: 8, "
+        "and fewer of more than 13,333 rows")  # fmt: skip
+    add("--max-steps", type=int, metavar="N", help="most optimiser steps")
     add("--lr", type=float, metavar="X", help="peak learning rate; default: derived from the "
         "width of the base")  # fmt: skip
     add("--rank", type=int, metavar="N", help="LoRA rank; default: derived from the number of "

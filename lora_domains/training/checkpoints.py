@@ -37,7 +37,7 @@ class State:
     """Supervised tokens of the same batches."""
     first_loss: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
-    """The record of each finished epoch."""
+    """The record of each validation; ``epoch`` is a fraction within one."""
     best: dict[str, Any] | None = None
     """The record of the best epoch so far."""
     best_weights: Weights | None = None
@@ -65,7 +65,7 @@ class State:
     def record(self, plan: Plan, best: Mapping[str, Any], peak_memory: int) -> dict[str, Any]:
         """The card's ``training`` entry; ``best`` is the record of the epoch that is kept."""
         return {
-            "epochs": len(self.history),
+            "epochs": self.history[-1]["epoch"],
             "steps": self.total_steps,
             "best_epoch": best["epoch"],
             "rank": plan.rank,

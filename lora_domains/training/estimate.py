@@ -78,12 +78,12 @@ def _training(run: Run) -> Estimate:
 
     # The head was prepared when the run was made.
     phases = {HEAD: run.state.phases.get(HEAD, 0.0), STEPS: 0.0, GENERAL: 0.0, VALIDATION: 0.0}
-    epochs = run.plan.epochs
+    times = {STEPS: run.plan.passes, VALIDATION: run.plan.validations}
 
     def add(found: dict[str, float]) -> None:
-        # Only the base reads general text once; all else happens in each epoch.
+        # The base reads general text once.
         for name, seconds in found.items():
-            phases[name] += seconds if name == GENERAL else epochs * seconds
+            phases[name] += times.get(name, 1) * seconds
 
     def size(texts: Sequence[EncodedExample]) -> int:
         return padded_tokens(run.model, texts)

@@ -92,10 +92,10 @@ def fit(
         run = make_run(bank, dataset, plan, out, display)
         display.stage("estimate", None, None, estimate(run, dry_run).in_words())
         epochs = "epoch" if plan.epochs == 1 else "epochs"
-        display.line(
-            f"Dry run: {plan.epochs} {epochs} of {plan.steps_per_epoch} steps would follow; "
-            "nothing was trained or written."
-        )
+        steps = f"{plan.epochs} {epochs} of {plan.steps_per_epoch} steps"
+        if plan.max_steps is not None:
+            steps = f"{plan.steps} steps"
+        display.line(f"Dry run: {steps} would follow; nothing was trained or written.")
         return None
     rows = distributed.on_main(lambda: remembered(dataset))
     if checkpoint_path(out, domain.name).exists() and not resume:

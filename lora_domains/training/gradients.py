@@ -5,7 +5,7 @@ row is relative to the tokens of the whole batch from the start.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -19,14 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from lora_domains import distributed
 from lora_domains.console import Clock, Display, format_bytes
 from lora_domains.distributed import ran_out
-from lora_domains.domain import Domain
-from lora_domains.errors import OutOfMemory, TrainingError
+from lora_domains.domain import Domain, Training
+from lora_domains.errors import OutOfMemory, TrainingError, UsageError
 from lora_domains.inference.batches import LOGITS, trial_examples
 from lora_domains.inference.likelihoods import text_nats
 from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import Head, label_nats
+from lora_domains.modeling.lora import TrainableLora
 from lora_domains.modeling.routing import current_route, entered
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import State
@@ -268,6 +269,43 @@ def micro_batches(
         passes.append(rows[start[end] : end])
         end = start[end]
     yield from reversed(passes)
+
+
+# ── The optimiser ───────────────────────────────────────────────────────────────────────────────
+
+
+def make_optimizer(
+    weights: Mapping[str, TrainableLora],
+    parameters: Sequence[torch.nn.Parameter],
+    lr: float,
+    settings: Training,
+) -> torch.optim.Optimizer:
+    """AdamW for ``parameters``: those of ``weights``, and of a head.
+
+    With ``lr_ratio`` the matrices B are a group of their own, whose rate is so many times that of
+    all others (LoRA+, Hayou et al. 2024).
+    """
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if settings.lr_ratio is not None:
+        of_b = {id(lora.b) for lora in weights.values()}
+        groups = [
+            {"params": [p for p in parameters if id(p) not in of_b]},
+            {"params": [p for p in parameters if id(p) in of_b], "ratio": settings.lr_ratio},
+        ]
+    if settings.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes import optim
+        except ImportError:
+            raise UsageError(
+                where="setting 'optimizer'",
+                expected="bitsandbytes, for a state of 8 bits",
+                found="none for this platform",
+                hint="Leave it out: AdamW keeps its state in 32 bits.",
+            ) from None
+        adam: Any = vars(optim)["AdamW8bit"]
+        eight: torch.optim.Optimizer = adam(groups, lr=lr, weight_decay=settings.weight_decay)
+        return eight
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
 
 # ── Gradient checkpointing ──────────────────────────────────────────────────────────────────────

@@ -40,7 +40,7 @@ from lora_domains.modeling.heads import SENTENCE
 from lora_domains.modeling.lora import Adapter, Weights
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
-from lora_domains.training.gradients import Gradients
+from lora_domains.training.gradients import Gradients, make_optimizer
 from lora_domains.training.plan import Plan
 from lora_domains.training.retention import GeneralTexts
 from lora_domains.training.tracking import Log, no_tracker
@@ -68,20 +68,12 @@ class Run:
     """Called with the best epoch so far when a run ends early, so that it is not lost."""
 
     def __init__(
-        self,
-        bank: Bank,
-        domain: Domain,
-        plan: Plan,
-        train: Sequence[EncodedExample],
-        validation: Sequence[EncodedExample],
-        checkpoint: Path,
-        display: Display,
-        general: Sequence[EncodedExample] = (),
-        monitored: Sequence[EncodedExample] = (),
-        parent: Parent | None = None,
-        log: Log = no_tracker,
+        self, bank: Bank, domain: Domain, plan: Plan, train: Sequence[EncodedExample],
+        validation: Sequence[EncodedExample], checkpoint: Path, display: Display,
+        general: Sequence[EncodedExample] = (), monitored: Sequence[EncodedExample] = (),
+        parent: Parent | None = None, log: Log = no_tracker,
         predictions: Mapping[str, Prediction] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.bank, self.domain, self.plan = bank, domain, plan
         self.train, self.display, self.log = train, display, log
         self.checkpoint = RunCheckpoint(checkpoint, display)
@@ -96,10 +88,8 @@ class Run:
         if self.head is not None:
             self.head, trained = self.head.trainable(self.model.device)
             self.parameters += trained
-        decay = domain.training.weight_decay
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=plan.lr, weight_decay=decay, fused=True
-        )
+        self.optimizer = make_optimizer(bank.trainable(self.adapter_name), self.parameters,
+                                        plan.lr, domain.training)  # fmt: skip
         self.general = GeneralTexts(
             bank, self.adapter_name, general, display, self.clock, predictions
         )
@@ -143,7 +133,7 @@ class Run:
                 self._resume()
             self.state.pass_bytes = agreed_pass_limit(self.model)
             self.gradients.announce_memory()
-            while self.state.epoch < self.plan.epochs and not self._out_of_patience():
+            while not self._finished() and not self._out_of_patience():
                 self.run_epoch()
             self._scale_down()
             # Ranks exchange signals within each step, and once more after the last one.
@@ -166,19 +156,23 @@ class Run:
         self.checkpoint.clear()
 
     def run_epoch(self) -> None:
-        """The rest of the current epoch, its validation, and a checkpoint."""
+        """The epoch up to its next validation or its end, the validation, and a checkpoint."""
         state, seed = self.state, self.domain.training.seed
+        # Without losses since the last validation, that one was of the current step.
+        end = self.plan.validated_after(state.epoch, state.step + (not state.losses))
         lengths = [len(row) for row in self.train]
         batches = epoch_batches(lengths, self.plan.batch_size, seed, state.epoch)
         with self.display.progress(f"epoch {state.epoch + 1}", len(batches)) as advance:
             advance(state.step)
-            for batch in batches[state.step :]:
+            for batch in batches[state.step : end]:
                 with self.clock.phase(STEPS):
                     self.train_step([self.train[i] for i in batch])
                 advance(1, self._speed())
                 self._between_steps()
         loss = sum(state.losses) / max(sum(state.tokens), 1)
-        record = {"epoch": state.epoch + 1, "training_loss": loss, **self.validation.evaluate()}
+        whole = end == len(batches)
+        epoch = state.epoch + 1 if whole else round(state.epoch + end / len(batches), 3)
+        record = {"epoch": epoch, "training_loss": loss, **self.validation.evaluate()}
         self._check_loss(record["validation_loss"])
         state.history.append(record)
         record["observation"] = observe(state.history, self.drift_limit)
@@ -189,7 +183,9 @@ class Run:
         self.display.epoch(record, self.domain.primary_metric, self._speed())
         self.validation.show_samples()
         self.log(record, state.total_steps)
-        state.epoch, state.step, state.losses, state.tokens = state.epoch + 1, 0, [], []
+        state.losses, state.tokens = [], []
+        if whole:
+            state.epoch, state.step = state.epoch + 1, 0
         self.save()
 
     def train_step(self, rows: Sequence[EncodedExample]) -> None:
@@ -222,7 +218,7 @@ class Run:
         warm = max(1, round(self.domain.training.warmup * total))
         share = (done + 1) / warm if done < warm else (total - done) / max(1, total - warm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.lr * share
+            group["lr"] = self.plan.lr * share * group.get("ratio", 1.0)
 
     def _check_loss(self, loss: float) -> None:
         state = self.state
@@ -251,14 +247,18 @@ class Run:
 
     def _interrupt(self, written: bool) -> NoReturn:
         state = self.state
-        finished = state.epoch == self.plan.epochs
-        step = "after the last epoch" if finished else f"epoch {state.epoch + 1}, step {state.step}"
+        step = f"epoch {state.epoch + 1}, step {state.step}"
+        step = "after the last epoch" if self._finished() else step
         outcome = self._save_best()
         raise self.signals.interrupted(f"{self.domain.name}, {step}", written, outcome)
 
+    def _finished(self) -> bool:
+        """Whether all steps are done and validated."""
+        return self.state.total_steps >= self.plan.steps and not self.state.losses
+
     def _out_of_patience(self) -> bool:
         best, patience = self.state.best, self.domain.training.patience
-        if best is None or self.state.epoch - best["epoch"] < patience:
+        if best is None or round(self.state.history[-1]["epoch"] - best["epoch"], 3) < patience:
             return False
         self.display.line(f"Stopped: no better epoch than {best['epoch']} for {patience} epochs.")
         return True
@@ -390,10 +390,10 @@ def seconds_left(run: Run) -> float:
     on as many tokens.
     """
     state, validation = run.state, run.validation
-    steps, epochs = state.phases.get(STEPS, 0.0), run.plan.epochs - len(state.history)
+    steps, rounds = state.phases.get(STEPS, 0.0), run.plan.validations - len(state.history)
     left = (run.plan.steps - state.total_steps) * steps / max(1, state.total_steps)
     if state.history:
-        return left + epochs * state.phases.get(VALIDATION, 0.0) / len(state.history)
+        return left + rounds * state.phases.get(VALIDATION, 0.0) / len(state.history)
     monitored = sum(map(len, validation.monitored))
-    tokens = epochs * (sum(map(len, validation.rows)) + monitored) + monitored
+    tokens = rounds * (sum(map(len, validation.rows)) + monitored) + monitored
     return left + tokens * steps / max(1, state.total_tokens) / 3

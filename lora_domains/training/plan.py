@@ -8,7 +8,7 @@ from typing import Any
 from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.dataset import Dataset
-from lora_domains.domain import Lora
+from lora_domains.domain import EPOCHS, Lora, Training
 from lora_domains.inference.choice_tree import tree
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import PASS
@@ -22,6 +22,13 @@ BATCHES = (32, 16, 8)
 STEPS = 200
 """Optimiser steps that a run should have. On 300 rows, 300 steps in batches of 8 gave better
 validation scores than 80 in batches of 32 (benchmarks/README.md, derived settings)."""
+EPOCH_ROWS = 100_000
+"""Rows that a run reads, repeats included, where the epochs are derived."""
+VALIDATED = 400
+"""Fewest steps between two validations of an epoch, where they are derived."""
+VALIDATION_COST, FORWARD = 10, 3
+"""Steps between two validations take so many times as long as one, where a pass forward takes a
+third of a step on the same tokens."""
 MANY_TOKENS = 1000
 """Labels of this many tokens, shared beginnings counted once, are warned about."""
 FEW_STEPS = 60
@@ -47,12 +54,33 @@ class Plan:
     retention: Retention
     general_every: int = 1
     """General text is read in every step of this number."""
+    max_steps: int | None = None
+    validate_every: int | None = None
+    """Steps between validations within an epoch; None validates at its end only."""
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @property
+    def passes(self) -> float:
+        """How often the rows are read."""
+        return self.steps / self.steps_per_epoch
+
+    @property
+    def validations(self) -> int:
+        every = self.validate_every or self.steps_per_epoch
+        whole, rest = divmod(self.steps, self.steps_per_epoch)
+        return whole * math.ceil(self.steps_per_epoch / every) + math.ceil(rest / every)
+
+    def validated_after(self, epoch: int, step: int) -> int:
+        """The first step of ``epoch``, from ``step`` on, after which the adapter is validated."""
+        every = self.validate_every or self.steps_per_epoch
+        left = self.steps - epoch * self.steps_per_epoch
+        return min(math.ceil(step / every) * every, self.steps_per_epoch, left)
 
     @property
     def general_reads(self) -> int:
@@ -74,10 +102,14 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     settings = dataset.domain.training
     probed = dataset.domain.task.head and own_layout(base) == SENTENCE
     lr, lr_reason = (settings.lr, "") if settings.lr is not None else derived_rate(base, probed)
+    rows = len(dataset.train)
+    epochs, epochs_reason = derived_epochs(rows, settings)
     batch, batch_reason = settings.batch_size, ""
     if batch is None:
-        batch, batch_reason = derived_batch(len(dataset.train), settings.epochs)
-    steps = math.ceil(len(dataset.train) / batch)
+        batch, batch_reason = derived_batch(rows, epochs)
+    steps = math.ceil(rows / batch)
+    limit = min(settings.max_steps or math.inf, steps * epochs)
+    validate_every = settings.validate_every or _validation_steps(dataset, steps)
     rank, alpha, rank_reason = _rank_and_alpha(base, dataset)
     general = dataset.general.windows("training", dataset.tokenization, POOL)
     own = dataset.general.own
@@ -91,17 +123,19 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     if probed and dataset.parent is None:
         probe_reason = "head: starts as logistic regression on the frozen features"
     reasons = (
-        lr_reason, probe_reason, batch_reason, rank_reason, retention_reason, every_reason,
-        _general_reason(dataset, math.ceil(steps * settings.epochs / every) * retention.rows),
+        lr_reason, probe_reason, epochs_reason, batch_reason, rank_reason, retention_reason,
+        every_reason, _general_reason(dataset, math.ceil(limit / every) * retention.rows),
+        _validation_reason(validate_every, steps),
     )  # fmt: skip
     warnings = (
         *_ignored_settings(dataset.domain.lora, dataset.parent),
-        _short_run_warning(len(dataset.train), batch, steps, settings.epochs),
+        _short_run_warning(rows, batch, steps, epochs) if limit == steps * epochs else "",
         _many_labels_warning(dataset),
         retention.warning(base.id, familiar) or "",
     )
     return Plan(
-        rank, alpha, lr, settings.epochs, batch, steps, retention, every,
+        rank, alpha, lr, epochs, batch, steps, retention, every,
+        settings.max_steps, validate_every if validate_every < steps else None,
         tuple(filter(None, reasons)), tuple(filter(None, warnings)),
     )  # fmt: skip
 
@@ -118,6 +152,32 @@ def derived_rate(base: Base, probed: bool = False) -> tuple[float, str]:
     rate = float(f"{share * 5e-4 * (2000 / base.width) ** power:.2g}")
     times = f"{share:.2g} · " if probed else ""
     return rate, f"learning rate {rate:g}: {times}5e-4 · (2000 / width {base.width})^{power:g}"
+
+
+def derived_epochs(rows: int, settings: Training) -> tuple[int, str]:
+    """The epochs given, or as many as read ``EPOCH_ROWS`` rows, from 1 to ``EPOCHS``; the reason.
+
+    A few passes over many rows teach what many passes over a few do, and are not repeated.
+    """
+    if settings.epochs is not None:
+        return settings.epochs, ""
+    epochs = max(1, min(EPOCHS, round(EPOCH_ROWS / rows)))
+    passes = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    reason = f"{passes}: {rows:,} rows, of which about {EPOCH_ROWS:,} are read in all"
+    return epochs, reason if epochs < EPOCHS else ""
+
+
+def _validation_steps(dataset: Dataset, steps: int) -> int:
+    """Steps between validations of an epoch of ``steps``: at least ``VALIDATED``, and as many as
+    take ten times as long as a validation, which reads its tokens forward only; equal parts."""
+    read = sum(len(row.encoded) for row in dataset.train) / steps
+    checked = sum(len(row.encoded) for row in dataset.validation)
+    parts = int(steps / max(VALIDATED, VALIDATION_COST * checked / (FORWARD * read)))
+    return math.ceil(steps / max(1, parts))
+
+
+def _validation_reason(every: int, steps: int) -> str:
+    return f"validation after every {every} of {steps} steps" if every < steps else ""
 
 
 def derived_batch(rows: int, epochs: int) -> tuple[int, str]:

@@ -28,7 +28,7 @@ from lora_domains.tasks import (
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--target-recall": "0.9", "--target-precision": "0.8", "--max-length": "64",
           "--delimiter": "tab", "--prevalence": "0.05", "--judge-range": "1,10",
-          "--judge-timeout": "5"}  # fmt: skip
+          "--judge-timeout": "5", "--max-steps": "50"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex", "--metric": "mcc",
                            "--set": "training.warmup=0.5"}  # fmt: skip
@@ -266,6 +266,10 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "training.replay": ("0.5", 0.5),
     "training.general_rows": ("2", 2),
     "training.general_cost": ("0.2", 0.2),
+    "training.max_steps": ("90", 90),
+    "training.validate_every": ("10", 10),
+    "training.lr_ratio": ("16", 16.0),
+    "training.optimizer": ("adamw8bit", "adamw8bit"),
     "training.max_length": ("64", 64),
     "training.gradient_checkpointing": ("TRUE", True),
     "training.seed": ("7", 7),
@@ -381,8 +385,8 @@ def test_every_setting_is_documented(task: Task) -> None:
         ("task.max_new_tokens=3", "Known: .*task.prompt"),
         ("data.limit=3", "Known: .*training.epochs"),
         ("training.warmup", "NAME=VALUE; found 'training.warmup'"),
-        ("training.epochs=2.5", "training.epochs: a whole number; found '2.5'"),
-        ("training.epochs=none", "training.epochs: a whole number; found 'none'"),
+        ("training.epochs=2.5", "training.epochs: a whole number or none; found '2.5'"),
+        ("training.patience=none", "training.patience: a whole number; found 'none'"),
         ("training.lr=fast", "training.lr: a number or none; found 'fast'"),
         ("training.gradient_checkpointing=1", "checkpointing: true or false; found '1'"),
         ("task.wording=spam", "task.wording: a JSON object of texts; found 'spam'"),

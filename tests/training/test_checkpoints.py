@@ -185,6 +185,22 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert not (tmp_path / ".spam.checkpoint").exists()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 7])
+def test_a_run_that_is_validated_within_epochs_resumes_to_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], steps: int
+) -> None:
+    """Stopped before a validation within an epoch, at it, at the end of one, and in the second."""
+    spam = declared(rows[:100], epochs=3, validate_every=2, max_steps=9, dropout=0.3)
+    whole = model_in(tmp_path / "a", tiny_base).fit(spam)
+    stopped_after(steps, spam, tmp_path / "b", tiny_base)
+    resumed = model_in(tmp_path / "b", tiny_base).fit(spam, resume=True)
+    one, other = (fingerprint(tmp_path / name / "spam") for name in ("a", "b"))
+    assert one == other
+    epochs = [[record["epoch"] for record in card.adapter.training["history"]]
+              for card in (whole, resumed)]  # fmt: skip
+    assert epochs[0] == epochs[1] == [0.4, 0.8, 1, 1.4, 1.8]
+
+
 def test_a_run_depends_on_its_seed_only(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str]
 ) -> None:

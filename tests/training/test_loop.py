@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import declared, fixed, make_run, model_in
+from support.models import declared, fixed, make_run, model_in, stopped_after
 
 from lora_domains.adapters.folder import fingerprint
+from lora_domains.domain import with_settings
 from lora_domains.errors import LossExploded
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
@@ -68,6 +69,109 @@ def test_the_rate_rises_then_falls_to_zero(
     assert rates[: top - 1] == sorted(rates[: top - 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-2] > 0 == rates[-1]
+
+
+def test_b_learns_at_a_rate_of_its_own_as_in_peft(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    """One step of LoRA+ equals a step of PEFT's optimiser with the same ratio."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    spam = declared(rows[:100], lr_ratio=16.0, warmup=0.0, retention="none")
+    run = make_run(tmp_path, tiny_base, spam)
+    weights = run.bank.trainable(run.adapter_name)
+    for lora in weights.values():
+        torch.nn.init.normal_(lora.b)  # or A would have no gradient
+
+    class Layer(torch.nn.Module):
+        def __init__(self, a: torch.Tensor, b: torch.Tensor) -> None:
+            super().__init__()
+            self.lora_A = torch.nn.Parameter(a.detach().clone())
+            self.lora_B = torch.nn.Parameter(b.detach().clone())
+
+    layers = torch.nn.ModuleList(Layer(lora.a, lora.b) for lora in weights.values())
+    theirs = create_loraplus_optimizer(layers, torch.optim.AdamW, lr=run.plan.lr,
+                                       loraplus_lr_ratio=16.0, weight_decay=0.0)  # fmt: skip
+    batch = run.train[:16]
+    run.gradients.compute(batch, sum(row.supervised for row in batch))
+    for layer, lora in zip(layers, weights.values(), strict=True):
+        layer.lora_A.grad, layer.lora_B.grad = lora.a.grad, lora.b.grad
+    run.state.total_steps = round(run.plan.steps * 0)
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.plan.lr * group.get("ratio", 1.0)
+    run.optimizer.step()
+    theirs.step()
+    for layer, lora in zip(layers, weights.values(), strict=True):
+        assert torch.allclose(layer.lora_A, lora.a, atol=1e-6)
+        assert torch.allclose(layer.lora_B, lora.b, atol=1e-5)
+    run.state.total_steps = run.plan.steps // 2
+    run._set_rate()
+    first, second = (group["lr"] for group in run.optimizer.param_groups)
+    assert second == pytest.approx(16 * first)
+
+
+def test_an_optimiser_of_8_bits_learns_and_resumes_to_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    spam = declared(rows[:100], epochs=3, optimizer="adamw8bit", lr_ratio=2.0, rank=64,
+                    targets=("gate_proj", "up_proj"))  # fmt: skip
+    whole = model_in(tmp_path / "a", tiny_base).fit(spam).adapter.training["history"]
+    in_32 = with_settings(spam, optimizer=None)
+    exact = model_in(tmp_path / "32", tiny_base).fit(in_32).adapter.training["history"]
+    losses = [[record["training_loss"] for record in history] for history in (whole, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+    assert losses[0] == sorted(losses[0], reverse=True)
+    stopped_after(7, spam, tmp_path / "b", tiny_base)
+    model_in(tmp_path / "b", tiny_base).fit(spam, resume=True)
+    assert fingerprint(tmp_path / "a" / "spam") == fingerprint(tmp_path / "b" / "spam")
+    run = make_run(tmp_path / "c", tiny_base, spam)
+    run.train_step(run.train[:16])
+    states = [state["state1"].dtype for state in run.optimizer.state.values()]
+    assert torch.uint8 in states  # of matrices of 4,096 parameters and more
+
+
+def test_an_epoch_can_be_validated_several_times_and_a_run_ends_after_so_many_steps(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    spam = declared(rows[:100], epochs=8, validate_every=2, max_steps=12, patience=9)
+    run = make_run(tmp_path, tiny_base, spam)
+    assert (run.plan.steps_per_epoch, run.plan.steps) == (5, 12)
+    record = run.fit().record
+    assert [one["epoch"] for one in record["history"]] == [0.4, 0.8, 1, 1.4, 1.8, 2, 2.4]
+    assert len(record["history"]) == run.plan.validations
+    assert (record["steps"], record["epochs"]) == (12, 2.4)
+    run.state.total_steps = 12
+    run._set_rate()
+    assert run.optimizer.param_groups[0]["lr"] == 0
+
+
+def test_more_validations_change_no_step(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    whole, parts = (
+        make_run(tmp_path / name, tiny_base, declared(rows[:100], epochs=2, patience=9, **settings))
+        for name, settings in (("a", {}), ("b", {"validate_every": 2}))
+    )
+    ends = [run.fit().record["history"][-1] for run in (whole, parts)]
+    assert ends[0]["validation_loss"] == ends[1]["validation_loss"]
+    for name, weights in whole.state.best_weights.items():  # the last epoch is the best
+        assert torch.equal(weights[0], parts.state.best_weights[name][0])
+
+
+def test_patience_within_an_epoch_is_counted_in_epochs(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    spam = declared(rows[:100], epochs=8, patience=1, validate_every=2)
+    calls: list[int] = []
+
+    def worse(run: Run) -> dict[str, Any]:
+        calls.append(run.state.total_steps)
+        loss = float(len(calls))
+        return {"validation_loss": loss, "accuracy": 0.5, "score": -loss, "higher_is_better": True}
+
+    record = make_run(tmp_path, tiny_base, spam, worse).fit().record
+    assert (record["best_epoch"], record["epochs"], calls[-1]) == (0.4, 1.4, 7)
 
 
 def test_the_adapter_in_training_leaves_the_bank_after_a_failure(

@@ -9,10 +9,10 @@ import pytest
 from support.models import QUIET, declared, make_run, model_in
 
 from lora_domains.data.source import Data
-from lora_domains.domain import Domain, with_settings
+from lora_domains.domain import Domain, Training, with_settings
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification
-from lora_domains.training.plan import make_plan
+from lora_domains.training.plan import derived_epochs, make_plan
 
 
 def test_a_short_run_is_warned_about_with_the_epochs_it_needs(
@@ -101,6 +101,33 @@ def test_the_embedded_base_reads_general_text_in_every_step(tmp_path: Path) -> N
     assert make_plan(model.base, model.dataset(domain)).general_every == 1
     limited = with_settings(domain, general_cost=0.1)
     assert make_plan(model.base, model.dataset(limited)).general_every > 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs"),
+    [(40, 8), (10_003, 8), (13_000, 8), (20_000, 5), (33_000, 3), (99_520, 1), (10**6, 1)],
+)
+def test_many_rows_are_read_in_fewer_epochs(rows: int, epochs: int) -> None:
+    derived, reason = derived_epochs(rows, Training())
+    assert derived == epochs
+    assert bool(reason) is (epochs < 8)
+    assert derived_epochs(rows, Training(epochs=6)) == (6, "")
+
+
+def test_a_long_epoch_is_validated_in_equal_parts(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_domains.training.plan.VALIDATED", 4)
+    spam = declared(rows, epochs=1, retention="none")
+    few = replace(spam, data=replace(spam.data, validation=rows[301:305]))  # type: ignore[arg-type]
+    plan = make_run(tmp_path, tiny_base, few).plan
+    assert (plan.steps_per_epoch, plan.validate_every, plan.validations) == (19, 5, 4)
+    assert "validation after every 5 of 19 steps" in plan.reasons
+    # Validation rows that take longer than a tenth of the steps between are read less often.
+    many = make_run(tmp_path, tiny_base, spam).plan
+    assert many.validate_every == 10
+    given = make_run(tmp_path, tiny_base, with_settings(spam, validate_every=3)).plan
+    assert (given.validate_every, given.validations) == (3, 7)
 
 
 @pytest.mark.parametrize("head", [True, False])
