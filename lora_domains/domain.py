@@ -385,23 +385,11 @@ def _lora_record(lora: Lora) -> dict[str, Any]:
 
 
 def _training_record(training: Training) -> dict[str, Any]:
-    return {
-        "epochs": training.epochs,
-        "lr": training.lr,
-        "batch_size": training.batch_size,
-        "warmup": training.warmup,
-        "weight_decay": training.weight_decay,
-        "clip": training.clip,
-        "patience": training.patience,
-        "retention": training.retention,
-        "kl": training.kl,
-        "replay": training.replay,
-        "general_rows": training.general_rows,
-        "max_length": training.max_length,
-        "gradient_checkpointing": training.gradient_checkpointing,
-        "seed": training.seed,
-        **{name: getattr(training, name) for name in NEWER},
-    }
+    older = (
+        "epochs", "lr", "batch_size", "warmup", "weight_decay", "clip", "patience", "retention",
+        "kl", "replay", "general_rows", "max_length", "gradient_checkpointing", "seed",
+    )  # fmt: skip
+    return {name: getattr(training, name) for name in (*older, *NEWER)}
 
 
 def _json(value: Any) -> Any:
