@@ -42,8 +42,9 @@ def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> N
 
 def add_base_flags(group: Any, *, quantised: bool = True) -> None:
     """The flags that ``open_model`` reads; without ``quantised``, the base is never quantised."""
-    group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder or a Hub id; "
-                       "default: the embedded base")  # fmt: skip
+    group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder, a Hub id, "
+                       "or, for fit, auto: one at hand in .bases or in the Hub's cache; default: "
+                       "the embedded base, for trials")  # fmt: skip
     if not quantised:
         group.set_defaults(load_in_8bit=False, load_in_4bit=False)
         return

@@ -5,8 +5,12 @@ reports other exit codes as a crash.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_domains.analysis.regressions import since_replaced
@@ -59,6 +63,7 @@ def fit_and_evaluate(
     domain is what it is.
     """
     quantized = quantization(flags)
+    domain, why = with_base(domain, flags)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     if not flags.dry_run:
         domain.check_judge()
@@ -76,8 +81,9 @@ def fit_and_evaluate(
         f"{quantized or base.record()['dtype']}, "
         f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
     )
-    if proposed:
-        display.stage("task", None, None, proposed)
+    for stage, reason in (("base", why), ("task", proposed)):
+        if reason:
+            display.stage(stage, None, None, reason)
     trained = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
         tracker=flags.tracker, prepared=prepared, no_evaluate=flags.no_evaluate,
@@ -143,6 +149,89 @@ def open_model(
     if card is not None and (limit := card.adapter.training.get("pass_bytes")) is not None:
         reuse_pass_limit(model.base.model, limit, display.warn)
     return model
+
+
+# ── Bases at hand ───────────────────────────────────────────────────────────────────────────────
+
+ENCODER, INSTRUCT = "an encoder, for labels", "an instruct model, for answers"
+EXAMPLES = {
+    ENCODER: "sentence-transformers/all-MiniLM-L6-v2",
+    INSTRUCT: "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+
+
+def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
+    """The domain with a head where ``--base auto`` found an encoder, and a sentence about the base.
+
+    The path that was found is written into ``flags``. Without --base, the sentence says which base
+    real work would take; it is empty for embedded rows. Raises UsageError where nothing is at hand.
+    """
+    asked, rows = flags.base, str(domain.data.train or "")
+    repeated = getattr(flags, "from_card", None)
+    if asked != "auto" and (asked or not rows or rows.startswith("embedded:") or repeated):
+        return domain, ""
+    wanted = ENCODER if domain.task.with_head() is not None else INSTRUCT
+    at_hand = bases_at_hand()
+    if wanted not in at_hand and INSTRUCT in at_hand:
+        wanted = INSTRUCT
+    found = at_hand.get(wanted, [])
+    name = _public(found[0]) if found else EXAMPLES[wanted]
+    if not asked:
+        where = "at hand" if found else "on the Hub"
+        way = "--base auto" if found else f"--base {name}{' --head' if wanted == ENCODER else ''}"
+        return domain, f"the embedded one, for trials; for real work {way} takes {name} ({where})"
+    if not found:
+        raise UsageError(
+            where="--base auto",
+            expected=f"{wanted}, in .bases/ or in the cache of the Hub",
+            found="none",
+            hint=f"Download one, for example: hf download {name}",
+        )
+    flags.base = str(found[0])
+    headed = domain.task.with_head() if wanted == ENCODER else None
+    return (
+        replace(domain, task=headed) if headed else domain,
+        f"{name}, the smallest at hand of its kind: {wanted}; --base names another",
+    )
+
+
+def bases_at_hand(folder: Path = Path(".bases")) -> dict[str, list[Path]]:
+    """The bases in ``folder`` and in the cache of the Hub by what they are for, smallest first."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    places = [path.parent for path in folder.glob("*/config.json")]
+    with suppress(CacheNotFound):
+        places += [revision.snapshot_path for repo in scan_cache_dir(constants.HF_HUB_CACHE).repos
+                   if repo.repo_type == "model" for revision in repo.revisions]  # fmt: skip
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for place in places:
+        size = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        if size and (kind := _use_of(place)):
+            found.setdefault(kind, []).append((size, place))
+    return {kind: [place for _, place in sorted(these)] for kind, these in found.items()}
+
+
+def _use_of(place: Path) -> str | None:
+    """What the base in a folder is for; None where its files do not say."""
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        names = " ".join(config.get("architectures") or ())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    if (place / "modules.json").is_file() or "ForMaskedLM" in names:
+        return ENCODER
+    settings = place / "tokenizer_config.json"
+    has_template = (place / "chat_template.jinja").is_file() or (
+        settings.is_file() and "chat_template" in settings.read_text(encoding="utf-8")
+    )
+    return INSTRUCT if "ForCausalLM" in names and has_template else None
+
+
+def _public(place: Path) -> str:
+    """The name of a base: that of its folder, or its id on the Hub for one in the Hub's cache."""
+    cached = [part for part in place.parts if part.startswith("models--")]
+    return cached[-1].removeprefix("models--").replace("--", "/") if cached else place.name
 
 
 def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:

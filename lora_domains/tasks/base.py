@@ -214,6 +214,10 @@ class Task(ABC):
                 text_of(row, column)  # raises
         return self.unlabelled(row)
 
+    def with_head(self) -> Self | None:
+        """This task scored by a head, which encoders need; None for kinds that have none."""
+        return None
+
     def with_options(self, **options: Any) -> Self:
         """This task with fields replaced. Raises UsageError where the kind lacks one of them."""
         known = [field.name for field in fields(self)]

@@ -209,7 +209,7 @@ def test_other_files_are_refused_with_what_to_do(tmp_path: Path, name: str, hint
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (gzip.compress(b"text,label\na,b\n"), "compressed by gzip"),
+        (gzip.compress(b"text,label\na,b\n", mtime=0), "compressed by gzip"),
         (b"PK\x03\x04" + bytes(20), "a zip file or a workbook"), (b"PAR1" + bytes(20), "Parquet"),
         (b"\n <!DOCTYPE html>\n<p>log in</p>", "an HTML page"),
         (b"<html><body>404</body></html>", "an HTML page"),

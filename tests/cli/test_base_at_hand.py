@@ -1,0 +1,98 @@
+"""``fit --base auto``: which base is taken of those at hand, and what is said without one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_rows
+from huggingface_hub import constants
+from support.commands import run, write
+
+from lora_domains.cli import recipes
+from lora_domains.cli.recipes import EXAMPLES, bases_at_hand
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain
+from lora_domains.tasks import Classification, Generation
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return cache
+
+
+def make_base(folder: Path, architecture: str, size: int, *files: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (folder / "model.safetensors").write_bytes(b"0" * size)
+    for name in files:
+        (folder / name).write_text("[]")
+    return folder
+
+
+def test_bases_are_told_apart_by_their_files(tmp_path: Path, empty_cache: Path) -> None:
+    own, cached = tmp_path / ".bases", empty_cache / "models--org--name" / "snapshots" / "ab"
+    make_base(own / "large", "BertModel", 20, "modules.json")
+    make_base(own / "small", "BertForMaskedLM", 10)
+    make_base(own / "no_template", "LlamaForCausalLM", 5)
+    make_base(own / "no_weights", "BertModel", 0, "modules.json")
+    (make_base(own / "broken", "BertModel", 5) / "config.json").write_text("{")
+    make_base(cached, "LlamaForCausalLM", 5, "chat_template.jinja")
+    found = bases_at_hand()
+    assert found == {
+        "an encoder, for labels": [Path(".bases/small"), Path(".bases/large")],
+        "an instruct model, for answers": [cached],
+    }
+    assert recipes._public(cached) == "org/name"
+
+
+class Flags:
+    from_card = None
+
+    def __init__(self, base: str | None) -> None:
+        self.base = base
+
+
+LABELS = Domain("spam", Classification(), Data("rows.csv"))
+ANSWERS = Domain("answers", Generation(), Data("rows.csv"))
+
+
+def test_labels_take_an_encoder_with_a_head_and_answers_an_instruct_model(tmp_path: Path) -> None:
+    make_base(tmp_path / ".bases" / "chat", "LlamaForCausalLM", 5, "chat_template.jinja")
+    flags = Flags("auto")
+    domain, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    assert domain == LABELS  # no encoder is at hand
+    assert flags.base == ".bases/chat"
+    make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
+    flags = Flags("auto")
+    domain, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    assert domain.task == Classification(head=True)
+    assert flags.base == ".bases/encoder"
+    assert why.startswith("encoder, the smallest at hand of its kind")
+    flags = Flags("auto")
+    domain, _ = recipes.with_base(ANSWERS, flags)  # type: ignore[arg-type]
+    assert (domain, flags.base) == (ANSWERS, ".bases/chat")
+
+
+def test_without_a_base_the_one_for_real_work_is_named(tmp_path: Path) -> None:
+    flags = Flags(None)
+    _, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    assert "--base sentence-transformers/all-MiniLM-L6-v2 --head" in why
+    assert "on the Hub" in why
+    assert flags.base is None
+    make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
+    _, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    assert "--base auto takes encoder (at hand)" in why
+    embedded = Domain("spam", Classification(), Data.embedded("spam"))
+    assert recipes.with_base(embedded, flags) == (embedded, "")  # type: ignore[arg-type]
+
+
+def test_nothing_at_hand_is_an_error_that_names_a_download(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", make_rows(40))
+    assert run("fit", str(rows), "--base", "auto", "--out", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert f"hf download {EXAMPLES['an encoder, for labels']}" in error
