@@ -177,9 +177,10 @@ def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
     found = at_hand.get(wanted, [])
     name = _public(found[0]) if found else EXAMPLES[wanted]
     if not asked:
-        where = "at hand" if found else "on the Hub"
-        way = "--base auto" if found else f"--base {name}{' --head' if wanted == ENCODER else ''}"
-        return domain, f"the embedded one, for trials; for real work {way} takes {name} ({where})"
+        way = f"--base {name}{' --head' if wanted == ENCODER else ''}"
+        if found:
+            way = f"--base auto, which takes {name}"
+        return domain, f"the embedded one, for trials; for real work: {way}"
     if not found:
         raise UsageError(
             where="--base auto",

@@ -188,8 +188,9 @@ class Classification(Task):
             return self
         return replace(self._spelled_as(labels), labels=labels)
 
-    def with_head(self) -> Self:
-        return self.with_options(head=True)
+    def with_head(self) -> Self | None:
+        asked_in_chat = self.chat or self.instruction
+        return None if asked_in_chat else self.with_options(head=True)
 
     def with_options(self, **options: Any) -> Self:
         """This task with fields replaced, and those that depend on them reset.
