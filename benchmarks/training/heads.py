@@ -7,8 +7,8 @@ BASE is a folder of all-MiniLM-L6-v2. DIR/NAME/train.jsonl are real rows, which 
 test row is read. Every way trains on the same rows for the default number of epochs, and its epoch
 is chosen on the same validation rows; it is compared with the frozen probe (logistic regression on
 the base's features, its strength chosen on the same validation rows) on spare rows of the training
-split. A way is how the head starts (random weights, or those of a probe) and the share of the
-learning rate for the base's width. The metric is accuracy, on sms_spam F1.
+split. A way is how the head starts (random weights, or those of a probe of some strength C) and the
+share of the learning rate for the base's width. The metric is accuracy, on sms_spam F1.
 """
 
 import argparse
@@ -25,8 +25,14 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "heads.json"
-WAYS = {"random": (False, 1.0), "probe": (True, 1.0), "probe, rate / 3": (True, 1 / 3)}
-"""Whether the head starts as a probe, and the share of the derived learning rate."""
+WAYS: dict[str, tuple[float | None, float]] = {
+    "random": (None, 1.0),
+    "random, rate / 3": (None, 1 / 3),
+    "probe": (0.1, 1.0),
+    "probe, rate / 3": (0.1, 1 / 3),
+    "probe of C = .01, rate / 3": (0.01, 1 / 3),
+}
+"""The strength of the probe that the head starts as, and the share of the derived learning rate."""
 SETS: dict[str, dict[str, Any]] = {
     "banking77": {"train": 1000},
     "sms_spam": {"train": 300, "positive": "spam"},
@@ -45,12 +51,13 @@ def run(way: str, name: str, seed: int, base: Path, rows: Path) -> dict[str, Any
     from lora_domains.domain import with_settings
     from lora_domains.evaluation.baselines import BaselineInputs, frozen_features
     from lora_domains.evaluation.scorer import Part, Scorer
+    from lora_domains.inference import linear_probe
     from lora_domains.training import loop, plan
     from lora_domains.verdict.metrics import metric_named
     from lora_domains.verdict.scores import ScoreTable
 
     torch.set_num_threads(1)
-    probed, share = WAYS[way]
+    strength, share = WAYS[way]
     options = dict(SETS[name])
     parts = sampled(rows / name / "train.jsonl", options.pop("train"), seed)
     positive = options.get("positive")
@@ -59,7 +66,8 @@ def run(way: str, name: str, seed: int, base: Path, rows: Path) -> dict[str, Any
     domain = with_settings(domain, seed=seed)
     with tempfile.TemporaryDirectory() as out, ExitStack() as stack:
         stack.enter_context(patch.object(plan, "PROBED", share))
-        if not probed:
+        stack.enter_context(patch.object(linear_probe, "STRENGTH", strength))
+        if strength is None:
             stack.enter_context(patch.object(loop, "probe_head", lambda head, *_: head))
         model = DomainModel.from_pretrained(base, out=out, display=Display(quiet=True))
         card = model.fit(domain)

@@ -1,7 +1,7 @@
 """Quantised bases: in 8 and 4 bits with bitsandbytes, and GGUF files, which are de-quantised."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,17 +29,21 @@ def check_quantization(wanted: str | None) -> None:
     )
 
 
-def stored_quantization(config: Any, wanted: str | None, where: str) -> Quantization | None:
+def stored_quantization(
+    config: Any, tensors: Iterable[str], wanted: str | None, where: str
+) -> Quantization | None:
     """How the checkpoint of ``config`` is quantised, None for plain weights.
 
     Raises BaseModelError for other methods than bitsandbytes, whose results and gradients are not
-    known to be right here, and when ``wanted`` is another quantisation than the stored one.
+    known to be right here, when ``wanted`` is another quantisation than the stored one, and when
+    none of the stored ``tensors`` is quantised.
     """
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return None
     settings = settings if isinstance(settings, dict) else settings.to_dict()
-    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
+    named = settings.get("quant_method")
+    method = str(getattr(named, "value", named or "a method that the config does not name"))
     stored: Quantization | None = None
     if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
         stored = "8bit"
@@ -58,6 +62,14 @@ def stored_quantization(config: Any, wanted: str | None, where: str) -> Quantiza
             expected=f"quantization={stored!r} or none, for a base that is stored in {stored}",
             found=f"quantization={wanted!r}",
             hint="Leave it out, or give the unquantised base.",
+        )
+    # Beside quantised weights bitsandbytes stores their scales.
+    if not any(".quant_state." in name or name.endswith(".SCB") for name in tensors):
+        raise BaseModelError(
+            where=where,
+            expected=f"weights in {stored}, as quantization_config in config.json says",
+            found="plain weights",
+            hint="Delete quantization_config there, or save the quantised model again.",
         )
     return stored
 

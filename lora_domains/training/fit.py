@@ -28,7 +28,7 @@ from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan
 from lora_domains.training.tracking import Log, check_tracker, no_tracker, open_tracker
-from lora_domains.training.validation import SAMPLES
+from lora_domains.training.validation import SAMPLES, collapse_warning
 
 
 def training_dataset(
@@ -111,6 +111,9 @@ def fit(
     card = save(bank.base, dataset, trained, out, rows)
     run.forget()
     record = trained.record
+    best = next(one for one in record["history"] if one["epoch"] == record["best_epoch"])
+    if collapsed := collapse_warning(best, plan.lr):
+        display.warn(collapsed)
     display.stage(
         "fine-tuned",
         len(dataset.train),

@@ -37,6 +37,11 @@ Passes = Sequence[Sequence[EncodedExample]]
 
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
+LARGE_PASS = 2**28
+"""Bytes of a pass on a CPU after which freed memory is given back to the system."""
+MARGIN = 1.1
+"""A long pass may take more than its cost says, whose peak was measured on a few tokens and may lie
+elsewhere (by 5 % with torch 2.6)."""
 
 
 class Gradients:
@@ -131,7 +136,14 @@ class Gradients:
                 loss = self._loss(part)
                 torch.autograd.backward(loss / total)
                 nats += loss.detach()
+                self._give_back(part)
         return nats
+
+    def _give_back(self, part: Sequence[EncodedExample]) -> None:
+        """Free what a large pass left in the allocator, which the next may need in other pieces."""
+        cost = self.cost
+        if cost is not None and cost.token * len(part) * max(map(len, part)) >= LARGE_PASS:
+            release(self.model.device)
 
     def _loss(self, rows: Sequence[EncodedExample]) -> Tensor:
         """Nats summed over the supervised tokens, or over the labels of a head."""
@@ -257,7 +269,7 @@ def micro_batches(
             logits = longest_answer * count * vocabulary
             large = padded > most or logits > LOGITS
             if cost is not None:
-                large = large or cost(count, length, logits) > limit
+                large = large or MARGIN * cost(count, length, logits) > limit
             if large and begin < end - 1:
                 break
             options.append((least[begin] + padded + PASS[on_cpu], begin))

@@ -24,6 +24,8 @@ from lora_domains.verdict.scores import ScoreTable
 
 SCALES = (0.8, 0.6, 0.4, 0.2)
 """Shares of an adapter's effect to try where all of it costs too much general knowledge."""
+ONE_LABEL = "one_label"
+"""The figure that is True where all validation rows get one label and have several."""
 
 
 SAMPLES = 3
@@ -148,20 +150,31 @@ def validation_figures(
     task = domain.task
     if logprobs is None:
         return {"accuracy": None, "score": loss, "higher_is_better": False}
+    pairs = zip(logprobs, examples, strict=True)
+    predictions = [int(comparable(task, row, example).argmax()) for row, example in pairs]
     records = ScoreTable(
-        {
-            "target": example.target,
-            "scores": {"adapter": {"prediction": int(comparable(task, row, example).argmax())}},
-        }
-        for row, example in zip(logprobs, examples, strict=True)
+        {"target": example.target, "scores": {"adapter": {"prediction": prediction}}}
+        for prediction, example in zip(predictions, examples, strict=True)
     )
     accuracy, score = (
         metric_named(name).value(records, "adapter", task.positive_index)
         for name in ("accuracy", domain.primary_metric)
     )
+    several = task.has_labels and len({example.target for example in examples}) > 1
+    collapsed = {ONE_LABEL: True} if several and len(set(predictions)) == 1 else {}
     if score is None:
-        return {"accuracy": accuracy, "score": loss, "higher_is_better": False}
-    return {"accuracy": accuracy, "score": score, "higher_is_better": True}
+        return {"accuracy": accuracy, "score": loss, "higher_is_better": False, **collapsed}
+    return {"accuracy": accuracy, "score": score, "higher_is_better": True, **collapsed}
+
+
+def collapse_warning(best: Mapping[str, Any], rate: float) -> str | None:
+    """A warning where even the ``best`` epoch gives all validation rows one label."""
+    if not best.get(ONE_LABEL):
+        return None
+    return (
+        "the best epoch gives all validation rows the same label. The training may have collapsed: "
+        f"try --lr {rate / 3:.1g}, and look at the labels of the rows."
+    )
 
 
 # ── Ranking ─────────────────────────────────────────────────────────────────────────────────────
@@ -204,6 +217,8 @@ def observe(history: Sequence[Mapping[str, Any]], limit: float = math.inf) -> st
         return f"general knowledge is being lost: KL {last['general_kl']:.2f}, limit {limit:g}"
     if len(history) == 1:
         return "first epoch"
+    if last.get(ONE_LABEL):
+        return "one label for all rows: a lower learning rate may help"
     before = min(record["validation_loss"] for record in history[:-1])
     change = (last["validation_loss"] - before) / max(before, 1e-9)
     training_falls = last["training_loss"] < history[-2]["training_loss"]

@@ -203,11 +203,31 @@ def test_another_quantisation_than_the_stored_one_is_refused(stored: tuple[Any, 
         load_base(place, quantization=other, device="cpu")
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "compressed-tensors"])
-def test_other_ways_to_quantise_are_refused(tiny_base: Path, tmp_path: Path, method: str) -> None:
-    place = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+def claiming(base: Path, place: Path, settings: dict[str, Any]) -> Path:
+    """A copy of ``base`` in ``place`` whose config says that it is quantised."""
+    shutil.copytree(base, place)
     config = json.loads((place / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    config["quantization_config"] = settings
     (place / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BaseModelError, match=f"found weights quantised by {method}.*unquantised"):
+    return place
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "compressed-tensors", None])
+def test_other_ways_to_quantise_are_refused(
+    tiny_base: Path, tmp_path: Path, method: str | None
+) -> None:
+    named = {"quant_method": method} if method else {}
+    place = claiming(tiny_base, tmp_path / "base", {**named, "bits": 4})
+    found = f"weights quantised by {method or 'a method that the config does not name'}"
+    with pytest.raises(BaseModelError, match=f"found {found}.*unquantised"):
+        load_base(place, device="cpu")
+
+
+def test_plain_weights_that_claim_to_be_quantised_are_refused(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    place = claiming(tiny_base, tmp_path / "base", settings)
+    with pytest.raises(BaseModelError, match=r"weights in 4bit, as .*; found plain weights"):
         load_base(place, device="cpu")

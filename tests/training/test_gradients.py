@@ -245,7 +245,7 @@ def test_passes_keep_within_memory_and_change_rounding_only(
 ) -> None:  # fmt: skip
     spam = declared(make_rows(60), epochs=2, kl=0.5, retention="kl", general_rows=8)
     weights, peaks, parts = [], [], []
-    for free in (2**30, 2**22):
+    for free in (2**30, 2**23):  # a single text of 127 tokens takes 2.1 MB
         monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
         run = make_run(tmp_path / str(free), tiny_base, spam)
         run.display = run.gradients.display = Display()
@@ -256,7 +256,7 @@ def test_passes_keep_within_memory_and_change_rounding_only(
         peaks.append(max(counted))
         parts.append(len(passes))
         assert "per token in training, measured; at most" in capsys.readouterr().out
-    assert peaks[1] <= 2**21 < peaks[0]
+    assert peaks[1] <= 2**22 < peaks[0]
     assert parts[1] > parts[0]
     for name, wanted in weights[0].items():
         torch.testing.assert_close(weights[1][name], wanted, atol=2e-4, rtol=1e-3)
