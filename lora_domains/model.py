@@ -38,7 +38,8 @@ from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import check_generates
 from lora_domains.modeling.quantization import Quantization
 from lora_domains.modeling.routing import entered
-from lora_domains.probes.suite import Suite, embedded, load_suite
+from lora_domains.probes import suite as suites
+from lora_domains.probes.suite import Suite, load_suite
 from lora_domains.report.card import Card
 from lora_domains.report.report import Benchmark, Evaluation
 from lora_domains.tasks import Classification
@@ -190,6 +191,7 @@ class DomainModel:
         tracker: str | None = None,
         dry_run: bool = False,
         no_evaluate: bool = False,
+        suite: Suite | None = None,
         prepared: Prepared | None = None,
         **settings: Any,
     ) -> Card | None:
@@ -198,9 +200,9 @@ class DomainModel:
         ``init_from`` is a saved adapter from which to continue. ``resume`` continues an interrupted
         run. ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` checks the rows, shows the
         plan and estimates memory and time, without training or writing: the time of training and
-        of evaluating test rows, or validation rows with ``no_evaluate``. ``prepared`` are the rows
-        if they were read already. ``settings`` are those of a domain (``epochs=3``, ``lr=…``). A
-        saved adapter of the same name becomes a version.
+        of evaluating test rows and ``suite``, or validation rows with ``no_evaluate``. ``prepared``
+        are the rows if they were read already. ``settings`` are those of a domain (``epochs=3``,
+        ``lr=…``). A saved adapter of the same name becomes a version.
 
         Returns the card, which has no verdict before ``evaluate``; None after a dry run. Raises
         UsageError for an unknown setting, DataError or LeakError for rows that cannot be used, and
@@ -223,7 +225,7 @@ class DomainModel:
         )  # fmt: skip
         self._datasets[domain.name] = dataset
         evaluation = partial(
-            evaluation_seconds, self.bank, dataset, embedded(),
+            evaluation_seconds, self.bank, dataset, suite or suites.default_suite(self.base),
             base_changed=self._base_changed, test=bool(dataset.test) and not no_evaluate,
         )  # fmt: skip
         card = fit(
@@ -266,25 +268,26 @@ class DomainModel:
     # Evaluation
 
     def evaluate(
-        self, domain: Domain | str, *, suite: Suite | None = None, prepared: Prepared | None = None
-    ) -> Evaluation:
+        self, domain: Domain | str, *, suite: Suite | str | None = None,
+        prepared: Prepared | None = None,
+    ) -> Evaluation:  # fmt: skip
         """Score base, adapter and baselines on the domain's test rows and on general questions.
 
-        Writes scores, gates and verdict into the adapter's card. One of plain PEFT must be loaded
+        ``suite`` is by default that of the adapter's last evaluation, or ``default_suite``. Writes
+        scores, gates and verdict into the adapter's card. One of plain PEFT must be loaded
         under the domain's name; its card is saved in ``out``. ``prepared`` are the rows if they
         were read before the model was loaded. Raises AdapterError without an adapter of the domain,
         loaded or in ``out``, UsageError for other rows than in its training.
         """
         if isinstance(domain, Domain) and domain.name not in self.bank:
             self.load_adapter(self.out / domain.name)
-        card = evaluate(
-            self.bank, self.dataset(domain, prepared), suite or embedded(), self.out, self.display,
-            self._base_changed,
-        )  # fmt: skip
+        dataset = self.dataset(domain, prepared)
+        asked = self._suite(suite, dataset.domain.name)
+        card = evaluate(self.bank, dataset, asked, self.out, self.display, self._base_changed)
         return Evaluation(card)
 
     def benchmark(
-        self, suite: Suite | str = "embedded", domains: Sequence[Domain] = (),
+        self, suite: Suite | str | None = None, domains: Sequence[Domain] = (),
         out: str | Path = "reports", *, show_text: bool = False,
     ) -> Benchmark:  # fmt: skip
         """Score all loaded adapters on general questions, and each on the rows of ``domains``.
@@ -294,12 +297,18 @@ class DomainModel:
         text of wrongly answered rows where a domain allows it. Raises UsageError if no adapter is
         loaded, or one was never evaluated.
         """
-        suite = load_suite(suite) if isinstance(suite, str) else suite
-        datasets = [self.dataset(domain) for domain in domains]
+        asked, datasets = self._suite(suite), [self.dataset(domain) for domain in domains]
         return benchmark(
-            self.bank, datasets, suite, self.out, self.display, self._base_changed,
+            self.bank, datasets, asked, self.out, self.display, self._base_changed,
             reports=Path(out), show_text=show_text,
         )  # fmt: skip
+
+    def _suite(self, suite: Suite | str | None, adapter: str = "") -> Suite:
+        if suite is None:
+            card = self.bank[adapter].card if adapter in self.bank else None
+            before = card.adapter.judged.get("suite") if card else None
+            return suites.default_suite(self.base, before)
+        return load_suite(suite) if isinstance(suite, str) else suite
 
     def _base_changed(self) -> bool:
         return base_state(self.base) != self._state_at_load

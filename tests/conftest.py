@@ -76,6 +76,14 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_standard_suite() -> Iterator[None]:
+    """No data set of a public suite is at hand, whatever this machine has in its cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_domains.probes.standard.at_hand", lambda: None)
+        yield
+
+
 @pytest.fixture
 def own_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Causal bases write their general text; the folder in which it is kept."""

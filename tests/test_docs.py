@@ -19,10 +19,11 @@ OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
 MOST_WORDS, MOST_LINES = 1500, 200
 FEWER = """
 from dataclasses import replace
-from lora_domains import Data, model as model_file
+from lora_domains import Data
+from lora_domains.probes import suite as suites
 
-suite = replace(model_file.embedded(), limit=100)
-model_file.embedded = lambda: suite
+suite = replace(suites.embedded(), limit=100)
+suites.default_suite = lambda *_: suite
 Data.embedded = lambda name: Data(*[f"embedded:{name}"] * 3, limit=200)
 """
 """What runs before the blocks: fewer embedded rows and questions, for speed."""

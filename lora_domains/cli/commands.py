@@ -13,13 +13,14 @@ from lora_domains.cli.flags import (
     add_base_flags,
     add_report_flags,
     add_run_flags,
+    add_suite_flags,
     configured,
     domain_name,
     reading,
 )
 from lora_domains.cli.parser import EXIT, add_verb
 from lora_domains.cli.predict import add_predict
-from lora_domains.cli.recipes import fit_and_evaluate, open_model
+from lora_domains.cli.recipes import fit_and_evaluate, named_suite, open_model, suite_of
 from lora_domains.console import Display
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, Data
@@ -156,10 +157,8 @@ def _add_benchmark(verbs: Any) -> None:
     add_base_flags(inputs)
     evaluation = parser.add_argument_group("evaluation")
     add = evaluation.add_argument
-    add("--suite", default="embedded", help="general questions: embedded, quick, standard, mmlu, "
-        "…, harness:TASK,…, or a file; default: %(default)s")  # fmt: skip
+    add_suite_flags(evaluation, "--limit")
     add("--domains", nargs="*", default=[], metavar="RECIPE", help="also score their test rows")
-    add("--limit", type=int, metavar="N", help="use a sample of at most N questions")
     add("--seed", type=int, default=0, metavar="N", help="seed of that sample; default: 0")
     add_report_flags(parser, evaluation)
 
@@ -168,13 +167,13 @@ def benchmark(flags: argparse.Namespace) -> int:
     """Score adapters on general questions and on each other's domains."""
     compare_with_older = comparison_with(flags.against)
     from lora_domains import distributed
-    from lora_domains.probes.suite import load_suite
 
-    suite = load_suite(flags.suite, flags.limit, flags.seed)
+    named = named_suite(flags, flags.seed)
     model = open_model(flags, out=ADAPTERS)
     for path in flags.adapters:
         model.load_adapter(path)
     domains = [load_domain(path) for path in flags.domains]
+    suite = suite_of(flags, model.base, named, seed=flags.seed)
     measured = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
     compare_with_older(measured.report, measured.items.__getitem__)
     distributed.on_main(lambda: measured.save(flags.out, flags.junit))

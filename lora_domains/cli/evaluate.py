@@ -18,11 +18,12 @@ from lora_domains.cli.flags import (
     add_prevalence_flag,
     add_row_flags,
     add_show_text_flag,
+    add_suite_flags,
     configured,
     run_flag_defaults,
 )
 from lora_domains.cli.parser import EXIT, add_verb
-from lora_domains.cli.recipes import open_model
+from lora_domains.cli.recipes import named_suite, open_model, suite_of
 from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data
@@ -70,8 +71,7 @@ def add_evaluate(verbs: Any) -> None:
     add_metric_flag(evaluation)
     add_prevalence_flag(evaluation)
     add_answer_flags(evaluation)
-    add("--suite", default="embedded", help="general questions: embedded, quick, standard, mmlu, "
-        "…, harness:TASK,…, or a file; default: %(default)s")  # fmt: skip
+    add_suite_flags(evaluation)
     output = parser.add_argument_group("output")
     add_out_flag(output)
     add_show_text_flag(output)
@@ -87,11 +87,9 @@ def evaluate(flags: argparse.Namespace) -> int:
     domain = _domain(flags, name, card)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     domain.check_judge()
-    prepared = prepare(domain.task, domain.data, domain.training.seed)
+    prepared, named = prepare(domain.task, domain.data, domain.training.seed), named_suite(flags)
     model = open_model(flags, title=name, card=card if own and not flags.base else None)
-    from lora_domains.probes.suite import load_suite
-
-    suite = load_suite(flags.suite)
+    suite = suite_of(flags, model.base, named, card)
     model.load_adapter(folder, name)
     if not own and model.bank[name].head is not None and not domain.task.head:
         domain = replace(domain, task=domain.task.with_options(head=True))

@@ -138,6 +138,15 @@ def add_answer_flags(group: Any) -> None:
         "default: 3600")  # fmt: skip
 
 
+def add_suite_flags(group: Any, limit: str = "--questions") -> None:
+    """Flags on the general questions, which ``recipes.suite_of`` reads."""
+    add = group.add_argument
+    add("--suite", default="auto", metavar="NAMES", help="general questions: auto, standard, "
+        "facts, instructions, embedded, quick, mmlu, …, harness:TASK,…, or a file; "
+        "facts+instructions are both; default: what suits the base and is at hand")  # fmt: skip
+    add(limit, type=int, dest="questions", metavar="N", help="ask a sample of at most N of them")
+
+
 def add_out_flag(group: Any) -> None:
     group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
                        "default: %(default)s")  # fmt: skip
@@ -202,6 +211,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add_metric_flag(evaluation)
     add_answer_flags(evaluation)
+    add_suite_flags(evaluation)
     output = parser.add_argument_group("output")
     output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="save the adapter as "
                         "DIR/NAME; default: %(default)s")  # fmt: skip

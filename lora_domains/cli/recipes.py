@@ -27,6 +27,8 @@ from lora_domains.report.card import Card
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
+    from lora_domains.modeling.base import Base
+    from lora_domains.probes.suite import Suite
 
 
 def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = None) -> None:
@@ -62,7 +64,7 @@ def fit_and_evaluate(
     the result is None. ``card`` is that of the run to repeat; ``proposed`` says why the task of the
     domain is what it is.
     """
-    quantized = quantization(flags)
+    quantized, named = quantization(flags), named_suite(flags)
     domain, why = with_base(domain, flags)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     if not flags.dry_run:
@@ -84,9 +86,11 @@ def fit_and_evaluate(
     for stage, reason in (("base", why), ("task", proposed)):
         if reason:
             display.stage(stage, None, None, reason)
+    # Read before training: what cannot be asked is found before hours are spent.
+    suite = None if flags.no_evaluate else suite_of(flags, model.base, named, card)
     trained = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
-        tracker=flags.tracker, prepared=prepared, no_evaluate=flags.no_evaluate,
+        tracker=flags.tracker, prepared=prepared, no_evaluate=flags.no_evaluate, suite=suite,
     )  # fmt: skip
     if trained is None:
         return None
@@ -96,7 +100,7 @@ def fit_and_evaluate(
     if flags.no_evaluate:
         show_validation(model, domain)
         return None
-    evaluation = model.evaluate(domain)
+    evaluation = model.evaluate(domain, suite=suite)
     rows = next(iter(evaluation.entry.domain_scores.values()))["n"]
     display.stage("evaluated", rows, rows, "base, adapter and baselines on the same test rows")
     folder = model.out / domain.name
@@ -108,6 +112,31 @@ def fit_and_evaluate(
         "its card.json holds all of this."
     )
     return evaluation.verdict
+
+
+def named_suite(flags: argparse.Namespace, seed: int = 0) -> "Suite | None":
+    """The general questions that ``flags`` name; None where the base decides (``suite_of``)."""
+    from lora_domains.probes.suite import load_suite
+
+    return None if flags.suite == "auto" else load_suite(flags.suite, flags.questions, seed)
+
+
+def suite_of(
+    flags: argparse.Namespace, base: "Base", named: "Suite | None", card: Card | None = None,
+    seed: int = 0,
+) -> "Suite":  # fmt: skip
+    """``named``, or by default the general questions of ``card`` or ``base``; read, if asked."""
+    from lora_domains.probes import suite as suites
+
+    suite = named
+    if suite is None:
+        before = card.adapter.judged.get("suite") if card is not None else None
+        suite = suites.default_suite(base, before)
+        if flags.questions is not None:
+            suite = replace(suite, limit=flags.questions, seed=seed)
+    if not base.bidirectional:
+        suite.questions()
+    return suite
 
 
 def show_validation(model: "DomainModel", domain: Domain) -> None:

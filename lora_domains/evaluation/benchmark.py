@@ -21,6 +21,7 @@ from lora_domains.errors import UsageError, listed
 from lora_domains.evaluation.contenders import (
     DomainScores,
     GeneralScores,
+    general_knowledge,
     largest_feature_move,
     rules,
     score_domain,
@@ -243,6 +244,7 @@ def _set_general(
 ) -> None:
     judged = entry.judged
     judged |= {"suite": suite.name, "embedded_base": base.id == "embedded"}
+    judged["knowledge"] = general_knowledge(base)
     # Without texts, the largest move on the adapter's own rows is kept.
     if general.largest_move:
         judged["largest_move"] = finite(general.largest_move)

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from lora_domains.inference.scores import (
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import WINDOW, row_limit, tokenization_of
 from lora_domains.modeling.heads import own_layout
+from lora_domains.probes.features import feature_sets, probed
 from lora_domains.probes.own_text import drift_rows
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
@@ -252,13 +254,16 @@ def score_general(
 ) -> dict[str, GeneralScores]:
     """The items of each of ``adapters`` on ``suite``, its prompts of ``max_length`` tokens at most.
 
-    Questions are for causal bases; texts need a language head (masked tokens of an encoder).
+    Questions are for causal bases; texts need a language head (masked tokens of an encoder). An
+    encoder without one has ``feature_sets`` in place of both.
     """
     base = scorer.bank.base
     tokenization = Tokenization(
         base.tokenizer, max_length, bidirectional=base.bidirectional,
         window=min(max_length, WINDOW), start=start_of_text(base),
     )  # fmt: skip
+    if not base.bidirectional and suite.probes:
+        scorer.display.stage("general", None, None, f"questions: {suite.describe()}")
     items: dict[str, Items] = {name: [] for name in adapters}
     largest = dict.fromkeys(adapters, 0.0)
     for probe, questions in suite.by_probe() if not base.bidirectional else ():
@@ -270,6 +275,9 @@ def score_general(
         for name in adapters:
             pair = {"base": scores[None], "adapter": scores[name]}
             items[name] += question_items(rows, parts, pair, key)
+    if general_knowledge(base) == "features":
+        for name, own in feature_items(scorer, max_length, adapters, key).items():
+            items[name] += own
     texts = drift_rows(base, suite, tokenization, scorer.display)
     if texts:
         moved = scorer.drift(Part("general text", LanguageModelling(), texts), adapters)
@@ -294,13 +302,39 @@ def probe_part(
 
 
 def general_knowledge(base: Base) -> str:
-    """How general knowledge is measured: "questions", "masked tokens" or "nothing".
+    """How general knowledge is measured: "questions", "masked tokens" or "features".
 
     In this order, of a causal base, an encoder, and an encoder without a masked-token head.
     """
     if not base.bidirectional:
         return "questions"
-    return "masked tokens" if base.language_head else "nothing"
+    return "masked tokens" if base.language_head else "features"
+
+
+def feature_items(
+    scorer: Scorer, max_length: int, adapters: Sequence[str], key: bytes
+) -> dict[str, Items]:
+    """The items of each of ``adapters`` on ``feature_sets``: what linear probes of its features,
+    and of the base's, predict."""
+    base, items = scorer.bank.base, {name: Items() for name in adapters}
+    tokenization = Tokenization(base.tokenizer, max_length, head=True, bidirectional=True)
+    pooling, sets = own_layout(base).pooling, feature_sets()
+    rows = [tokenization.encode_rows(one.examples()) for one in sets]
+    every, ends = [row for part in rows for row in part], np.cumsum([len(part) for part in rows])
+    predicted: dict[str | None, list[list[int]]] = {}
+    for route in (None, *adapters):
+        with scorer.bank.routed(route):
+            parts = np.split(scorer.features(every, pooling).numpy(), ends[:-1])
+        predicted[route] = distributed.on_main(partial(probed, parts))
+    for n, (one, part) in enumerate(zip(sets, rows, strict=True)):
+        scores: dict[str | None, Scores] = {
+            route: [{"prediction": label} for label in labels[n]]
+            for route, labels in predicted.items()
+        }
+        for name in adapters:
+            pair = {"base": scores[None], "adapter": scores[name]}
+            items[name] += question_items(part, [f"features/{one.name}"] * len(part), pair, key)
+    return items
 
 
 def largest_feature_move(scorer: Scorer, adapter: str, rows: Sequence[EncodedRow]) -> float:

@@ -118,7 +118,7 @@ def instruction_suite() -> Suite:
     probes = tuple(
         instruction_probe(f"{NAME}/{name}", prompts) for name, prompts in families.items()
     )
-    return Suite(NAME, probes, lambda: embedded_texts("test"))
+    return Suite(NAME, probes, lambda: embedded_texts("test"), tokens=160)
 
 
 def instruction_probe(name: str, prompts: Sequence[Instruction]) -> Probe:

@@ -1,17 +1,24 @@
 """The field's standard probes, each from the Hub at a pinned revision, or from a local file.
 
-A local file of the same shape replaces the Hub: ``mmlu("mmlu_test.jsonl")``. Answers are scored as
-continuations, most of them without examples in the prompt: retention compares an adapter with its
-base on the same items and does not compete on a leaderboard.
+A local file of the same shape replaces the Hub: ``mmlu("mmlu_test.jsonl")``, or ``mmlu.jsonl`` in
+the folder that ``LORA_DOMAINS_SUITES`` names. Answers are scored as continuations, most of them
+without examples in the prompt: retention compares an adapter with its base on the same items and
+does not compete on a leaderboard.
 """
 
+import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lora_domains.data.readers import read
 from lora_domains.data.source import Hub, Source
+from lora_domains.probes.general_text import embedded_texts
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.tasks import Generation, MultipleChoice
 
@@ -21,6 +28,12 @@ WINDOWS = 200
 """The most texts of WikiText on which drift and nats are measured."""
 LONG = 200
 """The fewest characters of a paragraph; shorter lines are titles."""
+FOLDER = "LORA_DOMAINS_SUITES"
+"""The variable that names a folder of local files: ``mmlu.jsonl``, ``gsm8k_train.jsonl``,
+``wikitext.txt`` and so on."""
+KINDS = ("jsonl", "json", "csv", "parquet", "txt")
+PATIENCE = 3.0
+"""Seconds in which the Hub answers, or is not there."""
 
 
 def mmlu(rows: Source | None = None) -> Probe:
@@ -119,9 +132,13 @@ def lettered(row: Values) -> Values:
 
 def wikitext(rows: Source | None = None, split: str = "test") -> list[str]:
     """Paragraphs of WikiText-2 (Merity et al. 2017, arXiv 1609.07843), from the Hub or a file."""
-    revision = "b08601e04326c79dfdd32d625aee71d232d685c3"
-    source = rows or Hub("Salesforce/wikitext", split, revision, "wikitext-2-raw-v1")
+    source = rows or local("wikitext") or _wikitext(split)
     return paragraphs(str(row.values["text"]) for row in read(source, split))
+
+
+def _wikitext(split: str) -> Hub:
+    revision = "b08601e04326c79dfdd32d625aee71d232d685c3"
+    return Hub("Salesforce/wikitext", split, revision, "wikitext-2-raw-v1")
 
 
 def paragraphs(lines: Iterable[str], most: int = WINDOWS) -> list[str]:
@@ -136,7 +153,64 @@ def standard() -> Suite:
 
 
 def _suite(name: str, probes: Iterable[Callable[[], Probe]]) -> Suite:
-    return Suite(name, tuple(probe() for probe in probes), wikitext)
+    return Suite(name, tuple(_localised(probe()) for probe in probes), wikitext, tokens=250)
+
+
+# ── What is at hand ─────────────────────────────────────────────────────────────────────────────
+
+
+def local(name: str) -> str | None:
+    """The local file of rows of this name; None where there is none."""
+    folder = os.environ.get(FOLDER)
+    paths = [Path(folder) / f"{name}.{kind}" for kind in KINDS] if folder else []
+    return next((str(path) for path in paths if path.is_file()), None)
+
+
+def _localised(probe: Probe) -> Probe:
+    """``probe`` with the rows of its local files, where there are such files."""
+    rows, shown = local(probe.name), local(f"{probe.name}_train")
+    return replace(probe, rows=rows or probe.rows, shown=shown or probe.shown)
+
+
+def at_hand() -> Suite | None:
+    """The standard suite where the Hub answers; else those of its probes that are on this machine,
+    and None where none are."""
+    suite = standard()
+    if _hub_answers():
+        return suite
+    probes = tuple(probe for probe in suite.probes if _is_here(probe.rows, probe.shown))
+    text = wikitext if _is_here(local("wikitext") or _wikitext("test")) else own_world
+    return replace(suite, probes=probes, text=text) if probes else None
+
+
+def own_world() -> list[str]:
+    """The embedded general text, where there is no other."""
+    return list(embedded_texts("test"))
+
+
+def _is_here(*sources: Any) -> bool:
+    """Whether all ``sources`` are local files, or data sets in the cache of ``datasets``."""
+    from huggingface_hub.constants import HF_HOME
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
+    cached = {path.name.casefold() for path in cache.glob("*___*")}
+    hubs = [source.id for source in sources if isinstance(source, Hub)]
+    return all(name.replace("/", "___").casefold() in cached for name in hubs)
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached, and may be."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 PROBES: dict[str, Callable[[], Probe]] = {

@@ -1,7 +1,8 @@
 """Suites of general-knowledge probes, which no adapter is trained on. Imports no torch.
 
 A suite is a name, a few probes (questions and the task that reads them) and general text on which
-drift and nats are measured. ``load_suite`` takes the name of one, or a file.
+drift and nats are measured. ``load_suite`` takes the name of one, or a file; ``default_suite`` is
+what a base is asked where none is named.
 """
 
 import random
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lora_domains.data.readers import read
 from lora_domains.data.source import Source
 from lora_domains.domain import load_declaration
-from lora_domains.errors import UsageError, did_you_mean
+from lora_domains.errors import LoraDomainsError, UsageError, did_you_mean
 from lora_domains.probes.general_text import embedded_texts
 from lora_domains.tasks import Example, MultipleChoice, Row, Task
 
 if TYPE_CHECKING:
     from lora_domains.inference.scores import Score
+    from lora_domains.modeling.base import Base
 
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
 QUICK = 700
@@ -28,6 +30,14 @@ gate in at least 80 % of runs at this size (``benchmarks/verdict/simulation.py``
 
 JOINED = "+"
 """Between the names of suites that are scored together."""
+STANDARD = 1400
+"""Questions of the standard suite by default: twice those of the quick one, since they are harder
+and more answers flip."""
+CPU_WORK = 3e13
+"""Floating-point operations by which base and adapter may answer a suite on a CPU by default: five
+minutes at 100 GFLOP/s."""
+FEWEST = 300
+"""Questions of a suite by default, at the least."""
 
 
 def _unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,9 +110,12 @@ class Suite:
     """Seed of the sample that ``limit`` takes: the same questions for every adapter."""
     parts: tuple["Suite", ...] = ()
     """The suites that this one joins, each with its own limit; their probes are its probes."""
+    tokens: int = 100
+    """What a question costs, about: its tokens, and thrice those generated."""
     _questions: list[tuple[Probe, str, Example]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
+    _all: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def questions(self) -> list[tuple[Probe, str, Example]]:
         """(probe, part, example) of every question, in a fixed order.
@@ -113,11 +126,20 @@ class Suite:
             questions = [question for suite in self.parts for question in suite.questions()]
             if not self.parts:
                 questions = [(p, part, e) for p in self.probes for part, e in p.examples()]
+            self._all.append(len(questions))
             if self.limit is not None and len(questions) > self.limit:
                 draw = random.Random(f"{self.name}/{self.seed}")
                 questions = [questions[i] for i in _sample(questions, self.limit, draw)]
             self._questions.extend(questions)
         return self._questions
+
+    def describe(self) -> str:
+        """``facts (300 of 1,319 questions), instructions (all 1,180)``."""
+        if self.parts and self.limit is None:
+            return ", ".join(suite.describe() for suite in self.parts)
+        count = len(self.questions())
+        (every,) = self._all or [0]
+        return f"{self.name} ({f'{count:,} of' if count < every else 'all'} {every:,} questions)"
 
     def by_probe(self) -> list[tuple[Probe, list[tuple[str, Example]]]]:
         """The (part, example) pairs of ``questions``, in order, by their probe."""
@@ -184,7 +206,7 @@ def facts() -> Suite:
     task = MultipleChoice(per_token=True)
     rows = partial(general_questions, plain=True)
     probe = Probe("facts", task, rows, part="field", own_form=True)
-    return Suite("facts", (probe,), lambda: embedded_texts("test"))
+    return Suite("facts", (probe,), lambda: embedded_texts("test"), tokens=75)
 
 
 def joined(suites: Sequence[Suite]) -> Suite:
@@ -238,3 +260,59 @@ def _named(name: str | Path) -> Suite:
         found=repr(str(name)),
         hint=did_you_mean(str(name), known),
     )
+
+
+# ── By default ──────────────────────────────────────────────────────────────────────────────────
+
+
+def default_suite(base: "Base", before: str | None = None) -> Suite:
+    """What ``base`` is asked where no suite is named, as many questions as its device can answer.
+
+    An adapter that was evaluated ``before`` keeps the suite of that name, where it can be loaded.
+    Otherwise the embedded base is asked of its world, and any other one the standard questions
+    where some are at hand, else facts; a base that was trained on chats is given instructions too.
+    """
+    suite = embedded()
+    if base.id != "embedded" and not base.bidirectional:
+        names = ["instructions"] if base.chats else []
+        suite = joined([_questions_at_hand(base), *(_sized(name, base) for name in names)])
+    if before in (None, suite.name):
+        return suite
+    try:
+        return joined([_sized(name, base) for name in str(before).split(JOINED)])
+    except LoraDomainsError:  # a file, which the card does not name
+        return suite
+
+
+def _questions_at_hand(base: "Base") -> Suite:
+    from lora_domains.probes.standard import at_hand
+
+    plain, suite = _sized("facts", base), at_hand()
+    if suite is None:
+        return plain
+    suite = affordable(replace(suite, limit=STANDARD), base)
+    try:
+        return suite if suite.questions() and suite.texts() else plain
+    except LoraDomainsError:  # the Hub answers, and some data set is not to be had all the same
+        return plain
+
+
+def _sized(name: str, base: "Base") -> Suite:
+    """The suite of this name; of one that is asked by default, as many questions as by default."""
+    suite = _named(name)
+    if name not in ("facts", "instructions", "standard"):
+        return suite
+    return affordable(replace(suite, limit=STANDARD) if name == "standard" else suite, base)
+
+
+def affordable(suite: Suite, base: "Base") -> Suite:
+    """``suite``, on a CPU with a sample that ``CPU_WORK`` suffices for, of ``FEWEST`` at least.
+
+    It depends on the size of the base alone, so that a later evaluation asks the same questions.
+    """
+    if base.device.type != "cpu":
+        return suite
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    # Two operations for each parameter and token, of base and adapter.
+    most = max(FEWEST, int(CPU_WORK / (4 * parameters * suite.tokens)))
+    return replace(suite, limit=min(most, suite.limit or most))

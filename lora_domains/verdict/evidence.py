@@ -51,7 +51,8 @@ class Evidence:
     """The number of the positive class among ``labels``."""
     knowledge: str = "questions"
     """How general knowledge is measured: by "questions", by "masked tokens" (an encoder), or by
-    "nothing" (an encoder without a masked-token head)."""
+    linear probes of "features" (an encoder without a masked-token head); in older cards of such an
+    encoder, by "nothing"."""
     leaks: Mapping[str, int] | None = None
     """Rows of the test set and probes in what was trained on: ``exact`` and ``near``."""
     trained_elsewhere: bool = False

@@ -32,14 +32,17 @@ from lora_domains.verdict.scores import CONTENDERS, contender_label
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────
 
 
-def retention(pooled: Comparison, margin: float, rival: str = "the base") -> GateResult:
+def retention(
+    pooled: Comparison, margin: float, rival: str = "the base", suites: str = ""
+) -> GateResult:
     """General knowledge is kept: over all probes the adapter is at most ``margin`` worse.
 
-    ``margin`` is a share of items, above 0 (.03 is 3 points), and ``rival`` the label of what is in
-    the place of the base. A non-inferiority test: no visible loss is not enough, the items must be
-    able to show that there is none.
+    ``margin`` is a share of items, above 0 (.03 is 3 points), ``rival`` the label of what is in the
+    place of the base, and ``suites`` names what is asked. A non-inferiority test: no visible loss
+    is not enough, the items must be able to show that there is none.
     """
-    rule = f"accuracy on all probes at most {margin:g} below {rival}"
+    asked = f"all probes ({suites})" if suites else "all probes"
+    rule = f"accuracy on {asked} at most {margin:g} below {rival}"
     scores = f"Probe accuracy {pooled.adapter:.3f}; {rival} reaches {pooled.base:.3f}"
     return judge(
         "retention", rule, Measurement.of(pooled, "probe items"), -margin,
@@ -65,7 +68,8 @@ def masked_retention(nats: Comparison, share: float) -> GateResult:
     )  # fmt: skip
 
 
-NO_MASKED_TOKENS = "The base has no masked-token head, so its general knowledge cannot be measured."
+NO_MASKED_TOKENS = "The base has no masked-token head, so its general knowledge was not measured."
+NO_KL = "The base has no masked-token head, so there is no KL; linear probes measure what it knows."
 
 
 def judge_retention(evidence: Evidence, margin: float) -> GateResult | None:
@@ -78,7 +82,8 @@ def judge_retention(evidence: Evidence, margin: float) -> GateResult | None:
         return compared.result("retention", "general knowledge is kept", -margin)
     if masked:
         return masked_retention(compared, margin)
-    pooled = retention(compared, margin)
+    names = dict.fromkeys(str(item.get("suite")).split("/")[0] for item in evidence.general)
+    pooled = retention(compared, margin, suites=", ".join(names))
     return pooled if pooled.verdict == "fail" else harmed_suite(evidence, margin) or pooled
 
 
@@ -118,8 +123,8 @@ def judge_drift(evidence: Evidence, limit: float | None) -> GateResult | None:
 
     Without a ``limit`` the embedded base has ``DRIFT_LIMIT``; on other bases KL informs.
     """
-    if evidence.knowledge == "nothing":
-        return not_applicable("drift", "KL from base to adapter", limit, NO_MASKED_TOKENS)
+    if evidence.knowledge in ("features", "nothing"):
+        return not_applicable("drift", "KL from base to adapter", limit, NO_KL)
     if limit is None and evidence.embedded_base:
         limit = DRIFT_LIMIT
     rule = "informs only"

@@ -199,7 +199,7 @@ def test_a_second_stage_is_repeated_from_its_card(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Its parent of the same name is found by its digest among the versions."""
-    monkeypatch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    monkeypatch.setattr("lora_domains.probes.suite.default_suite", lambda *_: SUITE)
     use_general_text(monkeypatch)
     write(health / "narrow.csv", narrower())
     out = ("--base", str(tiny_base), "--out", str(health))

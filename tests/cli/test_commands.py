@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import make_rows
 from support.commands import FAST, run, write
-from support.models import QUESTIONS, SUITE, clear_rows, use_small_suite
+from support.models import QUESTIONS, clear_rows, use_small_suite
 from support.peft_folders import peft_saved
 
 from lora_domains.cli import commands
@@ -289,7 +289,6 @@ def test_evaluate_repeats_the_evaluation_of_an_adapter_trained_here(
     copied = Path(shutil.copytree(out, tmp_path / "out"))
     before = Card.read(copied / "spam").adapter
     use_small_suite(monkeypatch)
-    monkeypatch.setattr("lora_domains.probes.suite.load_suite", lambda *_: SUITE)
     files = [f"--{split}={out.parent / split}.csv" for split in ("train", "test")]
     again = run("evaluate", "spam", "--out", str(copied), "--base", str(tiny_base), *files)
     after = Card.read(copied / "spam").adapter
@@ -305,7 +304,6 @@ def test_evaluate_takes_test_rows_that_came_after_the_training(
     """The training split its own rows, none for a test set that was given; they stay the same."""
     monkeypatch.chdir(tmp_path)
     use_small_suite(monkeypatch)
-    monkeypatch.setattr("lora_domains.probes.suite.load_suite", lambda *_: SUITE)
     rows = clear_rows(300)
     train, test = write(tmp_path / "train.csv", rows[:240]), write(tmp_path / "new.csv", rows[240:])
     base = ("--base", str(tiny_base))

@@ -16,6 +16,7 @@ from lora_domains.cli.parser import Parser
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, as_record, setting_types, with_settings
 from lora_domains.errors import DomainError, UsageError
+from lora_domains.probes.suite import Suite
 from lora_domains.tasks import (
     Chat,
     Classification,
@@ -28,10 +29,13 @@ from lora_domains.tasks import (
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--target-recall": "0.9", "--target-precision": "0.8", "--max-length": "64",
           "--delimiter": "tab", "--prevalence": "0.05", "--judge-range": "1,10",
-          "--judge-timeout": "5", "--max-steps": "50"}  # fmt: skip
+          "--judge-timeout": "5", "--max-steps": "50", "--questions": "30"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex", "--metric": "mcc",
                            "--set": "training.warmup=0.5"}  # fmt: skip
+
+DEFAULT = Suite("default", ())
+"""What a base is asked."""
 
 
 def flags_of_a_run() -> list[argparse.Action]:
@@ -54,8 +58,8 @@ def calls_made(
         return SimpleNamespace()
 
     def scored(rows: str) -> Any:
-        def called(*_: Any) -> None:
-            calls["scored"] = rows
+        def called(*_: Any, **options: Any) -> None:
+            calls["scored"] = rows, options
             raise Called
 
         return called
@@ -64,10 +68,13 @@ def calls_made(
         calls.update(base=path_or_id, options={k: v for k, v in options.items() if k != "display"})
         inner = SimpleNamespace(parameters=list)
         loaded = SimpleNamespace(model=inner, id="x", device="cpu", record=lambda: {"dtype": ""},
-                                 resident_bytes=lambda: 0)  # fmt: skip
+                                 resident_bytes=lambda: 0, bidirectional=False)  # fmt: skip
         evaluate = scored("test")
         return SimpleNamespace(base=loaded, fit=fit, evaluate=evaluate, display=options["display"])
 
+    suites = "lora_domains.probes.suite"
+    monkeypatch.setattr(f"{suites}.default_suite", lambda *_: DEFAULT)
+    monkeypatch.setattr(f"{suites}.load_suite", lambda name, most, _: Suite(name, (), limit=most))
     monkeypatch.setattr(recipes, "show_validation", scored("validation"))
 
     monkeypatch.setattr(
@@ -130,7 +137,7 @@ def test_flags_set_domain_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["options"] == {"quantization": "4bit", "out": "there"}
     assert calls["fit"] == {
         "resume": False, "dry_run": False, "init_from": None, "tracker": None,
-        "prepared": None, "no_evaluate": False,
+        "prepared": None, "no_evaluate": False, "suite": DEFAULT,
     }  # fmt: skip
 
 

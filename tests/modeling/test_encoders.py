@@ -24,6 +24,7 @@ from lora_domains.modeling.base import load_base
 from lora_domains.modeling.base_check import ENCODERS, FROM_PADDING, is_bidirectional
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.heads import LAYOUTS
+from lora_domains.probes.features import feature_sets
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
 from lora_domains.stats.comparisons import compare_means
@@ -282,7 +283,13 @@ def test_the_experiment_of_the_tutorial(
         assert entry.general["kl"]["general"] > 0
         assert "nats per masked token" in output
     else:
-        assert gates["retention"]["verdict"] == gates["drift"]["verdict"] == "not applicable"
+        assert entry.judged["knowledge"] == "features"
+        kept, pooled = gates["retention"], entry.general["pooled"]
+        assert kept["observed"] == pytest.approx(pooled["adapter"] - pooled["base"])
+        assert "(features)" in kept["rule"]
+        assert {f"features/{one.name}" for one in feature_sets()} < entry.general.keys()
+        assert "features/number" in output
+        assert gates["drift"]["verdict"] == "not applicable"
         assert "the adapter is not regularised towards it" in output
         assert "– not applicable" in output
     assert rebuild(out / "tutorial").adapter.gates == entry.gates

@@ -41,7 +41,7 @@ SUITE = Suite(
 
 def use_small_suite(patch: pytest.MonkeyPatch) -> None:
     """Let models read ``SUITE`` and a small general text in place of the embedded ones."""
-    patch.setattr("lora_domains.model.embedded", lambda: SUITE)
+    patch.setattr("lora_domains.probes.suite.default_suite", lambda *_: SUITE)
     use_general_text(patch)
 
 
