@@ -201,8 +201,8 @@ class DomainModel:
         run. ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` checks the rows, shows the
         plan and estimates memory and time, without training or writing: the time of training and
         of evaluating test rows and ``suite``, or validation rows with ``no_evaluate``. ``prepared``
-        are the rows if they were read already. ``settings`` are those of a domain (``epochs=3``,
-        ``lr=…``). A saved adapter of the same name becomes a version.
+        are the rows if they were read. ``settings`` are those of a domain (``epochs=3``). A saved
+        adapter of the same name becomes a version.
 
         Returns the card, which has no verdict before ``evaluate``; None after a dry run. Raises
         UsageError for an unknown setting, DataError or LeakError for rows that cannot be used, and
@@ -225,7 +225,7 @@ class DomainModel:
         )  # fmt: skip
         self._datasets[domain.name] = dataset
         evaluation = partial(
-            evaluation_seconds, self.bank, dataset, suite or suites.default_suite(self.base),
+            evaluation_seconds, self.bank, dataset, self._suite(suite),
             base_changed=self._base_changed, test=bool(dataset.test) and not no_evaluate,
         )  # fmt: skip
         card = fit(
