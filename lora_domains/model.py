@@ -199,10 +199,9 @@ class DomainModel:
 
         ``init_from`` is a saved adapter from which to continue. ``resume`` continues an interrupted
         run. ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` checks the rows, shows the
-        plan and estimates memory and time, without training or writing: the time of training and
-        of evaluating test rows and ``suite``, or validation rows with ``no_evaluate``. ``prepared``
-        are the rows if they were read. ``settings`` are those of a domain (``epochs=3``). A saved
-        adapter of the same name becomes a version.
+        plan and estimates memory and time: of training, and of evaluating test rows and ``suite``,
+        or validation rows with ``no_evaluate``. ``prepared`` are the rows if they were read.
+        ``settings`` are those of a domain. A saved adapter of the same name becomes a version.
 
         Returns the card, which has no verdict before ``evaluate``; None after a dry run. Raises
         UsageError for an unknown setting, DataError or LeakError for rows that cannot be used, and
@@ -224,10 +223,8 @@ class DomainModel:
             init_from=init_from, resume=resume, prepared=prepared,
         )  # fmt: skip
         self._datasets[domain.name] = dataset
-        evaluation = partial(
-            evaluation_seconds, self.bank, dataset, self._suite(suite),
-            base_changed=self._base_changed, test=bool(dataset.test) and not no_evaluate,
-        )  # fmt: skip
+        on_test = bool(dataset.test) and not no_evaluate
+        evaluation = partial(self._evaluation_seconds, dataset, suite, on_test)
         card = fit(
             self.bank, dataset, self.out, self.display,
             resume=resume, tracker=tracker, dry_run=evaluation if dry_run else None,
@@ -302,6 +299,12 @@ class DomainModel:
             self.bank, datasets, asked, self.out, self.display, self._base_changed,
             reports=Path(out), show_text=show_text,
         )  # fmt: skip
+
+    def _evaluation_seconds(
+        self, dataset: Dataset, suite: Suite | None, test: bool, name: str
+    ) -> float:
+        asked = self._suite(suite) if test else Suite("none", ())
+        return evaluation_seconds(self.bank, dataset, asked, name, self._base_changed, test=test)
 
     def _suite(self, suite: Suite | str | None, adapter: str = "") -> Suite:
         if suite is None:
