@@ -137,8 +137,8 @@ def make_run(
     domain, base = dataset.domain, bank.base
     if not base.language_head and domain.training.retention != "none":
         display.warn(
-            f"{base.id} has no masked-token head: the adapter is not regularised towards it; linear "
-            "probes of its features measure what it keeps."
+            f"{base.id} has no masked-token head: the adapter is not regularised towards it; "
+            "linear probes of its features measure what it keeps."
         )
     texts, tokenization = dataset.general, dataset.tokenization
     run = Run(
