@@ -207,3 +207,24 @@ def test_the_readme_says_which_kl_foretells_forgetting() -> None:
     for figures in stored["spearman"].values():
         for name in ("general text", "task inputs"):
             assert f"{figures[name]:.2f}" in text
+
+
+def test_the_runs_on_general_knowledge_are_ordered_and_summarised() -> None:
+    general = script("general", "training")
+    ways, domains = list(general.WAYS), list(general.DOMAINS)
+    order = general.jobs(ways, domains)
+    assert len(order) == len(set(order)) == 3 * len(ways) - 2 + 2 * 2 * 3
+    assert {way for way, _, _ in order[:15]} == {*ways[:5]}
+    assert [job for job in order if job[0] == "rewritten answers"] == [
+        ("rewritten answers", "medquad", 0)
+    ]
+    measured = {"score": 0.5, "nats": 1.0, "wikitext": 3.0, "kl": 0.1,
+                **dict.fromkeys(general.QUESTIONS, 0.4)}  # fmt: skip
+    run = {
+        "way": "plain", "domain": "medquad", "seed": 0, "adapter": measured, "scales": [],
+        "base": measured | {"nats": 1.5, "wikitext": 2.5, "facts": 0.5}, "general_tokens": 0.25,
+        "every": 2, "phases": {}, "seconds": 1.0,
+    }  # fmt: skip
+    row = general.table([run]).splitlines()[-1]
+    assert row == "| plain | 0.500, 0.50 | +0.500 | +0.0 | +10.0 | +0.0 | 0.100 | 25% |"
+    assert "nats -0.500; lost: WikiText +0.500" in general.line(run)
