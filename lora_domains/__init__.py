@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Generation,
         LanguageModelling,
         MultipleChoice,
+        Preference,
     )
     from lora_domains.tasks.answers import Judge
     from lora_domains.verdict.gates import Gates
@@ -37,6 +38,7 @@ _HOMES = {
     "Lora": "domain",
     "LoraDomainsError": "errors",
     "MultipleChoice": "tasks",
+    "Preference": "tasks",
     "Training": "domain",
     "load_domain": "domain",
     "run_recipe": "cli.recipes",
@@ -56,6 +58,7 @@ __all__ = [
     "Lora",
     "LoraDomainsError",
     "MultipleChoice",
+    "Preference",
     "Training",
     "load_domain",
     "run_recipe",

@@ -28,6 +28,7 @@ from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.scores import (
     TEXT,
     Scores,
+    add_won,
     apply_threshold,
     model_scores,
     without_text,
@@ -83,6 +84,8 @@ def score_domain(
     train = scorer.scores(seen, adapters)
     likelihoods = Part(f"{name} training rows by the base", likelihood_only(task), train_rows)
     train |= scorer.scores(likelihoods, base)
+    for records in baselines.values() if None in scores else ():
+        add_won(records, scores[None])
     add_judged(scorer, dataset, rows, [*scores.values(), *baselines.values()])
     # Each contender has a threshold of its own, so that none is at an advantage.
     chosen = {who: best_threshold(task, records, tuning) for who, records in scores.items()}
@@ -115,6 +118,8 @@ def score_validation(scorer: Scorer, dataset: Dataset, adapter: str) -> dict[str
     base = [] if "base" in contenders else [None]
     scores = scorer.scores(Part(f"{dataset.domain.name} rows", task, rows), [*base, adapter])
     contenders |= {"base" if who is None else "adapter": found for who, found in scores.items()}
+    for records in contenders.values():  # of which a baseline was compared with itself
+        add_won(records, contenders["base"])
     add_judged(scorer, dataset, rows, [*contenders.values()])
     return {
         who: decided(task, found, best_threshold(task, found, rows))

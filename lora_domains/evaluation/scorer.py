@@ -23,7 +23,7 @@ from lora_domains.console import EVALUATION, Clock, Display, estimated_phases
 from lora_domains.evaluation.store import Store
 from lora_domains.inference.batches import Progress, no_progress, padded_tokens
 from lora_domains.inference.likelihoods import drift, text_features
-from lora_domains.inference.scores import Score, Scores, model_scores, without_text
+from lora_domains.inference.scores import Score, Scores, add_won, model_scores, without_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
@@ -96,7 +96,12 @@ class Scorer:
                 for (i, name), record in zip(block, records, strict=True):
                     scored[name][i] = record
                 self._keep(paths, block, scored)
-        return {name: [scored[name][i] for i in range(len(part.rows))] for name in contenders}
+        scores = {name: [scored[name][i] for i in range(len(part.rows))] for name in contenders}
+        if part.task.beta is not None:
+            base = scores[None] if None in scores else self.scores(part, [None])[None]
+            for records in scores.values():
+                add_won(records, base)
+        return scores
 
     def features(
         self, rows: Sequence[EncodedRow], pooling: str, progress: Progress = no_progress

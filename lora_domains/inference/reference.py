@@ -1,15 +1,19 @@
-"""What the base predicts on general texts, computed once, and how far an adapter moves from it."""
+"""What the base predicts on general texts, and on pairs of answers, computed once before training;
+and how far an adapter moves from it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_domains.distributed import sharing
 from lora_domains.inference.batches import Progress, in_batches, no_progress
-from lora_domains.inference.likelihoods import tail_logits
+from lora_domains.inference.likelihoods import answer_nll, choice_logprobs, tail_logits
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, collate
@@ -160,3 +164,81 @@ def _predictions(base: Base, part: Sequence[EncodedExample]) -> tuple[Tensor, Te
 def _others(logprobs: Tensor) -> Tensor:
     """Log of the probability that ``logprobs`` (tokens, top) leave to all others, (tokens, 1)."""
     return (1 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=1e-6).log()
+
+
+# ── Pairs of answers ────────────────────────────────────────────────────────────────────────────
+
+
+class Pairs:
+    """The base as the reference of direct preference optimisation (Rafailov et al. 2023, arXiv
+    2305.18290) of an adapter.
+
+    With x, how much more the adapter prefers the chosen of two answers than the base does, in nats,
+    the loss of a pair is -log sigmoid(beta x) (equation 7). Its gradient is that of the nats of the
+    chosen answer, minus that of the rejected one, times beta sigmoid(-beta x).
+    """
+
+    def __init__(self, bank: Bank, adapter: str, beta: float) -> None:
+        self.bank, self.adapter, self.beta = bank, adapter, beta
+        self.margins: dict[str, float] = {}
+        """The base's log-odds of the chosen answer, by the id of its row."""
+        self._weights: dict[str, float] = {}
+
+    def read(self, rows: Sequence[EncodedExample], progress: Progress = no_progress) -> None:
+        """Compute the base's log-odds of ``rows``: all at once, so that a resumed run has the same.
+
+        The processes share the rows.
+        """
+        with sharing():
+            margins = self._log_odds(rows, None, progress)
+        self.margins = dict(zip((row.id for row in rows), margins.tolist(), strict=True))
+
+    def moved(
+        self, rows: Sequence[EncodedExample], progress: Progress = no_progress
+    ) -> NDArray[np.float64]:
+        """x of each row, by the adapter as it is."""
+        before = np.array([self.margins[row.id] for row in rows])
+        moved: NDArray[np.float64] = self._log_odds(rows, self.adapter, progress) - before
+        return moved
+
+    def losses(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The loss of each pair, from x."""
+        losses: NDArray[np.float64] = np.logaddexp(0.0, -self.beta * moved)
+        return losses
+
+    def weighted(self, rows: Sequence[EncodedExample]) -> tuple[list[EncodedExample], Tensor]:
+        """Both answers of each row, which ``loss`` weighs, and the loss summed over the rows.
+
+        x is computed without dropout.
+        """
+        weights = self.bank.trainable(self.adapter).values()
+        for lora in weights:
+            lora.eval()
+        moved = self.moved(rows) if rows else np.zeros(0)
+        for lora in weights:
+            lora.train()
+        pulls = self.beta * np.exp(-np.logaddexp(0.0, self.beta * moved))
+        both: list[EncodedExample] = []
+        self._weights = {}
+        for row, pull in zip(rows, pulls.tolist(), strict=True):
+            for number, answer in enumerate(row.choices):
+                name = f"{row.id}/answer {number}"
+                both.append(EncodedExample(name, row.prompt, answer))
+                self._weights[name] = -pull if number else pull
+        device = self.bank.base.model.device
+        return both, torch.tensor(float(self.losses(moved).sum()), device=device)
+
+    def loss(self, answers: Sequence[EncodedExample]) -> Tensor:
+        """The weighted nats of ``answers``, whose gradient is that of the loss of their pairs."""
+        batch = collate(answers, self.bank.base.pad, self.bank.base.model.device)
+        nats = answer_nll(tail_logits(self.bank.base.model, batch), batch).sum(1)
+        weights = [self._weights.get(one.id, 1.0) for one in answers]
+        return nats @ torch.tensor(weights, dtype=nats.dtype, device=nats.device)
+
+    def _log_odds(
+        self, rows: Sequence[EncodedExample], route: str | None, progress: Progress = no_progress
+    ) -> NDArray[np.float64]:
+        """By how many nats the first of two choices is the more likely one, (rows,)."""
+        with self.bank.routed(route):
+            scored = choice_logprobs(self.bank.base.model, rows, self.bank.base.pad, progress)
+        return np.array([row[0] - row[1] for row in scored])

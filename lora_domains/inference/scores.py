@@ -102,12 +102,34 @@ def comparable(task: Task, logprobs: np.ndarray, example: EncodedExample) -> np.
 
 def choice_score(task: Task, logprobs: np.ndarray, example: EncodedExample) -> dict[str, float]:
     """The record of one example from the log-likelihoods of its choices, (choices,)."""
+    if task.beta is not None:
+        return pair_score(logprobs, example)
     log_shares = renormalise(comparable(task, logprobs, example))
     score = class_score(log_shares, example.target, task.positive_index)
     if example.target >= 0:
         score["nats"] = float(-logprobs[example.target])
         score["tokens"] = len(example.choices[example.target])
     return score
+
+
+def pair_score(logprobs: np.ndarray, example: EncodedExample) -> dict[str, float]:
+    """The record of two answers, the chosen one first: its log-odds, and whether they are above 0.
+
+    ``won`` is added where the base is known (``add_won``).
+    """
+    margin = float(logprobs[0] - logprobs[1])
+    return {"margin": margin, "ranked": float(margin > 0), "nats": float(-logprobs[0]),
+            "tokens": len(example.choices[0])}  # fmt: skip
+
+
+def add_won(scores: Scores, base: Scores) -> None:
+    """Add to records of pairs whether the chosen answer is preferred more than by the ``base``.
+
+    1 where its log-odds rose, 0 where they fell, and 1/2 for the base itself.
+    """
+    for record, before in zip(scores, base, strict=True):
+        if "margin" in record:
+            record["won"] = 0.5 + 0.5 * float(np.sign(record["margin"] - before["margin"]))
 
 
 def class_score(log_shares: np.ndarray, target: int, positive: int | None) -> dict[str, float]:

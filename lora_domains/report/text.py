@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Report
+from lora_domains.tasks import Task
 from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import METRICS, metric_named
 from lora_domains.verdict.rules import INFORMING, WORST_FIRST
@@ -268,7 +269,7 @@ def _plural(count: int, what: str) -> str:
 def how_scored(entry: AdapterEntry) -> str:
     """The unit of the loss, on test rows and in the table of epochs; how answers are made."""
     task = entry.declared_task
-    trained = "label cross-entropy" if task and task.head else "nats per answer token"
+    trained = "label cross-entropy" if task and task.head else (task or Task).trained_unit
     judged = entry.judged.get("loss") or trained
     if judged == trained:
         loss = f"The loss is {judged}, here and in the table of epochs."

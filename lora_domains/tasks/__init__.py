@@ -25,6 +25,7 @@ from lora_domains.tasks.classification import (
 from lora_domains.tasks.generation import Generation
 from lora_domains.tasks.language_modelling import LanguageModelling
 from lora_domains.tasks.multiple_choice import MultipleChoice
+from lora_domains.tasks.preference import Preference
 from lora_domains.tasks.rows import (
     Example,
     Row,
@@ -45,6 +46,7 @@ __all__ = [
     "LanguageModelling",
     "LossUnit",
     "MultipleChoice",
+    "Preference",
     "Row",
     "ScoredBy",
     "Task",

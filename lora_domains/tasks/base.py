@@ -30,6 +30,8 @@ class Task(ABC):
     kind: ClassVar[str]
     """Name of the kind, as a card stores it."""
     loss_unit: ClassVar[LossUnit] = "nats per answer token"
+    trained_unit: ClassVar[str] = "nats per answer token"
+    """What the loss in training is, without a head."""
     has_labels: ClassVar[bool] = False
     """Whether every answer is one of a fixed set of labels, shared by all rows."""
     predictable: ClassVar[bool] = True
@@ -138,6 +140,12 @@ class Task(ABC):
         """``choices``: each candidate answer is scored; ``text``: an answer is generated and
         compared with the reference; ``likelihood``: the answer's likelihood alone."""
         return "likelihood"
+
+    @property
+    def beta(self) -> float | None:
+        """Where training compares two choices of a row, how closely the adapter is held to the
+        base in that (DPO); None where the likelihood of an answer is learned."""
+        return None
 
     @property
     def per_token(self) -> bool:

@@ -65,6 +65,8 @@ class Example:
     """The template's own text, the prompt's part that is not of the row; "" where there is none."""
     whole: bool = False
     """Whether a choice is all of the answer: where one begins another, its end is scored too."""
+    ended: bool = False
+    """Whether the end of each choice is scored with it."""
     messages: tuple[Mapping[str, Any], ...] = ()
     """The turns that a chat template renders in place of ``prompt``; () where there are none. Those
     of a chat end with the answer, others with the prompt."""

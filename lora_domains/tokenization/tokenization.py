@@ -2,10 +2,9 @@
 
 A prompt is never supervised. An answer is never truncated: a row that is too long loses tokens
 from the middle of its prompt, because beginnings and ends matter most (Sun et al. 2019, "How to
-Fine-Tune BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS.
-
-With a chat template, the turns of an example are rendered in place of its prompt; only what the
-assistant says is supervised (``chat_template``).
+Fine-Tune BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS. A
+chat template renders the turns of an example in place of its prompt; only what the assistant says
+is supervised (``chat_template``).
 
 With a trained head, an encoded example is its prompt, and its target is the label. A bidirectional
 base reads general text with some of its tokens masked and predicts those.
@@ -227,7 +226,8 @@ class Tokenization:
             if example.whole:
                 choices, longest = self._labels(example.choices)
             else:
-                choices = tuple(map(self.answer_tokens, example.choices))
+                own = map(self.answer_tokens, example.choices)
+                choices = tuple(tokens + self.end * example.ended for tokens in own)
                 longest = self._longest(choices)
             answer = (*self.answer_tokens(example.answer), *self.end) if example.answer else ()
         longest = max(longest, len(answer))

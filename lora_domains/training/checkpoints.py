@@ -203,7 +203,9 @@ def hash_examples(examples: Sequence[EncodedExample]) -> str:
     digest = sha256()
     for example in examples:
         fields = (example.id, example.prompt, example.answer, example.target)
-        digest.update(repr((*fields, *example.unsupervised)).encode())
+        # Of answers that are compared, the first is the answer itself.
+        others = example.choices[1:] if example.choices[:1] == (example.answer,) else ()
+        digest.update(repr((*fields, *example.unsupervised, *others)).encode())
     return digest.hexdigest()
 
 

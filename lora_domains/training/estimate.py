@@ -20,6 +20,7 @@ from lora_domains.console import (
 )
 from lora_domains.inference.batches import padded_tokens
 from lora_domains.inference.memory import peak_memory
+from lora_domains.inference.reference import Pairs
 from lora_domains.modeling.batching import epoch_batches
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.loop import Run
@@ -73,6 +74,11 @@ def _training(run: Run) -> Estimate:
     epoch = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0)
     batches = sorted(([run.train[i] for i in batch] for batch in epoch), key=_padded)
     run.gradients.announce_memory()
+    compared = [*run.train, *run.validation.rows]
+    if (pairs := run.gradients.pairs) is not None:
+        # What the base makes of pairs of answers matters for no time.
+        pairs.margins = dict.fromkeys((row.id for row in compared), 0.0)
+        run.validation.pairs = pairs
     _steps(run, batches[-1:], Clock({}), run.gradients.texts())
     peak = peak_memory(run.model.device)
 
@@ -97,6 +103,8 @@ def _training(run: Run) -> Estimate:
     add(estimated_phases([rows for rows in general if rows], partial(_general_steps, run), tokens))
     if "reference" in vars(run.general):  # the steps have read it
         add(estimated_phases(texts, partial(_read, run), size))
+    if pairs is not None:
+        add(estimated_phases(compared, partial(_compare, pairs), size))
     add(estimated_phases(run.validation.rows, partial(_figures, run), size))
     if run.validation.monitored:
         add(estimated_phases(run.validation.monitored, partial(_drift, run), size))
@@ -112,7 +120,7 @@ def _padded(rows: Rows) -> int:
 def _steps(run: Run, batches: Sequence[Rows], clock: Clock, texts: Rows | None = None) -> None:
     with clock.phase(STEPS):
         for rows in batches:
-            float(run.gradients.compute(rows, sum(row.supervised for row in rows), texts or []))
+            float(run.gradients.compute(rows, run.gradients.units(rows), texts or []))
 
 
 def _general_steps(run: Run, texts: Sequence[Rows], clock: Clock) -> None:
@@ -126,6 +134,11 @@ def _read(run: Run, texts: Rows, clock: Clock) -> None:
     vars(general).pop("reference")
     general.texts, general.clock = texts, clock
     _ = general.reference
+
+
+def _compare(pairs: Pairs, rows: Rows, clock: Clock) -> None:
+    with clock.phase(GENERAL):
+        copy(pairs).read(rows)
 
 
 def _figures(run: Run, rows: Rows, clock: Clock) -> None:

@@ -24,6 +24,7 @@ from lora_domains.errors import OutOfMemory, TrainingError, UsageError
 from lora_domains.inference.batches import LOGITS, trial_examples
 from lora_domains.inference.likelihoods import text_nats
 from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
+from lora_domains.inference.reference import Pairs
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import Head, label_nats
@@ -65,6 +66,8 @@ class Gradients:
         self.model, self.pad = bank.base.model, bank.base.pad
         self.domain, self.retention, self.general = domain, retention, general
         self.parameters, self.state, self.display = parameters, state, display
+        beta = domain.task.beta
+        self.pairs = None if beta is None else Pairs(bank, adapter, beta)
         self.rank, self.ranks = distributed.state().process_index, distributed.state().num_processes
 
     def compute(
@@ -81,6 +84,9 @@ class Gradients:
         step, seed = self.state.total_steps, self.domain.training.seed
         texts = self.texts() if texts is None else texts
         own_rows, own_texts = rows[self.rank :: self.ranks], texts[self.rank :: self.ranks]
+        compared = None
+        if self.pairs is not None:
+            own_rows, compared = self.pairs.weighted(own_rows)
         while True:
             passes = [*self._passes(own_rows, self.cost)]
             general_passes = [*self._passes(own_texts, self.general_cost)] if own_texts else []
@@ -93,13 +99,18 @@ class Gradients:
                     nats = self._domain_gradients(passes, total)
                     tokens = sum(len(text.answer) for text in texts)
                     self._general_gradients(general_passes, tokens)
-                return nats
+                return nats if compared is None else compared
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
                 message = str(error).splitlines()[0]
             # Outside of `except`, so that the failed pass and its tensors are freed.
             self._halve([*passes, *general_passes], message)
+
+    def units(self, rows: Sequence[EncodedExample]) -> int:
+        """What the loss of a step is averaged over: pairs where answers are compared, else the
+        supervised tokens."""
+        return len(rows) if self.pairs is not None else sum(row.supervised for row in rows)
 
     def texts(self) -> list[EncodedExample]:
         """The general texts of the current step, for all processes."""
@@ -149,6 +160,8 @@ class Gradients:
         """Nats summed over the supervised tokens, or over the labels of a head."""
         if self.head is not None:
             return label_nats(self.model, self.head, rows, self.pad)
+        if self.pairs is not None:
+            return self.pairs.loss(rows)
         return text_nats(self.model, rows, self.pad)
 
     def _general_gradients(self, passes: Passes, total: int) -> None:

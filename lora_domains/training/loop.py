@@ -133,6 +133,7 @@ class Run:
                 self._resume()
             self.state.pass_bytes = agreed_pass_limit(self.model)
             self.gradients.announce_memory()
+            self.validation.compare_with_base(self.gradients.pairs, self.train)
             while not self._finished() and not self._out_of_patience():
                 self.run_epoch()
             self._scale_down()
@@ -191,7 +192,7 @@ class Run:
     def train_step(self, rows: Sequence[EncodedExample]) -> None:
         """One optimiser step on one global batch, of which this rank takes its share."""
         state = self.state
-        total = sum(row.supervised for row in rows)
+        total = self.gradients.units(rows)
         self._set_rate()
         nats = self.gradients.compute(rows, total)
         # A signal may reach a single rank, at any moment; all must stop after the same step.

@@ -41,6 +41,10 @@ PROBED = 1 / 3
 adapter beside it (benchmarks/training/heads.py)."""
 
 
+PREFERRED = 1 / 10
+"""Share of it with which preferences are learned: they are compared, not imitated."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The settings of a run once everything left open has been derived."""
@@ -101,7 +105,8 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     """
     settings = dataset.domain.training
     probed = dataset.domain.task.head and own_layout(base) == SENTENCE
-    lr, lr_reason = (settings.lr, "") if settings.lr is not None else derived_rate(base, probed)
+    share = PROBED if probed else 1.0 if dataset.domain.task.beta is None else PREFERRED
+    lr, lr_reason = (settings.lr, "") if settings.lr is not None else derived_rate(base, share)
     rows = len(dataset.train)
     epochs, epochs_reason = derived_epochs(rows, settings)
     batch, batch_reason = settings.batch_size, ""
@@ -140,17 +145,16 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     )  # fmt: skip
 
 
-def derived_rate(base: Base, probed: bool = False) -> tuple[float, str]:
+def derived_rate(base: Base, share: float = 1.0) -> tuple[float, str]:
     """The learning rate for the base's width, and the reason in words.
 
     5e-4 · (2000 / width)^p with p = .78 (.08 for Qwen), with alpha 32 and LoRA scale alpha/r:
-    Thinking Machines, "LoRA Without Regret" (2025). A head that starts as a linear probe
-    (``probed``) is near its goal: the rate is ``PROBED`` of that.
+    Thinking Machines, "LoRA Without Regret" (2025). ``share`` of that is taken: ``PROBED`` for a
+    head that starts as a linear probe and is near its goal, ``PREFERRED`` for preferences.
     """
     power = 0.08 if str(base.model.config.model_type).startswith("qwen") else 0.78
-    share = PROBED if probed else 1.0
     rate = float(f"{share * 5e-4 * (2000 / base.width) ** power:.2g}")
-    times = f"{share:.2g} · " if probed else ""
+    times = f"{share:.2g} · " if share != 1 else ""
     return rate, f"learning rate {rate:g}: {times}5e-4 · (2000 / width {base.width})^{power:g}"
 
 

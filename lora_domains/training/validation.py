@@ -12,8 +12,12 @@ from lora_domains import distributed
 from lora_domains.console import GENERAL, VALIDATION, Clock, Display
 from lora_domains.domain import Domain
 from lora_domains.inference.generation import generate_in_batches
-from lora_domains.inference.likelihoods import answer_nats, choices_and_nats, head_scores
-from lora_domains.inference.reference import Prediction, Reference
+from lora_domains.inference.likelihoods import (
+    answer_nats,
+    choices_and_nats,
+    head_scores,
+)
+from lora_domains.inference.reference import Pairs, Prediction, Reference
 from lora_domains.inference.scores import comparable
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
@@ -35,6 +39,8 @@ SAMPLES = 3
 class Validation:
     """Evaluates an adapter in training on validation rows and on monitored general texts."""
 
+    pairs: Pairs | None = None
+    """The base's answers to compare with, where answers are compared."""
     samples: Sequence[EncodedRow] = ()
     """Rows whose answers are shown after each epoch; they are kept nowhere."""
 
@@ -97,6 +103,14 @@ class Validation:
             texts = generate_in_batches(base.model, base.tokenizer, prompts, task.max_new_tokens)
         return [task.answer_in(text) for text in texts]
 
+    def compare_with_base(self, pairs: Pairs | None, train: Sequence[EncodedExample]) -> None:
+        """Let the base read all ``pairs``, those of the ``train`` rows too; None without pairs."""
+        self.pairs, rows = pairs, [*train, *self.rows]
+        if pairs is not None:
+            progress = self.display.progress("the base on the pairs", len(rows))
+            with self.clock.phase(GENERAL), progress as advance:
+                pairs.read(rows, advance)
+
     def figures(self) -> dict[str, Any]:
         """``validation_loss`` (nats per answer token, or per label of a head) and
         ``validation_figures``; the processes share the rows."""
@@ -111,6 +125,9 @@ class Validation:
                 logprobs = head_scores(model, self.head, rows, pad, advance)
                 nats = np.array([-row[e.target] for row, e in zip(logprobs, rows, strict=True)])
                 tokens = np.ones(len(rows), dtype=int)
+            elif self.pairs is not None:
+                moved = self.pairs.moved(rows, advance)
+                return pair_figures(moved, self.pairs.losses(moved))
             elif rows and rows[0].choices:
                 logprobs, nats, tokens = choices_and_nats(model, rows, pad, advance)
             else:
@@ -175,6 +192,16 @@ def collapse_warning(best: Mapping[str, Any], rate: float) -> str | None:
         "the best epoch gives all validation rows the same label. The training may have collapsed: "
         f"try --lr {rate / 3:.1g}, and look at the labels of the rows."
     )
+
+
+def pair_figures(moved: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+    """The mean DPO loss, and the score that ranks epochs: the win rate over the base.
+
+    ``moved`` (pairs,) is how much more than the base the adapter prefers each chosen answer.
+    """
+    win_rate = float((0.5 + 0.5 * np.sign(moved)).mean())
+    return {"validation_loss": float(losses.mean()), "accuracy": None, "score": win_rate,
+            "higher_is_better": True}  # fmt: skip
 
 
 # ── Ranking ─────────────────────────────────────────────────────────────────────────────────────

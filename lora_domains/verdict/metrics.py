@@ -9,6 +9,7 @@ exist:
                          needs_positive=True))
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -323,6 +324,10 @@ for _metric in (
     ClassMetric("balanced_accuracy", "balanced accuracy", lambda _: macro("recall")),
     ClassMetric("mcc", "MCC", lambda _: matthews, limits=(-1.0, 1.0)),
     MeanMetric("loss", "loss", ("nll",), higher_is_better=False, nats=True),
+    MeanMetric("win_rate", "win rate", ("won",)),
+    ShareOfSome("ranked", "ranked right", ("ranked",)),
+    MeanMetric("margin", "log-odds of chosen", ("margin",), nats=True,
+               limits=(-math.inf, math.inf)),
     MeanMetric("token_f1", "token F1", ("f1",)),
     MeanMetric("exact_match", "exact match", ("exact",)),
     MeanMetric("rouge_l", "ROUGE-L", ("rouge_l",)),

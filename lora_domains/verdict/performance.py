@@ -200,12 +200,13 @@ def judge_slices(evidence: Evidence, margin: float) -> GateResult | None:
     test, names = evidence.test, evidence.test.slice_columns()
     if not names:
         return None
-    key = next((key for key in ("prediction", "f1") if test.gives("adapter", key)), None)
+    key = next((key for key in ("prediction", "f1", "won") if test.gives("adapter", key)), None)
     if key is None:  # nats differ between kinds of text by nature
         return None
     if fault := evidence.fault("adapter", test, (key,), "The score of slices"):
         return fault.result("slices", "no slice clearly below the rest", -margin)
     what, unit, scores = "token F1", "rows", test.column("adapter", key)
+    what = "win rate" if key == "won" else what
     if key == "prediction":
         what = "accuracy"
         scores = (test.column("adapter", "prediction") == test.targets()).astype(float)

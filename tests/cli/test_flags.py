@@ -23,6 +23,7 @@ from lora_domains.tasks import (
     Generation,
     LanguageModelling,
     MultipleChoice,
+    Preference,
     Task,
 )
 
@@ -337,6 +338,15 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "tools": ("functions", "functions"),
         "max_new_tokens": ("9", 9),
         "generate": ("true", True),
+    }),
+    (Preference(), {
+        "prompt": ("c,q", ("c", "q")),
+        "chosen": ("better", "better"),
+        "rejected": ("worse", "worse"),
+        "system": ("rules", "rules"),
+        "tools": ("functions", "functions"),
+        "beta": ("0.3", 0.3),
+        "max_new_tokens": ("9", 9),
     }),
 ]  # fmt: skip
 

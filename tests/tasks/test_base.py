@@ -40,8 +40,9 @@ def test_tasks_and_examples_travel_to_workers() -> None:
 def test_every_kind_is_read_back_from_its_record(kind: str) -> None:
     task = KINDS[kind]()
     assert task.metric in METRICS
-    assert task.columns[: len(task.input_columns)] == task.input_columns
-    assert task.columns[len(task.input_columns) :] in ((), (task.answer_column,))
+    inputs = len(task.input_columns)
+    assert task.columns[:inputs] == task.input_columns
+    assert task.columns[inputs : inputs + 1] in ((), (task.answer_column,))
     assert task_from_record(json.loads(json.dumps(task_record(task)))) == task
 
 
