@@ -99,9 +99,9 @@ def train(name: str, rows: Path, bases: Path, more: list[str]) -> dict[str, Any]
         )  # fmt: skip
         seconds = time.perf_counter() - started
         cards = list((folder / "out").glob("*/card.json"))
-        if not cards:
-            raise RuntimeError(f"{name}: {done.stderr.strip() or done.stdout.strip()}")
-        card = Card.read(cards[0].parent)
+        card = Card.read(cards[0].parent) if cards else None
+    if card is None or not card.adapter.verdict:
+        raise RuntimeError(done.stderr.strip() or done.stdout.strip())
     entry = card.adapter
     return {
         "command": "lora-domains " + " ".join(flags), "base": run.base,
@@ -124,23 +124,25 @@ def device() -> str:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| rows | base | trained on, tested | metric | base alone | best baseline | adapter "
-        "| gain over it | published | time | verdict |",
+        "| rows | base | rows: read, tested | metric | base alone | best baseline | adapter "
+        "| gain over it | published | time, device | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run in results.items():
         score = run["scores"][run["metric"]]
         baselines = {k: v for k, v in score["baselines"].items() if v is not None}
         lower = score.get("better") == "less"
+        task, _, where = name.partition(" on ")
         best = (min if lower else max)(baselines, key=lambda k: baselines[k]) if baselines else None
         lines.append(
-            f"| {name.split(' on ')[0]} | {run['base']} "
+            f"| {task} | {run['base']} "
             f"| {run['rows']['read']:,}, {score['n']:,} | {metric_name(run['metric'])} "
             f"| {_number(score['base'])} "
             f"| {f'{best} {_number(baselines[best])}' if best else ''} "
             f"| **{_number(score['adapter'])}** "
             f"| {_number(score['adapter'] - baselines[best]) if best else ''} "
-            f"| {run['published']} | {run['seconds'] / 60:.1f} min | {run['verdict']} |"
+            f"| {run['published']} | {run['seconds'] / 60:.1f} min, "
+            f"{where or 'CPU'} | {run['verdict']} |"
         )
     return "\n".join(lines)
 
@@ -177,7 +179,7 @@ def main() -> None:
             try:
                 found = future.result()
             except RuntimeError as error:
-                print(error, file=sys.stderr, flush=True)
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
                 continue
             key = name if where == "cpu" else f"{name} on {where}"
             stored[key] = found

@@ -6,7 +6,7 @@
 
 Each run is the command that a user would type, in its own process and with a ledger of its own: no
 adapter is chosen by these figures. They are stored in benchmarks/results/domains.json; --table
-prints them as Markdown.
+prints those of the recipes as Markdown.
 """
 
 import argparse
@@ -113,11 +113,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="folder of real rows")
     parser.add_argument("--only", nargs="*", help="names to run; others keep their results")
     parser.add_argument("--card", type=Path, help="adapter folder of a recipe already run")
-    parser.add_argument("--table", action="store_true", help="print the stored results as a table")
+    parser.add_argument(
+        "--table", action="store_true", help="print the stored results of the recipes as a table"
+    )
     flags = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if flags.table:
-        print(table(results))
+        print(table({name: results[name] for name in RECIPES}))
         return
     commands = {name: [*LAUNCH, f"recipes/{name}.py"] for name in RECIPES}
     if flags.card:
