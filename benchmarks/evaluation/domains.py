@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names to run; others keep their results")
     parser.add_argument("--card", type=Path, help="adapter folder of a recipe already run")
     parser.add_argument(
-        "--table", action="store_true", help="print the stored results of the recipes as a table"
+        "--table", action="store_true", help="print those of the recipes as a table"
     )
     flags = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
