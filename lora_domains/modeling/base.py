@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from lora_domains.distributed import state
@@ -275,7 +276,7 @@ def _described(checkpoint: Checkpoint, where: str) -> tuple[Any, Mapping[str, Te
     """Config and tensors of a checkpoint; no weights are read."""
     try:
         return checkpoint.config(), checkpoint.tensors
-    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, StrictDataclassError) as error:
         raise BaseModelError(
             where=where,
             expected="a base that transformers knows",

@@ -48,14 +48,15 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
     """The tensors of a safetensors file by name; no weights are read."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path.name} is cut off, or a pointer of Git LFS (git lfs pull)")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
-    data = 8 + size
     entries = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         info = TensorInfo(entry["dtype"], tuple(entry["shape"]))
-        entries[name] = HeaderEntry(info, data + start, data + stop)
+        entries[name] = HeaderEntry(info, 8 + size + start, 8 + size + stop)
     return entries
 
 

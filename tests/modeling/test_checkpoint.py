@@ -1,5 +1,6 @@
 """Base formats: safetensors, and one that is added from outside the package."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,3 +108,21 @@ def test_a_cut_off_file_is_read_to_its_end(tmp_path: Path, tiny_base: Path) -> N
     parts = {n: b"".join(cut.content(n)) for n in cut.tensors}
     assert sum(map(len, parts.values())) < path.stat().st_size
     assert len(parts[name]) <= len(whole)
+
+
+def test_a_pointer_of_git_lfs_is_no_weights(tiny_base: Path, tmp_path: Path) -> None:
+    """Its first bytes, read as the size of a header, are more than any memory holds."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4a5\nsize 269060552\n"
+    (folder / "model.safetensors").write_text(pointer)
+    with pytest.raises(BaseModelError, match=r"model\.safetensors is .* a pointer of Git LFS"):
+        load_base(folder, device="cpu")
+
+
+def test_a_config_with_a_value_of_another_type_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match="max_position_embeddings"):
+        load_base(folder, device="cpu")
