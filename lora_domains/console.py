@@ -104,7 +104,7 @@ class Display:
 
     def epoch(self, record: Mapping[str, Any], metric: str, note: str = "") -> None:
         """A line of the table of epochs, with its heading the first time."""
-        if not record["higher_is_better"]:
+        if not record["higher_is_better"] and record["score"] == record["validation_loss"]:
             metric = "nats per token"  # answers are not generated every epoch
         name = metric_name(metric)
         columns = ["epoch", "training loss", "validation loss", "accuracy", name]

@@ -10,7 +10,13 @@ from lora_domains.data.identity import normalised_once
 from lora_domains.data.prepare import Prepared, RowCounts, prepare
 from lora_domains.data.source import SPLITS, file_of
 from lora_domains.domain import Domain
-from lora_domains.errors import AnswerTooLong, DataError, TrainingError
+from lora_domains.errors import (
+    AnswerTooLong,
+    DataError,
+    DomainError,
+    TrainingError,
+    did_you_mean,
+)
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import (
@@ -47,7 +53,7 @@ class Dataset:
     def for_domain(self, domain: Domain) -> "Dataset | None":
         """The same rows with the gates and settings of ``domain``; None if it reads other rows."""
         own_task = self.domain.task
-        task = domain.task.with_default_labels(own_task.labels)
+        task = domain.task.with_default_labels(own_task.labels).with_scale(own_task.scale)
         if self.prepared.declared[0].chat is None:
             task = task.with_chat(bool(own_task.chat))
         seed, length = domain.training.seed, domain.training.max_length
@@ -76,6 +82,7 @@ def load_dataset(
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
     domain = replace(domain, task=prepared.task.with_chat(base.chats))
+    _check_floors(domain)
     tokenization = _tokenization(domain, base, prepared)
     encoded = {s: tokenization.encode_fitting(getattr(prepared, s)) for s in SPLITS}
     failed = [error for _, errors in encoded.values() for error in errors]
@@ -113,13 +120,26 @@ def load_dataset(
     return Dataset(domain, prepared, tokenization, train, validation, test, general)
 
 
+def _check_floors(domain: Domain) -> None:
+    """Raise DomainError for floors of labels that the task, whose labels are known, lacks."""
+    labels = domain.task.labels or ()
+    for label in domain.gates.floors or ():
+        if label not in labels:
+            raise DomainError(
+                where=f"domain {domain.name!r}, setting 'floors'",
+                expected="labels of the rows" if labels else "a task with labels",
+                found=repr(label),
+                hint=did_you_mean(label, labels),
+            )
+
+
 def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenization:
     """The tokenisation of the domain's rows; raises DataError for labels it cannot tell apart."""
     task, length = domain.task, domain.training.max_length
     tokenization = tokenization_of(
         base, task, row_limit(base, length), window_limit(base, length), start_of_text(base)
     )
-    if task.has_labels and not task.head:
+    if task.scored_by == "choices" and task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
         where = f"{file_of(first.place)}, column {task.answer_column!r}"
         check_choices(tokenization, task.label_texts, where)

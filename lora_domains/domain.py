@@ -28,12 +28,14 @@ RETENTION = ["auto", "replay", "kl", "none"]
 """Retention methods by name; ``training.retention`` defines them and appends others."""
 JUDGE = "judge"
 """The metric of the scores that a program gives."""
+BALANCE = ("weights", "batches")
+"""How rare classes may count as much as others: in the loss, or by how often they are drawn."""
 T = TypeVar("T")
 EPOCHS = 8
 """Passes over the training rows of a small domain."""
 OPTIMIZERS = ("adamw", "adamw8bit")
 """AdamW, and bitsandbytes' with a state of 8 bits."""
-NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every")
+NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every", "balance")
 """Settings of training that digests are older than: one counts where it is not None."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -72,6 +74,8 @@ class Training:
     clip: float = 1.0
     patience: int = 3
     """Epochs without a better validation score before stopping."""
+    balance: str | None = None
+    """How rare classes count as much as others, one of ``BALANCE``; None: as often as they are."""
     retention: str = "auto"
     """How general knowledge is kept: one of ``RETENTION``; the plan chooses for ``auto``."""
     kl: float = 0.5
@@ -138,7 +142,7 @@ class Domain:
         return f"{JUDGE} {sorted(self.judge.record().items())}"
 
     @property
-    def thresholds(self) -> dict[str, float | None]:
+    def thresholds(self) -> dict[str, Any]:
         """The thresholds by gate. ``target_recall`` is also the floor of the gate on recall, unless
         ``gates`` sets a floor other than the default; likewise ``target_precision``."""
         own, default = self.gates.record(), Gates().record()
@@ -219,11 +223,14 @@ def _check_metric(domain: Domain) -> None:
 
 
 def _check_ranges(domain: Domain) -> None:
-    lora, training = domain.lora, domain.training
+    lora, training, task = domain.lora, domain.training, domain.task
     batch, length, share = training.batch_size, training.max_length, domain.prevalence
-    decay, clip, kl = training.weight_decay, training.clip, training.kl
+    decay, clip, kl, how = training.weight_decay, training.clip, training.kl, training.balance
     cost, epochs, steps = training.general_cost, training.epochs, training.max_steps
     every, ratio, optimizer = training.validate_every, training.lr_ratio, training.optimizer
+    balances = task.has_labels and (how != "weights" or task.head or task.outputs == "classes")
+    allowed = f"{listed(BALANCE)} of a task with labels; weights of several need a head"
+    positives = "a share of positives between 0 and 1, of a task with a positive class"
     rules: list[tuple[str, Any, bool, str]] = [
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
@@ -241,17 +248,13 @@ def _check_ranges(domain: Domain) -> None:
         ("warmup", training.warmup, 0 <= training.warmup < 1, "0 up to, not including, 1"),
         ("patience", training.patience, training.patience >= 1, "at least 1"),
         ("retention", training.retention, training.retention in RETENTION, listed(RETENTION)),
+        ("balance", how, how is None or (balances and how in BALANCE), allowed),
         ("kl", kl, 0 < kl < inf, "above 0, and finite (retention='none' trains without it)"),
         ("replay", training.replay, 0 < training.replay <= 0.9, "above 0, at most .9"),
         ("general_rows", training.general_rows, training.general_rows >= 1, "at least 1"),
         ("general_cost", cost, cost is None or 0 < cost < inf, "above 0, and finite"),
         ("clip", clip, 0 < clip < inf, "above 0, and finite"),
-        (
-            "prevalence",
-            share,
-            share is None or (0 < share < 1 and domain.task.positive is not None),
-            "a share of positives between 0 and 1, of a task with a positive class",
-        ),
+        ("prevalence", share, share is None or (0 < share < 1 and bool(task.positive)), positives),
         *domain.gates.ranges(),
     ]
     for name, value, holds, allowed in rules:

@@ -26,7 +26,7 @@ from lora_domains.evaluation.verdict_run import evaluate, evaluation_seconds
 from lora_domains.inference.likelihoods import base_state
 from lora_domains.inference.memory import report_memory
 from lora_domains.inference.predict import (
-    Prediction,
+    Answer,
     continuations,
     predict,
     row_domains,
@@ -325,8 +325,8 @@ class DomainModel:
         *,
         domains: Sequence[str | None] | None = None,
         refer_below: float = 0.0,
-    ) -> list[Prediction | str]:
-        """The label and its probability, or the generated answer, of each text.
+    ) -> list[Answer]:
+        """The label and its probability, the labels, or the generated answer of each text.
 
         A text is a string, or a row with the columns of the domain's prompt. ``domain`` is a loaded
         adapter and ``domains`` one for each text; without either, ``using`` decides. A label less

@@ -194,6 +194,8 @@ def _of_kind(text: str, kind: Any) -> Any:
         return tuple(map(_text, _json_of(list, text)))
     if kind == Mapping[str, str]:
         return {name: _text(value) for name, value in _json_of(dict, text).items()}
+    if kind == Mapping[str, float]:
+        return {name: float(value) for name, value in _json_of(dict, text).items()}
     raise ValueError
 
 

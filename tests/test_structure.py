@@ -137,8 +137,8 @@ def test_asking_the_kind_of_a_task_is_seen(code: str) -> None:
 def test_the_public_names() -> None:
     assert sorted(lora_domains.__all__) == [
         "Chat", "Classification", "Data", "Domain", "DomainModel", "Gates", "Generation", "Hub",
-        "Judge", "LanguageModelling", "Lora", "LoraDomainsError", "MultipleChoice", "Preference",
-        "Training", "load_domain", "run_recipe",
+        "Judge", "LanguageModelling", "Lora", "LoraDomainsError", "MultiLabel", "MultipleChoice",
+        "Number", "Preference", "Training", "load_domain", "run_recipe",
     ]  # fmt: skip
     assert set(lora_domains.__all__) < set(dir(lora_domains))
     for name in lora_domains.__all__:

@@ -23,9 +23,8 @@ from lora_domains.stats.comparisons import (
     compare_ratios,
 )
 from lora_domains.stats.intervals import tango, wilson
-from lora_domains.stats.membership import auc_bounds, membership_auc
 from lora_domains.stats.seeds import seed_variance
-from lora_domains.stats.shares import share_of
+from lora_domains.stats.shares import auc_bounds, membership_auc, share_of
 from lora_domains.verdict.ledger import level
 from lora_domains.verdict.side_effects import retention
 

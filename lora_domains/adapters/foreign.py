@@ -116,7 +116,7 @@ def _check(adapter: Adapter, domain: Domain, prepared: Prepared) -> None:
             "train",
             "training rows: without a head, the base has nothing to compare with",
         ),
-        (bool(task.targets), "validation", "validation rows, which choose the threshold"),
+        (task.tuned, "validation", "validation rows, which choose the threshold"),
     ):
         if needs and not getattr(prepared, split):
             raise UsageError(

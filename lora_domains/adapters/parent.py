@@ -77,13 +77,15 @@ def as_trained(card: Card | None, task: Task) -> Task:
     """``task`` with what it leaves open as in the training of ``card``.
 
     That is whether a chat template renders the prompts, and the labels of a head: it numbers its
-    classes, and rows may lack one of them.
+    classes, and rows may lack one of them. Of a head that predicts numbers it is their scale.
     """
     trained = card.adapter.declared_task if card else None
     if trained is None:
         return task
     task = task.with_chat(bool(trained.chat))
-    return task.with_default_labels(trained.labels) if trained.head and task.head else task
+    if not trained.head or not task.head:
+        return task
+    return task.with_default_labels(trained.labels).with_scale(trained.scale)
 
 
 def continued_adapter(parent: Adapter, name: str, lora: Lora) -> Adapter:

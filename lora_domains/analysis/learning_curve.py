@@ -103,7 +103,7 @@ class _Measured:
         self.metric = dataset.domain.primary_metric
         self.trials = Trials(model, dataset, "curve")
         self.items: list[dict[str, Any]] = [
-            {"target": row.encoded.target, "group": group, "scores": {}}
+            {"target": row.encoded.target, "truth": row.encoded.truth, "group": group, "scores": {}}
             for row, group in zip(dataset.validation, groups_of(dataset.validation), strict=True)
         ]
         """The validation rows, with the scores of each contender by its name."""

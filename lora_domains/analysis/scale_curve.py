@@ -156,6 +156,7 @@ def _scored(
     return [
         {
             "target": row.encoded.target,
+            "truth": row.encoded.truth,
             "group": group,
             "scores": {copy or "base": of_rows[at] for copy, of_rows in scores.items()},
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_domains.analysis.reproduce import domain_of
+from lora_domains.cli.commands import proposed_task
 from lora_domains.cli.flags import (
     ADAPTERS,
     add_adapter_argument,
@@ -17,6 +18,7 @@ from lora_domains.cli.flags import (
     add_metric_flag,
     add_out_flag,
     add_row_flags,
+    add_task_flag,
     add_training_flags,
     configured,
     domain_name,
@@ -28,7 +30,7 @@ from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
 from lora_domains.report import terminal
 from lora_domains.report.report import check_writable, write_files
-from lora_domains.tasks import Classification, task_from_record
+from lora_domains.tasks import task_from_record
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
@@ -165,6 +167,7 @@ def _add_flags_of_trainings(parser: Parser) -> Any:
     inputs.add_argument("rows", metavar="RECIPE_OR_FILE", help="a recipe, or the training rows")
     inputs.add_argument("--name", metavar="NAME", help="name of the domain; default: that of the "
                         "file")  # fmt: skip
+    add_task_flag(inputs)
     add_row_flags(inputs)
     add_column_flags(inputs)
     add_base_flags(inputs)
@@ -230,12 +233,13 @@ def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None
     """
     if Path(flags.rows).suffix == ".py":
         return configured(load_domain(flags.rows), flags)
-    task = task_from_record(settings["task"]) if settings else Classification()
+    flags.train = flags.rows
+    task = task_from_record(settings["task"]) if settings else proposed_task(flags)[0]
     domain = Domain(flags.name or domain_name(Path(flags.rows)), task, Data(flags.rows))
     if settings:
         training = settings["training"]
         domain = with_settings(domain, seed=training["seed"], max_length=training["max_length"])
-    return configured(domain, argparse.Namespace(**vars(flags) | {"train": flags.rows}))
+    return configured(domain, flags)
 
 
 def numbers(text: str) -> list[float]:

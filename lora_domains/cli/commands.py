@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card
 from lora_domains.tasks import KINDS, Classification, Task
 
+LABELS = ("label", "labels")
+"""Columns of labels whose cells are looked at where no --label is given."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
             "scikit-learn")  # fmt: skip
 
@@ -82,25 +85,30 @@ def fit(flags: argparse.Namespace) -> int:
             hint="lora-domains fit train.csv --name spam --text text --label label",
         )
     flags.train = flags.train or flags.rows
-    task, proposed = _task(flags)
+    task, proposed = proposed_task(flags)
     name = domain_name(Path(flags.train)) if flags.name is None else flags.name
     domain = Domain(name, task, Data(flags.train))
     return _fit(configured(domain, flags), flags, proposed=proposed)
 
 
-def _task(flags: argparse.Namespace) -> tuple[Task, str]:
+def proposed_task(flags: argparse.Namespace) -> tuple[Task, str]:
     """The task of the training rows, and why; "" where nothing was chosen.
 
-    It is of the kind of --task, or of one whose first rows have such columns.
+    It is of the kind of --task, or of one whose first rows have such labels or such columns.
     """
-    if flags.task is None and (flags.text or flags.label or flags.head):
-        return Classification(), ""
     try:
         given = read(flags.train, "train", replace(reading(flags), most=FEWEST_READ))
     except DataError:  # which is raised again when the rows are read
         given = []
     columns = {name for row in given for name in row.values}
-    kinds = [KINDS[flags.task]] if flags.task else KINDS.values()
+    kinds = [KINDS[flags.task]] if flags.task else [*KINDS.values()]
+    named = [flags.label] if flags.label else [n for n in LABELS if n in columns]
+    for label, kind in product(() if flags.positive else named, kinds):
+        if (of_cells := kind.from_cells(given, label)) is not None:
+            why = f"{kind.kind.replace('_', ' ')}, as {of_cells[1]}; --task names another"
+            return of_cells[0], "" if flags.task else why
+    if flags.task is None and (flags.text or flags.label or flags.head):
+        return Classification(), ""
     for kind in kinds:
         if (task := kind.from_columns(columns)) is not None:
             why = f"{task.kind.replace('_', ' ')}, by the columns of the rows; --task names another"

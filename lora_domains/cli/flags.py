@@ -2,18 +2,15 @@
 
 import argparse
 import re
-from collections.abc import Collection
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lora_domains.cli.parser import Parser
+from lora_domains.cli.parser import Parser, floor, parsed_setting
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
-from lora_domains.domain import RETENTION, Domain, setting_types, with_settings
-from lora_domains.errors import DataError, UsageError, did_you_mean
-from lora_domains.schema import from_text
+from lora_domains.domain import BALANCE, RETENTION, Domain, setting_types, with_settings
+from lora_domains.errors import DataError, UsageError
 from lora_domains.tasks import KINDS, Classification
 from lora_domains.tasks.answers import Judge
 
@@ -22,11 +19,13 @@ ADAPTERS = "adapters"
 SETTINGS = {
     "epochs": "training.epochs", "max_steps": "training.max_steps", "lr": "training.lr",
     "retention": "training.retention",
-    "max_length": "training.max_length", "seed": "training.seed",
+    "max_length": "training.max_length", "seed": "training.seed", "balance": "training.balance",
     "gradient_checkpointing": "training.gradient_checkpointing", "rank": "lora.rank",
     "text": "task.text", "label": "task.label", "positive": "task.positive", "head": "task.head",
     "target_recall": "task.target_recall", "target_precision": "task.target_precision",
     "chat": "task.chat", "instruction": "task.instruction", "generate": "task.generate",
+    "separator": "task.separator", "decimal": "task.decimal",
+    "tune_thresholds": "task.tune_thresholds",
 }  # fmt: skip
 """The settings of a domain's parts that have flags of their own, by flag."""
 
@@ -84,10 +83,17 @@ def add_column_flags(group: Any) -> None:
     add = group.add_argument
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question; "
         "default: text")  # fmt: skip
-    add("--label", metavar="COLUMN", help="column of the label, or of the answer; default: label")
+    add("--label", metavar="COLUMN", help="column of the labels or the answer; default: label(s)")
+    add("--decimal", metavar="SIGN", help="decimal sign of numbers to predict, . or ,; default: .")
+    add("--separator", metavar="CHAR", help="what separates the labels of a cell; default: ;")
     add("--chat", action=argparse.BooleanOptionalAction, help="ask through the base's chat "
         "template, or not; default: on a base that was trained on chats")  # fmt: skip
     add("--instruction", metavar="TEXT", help="what a text is asked for in a chat template")
+
+
+def add_task_flag(group: Any) -> None:
+    group.add_argument("--task", choices=list(KINDS), metavar="KIND", help=f"{', '.join(KINDS)}; "
+                       "default: proposed from columns and labels")  # fmt: skip
 
 
 def add_training_flags(group: Any) -> None:
@@ -103,6 +109,8 @@ def add_training_flags(group: Any) -> None:
     add("--max-length", type=int, metavar="N", help="most tokens of a row; default: the context of "
         "the base")  # fmt: skip
     add("--head", action="store_true", help="train a classification head; required on encoders")
+    add("--balance", choices=BALANCE, metavar="HOW", help="let rare classes count as much as "
+        f"others: {', '.join(BALANCE)}; default: none")  # fmt: skip
     add("--set", action="append", metavar="NAME=VALUE", help="another setting, such as "
         f"training.warmup=0.1; may be repeated. Names: {', '.join(_without_a_flag())}, and "
         "task.FIELD; see docs/training.md")  # fmt: skip
@@ -175,8 +183,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     if not recipe:
         add("rows", nargs="?", metavar="FILE", help="training rows (required); same as --train")
         add("--name", metavar="NAME", help="name of the domain and adapter; default: the file's")
-        add("--task", choices=list(KINDS), metavar="KIND", help=f"{', '.join(KINDS)}; default: "
-            "proposed from the columns")  # fmt: skip
+        add_task_flag(inputs)
     add("--train", metavar="FILE", help="training rows: CSV, JSONL, Parquet, or "
         "hub:OWNER/NAME@REVISION/SPLIT")  # fmt: skip
     if not recipe:
@@ -207,6 +214,9 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     add("--target-recall", type=float, metavar="P", help="target recall for --positive: the "
         "threshold is chosen on validation rows, and the gate on recall asks for it")  # fmt: skip
     add("--target-precision", type=float, metavar="P", help="target precision for --positive")
+    add("--tune-thresholds", action="store_true", help="choose label thresholds on validation rows")
+    add("--floor", action="append", type=floor, metavar="LABEL=P", help="the least recall of a "
+        "label, which a gate asks for; may be repeated")  # fmt: skip
     add_prevalence_flag(evaluation)
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add_metric_flag(evaluation)
@@ -285,6 +295,8 @@ def _settings(domain: Domain, data: Data, flags: argparse.Namespace) -> dict[str
         given["task.text"] = columns(flags.text, data), "--text"
     if flags.chat is False:
         given["task.chat"] = False, "--no-chat"
+    if flags.floor:
+        given["gates.floors"] = dict(flags.floor), "--floor"
     if flags.positive == "none":
         given["task.positive"] = None, "--positive"
     for assignment in flags.set or ():
@@ -298,32 +310,6 @@ def _settings(domain: Domain, data: Data, flags: argparse.Namespace) -> dict[str
                 hint="Leave one of them out.",
             )
     return {name: value for name, (value, _) in given.items()}
-
-
-def parsed_setting(domain: Domain, assignment: str) -> tuple[str, Any]:
-    """Name and value of a setting of ``domain`` in a text like ``training.warmup=0.1``.
-
-    Raises UsageError for an unknown name, or a value that is not of the setting's type.
-    """
-    (name, equals, text), types = assignment.partition("="), setting_types(domain)
-    if name not in types:
-        fault, found, hint = "a known setting", name, _meant(name, types)
-    elif not equals:
-        fault, found, hint = "NAME=VALUE", assignment, f"For example --set {name}=…"
-    else:
-        try:
-            return name, from_text(text, types[name])
-        except ValueError as error:
-            fault, found, hint = f"{name}: {error}", text, "See docs/training.md, Settings."
-    raise UsageError(where=f"--set {assignment}", expected=fault, found=repr(found), hint=hint)
-
-
-def _meant(name: str, known: Collection[str]) -> str:
-    """Which of the settings ``known`` are like ``name``, with or without its part."""
-    setting = {one: one.rpartition(".")[2] for one in known}
-    nearest = get_close_matches(name.rpartition(".")[2], setting.values(), 1)
-    meant = [one for one, last in setting.items() if last in nearest]
-    return f"Did you mean {' or '.join(map(repr, meant))}?" if meant else did_you_mean(name, known)
 
 
 def _with_data_flags(data: Data, flags: argparse.Namespace, repeated: bool) -> Data:

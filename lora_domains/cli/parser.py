@@ -1,4 +1,4 @@
-"""The parser of a command, its errors on the terminal, and its exit codes."""
+"""The parser of a command and of its arguments, its errors on the terminal, and its exit codes."""
 
 import argparse
 import io
@@ -6,12 +6,15 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_domains.console import quiet_imports
+from lora_domains.domain import Domain, setting_types
 from lora_domains.errors import LoraDomainsError, TrainingInterrupted, UsageError, did_you_mean
+from lora_domains.schema import from_text
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 """Exit codes of the verbs that end in a verdict."""
@@ -161,3 +164,46 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):  # too long a name, or a NUL character
         return False
+
+
+def floor(text: str) -> tuple[str, float]:
+    """A label and its least recall, of a text like ``sepsis=.8``."""
+    label, _, value = text.rpartition("=")
+    try:
+        recall = float(value)
+    except ValueError:
+        recall = -1.0
+    if not label.strip() or recall < 0:
+        raise UsageError(
+            where=f"--floor {text}",
+            expected="a label and its least recall",
+            found=repr(text),
+            hint="For example --floor sepsis=0.8",
+        )
+    return label.strip(), recall
+
+
+def parsed_setting(domain: Domain, assignment: str) -> tuple[str, Any]:
+    """Name and value of a setting of ``domain`` in a text like ``training.warmup=0.1``.
+
+    Raises UsageError for an unknown name, or a value that is not of the setting's type.
+    """
+    (name, equals, text), types = assignment.partition("="), setting_types(domain)
+    if name not in types:
+        fault, found, hint = "a known setting", name, _meant(name, types)
+    elif not equals:
+        fault, found, hint = "NAME=VALUE", assignment, f"For example --set {name}=…"
+    else:
+        try:
+            return name, from_text(text, types[name])
+        except ValueError as error:
+            fault, found, hint = f"{name}: {error}", text, "See docs/training.md, Settings."
+    raise UsageError(where=f"--set {assignment}", expected=fault, found=repr(found), hint=hint)
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    """Which of the settings ``known`` are like ``name``, with or without its part."""
+    setting = {one: one.rpartition(".")[2] for one in known}
+    nearest = get_close_matches(name.rpartition(".")[2], setting.values(), 1)
+    meant = [one for one, last in setting.items() if last in nearest]
+    return f"Did you mean {' or '.join(map(repr, meant))}?" if meant else did_you_mean(name, known)

@@ -34,7 +34,7 @@ from lora_domains.report.card import CARD, Card
 from lora_domains.tasks import Row, Task, is_null, task_from_record
 
 if TYPE_CHECKING:
-    from lora_domains.inference.predict import Prediction
+    from lora_domains.inference.predict import Answer
 
 BLOCK = 1024
 """Rows that are answered before their answers are written."""
@@ -98,7 +98,7 @@ def predict(flags: argparse.Namespace) -> int:
     model = open_model(flags, display=display)
     name = model.load_adapter(flags.adapter)
 
-    def answers() -> Iterator[tuple[Question, "Prediction | str | None"]]:
+    def answers() -> Iterator[tuple[Question, "Answer | None"]]:
         for start in range(0, len(questions), BLOCK):
             block = questions[start : start + BLOCK]
             texts = [one.text for one in block if one.text is not None]
@@ -230,8 +230,9 @@ def _answer_columns(
             found=repr(Path(output).suffix),
             hint="For example --output answers.csv",
         )
-    labels = (task.labels or ()) if task else ()
-    names = ["prediction", *(["probability"] if labels else [])]
+    labels = (task.labels or ()) if task and (task.head or task.outputs == "classes") else ()
+    names = ["prediction", *(["probability"] if task and task.outputs == "classes" and labels
+                             else [])]  # fmt: skip
     names += ["probabilities"] if output.lower().endswith(".jsonl") and labels else [
         f"probability_{label}" for label in labels
     ]  # fmt: skip
@@ -246,13 +247,19 @@ def _answer_columns(
     return names
 
 
-def _line(answer: "Prediction | str | None") -> str:
+def _line(answer: "Answer | None") -> str:
     """The answer on one line."""
     if answer is None:
         return ""
-    if isinstance(answer, str):
-        return _one_line(answer)
-    return f"{_one_line(answer.label)}\t{answer.probability:.4f}"
+    if isinstance(answer, str | float):
+        return _one_line(_number(answer))
+    named, chance = answer.line
+    return f"{_one_line(named)}\t{chance}".rstrip("\t")
+
+
+def _number(answer: str | float) -> str:
+    """A text as it is, and a number in six digits."""
+    return answer if isinstance(answer, str) else f"{answer:.6g}"
 
 
 def _one_line(text: str) -> str:
@@ -260,7 +267,7 @@ def _one_line(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", r"\n")
 
 
-Write = Callable[[Question, "Prediction | str | None"], None]
+Write = Callable[[Question, "Answer | None"], None]
 
 
 @contextmanager
@@ -272,11 +279,11 @@ def _written(output: str, questions: Sequence[Question], names: Sequence[str]) -
         file = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
         table = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
 
-        def row(question: Question, answer: "Prediction | str | None") -> None:
+        def row(question: Question, answer: "Answer | None") -> None:
             values = [_cell(question.values.get(name)) for name in own]
             table.writerow([*values, *_cells(answer, len(names))])
 
-        def line(question: Question, answer: "Prediction | str | None") -> None:
+        def line(question: Question, answer: "Answer | None") -> None:
             record = {**question.values, **_record(answer)}
             file.write(json.dumps(record, ensure_ascii=False, default=_json) + "\n")
 
@@ -286,23 +293,18 @@ def _written(output: str, questions: Sequence[Question], names: Sequence[str]) -
         file.detach()
 
 
-def _cells(answer: "Prediction | str | None", count: int) -> list[str]:
+def _cells(answer: "Answer | None", count: int) -> list[str]:
     if answer is None:
         return [""] * count
-    if isinstance(answer, str):
-        return [answer]
-    shares = (answer.probability, *answer.probabilities.values())
-    return [answer.label, *(f"{share:.6f}" for share in shares)]
+    if isinstance(answer, str | float):
+        return [_number(answer)]
+    return [cell if isinstance(cell, str) else f"{cell:.6f}" for cell in answer.cells]
 
 
-def _record(answer: "Prediction | str | None") -> dict[str, Any]:
-    if answer is None or isinstance(answer, str):
+def _record(answer: "Answer | None") -> dict[str, Any]:
+    if answer is None or isinstance(answer, str | float):
         return {"prediction": answer}
-    return {
-        "prediction": answer.label,
-        "probability": answer.probability,
-        "probabilities": answer.probabilities,
-    }
+    return answer.record
 
 
 def _cell(value: Any) -> str:

@@ -133,7 +133,7 @@ def with_labels(task: Task, given: Given) -> Task:
     """
     rows = given.get("train") or given["test"]
     if task.has_labels:
-        labelled = [row for row in rows if _labels(task, [row])]
+        labelled = [row for row in rows if task.row_labels(row)]
         classes = Counter(_labels(task, labelled))
         # A single class is left to with_labels, which names it.
         if "train" in given and (len(classes) != 1 or task.labels):
@@ -165,13 +165,14 @@ def check_enough(place: str, rows: int, classes: Counter[str] | None) -> None:
 
 def _check_labels(task: Task, rows: Sequence[Row]) -> None:
     """Raise DataError where most labels are unknown: it is the wrong column, not to be quoted."""
-    known = {*(task.labels or ())}
-    unknown = sum(label not in known for label in _labels(task, rows))
-    if unknown > max(SHOWN, len(rows) / 2):
+    known, labels = {*(task.labels or ())}, _labels(task, rows)
+    unknown = sum(label not in known for label in labels)
+    if unknown > max(SHOWN, max(len(rows), len(labels)) / 2):
         raise DataError(
             where=f"{file_of(rows[0].place)}, column {task.answer_column!r}",
             expected="one of the labels " + listed(task.labels or ()),
-            found=f"something else in {unknown} of {len(rows)} rows",
+            found=f"something else in {unknown} of {max(len(rows), len(labels))} "
+            + ("rows" if task.outputs == "classes" else "labels"),
             hint="Name the column that holds the labels.",
         )
 
@@ -182,7 +183,8 @@ def check_order(task: Task, rows: Sequence[Row]) -> list[str]:
     In random order, neighbours have different labels as often as two rows drawn at random. Raises
     DataError where the labels are to be learned from ``rows`` and there is one only.
     """
-    labels = _labels(task, rows) if task.has_labels else []
+    one_each = task.has_labels and task.outputs == "classes"
+    labels = _labels(task, rows) if one_each else []
     counts = Counter(labels)
     usual = len(labels) - sum(n * n for n in counts.values()) / max(1, len(labels))
     changes = sum(a != b for a, b in pairwise(labels))
@@ -233,8 +235,7 @@ def with_merged_labels(task: Task, given: Given) -> tuple[Given, str]:
 
     The spelling is that of the declared labels, or the most frequent one of the training rows.
     """
-    column = task.answer_column
-    if not task.has_labels or column is None:
+    if not task.has_labels or task.answer_column is None:
         return given, ""
     every = Counter(label for rows in given.values() for label in _labels(task, rows))
     if task.labels is not None:
@@ -247,9 +248,7 @@ def with_merged_labels(task: Task, given: Given) -> tuple[Given, str]:
         return given, ""
 
     def spelled(row: Row) -> Row:
-        label = (plain_text(row.values.get(column)) or "").strip()
-        values = {**row.values, column: changed.get(label)}
-        return replace(row, values=values) if label in changed else row
+        return task.respelled(row, changed) if changed.keys() & {*task.row_labels(row)} else row
 
     note = listed(f"{shown(label)} → {shown(kept)} ({every[label]})" for label, kept in
                   changed.items())  # fmt: skip
@@ -258,8 +257,7 @@ def with_merged_labels(task: Task, given: Given) -> tuple[Given, str]:
 
 def _labels(task: Task, rows: Iterable[Row]) -> list[str]:
     """The labels of the rows that have one."""
-    values = (row.values.get(task.answer_column or "") for row in rows)
-    return [label for value in values if (label := (plain_text(value) or "").strip())]
+    return [label for row in rows for label in task.row_labels(row)]
 
 
 # ── Examples ────────────────────────────────────────────────────────────────────────────────────
@@ -355,7 +353,7 @@ def left_empty(task: Task, given: Given) -> list[str]:
 
 def with_own_label(task: Task, rows: Sequence[Example]) -> list[str]:
     """A warning where nearly all texts contain their own label: the answer may be in the text."""
-    if not task.has_labels or not rows:
+    if not task.has_labels or task.outputs != "classes" or not rows:
         return []
     own = {
         label: re.compile(rf"(?<!\w){re.escape(label.strip())}(?!\w)", re.IGNORECASE)

@@ -212,7 +212,7 @@ def _labels(
 ) -> tuple[list[str], list[str]]:
     """The label, or answer, of each row as it was read, in its plain form, and as it is used."""
     labels, column = task.labels, task.answer_column
-    used = [labels[e.target] if labels else e.answer.strip() for e in examples]
+    used = [labels[e.target] if labels and e.target >= 0 else e.answer.strip() for e in examples]
     read = [_plain(row, column) for row in raw] if labels and column else used
     return [plain_label(a.strip() or b) for a, b in zip(read, used, strict=True)], used
 

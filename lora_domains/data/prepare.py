@@ -203,7 +203,9 @@ class Preparation:
         )
         self.duplicates, conflicts = _duplicates(self.parts["train"])
         if conflicts and self.task.has_labels:
-            self.warnings.append(f"{conflicts} training texts have more than one label")
+            one = self.task.outputs == "classes"
+            what = "have more than one label" if one else "occur with different labels"
+            self.warnings.append(f"{conflicts} training texts {what}")
         if repeated := _duplicates(self.parts["test"])[0]:
             self.warnings.append(
                 f"{repeated} test rows repeat another test row: bounds count repeats as one group"
@@ -222,13 +224,24 @@ class Preparation:
     def _checked(self, dropped: Mapping[str, int]) -> str:
         """What the check found: rows dropped, and how many rows each label has."""
         parts = [f"{n} {split} rows dropped for an empty cell" for split, n in dropped.items()]
+        if self.task.outputs == "value":
+            values = [row.truth[0] for rows in self.parts.values() for row in rows]
+            least, most = min(values), max(values)
+            return "; ".join(
+                [*parts, f"every row has its text and a number, {least:g} to {most:g}"]
+            )
         if not self.task.has_labels:
             return "; ".join([*parts, "every row has its text"])
         rows = self.parts["train"] or self.parts["test"]
-        counts = Counter(row.target for row in rows).most_common()
+        counts = Counter(label for row in rows for label in row.labels).most_common()
         sizes = listed(f"{shown((self.task.labels or ())[label])} {n}" for label, n in counts)
         labels = f"{len(self.task.labels or ())} labels: {sizes}"
-        return "; ".join([*parts, f"every row has its text and one of {labels}"])
+        if self.task.outputs == "classes":
+            return "; ".join([*parts, f"every row has its text and one of {labels}"])
+        none = sum(not row.labels for row in rows)
+        most = max(len(row.labels) for row in rows)
+        return "; ".join([*parts, f"every row has its text and up to {most} of {labels}; "
+                          f"{none} rows have no label"])  # fmt: skip
 
     def split(self) -> None:
         """Take the splits that are not given from the training rows."""
@@ -239,9 +252,8 @@ class Preparation:
             notes.append(f"{len(self.parts[split])} from train for {split}")
         self.parts["train"] = train
         groups = ", groups whole" if self.data.group else ""
-        self._stage(
-            "split", "; ".join(notes) + f", classes in proportion{groups}" if notes else "as given"
-        )
+        kept = ", classes in proportion" if self.task.outputs == "classes" else ""
+        self._stage("split", "; ".join(notes) + f"{kept}{groups}" if notes else "as given")
         self.warnings += overlaps(self.parts)
 
     def remove_leaks(self) -> None:
@@ -268,9 +280,10 @@ class Preparation:
             self.parts[split] = [row for row in self.parts[split] if row.id not in dropped]
             self.refused += len(dropped)
         if len(self.parts["train"]) < before:
-            classes = Counter(row.answer for row in self.parts["train"])
+            classes = Counter(label for row in self.parts["train"] for label in row.labels)
             place = "train without the rows of test"
-            check_enough(place, len(self.parts["train"]), classes if self.task.has_labels else None)
+            named = Counter({str(label): count for label, count in classes.items()})
+            check_enough(place, len(self.parts["train"]), named if self.task.has_labels else None)
 
     def sample(self) -> None:
         """Keep at most ``data.limit`` rows of each split."""
@@ -286,7 +299,7 @@ class Preparation:
     def finished(self) -> Prepared:
         self.warnings += _too_few(self.task, self.parts, self.data.train is not None)
         return Prepared(
-            self.task,
+            self.task.fitted_to(self.parts["train"]),
             train=tuple(self.parts["train"]),
             validation=tuple(self.parts["validation"]),
             test=tuple(self.parts["test"]),
@@ -350,12 +363,12 @@ def _too_few(task: Task, parts: Mapping[str, Sequence[Example]], trained: bool) 
         return warnings
     positive = task.positive_index
     if positive is not None:
-        positives = sum(row.target == positive for row in test)
+        positives = sum(positive in row.labels for row in test)
         if positives < USUAL_TEST:
             warnings.append(
                 f"only {positives} test rows are {task.positive!r}: recall is uncertain"
             )
-    counts = Counter(row.target for row in train)
+    counts = Counter(label for row in train for label in row.labels)
     rare = [label for i, label in enumerate(task.labels) if counts[i] < 2]
     if trained and rare:
         warnings.append(f"{len(rare)} classes have fewer than 2 training rows: {listed(rare)}")

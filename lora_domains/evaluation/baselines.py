@@ -13,23 +13,38 @@ from lora_domains.evaluation.linear import (
     Split,
     nearest,
     predict,
+    predict_labels,
+    predict_number,
+    sparse_logistic_regression,
+    sparse_ridge,
     support_vectors,
     tfidf_features,
 )
 from lora_domains.evaluation.scorer import Part, Scorer, reference_of
-from lora_domains.inference.linear_probe import logistic_regression
-from lora_domains.inference.scores import Scores, class_score, text_score
+from lora_domains.inference.linear_probe import logistic_regression, ridge
+from lora_domains.inference.scores import (
+    Scores,
+    best_threshold,
+    class_score,
+    decided,
+    head_score,
+    text_score,
+)
 from lora_domains.modeling.heads import own_layout
-from lora_domains.tasks import Example
+from lora_domains.tasks import Example, Outputs
 from lora_domains.tasks.chat import NO_SHOTS, Shots
 from lora_domains.tokenization.chat_template import ChatTemplate
-from lora_domains.tokenization.encoded import EncodedRow
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
 
 SHOTS = 4
 """Examples in the prompt of the few-shot baseline."""
+
+
+OutputFit = Callable[..., np.ndarray]
+"""``linear.predict_labels`` or ``predict_number``."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +60,23 @@ class BaselineInputs:
         """Number of labels that all rows share; 0 for tasks without such labels."""
         return len(self.dataset.domain.task.labels or ())
 
+    @property
+    def outputs(self) -> Outputs:
+        """What the task predicts of a row."""
+        return self.dataset.domain.task.outputs
+
     def records(self, log_shares: np.ndarray) -> Scores:
         """Score records from the log-probabilities of the labels, (rows, labels)."""
         return self._records(log_shares, [example.target for example, _ in self.rows])
+
+    def output_records(self, outputs: np.ndarray) -> Scores:
+        """Score records from what a head would give, (rows, outputs), of labels and numbers."""
+        return self._output_records(outputs, [example.truth for example, _ in self.rows])
+
+    def _output_records(self, outputs: np.ndarray, truth: Sequence[Sequence[float]]) -> Scores:
+        task = self.dataset.domain.task
+        examples = (EncodedExample("", (), (), truth=tuple(row)) for row in truth)
+        return [head_score(task, *pair) for pair in zip(outputs, examples, strict=True)]
 
     def _records(self, log_shares: np.ndarray, targets: Sequence[int]) -> Scores:
         positive = self.dataset.domain.task.positive_index
@@ -77,6 +106,31 @@ class BaselineInputs:
         return self.records(
             predict(classifier, train, validation, features[-1], self.labels, score)
         )
+
+    def predicted_outputs(
+        self, fit: OutputFit, model: Callable[[float], Any], features: Sequence[Any],
+        splits: Sequence[Sequence[Example]],
+    ) -> Scores:  # fmt: skip
+        """The records of linear models of labels or numbers, as ``predicted`` has them."""
+        task = self.dataset.domain.task
+        metric = metric_named(self.dataset.domain.primary_metric)
+        mean, sd = task.scale or (0.0, 1.0)
+
+        def score(outputs: np.ndarray, targets: np.ndarray) -> float:
+            truth = (mean + sd * targets).tolist()
+            records = self._output_records(outputs, truth)
+            examples = [EncodedExample("", (), (), truth=tuple(row)) for row in truth]
+            chosen = best_threshold(task, records, examples, [None] * len(examples))
+            table = ScoreTable(
+                {"target": -1, "truth": row, "scores": {"baseline": record}}
+                for row, record in zip(truth, decided(task, records, chosen), strict=True)
+            )
+            value = metric.value(table, "baseline")
+            return -math.inf if value is None else metric.sign * value
+
+        targets = [(np.array([one.truth for one in split]) - mean) / sd for split in splits]
+        train, validation, _ = map(Split, features, targets)
+        return self.output_records(fit(model, train, validation, features[-1], score))
 
 
 Baseline = Callable[[BaselineInputs], Scores | None]
@@ -109,7 +163,7 @@ def baseline_scores(
 
 def majority(setting: BaselineInputs) -> Scores | None:
     """The most common training label; probabilities are the labels' shares, each count plus one."""
-    if not setting.labels:
+    if not setting.labels or setting.outputs != "classes":
         return None
     counts = np.ones(setting.labels)
     for example in setting.dataset.prepared.train:
@@ -118,13 +172,39 @@ def majority(setting: BaselineInputs) -> Scores | None:
     return setting.records(np.tile(shares, (len(setting.rows), 1)))
 
 
+def frequent_labels(setting: BaselineInputs) -> Scores | None:
+    """The same labels for every row: each with its share of the training rows as probability."""
+    train = setting.dataset.prepared.train
+    if setting.outputs != "labels" or not train:
+        return None
+    shares = (np.array([example.truth for example in train]).sum(0) + 1) / (len(train) + 2)
+    return setting.output_records(np.tile(np.log(shares / (1 - shares)), (len(setting.rows), 1)))
+
+
+def median(setting: BaselineInputs) -> Scores | None:
+    """The median of the training rows' numbers, which has the least absolute error of constants."""
+    train = setting.dataset.prepared.train
+    if setting.outputs != "value" or not train:
+        return None
+    mean, sd = setting.dataset.domain.task.scale or (0.0, 1.0)
+    middle = float(np.median([example.truth[0] for example in train]))
+    return setting.output_records(np.full((len(setting.rows), 1), (middle - mean) / sd))
+
+
 def tfidf(setting: BaselineInputs) -> Scores | None:
-    """TF-IDF of words and characters with a linear support vector machine (``linear``)."""
+    """TF-IDF of words and characters with a linear support vector machine (``linear``), with a
+    logistic regression of each label where rows may have several, or a linear regression."""
     prepared = setting.dataset.prepared
-    if not setting.labels or not prepared.train:
+    if not (setting.labels or setting.outputs == "value") or not prepared.train:
         return None
     splits = (prepared.train, prepared.validation, [row.example for row in setting.rows])
     features = tfidf_features(*([example.prompt for example in split] for split in splits))
+    if setting.outputs == "labels":
+        return setting.predicted_outputs(
+            predict_labels, sparse_logistic_regression, features, splits
+        )
+    if setting.outputs == "value":
+        return setting.predicted_outputs(predict_number, sparse_ridge, features, splits)
     targets = [[example.target for example in split] for split in splits]
     return setting.predicted(support_vectors, features, targets)
 
@@ -164,6 +244,11 @@ def frozen_features(setting: BaselineInputs) -> Scores | None:
     with bank.routed(None), setting.scorer.display.progress("frozen features", total) as advance:
         pooling = own_layout(bank.base).pooling
         features = [setting.scorer.features(rows, pooling, advance).numpy() for rows in splits]
+    examples = [[row.example for row in rows] for rows in splits]
+    if setting.outputs == "labels":
+        return setting.predicted_outputs(predict_labels, logistic_regression, features, examples)
+    if setting.outputs == "value":
+        return setting.predicted_outputs(predict_number, ridge, features, examples)
     targets = [[row.example.target for row in rows] for rows in splits]
     return setting.predicted(logistic_regression, features, targets)
 
@@ -181,13 +266,15 @@ def few_shot(setting: BaselineInputs) -> Scores | None:
 BASELINES: dict[str, Baseline] = {
     "base": frozen_features,
     "majority": majority,
+    "frequent_labels": frequent_labels,
+    "median": median,
     "tfidf": tfidf,
     "nearest": nearest_answer,
     f"{SHOTS}_shot": few_shot,
 }
 """Every baseline by the name that reports use. ``base`` stands for the base where the base has no
 scores of its own, because the adapter has a head."""
-TRAINED = ("base", "majority", "tfidf")
+TRAINED = ("base", "majority", "frequent_labels", "median", "tfidf")
 """Baselines that are fitted to the training rows, and cost little to score on them."""
 
 

@@ -28,8 +28,10 @@ from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.scores import (
     TEXT,
     Scores,
+    Thresholds,
     add_won,
-    apply_threshold,
+    best_threshold,
+    decided,
     model_scores,
     without_text,
 )
@@ -39,7 +41,7 @@ from lora_domains.modeling.heads import own_layout
 from lora_domains.probes.features import feature_sets, probed
 from lora_domains.probes.own_text import drift_rows
 from lora_domains.probes.suite import Probe, Suite
-from lora_domains.stats.thresholds import LEVEL, Chosen, choose_threshold
+from lora_domains.stats.thresholds import LEVEL, Chosen
 from lora_domains.tasks import Example, LanguageModelling, Task
 from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
@@ -88,10 +90,11 @@ def score_domain(
         add_won(records, scores[None])
     add_judged(scorer, dataset, rows, [*scores.values(), *baselines.values()])
     # Each contender has a threshold of its own, so that none is at an advantage.
-    chosen = {who: best_threshold(task, records, tuning) for who, records in scores.items()}
+    choose = partial(_chosen, task, tuning=tuning)
+    chosen = {who: choose(records) for who, records in scores.items()}
     scores = {who: decided(task, records, chosen[who]) for who, records in scores.items()}
     train = {who: decided(task, records, chosen[who]) for who, records in train.items()}
-    limits = {who: best_threshold(task, records, tuning) for who, records in baselines.items()}
+    limits = {who: choose(records) for who, records in baselines.items()}
     baselines, fitted = (
         {who: decided(task, records, limits[who]) for who, records in part.items()}
         for part in (baselines, fitted)
@@ -122,8 +125,7 @@ def score_validation(scorer: Scorer, dataset: Dataset, adapter: str) -> dict[str
         add_won(records, contenders["base"])
     add_judged(scorer, dataset, rows, [*contenders.values()])
     return {
-        who: decided(task, found, best_threshold(task, found, rows))
-        for who, found in contenders.items()
+        who: decided(task, found, _chosen(task, found, rows)) for who, found in contenders.items()
     }
 
 
@@ -176,7 +178,7 @@ def scored_rows(dataset: Dataset) -> list[EncodedRow]:
 
     No gate reads the validation rows.
     """
-    return [*(dataset.validation if dataset.domain.task.targets else ()), *dataset.test]
+    return [*(dataset.validation if dataset.domain.task.tuned else ()), *dataset.test]
 
 
 def training_sample(dataset: Dataset) -> list[EncodedRow]:
@@ -198,36 +200,29 @@ def seen_by(domain: Domain) -> Task:
     return likelihood_only(domain.task) if read <= {"nats", "tokens"} else domain.task
 
 
-def best_threshold(task: Task, scores: Scores, tuning: Sequence[EncodedRow]) -> Chosen | None:
-    """The probability from which a contender's ``scores`` predict the positive class.
-
-    Its first scores are of the ``tuning`` rows, which choose it. None without a target, or without
-    a positive row, and where a probability is not a number.
-    """
-    if not task.targets:
-        return None
-    truth = [encoded.target == task.positive_index for _, encoded in tuning]
-    probabilities = [score["positive"] for score in scores[: len(tuning)]]
-    # A row without a group is one of its own.
-    groups = [group or i for i, group in enumerate(groups_of(tuning))]
-    return choose_threshold(probabilities, truth, **task.targets, groups=groups)
-
-
-def decided(task: Task, scores: Scores, chosen: Chosen | None) -> Scores:
-    """``scores`` with the class that a threshold predicts (see ``apply_threshold``)."""
-    threshold = None if chosen is None else chosen.threshold
-    return [apply_threshold(score, threshold, task.positive_index) for score in scores]
+def _chosen(task: Task, scores: Scores, tuning: Sequence[EncodedRow]) -> Thresholds:
+    """``best_threshold`` of a contender by the rows that choose it."""
+    return best_threshold(task, scores, [row.encoded for row in tuning], groups_of(tuning))
 
 
 def _threshold_record(
-    task: Task, chosen: Chosen | None, tuning: Sequence[EncodedRow], display: Display
+    task: Task, chosen: Thresholds, tuning: Sequence[EncodedRow], display: Display
 ) -> dict[str, Any] | None:
     """What a card keeps of the adapter's threshold; warns where the target is not reached."""
-    if not task.targets:
+    if not task.tuned:
         return None
+    if task.outputs == "labels":
+        if chosen is None:
+            display.warn(
+                f"no thresholds are chosen: none of the {len(tuning)} validation rows has a label, "
+                "or a probability is not a number. Labels are predicted from 0.5."
+            )
+        values = () if chosen is None else map(float, chosen)
+        by_label = dict(zip(task.labels or (), values, strict=False))
+        return {"targets": {}, "threshold": None, "by_label": by_label}
     ((name, target),) = task.targets.items()
     positives = sum(encoded.target == task.positive_index for _, encoded in tuning)
-    if chosen is None:
+    if not isinstance(chosen, Chosen):
         why = f"its probability on some of the {len(tuning)} validation rows is not a number"
         if not positives:
             why = f"none of the {len(tuning)} validation rows is {task.positive}"

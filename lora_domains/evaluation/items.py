@@ -27,6 +27,8 @@ def make_items(
     items = []
     for i, ((example, encoded), group) in enumerate(zip(rows, groups_of(rows), strict=True)):
         item: dict[str, Any] = {"set": name, "id": encoded.id, "target": encoded.target}
+        if encoded.truth:
+            item["truth"] = [stored(value) for value in encoded.truth]
         text = example.prompt or example.answer
         item["digest"] = keyed_digest(text, key)
         if group is not None:
@@ -47,8 +49,10 @@ def make_items(
     return items
 
 
-def stored(value: float) -> float | None:
+def stored(value: Any) -> Any:
     """``value`` as an item holds it: rounded, and None where it is not a finite number."""
+    if isinstance(value, list):
+        return [stored(one) for one in value]
     if not isinstance(value, float):
         return value
     return round(value, 6) if math.isfinite(value) else None

@@ -35,7 +35,8 @@ class Split(NamedTuple):
     """Features and targets of some rows."""
 
     features: Features
-    targets: Sequence[int]
+    targets: Any
+    """The number of each row's label, 1 or 0 for each label of each row, or a number, (rows, k)."""
 
 
 def tfidf_features(train: Sequence[str], *others: Sequence[str]) -> list[Features]:
@@ -80,6 +81,13 @@ def support_vectors(strength: float) -> Any:
     return LinearSVC(C=strength, tol=0.1, random_state=0)
 
 
+def sparse_logistic_regression(strength: float) -> Any:
+    """Logistic regression for sparse features."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=10 * strength, solver="liblinear", random_state=0)
+
+
 def predict(
     classifier: Callable[[float], Any], train: Split, validation: Split, rows: Features,
     labels: int, score: Score,
@@ -104,6 +112,97 @@ def predict(
         if rank > best:
             best, chosen = rank, log_softmax(factor * decide(rows))
     return chosen
+
+
+def sparse_ridge(strength: float) -> Any:
+    """Linear regression with a penalty, for sparse features."""
+    from sklearn.linear_model import Ridge
+
+    return Ridge(alpha=1 / strength, solver="sparse_cg", tol=1e-4, random_state=0)
+
+
+def predict_number(
+    regression: Callable[[float], Any], train: Split, validation: Split, rows: Features,
+    score: Callable[[Decisions, Decisions], float],
+) -> Decisions:  # fmt: skip
+    """A number (rows, 1) by the regression of the strength with the best ``score``, as ``predict``.
+
+    ``targets`` of the splits are numbers, (rows, 1).
+    """
+
+    def fitted(strength: float, part: Split) -> Callable[[Features], Decisions]:
+        model = regression(strength).fit(part.features, part.targets[:, 0])
+        return lambda features: np.asarray(model.predict(features))[:, None]
+
+    return _best_outputs(fitted, train, validation, rows, score, lambda *_: 0.0)
+
+
+def predict_labels(
+    classifier: Callable[[float], Any], train: Split, validation: Split, rows: Features,
+    score: Callable[[Decisions, Decisions], float],
+) -> Decisions:  # fmt: skip
+    """The log-odds (rows, labels) of each label for itself, by one classifier for each.
+
+    ``targets`` of the splits are 1 or 0 for each label. All labels share the strength with the best
+    ``score``, as in ``predict``. A label that all training rows have, or none, keeps its odds.
+    """
+
+    def fitted(strength: float, part: Split) -> Callable[[Features], Decisions]:
+        return _fitted_labels(classifier, strength, part)
+
+    def nats(odds: Decisions, truth: Decisions) -> float:
+        return float(np.logaddexp(0, np.where(truth > 0, -odds, odds)).sum())
+
+    return _best_outputs(fitted, train, validation, rows, score, nats)
+
+
+def _best_outputs(
+    fitted: Callable[[float, Split], Callable[[Features], Decisions]], train: Split,
+    validation: Split, rows: Features, score: Callable[[Decisions, Decisions], float],
+    loss: Callable[[Decisions, Decisions], float],
+) -> Decisions:  # fmt: skip
+    """What the model of the best strength gives for ``rows``: by ``score``, then by ``loss``, on
+    the validation rows, or on training rows left out in turn where there are none."""
+    best, chosen = (-math.inf, -math.inf), np.zeros((0, 0))
+    for strength in STRENGTHS:
+        decide = fitted(strength, train)
+        if len(validation.targets):
+            held_out, truth = decide(validation.features), validation.targets
+        else:
+            truth = train.targets
+            held_out = np.empty(truth.shape)
+            folds = np.random.default_rng(0).permutation(len(truth)) % FOLDS
+            for fold in range(FOLDS):
+                rest = Split(train.features[folds != fold], truth[folds != fold])
+                left_out = train.features[folds == fold]
+                held_out[folds == fold] = fitted(strength, rest)(left_out)
+        rank = score(held_out, truth), -loss(held_out, truth)
+        if rank > best:
+            best, chosen = rank, decide(rows)
+    return chosen
+
+
+def _fitted_labels(
+    classifier: Callable[[float], Any], strength: float, rows: Split
+) -> Callable[[Features], Decisions]:
+    truth = np.asarray(rows.targets)
+    models: list[Any] = []
+    for label in truth.T:
+        share = (label.sum() + 1) / (len(label) + 2)
+        if not 0 < label.sum() < len(label):
+            models.append(math.log(share / (1 - share)))
+            continue
+        models.append(classifier(strength))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*failed to converge")
+            models[-1].fit(rows.features, label)
+
+    def decide(features: Features) -> Decisions:
+        odds = [np.full(features.shape[0], model) if isinstance(model, float)
+                else model.decision_function(features) for model in models]  # fmt: skip
+        return np.stack(odds, axis=1)
+
+    return decide
 
 
 def _fitted(model: Any, rows: Split, labels: int) -> Callable[[Features], Decisions]:

@@ -55,7 +55,7 @@ class Part:
         digest = sha256(json.dumps(task_record(self.task), sort_keys=True).encode())
         for example, encoded in self.rows:
             tokens = (encoded.prompt, encoded.answer, encoded.choices, encoded.target)
-            digest.update(repr((*tokens, *encoded.unsupervised)).encode())
+            digest.update(repr((*tokens, *encoded.unsupervised, *encoded.truth)).encode())
             digest.update(example.answer.encode())
         return digest.hexdigest()
 

@@ -89,7 +89,7 @@ def evaluate(
     entry.leaks = leaks
     entry.judged = {**judged, "base_changed": base_changed()}
     path = bank[name].path
-    if path is not None and not dataset.domain.task.targets:
+    if path is not None and not dataset.domain.task.tuned:
         items += _validation_items(path)
     judge(entry, items, evaluated)
     if entry.trained_elsewhere:
@@ -322,7 +322,8 @@ def declared_by(
     }
 
 
-ASKED = ("chat", "instruction", "per_token", "max_new_tokens", "until", "judge")
+ASKED = ("chat", "instruction", "per_token", "max_new_tokens", "until", "judge",
+         "tune_thresholds")  # fmt: skip
 """Settings of tasks that change an answer or how it is compared, and neither columns nor labels."""
 
 

@@ -20,8 +20,9 @@ from lora_domains.inference.choice_tree import choices_at_once, takes_trees, tre
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
-from lora_domains.modeling.heads import Head, features, head_logprobs
+from lora_domains.modeling.heads import Head, features, head_logits, head_logprobs
 from lora_domains.modeling.routing import entered, narrowed
+from lora_domains.tasks import Outputs
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -100,10 +101,19 @@ def answer_nats(
     return np.array(nats), np.array(tokens, dtype=int)
 
 
-def text_nats(model: Any, examples: Sequence[EncodedExample], pad: int) -> Tensor:
-    """Nats summed over all answers: a scalar with gradient."""
+def text_nats(
+    model: Any, examples: Sequence[EncodedExample], pad: int, weights: Tensor | None = None
+) -> Tensor:
+    """Nats summed over all answers: a scalar with gradient.
+
+    With ``weights`` (classes,) those of an answer are multiplied by that of its class.
+    """
     batch = collate(examples, pad, model.device)
-    return answer_nll(tail_logits(model, batch), batch).sum()
+    nats = answer_nll(tail_logits(model, batch), batch)
+    if weights is not None:
+        of_rows = weights[[example.target for example in examples]]
+        nats = nats * of_rows[:, None].to(nats.device)
+    return nats.sum()
 
 
 def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
@@ -217,12 +227,14 @@ def text_features(
 @torch.no_grad()
 def head_scores(
     model: Any, heads: Head | Sequence[Head], examples: Sequence[EncodedExample], pad: int,
-    progress: Progress = no_progress,
+    progress: Progress = no_progress, outputs: Outputs = "classes",
 ) -> list[np.ndarray]:  # fmt: skip
     """For each example, the log-probability of each class: one float64 array (classes,).
 
+    For other ``outputs`` they are what the head gives: the log-odds of each label, or a number.
     ``heads`` is one head, or one for each example. The counterpart of ``choice_logprobs``.
     """
+    read = head_logprobs if outputs == "classes" else head_logits
     of_example = [heads] * len(examples) if isinstance(heads, Head) else heads
     scores: list[np.ndarray] = [np.empty(0)] * len(examples)
     for pooling in dict.fromkeys(head.layout.pooling for head in of_example):
@@ -231,7 +243,7 @@ def head_scores(
             rows = text_features(model, [examples[i] for i in pooled], pad, progress, pooling)
         for head in {id(of_example[i]): of_example[i] for i in pooled}.values():
             places = [n for n, i in enumerate(pooled) if of_example[i] is head]
-            logprobs = head_logprobs(head, rows[places]).double().cpu()
+            logprobs = read(head, rows[places]).double().cpu()
             for n, row in zip(places, logprobs, strict=True):
                 scores[pooled[n]] = row.numpy()
     return scores

@@ -12,11 +12,17 @@ import torch
 from lora_domains.errors import UsageError
 from lora_domains.inference.generation import generate, generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs, head_scores
-from lora_domains.inference.scores import renormalise
+from lora_domains.inference.scores import label_score, number_score, renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import check_embedded, row_limit, tokenization_of
-from lora_domains.stats.thresholds import REFER, check_referral, predicted_class, stored
-from lora_domains.tasks import Task, task_from_record
+from lora_domains.stats.thresholds import (
+    REFER,
+    check_referral,
+    predicted_class,
+    stored,
+    stored_by_label,
+)
+from lora_domains.tasks import Outputs, Task, task_from_record
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -33,6 +39,54 @@ class Prediction:
     label: str
     probability: float
     probabilities: dict[str, float]
+
+    @property
+    def cells(self) -> tuple[str | float, ...]:
+        """What a table holds of it: the label, its probability and those of all labels."""
+        return self.label, self.probability, *self.probabilities.values()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same as JSON."""
+        known = {"probability": self.probability, "probabilities": self.probabilities}
+        return {"prediction": self.label, **known}
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """The label and its probability as they are printed."""
+        return self.label, f"{self.probability:.4f}"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a text that may have several, and the probability of every label; {} where
+    they were answered as text."""
+
+    labels: tuple[str, ...]
+    probabilities: dict[str, float]
+    joined: str
+    """The labels as a cell of a table holds them."""
+
+    @property
+    def cells(self) -> tuple[str | float, ...]:
+        """What a table holds of it: the labels, and the probabilities of all labels."""
+        return self.joined, *self.probabilities.values()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same as JSON."""
+        known = {"probabilities": self.probabilities} if self.probabilities else {}
+        return {"prediction": list(self.labels), **known}
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """The labels and their probabilities as they are printed."""
+        known = [self.probabilities[label] for label in self.labels if self.probabilities]
+        return self.joined, "; ".join(f"{chance:.4f}" for chance in known)
+
+
+Answer = Prediction | Labels | float | str
+"""What is predicted of a text: a label, its labels, a number, or a generated answer."""
 
 
 # ── The domain of each row ──────────────────────────────────────────────────────────────────────
@@ -136,15 +190,15 @@ def predict(
     domains: Sequence[str],
     refer_below: float = 0.0,
     warn: Callable[[str], None] = lambda _: None,
-) -> list[Prediction | str]:
-    """The label of each text, or its answer, prompted as the card of its domain says.
+) -> list[Answer]:
+    """The label of each text, its labels or its answer, prompted as the card of its domain says.
 
     A label less probable than ``refer_below`` becomes ``refer``. Where a domain has a target recall
     or precision, its card's threshold decides.
     """
     tasks = {name: task_of(bank, name) for name in domains}
     for task in tasks.values():
-        check_referral(refer_below, task.labels or ())
+        check_referral(refer_below, (task.labels or ()) if task.outputs == "classes" else ())
     thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     tokenizations = {
         name: tokenization_of(bank.base, task, length_of(bank, name))
@@ -156,46 +210,69 @@ def predict(
     ]
     check_embedded(bank.base, ((f"input {n}", one) for n, one in enumerate(encoded)))
     # One pass each for heads, for labels scored as text, and for each length of generated answers.
-    passes: dict[str | int, list[int]] = {}
+    passes: dict[Outputs | int, list[int]] = {}
     for row, name in enumerate(domains):
-        how = "head" if bank[name].head is not None else tasks[name].max_new_tokens
+        task = tasks[name]
+        how = task.outputs if bank[name].head is not None else task.max_new_tokens
         passes.setdefault(how, []).append(row)
-    predictions: dict[int, Prediction | str] = {}
+    predictions: dict[int, Answer] = {}
     for how, rows in passes.items():
 
-        def run(part: list[int], how: str | int = how, rows: list[int] = rows) -> list[Any]:
+        def run(part: list[int], how: Outputs | int = how, rows: list[int] = rows) -> list[Answer]:
             places = [rows[i] for i in part]
             examples, model = [encoded[row] for row in places], bank.base.model
-            pad = bank.base.pad
-            if how == "head":
+            of_rows, pad = [tasks[domains[row]] for row in places], bank.base.pad
+            if not isinstance(how, int):
                 heads = [head for row in places if (head := bank[domains[row]].head)]
-                scores = head_scores(model, heads, examples, pad)
+                scores = head_scores(model, heads, examples, pad, outputs=how)
             elif how:
-                texts = generate_in_batches(model, bank.base.tokenizer, examples, int(how))
-                answered = zip(places, texts, strict=True)
-                return [tasks[domains[row]].answer_in(text) for row, text in answered]
+                texts = generate_in_batches(model, bank.base.tokenizer, examples, how)
+                return [_answer(task, text) for task, text in zip(of_rows, texts, strict=True)]
             else:
                 scores = choice_logprobs(model, examples, pad)
+            limits = [thresholds[domains[row]] for row in places]
+            if how == "value":
+                return [float(number_score(float(row[0]), (), task.scale)["value"])
+                        for task, row in zip(of_rows, scores, strict=True)]  # fmt: skip
             return [
-                _prediction(tasks[domains[row]], logprobs, thresholds[domains[row]], refer_below)
-                for row, logprobs in zip(places, scores, strict=True)
-            ]
+                _labels(task, row, limit) if task.outputs == "labels"
+                else _prediction(task, row, limit.get(""), refer_below)
+                for task, row, limit in zip(of_rows, scores, limits, strict=True)
+            ]  # fmt: skip
 
         results = by_domain(bank, [domains[row] for row in rows], len(rows), run)
         predictions |= dict(zip(rows, results, strict=True))
     return [predictions[row] for row in range(len(texts))]
 
 
-def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> float | None:
-    """The probability at which ``name`` predicts its positive class; None: the most likely one."""
+def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> dict[str, float]:
+    """The probability at which ``name`` predicts each label, or "", its positive class; {} where
+    none was chosen."""
     card = bank[name].card
-    threshold = stored(card.adapter.judged) if task.targets and card else None
-    if task.targets and threshold is None:
-        warn(
-            f"{name} has no threshold for the target {task.targets} (evaluate chooses it): "
-            "the most likely label is predicted."
-        )
-    return threshold
+    judged = card.adapter.judged if task.tuned and card else {}
+    thresholds = stored_by_label(judged)
+    if (of_positive := stored(judged)) is not None:
+        thresholds = {"": of_positive}
+    if task.tuned and not thresholds:
+        what = f"threshold for the target {task.targets}" if task.targets else "thresholds"
+        then = "the most likely label is predicted" if task.targets else "0.5 decides"
+        warn(f"{name} has no {what} (evaluate chooses it): {then}.")
+    return thresholds
+
+
+def _labels(task: Task, log_odds: np.ndarray, thresholds: Mapping[str, float]) -> Labels:
+    chances = dict(zip(task.labels or (), label_score(log_odds, ())["probabilities"], strict=True))
+    named = [label for label, chance in chances.items() if chance >= thresholds.get(label, 0.5)]
+    return Labels(tuple(named), chances, task.joined(named))
+
+
+def _answer(task: Task, text: str) -> Labels | str:
+    """The answer that a generated text is."""
+    if task.outputs != "labels":
+        return text
+    predicted = task.score_text(text, "")["predicted"]
+    named = [label for label, one in zip(task.labels or (), predicted, strict=True) if one]
+    return Labels(tuple(named), {}, task.joined(named))
 
 
 def _prediction(

@@ -1,12 +1,14 @@
 """Score records: what a contender's likelihoods or generated text say of each encoded example.
 
-A record is a flat dict of numbers, as ``items.jsonl`` stores it for each contender:
+A record is a dict of numbers, as ``items.jsonl`` stores it for each contender:
 ``prediction``, ``confidence``, ``nll``, ``brier`` and ``positive`` where choices are scored,
-``nats`` and ``tokens`` where an answer is, those of ``tasks.answers`` where one is generated. The
-generated ``text`` is in it too, and is never stored with it (``without_text``).
+``predicted`` and ``probabilities`` (a list each) where a row may have several labels, ``value``
+where a number is predicted, ``nats`` and ``tokens`` where an answer is, those of ``tasks.answers``
+where one is generated. The generated ``text`` is in it too, and is never stored with it
+(``without_text``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, head_scores
 from lora_domains.modeling.bank import Bank, Domains
 from lora_domains.modeling.heads import Head
+from lora_domains.stats.thresholds import Chosen, choose_threshold, label_thresholds
 from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample
 
@@ -40,9 +43,9 @@ def model_scores(
         if task.head and routes is not None:
             names = [routes] * len(examples) if isinstance(routes, str) else routes
             heads = [_head_of(bank, name) for name in names]
-            logprobs = head_scores(model, heads, examples, pad, progress)
-            return [class_score(row, example.target, task.positive_index)
-                    for row, example in zip(logprobs, examples, strict=True)]  # fmt: skip
+            outputs = head_scores(model, heads, examples, pad, progress, task.outputs)
+            return [head_score(task, row, example)
+                    for row, example in zip(outputs, examples, strict=True)]  # fmt: skip
         if task.scored_by == "choices":
             logprobs = choice_logprobs(model, examples, pad, progress)
             return [choice_score(task, row, example)
@@ -84,6 +87,53 @@ def _head_of(bank: Bank, name: str | None) -> Head:
     return head
 
 
+def head_score(task: Task, outputs: np.ndarray, example: EncodedExample) -> dict[str, Any]:
+    """The record of one example from what a head gives: log-probabilities of the classes, the
+    log-odds of each label, or a number in standard deviations."""
+    if task.outputs == "classes":
+        return class_score(outputs, example.target, task.positive_index)
+    if task.outputs == "value":
+        return number_score(float(outputs[0]), example.truth, task.scale)
+    return label_score(outputs, example.truth)
+
+
+def number_score(
+    output: float, truth: Sequence[float], scale: tuple[float, float] | None
+) -> dict[str, Any]:
+    """The record of a number from what a head gives: ``value`` is in the unit of the rows, ``nll``
+    half the squared error in standard deviations."""
+    mean, sd = scale or (0.0, 1.0)
+    score: dict[str, Any] = {"value": mean + sd * output}
+    if len(truth):
+        score["nll"] = ((score["value"] - truth[0]) / sd) ** 2 / 2
+    return score
+
+
+def label_score(log_odds: np.ndarray, truth: Sequence[float]) -> dict[str, Any]:
+    """The record of a row that may have several labels, from the log-odds of each, (labels,).
+
+    ``nll`` is the cross-entropy of all labels; ``brier`` and ``confidence``, the probability of
+    what is predicted of a label, are means over them. A label is predicted from a probability of
+    one half; see ``decided`` for other thresholds.
+    """
+    probabilities = 1 / (1 + np.exp(-log_odds.clip(-700, 700)))
+    score = _labelled(probabilities, 0.5)
+    if len(truth):
+        signed = np.where(np.asarray(truth) > 0, log_odds, -log_odds)
+        score["nll"] = float(np.logaddexp(0, -signed).sum())
+        score["brier"] = float(2 * ((probabilities - np.asarray(truth)) ** 2).mean())
+    return score
+
+
+def _labelled(probabilities: np.ndarray, thresholds: float | np.ndarray) -> dict[str, Any]:
+    predicted = probabilities >= thresholds
+    return {
+        "predicted": predicted.astype(int).tolist(),
+        "probabilities": probabilities.tolist(),
+        "confidence": float(np.where(predicted, probabilities, 1 - probabilities).mean()),
+    }
+
+
 def renormalise(logprobs: np.ndarray) -> np.ndarray:
     """Log-probabilities over the choices alone, summing to one. Last axis: choices."""
     peak = logprobs.max(axis=-1, keepdims=True)
@@ -100,7 +150,7 @@ def comparable(task: Task, logprobs: np.ndarray, example: EncodedExample) -> np.
     return logprobs
 
 
-def choice_score(task: Task, logprobs: np.ndarray, example: EncodedExample) -> dict[str, float]:
+def choice_score(task: Task, logprobs: np.ndarray, example: EncodedExample) -> dict[str, Any]:
     """The record of one example from the log-likelihoods of its choices, (choices,)."""
     if task.beta is not None:
         return pair_score(logprobs, example)
@@ -132,14 +182,14 @@ def add_won(scores: Scores, base: Scores) -> None:
             record["won"] = 0.5 + 0.5 * float(np.sign(record["margin"] - before["margin"]))
 
 
-def class_score(log_shares: np.ndarray, target: int, positive: int | None) -> dict[str, float]:
+def class_score(log_shares: np.ndarray, target: int, positive: int | None) -> dict[str, Any]:
     """Prediction, label cross-entropy, confidence and Brier term from log-probabilities (classes,).
 
     With a positive class the record also holds its probability, and the best of the other classes
     (``other``, ``other_confidence``), for a threshold to decide between (see ``apply_threshold``).
     """
     probabilities = np.exp(log_shares)
-    score: dict[str, float] = {
+    score: dict[str, Any] = {
         "prediction": int(log_shares.argmax()),
         "confidence": float(probabilities.max()),
     }
@@ -155,9 +205,47 @@ def class_score(log_shares: np.ndarray, target: int, positive: int | None) -> di
     return score
 
 
+# ── Thresholds ──────────────────────────────────────────────────────────────────────────────────
+
+Thresholds = Chosen | np.ndarray | None
+"""What validation rows chose: of the positive class, or of each label; None where nothing."""
+
+
+def best_threshold(
+    task: Task, scores: Scores, tuning: Sequence[EncodedExample], groups: Sequence[str | None]
+) -> Thresholds:
+    """The probabilities from which a contender's ``scores`` predict the positive class, or labels.
+
+    Its first scores are of the ``tuning`` rows, which choose them; ``groups`` are theirs. None
+    where the task has no thresholds to choose or no row to choose them by, and where a probability
+    is not a number.
+    """
+    if not task.tuned:
+        return None
+    chosen = scores[: len(tuning)]
+    if task.outputs == "labels":
+        if not tuning or any("probabilities" not in score for score in chosen):
+            return None
+        truth = np.array([row.truth for row in tuning])
+        return label_thresholds(np.array([s["probabilities"] for s in chosen]), truth)
+    positive = [row.target == task.positive_index for row in tuning]
+    probabilities = [score["positive"] for score in chosen]
+    # A row without a group is one of its own.
+    alone: list[Hashable] = [group or i for i, group in enumerate(groups)]
+    return choose_threshold(probabilities, positive, **task.targets, groups=alone)
+
+
+def decided(task: Task, scores: Scores, chosen: Thresholds) -> Scores:
+    """``scores`` with what ``chosen`` thresholds predict."""
+    if isinstance(chosen, np.ndarray):
+        return [score | _labelled(np.array(score["probabilities"]), chosen) for score in scores]
+    threshold = None if chosen is None else chosen.threshold
+    return [apply_threshold(score, threshold, task.positive_index) for score in scores]
+
+
 def apply_threshold(
-    score: dict[str, float], threshold: float | None, positive: int | None
-) -> dict[str, float]:
+    score: dict[str, Any], threshold: float | None, positive: int | None
+) -> dict[str, Any]:
     """``score`` with the class that ``threshold`` predicts, without ``other``.
 
     Without a threshold the most likely class stays.

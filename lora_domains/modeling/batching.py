@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lora_domains.errors import DataError, DomainError
@@ -26,22 +27,70 @@ IGNORED = -100
 
 
 def epoch_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
+    lengths: Sequence[int],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    classes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """The global batches of one epoch: lists of positions, each position in exactly one.
+
+    With ``classes``, those of each row, as many positions are drawn as there are rows, from each
+    class equally often (``balanced_order``).
 
     A pure function of its arguments, so that a resumed run sees the same batches. Rows are
     shuffled, sorted by length within stretches of 32 batches to save padding, and the batches
     shuffled again; the last one of a stretch may be short.
     """
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
+    order = random.permutation(len(lengths)) if classes is None else balanced_order(classes, random)
     stretch = 32 * batch_size
     batches: list[list[int]] = []
     for start in range(0, len(order), stretch):
         part = sorted(order[start : start + stretch].tolist(), key=lambda i: lengths[i])
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def balanced_order(
+    classes: Sequence[Sequence[int]], random: np.random.Generator
+) -> NDArray[np.int_]:
+    """Positions of rows, as many as there are rows, from each class equally often, shuffled.
+
+    ``classes`` are those of each row; rows without any are a class of their own. The rows of a
+    class follow each other in a random order, again and again where it has too few.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, several in enumerate(classes):
+        for one in several or (-1,):
+            rows_of.setdefault(one, []).append(row)
+    least, rest = divmod(len(classes), len(rows_of))
+    more = set(random.permutation(sorted(rows_of))[:rest].tolist())
+    drawn: list[int] = []
+    for one in sorted(rows_of):
+        count = least + (one in more)
+        rounds = -(-count // len(rows_of[one]))
+        turns = [random.permutation(rows_of[one]) for _ in range(rounds)]
+        drawn += np.concatenate([*turns, np.empty(0, int)])[:count].tolist()
+    return random.permutation(np.array(drawn, dtype=int))
+
+
+def class_weights(rows: Sequence[EncodedExample], task: Task) -> Tensor | None:
+    """What the loss of each class is multiplied by, so that all count alike: inverse frequencies.
+
+    (classes,), or (2, labels) where rows may have several: that of rows without a label, and that
+    of rows with it. They are normalised to a mean of 1 over the rows; a class without a row has 1.
+    None where a task has neither.
+    """
+    if not task.has_labels or not rows:
+        return None
+    if task.outputs == "labels":
+        having = np.array([row.truth for row in rows], dtype=float).sum(0)
+        counts = np.stack([len(rows) - having, having])
+    else:
+        counts = np.bincount([row.target for row in rows], minlength=len(task.labels or ()))
+    shares = counts * np.maximum((counts > 0).sum(0), 1) / len(rows)
+    return torch.tensor(1 / np.where(shares > 0, shares, 1.0), dtype=torch.float32)
 
 
 def chunks(

@@ -248,11 +248,34 @@ def head_logprobs(head: Head, inputs: Tensor) -> Tensor:
     return F.log_softmax(head_logits(head, inputs), dim=-1)
 
 
-def label_nats(model: Any, head: Head, items: Sequence[EncodedExample], pad: int) -> Tensor:
-    """Cross-entropy of the labels in nats, summed over ``items``, with gradients."""
+def head_nats(
+    model: Any,
+    head: Head,
+    items: Sequence[EncodedExample],
+    pad: int,
+    task: Task,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of what the head predicts in nats, summed over ``items``, with gradients.
+
+    Of several labels it is that of each, summed over a row's labels. Of a number it is half the
+    squared error in standard deviations, the cross-entropy of a normal distribution but for a
+    constant. ``weights`` are those of ``batching.class_weights``.
+    """
     logits = head_logits(head, features(model, items, pad, head.layout.pooling))
-    targets = torch.tensor([item.target for item in items], device=logits.device)
-    return F.cross_entropy(logits, targets, reduction="sum")
+    weights = None if weights is None else weights.to(logits.device)
+    if task.outputs == "classes":
+        targets = torch.tensor([item.target for item in items], device=logits.device)
+        return F.cross_entropy(logits, targets, weights, reduction="sum")
+    truth = torch.zeros_like(logits)
+    for row, item in zip(truth, items, strict=True):
+        if item.truth:  # trials, which measure the memory of a pass, have none
+            row.copy_(torch.tensor(item.truth))
+    if task.outputs == "value":
+        mean, sd = task.scale or (0.0, 1.0)
+        return ((logits - (truth - mean) / sd) ** 2).sum() / 2
+    of_each = None if weights is None else torch.where(truth > 0, weights[1], weights[0])
+    return F.binary_cross_entropy_with_logits(logits, truth, of_each, reduction="sum")
 
 
 # ── Checks ──────────────────────────────────────────────────────────────────────────────────────
@@ -276,6 +299,13 @@ def check_head(head: Head | None, task: Task, trained: Task | None, where: str) 
     ``trained`` is the task in training, None where unknown. A head numbers its classes, so other
     labels, or another order, would give wrong predictions.
     """
+    if head is not None and task.head and trained and trained.outputs != task.outputs:
+        raise AdapterError(
+            where=where,
+            expected=f"a head for a {task.kind.replace('_', ' ')} task",
+            found=f"one for a {trained.kind.replace('_', ' ')} task",
+            hint="Use it for the task it was trained for, or fit the domain again.",
+        )
     declared = list(task.labels or ()) if task.head else None
     known = (trained.labels if trained else None) or ()
     labels = list(known) if head is not None else None
@@ -309,10 +339,10 @@ def stored_classes(
     """
     name = f"{layout.layers[-1].name}.weight"
     shape = stored.get(name)
-    if shape is None or len(shape) != 2 or shape[0] < 2 or shape[1] != base.width:
+    if shape is None or len(shape) != 2 or shape[0] < 1 or shape[1] != base.width:
         raise AdapterCorrupt(
             where=where,
-            expected=f"a head {name} of shape (classes, {base.width}), with at least two classes",
+            expected=f"a head {name} of shape (classes, {base.width})",
             found="none" if shape is None else str(shape),
             hint="Copy the adapter again, or load the base it was made on.",
         )

@@ -37,6 +37,7 @@ ADVICE = {
     "drift": GENTLER,
     "recall": "train on more {positive} rows, or set --target-recall",
     "precision": "train on more rows that resemble {positive} ones, or set --target-precision",
+    "floors": "train on more rows of that label, or set --tune-thresholds",
     "slices": "train on more rows of the weak slice",
     "overfit": MORE_ROWS,
     "memorisation": MORE_ROWS,
@@ -140,6 +141,9 @@ def _knowledge(entry: AdapterEntry, gates: Gates) -> str:
 
 def _mistakes(entry: AdapterEntry, gates: Gates) -> Iterator[str]:
     """Missed positives, and false alarms where there are too many; else all wrong answers."""
+    if fields := entry.domain_scores.get("subset_accuracy"):
+        wrong = round((1 - fields["adapter"]) * fields["n"])
+        yield f"{wrong:,} of {fields['n']:,} rows have a label too many or too few"
     if not entry.confusion:
         return
     counts, positive = entry.confusion["adapter"], entry.positive_index

@@ -264,6 +264,15 @@ logits = F.linear(mean, *head)  # (texts, labels)
 """
 
 
+ODDS = "Each output is the log-odds of one label: its sigmoid is the label's probability."
+
+
+UNIT = (
+    "The output is in standard deviations from the mean of the training rows: the number is "
+    "{mean:.8g} + {sd:.8g} times the output."
+)
+
+
 def _loading(entry: AdapterEntry) -> list[str]:
     base = "base"
     task = entry.declared_task
@@ -272,6 +281,8 @@ def _loading(entry: AdapterEntry) -> list[str]:
             "AutoModelForSequenceClassification.from_pretrained(base, "
             f"num_labels={task.head_classes})"
         )
+    outputs = task.outputs if task and task.head else "classes"
+    mean, sd = (task.scale if task else None) or (0.0, 1.0)
     return [
         "## Loading",
         "",
@@ -285,6 +296,8 @@ def _loading(entry: AdapterEntry) -> list[str]:
         POOLED.strip()
         if entry.pooling
         else f"Or with plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
+        *(["", ODDS] if outputs == "labels" else []),
+        *(["", UNIT.format(mean=mean, sd=sd)] if outputs == "value" else []),
     ]
 
 

@@ -253,9 +253,22 @@ def mistakes(test: ScoreTable, labels: Sequence[str], show_text: bool) -> list[d
         # Without labels, the choices are text of the row.
         return labels[number] if 0 <= number < len(labels) else f"choice {number + 1}"
 
+    def labels_of(has: Sequence[float]) -> str:
+        return "; ".join(label for label, one in zip(labels, has, strict=True) if one) or "none"
+
     wrong = []
     for item in test:
         score = item["scores"]["adapter"]
+        if "predicted" in score and score["predicted"] != item["truth"]:
+            base = item["scores"]["base"].get("predicted")
+            row = {
+                "id": item["id"],
+                "true": labels_of(item["truth"]),
+                "adapter": labels_of(score["predicted"]),
+                "base": "–" if base is None else labels_of(base),
+                "confidence": score.get("confidence", 0.0),
+            }
+            wrong.append(row | ({"text": item["text"]} if show_text and "text" in item else {}))
         if "prediction" in score and score["prediction"] != item["target"]:
             row = {
                 "id": item["id"],

@@ -22,6 +22,7 @@ from lora_domains.report.text import (
     metric_name,
     most_confused,
     nats_of,
+    number,
     percent,
     points,
     precision_elsewhere,
@@ -36,6 +37,8 @@ COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applic
            "warning": "yellow", "note": "dim"}  # fmt: skip
 CLASSES = 8
 """The confusion of more classes is shown as its most frequent mistakes."""
+LABELS = 12
+"""Of more labels, those with the lowest F1 are shown."""
 NARROW = 8
 """Characters of a line in the heading of a baseline, so that the table fits 80 columns."""
 BOUNDS = "difference (95 % bounds)"
@@ -95,6 +98,9 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     if entry.confusion:
         console.print()
         confusion(console, entry.confusion)
+    elif entry.per_class:
+        console.print()
+        per_label(console, entry.per_class)
 
 
 def validation(console: Console, by_metric: Mapping[str, Figures], rows: int) -> None:
@@ -129,6 +135,22 @@ def confusion(console: Console, found: Figures, most: int = CLASSES) -> None:
         row = [_cell(counts[i], j, i == j) for j in range(len(labels))]
         table.add_row(escape(label), *row, "", *map(str, found["base"][i]))
     console.print(table)
+
+
+def per_label(console: Console, found: Mapping[str, Figures], most: int = LABELS) -> None:
+    """Figures of each label where rows may have several; of many, those with the lowest F1."""
+    weakest = sorted(found, key=lambda label: float(found[label]["f1"]))[:most]
+    tuned = any("threshold" in figures for figures in found.values())
+    heads = ["label", "precision", "recall (at least)", "F1", "rows"]
+    table = _table([*heads, *(["from"] if tuned else [])])
+    for label in (name for name in found if name in weakest):
+        row = found[label]
+        recall = f"{row['recall']:.3f} ({row['recall_lower']:.3f})"
+        shown = [f"{row['precision']:.3f}", recall, f"{row['f1']:.3f}", str(row["support"])]
+        table.add_row(escape(label), *shown, *([number(row.get("threshold"))] if tuned else []))
+    console.print(table)
+    if len(found) > most:
+        line(console, f"Of {len(found)} labels, the {most} with the lowest F1.")
 
 
 def general(console: Console, entry: AdapterEntry) -> None:
@@ -261,8 +283,8 @@ def _tokens(found: Figures) -> Text:
     shown = [(token, "") for token in found["before"]] + (cut if found["cut"] else [])
     shown += [(token, "") for token in found["after"]]
     text = Text()
-    for number, (token, style) in enumerate(shown):
-        text.append("│" if number else "", style="dim")
+    for at, (token, style) in enumerate(shown):
+        text.append("│" if at else "", style="dim")
         text.append(token.replace("\n", "⏎"), style=style)
     return text
 

@@ -45,8 +45,11 @@ def points(fields: Mapping[str, Any]) -> str:
 
 
 def change(metric: str, fields: Mapping[str, Any]) -> str:
-    """A difference of ``metric`` in points, or in nats where it is not a share."""
-    return f"{interval(fields)} nats" if metric_named(metric).nats else points(fields)
+    """A difference of ``metric`` in points, or in nats or its own unit where it is not a share."""
+    found = metric_named(metric)
+    if found.own_unit:
+        return interval(fields)
+    return f"{interval(fields)} nats" if found.nats else points(fields)
 
 
 def metric_name(metric: str) -> str:
@@ -269,7 +272,7 @@ def _plural(count: int, what: str) -> str:
 def how_scored(entry: AdapterEntry) -> str:
     """The unit of the loss, on test rows and in the table of epochs; how answers are made."""
     task = entry.declared_task
-    trained = "label cross-entropy" if task and task.head else (task or Task).trained_unit
+    trained = task.loss_unit if task and task.head else (task or Task).trained_unit
     judged = entry.judged.get("loss") or trained
     if judged == trained:
         loss = f"The loss is {judged}, here and in the table of epochs."

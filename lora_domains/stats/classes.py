@@ -27,6 +27,30 @@ def class_counts(targets: IntArray, predictions: IntArray, classes: int) -> Floa
     return np.concatenate([true & predicted, true, predicted], axis=1).astype(np.float64)
 
 
+def label_counts(truth: FloatArray, predicted: FloatArray) -> FloatArray:
+    """``class_counts`` of rows with several labels, from two arrays (n, labels) of 0 and 1."""
+    return np.concatenate([truth * predicted, truth, predicted], axis=1)
+
+
+def row_f1(truth: FloatArray, predicted: FloatArray) -> FloatArray:
+    """F1 of the labels of each row, (n,), from two arrays (n, labels); 1 where both have none."""
+    both, either = (truth * predicted).sum(1), truth.sum(1) + predicted.sum(1)
+    score: FloatArray = np.where(either > 0, 2 * both / np.maximum(either, 1), 1.0)
+    return score
+
+
+def span_of_rows(statistic: Statistic, truth: FloatArray, predicted: FloatArray) -> float:
+    """``span_of_flips`` for rows with several labels: from what is predicted to what is right, or
+    from right to no label (every label, where none is right)."""
+    right = (truth == predicted).all(1, keepdims=True)
+    wrong = np.where(truth.any(1, keepdims=True), 0.0, 1.0) * np.ones_like(truth)
+    flipped = np.where(right, wrong, truth)
+    now = label_counts(truth, predicted)
+    totals = now.sum(0)
+    moved = statistic(totals + label_counts(truth, flipped) - now) - statistic(totals)
+    return float(np.sqrt(len(truth) * (moved**2).sum()))
+
+
 def total_counts(targets: IntArray, predictions: IntArray, classes: int) -> FloatArray:
     """The sum of ``class_counts`` over all items, (3 classes,)."""
     predicted = predictions[predictions >= 0]
@@ -98,6 +122,17 @@ def of_class(figure: ClassFigure, index: int) -> Statistic:
 
     def statistic(sums: FloatArray) -> FloatArray:
         one: FloatArray = by_class(figure, sums)[..., index]
+        return one
+
+    return statistic
+
+
+def micro(figure: ClassFigure) -> Statistic:
+    """``figure`` over the labels of all items together, from sums of ``label_counts``."""
+
+    def statistic(sums: FloatArray) -> FloatArray:
+        together = np.stack([part.sum(-1) for part in np.split(sums, 3, axis=-1)], axis=-1)
+        one: FloatArray = by_class(figure, together)[..., 0]
         return one
 
     return statistic

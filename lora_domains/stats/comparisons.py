@@ -241,11 +241,16 @@ def compare_sums(
     statistic: Statistic,
     groups: Iterable[Hashable] | None = None,
     level: float = 0.95,
+    better: FloatArray | None = None,
+    span: float = 1.0,
+    limits: tuple[float, float] = (-1.0, 1.0),
 ) -> Comparison:
-    """A share that ``statistic`` makes from sums over all items (BLEU), from two arrays (n, k).
+    """A figure that ``statistic`` makes from sums over all items (BLEU), from two arrays (n, k).
 
-    An item has no score of its own: won, lost and p are None. Paired bootstrap, clustered where
-    groups repeat.
+    ``better`` (n,) is above 0 where the adapter did better on an item and below where worse;
+    without it an item has no score of its own: won, lost and p are None. ``span`` is how far the
+    figure would move if every item changed, ``limits`` the range of a difference. Paired bootstrap,
+    clustered where groups repeat.
 
     Raises ValueError when there are no items or their numbers differ.
     """
@@ -262,10 +267,11 @@ def compare_sums(
         np.concatenate([base, adapter], axis=1),
         groups=None if codes is None else codes.tolist(),
         level=level,
-        limits=(-1.0, 1.0),
+        span=span,
+        limits=limits,
     )
     scores = float(statistic(base.sum(0))), float(statistic(adapter.sum(0)))
-    return _comparison(*scores, bounds, n, None, codes, level)
+    return _comparison(*scores, bounds, n, better, codes, level)
 
 
 def ratio(sums: FloatArray) -> FloatArray:

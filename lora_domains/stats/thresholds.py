@@ -99,6 +99,39 @@ def choose_threshold(
     return Chosen((float(thresholds[place]) + below) / 2, float(bounds[chosen]))
 
 
+LEAST_TUNED = 10
+"""Rows that a label needs to have a threshold of its own."""
+
+
+def label_thresholds(
+    probabilities: NDArray[np.float64], truth: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """The probability from which to predict each label: that with the best F1, (labels,).
+
+    ``probabilities`` and ``truth`` are (n, labels). Labels of fewer than ``LEAST_TUNED`` rows share
+    the threshold with the best micro F1 over all labels, since the best for few rows is chance
+    (Yang 2001, SIGIR, "A Study of Thresholding Strategies for Text Categorization": SCut, which
+    overfits rare categories). None without a row that has a label, and where a probability is not a
+    number.
+    """
+    if not np.isfinite(probabilities).all() or not truth.any():
+        return None
+    shared = _best_f1(probabilities.ravel(), truth.ravel())
+    counts = truth.sum(0)
+    return np.array([
+        _best_f1(probabilities[:, label], truth[:, label]) if count >= LEAST_TUNED else shared
+        for label, count in enumerate(counts)
+    ])  # fmt: skip
+
+
+def _best_f1(probability: ArrayLike, positive: ArrayLike) -> float:
+    """The threshold with the best F1, halfway to the next lower probability."""
+    thresholds, hits, predicted = counts_at(probability, positive)
+    place = int((2 * hits / (predicted + hits[-1])).argmax())
+    below = float(thresholds[place + 1]) if place + 1 < len(thresholds) else 0.0
+    return (float(thresholds[place]) + below) / 2
+
+
 def predicted_class(
     probabilities: Sequence[float], positive: int | None, threshold: float | None
 ) -> int:
@@ -114,6 +147,12 @@ def predicted_class(
     return max((c for c in classes if c != positive), key=probabilities.__getitem__)
 
 
+def stored_by_label(judged: Mapping[str, Any]) -> dict[str, float]:
+    """The threshold of each label in a card's ``judged``; {} where none were chosen."""
+    by_label: dict[str, float] = (judged.get("threshold") or {}).get("by_label") or {}
+    return by_label
+
+
 def stored(judged: Mapping[str, Any]) -> float | None:
     """The threshold that an evaluation left in a card's ``judged``; None where there is none."""
     chosen = (judged.get("threshold") or {}).get("threshold")
@@ -124,7 +163,7 @@ def check_referral(below: float, labels: Sequence[str]) -> None:
     """Raises UsageError unless labels less probable than ``below`` can be replaced by ``REFER``."""
     for holds, expected, actual in (
         (0 <= below <= 1, "a probability to refer below, 0 to 1", str(below)),
-        (not below or labels, "a classification domain to refer from", "generated answers"),
+        (not below or labels, "a domain of one label a row to refer from", "another"),
         (not below or REFER not in labels, f"no label called {REFER!r}", f"the label {REFER!r}"),
     ):
         if not holds:

@@ -4,6 +4,7 @@ from lora_domains.tasks.answers import last_number
 from lora_domains.tasks.base import (
     KINDS,
     LossUnit,
+    Outputs,
     ScoredBy,
     Task,
     hashed_record,
@@ -22,10 +23,10 @@ from lora_domains.tasks.classification import (
     spellings,
     twins,
 )
-from lora_domains.tasks.generation import Generation
-from lora_domains.tasks.language_modelling import LanguageModelling
-from lora_domains.tasks.multiple_choice import MultipleChoice
-from lora_domains.tasks.preference import Preference
+from lora_domains.tasks.generation import Generation, LanguageModelling
+from lora_domains.tasks.multi_label import MultiLabel
+from lora_domains.tasks.multiple_choice import MultipleChoice, Preference
+from lora_domains.tasks.number import Number
 from lora_domains.tasks.rows import (
     Example,
     Row,
@@ -45,7 +46,10 @@ __all__ = [
     "Generation",
     "LanguageModelling",
     "LossUnit",
+    "MultiLabel",
     "MultipleChoice",
+    "Number",
+    "Outputs",
     "Preference",
     "Row",
     "ScoredBy",

@@ -12,10 +12,20 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
 from lora_domains.tasks.answers import ALWAYS
-from lora_domains.tasks.rows import Example, Row, columns_in, filled, literal_text, text_of
+from lora_domains.tasks.rows import (
+    Example,
+    Row,
+    columns_in,
+    filled,
+    literal_text,
+    plain_text,
+    text_of,
+)
 
-LossUnit = Literal["label cross-entropy", "nats per answer token"]
+LossUnit = Literal["label cross-entropy", "nats per answer token",
+                   "half the squared error in standard deviations"]  # fmt: skip
 ScoredBy = Literal["choices", "text", "likelihood"]
+Outputs = Literal["classes", "labels", "value"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,11 @@ class Task(ABC):
     loss_unit: ClassVar[LossUnit] = "nats per answer token"
     trained_unit: ClassVar[str] = "nats per answer token"
     """What the loss in training is, without a head."""
+    outputs: ClassVar[Outputs] = "classes"
+    """What a head predicts: which one of several ``classes``, each of several ``labels`` for
+    itself, or a ``value``, which is a number."""
     has_labels: ClassVar[bool] = False
-    """Whether every answer is one of a fixed set of labels, shared by all rows."""
+    """Whether every answer is one of a fixed set of labels, shared by all rows, or several."""
     predictable: ClassVar[bool] = True
     """Whether rows without an answer can be predicted."""
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -53,6 +66,12 @@ class Task(ABC):
     @abstractmethod
     def answer_column(self) -> str | None:
         """The column of the answer; None where all of the text is supervised."""
+
+    @property
+    def scored_by(self) -> ScoredBy:
+        """``choices``: each candidate answer is scored; ``text``: an answer is generated and
+        compared with the reference; ``likelihood``: the answer's likelihood alone."""
+        return "likelihood"
 
     @abstractmethod
     def example(self, row: Row) -> Example:
@@ -97,6 +116,11 @@ class Task(ABC):
         return {}
 
     @property
+    def tuned(self) -> bool:
+        """Whether validation rows choose from which probability a label is predicted."""
+        return bool(self.targets)
+
+    @property
     def head(self) -> bool:
         """Whether a linear head over the labels is trained."""
         return False
@@ -106,12 +130,42 @@ class Task(ABC):
         """Number of classes of the trained head; None without a head."""
         return len(self.labels or ()) if self.head else None
 
+    def row_labels(self, row: Row) -> tuple[str, ...]:
+        """The labels of a row as it spells them; () where it has none, or no readable ones."""
+        label = (plain_text(row.values.get(self.answer_column or "")) or "").strip()
+        return (label,) if label else ()
+
+    def respelled(self, row: Row, spelling: Mapping[str, str]) -> Row:
+        """``row`` with its labels replaced by what ``spelling`` has for them."""
+        labels = [spelling.get(label, label) for label in self.row_labels(row)]
+        return replace(row, values={**row.values, str(self.answer_column): labels[0]})
+
+    def joined(self, labels: Sequence[str]) -> str:
+        """The labels of a row as a cell of a table holds them."""
+        return labels[0] if labels else ""
+
     def with_labels(self, rows: Sequence[Row]) -> Self:
         """This task with its labels read from ``rows`` where none are declared."""
         return self
 
     def with_default_labels(self, labels: tuple[str, ...] | None) -> Self:
         """This task over ``labels`` where it declares none itself."""
+        return self
+
+    # ── Numbers ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of the numbers to predict; None where unknown, or where
+        nothing is measured."""
+        return None
+
+    def with_scale(self, scale: tuple[float, float] | None) -> Self:
+        """This task with ``scale`` where it has none itself."""
+        return self
+
+    def fitted_to(self, examples: Sequence[Example]) -> Self:
+        """This task with what it takes from its training examples."""
         return self
 
     # ── Chat templates ──────────────────────────────────────────────────────────────────────────
@@ -133,13 +187,13 @@ class Task(ABC):
         have not."""
         return None
 
-    # ── Scoring ─────────────────────────────────────────────────────────────────────────────────
+    @classmethod
+    def from_cells(cls, rows: Sequence[Row], label: str) -> tuple[Self, str] | None:
+        """The task of this kind that the cells of the column ``label`` are of, and why; None where
+        they are not."""
+        return None
 
-    @property
-    def scored_by(self) -> ScoredBy:
-        """``choices``: each candidate answer is scored; ``text``: an answer is generated and
-        compared with the reference; ``likelihood``: the answer's likelihood alone."""
-        return "likelihood"
+    # ── Scoring ─────────────────────────────────────────────────────────────────────────────────
 
     @property
     def beta(self) -> float | None:
@@ -161,7 +215,7 @@ class Task(ABC):
         """The answer in a generated text, which may go on after it."""
         return text
 
-    def score_text(self, text: str, reference: str) -> dict[str, float]:
+    def score_text(self, text: str, reference: str) -> dict[str, Any]:
         """The scores of a generated answer (``answers``); for kinds scored by ``text``."""
         raise NotImplementedError(f"{self.kind} is not scored by generated text")
 

@@ -1,4 +1,4 @@
-"""Generation: rows with a free-text answer."""
+"""Generation: rows with a free-text answer; and language modelling: plain text without one."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -127,3 +127,24 @@ class Generation(Task):
         number = number_score(text, reference)
         right = number.get("number", 0.0)
         return {"f1": right, "exact": right, **number}
+
+
+@register
+@dataclass(frozen=True)
+class LanguageModelling(Task):
+    """Plain text; every token is supervised. Long texts are read in windows, none is truncated."""
+
+    text: str = "text"
+
+    kind = "language_modelling"
+    predictable = False
+    metric = "nats_per_token"
+    template = ""
+    answer_column = None
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return (self.text,)
+
+    def example(self, row: Row) -> Example:
+        return Example(row.id, "", text_of(row, self.text), place=row.place)

@@ -72,6 +72,15 @@ class Example:
     of a chat end with the answer, others with the prompt."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the functions that the assistant may call in ``messages``."""
+    truth: tuple[float, ...] = ()
+    """What is to be predicted where that is not one choice: 1 or 0 for each label, or a number."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The numbers of the row's labels, for tasks that have labels."""
+        if self.target >= 0:
+            return (self.target,)
+        return tuple(number for number, has in enumerate(self.truth) if has)
 
 
 def is_null(value: object) -> bool:

@@ -27,14 +27,24 @@ class EncodedExample:
     unsupervised: tuple[int, ...] = ()
     """Positions in ``answer`` that are read, not predicted: turns between those of the
     assistant."""
+    truth: tuple[float, ...] = ()
+    """What is to be predicted where that is not one choice: see ``Example.truth``."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The numbers of the row's labels, for tasks that have labels (``Example.labels``)."""
+        if self.target >= 0:
+            return (self.target,)
+        return tuple(number for number, has in enumerate(self.truth) if has)
 
     def __len__(self) -> int:
         return len(self.prompt) + (0 if self.masked else len(self.answer))
 
     @property
     def supervised(self) -> int:
-        """Number of supervised tokens; the label of a head counts as one."""
-        return len(self.answer) - len(self.unsupervised) or int(self.target >= 0)
+        """Number of supervised tokens; what a head predicts counts as one."""
+        of_head = int(self.target >= 0 or bool(self.truth))
+        return len(self.answer) - len(self.unsupervised) or of_head
 
     @property
     def last_answer(self) -> tuple[int, ...]:

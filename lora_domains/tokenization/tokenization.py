@@ -235,8 +235,8 @@ class Tokenization:
         if room < min(len(body), 1):
             raise _too_long(example, longest, self.max_length)
         prompt = (*self.start, *prefix, *without_middle(body, room), *self.sep)
-        truncated = len(body) > room
-        return EncodedExample(example.id, prompt, answer, choices, example.target, truncated)
+        rest = example.target, len(body) > room, (), (), example.truth
+        return EncodedExample(example.id, prompt, answer, choices, *rest)
 
     # ── Chats ───────────────────────────────────────────────────────────────────────────────────
 

@@ -205,7 +205,7 @@ def hash_examples(examples: Sequence[EncodedExample]) -> str:
         fields = (example.id, example.prompt, example.answer, example.target)
         # Of answers that are compared, the first is the answer itself.
         others = example.choices[1:] if example.choices[:1] == (example.answer,) else ()
-        digest.update(repr((*fields, *example.unsupervised, *others)).encode())
+        digest.update(repr((*fields, *example.unsupervised, *others, *example.truth)).encode())
     return digest.hexdigest()
 
 

@@ -71,7 +71,7 @@ def _training(run: Run) -> Estimate:
     texts = run.general.texts
     run.general.texts = spread(texts, SAMPLE)  # the base reads all of them in a phase of its own
     lengths = [len(row) for row in run.train]
-    epoch = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0)
+    epoch = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0, run.classes)
     batches = sorted(([run.train[i] for i in batch] for batch in epoch), key=_padded)
     run.gradients.announce_memory()
     compared = [*run.train, *run.validation.rows]

@@ -27,7 +27,7 @@ from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_lim
 from lora_domains.inference.reference import Pairs
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import PASS
-from lora_domains.modeling.heads import Head, label_nats
+from lora_domains.modeling.heads import Head, head_nats
 from lora_domains.modeling.lora import TrainableLora
 from lora_domains.modeling.routing import current_route, entered
 from lora_domains.tokenization.encoded import EncodedExample
@@ -60,6 +60,7 @@ class Gradients:
         state: State,
         display: Display,
         general_every: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
         self.bank, self.adapter, self.head = bank, adapter, head
         self.general_every = general_every
@@ -68,6 +69,8 @@ class Gradients:
         self.parameters, self.state, self.display = parameters, state, display
         beta = domain.task.beta
         self.pairs = None if beta is None else Pairs(bank, adapter, beta)
+        self.weights = weights
+        """Of the classes in the loss; None where all rows count alike."""
         self.rank, self.ranks = distributed.state().process_index, distributed.state().num_processes
 
     def compute(
@@ -159,10 +162,10 @@ class Gradients:
     def _loss(self, rows: Sequence[EncodedExample]) -> Tensor:
         """Nats summed over the supervised tokens, or over the labels of a head."""
         if self.head is not None:
-            return label_nats(self.model, self.head, rows, self.pad)
+            return head_nats(self.model, self.head, rows, self.pad, self.domain.task, self.weights)
         if self.pairs is not None:
             return self.pairs.loss(rows)
-        return text_nats(self.model, rows, self.pad)
+        return text_nats(self.model, rows, self.pad, self.weights)
 
     def _general_gradients(self, passes: Passes, total: int) -> None:
         # Read in every n-th step, it counts n times: the mean gradient is that of every step.

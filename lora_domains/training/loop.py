@@ -35,7 +35,7 @@ from lora_domains.inference.linear_probe import probe_head
 from lora_domains.inference.memory import agreed_pass_limit, peak_memory, reuse_pass_limit
 from lora_domains.inference.reference import Prediction
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.batching import epoch_batches
+from lora_domains.modeling.batching import class_weights, epoch_batches
 from lora_domains.modeling.heads import SENTENCE
 from lora_domains.modeling.lora import Adapter, Weights
 from lora_domains.tokenization.encoded import EncodedExample
@@ -88,19 +88,18 @@ class Run:
         if self.head is not None:
             self.head, trained = self.head.trainable(self.model.device)
             self.parameters += trained
-        self.optimizer = make_optimizer(bank.trainable(self.adapter_name), self.parameters,
-                                        plan.lr, domain.training)  # fmt: skip
-        self.general = GeneralTexts(
-            bank, self.adapter_name, general, display, self.clock, predictions
-        )
+        name, how = self.adapter_name, domain.training
+        self.optimizer = make_optimizer(bank.trainable(name), self.parameters, plan.lr, how)
+        weights = class_weights(train, domain.task) if how.balance == "weights" else None
+        self.classes = [row.labels for row in train] if how.balance == "batches" else None
+        self.general = GeneralTexts(bank, name, general, display, self.clock, predictions)
         self.gradients = Gradients(
-            bank, self.adapter_name, self.head, domain, plan.retention, self.general,
-            self.parameters, self.state, display, plan.general_every,
+            bank, name, self.head, domain, plan.retention, self.general,
+            self.parameters, self.state, display, plan.general_every, weights,
         )  # fmt: skip
         self.validation = Validation(
-            bank, self.adapter_name, self.head, domain, validation, monitored, display, self.clock,
-            predictions,
-        )  # fmt: skip
+            bank, name, self.head, domain, validation, monitored, display, self.clock, predictions
+        )
         self.drift_limit = plan.retention.drift_limit(domain.gates)
         self._all_stop = False
         """Whether any rank received a signal, as all ranks know since the last step."""
@@ -116,7 +115,8 @@ class Run:
         if adapter.head is None or adapter.head.layout != SENTENCE:
             return adapter
         with self.clock.phase(HEAD):
-            head = probe_head(adapter.head, self.bank, self.train, self.display)
+            task, balanced = self.domain.task, self.domain.training.balance is not None
+            head = probe_head(adapter.head, self.bank, self.train, self.display, task, balanced)
         return replace(adapter, head=head)
 
     # ── fit → run_epoch → train_step ────────────────────────────────────────────────────────────
@@ -162,7 +162,7 @@ class Run:
         # Without losses since the last validation, that one was of the current step.
         end = self.plan.validated_after(state.epoch, state.step + (not state.losses))
         lengths = [len(row) for row in self.train]
-        batches = epoch_batches(lengths, self.plan.batch_size, seed, state.epoch)
+        batches = epoch_batches(lengths, self.plan.batch_size, seed, state.epoch, self.classes)
         with self.display.progress(f"epoch {state.epoch + 1}", len(batches)) as advance:
             advance(state.step)
             for batch in batches[state.step : end]:

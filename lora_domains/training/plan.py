@@ -128,8 +128,9 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     if probed and dataset.parent is None:
         probe_reason = "head: starts as logistic regression on the frozen features"
     reasons = (
-        lr_reason, probe_reason, epochs_reason, batch_reason, rank_reason, retention_reason,
-        every_reason, _general_reason(dataset, math.ceil(limit / every) * retention.rows),
+        lr_reason, probe_reason, epochs_reason, batch_reason, _balance_reason(dataset), rank_reason,
+        retention_reason, every_reason,
+        _general_reason(dataset, math.ceil(limit / every) * retention.rows),
         _validation_reason(validate_every, steps),
     )  # fmt: skip
     warnings = (
@@ -257,7 +258,8 @@ def _short_run_warning(rows: int, batch: int, steps: int, epochs: int) -> str:
 
 def _many_labels_warning(dataset: Dataset) -> str:
     task, rows = dataset.domain.task, dataset.train
-    tokens = len(tree(rows[0].encoded.choices)) if task.has_labels and not task.head else 0
+    choices = rows[0].encoded.choices if task.has_labels else ()
+    tokens = len(tree(choices)) if choices else 0
     if tokens < MANY_TOKENS:
         return ""
     return (
@@ -296,6 +298,18 @@ def _general_steps(
         f"tokens of a step (at most {share:.0%})"
     )
     return every, reason if every > 1 else ""
+
+
+def _balance_reason(dataset: Dataset) -> str:
+    """How classes are balanced, and what that does to probabilities."""
+    balance = dataset.domain.training.balance
+    if balance is None:
+        return ""
+    how = "weighted in the loss" if balance == "weights" else "drawn equally often"
+    return (
+        f"classes are {how}: probabilities of rare ones are above their share in the rows, as "
+        "calibration shows"
+    )
 
 
 def _general_reason(dataset: Dataset, read: int) -> str:

@@ -18,7 +18,13 @@ from lora_domains.inference.likelihoods import (
     head_scores,
 )
 from lora_domains.inference.reference import Pairs, Prediction, Reference
-from lora_domains.inference.scores import comparable
+from lora_domains.inference.scores import (
+    Scores,
+    best_threshold,
+    comparable,
+    decided,
+    head_score,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
@@ -115,15 +121,17 @@ class Validation:
         """``validation_loss`` (nats per answer token, or per label of a head) and
         ``validation_figures``; the processes share the rows."""
         model, pad, rows = self.bank.base.model, self.bank.base.pad, self.rows
-        logprobs = None
+        logprobs = records = None
         with (
             distributed.sharing(),
             self.bank.routed(self.adapter),
             self.display.progress("validating", len(rows)) as advance,
         ):
             if self.head is not None:
-                logprobs = head_scores(model, self.head, rows, pad, advance)
-                nats = np.array([-row[e.target] for row, e in zip(logprobs, rows, strict=True)])
+                task = self.domain.task
+                outputs = head_scores(model, self.head, rows, pad, advance, task.outputs)
+                records = [head_score(task, row, e) for row, e in zip(outputs, rows, strict=True)]
+                nats = np.array([record["nll"] for record in records])
                 tokens = np.ones(len(rows), dtype=int)
             elif self.pairs is not None:
                 moved = self.pairs.moved(rows, advance)
@@ -133,7 +141,10 @@ class Validation:
             else:
                 nats, tokens = answer_nats(model, rows, pad, advance)
         loss = float(nats.sum() / max(tokens.sum(), 1))
-        return {"validation_loss": loss, **validation_figures(self.domain, rows, logprobs, loss)}
+        if logprobs is not None:
+            records = [{"prediction": int(comparable(self.domain.task, row, example).argmax())}
+                       for row, example in zip(logprobs, rows, strict=True)]  # fmt: skip
+        return {"validation_loss": loss, **validation_figures(self.domain, rows, records, loss)}
 
     def drift(self) -> dict[str, float]:
         """How far the adapter moved from the base on monitored texts (``Reference.compare``)."""
@@ -155,33 +166,37 @@ class Validation:
 def validation_figures(
     domain: Domain,
     examples: Sequence[EncodedExample],
-    logprobs: list[np.ndarray] | None,
+    records: Scores | None,
     loss: float,
 ) -> dict[str, Any]:
     """Accuracy, and the score that ranks epochs: the domain metric of the predictions, or the loss.
 
-    ``logprobs`` are the log-likelihoods of each example's choices, (choices,); None for a task
-    without choices, since generating answers every epoch would take too long. The loss also ranks
-    where the metric is one of likelihoods.
+    ``records`` are the scores of the examples (``inference.scores``); None for a task without
+    choices, since generating answers every epoch would take too long. Thresholds of labels are
+    those that the examples choose, as in an evaluation. The loss also ranks where the metric is one
+    of likelihoods.
     """
-    task = domain.task
-    if logprobs is None:
+    task, metric = domain.task, metric_named(domain.primary_metric)
+    if records is None:
         return {"accuracy": None, "score": loss, "higher_is_better": False}
-    pairs = zip(logprobs, examples, strict=True)
-    predictions = [int(comparable(task, row, example).argmax()) for row, example in pairs]
-    records = ScoreTable(
-        {"target": example.target, "scores": {"adapter": {"prediction": prediction}}}
-        for prediction, example in zip(predictions, examples, strict=True)
+    if task.outputs == "labels":
+        chosen = best_threshold(task, records, examples, [None] * len(examples))
+        records = decided(task, records, chosen)
+    table = ScoreTable(
+        {"target": example.target, "truth": example.truth, "scores": {"adapter": record}}
+        for record, example in zip(records, examples, strict=True)
     )
     accuracy, score = (
-        metric_named(name).value(records, "adapter", task.positive_index)
-        for name in ("accuracy", domain.primary_metric)
+        one.value(table, "adapter", task.positive_index)
+        for one in (metric_named("accuracy"), metric)
     )
+    predictions = {record.get("prediction") for record in records}
     several = task.has_labels and len({example.target for example in examples}) > 1
-    collapsed = {ONE_LABEL: True} if several and len(set(predictions)) == 1 else {}
-    if score is None:
+    collapsed = {ONE_LABEL: True} if several and len(predictions) == 1 else {}
+    if score is None or metric.name == "loss":
         return {"accuracy": accuracy, "score": loss, "higher_is_better": False, **collapsed}
-    return {"accuracy": accuracy, "score": score, "higher_is_better": True, **collapsed}
+    better = metric.higher_is_better
+    return {"accuracy": accuracy, "score": score, "higher_is_better": better, **collapsed}
 
 
 def collapse_warning(best: Mapping[str, Any], rate: float) -> str | None:

@@ -17,7 +17,7 @@ from lora_domains.stats.bootstrap import (
 )
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
-from lora_domains.stats.membership import auc_bounds, membership_auc
+from lora_domains.stats.shares import auc_bounds, membership_auc
 from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.rules import GateResult, Measurement, capital, unmeasured
 from lora_domains.verdict.scores import CONTENDERS, TARGET, Metric, ScoreTable, contender_label
@@ -184,12 +184,25 @@ class Evidence:
         Empty where its answers have no confidence.
         """
         test = self.test
+        if test.scored("adapter", "probabilities"):
+            return self._calibration_of_labels()
         if not test.scored("adapter", "confidence") or not test.scored("adapter", "brier"):
             return {}
         confidence, prediction, brier = (
             test.column("adapter", key) for key in ("confidence", "prediction", "brier")
         )
         return calibration(confidence, prediction == test.targets(), brier, test.groups())
+
+    def _calibration_of_labels(self) -> dict[str, Any]:
+        """The same for rows with several labels: whether a row has a label is one answer."""
+        test, truth = self.test, self.test.truth()
+        chance, predicted = (test.column("adapter", k) for k in ("probabilities", "predicted"))
+        rows = group_codes(test.groups(), len(test))
+        groups = np.repeat(np.arange(len(test)) if rows is None else rows, truth.shape[1])
+        confidence = np.where(predicted > 0, chance, 1 - chance)
+        right, brier = predicted == truth, 2 * (chance - truth) ** 2
+        found = calibration(confidence.ravel(), right.ravel(), brier.ravel(), groups.tolist())
+        return found | {"risk_coverage": []}  # rows are not referred by one of their labels
 
     def metric_on(
         self, table: ScoreTable, contender: str = "adapter", level: float | None = None

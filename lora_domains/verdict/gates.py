@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.performance import (
+    judge_floors,
     judge_gain,
     judge_precision,
     judge_recall,
@@ -93,7 +94,7 @@ def register(gate: Gate) -> None:
 
 
 def judge_all(
-    evidence: Evidence, thresholds: Mapping[str, float | None], names: Collection[str] | None = None
+    evidence: Evidence, thresholds: Mapping[str, Any], names: Collection[str] | None = None
 ) -> list[GateResult]:
     """The results of every gate that concerns the adapter, those that decide first.
 
@@ -144,6 +145,7 @@ register(Gate("retention", judge_retention, Threshold(0.03)))
 register(Gate("drift", judge_drift, Threshold(None, below=math.inf)))
 register(Gate("recall", judge_recall, Threshold(0.80), on_test_rows=True))
 register(Gate("precision", judge_precision, Threshold(0.85), on_test_rows=True))
+register(Gate("floors", judge_floors, Threshold(None), on_test_rows=True))
 register(Gate("slices", judge_slices, Threshold(0.10), on_test_rows=True))
 register(Gate("overfit", judge_overfit, Threshold(None), on_test_rows=True))
 register(Gate("memorisation", judge_memorisation, Threshold(None, above=0.5), on_test_rows=True))
@@ -262,23 +264,26 @@ class Gates:
     itself is a secret."""
     calibration: float | None = None
     """Largest expected calibration error."""
+    floors: Mapping[str, float] | None = None
+    """Smallest recall of labels by name, of any task with labels."""
 
     evaluations: int = 5
     """Number of adapters that may be evaluated on one test set, each by bounds of 1 - .05 / number
     confidence; fixed by the first evaluation of the test set."""
 
-    def record(self) -> dict[str, float | None]:
-        """The thresholds by gate, as a card stores them."""
-        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
+    def record(self) -> dict[str, Any]:
+        """The thresholds by gate, as a card stores them; ``floors`` only where there are some."""
+        record = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        return {name: value for name, value in record.items() if name != "floors" or value}
 
-    def hashed(self) -> dict[str, float | None]:
+    def hashed(self) -> dict[str, Any]:
         """The thresholds for a digest, with the field names of the first release: old digests hold.
 
         A threshold that was added later counts where it differs from its gate's default, so adding
         one changes no digest.
         """
         former = {current: name for name, current in self.renamed.items()}
-        hashed: dict[str, float | None] = {}
+        hashed: dict[str, Any] = {}
         for name, value in self.record().items():
             first = former.get(name, name)
             if value is None:
@@ -295,5 +300,9 @@ class Gates:
         for setting in fields(self):
             threshold = GATES[setting.name].threshold if setting.name in GATES else None
             if threshold is not None:
-                value = getattr(self, setting.name)
-                yield setting.name, value, threshold.allows(value), str(threshold)
+                value, name = getattr(self, setting.name), setting.name
+                if name != "floors" or value is None:
+                    yield name, value, threshold.allows(value), str(threshold)
+                    continue
+                given = isinstance(value, Mapping) and all(map(threshold.allows, value.values()))
+                yield name, value, given, f"the recall of each label, {threshold}"

@@ -14,17 +14,21 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora_domains.errors import UsageError, did_you_mean
+from lora_domains.stats import numbers
 from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, bootstrap
 from lora_domains.stats.classes import (
     ClassFigure,
     class_counts,
+    label_counts,
     macro,
     matthews,
+    micro,
     of_class,
+    row_f1,
     span_of_flips,
+    span_of_rows,
     total_counts,
 )
 from lora_domains.stats.comparisons import (
@@ -32,77 +36,25 @@ from lora_domains.stats.comparisons import (
     compare_accuracy,
     compare_classes,
     compare_f1,
-    compare_means,
-    compare_ratios,
     compare_sums,
     ratio,
 )
 from lora_domains.stats.shares import share_of
-from lora_domains.verdict.scores import RESAMPLES, TARGET, Metric, Pair, ScoreTable
+from lora_domains.verdict.scores import (
+    RESAMPLES,
+    TARGET,
+    Accuracy,
+    MeanMetric,
+    Metric,
+    NatsPerToken,
+    Pair,
+    ScoreTable,
+)
 
 # ── Kinds of metrics ────────────────────────────────────────────────────────────────────────────
 
 
-class MeanMetric(Metric):
-    """The mean of one score."""
-
-    def value_of(self, columns: FloatArray, positive: int | None) -> float:
-        return float(columns[:, 0].mean())
-
-    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
-        first, second = pair.first[:, 0], pair.second[:, 0]
-        return compare_means(
-            first, second, pair.groups, self.higher_is_better, pair.level, not self.nats
-        )
-
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
-        return np.concatenate([columns, np.ones((len(columns), 1))], axis=1), ratio
-
-
-class NatsPerToken(Metric):
-    """Nats over tokens, each summed over all items."""
-
-    def value_of(self, columns: FloatArray, positive: int | None) -> float:
-        return float(ratio(columns.sum(0)))
-
-    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
-        before, after = (c[:, 0] / c[:, 1].clip(1) for c in (pair.first, pair.second))
-        return compare_ratios(pair.first, pair.second, pair.groups, before - after, pair.level)
-
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
-        return columns, ratio
-
-
-class Accuracy(Metric):
-    """The share of items whose prediction is the target."""
-
-    def value_of(self, columns: FloatArray, positive: int | None) -> float:
-        return float(_correct(columns).mean())
-
-    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
-        first, second = _correct(pair.first), _correct(pair.second)
-        return compare_accuracy(first, second, pair.groups, pair.level)
-
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
-        return np.stack([_correct(columns), np.ones(len(columns))], axis=1), ratio
-
-    def bounds_of(
-        self,
-        columns: FloatArray,
-        positive: int | None,
-        groups: Sequence[Hashable] | None,
-        level: float,
-    ) -> Bounds:
-        return share_of(_correct(columns), groups, level).bounds
-
-
-class ShareOfSome(Metric):
+class ShareOfSome(MeanMetric):
     """The share of right answers (1, else 0) among the items on which some contender has a score.
 
     For what not every item asks for, such as a number.
@@ -113,16 +65,8 @@ class ShareOfSome(Metric):
         asked = [any(key in (s or {}) for s in item["scores"].values()) for item in table]
         return table.part(np.flatnonzero(asked))
 
-    def value_of(self, columns: FloatArray, positive: int | None) -> float:
-        return float(columns[:, 0].mean())
-
     def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
         return compare_accuracy(pair.first[:, 0], pair.second[:, 0], pair.groups, pair.level)
-
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
-        return np.concatenate([columns, np.ones((len(columns), 1))], axis=1), ratio
 
     def bounds_of(
         self,
@@ -243,9 +187,101 @@ class ClassMetric(Metric):
         )  # fmt: skip
 
 
-def _correct(columns: FloatArray) -> NDArray[np.bool_]:
-    correct: NDArray[np.bool_] = columns[:, 0] == columns[:, 1]
-    return correct
+@dataclass(frozen=True)
+class LabelMetric(Metric):
+    """A figure of rows that may have several labels, from the counts of each label."""
+
+    statistic: Statistic
+    """Of sums of ``classes.label_counts``."""
+    scores: tuple[str, ...] = field(default=("predicted",), kw_only=True)
+
+    def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
+        """The labels of each item and those predicted, (items, 2 labels)."""
+        predicted = super()._columns(table, contender)
+        return None if predicted is None else np.concatenate([table.truth(), predicted], axis=1)
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(self.statistic(label_counts(*_halves(columns)).sum(0)))
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        (truth, first), (_, second) = _halves(pair.first), _halves(pair.second)
+        spans = (span_of_rows(self.statistic, truth, predicted) for predicted in (first, second))
+        return compare_sums(
+            label_counts(truth, first), label_counts(truth, second), self.statistic, pair.groups,
+            pair.level, row_f1(truth, second) - row_f1(truth, first), max(spans) or 1.0,
+        )  # fmt: skip
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return label_counts(*_halves(columns)), self.statistic
+
+    def span(self, summed: FloatArray) -> float:
+        _, truth, predicted = np.split(summed, 3, axis=1)
+        return span_of_rows(self.statistic, truth, predicted) or 1.0
+
+
+class SubsetAccuracy(Accuracy):
+    """The share of rows whose labels are all predicted, and no other."""
+
+    def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
+        predicted = super()._columns(table, contender)
+        right = None if predicted is None else (predicted == table.truth()).all(1)
+        return None if right is None else np.stack([np.ones(len(right)), right], axis=1)
+
+
+class RowF1(MeanMetric):
+    """The mean over the rows of the F1 of their labels."""
+
+    def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
+        predicted = super()._columns(table, contender)
+        return None if predicted is None else row_f1(table.truth(), predicted)[:, None]
+
+
+@dataclass(frozen=True)
+class NumberMetric(Metric):
+    """A figure of predicted numbers, from what each adds to sums."""
+
+    adds: Callable[[FloatArray, FloatArray], FloatArray]
+    """From the true and the predicted numbers (items,) to what is summed, (items, k)."""
+    statistic: Statistic
+    """Of these sums."""
+    scores: tuple[str, ...] = field(default=("value",), kw_only=True)
+    own_unit: bool = field(default=True, kw_only=True)
+
+    def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
+        """The true number of each item and the predicted one, (items, 2)."""
+        values = super()._columns(table, contender)
+        return None if values is None else np.concatenate([table.truth(), values], axis=1)
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(self.statistic(self.adds(*columns.T).sum(0)))
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        (truth, first), second = pair.first.T, pair.second[:, 1]
+        before, after = self.adds(truth, first), self.adds(truth, second)
+        nearer, (least, most) = abs(first - truth) - abs(second - truth), self.range
+        return compare_sums(
+            before, after, self.statistic, pair.groups, pair.level, nearer,
+            max(self.span(before), self.span(after)), (least - most, most - least),
+        )  # fmt: skip
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return self.adds(*columns.T), self.statistic
+
+    def span(self, summed: FloatArray) -> float:
+        """n times the root mean square of how far the figure moves without one of the items."""
+        totals = summed.sum(0)
+        moved = self.statistic(totals - summed) - self.statistic(totals)
+        return float(np.sqrt(len(summed) * (moved**2).sum())) or 1.0
+
+
+def _halves(columns: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The labels and those predicted, from the columns of a ``LabelMetric``."""
+    half = columns.shape[1] // 2
+    return columns[:, :half], columns[:, half:]
 
 
 def _classes(columns: FloatArray, positive: int | None) -> int:
@@ -323,6 +359,19 @@ for _metric in (
                 needs_positive=False),
     ClassMetric("balanced_accuracy", "balanced accuracy", lambda _: macro("recall")),
     ClassMetric("mcc", "MCC", lambda _: matthews, limits=(-1.0, 1.0)),
+    LabelMetric("micro_f1", "micro F1", micro("f1")),
+    LabelMetric("label_macro_f1", "macro F1", macro("f1")),
+    LabelMetric("micro_precision", "micro precision", micro("precision")),
+    LabelMetric("micro_recall", "micro recall", micro("recall")),
+    RowF1("row_f1", "F1 per row", ("predicted",)),
+    SubsetAccuracy("subset_accuracy", "subset accuracy", ("predicted",)),
+    NumberMetric("mae", "absolute error", numbers.absolute, ratio, higher_is_better=False,
+                 limits=(0.0, math.inf)),
+    NumberMetric("rmse", "RMSE", numbers.squared, numbers.root,
+                 higher_is_better=False, limits=(0.0, math.inf)),
+    NumberMetric("r2", "R²", numbers.moments, numbers.explained, limits=(-math.inf, 1.0)),
+    NumberMetric("spearman", "rank correlation", numbers.ranks, numbers.correlation,
+                 limits=(-1.0, 1.0)),
     MeanMetric("loss", "loss", ("nll",), higher_is_better=False, nats=True),
     MeanMetric("win_rate", "win rate", ("won",)),
     ShareOfSome("ranked", "ranked right", ("ranked",)),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_domains.stats.bootstrap import Bounds, bootstrap
+from lora_domains.stats.classes import row_f1
 from lora_domains.stats.comparisons import Comparison, items_needed, ratio
 from lora_domains.stats.intervals import difference_bounds
 from lora_domains.stats.shares import share_of
@@ -27,6 +28,7 @@ from lora_domains.verdict.rules import (
     shown,
     too_few,
     undecided,
+    unmeasured,
     worst,
 )
 from lora_domains.verdict.scores import Metric, contender_label
@@ -134,6 +136,35 @@ def _share_of_positives(
     return result if name == "recall" else _of_classes(result, evidence)
 
 
+def judge_floors(evidence: Evidence, floors: Mapping[str, float] | None) -> GateResult | None:
+    """The recall of each label in ``floors``; the result is the worst of them: all must pass."""
+    if not floors:
+        return None
+    test, results = evidence.test, []
+    rule = "recall at least " + ", ".join(f"{floor:g} of {n}" for n, floor in floors.items())
+    key = "predicted" if test.gives("adapter", "predicted") else "prediction"
+    if fault := evidence.fault("adapter", test, (key,), "Recall"):
+        return fault.result("floors", rule, None)
+    groups, predictions = test.groups(), test.column("adapter", key)
+    for label, floor in floors.items():
+        if label not in evidence.labels:
+            why = f"No label is called {label}."
+            results.append(unmeasured("floors", rule, floor, why))
+            continue
+        at = list(evidence.labels).index(label)
+        several = key == "predicted"
+        true = test.truth()[:, at] > 0 if several else test.targets() == at
+        found = predictions[:, at] > 0 if several else predictions == at
+        rows = np.flatnonzero(true)
+        among = None if groups is None else [groups[int(i)] for i in rows]
+        share, unit = share_of(found[rows], among, evidence.level), f"rows of {label}"
+        result = judge_share(f"recall of {label}", share, len(rows), floor, unit, evidence.level)
+        results.append(_enough(result, len(rows), unit))
+    result = replace(worst(results), name="floors", rule=rule)
+    met = sum(one.verdict == "pass" for one in results)
+    return replace(result, why=f"{result.why} {met} of {len(results)} floors are met.")
+
+
 def _enough(result: GateResult, number: int, what: str) -> GateResult:
     """``result``, which fewer than ``LEAST_POSITIVES`` do not decide."""
     if number >= LEAST_POSITIVES:
@@ -143,7 +174,8 @@ def _enough(result: GateResult, number: int, what: str) -> GateResult:
 
 def _of_classes(result: GateResult, evidence: Evidence) -> GateResult:
     """``result``, which test rows of one class do not pass: giving always that answer would."""
-    if not evidence.labels or np.ptp(evidence.test.targets()):
+    targets = evidence.test.targets()
+    if not evidence.labels or np.ptp(targets) or targets[0] < 0:  # rows with several labels
         return result
     return _unproven(result, "Test rows of one class do not decide it: give rows of each class.")
 
@@ -200,13 +232,16 @@ def judge_slices(evidence: Evidence, margin: float) -> GateResult | None:
     test, names = evidence.test, evidence.test.slice_columns()
     if not names:
         return None
-    key = next((key for key in ("prediction", "f1", "won") if test.gives("adapter", key)), None)
+    keys = ("prediction", "predicted", "f1", "won")
+    key = next((key for key in keys if test.gives("adapter", key)), None)
     if key is None:  # nats differ between kinds of text by nature
         return None
     if fault := evidence.fault("adapter", test, (key,), "The score of slices"):
         return fault.result("slices", "no slice clearly below the rest", -margin)
     what, unit, scores = "token F1", "rows", test.column("adapter", key)
     what = "win rate" if key == "won" else what
+    if key == "predicted":
+        what, scores = "F1 per row", row_f1(test.truth(), scores)
     if key == "prediction":
         what = "accuracy"
         scores = (test.column("adapter", "prediction") == test.targets()).astype(float)

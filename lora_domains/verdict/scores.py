@@ -4,13 +4,16 @@ An adapter's ``items.jsonl`` holds everything that figures and gates are compute
 can be rebuilt or checked without a model. One item is one JSON object:
 
     {"set": "test" | "train" | "validation" | "general" | "text", "id": "test:17", "digest": …,
-     "target": 1, "group": …, "slices": {…}, "suite": …,
+     "target": 1, "truth": […], "group": …, "slices": {…}, "suite": …,
      "scores": {"base": {…}, "adapter": {…}, NAME: {…}}}
 
 where the score of a contender holds ``prediction``, ``nll``, ``confidence``, ``brier`` (choices),
 ``positive`` (probability of the positive class), ``f1``, ``exact`` and those of ``tasks.answers``
 (generation), ``judge`` (a program's), ``nats`` and ``tokens`` (all but some baselines), ``kl``
-(text). Validation rows are included where they chose a threshold; no gate reads them.
+(text). Where rows may have several labels, ``truth`` of the item and ``predicted`` and
+``probabilities`` of a score have a number for each label; where a number is predicted, ``truth``
+holds it and ``value`` is the predicted one. Validation rows are included where they chose a
+threshold; no gate reads them.
 """
 
 import math
@@ -24,8 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, bootstrap
-from lora_domains.stats.comparisons import Comparison, size_of_ratio
+from lora_domains.stats.comparisons import (
+    Comparison,
+    compare_accuracy,
+    compare_means,
+    compare_ratios,
+    ratio,
+    size_of_ratio,
+)
 from lora_domains.stats.seeds import influence
+from lora_domains.stats.shares import share_of
 
 Item = Mapping[str, Any]
 Column = NDArray[np.float64]
@@ -36,6 +47,7 @@ LABELS = {
     "adapter": "the adapter",
     "parent": "the adapter it continues from",
     "majority": "the majority class",
+    "median": "the median",
     "tfidf": "TF-IDF",
     "nearest": "the nearest answer",
 }
@@ -89,8 +101,17 @@ class ScoreTable:
             return self._whole.targets()[self._places]
         return self._kept(("", "target"), lambda: [item["target"] for item in self._items])
 
+    def truth(self) -> Column:
+        """What is to be predicted of each item where that is not one choice, (items, k)."""
+        if self._whole is not None:
+            return self._whole.truth()[self._places]
+        return self._kept(("", "truth"), lambda: [item["truth"] for item in self._items])
+
     def column(self, contender: str, key: str) -> Column:
-        """One number per item of one contender, (items,); NaN where it has none."""
+        """One number per item of one contender, (items,); NaN where it has none.
+
+        Of a score that is a list, (items, k).
+        """
         if self._whole is not None:
             return self._whole.column(contender, key)[self._places]
 
@@ -104,7 +125,9 @@ class ScoreTable:
                 # Almost always every item has it, and this is several times faster.
                 return list(map(itemgetter(key), scores))
             except KeyError:
-                return [score.get(key, np.nan) for score in scores]
+                known = next((score[key] for score in scores if key in score), np.nan)
+                none: Any = [np.nan] * len(known) if isinstance(known, list) else np.nan
+                return [score.get(key, none) for score in scores]
 
         return self._kept((contender, key), values)
 
@@ -186,6 +209,9 @@ class Metric(ABC):
     higher_is_better: bool = field(default=True, kw_only=True)
     nats: bool = field(default=False, kw_only=True)
     """Whether it is measured in nats; else it is a share, whose difference is shown in points."""
+    own_unit: bool = field(default=False, kw_only=True)
+    """Whether it is neither a share nor nats, but measured in the unit of the rows' numbers, or a
+    coefficient: its differences are not shown in points."""
     limits: tuple[float, float] | None = field(default=None, kw_only=True)
     """The range of the metric; None: 0 to 1, or from 0 up where it is measured in nats."""
 
@@ -289,8 +315,72 @@ class Metric(ABC):
     def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
         if not len(table):
             return None
-        columns = np.stack(
-            [table.targets() if key == TARGET else table.column(contender, key)
-             for key in self.scores], axis=1
-        )  # fmt: skip
+        columns = np.column_stack([
+            table.targets() if key == TARGET else table.column(contender, key)
+            for key in self.scores
+        ])  # fmt: skip
         return columns if np.isfinite(columns).all() else None
+
+
+class MeanMetric(Metric):
+    """The mean of one score."""
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(columns[:, 0].mean())
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        first, second = pair.first[:, 0], pair.second[:, 0]
+        return compare_means(
+            first, second, pair.groups, self.higher_is_better, pair.level, not self.nats
+        )
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return np.concatenate([columns, np.ones((len(columns), 1))], axis=1), ratio
+
+
+class NatsPerToken(Metric):
+    """Nats over tokens, each summed over all items."""
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(ratio(columns.sum(0)))
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        before, after = (c[:, 0] / c[:, 1].clip(1) for c in (pair.first, pair.second))
+        return compare_ratios(pair.first, pair.second, pair.groups, before - after, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return columns, ratio
+
+
+class Accuracy(Metric):
+    """The share of items whose prediction is the target."""
+
+    def value_of(self, columns: FloatArray, positive: int | None) -> float:
+        return float(_correct(columns).mean())
+
+    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
+        first, second = _correct(pair.first), _correct(pair.second)
+        return compare_accuracy(first, second, pair.groups, pair.level)
+
+    def summands_of(
+        self, columns: FloatArray, positive: int | None
+    ) -> tuple[FloatArray, Statistic]:
+        return np.stack([_correct(columns), np.ones(len(columns))], axis=1), ratio
+
+    def bounds_of(
+        self,
+        columns: FloatArray,
+        positive: int | None,
+        groups: Sequence[Hashable] | None,
+        level: float,
+    ) -> Bounds:
+        return share_of(_correct(columns), groups, level).bounds
+
+
+def _correct(columns: FloatArray) -> NDArray[np.bool_]:
+    correct: NDArray[np.bool_] = columns[:, 0] == columns[:, 1]
+    return correct

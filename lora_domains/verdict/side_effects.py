@@ -175,7 +175,9 @@ def judge_overfit(evidence: Evidence, limit: float | None) -> GateResult | None:
     gap, own = _gap(evidence, "adapter", SHOWN), _baseline_gap(evidence)
     beside = "" if own is None else f"That of {own[0]} is {shown(own[1])}."
     usual = own is not None and gap.observed <= own[1]
-    result = inform("overfit", gap, OVERFIT_WARNS, what=what, beside=beside, usual=usual)
+    # In the unit of the rows' numbers a gap is large or small beside the figure itself.
+    warns = OVERFIT_WARNS * (abs(test) if metric.own_unit else 1.0)
+    result = inform("overfit", gap, warns, what=what, beside=beside, usual=usual)
     return replace(result, rule=rule)
 
 

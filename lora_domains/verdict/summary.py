@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.classes import by_class, total_counts
+from lora_domains.stats.classes import by_class, label_counts
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.stats.shares import precision_at, share_of
 from lora_domains.stats.thresholds import curve
@@ -38,7 +38,7 @@ PREVALENCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 def summarise(
     evidence: Evidence,
-    gates: Mapping[str, float | None],
+    gates: Mapping[str, Any],
     threshold: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every figure, gate and the verdict of one adapter, as its card holds them.
@@ -70,7 +70,9 @@ def _details(
     if "parent" in test.baselines():
         over = {n: _over_parent(METRICS[n], test, positive) for n in metrics}
         details["over_parent"] = {name: fields for name, fields in over.items() if fields}
-    if labels:
+    if test.gives("adapter", "predicted"):
+        details["per_class"] = per_label(test, labels, threshold.get("by_label") or {})
+    elif labels and test.gives("adapter", "prediction"):
         details["confusion"] = confusion(test, labels)
         details["per_class"] = per_class(test, labels)
     if evidence.calibration:
@@ -100,8 +102,27 @@ def confusion(test: ScoreTable, labels: Sequence[str]) -> dict[str, Any]:
 
 def per_class(test: ScoreTable, labels: Sequence[str]) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class for the adapter, and recall's lower bound."""
-    targets, size = test.targets().astype(int), len(labels)
-    counts = total_counts(targets, _predictions(test, "adapter"), size)
+    targets, predicted = test.targets().astype(int), _predictions(test, "adapter")
+    every = np.arange(len(labels))
+    return _by_label(test, labels, targets[:, None] == every, predicted[:, None] == every)
+
+
+def per_label(
+    test: ScoreTable, labels: Sequence[str], thresholds: Mapping[str, float]
+) -> dict[str, Any]:
+    """``per_class`` where rows may have several labels, with the thresholds that were chosen."""
+    found = _by_label(test, labels, test.truth() > 0, test.column("adapter", "predicted") > 0)
+    return {
+        label: figures | ({"threshold": thresholds[label]} if label in thresholds else {})
+        for label, figures in found.items()
+    }
+
+
+def _by_label(
+    test: ScoreTable, labels: Sequence[str], true: np.ndarray, predicted: np.ndarray
+) -> dict[str, Any]:
+    """Figures of each label, from two arrays (items, labels)."""
+    counts = label_counts(true.astype(float), predicted.astype(float)).sum(0)
     support = np.split(counts.astype(int), 3)[1]
     precision, recall, f1 = (by_class(figure, counts) for figure in ("precision", "recall", "f1"))
     return {
@@ -110,17 +131,16 @@ def per_class(test: ScoreTable, labels: Sequence[str]) -> dict[str, Any]:
             "recall": float(recall[i]),
             "f1": float(f1[i]),
             "support": int(support[i]),
-            "recall_lower": _recall_lower(test, i),
+            "recall_lower": _recall_lower(test, true[:, i], predicted[:, i]),
         }
         for i, label in enumerate(labels)
     }
 
 
-def _recall_lower(test: ScoreTable, label: int) -> float:
-    inside = np.flatnonzero(test.targets() == label)
-    every = test.groups()
+def _recall_lower(test: ScoreTable, true: np.ndarray, predicted: np.ndarray) -> float:
+    inside, every = np.flatnonzero(true), test.groups()
     groups = None if every is None else [every[i] for i in inside]
-    return share_of(_predictions(test, "adapter")[inside] == label, groups).bounds.lower
+    return share_of(predicted[inside], groups).bounds.lower
 
 
 def _predictions(test: ScoreTable, contender: str) -> np.ndarray:

@@ -100,7 +100,7 @@ LAST = "base_model.model.classifier.weight"
         (lambda t: t.pop(LAST), AdapterCorrupt, "a head classifier.weight"),
         (lambda t: t.pop(HEAD), AdapterUnsupported, "pre_classifier.weight"),
         (lambda t: t.update({LAST: torch.ones(3, 31)}), AdapterCorrupt, "(3, 31)"),
-        (lambda t: t.update({LAST: torch.ones(1, 32)}), AdapterCorrupt, "(1, 32)"),
+        (lambda t: t.update({LAST: torch.ones(0, 32)}), AdapterCorrupt, "(0, 32)"),
         (lambda t: t.update({LAST: torch.ones(10**9, 0)}), AdapterCorrupt, "(1000000000, 0)"),
         (lambda t: t.update({HEAD: torch.ones(8, 32)}), AdapterCorrupt, "other shapes"),
         (lambda t: t.update({LAST: torch.ones(5, 32)}), AdapterCorrupt, "classifier.bias"),

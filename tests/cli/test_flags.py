@@ -22,7 +22,9 @@ from lora_domains.tasks import (
     Classification,
     Generation,
     LanguageModelling,
+    MultiLabel,
     MultipleChoice,
+    Number,
     Preference,
     Task,
 )
@@ -33,7 +35,15 @@ VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--lim
           "--judge-timeout": "5", "--max-steps": "50", "--questions": "30"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex", "--metric": "mcc",
-                           "--set": "training.warmup=0.5"}  # fmt: skip
+                           "--set": "training.warmup=0.5", "--floor": "spam=0.5",
+                           "--decimal": ",", "--balance": "weights"}  # fmt: skip
+OF_KIND: dict[str, Task] = {"--separator": MultiLabel(), "--tune-thresholds": MultiLabel(head=True),
+                            "--decimal": Number(), "--generate": Chat(),
+                            "--judge": Chat()}  # fmt: skip
+"""Flags of some kinds of task only."""
+
+
+SPAM = Classification()
 
 DEFAULT = Suite("default", ())
 """What a base is asked."""
@@ -46,7 +56,7 @@ def flags_of_a_run() -> list[argparse.Action]:
 
 
 def calls_made(
-    arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, task: Task | None = None
+    arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, task: Task = SPAM
 ) -> dict[str, Any]:
     """The calls that these flags make: the base to load, the domain, and the options of fit."""
     calls: dict[str, Any] = {}
@@ -87,7 +97,7 @@ def calls_made(
     add_run_flags(parser)
     flags = parser.read([*arguments])
     monkeypatch.setattr(Domain, "check_judge", lambda _: None)
-    domain = Domain("spam", task or Classification(), Data("own.csv"))
+    domain = Domain("spam", task, Data("own.csv"))
     with pytest.raises(Called):
         recipes.fit_and_evaluate(configured(domain, flags), flags)
     return calls
@@ -99,10 +109,9 @@ def test_every_flag_has_an_effect(action: argparse.Action, monkeypatch: pytest.M
     value = [] if action.nargs == 0 else [VALUES.get(flag, OTHER_VALUES.get(flag, "other"))]
     beside = ["--positive", "spam"] if flag.startswith(("--target", "--prevalence")) else []
     beside += ["--judge", "python judge.py"] if flag.startswith("--judge-") else []
-    task = Chat() if flag in ("--generate", "--judge") else None
-    assert calls_made(beside, monkeypatch, task) != calls_made(
-        [*beside, flag, *value], monkeypatch, task
-    )
+    task = OF_KIND.get(flag, SPAM)
+    before, after = (calls_made(w, monkeypatch, task) for w in (beside, [*beside, flag, *value]))
+    assert before != after
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -270,6 +279,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "training.clip": ("2", 2.0),
     "training.patience": ("5", 5),
     "training.retention": ("none", "none"),
+    "training.balance": ("batches", "batches"),
     "training.kl": ("0.25", 0.25),
     "training.replay": ("0.5", 0.5),
     "training.general_rows": ("2", 2),
@@ -295,6 +305,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "gates.memorisation": ("0.6", 0.6),
     "gates.calibration": ("0.1", 0.1),
     "gates.evaluations": ("3", 3),
+    "gates.floors": ('{"spam": 0.5}', {"spam": 0.5}),
 }
 OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
     (Classification(), {
@@ -319,6 +330,27 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "until": ("\\n\\n", "\n\n"),
         "chat": ("true", True),
         "instruction": ("Which?", "Which?"),
+    }),
+    (MultiLabel(head=True), {
+        "text": ("q", "q"),
+        "label": ("kinds", "kinds"),
+        "labels": ("a,b", ("a", "b")),
+        "separator": ("|", "|"),
+        "prompt": ("Q={q}", "Q={q}"),
+        "head": ("false", False),
+        "tune_thresholds": ("true", True),
+        "max_new_tokens": ("9", 9),
+        "chat": ("false", False),
+        "instruction": ("none", None),
+    }),
+    (Number(), {
+        "text": ("q", "q"),
+        "label": ("score", "score"),
+        "decimal": (",", ","),
+        "prompt": ("Q={q}", "Q={q}"),
+        "head": ("true", True),
+        "mean": ("2.5", 2.5),
+        "sd": ("1.5", 1.5),
     }),
     (MultipleChoice(), {
         "question": ("q", "q"),

@@ -7,7 +7,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import log_loss
+from sklearn.metrics import f1_score, log_loss
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
@@ -19,10 +20,13 @@ from lora_domains.domain import Domain
 from lora_domains.evaluation import linear
 from lora_domains.evaluation.baselines import BaselineInputs, tfidf
 from lora_domains.evaluation.linear import (
+    STRENGTHS,
     Split,
     log_softmax,
     nearest,
     predict,
+    predict_labels,
+    sparse_logistic_regression,
     temperature,
     tfidf_features,
 )
@@ -171,3 +175,28 @@ def test_the_nearest_text_is_found_by_cosine() -> None:
     for row, at in enumerate(found):
         assert similar[row, at] == pytest.approx(similar[row].max())
     assert nearest(["a", "b c", "b"], ["b", "a!"]) == [2, 0]  # no words of two letters
+
+
+def test_each_label_has_a_classifier_and_all_share_a_strength() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(120, 6))
+    truth = (features[:, :3] + 0.5 * random.normal(size=(120, 3)) > 0.5).astype(int)
+    truth = np.column_stack([truth, np.zeros(120, int)])  # and a label that no row has
+    train, validation = (Split(features[a], truth[a]) for a in (slice(80), slice(80, 120)))
+    scored: list[float] = []
+
+    def score(odds: np.ndarray, labels: np.ndarray) -> float:
+        scored.append(float(f1_score(labels, odds > 0, average="micro", zero_division=0)))
+        return scored[-1]
+
+    found = predict_labels(sparse_logistic_regression, train, validation, features[80:], score)
+    best = STRENGTHS[int(np.argmax(scored))]
+    expected = OneVsRestClassifier(sparse_logistic_regression(best))
+    expected.fit(features[:80], truth[:80, :3])
+    assert found[:, :3] == pytest.approx(expected.decision_function(features[80:]))
+    assert found[:, 3] == pytest.approx(np.log(1 / 81))  # one in n + 2, as of any share
+    assert max(scored) > 0.7
+    without = predict_labels(
+        sparse_logistic_regression, train, Split(features[:0], truth[:0]), features[80:], score
+    )
+    assert without.shape == (40, 4)

@@ -32,7 +32,8 @@ def test_the_head_is_logistic_regression_on_frozen_features(
     rows = [row.encoded for row in dataset.train]
     # One class more than there are rows of.
     head = new_head(model.base, SENTENCE, classes + 1)
-    probe = probe_head(head, model.bank, rows, model.display)
+    task = dataset.domain.task
+    probe = probe_head(head, model.bank, rows, model.display, task)
     with model.bank.routed(None):
         features = text_features(model.base.model, rows, model.base.pad, pooling="mean")
     oracle = logistic_regression(STRENGTH).fit(features.numpy(), [row.target for row in rows])
@@ -41,7 +42,7 @@ def test_the_head_is_logistic_regression_on_frozen_features(
     weight, bias = (probe.weights[f"classifier.{name}"] for name in ("weight", "bias"))
     assert (weight[classes].tolist(), float(bias[classes])) == ([0.0] * 32, float(bias.min()))
     of_one_class = [replace(row, target=1) for row in rows]
-    assert probe_head(head, model.bank, of_one_class, model.display) is head
+    assert probe_head(head, model.bank, of_one_class, model.display, task) is head
 
 
 def test_training_starts_from_the_probe(tmp_path: Path, folder: Path) -> None:
@@ -49,7 +50,8 @@ def test_training_starts_from_the_probe(tmp_path: Path, folder: Path) -> None:
     run = make_run(tmp_path, folder, domain)
     assert run.head is not None
     started = {name: tensor.clone() for name, tensor in run.head.weights.items()}
-    probe = probe_head(run.adapter.head, run.bank, run.train, run.display)  # type: ignore[arg-type]
+    assert run.adapter.head is not None
+    probe = probe_head(run.adapter.head, run.bank, run.train, run.display, domain.task)
     for name, tensor in probe.weights.items():
         torch.testing.assert_close(started[name], tensor, rtol=0, atol=0)
     base, rows = run.bank.base, run.validation.rows

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from lora_domains.stats.membership import auc_bounds, membership_auc
+from lora_domains.stats.shares import auc_bounds, membership_auc
 
 
 @given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import precision_recall_curve
+from sklearn.metrics import f1_score, precision_recall_curve
 from support.scripts import script
 
 from lora_domains.errors import UsageError
@@ -17,6 +17,7 @@ from lora_domains.stats.thresholds import (
     check_referral,
     choose_threshold,
     curve,
+    label_thresholds,
     predicted_class,
     stored,
 )
@@ -130,7 +131,7 @@ def test_who_can_be_referred() -> None:
     check_referral(0.8, ["urgent", "routine"])
     check_referral(0.0, [])
     for below, labels, said in (
-        (80, ["a", "b"], "0 to 1"), (0.8, [], "generated answers"), (0.8, ["refer", "b"], "refer"),
+        (80, ["a", "b"], "0 to 1"), (0.8, [], "one label a row"), (0.8, ["refer", "b"], "refer"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             check_referral(below, labels)
@@ -140,3 +141,27 @@ def test_a_threshold_is_read_from_a_card() -> None:
     assert stored({"threshold": {"threshold": 0.3}}) == 0.3
     for judged in ({}, {"threshold": None}, {"threshold": {"threshold": None}}):
         assert stored(judged) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_label_of_enough_rows_has_the_threshold_with_the_best_f1(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    truth = (random.random((60, 3)) < [0.5, 0.4, 0.05]).astype(float)
+    chance = (0.3 * truth + random.random(truth.shape)).clip(0, 1).round(2)
+    found = label_thresholds(chance, truth)
+    assert found is not None
+
+    def best(chances: np.ndarray, labels: np.ndarray) -> float:
+        tried = [f1_score(labels, chances >= at, zero_division=0) for at in np.unique(chances)]
+        return max(tried)
+
+    for label in (0, 1):
+        chosen = f1_score(truth[:, label], chance[:, label] >= found[label])
+        assert chosen == pytest.approx(best(chance[:, label], truth[:, label]))
+    shared = f1_score(truth.ravel(), chance.ravel() >= found[2])  # too rare for one of its own
+    assert shared == pytest.approx(best(chance.ravel(), truth.ravel()))
+
+
+def test_no_threshold_is_chosen_without_a_label_or_from_what_is_no_number() -> None:
+    assert label_thresholds(np.full((4, 2), 0.5), np.zeros((4, 2))) is None
+    assert label_thresholds(np.full((4, 2), np.nan), np.ones((4, 2))) is None

@@ -32,6 +32,7 @@ from lora_domains.errors import (
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.report.card import Card
+from lora_domains.tasks import Classification, MultiLabel, Task
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import fit
 from lora_domains.training.checkpoints import clear, read_checkpoint, write_checkpoint
@@ -199,6 +200,23 @@ def test_a_run_that_is_validated_within_epochs_resumes_to_the_same_bytes(
     epochs = [[record["epoch"] for record in card.adapter.training["history"]]
               for card in (whole, resumed)]  # fmt: skip
     assert epochs[0] == epochs[1] == [0.4, 0.8, 1, 1.4, 1.8]
+
+
+@pytest.mark.parametrize("task", [Classification(positive="spam"), MultiLabel(head=True)])
+@pytest.mark.parametrize("balance", ["weights", "batches"])
+def test_a_resumed_run_on_balanced_classes_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, balance: str, task: Task
+) -> None:
+    """Rare classes are weighted, or drawn again, as in the uninterrupted run."""
+    rows = [{**row, "labels": "a;b" if n % 5 else "b"} for n, row in enumerate(make_rows(60))]
+    for name, how in (("whole", balance), ("none", None)):
+        domain = declared(rows, "spam", task, epochs=2, retention="none", balance=how)
+        model_in(tmp_path / name, tiny_base).fit(domain)
+    balanced = declared(rows, "spam", task, epochs=2, retention="none", balance=balance)
+    stopped_after(4, balanced, tmp_path / "part", tiny_base)
+    model_in(tmp_path / "part", tiny_base).fit(balanced, resume=True)
+    whole, part, none = (fingerprint(tmp_path / n / "spam") for n in ("whole", "part", "none"))
+    assert whole == part != none
 
 
 def test_a_run_depends_on_its_seed_only(

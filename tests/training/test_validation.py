@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -168,9 +167,9 @@ def test_one_label_for_all_rows_is_said(
     """As MiniLM with a random head gave after six epochs on 295 rows at a rate of .0018."""
     spam = Domain("spam", Classification(labels=("a", "b"), positive="b"), Data("x.csv"))
     examples = [EncodedExample(f"{n}", (1,), (), ((2,), (3,)), t) for n, t in enumerate(truth)]
-    logprobs = [np.log([0.9, 0.1][:: -1 if p else 1]) for p in predicted]
+    records = [{"prediction": int(p)} for p in predicted]
     record = {"training_loss": 1.0, "validation_loss": 1.0,
-              **validation_figures(spam, examples, logprobs, 1.0)}  # fmt: skip
+              **validation_figures(spam, examples, records, 1.0)}  # fmt: skip
     assert observe([record]) == "first epoch"
     said = "one label for all rows: a lower learning rate may help"
     assert (observe([record, record]) == said) is collapsed
@@ -197,8 +196,8 @@ def test_epochs_are_ranked_by_the_metric_of_the_domain(metric: str, higher: bool
     declared = Domain("spam", Classification(labels=("a", "b")), Data("x.csv"), metric=metric)
     truth, predicted = [0, 0, 0, 1, 1], [0, 0, 1, 1, 1]
     examples = [EncodedExample(f"{n}", (1,), (), ((2,), (3,)), t) for n, t in enumerate(truth)]
-    logprobs = [np.log([0.9, 0.1][:: -1 if p else 1]) for p in predicted]
-    figures = validation_figures(declared, examples, logprobs, 1.25)
+    records = [{"prediction": int(p)} for p in predicted]
+    figures = validation_figures(declared, examples, records, 1.25)
     expected = {"mcc": oracle.matthews_corrcoef(truth, predicted), "loss": 1.25,
                 "balanced_accuracy": oracle.balanced_accuracy_score(truth, predicted)}  # fmt: skip
     assert figures["score"] == pytest.approx(expected[metric])

@@ -643,3 +643,35 @@ def test_judge_all_leaves_out_gates_that_do_not_concern_the_adapter() -> None:
         "gain", "retention", "recall", "precision", "leaks", "frozen", "effect", "drift",
         "calibration"
     ]  # fmt: skip
+
+
+# ── Floors of labels ────────────────────────────────────────────────────────────────────────────
+
+
+def test_floors_hold_the_worst_label_to_its_recall() -> None:
+    """The recall of each label by its lower bound, of classes and of several labels alike."""
+    classes = table(tp=190, fn=10, fp=0, tn=200)
+    several = [
+        {"set": "test", "id": f"test:{n}", "digest": "", "target": -1,
+         "truth": [item["target"], 1 - item["target"]],
+         "scores": {"adapter": {"predicted": [item["scores"]["adapter"]["prediction"],
+                                              1 - item["target"]]}}}
+        for n, item in enumerate(classes)
+    ]  # fmt: skip
+    for items, labels in ((classes, ["no", "yes"]), (several, ["yes", "no"])):
+        given = Evidence(ScoreTable(items), METRICS["accuracy"], labels, None)
+        for floors, verdict in (
+            ({"yes": 0.9}, "pass"), ({"yes": 0.99}, "fail"), ({"yes": 0.94}, "inconclusive"),
+            ({"no": 0.9, "yes": 0.99}, "fail"), ({"other": 0.9}, "inconclusive"),
+        ):  # fmt: skip
+            (found,) = judge_all(given, {"floors": floors}, ["floors"])
+            assert found.verdict == verdict
+            assert (found.observed == pytest.approx(0.95)) == ("yes" in floors)
+        assert judge_all(given, {}, ["floors"]) == []
+
+
+def test_floors_count_in_a_digest_only_where_there_are_some() -> None:
+    assert "floors" not in Gates().record()
+    assert Gates(floors={"a": 0.5}).hashed() == Gates().hashed() | {"floors": {"a": 0.5}}
+    with pytest.raises(DomainError, match=r"'floors': expected .*each label, between 0 and 1"):
+        Domain("x", Classification(), Data("x.csv"), gates=Gates(floors={"a": 1.5}))

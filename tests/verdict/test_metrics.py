@@ -17,7 +17,7 @@ from lora_domains.stats.comparisons import compare_accuracy, compare_f1
 from lora_domains.stats.intervals import wilson
 from lora_domains.verdict.metrics import METRICS, ClassMetric, metric_named, register, reported
 from lora_domains.verdict.scores import ScoreTable
-from lora_domains.verdict.summary import confusion, per_class
+from lora_domains.verdict.summary import confusion, per_class, per_label
 
 
 def drawn(classes: int, count: int = 300, seed: int = 0) -> list[Item]:
@@ -233,3 +233,90 @@ def test_a_registered_metric_is_reported_with_bounds(tmp_path: Path) -> None:
     save_report(combine([made]), tmp_path / "out")
     for view in ("report.html", "report.md", "report.json"):
         assert "kappa" in (tmp_path / "out" / view).read_text(), view
+
+
+# ── Rows with several labels ────────────────────────────────────────────────────────────────────
+
+
+def labelled(truth: Sequence[int], number: int = 0, **predicted: Sequence[int]) -> Item:
+    """One item of a row with several labels; ``predicted`` by each contender."""
+    scores = {
+        name: {"predicted": [*each], "probabilities": [0.9 if one else 0.2 for one in each]}
+        for name, each in predicted.items()
+    }
+    return {"set": "test", "id": f"test:{number}", "target": -1, "truth": [*truth],
+            "scores": scores}  # fmt: skip
+
+
+def rows_with_labels(seed: int, count: int = 80, labels: int = 4) -> list[Item]:
+    random = np.random.default_rng(seed)
+    truth = random.random((count, labels)) < [0.6, 0.3, 0.1, 0.05]
+    predicted = {
+        name: truth ^ (random.random(truth.shape) < wrong)
+        for name, wrong in (("base", 0.3), ("adapter", 0.1))
+    }
+    return [labelled(row.astype(int), n, **{k: v[n].astype(int) for k, v in predicted.items()})
+            for n, row in enumerate(truth)]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_of_several_labels_equal_scikit_learn(seed: int) -> None:
+    items = rows_with_labels(seed)
+    truth = np.array([item["truth"] for item in items])
+    predicted = np.array([item["scores"]["adapter"]["predicted"] for item in items])
+    present = np.flatnonzero(truth.any(0))
+    expected = {
+        "micro_f1": oracle.f1_score(truth, predicted, average="micro"),
+        "label_macro_f1": oracle.f1_score(truth, predicted, average="macro", labels=present),
+        "micro_precision": oracle.precision_score(truth, predicted, average="micro"),
+        "micro_recall": oracle.recall_score(truth, predicted, average="micro"),
+        # scikit-learn's per-row F1 of a row without labels that are predicted is an option.
+        "row_f1": oracle.f1_score(truth, predicted, average="samples", zero_division=1),
+        "subset_accuracy": oracle.accuracy_score(truth, predicted),
+    }
+    table = ScoreTable(items)
+    for name, value in expected.items():
+        assert METRICS[name].value(table, "adapter") == pytest.approx(value)
+        lower, upper = METRICS[name].bounds(table, "adapter")
+        assert lower < value < upper
+        compared = METRICS[name].compare(table)
+        assert compared is not None
+        assert compared.lower < compared.difference < compared.upper
+        assert compared.lower > 0
+        assert METRICS[name].value(ScoreTable([*items, row(1, adapter=1)]), "adapter") is None
+    found = per_label(table, ["a", "b", "c", "d"], {"b": 0.4})
+    recall = oracle.recall_score(truth, predicted, average=None, zero_division=0)
+    assert [one["recall"] for one in found.values()] == pytest.approx(recall)
+    assert [one["support"] for one in found.values()] == truth.sum(0).tolist()
+    assert [one.get("threshold") for one in found.values()] == [None, 0.4, None, None]
+
+
+def test_perfect_and_empty_rows_have_bounds_of_some_width() -> None:
+    """Resamples of rows that are all right do not vary."""
+    right = ScoreTable(labelled([1, 0], n, base=[0, 1], adapter=[1, 0]) for n in range(40))
+    none = ScoreTable(labelled([0, 0], n, base=[0, 0], adapter=[0, 0]) for n in range(40))
+    for name in ("micro_f1", "label_macro_f1", "row_f1", "subset_accuracy"):
+        for table, value in ((right, 1.0), (none, float(name in ("row_f1", "subset_accuracy")))):
+            assert METRICS[name].value(table, "adapter") == value
+            lower, upper = METRICS[name].bounds(table, "adapter")
+            assert upper - lower > 0.03
+            compared = METRICS[name].compare(table)
+            assert compared is not None
+            assert compared.upper - compared.lower > 0.03
+
+
+def test_bounds_of_several_labels_cover_the_truth() -> None:
+    """95 % one-sided bounds of micro F1, for rows drawn again."""
+    random = np.random.default_rng(1)
+    chance, misses, runs = [0.5, 0.2, 0.05], 0, 200
+    wrong = 0.15
+    big = random.random((200_000, 3)) < chance
+    flipped = big ^ (random.random(big.shape) < wrong)
+    truth = oracle.f1_score(big, flipped, average="micro")
+    for _ in range(runs):
+        rows = random.random((60, 3)) < chance
+        predicted = rows ^ (random.random(rows.shape) < wrong)
+        pairs = zip(rows.astype(int), predicted.astype(int), strict=True)
+        table = ScoreTable(labelled(r, n, adapter=p) for n, (r, p) in enumerate(pairs))
+        misses += METRICS["micro_f1"].bounds(table, "adapter").lower > truth
+    assert misses <= 0.05 * runs + 2 * (0.05 * 0.95 * runs) ** 0.5

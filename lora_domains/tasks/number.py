@@ -1,0 +1,184 @@
+"""Regression: a number for a text, such as a rating, a price or a score."""
+
+import math
+import numbers
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, Self
+
+from lora_domains.errors import DataError, DomainError
+from lora_domains.tasks.base import Task, register
+from lora_domains.tasks.rows import (
+    Example,
+    Row,
+    filled,
+    literal_text,
+    placeholder,
+    plain_text,
+    prompt_from,
+    text_of,
+)
+
+PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+"""A number as most programs write it."""
+GROUPED = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")
+"""One with a decimal comma, and points between thousands."""
+DECIMALS = {".": PLAIN, ",": GROUPED}
+DISTINCT, SHARE = 20, 0.2
+"""A column of more distinct numbers than the first is proposed for regression, if some have
+fractions, or if the numbers are more than this share of the rows."""
+
+
+@register
+@dataclass(frozen=True)
+class Number(Task):
+    """Rows with a number, predicted by a linear layer on the text's last hidden state.
+
+    Training standardises the numbers: ``mean`` and ``sd`` are those of the training rows unless
+    given, and the head predicts how many standard deviations a number is from the mean. Predictions
+    are in the unit of the rows. ``decimal`` is the decimal sign, "." or ",". ``text`` names one
+    column or several.
+    """
+
+    text: str | tuple[str, ...] = "text"
+    label: str = "label"
+    decimal: str = "."
+    prompt: str | None = None
+    head: bool = True
+    mean: float | None = None
+    sd: float | None = None
+
+    kind = "number"
+    loss_unit = "half the squared error in standard deviations"
+    outputs = "value"
+    metric = "mae"
+
+    def __post_init__(self) -> None:
+        for holds, expected, found, hint in (
+            (self.head, "a head, which numbers are predicted by", "head=False", "Leave it out."),
+            (self.decimal in DECIMALS, "the decimal sign '.' or ','", repr(self.decimal),
+             "For example --decimal ,"),
+            (self.sd is None or self.sd > 0, "a standard deviation above 0", f"{self.sd}",
+             "Leave it out."),
+        ):  # fmt: skip
+            if not holds:
+                raise DomainError(where="number", expected=expected, found=found, hint=hint)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of the text."""
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+
+    @cached_property
+    def template(self) -> str:
+        if self.prompt is not None:
+            return self.prompt
+        return placeholder(self.texts[0]) if len(self.texts) == 1 else prompt_from(self.texts)
+
+    @property
+    def answer_column(self) -> str:
+        return self.label
+
+    @property
+    def head_classes(self) -> int:
+        return 1
+
+    @property
+    def score_keys(self) -> frozenset[str]:
+        return frozenset({"value", "nll"})
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        return None if self.mean is None or self.sd is None else (self.mean, self.sd)
+
+    def with_scale(self, scale: tuple[float, float] | None) -> Self:
+        return self if self.scale is not None or scale is None else self._scaled_by(*scale)
+
+    def _scaled_by(self, mean: float, sd: float) -> Self:
+        """This task with ``mean`` and ``sd`` where they are not given."""
+        given = self.mean, self.sd
+        return replace(self, mean=mean if given[0] is None else given[0], sd=given[1] or sd)
+
+    def fitted_to(self, examples: Sequence[Example]) -> Self:
+        if self.scale is not None or not examples:
+            return self
+        values = [value for example in examples for value in example.truth]
+        mean = math.fsum(values) / len(values)
+        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        if not 0 < sd < math.inf:
+            raise DataError(
+                where=f"{examples[0].place.rsplit(', ', 1)[0]}, column {self.label!r}",
+                expected="numbers that differ",
+                found="the same number in every training row" if sd == 0 else "a spread of "
+                f"{sd}",
+                hint="Name the column that holds the numbers.",
+            )  # fmt: skip
+        return self._scaled_by(mean, sd)
+
+    def with_options(self, **options: Any) -> Self:
+        """This task with fields replaced; other columns drop ``prompt``, which names the former."""
+        reset = {"prompt": None} if options.keys() & {"text", "label"} else {}
+        return super().with_options(**(reset | options))
+
+    @classmethod
+    def from_cells(cls, rows: Sequence[Row], label: str) -> tuple[Self, str] | None:
+        """Where all cells are numbers and many of them are different."""
+        task = cls(label=label)
+        try:
+            values = [number_in(row, label, task.decimal) for row in rows]
+        except DataError:
+            return None
+        distinct = len(set(values))
+        whole = all(value.is_integer() for value in values)
+        if distinct <= DISTINCT or (whole and distinct <= SHARE * len(values)):
+            return None
+        return task, f"{label} holds {distinct} different numbers in {len(values)} rows"
+
+    def example(self, row: Row) -> Example:
+        value = number_in(row, self.label, self.decimal)
+        return replace(self.unlabelled(row), answer=f" {value:.15g}", truth=(value,))
+
+    def unlabelled(self, row: Row) -> Example:
+        prompt, text = filled(self.template, row)
+        return Example(
+            row.id, prompt, "", place=row.place, text=text, literal=literal_text(self.template)
+        )
+
+
+def number_in(row: Row, column: str, decimal: str = ".") -> float:
+    """The number in a cell, which may be text with this ``decimal`` sign.
+
+    Raises EmptyCell for none, DataError for a text that is no number, and for NaN and infinity.
+    """
+    value: Any = row.values.get(column)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()  # a number of numpy
+    where = f"{row.place}, column {column!r}"
+    expected, found, hint = "a finite number", "something else", "Correct it or delete the row."
+    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+        number = float(value)
+        text_of(row, column)  # refuses null
+        found = str(number)
+    else:
+        text = text_of(row, column).strip() if plain_text(value) is not None else ""
+        matched = DECIMALS[decimal].fullmatch(text)
+        number = math.nan
+        if matched is not None:
+            number = float(text.replace(".", "").replace(",", ".") if decimal == "," else text)
+            found = str(number)
+        elif isinstance(value, bool):
+            found, hint = "a truth value", "Use a classification, or write numbers."
+        elif "," in text and decimal == "." and GROUPED.fullmatch(text):
+            found, hint = (
+                "a comma",
+                (
+                    "Say that it is the decimal sign (--decimal ,), or remove the commas between "
+                    "thousands."
+                ),
+            )
+    if not math.isfinite(number):
+        raise DataError(where=where, expected=expected, found=found, hint=hint)
+    return number

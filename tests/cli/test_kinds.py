@@ -1,0 +1,150 @@
+"""Kinds of task on the command line: proposed from the rows, and each verb on several labels and
+on numbers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_rows
+from support.commands import FAST, run, write
+from support.models import use_small_suite
+
+from lora_domains.cli.commands import proposed_task
+from lora_domains.cli.flags import add_run_flags, configured
+from lora_domains.cli.parser import Parser
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain
+from lora_domains.tasks import Chat, Classification, MultiLabel, Number, Task
+
+SEVERAL = [
+    {"text": f"{row['text']}{' alpha' * (n % 2)}{' beta' * (n % 3 == 0)} {n}",
+     "labels": ";".join(["pump"] * (n % 2) + ["valve"] * (n % 3 == 0))}
+    for n, row in enumerate(make_rows(90))
+]  # fmt: skip
+NUMBERS = [
+    {"text": f"{row['text']}{' alpha' * (n % 5)} {n}", "label": 100 + 10 * (n % 5) + n / 7}
+    for n, row in enumerate(make_rows(90))
+]
+
+
+def proposed(folder: Path, rows: list[dict[str, Any]], *flags: str) -> tuple[Task, str]:
+    parser = Parser()
+    add_run_flags(parser, recipe=False)
+    read = parser.read(["--train", write(folder / "rows.csv", rows), *flags])
+    task, why = proposed_task(read)
+    return configured(Domain("x", task, Data(read.train)), read).task, why
+
+
+def test_the_kind_is_proposed_from_the_first_labels(tmp_path: Path) -> None:
+    task, why = proposed(tmp_path, SEVERAL, "--head")
+    assert task == MultiLabel(head=True)
+    assert why.startswith("multi label, as labels holds several labels, separated by ';'")
+    task, why = proposed(tmp_path, NUMBERS)
+    assert task == Number()
+    assert why == ("number, as label holds 90 different numbers in 90 rows; --task names another")
+    renamed = [{"note": row["text"], "parts": row["labels"].replace(";", "|")} for row in SEVERAL]
+    named = "--text", "note", "--label", "parts"
+    expected = MultiLabel("note", "parts", separator="|")
+    assert proposed(tmp_path, renamed, *named)[0] == expected
+    assert proposed(tmp_path, renamed, *named, "--task", "multi_label") == (expected, "")
+    assert proposed(tmp_path, renamed, *named, "--task", "classification")[0] == Classification(
+        "note", "parts"
+    )
+    one = [{"text": row["text"], "label": "ham"} for row in SEVERAL]
+    assert proposed(tmp_path, one) == (Classification(), "")
+    asked = [{"instruction": row["text"], "output": row["labels"]} for row in SEVERAL]
+    assert isinstance(proposed(tmp_path, asked)[0], Chat)
+
+
+@pytest.mark.parametrize("verb", ["learning-curve", "cross-validate"])
+def test_verbs_that_train_several_adapters_propose_it_too(
+    verb: str, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Task] = []
+
+    def measured(_: Any, domain: Domain, *__: Any) -> None:
+        tasks.append(domain.task)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_domains.analysis.learning_curve.learning_curve", measured)
+    monkeypatch.setattr("lora_domains.analysis.cross_validation.cross_validate", measured)
+    rows = write(tmp_path / "rows.csv", SEVERAL)
+    assert run(verb, rows, "--base", str(tiny_base), "--reports", str(tmp_path)) != 0
+    assert tasks == [MultiLabel()]
+
+
+def test_several_labels_from_rows_to_answers(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    use_small_suite(monkeypatch)
+    monkeypatch.chdir(tmp_path)  # a card has the names of files beyond it only
+    train, test = write(tmp_path / "a.csv", SEVERAL[:60]), write(tmp_path / "b.csv", SEVERAL[60:])
+    where = "--base", str(tiny_base), "--out", str(tmp_path / "out")
+    code = run("fit", train, "--test", test, "--name", "parts", "--head", "--epochs", "1",
+               "--floor", "valve=.01", "--tune-thresholds", "--retention", "none",
+               *FAST, *where)  # fmt: skip
+    assert code in (0, 1, 3)
+    shown = capsys.readouterr().out
+    for part in ("multi label, as labels holds", "micro F1", "recall (at least)", "floors"):
+        assert part in shown
+    answers = tmp_path / "answers.csv"
+    assert run("predict", "parts", "--input", test, "--output", str(answers), *where) == 0
+    with answers.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[2:] == ["prediction", "probability_pump", "probability_valve"]
+    assert {label for row in rows for label in row["prediction"].split(";") if label} <= {
+        "pump", "valve",
+    }  # fmt: skip
+    lines = tmp_path / "answers.jsonl"
+    assert run("predict", "parts", "--input", test, "--output", str(lines), *where) == 0
+    record = json.loads(lines.read_text().splitlines()[0])
+    assert isinstance(record["prediction"], list)
+    assert record["probabilities"].keys() == {"pump", "valve"}
+    capsys.readouterr()
+    assert run("predict", "parts", SEVERAL[0]["text"], *where) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert run("predict", "parts", "x", "--refer-below", "0.9", *where) == 2
+    out, report = str(tmp_path / "out" / "parts"), tmp_path / "report"
+    assert run("report", out, "--out", str(report)) == code
+    assert "Per class" in (report / "report.html").read_text()
+    assert run("evaluate", out, "--test", test, *where) == code
+
+
+def test_numbers_from_rows_to_answers(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    use_small_suite(monkeypatch)
+    train, test = write(tmp_path / "a.csv", NUMBERS[:60]), write(tmp_path / "b.csv", NUMBERS[60:])
+    where = "--base", str(tiny_base), "--out", str(tmp_path / "out")
+    code = run("fit", train, "--test", test, "--name", "price", "--epochs", "1", "--retention",
+               "none", *FAST, *where)  # fmt: skip
+    assert code in (0, 1, 3)
+    shown = capsys.readouterr().out
+    for part in ("number, as label holds", "absolute error", "R²", "rank correlation", "median"):
+        assert part in shown
+    answers = tmp_path / "answers.csv"
+    assert run("predict", "price", "--input", test, "--output", str(answers), *where) == 0
+    with answers.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["text", "label", "prediction"]
+    assert all(50 < float(row["prediction"]) < 200 for row in rows)
+    out, report = str(tmp_path / "out" / "price"), tmp_path / "report"
+    assert run("report", out, "--out", str(report)) == code
+    assert "absolute error" in (report / "report.md").read_text()
+
+
+def test_a_cell_that_is_no_number_is_named_by_its_line(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "label": f"{row['label']:.2f}".replace(".", ",")} for row in NUMBERS]
+    path = write(tmp_path / "a.csv", rows)
+    given = "fit", path, "--task", "number", "--base", str(tiny_base), "--out", str(tmp_path)
+    assert run(*given, "--dry-run") == 2
+    message = capsys.readouterr().err
+    assert "a comma" in message
+    assert "--decimal ," in message
+    assert run(*given, "--decimal", ",", "--dry-run") == 0
