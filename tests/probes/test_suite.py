@@ -133,23 +133,32 @@ def test_several_suites_are_one_each_with_its_own_limit(tmp_path: Path) -> None:
         load_suite("quick+instruction")
 
 
-def test_facts_are_asked_in_the_form_of_the_base(tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chat", [None, False])
+def test_a_probe_in_the_form_of_the_base_leaves_the_template_to_its_task(
+    tiny_base: Path, tmp_path: Path, chat: bool | None
+) -> None:
+    """Facts are asked as they are; where a task leaves it open, the base's template renders it."""
     plain = load_base(tiny_base, device="cpu")
     folder = Path(shutil.copytree(tiny_base, tmp_path / "chat"))
     template = "{% for turn in messages %}<s>{{ turn.content }}</s>{% endfor %}<s>"
     (folder / "chat_template.jinja").write_text(template)
-    chat = load_base(folder, device="cpu")
-    assert (plain.chats, chat.chats) == (False, True)
+    chats = load_base(folder, device="cpu")
+    assert (plain.chats, chats.chats) == (False, True)
     probe = facts().probes[0]
+    assert probe.task == MultipleChoice(per_token=True, chat=False)
+    probe = replace(probe, task=MultipleChoice(per_token=True, chat=chat))
     examples = [example for _, example in probe.examples()[:3]]
     part = probe_part(probe, examples, plain, Tokenization(plain.tokenizer, 16))
     texts = [plain.tokenizer.decode(row.encoded.prompt) for row in part.rows]
     assert texts == [f"<s>{example.prompt}" for example in examples]
     assert all(text.startswith("<s>Question: ") and text.endswith("?\nAnswer:") for text in texts)
-    part = probe_part(probe, examples, chat, Tokenization(chat.tokenizer, 16))
+    rendered = probe_part(probe, examples, chats, Tokenization(chats.tokenizer, 16))
+    prompts = [row.encoded.prompt for row in rendered.rows]
     turns = [example.messages for example in examples]
-    assert [row.encoded.prompt for row in part.rows] == list(map(chat.chat_template.prompt, turns))
-    assert part.task.per_token
+    if chat is None:
+        assert prompts == list(map(chats.chat_template.prompt, turns))
+    else:
+        assert prompts == [row.encoded.prompt for row in part.rows]
     assert all(len(row.encoded.choices) == 4 for row in part.rows)
 
 
