@@ -425,9 +425,9 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         cells = []
         for name in domains:
             figures = [lost(run) for run in own if run["domain"] == name]
-            score, gain = (mean(f[key] for f in figures) if figures else math.nan
+            score, gain = (mean(f[key] for f in figures) if figures else None
                            for key in ("score", "gain"))  # fmt: skip
-            cells.append(f"{score:.3f}, {gain:.2f}")
+            cells.append("–" if score is None else f"{score:.3f}, {gain:.2f}")
         every = [lost(run) for run in own]
         cells += [f"{mean(f[key] for f in every):+.3f}" for key in ("wikitext",)]
         cells += [f"{mean(f[key] for f in every):+.1f}" for key in QUESTIONS]
