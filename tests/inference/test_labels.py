@@ -45,7 +45,7 @@ def test_predict_takes_strings_and_rows(fitted: Fitted) -> None:
 
 def test_predict_names_what_is_missing(fitted: Fitted) -> None:
     model, _ = fitted
-    with pytest.raises(DataError, match=r"input 1, column 'text'.*columns txt"):
+    with pytest.raises(DataError, match=r"input 1, column 'text'.*columns 'txt'"):
         model.predict([{"text": "a"}, {"txt": "b"}], domain="spam")
     with pytest.raises(DataError, match="only whitespace"):
         model.predict("  ", domain="spam")

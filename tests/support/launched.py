@@ -15,7 +15,6 @@ from support import retention as _  # noqa: F401 (registers the method blend)
 from support.general_text import use_general_text
 
 from lora_domains import distributed
-from lora_domains import model as model_file
 from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
@@ -55,7 +54,7 @@ def declared(rows: Sequence[dict[str, Any]], **settings: Any) -> Domain:
 def small_texts() -> Iterator[pytest.MonkeyPatch]:
     """Inside, general knowledge is ``SUITE`` and general text a few sentences."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_file, "embedded", lambda: SUITE)
+        patch.setattr("lora_domains.probes.suite.default_suite", lambda *_: SUITE)
         use_general_text(patch, TRAINING, SELECTION)
         yield patch
 

@@ -181,13 +181,13 @@ def test_a_long_row_among_short_ones_is_the_same_error(
     run = make_run(tmp_path, tiny_base, declared(rows, epochs=1, retention="none"))
     right, passes = gradients.text_nats, 0
 
-    def long_never(model: Any, rows: Any, pad: int) -> torch.Tensor:
+    def long_never(model: Any, rows: Any, *rest: Any) -> torch.Tensor:
         nonlocal passes
         passes += 1
         assert passes < 100
         if max(map(len, rows)) > 100:
             raise ERRORS["cuda"]
-        return right(model, rows, pad)
+        return right(model, rows, *rest)
 
     monkeypatch.setattr(gradients, "text_nats", long_never)
     with pytest.raises(OutOfMemory, match=r"a row of \d+ tokens.*one row at a time"):
