@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from lora_domains import distributed
 from lora_domains.atomic import new_file
@@ -295,5 +296,6 @@ def _read(path: Path) -> Written | None:
     predicted = names[: COUNTS["training"] + COUNTS["selection"]]
     lengths = [len(texts[name].answer) for name in predicted]
     columns = (tensors[key].split_with_sizes(lengths) for key in ("logprobs", "top", "nats"))
-    parts = zip(*columns, strict=True)
+    # Copies: a part of a tensor is sent to other processes with the whole of it.
+    parts = (map(Tensor.clone, part) for part in zip(*columns, strict=True))
     return Written(texts, {n: Prediction(*part) for n, part in zip(predicted, parts, strict=True)})

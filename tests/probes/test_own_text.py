@@ -1,6 +1,7 @@
 """General text that a base writes itself: drawn once, kept for all domains, read by training."""
 
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,13 @@ def test_texts_are_written_once_and_read_by_all(own_texts: Path, base: Base) -> 
     for name, prediction in first.predictions.items():
         for part, stored in zip(prediction, again.predictions[name], strict=True):
             assert torch.equal(part, stored)
+
+
+def test_what_other_processes_get_is_no_larger_than_the_file(own_texts: Path, base: Base) -> None:
+    all_of(OwnText(base=base, display=QUIET))
+    (path,) = own_texts.rglob("*.safetensors")
+    sent = pickle.dumps(OwnText(base=base, display=QUIET)._written)
+    assert len(sent) < 4 * path.stat().st_size + 100_000
 
 
 def test_a_damaged_file_is_written_again(own_texts: Path, base: Base) -> None:

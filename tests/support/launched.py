@@ -56,6 +56,7 @@ def small_texts() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_domains.probes.suite.default_suite", lambda *_: SUITE)
         use_general_text(patch, TRAINING, SELECTION)
+        patch.setattr("lora_domains.probes.own_text.writes_own_text", lambda _: False)
         yield patch
 
 
