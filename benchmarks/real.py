@@ -11,20 +11,20 @@ end. ``results/real.json`` keeps the figures of each card, one entry for each ru
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluation.domains import finished
 from lora_domains.report.card import Card
 from lora_domains.report.text import metric_name
+from lora_domains.verdict.metrics import best_baseline, metric_named
+from lora_domains.verdict.scores import contender_label
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "real.json"
@@ -38,6 +38,7 @@ class Run:
     base: str
     flags: str
     published: str = ""
+    """The accuracy that others report, where there is one."""
     train: int | None = None
     test: int | None = None
     declare: bool = False
@@ -45,11 +46,11 @@ class Run:
 
 
 RUNS = {
-    "banking77": Run("banking77", "minilm", "--head --drop-leaks", "BERT .937 accuracy"),
+    "banking77": Run("banking77", "minilm", "--head --drop-leaks", "BERT .937"),
     "twitter": Run(
-        "twitter_financial_news", "minilm", "--head --drop-leaks", "DistilBERT .859 accuracy"
+        "twitter_financial_news", "minilm", "--head --drop-leaks", "DistilBERT .859"
     ),
-    "sms_spam": Run("sms_spam", "minilm", "--head --positive spam", "SVM .985 accuracy"),
+    "sms_spam": Run("sms_spam", "minilm", "--head --positive spam", "SVM .985"),
     "ledgar": Run("lexglue_ledgar", "minilm", "--head --drop-leaks", declare=True),
     "bitext": Run("bitext_support", "minilm", "--head --drop-leaks"),
     "pubmedqa": Run("pubmedqa", "minilm", "--head --text context,question"),
@@ -91,20 +92,12 @@ def train(name: str, rows: Path, bases: Path, more: list[str]) -> dict[str, Any]
         if run.declare:
             command += ["--set", f"task.labels={json.dumps(labels(files.values()))}"]
         command += [f"--{part}={path}" for part, path in files.items()]
-        command += ["--base", str((bases / run.base).resolve()), "--out", str(folder / "out")]
-        started = time.perf_counter()
-        done = subprocess.run(
-            command, cwd=folder, text=True, capture_output=True, check=False,
-            env=os.environ | {"LORA_DOMAINS_PROJECT": temporary},
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
-        cards = list((folder / "out").glob("*/card.json"))
-        card = Card.read(cards[0].parent) if cards else None
-    if card is None or not card.adapter.verdict:
-        raise RuntimeError(done.stderr.strip() or done.stdout.strip())
+        command += ["--base", str((bases / run.base).resolve())]
+        adapter, seconds = finished(command, folder / "out")
+        card = Card.read(adapter)
     entry = card.adapter
     return {
-        "command": "lora-domains " + " ".join(flags), "base": run.base,
+        "command": " ".join(["lora-domains", *flags, "--base", run.base]), "base": run.base,
         "published": run.published, "verdict": entry.verdict,
         "gates": {gate["name"]: gate["verdict"] for gate in entry.gates},
         "metric": entry.judged["metric"], "scores": entry.domain_scores,
@@ -123,32 +116,26 @@ def device() -> str:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    lines = [
-        "| rows | base | rows: read, tested | metric | base alone | best baseline | adapter "
-        "| gain over it | published | time, device | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("rows", "base", "rows: read, tested", "metric", "base alone", "best baseline",
+            "adapter", "accuracy; published", "general knowledge", "time, device",
+            "verdict")  # fmt: skip
+    lines = [head, ["---"] * len(head)]
     for name, run in results.items():
-        score = run["scores"][run["metric"]]
-        baselines = {k: v for k, v in score["baselines"].items() if v is not None}
-        lower = score.get("better") == "less"
         task, _, where = name.partition(" on ")
-        best = (min if lower else max)(baselines, key=lambda k: baselines[k]) if baselines else None
-        lines.append(
-            f"| {task} | {run['base']} "
-            f"| {run['rows']['read']:,}, {score['n']:,} | {metric_name(run['metric'])} "
-            f"| {_number(score['base'])} "
-            f"| {f'{best} {_number(baselines[best])}' if best else ''} "
-            f"| **{_number(score['adapter'])}** "
-            f"| {_number(score['adapter'] - baselines[best]) if best else ''} "
-            f"| {run['published']} | {run['seconds'] / 60:.1f} min, "
-            f"{where or 'CPU'} | {run['verdict']} |"
-        )
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+        score = run["scores"][run["metric"]]
+        best = best_baseline(metric_named(run["metric"]), score["baselines"])
+        general, accuracy = run["general"].get("pooled"), run["scores"].get("accuracy")
+        lines.append([
+            task, run["base"], f"{run['rows']['read']:,}, {score['n']:,}",
+            metric_name(run["metric"]), f"{score['base']:.3f}",
+            f"{contender_label(best[0])} {best[1]:.3f}" if best else "",
+            f"**{score['adapter']:.3f}**",
+            "; ".join([f"{accuracy['adapter']:.3f}"] * bool(accuracy)
+                      + [run["published"]] * bool(run["published"])),
+            f"{general['base']:.3f} → {general['adapter']:.3f}" if general else "",
+            f"{run['seconds'] / 60:.1f} min, {where or 'CPU'}", run["verdict"],
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:

@@ -48,16 +48,26 @@ def run(name: str, command: list[str]) -> dict[str, Any]:
     """The figures of one run from its card."""
     program = str(Path(sys.executable).parent / command[0])
     with tempfile.TemporaryDirectory() as out:
-        started = time.perf_counter()
-        done = subprocess.run(
-            [program, *command[1:], "--out", out], cwd=ROOT, text=True, capture_output=True,
-            check=False, env=os.environ | {"LORA_DOMAINS_PROJECT": out},
-        )  # fmt: skip
-        seconds = round(time.perf_counter() - started, 1)
-        cards = list(Path(out).glob("*/card.json"))
-        if not cards:
-            sys.exit(f"{name}: {done.stderr.strip() or done.stdout.strip()}")
-        return figures(cards[0].parent, command, seconds)
+        try:
+            folder, seconds = finished([program, *command[1:]], Path(out))
+        except RuntimeError as error:
+            sys.exit(f"{name}: {error}")
+        return figures(folder, command, round(seconds, 1))
+
+
+def finished(command: list[str], out: Path) -> tuple[Path, float]:
+    """Run ``command`` with ``out`` as the folder of its adapter and of its ledger; the adapter's
+    folder and the seconds it took. Raises RuntimeError where no adapter was evaluated."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--out", str(out)], cwd=ROOT, text=True, capture_output=True,
+        check=False, env=os.environ | {"LORA_DOMAINS_PROJECT": str(out)},
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    folders = [path.parent for path in out.glob("*/card.json")]
+    if not folders or not Card.read(folders[0]).adapter.verdict:
+        raise RuntimeError(done.stderr.strip() or done.stdout.strip())
+    return folders[0], seconds
 
 
 def figures(folder: Path, command: list[str], seconds: float | None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -227,13 +226,10 @@ def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
 
 def bases_at_hand(folder: Path = Path(".bases")) -> dict[str, list[Path]]:
     """The bases in ``folder`` and in the cache of the Hub by what they are for, smallest first."""
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub import constants
 
-    places = [path.parent for path in folder.glob("*/config.json")]
-    with suppress(CacheNotFound):
-        places += [revision.snapshot_path for repo in scan_cache_dir(constants.HF_HUB_CACHE).repos
-                   if repo.repo_type == "model" for revision in repo.revisions]  # fmt: skip
+    cached = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/config.json")
+    places = [path.parent for path in (*folder.glob("*/config.json"), *cached)]
     found: dict[str, list[tuple[int, Path]]] = {}
     for place in places:
         size = sum(path.stat().st_size for path in place.glob("*.safetensors"))

@@ -189,6 +189,37 @@ def test_the_readme_names_every_script() -> None:
             assert f"`{path.relative_to(ROOT / 'benchmarks')}`" in text, path.name
 
 
+def test_task_kl_joins_a_stored_run_of_the_same_adapter_only() -> None:
+    with_task_kl = script("retention", "training").with_task_kl
+    stored = {"way": "plain", "domain": "medical", "test": 0.7, "general_lost": 0.1,
+              "scales": [{"scale": 0.5, "general_lost": 0.05}]}  # fmt: skip
+    again = {
+        **stored,
+        "test": 0.6,
+        "task_kl": 8.0,
+        "scales": [{**stored["scales"][0], "task_kl": 3.0}],
+    }
+    joined = with_task_kl(stored, again)
+    assert joined == {**stored, "task_kl": 8.0, "scales": again["scales"]}
+    with pytest.raises(ValueError, match="another adapter"):
+        with_task_kl(stored, {**again, "general_lost": 0.2})
+
+
+def test_the_table_of_real_bases_names_the_best_baseline_of_the_metric() -> None:
+    table = script("real", ".").table
+    run = {
+        "base": "minilm", "metric": "mae", "published": "", "verdict": "pass",
+        "rows": {"read": 1200}, "general": {}, "seconds": 90.0,
+        "scores": {"mae": {"base": 3.0, "adapter": 1.0, "n": 100,
+                                           "baselines": {"majority": 2.5, "tfidf": 2.0}}},
+    }  # fmt: skip
+    *_, line = table({"scores on H100": run}).splitlines()
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "scores", "minilm", "1,200, 100", "absolute error", "3.000", "TF-IDF 2.000",
+        "**1.000**", "", "", "1.5 min, H100", "pass",
+    ]  # fmt: skip
+
+
 def test_rank_correlations_are_those_of_scipy() -> None:
     from scipy.stats import spearmanr
 

@@ -1,6 +1,7 @@
 """``fit --base auto``: which base is taken of those at hand, and what is said without one."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,11 +50,8 @@ def test_bases_are_told_apart_by_their_files(tmp_path: Path, empty_cache: Path) 
     assert recipes._public(cached) == "org/name"
 
 
-class Flags:
-    from_card = None
-
-    def __init__(self, base: str | None) -> None:
-        self.base = base
+def flags_of(base: str | None) -> Namespace:
+    return Namespace(base=base, from_card=None)
 
 
 LABELS = Domain("spam", Classification(), Data("rows.csv"))
@@ -62,34 +60,34 @@ ANSWERS = Domain("answers", Generation(), Data("rows.csv"))
 
 def test_labels_take_an_encoder_with_a_head_and_answers_an_instruct_model(tmp_path: Path) -> None:
     make_base(tmp_path / ".bases" / "chat", "LlamaForCausalLM", 5, "chat_template.jinja")
-    flags = Flags("auto")
-    domain, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    flags = flags_of("auto")
+    domain, _ = recipes.with_base(LABELS, flags)
     assert domain == LABELS  # no encoder is at hand
     assert flags.base == ".bases/chat"
     make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
-    flags = Flags("auto")
-    domain, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    flags = flags_of("auto")
+    domain, why = recipes.with_base(LABELS, flags)
     assert domain.task == Classification(head=True)
     assert flags.base == ".bases/encoder"
     assert why.startswith("encoder, the smallest at hand of its kind")
-    flags = Flags("auto")
-    domain, _ = recipes.with_base(ANSWERS, flags)  # type: ignore[arg-type]
+    flags = flags_of("auto")
+    domain, _ = recipes.with_base(ANSWERS, flags)
     assert (domain, flags.base) == (ANSWERS, ".bases/chat")
-    flags, asked = Flags("auto"), replace(LABELS, task=Classification(chat=True))
-    domain, _ = recipes.with_base(asked, flags)  # type: ignore[arg-type]
+    flags, asked = flags_of("auto"), replace(LABELS, task=Classification(chat=True))
+    domain, _ = recipes.with_base(asked, flags)
     assert (domain, flags.base) == (asked, ".bases/chat")  # a head reads no chat
 
 
 def test_without_a_base_the_one_for_real_work_is_named(tmp_path: Path) -> None:
-    flags = Flags(None)
-    _, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    flags = flags_of(None)
+    _, why = recipes.with_base(LABELS, flags)
     assert "--base sentence-transformers/all-MiniLM-L6-v2 --head" in why
     assert flags.base is None
     make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
-    _, why = recipes.with_base(LABELS, flags)  # type: ignore[arg-type]
+    _, why = recipes.with_base(LABELS, flags)
     assert "--base auto, which takes encoder" in why
     embedded = Domain("spam", Classification(), Data.embedded("spam"))
-    assert recipes.with_base(embedded, flags) == (embedded, "")  # type: ignore[arg-type]
+    assert recipes.with_base(embedded, flags) == (embedded, "")
 
 
 def test_nothing_at_hand_is_an_error_that_names_a_download(
