@@ -26,7 +26,6 @@ from lora_domains.report.text import metric_name
 from lora_domains.verdict.metrics import best_baseline, metric_named
 from lora_domains.verdict.scores import contender_label
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "real.json"
 
 
