@@ -51,6 +51,8 @@ class Task(ABC):
     """Whether rows without an answer can be predicted."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of fields, which older cards have: {former: current}."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Fields that take the options "text" and "label" where they have other names."""
 
     @property
     @abstractmethod
@@ -238,7 +240,8 @@ class Task(ABC):
         prompt, text = filled(self.template, row)
         return Example(
             row.id, prompt, "", self.label_texts, place=row.place, text=text,
-            literal=literal_text(self.template), whole=self.has_labels, messages=self.turns(row),
+            literal=literal_text(self.template), whole=bool(self.label_texts),
+            messages=self.turns(row),
         )  # fmt: skip
 
     def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
@@ -282,6 +285,7 @@ class Task(ABC):
 
     def with_options(self, **options: Any) -> Self:
         """This task with fields replaced. Raises UsageError where the kind lacks one of them."""
+        options = {self.aliases.get(name, name): value for name, value in options.items()}
         known = [field.name for field in fields(self)]
         for name in options:
             if name not in known:

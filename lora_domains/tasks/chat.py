@@ -7,7 +7,7 @@ user, assistant or tool) and a ``content``; an assistant may have ``tool_calls``
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, listed
 from lora_domains.tasks.answers import answer_scores
@@ -58,6 +58,7 @@ class Chat(Task):
     generate: bool = False
 
     kind = "chat"
+    aliases: ClassVar = {"text": "user", "label": "assistant"}
     metric = "nats_per_token"
     template = ""
     chat = True
@@ -104,12 +105,6 @@ class Chat(Task):
             if {*user, assistant} <= {*columns}:
                 return cls(user=user, assistant=assistant, **more)
         return None
-
-    def with_options(self, **options: Any) -> Self:
-        """This task with fields replaced; ``text`` are the user's columns, ``label`` is that of
-        the assistant."""
-        names = {"text": "user", "label": "assistant"}
-        return super().with_options(**{names.get(name, name): v for name, v in options.items()})
 
     # ── Examples ────────────────────────────────────────────────────────────────────────────────
 

@@ -1,4 +1,7 @@
-"""Classification: rows with one of a few labels, and which labels are one and the same."""
+"""Classification: rows with one of a few labels, and which labels are one and the same.
+
+``TextTask`` is what it shares with the other kinds that read a text.
+"""
 
 import re
 import unicodedata
@@ -14,8 +17,6 @@ from lora_domains.tasks.rows import (
     Example,
     Row,
     fill,
-    filled,
-    literal_text,
     placeholder,
     prompt_from,
     shown,
@@ -34,9 +35,56 @@ VARIATIONS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 """They choose the colour or the shape of the character before them."""
 
 
+class TextTask(Task):
+    """A task that reads a text of each row, from one column or several (``text``).
+
+    Subclasses have the fields ``text`` and ``prompt``, and ``instruction`` if they have ``chat``.
+    """
+
+    text: str | tuple[str, ...]
+    prompt: str | None
+    instruction: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of the text."""
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+
+    @property
+    def question(self) -> str | None:
+        """The instruction of a chat template where the task declares none, and no prompt."""
+        return None
+
+    @cached_property
+    def content(self) -> str:
+        """The template of what a head reads, and of the user's turn in a chat template."""
+        if self.prompt is not None:
+            return self.prompt
+        return placeholder(self.texts[0]) if len(self.texts) == 1 else prompt_from(self.texts)
+
+    @cached_property
+    def template(self) -> str:
+        bare = self.head or self.prompt is not None
+        return self.content if bare else prompt_from(self.texts, self.answer_column)
+
+    def with_chat(self, chat: bool) -> Self:
+        return super().with_chat(chat and not self.head and self.prompt is None)
+
+    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
+        if self.head or self.chat is False:
+            return ()
+        question = self.question if self.prompt is None else None
+        return user_turn(self.instruction or question, fill(self.content, row))
+
+    def with_options(self, **options: Any) -> Self:
+        """This task with fields replaced; other columns drop ``prompt``, which names the former."""
+        reset = {"prompt": None} if options.keys() & {"text", "label", "answer"} else {}
+        return super().with_options(**(reset | options))
+
+
 @register
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(TextTask):
     """Rows with one of a few labels; each label is scored as text after the prompt.
 
     With ``head`` a linear layer from the text's last hidden state to the labels is trained
@@ -102,29 +150,12 @@ class Classification(Task):
         """F1 of the positive class, else macro-F1."""
         return "f1" if self.positive else "macro_f1"
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns of the text."""
-        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
-
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:
         return cls() if {"text", "label"} <= {*columns} else None
 
-    def with_chat(self, chat: bool) -> Self:
-        return super().with_chat(chat and not self.head and self.prompt is None)
-
-    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
-        if self.head or self.chat is False:
-            return ()
-        if self.prompt is not None:
-            return user_turn(self.instruction, fill(self.prompt, row))
-        one = len(self.texts) == 1
-        content = placeholder(self.texts[0]) if one else prompt_from(self.texts)
-        return user_turn(self.instruction or self._question, fill(content, row))
-
     @cached_property
-    def _question(self) -> str:
+    def question(self) -> str:
         """The instruction that names the labels: "Is the text below ham or spam?"."""
         usual = self.label.lower() in USUAL_LABELS
         subject = "the text below" if usual else f"the {self.label} of the text below"
@@ -132,14 +163,6 @@ class Classification(Task):
         if not others or len(others) >= MOST_NAMED:
             return f"What is {'the label of ' * usual}{subject}? Answer with the label."
         return f"Is {subject} {', '.join(others)} or {last}?"
-
-    @cached_property
-    def template(self) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        if self.head and len(self.texts) == 1:
-            return placeholder(self.texts[0])
-        return prompt_from(self.texts, None if self.head else self.label)
 
     @property
     def answer_column(self) -> str:
@@ -198,12 +221,9 @@ class Classification(Task):
         Other columns drop ``prompt``, which names the former ones; no positive class drops its
         target; one target replaces the other.
         """
-        reset: dict[str, None] = {}
-        if "text" in options or "label" in options:
-            reset["prompt"] = None
-        positive = options.get("positive", self.positive)
-        if positive is None or "target_recall" in options or "target_precision" in options:
-            reset |= {"target_recall": None, "target_precision": None}
+        targets, positive = ("target_recall", "target_precision"), self.positive
+        changed = options.get("positive", positive) is None or options.keys() & {*targets}
+        reset = dict.fromkeys(targets) if changed else {}
         return super().with_options(**(reset | options))
 
     def example(self, row: Row) -> Example:
@@ -221,13 +241,7 @@ class Classification(Task):
                 else "Correct the row, or declare every class: --set 'task.labels=[…]' with the "
                 "names as a JSON list, or labels=(…) in a recipe.",
             )
-        texts = self.label_texts
-        prompt, text = filled(self.template, row)
-        return Example(
-            row.id, prompt, texts[target], texts, target, place=row.place,
-            text=text, literal=literal_text(self.template), whole=True,
-            messages=self.turns(row),
-        )  # fmt: skip
+        return replace(self.unlabelled(row), answer=self.label_texts[target], target=target)
 
 
 # ── Spellings of labels ─────────────────────────────────────────────────────────────────────────

@@ -1,22 +1,17 @@
 """Generation: rows with a free-text answer; and language modelling: plain text without one."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self, get_args
 
 from lora_domains.errors import DomainError, listed
 from lora_domains.tasks.answers import answer_scores, number_score
 from lora_domains.tasks.base import Task, register
+from lora_domains.tasks.classification import TextTask
 from lora_domains.tasks.rows import (
     Example,
     Row,
-    fill,
-    filled,
-    literal_text,
-    placeholder,
-    prompt_from,
     text_of,
-    user_turn,
 )
 
 Judge = Literal["text", "number"]
@@ -24,7 +19,7 @@ Judge = Literal["text", "number"]
 
 @register
 @dataclass(frozen=True)
-class Generation(Task):
+class Generation(TextTask):
     """Rows with a free-text answer, generated greedily and compared with the reference.
 
     A generated answer ends before ``until``. ``judge`` says what is compared: the words, or the
@@ -43,6 +38,7 @@ class Generation(Task):
     instruction: str | None = None
 
     kind = "generation"
+    aliases: ClassVar = {"label": "answer"}
     scored_by = "text"
     metric = "token_f1"
 
@@ -60,17 +56,6 @@ class Generation(Task):
                 )
 
     @property
-    def template(self) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        return prompt_from(self.texts, self.answer)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns of the text."""
-        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
-
-    @property
     def answer_column(self) -> str:
         return self.answer
 
@@ -79,34 +64,9 @@ class Generation(Task):
         needed = {"question", "answer"}
         return cls() if needed <= {*columns} and "choices" not in columns else None
 
-    def with_options(self, **options: Any) -> Self:
-        """This task with fields replaced; ``label`` is the column of the answer.
-
-        Other columns drop ``prompt``, which names the former.
-        """
-        if "label" in options:
-            options["answer"] = options.pop("label")
-        reset = {"prompt": None} if options.keys() & {"text", "answer"} else {}
-        return super().with_options(**(reset | options))
-
-    def with_chat(self, chat: bool) -> Self:
-        return super().with_chat(chat and self.prompt is None)
-
-    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
-        if self.chat is False:
-            return ()
-        one = len(self.texts) == 1
-        content = placeholder(self.texts[0]) if one else prompt_from(self.texts)
-        return user_turn(self.instruction, fill(self.prompt or content, row))
-
     def example(self, row: Row) -> Example:
         answer = " " + text_of(row, self.answer).strip()
-        prompt, text = filled(self.template, row)
-        literal = literal_text(self.template)
-        return Example(
-            row.id, prompt, answer, place=row.place, text=text, literal=literal,
-            messages=self.turns(row),
-        )  # fmt: skip
+        return replace(self.unlabelled(row), answer=answer)
 
     @property
     def score_keys(self) -> frozenset[str]:

@@ -9,35 +9,27 @@ from functools import cached_property
 from typing import Any, Self
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, did_you_mean, listed
-from lora_domains.tasks.base import ScoredBy, Task, register
-from lora_domains.tasks.classification import spelling
+from lora_domains.tasks.base import ScoredBy, register
+from lora_domains.tasks.classification import MOST_NAMED, TextTask, spelling
 from lora_domains.tasks.rows import (
     Example,
     Row,
     check_encodable,
-    fill,
-    filled,
     is_null,
-    literal_text,
-    placeholder,
     plain_text,
-    prompt_from,
     shown,
     text_of,
-    user_turn,
 )
 
 SEPARATORS = (";", "|")
 """What is looked for between the labels of a cell."""
 NONE = "none"
 """The answer to a text without a label, where labels are answered as text."""
-MOST_NAMED = 30
-"""The most labels that an instruction names: each row reads all of them."""
 
 
 @register
 @dataclass(frozen=True)
-class MultiLabel(Task):
+class MultiLabel(TextTask):
     """Rows with any number of labels; the cell of a row without one is empty.
 
     With ``head`` a linear layer gives the log-odds of each label for itself, from the text's last
@@ -104,21 +96,8 @@ class MultiLabel(Task):
     # ── Columns and prompt ──────────────────────────────────────────────────────────────────────
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns of the text."""
-        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
-
-    @property
     def answer_column(self) -> str:
         return self.label
-
-    @cached_property
-    def template(self) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        if self.head and len(self.texts) == 1:
-            return placeholder(self.texts[0])
-        return prompt_from(self.texts, None if self.head else self.label)
 
     @property
     def scored_by(self) -> ScoredBy:
@@ -134,25 +113,8 @@ class MultiLabel(Task):
     def tuned(self) -> bool:
         return self.tune_thresholds
 
-    def with_options(self, **options: Any) -> Self:
-        """This task with fields replaced; other columns drop ``prompt``, which names the former."""
-        reset = {"prompt": None} if options.keys() & {"text", "label"} else {}
-        return super().with_options(**(reset | options))
-
-    def with_chat(self, chat: bool) -> Self:
-        return super().with_chat(chat and not self.head and self.prompt is None)
-
-    def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
-        if self.head or self.chat is False:
-            return ()
-        if self.prompt is not None:
-            return user_turn(self.instruction, fill(self.prompt, row))
-        one = len(self.texts) == 1
-        content = placeholder(self.texts[0]) if one else prompt_from(self.texts)
-        return user_turn(self.instruction or self._question, fill(content, row))
-
     @cached_property
-    def _question(self) -> str:
+    def question(self) -> str:
         """The instruction that names the labels."""
         labels = self.labels or ()
         named = f" of {', '.join(labels)}" if 0 < len(labels) <= MOST_NAMED else ""
@@ -234,13 +196,6 @@ class MultiLabel(Task):
         truth = tuple(int(label in labels) for label in known)
         answer = f"{self.separator} ".join(named) or NONE
         return replace(self.unlabelled(row), answer=f" {answer}", truth=truth)
-
-    def unlabelled(self, row: Row) -> Example:
-        prompt, text = filled(self.template, row)
-        return Example(
-            row.id, prompt, "", place=row.place, text=text, literal=literal_text(self.template),
-            messages=self.turns(row),
-        )  # fmt: skip
 
     def score_text(self, text: str, reference: str) -> dict[str, Any]:
         """``predicted``: 1 or 0 for each label, as the first line of ``text`` names them."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lora_domains.errors import DataError, DomainError
 from lora_domains.tasks.base import Task, register
@@ -164,6 +164,7 @@ class Preference(Task):
     max_new_tokens: int = 256
 
     kind = "preference"
+    aliases: ClassVar = {"text": "prompt", "label": "chosen"}
     loss_unit = "nats per answer token"
     trained_unit = "the DPO loss of a pair"
     scored_by = "choices"
@@ -199,11 +200,6 @@ class Preference(Task):
             return None
         more: dict[str, Any] = {name: name for name in ("system", "tools") if name in columns}
         return cls(prompt="prompt" if "prompt" in columns else None, **more)
-
-    def with_options(self, **options: Any) -> Self:
-        """This task with fields replaced; ``text`` is the prompt, ``label`` the chosen answer."""
-        names = {"text": "prompt", "label": "chosen"}
-        return super().with_options(**{names.get(name, name): v for name, v in options.items()})
 
     def example(self, row: Row) -> Example:
         """The chosen answer is the first choice, and the correct one."""

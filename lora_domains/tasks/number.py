@@ -6,19 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property
 from typing import Any, Self
 
 from lora_domains.errors import DataError, DomainError
-from lora_domains.tasks.base import Task, register
+from lora_domains.tasks.base import register
+from lora_domains.tasks.classification import TextTask
 from lora_domains.tasks.rows import (
     Example,
     Row,
-    filled,
-    literal_text,
-    placeholder,
     plain_text,
-    prompt_from,
     text_of,
 )
 
@@ -34,7 +30,7 @@ fractions, or if the numbers are more than this share of the rows."""
 
 @register
 @dataclass(frozen=True)
-class Number(Task):
+class Number(TextTask):
     """Rows with a number, predicted by a linear layer on the text's last hidden state.
 
     Training standardises the numbers: ``mean`` and ``sd`` are those of the training rows unless
@@ -66,17 +62,6 @@ class Number(Task):
         ):  # fmt: skip
             if not holds:
                 raise DomainError(where="number", expected=expected, found=found, hint=hint)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns of the text."""
-        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
-
-    @cached_property
-    def template(self) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        return placeholder(self.texts[0]) if len(self.texts) == 1 else prompt_from(self.texts)
 
     @property
     def answer_column(self) -> str:
@@ -118,11 +103,6 @@ class Number(Task):
             )  # fmt: skip
         return self._scaled_by(mean, sd)
 
-    def with_options(self, **options: Any) -> Self:
-        """This task with fields replaced; other columns drop ``prompt``, which names the former."""
-        reset = {"prompt": None} if options.keys() & {"text", "label"} else {}
-        return super().with_options(**(reset | options))
-
     @classmethod
     def from_cells(cls, rows: Sequence[Row], label: str) -> tuple[Self, str] | None:
         """Where all cells are numbers and many of them are different."""
@@ -140,12 +120,6 @@ class Number(Task):
     def example(self, row: Row) -> Example:
         value = number_in(row, self.label, self.decimal)
         return replace(self.unlabelled(row), answer=f" {value:.15g}", truth=(value,))
-
-    def unlabelled(self, row: Row) -> Example:
-        prompt, text = filled(self.template, row)
-        return Example(
-            row.id, prompt, "", place=row.place, text=text, literal=literal_text(self.template)
-        )
 
 
 def number_in(row: Row, column: str, decimal: str = ".") -> float:

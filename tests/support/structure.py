@@ -71,7 +71,8 @@ def kinds_of_task() -> tuple[frozenset[str], frozenset[str]]:
     """The kinds of task that the package declares: their names, and those of their classes."""
     classes = [
         node for path in FILES for node in ast.walk(parsed(path))
-        if isinstance(node, ast.ClassDef) and "Task" in {_last_name(base) for base in node.bases}
+        if isinstance(node, ast.ClassDef)
+        and {"Task", "TextTask"} & {_last_name(base) for base in node.bases}
     ]  # fmt: skip
     names = [
         part.value.value for node in classes for part in node.body
