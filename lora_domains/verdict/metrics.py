@@ -10,10 +10,11 @@ exist:
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.stats import numbers
@@ -39,7 +40,6 @@ from lora_domains.stats.comparisons import (
     compare_sums,
     ratio,
 )
-from lora_domains.stats.shares import share_of
 from lora_domains.verdict.scores import (
     RESAMPLES,
     TARGET,
@@ -48,13 +48,16 @@ from lora_domains.verdict.scores import (
     Metric,
     NatsPerToken,
     Pair,
+    RightShare,
+    Sample,
     ScoreTable,
+    Summed,
 )
 
 # ── Kinds of metrics ────────────────────────────────────────────────────────────────────────────
 
 
-class ShareOfSome(MeanMetric):
+class ShareOfSome(RightShare):
     """The share of right answers (1, else 0) among the items on which some contender has a score.
 
     For what not every item asks for, such as a number.
@@ -65,17 +68,9 @@ class ShareOfSome(MeanMetric):
         asked = [any(key in (s or {}) for s in item["scores"].values()) for item in table]
         return table.part(np.flatnonzero(asked))
 
-    def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
-        return compare_accuracy(pair.first[:, 0], pair.second[:, 0], pair.groups, pair.level)
-
-    def bounds_of(
-        self,
-        columns: FloatArray,
-        positive: int | None,
-        groups: Sequence[Hashable] | None,
-        level: float,
-    ) -> Bounds:
-        return share_of(columns[:, 0] == 1, groups, level).bounds
+    def right(self, columns: FloatArray) -> NDArray[np.bool_]:
+        right: NDArray[np.bool_] = columns[:, 0] == 1
+        return right
 
 
 class Bleu(Metric):
@@ -106,9 +101,7 @@ class Bleu(Metric):
         first, second = (self.summands_of(c, positive)[0] for c in (pair.first, pair.second))
         return compare_sums(first, second, bleu, pair.groups, pair.level)
 
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
         # An answer of w tokens has w - n + 1 n-grams.
         possible = (columns[:, :1] - np.arange(self.order)).clip(0)
         return np.concatenate([columns, possible], axis=1), bleu
@@ -161,29 +154,21 @@ class ClassMetric(Metric):
             targets, first, second, statistic, pair.groups, pair.level, (least - most, most - least)
         )
 
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
         targets, predictions = columns.astype(np.intp).T
         counts = class_counts(targets, predictions, _classes(columns, positive))
         return counts, self.statistic(positive)
 
-    def bounds_of(
-        self,
-        columns: FloatArray,
-        positive: int | None,
-        groups: Sequence[Hashable] | None,
-        level: float,
-    ) -> Bounds:
-        pairs, kinds = np.unique(columns, axis=0, return_inverse=True)
+    def bounds_of(self, sample: Sample, positive: int | None) -> Bounds:
+        pairs, kinds = np.unique(sample.columns, axis=0, return_inverse=True)
         table, statistic = self.summands_of(pairs, positive)
         targets, predictions = pairs.astype(np.intp).T
         times = np.bincount(kinds).astype(np.float64)
-        span = span_of_flips(statistic, targets, predictions, _classes(columns, positive), times)
+        span = span_of_flips(statistic, targets, predictions, _classes(pairs, positive), times)
         least, most = self.range
         return bootstrap(
-            statistic, table, kinds=kinds, groups=groups, resamples=RESAMPLES, level=level,
-            span=span or most - least, limits=self.range,
+            statistic, table, kinds=kinds, groups=sample.groups, resamples=RESAMPLES,
+            level=sample.level, span=span or most - least, limits=self.range,
         )  # fmt: skip
 
 
@@ -197,8 +182,7 @@ class LabelMetric(Metric):
 
     def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
         """The labels of each item and those predicted, (items, 2 labels)."""
-        predicted = super()._columns(table, contender)
-        return None if predicted is None else np.concatenate([table.truth(), predicted], axis=1)
+        return _with_truth(table, super()._columns(table, contender))
 
     def value_of(self, columns: FloatArray, positive: int | None) -> float:
         return float(self.statistic(label_counts(*_halves(columns)).sum(0)))
@@ -211,9 +195,7 @@ class LabelMetric(Metric):
             pair.level, row_f1(truth, second) - row_f1(truth, first), max(spans) or 1.0,
         )  # fmt: skip
 
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
         return label_counts(*_halves(columns)), self.statistic
 
     def span(self, summed: FloatArray) -> float:
@@ -221,21 +203,24 @@ class LabelMetric(Metric):
         return span_of_rows(self.statistic, truth, predicted) or 1.0
 
 
-class SubsetAccuracy(Accuracy):
+class SubsetAccuracy(RightShare):
     """The share of rows whose labels are all predicted, and no other."""
 
     def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
-        predicted = super()._columns(table, contender)
-        right = None if predicted is None else (predicted == table.truth()).all(1)
-        return None if right is None else np.stack([np.ones(len(right)), right], axis=1)
+        return _with_truth(table, super()._columns(table, contender))
+
+    def right(self, columns: FloatArray) -> NDArray[np.bool_]:
+        truth, predicted = _halves(columns)
+        right: NDArray[np.bool_] = (truth == predicted).all(1)
+        return right
 
 
 class RowF1(MeanMetric):
     """The mean over the rows of the F1 of their labels."""
 
     def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
-        predicted = super()._columns(table, contender)
-        return None if predicted is None else row_f1(table.truth(), predicted)[:, None]
+        columns = _with_truth(table, super()._columns(table, contender))
+        return None if columns is None else row_f1(*_halves(columns))[:, None]
 
 
 @dataclass(frozen=True)
@@ -251,8 +236,7 @@ class NumberMetric(Metric):
 
     def _columns(self, table: ScoreTable, contender: str) -> FloatArray | None:
         """The true number of each item and the predicted one, (items, 2)."""
-        values = super()._columns(table, contender)
-        return None if values is None else np.concatenate([table.truth(), values], axis=1)
+        return _with_truth(table, super()._columns(table, contender))
 
     def value_of(self, columns: FloatArray, positive: int | None) -> float:
         return float(self.statistic(self.adds(*columns.T).sum(0)))
@@ -266,9 +250,7 @@ class NumberMetric(Metric):
             max(self.span(before), self.span(after)), (least - most, most - least),
         )  # fmt: skip
 
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
         return self.adds(*columns.T), self.statistic
 
     def span(self, summed: FloatArray) -> float:
@@ -276,6 +258,11 @@ class NumberMetric(Metric):
         totals = summed.sum(0)
         moved = self.statistic(totals - summed) - self.statistic(totals)
         return float(np.sqrt(len(summed) * (moved**2).sum())) or 1.0
+
+
+def _with_truth(table: ScoreTable, predicted: FloatArray | None) -> FloatArray | None:
+    """What is to be predicted of each item, and what is, side by side."""
+    return None if predicted is None else np.concatenate([table.truth(), predicted], axis=1)
 
 
 def _halves(columns: FloatArray) -> tuple[FloatArray, FloatArray]:

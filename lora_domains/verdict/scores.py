@@ -193,6 +193,18 @@ class Pair(NamedTuple):
     level: float
 
 
+class Sample(NamedTuple):
+    """The columns (items, k) of one contender, and how to bound a figure of them."""
+
+    columns: FloatArray
+    groups: Sequence[Hashable] | None
+    level: float
+
+
+Summed = tuple[FloatArray, Statistic]
+"""Columns (items, k), and the statistic that turns their sums into a metric."""
+
+
 @dataclass(frozen=True)
 class Metric(ABC):
     """A figure of one contender over scored items.
@@ -238,7 +250,7 @@ class Metric(ABC):
         columns = self._columns(table, contender)
         if columns is None:
             return Bounds(-math.inf, math.inf)
-        return self.bounds_of(columns, positive, table.groups(), level)
+        return self.bounds_of(Sample(columns, table.groups(), level), positive)
 
     def compare(
         self,
@@ -257,11 +269,8 @@ class Metric(ABC):
 
     def summands(
         self, table: ScoreTable, contender: str, positive: int | None = None
-    ) -> tuple[FloatArray, Statistic] | None:
-        """Columns (items, k), and the statistic that turns their sums into the metric.
-
-        For ``bootstrap`` and ``seeds.influence``. None where ``value`` is.
-        """
+    ) -> Summed | None:
+        """For ``bootstrap`` and ``seeds.influence``; None where ``value`` is."""
         columns = self._columns(self.counted(table), contender)
         return None if columns is None else self.summands_of(columns, positive)
 
@@ -289,22 +298,14 @@ class Metric(ABC):
         """The paired comparison of two contenders."""
 
     @abstractmethod
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
         """See ``summands``."""
 
-    def bounds_of(
-        self,
-        columns: FloatArray,
-        positive: int | None,
-        groups: Sequence[Hashable] | None,
-        level: float,
-    ) -> Bounds:
+    def bounds_of(self, sample: Sample, positive: int | None) -> Bounds:
         """The bounds from a contender's columns: a bootstrap unless a metric has its own."""
-        summed, statistic = self.summands_of(columns, positive)
+        summed, statistic = self.summands_of(sample.columns, positive)
         return bootstrap(
-            statistic, summed, groups=groups, resamples=RESAMPLES, level=level,
+            statistic, summed, groups=sample.groups, resamples=RESAMPLES, level=sample.level,
             span=self.span(summed), limits=self.range,
         )  # fmt: skip
 
@@ -334,9 +335,7 @@ class MeanMetric(Metric):
             first, second, pair.groups, self.higher_is_better, pair.level, not self.nats
         )
 
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
         return np.concatenate([columns, np.ones((len(columns), 1))], axis=1), ratio
 
 
@@ -350,37 +349,34 @@ class NatsPerToken(Metric):
         before, after = (c[:, 0] / c[:, 1].clip(1) for c in (pair.first, pair.second))
         return compare_ratios(pair.first, pair.second, pair.groups, before - after, pair.level)
 
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
         return columns, ratio
 
 
-class Accuracy(Metric):
-    """The share of items whose prediction is the target."""
+class RightShare(Metric):
+    """A share of items that are right, whose bounds are those of a share (Wilson's)."""
+
+    @abstractmethod
+    def right(self, columns: FloatArray) -> NDArray[np.bool_]:
+        """Whether each item is right, (items,)."""
 
     def value_of(self, columns: FloatArray, positive: int | None) -> float:
-        return float(_correct(columns).mean())
+        return float(self.right(columns).mean())
 
     def comparison_of(self, pair: Pair, positive: int | None) -> Comparison:
-        first, second = _correct(pair.first), _correct(pair.second)
+        first, second = self.right(pair.first), self.right(pair.second)
         return compare_accuracy(first, second, pair.groups, pair.level)
 
-    def summands_of(
-        self, columns: FloatArray, positive: int | None
-    ) -> tuple[FloatArray, Statistic]:
-        return np.stack([_correct(columns), np.ones(len(columns))], axis=1), ratio
+    def summands_of(self, columns: FloatArray, positive: int | None) -> Summed:
+        return np.stack([self.right(columns), np.ones(len(columns))], axis=1), ratio
 
-    def bounds_of(
-        self,
-        columns: FloatArray,
-        positive: int | None,
-        groups: Sequence[Hashable] | None,
-        level: float,
-    ) -> Bounds:
-        return share_of(_correct(columns), groups, level).bounds
+    def bounds_of(self, sample: Sample, positive: int | None) -> Bounds:
+        return share_of(self.right(sample.columns), sample.groups, sample.level).bounds
 
 
-def _correct(columns: FloatArray) -> NDArray[np.bool_]:
-    correct: NDArray[np.bool_] = columns[:, 0] == columns[:, 1]
-    return correct
+class Accuracy(RightShare):
+    """The share of items whose prediction is the target."""
+
+    def right(self, columns: FloatArray) -> NDArray[np.bool_]:
+        right: NDArray[np.bool_] = columns[:, 0] == columns[:, 1]
+        return right
