@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +28,12 @@ Features = Any
 """A matrix (rows, features), dense or sparse."""
 Decisions = NDArray[np.float64]
 """Decision values or log-probabilities (rows, labels)."""
-Score = Callable[[Decisions, Sequence[int]], float]
-"""How well log-probabilities predict the targets; the highest is the best."""
+Score = Callable[[Decisions, Any], float]
+"""How well log-probabilities, log-odds or numbers predict the targets; the highest is the best."""
+Decide = Callable[[Features], Decisions]
+"""A fitted classifier or regression."""
+Judged = tuple[tuple[float, float], Callable[[Decisions], Decisions]]
+"""By what strengths compete, and what becomes of the decision values of the best."""
 
 
 class Split(NamedTuple):
@@ -99,19 +104,16 @@ def predict(
     rows are left out in turn. Probabilities are the softmax of the decision values after
     ``temperature``.
     """
-    best = (-math.inf, -math.inf)
-    chosen = np.zeros((0, labels))
-    for strength in STRENGTHS:
-        decide = _fitted(classifier(strength), train, labels)
-        if len(validation.targets):
-            held_out, targets = decide(validation.features), validation.targets
-        else:
-            held_out, targets = _left_out(classifier, strength, train, labels), train.targets
+
+    def fitted(strength: float, part: Split) -> Decide:
+        return _fitted(classifier(strength), part, labels)
+
+    def judged(held_out: Decisions, targets: Sequence[int]) -> Judged:
         factor, nats = temperature(held_out, targets)
         rank = score(log_softmax(factor * held_out), targets), -nats
-        if rank > best:
-            best, chosen = rank, log_softmax(factor * decide(rows))
-    return chosen
+        return rank, lambda decisions: log_softmax(factor * decisions)
+
+    return _of_best_strength(fitted, train, validation, rows, judged)
 
 
 def sparse_ridge(strength: float) -> Any:
@@ -123,23 +125,26 @@ def sparse_ridge(strength: float) -> Any:
 
 def predict_number(
     regression: Callable[[float], Any], train: Split, validation: Split, rows: Features,
-    score: Callable[[Decisions, Decisions], float],
+    score: Score,
 ) -> Decisions:  # fmt: skip
     """A number (rows, 1) by the regression of the strength with the best ``score``, as ``predict``.
 
     ``targets`` of the splits are numbers, (rows, 1).
     """
 
-    def fitted(strength: float, part: Split) -> Callable[[Features], Decisions]:
+    def fitted(strength: float, part: Split) -> Decide:
         model = regression(strength).fit(part.features, part.targets[:, 0])
         return lambda features: np.asarray(model.predict(features))[:, None]
 
-    return _best_outputs(fitted, train, validation, rows, score, lambda *_: 0.0)
+    def judged(numbers: Decisions, truth: Decisions) -> Judged:
+        return (score(numbers, truth), 0.0), _as_they_are
+
+    return _of_best_strength(fitted, train, validation, rows, judged)
 
 
 def predict_labels(
     classifier: Callable[[float], Any], train: Split, validation: Split, rows: Features,
-    score: Callable[[Decisions, Decisions], float],
+    score: Score,
 ) -> Decisions:  # fmt: skip
     """The log-odds (rows, labels) of each label for itself, by one classifier for each.
 
@@ -147,44 +152,55 @@ def predict_labels(
     ``score``, as in ``predict``. A label that all training rows have, or none, keeps its odds.
     """
 
-    def fitted(strength: float, part: Split) -> Callable[[Features], Decisions]:
+    def fitted(strength: float, part: Split) -> Decide:
         return _fitted_labels(classifier, strength, part)
 
-    def nats(odds: Decisions, truth: Decisions) -> float:
-        return float(np.logaddexp(0, np.where(truth > 0, -odds, odds)).sum())
+    def judged(odds: Decisions, truth: Decisions) -> Judged:
+        nats = float(np.logaddexp(0, np.where(truth > 0, -odds, odds)).sum())
+        return (score(odds, truth), -nats), _as_they_are
 
-    return _best_outputs(fitted, train, validation, rows, score, nats)
+    return _of_best_strength(fitted, train, validation, rows, judged)
 
 
-def _best_outputs(
-    fitted: Callable[[float, Split], Callable[[Features], Decisions]], train: Split,
-    validation: Split, rows: Features, score: Callable[[Decisions, Decisions], float],
-    loss: Callable[[Decisions, Decisions], float],
+def _of_best_strength(
+    fitted: Callable[[float, Split], Decide], train: Split, validation: Split, rows: Features,
+    judged: Callable[[Decisions, Any], Judged],
 ) -> Decisions:  # fmt: skip
-    """What the model of the best strength gives for ``rows``: by ``score``, then by ``loss``, on
-    the validation rows, or on training rows left out in turn where there are none."""
+    """What the model of the strength that ranks highest decides on ``rows``.
+
+    ``judged`` ranks decision values of the validation rows; without any, those of training rows by
+    models that were fitted without them.
+    """
     best, chosen = (-math.inf, -math.inf), np.zeros((0, 0))
     for strength in STRENGTHS:
         decide = fitted(strength, train)
         if len(validation.targets):
-            held_out, truth = decide(validation.features), validation.targets
+            held_out, targets = decide(validation.features), validation.targets
         else:
-            truth = train.targets
-            held_out = np.empty(truth.shape)
-            folds = np.random.default_rng(0).permutation(len(truth)) % FOLDS
-            for fold in range(FOLDS):
-                rest = Split(train.features[folds != fold], truth[folds != fold])
-                left_out = train.features[folds == fold]
-                held_out[folds == fold] = fitted(strength, rest)(left_out)
-        rank = score(held_out, truth), -loss(held_out, truth)
+            held_out, targets = _left_out(partial(fitted, strength), train), train.targets
+        rank, finished = judged(held_out, targets)
         if rank > best:
-            best, chosen = rank, decide(rows)
+            best, chosen = rank, finished(decide(rows))
     return chosen
 
 
-def _fitted_labels(
-    classifier: Callable[[float], Any], strength: float, rows: Split
-) -> Callable[[Features], Decisions]:
+def _as_they_are(decisions: Decisions) -> Decisions:
+    return decisions
+
+
+def _left_out(fitted: Callable[[Split], Decide], train: Split) -> Decisions:
+    """Decision values of every training row by a model that was fitted without it."""
+    targets = np.asarray(train.targets)
+    folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS
+    parts = []
+    for fold in range(FOLDS):
+        decide = fitted(Split(train.features[folds != fold], targets[folds != fold]))
+        parts.append(decide(train.features[folds == fold]))
+    # From the order of the folds back to that of the rows.
+    return np.concatenate(parts)[np.argsort(np.argsort(folds, kind="stable"))]
+
+
+def _fitted_labels(classifier: Callable[[float], Any], strength: float, rows: Split) -> Decide:
     truth = np.asarray(rows.targets)
     models: list[Any] = []
     for label in truth.T:
@@ -205,7 +221,7 @@ def _fitted_labels(
     return decide
 
 
-def _fitted(model: Any, rows: Split, labels: int) -> Callable[[Features], Decisions]:
+def _fitted(model: Any, rows: Split, labels: int) -> Decide:
     """The decision values of ``model`` after a fit to ``rows``; -inf for labels without a row."""
     present = sorted(set(rows.targets))
     if len(present) > 1:
@@ -227,20 +243,6 @@ def _fitted(model: Any, rows: Split, labels: int) -> Callable[[Features], Decisi
         return decisions
 
     return decide
-
-
-def _left_out(
-    classifier: Callable[[float], Any], strength: float, train: Split, labels: int
-) -> Decisions:
-    """Decision values of every training row by a classifier that was fitted without it."""
-    targets = np.asarray(train.targets)
-    folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS
-    decisions = np.empty((len(targets), labels))
-    for fold in range(FOLDS):
-        rest = Split(train.features[folds != fold], targets[folds != fold].tolist())
-        decide = _fitted(classifier(strength), rest, labels)
-        decisions[folds == fold] = decide(train.features[folds == fold])
-    return decisions
 
 
 def temperature(decisions: Decisions, targets: Sequence[int]) -> tuple[float, float]:

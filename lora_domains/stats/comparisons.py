@@ -223,16 +223,8 @@ def compare_ratios(
             "compare_ratios expects two columns for the same items, at least one, and `better` for "
             f"each; found shapes {base.shape} for base and {adapter.shape} for adapter."
         )
-    codes = group_codes(groups, n)
-    bounds = bootstrap(
-        lambda sums: ratio(sums[..., 2:]) - ratio(sums[..., :2]),
-        np.concatenate([base, adapter], axis=1),
-        groups=None if codes is None else codes.tolist(),
-        level=level,
-        span=_size_of_change(base, adapter),
-    )
-    scores = float(ratio(base.sum(0))), float(ratio(adapter.sum(0)))
-    return _comparison(*scores, bounds, n, change, codes, level)
+    span, limits = _size_of_change(base, adapter), (-math.inf, math.inf)
+    return compare_sums(base, adapter, ratio, groups, level, change, span, limits)
 
 
 def compare_sums(
