@@ -1,7 +1,7 @@
 """Verbs that load a base: fit, benchmark, export; and doctor. torch is imported late."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import card_at, domain_of
 from lora_domains.cli.flags import (
     ADAPTERS,
+    SETTINGS,
     add_adapter_argument,
     add_base_flags,
     add_report_flags,
@@ -101,19 +102,28 @@ def proposed_task(flags: argparse.Namespace) -> tuple[Task, str]:
     except DataError:  # which is raised again when the rows are read
         given = []
     columns = {name for row in given for name in row.values}
-    kinds = [KINDS[flags.task]] if flags.task else [*KINDS.values()]
+    kinds = [KINDS[flags.task]] if flags.task else _kinds_with(flags)
     named = [flags.label] if flags.label else [n for n in LABELS if n in columns]
-    for label, kind in product(() if flags.positive else named, kinds):
+    for label, kind in product(named, kinds):
         if (of_cells := kind.from_cells(given, label)) is not None:
             why = f"{kind.kind.replace('_', ' ')}, as {of_cells[1]}; --task names another"
             return of_cells[0], "" if flags.task else why
-    if flags.task is None and (flags.text or flags.label or flags.head):
+    if len(kinds) > 1 and (flags.text or flags.label or flags.head):
         return Classification(), ""
     for kind in kinds:
         if (task := kind.from_columns(columns)) is not None:
             why = f"{task.kind.replace('_', ' ')}, by the columns of the rows; --task names another"
             return task, "" if flags.task or task == Classification() else why
-    return (KINDS[flags.task]() if flags.task else Classification()), ""
+    return (kinds[0]() if len(kinds) == 1 else Classification()), ""
+
+
+def _kinds_with(flags: argparse.Namespace) -> list[type[Task]]:
+    """The kinds to propose: all, or the only one with the settings in ``flags`` (--decimal)."""
+    kinds = [*KINDS.values()]
+    given = {name.removeprefix("task.") for flag, name in SETTINGS.items()
+             if name.startswith("task.") and getattr(flags, flag)} - {"text", "label"}  # fmt: skip
+    able = [kind for kind in kinds if given <= {field.name for field in fields(kind)}]
+    return able if len(able) == 1 else kinds
 
 
 def _fit(

@@ -8,13 +8,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_domains.console import quiet_imports
 from lora_domains.domain import Domain, setting_types
 from lora_domains.errors import LoraDomainsError, TrainingInterrupted, UsageError, did_you_mean
 from lora_domains.schema import from_text
+from lora_domains.tasks.answers import is_file
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 """Exit codes of the verbs that end in a verdict."""
@@ -150,20 +150,13 @@ def add_verb(
 def check_no_file(texts: Sequence[str]) -> None:
     """Raise UsageError for a text that is the name of a file, whose name would be labelled."""
     for text in texts:
-        if _is_file(text):
+        if is_file(text):
             raise UsageError(
                 where=text,
                 expected="a text",
                 found="the name of a file",
                 hint=f"For the rows in it: lora-domains predict ADAPTER --input {text}",
             )
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # too long a name, or a NUL character
-        return False
 
 
 def floor(text: str) -> tuple[str, float]:

@@ -269,7 +269,7 @@ def _labels(task: Task, log_odds: np.ndarray, thresholds: Mapping[str, float]) -
 def _answer(task: Task, text: str) -> Labels | str:
     """The answer that a generated text is."""
     if task.outputs != "labels":
-        return text
+        return task.answer_in(text)
     predicted = task.score_text(text, "")["predicted"]
     named = [label for label, one in zip(task.labels or (), predicted, strict=True) if one]
     return Labels(tuple(named), {}, task.joined(named))

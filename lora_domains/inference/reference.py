@@ -211,12 +211,8 @@ class Pairs:
 
         x is computed without dropout.
         """
-        weights = self.bank.trainable(self.adapter).values()
-        for lora in weights:
-            lora.eval()
-        moved = self.moved(rows) if rows else np.zeros(0)
-        for lora in weights:
-            lora.train()
+        with self.bank.without_dropout(self.adapter):
+            moved = self.moved(rows)
         pulls = self.beta * np.exp(-np.logaddexp(0.0, self.beta * moved))
         both: list[EncodedExample] = []
         self._weights = {}

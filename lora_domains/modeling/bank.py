@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -132,6 +132,18 @@ class Bank:
         loaded = self._entry(name).loaded
         weights = loaded.weights if loaded is not None else {}
         return {n: lora for n, lora in weights.items() if isinstance(lora, TrainableLora)}
+
+    @contextmanager
+    def without_dropout(self, name: str) -> Iterator[None]:
+        """Inside, the weights of ``name``, which is in training, are in evaluation mode."""
+        weights = self.trainable(name).values()
+        for lora in weights:
+            lora.eval()
+        try:
+            yield
+        finally:
+            for lora in weights:
+                lora.train()
 
     def weights(self, name: str) -> Weights:
         """A copy of the tensors of ``name``, on the CPU."""

@@ -172,23 +172,30 @@ class Judge:
         """The program and its arguments."""
         return shlex.split(self.command)
 
-    def record(self) -> dict[str, Any]:
-        """What a card says of the judge.
-
-        Files by their names, options without their values, which may be secrets or paths; the
-        digest covers all of them, and the contents of the files.
-        """
-        digest, shown = sha256(), []
-        for at, word in enumerate(self.words):
-            digest.update(word.encode() + b"\0")
-            if is_file := Path(word).is_file():
-                digest.update(Path(word).read_bytes())
+    @property
+    def shown(self) -> str:
+        """The command without paths, and without values of options, which may be secrets."""
+        program, *arguments = self.words
+        names = [Path(program).name]
+        for word in arguments:
             option, equals, _ = word.partition("=")
-            if at == 0 or is_file:
-                shown.append(Path(word).name)
+            if is_file(word):
+                names.append(Path(word).name)
             else:
-                shown.append(option + equals + "…" * bool(equals) if word[:1] == "-" else "…")
-        return {"command": " ".join(shown), "sha256": digest.hexdigest(), "low": self.low,
+                names.append(option + equals + "…" * bool(equals) if word[:1] == "-" else "…")
+        return " ".join(names)
+
+    def record(self) -> dict[str, Any]:
+        """What a card says of the judge: the command as ``shown``, and a digest of all of it and of
+        the contents of its files."""
+        digest = sha256()
+        for word in self.words:
+            digest.update(word.encode() + b"\0")
+            if is_file(word):
+                with Path(word).open("rb") as file:
+                    while part := file.read(2**20):
+                        digest.update(part)
+        return {"command": self.shown, "sha256": digest.hexdigest(), "low": self.low,
                 "high": self.high}  # fmt: skip
 
     def check(self) -> None:
@@ -255,8 +262,16 @@ class Judge:
         return scores
 
     def _error(self, expected: str, found: str, hint: str) -> JudgeError:
-        where = f"judge {self.record()['command']}"
+        where = f"judge {self.shown}"
         return JudgeError(where=where, expected=expected, found=found, hint=hint)
+
+
+def is_file(text: str) -> bool:
+    """Whether ``text`` is the path of a file, which one that is too long for a path is not."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # ValueError: a NUL character
+        return False
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, did_you_mean, listed
 from lora_domains.tasks.base import ScoredBy, register
-from lora_domains.tasks.classification import MOST_NAMED, TextTask, spelling
+from lora_domains.tasks.classification import MOST_NAMED, TextTask, spellings
 from lora_domains.tasks.rows import (
     Example,
     Row,
@@ -206,7 +206,8 @@ class MultiLabel(TextTask):
         for nothing."""
         known = self.labels or ()
         line = text.strip().split("\n")[0]
-        named = {spelling(part.strip(), known) for part in line.split(self.separator.strip())}
+        parts = (part.strip() for part in line.split(self.separator.strip()))
+        named = {*spellings(parts, known).values()}
         return [int(label in named) for label in known]
 
 
@@ -249,7 +250,7 @@ def _is_list(value: Any) -> bool:
 def _parts(value: Any, separator: str) -> list[Any] | None:
     """The entries of a cell; None where it is neither a text nor a list."""
     if isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "ndarray":
-        return sorted(value) if isinstance(value, set | frozenset) else list(value)
+        return sorted(value, key=str) if isinstance(value, set | frozenset) else list(value)
     text = plain_text(value)
     if text is None:
         return None

@@ -183,16 +183,16 @@ class Preference(Task):
             )
 
     @property
-    def answer_column(self) -> str:
-        return self.chosen
+    def answer_column(self) -> str | None:
+        return self._conversation(self.chosen).answer_column
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        return self._conversation(self.chosen).input_columns if self.prompt is not None else ()
+        return self._conversation(self.chosen).input_columns
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.input_columns, self.chosen, self.rejected)
+        return tuple(dict.fromkeys((*self.input_columns, self.chosen, self.rejected)))
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:

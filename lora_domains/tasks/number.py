@@ -4,11 +4,12 @@ import math
 import numbers
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Self
 
-from lora_domains.errors import DataError, DomainError
+from lora_domains.errors import DataError, DomainError, EmptyCell
 from lora_domains.tasks.base import register
 from lora_domains.tasks.classification import TextTask
 from lora_domains.tasks.rows import (
@@ -105,12 +106,15 @@ class Number(TextTask):
 
     @classmethod
     def from_cells(cls, rows: Sequence[Row], label: str) -> tuple[Self, str] | None:
-        """Where all cells are numbers and many of them are different."""
-        task = cls(label=label)
-        try:
-            values = [number_in(row, label, task.decimal) for row in rows]
-        except DataError:
-            return None
+        """Where all cells that are not empty are numbers, and many of them are different."""
+        task, values = cls(label=label), []
+        for row in rows:
+            try:
+                values.append(number_in(row, label, task.decimal))
+            except EmptyCell:
+                continue
+            except DataError:
+                return None
         distinct = len(set(values))
         whole = all(value.is_integer() for value in values)
         if distinct <= DISTINCT or (whole and distinct <= SHARE * len(values)):
@@ -130,29 +134,25 @@ def number_in(row: Row, column: str, decimal: str = ".") -> float:
     value: Any = row.values.get(column)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()  # a number of numpy
-    where = f"{row.place}, column {column!r}"
-    expected, found, hint = "a finite number", "something else", "Correct it or delete the row."
-    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
-        number = float(value)
-        text_of(row, column)  # refuses null
-        found = str(number)
-    else:
-        text = text_of(row, column).strip() if plain_text(value) is not None else ""
-        matched = DECIMALS[decimal].fullmatch(text)
-        number = math.nan
-        if matched is not None:
-            number = float(text.replace(".", "").replace(",", ".") if decimal == "," else text)
+    text = text_of(row, column).strip() if plain_text(value) is not None else ""
+    number, found, hint = math.nan, "something else", "Correct it or delete the row."
+    if isinstance(value, bool):
+        found, hint = "a truth value", "Use a classification, or write numbers."
+    elif isinstance(value, numbers.Real | Decimal):
+        with suppress(OverflowError, ValueError):  # a whole number of 400 digits, Decimal("sNaN")
+            number = float(value)
             found = str(number)
-        elif isinstance(value, bool):
-            found, hint = "a truth value", "Use a classification, or write numbers."
-        elif "," in text and decimal == "." and GROUPED.fullmatch(text):
-            found, hint = (
-                "a comma",
-                (
-                    "Say that it is the decimal sign (--decimal ,), or remove the commas between "
-                    "thousands."
-                ),
-            )
+    elif DECIMALS[decimal].fullmatch(text):
+        number = float(text.replace(".", "").replace(",", ".") if decimal == "," else text)
+        found = str(number)
+    elif decimal == "." and "," in text and GROUPED.fullmatch(text):
+        found = "a comma"
+        hint = "Say that it is the decimal sign (--decimal ,), or remove it between thousands."
     if not math.isfinite(number):
-        raise DataError(where=where, expected=expected, found=found, hint=hint)
+        raise DataError(
+            where=f"{row.place}, column {column!r}",
+            expected="a finite number",
+            found=found,
+            hint=hint,
+        )
     return number

@@ -1,8 +1,7 @@
 """Validation of an epoch: its figures, how epochs rank by them, and what they say in words."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -36,8 +35,6 @@ SCALES = (0.8, 0.6, 0.4, 0.2)
 """Shares of an adapter's effect to try where all of it costs too much general knowledge."""
 ONE_LABEL = "one_label"
 """The figure that is True where all validation rows get one label and have several."""
-
-
 SAMPLES = 3
 """Validation rows whose answers are shown after each epoch, with ``--show-text``."""
 
@@ -68,28 +65,16 @@ class Validation:
 
     def evaluate(self) -> dict[str, Any]:
         """``figures`` and ``drift`` of the adapter as it is, without dropout; same on all ranks."""
-        with self._without_dropout():
+        with self.bank.without_dropout(self.adapter), self.clock.phase(VALIDATION):
             record = self.figures() | self.drift()
         # Rounding may differ between devices; every rank must take the same decisions.
         return distributed.same_everywhere(record)
-
-    @contextmanager
-    def _without_dropout(self) -> Iterator[None]:
-        weights = self.bank.trainable(self.adapter).values()
-        for lora in weights:
-            lora.eval()
-        try:
-            with self.clock.phase(VALIDATION):
-                yield
-        finally:
-            for lora in weights:
-                lora.train()
 
     def show_samples(self) -> None:
         """Show what base and adapter answer to ``samples``."""
         if not self.samples:
             return
-        with self._without_dropout():
+        with self.bank.without_dropout(self.adapter), self.clock.phase(VALIDATION):
             adapted = self._answers(self.adapter)
         self.display.answers(
             (row.encoded.id, row.example.text or row.example.prompt, {
