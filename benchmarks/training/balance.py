@@ -12,13 +12,13 @@ and ECE the expected calibration error.
 """
 
 import argparse
-import json
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from heads import fitted, metric_of, own_scores, run_missing, stored_runs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "balance.json"
@@ -27,66 +27,42 @@ SHARE = 0.03
 TRAIN, VALIDATION, SPARE = 600, 500, 1000
 EPOCHS = 4
 SEEDS = (0, 1, 2)
+WAYS = ("none", "weights", "batches")
 FIGURES = ("recall", "precision", "f1", "tuned_f1", "ece")
 
 
-def run(balance: str, seed: int, base: Path, rows: Path) -> dict[str, Any]:
+def run(balance: str, seed: int, base: Path, folder: Path) -> dict[str, Any]:
     """The figures of one adapter on the spare rows."""
-    import torch
-
-    from lora_domains import Classification, Data, Domain, DomainModel
-    from lora_domains.console import Display
+    from lora_domains import Classification, Data, Domain
     from lora_domains.domain import with_settings
-    from lora_domains.evaluation.scorer import Part, Scorer
     from lora_domains.stats.calibration import calibration
     from lora_domains.stats.thresholds import label_thresholds
-    from lora_domains.verdict.metrics import metric_named
-    from lora_domains.verdict.scores import ScoreTable
 
-    torch.set_num_threads(1)
     task = Classification(head=True, positive="spam")
-    domain = Domain("spam", task, Data(**sampled(rows / "sms_spam" / "train.jsonl", seed),
-                                       drop_leaks=True))  # fmt: skip
-    domain = with_settings(
-        domain, seed=seed, epochs=EPOCHS, balance=None if balance == "none" else balance
+    data = Data(**sampled(folder / "sms_spam" / "train.jsonl", seed), drop_leaks=True)
+    settings = {"seed": seed, "epochs": EPOCHS, "balance": None if balance == "none" else balance}
+    with fitted(with_settings(Domain("spam", task, data), **settings), base) as (
+        record, dataset, scorer,
+    ):  # fmt: skip
+        parts = {"validation": dataset.validation, "spare": dataset.test}
+        scores = {name: own_scores(dataset, scorer, part) for name, part in parts.items()}
+    positive = dataset.domain.task.positive_index
+    targets = {n: np.array([row.encoded.target for row in part]) for n, part in parts.items()}
+    truth = {name: part == positive for name, part in targets.items()}
+    chances = {n: np.array([score["positive"] for score in part]) for n, part in scores.items()}
+    spare = scores["spare"]
+    (threshold,) = label_thresholds(chances["validation"][:, None], truth["validation"][:, None])
+    tuned = [{**score, "prediction": positive if chance >= threshold else 1 - positive}
+             for score, chance in zip(spare, chances["spare"], strict=True)]  # fmt: skip
+    confidence, predicted, brier = (
+        np.array([score[key] for score in spare]) for key in ("confidence", "prediction", "brier")
     )
-    with tempfile.TemporaryDirectory() as out:
-        model = DomainModel.from_pretrained(base, out=out, display=Display(quiet=True))
-        card = model.fit(domain)
-        dataset, scorer = model.dataset("spam"), Scorer(model.bank, Display(quiet=True))
-        task = dataset.domain.task
-        scored = {
-            name: scorer.scores(Part(name, task, part), ["spam"])["spam"]
-            for name, part in (("validation", dataset.validation), ("spare", dataset.test))
-        }
-    positive = task.positive_index
-    chances, truths = {}, {}
-    for name, part in (("validation", dataset.validation), ("spare", dataset.test)):
-        chances[name] = np.array([score["positive"] for score in scored[name]])
-        truths[name] = np.array([row.encoded.target == positive for row in part])
-    items = [
-        {"target": row.encoded.target, "scores": {"adapter": score}}
-        for row, score in zip(dataset.test, scored["spare"], strict=True)
-    ]
-    found = {n: metric_named(n).value(ScoreTable(items), "adapter", positive)
-             for n in ("recall", "precision", "f1")}  # fmt: skip
-    chosen = label_thresholds(chances["validation"][:, None], truths["validation"][:, None])
-    predicted = chances["spare"] >= (0.5 if chosen is None else float(chosen[0]))
-    hits = int((predicted & truths["spare"]).sum())
-    confidence, right, brier = (
-        np.array([score[key] for score in scored["spare"]])
-        for key in ("confidence", "prediction", "brier")
-    )
-    right = right == [row.encoded.target for row in dataset.test]
-    training = card.adapter.training
     return {
-        "balance": balance, "seed": seed, **found,
-        "tuned_f1": 2 * hits / max(1, int(predicted.sum() + truths["spare"].sum())),
-        "ece": calibration(confidence, right, brier)["ece"],
-        "train": len(dataset.train), "validation": len(dataset.validation), "spare": len(items),
-        "positives": {name: int(truth.sum()) for name, truth in truths.items()},
-        **{key: training[key] for key in ("lr", "batch_size", "epochs", "best_epoch", "seconds")},
-        "git": card.environment["git"],
+        "balance": balance, "seed": seed,
+        **{name: metric_of(name, dataset, spare) for name in ("recall", "precision", "f1")},
+        "tuned_f1": metric_of("f1", dataset, tuned),
+        "ece": calibration(confidence, predicted == targets["spare"], brier)["ece"],
+        "positives": {name: int(part.sum()) for name, part in truth.items()}, **record,
     }  # fmt: skip
 
 
@@ -111,7 +87,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, and the standard deviation between them."""
     heads = ["balance", "recall", "precision", "F1", "F1, tuned", "ECE"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for balance in ("none", "weights", "batches"):
+    for balance in WAYS:
         own = [found for found in runs if found["balance"] == balance]
         cells = []
         for name in FIGURES if own else ():
@@ -127,15 +103,12 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="folder of real rows")
     parser.add_argument("--table", action="store_true")
     flags = parser.parse_args()
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     if not flags.table:
-        done = {(found["balance"], found["seed"]) for found in runs}
-        for seed in SEEDS:
-            for balance in ("none", "weights", "batches"):
-                if (balance, seed) not in done:
-                    runs.append(run(balance, seed, flags.base, flags.rows))
-                    RESULTS.write_text(json.dumps({"share": SHARE, "runs": runs}, indent=1) + "\n")
-    print(table(runs))
+        jobs = [{"balance": balance, "seed": seed} for seed in SEEDS for balance in WAYS]
+        settings = {"command": "python benchmarks/training/balance.py BASE --rows DIR",
+                    "share": SHARE, "seeds": SEEDS}  # fmt: skip
+        run_missing(RESULTS, jobs, settings, partial(run, base=flags.base, folder=flags.rows))
+    print(table(stored_runs(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ share of the learning rate for the base's width. The metric is accuracy, on sms_
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,54 +43,100 @@ VALIDATION, SPARE = 300, 600
 SEEDS = (0,)
 
 
-def run(way: str, name: str, seed: int, base: Path, rows: Path) -> dict[str, Any]:
+def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, Any]:
     """The scores of the adapter and of the frozen probe on the spare rows."""
-    import torch
-
-    from lora_domains import Classification, Data, Domain, DomainModel
-    from lora_domains.console import Display
+    from lora_domains import Classification, Data, Domain
     from lora_domains.domain import with_settings
     from lora_domains.evaluation.baselines import BaselineInputs, frozen_features
-    from lora_domains.evaluation.scorer import Part, Scorer
     from lora_domains.inference import linear_probe
     from lora_domains.training import loop, plan
-    from lora_domains.verdict.metrics import metric_named
-    from lora_domains.verdict.scores import ScoreTable
 
-    torch.set_num_threads(1)
     strength, share = WAYS[way]
-    options = dict(SETS[name])
-    parts = sampled(rows / name / "train.jsonl", options.pop("train"), seed)
+    options = dict(SETS[rows])
+    parts = sampled(folder / rows / "train.jsonl", options.pop("train"), seed)
     positive = options.get("positive")
-    domain = Domain(name, Classification(head=True, **options), Data(**parts, drop_leaks=True),
+    domain = Domain(rows, Classification(head=True, **options), Data(**parts, drop_leaks=True),
                     metric="f1" if positive else "accuracy")  # fmt: skip
     domain = with_settings(domain, seed=seed)
-    with tempfile.TemporaryDirectory() as out, ExitStack() as stack:
+    with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "PROBED", share))
         stack.enter_context(patch.object(linear_probe, "STRENGTH", strength))
         if strength is None:
             stack.enter_context(patch.object(loop, "probe_head", lambda head, *_: head))
+        record, dataset, scorer = stack.enter_context(fitted(domain, base))
+        scores = {
+            who: metric_of(domain.primary_metric, dataset, records)
+            for who, records in (
+                ("adapter", own_scores(dataset, scorer, dataset.test)),
+                ("probe", frozen_features(BaselineInputs(scorer, dataset, dataset.test))),
+            )
+        }
+    return {"way": way, "rows": rows, "seed": seed, **scores, **record}
+
+
+# ── What ``balance`` does too ───────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def fitted(domain: Any, base: Path) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+    """An adapter that is trained on ``domain`` by one thread: what is stored of its training, its
+    dataset, and a scorer that has it."""
+    import torch
+
+    from lora_domains import DomainModel
+    from lora_domains.console import Display
+    from lora_domains.evaluation.scorer import Scorer
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as out:
         model = DomainModel.from_pretrained(base, out=out, display=Display(quiet=True))
         card = model.fit(domain)
-        dataset, scorer = model.dataset(name), Scorer(model.bank, Display(quiet=True))
-        task = dataset.domain.task
-        scored = {
-            "adapter": scorer.scores(Part(name, task, dataset.test), [name])[name],
-            "probe": frozen_features(BaselineInputs(scorer, dataset, dataset.test)),
-        }
+        dataset, training = model.dataset(domain.name), card.adapter.training
+        keys = ("lr", "batch_size", "epochs", "best_epoch", "seconds")
+        yield {
+            "train": len(dataset.train), "validation": len(dataset.validation),
+            "spare": len(dataset.test), **{key: training[key] for key in keys},
+            "git": card.environment["git"],
+        }, dataset, Scorer(model.bank, Display(quiet=True))  # fmt: skip
+
+
+def own_scores(dataset: Any, scorer: Any, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """The records of the adapter of ``dataset`` on ``rows``."""
+    from lora_domains.evaluation.scorer import Part
+
+    name = dataset.domain.name
+    return scorer.scores(Part(name, dataset.domain.task, rows), [name])[name]
+
+
+def metric_of(name: str, dataset: Any, records: Sequence[dict[str, Any]]) -> float | None:
+    """A metric of ``records``, which are those of the spare rows."""
+    from lora_domains.verdict.metrics import metric_named
+    from lora_domains.verdict.scores import ScoreTable
+
     items = [
-        {"target": row.encoded.target, "scores": {who: scored[who][n] for who in scored}}
-        for n, row in enumerate(dataset.test)
+        {"target": row.encoded.target, "scores": {"adapter": record}}
+        for row, record in zip(dataset.test, records, strict=True)
     ]
-    metric = metric_named(domain.primary_metric)
-    scores = {who: metric.value(ScoreTable(items), who, task.positive_index) for who in scored}
-    training = card.adapter.training
-    return {
-        "way": way, "rows": name, "seed": seed, **scores, "train": len(dataset.train),
-        "validation": len(dataset.validation), "spare": len(items),
-        **{key: training[key] for key in ("lr", "batch_size", "epochs", "best_epoch", "seconds")},
-        "git": card.environment["git"],
-    }  # fmt: skip
+    positive = dataset.domain.task.positive_index
+    return metric_named(name).value(ScoreTable(items), "adapter", positive)
+
+
+def run_missing(
+    results: Path, jobs: Sequence[dict[str, Any]], settings: dict[str, Any],
+    run_one: Callable[..., dict[str, Any]],
+) -> None:  # fmt: skip
+    """Run those of ``jobs`` that ``results`` lacks, and store each run when it ends."""
+    runs = stored_runs(results)
+    for job in jobs:
+        if not any(job.items() <= found.items() for found in runs):
+            runs.append(run_one(**job))
+            print(json.dumps(runs[-1]), flush=True)
+            results.write_text(json.dumps({**settings, "runs": runs}, indent=1) + "\n")
+
+
+def stored_runs(results: Path) -> list[dict[str, Any]]:
+    """The runs in ``results``; none where there is no such file."""
+    return json.loads(results.read_text())["runs"] if results.exists() else []
 
 
 def sampled(path: Path, train: int, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -125,18 +172,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*SETS], help="sets of rows to run")
     parser.add_argument("--table", action="store_true")
     flags = parser.parse_args()
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     if not flags.table:
-        done = {(found["way"], found["rows"], found["seed"]) for found in runs}
-        for seed, name, way in product(SEEDS, flags.only, WAYS):
-            if (way, name, seed) not in done:
-                runs.append(run(way, name, seed, flags.base, flags.rows))
-                print(json.dumps(runs[-1]), flush=True)
-                command = "python benchmarks/training/heads.py BASE --rows DIR"
-                content = {"command": command, "seeds": SEEDS, "sets": SETS,
-                           "validation": VALIDATION, "spare": SPARE, "runs": runs}  # fmt: skip
-                RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    print(table(runs))
+        jobs = [{"way": way, "rows": name, "seed": seed}
+                for seed, name, way in product(SEEDS, flags.only, WAYS)]  # fmt: skip
+        command = "python benchmarks/training/heads.py BASE --rows DIR"
+        settings = {"command": command, "seeds": SEEDS, "sets": SETS, "validation": VALIDATION,
+                    "spare": SPARE}  # fmt: skip
+        run_missing(RESULTS, jobs, settings, partial(run, base=flags.base, folder=flags.rows))
+    print(table(stored_runs(RESULTS)))
 
 
 if __name__ == "__main__":
