@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
-from functools import cache
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
@@ -181,20 +181,20 @@ class Worker:
             found["nats"] = float(nats.sum() / tokens.sum())
             figures = validation_figures(dataset.domain, rows, logprobs, found["nats"])
             found["score"] = float(figures["score"])
-            nats, tokens = answer_nats(core, self.wikitext(), pad)
+            nats, tokens = answer_nats(core, self.wikitext, pad)
             found["wikitext"] = float(nats.sum() / tokens.sum())
         scorer = Scorer(model.bank, Display(quiet=True))
-        for suite, part in self.questions():
+        for suite, part in self.questions:
             chosen = scorer.scores(part, [adapter])[adapter]
             # The prediction for an instruction is 1 where its answer passes.
             right = [1 if row.encoded.target < 0 else row.encoded.target for row in part.rows]
             found[suite] = float(np.mean([score["prediction"] == target for score, target
                                           in zip(chosen, right, strict=True)]))  # fmt: skip
         if adapter is not None:
-            found["kl"] = Reference(model.bank, self.own_test()).compare(adapter)["general_kl"]
+            found["kl"] = Reference(model.bank, self.own_test).compare(adapter)["general_kl"]
         return found
 
-    @cache  # noqa: B019 (one worker a process)
+    @cached_property
     def questions(self) -> list[tuple[str, Any]]:
         """OpenBookQA, facts of the embedded world and instructions, each as a part to score."""
         from lora_domains.evaluation.contenders import probe_part
@@ -222,7 +222,7 @@ class Worker:
             found.append((name, probe_part(probe, picked, self.model.base, tokenization)))
         return found
 
-    @cache  # noqa: B019
+    @cached_property
     def wikitext(self) -> list[Any]:
         """Paragraphs of WikiText, 256 tokens at most."""
         from lora_domains.inference.likelihoods import start_of_text
@@ -239,7 +239,7 @@ class Worker:
         most = 5 if self.options.tiny else 200
         return [tokenization.windows(text)[0] for text in texts[:most]]
 
-    @cache  # noqa: B019
+    @cached_property
     def own_test(self) -> list[Any]:
         """Texts of the base that no run reads."""
         from lora_domains.console import Display

@@ -278,7 +278,7 @@ def score_general(
     if general_knowledge(base) == "features":
         for name, own in feature_items(scorer, max_length, adapters, key).items():
             items[name] += own
-    texts = drift_rows(base, suite, tokenization, scorer.display)
+    texts = drift_rows(base, suite, tokenization, scorer.display, in_part=scorer.in_part)
     if texts:
         moved = scorer.drift(Part("general text", LanguageModelling(), texts), adapters)
         for name, fields in moved.items():

@@ -71,6 +71,9 @@ def reference_of(row: EncodedRow, tokenizer: Any) -> str:
 class Scorer:
     """Scores parts by the base and the adapters of a bank. A contender of None is the base."""
 
+    in_part = False
+    """Whether some general text stands for what a base would write first."""
+
     def __init__(self, bank: Bank, display: Display, store: Store | None = None) -> None:
         self.bank, self.display, self.store = bank, display, store
         self._keys: dict[str | None, str] = {}
@@ -189,6 +192,7 @@ class TimedScorer(Scorer):
     """
 
     judges = False  # no text leaves the run for an estimate
+    in_part = True
     unspent = 0.0
     """Seconds that all rows would have taken beyond those that were spent."""
 

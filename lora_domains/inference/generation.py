@@ -141,8 +141,8 @@ def sample(
 
     ``draws`` (prompts, tokens) are numbers from 0 to 1, one for each token: the token is the one
     whose share of the cumulated probabilities holds the number. So a text depends on its prompt and
-    its own numbers, not on the others of its batch, and a shorter one is a prefix of a longer one.
-    One of ``ends`` is the last token of a text that ends by itself.
+    its own numbers, and on the others of its batch by rounding only; a shorter one is a prefix of a
+    longer one. One of ``ends`` is the last token of a text that ends by itself.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 

@@ -216,12 +216,13 @@ def text_features(
 ) -> Tensor:  # fmt: skip
     """The features of each prompt that a head reads (see ``heads``), float32 (examples, hidden)."""
 
-    def read(batch: list[EncodedExample]) -> list[Tensor]:
-        return list(features(model, batch, pad, pooling).float().cpu())
+    def read(batch: list[EncodedExample]) -> list[np.ndarray]:
+        # Arrays: a row of a tensor would be sent to other processes with all rows of its batch.
+        return list(features(model, batch, pad, pooling).float().cpu().numpy())
 
     rows = in_batches(model, examples, read, progress)
     width = model.config.get_text_config().hidden_size
-    return torch.stack(rows) if rows else torch.empty((0, width))
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, width))
 
 
 @torch.no_grad()

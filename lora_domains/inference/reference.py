@@ -147,7 +147,9 @@ def base_predictions(
             nats.double().cpu().split_with_sizes(lengths),
             strict=True,
         )
-        return [Prediction(rows.clone(), likely, nats) for rows, likely, nats in columns]
+        # Copies: a part of a tensor is sent to other processes with the whole of it.
+        return [Prediction(*(part if part is None else part.clone() for part in parts))
+                for parts in columns]  # fmt: skip
 
     rows = in_batches(base.model, texts, read, progress)
     return {text.id: row for text, row in zip(texts, rows, strict=True)}

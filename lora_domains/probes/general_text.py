@@ -78,6 +78,16 @@ class GeneralText:
         texts = self.training if split == "training" else self.selection
         return tokenization.sample_windows(texts, most)
 
+    def in_part(self) -> "GeneralText":
+        """These texts, or where the base would write them first, some that stand for all of them in
+        a dry run."""
+        return self
+
+    @property
+    def seconds(self) -> float:
+        """What the base will take to write the texts that these stand for."""
+        return 0.0
+
     @property
     def used(self) -> list[Example]:
         """The texts that a run may read."""

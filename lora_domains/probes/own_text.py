@@ -4,15 +4,17 @@ A causal base that did not come with this package is kept close to what it says 
 for anything: texts that it continues from the token with which a text begins, and, for a base
 trained on chats, answers in its template to questions that it writes too (Xu et al. 2024, Magpie).
 They are drawn at temperature 1 with a fixed seed and written once for each base, with what the base
-predicts at each token; all domains share them. ``LORA_DOMAINS_CACHE`` names the folder of such
-files, by default ``lora_domains`` in the user's cache.
+predicts at each token; all domains share them. A large base writes fewer of them on a CPU. A dry
+run reads what is written, or times a part. ``LORA_DOMAINS_CACHE`` names the folder of such files,
+by default ``lora_domains`` in the user's cache.
 """
 
 import json
+import math
 import os
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -22,25 +24,35 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_domains import distributed
 from lora_domains.atomic import new_file
-from lora_domains.console import Display, format_duration
+from lora_domains.console import GENERAL, Clock, Display, format_duration
 from lora_domains.data.source import Source
+from lora_domains.inference.batches import no_progress
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.reference import Prediction, base_predictions
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.routing import entered
 from lora_domains.probes.general_text import GeneralText, embedded_texts, general_text
-from lora_domains.probes.suite import Suite
+from lora_domains.probes.suite import Suite, operations
 from lora_domains.tasks import Example
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow, shared
 from lora_domains.tokenization.tokenization import Tokenization
 
 COUNTS = {"training": 320, "selection": 64, "test": 128}
-"""Texts of each split."""
+"""Texts of each split, at most."""
+CPU_WORK = 1e13
+"""Floating-point operations by which a base may write them on a CPU: about two minutes at 100
+GFLOP/s."""
+FEWEST = 96
+"""Texts of all splits, at the least."""
+TOKENS = 160
+"""What a text costs, about: its tokens, written and read again, and half a question."""
+PART = 32
+"""Texts that a dry run writes."""
 LENGTH = 64
 """The most tokens of a text or an answer."""
 TURN = 48
@@ -70,7 +82,8 @@ class OwnText(GeneralText):
 
     @property
     def counts(self) -> tuple[int, int]:
-        return COUNTS["training"], COUNTS["selection"]
+        counts = counts_of(self.base)
+        return counts["training"], counts["selection"]
 
     @property
     def own(self) -> bool:
@@ -79,7 +92,9 @@ class OwnText(GeneralText):
     @property
     def origin(self) -> str:
         chats = ", every second one an answer in its chat template" if self.base.chats else ""
-        return f"texts that the base wrote itself{chats}"
+        every, most = sum(counts_of(self.base).values()), sum(COUNTS.values())
+        fewer = f" ({every} in all, by its size; {most} on an accelerator)" if every < most else ""
+        return f"texts that the base wrote itself{fewer}{chats}"
 
     @property
     def digest(self) -> str:
@@ -94,31 +109,41 @@ class OwnText(GeneralText):
         self, split: Literal["training", "selection", "test"], tokenization: Tokenization, most: int
     ) -> list[EncodedExample]:
         """The first ``most`` texts of ``split``, none longer than a window of ``tokenization``."""
-        names = list(_names(split))[:most]
+        names = _names({split: counts_of(self.base)[split]})[:most]
         cut = (_cut(self._written.texts[name], tokenization.window) for name in names)
         return [text for text in cut if text.answer]
 
     def test_rows(self, tokenization: Tokenization) -> list[EncodedRow]:
         """The texts on which drift is measured, which no training reads."""
-        texts = self.windows("test", tokenization, COUNTS["test"])
+        texts = self.windows("test", tokenization, counts_of(self.base)["test"])
         tokenizer, place = self.base.tokenizer, f"text of {self.base.id}"
         return [
             EncodedRow(Example(text.id, "", tokenizer.decode(text.answer), place=place), text)
             for text in texts
         ]
 
+    def in_part(self) -> "OwnText":
+        there = distributed.on_main(self._path.exists)
+        return self if there else PartOfOwnText(base=self.base, display=self.display)
+
+    @property
+    def _path(self) -> Path:
+        return cache_folder() / f"{self.digest}.safetensors"
+
     @cached_property
     def _written(self) -> Written:
-        path = cache_folder() / f"{self.digest}.safetensors"
+        counts = counts_of(self.base)
         with distributed.sharing(False):  # the other processes wait
-            return distributed.on_main(lambda: _read(path) or self._write(path))
+            return distributed.on_main(lambda: _read(self._path, counts) or self._write(counts))
 
-    def _write(self, path: Path) -> Written:
-        began = time.monotonic()
-        with self.display.progress("base writes general text", sum(COUNTS.values())) as advance:
-            written = _write(self.base, advance)
-        took = format_duration(time.monotonic() - began)
-        told = f"{len(written.texts)} {self.origin}, once for all domains, in {took}"
+    def _write(self, counts: Mapping[str, int]) -> Written:
+        path, every, spent = self._path, sum(counts.values()), dict[str, float]()
+        self.display.pulse(f"The base writes {every} texts, once for all domains.")
+        progress = self.display.progress("base writes general text", every)
+        with Clock(spent).phase(GENERAL), progress as advance:
+            written = _write(self.base, counts, advance)
+        took = format_duration(spent[GENERAL])
+        told = f"{every} {self.origin}, once for all domains, in {took}"
         try:
             with new_file(path) as file:
                 file.write(_packed(written))
@@ -129,6 +154,19 @@ class OwnText(GeneralText):
             )
         self.display.stage("general text", None, None, told)
         return written
+
+
+@dataclass(frozen=True)
+class PartOfOwnText(OwnText):
+    """As many texts as ``base`` would write, but only ``PART`` different ones, kept in no file."""
+
+    @property
+    def seconds(self) -> float:
+        return _part_of(self.base)[1]
+
+    @cached_property
+    def _written(self) -> Written:
+        return _part_of(self.base)[0]
 
 
 def text_of(base: Base, source: Source | None, display: Display) -> GeneralText:
@@ -144,17 +182,18 @@ def text_of(base: Base, source: Source | None, display: Display) -> GeneralText:
 
 
 def drift_rows(
-    base: Base, suite: Suite, tokenization: Tokenization, display: Display
+    base: Base, suite: Suite, tokenization: Tokenization, display: Display, *, in_part: bool = False
 ) -> list[EncodedRow]:
     """The general text of ``suite`` on which drift is measured, in windows.
 
     The embedded text is of another kind than that of a base which writes its own: there it is what
-    the base wrote and no training reads.
+    the base wrote and no training reads. ``in_part``: what stands for it in a dry run.
     """
     if not base.language_head:
         return []
     if writes_own_text(base) and tuple(suite.text()) == embedded_texts("test"):
-        return OwnText(base=base, display=display).test_rows(tokenization)
+        own = OwnText(base=base, display=display)
+        return (own.in_part() if in_part else own).test_rows(tokenization)
     return tokenization.encode_rows(suite.texts())
 
 
@@ -162,6 +201,20 @@ def writes_own_text(base: Base) -> bool:
     """Whether the general text of ``base`` is its own: of causal bases but the embedded one, whose
     world is that of the embedded text. An encoder writes no text."""
     return base.id != "embedded" and not base.bidirectional
+
+
+def counts_of(base: Base) -> Mapping[str, int]:
+    """How many texts of each split ``base`` writes: ``COUNTS``, or on a CPU as many as ``CPU_WORK``
+    suffices for, of ``FEWEST`` at least.
+
+    It depends on the size of the base alone, so that all its runs read the same texts.
+    """
+    most = sum(COUNTS.values())
+    every = max(FEWEST, CPU_WORK / (operations(base) * TOKENS))
+    if base.device.type != "cpu" or every >= most:
+        return COUNTS
+    # Even numbers: every second text is an answer.
+    return {split: 2 * round(every / most * count / 2) for split, count in COUNTS.items()}
 
 
 def cache_folder() -> Path:
@@ -177,13 +230,18 @@ def _settings(base: Base) -> dict[str, Any]:
     """What decides the texts and the stored predictions."""
     return {
         "base": base.identity, "dtype": str(base.dtype), "quantization": base.quantization,
-        "texts": COUNTS, "length": LENGTH, "turn": TURN, "top": TOP, "seed": SEED,
+        "texts": dict(counts_of(base)), "length": LENGTH, "turn": TURN, "top": TOP, "seed": SEED,
         "format": FORMAT,
     }  # fmt: skip
 
 
-def _names(split: str) -> Sequence[str]:
-    return [f"own-{split}-text:{number}" for number in range(COUNTS[split])]
+def _names(counts: Mapping[str, int]) -> list[str]:
+    return [f"own-{split}-text:{n}" for split, count in counts.items() for n in range(count)]
+
+
+def _predicted(counts: Mapping[str, int]) -> list[str]:
+    """The names of the texts that a run reads."""
+    return _names({split: count for split, count in counts.items() if split != "test"})
 
 
 def _cut(text: EncodedExample, most: int) -> EncodedExample:
@@ -195,12 +253,10 @@ def _cut(text: EncodedExample, most: int) -> EncodedExample:
 # ── Writing ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write(base: Base, advance: Any) -> Written:
-    names = [name for split in COUNTS for name in _names(split)]
+def _write(base: Base, counts: Mapping[str, int], advance: Any) -> Written:
+    names = _names(counts)
     # One row of numbers for each text: it does not depend on the others.
-    seeds = [
-        [SEED, at, number] for at, split in enumerate(COUNTS) for number in range(COUNTS[split])
-    ]
+    seeds = [[SEED, at, n] for at, split in enumerate(COUNTS) for n in range(counts[split])]
     draws = np.array([np.random.default_rng(seed).random(TURN + LENGTH) for seed in seeds])
     ends = {base.tokenizer.eos_token_id, *_listed(base.model.generation_config.eos_token_id)}
     with entered(base.model, None, None):
@@ -224,9 +280,38 @@ def _write(base: Base, advance: Any) -> Written:
             )
             for at, prompt, answer in zip(answered, prompts, answers, strict=True):
                 texts[names[at]] = EncodedExample(names[at], prompt, answer)
-        read = [texts[name] for split in ("training", "selection") for name in _names(split)]
+        read = [texts[name] for name in _predicted(counts)]
         predictions = base_predictions(base, read, min(TOP, base.vocabulary - 1))
     return Written(texts, predictions)
+
+
+_parts: "weakref.WeakKeyDictionary[nn.Module, tuple[Written, float]]" = weakref.WeakKeyDictionary()
+
+
+def _part_of(base: Base) -> tuple[Written, float]:
+    """``PART`` texts of ``base`` under the names of all that it would write, again and again; and
+    the seconds that all of them would take."""
+    if base.model not in _parts:
+        counts, spent = counts_of(base), dict[str, float]()
+        every = sum(counts.values())
+        few = {
+            split: min(count, 2 * math.ceil(PART * count / every / 2))
+            for split, count in counts.items()
+        }
+        with distributed.sharing(False), Clock(spent).phase(GENERAL):
+            part = _write(base, few, no_progress)
+        texts, predictions = dict[str, EncodedExample](), dict[str, Prediction]()
+        for split, count in counts.items():
+            written = _names({split: few[split]})
+            for n, name in enumerate(_names({split: count})):
+                like = written[n % len(written)]
+                texts[name] = replace(part.texts[like], id=name)
+                if like in part.predictions:
+                    predictions[name] = part.predictions[like]
+        # On an accelerator a batch takes as long as one text of it.
+        share = every / sum(few.values()) if base.device.type == "cpu" else 1.0
+        _parts[base.model] = Written(texts, predictions), share * spent[GENERAL]
+    return _parts[base.model]
 
 
 class _Frame(NamedTuple):
@@ -279,7 +364,7 @@ def _packed(written: Written) -> bytes:
     })  # fmt: skip
 
 
-def _read(path: Path) -> Written | None:
+def _read(path: Path, counts: Mapping[str, int]) -> Written | None:
     """The texts of a file; None where there is none, or it cannot be read."""
     try:
         tensors = load_file(path)
@@ -288,12 +373,11 @@ def _read(path: Path) -> Written | None:
     texts: dict[str, EncodedExample] = {}
     tokens, sizes = tensors["tokens"].tolist(), tensors["sizes"].tolist()
     at = 0
-    names = [name for split in COUNTS for name in _names(split)]
-    for name, (prompt, answer) in zip(names, sizes, strict=True):
+    for name, (prompt, answer) in zip(_names(counts), sizes, strict=True):
         middle, end = at + prompt, at + prompt + answer
         texts[name] = EncodedExample(name, tuple(tokens[at:middle]), tuple(tokens[middle:end]))
         at = end
-    predicted = names[: COUNTS["training"] + COUNTS["selection"]]
+    predicted = _predicted(counts)
     lengths = [len(texts[name].answer) for name in predicted]
     columns = (tensors[key].split_with_sizes(lengths) for key in ("logprobs", "top", "nats"))
     # Copies: a part of a tensor is sent to other processes with the whole of it.

@@ -313,7 +313,11 @@ def affordable(suite: Suite, base: "Base") -> Suite:
     """
     if base.device.type != "cpu":
         return suite
-    parameters = sum(parameter.numel() for parameter in base.model.parameters())
-    # Two operations for each parameter and token, of base and adapter.
-    most = max(FEWEST, int(CPU_WORK / (4 * parameters * suite.tokens)))
+    # Of base and adapter.
+    most = max(FEWEST, int(CPU_WORK / (2 * operations(base) * suite.tokens)))
     return replace(suite, limit=min(most, suite.limit or most))
+
+
+def operations(base: "Base") -> int:
+    """Floating-point operations for a token, about: two for each parameter."""
+    return 2 * sum(parameter.numel() for parameter in base.model.parameters())

@@ -53,14 +53,19 @@ class Estimate:
         )
 
 
-def estimate(run: Run, evaluation: Callable[[str], float] | None = None) -> Estimate:
+def estimate(
+    run: Run, evaluation: Callable[[str], float] | None = None, writing: float = 0.0
+) -> Estimate:
     """Measure memory on the largest batch, and the time of each phase on a part of it.
 
-    ``evaluation`` gives the seconds of evaluating an adapter of the bank by its name. Nothing is
-    kept: the adapter of ``run`` leaves the bank, and the random state is restored.
+    ``evaluation`` gives the seconds of evaluating an adapter of the bank by its name; ``writing``
+    are those that the base will take to write general text. Nothing is kept: the adapter of ``run``
+    leaves the bank, and the random state is restored.
     """
     with run.isolated():
         estimated = _training(run)
+        if writing:
+            estimated.phases[GENERAL] = estimated.phases.get(GENERAL, 0.0) + writing
         if evaluation is not None:
             estimated.phases[EVALUATION] = evaluation(run.adapter_name)
     run.optimizer.zero_grad(set_to_none=True)

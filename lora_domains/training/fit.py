@@ -82,6 +82,8 @@ def fit(
     an estimate of the whole run is shown. The bank is as it was before. Raises DataError or
     TrainingError; when an epoch was finished, the best one is saved first.
     """
+    if dry_run is not None:
+        dataset = replace(dataset, general=dataset.general.in_part())
     domain = dataset.domain
     plan = make_plan(bank.base, dataset)
     for reason in plan.reasons:
@@ -90,7 +92,8 @@ def fit(
         display.warn(warning)
     if dry_run is not None:
         run = make_run(bank, dataset, plan, out, display)
-        display.stage("estimate", None, None, estimate(run, dry_run).in_words())
+        estimated = estimate(run, dry_run, dataset.general.seconds)
+        display.stage("estimate", None, None, estimated.in_words())
         epochs = "epoch" if plan.epochs == 1 else "epochs"
         steps = f"{plan.epochs} {epochs} of {plan.steps_per_epoch} steps"
         if plan.max_steps is not None:

@@ -98,7 +98,7 @@ class Gradients:
                     parameter.grad = None
                 # Dropout depends on the seed, the step and the rank, and on nothing before.
                 torch.manual_seed((seed << 32) + step * self.ranks + self.rank)
-                with self._recomputing():
+                with without_cudnn_attention(), self._recomputing():
                     nats = self._domain_gradients(passes, total)
                     tokens = sum(len(text.answer) for text in texts)
                     self._general_gradients(general_passes, tokens)
@@ -334,6 +334,25 @@ def make_optimizer(
         eight: torch.optim.Optimizer = adam(groups, lr=lr, weight_decay=settings.weight_decay)
         return eight
     return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
+
+
+# ── Attention ───────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Inside, torch computes attention by any of its kernels but cuDNN's.
+
+    On Hopper GPUs, where torch prefers it for 16 bits from 2.11 on, its gradients are NaN in masked
+    batches of 64, 192, 320 … tokens where the scores of a query have a logsumexp below -88
+    (pytorch/pytorch#196678).
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 # ── Gradient checkpointing ──────────────────────────────────────────────────────────────────────

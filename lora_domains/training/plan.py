@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import new_adapter
+from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
 from lora_domains.domain import EPOCHS, Lora, Training
 from lora_domains.inference.choice_tree import tree
@@ -131,6 +132,7 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
         lr_reason, probe_reason, epochs_reason, batch_reason, _balance_reason(dataset), rank_reason,
         retention_reason, every_reason,
         _general_reason(dataset, math.ceil(limit / every) * retention.rows),
+        _writing_reason(dataset.general.seconds) if dataset.general.seconds else "",
         _validation_reason(validate_every, steps),
     )  # fmt: skip
     warnings = (
@@ -321,3 +323,9 @@ def _general_reason(dataset: Dataset, read: int) -> str:
         f"general text: {min(training, POOL, read)} of {training} {dataset.general.origin} for "
         f"training, {selection} others for monitoring"
     )
+
+
+def _writing_reason(seconds: float) -> str:
+    """How long the base takes to write general text before a run, where it does."""
+    took = format_duration(seconds)
+    return f"general text: the base writes it first, once for all domains, in about {took}"

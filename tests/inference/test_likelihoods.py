@@ -1,5 +1,6 @@
 """Scores of padded batches against one row at a time without padding."""
 
+import pickle
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -263,3 +264,19 @@ def test_a_multimodal_base_is_read_by_the_config_of_its_text(tmp_path: Path) -> 
     assert (base.vocabulary, base.width, base.pad) == (400, 32, 0)
     assert base_state(base) == base_state(base)
     assert text_features(base.model, [], base.pad).shape == (0, 32)
+
+
+def test_processes_exchange_no_more_than_the_features(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of a tensor would be sent with its whole batch."""
+    sizes: list[int] = []
+
+    def sent(scores: dict[int, Any]) -> dict[int, Any]:
+        sizes.append(len(pickle.dumps(scores)))
+        return scores
+
+    monkeypatch.setattr(batches, "merged", sent)
+    found = text_features(bank.base.model, items(*[(4, ())] * 50), PAD)
+    assert found.shape == (50, 32)
+    assert sizes[0] < 4 * found.numel() * found.element_size()

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,25 @@ from conftest import make_base, make_rows
 from support.chat_templates import CHATML, chat_tokenizer
 from support.models import QUIET, declared, model_in
 
+from lora_domains import console
+from lora_domains.console import Display
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.reference import Prediction, Reference, base_predictions
+from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.probes import own_text
 from lora_domains.probes.general_text import embedded_texts, general_text
-from lora_domains.probes.own_text import COUNTS, OwnText, drift_rows, text_of
-from lora_domains.probes.suite import Suite, embedded
+from lora_domains.probes.own_text import (
+    COUNTS,
+    OwnText,
+    PartOfOwnText,
+    counts_of,
+    drift_rows,
+    text_of,
+)
+from lora_domains.probes.suite import Suite, embedded, operations
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -136,10 +147,11 @@ def test_texts_are_written_once_and_read_by_all(own_texts: Path, base: Base) -> 
 
 
 def test_what_other_processes_get_is_no_larger_than_the_file(own_texts: Path, base: Base) -> None:
-    all_of(OwnText(base=base, display=QUIET))
-    (path,) = own_texts.rglob("*.safetensors")
-    sent = pickle.dumps(OwnText(base=base, display=QUIET)._written)
-    assert len(sent) < 4 * path.stat().st_size + 100_000
+    """Whether it was just written or read."""
+    for _ in range(2):
+        sent = pickle.dumps(OwnText(base=base, display=QUIET)._written)
+        (path,) = own_texts.rglob("*.safetensors")
+        assert len(sent) < 4 * path.stat().st_size + 100_000
 
 
 def test_a_damaged_file_is_written_again(own_texts: Path, base: Base) -> None:
@@ -162,6 +174,26 @@ def test_other_bases_and_settings_have_other_files(
         monkeypatch.setattr(own_text, name, value)
         digests.add(OwnText(base=base, display=QUIET).digest)
     assert len(digests) == 7
+
+
+def test_a_large_base_writes_the_first_of_the_texts_on_a_cpu(
+    own_texts: Path, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = OwnText(base=base, display=QUIET)
+    texts, phrase, digest = all_of(every), every.origin, every.digest
+    monkeypatch.setattr(own_text, "FEWEST", 4)
+    monkeypatch.setattr(own_text, "CPU_WORK", operations(base) * own_text.TOKENS * 21)
+    few = OwnText(base=base, display=QUIET)
+    assert counts_of(base) == {"training": 12, "selection": 4, "test": 4}
+    assert few.counts == (12, 4)
+    assert all_of(few) == [*texts[:12], *texts[24:28], *texts[34:38]]
+    assert (few.origin, few.digest) != (phrase, digest)
+    assert "20 in all, by its size; 42 on an accelerator" in few.origin
+    monkeypatch.setattr(own_text, "CPU_WORK", 1.0)
+    monkeypatch.setattr(own_text, "FEWEST", 21)
+    assert sum(counts_of(base).values()) == 20
+    elsewhere = SimpleNamespace(device=torch.device("cuda"), model=base.model)
+    assert counts_of(elsewhere) == own_text.COUNTS  # type: ignore[arg-type]
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(
@@ -210,6 +242,51 @@ def test_stored_predictions_are_those_of_the_base(own_texts: Path, base: Base) -
     assert fresh.top is None
     assert torch.allclose(own_nats, nats)
     assert own_kl.abs().max() < 1e-5 > kl.abs().max()
+
+
+# ── In a dry run ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_part_stands_for_all_texts_in_a_dry_run(
+    own_texts: Path, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is estimated from a part, and no file is written; what is written costs no time."""
+    monkeypatch.setattr(own_text, "PART", 8)
+    now, text = [0.0], OwnText(base=base, display=QUIET)
+
+    def passed(_module: Any, _arguments: Any, options: dict[str, Any]) -> None:
+        now[0] += options["input_ids"].numel()
+
+    hook = base.model.model.register_forward_pre_hook(passed, with_kwargs=True)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    part = text.in_part()
+    stand_ins, estimated, spent = all_of(part), part.seconds, now[0]
+    assert 0 < spent < estimated
+    assert not own_texts.exists()
+    texts, (first, *_) = all_of(text), stand_ins
+    hook.remove()
+    assert estimated == pytest.approx(now[0] - spent, rel=0.3)
+    assert first == texts[0]
+    assert [one.id for one in stand_ins] == [one.id for one in texts]
+    assert part.predictions.keys() == text.predictions.keys()
+    assert len({one.answer for one in stand_ins}) <= 12 < len({one.answer for one in texts})
+    assert text.seconds == 0
+    assert OwnText(base=base, display=QUIET).in_part().seconds == 0
+    assert drift_rows(base, embedded(), Tokenization(base.tokenizer, 128), QUIET, in_part=True)
+
+
+def test_a_dry_run_tells_how_long_the_base_will_write(
+    own_texts: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    small_suite: None, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(PartOfOwnText, "seconds", 750.0)
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
+                                        device="cpu")  # fmt: skip
+    model.fit(declared(make_rows(60), epochs=1), dry_run=True)
+    output = capsys.readouterr().out
+    assert "the base writes it first, once for all domains, in about 12 min 30 s" in output
+    assert "general text 12 min" in output.rpartition("estimate ")[2]
+    assert not own_texts.exists()
 
 
 # ── In training ─────────────────────────────────────────────────────────────────────────────────

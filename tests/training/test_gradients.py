@@ -335,6 +335,29 @@ def test_passes_hold_every_row_once_and_cost_the_least(
     assert cost(parts) == min(map(cost, filter(allowed, divisions)), default=0)
 
 
+# ── Attention ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_gradient_is_left_to_cudnn_attention(tmp_path: Path, tiny_base: Path) -> None:
+    """Its kernel for Hopper gives NaN; which kernel computes a gradient is chosen in the forward
+    pass, of rows and of general texts, and again where layers are recomputed."""
+    spam = declared(make_rows(60), epochs=1, kl=0.5, retention="kl", gradient_checkpointing=True)
+    run = make_run(tmp_path, tiny_base, spam)
+    _ = run.gradients.cost, run.gradients.general_cost
+    allowed: list[bool] = []
+
+    def note(*_: Any) -> None:
+        if torch.is_grad_enabled():
+            allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+    run.model.model.layers[0].self_attn.register_forward_pre_hook(note)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    run.train_step(run.train[:6])
+    assert len(allowed) >= 4
+    assert not any(allowed)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 # ── Gradient checkpointing ────────────────────────────────────────────────────────────────────────
 
 
