@@ -148,8 +148,10 @@ def base_predictions(
             strict=True,
         )
         # Copies: a part of a tensor is sent to other processes with the whole of it.
-        return [Prediction(*(part if part is None else part.clone() for part in parts))
-                for parts in columns]  # fmt: skip
+        return [
+            Prediction(rows.clone(), None if likely is None else likely.clone(), nats.clone())
+            for rows, likely, nats in columns
+        ]
 
     rows = in_batches(base.model, texts, read, progress)
     return {text.id: row for text, row in zip(texts, rows, strict=True)}

@@ -320,4 +320,5 @@ def affordable(suite: Suite, base: "Base") -> Suite:
 
 def operations(base: "Base") -> int:
     """Floating-point operations for a token, about: two for each parameter."""
-    return 2 * sum(parameter.numel() for parameter in base.model.parameters())
+    parameters: int = sum(parameter.numel() for parameter in base.model.parameters())
+    return 2 * parameters

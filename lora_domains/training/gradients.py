@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from lora_domains import distributed
@@ -43,6 +44,10 @@ LARGE_PASS = 2**28
 MARGIN = 1.1
 """A long pass may take more than its cost says, whose peak was measured on a few tokens and may lie
 elsewhere (by 5 % with torch 2.6)."""
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What may compute attention in training: all kernels but cuDNN's. On Hopper GPUs, where torch
+prefers that one for 16 bits from 2.11 on, its gradients are NaN in masked batches of 64, 192, 320 …
+tokens where the scores of a query have a logsumexp below -88 (pytorch/pytorch#196678)."""
 
 
 class Gradients:
@@ -98,7 +103,7 @@ class Gradients:
                     parameter.grad = None
                 # Dropout depends on the seed, the step and the rank, and on nothing before.
                 torch.manual_seed((seed << 32) + step * self.ranks + self.rank)
-                with without_cudnn_attention(), self._recomputing():
+                with sdpa_kernel(ATTENTION), self._recomputing():
                     nats = self._domain_gradients(passes, total)
                     tokens = sum(len(text.answer) for text in texts)
                     self._general_gradients(general_passes, tokens)
@@ -334,25 +339,6 @@ def make_optimizer(
         eight: torch.optim.Optimizer = adam(groups, lr=lr, weight_decay=settings.weight_decay)
         return eight
     return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
-
-
-# ── Attention ───────────────────────────────────────────────────────────────────────────────────
-
-
-@contextmanager
-def without_cudnn_attention() -> Iterator[None]:
-    """Inside, torch computes attention by any of its kernels but cuDNN's.
-
-    On Hopper GPUs, where torch prefers it for 16 bits from 2.11 on, its gradients are NaN in masked
-    batches of 64, 192, 320 … tokens where the scores of a query have a logsumexp below -88
-    (pytorch/pytorch#196678).
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 # ── Gradient checkpointing ──────────────────────────────────────────────────────────────────────
