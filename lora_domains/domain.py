@@ -35,7 +35,10 @@ EPOCHS = 8
 """Passes over the training rows of a small domain."""
 OPTIMIZERS = ("adamw", "adamw8bit")
 """AdamW, and bitsandbytes' with a state of 8 bits."""
-NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every", "balance")
+SCHEDULES = ("linear", "cosine", "constant", "wsd")
+"""How the learning rate goes on after the warm-up (``training.plan.Schedule``)."""
+NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every", "balance",
+         "schedule", "decay")  # fmt: skip
 """Settings of training that digests are older than: one counts where it is not None."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -69,7 +72,13 @@ class Training:
     batch_size: int | None = None
     """Rows in one optimiser step, over all processes."""
     warmup: float = 0.06
-    """Share of the steps in which the learning rate rises; it falls linearly afterwards."""
+    """Share of the steps in which the learning rate rises; then it follows the schedule."""
+    schedule: str | None = None
+    """One of ``SCHEDULES``: "wsd" is constant and falls at the end. None is "linear"."""
+    decay: float | None = None
+    """Steps of a last fall of the rate to zero, as a share of those before it: a run that patience
+    ends goes back to its best epoch and takes them. None: it ends at once; with "wsd", whose rate
+    falls in this share of a whole run too, it is 0.2."""
     weight_decay: float = 0.0
     clip: float = 1.0
     patience: int = 3
@@ -228,6 +237,7 @@ def _check_ranges(domain: Domain) -> None:
     decay, clip, kl, how = training.weight_decay, training.clip, training.kl, training.balance
     cost, epochs, steps = training.general_cost, training.epochs, training.max_steps
     every, ratio, optimizer = training.validate_every, training.lr_ratio, training.optimizer
+    schedule, falls = training.schedule, training.decay
     balances = task.has_labels and (how != "weights" or task.head or task.outputs == "classes")
     allowed = f"{listed(BALANCE)} of a task with labels; weights of several need a head"
     positives = "a share of positives between 0 and 1, of a task with a positive class"
@@ -242,6 +252,9 @@ def _check_ranges(domain: Domain) -> None:
         ("batch_size", batch, batch is None or batch >= 1, "at least 1"),
         ("lr_ratio", ratio, ratio is None or 0 < ratio <= 1000, "above 0, at most 1000"),
         ("optimizer", optimizer, optimizer in (None, *OPTIMIZERS), listed(OPTIMIZERS)),
+        ("schedule", schedule, schedule in (None, *SCHEDULES), listed(SCHEDULES)),
+        ("schedule", schedule, not falls or schedule != "constant", "wsd, which also decays"),
+        ("decay", falls, falls is None or 0 < falls < 1, "above 0, below 1"),
         ("seed", training.seed, 0 <= training.seed < 2**31, "0 up to 2147483647"),
         ("weight_decay", decay, 0 <= decay < inf, "0 or above, and finite"),
         ("max_length", length, length is None or length >= 8, "at least 8 tokens"),
@@ -355,15 +368,15 @@ def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
 def as_record(domain: Domain) -> dict[str, Any]:
     """The settings of a card, as JSON without any row; ``digest`` hashes the same keys.
 
-    Keys are written out, so that renaming a class or an attribute changes neither; the fields of a
-    task and of gates list their former names in ``renamed``. Files in or under the working folder
-    are relative to it; other files are given by name only.
+    Renaming a class changes no key; the fields of a task and of gates list their former names in
+    ``renamed``. Files in or under the working folder are relative to it; other files are given by
+    name only.
     """
     return {
         "task": _json(task_record(domain.task)),
         "data": data_record(domain.data, _relative),
-        "lora": _lora_record(domain.lora),
-        "training": _training_record(domain.training),
+        "lora": _record(domain.lora),
+        "training": _record(domain.training),
         "gates": domain.thresholds,
         "show_text": domain.show_text,
         "metric": domain.metric,
@@ -377,22 +390,8 @@ def _relative(path: str | Path) -> str:
     return absolute.relative_to(here).as_posix() if absolute.is_relative_to(here) else absolute.name
 
 
-def _lora_record(lora: Lora) -> dict[str, Any]:
-    return {
-        "rank": lora.rank,
-        "alpha": lora.alpha,
-        "dropout": lora.dropout,
-        "targets": _json(lora.targets),
-        "rslora": lora.rslora,
-    }
-
-
-def _training_record(training: Training) -> dict[str, Any]:
-    older = (
-        "epochs", "lr", "batch_size", "warmup", "weight_decay", "clip", "patience", "retention",
-        "kl", "replay", "general_rows", "max_length", "gradient_checkpointing", "seed",
-    )  # fmt: skip
-    return {name: getattr(training, name) for name in (*older, *NEWER)}
+def _record(settings: Lora | Training) -> dict[str, Any]:
+    return {setting.name: _json(getattr(settings, setting.name)) for setting in fields(settings)}
 
 
 def _json(value: Any) -> Any:

@@ -108,6 +108,9 @@ BAD: list[tuple[str, Any]] = [
     ("clip", float("inf")),
     ("kl", float("inf")),
     ("max_length", 0),
+    ("schedule", "square"),
+    ("decay", 0.0),
+    ("decay", 1.0),
 ]
 
 
@@ -115,6 +118,11 @@ BAD: list[tuple[str, Any]] = [
 def test_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(DomainError, match=f"setting '{name}'"):
         with_settings(domain(), **{name: value})
+
+
+def test_a_rate_that_decays_is_not_constant() -> None:
+    with pytest.raises(DomainError, match="'schedule': expected wsd, which also decays; found 'co"):
+        with_settings(domain(), schedule="constant", decay=0.1)
 
 
 def test_numeric_settings_must_be_numbers() -> None:
@@ -342,7 +350,8 @@ def test_settings_newer_than_digests_change_none_where_they_are_left_open() -> N
     own = domain()
     assert with_settings(own, epochs=8).digest() == own.digest()
     for name, value in (("max_steps", 9), ("validate_every", 9), ("lr_ratio", 2.0),
-                        ("optimizer", "adamw8bit"), ("general_cost", 0.1)):  # fmt: skip
+                        ("optimizer", "adamw8bit"), ("general_cost", 0.1),
+                        ("schedule", "wsd"), ("decay", 0.1)):  # fmt: skip
         assert with_settings(own, **{name: value}).digest() != own.digest()
 
 

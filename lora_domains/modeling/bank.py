@@ -153,6 +153,13 @@ class Bank:
             for linear, (a, b) in (trained or self[name].weights).items()
         }
 
+    def set_weights(self, name: str, weights: Weights) -> None:
+        """Copy ``weights`` into those of ``name``, which is in training."""
+        for linear, lora in self.trainable(name).items():
+            a, b = weights[linear]
+            lora.a.data.copy_(a)
+            lora.b.data.copy_(b)
+
     # Routing
 
     def routed(self, domains: Domains) -> AbstractContextManager[None]:

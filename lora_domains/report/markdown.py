@@ -225,11 +225,12 @@ def _training(entry: AdapterEntry) -> list[str]:
     training, ledger, leaks = entry.training, entry.ledger, entry.leaks
     if entry.trained_elsewhere:
         return []
+    decayed = f", decayed from {training['decayed_from']}" if "decayed_from" in training else ""
     return [
         "## Training",
         "",
         f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s; "
-        f"best epoch {training['best_epoch']}. {ledger['read']} rows read, "
+        f"best epoch {training['best_epoch']}{decayed}. {ledger['read']} rows read, "
         f"{ledger['refused']} refused, {ledger['duplicates']} duplicates, "
         f"{ledger['truncated']} truncated, {ledger['supervised_tokens']} supervised tokens. "
         f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora_domains import distributed
 from lora_domains.atomic import new_file, unfinished
-from lora_domains.console import STEPS, Display
+from lora_domains.console import STEPS, VALIDATION, Display
 from lora_domains.errors import TrainingInterrupted, UsageError
 from lora_domains.modeling.lora import Weights
 from lora_domains.tokenization.encoded import EncodedExample
@@ -42,6 +42,12 @@ class State:
     """The record of the best epoch so far."""
     best_weights: Weights | None = None
     best_head: dict[str, Tensor] = field(default_factory=dict)
+    best_optimizer: dict[str, Any] | None = None
+    """The optimiser's state at the best epoch, where an ending may go on from it."""
+    best_steps: int = 0
+    """Steps before it."""
+    ending: tuple[int, int] | None = None
+    """Steps before and after the ending, in which the rate decays from the best epoch on."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds so far of each phase of ``console``."""
     total_tokens: int = 0
@@ -62,12 +68,27 @@ class State:
         """Tokens read in steps, in each second of steps."""
         return self.total_tokens / max(self.phases.get(STEPS, 0.0), 1e-9)
 
+    def seconds_left(self, steps: int, validations: int, rows: int, monitored: int) -> float:
+        """The time that the rest of ``steps`` and ``validations`` will take.
+
+        Before the first validation its time is estimated from the tokens of its ``rows`` and of the
+        ``monitored`` texts, which the base reads once more: forward, a token takes about a third of
+        its time in a step.
+        """
+        spent, rounds = self.phases.get(STEPS, 0.0), validations - len(self.history)
+        left = (steps - self.total_steps) * spent / max(1, self.total_steps)
+        if self.history:
+            return left + rounds * self.phases.get(VALIDATION, 0.0) / len(self.history)
+        tokens = rounds * (rows + monitored) + monitored
+        return left + tokens * spent / max(1, self.total_tokens) / 3
+
     def record(self, plan: Plan, best: Mapping[str, Any], peak_memory: int) -> dict[str, Any]:
         """The card's ``training`` entry; ``best`` is the record of the epoch that is kept."""
         return {
             "epochs": self.history[-1]["epoch"],
             "steps": self.total_steps,
             "best_epoch": best["epoch"],
+            **{key: best[key] for key in ("decayed_from",) if key in best},
             "rank": plan.rank,
             "alpha": plan.alpha,
             "retention": plan.retention.name,

@@ -89,7 +89,7 @@ def _training(run: Run) -> Estimate:
 
     # The head was prepared when the run was made.
     phases = {HEAD: run.state.phases.get(HEAD, 0.0), STEPS: 0.0, GENERAL: 0.0, VALIDATION: 0.0}
-    times = {STEPS: run.plan.passes, VALIDATION: run.plan.validations}
+    times = {STEPS: run.plan.passes, VALIDATION: run.plan.validations(run.plan.steps)}
 
     def add(found: dict[str, float]) -> None:
         # The base reads general text once.

@@ -9,6 +9,7 @@ between steps; a run resumed from it ends with the same bytes as an uninterrupte
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +21,7 @@ from torch import Tensor
 from lora_domains import distributed
 from lora_domains.adapters.parent import Parent, continued_adapter
 from lora_domains.adapters.peft import new_adapter
-from lora_domains.console import (
-    HEAD,
-    STEPS,
-    VALIDATION,
-    Clock,
-    Display,
-    format_bytes,
-    format_duration,
-)
+from lora_domains.console import HEAD, STEPS, Clock, Display, format_bytes, format_duration
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded
 from lora_domains.inference.linear_probe import probe_head
@@ -41,16 +34,10 @@ from lora_domains.modeling.lora import Adapter, Weights
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
 from lora_domains.training.gradients import Gradients, make_optimizer
-from lora_domains.training.plan import Plan
+from lora_domains.training.plan import Plan, Schedule
 from lora_domains.training.retention import GeneralTexts
 from lora_domains.training.tracking import Log, no_tracker
-from lora_domains.training.validation import (
-    Validation,
-    observe,
-    rank,
-    scale_down,
-    within_drift,
-)
+from lora_domains.training.validation import Validation, observe, rank, within_drift
 
 
 @dataclass
@@ -101,6 +88,7 @@ class Run:
             bank, name, self.head, domain, validation, monitored, display, self.clock, predictions
         )
         self.drift_limit = plan.retention.drift_limit(domain.gates)
+        self.schedule = Schedule(plan.steps, how)
         self._all_stop = False
         """Whether any rank received a signal, as all ranks know since the last step."""
 
@@ -114,8 +102,8 @@ class Run:
         )
         if adapter.head is None or adapter.head.layout != SENTENCE:
             return adapter
+        task, balanced = self.domain.task, self.domain.training.balance is not None
         with self.clock.phase(HEAD):
-            task, balanced = self.domain.task, self.domain.training.balance is not None
             head = probe_head(adapter.head, self.bank, self.train, self.display, task, balanced)
         return replace(adapter, head=head)
 
@@ -134,7 +122,7 @@ class Run:
             self.state.pass_bytes = agreed_pass_limit(self.model)
             self.gradients.announce_memory()
             self.validation.compare_with_base(self.gradients.pairs, self.train)
-            while not self._finished() and not self._out_of_patience():
+            while not self._finished() and self._goes_on():
                 self.run_epoch()
             self._scale_down()
             # Ranks exchange signals within each step, and once more after the last one.
@@ -160,7 +148,8 @@ class Run:
         """The epoch up to its next validation or its end, the validation, and a checkpoint."""
         state, seed = self.state, self.domain.training.seed
         # Without losses since the last validation, that one was of the current step.
-        end = self.plan.validated_after(state.epoch, state.step + (not state.losses))
+        step = state.step + (not state.losses)
+        end = self.plan.validated_after(state.epoch, step, self.last_step)
         lengths = [len(row) for row in self.train]
         batches = epoch_batches(lengths, self.plan.batch_size, seed, state.epoch, self.classes)
         with self.display.progress(f"epoch {state.epoch + 1}", len(batches)) as advance:
@@ -174,6 +163,8 @@ class Run:
         whole = end == len(batches)
         epoch = state.epoch + 1 if whole else round(state.epoch + end / len(batches), 3)
         record = {"epoch": epoch, "training_loss": loss, **self.validation.evaluate()}
+        if state.ending:
+            record["decayed_from"] = round(state.best_steps / self.plan.steps_per_epoch, 3)
         self._check_loss(record["validation_loss"])
         state.history.append(record)
         record["observation"] = observe(state.history, self.drift_limit)
@@ -181,6 +172,9 @@ class Run:
         if state.best is None or rank(record, limit) > rank(state.best, limit):
             state.best, state.best_weights = record, self.bank.weights(self.adapter_name)
             state.best_head = self._head_weights()
+            if state.ending is None and self.schedule.decay is not None:
+                state.best_steps = state.total_steps
+                state.best_optimizer = deepcopy(self.optimizer.state_dict())
         self.display.epoch(record, self.domain.primary_metric, self._speed())
         self.validation.show_samples()
         self.log(record, state.total_steps)
@@ -214,10 +208,9 @@ class Run:
     # ── Within a step ───────────────────────────────────────────────────────────────────────────
 
     def _set_rate(self) -> None:
-        """Linear warm-up, then a linear decay to zero at the last step."""
-        done, total = self.state.total_steps, self.plan.steps
-        warm = max(1, round(self.domain.training.warmup * total))
-        share = (done + 1) / warm if done < warm else (total - done) / max(1, total - warm)
+        """Set the learning rate of the next step."""
+        done, best, ending = self.state.total_steps, self.state.best_steps, self.state.ending
+        share = self.schedule.share(done, best, ending)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr * share * group.get("ratio", 1.0)
 
@@ -255,60 +248,65 @@ class Run:
 
     def _finished(self) -> bool:
         """Whether all steps are done and validated."""
-        return self.state.total_steps >= self.plan.steps and not self.state.losses
+        return self.state.total_steps >= self.last_step and not self.state.losses
 
-    def _out_of_patience(self) -> bool:
-        best, patience = self.state.best, self.domain.training.patience
-        if best is None or round(self.state.history[-1]["epoch"] - best["epoch"], 3) < patience:
+    @property
+    def last_step(self) -> int:
+        """Steps after which the run ends, if patience lasts."""
+        return self.state.ending[1] if self.state.ending else self.plan.steps
+
+    def _goes_on(self) -> bool:
+        """Whether patience lasts, or the ending, to begin which the run goes back to its best."""
+        state, patience = self.state, self.domain.training.patience
+        best, weights, optimizer = state.best, state.best_weights, state.best_optimizer
+        if best is None or weights is None or state.ending is not None:
+            return True
+        if round(state.history[-1]["epoch"] - best["epoch"], 3) < patience:
+            return True
+        since = f"no better epoch than {best['epoch']} for {patience} epochs"
+        if optimizer is None:
+            self.display.line(f"Stopped: {since}.")
             return False
-        self.display.line(f"Stopped: no better epoch than {best['epoch']} for {patience} epochs.")
+        first, last = state.ending = self.schedule.ending(state.best_steps, state.total_steps)
+        steps = f"{last - first} steps to a rate of zero"
+        self.display.line(f"Back to the best epoch for {steps}: {since}.")
+        self._restore(weights, state.best_head, optimizer)
+        state.best_optimizer = None
         return True
 
     def _speed(self) -> str:
         """Tokens per second, memory and time left, for people."""
         memory = format_bytes(peak_memory(self.model.device))
-        left = format_duration(seconds_left(self))
+        left = format_duration(self.seconds_left())
         return f"{self.state.tokens_per_second:,.0f} tokens/s, {memory}, {left} left"
+
+    def seconds_left(self) -> float:
+        """The time that steps and validations will still take."""
+        read = self.validation.rows, self.validation.monitored
+        tokens = [sum(map(len, part)) for part in read]
+        last = self.last_step
+        return self.state.seconds_left(last, self.plan.validations(last), *tokens)
 
     def _scale_down(self) -> None:
         """Reduce the best epoch's effect where all of it exceeds the drift limit."""
-        best, weights = self.state.best, self.state.best_weights
-        if best is None or weights is None or within_drift(best, self.drift_limit):
-            return
-        tried = "no epoch"
-        if self.head is None:  # a head is trained for the whole effect
-
-            def scaled(scale: float) -> Weights:
-                return {linear: (a, b * scale) for linear, (a, b) in weights.items()}
-
-            def evaluate(scale: float) -> dict[str, Any]:
-                self._set_weights(scaled(scale))
-                return self.validation.evaluate()
-
-            tried = "no epoch at any scale"
-            best = self.state.best = scale_down(best, evaluate, self.drift_limit)
-            scale = best.get("scale", 1.0)
-            self.state.best_weights = weights if scale == 1.0 else scaled(scale)
-            self.display.stage(
-                "scale", None, None, f"epoch {best['epoch']} at scale {scale:g}: "
-                f"{self.domain.primary_metric} {best['score']:.3f}, KL {best['general_kl']:.3f}",
-            )  # fmt: skip
-        if not within_drift(best, self.drift_limit):
-            self.display.warn(
-                f"{tried} stays within the drift limit of {self.drift_limit:g}: by its predictions "
-                "on general text, the adapter forgets the base. A lower --lr may help."
-            )
+        best, weights, limit = self.state.best, self.state.best_weights, self.drift_limit
+        if best and weights and not within_drift(best, limit):
+            found = self.validation.scaled_down(best, weights, limit)
+            self.state.best, self.state.best_weights = found
 
     # ── The result, and the checkpoint ──────────────────────────────────────────────────────────
 
     def _head_weights(self) -> dict[str, Tensor]:
         return self.head.to("cpu").weights if self.head is not None else {}
 
-    def _set_weights(self, weights: Weights) -> None:
-        for linear, lora in self.bank.trainable(self.adapter_name).items():
-            a, b = weights[linear]
-            lora.a.data.copy_(a)
-            lora.b.data.copy_(b)
+    def _restore(
+        self, weights: Weights, head: Mapping[str, Tensor], optimizer: dict[str, Any]
+    ) -> None:
+        """Continue from these tensors and this state of the optimiser."""
+        self.bank.set_weights(self.adapter_name, weights)
+        for name, tensor in (self.head.weights if self.head else {}).items():
+            tensor.data.copy_(head[name])
+        self.optimizer.load_state_dict(optimizer)
 
     def _save_best(self) -> str:
         """Save the best epoch's adapter before the run ends early; what became of it, in words."""
@@ -372,29 +370,10 @@ class Run:
         self.clock.seconds = self.state.phases
         if self.state.pass_bytes is not None:
             reuse_pass_limit(self.model, self.state.pass_bytes, self.display.warn)
-        self._set_weights(stored["weights"])
-        for name, tensor in (self.head.weights if self.head else {}).items():
-            tensor.data.copy_(stored["head"][name])
-        self.optimizer.load_state_dict(stored["optimizer"])
+        self._restore(stored["weights"], stored["head"], stored["optimizer"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
             f"{self.plan.steps_per_epoch} steps."
         )
         for record in self.state.history:
             self.display.epoch(record, self.domain.primary_metric)
-
-
-def seconds_left(run: Run) -> float:
-    """The time that the steps of ``run`` and the validation of its epochs will still take.
-
-    Before the first validation its time is estimated: a forward pass takes about a third of a step
-    on as many tokens.
-    """
-    state, validation = run.state, run.validation
-    steps, rounds = state.phases.get(STEPS, 0.0), run.plan.validations - len(state.history)
-    left = (run.plan.steps - state.total_steps) * steps / max(1, state.total_steps)
-    if state.history:
-        return left + rounds * state.phases.get(VALIDATION, 0.0) / len(state.history)
-    monitored = sum(map(len, validation.monitored))
-    tokens = rounds * (sum(map(len, validation.rows)) + monitored) + monitored
-    return left + tokens * steps / max(1, state.total_tokens) / 3

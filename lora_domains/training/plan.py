@@ -75,16 +75,17 @@ class Plan:
         """How often the rows are read."""
         return self.steps / self.steps_per_epoch
 
-    @property
-    def validations(self) -> int:
+    def validations(self, steps: int) -> int:
+        """Validations of a run of ``steps``."""
         every = self.validate_every or self.steps_per_epoch
-        whole, rest = divmod(self.steps, self.steps_per_epoch)
+        whole, rest = divmod(steps, self.steps_per_epoch)
         return whole * math.ceil(self.steps_per_epoch / every) + math.ceil(rest / every)
 
-    def validated_after(self, epoch: int, step: int) -> int:
-        """The first step of ``epoch``, from ``step`` on, after which the adapter is validated."""
+    def validated_after(self, epoch: int, step: int, steps: int) -> int:
+        """The first step of ``epoch``, from ``step`` on, after which the adapter is validated, in a
+        run of ``steps``."""
         every = self.validate_every or self.steps_per_epoch
-        left = self.steps - epoch * self.steps_per_epoch
+        left = steps - epoch * self.steps_per_epoch
         return min(math.ceil(step / every) * every, self.steps_per_epoch, left)
 
     @property
@@ -95,6 +96,48 @@ class Plan:
     def numbers(self) -> dict[str, float]:
         """The settings that are numbers, by name."""
         return {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
+
+
+DECAY = 0.2
+"""Share of the steps in which the rate of the schedule "wsd" falls."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each step, as a share of the highest, and the last step of a run.
+
+    It rises from zero. Then it falls to zero, "linear" or as half a wave of a "cosine"; or it is
+    "constant", or with "wsd" (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395) until the
+    last steps, in which it falls to zero linearly. So it does in the ending of a run that patience
+    stopped, from what it was at the best epoch.
+    """
+
+    steps: int
+    """Of the whole run."""
+    settings: Training
+
+    @property
+    def decay(self) -> float | None:
+        """Share of the steps before a fall to zero that it takes; None where nothing decays."""
+        return self.settings.decay or (DECAY if self.settings.schedule == "wsd" else None)
+
+    def share(self, done: int, best: int = 0, ending: tuple[int, int] | None = None) -> float:
+        """Of the step after ``done`` others, where the best epoch was over after ``best``."""
+        if ending is not None:
+            return self.share(best) * (ending[1] - done) / (ending[1] - ending[0])
+        warm = max(1, round(self.settings.warmup * self.steps))
+        if done < warm:
+            return (done + 1) / warm
+        left, shape = (self.steps - done) / max(1, self.steps - warm), self.settings.schedule
+        if shape == "wsd":
+            return min(1.0, (self.steps - done) / max(1, round((self.decay or 0) * self.steps)))
+        if shape == "cosine":
+            return (1 - math.cos(math.pi * left)) / 2
+        return 1.0 if shape == "constant" else left
+
+    def ending(self, best: int, done: int) -> tuple[int, int]:
+        """Steps before and after the ending of a run that patience stops after ``done`` steps."""
+        return done, min(done + max(1, round((self.decay or 0) * best)), self.steps)
 
 
 def make_plan(base: Base, dataset: Dataset) -> Plan:

@@ -26,6 +26,7 @@ from lora_domains.inference.scores import (
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import Head
+from lora_domains.modeling.lora import Weights
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.training.retention import reference_on
 from lora_domains.verdict.metrics import metric_named
@@ -130,6 +131,36 @@ class Validation:
             records = [{"prediction": int(comparable(self.domain.task, row, example).argmax())}
                        for row, example in zip(logprobs, rows, strict=True)]  # fmt: skip
         return {"validation_loss": loss, **validation_figures(self.domain, rows, records, loss)}
+
+    def scaled_down(
+        self, best: dict[str, Any], weights: Weights, limit: float
+    ) -> tuple[dict[str, Any], Weights]:
+        """The ``best`` epoch's record and ``weights`` at the scale that ranks highest, where all of
+        its effect exceeds the drift ``limit``."""
+        tried, full = "no epoch", weights
+        if self.head is None:  # a head is trained for the whole effect
+
+            def scaled(scale: float) -> Weights:
+                return {linear: (a, b * scale) for linear, (a, b) in full.items()}
+
+            def evaluate(scale: float) -> dict[str, Any]:
+                self.bank.set_weights(self.adapter, scaled(scale))
+                return self.evaluate()
+
+            tried = "no epoch at any scale"
+            best = scale_down(best, evaluate, limit)
+            scale = best.get("scale", 1.0)
+            weights = full if scale == 1.0 else scaled(scale)
+            self.display.stage(
+                "scale", None, None, f"epoch {best['epoch']} at scale {scale:g}: "
+                f"{self.domain.primary_metric} {best['score']:.3f}, KL {best['general_kl']:.3f}",
+            )  # fmt: skip
+        if not within_drift(best, limit):
+            self.display.warn(
+                f"{tried} stays within the drift limit of {limit:g}: by its predictions on general "
+                "text, the adapter forgets the base. A lower --lr may help."
+            )
+        return best, weights
 
     def drift(self) -> dict[str, float]:
         """How far the adapter moved from the base on monitored texts (``Reference.compare``)."""

@@ -288,6 +288,8 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "training.validate_every": ("10", 10),
     "training.lr_ratio": ("16", 16.0),
     "training.optimizer": ("adamw8bit", "adamw8bit"),
+    "training.schedule": ("cosine", "cosine"),
+    "training.decay": (".1", 0.1),
     "training.max_length": ("64", 64),
     "training.gradient_checkpointing": ("TRUE", True),
     "training.seed": ("7", 7),

@@ -96,9 +96,12 @@ def fixed(*losses: float, scores: Sequence[float] = ()) -> Callable[[Run], dict[
     return figures
 
 
-def stopped_after(steps: int, domain: Domain, folder: Path, tiny_base: Path) -> None:
+def stopped_after(
+    steps: int, domain: Domain, folder: Path, tiny_base: Path,
+    figures: Callable[[Run], dict[str, Any]] | None = None,
+) -> None:  # fmt: skip
     """Train until ``steps`` are finished, then stop as Ctrl-C does."""
-    run = make_run(folder, tiny_base, domain, None)
+    run = make_run(folder, tiny_base, domain, figures)
     step = run.train_step
 
     def counting(rows: Sequence[EncodedExample]) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, make_rows
 from support.adapters import save, strong
-from support.models import QUIET, declared, make_run, model_in, stopped_after
+from support.models import QUIET, declared, fixed, make_run, model_in, stopped_after
 
 from lora_domains.adapters.folder import WEIGHTS, fingerprint
 from lora_domains.adapters.loading import load_adapter
@@ -200,6 +200,50 @@ def test_a_run_that_is_validated_within_epochs_resumes_to_the_same_bytes(
     epochs = [[record["epoch"] for record in card.adapter.training["history"]]
               for card in (whole, resumed)]  # fmt: skip
     assert epochs[0] == epochs[1] == [0.4, 0.8, 1, 1.4, 1.8]
+
+
+def test_an_ending_resumes_to_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Killed in the epoch before it, before its first step, within it and after it.
+
+    The first of its epochs, of two steps, is the best; after the second the ending begins.
+    """
+    task = Classification(positive="spam", head=True)
+    spam = declared(rows[:40], "spam", task, epochs=8, patience=1, dropout=0.3, decay=0.9)
+    losses = fixed(2.0, 3.0, 0.5)
+
+    def run(name: str) -> Run:
+        return make_run(tmp_path / name, tiny_base, spam, losses)
+
+    def killed(name: str, method: str, step: int) -> None:
+        doomed = run(name)
+        original = getattr(doomed, method)
+
+        def die(*given: Any) -> None:
+            if doomed.state.total_steps == step:
+                raise InterruptedError
+            original(*given)
+
+        setattr(doomed, method, die)
+        with pytest.raises(InterruptedError):
+            doomed.fit()
+
+    whole = run("whole").fit()
+    assert (whole.record["best_epoch"], whole.record["steps"]) == (3, 6)
+    stopped_after(3, spam, tmp_path / "epoch", tiny_base, losses)
+    killed("first", "train_step", 4)
+    stopped_after(5, spam, tmp_path / "ending", tiny_base, losses)
+    killed("last", "_scale_down", 6)
+    for name in ("epoch", "first", "ending", "last"):
+        resumed = run(name).fit(resume=True)
+        for linear, pair in whole.adapter.weights.items():
+            assert all(map(torch.equal, pair, resumed.adapter.weights[linear])), (name, linear)
+        assert whole.adapter.head is not None
+        assert resumed.adapter.head is not None
+        for part, tensor in whole.adapter.head.weights.items():
+            assert torch.equal(tensor, resumed.adapter.head.weights[part])
+        assert resumed.record["history"] == whole.record["history"]
 
 
 @pytest.mark.parametrize("task", [Classification(positive="spam"), MultiLabel(head=True)])

@@ -19,7 +19,6 @@ from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification
 from lora_domains.training.estimate import estimate
 from lora_domains.training.fit import make_run
-from lora_domains.training.loop import seconds_left
 from lora_domains.training.plan import make_plan
 
 TOKEN = 0.001
@@ -131,7 +130,7 @@ def test_reading_general_text_is_part_of_neither_speed_nor_time_left(
                        (run.validation.rows, run.validation.monitored))  # fmt: skip
     # Two validations, and the texts that the base has still to read; a token of a step is padded.
     validations = TOKEN * (2 * (rows + monitored) + monitored)
-    assert steps + validations <= seconds_left(run) < 1.5 * (steps + validations)
+    assert steps + validations <= run.seconds_left() < 1.5 * (steps + validations)
     run.state.history = [{}]
     state.phases[VALIDATION] = 5.0
-    assert seconds_left(run) == pytest.approx(steps + 5.0)
+    assert run.seconds_left() == pytest.approx(steps + 5.0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from support.models import declared, fixed, make_run, model_in, stopped_after
 
 from lora_domains.adapters.folder import fingerprint
-from lora_domains.domain import with_settings
+from lora_domains.domain import Training, with_settings
 from lora_domains.errors import LossExploded
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
+from lora_domains.modeling.batching import epoch_batches
 from lora_domains.report.card import Card
 from lora_domains.training import gradients, validation
 from lora_domains.training.loop import Run
+from lora_domains.training.plan import Schedule
 
 
 def test_it_learns_and_changes_neither_the_random_state_nor_the_base(
@@ -69,6 +72,99 @@ def test_the_rate_rises_then_falls_to_zero(
     assert rates[: top - 1] == sorted(rates[: top - 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-2] > 0 == rates[-1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "theirs", "options"),
+    [
+        (None, "linear", {}),
+        ("linear", "linear", {}),
+        ("cosine", "cosine", {}),
+        ("constant", "constant_with_warmup", {}),
+        ("wsd", "warmup_stable_decay", {"num_decay_steps": 8, "decay_type": "linear"}),
+    ],
+)
+def test_after_the_warm_up_schedules_are_those_of_transformers(
+    schedule: str | None, theirs: str, options: dict[str, Any]
+) -> None:
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    oracle = get_scheduler(theirs, optimizer, 4, 40, scheduler_specific_kwargs=options)
+    own = Schedule(40, Training(warmup=0.1, schedule=schedule))
+    for done in range(41):
+        if done >= 4:  # their first step has a rate of zero
+            assert own.share(done) == pytest.approx(oracle.get_last_lr()[0]), done
+        optimizer.step()
+        oracle.step()
+    assert [own.share(done) for done in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+# ── Early stopping with an ending ─────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_a_run_that_patience_stops_decays_from_its_best_epoch(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], optimizer: str, better: bool
+) -> None:
+    """Five steps an epoch; the second is the best, and two others follow it."""
+    spam = declared(rows[:100], epochs=8, patience=2, dropout=0.1, schedule="wsd", decay=0.3,
+                    optimizer=optimizer, rank=64, targets=("gate_proj", "up_proj"))  # fmt: skip
+    losses = (2.0, 1.0, 3.0, 3.0, 0.5 if better else 1.5)
+    run = make_run(tmp_path / "run", tiny_base, spam, fixed(*losses))
+    record = run.fit().record
+    assert [one["epoch"] for one in record["history"]] == [1, 2, 3, 4, 4.6]
+    assert record["history"][-1]["decayed_from"] == 2
+    assert (record["steps"], record["best_epoch"]) == (23, 4.6 if better else 2)
+    assert record.get("decayed_from") == (2 if better else None)
+
+    oracle = make_run(tmp_path / "oracle", tiny_base, spam)
+    lengths = [len(row) for row in oracle.train]
+    batches = [
+        batch for epoch in (0, 1, 4) for batch in epoch_batches(lengths, 16, 0, epoch, None)
+    ]  # fmt: skip
+    for number, batch in enumerate(batches[: 13 if better else 10]):
+        if number >= 10:
+            oracle.state.total_steps = number + 10  # seeds of dropout, and general texts
+            rate = 0.01 * (13 - number) / 3
+            oracle._set_rate = partial(set_rate, oracle.optimizer, rate)  # type: ignore[method-assign]
+        oracle.train_step([oracle.train[i] for i in batch])
+    kept = run.state.best_weights
+    assert kept is not None
+    for name, pair in oracle.bank.weights(oracle.adapter_name).items():
+        assert all(map(torch.equal, pair, kept[name]))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def test_an_ending_takes_no_more_steps_than_the_run_and_is_validated_within(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Validated every two of five steps; the first time is the best, and an epoch follows."""
+    spam = declared(rows[:100], epochs=8, patience=1, validate_every=2, schedule="linear",
+                    decay=0.9, lr=0.001)  # fmt: skip
+    spoken: list[str] = []
+
+    def worse(run: Run) -> dict[str, Any]:
+        loss = 9.0 - 8.0 / run.state.total_steps
+        return {"validation_loss": loss, "accuracy": 0.5, "score": -loss, "higher_is_better": True}
+
+    for most, steps, epochs in ((None, 9, 1.8), (8, 8, 1.6)):
+        run = make_run(tmp_path / str(most), tiny_base, with_settings(spam, max_steps=most), worse)
+        run.display.line = spoken.append  # type: ignore[method-assign]
+        record = run.fit().record
+        assert (record["steps"], record["epochs"], record["best_epoch"]) == (steps, epochs, 0.4)
+        assert "decayed_from" not in record
+        ended = [one.get("decayed_from") for one in record["history"]]
+        assert ended == [None, None, None, None, 0.4]
+        assert spoken[-1] == (
+            f"Back to the best epoch for {steps - 7} steps to a rate of zero: no better epoch than "
+            "0.4 for 1 epochs."
+        )
 
 
 def test_b_learns_at_a_rate_of_its_own_as_in_peft(
@@ -139,7 +235,7 @@ def test_an_epoch_can_be_validated_several_times_and_a_run_ends_after_so_many_st
     assert (run.plan.steps_per_epoch, run.plan.steps) == (5, 12)
     record = run.fit().record
     assert [one["epoch"] for one in record["history"]] == [0.4, 0.8, 1, 1.4, 1.8, 2, 2.4]
-    assert len(record["history"]) == run.plan.validations
+    assert len(record["history"]) == run.plan.validations(12)
     assert (record["steps"], record["epochs"]) == (12, 2.4)
     run.state.total_steps = 12
     run._set_rate()

@@ -121,13 +121,13 @@ def test_a_long_epoch_is_validated_in_equal_parts(
     spam = declared(rows, epochs=1, retention="none")
     few = replace(spam, data=replace(spam.data, validation=rows[301:305]))  # type: ignore[arg-type]
     plan = make_run(tmp_path, tiny_base, few).plan
-    assert (plan.steps_per_epoch, plan.validate_every, plan.validations) == (19, 5, 4)
+    assert (plan.steps_per_epoch, plan.validate_every, plan.validations(plan.steps)) == (19, 5, 4)
     assert "validation after every 5 of 19 steps" in plan.reasons
     # Validation rows that take longer than a tenth of the steps between are read less often.
     many = make_run(tmp_path, tiny_base, spam).plan
     assert many.validate_every == 10
     given = make_run(tmp_path, tiny_base, with_settings(spam, validate_every=3)).plan
-    assert (given.validate_every, given.validations) == (3, 7)
+    assert (given.validate_every, given.validations(given.steps)) == (3, 7)
 
 
 @pytest.mark.parametrize("head", [True, False])
