@@ -284,9 +284,15 @@ def test_the_experiment_of_the_tutorial(
         assert "nats per masked token" in output
     else:
         assert entry.judged["knowledge"] == "features"
-        kept, pooled = gates["retention"], entry.general["pooled"]
-        assert kept["observed"] == pytest.approx(pooled["adapter"] - pooled["base"])
-        assert "(features)" in kept["rule"]
+        # Judged by all of them, or by the one that clearly lost most: rounding decides here.
+        kept = gates["retention"]
+        (judged,) = [
+            name for name, figures in entry.general.items()
+            if kept["observed"] == pytest.approx(figures["adapter"] - figures["base"])
+            and (name in kept["why"] or name == "pooled")
+        ]  # fmt: skip
+        assert judged == "pooled" or kept["verdict"] == "fail"
+        assert "features" in kept["rule"] + kept["why"]
         assert {f"features/{one.name}" for one in feature_sets()} < entry.general.keys()
         assert "features/number" in output
         assert gates["drift"]["verdict"] == "not applicable"
