@@ -101,13 +101,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path, nargs="?", help="folder of the sentence encoder")
     parser.add_argument("--rows", type=Path, help="folder of real rows")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--table", action="store_true")
     flags = parser.parse_args()
     if not flags.table:
         jobs = [{"balance": balance, "seed": seed} for seed in SEEDS for balance in WAYS]
         settings = {"command": "python benchmarks/training/balance.py BASE --rows DIR",
                     "share": SHARE, "seeds": SEEDS}  # fmt: skip
-        run_missing(RESULTS, jobs, settings, partial(run, base=flags.base, folder=flags.rows))
+        run_one = partial(run, base=flags.base, folder=flags.rows)
+        run_missing(RESULTS, jobs, settings, run_one, flags.workers)
     print(table(stored_runs(RESULTS)))
 
 

@@ -15,9 +15,11 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,12 +34,17 @@ WAYS: dict[str, tuple[float | None, float]] = {
     "probe": (0.1, 1.0),
     "probe, rate / 3": (0.1, 1 / 3),
     "probe of C = .01, rate / 3": (0.01, 1 / 3),
+    "probe of C = .01, rate · 2 / 3": (0.01, 2 / 3),
+    "probe of C = .01": (0.01, 1.0),
 }
 """The strength of the probe that the head starts as, and the share of the derived learning rate."""
 SETS: dict[str, dict[str, Any]] = {
     "banking77": {"train": 1000},
     "sms_spam": {"train": 300, "positive": "spam"},
     "twitter_financial_news": {"train": 300},
+    "banking77, many rows": {"train": 7500, "spare": 2000},
+    "sms_spam, many rows": {"train": 3000, "spare": 1000, "positive": "spam"},
+    "twitter_financial_news, many rows": {"train": 7000, "spare": 2000},
 }
 VALIDATION, SPARE = 300, 600
 SEEDS = (0,)
@@ -52,10 +59,11 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
     from lora_domains.training import loop, plan
 
     strength, share = WAYS[way]
-    options = dict(SETS[rows])
-    parts = sampled(folder / rows / "train.jsonl", options.pop("train"), seed)
+    options, name = dict(SETS[rows]), rows.partition(",")[0]
+    counts = {"train": options.pop("train"), "spare": options.pop("spare", SPARE)}
+    parts = sampled(folder / name / "train.jsonl", **counts, seed=seed)
     positive = options.get("positive")
-    domain = Domain(rows, Classification(head=True, **options), Data(**parts, drop_leaks=True),
+    domain = Domain(name, Classification(head=True, **options), Data(**parts, drop_leaks=True),
                     metric="f1" if positive else "accuracy")  # fmt: skip
     domain = with_settings(domain, seed=seed)
     with ExitStack() as stack:
@@ -123,13 +131,15 @@ def metric_of(name: str, dataset: Any, records: Sequence[dict[str, Any]]) -> flo
 
 def run_missing(
     results: Path, jobs: Sequence[dict[str, Any]], settings: dict[str, Any],
-    run_one: Callable[..., dict[str, Any]],
+    run_one: Callable[..., dict[str, Any]], workers: int = 1,
 ) -> None:  # fmt: skip
-    """Run those of ``jobs`` that ``results`` lacks, and store each run when it ends."""
+    """Run those of ``jobs`` that ``results`` lacks, ``workers`` at a time, and store each run when
+    it ends."""
     runs = stored_runs(results)
-    for job in jobs:
-        if not any(job.items() <= found.items() for found in runs):
-            runs.append(run_one(**job))
+    missing = [job for job in jobs if not any(job.items() <= found.items() for found in runs)]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run_one, **job) for job in missing]):
+            runs.append(future.result())
             print(json.dumps(runs[-1]), flush=True)
             results.write_text(json.dumps({**settings, "runs": runs}, indent=1) + "\n")
 
@@ -139,15 +149,17 @@ def stored_runs(results: Path) -> list[dict[str, Any]]:
     return json.loads(results.read_text())["runs"] if results.exists() else []
 
 
-def sampled(path: Path, train: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+def sampled(
+    path: Path, *, train: int, seed: int, spare: int = SPARE
+) -> dict[str, list[dict[str, Any]]]:
     """Spare, validation and training rows drawn from the training split by ``seed``."""
     from lora_domains.data.readers import read
 
     rows = [dict(row.values) for row in read(path, "train")]
     drawn = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
-    start = SPARE + VALIDATION
+    start = spare + VALIDATION
     return {
-        "test": drawn[:SPARE], "validation": drawn[SPARE:start],
+        "test": drawn[:spare], "validation": drawn[spare:start],
         "train": drawn[start : start + train],
     }  # fmt: skip
 
@@ -170,15 +182,18 @@ def main() -> None:
     parser.add_argument("base", type=Path, nargs="?", help="folder of the sentence encoder")
     parser.add_argument("--rows", type=Path, help="folder of real rows")
     parser.add_argument("--only", nargs="*", default=[*SETS], help="sets of rows to run")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[*WAYS], help="ways to run")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--table", action="store_true")
     flags = parser.parse_args()
     if not flags.table:
         jobs = [{"way": way, "rows": name, "seed": seed}
-                for seed, name, way in product(SEEDS, flags.only, WAYS)]  # fmt: skip
+                for seed, name, way in product(SEEDS, flags.only, flags.ways)]  # fmt: skip
         command = "python benchmarks/training/heads.py BASE --rows DIR"
         settings = {"command": command, "seeds": SEEDS, "sets": SETS, "validation": VALIDATION,
                     "spare": SPARE}  # fmt: skip
-        run_missing(RESULTS, jobs, settings, partial(run, base=flags.base, folder=flags.rows))
+        run_one = partial(run, base=flags.base, folder=flags.rows)
+        run_missing(RESULTS, jobs, settings, run_one, flags.workers)
     print(table(stored_runs(RESULTS)))
 
 
