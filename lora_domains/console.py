@@ -52,7 +52,7 @@ class Display:
         terminal.title(self.console, text)
 
     def line(self, text: str) -> None:
-        self.console.print(escape(text))
+        self.console.print(escape(text), soft_wrap=not self.console.is_terminal)
 
     def pulse(self, text: str) -> None:
         """A line of progress for a log, where no bar is drawn."""
@@ -60,7 +60,8 @@ class Display:
             self.line(text)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]Warning:[/] {escape(text)}")
+        text = f"[yellow]Warning:[/] {escape(text)}"
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def stage(self, name: str, rows_in: int | None, rows_out: int | None, what: str) -> None:
         """A stage of the data flow: its name, rows in → rows out, what it did."""
@@ -68,12 +69,18 @@ class Display:
             flow = ""
         else:
             flow = f"{'' if rows_in is None else rows_in} → {'' if rows_out is None else rows_out}"
-        self.console.print(f"[bold cyan]{escape(name):<12}[/]{flow:>14}  {escape(what)}")
+        head, lines = f"{name:<12}{flow:>14}  ", [what]
+        if self.console.is_terminal:  # what does not fit is continued under itself
+            room = max(20, self.console.width - len(head))
+            lines = [line.plain.rstrip() for line in Text(what).wrap(self.console, room)]
+        text = Text(head + f"\n{'':>{len(head)}}".join(lines))
+        text.stylize("bold cyan", 0, len(name))
+        self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """A bar that the yielded function advances; nothing where there is no terminal."""
-        if self.quiet or not self.console.is_terminal:
+        if self.quiet or not self.console.is_terminal or not total:
             yield lambda _done, _note="": None
             return
         bar = Progress(
@@ -104,31 +111,17 @@ class Display:
 
     def epoch(self, record: Mapping[str, Any], metric: str, note: str = "") -> None:
         """A line of the table of epochs, with its heading the first time."""
-        if not record["higher_is_better"] and record["score"] == record["validation_loss"]:
-            metric = "nats per token"  # answers are not generated every epoch
-        name = metric_name(metric)
-        columns = ["epoch", "training loss", "validation loss", "accuracy", name]
-        widths = [5, 13, 15, 8, max(8, len(name))]
-        monitored = "general_kl" in record
-        if monitored:
-            columns += ["general nats", "KL"]
-            widths += [12, 5]
+        columns = _columns(record, metric_name(metric))
+        head = "  ".join(f"{name:>{width}}" for name, width, _ in columns)
+        line = "  ".join(f"{cell:>{width}}" for _, width, cell in columns)
+        observation = record["observation"] + (f" ({note})" if note else "")
+        # Where a narrow terminal would break the line, what the figures mean is below them.
+        below = self.console.width < len(head) + OBSERVATION
         if not self._epochs_shown:
             self._epochs_shown = True
-            head = "  ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))
-            self.console.print(f"[bold]{head}  observation[/]")
-        cells = [
-            str(record["epoch"]),
-            f"{record['training_loss']:.4f}",
-            f"{record['validation_loss']:.4f}",
-            "–" if record["accuracy"] is None else f"{record['accuracy']:.3f}",
-            f"{record['score']:.3f}",
-        ]
-        if monitored:
-            cells += [f"{record['general_nats']:.3f}", f"{record['general_kl']:.3f}"]
-        line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-        observation = record["observation"] + (f" ({note})" if note else "")
-        self.console.print(f"{line}  {escape(observation)}")
+            self.console.print(f"[bold]{head}{'' if below else '  observation'}[/]")
+        between = f"\n{'':>7}" if below else "  "
+        self.console.print(f"{line}{between}{escape(observation)}")
 
     def answers(self, rows: Iterable[tuple[str, str, Mapping[str, str]]]) -> None:
         """Answers to some rows, a line of ``COLUMNS`` each: id, prompt, and each answer by name."""
@@ -141,6 +134,27 @@ class Display:
 
 COLUMNS = 80
 """Characters of a line that shows some text of a row."""
+OBSERVATION = 60
+"""Characters that the observation on an epoch may take."""
+
+
+def _columns(record: Mapping[str, Any], score: str) -> list[tuple[str, int, str]]:
+    """The table of epochs: (heading, width, cell) of each column that says something of its own.
+
+    ``score`` is the name of the metric. Where answers are not generated every epoch, the score is
+    the validation loss.
+    """
+    losses = "training_loss", "validation_loss"
+    columns = [("epoch", 5, str(record["epoch"]))]
+    columns += [(key.replace("_", " "), len(key), f"{record[key]:.4f}") for key in losses]
+    if record["accuracy"] is not None and score != "accuracy":
+        columns.append(("accuracy", 8, f"{record['accuracy']:.3f}"))
+    if record["higher_is_better"] or record["score"] != record["validation_loss"]:
+        columns.append((score, max(8, len(score)), f"{record['score']:.3f}"))
+    if "general_kl" in record:
+        columns.append(("general nats", 12, f"{record['general_nats']:.3f}"))
+        columns.append(("KL", 5, f"{record['general_kl']:.3f}"))
+    return columns
 
 
 def format_bytes(count: float) -> str:

@@ -250,7 +250,8 @@ class DomainModel:
                 )
             return self._datasets[domain]
         if domain.name in self.bank:
-            check_labels(self.bank[domain.name], domain.task)
+            labels = prepared.task.labels if prepared is not None else None
+            check_labels(self.bank[domain.name], domain.task, labels or ())
         for name in self.domains:
             card = self.bank[name].card
             if card and card.adapter.domain == domain.name:

@@ -1,6 +1,24 @@
-"""Sizes and durations as people read them."""
+"""What a run prints: sizes and durations, stages, the table of epochs."""
 
-from lora_domains.console import format_bytes, format_duration
+import io
+from typing import Any
+
+from rich.console import Console
+
+from lora_domains.console import Display, format_bytes, format_duration
+
+EPOCH = {
+    "epoch": 1, "training_loss": 1.2, "validation_loss": 0.5, "accuracy": 0.75, "score": 0.4,
+    "higher_is_better": True, "general_nats": 1.1, "general_kl": 0.1, "observation": "first epoch",
+}  # fmt: skip
+
+
+def shown(call: str, *arguments: Any, width: int | None = 80) -> list[str]:
+    """The lines that a display prints in a terminal of this width, or (None) in a log."""
+    text = io.StringIO()
+    console = Console(file=text, width=width, force_terminal=width is not None, color_system=None)
+    getattr(Display(console=console), call)(*arguments)
+    return text.getvalue().splitlines()
 
 
 def test_sizes_and_durations_have_fitting_units() -> None:
@@ -8,3 +26,38 @@ def test_sizes_and_durations_have_fitting_units() -> None:
     assert [format_duration(s) for s in (4.4, 59.6, 200, 7500)] == [
         "4 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"
     ]  # fmt: skip
+
+
+def test_a_long_stage_continues_under_itself_in_a_terminal_and_is_one_line_in_a_log() -> None:
+    words = " ".join(["chat [by] columns;"] * 12)
+    (first, *rest) = shown("stage", "task", 240, 240, words)
+    assert first.startswith("task             240 → 240  chat [by] columns;")
+    assert rest
+    assert all(line.startswith(" " * 28) and len(line) <= 80 for line in rest)
+    assert " ".join([first[28:], *(line.strip() for line in rest)]) == words
+    assert shown("stage", "task", 240, 240, words, width=None) == [first[:28] + words]
+    assert shown("warn", words, width=None) == [f"Warning: {words}"]
+
+
+def test_a_line_of_the_table_of_epochs_fits_80_columns() -> None:
+    note = "614 tokens/s, 856.3 MB, 10 s left"
+    head, figures, observation = shown("epoch", EPOCH, "macro_f1", note)
+    assert head.endswith("accuracy  macro F1  general nats     KL")
+    assert len(head) == len(figures) <= 80
+    assert observation == f"       first epoch ({note})"
+    head, figures = shown("epoch", EPOCH, "macro_f1", note, width=None)
+    assert head.endswith("KL  observation")
+    assert figures.endswith(f"0.100  first epoch ({note})")
+
+
+def test_a_column_of_the_table_of_epochs_says_something_of_its_own() -> None:
+    likelihoods = EPOCH | {"accuracy": None, "score": 0.5, "higher_is_better": False}
+    del likelihoods["general_kl"], likelihoods["general_nats"]
+    for metric in ("nats_per_token", "token_f1"):
+        head, _ = shown("epoch", likelihoods, metric, width=None)
+        assert head.split("  ") == ["epoch", "training loss", "validation loss", "observation"]
+    head, _ = shown("epoch", EPOCH, "accuracy", width=None)
+    assert head.count("accuracy") == 1
+    head, figures = shown("epoch", likelihoods | {"score": 3.25}, "mae", width=None)
+    assert head.split("  ")[3] == "absolute error"
+    assert "3.250" in figures

@@ -6,7 +6,7 @@ adapter.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,20 @@ def foreign_card(adapter: Adapter, base: Base, domain: Domain, prepared: Prepare
     return Card(base=BaseRecord(**base.record()), environment=shown, adapter=entry)
 
 
-def check_labels(adapter: Adapter, task: Task) -> None:
-    """Raise UsageError where nothing says which class of a foreign head is which label."""
+def check_labels(adapter: Adapter, task: Task, found: Collection[str] = ()) -> None:
+    """Raise UsageError where nothing says which class of a foreign head is which label.
+
+    ``found`` are the labels of the rows.
+    """
     if adapter.card is None and adapter.head is not None and task.head and task.labels is None:
         raise UsageError(
             where=adapter.name,
             expected=f"the labels of its {adapter.head.classes} classes, in the order of its head",
             found="none: its folder does not name them",
-            hint="Declare labels=(…) or give --labels, in the order in which it was trained.",
-        )
+            hint="Declare labels=(…) or give --labels, in the order in which it was trained."
+            + (f" If that is the order of the alphabet: --labels {','.join(sorted(found))}"
+               if len(found) == adapter.head.classes else ""),
+        )  # fmt: skip
 
 
 def save_evaluation(

@@ -1,14 +1,18 @@
-"""Repeat a training from its card: the same domain, rows, seed and base. No torch.
+"""Repeat a training from its card: the same domain, rows, seed and base; the base of an adapter. No
+torch.
 
 With the same rows, versions and machine the adapter is the same to the byte. Otherwise the
 differences are named.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from lora_domains.adapters.folder import CONFIG
 from lora_domains.data.source import READING, SPLITS, Data, Hub, Source
 from lora_domains.domain import RETENTION, Domain, Lora, Training
 from lora_domains.errors import UsageError, listed
@@ -21,6 +25,11 @@ MATTERS = (
     "device", "threads", "world_size",
 )  # fmt: skip
 """The keys of a card's environment that rounding may depend on."""
+
+
+BASES = Path(".bases")
+"""A folder of bases that are at hand."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def card_at(path: Path) -> Card:
@@ -123,11 +132,14 @@ def _source(value: Any, where: str) -> Source | None:
 def base_of(card: Card) -> tuple[str | None, str | None]:
     """(id, revision) of a card's base on the Hub; (None, None) for the embedded base.
 
-    Raises UsageError for a folder, since a card does not hold its path.
+    A card holds the name of a folder, not its path: it is looked for in ``BASES``. Raises
+    UsageError where it is not there.
     """
     base = card.base
     if base.id == "embedded":
         return None, None
+    if base.revision is None and (BASES / base.id).is_dir():
+        return str(BASES / base.id), None
     if base.revision is None:
         raise UsageError(
             where=f"the card of {card.adapter.domain}",
@@ -136,6 +148,36 @@ def base_of(card: Card) -> tuple[str | None, str | None]:
             hint=f"Give it: --base …/{base.id}",
         )
     return base.id, base.revision
+
+
+def base_named_by(adapter: Path) -> tuple[str | None, str | None]:
+    """(folder or id, revision) of the base of an adapter folder; (None, None) for the embedded one.
+
+    It is that of the card, or without one the base that PEFT's config names. Raises UsageError for
+    a folder that is not here.
+    """
+    card = Card.read(adapter, measured=False) if (adapter / CARD).exists() else None
+    if card is not None and not card.adapter.trained_elsewhere:
+        return base_of(card)
+    try:
+        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+        name, revision = config["base_model_name_or_path"], config.get("revision")
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        name = revision = None  # loading the adapter says what is wrong with its config
+    if isinstance(name, str) and Path(name).is_dir():
+        return name, None
+    if card is not None:
+        return base_of(card)
+    if not isinstance(name, str) or name in ("", "embedded"):
+        return None, None
+    if not HUB_ID.fullmatch(name):
+        raise UsageError(
+            where=adapter.name,
+            expected="the base on which it was trained",
+            found=f"none: its {CONFIG} names {name!r}, which is not here",
+            hint="Give it: --base PATH_OR_ID",
+        )
+    return name, revision if isinstance(revision, str) else None
 
 
 def differences(then: Card, now: Card) -> list[str]:

@@ -69,7 +69,7 @@ def _add_trace(verbs: Any) -> None:
 def trace(flags: argparse.Namespace) -> int:
     """Show one text in base and adapter."""
     check_no_file([flags.text])
-    model = open_model(flags)
+    model = open_model(flags, adapter=flags.adapter)
     name = model.load_adapter(flags.adapter)
     from lora_domains.analysis import trace as analysis
 
@@ -112,7 +112,7 @@ def _add_curve(verbs: Any) -> None:
 
 def curve(flags: argparse.Namespace) -> int:
     """Measure an adapter at several scales."""
-    model = open_model(flags)
+    model = open_model(flags, adapter=flags.adapter)
     name = model.load_adapter(flags.adapter)
     from lora_domains.analysis import scale_curve
 

@@ -58,7 +58,8 @@ def _add_fit(verbs: Any) -> None:
         description="Train an adapter on labelled rows or conversations and choose its epoch on "
         "validation rows. "
         "With --test, also evaluate it: base, adapter and baselines on the same test rows, then "
-        "the gates. Without --test no test row is scored, and validation rows are shown instead. "
+        "the gates; --evaluate does so on test rows that are split from the training rows. Without "
+        "either, no test row is scored and validation rows are shown instead. "
         "Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
         "(PEFT's format), card.json, items.jsonl and README.md.\n\n"
         "Exit codes: 0 pass or not evaluated, 1 fail, 2 error, 3 inconclusive, 130 interrupted.",
@@ -129,8 +130,10 @@ def _kinds_with(flags: argparse.Namespace) -> list[type[Task]]:
 def _fit(
     domain: Domain, flags: argparse.Namespace, card: Card | None = None, proposed: str = ""
 ) -> int:
-    # Test rows taken from the training rows are kept for the adapter that is chosen in the end.
-    flags.no_evaluate = flags.no_evaluate or domain.data.test is None
+    # By default, test rows taken from the training rows are kept for the adapter that is chosen in
+    # the end.
+    if flags.evaluate is None:
+        flags.evaluate = domain.data.test is not None
     verdict = fit_and_evaluate(domain, flags, card, proposed)
     return EXIT[verdict] if verdict else 0
 
@@ -187,7 +190,7 @@ def benchmark(flags: argparse.Namespace) -> int:
     from lora_domains import distributed
 
     named = named_suite(flags, flags.seed)
-    model = open_model(flags, out=ADAPTERS)
+    model = open_model(flags, out=ADAPTERS, adapter=flags.adapters[0])
     for path in flags.adapters:
         model.load_adapter(path)
     domains = [load_domain(path) for path in flags.domains]
@@ -225,7 +228,7 @@ def _add_export(verbs: Any) -> None:
 def export(flags: argparse.Namespace) -> int:
     """Merge an adapter into its base."""
     # On the CPU in float32, so that the reported error is that of the saved weights.
-    model = open_model(flags, out=ADAPTERS, device="cpu", dtype="float32")
+    model = open_model(flags, out=ADAPTERS, adapter=flags.adapter, device="cpu", dtype="float32")
     model.export(model.load_adapter(flags.adapter), flags.out, dtype=flags.dtype)
     return 0
 

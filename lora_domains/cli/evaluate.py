@@ -88,7 +88,8 @@ def evaluate(flags: argparse.Namespace) -> int:
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     domain.check_judge()
     prepared, named = prepare(domain.task, domain.data, domain.training.seed), named_suite(flags)
-    model = open_model(flags, title=name, card=card if own and not flags.base else None)
+    again = card if own and not flags.base else None
+    model = open_model(flags, title=name, card=again, adapter=folder)
     suite = suite_of(flags, model.base, named, card)
     model.load_adapter(folder, name)
     if not own and model.bank[name].head is not None and not domain.task.head:

@@ -43,7 +43,7 @@ def add_base_flags(group: Any, *, quantised: bool = True) -> None:
     """The flags that ``open_model`` reads; without ``quantised``, the base is never quantised."""
     group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder, a Hub id, "
                        "or, for fit, auto: one at hand in .bases or in the Hub's cache; default: "
-                       "the embedded base, for trials")  # fmt: skip
+                       "that of the adapter, or the embedded base, for trials")  # fmt: skip
     if not quantised:
         group.set_defaults(load_in_8bit=False, load_in_4bit=False)
         return
@@ -208,8 +208,13 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
         "then stop")  # fmt: skip
     evaluation = parser.add_argument_group("evaluation")
     add = evaluation.add_argument
-    add("--no-evaluate", action="store_true", help="score no test row: show validation rows, and "
-        "keep the evaluations of the test rows")  # fmt: skip
+    if recipe:
+        add("--no-evaluate", dest="evaluate", action="store_false", help="score no test row: show "
+            "validation rows, and keep the evaluations of the test rows")  # fmt: skip
+    else:
+        add("--evaluate", action=argparse.BooleanOptionalAction, help="score the test rows, or "
+            "none and show validation rows; default: those of --test, and none that were split "
+            "from the training rows")  # fmt: skip
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
     add("--target-recall", type=float, metavar="P", help="target recall for --positive: the "
         "threshold is chosen on validation rows, and the gate on recall asks for it")  # fmt: skip

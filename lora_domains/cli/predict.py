@@ -95,7 +95,7 @@ def predict(flags: argparse.Namespace) -> int:
     # Before the base is loaded, which takes a while.
     questions = _questions(task, flags, display)
     answer_columns = _answer_columns(task, questions, flags.output)
-    model = open_model(flags, display=display)
+    model = open_model(flags, display=display, adapter=flags.adapter)
     name = model.load_adapter(flags.adapter)
 
     def answers() -> Iterator[tuple[Question, "Answer | None"]]:

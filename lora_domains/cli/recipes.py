@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.regressions import since_replaced
-from lora_domains.analysis.reproduce import base_of, same_bytes
+from lora_domains.analysis.reproduce import BASES, base_named_by, base_of, same_bytes
 from lora_domains.cli.flags import add_run_flags, configured
 from lora_domains.cli.parser import Parser, guarded, wrapped
 from lora_domains.console import Display
@@ -59,7 +60,7 @@ def fit_and_evaluate(
 ) -> str | None:
     """Train an adapter, evaluate it, and show both; returns the verdict.
 
-    With ``no_evaluate`` in ``flags``, validation rows are shown instead; then, and after a dry run,
+    Without ``evaluate`` in ``flags``, validation rows are shown instead; then, and after a dry run,
     the result is None. ``card`` is that of the run to repeat; ``proposed`` says why the task of the
     domain is what it is.
     """
@@ -86,17 +87,17 @@ def fit_and_evaluate(
         if reason:
             display.stage(stage, None, None, reason)
     # Read before training: what cannot be asked is found before hours are spent.
-    suite = None if flags.no_evaluate else suite_of(flags, model.base, named, card)
+    suite = suite_of(flags, model.base, named, card) if flags.evaluate else None
     trained = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
-        tracker=flags.tracker, prepared=prepared, no_evaluate=flags.no_evaluate, suite=suite,
+        tracker=flags.tracker, prepared=prepared, no_evaluate=not flags.evaluate, suite=suite,
     )  # fmt: skip
     if trained is None:
         return None
     if card is not None:
         same, message = same_bytes(card, trained)
         (display.line if same else display.warn)(message)
-    if flags.no_evaluate:
+    if not flags.evaluate:
         show_validation(model, domain)
         return None
     evaluation = model.evaluate(domain, suite=suite)
@@ -153,9 +154,10 @@ def show_validation(model: "DomainModel", domain: Domain) -> None:
 
 def open_model(
     flags: argparse.Namespace, *, out: str | None = None, display: Display | None = None,
-    title: str = "", card: Card | None = None, **options: Any,
+    title: str = "", card: Card | None = None, adapter: str | Path | None = None, **options: Any,
 ) -> "DomainModel":  # fmt: skip
-    """A DomainModel on the base in ``flags``, or on that of ``card``; torch is imported here.
+    """A DomainModel on the base in ``flags``, or on that of ``card`` or ``adapter``; torch is
+    imported here.
 
     ``out`` is the folder of the adapters, by default that of ``flags``; ``title`` is shown first.
     ``options`` are others of ``DomainModel.from_pretrained``.
@@ -171,8 +173,13 @@ def open_model(
     if title:
         display.title(title)
     options |= {"path_or_id": flags.base, "quantization": quantization(flags)}
+    if getattr(flags, "revision", None):
+        options["revision"] = flags.revision
     if card is not None:
         options |= _base_of(card, flags)
+    elif adapter is not None and not flags.base:
+        folder = find_adapter(adapter, Path(out or flags.out))
+        options["path_or_id"], options["revision"] = base_named_by(folder)
     model = DomainModel.from_pretrained(**options, out=out or flags.out, display=display)
     if card is not None and (limit := card.adapter.training.get("pass_bytes")) is not None:
         reuse_pass_limit(model.base.model, limit, display.warn)
@@ -191,7 +198,7 @@ EXAMPLES = {
 def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
     """The domain with a head where ``--base auto`` found an encoder, and a sentence about the base.
 
-    The path that was found is written into ``flags``. Without --base, the sentence says which base
+    What was found is written into ``flags``. Without --base, the sentence says which base
     real work would take; it is empty for embedded rows. Raises UsageError where nothing is at hand.
     """
     asked, rows = flags.base, str(domain.data.train or "")
@@ -216,7 +223,8 @@ def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
             found="none",
             hint=f"Download one, for example: hf download {name}",
         )
-    flags.base = str(found[0])
+    flags.base = str(found[0]) if name == found[0].name else name
+    flags.revision = None if name == found[0].name else found[0].name
     headed = domain.task.with_head() if wanted == ENCODER else None
     return (
         replace(domain, task=headed) if headed else domain,
@@ -224,7 +232,7 @@ def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
     )
 
 
-def bases_at_hand(folder: Path = Path(".bases")) -> dict[str, list[Path]]:
+def bases_at_hand(folder: Path = BASES) -> dict[str, list[Path]]:
     """The bases in ``folder`` and in the cache of the Hub by what they are for, smallest first."""
     from huggingface_hub import constants
 

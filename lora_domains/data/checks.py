@@ -119,7 +119,7 @@ def _missing(column: str, needed: Sequence[str], present: Sequence[str], file: s
     else:
         count = f"{len(present)} columns" if len(present) > 1 else "1 column"
         found = f"{count}, none named in the domain"
-        hint = "Is the first line a header? Use its column names."
+        hint = "Is the first line a header? Use its column names (--text COLUMN, --label COLUMN)."
     return DataError(where=file, expected=f"the column {column!r}", found=found, hint=hint)
 
 

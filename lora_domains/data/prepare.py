@@ -252,7 +252,8 @@ class Preparation:
             notes.append(f"{len(self.parts[split])} from train for {split}")
         self.parts["train"] = train
         groups = ", groups whole" if self.data.group else ""
-        kept = ", classes in proportion" if self.task.outputs == "classes" else ""
+        classes = self.task.has_labels and self.task.outputs == "classes"
+        kept = ", classes in proportion" if classes else ""
         self._stage("split", "; ".join(notes) + f"{kept}{groups}" if notes else "as given")
         self.warnings += overlaps(self.parts)
 

@@ -166,9 +166,11 @@ def task_of(bank: Bank, name: str) -> Task:
             where=name,
             expected="an adapter whose card holds its task",
             found="a folder of plain PEFT",
-            hint="Its labels are not in its folder: `heads.head_logprobs` gives their numbers."
-            if bank[name].head
-            else "Use generate() with the prompt it was trained on.",
+            hint="Its task is not in its folder. Evaluate it (lora-domains evaluate FOLDER --test "
+            "rows.csv) and predict with the copy that this writes"
+            + (
+                "." if bank[name].head else ", or use generate() with the prompt it was trained on."
+            ),
         )
     return task_from_record(card.adapter.task)
 

@@ -16,7 +16,11 @@ from lora_domains.verdict.scores import contender_label
 Fields = Mapping[str, Any]
 Gates = Mapping[str, Fields]
 
-PRETRAINED = "a pretrained base: --base Qwen/Qwen3-0.6B"
+PRETRAINED = {
+    True: "a pretrained base: --base sentence-transformers/all-MiniLM-L6-v2 --head",
+    False: "a pretrained base: --base Qwen/Qwen3-0.6B",
+}
+"""What to try in place of the embedded base, by whether the task can have a head."""
 UNTRUSTED = {
     "frozen": "No figure of {} can be trusted.",
     "leaks": "No figure of {} can be trusted.",
@@ -85,7 +89,7 @@ def _finding(entry: AdapterEntry, gates: Gates) -> str:
     ahead, text = _gain(entry, gates)
     if ahead:  # what it costs matters where there is a gain
         text += _knowledge(entry, gates)
-        text = "; ".join([text, *_mistakes(entry, gates)])
+        text = "; ".join([text, *_mistakes(entry, gates), *_closer(entry)])
     names = [gate["name"] for gate in entry.gates if gate["verdict"] == "not applicable"]
     if names:
         what = _listed([UNCHECKED.get(name, name) for name in names])
@@ -159,6 +163,18 @@ def _mistakes(entry: AdapterEntry, gates: Gates) -> Iterator[str]:
         yield f"{called - right:,} of {called:,} rows called {label} are not{required}"
 
 
+def _closer(entry: AdapterEntry) -> Iterator[str]:
+    """Whose answers are closer to the references, where likelihoods decide."""
+    found, fields = gained(entry), entry.domain_scores.get("token_f1")
+    if found is None or fields is None or not metric_named(found[0]).nats:
+        return
+    metric, own = metric_named("token_f1"), fields["adapter"]
+    best = best_baseline(metric, {"base": fields["base"], **fields["baselines"]})
+    if best is not None and best[1] > own:
+        scores = f"{metric.label} {number(best[1])} against {number(own)}"
+        yield f"{_label(entry, best[0])} is closer to the references ({scores})"
+
+
 def _required(gates: Gates, name: str) -> str:
     """`` (recall 0.612; 0.8 is required)`` where that gate fails."""
     gate = gates.get(name)
@@ -184,7 +200,7 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
         return f"Not proven yet: {_listed(undecided)} {are} open; below is what would decide."
     if {"leaks", "identity"}.intersection(unchecked):
         return "Ship it if it was not trained on these test rows."
-    return "Ship it."
+    return "Read its answers before you ship it." if [*_closer(entry)] else "Ship it."
 
 
 def _worse(entry: AdapterEntry, since: Fields) -> str:
@@ -223,7 +239,9 @@ def _rather(entry: AdapterEntry) -> str:
     if rival is not None and rival[0] == "parent":
         return f"Keep {_label(entry, 'parent')}"
     larger = "training on more rows or on a larger --base"
-    other = PRETRAINED if entry.judged.get("embedded_base") else larger
+    task = entry.declared_task
+    headed = task is not None and task.with_head() is not None
+    other = PRETRAINED[headed] if entry.judged.get("embedded_base") else larger
     if rival is None or rival[0] == "majority":
         return f"Do not ship it; try {other}"
     return f"Use {_label(entry, rival[0])}, or try {other}"

@@ -198,7 +198,7 @@ def _curves(entry: AdapterEntry) -> dict[str, Any]:
     training = entry.training
     history = training.get("history") or []
     if not history:
-        return {"history": [], "monitored": False, "loss_curve": None, "score_curve": None,
+        return {"history": [], "columns": {}, "loss_curve": None, "score_curve": None,
                 "score_name": ""}  # fmt: skip
     epochs, best = [record["epoch"] for record in history], training.get("best_epoch")
     name, scored = wording.metric_name(entry.judged.get("metric") or "score"), None
@@ -210,9 +210,15 @@ def _curves(entry: AdapterEntry) -> dict[str, Any]:
              for part in ("training", "validation")}  # fmt: skip
     title = f"Training and validation loss of {entry.path} by epoch; figures in the table below"
     loss = charts.curves(lines, epochs, best, "loss", title)
+    first = history[0]
+    columns = {
+        "accuracy": first["accuracy"] is not None and name != "accuracy",
+        "score": first["higher_is_better"] or first["score"] != first["validation_loss"],
+        "general": all("general_kl" in record for record in history),
+    }
     return {
-        "history": history, "monitored": all("general_kl" in record for record in history),
-        "loss_curve": loss, "score_curve": scored, "score_name": name,
+        "history": history, "columns": columns, "loss_curve": loss, "score_curve": scored,
+        "score_name": name,
     }  # fmt: skip
 
 

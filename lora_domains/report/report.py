@@ -33,13 +33,15 @@ from lora_domains.report.text import gained, outcome
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import metric_named
-from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.scores import CONTENDERS, ScoreTable
 from lora_domains.verdict.summary import summarise
 
 REPORT = "report.json"
 MISTAKES = 20
 """The number of wrongly answered rows listed for each adapter, at most."""
 Items = Sequence[Mapping[str, Any]]
+Row = dict[str, Any]
+"""A row in the list of mistakes, as the schema of a card describes it."""
 
 
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────
@@ -247,7 +249,12 @@ def matrix(
 
 
 def mistakes(test: ScoreTable, labels: Sequence[str], show_text: bool) -> list[dict[str, Any]]:
-    """The wrongly answered test rows, most confident first; with their text if ``show_text``."""
+    """The wrongly answered test rows, the worst first; with their text if ``show_text``.
+
+    Wrong labels and choices are worse the more confident they are, numbers the farther they are
+    from the true one, and generated answers the lower their token F1. What is generated and the
+    reference are text of a row.
+    """
 
     def label_of(number: int) -> str:
         # Without labels, the choices are text of the row.
@@ -256,29 +263,42 @@ def mistakes(test: ScoreTable, labels: Sequence[str], show_text: bool) -> list[d
     def labels_of(has: Sequence[float]) -> str:
         return "; ".join(label for label, one in zip(labels, has, strict=True) if one) or "none"
 
-    wrong = []
+    def compared(item: Mapping[str, Any], true: Any, key: str, shown: Callable[[Any], str]) -> Row:
+        base = item["scores"]["base"].get(key)
+        return {
+            "true": shown(true),
+            "adapter": shown(item["scores"]["adapter"][key]),
+            "base": "–" if base is None else shown(base),
+        }
+
+    wrong: list[Row] = []
     for item in test:
-        score = item["scores"]["adapter"]
+        score, base = item["scores"]["adapter"], item["scores"]["base"]
         if "predicted" in score and score["predicted"] != item["truth"]:
-            base = item["scores"]["base"].get("predicted")
-            row = {
-                "id": item["id"],
-                "true": labels_of(item["truth"]),
-                "adapter": labels_of(score["predicted"]),
-                "base": "–" if base is None else labels_of(base),
-                "confidence": score.get("confidence", 0.0),
-            }
-            wrong.append(row | ({"text": item["text"]} if show_text and "text" in item else {}))
-        if "prediction" in score and score["prediction"] != item["target"]:
-            row = {
-                "id": item["id"],
-                "true": label_of(item["target"]),
-                "adapter": label_of(score["prediction"]),
-                "base": label_of(item["scores"]["base"]["prediction"]),
-                "confidence": score["confidence"],
-            }
-            wrong.append(row | ({"text": item["text"]} if show_text and "text" in item else {}))
-    return sorted(wrong, key=lambda row: -row["confidence"])[:MISTAKES]
+            row = compared(item, item["truth"], "predicted", labels_of)
+            row["confidence"] = score.get("confidence", 0.0)
+        elif "prediction" in score and score["prediction"] != item["target"]:
+            row = compared(item, item["target"], "prediction", label_of)
+            row["confidence"] = score["confidence"]
+        elif score.get("value") is not None:
+            row = compared(item, item["truth"][0], "value", "{:.6g}".format)
+            row["error"] = abs(score["value"] - item["truth"][0])
+        elif score.get("exact", 1) < 1:
+            row = {"f1": score["f1"], "base_f1": base.get("f1")}
+            if show_text and "answers" in item:
+                texts = item["answers"]
+                row["true"] = texts["reference"]
+                row |= {who: texts[who] for who in CONTENDERS if who in texts}
+        else:
+            continue
+        text = {"text": item["text"]} if show_text and "text" in item else {}
+        wrong.append({"id": item["id"]} | row | text)
+    return sorted(wrong, key=_worst_first)[:MISTAKES]
+
+
+def _worst_first(row: Row) -> float:
+    signs = {"f1": 1.0, "error": -1.0, "confidence": -1.0}
+    return next(sign * float(row[key]) for key, sign in signs.items() if key in row)
 
 
 # ── On disk ─────────────────────────────────────────────────────────────────────────────────────

@@ -36,7 +36,7 @@ from lora_domains.verdict.scores import contender_label
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim",
            "warning": "yellow", "note": "dim"}  # fmt: skip
 CLASSES = 8
-"""The confusion of more classes is shown as its most frequent mistakes."""
+"""The most frequent mistakes stand for the confusion of more classes."""
 LABELS = 12
 """Of more labels, those with the lowest F1 are shown."""
 NARROW = 8
@@ -79,13 +79,12 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     """Base, adapter and baselines on the same test rows."""
     if not entry.domain_scores:
         return
-    n = next(iter(entry.domain_scores.values()))["n"]
-    title(console, f"On {n:,} test rows")
-    console.print(_scores(entry.domain_scores))
+    title(console, f"On {next(iter(entry.domain_scores.values()))['n']:,} test rows")
+    _print(console, _scores(entry.domain_scores))
     if entry.without_near_leaks:
         console.print()
         line(console, without_near_leaks(entry))
-        console.print(_scores(entry.without_near_leaks))
+        _print(console, _scores(entry.without_near_leaks))
     line(console, how_scored(entry))
     if entry.curve and (elsewhere := precision_elsewhere(entry.curve)):
         line(console, f"{capital(elsewhere)}.")
@@ -106,7 +105,7 @@ def scores(console: Console, entry: AdapterEntry) -> None:
 def validation(console: Console, by_metric: Mapping[str, Figures], rows: int) -> None:
     """Base, adapter and baselines on the rows that chose the adapter's epoch."""
     title(console, f"On {rows:,} validation rows, which chose the epoch: no verdict")
-    console.print(_scores(by_metric))
+    _print(console, _scores(by_metric))
 
 
 def _scores(by_metric: Mapping[str, Figures]) -> Table:
@@ -123,18 +122,18 @@ def _scores(by_metric: Mapping[str, Figures]) -> Table:
 
 
 def confusion(console: Console, found: Figures, most: int = CLASSES) -> None:
-    """The confusion matrix; for more than ``most`` classes its most frequent mistakes."""
-    labels, counts = found["labels"], found["adapter"]
-    if len(labels) > most:
-        line(console, f"Confusion of {len(labels)} classes, the most frequent mistakes:")
-        for count, truth, predicted in most_confused(found)[:6]:
-            line(console, f"  {count:>4} × {truth} predicted as {predicted}")
-        return
+    """The confusion matrix; its most frequent mistakes where it is too wide."""
+    labels = found["labels"]
     table = _table(["true ↓  predicted →", *labels, "", *(f"base: {label}" for label in labels)])
     for i, label in enumerate(labels):
-        row = [_cell(counts[i], j, i == j) for j in range(len(labels))]
+        row = [_cell(found["adapter"][i], j, i == j) for j in range(len(labels))]
         table.add_row(escape(label), *row, "", *map(str, found["base"][i]))
-    console.print(table)
+    if len(labels) <= most and _fits(console, table):
+        console.print(table)
+        return
+    line(console, f"Confusion of {len(labels)} classes, the most frequent mistakes:")
+    for count, truth, predicted in most_confused(found)[:6]:
+        line(console, f"  {count:>4} × {truth} predicted as {predicted}")
 
 
 def per_label(console: Console, found: Mapping[str, Figures], most: int = LABELS) -> None:
@@ -148,7 +147,7 @@ def per_label(console: Console, found: Mapping[str, Figures], most: int = LABELS
         recall = f"{row['recall']:.3f} ({row['recall_lower']:.3f})"
         shown = [f"{row['precision']:.3f}", recall, f"{row['f1']:.3f}", str(row["support"])]
         table.add_row(escape(label), *shown, *([number(row.get("threshold"))] if tuned else []))
-    console.print(table)
+    _print(console, table)
     if len(found) > most:
         line(console, f"Of {len(found)} labels, the {most} with the lowest F1.")
 
@@ -168,7 +167,7 @@ def general(console: Console, entry: AdapterEntry) -> None:
         change = f"{interval(fields)} nats" if is_text else points(fields)
         row = [name, show(fields["base"]), show(fields["adapter"]), change, str(fields["n"])]
         table.add_row(*row, style=_bold(suite == "pooled"))
-    console.print(table)
+    _print(console, table)
     if "kl" in entry.general:
         kl = entry.general["kl"]
         low, high = ("?" if kl[k] is None else f"{kl[k]:.4f}" for k in ("lower", "upper"))
@@ -219,7 +218,7 @@ def comparison(console: Console, found: Figures) -> None:
         counts = ["–" if fields[k] is None else str(fields[k]) for k in ("won", "lost")]
         values = [f"{fields[k]:.3f}" for k in ("base", "adapter")]
         table.add_row(metric_name(name), *values, interval(fields), *counts)
-    console.print(table)
+    _print(console, table)
     gates(console, found["gates"])
     verdict(console, found["verdict"])
 
@@ -237,7 +236,7 @@ def seeds(console: Console, found: Mapping[str, Figures], rows: str) -> None:
         each = "  ".join(f"{value:+.3f}" for value in fields["each"])
         spread = [f"{fields[key]:.4f}" for key in ("sd_seed", "se_items")]
         table.add_row(metric_name(metric), each, interval(fields), *spread)
-    console.print(table)
+    _print(console, table)
 
 
 # ── Analyses of one adapter ─────────────────────────────────────────────────────────────────────
@@ -258,7 +257,7 @@ def trace(console: Console, found: Figures, most_moved: Sequence[int]) -> None:
     for label, base, adapter in zip(labels, found["base"], found["adapter"], strict=True):
         row = [escape(label), percent(base), percent(adapter)]
         table.add_row(*row, style=_bold(label == answer))
-    console.print(table)
+    _print(console, table)
     title(console, f"Layer by layer: log-odds of {answer!r}, in nats")
     columns = ["layer", "base", "adapter", "adapter up to here", "change"]
     table = _table([*columns, ""])
@@ -266,7 +265,7 @@ def trace(console: Console, found: Figures, most_moved: Sequence[int]) -> None:
     for layer in found["layers"]:
         figures = [f"{layer[k]:+.2f}" for k in ("base", "adapter", "upto", "moved")]
         table.add_row(str(layer["number"]), *figures, signed_bar(layer["moved"] / widest))
-    console.print(table)
+    _print(console, table)
     end = found["start"] + sum(layer["moved"] for layer in found["layers"])
     at = labels.index(answer)
     line(
@@ -304,7 +303,7 @@ def scale_curve(console: Console, curve: Figures) -> None:
             f"{point['nats']:.3f}", f"{point['kl']:.4f}", bar(point["kl"] / (tops["kl"] or 1)),
             style=_bold(point["scale"] == curve["best"]),
         )  # fmt: skip
-    console.print(table)
+    _print(console, table)
     base = curve["base"]
     line(
         console,
@@ -334,7 +333,7 @@ def learning_curve(console: Console, curve: Figures) -> None:
     table = _table(["", metric, ""])
     for name, score in named:
         table.add_row(name, f"{score:.3f}", bar(score / top))
-    console.print(table)
+    _print(console, table)
     if "augmented" in curve:
         line(console, f"Edited copies against none: {interval(curve['augmented'])}.")
     console.print(escape(f"Would more data help? {curve['answer']}"), soft_wrap=True)
@@ -343,7 +342,7 @@ def learning_curve(console: Console, curve: Figures) -> None:
 def cross_validation(console: Console, found: Figures) -> None:
     """Base, adapter and baselines over all folds (see ``analysis.cross_validation``)."""
     title(console, f"{found['domain']}: {found['folds']} folds of {found['rows']:,} rows")
-    console.print(_scores(found["scores"]))
+    _print(console, _scores(found["scores"]))
     console.print(escape(found["answer"]), soft_wrap=True)
 
 
@@ -377,6 +376,21 @@ def _table(columns: Sequence[str]) -> Table:
         justify: Literal["right", "left"] = "right" if index and name else "left"
         table.add_column(escape(name), justify=justify, no_wrap=index > 0, overflow="fold")
     return table
+
+
+def _print(console: Console, table: Table) -> None:
+    _fits(console, table)
+    console.print(table)
+
+
+def _fits(console: Console, table: Table) -> bool:
+    """Whether no cell must be broken; the columns come closer together where that helps."""
+    wide = console.options.update(max_width=10_000)
+    for gap in (1, 0):
+        table.padding = (0, gap, 0, 0)
+        if console.measure(table, options=wide).maximum <= console.width:
+            return True
+    return False
 
 
 def _cell(row: Sequence[int], j: int, right: bool) -> Text:

@@ -10,7 +10,7 @@ from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.tasks import Task
 from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import METRICS, metric_named
-from lora_domains.verdict.rules import INFORMING, WORST_FIRST
+from lora_domains.verdict.rules import INFORMING, WORST_FIRST, capital
 
 SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–", "warning": "!",
          "note": "·"}  # fmt: skip
@@ -274,13 +274,15 @@ def how_scored(entry: AdapterEntry) -> str:
     task = entry.declared_task
     trained = task.loss_unit if task and task.head else (task or Task).trained_unit
     judged = entry.judged.get("loss") or trained
-    if judged == trained:
+    if entry.trained_elsewhere:
+        loss = f"The loss is {judged}."
+    elif judged == trained:
         loss = f"The loss is {judged}, here and in the table of epochs."
     else:
         loss = f"The loss is {judged}; in the table of epochs it is {trained}."
     counts = {metric: fields["n"] for metric, fields in entry.domain_scores.items()}
     rows = max(counts.values(), default=0)
-    some = [f"{metric_name(metric).capitalize()} is on the {n:,} rows that ask for it."
+    some = [f"{capital(metric_name(metric))} is on {n:,} of the rows."
             for metric, n in counts.items() if n < rows]  # fmt: skip
     return " ".join([loss, *some, *_answers(entry.judged)])
 

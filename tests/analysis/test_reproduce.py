@@ -174,10 +174,16 @@ def test_a_card_holds_no_path_outside_the_working_folder(
     )  # fmt: skip
 
 
-def test_the_base_of_a_card() -> None:
+def test_the_base_of_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     card = card_of(Domain("a", Classification(), Data("x.csv")))
     assert base_of(card) == (None, None)
     assert base_of(replace(card, base=base("o/n", "abc"))) == ("o/n", "abc")
+    local = replace(card, base=base("encoder", None))
+    with pytest.raises(UsageError, match="Give it: --base …/encoder"):
+        base_of(local)
+    (tmp_path / ".bases" / "encoder").mkdir(parents=True)
+    assert base_of(local) == (".bases/encoder", None)
 
 
 def rebase(card: Card, **changes: str) -> None:

@@ -48,6 +48,10 @@ def test_bases_are_told_apart_by_their_files(tmp_path: Path, empty_cache: Path) 
         "an instruct model, for answers": [cached],
     }
     assert recipes._public(cached) == "org/name"
+    flags = flags_of("auto")
+    recipes.with_base(ANSWERS, flags)
+    # So that the card names it as on the Hub.
+    assert (flags.base, flags.revision) == ("org/name", "ab")
 
 
 def flags_of(base: str | None) -> Namespace:

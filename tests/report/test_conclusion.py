@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.folders import FAILS, PASSES, UNSURE, folder, items
+from support.folders import CARD, FAILS, PASSES, UNSURE, folder, items
 from support.items import Item, general, row, text
 
 from lora_domains.report.card import AdapterEntry, ParentRecord
-from lora_domains.report.conclusion import conclusion, standing
+from lora_domains.report.conclusion import PRETRAINED, conclusion, standing
 from lora_domains.report.html import page
 from lora_domains.report.junit import junit
 from lora_domains.report.markdown import comment, readme
 from lora_domains.report.report import Evaluation, combine, rebuild
+from lora_domains.tasks import Chat, task_record
 
 MANY = (460, 40, 30, 470)
 
@@ -50,7 +51,7 @@ def test_a_gain_is_said_with_its_cost(tmp_path: Path) -> None:
 def test_a_better_baseline_is_recommended(tmp_path: Path) -> None:
     beaten = entry(tmp_path, rival(items(MANY), 50))
     better = "TF-IDF does better than triage (F1 0.980 against 0.929). Use TF-IDF, or try"
-    assert conclusion(beaten) == f"{better} a pretrained base: --base Qwen/Qwen3-0.6B."
+    assert conclusion(beaten) == f"{better} {PRETRAINED[True]}."
     beaten.judged["embedded_base"] = False
     assert conclusion(beaten) == f"{better} training on more rows or on a larger --base."
     assert conclusion(entry(tmp_path, rival(items(FAILS), 50), "bad")).endswith(
@@ -65,8 +66,31 @@ def test_a_rival_that_always_says_the_same_is_not_recommended(tmp_path: Path) ->
     failed = entry(tmp_path, [*rows, *general(), *text()], judged=judged)
     assert conclusion(failed) == (
         "The majority class does better than triage (accuracy 0.750 against 0.250). Do not ship "
-        "it; try a pretrained base: --base Qwen/Qwen3-0.6B."
+        f"it; try {PRETRAINED[True]}."
     )
+
+
+def test_closer_answers_are_named_where_likelihoods_decide(tmp_path: Path) -> None:
+    rows = [row(0, number=n) for n in range(200)]
+    for item in rows:
+        item["target"], item["scores"] = -1, {
+            "base": {"nats": 8.0, "tokens": 4, "f1": 0.1, "exact": 0.0},
+            "adapter": {"nats": 4.0, "tokens": 4, "f1": 0.2, "exact": 0.0},
+            "nearest": {"f1": 0.25, "exact": 0.0},
+        }  # fmt: skip
+    judged = {"metric": "nats_per_token", "labels": [], "positive": None, "base_changed": False,
+              "largest_move": 1.0, "loss": "nats per answer token", "suite": "world"}  # fmt: skip
+    settings = {**CARD["adapters"][0]["settings"], "task": task_record(Chat(generate=True))}
+    made = entry(tmp_path, [*rows, *general(), *text()], judged=judged, settings=settings)
+    assert conclusion(made) == (
+        "triage beats the base (nats per token 1.000, -1.000) and keeps general knowledge; the "
+        "nearest answer is closer to the references (token F1 0.250 against 0.200). Read its "
+        "answers before you ship it."
+    )
+    for item in rows:
+        item["scores"]["adapter"]["f1"] = 0.25
+    made = entry(tmp_path, [*rows, *general(), *text()], "other", judged=judged, settings=settings)
+    assert conclusion(made).endswith("keeps general knowledge. Ship it.")
 
 
 def test_wrong_answers_are_counted_without_a_positive_class(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.report.card import Report
 from lora_domains.report.html import page
 from lora_domains.report.markdown import summary
-from lora_domains.report.report import VIEWS, combine, rebuild, save_report
+from lora_domains.report.report import VIEWS, combine, mistakes, rebuild, save_report
 from lora_domains.report.text import outcome
+from lora_domains.verdict.scores import ScoreTable
 
 
 def test_a_report_holds_each_card_and_matches_its_schema(three: list[Path]) -> None:
@@ -112,12 +113,40 @@ def test_malformed_items_are_refused(tmp_path: Path, line: str) -> None:
 
 
 def test_mistakes_are_listed_by_id_and_with_text_only_on_request(three: list[Path]) -> None:
-    mistakes = combine(three).adapters[1].mistakes or []
-    assert len(mistakes) == 20
-    assert mistakes[0].keys() == {"id", "true", "adapter", "base", "confidence"}
-    assert mistakes[0]["true"] == "urgent"
+    listed = combine(three).adapters[1].mistakes or []
+    assert len(listed) == 20
+    assert listed[0].keys() == {"id", "true", "adapter", "base", "confidence"}
+    assert listed[0]["true"] == "urgent"
     shown = combine(three, show_text=True).adapters[1].mistakes or []
     assert SECRET in shown[0]["text"]
+
+
+def test_generated_answers_are_listed_worst_first_and_shown_only_on_request() -> None:
+    items = [
+        {"id": f"test:{n}", "set": "test", "target": -1, "text": f"Why {n}?",
+         "answers": {"reference": "so", "base": "no", "adapter": f"well {n}", "3_shot": "hm"},
+         "scores": {"base": {"f1": 0.0, "exact": 0.0}, "adapter": {"f1": f1, "exact": exact}}}
+        for n, (f1, exact) in enumerate([(0.5, 0.0), (1.0, 1.0), (0.0, 0.0)])
+    ]  # fmt: skip
+    assert mistakes(ScoreTable(items), [], show_text=False) == [
+        {"id": "test:2", "f1": 0.0, "base_f1": 0.0}, {"id": "test:0", "f1": 0.5, "base_f1": 0.0},
+    ]  # fmt: skip
+    assert mistakes(ScoreTable(items), [], show_text=True)[1] == {
+        "id": "test:0", "f1": 0.5, "base_f1": 0.0, "true": "so", "base": "no",
+        "adapter": "well 0", "text": "Why 0?",
+    }  # fmt: skip
+
+
+def test_numbers_are_listed_by_their_error() -> None:
+    items = [
+        {"id": f"test:{n}", "set": "test", "target": -1, "truth": [12.0],
+         "scores": {"base": {"value": 12.5}, "adapter": {"value": value}}}
+        for n, value in enumerate([12.25, 4, None])
+    ]  # fmt: skip
+    assert mistakes(ScoreTable(items), [], show_text=True) == [
+        {"id": "test:1", "true": "12", "adapter": "4", "base": "12.5", "error": 8.0},
+        {"id": "test:0", "true": "12", "adapter": "12.25", "base": "12.5", "error": 0.25},
+    ]
 
 
 def test_exit_codes_are_the_worst_verdict(three: list[Path], tmp_path: Path) -> None:

@@ -31,11 +31,13 @@ def test_how_answers_were_made_is_shown() -> None:
     )  # fmt: skip
     assert how_scored(made) == (
         "The loss is nats per answer token, here and in the table of epochs. Number match is on "
-        "the 1,100 rows that ask for it. Answers are greedy, of 64 tokens at most, and end at "
+        "1,100 of the rows. Answers are greedy, of 64 tokens at most, and end at "
         "<|im_end|> or </s>. The judge is python judge.py (here 1 to 10 is 0 to 1)."
     )
     made.judged["judge"] |= {"low": 0.0, "high": 1.0}
     assert how_scored(made).endswith("The judge is python judge.py.")
+    made.trained_elsewhere = True  # no epoch is known
+    assert how_scored(made).startswith("The loss is nats per answer token. Number match")
 
 
 def test_precision_elsewhere_is_said_at_the_declared_share_or_at_usual_ones() -> None:
