@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_domains.report.card import AdapterEntry, Card, Report
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card, Report
 from lora_domains.report.conclusion import conclusion, standing
 from lora_domains.report.text import (
     INFORMS,
@@ -88,7 +88,7 @@ def readme(card: Card) -> str:
             ("Reliability", _reliability(entry)),
         ):
             body += [f"## {title}", "", *part] if part else []
-    body += _training(entry) + _loading(entry)
+    body += _training(entry) + _loading(entry, base)
     return "\n".join([*front, "", *body]).rstrip() + "\n"
 
 
@@ -274,7 +274,8 @@ UNIT = (
 )
 
 
-def _loading(entry: AdapterEntry) -> list[str]:
+def _loading(entry: AdapterEntry, record: BaseRecord) -> list[str]:
+    here = f'"{record.id if record.revision else f"path/to/{record.id}"}"'
     base = "base"
     task = entry.declared_task
     if task and task.head:
@@ -290,7 +291,7 @@ def _loading(entry: AdapterEntry) -> list[str]:
         "```python",
         "from lora_domains import DomainModel",
         "",
-        'model = DomainModel.from_pretrained("the base above")',
+        f"model = DomainModel.from_pretrained({'' if record.id == 'embedded' else here})",
         f'model.load_adapter("path/to/{entry.path}")',
         "```",
         "",

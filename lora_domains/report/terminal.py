@@ -109,8 +109,8 @@ def validation(console: Console, by_metric: Mapping[str, Figures], rows: int) ->
 
 
 def _scores(by_metric: Mapping[str, Figures]) -> Table:
-    baselines = (name for fields in by_metric.values() for name in fields["baselines"])
-    names = [name for name in dict.fromkeys(baselines) if name != "parent"]  # in a line of its own
+    names = list(dict.fromkeys(n for fields in by_metric.values() for n in fields["baselines"]))
+    names = [name for name in names if name != "parent"]  # which has a line of its own
     labels = ["\n".join(wrap(contender_label(name), NARROW)) for name in names]
     table = _table(["", "base", *labels, "adapter", BOUNDS])
     for metric, fields in by_metric.items():
@@ -312,20 +312,17 @@ def scale_curve(console: Console, curve: Figures) -> None:
     )
     line(console, f"Best on these rows: scale {curve['best']:g}.")
     if curve["least"] is not None and curve["least"] < 1:
-        line(
-            console,
-            f"At scale {curve['least']:g}, {metric} is less than {curve['loss']:g} below its value "
-            "at scale 1 (95 % bound).",
-        )
+        less = f"{metric} is less than {curve['loss']:g} below its value at scale 1 (95 % bound)"
+        line(console, f"At scale {curve['least']:g}, {less}.")
 
 
 def learning_curve(console: Console, curve: Figures) -> None:
     """The metric over the number of training rows (see ``analysis.learning_curve``)."""
     metric = metric_name(curve["metric"])
-    heading = f"{metric} on {curve['validation_rows']} validation rows, by training rows"
-    title(console, f"{curve['domain']}: {heading}")
-    before = {"base": curve["base"], "few-shot base": curve["few_shot"]}
-    named = [(name, score) for name, score in before.items() if score is not None]
+    on = f"{metric} on {curve['validation_rows']} validation rows, by training rows"
+    title(console, f"{curve['domain']}: {on}")
+    named = [("base", curve["base"]), ("few-shot base", curve["few_shot"])]
+    named = [(name, score) for name, score in named if score is not None]
     named += [(f"{point['rows']} rows", point["score"]) for point in curve["points"]]
     if "augmented" in curve:
         named.append(("all rows, and edited copies", curve["augmented"]["score"]))
@@ -384,11 +381,13 @@ def _print(console: Console, table: Table) -> None:
 
 
 def _fits(console: Console, table: Table) -> bool:
-    """Whether no cell must be broken; the columns come closer together where that helps."""
+    """Whether no word must be broken; the columns come closer together where that helps."""
+    names = [*map(str, table.columns[0].cells)]  # only these may wrap
+    spare = max(map(len, names)) - max(len(word) for name in names for word in name.split(" "))
     wide = console.options.update(max_width=10_000)
     for gap in (1, 0):
         table.padding = (0, gap, 0, 0)
-        if console.measure(table, options=wide).maximum <= console.width:
+        if console.measure(table, options=wide).maximum - spare <= console.width:
             return True
     return False
 

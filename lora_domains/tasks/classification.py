@@ -6,7 +6,7 @@
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -75,6 +75,11 @@ class TextTask(Task):
             return ()
         question = self.question if self.prompt is None else None
         return user_turn(self.instruction or question, fill(self.content, row))
+
+    def with_head(self) -> Self | None:
+        asked_in_chat = self.chat or self.instruction
+        has_heads = any(field.name == "head" for field in fields(self))
+        return self.with_options(head=True) if has_heads and not asked_in_chat else None
 
     def with_options(self, **options: Any) -> Self:
         """This task with fields replaced; other columns drop ``prompt``, which names the former."""
@@ -210,10 +215,6 @@ class Classification(TextTask):
         if self.labels is not None or labels is None:
             return self
         return replace(self._spelled_as(labels), labels=labels)
-
-    def with_head(self) -> Self | None:
-        asked_in_chat = self.chat or self.instruction
-        return None if asked_in_chat else self.with_options(head=True)
 
     def with_options(self, **options: Any) -> Self:
         """This task with fields replaced, and those that depend on them reset.

@@ -23,6 +23,8 @@ PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A number as most programs write it."""
 GROUPED = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")
 """One with a decimal comma, and points between thousands."""
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+"""One with commas that may be between thousands."""
 DECIMALS = {".": PLAIN, ",": GROUPED}
 DISTINCT, SHARE = 20, 0.2
 """A column of more distinct numbers than the first is proposed for regression, if some have
@@ -106,8 +108,12 @@ class Number(TextTask):
 
     @classmethod
     def from_cells(cls, rows: Sequence[Row], label: str) -> tuple[Self, str] | None:
-        """Where all cells that are not empty are numbers, and many of them are different."""
-        task, values = cls(label=label), []
+        """Where all cells that are not empty are numbers, and many of them are different.
+
+        Commas are taken for decimal signs where one of them cannot stand between thousands.
+        """
+        commas = any(_has_decimal_comma(row.values.get(label)) for row in rows)
+        task, values = cls(label=label, decimal="," if commas else "."), []
         for row in rows:
             try:
                 values.append(number_in(row, label, task.decimal))
@@ -119,11 +125,18 @@ class Number(TextTask):
         whole = all(value.is_integer() for value in values)
         if distinct <= DISTINCT or (whole and distinct <= SHARE * len(values)):
             return None
-        return task, f"{label} holds {distinct} different numbers in {len(values)} rows"
+        signs = ", with decimal commas" if commas else ""
+        return task, f"{label} holds {distinct} different numbers in {len(values)} rows{signs}"
 
     def example(self, row: Row) -> Example:
         value = number_in(row, self.label, self.decimal)
         return replace(self.unlabelled(row), answer=f" {value:.15g}", truth=(value,))
+
+
+def _has_decimal_comma(cell: Any) -> bool:
+    """Whether a cell is a number whose comma cannot be one between thousands."""
+    text = (plain_text(cell) or "").strip()
+    return bool("," in text and GROUPED.fullmatch(text)) and not THOUSANDS.fullmatch(text)
 
 
 def number_in(row: Row, column: str, decimal: str = ".") -> float:

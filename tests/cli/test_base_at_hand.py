@@ -14,7 +14,7 @@ from lora_domains.cli import recipes
 from lora_domains.cli.recipes import EXAMPLES, bases_at_hand
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain
-from lora_domains.tasks import Classification, Generation
+from lora_domains.tasks import Classification, Generation, MultiLabel, Number, Task
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,19 @@ def test_labels_take_an_encoder_with_a_head_and_answers_an_instruct_model(tmp_pa
     flags, asked = flags_of("auto"), replace(LABELS, task=Classification(chat=True))
     domain, _ = recipes.with_base(asked, flags)
     assert (domain, flags.base) == (asked, ".bases/chat")  # a head reads no chat
+
+
+@pytest.mark.parametrize("task", [MultiLabel(), MultiLabel(head=True), Number()])
+def test_kinds_that_can_have_a_head_take_an_encoder(task: Task, tmp_path: Path) -> None:
+    make_base(tmp_path / ".bases" / "chat", "LlamaForCausalLM", 5, "chat_template.jinja")
+    make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
+    flags = flags_of("auto")
+    domain, _ = recipes.with_base(Domain("parts", task, Data("rows.csv")), flags)
+    assert (domain.task.head, flags.base) == (True, ".bases/encoder")
+    asked = Domain("parts", MultiLabel(chat=True), Data("rows.csv"))
+    flags = flags_of("auto")
+    assert recipes.with_base(asked, flags)[0] == asked
+    assert flags.base == ".bases/chat"
 
 
 def test_without_a_base_the_one_for_real_work_is_named(tmp_path: Path) -> None:

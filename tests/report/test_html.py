@@ -259,10 +259,14 @@ function measure(frame) {
     const ratio = (a + .05) / (b + .05);
     if (ratio < worst[0]) worst = [ratio, e.className + ': ' + e.textContent.trim().slice(0, 40)];
   }
+  const broken = [...doc.querySelectorAll('.scroll tbody th')].filter(e => {
+    const line = doc.createRange(); line.selectNodeContents(e);
+    return /^[\\w/:]+$/.test(e.textContent) && line.getClientRects().length > 1;
+  }).map(e => e.textContent);
   const heading = doc.querySelector('h1').getBoundingClientRect();
   return {width: root.clientWidth, scroll: root.scrollWidth, contrast: worst,
           page: view.getComputedStyle(doc.body).backgroundColor, title: doc.title,
-          scripts: doc.scripts.length, images: doc.images.length, heading: heading.bottom,
+          broken, scripts: doc.scripts.length, images: doc.images.length, heading: heading.bottom,
           text: doc.body.innerText.includes("<script>document.title = 'run'")};
 }
 let left = 2;
@@ -311,6 +315,7 @@ def test_it_is_readable_in_light_and_dark_on_desktop_and_phone(
         # The planted script is shown as text and did not run.
         assert (seen["text"], seen["scripts"], seen["images"]) == (True, 0, 0)
         assert seen["title"].startswith("✘ Do not ship")
+        assert not seen["broken"]  # no row heading of one word is on two lines
         assert seen["heading"] < 300, "the verdict is not in sight"
 
 

@@ -96,6 +96,18 @@ def test_cells_propose_the_task_where_many_numbers_differ() -> None:
     assert not proposed(*(n / 7 for n in range(60)), "spam")
 
 
+def test_decimal_commas_are_proposed_where_they_cannot_be_between_thousands() -> None:
+    def proposed(*cells: str) -> tuple[Number, str] | None:
+        return Number.from_cells([row(n, y=cell) for n, cell in enumerate(cells)], "y")
+
+    prices = [f"{n},{n:02}" for n in range(30)]
+    task, why = proposed("1.234,50", *prices) or (None, "")
+    assert task == Number(label="y", decimal=",")
+    assert why == "y holds 31 different numbers in 31 rows, with decimal commas"
+    assert proposed(*(f"{n},500" for n in range(30))) is None  # 1,500 may be 1500
+    assert proposed("1.5", *prices) is None
+
+
 # ── The scale ───────────────────────────────────────────────────────────────────────────────────
 
 
