@@ -7,6 +7,9 @@ EXTRAS ?= test,check,benchmarks
 VENV := .venv$(patsubst constraints%.txt,%,$(CONSTRAINTS))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Compiled files are kept, whatever the caller's setting: tests start many processes.
+TESTS := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= \
+  $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help setup medical browser bases test check structure format base clean
 
@@ -34,11 +37,11 @@ bases: $(STAMP) ## get SmolLM2-135M-Instruct and all-MiniLM-L6-v2 for the tests,
 
 test: $(STAMP) browser ## run every test but the longest; those without their base are skipped
 	-@$(BIN)/python tests/support/bases.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long"
+	$(TESTS) -m "not long"
 
 test-all: $(STAMP) browser ## run the longest tests too: every kind of base, training on pretrained ones
 	-@$(BIN)/python tests/support/bases.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(TESTS)
 
 check: $(STAMP) ## lint, format, spelling, types
 	$(BIN)/ruff check .

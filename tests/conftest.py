@@ -1,5 +1,6 @@
 """Shared parts: a random base made from a config, rows to train on, the real data's folder."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if PRETRAINED & set(getattr(item, "fixturenames", ())):
             item.add_marker("real")
+
+
+def pytest_collection_finish() -> None:
+    """Libraries and tests stay to the end: no collection of garbage goes through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 PRETRAINED = {"smollm2", "minilm"}

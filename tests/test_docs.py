@@ -21,12 +21,14 @@ FEWER = """
 from dataclasses import replace
 from lora_domains import Data
 from lora_domains.probes import suite as suites
+from lora_domains.training import plan
 
-suite = replace(suites.embedded(), limit=100)
+suite = replace(suites.embedded(), limit=40)
 suites.default_suite = lambda *_: suite
-Data.embedded = lambda name: Data(*[f"embedded:{name}"] * 3, limit=200)
+plan.STEPS = 20
+Data.embedded = lambda name: Data(*[f"embedded:{name}"] * 3, limit=64)
 """
-"""What runs before the blocks: fewer embedded rows and questions, for speed."""
+"""What runs before the blocks: fewer embedded rows, questions and steps, for speed."""
 
 
 def blocks(page: Path) -> list[str]:

@@ -158,6 +158,7 @@ def test_fit_on_rows_in_memory(tiny_base: Path, tmp_path: Path) -> None:
         model.fit(rows, name="own")
 
 
+@pytest.mark.usefixtures("small_suite")
 def test_a_dry_run_writes_nothing(tiny_base: Path, tmp_path: Path) -> None:
     model = model_in(tmp_path / "out", tiny_base)
     assert model.fit(declared(make_rows(60)), dry_run=True) is None

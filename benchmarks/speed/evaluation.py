@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the JSON; default: benchmarks/results")
     flags = parser.parse_args()
     if flags.quick:
-        flags.questions, flags.rounds = 24, 1
+        flags.questions, flags.rounds = 8, 1
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from lora_domains import distributed
 from lora_domains.console import Display, format_bytes
@@ -160,33 +159,44 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._counted: set[int] = set()
+        self._counted: dict[int, weakref.ref[UntypedStorage]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        kwargs = kwargs or {}
-        given = {_storage(part) for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)}
-        result = func(*args, **kwargs)
-        for part in tree_iter(result):
-            if isinstance(part, Tensor):
-                self._count(part, given)
+        result = func(*args, **(kwargs or {}))
+        unknown = [part for part in _tensors(result) if _storage(part) not in self._counted]
+        if unknown:
+            # A view, or the result of an operation in place, takes no memory of its own.
+            given = {_storage(part) for part in _tensors((args, kwargs))}
+            for part in unknown:
+                if (key := _storage(part)) not in given and key not in self._counted:
+                    self._count(key, part.untyped_storage())
         return result
 
-    def _count(self, tensor: Tensor, given: set[int]) -> None:
-        key = _storage(tensor)
-        if key in given or key in self._counted:
-            return  # a view, or the result of an operation in place
-        storage = tensor.untyped_storage()
-        self._counted.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
+    def _count(self, key: int, storage: UntypedStorage) -> None:
+        size = storage.nbytes()
 
-    def _forget(self, key: int, size: int) -> None:
-        self._counted.discard(key)
-        self.now -= size
+        def forget(_: object) -> None:
+            del self._counted[key]
+            self.now -= size
+
+        self._counted[key] = weakref.ref(storage, forget)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple | list):
+        for one in part:
+            yield from _tensors(one)
+    elif isinstance(part, dict):
+        for one in part.values():
+            yield from _tensors(one)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -129,6 +129,7 @@ def test_a_missing_parent_is_reported(
     assert "health, which cancer continues from, was not found" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("small_suite")
 def test_a_rank_other_than_the_parents_is_reported(
     health: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

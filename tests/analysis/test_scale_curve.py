@@ -9,6 +9,7 @@ import torch
 from conftest import make_rows
 from support.adapters import logits, strong
 from support.commands import run
+from support.models import SUITE
 
 from lora_domains.analysis.scale_curve import (
     best_scale,
@@ -49,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Domain
     )
     filed = replace(DOMAIN, data=Data(*map(str, files)))
     model.fit(filed)
-    model.evaluate(filed)
+    model.evaluate(filed, suite=SUITE)
     return model
 
 

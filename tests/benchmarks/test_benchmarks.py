@@ -97,7 +97,7 @@ def test_each_script_runs_and_stores_figures(tmp_path: Path) -> None:
     assert text.count("for trial only") == len(EXPERIMENTS)
     evaluated = json.loads((tmp_path / "evaluation.json").read_text())["cpu float32"]
     assert evaluated["largest_share"] < 1e-4
-    assert evaluated["questions"] == 24
+    assert evaluated["questions"] == 8
     assert set(evaluated["seconds"]) == {"peft", "ours"}
     rebuilt = json.loads((tmp_path / "rebuild.json").read_text())
     assert (rebuilt["adapters"], rebuilt["items"]) == (2, 3000)

@@ -49,6 +49,7 @@ def calls(tmp_path: Path) -> list[int]:
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.usefixtures("small_suite")
 def test_a_judge_can_decide(tiny_base: Path, tmp_path: Path, judge: Judge) -> None:
     domain = declared(ANSWERED, "own", Generation(max_new_tokens=12), epochs=3, metric="judge")
     domain = replace(domain, judge=judge)

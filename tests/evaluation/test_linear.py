@@ -42,7 +42,8 @@ LABELS = 4
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "positive", "metric", "least"),
-    [("sms_spam", "spam", "f1", 0.9365), ("twitter_financial_news", None, "macro_f1", 0.769),
+    [("sms_spam", "spam", "f1", 0.9365),
+     pytest.param("twitter_financial_news", None, "macro_f1", 0.769, marks=pytest.mark.long),
      pytest.param("banking77", None, "accuracy", 0.894, marks=pytest.mark.long)],
 )  # fmt: skip
 def test_tfidf_reaches_what_its_users_would_on_public_data(

@@ -105,6 +105,7 @@ def test_evaluate_needs_an_adapter_and_a_domain(tiny_base: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_suite")
 def test_rows_are_cut_and_prompted_as_in_training(tiny_base: Path, tmp_path: Path) -> None:
     """At the length and with the prompt in the card, whatever was fitted since."""
     rows = [row | {"text": row["text"] + " stone river" * 16} for row in make_rows(100)]

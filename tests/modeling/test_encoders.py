@@ -305,6 +305,7 @@ def test_the_experiment_of_the_tutorial(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_suite")
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_training_leaves_other_encoders_unchanged(tmp_path: Path, kind: str) -> None:
     model = model_in(tmp_path / "out", make_encoder(tmp_path / kind, kind))

@@ -31,16 +31,16 @@ from lora_domains.training import checkpoints as checkpoint
 from lora_domains.training import fit as fit_steps
 from lora_domains.training.loop import Run
 
-EPOCHS, STEPS = 3, 6
+EPOCHS, STEPS = 3, 4
 
 
 def declared(rows: list[dict[str, Any]], dropout: float, retention: str) -> Domain:
-    """41 rows in batches of 7: six steps an epoch, the last of them short."""
+    """41 rows in batches of 11: four steps an epoch, the last of them short."""
     domain = Domain("spam", Classification(), Data(rows[:41], rows[41:53], rows[53:60]))
     return with_settings(
         domain,
         lr=0.02,
-        batch_size=7,
+        batch_size=11,
         rank=4,
         epochs=EPOCHS,
         patience=99,
@@ -132,6 +132,9 @@ def main() -> None:
             parent = "spam" if arm == "second stage" else None
             made.fit(declared(rows, *ARMS[arm]), resume=resume, init_from=parent)
 
+        if doom is None and not resume:
+            work()  # what is imported and measured for the first time is there in every fork
+            return 0
         return forked(work)
 
     def begin(arm: str, name: str) -> Path:

@@ -23,6 +23,7 @@ from lora_domains.training.loop import Run
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_suite")
 def test_heads_are_trained_evaluated_and_used_beside_a_generator(
     tmp_path: Path, tiny_base: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_head_keeps_the_labels_it_was_trained_on(tmp_path: Path, tiny_base: Pa
         assert fresh.predict("alpha red", "spam") == before
 
 
+@pytest.mark.usefixtures("small_suite")
 def test_a_second_stage_keeps_the_classes_of_its_head(tmp_path: Path, tiny_base: Path) -> None:
     """The new rows lack one label; other labels, or no head, are refused before training."""
     model = model_in(tmp_path, tiny_base)

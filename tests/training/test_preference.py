@@ -88,6 +88,7 @@ def test_validation_has_the_dpo_loss_and_the_win_rate(run: Run) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("small_suite")
 def test_preferences_are_learned_and_judged_by_their_win_rate(
     tiny_base: Path, tmp_path: Path
 ) -> None:
