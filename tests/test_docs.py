@@ -18,17 +18,21 @@ OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
 """Pages without Python to run; their commands, flags and links are tested."""
 MOST_WORDS, MOST_LINES = 1500, 200
 FEWER = """
+import pytest
 from dataclasses import replace
 from lora_domains import Data
 from lora_domains.probes import suite as suites
 from lora_domains.training import plan
 
-suite = replace(suites.embedded(), limit=40)
+from support.general_text import use_few_texts
+
+use_few_texts(pytest.MonkeyPatch())
+suite = replace(suites.embedded(), limit=40, text=lambda: suites.embedded_texts("test")[:20])
 suites.default_suite = lambda *_: suite
 plan.STEPS = 20
 Data.embedded = lambda name: Data(*[f"embedded:{name}"] * 3, limit=64)
 """
-"""What runs before the blocks: fewer embedded rows, questions and steps, for speed."""
+"""What runs before the blocks: fewer embedded rows, questions, texts and steps, for speed."""
 
 
 def blocks(page: Path) -> list[str]:
@@ -58,7 +62,11 @@ def test_the_python_blocks_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        },
         capture_output=True,
         text=True,
         check=False,

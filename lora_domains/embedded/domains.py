@@ -7,7 +7,8 @@ topic is only mentioned. The test split also uses a few words and phrasings that
 
 # ruff: noqa: E501 (lines of the tables are alternatives, one to a line)
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -792,15 +793,18 @@ def domain_rows(name: str, split: str) -> list[Row]:
             f"no rows for domain {name!r}, split {split!r}; "
             f"domains: {', '.join(_DOMAINS)}; splits: {', '.join(_ORDER)}"
         )
+    return [dict(row) for row in _all_rows(name)[split]]
+
+
+@cache
+def _all_rows(name: str) -> Mapping[str, Sequence[Row]]:
     grammar, make = _DOMAINS[name]
-    shelf = _Shelf()
+    shelf, splits = _Shelf(), dict[str, list[Row]]()
     for part in _ORDER:  # earlier splits first, so that no text is drawn twice
         draw = _Draw(Random(_SEEDS[part].format(name)), grammar, part)
-        rows: list[Row] = []
+        rows = splits[part] = []
         while len(rows) < SIZES[name][part]:
             row = make(draw)
             if shelf.takes(row["text"], part):
                 rows.append(row)
-        if part == split:
-            return rows
-    raise AssertionError("unreachable: every split is in _ORDER")
+    return splits

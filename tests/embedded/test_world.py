@@ -215,6 +215,13 @@ def test_base_is_small_and_says_how_it_was_made() -> None:
     assert "Apache-2.0" in (BASE_PATH / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_row_that_a_caller_changes_is_read_as_it_was_by_the_next() -> None:
+    first = domain_rows("legal", "test")[0]
+    before = dict(first)
+    first["label"] = "changed"
+    assert domain_rows("legal", "test")[0] == before
+
+
 @pytest.mark.slow
 def test_the_generator_still_gives_the_data_of_the_base(tmp_path: Path) -> None:
     """Same seed, same bytes: a world that was changed needs a base that was built again."""
