@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from lora_domains.distributed import state
 from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import BaseModelError, did_you_mean, listed
 from lora_domains.modeling.base_check import (
+    UNREADABLE,
     answer_ends,
     check_architecture,
     check_behaviour,
+    check_side_files,
     context_of,
     experts_of,
     fit_special_tokens,
@@ -213,6 +214,7 @@ def load_base(
     target = _device(device)
     chosen = _dtype(dtype, target)
     checkpoint = find_checkpoint(str(path_or_id or BASE_PATH), revision, where)
+    check_side_files(checkpoint.folder, where)
     config, tensors = _described(checkpoint, where)
     check_architecture(config, where)
     encoder = is_bidirectional(config)
@@ -248,11 +250,9 @@ def load_base(
 
 
 def _options(
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    stored: Quantization | None,
+    dtype: torch.dtype, quantization: Quantization | None, stored: Quantization | None,
     device: torch.device,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """The options of ``from_pretrained`` for a base to quantise, or one that is stored so."""
     options: dict[str, Any] = {"dtype": dtype}
     if quantization or stored:
@@ -276,7 +276,7 @@ def _described(checkpoint: Checkpoint, where: str) -> tuple[Any, Mapping[str, Te
     """Config and tensors of a checkpoint; no weights are read."""
     try:
         return checkpoint.config(), checkpoint.tensors
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, StrictDataclassError) as error:
+    except UNREADABLE as error:
         raise BaseModelError(
             where=where,
             expected="a base that transformers knows",
@@ -291,18 +291,17 @@ def _load(checkpoint: Checkpoint, where: str, bidirectional: bool, options: dict
 
     An unquantised model is still on the CPU.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     architecture = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
     try:
         with _quiet_report(bidirectional):
             model, missing = checkpoint.load(architecture, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise BaseModelError(
             where=where,
             expected="weights that transformers can load",
-            found=str(error).splitlines()[0],
+            found=without_remote_code(error),
             hint="Check the folder or id; copy the files again if they were cut off.",
         ) from error
     if bidirectional:

@@ -5,9 +5,13 @@ loaded model on a few tokens: a causal base must not look ahead, and padding mus
 The files beside the weights must fit the model, and must not change its answers.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_domains.distributed import ran_out
@@ -31,6 +35,14 @@ FROM_PADDING = ("camembert", "data2vec-text", "mpnet", "roberta", "xlm-roberta",
 """Kinds of encoder that number the tokens of a text from the padding id on."""
 TOKENS, PADDING = 9, 3
 """Tokens of the texts that are tried, and of the padding beside one of them."""
+UNREADABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
+    RuntimeError, StrictDataclassError, SafetensorError,
+)  # fmt: skip
+"""What transformers and its libraries raise for files that they cannot read."""
+SIDE_FILES = ("config.json", "generation_config.json", "tokenizer_config.json",
+              "special_tokens_map.json")  # fmt: skip
+"""Files beside the weights that transformers reads as JSON objects; it ignores some if broken."""
 HINT = "Choose another base: docs/bases.md lists the kinds that work."
 
 
@@ -65,10 +77,29 @@ def without_remote_code(error: Exception) -> str:
     """The first line of ``error``, unless it recommends to run code from the base's folder."""
     if "trust_remote_code" in str(error):
         return "one that needs Python code of its own (auto_map), which is never run"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    first, *more = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    return f"{first} {more[0]}" if more and first.endswith(":") else first
 
 
 # ── Before the weights are read ─────────────────────────────────────────────────────────────────
+
+
+def check_side_files(folder: Path, where: str) -> None:
+    """Raise BaseModelError for a file beside the weights that is no JSON object."""
+    for path in (folder / name for name in SIDE_FILES):
+        if not path.is_file():
+            continue
+        try:
+            found = type(json.loads(path.read_text(encoding="utf-8"))).__name__
+        except (OSError, ValueError, RecursionError) as error:
+            found = f"no JSON ({type(error).__name__})"
+        if found != "dict":
+            raise BaseModelError(
+                where=f"{where}, {path.name}",
+                expected="a JSON object",
+                found=found,
+                hint="Copy the file again from where the base comes from.",
+            )
 
 
 def check_architecture(config: Any, where: str) -> None:
@@ -195,7 +226,7 @@ def load_tokenizer(checkpoint: Checkpoint, where: str, bidirectional: bool) -> A
     """
     try:
         tokenizer = checkpoint.tokenizer()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except UNREADABLE as error:
         raise BaseModelError(
             where=where,
             expected="a tokenizer beside the weights",
@@ -204,6 +235,14 @@ def load_tokenizer(checkpoint: Checkpoint, where: str, bidirectional: bool) -> A
             else "none that transformers can load",
             hint="Save one there: tokenizer.save_pretrained(folder).",
         ) from error
+    template = tokenizer.chat_template
+    if template is not None and not isinstance(template, str | dict):
+        raise BaseModelError(
+            where=where,
+            expected="a chat template that is text",
+            found=f"one of type {type(template).__name__}",
+            hint="Copy tokenizer_config.json again, or write the template to chat_template.jinja.",
+        )
     if bidirectional:
         if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
             raise BaseModelError(
@@ -289,4 +328,4 @@ def _ends_in(generation_config: Any, config: Any) -> list[int]:
     for part in (generation_config, config.get_text_config()):
         value = getattr(part, "eos_token_id", None)
         ends += value if isinstance(value, list | tuple) else [value]
-    return [end for end in ends if isinstance(end, int)]
+    return [end for end in ends if isinstance(end, int) and not isinstance(end, bool)]

@@ -312,7 +312,10 @@ class ChatTemplate:
                 [dict(message) for message in messages], tools=list(tools) or None,
                 chat_template=source, add_generation_prompt=prompt, tokenize=False,
             )  # fmt: skip
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except (
+            TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+            RecursionError,
+        ) as error:  # fmt: skip
             # A message that the template writes itself quotes no row.
             own = str(error) if isinstance(error, TemplateError) and str(error) in source else ""
             raise ChatTemplateError(

@@ -62,6 +62,13 @@ def test_greedy_answers_do_not_depend_on_the_generation_config(tmp_path: Path, c
     assert "".join(model.stream(PROMPTS[0], max_new_tokens=12)) == wanted[0]
 
 
+def test_a_truth_value_ends_no_answer(copy: Path) -> None:
+    rewritten(copy, "generation_config.json", eos_token_id=True)
+    base = load_base(copy, device="cpu")
+    assert base.model.generation_config.eos_token_id == [base.tokenizer.eos_token_id]
+    assert not any(isinstance(end, bool) for end in base.model.generation_config.eos_token_id)
+
+
 def test_a_merged_model_keeps_the_generation_config_of_its_base(tmp_path: Path, copy: Path) -> None:
     from support.adapters import strong
 

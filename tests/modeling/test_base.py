@@ -248,6 +248,43 @@ def test_a_folder_that_is_no_base_is_refused(
     assert str(copy) in caught.value.where
 
 
+BROKEN = {
+    "generation_config.json": ("[]", "null", '"x"', "{", "\xff"),
+    "tokenizer_config.json": ("[]", "{"),
+    "special_tokens_map.json": ("[]",),
+    "config.json": ("[]", "{"),
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(n, text) for n in BROKEN for text in BROKEN[n]])
+def test_a_side_file_that_is_no_object_is_named(copy: Path, name: str, text: str) -> None:
+    # transformers ignores some of them, and with them the tokens that end an answer.
+    (copy / name).write_text(text, encoding="latin-1")
+    with pytest.raises(BaseModelError, match=rf"{name}: expected a JSON object; found \w+"):
+        load_base(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "found"),
+    [
+        ("config.json", {"dtype": "float17"}, "float17"),
+        ("config.json", {"pad_token_id": 10**6}, "Padding_idx"),
+        ("config.json", {"vocab_size": 0}, "index 0"),
+        ("config.json", {"quantization_config": "x"}, "'str' object"),
+        ("config.json", {"eos_token_id": "</s>"}, "'eos_token_id': TypeError: .*int"),
+        ("tokenizer_config.json", {"chat_template": 5}, "one of type int"),
+        ("tokenizer_config.json", {"padding_side": "middle"}, "none that transformers can load"),
+    ],
+)
+def test_a_setting_that_transformers_cannot_read_is_refused(
+    copy: Path, name: str, setting: dict[str, Any], found: str
+) -> None:
+    path = copy / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(BaseModelError, match=f"found .*{found}"):
+        load_base(copy, device="cpu")
+
+
 def test_pickled_weights_are_refused_in_one_sentence(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(BaseModelError, match=r"pytorch_model\.bin, a pickle, .* save it again"):

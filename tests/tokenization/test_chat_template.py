@@ -284,6 +284,13 @@ def test_tools_and_calls_reach_the_template() -> None:
     assert part.ids.count(stop) == 4  # each turn has one; that in the call is text
 
 
+@pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{% for i in range(10**9) %}x{% endfor %}",
+                                    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"])  # fmt: skip
+def test_a_template_that_cannot_be_computed_is_a_named_error(source: str) -> None:
+    with pytest.raises(ChatTemplateError, match=r"refused: \w+Error"):
+        ChatTemplate(chat_tokenizer(source)).conversation(turns("hello", "fine"))
+
+
 # ── The templates that come with pretrained bases ───────────────────────────────────────────────
 
 
