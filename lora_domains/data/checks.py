@@ -342,7 +342,8 @@ def left_empty(task: Task, given: Given) -> list[str]:
     warnings = []
     for column in dict.fromkeys(task.input_columns):
         rows = [row for rows in given.values() for row in rows]
-        empty = sum(not (plain_text(row.values.get(column)) or "").strip() for row in rows)
+        texts = [plain_text(row.values.get(column)) for row in rows]  # None of a list
+        empty = sum(text is not None and not text.strip() for text in texts)
         if empty and len(set(task.input_columns)) > 1:
             warnings.append(
                 f"column {column!r} is empty in {empty} of {len(rows)} rows: their prompts do "

@@ -107,7 +107,7 @@ def read_noted(source: Source, split: str, reading: Reading = DETECTED) -> RowsR
     if isinstance(source, str) and source.startswith("hub:"):
         source = _hub(source)
     if not isinstance(source, str | Path | Hub):
-        rows = enumerate(_in_memory(source, split))
+        rows = enumerate(map(_without_arrays, _in_memory(source, split)))
         return RowsRead(_numbered(f"{split} rows in memory", split, rows))
     most = reading.most
     if most is not None:
@@ -130,6 +130,15 @@ def _in_memory(source: Any, split: str) -> Sequence[Any]:
             hint="Pass a list of dicts, or a pandas, polars, pyarrow or datasets table.",
         )
     return rows
+
+
+def _without_arrays(value: Any) -> Any:
+    """``value`` with the arrays in it, which pandas has for lists, as lists."""
+    if isinstance(value, Mapping):
+        return {key: _without_arrays(part) for key, part in value.items()}
+    if type(value).__name__ == "ndarray" and value.ndim:
+        return [_without_arrays(part) for part in value.tolist()]
+    return value
 
 
 def read_unnamed(

@@ -4,6 +4,7 @@ import ast
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -147,6 +148,9 @@ class MultiLabel(TextTask):
             labels = tuple(sorted({label for row in rows for label in self.row_labels(row)}))
         where = f"{rows[0].place.rsplit(', ', 1)[0]}, column {self.label!r}" if rows else self.label
         if len(labels) < 2:
+            for row in rows:
+                with suppress(EmptyCell):
+                    labels_in(row, self.label, self.separator)  # raises where none can be read
             raise DataError(
                 where=where,
                 expected="at least two labels",

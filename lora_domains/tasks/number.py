@@ -94,8 +94,10 @@ class Number(TextTask):
         if self.scale is not None or not examples:
             return self
         values = [value for example in examples for value in example.truth]
-        mean = math.fsum(values) / len(values)
-        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        mean = sd = math.inf
+        with suppress(OverflowError):  # of numbers near the largest
+            mean = math.fsum(values) / len(values)
+            sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
         if not 0 < sd < math.inf:
             raise DataError(
                 where=f"{examples[0].place.rsplit(', ', 1)[0]}, column {self.label!r}",

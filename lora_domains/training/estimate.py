@@ -12,6 +12,7 @@ from lora_domains.console import (
     STEPS,
     VALIDATION,
     Clock,
+    Display,
     estimated_phases,
     format_bytes,
     format_duration,
@@ -25,6 +26,8 @@ from lora_domains.modeling.batching import epoch_batches
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.loop import Run
 
+QUIET = Display(quiet=True)
+"""What the parts that are timed print to."""
 SAMPLE = 32
 """General texts that stand for all of them in the steps of a dry run."""
 Rows = list[EncodedExample]
@@ -137,7 +140,7 @@ def _general_steps(run: Run, texts: Sequence[Rows], clock: Clock) -> None:
 def _read(run: Run, texts: Rows, clock: Clock) -> None:
     general = copy(run.general)
     vars(general).pop("reference")
-    general.texts, general.clock = texts, clock
+    general.texts, general.clock, general.display = texts, clock, QUIET
     _ = general.reference
 
 
@@ -148,7 +151,7 @@ def _compare(pairs: Pairs, rows: Rows, clock: Clock) -> None:
 
 def _figures(run: Run, rows: Rows, clock: Clock) -> None:
     part = copy(run.validation)
-    part.rows = rows
+    part.rows, part.display = rows, QUIET
     with clock.phase(VALIDATION):
         part.figures()
 
@@ -156,6 +159,6 @@ def _figures(run: Run, rows: Rows, clock: Clock) -> None:
 def _drift(run: Run, texts: Rows, clock: Clock) -> None:
     part = copy(run.validation)
     vars(part).pop("reference", None)
-    part.monitored, part.clock = texts, clock
+    part.monitored, part.clock, part.display = texts, clock, QUIET
     with clock.phase(VALIDATION):
         part.drift()

@@ -11,7 +11,7 @@ from support.tables import SPAM, refused, refuses, table, write
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
 from lora_domains.errors import UsageError
-from lora_domains.tasks import Classification, LanguageModelling
+from lora_domains.tasks import Chat, Classification, LanguageModelling, MultipleChoice
 
 
 def test_data_without_training_and_test_rows_is_refused() -> None:
@@ -201,3 +201,12 @@ def test_texts_that_contain_their_own_label_warn() -> None:
     warned = "training texts contain their own label"
     assert any(warned in warning for warning in prepare(SPAM, Data(rows)).warnings)
     assert not any(warned in warning for warning in prepare(SPAM, Data(table(40))).warnings)
+
+
+def test_a_list_is_no_empty_text() -> None:
+    rows = [{"question": f"q {n}", "choices": ["a", "b"], "answer": n % 2} for n in range(30)]
+    prepared = prepare(MultipleChoice(), Data(rows))
+    assert not any("is empty in" in warning for warning in prepared.warnings)
+    rows = [{"instruction": f"q {n}", "input": "", "output": "a"} for n in range(30)]
+    prepared = prepare(Chat(user=("instruction", "input"), assistant="output"), Data(rows))
+    assert any("'input' is empty in 30 of 30 rows" in warning for warning in prepared.warnings)

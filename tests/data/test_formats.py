@@ -16,7 +16,15 @@ from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read, read_noted
 from lora_domains.data.source import Data, Reading, runs
 from lora_domains.errors import DataError
-from lora_domains.tasks import Classification
+from lora_domains.tasks import (
+    Chat,
+    Classification,
+    MultiLabel,
+    MultipleChoice,
+    Preference,
+    Task,
+)
+from lora_domains.tasks.rows import Row
 
 ROWS = [{"text": f"Größe {n}, très cher; naïve", "label": "good" if n % 2 else "bad"}
         for n in range(12)]  # fmt: skip
@@ -352,6 +360,28 @@ def test_tables_in_memory_are_taken_as_rows() -> None:
         assert data.train == data.test == ROWS
         assert data == Data(source, test=source)
         assert [row.values for row in read(source, "train")] == ROWS
+
+
+@pytest.mark.parametrize("task", [Chat(), MultipleChoice(), MultiLabel(), Preference()])
+def test_lists_in_a_table_of_pandas_are_lists(task: Task, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+
+    def turn(role: str, text: str) -> list[dict[str, Any]]:
+        return [{"role": role, "content": [{"type": "text", "text": text}]}]
+
+    asked, answer = turn("user", "why"), turn("assistant", "so")
+    rows = [
+        {"messages": asked + answer, "question": "why", "choices": ["a", "b"], "answer": 1,
+         "text": f"why {n}", "labels": ["x", "y"][: n % 3], "prompt": asked, "chosen": answer,
+         "rejected": turn("assistant", "no")}
+        for n in range(6)
+    ]  # fmt: skip
+    pandas.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    table = pandas.read_parquet(tmp_path / "rows.parquet")  # with arrays for the lists
+    task = task.with_labels([Row(row, "train", n, f"index {n}") for n, row in enumerate(rows)])
+    for source in (table, table.to_dict("records")):
+        made = [task.example(row) for row in read(source, "train")]
+        assert made == [task.example(row) for row in read(rows, "train")]
 
 
 def test_a_table_with_a_name_twice_is_refused() -> None:

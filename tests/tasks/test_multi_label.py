@@ -126,6 +126,7 @@ def test_how_many_rows_have_no_label_is_said() -> None:
 @pytest.mark.parametrize(
     ("task", "labels", "message"),
     [(MultiLabel(), ["a"], "at least two labels"),
+     (MultiLabel(), [[["a"]], [["b"]]], "column 'labels': .*found a list with something else"),
      (MultiLabel(), [["a;b"], "c"], "since they are answered as text"),
      (MultiLabel(), ["none;c"], "labels other than 'none'")],
 )  # fmt: skip

@@ -124,6 +124,12 @@ def test_the_scale_is_that_of_the_training_rows_alone() -> None:
     assert given.task.scale == (0, 2)
 
 
+def test_numbers_whose_sum_is_too_large_are_refused() -> None:
+    rows = [{**one, "score": 1e308 - n * 1e300} for n, one in enumerate(rated(60))]
+    with pytest.raises(DataError, match="a spread of inf"):
+        prepare(Number(label="score"), Data(rows))
+
+
 def test_numbers_that_are_all_the_same_are_refused() -> None:
     rows = [{**one, "score": 3} for one in rated(60)]
     with pytest.raises(DataError, match="numbers that differ"):

@@ -15,6 +15,7 @@ from support.models import make_run as make_quiet_run
 from lora_domains import console
 from lora_domains.console import EVALUATION, GENERAL, STEPS, VALIDATION, Clock, Display
 from lora_domains.evaluation.verdict_run import evaluation_seconds
+from lora_domains.inference.reference import Reference
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification
 from lora_domains.training.estimate import estimate
@@ -41,6 +42,19 @@ def test_a_dry_run_estimates_and_changes_nothing(
     assert model.domains == ()
     assert model.base.state_digest() == digest
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_dry_run_says_once_how_general_text_is_compared(
+    tmp_path: Path, tiny_base: Path, small_suite: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Reference, "approximation", lambda _: "nearly KL")
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
+                                        device="cpu")  # fmt: skip
+    model.fit(declared(make_rows(60), epochs=2, retention="kl"), dry_run=True)
+    output = capsys.readouterr().out
+    assert output.count("trained with nearly KL") == 1
+    assert output.count("nearly KL") <= 2  # the monitored texts
 
 
 def count_tokens(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
