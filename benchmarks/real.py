@@ -115,15 +115,16 @@ def device() -> str:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    head = ("rows", "base", "rows: read, tested", "metric", "base alone", "best baseline",
-            "adapter", "accuracy; published", "general knowledge", "time, device",
-            "verdict")  # fmt: skip
+    head = ("rows", "base", "read, tested", "metric", "base", "best baseline", "adapter",
+            "accuracy; published", "general knowledge", "minutes", "verdict")  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for name, run in results.items():
         task, _, where = name.partition(" on ")
         score = run["scores"][run["metric"]]
         best = best_baseline(metric_named(run["metric"]), score["baselines"])
         general, accuracy = run["general"].get("pooled"), run["scores"].get("accuracy")
+        # "NVIDIA H100 80GB HBM3" is an H100.
+        processor = next((w for w in where.split() if w[:1].isalpha() and w[-1].isdigit()), where)
         lines.append([
             task, run["base"], f"{run['rows']['read']:,}, {score['n']:,}",
             metric_name(run["metric"]), f"{score['base']:.3f}",
@@ -132,9 +133,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             "; ".join([f"{accuracy['adapter']:.3f}"] * bool(accuracy)
                       + [run["published"]] * bool(run["published"])),
             f"{general['base']:.3f} → {general['adapter']:.3f}" if general else "",
-            f"{run['seconds'] / 60:.1f} min, {where or 'CPU'}", run["verdict"],
+            f"{run['seconds'] / 60:.1f}, {processor or 'CPU'}", run["verdict"],
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"|{'|'.join(line)}|" for line in lines)
 
 
 def main() -> None:

@@ -4,11 +4,12 @@
     python benchmarks/training/heads.py --table            # the stored runs
 
 BASE is a folder of all-MiniLM-L6-v2. DIR/NAME/train.jsonl are real rows, which are not copied; no
-test row is read. Every way trains on the same rows for the default number of epochs, and its epoch
-is chosen on the same validation rows; it is compared with the frozen probe (logistic regression on
-the base's features, its strength chosen on the same validation rows) on spare rows of the training
-split. A way is how the head starts (random weights, or those of a probe of some strength C) and the
-share of the learning rate for the base's width. The metric is accuracy, on sms_spam F1.
+test row is read. Every way trains on the same rows for the default number of epochs at most, its
+epoch chosen on the same validation rows; it is compared with the frozen probe (logistic regression
+on the base's features, its strength chosen on the same validation rows) on spare rows of the
+training split. A way is how the head starts (random weights, or those of a probe of some strength
+C), the share of the learning rate for the base's width, and whether patience ends the run (as by
+default), ends it with a decay, or does not end it. The metric is accuracy, on sms_spam F1.
 """
 
 import argparse
@@ -28,16 +29,20 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "heads.json"
-WAYS: dict[str, tuple[float | None, float]] = {
-    "random": (None, 1.0),
-    "random, rate / 3": (None, 1 / 3),
-    "probe": (0.1, 1.0),
-    "probe, rate / 3": (0.1, 1 / 3),
-    "probe of C = .01, rate / 3": (0.01, 1 / 3),
-    "probe of C = .01, rate · 2 / 3": (0.01, 2 / 3),
-    "probe of C = .01": (0.01, 1.0),
+WAYS: dict[str, tuple[float | None, float, dict[str, Any]]] = {
+    "random": (None, 1.0, {}),
+    "random, rate / 3": (None, 1 / 3, {}),
+    "probe": (0.1, 1.0, {}),
+    "probe, rate / 3": (0.1, 1 / 3, {}),
+    "probe of C = .01, rate / 3": (0.01, 1 / 3, {}),
+    "probe of C = .01, rate · 2 / 3": (0.01, 2 / 3, {}),
+    "probe of C = .01": (0.01, 1.0, {}),
+    "probe of C = .01, rate / 3, all epochs": (0.01, 1 / 3, {"patience": 8}),
+    "probe of C = .01, rate · 2 / 3, all epochs": (0.01, 2 / 3, {"patience": 8}),
+    "probe of C = .01, rate / 3, decay 1": (0.01, 1 / 3, {"decay": 1.0}),
 }
-"""The strength of the probe that the head starts as, and the share of the derived learning rate."""
+"""The strength of the probe that the head starts as, the share of the derived learning rate, and
+settings of the training."""
 SETS: dict[str, dict[str, Any]] = {
     "banking77": {"train": 1000},
     "sms_spam": {"train": 300, "positive": "spam"},
@@ -58,14 +63,14 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
     from lora_domains.inference import linear_probe
     from lora_domains.training import loop, plan
 
-    strength, share = WAYS[way]
+    strength, share, settings = WAYS[way]
     options, name = dict(SETS[rows]), rows.partition(",")[0]
     counts = {"train": options.pop("train"), "spare": options.pop("spare", SPARE)}
     parts = sampled(folder / name / "train.jsonl", **counts, seed=seed)
     positive = options.get("positive")
     domain = Domain(name, Classification(head=True, **options), Data(**parts, drop_leaks=True),
                     metric="f1" if positive else "accuracy")  # fmt: skip
-    domain = with_settings(domain, seed=seed)
+    domain = with_settings(domain, seed=seed, **settings)
     with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "PROBED", share))
         stack.enter_context(patch.object(linear_probe, "STRENGTH", strength))
