@@ -21,7 +21,7 @@ from lora_domains.evaluation.linear import (
     tfidf_features,
 )
 from lora_domains.evaluation.scorer import Part, Scorer, reference_of
-from lora_domains.inference.linear_probe import logistic_regression, ridge
+from lora_domains.inference.linear_probe import probe, ridge
 from lora_domains.inference.scores import (
     Scores,
     best_threshold,
@@ -246,11 +246,11 @@ def frozen_features(setting: BaselineInputs) -> Scores | None:
         features = [setting.scorer.features(rows, pooling, advance).numpy() for rows in splits]
     examples = [[row.example for row in rows] for rows in splits]
     if setting.outputs == "labels":
-        return setting.predicted_outputs(predict_labels, logistic_regression, features, examples)
+        return setting.predicted_outputs(predict_labels, probe, features, examples)
     if setting.outputs == "value":
         return setting.predicted_outputs(predict_number, ridge, features, examples)
     targets = [[row.example.target for row in rows] for rows in splits]
-    return setting.predicted(logistic_regression, features, targets)
+    return setting.predicted(probe, features, targets)
 
 
 def few_shot(setting: BaselineInputs) -> Scores | None:

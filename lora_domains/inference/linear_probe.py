@@ -42,6 +42,12 @@ def logistic_regression(strength: float, balanced: bool = False) -> Any:
     )
 
 
+def probe(strength: float) -> Any:
+    """Logistic regression whose usual strength is 1: on dense features a tenth of that on sparse
+    ones fits best."""
+    return logistic_regression(strength / 10)
+
+
 def ridge(strength: float) -> Any:
     """Linear regression on standardised features with a penalty, for dense ones."""
     from sklearn.linear_model import Ridge
