@@ -52,6 +52,8 @@ class Lora:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
+    dora: bool = False
+    """Learn the lengths of the weights' rows, too (DoRA, Liu et al. 2024, arXiv 2402.09353)."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,8 @@ class Training:
     schedule: str | None = None
     """One of ``SCHEDULES``: "wsd" is constant and falls at the end. None is "linear"."""
     decay: float | None = None
-    """Steps of a last fall of the rate to zero, as a share of those before it: a run that patience
-    ends goes back to its best epoch and takes them. None: it ends at once; with "wsd", whose rate
-    falls in this share of a whole run too, it is 0.2."""
+    """Share of the steps in which the rate falls to zero at the end, of "wsd" (None is 0.2) and of
+    runs that patience stops: they go on from the best epoch so. None: they end at once."""
     weight_decay: float = 0.0
     clip: float = 1.0
     patience: int = 3
@@ -184,12 +185,12 @@ class Domain:
                    if getattr(self.gates, name) == target}  # fmt: skip
         task, gates = _json(hashed_record(self.task)), replace(self.gates, **default).hashed()
         hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
+        hashed["lora"] = {k: v for k, v in hashed["lora"].items() if k != "dora" or v}
         training = {k: v for k, v in hashed["training"].items() if k not in NEWER or v is not None}
         # Digests are older than deriving the epochs, too.
         hashed["training"] = training | {"epochs": self.training.epochs or EPOCHS}
-        for name in ("metric", "prevalence"):  # digests are older than these settings
-            if hashed[name] is None:
-                del hashed[name]
+        newer = {"metric", "prevalence"}  # than digests
+        hashed = {k: v for k, v in hashed.items() if k not in newer or v is not None}
         return sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 

@@ -353,6 +353,7 @@ def test_settings_newer_than_digests_change_none_where_they_are_left_open() -> N
                         ("optimizer", "adamw8bit"), ("general_cost", 0.1),
                         ("schedule", "wsd"), ("decay", 0.1)):  # fmt: skip
         assert with_settings(own, **{name: value}).digest() != own.digest()
+    assert with_settings(own, dora=True).digest() != own.digest()
 
 
 def test_a_target_is_the_floor_of_its_gate_unless_another_is_set() -> None:

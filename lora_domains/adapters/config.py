@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_domains.adapters.folder import CONFIG
-from lora_domains.adapters.peft import lora_layers, stored_name
+from lora_domains.adapters.peft import MAGNITUDE, lora_layers, stored_name
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, listed
 from lora_domains.modeling.base import ROUTED, Base
 from lora_domains.modeling.heads import FEATURES, head_shapes, layout_of
@@ -22,8 +22,8 @@ SUPPORTED = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
     "revision", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "use_rslora", "fan_in_fan_out", "init_lora_weights", "megatron_core", "runtime_config",
-    "qalora_group_size", "loftq_config", "eva_config",
+    "use_rslora", "use_dora", "fan_in_fan_out", "init_lora_weights", "megatron_core",
+    "runtime_config", "qalora_group_size", "loftq_config", "eva_config",
 }  # fmt: skip
 """Options of LoraConfig that are implemented here, or that have no effect on a trained adapter. Any
 other option with a value other than its default is refused."""
@@ -178,6 +178,7 @@ def _check_values(raw: Mapping[str, Any], where: str) -> None:
         ("lora_alpha", _is_alpha, "a number above 0"),
         ("lora_dropout", lambda v: type(v) in (int, float) and 0 <= v < 1, "from 0 to below 1"),
         ("use_rslora", lambda v: type(v) is bool, "true or false"),
+        ("use_dora", lambda v: type(v) is bool, "true or false"),
         ("fan_in_fan_out", lambda v: type(v) is bool, "true or false"),
         ("target_modules", _is_targets, "names of modules"),
         ("exclude_modules", lambda v: v is None or _is_targets(v), "names of modules"),
@@ -268,6 +269,8 @@ def targets_of(config: Any, base: Base, folder: Path, classes: int | None) -> Ta
             shapes[f"{stored_name(linear, base, config)}.lora_{letter}.weight"] = tuple(
                 tensor.shape
             )
+        if config.use_dora:
+            shapes[stored_name(linear, base, config) + MAGNITUDE] = (tensor.shape[0],)
         scales[linear] = float(layer.scaling["default"])
     while len(base.targets) >= CACHED:
         base.targets.pop(next(iter(tuple(base.targets))), None)

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 
 from lora_domains.adapters.config import read_config, targets_of
 from lora_domains.adapters.folder import CONFIG, WEIGHTS, fingerprint, mapped
-from lora_domains.adapters.peft import PREFIX, stored_name
+from lora_domains.adapters.peft import MAGNITUDE, PREFIX, stored_name
 from lora_domains.atomic import folders_with, restored
 from lora_domains.domain import check_name
 from lora_domains.errors import (
@@ -107,7 +107,9 @@ def _read(
         # Copies: changes to the file would reach the mapped tensors.
         whole = {key.removeprefix(PREFIX): stored[key].float().clone() for key in head_keys}
         head = complete_head(base, layout, whole, classes, folder.name).to(base.device)
-    return Adapter(name, config, own, dict(scales), card, folder, notes, head, flat)
+    magnitudes = {linear: stored[name + MAGNITUDE].float().clone()
+                  for linear, name in names.items() if config.use_dora}  # fmt: skip
+    return Adapter(name, config, own, dict(scales), card, folder, notes, head, flat, magnitudes)
 
 
 # ── Files and card ──────────────────────────────────────────────────────────────────────────────

@@ -45,7 +45,8 @@ class Merged:
 
 
 def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merged:
-    """The base of ``bank`` with the loaded adapter ``name`` added to its weights: W + scale · B·A.
+    """The base of ``bank`` with the loaded adapter ``name`` added to its weights: W + scale · B·A,
+    whose rows DoRA gives its magnitudes.
 
     The model has the dtype of the loaded base, unquantised, or ``dtype``. Sums are computed in
     float32 and rounded once. An adapter on an output layer that is tied to the embeddings leaves
@@ -75,7 +76,8 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     full_bare = _logits(full)
     with torch.no_grad():
         for linear, (a, b) in bank.weights(name).items():
-            _add(full.model, linear, a, b, adapter.scales[linear], name)
+            magnitude = adapter.magnitudes.get(linear)
+            _add(full.model, linear, a, b, adapter.scales[linear], magnitude, name)
     effect = float((served - bare).norm())
     error = float((_logits(full) - served).norm())
     base_error = float((full_bare - bare).norm())
@@ -125,15 +127,20 @@ def _full_precision(base: Base, dtype: str | torch.dtype | None) -> Base:
     return full
 
 
-def _add(model: Any, linear: str, a: Tensor, b: Tensor, scale: float, adapter: str) -> None:
+def _add(
+    model: Any, linear: str, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None,
+    adapter: str,
+) -> None:  # fmt: skip
     from transformers.pytorch_utils import Conv1D
 
     module = model.get_submodule(linear)
     weight = module.weight
     delta = (b.to(weight.device) @ a.to(weight.device)) * scale  # (out, in), float32
-    if isinstance(module, Conv1D):  # GPT-2's linears are stored (in, out)
-        delta = delta.T
-    merged = (weight.float() + delta).to(weight.dtype)
+    transposed = isinstance(module, Conv1D)  # GPT-2's linears are stored (in, out)
+    whole = (weight.T if transposed else weight).float() + delta
+    if magnitude is not None:
+        whole *= (magnitude.to(whole.device) / torch.linalg.vector_norm(whole, dim=1))[:, None]
+    merged = (whole.T if transposed else whole).contiguous().to(weight.dtype)
     if not bool(torch.isfinite(merged).all()):
         raise AdapterError(
             where=f"{adapter}, {linear}",

@@ -28,7 +28,7 @@ from lora_domains.modeling.heads import (
     new_head,
     own_layout,
 )
-from lora_domains.modeling.lora import Adapter
+from lora_domains.modeling.lora import Adapter, row_lengths
 from lora_domains.report.card import Card
 
 PREFIX = "base_model.model."
@@ -36,6 +36,8 @@ EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "w1
 """Names that PEFT translates to weights of experts."""
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Kinds on whose ``out_proj`` PEFT refuses LoRA."""
+MAGNITUDE = ".lora_magnitude_vector"
+"""How the name of DoRA's tensor of a linear ends."""
 WHOLE = ".modules_to_save.default."
 """Part of PEFT's names for the tensors of modules that it saves whole."""
 
@@ -163,6 +165,7 @@ def new_adapter(
         target_modules=targets,
         exclude_modules=_excluded(base, targets, layout),
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
         base_model_name_or_path=base.id,
         revision=base.revision,
     )
@@ -177,7 +180,10 @@ def new_adapter(
             weights[linear] = (a.detach().float(), b.detach().float())
             scales[linear] = float(layer.scaling["default"])
         head = None if classes is None else new_head(base, layout, classes)
-    return Adapter(name, config, weights, scales, head=head)
+    # B is zero: the rows are as long as the base's.
+    magnitudes = {linear: row_lengths(base.model.get_submodule(linear)).cpu()
+                  for linear in weights if lora.dora}  # fmt: skip
+    return Adapter(name, config, weights, scales, head=head, magnitudes=magnitudes)
 
 
 def _beside_experts(base: Base) -> list[str]:
@@ -270,6 +276,9 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
         name = stored_name(linear, base, adapter.config)
         state[f"{name}.lora_A.default.weight"] = a.contiguous()
         state[f"{name}.lora_B.default.weight"] = b.contiguous()
+        if linear in adapter.magnitudes:
+            magnitude = adapter.magnitudes[linear].contiguous()
+            state[f"{name}.lora_magnitude_vector.default.weight"] = magnitude
     if head and head.layout.saved:
         # PEFT adds its own names to the config each time, and "all-linear" includes the head.
         config.modules_to_save = list(head.layout.saved)

@@ -202,10 +202,18 @@ def differences(then: Card, now: Card) -> list[str]:
     trained, retrained = _settings_at_training(one), _settings_at_training(two)
     if any(trained.get(key) != retrained.get(key) for key in ("task", "gates", "metric")):
         different.append("other task, gates or metric")
-    if one.settings["training"] != two.settings["training"]:
-        different.append("other training settings")
-    if one.settings["lora"] != two.settings["lora"]:
-        different.append("other LoRA settings")
+    for part, name in (("training", "training"), ("lora", "LoRA")):
+        # Cards are older than some settings, which are left open or off there.
+        before, after = (
+            {
+                key: value
+                for key, value in entry.settings[part].items()
+                if value not in (None, False)
+            }
+            for entry in (one, two)
+        )
+        if before != after:
+            different.append(f"other {name} settings")
     memory = [entry.training.get("pass_bytes") for entry in (one, two)]
     if None not in memory and memory[0] != memory[1]:
         different.append(f"memory of a pass: {memory[0]:,} → {memory[1]:,} bytes")

@@ -66,7 +66,7 @@ def curve(
 def check_adapter(adapter: Adapter) -> Card:
     """The card of an adapter that can be scaled.
 
-    Raises AdapterError for an adapter without a card, UsageError for one with a trained head.
+    Raises AdapterError for one without a card, UsageError with a trained head or with DoRA.
     """
     if adapter.card is None or is_foreign(adapter):
         raise AdapterError(
@@ -81,6 +81,13 @@ def check_adapter(adapter: Adapter) -> Card:
             expected="an adapter without a trained head",
             found="one whose head was trained for scale 1 only",
             hint="Train one without --head to choose a scale.",
+        )
+    if adapter.magnitudes:
+        raise UsageError(
+            where=adapter.name,
+            expected="an adapter whose effect is in proportion to its weights",
+            found="one with DoRA, whose magnitudes are not",
+            hint="Train one without lora.dora to choose a scale.",
         )
     return adapter.card
 

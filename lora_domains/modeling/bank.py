@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from lora_domains.modeling.base_check import SHARED_POSITIONS
 from lora_domains.modeling.lora import (
     Adapter,
     LoadedAdapter,
+    Magnitudes,
+    Rescaling,
     TrainableLora,
     Weights,
     flatten,
     load_frozen,
     load_trainable,
+    rescalings,
 )
 from lora_domains.modeling.routing import (
     Mixed,
@@ -45,6 +48,8 @@ class _Entry:
     flat: Tensor | None
     """None for a trainable adapter, which is never evicted."""
     loaded: LoadedAdapter | None
+    rescalings: dict[str, Rescaling] = field(default_factory=dict)
+    """Of DoRA, on the device."""
 
 
 class Bank:
@@ -104,12 +109,11 @@ class Bank:
         sizes = self._checked_sizes(adapter)
         device = self.base.device
         if trainable:
-            dropout = float(adapter.config.lora_dropout)
-            loaded = load_trainable(adapter.name, adapter.weights, adapter.scales, dropout, device)
-            entry = _Entry(adapter, None, loaded)
+            entry = _Entry(adapter, None, load_trainable(adapter, self.base.model, device))
         else:
             flat, weights = _own(adapter, device)
-            entry = _Entry(replace(adapter, weights=weights, flat=flat), flat, None)
+            found = rescalings(adapter, self.base.model, device)
+            entry = _Entry(replace(adapter, weights=weights, flat=flat), flat, None, found)
         with self._lock:
             route_linears(self.base.model, [n for n in sizes if n not in self._sizes])
             self._sizes |= sizes
@@ -153,12 +157,25 @@ class Bank:
             for linear, (a, b) in (trained or self[name].weights).items()
         }
 
-    def set_weights(self, name: str, weights: Weights) -> None:
-        """Copy ``weights`` into those of ``name``, which is in training."""
+    def magnitudes(self, name: str) -> Magnitudes:
+        """A copy of the magnitudes of ``name`` (DoRA), on the CPU."""
+        trained = {n: lora.magnitude for n, lora in self.trainable(name).items()}
+        return {
+            linear: magnitude.detach().float().cpu().clone()
+            for linear, magnitude in (trained or self[name].magnitudes).items()
+            if magnitude is not None
+        }
+
+    def set_weights(
+        self, name: str, weights: Weights, magnitudes: Magnitudes | None = None
+    ) -> None:
+        """Copy ``weights`` and ``magnitudes`` into those of ``name``, which is in training."""
         for linear, lora in self.trainable(name).items():
             a, b = weights[linear]
             lora.a.data.copy_(a)
             lora.b.data.copy_(b)
+            if lora.magnitude is not None and magnitudes is not None:
+                lora.magnitude.data.copy_(magnitudes[linear])
 
     # Routing
 
@@ -239,7 +256,8 @@ class Bank:
         loaded = entry.loaded
         if loaded is None:
             flat = entry.flat.to(self.base.device, non_blocking=True)
-            loaded = load_frozen(name, flat, entry.adapter.weights, entry.adapter.scales)
+            weights, scales = entry.adapter.weights, entry.adapter.scales
+            loaded = load_frozen(name, flat, weights, scales, entry.rescalings)
             entry.loaded = loaded
         self._used[name] = None
         self._used.move_to_end(name)

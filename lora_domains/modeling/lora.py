@@ -6,7 +6,7 @@ whatever the base's precision, as in PEFT: on a CPU, small bfloat16 products are
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_domains.errors import AdapterError
+from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.heads import Head
 from lora_domains.report.card import Card
 
 Weights = dict[str, tuple[Tensor, Tensor]]
 """A linear's name → A (rank, in), B (out, rank)."""
+
+Magnitudes = dict[str, Tensor]
+"""A linear's name → the lengths (out,) that DoRA gives the rows of its weight W + scale · B·A."""
 
 SHARED_INPUT = (
     ("q_proj", "k_proj", "v_proj"),
@@ -48,6 +52,8 @@ class Adapter:
     head: Head | None = None
     flat: Tensor | None = None
     """The buffer of ``flatten`` that ``weights`` are views of, where there is one."""
+    magnitudes: Magnitudes = field(default_factory=dict)
+    """Of DoRA; empty for plain LoRA."""
 
     @property
     def folder(self) -> Path:
@@ -128,6 +134,8 @@ class FrozenLora(NamedTuple):
     b: Tensor
     """(out, rank)."""
     scale: float
+    rescaling: "Rescaling | None" = None
+    """Of DoRA."""
 
     @property
     def own_a(self) -> Tensor:
@@ -135,22 +143,79 @@ class FrozenLora(NamedTuple):
         return self.a.narrow(0, self.start, self.rank)
 
 
-class TrainableLora(nn.Module):
-    """The LoRA weights of one linear in training: its parameters are ``a`` and ``b``."""
+class Rescaling(NamedTuple):
+    """What DoRA does to the output y of a linear with LoRA: ``gain · (y - bias) + bias``."""
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0) -> None:
+    gain: Tensor
+    """(out,): magnitude over length, of each row of W + scale · B·A."""
+    bias: Tensor | None
+
+    def __call__(self, y: Tensor) -> Tensor:
+        rescaled = y * self.gain
+        return rescaled if self.bias is None else rescaled + (1 - self.gain) * self.bias
+
+
+def row_lengths(
+    linear: nn.Module, a: Tensor | None = None, b: Tensor | None = None, scale: float = 0.0
+) -> Tensor:
+    """(out,): the lengths of the rows of the weight of ``linear``, with ``scale · b·a`` added."""
+    from peft.utils.integrations import dequantize_module_weight
+    from transformers.pytorch_utils import Conv1D
+
+    linear = getattr(linear, ROUTED, linear)
+    weight = dequantize_module_weight(linear).detach().float()
+    if isinstance(linear, Conv1D):  # GPT-2's linears are stored (in, out)
+        weight = weight.T
+    if a is not None and b is not None:
+        weight = weight + scale * (b.detach().float() @ a.detach().float())
+    lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
+    return lengths
+
+
+def rescalings(adapter: Adapter, model: nn.Module, device: torch.device) -> dict[str, Rescaling]:
+    """What the magnitudes of ``adapter`` do on ``model``, by linear."""
+    found = {}
+    for name, magnitude in adapter.magnitudes.items():
+        linear, (a, b) = model.get_submodule(name), adapter.weights[name]
+        lengths = row_lengths(linear, a.to(device), b.to(device), adapter.scales[name])
+        bias = getattr(linear, "bias", None)
+        gain = magnitude.to(device).float() / lengths
+        found[name] = Rescaling(gain, None if bias is None else bias.detach().float())
+    return found
+
+
+class TrainableLora(nn.Module):
+    """The LoRA weights of one linear in training: its parameters are ``a`` and ``b``, and with DoRA
+    the ``magnitude``."""
+
+    def __init__(
+        self, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0,
+        magnitude: Tensor | None = None, linear: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.a = nn.Parameter(a)
         self.b = nn.Parameter(b)
         self.scale = scale
         self.dropout = dropout
+        self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
+        # In a tuple: the base's linear is no part of this module, whose parameters are trained.
+        self._linear: tuple[Any] = (getattr(linear, ROUTED, linear),)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.a.dtype)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y`` (…, out), the base's output for ``x`` (…, in), with the adapter's."""
+        dropped = x = x.to(self.a.dtype)
         if self.training and self.dropout:
-            x = F.dropout(x, self.dropout)
+            dropped = F.dropout(x, self.dropout)
         # Scaled between the products, where there are rank columns and not out.
-        return F.linear(F.linear(x, self.a) * self.scale, self.b)
+        delta = F.linear(F.linear(dropped, self.a) * self.scale, self.b)
+        if self.magnitude is not None:
+            # As in PEFT, the lengths have no gradient, and dropout concerns what is added alone.
+            (linear,) = self._linear
+            gain = self.magnitude / row_lengths(linear, self.a, self.b, self.scale)
+            own = y if dropped is x else linear(dropped.to(y.dtype))
+            own = own if linear.bias is None else own - linear.bias
+            delta = (gain - 1) * own + gain * delta
+        return y + delta.to(y.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +227,18 @@ class LoadedAdapter:
     """By linear."""
     groups: Mapping[str, list[str]]
     trainable: bool = False
+    rescales: bool = False
+    """Whether some of its outputs are rescaled (DoRA)."""
 
 
 def load_frozen(
-    name: str, flat: Tensor, weights: Weights, scales: Mapping[str, float]
-) -> LoadedAdapter:
+    name: str, flat: Tensor, weights: Weights, scales: Mapping[str, float],
+    rescaled: Mapping[str, Rescaling] | None = None,
+) -> LoadedAdapter:  # fmt: skip
     """The adapter in ``flat``, a buffer of ``flatten`` on any device.
 
-    ``weights`` gives the shapes, in the order that ``flatten`` was given.
+    ``weights`` gives the shapes, in the order that ``flatten`` was given; ``rescaled`` the linears
+    of DoRA.
     """
     groups = grouped(weights)
     views = _views(flat, weights, groups)
@@ -181,24 +250,27 @@ def load_frozen(
         a = flat[offset : offset + size].view(sum(ranks), inputs)
         start = 0
         for linear, rank in zip(linears, ranks, strict=True):
-            loaded[linear] = FrozenLora(
-                group, a, start, rank, views[linear][1], scales[linear]
-            )  # fmt: skip
+            b, rescaling = views[linear][1], (rescaled or {}).get(linear)
+            loaded[linear] = FrozenLora(group, a, start, rank, b, scales[linear], rescaling)
             start += rank
-    return LoadedAdapter(name, loaded, groups)
+    return LoadedAdapter(name, loaded, groups, rescales=bool(rescaled))
 
 
-def load_trainable(
-    name: str, weights: Weights, scales: Mapping[str, float], dropout: float, device: torch.device
-) -> LoadedAdapter:
-    """A copy of an adapter on ``device`` whose weights are parameters."""
-    loaded: dict[str, FrozenLora | TrainableLora] = {
-        linear: TrainableLora(
-            a.detach().clone().to(device), b.detach().clone().to(device), scales[linear], dropout
-        )
-        for linear, (a, b) in weights.items()
-    }
-    return LoadedAdapter(name, loaded, grouped(weights), trainable=True)
+def load_trainable(adapter: Adapter, model: nn.Module, device: torch.device) -> LoadedAdapter:
+    """A copy of ``adapter`` on ``device``, for ``model``, whose weights are parameters."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().to(device)
+
+    dropout = float(adapter.config.lora_dropout)
+    loaded: dict[str, FrozenLora | TrainableLora] = {}
+    for name, (a, b) in adapter.weights.items():
+        lora = copied(a), copied(b), adapter.scales[name], dropout
+        magnitude = adapter.magnitudes.get(name)
+        loaded[name] = TrainableLora(*lora) if magnitude is None else TrainableLora(
+            *lora, copied(magnitude), model.get_submodule(name)
+        )  # fmt: skip
+    return LoadedAdapter(adapter.name, loaded, grouped(adapter.weights), trainable=True)
 
 
 # ── Several adapters in one product ─────────────────────────────────────────────────────────────

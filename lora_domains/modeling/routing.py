@@ -59,8 +59,8 @@ class Single:
         if lora is None:
             return y
         if isinstance(lora, TrainableLora):
-            delta: Tensor = lora(x)
-            return y + delta.to(y.dtype)
+            added: Tensor = lora(x, y)
+            return added
         # One product of A serves all linears that are given this very tensor. Threads that share
         # a route may compute it twice, but never mix: the entry is replaced as a whole.
         source, group, low = self._shared
@@ -84,7 +84,7 @@ class Mixed:
         for index, adapter in enumerate(self.rows):
             if adapter is not None:
                 self._rows_of.setdefault(adapter, []).append(index)
-        self._trainable = any(adapter.trainable for adapter in self._rows_of)
+        self._stackable = not any(a.trainable or a.rescales for a in self._rows_of)
         self._indices = {a: _index(rows, device) for a, rows in self._rows_of.items()}
         self._blocks = _blocks(list(self._rows_of.values()), len(self.rows), device)
         # Kept as long as the route, and so across the steps of decoding.
@@ -110,7 +110,7 @@ class Mixed:
             )
         # (rows, tokens, width): the tokens of a row's beams follow each other.
         x_rows, y_rows = (part.reshape(count, -1, part.shape[-1]) for part in (x, y))
-        together = x_rows.shape[1] <= FEW and not self._trainable
+        together = x_rows.shape[1] <= FEW and self._stackable
         serve = self._together if together else self._one_by_one
         return serve(linear, x, x_rows, y_rows).view(y.shape)
 
@@ -125,9 +125,9 @@ class Mixed:
             if lora is None:
                 continue
             if isinstance(lora, TrainableLora):
-                delta = lora(x_rows[index]).to(y_rows.dtype)
+                before = y_rows[index]
                 places = torch.tensor(self._rows_of[adapter], device=self.device)
-                y_rows = y_rows.index_add(0, places, delta)
+                y_rows = y_rows.index_copy(0, places, lora(x_rows[index], before))
                 continue
             key = (adapter, lora.group)
             if key not in lows:
@@ -210,8 +210,9 @@ def _up(lora: FrozenLora, low: Tensor, y: Tensor) -> Tensor:
     low = low[:, lora.start : lora.start + lora.rank]
     if y.dtype == lora.b.dtype and y.is_contiguous():
         y.view(-1, y.shape[-1]).addmm_(low, lora.b.t(), alpha=lora.scale)
-        return y
-    return y.add_((low @ lora.b.t()).view(y.shape), alpha=lora.scale)
+    else:
+        y.add_((low @ lora.b.t()).view(y.shape), alpha=lora.scale)
+    return y if lora.rescaling is None else y.copy_(lora.rescaling(y))
 
 
 # ── The current route ───────────────────────────────────────────────────────────────────────────

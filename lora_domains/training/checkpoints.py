@@ -13,13 +13,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lora_domains import distributed
 from lora_domains.atomic import new_file, unfinished
 from lora_domains.console import STEPS, VALIDATION, Display
 from lora_domains.errors import TrainingInterrupted, UsageError
-from lora_domains.modeling.lora import Weights
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.plan import Plan
 
@@ -40,8 +38,8 @@ class State:
     """The record of each validation; ``epoch`` is a fraction within one."""
     best: dict[str, Any] | None = None
     """The record of the best epoch so far."""
-    best_weights: Weights | None = None
-    best_head: dict[str, Tensor] = field(default_factory=dict)
+    best_tensors: dict[str, Any] = field(default_factory=dict)
+    """Its trained tensors (``Run.tensors``)."""
     best_optimizer: dict[str, Any] | None = None
     """The optimiser's state at the best epoch, where an ending may go on from it."""
     best_steps: int = 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from lora_domains import distributed
 from lora_domains.adapters.parent import Parent, continued_adapter
@@ -30,7 +29,7 @@ from lora_domains.inference.reference import Prediction
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import class_weights, epoch_batches
 from lora_domains.modeling.heads import SENTENCE
-from lora_domains.modeling.lora import Adapter, Weights
+from lora_domains.modeling.lora import Adapter
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
 from lora_domains.training.gradients import Gradients, make_optimizer
@@ -170,8 +169,7 @@ class Run:
         record["observation"] = observe(state.history, self.drift_limit)
         limit = self.drift_limit
         if state.best is None or rank(record, limit) > rank(state.best, limit):
-            state.best, state.best_weights = record, self.bank.weights(self.adapter_name)
-            state.best_head = self._head_weights()
+            state.best, state.best_tensors = record, self.tensors()
             if state.ending is None and self.schedule.decay is not None:
                 state.best_steps = state.total_steps
                 state.best_optimizer = deepcopy(self.optimizer.state_dict())
@@ -258,8 +256,8 @@ class Run:
     def _goes_on(self) -> bool:
         """Whether patience lasts, or the ending, to begin which the run goes back to its best."""
         state, patience = self.state, self.domain.training.patience
-        best, weights, optimizer = state.best, state.best_weights, state.best_optimizer
-        if best is None or weights is None or state.ending is not None:
+        best, optimizer = state.best, state.best_optimizer
+        if best is None or state.ending is not None:
             return True
         if round(state.history[-1]["epoch"] - best["epoch"], 3) < patience:
             return True
@@ -270,7 +268,7 @@ class Run:
         first, last = state.ending = self.schedule.ending(state.best_steps, state.total_steps)
         steps = f"{last - first} steps to a rate of zero"
         self.display.line(f"Back to the best epoch for {steps}: {since}.")
-        self._restore(weights, state.best_head, optimizer)
+        self._restore(state.best_tensors, optimizer)
         state.best_optimizer = None
         return True
 
@@ -289,23 +287,24 @@ class Run:
 
     def _scale_down(self) -> None:
         """Reduce the best epoch's effect where all of it exceeds the drift limit."""
-        best, weights, limit = self.state.best, self.state.best_weights, self.drift_limit
-        if best and weights and not within_drift(best, limit):
-            found = self.validation.scaled_down(best, weights, limit)
-            self.state.best, self.state.best_weights = found
+        best, tensors, limit = self.state.best, self.state.best_tensors, self.drift_limit
+        if best and not within_drift(best, limit):
+            found = self.validation.scaled_down(best, tensors["weights"], limit)
+            self.state.best, tensors["weights"] = found
 
     # ── The result, and the checkpoint ──────────────────────────────────────────────────────────
 
-    def _head_weights(self) -> dict[str, Tensor]:
-        return self.head.to("cpu").weights if self.head is not None else {}
+    def tensors(self) -> dict[str, Any]:
+        """A copy of what is trained: ``weights``, ``magnitudes`` and those of the ``head``."""
+        bank, name = self.bank, self.adapter_name
+        head = self.head.to("cpu").weights if self.head is not None else {}
+        return {"weights": bank.weights(name), "magnitudes": bank.magnitudes(name), "head": head}
 
-    def _restore(
-        self, weights: Weights, head: Mapping[str, Tensor], optimizer: dict[str, Any]
-    ) -> None:
-        """Continue from these tensors and this state of the optimiser."""
-        self.bank.set_weights(self.adapter_name, weights)
+    def _restore(self, tensors: Mapping[str, Any], optimizer: dict[str, Any]) -> None:
+        """Continue from these ``tensors`` and this state of the optimiser."""
+        self.bank.set_weights(self.adapter_name, tensors["weights"], tensors["magnitudes"])
         for name, tensor in (self.head.weights if self.head else {}).items():
-            tensor.data.copy_(head[name])
+            tensor.data.copy_(tensors["head"][name])
         self.optimizer.load_state_dict(optimizer)
 
     def _save_best(self) -> str:
@@ -326,12 +325,12 @@ class Run:
 
     def _trained(self) -> Trained:
         state, plan, best = self.state, self.plan, self.state.best
-        if best is None or state.best_weights is None:
+        if best is None:
             raise RuntimeError("a run has a result once its first epoch is finished")
-        head = replace(self.head, weights=state.best_head) if self.head is not None else None
-        adapter = replace(
-            self.adapter, name=self.domain.name, weights=state.best_weights, head=head
-        )
+        tensors = dict(state.best_tensors)
+        head = tensors.pop("head")
+        trained = None if self.head is None else replace(self.head, weights=head)
+        adapter = replace(self.adapter, name=self.domain.name, head=trained, **tensors)
         return Trained(adapter, state.record(plan, best, peak_memory(self.model.device)))
 
     @cached_property
@@ -339,6 +338,7 @@ class Run:
         """What a checkpoint must share with the run that resumes from it."""
         base, retention = self.bank.base, self.plan.retention
         return {
+            "format of checkpoints": 2,
             "base": base.identity,
             "precision": [str(base.dtype), base.quantization],
             "recipe": self.domain.digest(),
@@ -356,8 +356,7 @@ class Run:
                 "run": self.identity,
                 "ranks": self.ranks,
                 "state": dict(vars(self.state)),
-                "weights": self.bank.weights(self.adapter_name),
-                "head": self._head_weights(),
+                **self.tensors(),
                 "optimizer": self.optimizer.state_dict(),
             }
         )
@@ -370,7 +369,7 @@ class Run:
         self.clock.seconds = self.state.phases
         if self.state.pass_bytes is not None:
             reuse_pass_limit(self.model, self.state.pass_bytes, self.display.warn)
-        self._restore(stored["weights"], stored["head"], stored["optimizer"])
+        self._restore(stored, stored["optimizer"])
         self.display.line(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
             f"{self.plan.steps_per_epoch} steps."

@@ -290,6 +290,7 @@ def _ignored_settings(lora: Lora, parent: Parent | None) -> list[str]:
             named(config.target_modules),
         ),
         ("rslora", lora.rslora or None, config.use_rslora),
+        ("dora", lora.dora or None, config.use_dora),
     )
     return [
         f"{name} {given} is ignored: an adapter keeps the {name} of its parent, {kept}."

@@ -138,7 +138,8 @@ class Validation:
         """The ``best`` epoch's record and ``weights`` at the scale that ranks highest, where all of
         its effect exceeds the drift ``limit``."""
         tried, full = "no epoch", weights
-        if self.head is None:  # a head is trained for the whole effect
+        # A head is trained for the whole effect, and that of magnitudes is not in proportion to B.
+        if self.head is None and not self.bank.magnitudes(self.adapter):
 
             def scaled(scale: float) -> Weights:
                 return {linear: (a, b * scale) for linear, (a, b) in full.items()}

@@ -55,10 +55,12 @@ LLAMA = [
     {"r": 16, "lora_alpha": 3, "use_rslora": True, "target_modules": ["k_proj", "up_proj"]},
     {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2},
      "alpha_pattern": {"v_proj": 40}},
+    {"use_dora": True, "target_modules": "all-linear"},
 ]  # fmt: skip
 GPT2 = [
     {"target_modules": ["c_proj"], "fan_in_fan_out": True},  # square, so a transpose would fit too
     {"target_modules": "all-linear", "fan_in_fan_out": True, "r": 5, "use_rslora": True},
+    {"target_modules": ["c_proj", "c_fc"], "fan_in_fan_out": True, "use_dora": True},
 ]
 
 

@@ -17,6 +17,8 @@ from support.models import SUITE, declared, model_in
 from lora_domains.adapters import versions
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.parent import load_parent
+from lora_domains.adapters.peft import new_adapter
+from lora_domains.analysis.scale_curve import check_adapter
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError
 from lora_domains.modeling.base import Base, load_base
@@ -73,6 +75,33 @@ def test_training_continues_from_the_weights_of_the_parent(health: Path, tiny_ba
         assert torch.equal(b, parent.adapter.weights[linear][1])
         assert b.abs().max() > 0
     assert run.adapter.config.r == 4
+
+
+def test_training_continues_from_the_magnitudes_of_the_parent(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_in(tmp_path, tiny_base)
+    made = declared(make_rows(60), "health", retention="none", rank=4, dora=True, epochs=1)
+    model.fit(made)
+    parent = load_parent(tmp_path / "health", model.base)
+    assert parent.adapter.config.use_dora
+    fresh = new_adapter(model.base, "fresh", made.lora, 4, 32, 0).magnitudes
+    for linear, magnitude in parent.adapter.magnitudes.items():
+        assert (magnitude - fresh[linear]).abs().max() > 1e-3  # they are trained
+    before = model.predict([row["text"] for row in make_rows(9)], domain="health")
+    dataset = replace(model.dataset(cancer()), parent=parent)
+    run = fit.make_run(
+        model.bank, dataset, make_plan(model.base, dataset), model.out, model.display
+    )
+    magnitudes = run.bank.magnitudes(run.adapter_name)
+    assert magnitudes.keys() == run.adapter.weights.keys()
+    for linear, magnitude in magnitudes.items():
+        assert torch.equal(magnitude, parent.adapter.magnitudes[linear])
+    again = model_in(tmp_path, tiny_base)
+    again.load_adapter("health")
+    assert again.predict([row["text"] for row in make_rows(9)], domain="health") == before
+    with pytest.raises(UsageError, match="found one with DoRA"):
+        check_adapter(again.bank["health"])
 
 
 def test_the_card_names_the_parent_and_scores_against_it(health: Path, tiny_base: Path) -> None:
@@ -137,12 +166,14 @@ def test_a_rank_other_than_the_parents_is_reported(
 
     model = model_in(health, tiny_base)
     model.display = Display()
-    made = cancer(rank=8, targets=("q_proj", "v_proj"), rslora=True)
+    made = cancer(rank=8, targets=("q_proj", "v_proj"), rslora=True,
+                  dora=True)  # fmt: skip
     model.fit(made, init_from="health", dry_run=True)
     output = " ".join(capsys.readouterr().out.split())
     assert "rank 8 is ignored: an adapter keeps the rank of its parent, 4" in output
     assert "target modules ['q_proj', 'v_proj'] is ignored" in output
     assert "rslora True is ignored: an adapter keeps the rslora of its parent, False" in output
+    assert "dora True is ignored: an adapter keeps the dora of its parent, False" in output
     model.fit(cancer(), init_from="health", dry_run=True)
     assert "is ignored" not in capsys.readouterr().out
 

@@ -7,9 +7,11 @@ import peft
 import pytest
 import torch
 from packaging.version import Version
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from support.adapters import FILES, assert_equal, logits, save, strong
-from support.peft_folders import peft_logits, peft_saved
+from support.adapters import FILES, IDS, assert_equal, logits, save, strong
+from support.damaged import edit
+from support.peft_folders import peft_logits, peft_saved, plain
 
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.loading import load_adapter
@@ -59,10 +61,18 @@ LLAMA = [
     {"target_modules": ["q_proj"], "task_type": None},
     {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
     {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+    {"target_modules": "all-linear", "use_dora": True, "lora_dropout": 0.3},
+    {
+        "target_modules": ["q_proj", "v_proj", "gate_proj"],
+        "rank_pattern": {"q_proj": 9},
+        "use_rslora": True,
+        "use_dora": True,
+    },
 ]
 GPT2 = [
     {"target_modules": ["c_attn"], "fan_in_fan_out": True},
     {"target_modules": "all-linear", "fan_in_fan_out": True, "r": 5, "use_rslora": True},
+    {"target_modules": "all-linear", "fan_in_fan_out": True, "use_dora": True},  # biases
 ]
 
 
@@ -117,7 +127,15 @@ def test_a_saved_output_layer_must_equal_the_bases(
 @pytest.mark.filterwarnings("ignore:Model .* `tie_word_embeddings=True`")  # the lm_head
 @pytest.mark.parametrize(
     "lora",
-    [{}, {"rslora": True}, {"dropout": 0.5}, {"targets": ("q_proj",)}, {"targets": ("lm_head",)}],
+    [
+        {},
+        {"rslora": True},
+        {"dropout": 0.5},
+        {"targets": ("q_proj",)},
+        {"targets": ("lm_head",)},
+        {"dora": True},
+        {"dora": True, "rslora": True, "targets": ("lm_head", "o_proj")},
+    ],
     ids=str,
 )
 def test_adapters_saved_here_give_equal_logits_in_plain_peft(
@@ -129,6 +147,68 @@ def test_adapters_saved_here_give_equal_logits_in_plain_peft(
     folder = save(tmp_path / "ours", adapter, base)
     assert {p.name for p in folder.iterdir()} == FILES
     assert_equal(peft_logits(tiny_base, folder), logits(bank, "ours"), logits(base))
+
+
+@pytest.mark.parametrize("options", [{"dora": True}, {"rslora": True}], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_logits_and_gradients_in_training_are_those_of_peft(
+    tmp_path: Path, tiny_base: Path, gpt2_base: Path, kind: str, dropout: float,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    folder = tiny_base if kind == "llama" else gpt2_base
+    base = load_base(folder)
+    adapter = strong(base, "ours", dropout=dropout, **options)
+    oracle = peft.PeftModel.from_pretrained(
+        plain(folder), save(tmp_path / "ours", adapter, base), is_trainable=True
+    ).eval()
+    for module in oracle.modules():
+        if isinstance(module, LoraLayer):
+            module.train()
+    bank = Bank(base)
+    parameters = bank.add(adapter, trainable=True)
+    bare, weighed = logits(base), torch.randn(logits(base).shape)
+    torch.manual_seed(3)
+    theirs = oracle(input_ids=IDS).logits
+    torch.manual_seed(3)
+    with bank.routed("ours"):
+        ours = base.model(input_ids=IDS).logits
+    assert_equal(ours.detach(), theirs.detach(), bare)
+    (theirs * weighed).sum().backward()
+    (ours * weighed).sum().backward()
+    grads = {name: p.grad for name, p in oracle.named_parameters() if p.requires_grad}
+    named = {
+        f"base_model.model.{linear}.{name}": part.grad
+        for linear, lora in bank.trainable("ours").items()
+        for name, part in (
+            ("lora_A.default.weight", lora.a), ("lora_B.default.weight", lora.b),
+            ("lora_magnitude_vector.default.weight", lora.magnitude),
+        )
+        if part is not None
+    }  # fmt: skip
+    assert named.keys() == grads.keys()
+    assert len(parameters) == len(named)
+    for name, wanted in grads.items():
+        assert wanted is not None
+        error = float((named[name] - wanted).norm() / wanted.norm())  # type: ignore[operator]
+        assert error < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", ["missing", "unexpected"])
+def test_magnitudes_and_the_config_must_agree(
+    tiny_base: Path, base: Base, tmp_path: Path, kind: str
+) -> None:
+    options = {"target_modules": ["q_proj"], "use_dora": kind == "unexpected"}
+    folder, _ = peft_saved(tiny_base, tmp_path / "theirs", **options)
+    edit(folder, use_dora=kind == "missing")
+    with pytest.raises(AdapterCorrupt, match=f"{kind}, such as .*lora_magnitude_vector"):
+        load_adapter(folder, base)
+
+
+def test_a_new_adapter_with_dora_has_no_effect(base: Base) -> None:
+    bank = Bank(base)
+    bank.add(new_adapter(base, "a", Lora(dora=True), 4, 8, 1))
+    torch.testing.assert_close(logits(bank, "a"), logits(base), atol=1e-5, rtol=0)
 
 
 def test_a_new_adapter_depends_on_its_seed_and_has_no_effect(base: Base) -> None:

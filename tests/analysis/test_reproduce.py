@@ -127,6 +127,15 @@ def test_a_domain_is_restored_from_its_card(domain: Domain) -> None:
     assert again.digest() == domain.digest()
 
 
+def test_settings_that_a_card_is_older_than_do_not_differ() -> None:
+    older, newer = card_of(DECLARED[0]), card_of(DECLARED[0])
+    for part, name in (("training", "schedule"), ("training", "balance"), ("lora", "dora")):
+        del older.adapter.settings[part][name]
+    assert differences(older, newer) == differences(newer, newer)
+    newer.adapter.settings["lora"]["dora"] = True
+    assert "other LoRA settings" in differences(older, newer)
+
+
 def test_a_card_without_rows_or_with_code_is_refused() -> None:
     memory = Domain("a", Classification(), Data([{"text": "zqsecret", "label": "x"}]))
     assert "zqsecret" not in card_of(memory).dumps()

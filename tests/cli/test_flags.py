@@ -298,6 +298,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "lora.dropout": ("0.05", 0.05),
     "lora.targets": ("q_proj, v_proj", ("q_proj", "v_proj")),
     "lora.rslora": ("true", True),
+    "lora.dora": ("true", True),
     "gates.retention": ("0.05", 0.05),
     "gates.drift": ("0.5", 0.5),
     "gates.recall": ("0.9", 0.9),

@@ -19,7 +19,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.routing import FEW, Mixed, narrowed
 
-# Different ranks, scales, rsLoRA, and target sets that overlap, nest or are disjoint.
+# Different ranks, scales, rsLoRA, DoRA, and target sets that overlap, nest or are disjoint.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "all": {},
     "wide": {"rank": 7, "rslora": True},
@@ -27,6 +27,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "value": {"targets": ("v_proj", "down_proj")},
     "mlp": {"targets": ("gate_proj", "up_proj"), "rank": 5},
     "head": {"targets": ("lm_head",)},
+    "dora": {"rank": 3, "dora": True},
 }
 NAMES = (*ADAPTERS, None)
 

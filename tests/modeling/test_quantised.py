@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_base
-from support.adapters import IDS, strong
+from support.adapters import IDS, logits, strong
 from support.models import QUIET, clear_rows, declared
 
 from lora_domains.adapters.merging import merge
@@ -53,10 +53,10 @@ def dequantised(small: Base, folder: Path) -> Base:
     return plain
 
 
-def step(base: Base) -> tuple[torch.Tensor, torch.Tensor]:
+def step(base: Base, **lora: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits, all gradients in one row) of a strong adapter."""
     bank = Bank(base)
-    parameters = bank.add(strong(base, "a"), trainable=True)
+    parameters = bank.add(strong(base, "a", **lora), trainable=True)
     with bank.routed("a"):
         logits = base.model(input_ids=IDS, use_cache=False).logits
     F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
@@ -83,13 +83,31 @@ BEFORE: dict[str, Callable[[Base], object]] = {
 }  # fmt: skip
 
 
-def check_step(small: Base, plain: Base) -> None:
+def check_step(small: Base, plain: Base, **lora: Any) -> None:
     """A training step on ``small`` has the logits and gradients of one on ``plain``."""
-    logits, grads = step(small)
-    wanted_logits, wanted = step(plain)
+    found, grads = step(small, **lora)
+    wanted_logits, wanted = step(plain, **lora)
     assert F.cosine_similarity(grads, wanted, dim=0) >= 0.999
     assert grads.norm() == pytest.approx(float(wanted.norm()), rel=0.02)
-    assert F.cosine_similarity(logits.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
+    assert F.cosine_similarity(found.flatten(), wanted_logits.flatten(), dim=0) >= 0.999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dora_on_small_weights_is_that_on_the_dequantised_ones(folder: Path, kind: Any) -> None:
+    small = load_base(folder, device="cpu", quantization=kind)
+    plain = dequantised(small, folder)
+    adapter = strong(plain, "a", dora=True)
+    after_eval(small)
+    found = []
+    for base in (small, plain):
+        bank = Bank(base)
+        bank.add(adapter)
+        found.append(logits(bank, "a"))
+    assert F.cosine_similarity(*(one.flatten() for one in found), dim=0) >= 0.999
+    assert found[0].norm() == pytest.approx(float(found[1].norm()), rel=0.02)
+    digest = small.state_digest()
+    check_step(small, plain, dora=True)
+    assert small.state_digest() == digest
 
 
 @pytest.mark.parametrize("kind", KINDS)

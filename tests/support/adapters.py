@@ -34,6 +34,8 @@ def strong(
     generator = torch.Generator().manual_seed(seed)
     for _, b in adapter.weights.values():
         b.normal_(std=deviation, generator=generator)
+    for magnitude in adapter.magnitudes.values():
+        magnitude *= torch.empty_like(magnitude).uniform_(0.5, 1.5, generator=generator)
     return adapter
 
 

@@ -25,7 +25,8 @@ def peft_logits(base_folder: Path, folder: Path) -> torch.Tensor:
 
 
 def peft_saved(base_folder: Path, folder: Path, **options: Any) -> tuple[Path, torch.Tensor]:
-    """An adapter that plain PEFT made and saved, with random B; its folder and logits."""
+    """An adapter that plain PEFT made and saved, with random B and magnitudes; its folder and
+    logits."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)
@@ -34,6 +35,8 @@ def peft_saved(base_folder: Path, folder: Path, **options: Any) -> tuple[Path, t
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.5)
+        if "lora_magnitude_vector" in name:
+            parameter.data *= torch.empty_like(parameter).uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     with torch.no_grad():
         return folder, model(input_ids=IDS).logits

@@ -202,6 +202,17 @@ def test_a_run_that_is_validated_within_epochs_resumes_to_the_same_bytes(
     assert epochs[0] == epochs[1] == [0.4, 0.8, 1, 1.4, 1.8]
 
 
+def test_a_run_with_dora_resumes_to_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    spam = declared(rows[:40], epochs=2, dora=True, rslora=True, dropout=0.3)
+    model_in(tmp_path / "a", tiny_base).fit(spam)
+    stopped_after(3, spam, tmp_path / "b", tiny_base)
+    model_in(tmp_path / "b", tiny_base).fit(spam, resume=True)
+    one, other = (fingerprint(tmp_path / name / "spam") for name in ("a", "b"))
+    assert one == other
+
+
 def test_an_ending_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:

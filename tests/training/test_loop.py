@@ -130,8 +130,7 @@ def test_a_run_that_patience_stops_decays_from_its_best_epoch(
             rate = 0.01 * (13 - number) / 3
             oracle._set_rate = partial(set_rate, oracle.optimizer, rate)  # type: ignore[method-assign]
         oracle.train_step([oracle.train[i] for i in batch])
-    kept = run.state.best_weights
-    assert kept is not None
+    kept = run.state.best_tensors["weights"]
     for name, pair in oracle.bank.weights(oracle.adapter_name).items():
         assert all(map(torch.equal, pair, kept[name]))
 
@@ -251,8 +250,8 @@ def test_more_validations_change_no_step(
     )
     ends = [run.fit().record["history"][-1] for run in (whole, parts)]
     assert ends[0]["validation_loss"] == ends[1]["validation_loss"]
-    for name, weights in whole.state.best_weights.items():  # the last epoch is the best
-        assert torch.equal(weights[0], parts.state.best_weights[name][0])
+    for name, weights in whole.state.best_tensors["weights"].items():  # the last epoch is the best
+        assert torch.equal(weights[0], parts.state.best_tensors["weights"][name][0])
 
 
 def test_patience_within_an_epoch_is_counted_in_epochs(

@@ -101,6 +101,12 @@ def test_a_smaller_scale_is_kept_where_no_epoch_stays_within_the_limit(
         torch.testing.assert_close(b[name], a[name] * share)
 
 
+def test_dora_is_not_scaled(tmp_path: Path, tiny_base: Path) -> None:
+    """Magnitudes are not in proportion to B: at scale 0 the adapter would not be the base."""
+    record = forgetful(tmp_path, tiny_base, retention="kl", kl=1e-9, drift=1e-9, dora=True)
+    assert record["scale"] == 1.0
+
+
 def test_a_smaller_scale_must_rank_higher() -> None:
     def evaluate(scale: float) -> dict[str, Any]:
         return {"score": scale, "general_kl": scale}
