@@ -69,7 +69,7 @@ def test_the_head_of_the_best_epoch_is_kept(tmp_path: Path, tiny_base: Path) -> 
     seen: list[dict[str, torch.Tensor]] = []
 
     def worse_and_worse(run: Run) -> dict[str, Any]:
-        seen.append(run._head_weights())
+        seen.append(run.tensors()["head"])
         return {"validation_loss": float(len(seen)), "accuracy": 0.5, "score": -len(seen),
                 "higher_is_better": True}  # fmt: skip
 

@@ -30,7 +30,7 @@ def run(tiny_base: Path, tmp_path: Path) -> Run:
     task = Preference(beta=0.3)
     run = make_run(tmp_path, tiny_base, declared(PAIRS, "pairs", task, retention="none"))
     weights = strong(run.bank.base, "strong", rank=8).weights
-    run._set_weights({name: (a, 0.1 * b) for name, (a, b) in weights.items()})
+    run.bank.set_weights(run.adapter_name, {n: (a, 0.1 * b) for n, (a, b) in weights.items()})
     run.validation.compare_with_base(run.gradients.pairs, run.train)
     return run
 
