@@ -24,6 +24,7 @@ from lora_domains.adapters.folder import WEIGHTS, fingerprint
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display
+from lora_domains.domain import Domain
 from lora_domains.errors import (
     AdapterError,
     TrainingInterrupted,
@@ -186,20 +187,32 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert not (tmp_path / ".spam.checkpoint").exists()
 
 
+def validated_within_epochs(rows: list[dict[str, Any]]) -> Domain:
+    return declared(rows[:100], epochs=3, validate_every=2, max_steps=9, dropout=0.3)
+
+
+@pytest.fixture(scope="module")
+def validated(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
+) -> Path:
+    """The adapter of an uninterrupted run of ``validated_within_epochs``."""
+    folder = tmp_path_factory.mktemp("validated")
+    model_in(folder, tiny_base).fit(validated_within_epochs(rows))
+    return folder / "spam"
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5, 7])
 def test_a_run_that_is_validated_within_epochs_resumes_to_the_same_bytes(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], steps: int
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], validated: Path, steps: int
 ) -> None:
     """Stopped before a validation within an epoch, at it, at the end of one, and in the second."""
-    spam = declared(rows[:100], epochs=3, validate_every=2, max_steps=9, dropout=0.3)
-    whole = model_in(tmp_path / "a", tiny_base).fit(spam)
-    stopped_after(steps, spam, tmp_path / "b", tiny_base)
-    resumed = model_in(tmp_path / "b", tiny_base).fit(spam, resume=True)
-    one, other = (fingerprint(tmp_path / name / "spam") for name in ("a", "b"))
-    assert one == other
-    epochs = [[record["epoch"] for record in card.adapter.training["history"]]
-              for card in (whole, resumed)]  # fmt: skip
-    assert epochs[0] == epochs[1] == [0.4, 0.8, 1, 1.4, 1.8]
+    spam = validated_within_epochs(rows)
+    stopped_after(steps, spam, tmp_path, tiny_base)
+    model_in(tmp_path, tiny_base).fit(spam, resume=True)
+    assert fingerprint(tmp_path / "spam") == fingerprint(validated)
+    for folder in (tmp_path / "spam", validated):
+        history = Card.read(folder).adapter.training["history"]
+        assert [record["epoch"] for record in history] == [0.4, 0.8, 1, 1.4, 1.8]
 
 
 def test_a_run_with_dora_resumes_to_the_same_bytes(
