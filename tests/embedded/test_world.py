@@ -227,8 +227,7 @@ def test_a_row_that_a_caller_changes_is_read_as_it_was_by_the_next() -> None:
 def test_the_generator_still_gives_the_data_of_the_base(tmp_path: Path, first: int | None) -> None:
     """Same seed, same bytes: a world that was changed needs a base that was built again.
 
-    The digest below is that of the first documents, when all of them had the recorded one; they
-    draw each fact and phrase many times.
+    The first documents draw each fact and phrase many times; all of them take a long time.
     """
     from benchmarks.embedded.build import write_corpus
 

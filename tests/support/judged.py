@@ -8,24 +8,38 @@ import numpy as np
 from support.items import Item, general, table, text, train_like
 
 from lora_domains.verdict.evidence import Evidence
+from lora_domains.verdict.gates import judge_all
 from lora_domains.verdict.ledger import Standing, level
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import summarise
+
+LIMITS = {"recall": 0.80, "precision": 0.85}
 
 
 def judged(
     items: Sequence[Item], *, metric: str = "f1", gates: Mapping[str, float] | None = None,
     threshold: Mapping[str, Any] | None = None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
+    summary = summarise(evidence(items, metric, **changes), gates or LIMITS, threshold)
+    json.dumps(summary, allow_nan=False)
+    return summary
+
+
+def evidence(items: Sequence[Item], metric: str = "f1", **changes: Any) -> Evidence:
     settings: dict[str, Any] = {
         "labels": ["routine", "urgent"], "positive": 1, "leaks": {"exact": 0, "near": 0},
         "base_changed": False, "largest_move": 2.0,
     }  # fmt: skip
-    evidence = Evidence(ScoreTable(items), METRICS[metric], **settings | changes)
-    summary = summarise(evidence, gates or {"recall": 0.80, "precision": 0.85}, threshold)
-    json.dumps(summary, allow_nan=False)
-    return summary
+    return Evidence(ScoreTable(items), METRICS[metric], **settings | changes)
+
+
+def verdict_of(
+    name: str, items: Sequence[Item], gates: Mapping[str, float] | None = None, **changes: Any
+) -> str:
+    """The verdict of one gate, where the summary of all the others would take its time."""
+    (result,) = judge_all(evidence(items, **changes), gates or LIMITS, {name})
+    return result.verdict
 
 
 def gate(summary: Mapping[str, Any], name: str) -> dict[str, Any]:

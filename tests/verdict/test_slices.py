@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support.items import Item, row, score, table
-from support.judged import evaluated, gate, good, judged, sliced
+from support.judged import evaluated, gate, good, judged, sliced, verdict_of
 
 from lora_domains.report.text import interval
 from lora_domains.verdict.metrics import METRICS
@@ -66,7 +66,7 @@ def test_many_slices_that_are_alike_seldom_fail() -> None:
         hits = (rng.random(1000) < 0.8).astype(int)
         items = [row(1, number=n, base=0, adapter=int(hit)) for n, hit in enumerate(hits)]
         items = sliced(items, "ward", [str(n) for n in range(40)])
-        failed += gate(judged(items, gates=strict), "slices")["verdict"] == "fail"
+        failed += verdict_of("slices", items, strict) == "fail"
     assert failed <= 2
 
 
@@ -78,7 +78,7 @@ def test_four_slices_without_a_difference_do_not_stop_a_pass() -> None:
         items = [row(1, number=n, base=0, adapter=int(hit)) for n, hit in enumerate(hits)]
         items += [row(0, number=200 + n, base=0, adapter=0) for n in range(300)]
         seen = sliced(items, "ward", [f"{n}" for n in rng.permutation(np.arange(500) % 4)])
-        passed += gate(judged(seen), "slices")["verdict"] == "pass"
+        passed += verdict_of("slices", seen) == "pass"
     assert passed >= 38
 
 
@@ -115,7 +115,7 @@ def test_twelve_suites_without_a_loss_seldom_fail() -> None:
             row(0, "general", n, base=int(one), adapter=int(two)) | {"suite": f"s{n % 12}"}
             for n, (one, two) in enumerate(rng.random((720, 2)) < 0.1)
         ]
-        failed += gate(judged([*kept, *asked]), "retention")["verdict"] == "fail"
+        failed += verdict_of("retention", [*kept, *asked]) == "fail"
     assert failed <= 2
 
 
@@ -146,8 +146,8 @@ def test_a_slice_that_is_clearly_worse_fails_by_the_bound_of_95_percent() -> Non
             item["scores"]["adapter"]["prediction"] = int(not n < lost)
         return items
 
-    lost = next(n for n in range(100) if gate(judged(at(n)), "slices")["verdict"] == "fail")
-    assert gate(judged(at(lost), evaluations=evaluated()), "slices")["verdict"] == "fail"
+    lost = next(n for n in range(100) if verdict_of("slices", at(n)) == "fail")
+    assert verdict_of("slices", at(lost), evaluations=evaluated()) == "fail"
 
 
 def test_slices_are_each_value_of_each_column() -> None:
