@@ -151,6 +151,7 @@ def _unmet(value: Any, rule: Mapping[str, Any]) -> str | None:
 WORDS: Mapping[Any, str] = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text",
     tuple[str, ...]: "names with commas between them", Mapping[str, str]: "a JSON object of texts",
+    Mapping[str, float]: "a JSON object of numbers",
     NoneType: "none",
 }  # fmt: skip
 """The types that ``from_text`` reads, in words; it reads a ``Literal`` too."""

@@ -29,7 +29,9 @@ def make_parser() -> Parser:
         epilog=wrapped(EXIT_CODES),
     )
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", title="verbs", required=True, prog="lora-domains"
+    )
     add_commands(verbs)
     add_evaluate(verbs)
     add_card_commands(verbs)

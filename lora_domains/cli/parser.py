@@ -21,6 +21,10 @@ EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 ERROR, INTERRUPTED = 2, 130
 
 
+INVALID_CHOICE = re.compile(r"argument (.+?): invalid choice: (.+) \(choose from (.+)\)")
+"""argparse's message for a value that is none of the choices."""
+
+
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; returns its exit code, and prints an error of this package as a message."""
     from rich.console import Console
@@ -61,12 +65,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**kwargs)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(
-            where=self.prog,
-            expected="flags as in --help",
-            found=message,
-            hint=f"See {self.prog} --help.",
-        )
+        where, expected, hint = self.prog, "flags as in --help", f"See {self.prog} --help."
+        if chosen := INVALID_CHOICE.fullmatch(message):
+            flag, message, choices = chosen.groups()
+            known = [choice.strip("'") for choice in choices.split(", ")]
+            where, expected = f"{self.prog} {flag}", f"one of {', '.join(known)}"
+            hint = did_you_mean(message.strip("'"), known)
+        raise UsageError(where=where, expected=expected, found=message, hint=hint)
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """The parsed flags; raises UsageError for an unknown verb, flag or argument."""

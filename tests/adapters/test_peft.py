@@ -231,3 +231,9 @@ def test_a_target_that_is_not_a_linear_is_refused(base: Base) -> None:
         strong(base, targets=("q_prj",))
     with pytest.raises(AdapterUnsupported, match="a layer of kind Embedding"):
         strong(base, targets=("embed_tokens",))
+
+
+@pytest.mark.parametrize("targets", ["(q_proj", "[", "nothing"])
+def test_targets_that_match_nothing_or_are_no_pattern_are_refused(base: Base, targets: str) -> None:
+    with pytest.raises(AdapterUnsupported, match="target modules that are linears"):
+        new_adapter(base, "a", Lora(targets=targets), 4, 8, 0)

@@ -449,6 +449,7 @@ def test_every_setting_is_documented(task: Task) -> None:
         ("training.clip=inf", "setting 'clip': expected above 0, and finite"),
         ("training.lr=nan", "training.lr: a number or none; found 'nan'"),
         ("gates.recall=1", "setting 'recall'"),
+        ("gates.floors=spam=0.5", "gates.floors: a JSON object of numbers or none; found 'spam="),
         ("task.target_recall=0.9", "a positive class"),
     ],
 )

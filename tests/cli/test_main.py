@@ -73,6 +73,8 @@ WRONG = {
     "an argument too many": (("doctor", "now"), "no further argument"),
     "no verb": ((), "VERB"),
     "no number": (("fit", "--epochs", "many"), "invalid int value"),
+    "no such choice": (("fit", "t.csv", "--retention", "kll"), "Did you mean 'kl'"),
+    "no such kind": (("fit", "t.csv", "--task", "clasification"), "lora-domains fit --task"),
     "nothing to fit": (("fit", "--name", "x"), "no --train"),
     "both": (("fit", "--name", "x", "--train", "t.csv", "--load-in-8bit", "--load-in-4bit"),
              "one of --load-in-8bit and --load-in-4bit"),
