@@ -65,11 +65,7 @@ def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
         with warnings.catch_warnings(), _plain_linears():
             warnings.simplefilter("ignore")
             return get_peft_model(bare, config, low_cpu_mem_usage=True)
-    except (
-        ValueError,
-        TypeError,
-        re.error,
-    ) as error:  # TypeError: LoRA on a layer that is saved whole
+    except (ValueError, TypeError, re.error) as error:  # TypeError: a layer that is saved whole
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in bare.named_modules() if _linear(m)})
         targets = config.target_modules
         unknown = (

@@ -94,6 +94,7 @@ def predict(flags: argparse.Namespace) -> int:
     task = _task(flags)
     # Before the base is loaded, which takes a while.
     questions = _questions(task, flags, display)
+    _check_places(flags.input, flags.output)
     answer_columns = _answer_columns(task, questions, flags.output)
     model = open_model(flags, display=display, adapter=flags.adapter)
     name = model.load_adapter(flags.adapter)
@@ -212,6 +213,22 @@ def _checked(
 
 
 # ── Answers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_places(rows: str | None, output: str | None) -> None:
+    """Raise UsageError where the answers would replace the rows."""
+    places = [Path(place) for place in (rows, output) if place]
+    if (
+        len(places) == 2
+        and all(place.exists() for place in places)
+        and places[0].samefile(places[1])
+    ):
+        raise UsageError(
+            where=f"--output {output}",
+            expected="another file than --input",
+            found="the same",
+            hint="The rows in it would be replaced: choose another name.",
+        )
 
 
 def _answer_columns(

@@ -64,6 +64,18 @@ def test_every_row_is_answered_once_in_order_with_its_columns(
             assert float(row[f"probability_{label}"]) == pytest.approx(probability, abs=2e-5)
 
 
+def test_answers_never_replace_the_rows(
+    where: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = given(tmp_path, "csv", NOTES)
+    before = Path(path).read_bytes()
+    (tmp_path / "link.csv").symlink_to(path)
+    for output in (path, str(tmp_path / "link.csv")):
+        assert run("predict", "spam", "--input", path, "--output", output, *where) == 2
+        assert "another file than --input" in capsys.readouterr().err
+    assert Path(path).read_bytes() == before
+
+
 def test_answers_as_json_lines_and_with_tabs(where: tuple[str, ...], tmp_path: Path) -> None:
     path = given(tmp_path, "jsonl", [{**row, "more": {"a": [1, None]}} for row in NOTES])
     for name in ("answers.jsonl", "answers.tsv"):
