@@ -261,13 +261,14 @@ class Run:
             return True
         if round(state.history[-1]["epoch"] - best["epoch"], 3) < patience:
             return True
-        since = f"no better epoch than {best['epoch']} for {patience} epochs"
+        waited = f"{patience} epochs" if patience > 1 else "an epoch"
+        since = f"no better epoch than {best['epoch']} for {waited}"
         if optimizer is None:
             self.display.line(f"Stopped: {since}.")
             return False
         first, last = state.ending = self.schedule.ending(state.best_steps, state.total_steps)
-        steps = f"{last - first} steps to a rate of zero"
-        self.display.line(f"Back to the best epoch for {steps}: {since}.")
+        steps = "1 decaying step" if last == first + 1 else f"{last - first} decaying steps"
+        self.display.line(f"{since.capitalize()}: back to it, for {steps}.")
         self._restore(state.best_tensors, optimizer)
         state.best_optimizer = None
         return True

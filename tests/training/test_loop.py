@@ -160,10 +160,8 @@ def test_an_ending_takes_no_more_steps_than_the_run_and_is_validated_within(
         assert "decayed_from" not in record
         ended = [one.get("decayed_from") for one in record["history"]]
         assert ended == [None, None, None, None, 0.4]
-        assert spoken[-1] == (
-            f"Back to the best epoch for {steps - 7} steps to a rate of zero: no better epoch than "
-            "0.4 for 1 epochs."
-        )
+        left = "1 decaying step" if most else "2 decaying steps"
+        assert spoken[-1] == f"No better epoch than 0.4 for an epoch: back to it, for {left}."
 
 
 def test_b_learns_at_a_rate_of_its_own_as_in_peft(
