@@ -217,12 +217,7 @@ def _checked(
 
 def _check_places(rows: str | None, output: str | None) -> None:
     """Raise UsageError where the answers would replace the rows."""
-    places = [Path(place) for place in (rows, output) if place]
-    if (
-        len(places) == 2
-        and all(place.exists() for place in places)
-        and places[0].samefile(places[1])
-    ):
+    if rows and output and Path(rows).resolve() == Path(output).resolve():
         raise UsageError(
             where=f"--output {output}",
             expected="another file than --input",

@@ -163,13 +163,15 @@ def check_referral(below: float, labels: Sequence[str]) -> None:
     """Raises UsageError unless labels less probable than ``below`` can be replaced by ``REFER``."""
     for holds, expected, actual in (
         (0 <= below <= 1, "a probability to refer below, 0 to 1", str(below)),
-        (not below or labels, "a domain of one label a row to refer from", "another"),
+        (not below or labels, "an adapter that gives one label a row, with its probability",
+         "one that gives something else"),
         (not below or REFER not in labels, f"no label called {REFER!r}", f"the label {REFER!r}"),
-    ):
+    ):  # fmt: skip
         if not holds:
             raise UsageError(
-                expected=expected, found=actual, hint="Leave it out and read the probabilities."
-            )
+                where="refer below", expected=expected, found=actual,
+                hint="Leave it out (--refer-below).",
+            )  # fmt: skip
 
 
 def curve(probability: ArrayLike, positive: ArrayLike) -> list[dict[str, float]]:
