@@ -111,7 +111,11 @@ def proposed_task(flags: argparse.Namespace) -> tuple[Task, str]:
             return of_cells[0], "" if flags.task else why
     if len(kinds) > 1 and (flags.text or flags.label or flags.head):
         return Classification(), ""
-    for kind in kinds:
+    only = kinds[0]() if len(kinds) == 1 and not flags.task else None
+    if only is not None and (flags.text or flags.label or {*only.columns} <= columns):
+        why = f"{only.kind.replace('_', ' ')}, which alone has these settings; --task names another"
+        return only, why
+    for kind in kinds if flags.task else KINDS.values():
         if (task := kind.from_columns(columns)) is not None:
             why = f"{task.kind.replace('_', ' ')}, by the columns of the rows; --task names another"
             return task, "" if flags.task or task == Classification() else why

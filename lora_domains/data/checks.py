@@ -159,8 +159,10 @@ def check_enough(place: str, rows: int, classes: Counter[str] | None) -> None:
             expected=f"at least {FEWEST} training rows"
             + (", and 2 rows of each of at least 2 classes" if classes else ""),
             found=f"{rows} rows{sizes}",
-            hint="Add rows" + (", or name the column that holds the labels." if classes else "."),
-        )
+            hint="Add rows" + (", or name the column that holds the labels." if classes else ".")
+            + (" Free answers are --task generation, numbers --task number."
+               if classes and 2 * len(classes) > rows >= FEWEST else ""),
+        )  # fmt: skip
 
 
 def _check_labels(task: Task, rows: Sequence[Row]) -> None:

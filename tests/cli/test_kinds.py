@@ -16,6 +16,7 @@ from lora_domains.cli.flags import add_run_flags, configured
 from lora_domains.cli.parser import Parser
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain
+from lora_domains.errors import UsageError
 from lora_domains.tasks import Chat, Classification, MultiLabel, Number, Task
 
 SEVERAL = [
@@ -56,6 +57,19 @@ def test_the_kind_is_proposed_from_the_first_labels(tmp_path: Path) -> None:
     assert proposed(tmp_path, one) == (Classification(), "")
     asked = [{"instruction": row["text"], "output": row["labels"]} for row in SEVERAL]
     assert isinstance(proposed(tmp_path, asked)[0], Chat)
+
+
+def test_a_kind_that_only_a_flag_names_is_said(tmp_path: Path) -> None:
+    few = [{"text": f"{row['text']} {n}", "label": f"{n % 3},5"} for n, row in enumerate(NUMBERS)]
+    task, why = proposed(tmp_path, few, "--decimal", ",")
+    assert task == Number(decimal=",")
+    assert why == "number, which alone has these settings; --task names another"
+    task, why = proposed(tmp_path, few, "--text", "text", "--label", "label", "--generate")
+    assert isinstance(task, Chat)
+    assert why.startswith("chat, which alone has these settings")
+    asked = [{"question": f"why {n}", "answer": "so"} for n in range(30)]
+    with pytest.raises(UsageError, match="a setting of a generation task; found 'generate'"):
+        proposed(tmp_path, asked, "--generate")  # which always generates
 
 
 @pytest.mark.parametrize("verb", ["learning-curve", "cross-validate"])

@@ -210,3 +210,10 @@ def test_a_list_is_no_empty_text() -> None:
     rows = [{"instruction": f"q {n}", "input": "", "output": "a"} for n in range(30)]
     prepared = prepare(Chat(user=("instruction", "input"), assistant="output"), Data(rows))
     assert any("'input' is empty in 30 of 30 rows" in warning for warning in prepared.warnings)
+
+
+def test_labels_that_are_free_answers_get_a_hint() -> None:
+    answers = [{"text": f"q {n}", "label": f"answer {n // 2 if n < 6 else n}"} for n in range(40)]
+    assert "--task generation" in refuses(answers, "classes")
+    few = [{"text": f"q {n}", "label": "ab"[n % 2]} for n in range(6)]
+    assert "--task" not in refuses(few, "at least 8 training rows")
