@@ -179,8 +179,9 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     if probed and dataset.parent is None:
         probe_reason = "head: starts as logistic regression on the frozen features"
     reasons = (
-        lr_reason, probe_reason, epochs_reason, batch_reason, _balance_reason(dataset), rank_reason,
-        retention_reason, every_reason,
+        lr_reason, probe_reason, epochs_reason, batch_reason,
+        f"{limit} of {steps * epochs} steps (--max-steps)" if limit < steps * epochs else "",
+        _balance_reason(dataset), rank_reason, retention_reason, every_reason,
         _general_reason(dataset, math.ceil(limit / every) * retention.rows),
         _writing_reason(dataset.general.seconds) if dataset.general.seconds else "",
         _validation_reason(validate_every, steps),

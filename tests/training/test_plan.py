@@ -23,6 +23,9 @@ def test_a_short_run_is_warned_about_with_the_epochs_it_needs(
     assert "only 19 optimiser steps (301 rows, batches of 16, 1 epoch)" in warning
     assert "--epochs 4 gives 76" in warning
     assert make_run(tmp_path, tiny_base, declared(rows, epochs=4)).plan.warnings == ()
+    for most, said in ((10, True), (76, False)):
+        run = make_run(tmp_path / str(most), tiny_base, declared(rows, epochs=4, max_steps=most))
+        assert ("10 of 76 steps (--max-steps)" in run.plan.reasons) == said
 
 
 @pytest.mark.usefixtures("all_texts")
