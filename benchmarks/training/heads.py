@@ -32,15 +32,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "heads.json"
 WAYS: dict[str, tuple[float | None, float, dict[str, Any]]] = {
     "random": (None, 1.0, {}),
     "random, rate / 3": (None, 1 / 3, {}),
-    "random, decay": (None, 1.0, {"decay": 1.0}),
+    "random, decay": (None, 1.0, {"decay": 0.9}),
     "probe": (0.1, 1.0, {}),
     "probe, rate / 3": (0.1, 1 / 3, {}),
     "probe of C = .01": (0.01, 1.0, {}),
     "probe of C = .01, rate · 2 / 3": (0.01, 2 / 3, {}),
-    "probe of C = .01, rate · 2 / 3, decay": (0.01, 2 / 3, {"decay": 1.0}),
+    "probe of C = .01, rate · 2 / 3, decay": (0.01, 2 / 3, {"decay": 0.9}),
     "probe of C = .01, rate · 2 / 3, all epochs": (0.01, 2 / 3, {"patience": 8}),
     "probe of C = .01, rate / 3": (0.01, 1 / 3, {}),
-    "probe of C = .01, rate / 3, decay": (0.01, 1 / 3, {"decay": 1.0}),
+    "probe of C = .01, rate / 3, decay": (0.01, 1 / 3, {"decay": 0.9}),
 }
 """The strength of the probe that the head starts as, the share of the derived learning rate, and
 settings of the training."""
@@ -74,7 +74,6 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
     domain = with_settings(domain, seed=seed, **settings)
     with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "PROBED", share))
-        stack.enter_context(patch.object(plan, "PROBED_DECAY", None))
         stack.enter_context(patch.object(linear_probe, "STRENGTH", strength))
         if strength is None:
             stack.enter_context(patch.object(loop, "probe_head", lambda head, *_: head))

@@ -87,7 +87,7 @@ class Run:
             bank, name, self.head, domain, validation, monitored, display, self.clock, predictions
         )
         self.drift_limit = plan.retention.drift_limit(domain.gates)
-        self.schedule = Schedule(plan.steps, how, plan.decay)
+        self.schedule = Schedule(plan.steps, how)
         self._all_stop = False
         """Whether any rank received a signal, as all ranks know since the last step."""
 

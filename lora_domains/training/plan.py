@@ -40,8 +40,6 @@ GENERAL_COST = 0.4
 PROBED = 1 / 3
 """Share of the learning rate with which a head that starts as a linear probe is trained, and the
 adapter beside it (benchmarks/training/heads.py)."""
-PROBED_DECAY = 1.0
-"""What ``Training.decay`` is then: patience ends it early, at a high rate, since it starts well."""
 
 
 PREFERRED = 1 / 10
@@ -64,8 +62,6 @@ class Plan:
     max_steps: int | None = None
     validate_every: int | None = None
     """Steps between validations within an epoch; None validates at its end only."""
-    decay: float | None = None
-    """As in ``Training``."""
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -119,14 +115,11 @@ class Schedule:
     steps: int
     """Of the whole run."""
     settings: Training
-    derived: float | None = None
-    """``Training.decay`` where the settings leave it open."""
 
     @property
     def decay(self) -> float | None:
         """Share of the steps before a fall to zero that it takes; None where nothing decays."""
-        usual = DECAY if self.settings.schedule == "wsd" else self.derived
-        return self.settings.decay or usual
+        return self.settings.decay or (DECAY if self.settings.schedule == "wsd" else None)
 
     def share(self, done: int, best: int = 0, ending: tuple[int, int] | None = None) -> float:
         """Of the step after ``done`` others, where the best epoch was over after ``best``."""
@@ -195,7 +188,6 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     return Plan(
         rank, alpha, lr, epochs, batch, steps, retention, every,
         settings.max_steps, validate_every if validate_every < steps else None,
-        settings.decay or (PROBED_DECAY if probed else None),
         tuple(filter(None, reasons)), tuple(filter(None, warnings)),
     )  # fmt: skip
 

@@ -135,6 +135,17 @@ def test_a_run_that_patience_stops_decays_from_its_best_epoch(
         assert all(map(torch.equal, pair, kept[name]))
 
 
+def test_the_card_of_a_run_that_decayed_is_read(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+) -> None:
+    spam = declared(rows[:100], epochs=8, patience=1, decay=0.5, lr=0.05)
+    model_in(tmp_path, tiny_base).fit(spam)
+    training = Card.read(tmp_path / "spam").adapter.training
+    *_, stopped, last = training["history"]
+    best = min((one for one in training["history"][:-1]), key=lambda one: one["validation_loss"])
+    assert (stopped["epoch"], last["decayed_from"]) == (best["epoch"] + 1, best["epoch"])
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
