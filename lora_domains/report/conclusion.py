@@ -139,6 +139,8 @@ def _knowledge(entry: AdapterEntry, gates: Gates) -> str:
         return ""
     pooled = kept(entry)
     figures = pooled and f" ({percent(pooled['base'])} → {percent(pooled['adapter'])} correct)"
+    if verdict == "inconclusive" and pooled and pooled["adapter"] >= pooled["base"]:
+        return f"; too few questions show whether it keeps general knowledge{figures or ''}"
     loses = "loses" if verdict == "fail" else "may lose"
     return f" but {loses} general knowledge{figures or ''}"
 

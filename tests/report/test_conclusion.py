@@ -121,6 +121,18 @@ def test_what_a_gate_found_is_in_the_sentence(
 
 
 @pytest.mark.parametrize(
+    ("lost", "words"),
+    [(0, "; too few questions show whether it keeps general knowledge (100.0 % → 100.0 % correct)"),
+     (1, " but may lose general knowledge (100.0 % → 96.7 % correct)")],
+)  # fmt: skip
+def test_few_questions_leave_general_knowledge_open(lost: int, words: str, tmp_path: Path) -> None:
+    few = [item for item in items(PASSES) if item["set"] != "general"]
+    made = entry(tmp_path, [*few, *general(30, lost)])
+    assert words in conclusion(made)
+    assert "retention is open" in conclusion(made)
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"leaks": {"exact": 3, "near": 0, "pairs": []}},
