@@ -123,6 +123,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         score = run["scores"][run["metric"]]
         best = best_baseline(metric_named(run["metric"]), score["baselines"])
         general, accuracy = run["general"].get("pooled"), run["scores"].get("accuracy")
+        reached = f"{accuracy['adapter']:.3f}" if accuracy else ""
         # "NVIDIA H100 80GB HBM3" is an H100.
         processor = next((w for w in where.split() if w[:1].isalpha() and w[-1].isdigit()), where)
         lines.append([
@@ -130,8 +131,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             metric_name(run["metric"]), f"{score['base']:.3f}",
             f"{contender_label(best[0])} {best[1]:.3f}" if best else "",
             f"**{score['adapter']:.3f}**",
-            "; ".join([f"{accuracy['adapter']:.3f}"] * bool(accuracy)
-                      + [run["published"]] * bool(run["published"])),
+            "; ".join(filter(None, (reached, run["published"]))),
             f"{general['base']:.3f} → {general['adapter']:.3f}" if general else "",
             f"{run['seconds'] / 60:.1f}, {processor or 'CPU'}", run["verdict"],
         ])  # fmt: skip

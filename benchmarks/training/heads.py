@@ -179,7 +179,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             own = [r for r in runs if r["rows"] == name and way in (r["way"], "frozen probe")]
             key = "probe" if way == "frozen probe" else "adapter"
             cells.append(f"{np.mean([r[key] for r in own]):.3f}" if own else "")
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+        if any(cells):
+            lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
