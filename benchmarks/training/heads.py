@@ -92,7 +92,7 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
 
 
 @contextmanager
-def fitted(domain: Any, base: Path) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+def fitted(domain: Any, base: Path | None) -> Iterator[tuple[dict[str, Any], Any, Any]]:
     """An adapter that is trained on ``domain`` by one thread: what is stored of its training, its
     dataset, and a scorer that has it."""
     import torch
