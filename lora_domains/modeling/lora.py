@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lora_domains.errors import AdapterError
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.heads import Head
+from lora_domains.modeling.quantization import dequantised
 from lora_domains.report.card import Card
 
 Weights = dict[str, tuple[Tensor, Tensor]]
@@ -159,11 +160,10 @@ def row_lengths(
     linear: nn.Module, a: Tensor | None = None, b: Tensor | None = None, scale: float = 0.0
 ) -> Tensor:
     """(out,): the lengths of the rows of the weight of ``linear``, with ``scale · b·a`` added."""
-    from peft.utils.integrations import dequantize_module_weight
     from transformers.pytorch_utils import Conv1D
 
     linear = getattr(linear, ROUTED, linear)
-    weight = dequantize_module_weight(linear).detach().float()
+    weight = dequantised(linear).float()
     if isinstance(linear, Conv1D):  # GPT-2's linears are stored (in, out)
         weight = weight.T
     if a is not None and b is not None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import torch
@@ -100,6 +101,19 @@ def prepare_linears(model: nn.Module, dtype: torch.dtype, device: torch.device) 
             setattr(module, "compute_dtype", dtype)  # noqa: B010 (a plain attribute)
         if device.type == "cpu" and hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def dequantised(linear: nn.Module) -> Tensor:
+    """The weight of ``linear`` as floating-point numbers."""
+    weight = linear.get_parameter("weight")
+    if type(weight).__name__ not in ("Int8Params", "Params4bit"):
+        return weight.detach()
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    # PEFT's dequantize_module_weight would replace the weight, which then loses its 8-bit scales.
+    state = SimpleNamespace(SCB=dict(scales_of(linear)).get("SCB"))
+    plain: Tensor = dequantize_bnb_weight(weight, state)
+    return plain.detach()
 
 
 def scales_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Generated answers from fit to report: decoding, samples, a judge, and its metric."""
 
 import io
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -165,7 +166,7 @@ def test_some_answers_are_shown_after_each_epoch(
     assert base[0] == base[1]
     assert adapter[0] != adapter[1]
     stored = "".join(path.read_text() for path in tmp_path.rglob("card.json"))
-    assert "zq" not in stored
+    assert not re.search(r"zq\d+ ", stored)  # weights in base 64 hold any letters, but no space
 
 
 def test_samples_change_nothing_that_is_trained(tiny_base: Path, tmp_path: Path) -> None:

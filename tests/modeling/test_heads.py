@@ -108,7 +108,7 @@ def test_a_classifier_of_plain_peft_has_no_labels(tmp_path: Path, tiny_base: Pat
     folder = save(tmp_path / "headed", headed(model.base), model.base)
     (folder / "card.json").unlink()
     model.load_adapter(folder)
-    with pytest.raises(UsageError, match="Its labels are not in its folder"):
+    with pytest.raises(UsageError, match="Its task is not in its folder"):
         model.predict("alpha", "headed")
 
 
