@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from conftest import ROOT, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from support.launched import curve, scored
+from support.launched import curve, declared, pairs, scored
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
+from lora_domains.domain import Domain
 from lora_domains.errors import UsageError
 
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -59,25 +61,28 @@ def two(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "domain", "records"), [("curve", declared, 3 * 7 + 3), ("pairs", pairs, 2 * 4 + 2)]
+)
 def test_two_processes_run_like_one(
     two: tuple[Path, list[dict[str, Any]], str], tiny_base: Path, rows: list[dict[str, Any]],
-    tmp_path: Path,
+    tmp_path: Path, run: str, domain: Callable[[Sequence[dict[str, Any]]], Domain], records: int,
 ) -> None:  # fmt: skip
     _, seen, _ = two
-    alone = curve(tiny_base, rows, tmp_path)
+    alone = curve(domain(rows), tiny_base, tmp_path)
     assert [found["ranks"] for found in seen] == [2, 2]
-    assert (alone["world_size"], seen[0]["curve"]["world_size"]) == (1, 2)
-    assert len(alone["steps"]) == 3 * 7 + 3
+    assert (alone["world_size"], seen[0][run]["world_size"]) == (1, 2)
+    assert len(alone["steps"]) == records
     for found in seen:
-        assert found["curve"]["steps"] == pytest.approx(alone["steps"], abs=1e-4)
-        for mine, theirs in zip(found["curve"]["history"], alone["history"], strict=True):
+        assert found[run]["steps"] == pytest.approx(alone["steps"], abs=1e-4)
+        for mine, theirs in zip(found[run]["history"], alone["history"], strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4)
-        assert found["curve"]["verdict"] == alone["verdict"]
+        assert found[run]["verdict"] == alone["verdict"]
     # The loss changes, or equality would prove nothing.
     assert abs(alone["steps"][0] - alone["steps"][-2]) > 0.01
-    one, other = (found["items"] for found in (alone, seen[0]["curve"]))
+    one, other = (found["items"] for found in (alone, seen[0][run]))
     assert [(i["set"], i["id"]) for i in one] == [(i["set"], i["id"]) for i in other]
-    assert seen[1]["curve"] == seen[0]["curve"]
+    assert seen[1][run] == seen[0][run]
     for mine, theirs in zip(one, other, strict=True):
         for contender, scores in mine["scores"].items():
             assert theirs["scores"][contender] == pytest.approx(scores, abs=2e-4)
@@ -121,8 +126,8 @@ def test_the_main_process_writes_and_prints_and_its_errors_reach_all(
         ".digest-key", "spam"
     ]  # fmt: skip
     assert output.count("printed once") == 1
-    assert output.count("fine-tuned") == 3  # of the curve, and of the resumed runs
-    assert output.count("general nats     KL  observation") == 3
+    assert output.count("fine-tuned") == 4  # of both curves, and of the resumed runs
+    assert output.count("general nats     KL  observation") == 4
     assert re.search(
         r"^ +1( +\d+\.\d{3,4}){6}  \S.*\([\d,]+ tokens/s, .+ [MG]B, .+ left\)$", output, re.M
     )

@@ -25,7 +25,7 @@ from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.card import read_items
-from lora_domains.tasks import Classification, Example, MultipleChoice
+from lora_domains.tasks import Classification, Example, MultipleChoice, Preference
 from lora_domains.tokenization.tokenization import Tokenization
 from lora_domains.training import fit
 from lora_domains.training.loop import Run
@@ -60,7 +60,18 @@ def small_texts() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
+def pairs(rows: Sequence[dict[str, Any]]) -> Domain:
+    """13 pairs of answers to train on in batches of 4: the last of an epoch holds a single one."""
+    ranked = [
+        {"prompt": row["text"], "chosen": "blue stone " * (1 + n % 3), "rejected": "red"}
+        for n, row in enumerate(rows)
+    ]
+    data = Data(ranked[:13], ranked[13:20], ranked[20:30])
+    settings = {"lr": 0.01, "batch_size": 4, "rank": 4, "epochs": 2, "retention": "none"}
+    return with_settings(Domain("pairs", Preference(), data), **settings)
+
+
+def curve(domain: Domain, base: Path, out: Path) -> dict[str, Any]:
     """The loss of every step and epoch, and the scores of every item."""
     model = DomainModel.from_pretrained(base, out=out)
     steps: list[float] = []
@@ -74,8 +85,8 @@ def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, An
     with small_texts() as patch:
         patch.setattr(batches, "TOKENS", 200)  # several batches, more on one rank than on the other
         patch.setattr(fit, "make_run", recorded)
-        card = model.fit(declared(rows))
-        evaluation = model.evaluate(declared(rows), suite=SUITE)
+        card = model.fit(domain)
+        evaluation = model.evaluate(domain, suite=SUITE)
     return {
         "steps": steps,
         "history": [
@@ -84,7 +95,7 @@ def curve(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, An
         ],
         "world_size": card.environment["world_size"],
         "verdict": evaluation.verdict,
-        "items": read_items(out / "spam"),
+        "items": read_items(out / domain.name),
     }
 
 
@@ -164,7 +175,8 @@ def main() -> None:
     base, rows, out = map(Path, sys.argv[1:])
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     results = {
-        "curve": curve(base, lines, out / "curve"),
+        "curve": curve(declared(lines), base, out / "curve"),
+        "pairs": curve(pairs(lines), base, out / "pairs"),
         "scored": scored(base, shared=True),
         "interrupted": interrupted(base, lines, out / "interrupted", validating=False),
         "validating": interrupted(base, lines, out / "validating", validating=True),
