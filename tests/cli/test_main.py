@@ -74,7 +74,7 @@ WRONG = {
     "no verb": ((), "VERB"),
     "no number": (("fit", "--epochs", "many"), "invalid int value"),
     "no such choice": (("fit", "t.csv", "--retention", "kll"), "Did you mean 'kl'"),
-    "no such kind": (("fit", "t.csv", "--task", "clasification"), "lora-domains fit --task"),
+    "no such kind": (("fit", "t.csv", "--task", "klassification"), "lora-domains fit --task"),
     "nothing to fit": (("fit", "--name", "x"), "no --train"),
     "both": (("fit", "--name", "x", "--train", "t.csv", "--load-in-8bit", "--load-in-4bit"),
              "one of --load-in-8bit and --load-in-4bit"),
