@@ -11,14 +11,12 @@ most likely class; *F1, tuned* is that from the probability with the best F1 on 
 and ECE the expected calibration error.
 """
 
-import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from heads import fitted, metric_of, own_scores, run_missing, stored_runs
+from heads import carry_out, command, fitted, metric_of, own_scores
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "balance.json"
@@ -98,19 +96,11 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", type=Path, nargs="?", help="folder of the sentence encoder")
-    parser.add_argument("--rows", type=Path, help="folder of real rows")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--table", action="store_true")
-    flags = parser.parse_args()
-    if not flags.table:
-        jobs = [{"balance": balance, "seed": seed} for seed in SEEDS for balance in WAYS]
-        settings = {"command": "python benchmarks/training/balance.py BASE --rows DIR",
-                    "share": SHARE, "seeds": SEEDS}  # fmt: skip
-        run_one = partial(run, base=flags.base, folder=flags.rows)
-        run_missing(RESULTS, jobs, settings, run_one, flags.workers)
-    print(table(stored_runs(RESULTS)))
+    flags = command(__doc__).parse_args()
+    jobs = [{"balance": balance, "seed": seed} for seed in SEEDS for balance in WAYS]
+    settings = {"command": "python benchmarks/training/balance.py BASE --rows DIR",
+                "share": SHARE, "seeds": SEEDS}  # fmt: skip
+    carry_out(flags, RESULTS, jobs, settings, run, table)
 
 
 if __name__ == "__main__":

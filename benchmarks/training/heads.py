@@ -88,7 +88,7 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
     return {"way": way, "rows": rows, "seed": seed, **scores, **record}
 
 
-# ── What ``balance`` does too ───────────────────────────────────────────────────────────────────
+# ── What ``balance`` and ``neftune`` do too ─────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -150,6 +150,32 @@ def run_missing(
             results.write_text(json.dumps({**settings, "runs": runs}, indent=1) + "\n")
 
 
+def command(description: str | None, only: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line of an experiment, which may run ``only`` some of its sets of rows."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("base", type=Path, nargs="?", help="folder of the sentence encoder")
+    parser.add_argument("--rows", type=Path, help="folder of real rows")
+    if only:
+        parser.add_argument("--only", nargs="*", default=[*only], help="sets of rows to run")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--table", action="store_true", help="show the stored runs")
+    return parser
+
+
+def carry_out(
+    flags: argparse.Namespace, results: Path, jobs: Sequence[dict[str, Any]],
+    settings: dict[str, Any], run_one: Callable[..., dict[str, Any]],
+    shown: Callable[[Sequence[dict[str, Any]]], str],
+) -> None:  # fmt: skip
+    """Run what ``results`` lacks, unless only the table is asked for, and print the table."""
+    if not flags.table:
+        one = partial(run_one, base=flags.base, folder=flags.rows)
+        run_missing(results, jobs, settings, one, flags.workers)
+    print(shown(stored_runs(results)))
+
+
 def stored_runs(results: Path) -> list[dict[str, Any]]:
     """The runs in ``results``; none where there is no such file."""
     return json.loads(results.read_text())["runs"] if results.exists() else []
@@ -185,23 +211,14 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", type=Path, nargs="?", help="folder of the sentence encoder")
-    parser.add_argument("--rows", type=Path, help="folder of real rows")
-    parser.add_argument("--only", nargs="*", default=[*SETS], help="sets of rows to run")
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[*WAYS], help="ways to run")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--table", action="store_true")
+    parser = command(__doc__, [*SETS])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[*WAYS], metavar="WAY")
     flags = parser.parse_args()
-    if not flags.table:
-        jobs = [{"way": way, "rows": name, "seed": seed}
-                for seed, name, way in product(SEEDS, flags.only, flags.ways)]  # fmt: skip
-        command = "python benchmarks/training/heads.py BASE --rows DIR"
-        settings = {"command": command, "seeds": SEEDS, "sets": SETS, "validation": VALIDATION,
-                    "spare": SPARE}  # fmt: skip
-        run_one = partial(run, base=flags.base, folder=flags.rows)
-        run_missing(RESULTS, jobs, settings, run_one, flags.workers)
-    print(table(stored_runs(RESULTS)))
+    jobs = [{"way": way, "rows": name, "seed": seed}
+            for seed, name, way in product(SEEDS, flags.only, flags.ways)]  # fmt: skip
+    settings = {"command": "python benchmarks/training/heads.py BASE --rows DIR", "seeds": SEEDS,
+                "sets": SETS, "validation": VALIDATION, "spare": SPARE}  # fmt: skip
+    carry_out(flags, RESULTS, jobs, settings, run, table)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,16 @@ the domain's rows (Jain et al. 2023, arXiv 2310.05914); validation, general text
 read without. Scores are those of spare rows of the training split, with the default settings.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from heads import fitted, metric_of, own_scores, run_missing, stored_runs
+from heads import carry_out, command, fitted, metric_of, own_scores
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "neftune.json"
@@ -80,14 +79,8 @@ def noise(alpha: float) -> Iterator[None]:
         finally:
             hook.remove()
 
-    if not alpha:
+    with patch.object(Gradients, "_domain_gradients", noisy) if alpha else nullcontext():
         yield
-        return
-    Gradients._domain_gradients = noisy  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Gradients._domain_gradients = plain  # type: ignore[method-assign]
 
 
 def sampled(source: Any, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -118,19 +111,12 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", type=Path, nargs="?", help="folder of the sentence encoder")
-    parser.add_argument("--rows", type=Path, help="folder of real rows")
-    parser.add_argument("--only", nargs="*", default=[*SETS], help="sets of rows to run")
-    parser.add_argument("--table", action="store_true")
-    flags = parser.parse_args()
-    if not flags.table:
-        jobs = [{"alpha": alpha, "rows": name, "seed": seed}
-                for name, seed, alpha in product(flags.only, SEEDS, ALPHAS)]  # fmt: skip
-        settings = {"command": "python benchmarks/training/neftune.py BASE --rows DIR",
-                    "seeds": SEEDS, "train": TRAIN}  # fmt: skip
-        run_missing(RESULTS, jobs, settings, partial(run, base=flags.base, folder=flags.rows))
-    print(table(stored_runs(RESULTS)))
+    flags = command(__doc__, SETS).parse_args()
+    jobs = [{"alpha": alpha, "rows": name, "seed": seed}
+            for name, seed, alpha in product(flags.only, SEEDS, ALPHAS)]  # fmt: skip
+    settings = {"command": "python benchmarks/training/neftune.py BASE --rows DIR",
+                "seeds": SEEDS, "train": TRAIN}  # fmt: skip
+    carry_out(flags, RESULTS, jobs, settings, run, table)
 
 
 if __name__ == "__main__":
