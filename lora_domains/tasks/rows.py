@@ -78,9 +78,12 @@ class Example:
     @property
     def labels(self) -> tuple[int, ...]:
         """The numbers of the row's labels, for tasks that have labels."""
-        if self.target >= 0:
-            return (self.target,)
-        return tuple(number for number, has in enumerate(self.truth) if has)
+        return labels_in(self.target, self.truth)
+
+
+def labels_in(target: int, truth: Sequence[float]) -> tuple[int, ...]:
+    """The numbers of the labels of a row: ``target``, or those whose ``truth`` is 1."""
+    return (target,) if target >= 0 else tuple(n for n, has in enumerate(truth) if has)
 
 
 def is_null(value: object) -> bool:

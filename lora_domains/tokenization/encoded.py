@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import NamedTuple
 
-from lora_domains.tasks.rows import Example
+from lora_domains.tasks.rows import Example, labels_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,7 @@ class EncodedExample:
     @property
     def labels(self) -> tuple[int, ...]:
         """The numbers of the row's labels, for tasks that have labels (``Example.labels``)."""
-        if self.target >= 0:
-            return (self.target,)
-        return tuple(number for number, has in enumerate(self.truth) if has)
+        return labels_in(self.target, self.truth)
 
     def __len__(self) -> int:
         return len(self.prompt) + (0 if self.masked else len(self.answer))
