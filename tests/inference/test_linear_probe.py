@@ -11,8 +11,9 @@ from support.heads import headed_domain
 from support.models import make_run, model_in
 
 from lora_domains.domain import with_settings
+from lora_domains.evaluation.linear import STRENGTHS
 from lora_domains.inference.likelihoods import head_scores, text_features
-from lora_domains.inference.linear_probe import STRENGTH, logistic_regression, probe_head
+from lora_domains.inference.linear_probe import STRENGTH, logistic_regression, probe, probe_head
 from lora_domains.modeling.heads import SENTENCE, head_logits, new_head, own_layout
 from lora_domains.training import loop
 from lora_domains.training.plan import PROBED, derived_rate, make_plan
@@ -93,3 +94,10 @@ def test_the_plan_lowers_the_rate_of_a_head_that_starts_as_a_probe(
     assert "logistic regression" not in reasons[0]
     given = make_plan(model.base, model.dataset(headed_domain(lr=0.01)))
     assert given.lr == 0.01
+
+
+def test_the_probe_that_a_head_starts_as_competes_with_the_adapter() -> None:
+    """Among the baselines, so that a gain over it is due to the adapter."""
+    strengths = [probe(strength).steps[-1][1].C for strength in STRENGTHS]
+    assert min(strengths) == pytest.approx(STRENGTH)
+    assert strengths == sorted(strengths)

@@ -106,8 +106,9 @@ def test_after_the_warm_up_schedules_are_those_of_transformers(
 @pytest.mark.parametrize("better", [True, False])
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_a_run_that_patience_stops_decays_from_its_best_epoch(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], optimizer: str, better: bool
-) -> None:
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], optimizer: str, better: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Five steps an epoch; the second is the best, and two others follow it."""
     spam = declared(rows[:100], epochs=8, patience=2, dropout=0.1, schedule="wsd", decay=0.3,
                     optimizer=optimizer, rank=64, targets=("gate_proj", "up_proj"))  # fmt: skip
@@ -128,7 +129,7 @@ def test_a_run_that_patience_stops_decays_from_its_best_epoch(
         if number >= 10:
             oracle.state.total_steps = number + 10  # seeds of dropout, and general texts
             rate = 0.01 * (13 - number) / 3
-            oracle._set_rate = partial(set_rate, oracle.optimizer, rate)  # type: ignore[method-assign]
+            monkeypatch.setattr(oracle, "_set_rate", partial(set_rate, oracle.optimizer, rate))
         oracle.train_step([oracle.train[i] for i in batch])
     kept = run.state.best_tensors["weights"]
     for name, pair in oracle.bank.weights(oracle.adapter_name).items():
@@ -152,7 +153,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def test_an_ending_takes_no_more_steps_than_the_run_and_is_validated_within(
-    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validated every two of five steps; the first time is the best, and an epoch follows."""
     spam = declared(rows[:100], epochs=8, patience=1, validate_every=2, schedule="linear",
@@ -165,7 +166,7 @@ def test_an_ending_takes_no_more_steps_than_the_run_and_is_validated_within(
 
     for most, steps, epochs in ((None, 9, 1.8), (8, 8, 1.6)):
         run = make_run(tmp_path / str(most), tiny_base, with_settings(spam, max_steps=most), worse)
-        run.display.line = spoken.append  # type: ignore[method-assign]
+        monkeypatch.setattr(run.display, "line", spoken.append)
         record = run.fit().record
         assert (record["steps"], record["epochs"], record["best_epoch"]) == (steps, epochs, 0.4)
         assert "decayed_from" not in record
