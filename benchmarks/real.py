@@ -115,7 +115,7 @@ def device() -> str:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    head = ("rows", "base", "read, tested", "metric", "base", "best baseline", "adapter",
+    head = ("rows", "model", "read, tested", "metric", "base", "best baseline", "adapter",
             "accuracy; published", "general knowledge", "minutes", "verdict")  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for name, run in results.items():
