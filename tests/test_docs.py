@@ -108,7 +108,7 @@ def test_the_tree_names_every_room_of_the_package() -> None:
 
 def test_the_make_targets_and_flags_that_are_named_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    sources = [*(ROOT / "lora_domains" / "cli").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    sources = [*(ROOT / "lora_domains" / "cli").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
     elsewhere = {"--strict", "--help", "--config_file", "--multi_gpu", "--num_processes", "--cpu",
                  "--num_cpu_threads_per_process"}  # fmt: skip

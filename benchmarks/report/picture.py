@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_domains.cli.card_commands import show_card
+from lora_domains.cli.verbs.cards import show_card
 from lora_domains.console import Display
 from lora_domains.report.card import Card
 from lora_domains.report.report import combine, save_report

@@ -4,11 +4,15 @@ import sys
 from collections.abc import Sequence
 
 from lora_domains import __version__
-from lora_domains.cli.analysis_commands import add_analysis_commands
-from lora_domains.cli.card_commands import add_card_commands
-from lora_domains.cli.commands import add_commands, add_doctor
-from lora_domains.cli.evaluate import add_evaluate
 from lora_domains.cli.parser import Parser, guarded, wrapped
+from lora_domains.cli.verbs.analysis import add_analysis_verbs
+from lora_domains.cli.verbs.benchmark import add_benchmark
+from lora_domains.cli.verbs.cards import add_card_verbs
+from lora_domains.cli.verbs.doctor import add_doctor
+from lora_domains.cli.verbs.evaluate import add_evaluate
+from lora_domains.cli.verbs.export import add_export
+from lora_domains.cli.verbs.fit import add_fit
+from lora_domains.cli.verbs.predict import add_predict
 
 ABOUT = (
     "One LoRA adapter per domain on one frozen base, and a measured verdict on what each adapter "
@@ -32,10 +36,13 @@ def make_parser() -> Parser:
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", title="verbs", required=True, prog="lora-domains"
     )
-    add_commands(verbs)
+    add_fit(verbs)
+    add_predict(verbs)
+    add_benchmark(verbs)
+    add_export(verbs)
     add_evaluate(verbs)
-    add_card_commands(verbs)
-    add_analysis_commands(verbs)
+    add_card_verbs(verbs)
+    add_analysis_verbs(verbs)
     add_doctor(verbs)
     return parser
 

@@ -13,7 +13,7 @@ from support.commands import FAST, run, write
 from support.models import QUESTIONS, clear_rows, use_small_suite
 from support.peft_folders import peft_saved
 
-from lora_domains.cli import commands
+from lora_domains.cli.verbs import fit as fit_verb
 from lora_domains.data.identity import FOLDER
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
@@ -152,7 +152,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "fit_and_evaluate", interrupted)
+    monkeypatch.setattr(fit_verb, "fit_and_evaluate", interrupted)
     assert run("fit", "--name", "x", "--train", "x.csv") == 130
 
 

@@ -11,9 +11,9 @@ from conftest import make_rows
 from support.commands import FAST, run, write
 from support.models import use_small_suite
 
-from lora_domains.cli.commands import proposed_task
 from lora_domains.cli.flags import add_run_flags, configured
 from lora_domains.cli.parser import Parser
+from lora_domains.cli.proposal import proposed_task
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError

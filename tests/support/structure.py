@@ -19,7 +19,7 @@ ORDER = LIGHT + TORCH_ROOMS
 """A room imports only rooms before it, and itself."""
 SIDE_BY_SIDE = {"training": {"evaluation"}, "evaluation": {"training"}}
 """Rooms of one rank: neither imports the other."""
-MOST_FOLDERS, MOST_FILES, MOST_MODULES = 16, 9, 8
+MOST_FOLDERS, MOST_FILES, MOST_MODULES = 19, 9, 8
 MOST_LINES, MOST_FUNCTION, MOST_CLASS = 400, 60, 330
 
 

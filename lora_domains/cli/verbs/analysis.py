@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_domains.analysis.reproduce import domain_of
-from lora_domains.cli.commands import proposed_task
 from lora_domains.cli.flags import (
     ADAPTERS,
     add_adapter_argument,
@@ -25,6 +24,7 @@ from lora_domains.cli.flags import (
     run_flag_defaults,
 )
 from lora_domains.cli.parser import Parser, add_verb, check_no_file
+from lora_domains.cli.proposal import proposed_task
 from lora_domains.cli.recipes import open_model
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
@@ -39,7 +39,7 @@ FOLDS = 5
 """Folds of ``cross-validate``."""
 
 
-def add_analysis_commands(verbs: Any) -> None:
+def add_analysis_verbs(verbs: Any) -> None:
     """Add these verbs to the parser."""
     _add_trace(verbs)
     _add_curve(verbs)

@@ -21,7 +21,7 @@ from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import metric_name, outcome
 
 
-def add_card_commands(verbs: Any) -> None:
+def add_card_verbs(verbs: Any) -> None:
     """Add these verbs to the parser."""
     _add_list(verbs)
     _add_show(verbs)

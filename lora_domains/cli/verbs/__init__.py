@@ -1,0 +1,1 @@
+"""The verbs of ``lora-domains``, a file for each group."""
