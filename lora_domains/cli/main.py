@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from lora_domains import __version__
-from lora_domains.cli.parser import Parser, guarded, wrapped
+from lora_domains.cli.parser import Parser, Verbs, guarded, wrapped
 from lora_domains.cli.verbs.analysis import add_analysis_verbs
 from lora_domains.cli.verbs.benchmark import add_benchmark
 from lora_domains.cli.verbs.cards import add_card_verbs
@@ -26,24 +26,20 @@ EXIT_CODES = (
 
 def make_parser() -> Parser:
     """The parser of ``lora-domains`` with every verb."""
-    parser = Parser(
-        prog="lora-domains",
-        usage="lora-domains VERB [options]",
-        description=wrapped(ABOUT),
-        epilog=wrapped(EXIT_CODES),
-    )
+    parser = Parser(prog="lora-domains", usage="lora-domains VERB [options]")
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(
-        dest="verb", metavar="VERB", title="verbs", required=True, prog="lora-domains"
-    )
+    verbs = Verbs(parser)
+    # In each group, the help lists them in this order.
     add_fit(verbs)
+    add_evaluate(verbs)
     add_predict(verbs)
     add_benchmark(verbs)
-    add_export(verbs)
-    add_evaluate(verbs)
     add_card_verbs(verbs)
-    add_analysis_verbs(verbs)
+    add_export(verbs)
     add_doctor(verbs)
+    add_analysis_verbs(verbs)
+    parser.description = f"{wrapped(ABOUT)}\n\n{verbs.help()}"
+    parser.epilog = wrapped(EXIT_CODES)
     return parser
 
 

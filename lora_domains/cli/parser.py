@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from lora_domains.console import quiet_imports
 from lora_domains.domain import Domain, setting_types
@@ -126,24 +126,60 @@ def wrapped(text: str) -> str:
     return "\n\n".join(textwrap.fill(paragraph, 79) for paragraph in text.split("\n\n"))
 
 
+Group = Literal["everyday", "more", "analysis"]
+"""The groups of verbs in ``lora-domains --help``, in their order."""
+
+
+class Verbs:
+    """The verbs of a command, which its help lists by group."""
+
+    def __init__(self, command: Parser) -> None:
+        self._parsers = command.add_subparsers(
+            dest="verb", metavar="VERB", required=True, prog=command.prog, help=argparse.SUPPRESS
+        )
+        self._summaries: dict[Group, dict[str, str]] = {group: {} for group in get_args(Group)}
+
+    def add(self, name: str, group: Group, summary: str, **options: Any) -> Parser:
+        """Add a verb; ``options`` are those of its parser."""
+        self._summaries[group][name] = summary
+        parser: Parser = self._parsers.add_parser(name, **options)
+        return parser
+
+    def help(self) -> str:
+        """The verbs of each group with their summaries, for a terminal of 80 columns."""
+        groups = {group: verbs for group, verbs in self._summaries.items() if verbs}
+        width = max(len(name) for verbs in groups.values() for name in verbs) + 4
+        return "\n\n".join(
+            f"{group}:\n" + "\n".join(
+                textwrap.fill(summary, 79, initial_indent=f"  {name}".ljust(width),
+                              subsequent_indent=" " * width)
+                for name, summary in verbs.items()
+            )
+            for group, verbs in groups.items()
+        )  # fmt: skip
+
+
 def add_verb(
-    verbs: Any,
+    verbs: Verbs,
     name: str,
     run: Callable[[argparse.Namespace], int],
     *,
+    group: Group,
     summary: str,
     description: str,
     example: str,
     usage: str,
 ) -> Parser:
-    """Add a verb; ``summary`` is its line in the list of verbs, ``usage`` its required arguments.
+    """Add a verb to ``group``; ``summary`` is its line in the list of verbs, ``usage`` its required
+    arguments.
 
     ``description`` says what it does and what it writes. Its flags go into four groups: input,
     training, evaluation and output.
     """
-    parser: Parser = verbs.add_parser(
+    parser = verbs.add(
         name,
-        help=summary,
+        group,
+        summary,
         usage=f"lora-domains {name} {usage}".rstrip(),
         description=wrapped(description),
         epilog=f"example:\n  {example}",

@@ -282,16 +282,16 @@ def test_the_command_and_its_exit_codes(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_seeds_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for n in range(3):
         save(tmp_path / f"s{n}", drawn(0.8 + n / 20, n))
-    assert run("seeds", "s0", "s1", "s2", "--out", str(tmp_path)) == 0
+    assert run("compare", "s0", "s1", "s2", "--out", str(tmp_path)) == 0
     assert "3 seeds on the same 400 test rows" in capsys.readouterr().out
     assert not Card.read(tmp_path / "s0").adapter.seeds
-    assert run("seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)) == 0
+    assert run("compare", "--seeds", "s0", "s1", "--json", "--save", "--out", str(tmp_path)) == 0
     found = json.loads(capsys.readouterr().out)["seeds"]
     assert found["f1"]["runs"] == 2
     for name in ("s0", "s1"):
         assert Card.read(tmp_path / name).adapter.seeds == found
     assert {p.name for p in (tmp_path / "s0").iterdir()} == {"card.json", "items.jsonl"}
-    assert run("seeds", "s0", "--out", str(tmp_path)) == 2
+    assert run("compare", "s0", "--out", str(tmp_path)) == 2
     assert "several seeds" in capsys.readouterr().err
 
 

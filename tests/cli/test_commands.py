@@ -191,7 +191,7 @@ NEEDS_A_CARD = {
     "show": ("show", "plain"),
     "report": ("report", "adapters/plain", "--out", "reports"),
     "compare": ("compare", "plain", "plain"),
-    "seeds": ("seeds", "plain", "plain"),
+    "compare seeds": ("compare", "plain", "plain", "--seeds"),
     "predict": ("predict", "plain", "a text", "--base", "base"),
     "trace": ("trace", "plain", "a text", "--base", "base"),
     "curve": ("curve", "plain", "--base", "base"),

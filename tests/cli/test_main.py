@@ -12,9 +12,12 @@ import pytest
 from conftest import ROOT, make_rows
 from support.commands import run, write
 
-VERBS = ("fit", "predict", "benchmark", "export", "evaluate", "list", "show", "report", "compare",
-         "seeds", "rollback", "trace", "curve", "learning-curve",
-         "cross-validate", "doctor")  # fmt: skip
+VERBS = {
+    "everyday": ["fit", "evaluate", "predict", "list", "show", "report"],
+    "more": ["benchmark", "compare", "rollback", "export", "doctor"],
+    "analysis": ["trace", "curve", "learning-curve", "cross-validate"],
+}
+ALL_VERBS = [verb for group in VERBS.values() for verb in group]
 GROUPS = {"input", "training", "evaluation", "output", "options", "example"}
 
 
@@ -29,16 +32,18 @@ def test_the_declared_command_exists() -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_the_help_lists_every_verb(
+def test_the_help_lists_every_verb_in_its_group(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = help_of(capsys)
-    assert re.findall(r"^    ([a-z-]+)", text, re.MULTILINE) == list(VERBS)
+    groups = {part.split(":")[0]: re.findall(r"^  ([a-z-]+)  ", part, re.MULTILINE)
+              for part in text.split("\n\n")}  # fmt: skip
+    assert {group: groups[group] for group in VERBS} == VERBS
     assert max(map(len, text.splitlines())) < 80
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ALL_VERBS)
 def test_the_help_of_a_verb(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +86,7 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ALL_VERBS)
 def test_an_unknown_flag_of_any_verb_is_suggested(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from lora_domains.cli.flags import (
     domain_name,
     run_flag_defaults,
 )
-from lora_domains.cli.parser import Parser, add_verb, check_no_file
+from lora_domains.cli.parser import Parser, Verbs, add_verb, check_no_file
 from lora_domains.cli.proposal import proposed_task
 from lora_domains.cli.recipes import open_model
 from lora_domains.data.source import Data
@@ -39,7 +39,7 @@ FOLDS = 5
 """Folds of ``cross-validate``."""
 
 
-def add_analysis_verbs(verbs: Any) -> None:
+def add_analysis_verbs(verbs: Verbs) -> None:
     """Add these verbs to the parser."""
     _add_trace(verbs)
     _add_curve(verbs)
@@ -50,9 +50,10 @@ def add_analysis_verbs(verbs: Any) -> None:
 # ── trace ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _add_trace(verbs: Any) -> None:
+def _add_trace(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "trace", trace,
+        group="analysis",
         summary="show how an adapter arrives at one answer",
         usage="ADAPTER TEXT [options]",
         description="Show one text token by token, the probabilities of base and adapter, and the "
@@ -85,9 +86,10 @@ def trace(flags: argparse.Namespace) -> int:
 # ── curve ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _add_curve(verbs: Any) -> None:
+def _add_curve(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "curve", curve,
+        group="analysis",
         summary="measure an adapter at several scales",
         usage="ADAPTER [RECIPE_OR_FILE] [options]",
         description="Measure gain and general knowledge of an adapter at several scales, on its "
@@ -129,9 +131,10 @@ def curve(flags: argparse.Namespace) -> int:
 # ── learning-curve, cross-validate ──────────────────────────────────────────────────────────────
 
 
-def _add_learning_curve(verbs: Any) -> None:
+def _add_learning_curve(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "learning-curve", learning_curve,
+        group="analysis",
         summary="measure whether more training rows would help",
         usage="RECIPE_OR_FILE [options]",
         description="Train on growing shares of the rows, from two seeds each, and score them on "
@@ -145,10 +148,11 @@ def _add_learning_curve(verbs: Any) -> None:
     parser.set_defaults(name=None, **run_flag_defaults())
 
 
-def _add_cross_validate(verbs: Any) -> None:
+def _add_cross_validate(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "cross-validate", cross_validate,
-        summary="estimate an adapter's scores on few rows, before a test set is spent",
+        group="analysis",
+        summary="estimate scores on few rows, before a test set is spent",
         usage="RECIPE_OR_FILE [options]",
         description="Divide the rows for training and validation into folds, and score each fold "
         "with an adapter trained on the others. For fewer than 300 rows in all. Writes "

@@ -2,19 +2,19 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.cli.flags import ADAPTERS, add_base_flags, add_report_flags, add_suite_flags
-from lora_domains.cli.parser import EXIT, add_verb
+from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.recipes import named_suite, open_model, suite_of
 from lora_domains.domain import load_domain
 from lora_domains.report import terminal
 
 
-def add_benchmark(verbs: Any) -> None:
+def add_benchmark(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "benchmark", benchmark,
+        group="more",
         summary="measure what adapters gained and what they kept",
         usage="ADAPTER [ADAPTER ...] [options]",
         description="Score adapters and their base on general questions, and on the test rows of "

@@ -1,8 +1,9 @@
-"""Verbs that need no model: list, show, report, compare, seeds, rollback. They import no torch."""
+"""Verbs that need no model: list, show, report, compare, rollback. They import no torch."""
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.atomic import folders_with
 from lora_domains.cli.flags import add_adapter_argument, add_out_flag, add_report_flags
-from lora_domains.cli.parser import EXIT, Parser, add_verb
+from lora_domains.cli.parser import EXIT, Parser, Verbs, add_verb
 from lora_domains.console import Display
 from lora_domains.domain import check_name
 from lora_domains.errors import UsageError
@@ -21,22 +22,22 @@ from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import metric_name, outcome
 
 
-def add_card_verbs(verbs: Any) -> None:
+def add_card_verbs(verbs: Verbs) -> None:
     """Add these verbs to the parser."""
     _add_list(verbs)
     _add_show(verbs)
     _add_report(verbs)
     _add_compare(verbs)
-    _add_seeds(verbs)
     _add_rollback(verbs)
 
 
 # ── list, show ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _add_list(verbs: Any) -> None:
+def _add_list(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "list", list_adapters,
+        group="everyday",
         summary="list adapters with their verdicts",
         usage="[options]",
         description="List the adapters of a folder with their verdicts and gains. Writes nothing.",
@@ -63,9 +64,10 @@ def list_adapters(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _add_show(verbs: Any) -> None:
+def _add_show(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "show", show,
+        group="everyday",
         summary="show an adapter's scores, gates and verdict",
         usage="ADAPTER [options]",
         description="Show the training, scores, gates and verdict of an adapter from its card. "
@@ -115,9 +117,10 @@ def show_card(card: Card, display: Display) -> None:
 # ── report ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _add_report(verbs: Any) -> None:
+def _add_report(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "report", report,
+        group="everyday",
         summary="write one report of several adapters",
         usage="ADAPTER [ADAPTER ...] [options]",
         description="Compute the figures of evaluated adapters again from their items, and write "
@@ -146,32 +149,55 @@ def report(flags: argparse.Namespace) -> int:
     return EXIT[outcome(combined)]
 
 
-# ── compare, seeds, rollback ────────────────────────────────────────────────────────────────────
+# ── compare, rollback ────────────────────────────────────────────────────────────────────
 
 
-def _add_compare(verbs: Any) -> None:
+def _add_compare(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "compare", compare,
-        summary="compare two adapters on the same rows",
-        usage="A B [options]",
+        group="more",
+        summary="compare two adapters, or several seeds of one",
+        usage="A B [options]\n"
+        "       lora-domains compare --seeds ADAPTER ADAPTER [ADAPTER ...] [options]",
         description="Compare two evaluated adapters or versions item by item, without a model: is "
-        "B better than A, and does it keep general knowledge? Writes nothing.\n\n"
-        "Exit codes: 0 B is better, 1 it is not, 2 error, 3 inconclusive.",
-        example="lora-domains compare triage triage-v2",
+        "B better than A, and does it keep general knowledge?\n\n"
+        "With --seeds, or for three adapters and more, separate the variance of seeds from that "
+        "of rows, over several trainings of one domain on the same rows: validation rows where "
+        "each was trained with --no-evaluate, so that only the adapter that you choose is "
+        "evaluated.\n\nWrites nothing; with --save, the figures of seeds into their cards.\n\n"
+        "Exit codes: 0 B is better, 1 it is not, 2 error, 3 inconclusive; of seeds: 0 or 2.",
+        example="lora-domains compare triage triage-v2\n"
+        "  lora-domains compare triage-0 triage-1 triage-2 --save",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    add_adapter_argument(inputs, "adapter", metavar="A")
-    add_adapter_argument(inputs, "other", metavar="B")
+    add_adapter_argument(inputs, "adapters", nargs="+")
+    inputs.add_argument("--seeds", action="store_true", help="two adapters are seeds of one domain")
     add_out_flag(inputs)
-    _add_json_flag(parser, "the figures")
+    output = _add_json_flag(parser, "the figures")
+    output.add_argument("--save", action="store_true", help="write the figures of seeds into their "
+                        "cards")  # fmt: skip
 
 
 def compare(flags: argparse.Namespace) -> int:
-    """Compare two adapters by their items."""
-    first, second = (
-        find_adapter(name, Path(flags.out), CARD) for name in (flags.adapter, flags.other)
-    )
-    compared = compare_adapters(first, second)
+    """Compare two adapters by their items, or several seeds of one."""
+    if len(flags.adapters) < 2:
+        raise UsageError(
+            where="lora-domains compare",
+            expected="two adapters, or several seeds of one",
+            found="one",
+            hint="For another seed, train it again with --seed, another --name and --no-evaluate.",
+        )
+    folders = [find_adapter(name, Path(flags.out), CARD) for name in flags.adapters]
+    if flags.seeds or len(folders) > 2:
+        return _compare_seeds(folders, flags)
+    if flags.save:
+        raise UsageError(
+            where="lora-domains compare --save",
+            expected="seeds of one domain, whose figures are saved",
+            found="two adapters to compare",
+            hint="Add --seeds, or leave --save out.",
+        )
+    compared = compare_adapters(*folders)
     if flags.json:
         sys.stdout.write(json.dumps(compared, indent=1) + "\n")
     else:
@@ -179,34 +205,7 @@ def compare(flags: argparse.Namespace) -> int:
     return EXIT[compared["verdict"]]
 
 
-def _add_seeds(verbs: Any) -> None:
-    parser = add_verb(
-        verbs, "seeds", seeds,
-        summary="compare several seeds of one adapter",
-        usage="ADAPTER ADAPTER [ADAPTER ...] [options]",
-        description="Separate the variance of seeds from that of test rows, over several "
-        "trainings of one domain on the same rows: validation rows where each was trained with "
-        "--no-evaluate, so that only the adapter that you choose is evaluated. Writes into their "
-        "cards with --save.",
-        example="lora-domains seeds triage-0 triage-1 triage-2 --save",
-    )  # fmt: skip
-    inputs = parser.add_argument_group("input")
-    add_adapter_argument(inputs, "adapters", nargs="+")
-    add_out_flag(inputs)
-    output = _add_json_flag(parser, "the figures")
-    output.add_argument("--save", action="store_true", help="write the figures into their cards")
-
-
-def seeds(flags: argparse.Namespace) -> int:
-    """Separate the variance of seeds from that of test rows."""
-    if len(flags.adapters) < 2:
-        raise UsageError(
-            where="lora-domains seeds",
-            expected="several seeds of one adapter",
-            found="one",
-            hint="Train it again with another --seed, another --name and --no-evaluate.",
-        )
-    folders = [find_adapter(name, Path(flags.out), CARD) for name in flags.adapters]
+def _compare_seeds(folders: Sequence[Path], flags: argparse.Namespace) -> int:
     rows, variances = compare_seeds(folders)
     if flags.save:
         save_seeds(folders, variances)
@@ -217,9 +216,10 @@ def seeds(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _add_rollback(verbs: Any) -> None:
+def _add_rollback(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "rollback", rollback,
+        group="more",
         summary="restore an earlier version of an adapter",
         usage="ADAPTER [options]",
         description="Restore an earlier version of an adapter. The replaced one is kept as a "

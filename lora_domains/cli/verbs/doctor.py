@@ -1,18 +1,18 @@
 """The verb doctor. torch is imported late."""
 
 import argparse
-from typing import Any
 
-from lora_domains.cli.parser import add_verb
+from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.console import Display
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
             "scikit-learn")  # fmt: skip
 
 
-def add_doctor(verbs: Any) -> None:
+def add_doctor(verbs: Verbs) -> None:
     add_verb(
         verbs, "doctor", doctor,
+        group="more",
         summary="show installed packages and devices",
         usage="",
         description="Show the versions of the packages that matter, and the devices. Writes "

@@ -22,7 +22,7 @@ from lora_domains.cli.flags import (
     configured,
     run_flag_defaults,
 )
-from lora_domains.cli.parser import EXIT, add_verb
+from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.recipes import named_suite, open_model, suite_of
 from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read
@@ -33,10 +33,11 @@ from lora_domains.report.card import CARD, Card
 from lora_domains.tasks import Classification, task_from_record
 
 
-def add_evaluate(verbs: Any) -> None:
+def add_evaluate(verbs: Verbs) -> None:
     """Add the verb to the parser."""
     parser = add_verb(
         verbs, "evaluate", evaluate,
+        group="everyday",
         summary="judge a saved adapter on test rows, whoever trained it",
         usage="ADAPTER [RECIPE] [options]",
         description="Score an adapter, its base and baselines on the same test rows and on general "

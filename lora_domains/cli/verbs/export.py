@@ -1,16 +1,16 @@
 """The verb export. torch is imported late."""
 
 import argparse
-from typing import Any
 
 from lora_domains.cli.flags import ADAPTERS, add_adapter_argument, add_base_flags
-from lora_domains.cli.parser import add_verb
+from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 
 
-def add_export(verbs: Any) -> None:
+def add_export(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "export", export,
+        group="more",
         summary="merge an adapter into its base and save the model",
         usage="ADAPTER --out DIR [options]",
         description="Merge an adapter into its base. Writes a plain transformers model with its "

@@ -3,11 +3,10 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lora_domains.analysis.reproduce import card_at, domain_of
 from lora_domains.cli.flags import add_run_flags, configured, domain_name
-from lora_domains.cli.parser import EXIT, add_verb
+from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.proposal import proposed_task
 from lora_domains.cli.recipes import fit_and_evaluate
 from lora_domains.data.source import Data
@@ -16,10 +15,11 @@ from lora_domains.errors import UsageError
 from lora_domains.report.card import CARD, Card
 
 
-def add_fit(verbs: Any) -> None:
+def add_fit(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "fit", fit,
-        summary="train an adapter on labelled rows, and evaluate it on test rows",
+        group="everyday",
+        summary="train an adapter on the rows of a file, and evaluate it",
         usage="FILE [options]\n"
         "       lora-domains fit --from-card CARD [options]",
         description="Train an adapter on labelled rows or conversations and choose its epoch on "

@@ -23,7 +23,7 @@ from lora_domains.cli.flags import (
     columns,
     reading,
 )
-from lora_domains.cli.parser import add_verb, check_no_file
+from lora_domains.cli.parser import Verbs, add_verb, check_no_file
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.data.checks import all_errors, check_present
@@ -50,10 +50,11 @@ class Question:
     text: str | Mapping[str, Any] | None
 
 
-def add_predict(verbs: Any) -> None:
+def add_predict(verbs: Verbs) -> None:
     """Add the verb to the parser."""
     parser = add_verb(
         verbs, "predict", predict,
+        group="everyday",
         summary="label texts, or the rows of a file, with an adapter",
         usage="ADAPTER [TEXT ...] [options]\n"
         "       lora-domains predict ADAPTER --input FILE --output FILE [options]",
