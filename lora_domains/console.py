@@ -36,10 +36,15 @@ class Advance(Protocol):
 
 
 class Display:
-    """Prints progress; ``quiet`` prints nothing (other processes, tests)."""
+    """Prints progress; ``quiet`` prints nothing (other processes, tests).
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        self.quiet = quiet
+    ``brief`` leaves out titles, stages and progress (``--quiet``): results and warnings stay.
+    """
+
+    def __init__(
+        self, *, quiet: bool = False, brief: bool = False, console: Console | None = None
+    ) -> None:
+        self.quiet, self.brief = quiet, brief
         self.console = console or Console(highlight=False, quiet=quiet)
         if not self.console.is_terminal:
             # A log has no width: wrapping at 80 would break lines in the middle of a figure.
@@ -49,15 +54,22 @@ class Display:
         self._epochs_shown = False
 
     def title(self, text: str) -> None:
-        terminal.title(self.console, text)
+        if not self.brief:
+            terminal.title(self.console, text)
 
     def line(self, text: str) -> None:
+        """A line of a result."""
         self.console.print(escape(text), soft_wrap=not self.console.is_terminal)
+
+    def note(self, text: str) -> None:
+        """A line about how the work goes on."""
+        if not self.brief:
+            self.line(text)
 
     def pulse(self, text: str) -> None:
         """A line of progress for a log, where no bar is drawn."""
         if not self.console.is_terminal:
-            self.line(text)
+            self.note(text)
 
     def warn(self, text: str) -> None:
         text = f"[yellow]Warning:[/] {escape(text)}"
@@ -65,6 +77,8 @@ class Display:
 
     def stage(self, name: str, rows_in: int | None, rows_out: int | None, what: str) -> None:
         """A stage of the data flow: its name, rows in → rows out, what it did."""
+        if self.brief:
+            return
         if rows_in is None and rows_out is None:
             flow = ""
         else:
@@ -80,7 +94,7 @@ class Display:
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """A bar that the yielded function advances; nothing where there is no terminal."""
-        if self.quiet or not self.console.is_terminal or not total:
+        if self.quiet or self.brief or not self.console.is_terminal or not total:
             yield lambda _done, _note="": None
             return
         bar = Progress(
@@ -111,6 +125,8 @@ class Display:
 
     def epoch(self, record: Mapping[str, Any], metric: str, note: str = "") -> None:
         """A line of the table of epochs, with its heading the first time."""
+        if self.brief:
+            return
         columns = _columns(record, metric_name(metric))
         head = "  ".join(f"{name:>{width}}" for name, width, _ in columns)
         line = "  ".join(f"{cell:>{width}}" for _, width, cell in columns)

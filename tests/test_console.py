@@ -61,3 +61,21 @@ def test_a_column_of_the_table_of_epochs_says_something_of_its_own() -> None:
     head, figures = shown("epoch", likelihoods | {"score": 3.25}, "mae", width=None)
     assert head.split("  ")[3] == "absolute error"
     assert "3.250" in figures
+
+
+def test_a_brief_display_shows_results_and_warnings_alone() -> None:
+    text = io.StringIO()
+    display = Display(brief=True, console=Console(file=text, width=80, force_terminal=True))
+    display.title("triage")
+    display.stage("read", 3, 3, "rows")
+    display.note("Resuming at epoch 2.")
+    display.pulse("3 of 9")
+    display.epoch(EPOCH, "macro_f1")
+    with display.progress("epoch 1", 9) as advance:
+        advance(1)
+    assert text.getvalue() == ""
+    display.line("The report: report.html")
+    display.warn("few rows")
+    assert [line.split("\x1b")[0] or "Warning" for line in text.getvalue().splitlines()] == [
+        "The report: report.html", "Warning",
+    ]  # fmt: skip

@@ -49,7 +49,7 @@ def cross_validate(model: DomainModel, domain: Domain, count: int = 5) -> dict[s
     for number, held_out in enumerate(parts, start=1):
         fold = _fold(dataset, examples, held_out)
         sizes = f"{len(fold.train)} rows for training, {len(fold.test)} to score"
-        model.display.line(f"fold {number} of {count}: {sizes}")
+        model.display.note(f"fold {number} of {count}: {sizes}")
         trained = trials.trained(fold, fold.train, epochs=trials.plan.epochs, seed=settings.seed)
         with trained as of, distributed.sharing():
             # No digest of a row is stored, so the key does not matter.

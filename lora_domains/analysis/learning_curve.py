@@ -126,7 +126,7 @@ class _Measured:
         display, scores, steps, seconds = self.model.display, [], 0, 0.0
         wanted = rows_per_epoch or self.rows_per_epoch
         for run, (examples, seed) in enumerate(zip(parts, seeds, strict=True)):
-            display.line(f"{name}: training on {len(examples)} rows, seed {seed}")
+            display.note(f"{name}: training on {len(examples)} rows, seed {seed}")
             encoded = self.encoded(examples)
             repeated = (encoded * math.ceil(wanted / len(encoded)))[:wanted]
             trained = self.trials.trained(

@@ -160,20 +160,28 @@ def add_out_flag(group: Any) -> None:
                        "default: %(default)s")  # fmt: skip
 
 
+def add_quiet_flag(group: Any) -> None:
+    """The flag that ``open_model`` reads."""
+    group.add_argument("--quiet", action="store_true", help="show no stages and no progress; "
+                       "results, warnings and errors stay")  # fmt: skip
+
+
 def add_show_text_flag(group: Any, more: str = "") -> None:
     group.add_argument("--show-text", action="store_true", help="keep the text of rows and answers "
                        f"in items.jsonl{more}")  # fmt: skip
 
 
-def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> None:
-    """The flags on a report that ``benchmark`` and ``report`` share."""
+def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> Any:
+    """The flags on a report that ``benchmark`` and ``report`` share; returns the output group."""
     evaluation.add_argument("--against", "--baseline", metavar="DIR", help="also say what got "
                             "worse since these older adapters, such as a release")  # fmt: skip
-    add = parser.add_argument_group("output").add_argument
+    output = parser.add_argument_group("output")
+    add = output.add_argument
     add("--out", default="reports", metavar="DIR", help="folder of the report; default: "
         "%(default)s")  # fmt: skip
     add("--junit", metavar="FILE", help="place of the JUnit file; default: DIR/junit.xml")
     add("--show-text", action="store_true", help="show the text of wrongly answered rows")
+    return output
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
@@ -231,6 +239,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="save the adapter as "
                         "DIR/NAME; default: %(default)s")  # fmt: skip
     add_show_text_flag(output, ", and show some answers after each epoch")
+    add_quiet_flag(output)
 
 
 def run_flag_defaults() -> dict[str, Any]:

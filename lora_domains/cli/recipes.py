@@ -166,7 +166,9 @@ def open_model(
     from lora_domains.inference.memory import reuse_pass_limit
     from lora_domains.model import DomainModel
 
-    display = display or Display(quiet=not distributed.is_main())
+    # The plan is what a dry run is for.
+    brief = getattr(flags, "quiet", False) and not getattr(flags, "dry_run", False)
+    display = display or Display(quiet=not distributed.is_main(), brief=brief)
     # Rounding depends on the number of threads: a repeated run gets that of the first.
     threads = card.environment.get("threads") if card is not None else None
     distributed.use_cores(None if threads is None else int(threads))

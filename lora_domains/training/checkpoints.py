@@ -148,7 +148,7 @@ class RunCheckpoint:
         # Sent by the main process: other machines may not see the file.
         stored = distributed.on_main(partial(read_checkpoint, self.path))
         if stored is None:
-            self.display.line("Nothing to resume: starting at the beginning.")
+            self.display.note("Nothing to resume: starting at the beginning.")
             return None
         check_same_run(self.path, stored, identity)
         ranks = distributed.state().num_processes

@@ -264,11 +264,11 @@ class Run:
         waited = f"{patience} epochs" if patience > 1 else "an epoch"
         since = f"no better epoch than {best['epoch']} for {waited}"
         if optimizer is None:
-            self.display.line(f"Stopped: {since}.")
+            self.display.note(f"Stopped: {since}.")
             return False
         first, last = state.ending = self.schedule.ending(state.best_steps, state.total_steps)
         steps = "1 decaying step" if last == first + 1 else f"{last - first} decaying steps"
-        self.display.line(f"{since.capitalize()}: back to it, for {steps}.")
+        self.display.note(f"{since.capitalize()}: back to it, for {steps}.")
         self._restore(state.best_tensors, optimizer)
         state.best_optimizer = None
         return True
@@ -371,7 +371,7 @@ class Run:
         if self.state.pass_bytes is not None:
             reuse_pass_limit(self.model, self.state.pass_bytes, self.display.warn)
         self._restore(stored, stored["optimizer"])
-        self.display.line(
+        self.display.note(
             f"Resuming at epoch {self.state.epoch + 1}, after {self.state.step} of "
             f"{self.plan.steps_per_epoch} steps."
         )

@@ -231,6 +231,22 @@ def test_a_dry_run_plans_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_quiet_leaves_results_and_errors(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write(tmp_path / "train.csv", make_rows(40))
+    fit = ("fit", train, "--base", str(tiny_base), "--out", str(tmp_path / "out"), "--max-steps",
+           "2", "--retention", "none", "--quiet")  # fmt: skip
+    assert run(*fit) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("Warning: ", "On 4 validation rows", "evaluate train"))
+    assert not any(word in shown for word in ("base loaded", "row counts", "training loss"))
+    assert run(*fit, "--dry-run") == 0
+    assert "plan" in capsys.readouterr().out
+    assert run(*fit, "--text", "note") == 2
+    assert "'note'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_reading_imports_no_torch(trained: tuple[Path, int], tmp_path: Path) -> None:
     out = str(trained[0])

@@ -16,6 +16,7 @@ from lora_domains.cli.flags import (
     add_column_flags,
     add_metric_flag,
     add_out_flag,
+    add_quiet_flag,
     add_row_flags,
     add_task_flag,
     add_training_flags,
@@ -108,6 +109,7 @@ def _add_curve(verbs: Verbs) -> None:
     evaluation.add_argument("--scales", type=numbers, metavar="S,S,…", help="scales from 0 (the "
                             "base) over 1 (the adapter) to 4; default: "
                             "0,0.25,0.5,0.75,1,1.25")  # fmt: skip
+    add_quiet_flag(parser.add_argument_group("output"))
     # For ``configured``, which reads every flag of a run.
     parser.set_defaults(name=None, **run_flag_defaults())
 
@@ -186,6 +188,7 @@ def _add_flags_of_trainings(parser: Parser) -> Any:
                         "file; default: %(default)s")  # fmt: skip
     output.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of adapters, for "
                         "checkpoints during training; default: %(default)s")  # fmt: skip
+    add_quiet_flag(output)
     return training
 
 

@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 
 from lora_domains.analysis.regressions import comparison_with
-from lora_domains.cli.flags import ADAPTERS, add_base_flags, add_report_flags, add_suite_flags
+from lora_domains.cli.flags import (
+    ADAPTERS,
+    add_base_flags,
+    add_quiet_flag,
+    add_report_flags,
+    add_suite_flags,
+)
 from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.recipes import named_suite, open_model, suite_of
 from lora_domains.domain import load_domain
@@ -32,7 +38,7 @@ def add_benchmark(verbs: Verbs) -> None:
     add_suite_flags(evaluation, "--limit")
     add("--domains", nargs="*", default=[], metavar="RECIPE", help="also score their test rows")
     add("--seed", type=int, default=0, metavar="N", help="seed of that sample; default: 0")
-    add_report_flags(parser, evaluation)
+    add_quiet_flag(add_report_flags(parser, evaluation))
 
 
 def benchmark(flags: argparse.Namespace) -> int:

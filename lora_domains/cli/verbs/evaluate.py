@@ -16,6 +16,7 @@ from lora_domains.cli.flags import (
     add_metric_flag,
     add_out_flag,
     add_prevalence_flag,
+    add_quiet_flag,
     add_row_flags,
     add_show_text_flag,
     add_suite_flags,
@@ -76,6 +77,7 @@ def add_evaluate(verbs: Verbs) -> None:
     output = parser.add_argument_group("output")
     add_out_flag(output)
     add_show_text_flag(output)
+    add_quiet_flag(output)
     parser.set_defaults(**run_flag_defaults())
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lora_domains.cli.flags import ADAPTERS, add_adapter_argument, add_base_flags
+from lora_domains.cli.flags import ADAPTERS, add_adapter_argument, add_base_flags, add_quiet_flag
 from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 
@@ -25,6 +25,7 @@ def add_export(verbs: Verbs) -> None:
     add("--out", required=True, metavar="DIR", help="folder of the merged model (required)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
         help="dtype of the merged weights: float32 (default), bfloat16 or float16")  # fmt: skip
+    add_quiet_flag(output)
 
 
 def export(flags: argparse.Namespace) -> int:
