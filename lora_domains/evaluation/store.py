@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 ENTRIES = ("evaluation/scorer.py", "probes/lm_eval.py")
 """Files from which every file that makes a score is imported."""
-NOT_SCORING = ("console.py", "schema.py", "report", "stats", "verdict")
+NOT_SCORING = ("console", "schema.py", "report", "stats", "verdict")
 """Files and rooms that show, record or judge scores; scoring imports them but no score depends on
 them."""
 

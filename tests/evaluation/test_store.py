@@ -51,7 +51,7 @@ def test_the_key_covers_files_that_make_a_score_and_no_others() -> None:
         "analysis/trace.py",
         "cli/main.py",
         "model.py",
-        "console.py",
+        "console/display.py",
         "report/card.py",
         "report/terminal.py",
         "verdict/gates.py",

@@ -4,15 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_domains import console
 from lora_domains.console import Clock, estimated_phases, phases_in_words, spread
+from lora_domains.console import clock as clocks
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that clocks see, which the test advances."""
     seen = [100.0]
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: seen[0]))
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(monotonic=lambda: seen[0]))
     return seen
 
 

@@ -1,0 +1,20 @@
+"""What people see of a run in a terminal, in a log, or in a notebook, and how long it takes."""
+
+from lora_domains.console.clock import (
+    EVALUATION,
+    GENERAL,
+    HEAD,
+    STEPS,
+    VALIDATION,
+    Clock,
+    estimated_phases,
+    format_duration,
+    phases_in_words,
+    spread,
+)
+from lora_domains.console.display import Display, format_bytes, quiet_imports
+
+__all__ = [
+    "EVALUATION", "GENERAL", "HEAD", "STEPS", "VALIDATION", "Clock", "Display", "estimated_phases",
+    "format_bytes", "format_duration", "phases_in_words", "quiet_imports", "spread",
+]  # fmt: skip
