@@ -15,8 +15,8 @@ from conftest import make_base, make_rows
 from support.chat_templates import CHATML, chat_tokenizer
 from support.models import QUIET, declared, model_in
 
-from lora_domains import console
 from lora_domains.console import Display
+from lora_domains.console import clock as clocks
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.reference import Prediction, Reference, base_predictions
@@ -258,7 +258,7 @@ def test_a_part_stands_for_all_texts_in_a_dry_run(
         now[0] += options["input_ids"].numel()
 
     hook = base.model.model.register_forward_pre_hook(passed, with_kwargs=True)
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(monotonic=lambda: now[0]))
     part = text.in_part()
     stand_ins, estimated, spent = all_of(part), part.seconds, now[0]
     assert 0 < spent < estimated

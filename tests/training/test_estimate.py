@@ -12,8 +12,8 @@ from support.general_text import TRAINING, use_general_text
 from support.models import SUITE, clear_rows, declared, model_in
 from support.models import make_run as make_quiet_run
 
-from lora_domains import console
 from lora_domains.console import EVALUATION, GENERAL, STEPS, VALIDATION, Clock, Display
+from lora_domains.console import clock as clocks
 from lora_domains.evaluation.verdict_run import evaluation_seconds
 from lora_domains.inference.reference import Reference
 from lora_domains.model import DomainModel
@@ -65,7 +65,7 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
         now[0] += options["input_ids"].numel() * TOKEN * (3 if torch.is_grad_enabled() else 1)
 
     model.base_model.register_forward_pre_hook(passed, with_kwargs=True)
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
 
 @pytest.mark.slow
