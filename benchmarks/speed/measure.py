@@ -33,11 +33,16 @@ Work = Callable[[], Any]
 class Experiment:
     """One run of a script: its flags, progress messages, figures and result file."""
 
-    def __init__(self, name: str, doc: str | None, dtypes: Sequence[str] = ("float32",)) -> None:
+    def __init__(
+        self, name: str, doc: str | None, dtypes: Sequence[str] = ("float32",),
+        add: Callable[[Callable[..., Any]], None] | None = None,
+    ) -> None:  # fmt: skip
         parser = argparse.ArgumentParser(
             description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        add = parser.add_argument
+        more, add = add, parser.add_argument
+        if more is not None:
+            more(add)
         add("--device", default="cpu", help="cpu or cuda; default: %(default)s")
         add("--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base")
         add("--threads", type=int, default=1, help="of torch on a CPU; default: %(default)s")
@@ -50,6 +55,7 @@ class Experiment:
         flags = parser.parse_args()
         if len(flags.dtype) > len(dtypes):
             parser.error(f"{name} takes {len(dtypes)} --dtype")
+        self.flags = flags
         self.name, self.device, self.quick = name, flags.device, bool(flags.quick)
         self.dtypes: list[str] = flags.dtype
         self.out: Path | None = flags.out or (None if self.quick else RESULTS)

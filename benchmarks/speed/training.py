@@ -1,0 +1,237 @@
+"""Training steps of one adapter: plain PEFT with transformers' Trainer against ours.
+
+    python benchmarks/speed/training.py --bases .bases           # 20 minutes on 2 quiet cores
+    python benchmarks/speed/training.py                          # without pretrained bases
+    python benchmarks/speed/training.py --device cuda
+
+Both train the same LoRA weights on the same rows, without retention, and take the same optimiser
+steps: 8 rows of 256 tokens, all of which are supervised, on a random Llama and on SmolLM2, and
+labels on MiniLM with a head. In bfloat16 PEFT is used as its users do: the base in bfloat16, its
+adapter in float32, and autocast (`bf16=True`). A step of the Trainer is timed between its own
+callbacks, without the Trainer's start. Memory is the peak of all tensors that a step makes,
+counted by the package's own counter, for both.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from measure import DTYPES, Experiment, ratios, timed
+from shape import bench
+
+from lora_domains import Classification, Data, Domain, DomainModel, Training
+from lora_domains.console import Display
+from lora_domains.domain import Lora
+from lora_domains.inference.memory import TensorBytes
+from lora_domains.tasks.generation import LanguageModelling
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.training import fit
+from lora_domains.training.plan import make_plan
+
+ROWS, TOKENS, RANK, RATE = 8, 256, 16, 1e-5
+GOALS = {"float32": (1.07, 0.75), "bfloat16": (1.25, 0.75)}
+"""By dtype: tokens a second, at least, and memory, at most, over PEFT's."""
+GRADIENTS = {"float32": 1e-6, "bfloat16": 1e-2}
+
+
+class Steps:
+    """Our training: the steps of a fit without retention, on one batch again and again."""
+
+    def __init__(self, base: Path, task: Any, rows: list[dict[str, Any]], dtype: str, device: str,
+                 out: Path) -> None:  # fmt: skip
+        quiet = Display(quiet=True)
+        model = DomainModel.from_pretrained(
+            base, dtype=dtype, device=device, out=out, display=quiet
+        )
+        training = Training(retention="none", batch_size=ROWS, epochs=1, lr=RATE,
+                            max_length=TOKENS, warmup=0.0)  # fmt: skip
+        domain = Domain("speed", task, Data(rows[20:], rows[:10], rows[10:20]),
+                        lora=Lora(rank=RANK, alpha=2 * RANK, targets="all-linear"),
+                        training=training)  # fmt: skip
+        dataset = model.dataset(domain)
+        self.bank, self.pad = model.bank, model.base.pad
+        self.run = fit.make_run(model.bank, dataset, make_plan(model.base, dataset), out, quiet)
+        self.batch: list[EncodedExample] = [row.encoded for row in dataset.train[:ROWS]]
+        generator = torch.Generator().manual_seed(0)
+        weights = {
+            name: (a, torch.randn(b.shape, generator=generator) * 0.02)
+            for name, (a, b) in self.bank.weights(self.run.adapter_name).items()
+        }  # B = 0, its usual start, would leave A without gradients
+        self.bank.set_weights(self.run.adapter_name, weights, {})
+
+    @property
+    def weights(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A and B by linear."""
+        return self.bank.weights(self.run.adapter_name)
+
+    def step(self) -> None:
+        self.run.train_step(self.batch)
+
+    def gradients(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Of the batch's mean loss, by linear."""
+        self.run.gradients.compute(self.batch, self.run.gradients.units(self.batch))
+        of = self.bank.trainable(self.run.adapter_name)
+        return {name: (lora.a.grad, lora.b.grad) for name, lora in of.items()}  # type: ignore[misc]
+
+
+class Peer:
+    """Plain PEFT on the same batch with the same weights, under transformers' Trainer."""
+
+    def __init__(self, base: Path, ours: Steps, dtype: str, device: str, classes: int) -> None:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        kind, more = (AutoModelForSequenceClassification, {"num_labels": classes}) if classes else (
+            AutoModelForCausalLM, {})  # fmt: skip
+        model = kind.from_pretrained(base, dtype=DTYPES[dtype], **more)
+        names = sorted(ours.weights)
+        config = LoraConfig(task_type="SEQ_CLS" if classes else "CAUSAL_LM", r=RANK,
+                            lora_alpha=2 * RANK, target_modules=names)  # fmt: skip
+        self.model, self.dtype, self.device = (
+            get_peft_model(model, config).to(device),
+            dtype,
+            device,
+        )
+        for name, (a, b) in ours.weights.items():
+            linear = self.model.base_model.model.get_submodule(name)
+            linear.lora_A.default.weight.data.copy_(a)
+            linear.lora_B.default.weight.data.copy_(b)
+        texts = [[*row.prompt, *row.answer] for row in ours.batch]
+        longest = max(map(len, texts))
+        self.rows = []
+        for text, row in zip(texts, ours.batch, strict=True):
+            padding = longest - len(text)
+            label = row.target if classes else (
+                [-100] * len(row.prompt) + list(row.answer) + [-100] * padding)  # fmt: skip
+            self.rows.append({"input_ids": text + [ours.pad] * padding,
+                              "attention_mask": [1] * len(text) + [0] * padding,
+                              "labels": label})  # fmt: skip
+
+    def trainer(self, folder: Path) -> Any:
+        """A Trainer of one step, whose ``seconds`` that step takes."""
+        from transformers import Trainer, TrainerCallback, TrainingArguments
+
+        class Clock(TrainerCallback):
+            seconds = 0.0
+
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.started = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                self.seconds = time.perf_counter() - self.started
+
+        arguments = TrainingArguments(
+            str(folder), per_device_train_batch_size=ROWS, max_steps=1, learning_rate=RATE,
+            bf16=self.dtype == "bfloat16", use_cpu=self.device == "cpu", report_to=[],
+            save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            lr_scheduler_type="constant",
+        )  # fmt: skip
+        clock = Clock()
+        trainer = Trainer(self.model, arguments, train_dataset=self.rows, callbacks=[clock])
+        trainer.clock = clock
+        return trainer
+
+    def gradients(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Of the batch's mean loss, by linear."""
+        self.model.zero_grad(set_to_none=True)
+        columns = {key: [row[key] for row in self.rows] for key in self.rows[0]}
+        self.model.train()
+        self.model(
+            **{k: torch.tensor(v, device=self.device) for k, v in columns.items()}
+        ).loss.backward()
+        found = {}
+        for name, module in self.model.base_model.model.named_modules():
+            if hasattr(module, "lora_A"):
+                pair = module.lora_A.default.weight, module.lora_B.default.weight
+                found[name] = (pair[0].grad.clone(), pair[1].grad.clone())
+        self.model.zero_grad(set_to_none=True)
+        return found
+
+
+def difference(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> float:
+    """The length of the difference of all gradients, relative to the peer's."""
+    flat = [torch.cat([g.float().flatten().cpu() for name in sorted(of) for g in of[name]])
+            for of in (ours, peer)]  # fmt: skip
+    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """Bytes of the tensors that ``work`` makes, at most at any one time."""
+    with TensorBytes() as counted:
+        work()
+    return int(counted.peak)
+
+
+def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list[dict[str, Any]],
+            dtype: str, folder: Path, classes: int = 0) -> None:  # fmt: skip
+    """Measure one base at one precision."""
+    ours = Steps(base, task, rows, dtype, experiment.device, folder / "ours")
+    peer = Peer(base, ours, dtype, experiment.device, classes)
+    label = f"{name}, {dtype}"
+    if not classes:  # the head of transformers' classifiers is another one
+        apart = difference(ours.gradients(), peer.gradients())
+        experiment.figure(f"{label}, gradients apart, relative", "1", apart,
+                          at_most=GRADIENTS[dtype])  # fmt: skip
+    trainer = peer.trainer(folder / "trainer")
+    runs: dict[str, list[float]] = {"ours": [], "peft": []}
+    for round_ in range(-1, experiment.rounds):
+        for who in ("ours", "peft") if round_ % 2 else ("peft", "ours"):
+            if who == "ours":
+                seconds = timed(ours.step, experiment.device)
+            else:
+                trainer.train()
+                seconds = trainer.clock.seconds
+            if round_ >= 0:
+                runs[who].append(seconds)
+    tokens = sum(map(len, ours.batch))
+    speed, memory = GOALS[dtype]
+    experiment.figure(f"{label}, tokens a second", "tokens/s",
+                      [tokens / s for s in runs["ours"]], [tokens / s for s in runs["peft"]],
+                      better="more")  # fmt: skip
+    experiment.figure(f"{label}, speed over PEFT's", "×", ratios(runs["peft"], runs["ours"]),
+                      at_least=speed)  # fmt: skip
+    if experiment.device == "cpu":
+        bytes_ = {"ours": peak(ours.step), "peft": peak(trainer.train)}
+        experiment.figure(f"{label}, peak memory of a step", "MB", bytes_["ours"] / 1e6,
+                          bytes_["peft"] / 1e6)  # fmt: skip
+        experiment.figure(f"{label}, memory over PEFT's", "×", bytes_["ours"] / bytes_["peft"],
+                          at_most=memory)  # fmt: skip
+    ours.bank.remove(ours.run.adapter_name)
+
+
+def texts(words: Sequence[str], count: int = 40) -> list[dict[str, Any]]:
+    """Different rows that are longer than a batch's: each fills its window."""
+    generator = torch.Generator().manual_seed(1)
+    picks = torch.randint(len(words), (count, 2 * TOKENS), generator=generator).tolist()
+    return [{"text": " ".join(words[i] for i in row)} for row in picks]
+
+
+def main() -> None:
+    experiment = Experiment("training", __doc__, dtypes=("float32", "bfloat16"), add=add_flags)
+    bases: Path | None = experiment.flags.bases
+    words = ["river", "winter", "stone", "letter", "market", "garden", "doctor", "number"]
+    with bench(experiment) as test, torch.enable_grad(), TemporaryDirectory() as scratch:
+        for dtype in experiment.dtypes:
+            plain = [f"w{i}" for i in range(3, test.shape.vocabulary)]
+            compare(experiment, "random Llama, texts", test.base, LanguageModelling(),
+                    texts(plain), dtype, Path(scratch) / f"random-{dtype}")  # fmt: skip
+            if bases is None:
+                continue
+            compare(experiment, "SmolLM2, texts", bases / "smollm2", LanguageModelling(),
+                    texts(words), dtype, Path(scratch) / f"smollm2-{dtype}")  # fmt: skip
+            rows = [row | {"label": "ab"[n % 2]} for n, row in enumerate(texts(words))]
+            compare(experiment, "MiniLM, head", bases / "minilm", Classification(head=True), rows,
+                    dtype, Path(scratch) / f"minilm-{dtype}", classes=2)  # fmt: skip
+        experiment.save(test.settings | {"rows": ROWS, "tokens": TOKENS, "rank": RANK})
+
+
+def add_flags(add: Callable[..., Any]) -> None:
+    """Flags of this script alone."""
+    add("--bases", type=Path, help="folder with smollm2 and minilm; default: the random base only")
+
+
+if __name__ == "__main__":
+    main()
