@@ -172,9 +172,17 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
     peer = Peer(base, ours, dtype, experiment.device, classes)
     label = f"{name}, {dtype}"
     if not classes:  # the head of transformers' classifiers is another one
-        apart = difference(ours.gradients(), peer.gradients())
-        experiment.figure(f"{label}, gradients apart, relative", "1", apart,
+        found, theirs = ours.gradients(), peer.gradients()
+        experiment.figure(f"{label}, gradients apart, relative", "1", difference(found, theirs),
                           at_most=GRADIENTS[dtype])  # fmt: skip
+        if dtype != "float32":
+            exact = Peer(base, ours, dtype, experiment.device, classes)
+            exact.model.float()
+            exact.dtype = "float32"
+            truth = exact.gradients()
+            error = difference(theirs, truth)
+            experiment.figure(f"{label}, error of the gradients, relative", "1",
+                              difference(found, truth), error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
     runs: dict[str, list[float]] = {"ours": [], "peft": []}
     for round_ in range(-1, experiment.rounds):

@@ -7,6 +7,7 @@ whatever the base's precision, as in PEFT: on a CPU, small bfloat16 products are
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,12 +202,26 @@ class TrainableLora(nn.Module):
         # In a tuple: the base's linear is no part of this module, whose parameters are trained.
         self._linear: tuple[Any] = (getattr(linear, ROUTED, linear),)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``y`` (…, out), the base's output for ``x`` (…, in), with the adapter's."""
+    @property
+    def plain(self) -> bool:
+        """Whether its product with ``a`` may be computed together with others of the same input:
+        without DoRA, and without dropout, which each linear draws for itself."""
+        return self.magnitude is None and not (self.training and self.dropout)
+
+    def forward(self, x: Tensor, y: Tensor, low: Tensor | None = None) -> Tensor:
+        """``y`` (…, out), the base's output for ``x`` (…, in), with the adapter's.
+
+        ``low`` (tokens, rank), the product of ``x`` and ``a``, is given where it was computed
+        together with others; only for one that is ``plain``.
+        """
+        if self.plain:
+            low = F.linear(x, self.a.to(x.dtype)) if low is None else low
+            # Scaled between the products, where there are rank columns and not out.
+            low = (low * self.scale).reshape(-1, low.shape[-1]).to(y.dtype)
+            return torch.addmm(y.flatten(0, -2), low, self.b.to(y.dtype).t()).view(y.shape)
         dropped = x = x.to(self.a.dtype)
         if self.training and self.dropout:
             dropped = F.dropout(x, self.dropout)
-        # Scaled between the products, where there are rank columns and not out.
         delta = F.linear(F.linear(dropped, self.a) * self.scale, self.b)
         if self.magnitude is not None:
             # As in PEFT, the lengths have no gradient, and dropout concerns what is added alone.
@@ -229,6 +244,14 @@ class LoadedAdapter:
     trainable: bool = False
     rescales: bool = False
     """Whether some of its outputs are rescaled (DoRA)."""
+
+    @cached_property
+    def _group_of(self) -> dict[str, list[str]]:
+        return {name: names for names in self.groups.values() for name in names}
+
+    def siblings(self, linear: str) -> list[str]:
+        """The linears of the group of ``linear``, itself among them."""
+        return self._group_of[linear]
 
 
 def load_frozen(

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_domains.errors import UsageError, listed
@@ -43,7 +44,7 @@ class Single:
     def __init__(self, adapter: LoadedAdapter) -> None:
         self.adapter = adapter
         self.rows = (adapter,)
-        self._shared: tuple[Tensor | None, str, Any] = (None, "", None)
+        self._shared: tuple[Tensor | None, object, Any] = (None, None, None)
 
     @property
     def domains(self) -> tuple[str | None, ...]:
@@ -51,7 +52,7 @@ class Single:
 
     def release(self) -> None:
         """Forget the activations of the last linear."""
-        self._shared = (None, "", None)
+        self._shared = (None, None, None)
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """Add the adapter's product to ``y`` (…, out), the base's output for ``x`` (…, in)."""
@@ -59,7 +60,7 @@ class Single:
         if lora is None:
             return y
         if isinstance(lora, TrainableLora):
-            added: Tensor = lora(x, y)
+            added: Tensor = lora(x, y, self._low(linear, lora, x))
             return added
         # One product of A serves all linears that are given this very tensor. Threads that share
         # a route may compute it twice, but never mix: the entry is replaced as a whole.
@@ -68,6 +69,21 @@ class Single:
             low = _down(lora, x)
             self._shared = (x, lora.group, low)
         return _up(lora, low, y)
+
+    def _low(self, linear: str, lora: TrainableLora, x: Tensor) -> Tensor | None:
+        """(…, rank): ``x`` times A, where one product serves all linears that read ``x``."""
+        group = self.adapter.siblings(linear)
+        if not lora.plain or len(group) < 2:
+            return None
+        source, kept, lows = self._shared
+        if source is not x or kept is not group:
+            parts = [self.adapter.weights[name].a for name in group]
+            low = F.linear(x, torch.cat(parts).to(x.dtype))
+            shares = torch.split(low, [len(part) for part in parts], dim=-1)
+            lows = dict(zip(group, shares, strict=True))
+            self._shared = (x, group, lows)
+        product: Tensor = lows[linear]
+        return product
 
 
 class Mixed:

@@ -2,16 +2,20 @@
 
 import asyncio
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.adapters import IDS, TOLERANCE, logits, strong
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.lora import Adapter
 from lora_domains.modeling.routing import RoutedLinear
 
 
@@ -138,26 +142,94 @@ def test_backward_from_a_second_thread_gives_the_same_gradients(base: Base) -> N
     assert all(p.grad is None for p in base.model.parameters() if not p.requires_grad)
 
 
-def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
+class Products(TorchDispatchMode):
+    """Counts products of matrices by the columns of the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == "mm":
+            self.columns[args[1].shape[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def peft_model(model: Any, adapter: Adapter) -> Any:
+    """Plain PEFT on ``model``, with the weights of ``adapter``."""
     from peft import get_peft_model
 
-    adapter = strong(base, "a")
-    bank = Bank(base)
-    bank.add(adapter, trainable=True)
-    oracle = get_peft_model(load_base(tiny_base).model, adapter.config)
-    layers = dict(oracle.base_model.model.named_modules())
+    peft = get_peft_model(model, adapter.config)
+    layers = dict(peft.base_model.model.named_modules())
     for linear, (a, b) in adapter.weights.items():
         layers[linear].lora_A["default"].weight.data.copy_(a)
         layers[linear].lora_B["default"].weight.data.copy_(b)
+    return peft
+
+
+def peft_gradients(peft: Any, adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Of A and B, by linear."""
+    layers = dict(peft.base_model.model.named_modules())
+    return {
+        linear: (layers[linear].lora_A["default"].weight.grad.clone(),
+                 layers[linear].lora_B["default"].weight.grad.clone())
+        for linear in adapter.weights
+    }  # fmt: skip
+
+
+def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
+    adapter = strong(base, "a")
+    bank = Bank(base)
+    bank.add(adapter, trainable=True)
+    oracle = peft_model(load_base(tiny_base).model, adapter)
     oracle(input_ids=IDS, labels=IDS).loss.backward()
     with bank.routed("a"):
         base.model(input_ids=IDS, labels=IDS).loss.backward()
-    for linear in adapter.weights:
+    for linear, wanted in peft_gradients(oracle, adapter).items():
         lora = bank.trainable("a")[linear]
-        for ours, theirs in ((lora.a, "lora_A"), (lora.b, "lora_B")):
-            wanted = getattr(layers[linear], theirs)["default"].weight.grad
-            torch.testing.assert_close(ours.grad, wanted, atol=1e-6, rtol=1e-4)
-            assert wanted.abs().max() > 1e-4
+        for ours, theirs in zip((lora.a, lora.b), wanted, strict=True):
+            torch.testing.assert_close(ours.grad, theirs, atol=1e-6, rtol=1e-4)
+            assert theirs.abs().max() > 1e-4
+
+
+def test_linears_of_one_input_share_a_product_in_training(base: Base) -> None:
+    bank = Bank(base)
+    bank.add(strong(base, "a"), trainable=True)
+    with bank.routed("a"), Products() as products:
+        base.model(input_ids=IDS, labels=IDS)
+    # Of a layer's seven linears q, k and v share one product with A, gate and up another.
+    layers = base.model.config.num_hidden_layers
+    rank = bank.trainable("a")["model.layers.0.self_attn.q_proj"].a.shape[0]
+    counted = {n: products.columns[n] for n in (rank, 2 * rank, 3 * rank)}
+    assert counted == {rank: 2 * layers, 2 * rank: layers, 3 * rank: layers}
+
+
+def test_gradients_in_bfloat16_are_as_near_to_those_in_float32_as_pefts(tiny_base: Path) -> None:
+    def of_ours(base: Base, adapter: Adapter) -> torch.Tensor:
+        bank = Bank(base)
+        bank.add(adapter, trainable=True)
+        with bank.routed("a"):
+            base.model(input_ids=IDS, labels=IDS).loss.backward()
+        lora = bank.trainable("a")
+        return torch.cat(
+            [p.grad.flatten() for n in adapter.weights for p in (lora[n].a, lora[n].b)]
+        )
+
+    def of_peft(peft: Any) -> torch.Tensor:
+        pairs = peft_gradients(peft, adapter).values()
+        return torch.cat([gradient.flatten() for pair in pairs for gradient in pair])
+
+    narrow = load_base(tiny_base, dtype="bfloat16")
+    adapter = strong(narrow, "a")
+    oracle = peft_model(load_base(tiny_base, dtype="bfloat16").model, adapter)
+    with torch.autocast("cpu", torch.bfloat16):
+        oracle(input_ids=IDS, labels=IDS).loss.backward()
+    theirs = of_peft(oracle)
+    oracle.float().zero_grad()
+    oracle(input_ids=IDS, labels=IDS).loss.backward()
+    exact = of_peft(oracle)
+    error = (theirs - exact).norm()
+    assert 0 < (of_ours(narrow, adapter) - exact).norm() < 1.5 * error
 
 
 def test_a_routed_linear_has_the_attributes_of_its_base(bank: Bank) -> None:
