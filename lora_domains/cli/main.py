@@ -13,6 +13,7 @@ from lora_domains.cli.verbs.evaluate import add_evaluate
 from lora_domains.cli.verbs.export import add_export
 from lora_domains.cli.verbs.fit import add_fit
 from lora_domains.cli.verbs.predict import add_predict
+from lora_domains.cli.verbs.serving import add_serving_verbs
 
 ABOUT = (
     "One LoRA adapter per domain on one frozen base, and a measured verdict on what each adapter "
@@ -36,6 +37,7 @@ def make_parser() -> Parser:
     add_benchmark(verbs)
     add_card_verbs(verbs)
     add_export(verbs)
+    add_serving_verbs(verbs)
     add_doctor(verbs)
     add_analysis_verbs(verbs)
     parser.description = f"{wrapped(ABOUT)}\n\n{verbs.help()}"

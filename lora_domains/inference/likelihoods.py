@@ -40,7 +40,7 @@ def choice_logprobs(
     """
 
     def score(batch: list[EncodedExample]) -> list[np.ndarray]:
-        if _takes_logits_to_keep(model) and takes_trees(model, batch):
+        if takes_logits_to_keep(model) and takes_trees(model, batch):
             return [np.array(row) for row in choices_at_once(model, batch, pad)]
         return _one_by_one(model, batch, pad)
 
@@ -72,7 +72,7 @@ def choices_and_nats(
     choice.
     """
     joined = [replace(e, choices=(*e.choices, e.answer)) for e in examples]
-    if not (examples and _takes_logits_to_keep(model) and takes_trees(model, joined)):
+    if not (examples and takes_logits_to_keep(model) and takes_trees(model, joined)):
         logprobs = choice_logprobs(model, examples, pad, progress)
         return logprobs, *answer_nats(model, examples, pad)
     logprobs = choice_logprobs(model, joined, pad, progress)
@@ -152,12 +152,13 @@ def last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count:
         attention_mask=mask,
         position_ids=positions,
         use_cache=False,
-        **({"logits_to_keep": count} if _takes_logits_to_keep(model) else {}),
+        **({"logits_to_keep": count} if takes_logits_to_keep(model) else {}),
     ).logits
     return logits[:, -count:]
 
 
-def _takes_logits_to_keep(model: Any) -> bool:
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether ``model`` can compute the logits of the last tokens alone."""
     return _takes(model.__class__, "logits_to_keep")
 
 

@@ -93,15 +93,19 @@ class Mixed:
     return sequences do.
     """
 
-    def __init__(self, rows: Sequence[LoadedAdapter | None], device: torch.device) -> None:
+    def __init__(
+        self, rows: Sequence[LoadedAdapter | None], device: torch.device,
+        adapters: Sequence[LoadedAdapter] = (),
+    ) -> None:  # fmt: skip
         self.rows = tuple(rows)
         self.device = device
-        self._rows_of: dict[LoadedAdapter, list[int]] = {}
+        # Those of ``adapters`` come first, in their order; they may have no row.
+        self._rows_of: dict[LoadedAdapter, list[int]] = {adapter: [] for adapter in adapters}
         for index, adapter in enumerate(self.rows):
             if adapter is not None:
                 self._rows_of.setdefault(adapter, []).append(index)
         self._stackable = not any(a.trainable or a.rescales for a in self._rows_of)
-        self._indices = {a: _index(rows, device) for a, rows in self._rows_of.items()}
+        self._indices = {a: _index(rows, device) for a, rows in self._rows_of.items() if rows}
         self._blocks = _blocks(list(self._rows_of.values()), len(self.rows), device)
         # Kept as long as the route, and so across the steps of decoding.
         self._stacked: dict[str, StackedLora | None] = {}
@@ -110,6 +114,18 @@ class Mixed:
     @property
     def domains(self) -> tuple[str | None, ...]:
         return tuple(None if row is None else row.name for row in self.rows)
+
+    def with_rows(self, rows: Sequence[LoadedAdapter | None]) -> "Mixed | None":
+        """A route for other ``rows`` that keeps the stacked weights of this one.
+
+        None where they have an adapter that is not stacked here, or less than half of those.
+        """
+        wanted = {adapter for adapter in rows if adapter is not None}
+        if not wanted <= self._rows_of.keys() or 2 * len(wanted) < len(self._rows_of):
+            return None
+        route = Mixed(rows, self.device, tuple(self._rows_of))
+        route._stacked = self._stacked
+        return route
 
     def release(self) -> None:
         """Forget the activations of the last linear."""

@@ -49,6 +49,8 @@ class Task(ABC):
     """Whether every answer is one of a fixed set of labels, shared by all rows, or several."""
     predictable: ClassVar[bool] = True
     """Whether rows without an answer can be predicted."""
+    converses: ClassVar[bool] = False
+    """Whether an answer depends on several turns, rather than on one text."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of fields, which older cards have: {former: current}."""
     aliases: ClassVar[Mapping[str, str]] = {}
@@ -213,6 +215,11 @@ class Task(ABC):
         """Tokens to generate at most; 0 where nothing is generated."""
         return 0
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Texts before which a generated answer ends."""
+        return ()
+
     def answer_in(self, text: str) -> str:
         """The answer in a generated text, which may go on after it."""
         return text
@@ -278,6 +285,20 @@ class Task(ABC):
             if column not in row.values:
                 text_of(row, column)  # raises
         return self.unlabelled(row)
+
+    def to_answer(self, messages: Sequence[Mapping[str, Any]]) -> Example:
+        """The example of a conversation to continue, by default of one text of the user.
+
+        Raises UsageError for a longer one, and what ``to_predict`` raises.
+        """
+        if [message["role"] for message in messages] != ["user"]:
+            raise UsageError(
+                where="messages",
+                expected="one message of the user, since this adapter answers texts",
+                found="roles " + listed(message["role"] for message in messages),
+                hint="Send the text alone.",
+            )
+        return self.to_predict(messages[0]["content"], 0)
 
     def with_head(self) -> Self | None:
         """This task scored by a head, which encoders need; None for kinds that have none."""

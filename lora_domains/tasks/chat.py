@@ -62,6 +62,7 @@ class Chat(Task):
     metric = "nats_per_token"
     template = ""
     chat = True
+    converses = True
 
     def __post_init__(self) -> None:
         if (self.user is None) != (self.assistant is None):
@@ -143,6 +144,9 @@ class Chat(Task):
             return super().to_predict(text, number)
         turns = [{"role": "user", "content": _text(text, f"input {number}")}]
         return self._example(Row({}, "input", number, f"input {number}"), turns, "", turns)
+
+    def to_answer(self, messages: Sequence[Message]) -> Example:
+        return self._example(Row({}, "input", 0, "messages"), messages, "", messages)
 
     def _example(
         self, row: Row, turns: Sequence[Message], answer: str, before: Sequence[Message]

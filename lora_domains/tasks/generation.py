@@ -74,6 +74,10 @@ class Generation(TextTask):
             return frozenset({"f1", "exact", "number", "judge", "nats", "tokens"})
         return super().score_keys
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return (self.until,) if self.until else ()
+
     def answer_in(self, text: str) -> str:
         """What comes before ``until``."""
         return text.split(self.until)[0].strip() if self.until else text

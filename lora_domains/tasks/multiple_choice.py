@@ -171,6 +171,7 @@ class Preference(Task):
     metric = "win_rate"
     template = ""
     chat = True
+    converses = True
     score_keys = frozenset({"won", "ranked", "margin", "nats", "tokens"})
 
     def __post_init__(self) -> None:
@@ -228,6 +229,9 @@ class Preference(Task):
 
     def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
         return self._conversation(self.chosen).to_predict(text, number)
+
+    def to_answer(self, messages: Sequence[Mapping[str, Any]]) -> Example:
+        return self._conversation(self.chosen).to_answer(messages)
 
     def _conversation(self, answer: str) -> Chat:
         """The rows with the answer in one column, as a chat."""

@@ -17,6 +17,8 @@ from lora_domains.errors import LoraDomainsError
 from lora_domains.inference.generation import generate
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.serving.answers import Sampling
+from lora_domains.serving.batch import Batch, Row
 
 CAUSAL = (
     "bamba", "bart", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cpmant", "ctrl",
@@ -159,6 +161,7 @@ def tried(folder: Path, out: Path, deviation: float = 0.5) -> str:
         bank.add(strong(base, name, seed, deviation=deviation))
     _check_rows(bank)
     _check_decoding(bank)
+    _check_joining(bank)
     _check_gradients(base)
     return "works; its experts are left out" if base.notes else "works"
 
@@ -201,6 +204,27 @@ def _check_decoding(bank: Bank) -> None:
                     scores = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
                     ids.append(int(scores.argmax()))
             assert tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True) == answer
+
+
+def _check_joining(bank: Bank) -> None:
+    """Answers of rows that join a running batch, and leave it, are those that each has alone."""
+    batch = Batch(bank.base)
+    asked = [("a", 4), (None, 9), ("b", 12), ("a", 3), ("b", 7)]
+    rows, alone = [], []
+    for name, length in asked:
+        route = bank.route(name)
+        prompt = list(range(40, 40 + length))
+        answer = batch.answer(Sampling(6 + length % 3))
+        rows.append(Row(prompt, None if route is None else route.rows[0], answer))
+        with bank.routed(name):
+            alone += generate(bank.base.model, bank.base.tokenizer, [prompt],
+                              max_new_tokens=answer.sampling.max_tokens)  # fmt: skip
+    for start in range(0, len(rows), 2):
+        batch.join(rows[start : start + 2])
+        batch.step()
+    while batch.rows:
+        batch.step()
+    assert [row.answer.text for row in rows] == alone
 
 
 def _check_gradients(base: Base) -> None:
