@@ -1,46 +1,134 @@
-"""The task that is proposed for rows, by their columns and their labels."""
+"""The domain that is proposed for rows, by the names of their columns, by their cells and labels.
+
+Flags decide first, then names that say what a column is (``text`` and ``label``, ``messages``),
+then what the columns hold. What is chosen has a reason, which names no cell.
+"""
 
 import argparse
-from dataclasses import fields, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import product
+from pathlib import Path
 
-from lora_domains.cli.flags import SETTINGS, reading
+from lora_domains.cli.columns import Column, columns_of, told_by, without_header
+from lora_domains.cli.flags import SETTINGS, configured, domain_name, reading
+from lora_domains.cli.flags import columns as columns_named
 from lora_domains.data.readers import read
-from lora_domains.data.source import FEWEST_READ
-from lora_domains.errors import DataError
-from lora_domains.tasks import KINDS, Classification, Task
+from lora_domains.data.source import FEWEST_READ, Data, file_of
+from lora_domains.domain import Domain
+from lora_domains.errors import DataError, UsageError, listed
+from lora_domains.tasks import (
+    KINDS,
+    Chat,
+    Classification,
+    Generation,
+    LanguageModelling,
+    Row,
+    Task,
+    plain_text,
+    shown,
+)
 
 LABELS = ("label", "labels")
 """Columns of labels whose cells are looked at where no --label is given."""
+MOST_READ = 20 * FEWEST_READ
+"""Rows that a proposal looks at: a file may be sorted by its labels."""
+SKEWED = 0.35
+"""The largest share of the rarer of two labels that makes it the positive class."""
+MOST_TRIED = 12
+"""The most columns that are tried as labels."""
+
+Reasons = Mapping[str, str]
+"""What was proposed, by name ("task", "label"), and why."""
 
 
-def proposed_task(flags: argparse.Namespace) -> tuple[Task, str]:
-    """The task of the training rows, and why; "" where nothing was chosen.
+@dataclass(frozen=True)
+class Proposal:
+    """A domain with the flags applied, and the reasons of what no flag decided."""
+
+    domain: Domain
+    reasons: Reasons
+    columns: Mapping[str, Column]
+
+
+def proposed(flags: argparse.Namespace) -> Proposal:
+    """The domain for the training rows in ``flags``.
+
+    Where the columns were not both named, a positive class and a group are proposed too. Raises
+    DataError where no column of a text or of an answer can be told.
+    """
+    given = _beginning(flags)
+    columns = columns_of(given)
+    task, reasons = _task(flags, given, columns)
+    name = domain_name(Path(flags.train)) if flags.name is None else flags.name
+    domain = configured(Domain(name, task, Data(flags.train)), flags)
+    if flags.text and flags.label:
+        return Proposal(domain, reasons, columns)
+    more = dict(reasons)
+    if flags.positive is None:
+        domain, more["positive"] = _with_positive(domain, given)
+    if flags.group is None:
+        domain, more["group"] = _with_group(domain, columns, len(given))
+    return Proposal(domain, {name: why for name, why in more.items() if why}, columns)
+
+
+def _beginning(flags: argparse.Namespace) -> list[Row]:
+    most = FEWEST_READ if str(flags.train).startswith("hub:") else MOST_READ
+    try:
+        return read(flags.train, "train", replace(reading(flags), most=most))
+    except DataError:  # which is raised again when the rows are read
+        return []
+
+
+def _task(
+    flags: argparse.Namespace, given: Sequence[Row], columns: Mapping[str, Column]
+) -> tuple[Task, Reasons]:
+    if not given:
+        return Classification(), {}
+    named = _by_names(flags, given[:FEWEST_READ], {*columns})
+    if named is None:
+        return _by_contents(flags, given, columns)
+    task, why = named
+    if flags.head and not (flags.text or flags.label) and task.with_head() is None:
+        raise UsageError(
+            where="--head",
+            expected="labels or numbers, which a head predicts",
+            found=f"rows of a {_name(task)}: columns {listed(columns)}",
+            hint="Leave --head out, or name the columns: --text COLUMN --label COLUMN",
+        )
+    return task, {"task": why} if why else {}
+
+
+def _name(kind: Task | type[Task]) -> str:
+    return kind.kind.replace("_", " ")
+
+
+# ── By flags and names ──────────────────────────────────────────────────────────────────────────
+
+
+def _by_names(
+    flags: argparse.Namespace, given: Sequence[Row], columns: set[str]
+) -> tuple[Task, str] | None:
+    """The task that flags and names of columns say, and why; None where they say too little.
 
     It is of the kind of --task, or of one whose first rows have such labels or such columns.
     """
-    try:
-        given = read(flags.train, "train", replace(reading(flags), most=FEWEST_READ))
-    except DataError:  # which is raised again when the rows are read
-        given = []
-    columns = {name for row in given for name in row.values}
     kinds = [KINDS[flags.task]] if flags.task else _kinds_with(flags)
-    named = [flags.label] if flags.label else [n for n in LABELS if n in columns]
-    for label, kind in product(named, kinds):
+    labels = [flags.label] if flags.label else [name for name in LABELS if name in columns]
+    known, flagged = bool(labels and (flags.text or "text" in columns)), flags.text or flags.label
+    for label, kind in product(labels if known else (), kinds):
         if (of_cells := kind.from_cells(given, label)) is not None:
-            why = f"{kind.kind.replace('_', ' ')}, as {of_cells[1]}; --task names another"
+            why = f"{_name(kind)}, as {of_cells[1]}; --task names another"
             return of_cells[0], "" if flags.task else why
-    if len(kinds) > 1 and (flags.text or flags.label or flags.head):
-        return Classification(), ""
     only = kinds[0]() if len(kinds) == 1 and not flags.task else None
-    if only is not None and (flags.text or flags.label or {*only.columns} <= columns):
-        why = f"{only.kind.replace('_', ' ')}, which alone has these settings; --task names another"
-        return only, why
-    for kind in kinds if flags.task else KINDS.values():
+    if only is not None and ((flagged and known) or {*only.columns} <= columns):
+        return only, f"{_name(only)}, which alone has these settings; --task names another"
+    for kind in kinds if flags.task else () if flagged else KINDS.values():
         if (task := kind.from_columns(columns)) is not None:
-            why = f"{task.kind.replace('_', ' ')}, by the columns of the rows; --task names another"
+            why = f"{_name(task)}, by the columns of the rows; --task names another"
             return task, "" if flags.task or task == Classification() else why
-    return (kinds[0]() if len(kinds) == 1 else Classification()), ""
+    return (kinds[0]() if len(kinds) == 1 else Classification(), "") if known else None
 
 
 def _kinds_with(flags: argparse.Namespace) -> list[type[Task]]:
@@ -50,3 +138,177 @@ def _kinds_with(flags: argparse.Namespace) -> list[type[Task]]:
              if name.startswith("task.") and getattr(flags, flag)} - {"text", "label"}  # fmt: skip
     able = [kind for kind in kinds if given <= {field.name for field in fields(kind)}]
     return able if len(able) == 1 else kinds
+
+
+# ── By what the columns hold ────────────────────────────────────────────────────────────────────
+
+
+def _by_contents(
+    flags: argparse.Namespace, given: Sequence[Row], columns: Mapping[str, Column]
+) -> tuple[Task, Reasons]:
+    """The task, and why it reads these columns. Raises DataError where none can be chosen."""
+    if without_header(columns):
+        raise DataError(
+            where=file_of(given[0].place),
+            expected="the names of the columns in the first line",
+            found=f"{len(columns)} names that look like the cells of a row",
+            hint="Write a line of names above the rows.",
+        )
+    kinds = [KINDS[flags.task]] if flags.task else _kinds_with(flags)
+    turns = [column.name for column in columns.values() if column.holds == "messages"]
+    if turns and Chat in kinds and not (flags.text or flags.label):
+        return Chat(messages=turns[0]), {"task": f"chat, as {turns[0]} holds messages"}
+    answer = flags.label or next((name for name in LABELS if name in columns), None)
+    text, why_text = _text(flags, given, columns, answer)
+    known = columns_named(text, Data(flags.train))
+    parts = (known,) if isinstance(known, str) else known
+    left = {name: column for name, column in columns.items() if name not in parts}
+    task, why_answer = _answered(kinds, given, left, parts, answer)
+    task = task.with_options(text=known)
+    second = columns.get(task.answer_column or "")
+    if not (flags.text or answer) and second is not None and second.holds == "free text":
+        # Of two texts, the first one asks.
+        first, second = sorted((columns[text], second), key=[*columns.values()].index)
+        task = task.with_options(text=first.name, label=second.name)
+        why_text, why_answer = (f"{one.name}: {one.in_words}" for one in (first, second))
+    why = "" if flags.task else f"{_name(task)}, by what the columns hold; --task names another"
+    reasons = {"task": why, "text": why_text, "label": "" if flags.label else why_answer}
+    return task, {name: why for name, why in reasons.items() if why}
+
+
+def _text(
+    flags: argparse.Namespace, given: Sequence[Row], columns: Mapping[str, Column],
+    answer: str | None,
+) -> tuple[str, str]:  # fmt: skip
+    """The column of the text, or those of --text, and why."""
+    if flags.text:
+        return flags.text, ""
+    able = [column for column in columns.values() if column.holds in ("free text", "names")
+            and column.name != answer and not column.repeats]  # fmt: skip
+    able.sort(key=lambda column: (column.holds != "free text", -column.words * column.filled))
+    if not able:
+        raise _undecided(given, columns, "a column of texts", "--text COLUMN")
+    first, *others = able
+    more = [column.name for column in others if column.holds == "free text"]
+    also = f"; {listed(more)} too: --text {','.join([first.name, *more])}" if more else ""
+    return first.name, f"{first.name}: {first.in_words}{also}"
+
+
+def _answered(
+    kinds: Sequence[type[Task]], given: Sequence[Row], columns: Mapping[str, Column],
+    texts: Sequence[str], answer: str | None,
+) -> tuple[Task, str]:  # fmt: skip
+    """The task for the column of labels, numbers or answers among ``columns``, and why it is it.
+
+    ``answer`` is this column, where it is known.
+    """
+    able = columns if answer is None else {answer: columns[answer]} if answer in columns else {}
+    possible = {name: task for name, column in able.items()
+                if (task := _labelled(kinds, given, column)) is not None}  # fmt: skip
+    if possible:
+        return _told_best(possible, given, columns, texts)
+    answers = [column for column in able.values() if column.holds == "free text"]
+    if answers and Generation in kinds:
+        best = max(answers, key=lambda column: column.words * column.filled)
+        return Generation(answer=best.name), f"{best.name}: {best.in_words}"
+    if not columns and LanguageModelling in kinds:
+        return LanguageModelling(), "none: the text itself is learned"
+    if answer is not None or len(kinds) == 1:  # whose errors say what is missing
+        kind = kinds[0] if len(kinds) == 1 else Classification
+        return (kind().with_options(label=answer) if answer else kind()), ""
+    raise _undecided(given, columns, "a column of labels, numbers or answers", "--label COLUMN")
+
+
+def _labelled(kinds: Sequence[type[Task]], given: Sequence[Row], column: Column) -> Task | None:
+    """The task whose labels or numbers a column holds; None where it holds neither."""
+    if column.repeats or column.holds not in ("categories", "numbers", "lists", "names"):
+        return None
+    for kind in kinds:
+        if (of_cells := kind.from_cells(given[:FEWEST_READ], column.name)) is not None:
+            return of_cells[0]
+    able = column.holds == "categories" and Classification in kinds
+    return Classification(label=column.name) if able else None
+
+
+def _told_best(
+    possible: Mapping[str, Task], given: Sequence[Row], columns: Mapping[str, Column],
+    texts: Sequence[str],
+) -> tuple[Task, str]:  # fmt: skip
+    """The task whose answers the texts tell best, its name considered; the later of equals."""
+    if len(possible) == 1:
+        (name, task), *_ = possible.items()
+        return task, f"{name}: {columns[name].in_words}, the only column of answers"
+    told = {name: _told(task.with_options(text=tuple(texts)), given)
+            for name, task in [*possible.items()][-MOST_TRIED:]}  # fmt: skip
+    latest = [*reversed(told)]
+    best, *others = sorted(latest, key=lambda n: -round(told[n] + columns[n].standing, 2))
+    tells = f"the words of the text tell it (kappa {told[best]:.2f})"
+    other = f"--label names another, such as {listed(others, 3)}"
+    return possible[best], f"{best}: {columns[best].in_words}, and {tells}; {other}"
+
+
+def _told(task: Task, given: Sequence[Row]) -> float:
+    """How far the texts of ``given`` tell its answers (``told_by``); of several labels, whether the
+    most frequent one is among them."""
+    rows = [row for row in given if any(plain_text(row.values.get(c)) for c in task.input_columns)]
+    texts = [" ".join(plain_text(row.values.get(c)) or "" for c in task.input_columns)
+             for row in rows]  # fmt: skip
+    if task.outputs == "value":
+        return told_by(texts, [_number(task, row) for row in rows])
+    labels = [task.row_labels(row) for row in rows]
+    if task.outputs == "labels":
+        ((most, _),) = Counter(label for several in labels for label in several).most_common(1)
+        return told_by(texts, [str(most in several) for several in labels])
+    return told_by(texts, [one[0] if one else "" for one in labels])
+
+
+def _number(task: Task, row: Row) -> float:
+    """The number of a row, 0 where it has none."""
+    try:
+        return task.example(row).truth[0]
+    except DataError:
+        return 0.0
+
+
+def _undecided(
+    given: Sequence[Row], columns: Mapping[str, Column], wanted: str, flag: str
+) -> DataError:
+    held = [f"{column.name!r} ({column.holds})" for column in columns.values()]
+    return DataError(
+        where=file_of(given[0].place),
+        expected=wanted,
+        found=f"columns {listed(held)}" if held else "no other column",
+        hint=f"Name it: {flag}. Or name the kind of task: --task KIND",
+    )
+
+
+# ── The positive class and groups ───────────────────────────────────────────────────────────────
+
+
+def _with_positive(domain: Domain, given: Sequence[Row]) -> tuple[Domain, str]:
+    """The domain with the rarer of two labels as its positive class, where it is rare."""
+    task = domain.task
+    able = {"positive"} <= {field.name for field in fields(task)} and task.positive is None
+    counts = (
+        Counter(label for row in given for label in task.row_labels(row)) if able else Counter()
+    )
+    if len(counts) != 2:
+        return domain, ""
+    (_, most), (rare, fewest) = counts.most_common()
+    share = fewest / (most + fewest)
+    if share > SKEWED:
+        return domain, ""
+    why = f"{shown(rare)}, the label of {share:.0%} of the rows: its recall and precision decide"
+    return replace(domain, task=task.with_options(positive=rare)), f"{why} (--positive none)"
+
+
+def _with_group(domain: Domain, columns: Mapping[str, Column], rows: int) -> tuple[Domain, str]:
+    """The domain with the column that says whose a row is as its group, where there is one."""
+    read = {*domain.task.columns}
+    owners = [column for column in columns.values()
+              if column.repeats and column.filled == rows and column.name not in read]  # fmt: skip
+    if not owners or domain.data.group:
+        return domain, ""
+    owner = min(owners, key=lambda column: column.distinct)
+    why = f"{owner.name}: {owner.distinct} in {owner.filled} rows; rows of one stay in one split"
+    return replace(domain, data=replace(domain.data, group=owner.name)), why

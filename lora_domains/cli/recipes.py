@@ -56,13 +56,16 @@ def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = 
 
 
 def fit_and_evaluate(
-    domain: Domain, flags: argparse.Namespace, card: Card | None = None, proposed: str = ""
+    domain: Domain,
+    flags: argparse.Namespace,
+    card: Card | None = None,
+    reasons: Mapping[str, str] | None = None,
 ) -> str | None:
     """Train an adapter, evaluate it, and show both; returns the verdict.
 
     Without ``evaluate`` in ``flags``, validation rows are shown instead; then, and after a dry run,
-    the result is None. ``card`` is that of the run to repeat; ``proposed`` says why the task of the
-    domain is what it is.
+    the result is None. ``card`` is that of the run to repeat; ``reasons`` say why what was
+    proposed for the domain is as it is.
     """
     quantized, named = quantization(flags), named_suite(flags)
     domain, why = with_base(domain, flags)
@@ -83,7 +86,7 @@ def fit_and_evaluate(
         f"{quantized or base.record()['dtype']}, "
         f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
     )
-    for stage, reason in (("base", why), ("task", proposed)):
+    for stage, reason in {"base": why, **(reasons or {})}.items():
         if reason:
             display.stage(stage, None, None, reason)
     # Read before training: what cannot be asked is found before hours are spent.

@@ -77,6 +77,7 @@ def calls_made(
 
     def from_pretrained(path_or_id: Any, **options: Any) -> Any:
         calls.update(base=path_or_id, options={k: v for k, v in options.items() if k != "display"})
+        calls["brief"] = options["display"].brief
         inner = SimpleNamespace(parameters=list)
         loaded = SimpleNamespace(model=inner, id="x", device="cpu", record=lambda: {"dtype": ""},
                                  resident_bytes=lambda: 0, bidirectional=False)  # fmt: skip

@@ -42,8 +42,8 @@ BAD: dict[str, tuple[str, Callable[[Path], str], tuple[str, ...]]] = {
     "missing file": ("t.csv", lambda path: str(path), ("t.csv", "no such file")),
     "empty file": ("t.csv", lambda path: text(path, ""), ("t.csv", "an empty file")),
     "missing column": (
-        "t.csv", table(lambda rows: [{"body": r["text"], "label": r["label"]} for r in rows]),
-        ("t.csv", "the column 'text'", "body"),
+        "t.csv", table(lambda rows: [{"id": n, "label": r["label"]} for n, r in enumerate(rows)]),
+        ("t.csv", "a column of texts", "'id' (ids)"),
     ),
     "one class": (
         "t.csv", table(lambda rows: [r | {"label": "ham"} for r in rows]),

@@ -11,10 +11,9 @@ from conftest import make_rows
 from support.commands import FAST, run, write
 from support.models import use_small_suite
 
-from lora_domains.cli.flags import add_run_flags, configured
+from lora_domains.cli import proposal
+from lora_domains.cli.flags import add_run_flags
 from lora_domains.cli.parser import Parser
-from lora_domains.cli.proposal import proposed_task
-from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError
 from lora_domains.tasks import Chat, Classification, MultiLabel, Number, Task
@@ -33,9 +32,8 @@ NUMBERS = [
 def proposed(folder: Path, rows: list[dict[str, Any]], *flags: str) -> tuple[Task, str]:
     parser = Parser()
     add_run_flags(parser, recipe=False)
-    read = parser.read(["--train", write(folder / "rows.csv", rows), *flags])
-    task, why = proposed_task(read)
-    return configured(Domain("x", task, Data(read.train)), read).task, why
+    found = proposal.proposed(parser.read(["--train", write(folder / "rows.csv", rows), *flags]))
+    return found.domain.task, found.reasons.get("task", "")
 
 
 def test_the_kind_is_proposed_from_the_first_labels(tmp_path: Path) -> None:

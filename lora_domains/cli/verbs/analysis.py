@@ -25,7 +25,7 @@ from lora_domains.cli.flags import (
     run_flag_defaults,
 )
 from lora_domains.cli.parser import Parser, Verbs, add_verb, check_no_file
-from lora_domains.cli.proposal import proposed_task
+from lora_domains.cli.proposal import proposed
 from lora_domains.cli.recipes import open_model
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
@@ -241,11 +241,11 @@ def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None
     if Path(flags.rows).suffix == ".py":
         return configured(load_domain(flags.rows), flags)
     flags.train = flags.rows
-    task = task_from_record(settings["task"]) if settings else proposed_task(flags)[0]
+    if settings is None:
+        return proposed(flags).domain
+    task, training = task_from_record(settings["task"]), settings["training"]
     domain = Domain(flags.name or domain_name(Path(flags.rows)), task, Data(flags.rows))
-    if settings:
-        training = settings["training"]
-        domain = with_settings(domain, seed=training["seed"], max_length=training["max_length"])
+    domain = with_settings(domain, seed=training["seed"], max_length=training["max_length"])
     return configured(domain, flags)
 
 

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_domains.analysis.reproduce import card_at, domain_of
-from lora_domains.cli.flags import add_run_flags, configured, domain_name
+from lora_domains.cli.flags import add_run_flags, configured
 from lora_domains.cli.parser import EXIT, Verbs, add_verb
-from lora_domains.cli.proposal import proposed_task
+from lora_domains.cli.proposal import Reasons, proposed
 from lora_domains.cli.recipes import fit_and_evaluate
-from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError
 from lora_domains.report.card import CARD, Card
@@ -54,20 +53,21 @@ def fit(flags: argparse.Namespace) -> int:
             hint="lora-domains fit train.csv --name spam --text text --label label",
         )
     flags.train = flags.train or flags.rows
-    task, proposed = proposed_task(flags)
-    name = domain_name(Path(flags.train)) if flags.name is None else flags.name
-    domain = Domain(name, task, Data(flags.train))
-    return _fit(configured(domain, flags), flags, proposed=proposed)
+    proposal = proposed(flags)
+    return _fit(proposal.domain, flags, reasons=proposal.reasons)
 
 
 def _fit(
-    domain: Domain, flags: argparse.Namespace, card: Card | None = None, proposed: str = ""
+    domain: Domain,
+    flags: argparse.Namespace,
+    card: Card | None = None,
+    reasons: Reasons | None = None,
 ) -> int:
     # By default, test rows taken from the training rows are kept for the adapter that is chosen in
     # the end.
     if flags.evaluate is None:
         flags.evaluate = domain.data.test is not None
-    verdict = fit_and_evaluate(domain, flags, card, proposed)
+    verdict = fit_and_evaluate(domain, flags, card, reasons)
     return EXIT[verdict] if verdict else 0
 
 

@@ -1,0 +1,159 @@
+"""What is proposed for rows by what their columns hold, and why."""
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_rows
+from support.commands import run
+
+from lora_domains.cli.columns import columns_of
+from lora_domains.cli.flags import add_run_flags
+from lora_domains.cli.parser import Parser
+from lora_domains.cli.proposal import Proposal, proposed
+from lora_domains.data.readers import read
+from lora_domains.errors import DataError, UsageError
+from lora_domains.tasks import (
+    Chat,
+    Classification,
+    Generation,
+    LanguageModelling,
+    MultiLabel,
+    Number,
+    Task,
+)
+
+SECRET = "zanzibar"
+
+
+def visits(count: int = 240) -> list[dict[str, Any]]:
+    """Rows of a hospital: of 100 patients, one in five urgent; every note tells the sex, too."""
+    rng, rows = random.Random(1), []
+    for n, row in enumerate(make_rows(count)):
+        patient = rng.randrange(100)
+        urgent = rng.random() < 0.2
+        sex = "wm"[patient % 2]
+        note = f"{'Herr' if sex == 'm' else 'Frau'} {row['text']} {SECRET}{n}"
+        rows.append({
+            "Fallnr": f"F{1000 + n}", "PatID": f"P{patient:03}", "Aufnahme": f"{1 + n % 28}.3.2024",
+            "Geschlecht": sex, "Alter": 20 + n % 70, "ICD": rng.choice(["I21.0", "M54.5", "J18.9"]),
+            "Notiz": note + (" Atemnot" if urgent else " Kontrolle"), "Bemerkung": "",
+            "Dringlich": "ja" if urgent else "nein",
+        })  # fmt: skip
+    return rows
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> str:
+    """As a German Excel saves it."""
+    with path.open("w", encoding="cp1252", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]], delimiter=";", lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def proposal(folder: Path, rows: list[dict[str, Any]], *flags: str) -> Proposal:
+    parser = Parser()
+    add_run_flags(parser, recipe=False)
+    return proposed(parser.read(["--train", table(folder / "rows.csv", rows), *flags]))
+
+
+def test_the_columns_of_a_hospital(tmp_path: Path) -> None:
+    held = columns_of(read(table(tmp_path / "rows.csv", visits()), "train"))
+    assert {name: column.holds for name, column in held.items()} == {
+        "Fallnr": "ids", "PatID": "ids", "Aufnahme": "dates", "Geschlecht": "categories",
+        "Alter": "numbers", "ICD": "categories", "Notiz": "free text", "Bemerkung": "nothing",
+        "Dringlich": "categories",
+    }  # fmt: skip
+    assert [name for name, column in held.items() if column.repeats] == ["PatID"]
+
+
+def test_columns_are_proposed_by_what_they_hold(tmp_path: Path) -> None:
+    found = proposal(tmp_path, visits())
+    assert found.domain.task == Classification("Notiz", "Dringlich", positive="ja")
+    assert found.domain.data.group == "PatID"
+    assert found.reasons.keys() == {"task", "text", "label", "positive", "group"}
+    assert "such as Geschlecht, ICD" in found.reasons["label"]
+    assert "'ja', the label of 18% of the rows" in found.reasons["positive"]
+    assert SECRET not in str(found.reasons)
+
+
+def test_flags_decide_before_the_proposal(tmp_path: Path) -> None:
+    rows = visits()
+    found = proposal(tmp_path, rows, "--label", "ICD", "--group", "Fallnr")
+    assert found.domain.task == Classification("Notiz", "ICD")
+    assert found.domain.data.group == "Fallnr"
+    assert found.reasons.keys() == {"task", "text"}
+    both = proposal(tmp_path, rows, "--text", "Notiz", "--label", "Dringlich")
+    assert both.domain.task == Classification("Notiz", "Dringlich")
+    assert (both.domain.data.group, both.reasons) == (None, {})
+    text = proposal(tmp_path, rows, "--text", "Notiz,Alter", "--positive", "none")
+    assert text.domain.task == Classification(("Notiz", "Alter"), "Dringlich")
+    number = proposal(tmp_path, rows, "--task", "number", "--label", "Alter")
+    assert number.domain.task == Number("Notiz", "Alter")
+
+
+ROWS = make_rows(60)
+KINDS: dict[str, tuple[list[dict[str, Any]], Task]] = {
+    "several labels": (
+        [{"note": row["text"], "parts": "pump;valve" if n % 2 else "valve"}
+         for n, row in enumerate(ROWS)], MultiLabel("note", "parts"),
+    ),
+    "numbers": (
+        [{"no": n, "note": row["text"], "price": f"{n / 7:.2f}".replace(".", ",")}
+         for n, row in enumerate(ROWS)], Number("note", "price", decimal=","),
+    ),
+    "answers": (
+        [{"Frage": row["text"], "Antwort": f"it is {row['text']}"} for row in ROWS],
+        Generation("Frage", "Antwort"),
+    ),
+    "texts alone": ([{"line": row["text"]} for row in ROWS], LanguageModelling("line")),
+    "usual names": ([row | {"who": n // 2} for n, row in enumerate(ROWS)], Classification()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "task"), KINDS.values(), ids=KINDS)
+def test_the_kind_follows_from_the_columns(
+    rows: list[dict[str, Any]], task: Task, tmp_path: Path
+) -> None:
+    assert proposal(tmp_path, rows).domain.task == task
+
+
+def test_messages_under_any_name_are_a_chat(tmp_path: Path) -> None:
+    import json
+
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    path.write_text("".join(json.dumps({"n": n, "dialog": turns}) + "\n" for n in range(30)))
+    parser = Parser()
+    add_run_flags(parser, recipe=False)
+    assert proposed(parser.read(["--train", str(path)])).domain.task == Chat("dialog")
+
+
+def test_what_cannot_be_proposed_is_said(tmp_path: Path) -> None:
+    rows = [{"id": 70 + n, "note": f"{row['text']} {SECRET}"} for n, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=r"labels, numbers or answers; found columns 'id' \(ids\)"):
+        proposal(tmp_path, rows)
+    headless = [{f"{SECRET} one": row["text"], "spam": row["label"]} for row in ROWS]
+    with pytest.raises(DataError, match="2 names that look like the cells of a row") as caught:
+        proposal(tmp_path, headless)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_head_on_conversations_is_refused_by_its_flag(tmp_path: Path) -> None:
+    rows = [{"instruction": row["text"], "output": row["label"]} for row in ROWS]
+    with pytest.raises(UsageError, match=r"^--head: expected labels or numbers.* rows of a chat"):
+        proposal(tmp_path, rows, "--head")
+
+
+def test_fit_says_what_it_proposes(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = table(tmp_path / "visits.csv", visits())
+    assert run("fit", rows, "--base", str(tiny_base), "--dry-run", "--retention", "none") == 0
+    shown = capsys.readouterr().out
+    for part in ("task  ", "text  ", "label  ", "positive  ", "group  ", "groups whole"):
+        assert part in shown
+    assert SECRET not in shown
