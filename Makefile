@@ -11,7 +11,13 @@ STAMP := $(VENV)/.installed
 TESTS := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= \
   $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help setup medical browser bases test check structure format base clean
+# What `make dist` and `make wheelhouse` write, and the extras of an offline machine.
+DIST ?= dist
+WHEELHOUSE ?= wheelhouse
+BUILD ?= build
+OFFLINE ?= excel,gguf
+
+.PHONY: help setup medical browser bases test check structure format base dist wheelhouse clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -59,5 +65,20 @@ format: $(STAMP) ## fix what ruff can fix
 base: $(STAMP) ## rebuild the embedded base (up to 30 minutes)
 	$(BIN)/python -m benchmarks.embedded.build
 
+dist: $(STAMP) ## build wheel and sdist, and run the main job from the wheel in an empty environment
+	rm -rf $(DIST)
+	$(BIN)/python -m build --outdir $(DIST) .
+	$(PYTHON) -m venv --clear $(BUILD)/installed
+	$(BUILD)/installed/bin/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) $(DIST)/*.whl
+	$(BIN)/python tests/support/installed.py $(BUILD)/installed/bin
+
+wheelhouse: $(STAMP) ## collect what a machine without network installs, and install from it without an index
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --wheel-dir $(WHEELHOUSE) '.[$(OFFLINE)]'
+	cp $(CONSTRAINTS) $(WHEELHOUSE)/constraints.txt
+	$(PYTHON) -m venv --clear $(BUILD)/offline
+	$(BUILD)/offline/bin/pip install --quiet --disable-pip-version-check --no-index --find-links $(WHEELHOUSE) \
+	  --constraint $(WHEELHOUSE)/constraints.txt 'lora-domains[$(OFFLINE)]'
+	$(BIN)/python tests/support/installed.py $(BUILD)/offline/bin
+
 clean: ## remove the virtual environment and what was built
-	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

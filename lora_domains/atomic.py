@@ -11,15 +11,16 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks; there one process writes at a time
-    fcntl = None  # type: ignore[assignment]
+LOCKED = 2**40
+"""The place of the byte that is locked on Windows, where what is locked cannot be read."""
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds to wait for a process that reads what is to be replaced, which Windows does not allow."""
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def new_file(path: Path, *, private: bool = False, overwrite: bool = True) -> It
             file.flush()
             os.fsync(file.fileno())
         if overwrite:
-            os.replace(fresh, path)
+            _rename(fresh, path)
         else:
             _link(fresh, path)
     finally:
@@ -56,9 +57,24 @@ def locked(path: Path) -> Iterator[IO[bytes]]:
     """The file ``path`` to read and append to, locked for this process until the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file)
         yield file  # closing the file releases the lock
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock ``file`` for this process, as soon as no other one holds the lock."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return
+    import msvcrt
+
+    while True:
+        file.seek(LOCKED)
+        with suppress(OSError):  # it gives up after ten seconds
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            return
 
 
 def whole_lines(file: IO[bytes]) -> list[str]:
@@ -98,7 +114,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         mode = fresh.stat().st_mode & 0o666  # safetensors writes files for their owner only
         for path in fresh.iterdir():
             path.chmod(mode)
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows flushes only what can be written
                 os.fsync(file.fileno())
         _take_place(fresh, folder)
     finally:
@@ -123,6 +139,16 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{_hidden(path)}.{secrets.token_hex(4)}")
 
 
+def _rename(old: Path, new: Path) -> None:
+    """Rename ``old`` to ``new``, which a file replaces; on Windows, once nobody reads it."""
+    for pause in PAUSES if sys.platform == "win32" else ():
+        with suppress(PermissionError):
+            os.replace(old, new)
+            return
+        time.sleep(pause)
+    os.replace(old, new)
+
+
 def _link(fresh: Path, path: Path) -> None:
     try:
         os.link(fresh, path)
@@ -134,15 +160,15 @@ def _link(fresh: Path, path: Path) -> None:
 def _take_place(fresh: Path, folder: Path) -> None:
     """Rename ``fresh`` to ``folder``; what was there is then in ``fresh``, or removed."""
     if not folder.exists():
-        os.rename(fresh, folder)
+        _rename(fresh, folder)
     elif not _exchange(fresh, folder):
         # Without an atomic exchange the old folder waits under a name that `restored` puts back,
         # should the process die between the two renames.
         waiting = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(waiting, ignore_errors=True)
-        os.rename(folder, waiting)
+        _rename(folder, waiting)
         try:
-            os.rename(fresh, folder)
+            _rename(fresh, folder)
         except OSError:
             restored(folder)
             raise
@@ -152,6 +178,8 @@ def _take_place(fresh: Path, folder: Path) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two folders atomically: renameat2 on Linux, renamex_np on macOS; False elsewhere."""
     try:
+        if sys.platform == "win32":  # which gives no handle of the process itself
+            return False
         libc = ctypes.CDLL(None, use_errno=True)
         a, b = os.fsencode(one), os.fsencode(other)
         if sys.platform == "linux":

@@ -1,8 +1,7 @@
 """A domain: the declaration of an adapter. It needs no torch and reads no rows.
 
 Domain(
-    name="medical",
-    task=Classification(text="note", label="triage", positive="urgent"),
+    name="medical", task=Classification(text="note", label="triage", positive="urgent"),
     data=Data("train.csv", test="test.csv"),
     gates=Gates(recall=0.80),
 )
@@ -40,7 +39,7 @@ SCHEDULES = ("linear", "cosine", "constant", "wsd")
 NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every", "balance",
          "schedule", "decay")  # fmt: skip
 """Settings of training that digests are older than: one counts where it is not None."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+NAME = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -197,11 +196,12 @@ class Domain:
 def check_name(name: str) -> str:
     """``name`` if it is safe as the name of a folder; raises DomainError otherwise."""
     if not NAME.fullmatch(name):
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")
         raise DomainError(
             where=f"name {name!r}",
-            expected="letters, digits, '-' and '_', at most 64, starting with a letter or digit",
+            expected="at most 64 letters, digits, '-' and '_', and no device of Windows (nul, con)",
             found=repr(name),
-            hint=f"Use {re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-_') or 'a plain word'!r}.",
+            hint=f"Use {plain if NAME.fullmatch(plain) else 'my-domain'!r}.",
         )
     return name
 

@@ -2,13 +2,24 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lora_domains import atomic
-from lora_domains.atomic import new_file, new_folder, restored, unfinished, write_text
+from lora_domains.atomic import (
+    add_line,
+    locked,
+    new_file,
+    new_folder,
+    restored,
+    unfinished,
+    whole_lines,
+    write_text,
+)
 
 
 def full(*_: Any) -> None:
@@ -101,3 +112,61 @@ def test_a_folder_is_restored_after_death_between_two_renames(tmp_path: Path) ->
     (tmp_path / ".a.old").mkdir()
     assert restored(tmp_path / "a").is_dir()
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+# ── Windows, as far as it can be imitated elsewhere ─────────────────────────────────────────────
+
+
+def test_on_windows_a_file_that_is_read_is_replaced_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, busy, pauses = os.replace, [True, True], []
+
+    def refusing(old: Path, new: Path) -> None:
+        if busy:
+            busy.pop()
+            raise PermissionError(13, "The process cannot access the file")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(atomic, "time", SimpleNamespace(sleep=pauses.append))
+    write_text(tmp_path / "card.json", "new")
+    assert (tmp_path / "card.json").read_text() == "new"
+    assert pauses == [*atomic.PAUSES[:2]]
+    busy += [True] * 99
+    with pytest.raises(PermissionError):
+        write_text(tmp_path / "card.json", "newer")
+    assert (tmp_path / "card.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_on_windows_a_folder_is_replaced_by_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="win32"))
+    for text in ("old", "new"):
+        with new_folder(tmp_path / "medical") as folder:
+            (folder / "card.json").write_text(text)
+    assert (tmp_path / "medical" / "card.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["medical"]
+
+
+def test_on_windows_one_byte_beyond_the_text_is_locked_until_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+
+    def locking(number: int, mode: int, count: int) -> None:
+        places.append((os.lseek(number, 0, os.SEEK_CUR), mode, count))
+        if len(places) == 1:
+            raise OSError(36, "Resource deadlock avoided")
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_LOCK=1, locking=locking))
+    monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="win32"))
+    for line in ("one", "two"):
+        with locked(tmp_path / "ledger.jsonl") as file:
+            add_line(file, line)
+            assert whole_lines(file)[-1] == line
+    assert places == [(atomic.LOCKED, 1, 1)] * 3
+    assert (tmp_path / "ledger.jsonl").read_bytes() == b"one\ntwo\n"

@@ -41,12 +41,30 @@ def domain(**changes: Any) -> Domain:
     return replace(Domain("medical", Classification(positive="a"), Data(ROWS)), **changes)
 
 
-@pytest.mark.parametrize("name", ["medical", "a", "2nd-try_b", "x" * 64])
+@pytest.mark.parametrize("name", ["medical", "a", "2nd-try_b", "x" * 64, "console", "com10"])
 def test_safe_names(name: str) -> None:
     assert check_name(name) == name
 
 
-UNSAFE = ["../x", "a/b", "a.b", "", ".", "-a", "_a", "a b", "/abs", "a\n", "a\\b", "é", "x" * 65]
+UNSAFE = [
+    "../x",
+    "a/b",
+    "a.b",
+    "",
+    ".",
+    "-a",
+    "_a",
+    "a b",
+    "/abs",
+    "a\n",
+    "a\\b",
+    "é",
+    "x" * 65,
+    "con",
+    "NUL",
+    "Lpt1",
+    "\u212a1",
+]
 
 
 @pytest.mark.parametrize("name", UNSAFE)

@@ -24,6 +24,7 @@ from support.structure import (
     imported,
     length,
     modules,
+    name_of,
     out_of_order,
     parsed,
     report,
@@ -161,3 +162,16 @@ def test_every_error_is_drawn_in_the_tree() -> None:
     assert len(named) >= 13
     assert errors.__doc__ is not None
     assert all(f" {name}" in errors.__doc__ for name in named)
+
+
+def test_float64_is_for_the_cpu() -> None:
+    """Apple's Metal has none: a tensor that may be on a device goes to the CPU first."""
+    on_cpu = {"inference/reference.py": 1}  # stored predictions, which lie there
+    for path in FILES:
+        calls = [
+            node for node in ast.walk(parsed(path))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "double"
+        ]  # fmt: skip
+        elsewhere = [call for call in calls if ".cpu()" not in ast.unparse(call.func)]
+        assert len(elsewhere) == on_cpu.get(name_of(path), 0), path

@@ -95,7 +95,7 @@ def write_card(
 ) -> None:
     """Write card, README and items into a folder that is still being made."""
     for name, text in card_files(card, readme, items).items():
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_bytes(text.encode())  # without the line ends of Windows
 
 
 def card_files(

@@ -107,7 +107,7 @@ def export(bank: Bank, name: str, folder: Path, dtype: str | torch.dtype | None 
         merged.model.save_pretrained(fresh)
         merged.tokenizer.save_pretrained(fresh)
         text = json.dumps(merged.record, indent=1) + "\n"
-        (fresh / MERGED).write_text(text, encoding="utf-8")
+        (fresh / MERGED).write_bytes(text.encode())
     return merged
 
 

@@ -121,10 +121,11 @@ def choices_at_once(model: Any, examples: Sequence[EncodedExample], pad: int) ->
     reads = pad_sequence([t.reads for t in trees], batch_first=True, padding_value=-1).to(device)
     choice, node, token = reads.unbind(-1)
     choice, node, token = choice.where(choice >= 0, width), node.clamp(min=0), token.clamp(min=0)
-    logprobs = logits.flatten(1).gather(1, node * logits.shape[-1] + token).double()
-    logprobs -= logits.float().logsumexp(-1).double().gather(1, node)
-    sums = torch.zeros((len(examples), width + 1), dtype=torch.double, device=device)
-    values: list[list[float]] = sums.scatter_add(1, choice, logprobs)[:, :width].tolist()
+    read = logits.flatten(1).gather(1, node * logits.shape[-1] + token)
+    whole = logits.float().logsumexp(-1).gather(1, node)
+    logprobs = read.cpu().double() - whole.cpu().double()  # Metal has no float64
+    sums = torch.zeros((len(examples), width + 1), dtype=torch.double)
+    values: list[list[float]] = sums.scatter_add(1, choice.cpu(), logprobs)[:, :width].tolist()
     return [row[: len(e.choices)] for row, e in zip(values, examples, strict=True)]
 
 

@@ -157,7 +157,7 @@ def sample(
         for start in range(0, len(fitting), most):
             part = fitting[start : start + most]
             ids, mask, _ = padded([prompts[at] for at in part], pad, left=True)
-            drawn = torch.from_numpy(draws[part]).to(model.device)
+            drawn = torch.from_numpy(draws[part])
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                 generation_config=config,
@@ -177,8 +177,11 @@ class _Drawn:
         self.draws, self.start = draws, start
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        cumulated = scores.double().softmax(-1).cumsum(-1)
-        wanted = self.draws[:, ids.shape[1] - self.start, None] * cumulated[:, -1:]
+        # Metal has no float64.
+        exact = torch.float32 if scores.device.type == "mps" else torch.float64
+        cumulated = scores.to(exact).softmax(-1).cumsum(-1)
+        draws = self.draws[:, ids.shape[1] - self.start, None]
+        wanted = draws.to(cumulated) * cumulated[:, -1:]
         token = torch.searchsorted(cumulated, wanted, right=True).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 

@@ -56,7 +56,7 @@ def _one_by_one(model: Any, examples: Sequence[EncodedExample], pad: int) -> lis
     for chunk in chunks(texts, budget.tokens, lambda text: budget.weight(text_size(text))):
         with narrowed(model, [pairs[i][0] for i in chunk]):
             batch = collate([texts[i] for i in chunk], pad, model.device)
-            nats = answer_nll(tail_logits(model, batch), batch).double().sum(1).tolist()
+            nats = answer_nll(tail_logits(model, batch), batch).cpu().double().sum(1).tolist()
         for i, loss in zip(chunk, nats, strict=True):
             r, c = pairs[i]
             logprobs[r][c] = -loss
@@ -93,7 +93,7 @@ def answer_nats(
     def score(rows: list[EncodedExample]) -> list[float]:
         batch = collate(rows, pad, model.device)
         nll = answer_nll(tail_logits(model, batch), batch)
-        nats: list[float] = nll.double().sum(1).tolist()
+        nats: list[float] = nll.cpu().double().sum(1).tolist()
         return nats
 
     nats = in_batches(model, examples, score, progress)
@@ -245,7 +245,7 @@ def head_scores(
             rows = text_features(model, [examples[i] for i in pooled], pad, progress, pooling)
         for head in {id(of_example[i]): of_example[i] for i in pooled}.values():
             places = [n for n, i in enumerate(pooled) if of_example[i] is head]
-            logprobs = read(head, rows[places]).double().cpu()
+            logprobs = read(head, rows[places]).cpu().double()
             for n, row in zip(places, logprobs, strict=True):
                 scores[pooled[n]] = row.numpy()
     return scores
@@ -275,15 +275,17 @@ def drift(
         supervised = batch.labels != IGNORED
         with bank.routed(None):
             logits = tail_logits(model, batch).float()
-        base, nats = F.log_softmax(logits, dim=-1), answer_nll(logits, batch).double().sum(1)
+        base = F.log_softmax(logits, dim=-1)
+        nats = answer_nll(logits, batch).cpu().double().sum(1)
         tables = []
         for adapter in adapters:
             with bank.routed(adapter):
                 moved = tail_logits(model, batch).float()
             kl = (base.exp() * (base - F.log_softmax(moved, dim=-1))).sum(-1) * supervised
             gap = (logits - moved).abs() * supervised[..., None]
-            columns = [kl.double().sum(1), nats, answer_nll(moved, batch).double().sum(1),
-                       supervised.sum(1).double(), gap.amax((1, 2)).double()]  # fmt: skip
+            of_text = answer_nll(moved, batch).cpu().double().sum(1)
+            columns = [kl.cpu().double().sum(1), nats, of_text,
+                       supervised.sum(1).cpu(), gap.amax((1, 2)).cpu().double()]  # fmt: skip
             tables.append(torch.stack(columns, dim=1))
         by_row: list[list[list[float]]] = torch.stack(tables, dim=1).tolist()
         return by_row

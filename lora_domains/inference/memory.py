@@ -8,6 +8,7 @@ which a pass is halved.
 import ctypes
 import math
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,6 +91,10 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes used so far: on an accelerator, or by this process for a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -115,7 +115,7 @@ class Reference:
         def read(part: list[EncodedExample]) -> list[tuple[float, float]]:
             lengths = [len(text.answer) for text in part]
             kl, nats = (
-                column.double().split_with_sizes(lengths)
+                column.cpu().double().split_with_sizes(lengths)
                 for column in self.kl_and_nats(part, adapter)
             )
             return [(float(k.sum()), float(n.sum())) for k, n in zip(kl, nats, strict=True)]
@@ -144,7 +144,7 @@ def base_predictions(
         columns = zip(
             logprobs.cpu().split_with_sizes(lengths),
             ids.split_with_sizes(lengths) if ids is not None else [None] * len(part),
-            nats.double().cpu().split_with_sizes(lengths),
+            nats.cpu().double().split_with_sizes(lengths),
             strict=True,
         )
         # Copies: a part of a tensor is sent to other processes with the whole of it.

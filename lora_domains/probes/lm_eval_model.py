@@ -126,7 +126,7 @@ def answer_logprobs(
         supervised = batch.labels != IGNORED
         labels = batch.labels.clamp(min=0)
         logprobs = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-        totals = (logprobs.double() * supervised).sum(1).tolist()
+        totals = (logprobs * supervised).cpu().double().sum(1).tolist()
         greedy = ((logits.argmax(-1) == labels) | ~supervised).all(1).tolist()
         return list(zip(totals, greedy, strict=True))
 

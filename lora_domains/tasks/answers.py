@@ -14,6 +14,7 @@ import shlex
 import signal
 import string
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ class Judge:
                 raise self._error(f"all scores within {self.timeout:g} s", found, hint) from None
             finally:
                 if process.poll() is None:  # with what it started
-                    os.killpg(process.pid, signal.SIGKILL)
+                    _end(process)
         if process.returncode:
             hint = "Run it by hand on a line of JSON; what it says itself is above."
             raise self._error("exit code 0", f"exit code {process.returncode}", hint)
@@ -264,6 +265,14 @@ class Judge:
     def _error(self, expected: str, found: str, hint: str) -> JudgeError:
         where = f"judge {self.shown}"
         return JudgeError(where=where, expected=expected, found=found, hint=hint)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Kill ``process`` with what it started; on Windows, which has no groups, it alone."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_file(text: str) -> bool:

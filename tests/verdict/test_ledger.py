@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -408,11 +410,15 @@ def test_processes_write_one_after_another(tmp_path: Path) -> None:
     assert len((tmp_path / LEDGER).read_text().splitlines()) == 1 + 2 * 21
 
 
-def test_it_works_without_locks_and_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_on_windows_and_without_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody() -> str:
         raise KeyError("uid")
 
-    monkeypatch.setattr(atomic, "fcntl", None)
+    windows = SimpleNamespace(LK_LOCK=1, locking=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="win32"))
     monkeypatch.setattr(ledger.getpass, "getuser", nobody)
     evaluate(tmp_path, "a")
     assert '"who": "unknown"' in (tmp_path / LEDGER).read_text()
