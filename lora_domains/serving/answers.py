@@ -114,7 +114,7 @@ def choose(logits: Tensor, answers: Sequence[Answer]) -> list[int]:
     if drawn:
         settings = [answers[row].sampling for row in drawn]
         tokens_drawn = _drawn(
-            logits[drawn].double(),
+            logits[drawn].cpu().double(),
             temperatures=[one.temperature for one in settings],
             top_p=[one.top_p for one in settings],
             draws=[answers[row].draw() for row in drawn],
