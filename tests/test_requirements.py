@@ -70,7 +70,7 @@ def test_the_oldest_pins_are_the_lower_bounds() -> None:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["lora_domains", "recipes"], ["excel", "gguf", "harness"]),
+        (["lora_domains", "recipes"], ["excel", "gguf", "harness", "playground"]),
         (["tests"], ["test", "harness"]),
         (["benchmarks"], ["benchmarks"]),
     ],

@@ -5,11 +5,15 @@ applies the model's last norm and output layer after each layer (nostalgebraist 
 GPT: the logit lens", lesswrong.com). The ablation lets the adapter act in the first layers only
 (Vig et al. 2020, arXiv 2004.12265): its steps add up to the whole change, and the step of a layer
 depends on the layers before it.
+
+The words that mattered are those without which the answer is less likely: each is left out in turn
+(occlusion, Zeiler and Fergus 2014, arXiv 1311.2901).
 """
 
 import copy
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +23,7 @@ from torch import nn
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs
-from lora_domains.inference.predict import length_of, task_of
+from lora_domains.inference.predict import Answer, Labels, Prediction, length_of, task_of
 from lora_domains.inference.scores import renormalise
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
@@ -132,6 +136,91 @@ def trace_example(
         start=log_odds(base, best) if several else 0.0,
         layers=_layers(bank, name, item, best) if several else (),
     )
+
+
+# ── Words ───────────────────────────────────────────────────────────────────────────────────────
+
+WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)")
+"""A word with the space before it. Japanese and Chinese have no spaces: a character each."""
+MOST_PIECES = 60
+"""Pieces of a text that are left out in turn; of a longer text, each is several words."""
+LEAST_ODDS = 1e-12
+
+
+def words_of(text: str) -> list[str]:
+    """The words of ``text``, or ``MOST_PIECES`` runs of them; joined, they are the text."""
+    words = WORD.findall(text)
+    size = math.ceil(len(words) / MOST_PIECES) or 1
+    return ["".join(words[at : at + size]) for at in range(0, len(words), size)]
+
+
+def word_effects(
+    model: DomainModel, text: str | Mapping[str, Any], name: str, answer: Answer
+) -> dict[str, list[tuple[str, float]]]:
+    """Each word of ``text`` and how much less ``answer`` is supported without it, by column.
+
+    ``answer`` is what the loaded adapter ``name`` predicts of ``text``. An effect is a difference
+    of the log-odds of the label in nats (of several labels, the mean), of the number that is
+    predicted, or of the log-likelihood of a generated answer in nats. Of a row, the columns of text
+    count that have several words; a plain text is the column "".
+    """
+    row = {"": text} if isinstance(text, str) else dict(text)
+    pieces = {
+        column: words
+        for column, value in row.items()
+        if isinstance(value, str) and len(words := words_of(value)) > 1
+    }
+    without = [
+        {**row, column: "".join([*words[:at], *words[at + 1 :]])}
+        for column, words in pieces.items()
+        for at in range(len(words))
+    ]
+    if not without:
+        return {}
+    texts = [text, *(one[""] if isinstance(text, str) else one for one in without)]
+    support = _support(model, texts, name, answer)
+    effects = (support[0] - less for less in support[1:])
+    return {column: [(word, next(effects)) for word in words] for column, words in pieces.items()}
+
+
+def _support(
+    model: DomainModel, texts: Sequence[str | Mapping[str, Any]], name: str, answer: Answer
+) -> list[float]:
+    """How much each of ``texts`` supports ``answer``, in the unit of ``word_effects``."""
+    bank, written = model.bank, answer.joined if isinstance(answer, Labels) else answer
+    if isinstance(written, str) and not (isinstance(answer, Labels) and answer.probabilities):
+        task = task_of(bank, name)
+        tokenization = tokenization_of(bank.base, task, length_of(bank, name))
+        choice = (*tokenization.answer_tokens(" " + written), *tokenization.end)
+        items = [
+            replace(tokenization.encode(task.to_predict(text, n)), choices=(choice,))
+            for n, text in enumerate(texts)
+        ]
+        with bank.routed(name):
+            rows = choice_logprobs(bank.base.model, items, bank.base.pad)
+        return [float(row[0]) for row in rows]
+    return [_odds(one, answer) for one in model.predict(list(texts), domain=name)]
+
+
+def _odds(found: Answer, answer: Answer) -> float:
+    """Log-odds in ``found`` of the label or labels of ``answer``; a number as it is."""
+    if isinstance(found, Prediction) and isinstance(answer, Prediction):
+        # The label that was predicted, also where it was too improbable to be named.
+        label = max(answer.probabilities, key=answer.probabilities.__getitem__)
+        label = answer.label if answer.label in answer.probabilities else label
+        others = sum(p for other, p in found.probabilities.items() if other != label)
+        return _log_ratio(found.probabilities[label], others)
+    if isinstance(found, Labels) and isinstance(answer, Labels):
+        chances = answer.probabilities
+        labels = answer.labels or (max(chances, key=chances.__getitem__),)
+        odds = [_log_ratio(p, 1 - p) for p in (found.probabilities[one] for one in labels)]
+        return sum(odds) / len(odds)
+    assert isinstance(found, float)
+    return found
+
+
+def _log_ratio(part: float, rest: float) -> float:
+    return math.log(max(part, LEAST_ODDS) / max(rest, LEAST_ODDS))
 
 
 def log_odds(logprobs: np.ndarray, index: int) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lora_domains import __version__
 from lora_domains.cli.parser import Parser, Verbs, guarded, wrapped
+from lora_domains.cli.playground import add_playground
 from lora_domains.cli.verbs.analysis import add_analysis_verbs
 from lora_domains.cli.verbs.benchmark import add_benchmark
 from lora_domains.cli.verbs.cards import add_card_verbs
@@ -38,6 +39,7 @@ def make_parser() -> Parser:
     add_card_verbs(verbs)
     add_export(verbs)
     add_serving_verbs(verbs)
+    add_playground(verbs)
     add_doctor(verbs)
     add_analysis_verbs(verbs)
     parser.description = f"{wrapped(ABOUT)}\n\n{verbs.help()}"

@@ -1,1 +1,1 @@
-"""Use by others: a server for one machine, and what it shares with a chat in a terminal."""
+"""Use by others: a server, a chat in a terminal, and a playground in the browser."""

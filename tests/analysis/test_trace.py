@@ -1,6 +1,7 @@
 """Traces of one text agree with predictions, add up over the layers, and are never written."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,7 @@ def test_the_text_is_shown_and_not_written(
     shown = capsys.readouterr().out
     assert "secretword" in shown.replace("│", "")
     assert "Layer by layer" in shown
+    assert re.search(r"Words that mattered most for this answer, in nats: '\w+' [+-]\d", shown)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"secretword" not in path.read_bytes(), path
 

@@ -1,5 +1,6 @@
 """Adapters with a real effect for tests: B is random, since a fresh LoRA (B = 0) proves nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
+from lora_domains.tasks import Task, task_record
 
 TOLERANCE = 1e-5
 FILES = {
@@ -40,14 +42,24 @@ def strong(
 
 
 def save(folder: Path, adapter: Adapter, base: Base) -> Path:
-    """``adapter`` saved with the smallest card that is one."""
+    """``adapter`` saved with its card, or with the smallest one."""
 
     def card(sha256: str) -> Card:
         entry = AdapterEntry(domain=adapter.name, path=adapter.name, sha256=sha256)
+        if adapter.card is not None:
+            entry = replace(adapter.card.adapter, sha256=sha256)
         return Card(base=BaseRecord(**base.record()), adapter=entry)
 
     save_adapter(folder, adapter, base, card, lambda card: "# An adapter\n")
     return folder
+
+
+def with_task(adapter: Adapter, base: Base, task: Task) -> Adapter:
+    """``adapter`` with a card that holds ``task``, as if it was trained and not evaluated."""
+    entry = AdapterEntry(
+        domain=adapter.name, path=adapter.name, sha256=None, settings={"task": task_record(task)}
+    )
+    return replace(adapter, card=Card(base=BaseRecord(**base.record()), adapter=entry))
 
 
 def logits(of: Bank | Base, name: str | None = None) -> torch.Tensor:

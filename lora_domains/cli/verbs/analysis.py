@@ -36,6 +36,8 @@ from lora_domains.tasks import task_from_record
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
 
+MOST_WORDS = 6
+"""Words that ``trace`` names."""
 FOLDS = 5
 """Folds of ``cross-validate``."""
 
@@ -57,8 +59,9 @@ def _add_trace(verbs: Verbs) -> None:
         group="analysis",
         summary="show how an adapter arrives at one answer",
         usage="ADAPTER TEXT [options]",
-        description="Show one text token by token, the probabilities of base and adapter, and the "
-        "contribution of each layer. Writes nothing: the text appears on the screen only.",
+        description="Show one text token by token, the probabilities of base and adapter, the "
+        "contribution of each layer, and the words without which the answer is less likely. Writes "
+        "nothing: the text appears on the screen only.",
         example='lora-domains trace triage "Sudden weakness of the left arm."',
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
@@ -81,6 +84,13 @@ def trace(flags: argparse.Namespace) -> int:
             row = json.loads(row)
     traced = analysis.trace(model, row, name)
     terminal.trace(model.display.console, asdict(traced), traced.most_moved)
+    (answer,) = model.predict([row], domain=name)
+    effects = analysis.word_effects(model, row, name, answer)
+    words = [(word.strip(), effect) for column in effects.values() for word, effect in column]
+    words.sort(key=lambda pair: -abs(pair[1]))
+    if words:
+        most = ", ".join(f"{word!r} {effect:+.2f}" for word, effect in words[:MOST_WORDS])
+        model.display.line(f"Words that mattered most for this answer, in nats: {most}.")
     return 0
 
 

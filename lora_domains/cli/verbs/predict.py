@@ -35,6 +35,7 @@ from lora_domains.tasks import Row, Task, is_null, task_from_record
 
 if TYPE_CHECKING:
     from lora_domains.inference.predict import Answer
+    from lora_domains.model import DomainModel
 
 BLOCK = 1024
 """Rows that are answered before their answers are written."""
@@ -88,17 +89,24 @@ def add_predict(verbs: Verbs) -> None:
         "probability of the label is below P")  # fmt: skip
 
 
-def predict(flags: argparse.Namespace) -> int:
-    """Answer texts, or the rows of a file or of the standard input."""
+def predict(
+    flags: argparse.Namespace, display: Display | None = None, model: "DomainModel | None" = None
+) -> int:
+    """Answer texts, or the rows of a file or of the standard input.
+
+    ``model`` has the adapter loaded, under the name of its folder; by default one is opened.
+    """
     check_no_file(flags.texts)
-    display = Display(console=Console(stderr=True, highlight=False))
+    display = display or Display(console=Console(stderr=True, highlight=False))
     task = _task(flags)
     # Before the base is loaded, which takes a while.
     questions = _questions(task, flags, display)
     _check_places(flags.input, flags.output)
     answer_columns = _answer_columns(task, questions, flags.output)
-    model = open_model(flags, display=display, adapter=flags.adapter)
-    name = model.load_adapter(flags.adapter)
+    name = Path(flags.adapter).name
+    if model is None:
+        model = open_model(flags, display=display, adapter=flags.adapter)
+        name = model.load_adapter(flags.adapter)
 
     def answers() -> Iterator[tuple[Question, "Answer | None"]]:
         for start in range(0, len(questions), BLOCK):

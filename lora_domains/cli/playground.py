@@ -1,0 +1,128 @@
+"""The verb playground. torch is imported late."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lora_domains.adapters.folder import find_adapter
+from lora_domains.atomic import folders_with
+from lora_domains.cli.flags import add_base_flags, add_out_flag
+from lora_domains.cli.parser import Parser, Verbs, add_verb
+from lora_domains.cli.recipes import open_model
+from lora_domains.cli.verbs.predict import add_predict, predict
+from lora_domains.console import Display
+from lora_domains.errors import UsageError, listed
+from lora_domains.report.card import CARD, Card
+
+if TYPE_CHECKING:
+    from lora_domains.model import DomainModel
+    from lora_domains.serving.playground import AnswerFile
+
+MEGABYTES = 50
+"""Size of an uploaded file at most, unless --max-upload says otherwise."""
+
+
+def add_playground(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs, "playground", playground,
+        group="more",
+        summary="compare base and adapters in the browser",
+        usage="[ADAPTER ...] [options]",
+        description="Open a page that puts base and adapters side by side on a text or a chat, "
+        "with the probabilities of the labels and the words that mattered, and that answers the "
+        "rows of a file. Only this machine reaches it, unless --host says otherwise, and it works "
+        "without a network. Writes nothing: texts and files are gone when it stops (Ctrl-C).\n\n"
+        "It needs Gradio: pip install 'lora-domains[playground]'.",
+        example="lora-domains playground triage legal",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    inputs.add_argument("adapters", nargs="*", metavar="ADAPTER", help="adapters on one base: "
+                        "folders, or names in --out; default: all in --out")  # fmt: skip
+    add_base_flags(inputs)
+    add_out_flag(inputs)
+    output = parser.add_argument_group("output")
+    add = output.add_argument
+    add("--port", type=int, default=7860, metavar="N", help="default: %(default)s; 0 is a free one")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 for everyone in the "
+        "network, who then needs no password; default: %(default)s")  # fmt: skip
+    add("--max-upload", type=int, default=MEGABYTES, metavar="MB", help="the size of a file at "
+        "most, in megabytes; default: %(default)s")  # fmt: skip
+
+
+def playground(flags: argparse.Namespace) -> int:
+    """Serve the playground until it is interrupted."""
+    from lora_domains.serving.network import LOOPBACK, listening, url
+
+    if find_spec("gradio") is None:
+        raise UsageError(
+            where="lora-domains playground",
+            expected="Gradio, which shows the page",
+            found="no such package",
+            hint="pip install 'lora-domains[playground]'",
+        )
+    if flags.max_upload < 1:
+        raise UsageError(
+            where="--max-upload",
+            expected="at least 1 (megabyte)",
+            found=str(flags.max_upload),
+            hint="Leave it out for 50.",
+        )
+    display = Display()
+    folders = _folders(flags, display)
+    with listening(flags.host, flags.port) as bound:
+        model = open_model(flags, display=display, adapter=folders[0])
+        from lora_domains.serving.playground import Playground
+
+        loaded = {model.load_adapter(folder): folder for folder in folders}
+        page = Playground(model, answering(model, loaded), flags.max_upload)
+        display.line(f"Playground: {url(flags.host, bound)} (Ctrl-C stops it)")
+        if flags.host not in LOOPBACK:
+            display.warn("everyone who reaches this machine can use the adapters and upload files.")
+        sys.stdout.flush()
+        page.serve(bound, flags.host)
+    return 0
+
+
+def answering(model: "DomainModel", folders: Mapping[str, Path]) -> "AnswerFile":
+    """How the playground answers a file: with ``predict`` and the adapters in ``folders``."""
+
+    def answer(name: str, rows: Path, output: Path, options: Mapping[str, Any]) -> str:
+        given = {"adapter": str(folders[name]), "input": str(rows), "output": str(output)}
+        asked = argparse.Namespace(**{**_predict_defaults(), **given, **options})
+        notes = io.StringIO()
+        predict(asked, Display(console=Console(file=notes, width=200)), model)
+        return notes.getvalue().replace(f"{rows.parent}{os.sep}", "").strip()
+
+    return answer
+
+
+def _folders(flags: argparse.Namespace, display: Display) -> list[Path]:
+    """The folders of the adapters, all on one base: those in ``flags``, or all in --out.
+
+    Raises AdapterError for a name that is not found, or where there are none.
+    """
+    out = Path(flags.out)
+    if flags.adapters:
+        return [find_adapter(name, out) for name in flags.adapters]
+    folders = folders_with(out, CARD)
+    if not folders:
+        find_adapter("an adapter", out)  # raises
+    bases = {folder: Card.read(folder).base.identity for folder in folders}
+    ours = [folder for folder in folders if bases[folder] == bases[folders[0]]]
+    if others := [folder.name for folder in folders if folder not in ours]:
+        display.line(f"On other bases, and not loaded: {listed(others)}. Name them to load them.")
+    return ours
+
+
+def _predict_defaults() -> dict[str, Any]:
+    """The default of each flag of ``predict``."""
+    parser = Parser()
+    add_predict(Verbs(parser))
+    return vars(parser.parse_args(["predict", "ADAPTER"]))
