@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         self.experiment = experiment
         self.shape = SMALL if experiment.quick else FULL
-        self.base = _save_base(folder / "base", self.shape)
+        self.base = save_base(folder / "base", self.shape)
         self._adapters = folder / "adapters"
 
     def adapters(self, count: int, rank: int | None = None) -> list[Path]:
@@ -149,7 +149,7 @@ def decode(call: Any, ids: torch.Tensor, steps: int, prompt: int = 16) -> Any:
     return work
 
 
-def _save_base(folder: Path, shape: Shape) -> Path:
+def save_base(folder: Path, shape: Shape) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

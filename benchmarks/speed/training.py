@@ -41,20 +41,21 @@ class Steps:
     """Our training: the steps of a fit without retention, on one batch again and again."""
 
     def __init__(self, base: Path, task: Any, rows: list[dict[str, Any]], dtype: str, device: str,
-                 out: Path) -> None:  # fmt: skip
+                 out: Path, rows_per_step: int = ROWS, tokens: int = TOKENS,
+                 rank: int = RANK) -> None:  # fmt: skip
         quiet = Display(quiet=True)
         model = DomainModel.from_pretrained(
             base, dtype=dtype, device=device, out=out, display=quiet
         )
-        training = Training(retention="none", batch_size=ROWS, epochs=1, lr=RATE,
-                            max_length=TOKENS, warmup=0.0)  # fmt: skip
+        training = Training(retention="none", batch_size=rows_per_step, epochs=1, lr=RATE,
+                            max_length=tokens, warmup=0.0)  # fmt: skip
         domain = Domain("speed", task, Data(rows[20:], rows[:10], rows[10:20]),
-                        lora=Lora(rank=RANK, alpha=2 * RANK, targets="all-linear"),
+                        lora=Lora(rank=rank, alpha=2 * rank, targets="all-linear"),
                         training=training)  # fmt: skip
         dataset = model.dataset(domain)
         self.bank, self.pad = model.bank, model.base.pad
         self.run = fit.make_run(model.bank, dataset, make_plan(model.base, dataset), out, quiet)
-        self.batch: list[EncodedExample] = [row.encoded for row in dataset.train[:ROWS]]
+        self.batch: list[EncodedExample] = [row.encoded for row in dataset.train[:rows_per_step]]
         generator = torch.Generator().manual_seed(0)
         weights = {
             name: (a, torch.randn(b.shape, generator=generator) * 0.02)
@@ -173,7 +174,7 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
     label = f"{name}, {dtype}"
     if not classes:  # the head of transformers' classifiers is another one
         found, theirs = ours.gradients(), peer.gradients()
-        experiment.figure(f"{label}, gradients apart, relative", "1", difference(found, theirs),
+        experiment.figure(f"{label}, gradients apart, relative", "", difference(found, theirs),
                           at_most=GRADIENTS[dtype])  # fmt: skip
         if dtype != "float32":
             exact = Peer(base, ours, dtype, experiment.device, classes)
@@ -181,7 +182,7 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
             exact.dtype = "float32"
             truth = exact.gradients()
             error = difference(theirs, truth)
-            experiment.figure(f"{label}, error of the gradients, relative", "1",
+            experiment.figure(f"{label}, error of the gradients, relative", "",
                               difference(found, truth), error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
     runs: dict[str, list[float]] = {"ours": [], "peft": []}
@@ -210,10 +211,10 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
     ours.bank.remove(ours.run.adapter_name)
 
 
-def texts(words: Sequence[str], count: int = 40) -> list[dict[str, Any]]:
+def texts(words: Sequence[str], tokens: int = TOKENS, count: int = 40) -> list[dict[str, Any]]:
     """Different rows that are longer than a batch's: each fills its window."""
     generator = torch.Generator().manual_seed(1)
-    picks = torch.randint(len(words), (count, 2 * TOKENS), generator=generator).tolist()
+    picks = torch.randint(len(words), (count, 2 * tokens), generator=generator).tolist()
     return [{"text": " ".join(words[i] for i in row)} for row in picks]
 
 
