@@ -55,18 +55,33 @@ def folds(rows: Sequence[Example], count: int, seed: int) -> list[list[int]]:
     """
     parts: list[list[int]] = [[] for _ in range(count)]
     classes = [Counter[int]() for _ in range(count)]
+    strata = strata_of(rows)
 
     def draw(unit: list[int]) -> tuple[int, int, bytes]:
         # The largest units come first: the small ones even out the folds.
-        first = rows[unit[0]]
-        return -len(unit), first.target, sha256(f"{seed}/folds/{first.id}".encode()).digest()
+        digest = sha256(f"{seed}/folds/{rows[unit[0]].id}".encode()).digest()
+        return -len(unit), strata[unit[0]], digest
 
     for unit in sorted(together(rows), key=draw):
-        target = rows[unit[0]].target
-        fold = min(range(count), key=lambda f: (classes[f][target], len(parts[f])))
+        stratum = strata[unit[0]]
+        fold = min(range(count), key=lambda f: (classes[f][stratum], len(parts[f])))
         parts[fold] += unit
-        classes[fold].update(rows[i].target for i in unit)
+        classes[fold].update(strata[i] for i in unit)
     return [sorted(part) for part in parts]
+
+
+def strata_of(rows: Sequence[Example]) -> list[int]:
+    """The class of each row whose share is kept: the target, and of several labels the rarest.
+
+    Rare labels are so in proportion, as by iterative stratification (Sechidis et al. 2011), and
+    frequent ones, of which there are enough anyway, nearly. Rows without any label are a class too.
+    """
+    several = [row.target < 0 and len(row.truth) > 1 for row in rows]
+    counts = Counter(n for row, many in zip(rows, several, strict=True) if many for n in row.labels)
+    return [
+        min(row.labels, key=lambda n: (counts[n], n), default=row.target) if many else row.target
+        for row, many in zip(rows, several, strict=True)
+    ]
 
 
 def overlaps(parts: Mapping[str, Sequence[Example]]) -> list[str]:
@@ -118,14 +133,15 @@ def _choose(
     ``spare`` rows of each class and ``left`` units remain. In an order drawn by ``salt``, a unit is
     taken when it brings the classes nearer to their shares; units of one row meet them exactly.
     """
-    available = Counter(row.target for row in rows)
+    strata = strata_of(rows)
+    available = Counter(strata)
     shares = _shares(available, min(size, len(rows)), spare)
     taken = Counter[int]()
     chosen: set[int] = set()
     most = len(units) - left
     order = sorted(units, key=lambda u: sha256(f"{salt}/{rows[u[0]].id}".encode()).digest())
     for unit in order:
-        adds = Counter(rows[i].target for i in unit)
+        adds = Counter(strata[i] for i in unit)
         gain = sum(abs(shares[c] - taken[c]) - abs(shares[c] - taken[c] - adds[c]) for c in adds)
         if most and gain > 0 and all(taken[c] + adds[c] <= available[c] - spare for c in adds):
             most -= 1

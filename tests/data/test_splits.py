@@ -15,7 +15,7 @@ from lora_domains.data.identity import identity
 from lora_domains.data.prepare import Prepared, prepare
 from lora_domains.data.source import Data
 from lora_domains.data.splits import folds, together
-from lora_domains.tasks import Classification, Example
+from lora_domains.tasks import Classification, Example, MultiLabel
 
 
 def everyone(prepared: Prepared) -> list[Example]:
@@ -110,6 +110,30 @@ def test_splits_of_whole_groups_are_near_their_size() -> None:
     prepared = prepare(SPAM, Data(rows, group="who"))
     assert abs(len(prepared.test) - 200) <= 10
     assert abs(len(prepared.validation) - 80) <= 10
+
+
+def test_each_of_several_labels_is_split_in_proportion() -> None:
+    # 2 % of the rows have the label "rare", always beside a frequent one; a tenth have none.
+    def labels(i: int) -> list[str]:
+        if i % 10 == 0:
+            return []
+        return ["often", *["rare"] * (i % 25 == 1)] if i % 2 else ["half"]
+
+    rows = [{"text": f"note {i} on case {i * 7}", "labels": labels(i)} for i in range(1000)]
+    prepared = prepare(MultiLabel(), Data(rows))
+    names = prepared.task.labels
+    assert names is not None
+    for split in (prepared.train, prepared.validation, prepared.test):
+        share = {n: sum(k in row.labels for row in split) for k, n in enumerate(names)}
+        share["none"] = sum(not row.labels for row in split)
+        whole = {n: sum(k in row.labels for row in everyone(prepared)) for k, n in enumerate(names)}
+        whole["none"] = 100
+        for name, count in share.items():
+            assert abs(count - whole[name] * len(split) / 1000) <= 2, (name, count)
+    parts = folds(everyone(prepared), 5, seed=0)
+    rare = names.index("rare")
+    counts = [sum(rare in everyone(prepared)[i].labels for i in part) for part in parts]
+    assert counts == [4] * 5
 
 
 def test_one_group_cannot_be_split() -> None:
