@@ -77,6 +77,23 @@ def _lock(file: IO[bytes]) -> None:
             return
 
 
+def try_lock(file: IO[bytes]) -> bool:
+    """Whether ``file`` is now locked for this process, until it is closed; False if for another."""
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            file.seek(LOCKED)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 def whole_lines(file: IO[bytes]) -> list[str]:
     """Every whole line of a ``locked`` file; half a line that a killed process left is removed."""
     file.seek(0)

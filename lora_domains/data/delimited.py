@@ -7,7 +7,7 @@ import codecs
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lora_domains.data.source import File, Located, Table, check_kind, places
@@ -55,10 +55,10 @@ def _utf8(file: File, start: int) -> tuple[str, list[str]]:
     except UnicodeDecodeError as error:
         text, offset, found = "", start + error.start, "another encoding"
         # Sequences that are UTF-8, beside bytes that are not: a broken file, not another encoding.
-        if start or (re.search(rb"[\xc3-\xf4][\x80-\xbf]", raw) and _mostly_utf8(raw)):
+        if start or mostly_utf8(raw):
             found = "bytes that are not, in a file that is otherwise"
         elif b"\0" not in raw:
-            guess = _guess(raw)
+            guess = guess_encoding(raw)
     if guess:
         text, notes, offset = raw.decode(guess), [f"encoding {guess}, detected"], -1
     if offset >= 0:
@@ -66,14 +66,16 @@ def _utf8(file: File, start: int) -> tuple[str, list[str]]:
     return text, notes
 
 
-def _mostly_utf8(raw: bytes) -> bool:
-    """Whether most characters that are not ASCII are written as UTF-8."""
+def mostly_utf8(raw: bytes) -> bool:
+    """Whether most of its characters that are not ASCII are written as UTF-8, and some are."""
+    if not re.search(rb"[\xc3-\xf4][\x80-\xbf]", raw):
+        return False
     decoded = raw.decode("utf-8", errors="replace")
     broken = decoded.count("\ufffd")
     return sum(letter > "\x7f" for letter in decoded) - broken >= broken
 
 
-def _guess(raw: bytes) -> str | None:
+def guess_encoding(raw: bytes) -> str | None:
     """The encoding whose text reads best; None where none does.
 
     Detectors take short German for Big5 and French for Polish, so that words mostly in ASCII
@@ -83,10 +85,10 @@ def _guess(raw: bytes) -> str | None:
 
     lines = [line for line in raw.splitlines() if not line.isascii()]
     sample = b"\n".join(lines)[:DETECTED_BYTES]
-    if _western(sample) and _decodes(raw, "cp1252"):
+    if _western(sample) and decodes(raw, "cp1252"):
         return "cp1252"
     best = from_bytes(sample, cp_exclusion=["utf_7", "cp1252", "latin_1"]).best()
-    return best.encoding if best and _decodes(raw, best.encoding) else None
+    return best.encoding if best and decodes(raw, best.encoding) else None
 
 
 def _western(sample: bytes) -> bool:
@@ -100,7 +102,7 @@ def _western(sample: bytes) -> bool:
     )
 
 
-def _decodes(raw: bytes, encoding: str) -> bool:
+def decodes(raw: bytes, encoding: str) -> bool:
     try:
         raw.decode(encoding)
     except UnicodeDecodeError:
@@ -182,16 +184,10 @@ def read_delimited(file: File) -> Table:
     """
     text, notes = decode(file)
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    first, declared = _declared(text)
-    usual = "\t" if file.suffix == ".tsv" else ","
-    given = file.reading.delimiter or declared
-    parsed = _parse(text, given or usual, first)
-    if given is None:
-        parsed, others = _best(text, parsed, first)
-        if parsed.delimiter != usual:
-            notes.append(f"separated by {NAMES[parsed.delimiter]}, detected")
-        elif others:
-            notes.append(f"separated by {NAMES[usual]}; {others} would fit too (--delimiter)")
+    first, declared = declared_delimiter(text)
+    head = "".join(text.split("\n", first + 1)[first : first + 1])
+    parsed, noted = chosen(file, head, declared, lambda delimiter: _parse(text, delimiter, first))
+    notes += noted
     if parsed.error and (unquoted := _without_quotes(text, parsed, first)):
         notes.append("quotes are read as text, because no cell is in quotes")
         parsed = unquoted
@@ -218,7 +214,27 @@ def read_delimited(file: File) -> Table:
     return Table(rows, notes)
 
 
-def _declared(text: str) -> tuple[int, str | None]:
+def chosen(
+    file: File, head: str, declared: str | None, parse: Callable[[str], Parsed]
+) -> tuple[Parsed, list[str]]:
+    """What ``parse`` makes of a table by its delimiter, and a note where that was detected.
+
+    ``head`` is the line of the header, and ``declared`` the delimiter that one before it declares.
+    """
+    usual = "\t" if file.suffix == ".tsv" else ","
+    given = file.reading.delimiter or declared
+    parsed = parse(given or usual)
+    if given is not None:
+        return parsed, []
+    parsed, others = _best(head, parsed, parse)
+    if parsed.delimiter != usual:
+        return parsed, [f"separated by {NAMES[parsed.delimiter]}, detected"]
+    if others:
+        return parsed, [f"separated by {NAMES[usual]}; {others} would fit too (--delimiter)"]
+    return parsed, []
+
+
+def declared_delimiter(text: str) -> tuple[int, str | None]:
     """(lines before the header, the delimiter that they declare), as Excel reads ``sep=;``."""
     line = text.split("\n", 1)[0].strip()
     if line.lower().startswith("sep=") and len(line) == 5:
@@ -227,36 +243,45 @@ def _declared(text: str) -> tuple[int, str | None]:
 
 
 def _parse(text: str, delimiter: str, first: int, *, quoted: bool = True) -> Parsed:
-    parsed, begins = Parsed(delimiter), 1
     # io.StringIO would hold the text once more, in four bytes for each character.
-    lines = csv.reader(
-        (line[0] for line in LINE.finditer(text)), delimiter=delimiter, strict=True,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-    )  # fmt: skip
-    try:
-        for cells in lines:
-            if not cells or begins <= first:
-                pass
-            elif not parsed.header:
-                parsed.header = [cell.strip() for cell in cells]
-            elif len(cells) != len(parsed.header):
-                parsed.ragged.append(f"line {begins} has {len(cells)}")
-            else:
-                parsed.records.append((begins, lines.line_num, cells))
-            begins = lines.line_num + 1
-    except csv.Error as error:
-        parsed.error, parsed.broken = str(error), begins  # it names the rule, never the cell
+    lines = (line[0] for line in LINE.finditer(text))
+    parsed = Parsed(delimiter)
+    parsed.records += records(lines, parsed, first, quoted=quoted)
     return parsed
 
 
-def _best(text: str, usual: Parsed, first: int) -> tuple[Parsed, str]:
+def records(
+    lines: Iterable[str], parsed: Parsed, first: int, *, quoted: bool = True
+) -> Iterator[Record]:
+    """The rows under the header in ``lines``; what is wrong with others is noted in ``parsed``."""
+    begins = 1
+    rows = csv.reader(
+        lines, delimiter=parsed.delimiter, strict=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )  # fmt: skip
+    header = True
+    try:
+        for cells in rows:
+            if not cells or begins <= first:
+                pass
+            elif header:
+                parsed.header, header = [cell.strip() for cell in cells], False
+            elif len(cells) != len(parsed.header):
+                parsed.ragged.append(f"line {begins} has {len(cells)}")
+            else:
+                yield begins, rows.line_num, cells
+            begins = rows.line_num + 1
+    except csv.Error as error:
+        parsed.error, parsed.broken = str(error), begins  # it names the rule, never the cell
+
+
+def _best(head: str, usual: Parsed, parse: Callable[[str], Parsed]) -> tuple[Parsed, str]:
     """The parse that fits, and the names of other delimiters that fit as well.
 
     The usual delimiter stays unless it makes one column, or rows that do not fit.
     """
     width = len(usual.header)
-    head = text.split("\n", first + 1)[first]
-    tried = [_parse(text, d, first) for d in NAMES if d != usual.delimiter and d in head]
+    tried = [parse(d) for d in NAMES if d != usual.delimiter and d in head]
     tried = [one for one in tried if len(one.header) > 1]
     whole = [one for one in tried if one.whole and one.records]
     if usual.whole and width > 1:

@@ -3,12 +3,12 @@
 No message quotes the text of a row: it names the file, the line and the column.
 """
 
-import codecs
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from io import BytesIO
@@ -103,18 +103,18 @@ def read_noted(source: Source, split: str, reading: Reading = DETECTED) -> RowsR
     if isinstance(source, str) and source.startswith("embedded:"):
         from lora_domains.embedded.world import domain_rows
 
-        return RowsRead(_numbered(source, split, enumerate(domain_rows(source[9:], split))))
+        return RowsRead(numbered(source, split, enumerate(domain_rows(source[9:], split))))
     if isinstance(source, str) and source.startswith("hub:"):
         source = _hub(source)
     if not isinstance(source, str | Path | Hub):
         rows = enumerate(map(_without_arrays, _in_memory(source, split)))
-        return RowsRead(_numbered(f"{split} rows in memory", split, rows))
+        return RowsRead(numbered(f"{split} rows in memory", split, rows))
     most = reading.most
     if most is not None:
         reading = replace(reading, most=most + 1)  # one more shows that there are more
     if isinstance(source, Hub):
         name = f"{source.id}@{source.revision}/{source.split}"
-        found = RowsRead(_numbered(name, split, enumerate(_hub_rows(source, name, reading.most))))
+        found = RowsRead(numbered(name, split, enumerate(_hub_rows(source, name, reading.most))))
     else:
         found = _read_path(Path(source).expanduser(), str(source), split, reading)
     return replace(found, rows=found.rows[:most], more=most is not None and len(found.rows) > most)
@@ -141,55 +141,7 @@ def _without_arrays(value: Any) -> Any:
     return value
 
 
-def read_unnamed(
-    raw: bytes, split: str, columns: Sequence[str], reading: Reading = DETECTED
-) -> RowsRead:
-    """Rows from a stream, whose form is detected: JSON, a table that has ``columns``, or lines.
-
-    Raises what ``read`` raises.
-    """
-    name = "standard input"
-    form, note = _form(raw, columns, reading)
-    table = READERS[form](File(Path(name), raw, reading))
-    if form == ".txt":
-        renamed = [(at, {columns[0]: row["text"]}) for at, row in table.rows]
-        table = Table(renamed, table.notes)
-    notes = (*([note] if note else ()), *table.notes)
-    return RowsRead(_numbered(name, split, table.rows), notes)
-
-
-def _form(raw: bytes, columns: Sequence[str], reading: Reading) -> tuple[str, str]:
-    """(the suffix of the form of ``raw``, a note of it)."""
-    start = raw.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    if start in (b"{", b"["):
-        return (".json", "JSON") if _is_json(raw) else (".txt", "")
-    try:
-        header = list(read_delimited(File(Path("input.csv"), raw, reading)).rows[0][1])
-    except DataError:
-        header = _first_cells(raw)
-    if {*columns} <= {*header}:
-        return ".csv", "a table with a header"
-    if len({*columns}) > 1:
-        return ".csv", ""  # lines hold one text each: let the missing column be named
-    return ".txt", ""
-
-
-def _is_json(raw: bytes) -> bool:
-    """Whether ``raw`` begins with an object, or with a list of them."""
-    try:
-        value, _ = json.JSONDecoder().raw_decode(raw.decode("utf-8-sig", "replace").lstrip())
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value[0] if isinstance(value, list) and value else value, Mapping)
-
-
-def _first_cells(raw: bytes) -> list[str]:
-    """The cells of the first line of a table that cannot be read."""
-    line = raw.decode("utf-8-sig", errors="replace").strip().split("\n", 1)[0]
-    return [cell.strip().strip('"') for cell in re.split(r"[,;\t|]", line)]
-
-
-def _numbered(
+def numbered(
     name: str, split: str, items: Iterable[Located], where: str | None = None, start: int = 0
 ) -> list[Row]:
     """Rows with their locations: a line of a file ("line 17"), or an index from 0."""
@@ -215,13 +167,13 @@ def _numbered(
 def _read_path(path: Path, given: str, split: str, reading: Reading) -> RowsRead:
     rows: list[Row] = []
     notes: dict[str, None] = {}
-    files = _files_in(path, split) if path.is_dir() else [path]
+    files = files_in(path, split) if path.is_dir() else [path]
     for file in files:
         left = None if reading.most is None else reading.most - len(rows)
         if left is not None and left <= 0:
             break
         table = _read_file(file, given, replace(reading, most=left))
-        rows += _numbered(file.name, split, table.rows, str(file), len(rows))
+        rows += numbered(file.name, split, table.rows, str(file), len(rows))
         notes |= dict.fromkeys(table.notes)
     return RowsRead(rows, ((f"{len(files)} files",) if len(files) > 1 else ()) + tuple(notes))
 
@@ -231,17 +183,32 @@ def _suffix(path: Path) -> str:
 
 
 def _read_file(path: Path, given: str, reading: Reading) -> Table:
-    reader, beginning = READERS.get(_suffix(path)), BEGINNINGS.get(_suffix(path))
+    beginning, most = BEGINNINGS.get(_suffix(path)), reading.most
+    with opened(path, given) as stream:
+        reader = READERS[_suffix(path)]
+        if beginning is None:
+            return reader(File(path, b"", reading, stream))
+        raw = stream.read() if most is None else beginning(stream, most)
+    return reader(File(path, raw, reading))
+
+
+@contextmanager
+def opened(path: Path, given: str) -> Iterator[BinaryIO]:
+    """The bytes of a file of rows, unpacked, to read and to seek in.
+
+    Raises DataError where there is no such file, or none of a form that is known.
+    """
+    reader = READERS.get(_suffix(path))
     if reader is None or not path.is_file():
         raise _no_file(path, given, reader is not None)
-    stream: Any
-    compressed, most = path.suffix.lower() == ".gz", reading.most
     try:
-        with gzip.open(path) if compressed else path.open("rb") as stream:
-            if beginning is None:
-                whole = BytesIO(stream.read()) if compressed else stream
-                return reader(File(path, b"", reading, whole))
-            raw = stream.read() if most is None else beginning(stream, most)
+        with path.open("rb") as stream:
+            if path.suffix.lower() != ".gz":
+                yield stream
+            else:
+                with gzip.open(stream) as packed:
+                    text: Any = packed
+                    yield text if _suffix(path) in BEGINNINGS else BytesIO(packed.read())
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(
             where=str(path),
@@ -256,7 +223,6 @@ def _read_file(path: Path, given: str, reading: Reading) -> Table:
             found=error.strerror or type(error).__name__,
             hint="Check its permissions.",
         ) from None
-    return reader(File(path, raw, reading))
 
 
 def _no_file(path: Path, given: str, known: bool) -> DataError:
@@ -281,7 +247,7 @@ def _no_file(path: Path, given: str, known: bool) -> DataError:
 # ── Folders ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _files_in(folder: Path, split: str) -> list[Path]:
+def files_in(folder: Path, split: str) -> list[Path]:
     """The files of ``split`` in a folder: of ``save_to_disk``, or shards of one kind, by name.
 
     Where files are named after splits (``train-00000-of-00002.parquet``), only those of this one.

@@ -134,20 +134,29 @@ def _list_in(value: Mapping[str, Any]) -> tuple[Any, str]:
 
 def read_parquet(file: File) -> Table:
     """The rows of a Parquet file, with the names of ``datasets`` class labels."""
+    return _in_one(file, parquet_blocks(file))
+
+
+def parquet_blocks(file: File) -> Iterator[list[dict[str, Any]]]:
+    """The rows of ``read_parquet``, ``BATCH`` at once."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file.stream, buffer_size=CHUNK)
         batches = table.iter_batches(min(BATCH, file.reading.most or BATCH))
-        rows = _rows(file, table.schema_arrow, batches)
+        yield from _rows(file, table.schema_arrow, batches)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(file, "a Parquet file", error, "table.to_parquet(…)") from None
-    return Table(list(enumerate(rows)))
 
 
 def read_arrow(file: File) -> Table:
     """The rows of an Arrow stream, as ``datasets`` saves them, or of an Arrow file (Feather)."""
+    return _in_one(file, arrow_blocks(file))
+
+
+def arrow_blocks(file: File) -> Iterator[list[dict[str, Any]]]:
+    """The rows of ``read_arrow``, in the batches in which they were written."""
     import pyarrow
     import pyarrow.ipc
 
@@ -157,13 +166,22 @@ def read_arrow(file: File) -> Table:
         if whole:
             with pyarrow.ipc.open_file(file.stream) as table:
                 parts = (table.get_batch(n) for n in range(table.num_record_batches))
-                rows = _rows(file, table.schema, parts)
+                yield from _rows(file, table.schema, parts)
         else:
             with pyarrow.ipc.open_stream(file.stream) as stream:
-                rows = _rows(file, stream.schema, stream)
+                yield from _rows(file, stream.schema, stream)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(file, "an Arrow stream or file", error, "table.to_feather(…)") from None
-    return Table(list(enumerate(rows)))
+
+
+def _in_one(file: File, blocks: Iterable[list[dict[str, Any]]]) -> Table:
+    """The rows of ``blocks``, as many as are to be read."""
+    rows: list[Located] = []
+    for block in blocks:
+        rows += enumerate(block, len(rows))
+        if file.reading.most is not None and len(rows) >= file.reading.most:
+            return Table(rows[: file.reading.most])
+    return Table(rows)
 
 
 def _unreadable(file: File, what: str, error: Exception, write: str) -> DataError:
@@ -175,14 +193,11 @@ def _unreadable(file: File, what: str, error: Exception, write: str) -> DataErro
     )
 
 
-def _rows(file: File, schema: Any, batches: Iterable[Any]) -> list[dict[str, Any]]:
-    """The rows of ``batches``, as many as are to be read.
-
-    Raises DataError for a column whose text is not UTF-8.
-    """
-    names, most, rows = label_names(schema.metadata), file.reading.most, list[dict[str, Any]]()
-    for batch in batches:
-        part = batch if most is None else batch.slice(0, most - len(rows))
+def _rows(file: File, schema: Any, batches: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each batch. Raises DataError for a column whose text is not UTF-8."""
+    names = label_names(schema.metadata)
+    parts = (b.slice(at, BATCH) for b in batches for at in range(0, b.num_rows, BATCH))
+    for part in parts:
         columns: dict[str, list[Any]] = {}
         for name, column in zip(schema.names, part.columns, strict=True):
             try:
@@ -198,10 +213,7 @@ def _rows(file: File, schema: Any, batches: Iterable[Any]) -> list[dict[str, Any
                 [class_name(value, names[name]) for value in values] if name in names else values
             )
         cells = zip(*columns.values(), strict=True)
-        rows += [dict(zip(columns, row, strict=True)) for row in cells]
-        if len(rows) == most:
-            break
-    return rows
+        yield [dict(zip(columns, row, strict=True)) for row in cells]
 
 
 def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -41,9 +41,10 @@ class Prediction:
     probabilities: dict[str, float]
 
     @property
-    def cells(self) -> tuple[str | float, ...]:
+    def cells(self) -> dict[str, str | float]:
         """What a table holds of it: the label, its probability and those of all labels."""
-        return self.label, self.probability, *self.probabilities.values()
+        chances = {f"probability_{label}": p for label, p in self.probabilities.items()}
+        return {"prediction": self.label, "probability": self.probability, **chances}
 
     @property
     def record(self) -> dict[str, Any]:
@@ -68,9 +69,10 @@ class Labels:
     """The labels as a cell of a table holds them."""
 
     @property
-    def cells(self) -> tuple[str | float, ...]:
+    def cells(self) -> dict[str, str | float]:
         """What a table holds of it: the labels, and the probabilities of all labels."""
-        return self.joined, *self.probabilities.values()
+        chances = {f"probability_{label}": p for label, p in self.probabilities.items()}
+        return {"prediction": self.joined, **chances}
 
     @property
     def record(self) -> dict[str, Any]:

@@ -160,7 +160,7 @@ BAD = {
               ("column 'text', 2 empty: line 4, 6", "--drop-empty")),
     "a list": ([{"text": ["a"]}], (), ("line 1", "type list")),
     "taken": ([{"text": "a", "prediction": "b"}], ("--output", "x.csv"), ("'prediction'",)),
-    "form": (NOTES, ("--output", "answers.xlsx"), (".csv, .tsv or .jsonl", "'.xlsx'")),
+    "form": (NOTES, ("--output", "answers.xlsx"), (".csv, .tsv, .jsonl or .parquet", "'.xlsx'")),
     "both": (NOTES, ("a text",), ("texts or --input",)),
     "columns": (NOTES, ("--text", "id,ward"), ("1 columns, for text",)),
 }  # fmt: skip

@@ -1,20 +1,22 @@
 """The verb that labels texts or the rows of a file: one answer a row, in the order of the rows."""
 
 import argparse
-import csv
-import io
-import json
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import SpooledTemporaryFile, gettempdir
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from rich.console import Console
 
+from lora_domains import __version__
 from lora_domains.adapters.folder import find_adapter
-from lora_domains.atomic import new_file
+from lora_domains.atomic import folders_with
 from lora_domains.cli.flags import (
     add_adapter_argument,
     add_base_flags,
@@ -26,12 +28,15 @@ from lora_domains.cli.flags import (
 from lora_domains.cli.parser import Verbs, add_verb, check_no_file
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
-from lora_domains.data.checks import all_errors, check_present
-from lora_domains.data.readers import read_noted, read_unnamed
+from lora_domains.data.readers import RowsRead
 from lora_domains.data.source import Data
-from lora_domains.errors import DataError, EmptyCell, UsageError, listed
+from lora_domains.errors import AdapterMismatch, UsageError, listed
 from lora_domains.report.card import CARD, Card
-from lora_domains.tasks import Row, Task, is_null, task_from_record
+from lora_domains.serving.files import AnswerFile, Questions, StandardOutput, Target, check_free
+from lora_domains.serving.forms import Cells, Columns, Lines, Printed, answer_columns, check_form
+from lora_domains.serving.rows import read_blocks, read_stream
+from lora_domains.stats.thresholds import check_referral
+from lora_domains.tasks import Row, Task, task_from_record
 
 if TYPE_CHECKING:
     from lora_domains.inference.predict import Answer
@@ -39,16 +44,12 @@ if TYPE_CHECKING:
 
 BLOCK = 1024
 """Rows that are answered before their answers are written."""
-WRITTEN = (".csv", ".tsv", ".jsonl")
-"""File forms of ``--output``."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A row to answer: what is written of it, and what the task reads; None for an empty text."""
-
-    values: Mapping[str, Any]
-    text: str | Mapping[str, Any] | None
+STREAM = "-"
+"""The name of the standard input, and of the standard output."""
+SPOOLED = 1 << 24
+"""Bytes of the standard input that are held in memory; more wait in an unnamed temporary file."""
+PULSE = 60.0
+"""Seconds between two lines of progress in a log."""
 
 
 def add_predict(verbs: Verbs) -> None:
@@ -58,12 +59,16 @@ def add_predict(verbs: Verbs) -> None:
         group="everyday",
         summary="label texts, or the rows of a file, with an adapter",
         usage="ADAPTER [TEXT ...] [options]\n"
-        "       lora-domains predict ADAPTER --input FILE --output FILE [options]",
+        "       lora-domains predict ADAPTER --input FILE --output FILE [options]\n"
+        "       lora-domains predict --domain-column COLUMN --input FILE --output FILE",
         description="Label texts with an adapter, or every row of a file of any form that fit "
         "reads. Writes one line for each row to the standard output: the label and its "
         "probability, separated by a tab, or the generated answer. With --output the rows are "
-        "written to a file (.csv, .tsv or .jsonl) in their order, with all of their columns, the "
-        "label and the probability of every label. Everything else goes to the standard error."
+        "written to a file (.csv, .tsv, .jsonl or .parquet) in their order, with all of their "
+        "columns, the label and the probability of every label. Everything else goes to the "
+        "standard error."
+        "\n\nAnswers are written as they come. After a kill or with a full disk, the same command "
+        "goes on where it stopped."
         "\n\nThe standard input is read as JSON lines, JSON or CSV where it is one of these, and "
         "otherwise as one text a line.",
         example='lora-domains predict triage "Chest pain since this morning."\n'
@@ -71,12 +76,14 @@ def add_predict(verbs: Verbs) -> None:
         "  lora-domains predict triage --refer-below 0.8 < notes.txt",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    add_adapter_argument(inputs)
+    add_adapter_argument(inputs, nargs="?")
     add = inputs.add_argument
     add("texts", nargs="*", metavar="TEXT", help="texts; default: --input")
-    add("--input", metavar="FILE", help="rows to answer; default: the standard input")
+    add("--input", metavar="FILE", help="rows to answer; default: -, the standard input")
     add("--text", metavar="COLUMN", help="column of the text, or several, if it has another name "
         "than in training")  # fmt: skip
+    add("--domain-column", metavar="COLUMN", help="column with the name of the adapter in --out "
+        "that answers the row; ADAPTER answers those with an empty cell")  # fmt: skip
     add("--drop-empty", action="store_true", help="leave the answer of rows without a text empty, "
         "instead of refusing them")  # fmt: skip
     add_reading_flags(inputs)
@@ -84,7 +91,11 @@ def add_predict(verbs: Verbs) -> None:
     add_out_flag(inputs)
     output = parser.add_argument_group("output")
     add = output.add_argument
-    add("--output", metavar="FILE", help="write the rows with their answers to this file")
+    add("--output", metavar="FILE", help="write the rows with their answers to this file (.csv, "
+        ".tsv, .jsonl, .parquet); -: as CSV to the standard output")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace a file that exists")
+    add("--json", action="store_true", help="write an object for each row or text to the standard "
+        "output")  # fmt: skip
     add("--refer-below", type=float, default=0.0, metavar="P", help="answer 'refer' where the "
         "probability of the label is below P")  # fmt: skip
 
@@ -97,79 +108,180 @@ def predict(
     ``model`` has the adapter loaded, under the name of its folder; by default one is opened.
     """
     check_no_file(flags.texts)
-    display = display or Display(console=Console(stderr=True, highlight=False))
-    task = _task(flags)
-    # Before the base is loaded, which takes a while.
-    questions = _questions(task, flags, display)
-    _check_places(flags.input, flags.output)
-    answer_columns = _answer_columns(task, questions, flags.output)
-    name = Path(flags.adapter).name
-    if model is None:
-        model = open_model(flags, display=display, adapter=flags.adapter)
-        name = model.load_adapter(flags.adapter)
-
-    def answers() -> Iterator[tuple[Question, "Answer | None"]]:
-        for start in range(0, len(questions), BLOCK):
-            block = questions[start : start + BLOCK]
-            texts = [one.text for one in block if one.text is not None]
-            found = iter(
-                model.predict(texts, domain=name, refer_below=flags.refer_below) if texts else ()
-            )
-            for one in block:
-                yield one, None if one.text is None else next(found)
-
-    opened = _written(flags.output, questions, answer_columns) if flags.output else nullcontext()
-    with opened as write:
-        for question, answer in answers():
-            if write is not None:
-                write(question, answer)
-            else:
-                sys.stdout.write(_line(answer) + "\n")
-    if flags.output:
-        display.line(f"{len(questions)} rows: {flags.output}")
-    sys.stdout.flush()
+    _check_places(flags)
+    console = Console(stderr=True, highlight=False) if display is None else display.console
+    display, adapters = _Once(console=console), _Adapters(flags, model)
+    with _rows(flags, adapters) as blocks:
+        # All is checked before the base is loaded, which takes a while.
+        questions = Questions(
+            blocks, adapters.task, flags.adapter, adapters.names, flags.domain_column,
+            _text_columns(flags), bool(flags.texts), flags.drop_empty,
+            typed=_suffix(flags) == ".parquet",
+        )  # fmt: skip
+        named = flags.input if flags.input not in (None, STREAM) else "standard input"
+        questions.check(lambda note: display.line(f"{named}: {note}"))
+        adapters.check(questions.tasks, flags.refer_below)
+        target = _target(flags, questions, adapters)
+        with target.open(flags.overwrite):
+            if target.rows:
+                display.line(f"{flags.output}: going on after {target.rows} answers")
+            _answer(questions, target, adapters, display)
+            target.finish()
+    if flags.output not in (None, STREAM):
+        display.line(f"{questions.count} rows: {flags.output}")
     return 0
 
 
-def _task(flags: argparse.Namespace) -> Task | None:
-    """The task in the adapter's card; None where loading the adapter says what is wrong with it."""
-    folder = find_adapter(flags.adapter, Path(flags.out))
-    if not (folder / CARD).is_file():
-        return None
-    return task_from_record(Card.read(folder).adapter.task)
+class _Once(Display):
+    """A display that gives a warning once, and not for each block of rows."""
+
+    def warn(self, text: str) -> None:
+        said: set[str] = self.__dict__.setdefault("said", set())
+        if text not in said:
+            said.add(text)
+            super().warn(text)
+
+
+def _answer(questions: Questions, target: Target, adapters: "_Adapters", display: Display) -> None:
+    """Answer what is not answered yet, in blocks that are the same in every run."""
+    rest = islice(questions, target.rows, None)
+    if target.rows == questions.count:
+        return
+    model = adapters.opened(display, questions.tasks)
+    below, told = adapters.flags.refer_below, time.monotonic()
+    with display.progress("answering", questions.count) as advance:
+        advance(target.rows)
+        while block := list(islice(rest, BLOCK)):
+            asked = [one for one in block if one.text is not None]
+            names = [adapters.loaded[one.adapter] for one in asked]
+            found: Iterator[Answer] = iter(
+                model.predict([one.text or "" for one in asked], domains=names, refer_below=below)
+                if asked else ()
+            )  # fmt: skip
+            target.write([
+                (one.values, None if one.text is None else next(found)) for one in block
+            ])  # fmt: skip
+            advance(len(block))
+            if time.monotonic() - told > PULSE:
+                told = time.monotonic()
+                display.pulse(f"{target.rows} of {questions.count} rows answered")
+
+
+# ── Adapters ────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Adapters:
+    """The adapter that is given, and those in --out that cells name."""
+
+    def __init__(self, flags: argparse.Namespace, model: "DomainModel | None" = None) -> None:
+        self.flags, self._model, out = flags, model, Path(flags.out)
+        self.loaded: dict[str, str] = {}
+        """The name under which each is loaded."""
+        self._cards: dict[str, Card] = {}
+        self._folders: dict[str, Path] = {}
+        if flags.domain_column is not None:
+            self._folders = {folder.name: folder for folder in folders_with(out, CARD)}
+        if flags.adapter is not None:
+            given = find_adapter(flags.adapter, out)
+            self._folders |= {given.name: given, flags.adapter: given}
+        elif flags.domain_column is None:
+            raise UsageError(
+                where="lora-domains predict",
+                expected="an adapter, or --domain-column",
+                found="neither",
+                hint='For example: lora-domains predict triage "a text"',
+            )
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._folders)
+
+    def task(self, name: str) -> Task | None:
+        """The task of an adapter; None where there is none of that name.
+
+        Raises UsageError without a card that holds it.
+        """
+        folder = self._folders.get(name)
+        if folder is None:
+            return None
+        if not (folder / CARD).is_file():
+            # Loading says what is wrong with the folder, and else that its task is not known.
+            self.opened(Display(quiet=True), [name]).predict("", domain=self.loaded[name])
+        self._cards[name] = card = Card.read(folder, measured=False)
+        return task_from_record(card.adapter.task)
+
+    def needed(self) -> list[str]:
+        """The columns by which a table is known on the standard input."""
+        if self.flags.domain_column is not None:
+            return [self.flags.domain_column]
+        task = self.task(self.flags.adapter)
+        own = list(task.input_columns) if task is not None else []
+        return [name.strip() for name in self.flags.text.split(",")] if self.flags.text else own
+
+    def check(self, tasks: dict[str, Task], refer_below: float) -> None:
+        """Raise UsageError or AdapterMismatch where these cannot answer on one base."""
+        for task in tasks.values():
+            check_referral(refer_below, (task.labels or ()) if task.outputs == "classes" else ())
+        bases = {self._cards[name].base.identity: name for name in tasks}
+        if len(bases) > 1:
+            raise AdapterMismatch(
+                where=f"--domain-column {self.flags.domain_column}",
+                expected="adapters of one base",
+                found=listed(f"{name} of {self._cards[name].base.id}" for name in bases.values()),
+                hint="Answer the rows of each base by themselves.",
+            )
+
+    def opened(self, display: Display, names: Iterable[str]) -> "DomainModel":
+        """The base with these adapters."""
+        folders = {name: self._folders[name] for name in names}
+        if self._model is not None:
+            self.loaded = {name: folder.name for name, folder in folders.items()}
+            return self._model
+        model = open_model(self.flags, display=display, adapter=next(iter(folders.values()), None))
+        for name, folder in folders.items():
+            known = None if name == self.flags.adapter else name
+            self.loaded[name] = model.load_adapter(folder, known)
+        return model
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """A digest of each adapter and of its thresholds."""
+        return {
+            name: sha256((self._folders[name] / CARD).read_bytes()).hexdigest() for name in names
+        }
 
 
 # ── Rows ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _questions(
-    task: Task | None, flags: argparse.Namespace, display: Display
-) -> Sequence[Question]:
-    """The rows to answer. Raises DataError for rows that cannot be answered, all in one error."""
-    if flags.texts and flags.input:
+class _Blocks(Protocol):
+    def __call__(self) -> Iterator[RowsRead]: ...
+
+
+@contextmanager
+def _rows(flags: argparse.Namespace, adapters: _Adapters) -> Iterator[_Blocks]:
+    """What reads the rows to answer from their beginning."""
+    if flags.texts and (flags.input or flags.domain_column):
         raise UsageError(
             where="lora-domains predict",
-            expected="texts or --input",
-            found="both",
+            expected="texts or --input" if flags.input else "rows with a --domain-column",
+            found="both" if flags.input else "texts",
             hint="Omit one.",
         )
-    if task is None:
-        return [Question({"text": text}, text) for text in flags.texts]
+    how = reading(flags)
     if flags.texts:
-        for n, text in enumerate(flags.texts):
-            task.to_predict(text, n)  # refuses what cannot be answered
-        return [Question({"text": text}, text) for text in flags.texts]
-    task.check_predictable()
-    if flags.input:
-        found = read_noted(flags.input, "input", reading(flags))
+        rows = [Row({"text": t}, "input", n, f"text {n + 1}") for n, t in enumerate(flags.texts)]
+        yield lambda: iter([RowsRead(rows)])
+    elif flags.input not in (None, STREAM):
+        yield lambda: read_blocks(flags.input, "input", how)
     else:
-        found = read_unnamed(_standard_input(), "input", task.input_columns, reading(flags))
-    for note in found.notes:
-        display.line(f"{flags.input or 'standard input'}: {note}")
-    return _checked(task, found.rows, _columns(task, found.rows, flags), flags.drop_empty)
+        needed = adapters.needed()
+        with _spooled() as stream:
+            yield lambda: read_stream(stream, "input", needed, how)
 
 
-def _standard_input() -> bytes:
+@contextmanager
+def _spooled() -> Iterator[BinaryIO]:
+    """The standard input to read more than once. Raises UsageError if there is none, or no room."""
     if sys.stdin.isatty():
         raise UsageError(
             where="lora-domains predict",
@@ -177,166 +289,97 @@ def _standard_input() -> bytes:
             found="none of these",
             hint='lora-domains predict ADAPTER "a text"',
         )
-    stream = getattr(sys.stdin, "buffer", None)
-    return stream.read() if stream is not None else sys.stdin.read().encode()
-
-
-def _columns(task: Task, rows: Sequence[Row], flags: argparse.Namespace) -> dict[str, str]:
-    """Column of the task → column of the rows, which all of them together have."""
-    needed = list(dict.fromkeys(task.input_columns))
-    given = tuple(needed)
-    if flags.text:
-        named = columns(flags.text, Data(test=[dict(rows[0].values)]))
-        given = (named,) if isinstance(named, str) else named
-    if len(given) != len(needed):
-        raise UsageError(
-            where="--text",
-            expected=f"{len(needed)} columns, for {listed(needed)}",
-            found=listed(given),
-            hint="Name one for each, in this order.",
-        )
-    check_present(given, rows)
-    return dict(zip(needed, given, strict=True))
-
-
-def _checked(
-    task: Task, rows: Sequence[Row], names: Mapping[str, str], drop_empty: bool
-) -> list[Question]:
-    questions: list[Question] = []
-    errors: list[DataError] = []
-    for row in rows:
-        values = {column: row.values.get(name) for column, name in names.items()}
+    with SpooledTemporaryFile(SPOOLED) as stream:
         try:
-            task.unlabelled(replace(row, values=values))
-        except EmptyCell as error:
-            if not drop_empty:
-                errors.append(error)
-            questions.append(Question(row.values, None))
-        except DataError as error:
-            errors.append(error)
-        else:
-            questions.append(Question(row.values, values))
-    if errors:
-        raise all_errors(errors)
-    return questions
+            if hasattr(sys.stdin, "buffer"):
+                shutil.copyfileobj(sys.stdin.buffer, stream)
+            else:
+                stream.write(sys.stdin.read().encode())
+        except OSError as error:
+            raise UsageError(
+                where="standard input",
+                expected=f"room for it in {gettempdir()}",
+                found=error.strerror or str(error),
+                hint="Save the rows as a file, and name it: --input FILE",
+            ) from error
+        yield cast(BinaryIO, stream)
 
 
-# ── Answers ─────────────────────────────────────────────────────────────────────────────────────
+def _text_columns(flags: argparse.Namespace) -> Callable[[Row], tuple[str, ...]] | None:
+    """What finds the columns of --text in a row, some of which may have commas in their names."""
+    if not flags.text:
+        return None
+
+    def found(row: Row) -> tuple[str, ...]:
+        named = columns(flags.text, Data(test=[dict(row.values)]))
+        return (named,) if isinstance(named, str) else named
+
+    return found
 
 
-def _check_places(rows: str | None, output: str | None) -> None:
-    """Raise UsageError where the answers would replace the rows."""
-    if rows and output and Path(rows).resolve() == Path(output).resolve():
+# ── Places ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _suffix(flags: argparse.Namespace) -> str:
+    """The form of the answers; "" for lines to read."""
+    if flags.output not in (None, STREAM):
+        return check_form(flags.output)
+    return ".jsonl" if flags.json else ".csv" if flags.output else ""
+
+
+def _check_places(flags: argparse.Namespace) -> None:
+    """Raise UsageError where the answers cannot go, or would replace the rows."""
+    if flags.output in (None, STREAM):
+        return
+    if flags.json:
+        raise UsageError(
+            where="--json",
+            expected="the standard output",
+            found=f"--output {flags.output}",
+            hint="Name a file ending in .jsonl, or leave --output out.",
+        )
+    _suffix(flags)
+    rows, output = flags.input, Path(flags.output)
+    if rows not in (None, STREAM) and Path(rows).resolve() == output.resolve():
         raise UsageError(
             where=f"--output {output}",
             expected="another file than --input",
             found="the same",
             hint="The rows in it would be replaced: choose another name.",
         )
+    check_free(output, flags.overwrite)
 
 
-def _answer_columns(
-    task: Task | None, questions: Sequence[Question], output: str | None
-) -> list[str]:
-    """The columns that ``output`` has beside those of the rows.
-
-    Raises UsageError for another file form, or where the rows have such a column already.
-    """
-    if output is None:
-        return []
-    if Path(output).suffix.lower() not in WRITTEN:
-        raise UsageError(
-            where=f"--output {output}",
-            expected="a file ending in .csv, .tsv or .jsonl",
-            found=repr(Path(output).suffix),
-            hint="For example --output answers.csv",
-        )
-    labels = (task.labels or ()) if task and (task.head or task.outputs == "classes") else ()
-    names = ["prediction", *(["probability"] if task and task.outputs == "classes" and labels
-                             else [])]  # fmt: skip
-    names += ["probabilities"] if output.lower().endswith(".jsonl") and labels else [
-        f"probability_{label}" for label in labels
-    ]  # fmt: skip
-    taken = sorted({name for one in questions for name in one.values} & {*names})
+def _target(flags: argparse.Namespace, questions: Questions, adapters: _Adapters) -> Target:
+    """Where the answers go. Raises UsageError where rows have such columns already."""
+    suffix, tasks = _suffix(flags), list(questions.tasks.values())
+    if not suffix:
+        return StandardOutput(Printed())
+    names = answer_columns(tasks, suffix)
+    taken = sorted({*questions.columns} & {*names})
     if taken:
         raise UsageError(
-            where=f"--output {output}",
+            where=f"--output {flags.output}" if flags.output else "--json",
             expected="rows without the columns of the answers",
             found="the columns " + listed(map(repr, taken)),
             hint="Rename or drop them; they would be replaced.",
         )
-    return names
-
-
-def _line(answer: "Answer | None") -> str:
-    """The answer on one line."""
-    if answer is None:
-        return ""
-    if isinstance(answer, str | float):
-        return _one_line(_number(answer))
-    named, chance = answer.line
-    return f"{_one_line(named)}\t{chance}".rstrip("\t")
-
-
-def _number(answer: str | float) -> str:
-    """A text as it is, and a number in six digits."""
-    return answer if isinstance(answer, str) else f"{answer:.6g}"
-
-
-def _one_line(text: str) -> str:
-    """``text`` with its line breaks written as ``\\n``."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", r"\n")
-
-
-Write = Callable[[Question, "Answer | None"], None]
-
-
-@contextmanager
-def _written(output: str, questions: Sequence[Question], names: Sequence[str]) -> Iterator[Write]:
-    """A function that writes one row with its answer; the file appears when all are written."""
-    suffix = Path(output).suffix.lower()
-    own = list(dict.fromkeys(name for one in questions for name in one.values))
-    with new_file(Path(output)) as raw:
-        file = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-        table = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-
-        def row(question: Question, answer: "Answer | None") -> None:
-            values = [_cell(question.values.get(name)) for name in own]
-            table.writerow([*values, *_cells(answer, len(names))])
-
-        def line(question: Question, answer: "Answer | None") -> None:
-            record = {**question.values, **_record(answer)}
-            file.write(json.dumps(record, ensure_ascii=False, default=_json) + "\n")
-
-        if suffix != ".jsonl":
-            table.writerow([*own, *names])
-        yield line if suffix == ".jsonl" else row
-        file.detach()
-
-
-def _cells(answer: "Answer | None", count: int) -> list[str]:
-    if answer is None:
-        return [""] * count
-    if isinstance(answer, str | float):
-        return [_number(answer)]
-    return [cell if isinstance(cell, str) else f"{cell:.6f}" for cell in answer.cells]
-
-
-def _record(answer: "Answer | None") -> dict[str, Any]:
-    if answer is None or isinstance(answer, str | float):
-        return {"prediction": answer}
-    return answer.record
-
-
-def _cell(value: Any) -> str:
-    """A value of a row in a table: "" for null, and JSON for a list or an object."""
-    if is_null(value):
-        return ""
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=_json)
-    return str(value)
-
-
-def _json(value: Any) -> Any:
-    """What JSON has no form for: null values of pandas, and else as people write it."""
-    return None if is_null(value) else str(value)
+    form: Lines = Lines()
+    if suffix == ".parquet":
+        types = {name: questions.types.of(name) for name in questions.columns}
+        form = Columns(types, names, all(task.outputs == "value" for task in tasks))
+    elif suffix != ".jsonl":
+        form = Cells(list(questions.columns), names, "\t" if suffix == ".tsv" else ",")
+    if flags.output in (None, STREAM):
+        return StandardOutput(form)
+    run = {
+        "the rows": questions.digest,
+        "the adapters": adapters.digests(questions.tasks),
+        "--base": flags.base,
+        "--domain-column": flags.domain_column,
+        "--text": flags.text,
+        "--drop-empty": flags.drop_empty,
+        "--refer-below": flags.refer_below,
+        "the version of lora-domains": __version__,
+    }
+    return AnswerFile(Path(flags.output), form, run)
