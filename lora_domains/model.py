@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 
@@ -17,7 +17,7 @@ from lora_domains.adapters.merging import export, merge
 from lora_domains.adapters.parent import as_trained
 from lora_domains.console import Display
 from lora_domains.data.prepare import Prepared
-from lora_domains.data.source import Data, Source, in_memory
+from lora_domains.data.source import Source, in_memory
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
@@ -33,6 +33,7 @@ from lora_domains.inference.predict import (
     stream,
     text_domains,
 )
+from lora_domains.joint.fit import fit_all, requested
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import check_generates
@@ -43,7 +44,7 @@ from lora_domains.probes.suite import Suite, load_suite
 from lora_domains.report.card import Card
 from lora_domains.report.report import Benchmark, Evaluation
 from lora_domains.tasks import Classification
-from lora_domains.training.fit import check_launch, fit, training_dataset
+from lora_domains.training.fit import check_launch, training_dataset
 
 
 class DomainModel:
@@ -175,9 +176,14 @@ class DomainModel:
 
     # Training
 
+    @overload
+    def fit(self, domain: Sequence[Domain], **options: Any) -> list[Card]: ...
+    @overload
+    def fit(self, domain: Domain | Source, **options: Any) -> Card | None: ...
+
     def fit(
         self,
-        domain: Domain | Source,
+        domain: Domain | Source | Sequence[Domain],
         *,
         name: str | None = None,
         text: str | tuple[str, ...] = "text",
@@ -192,10 +198,14 @@ class DomainModel:
         dry_run: bool = False,
         no_evaluate: bool = False,
         suite: Suite | None = None,
-        prepared: Prepared | None = None,
+        prepared: Prepared | Sequence[Prepared] | None = None,
+        together: int | None = None,
         **settings: Any,
-    ) -> Card | None:
+    ) -> Card | list[Card] | None:
         """Train, save and load an adapter for a domain, or for rows with a text and a label.
+
+        Several domains are trained together, in passes that their rows share, or one after another
+        where that is faster; ``together`` says how many at a time. ``prepared`` are then lists.
 
         ``init_from`` is a saved adapter from which to continue. ``resume`` continues an interrupted
         run. ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` checks the rows, shows the
@@ -207,32 +217,25 @@ class DomainModel:
         UsageError for an unknown setting, DataError or LeakError for rows that cannot be used, and
         TrainingError; if an epoch was finished by then, the best one is saved.
         """
-        if not isinstance(domain, Domain):
-            if name is None:
-                raise UsageError(
-                    expected="a name for the adapter",
-                    found="rows without one",
-                    hint="Call fit(rows, name='spam').",
-                )
-            task = Classification(text=text, label=label, positive=positive, head=head)
-            domain = Domain(name, task, Data(domain, validation, test))
-        domain = with_settings(domain, **settings)
+        task = Classification(text=text, label=label, positive=positive, head=head)
+        domains, several = requested(domain, name, task, validation, test)
         check_launch(tracker, self.display)
-        dataset = training_dataset(
-            domain, self.base, self.out, self.display,
-            init_from=init_from, resume=resume, prepared=prepared,
+        rows = prepared if isinstance(prepared, Sequence) else [prepared] * len(domains)
+        datasets = [
+            training_dataset(with_settings(one, **settings), self.base, self.out, self.display,
+                             init_from=init_from, resume=resume, prepared=own)
+            for one, own in zip(domains, rows, strict=True)
+        ]  # fmt: skip
+        self._datasets |= {dataset.domain.name: dataset for dataset in datasets}
+        timed = partial(self._evaluation_seconds, suite, no_evaluate) if dry_run else None
+        cards = fit_all(
+            self.bank, datasets, self.out, self.display,
+            resume=resume, tracker=tracker, together=together, dry_run=timed,
         )  # fmt: skip
-        self._datasets[domain.name] = dataset
-        on_test = bool(dataset.test) and not no_evaluate
-        evaluation = partial(self._evaluation_seconds, dataset, suite, on_test)
-        card = fit(
-            self.bank, dataset, self.out, self.display,
-            resume=resume, tracker=tracker, dry_run=evaluation if dry_run else None,
-        )  # fmt: skip
-        if card is not None:
+        for card in cards:
             # Load what was saved, so that this is what gets evaluated.
-            self.load_adapter(self.out / domain.name)
-        return card
+            self.load_adapter(self.out / card.adapter.domain)
+        return cards if several else next(iter(cards), None)
 
     def dataset(self, domain: Domain | str, prepared: Prepared | None = None) -> Dataset:
         """The rows of a domain, or of one fitted by this model, as tokenised for its base.
@@ -302,8 +305,9 @@ class DomainModel:
         )  # fmt: skip
 
     def _evaluation_seconds(
-        self, dataset: Dataset, suite: Suite | None, test: bool, name: str
+        self, suite: Suite | None, no_evaluate: bool, dataset: Dataset, name: str
     ) -> float:
+        test = bool(dataset.test) and not no_evaluate
         asked = self._suite(suite) if test else Suite("none", ())
         return evaluation_seconds(self.bank, dataset, asked, name, self._base_changed, test=test)
 

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -49,6 +50,13 @@ class Display:
                 file=self.console.file, highlight=False, quiet=quiet, width=160, no_color=True
             )
         self._epochs_shown = False
+        self._owner, self._width = "", 0
+
+    def of(self, name: str, width: int) -> "Display":
+        """What one of several runs prints: its ``name`` comes first, in ``width`` characters."""
+        display = copy(self)
+        display._owner, display._width = name, width
+        return display
 
     def title(self, text: str) -> None:
         if not self.brief:
@@ -56,6 +64,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """A line of a result."""
+        text = f"{self._owner}: {text}" if self._owner else text
         self.console.print(escape(text), soft_wrap=not self.console.is_terminal)
 
     def note(self, text: str) -> None:
@@ -69,6 +78,7 @@ class Display:
             self.note(text)
 
     def warn(self, text: str) -> None:
+        text = f"{self._owner}: {text}" if self._owner else text
         text = f"[yellow]Warning:[/] {escape(text)}"
         self.console.print(text, soft_wrap=not self.console.is_terminal)
 
@@ -76,6 +86,7 @@ class Display:
         """A stage of the data flow: its name, rows in → rows out, what it did."""
         if self.brief:
             return
+        what = f"{self._owner}: {what}" if self._owner else what
         if rows_in is None and rows_out is None:
             flow = ""
         else:
@@ -90,8 +101,10 @@ class Display:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar that the yielded function advances; nothing where there is no terminal."""
-        if self.quiet or self.brief or not self.console.is_terminal or not total:
+        """A bar that the yielded function advances; nothing where there is no terminal, or another
+        bar for all runs."""
+        hidden = self.quiet or self.brief or bool(self._owner)
+        if hidden or not self.console.is_terminal or not total:
             yield lambda _done, _note="": None
             return
         bar = Progress(
@@ -125,6 +138,8 @@ class Display:
         if self.brief:
             return
         columns = _columns(record, metric_name(metric))
+        if self._owner:
+            columns.insert(0, ("", self._width, f"{self._owner:<{self._width}}"))
         head = "  ".join(f"{name:>{width}}" for name, width, _ in columns)
         line = "  ".join(f"{cell:>{width}}" for _, width, cell in columns)
         observation = record["observation"] + (f" ({note})" if note else "")

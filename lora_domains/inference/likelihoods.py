@@ -101,15 +101,27 @@ def answer_nats(
     return np.array(nats), np.array(tokens, dtype=int)
 
 
+TextOutput = tuple[Batch, Tensor]
+"""Padded rows, and the logits that predict their labels (``tail_logits``)."""
+
+
+def text_output(model: Any, examples: Sequence[EncodedExample], pad: int) -> TextOutput:
+    """``examples`` as a batch, and the logits of their answers."""
+    batch = collate(examples, pad, model.device)
+    return batch, tail_logits(model, batch)
+
+
 def text_nats(
-    model: Any, examples: Sequence[EncodedExample], pad: int, weights: Tensor | None = None
-) -> Tensor:
+    model: Any, examples: Sequence[EncodedExample], pad: int, weights: Tensor | None = None,
+    output: TextOutput | None = None,
+) -> Tensor:  # fmt: skip
     """Nats summed over all answers: a scalar with gradient.
 
-    With ``weights`` (classes,) those of an answer are multiplied by that of its class.
+    With ``weights`` (classes,) those of an answer are multiplied by that of its class. ``output``
+    is that of ``text_output``, if the examples were read before.
     """
-    batch = collate(examples, pad, model.device)
-    nats = answer_nll(tail_logits(model, batch), batch)
+    batch, logits = output or text_output(model, examples, pad)
+    nats = answer_nll(logits, batch)
     if weights is not None:
         of_rows = weights[[example.target for example in examples]]
         nats = nats * of_rows[:, None].to(nats.device)

@@ -2,7 +2,7 @@
 
 On a CPU the system kills a process that takes too much, so the memory of a pass is measured on a
 few tokens and larger passes are planned accordingly. An accelerator raises an error instead, after
-which a pass is halved.
+which a pass is halved. Gradient checkpointing takes less memory, and more time.
 """
 
 import ctypes
@@ -11,8 +11,9 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from lora_domains import distributed
 from lora_domains.console import Display, format_bytes
+from lora_domains.errors import TrainingError
+from lora_domains.modeling.routing import current_route, entered
 
 # ── The machine and its containers ──────────────────────────────────────────────────────────────
 
@@ -288,3 +292,46 @@ def allowance(free: int) -> int:
     """The largest power of two within ``SHARE`` of what each process on this machine has."""
     own = SHARE * free / distributed.processes_here()
     return 1 << int(math.log2(max(own, 1)))
+
+
+# ── Gradient checkpointing ──────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def recomputing(model: Any) -> Iterator[None]:
+    """Inside, each layer of ``model`` keeps only its input and is computed again in ``backward``.
+
+    ``backward`` may run in another thread, and a thread inherits no ContextVar: the route is
+    restored there, or a layer would be computed as the bare base's and the gradients would be
+    silently wrong. The layers stay in evaluation mode, which transformers' own switch does not
+    allow. Raises TrainingError for a model without layers that transformers can checkpoint.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrainingError(
+            where=type(model).__name__,
+            expected="layers that support gradient checkpointing in transformers",
+            found="none",
+            hint="Leave gradient_checkpointing out, or set a smaller max_length.",
+        )
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(_checkpointed, model, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            del layer.forward  # the method of its class is visible again
+            if own is not None:
+                layer.forward = own
+
+
+def _checkpointed(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    route = current_route(model)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), entered(model, route, None)
+
+    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=contexts)

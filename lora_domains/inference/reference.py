@@ -13,10 +13,15 @@ from torch import Tensor
 
 from lora_domains.distributed import sharing
 from lora_domains.inference.batches import Progress, in_batches, no_progress
-from lora_domains.inference.likelihoods import answer_nll, choice_logprobs, tail_logits
+from lora_domains.inference.likelihoods import (
+    TextOutput,
+    answer_nll,
+    choice_logprobs,
+    text_output,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import IGNORED, collate
+from lora_domains.modeling.batching import IGNORED, Batch
 from lora_domains.tokenization.encoded import EncodedExample
 
 REFERENCE_BYTES = 2**28
@@ -90,14 +95,18 @@ class Reference:
         )
 
     def kl_and_nats(
-        self, texts: Sequence[EncodedExample], adapter: str | None
-    ) -> tuple[Tensor, Tensor]:
+        self, texts: Sequence[EncodedExample], adapter: str | None,
+        output: TextOutput | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """KL(base ‖ adapter) and the adapter's nats at each token of ``texts``, with gradient.
 
-        Two (tokens,) tensors, the tokens of each text in order.
+        Two (tokens,) tensors, the tokens of each text in order. ``output`` is the adapter's
+        ``text_output``, if it has read the texts before.
         """
-        with self.bank.routed(adapter):
-            logprobs, nats = _predictions(self.bank.base, texts)
+        if output is None:
+            with self.bank.routed(adapter):
+                output = text_output(self.bank.base.model, texts, self.bank.base.pad)
+        logprobs, nats = _predictions(*output)
         of_base = [self._base[text.id] for text in texts]
         base = torch.cat([one.logprobs for one in of_base]).to(logprobs.device)
         ids = [one.ids for one in of_base if one.ids is not None]
@@ -135,7 +144,7 @@ def base_predictions(
     the ``top`` most likely tokens, or all."""
 
     def read(part: list[EncodedExample]) -> list[Prediction]:
-        logprobs, nats = _predictions(base, part)
+        logprobs, nats = _predictions(*text_output(base.model, part, base.pad))
         ids = None
         if top is not None:
             logprobs, likely = logprobs.topk(top)
@@ -157,11 +166,10 @@ def base_predictions(
     return {text.id: row for text, row in zip(texts, rows, strict=True)}
 
 
-def _predictions(base: Base, part: Sequence[EncodedExample]) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (tokens, vocabulary) and nats (tokens,) under the current route."""
-    batch = collate(part, base.pad, base.device)
+def _predictions(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (tokens, vocabulary) and nats (tokens,) of the supervised tokens."""
     supervised = batch.labels != IGNORED
-    logprobs = F.log_softmax(tail_logits(base.model, batch)[supervised].float(), dim=-1)
+    logprobs = F.log_softmax(logits[supervised].float(), dim=-1)
     return logprobs, -logprobs.gather(1, batch.labels[supervised][:, None])[:, 0]
 
 
@@ -228,10 +236,12 @@ class Pairs:
         device = self.bank.base.model.device
         return both, torch.tensor(float(self.losses(moved).sum()), device=device)
 
-    def loss(self, answers: Sequence[EncodedExample]) -> Tensor:
-        """The weighted nats of ``answers``, whose gradient is that of the loss of their pairs."""
-        batch = collate(answers, self.bank.base.pad, self.bank.base.model.device)
-        nats = answer_nll(tail_logits(self.bank.base.model, batch), batch).sum(1)
+    def loss(self, answers: Sequence[EncodedExample], output: TextOutput | None = None) -> Tensor:
+        """The weighted nats of ``answers``, whose gradient is that of the loss of their pairs;
+        ``output`` is that of ``text_output``, if they were read before."""
+        base = self.bank.base
+        batch, logits = output or text_output(base.model, answers, base.pad)
+        nats = answer_nll(logits, batch).sum(1)
         weights = [self._weights.get(one.id, 1.0) for one in answers]
         return nats @ torch.tensor(weights, dtype=nats.dtype, device=nats.device)
 

@@ -2,12 +2,12 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_domains.errors import AdapterError, UsageError, did_you_mean
 from lora_domains.modeling.base import Base
@@ -27,12 +27,11 @@ from lora_domains.modeling.lora import (
 from lora_domains.modeling.routing import (
     Mixed,
     Route,
+    RoutedLinear,
     Single,
     current_route,
     entered,
     mixed,
-    route_linears,
-    sizes_of,
     watch_calls,
 )
 
@@ -286,6 +285,26 @@ class Bank:
                     hint="Load the base this adapter was made on.",
                 )
         return sizes
+
+
+def route_linears(model: nn.Module, names: Iterable[str]) -> None:
+    """Wrap the linears called ``names`` that are not wrapped yet."""
+    for name in names:
+        parent_name, _, child = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        module = getattr(parent, child)
+        if not isinstance(module, RoutedLinear):
+            routed_linear = RoutedLinear(module, name, id(model))
+            routed_linear.train(module.training)
+            setattr(parent, child, routed_linear)
+
+
+def sizes_of(linear: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear of any kind; GPT-2's Conv1D stores its weight transposed."""
+    if hasattr(linear, "in_features"):
+        return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
+    inputs, outputs = linear.weight.shape  # type: ignore[misc]
+    return int(inputs), int(outputs)
 
 
 def _own(adapter: Adapter, device: torch.device) -> tuple[Tensor, Weights]:

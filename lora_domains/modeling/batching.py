@@ -134,6 +134,12 @@ class Batch:
     def keep(self) -> int:
         return self.labels.shape[1] + 1
 
+    def part(self, rows: slice) -> "Batch":
+        """These rows of it, with the same padding."""
+        places = None if self.places is None else self.places[rows]
+        texts = self.ids[rows], self.mask[rows], self.positions[rows]
+        return Batch(*texts, self.labels[rows], places)
+
 
 def collate(items: Sequence[EncodedExample], pad: int, device: torch.device | str = "cpu") -> Batch:
     """Prompt and answer of each item, padded to the longest; only supervised tokens have labels."""

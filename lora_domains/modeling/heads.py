@@ -255,14 +255,18 @@ def head_nats(
     pad: int,
     task: Task,
     weights: Tensor | None = None,
+    inputs: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of what the head predicts in nats, summed over ``items``, with gradients.
 
     Of several labels it is that of each, summed over a row's labels. Of a number it is half the
     squared error in standard deviations, the cross-entropy of a normal distribution but for a
-    constant. ``weights`` are those of ``batching.class_weights``.
+    constant. ``weights`` are those of ``batching.class_weights``; ``inputs`` are the ``features``
+    of ``items``, if they were computed before.
     """
-    logits = head_logits(head, features(model, items, pad, head.layout.pooling))
+    if inputs is None:
+        inputs = features(model, items, pad, head.layout.pooling)
+    logits = head_logits(head, inputs)
     weights = None if weights is None else weights.to(logits.device)
     if task.outputs == "classes":
         targets = torch.tensor([item.target for item in items], device=logits.device)

@@ -8,9 +8,10 @@ A route holds the adapters themselves, not their names: one that is unloaded, re
 during a call stays in memory until the call ends.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -105,6 +106,10 @@ class Mixed:
             if adapter is not None:
                 self._rows_of.setdefault(adapter, []).append(index)
         self._stackable = not any(a.trainable or a.rescales for a in self._rows_of)
+        # In training: how many rows of one adapter, or of the base, follow each other.
+        in_training = any(adapter.trainable for adapter in self._rows_of)
+        blocks = [(a, len(list(rows))) for a, rows in groupby(self.rows)] if in_training else []
+        self._segments = [(Single(a) if a is not None else None, size) for a, size in blocks]
         self._indices = {a: _index(rows, device) for a, rows in self._rows_of.items() if rows}
         self._blocks = _blocks(list(self._rows_of.values()), len(self.rows), device)
         # Kept as long as the route, and so across the steps of decoding.
@@ -130,6 +135,9 @@ class Mixed:
     def release(self) -> None:
         """Forget the activations of the last linear."""
         self._shared = (None, None, None)
+        for single, _ in self._segments:
+            if single is not None:
+                single.release()
 
     def serve(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """Add each row's own adapter to ``y`` (rows · n, …, out)."""
@@ -142,9 +150,25 @@ class Mixed:
             )
         # (rows, tokens, width): the tokens of a row's beams follow each other.
         x_rows, y_rows = (part.reshape(count, -1, part.shape[-1]) for part in (x, y))
+        if self._segments:
+            return self._train(linear, x, x_rows, y_rows).view(y.shape)
         together = x_rows.shape[1] <= FEW and self._stackable
         serve = self._together if together else self._one_by_one
         return serve(linear, x, x_rows, y_rows).view(y.shape)
+
+    def _train(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
+        """Each adapter over its own rows, with gradients; best where these are side by side."""
+        sizes = [size for _, size in self._segments]
+        source, kind, x_parts = self._shared
+        if source is not x or kind is not Mixed:
+            x_parts = torch.split(x_rows, sizes)
+            self._shared = (x, Mixed, x_parts)
+        y_parts = list(torch.split(y_rows, sizes))
+        for at, (single, _) in enumerate(self._segments):
+            if single is not None:
+                y = y_parts[at] if single.adapter.trainable else y_parts[at].clone()
+                y_parts[at] = single.serve(linear, x_parts[at], y)
+        return torch.cat(y_parts)
 
     def _one_by_one(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
         """Each adapter over its own rows."""
@@ -156,11 +180,7 @@ class Mixed:
             lora = adapter.weights.get(linear)
             if lora is None:
                 continue
-            if isinstance(lora, TrainableLora):
-                before = y_rows[index]
-                places = torch.tensor(self._rows_of[adapter], device=self.device)
-                y_rows = y_rows.index_copy(0, places, lora(x_rows[index], before))
-                continue
+            assert isinstance(lora, FrozenLora), "rows of adapters in training are served otherwise"
             key = (adapter, lora.group)
             if key not in lows:
                 lows[key] = _down(lora, x_rows[index])
@@ -378,23 +398,3 @@ def _check_cache(cache: Any, route: Route | None) -> None:
 
 def _named(domains: Sequence[str | None]) -> str:
     return listed(repr(domain) if domain else "the base" for domain in domains or (None,))
-
-
-def route_linears(model: nn.Module, names: Iterable[str]) -> None:
-    """Wrap the linears called ``names`` that are not wrapped yet."""
-    for name in names:
-        parent_name, _, child = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        module = getattr(parent, child)
-        if not isinstance(module, RoutedLinear):
-            routed_linear = RoutedLinear(module, name, id(model))
-            routed_linear.train(module.training)
-            setattr(parent, child, routed_linear)
-
-
-def sizes_of(linear: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear of any kind; GPT-2's Conv1D stores its weight transposed."""
-    if hasattr(linear, "in_features"):
-        return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
-    inputs, outputs = linear.weight.shape  # type: ignore[misc]
-    return int(inputs), int(outputs)

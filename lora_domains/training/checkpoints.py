@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -114,6 +114,22 @@ def checkpoint_path(out: Path, domain: str) -> Path:
     return out / f".{domain}.checkpoint"
 
 
+class Checkpoint(Protocol):
+    """Where a run keeps its checkpoint: a file of its own, or one of several runs."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    @property
+    def due(self) -> bool: ...
+
+    def write(self, content: Callable[[], Mapping[str, Any]]) -> bool: ...
+
+    def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None: ...
+
+    def clear(self) -> None: ...
+
+
 class RunCheckpoint:
     """The checkpoint file of a run: written by the main process, read for all."""
 
@@ -151,12 +167,7 @@ class RunCheckpoint:
             self.display.note("Nothing to resume: starting at the beginning.")
             return None
         check_same_run(self.path, stored, identity)
-        ranks = distributed.state().num_processes
-        if stored["ranks"] != ranks:
-            self.display.warn(
-                f"started with {stored['ranks']} processes and resumed with {ranks}: the result is "
-                "the same up to rounding, except for the draws of dropout."
-            )
+        check_ranks(stored["ranks"], self.display)
         return stored
 
     def clear(self) -> None:
@@ -208,6 +219,16 @@ def check_same_run(path: Path, stored: Mapping[str, Any], run: Mapping[str, Any]
             found="another " + " and another ".join(other),
             hint="Repeat the same command with --resume, or leave --resume out to start from the "
             "beginning.",
+        )
+
+
+def check_ranks(before: int, display: Display) -> None:
+    """Warn when a run with ``before`` processes is resumed with another number of them."""
+    ranks = distributed.state().num_processes
+    if before != ranks:
+        display.warn(
+            f"started with {before} processes and resumed with {ranks}: the result is the same up "
+            "to rounding, except for the draws of dropout."
         )
 
 

@@ -23,7 +23,7 @@ from lora_domains.modeling.heads import FEATURES
 from lora_domains.probes.general_text import POOL, SELECTION
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.report.markdown import readme
-from lora_domains.training.checkpoints import checkpoint_path, read_checkpoint
+from lora_domains.training.checkpoints import RunCheckpoint, checkpoint_path, read_checkpoint
 from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan
@@ -84,12 +84,7 @@ def fit(
     """
     if dry_run is not None:
         dataset = replace(dataset, general=dataset.general.in_part())
-    domain = dataset.domain
-    plan = make_plan(bank.base, dataset)
-    for reason in plan.reasons:
-        display.stage("plan", None, None, reason)
-    for warning in plan.warnings:
-        display.warn(warning)
+    domain, plan = dataset.domain, shown_plan(bank.base, dataset, display)
     if dry_run is not None:
         run = make_run(bank, dataset, plan, out, display)
         estimated = estimate(run, dry_run, dataset.general.seconds)
@@ -113,6 +108,22 @@ def fit(
         trained = run.fit(resume=resume)
     card = save(bank.base, dataset, trained, out, rows)
     run.forget()
+    show_outcome(dataset, plan, trained, display)
+    return card
+
+
+def shown_plan(base: Base, dataset: Dataset, display: Display) -> Plan:
+    """The plan of a run, which is shown with its warnings."""
+    plan = make_plan(base, dataset)
+    for reason in plan.reasons:
+        display.stage("plan", None, None, reason)
+    for warning in plan.warnings:
+        display.warn(warning)
+    return plan
+
+
+def show_outcome(dataset: Dataset, plan: Plan, trained: Trained, display: Display) -> None:
+    """Show what a run came to."""
     record = trained.record
     best = next(one for one in record["history"] if one["epoch"] == record["best_epoch"])
     if collapsed := collapse_warning(best, plan.lr):
@@ -125,7 +136,6 @@ def fit(
         f"({phases_in_words(record['phases'])}; {record['tokens_per_second']:,.0f} tokens/s); "
         f"epoch {record['best_epoch']} kept",
     )
-    return card
 
 
 def make_run(
@@ -150,7 +160,7 @@ def make_run(
         plan,
         [row.encoded for row in dataset.train],
         [row.encoded for row in dataset.validation],
-        checkpoint_path(out, domain.name),
+        RunCheckpoint(checkpoint_path(out, domain.name), display),
         display,
         general=texts.windows("training", tokenization, min(POOL, plan.general_reads)),
         monitored=texts.windows("selection", tokenization, SELECTION),

@@ -6,31 +6,36 @@ row is relative to the tokens of the whole batch from the start.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 from lora_domains import distributed
 from lora_domains.console import Clock, Display, format_bytes
 from lora_domains.distributed import ran_out
 from lora_domains.domain import Domain, Training
-from lora_domains.errors import OutOfMemory, TrainingError, UsageError
+from lora_domains.errors import OutOfMemory, UsageError
 from lora_domains.inference.batches import LOGITS, trial_examples
-from lora_domains.inference.likelihoods import text_nats
-from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
+from lora_domains.inference.likelihoods import TextOutput, text_nats
+from lora_domains.inference.memory import (
+    TRIAL,
+    PassCost,
+    TensorBytes,
+    pass_limit,
+    recomputing,
+    release,
+)
 from lora_domains.inference.reference import Pairs
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import Head, head_nats
 from lora_domains.modeling.lora import TrainableLora
-from lora_domains.modeling.routing import current_route, entered
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import State
 from lora_domains.training.retention import GeneralTexts, Retention
@@ -113,7 +118,7 @@ class Gradients:
                     raise
                 message = str(error).splitlines()[0]
             # Outside of `except`, so that the failed pass and its tensors are freed.
-            self._halve([*passes, *general_passes], message)
+            self.halve([*passes, *general_passes], message)
 
     def units(self, rows: Sequence[EncodedExample]) -> int:
         """What the loss of a step is averaged over: pairs where answers are compared, else the
@@ -131,28 +136,11 @@ class Gradients:
             return []
         return self.general.of_step(self.retention.rows, seed, step // self.general_every)
 
-    def sum_over_ranks(self, nats: Tensor, stop: float) -> tuple[Tensor, float]:
-        """Sum gradients, ``nats`` and ``stop`` over the processes; the last two are returned."""
-        if self.ranks == 1:
-            return nats, stop
-        for parameter in self.parameters:
-            if parameter.grad is None:  # a short batch may leave a process without a row
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
-        flat: Tensor = torch.cat([nats[None], torch.tensor([stop], device=nats.device), *grads])
-        flat = reduce(flat, reduction="sum")
-        offset = 2
-        for parameter in self.parameters:
-            size = parameter.numel()
-            parameter.grad = flat[offset : offset + size].view_as(parameter).clone()
-            offset += size
-        return flat[0], float(flat[1])
-
     def _domain_gradients(self, passes: Passes, total: int) -> Tensor:
         nats = torch.zeros((), device=self.model.device)
         with self.bank.routed(self.adapter):
             for part in passes:
-                loss = self._loss(part)
+                loss = self.loss(part)
                 torch.autograd.backward(loss / total)
                 nats += loss.detach()
                 self._give_back(part)
@@ -164,13 +152,21 @@ class Gradients:
         if cost is not None and cost.token * len(part) * max(map(len, part)) >= LARGE_PASS:
             release(self.model.device)
 
-    def _loss(self, rows: Sequence[EncodedExample]) -> Tensor:
-        """Nats summed over the supervised tokens, or over the labels of a head."""
+    def loss(
+        self, rows: Sequence[EncodedExample],
+        text: TextOutput | None = None, features: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Nats summed over the supervised tokens, or over the labels of a head.
+
+        ``text``, or with a head ``features``, is what the model gives for ``rows``, if they were
+        read before.
+        """
+        model, pad, task, weights = self.model, self.pad, self.domain.task, self.weights
         if self.head is not None:
-            return head_nats(self.model, self.head, rows, self.pad, self.domain.task, self.weights)
+            return head_nats(model, self.head, rows, pad, task, weights, features)
         if self.pairs is not None:
-            return self.pairs.loss(rows)
-        return text_nats(self.model, rows, self.pad, self.weights)
+            return self.pairs.loss(rows, text)
+        return text_nats(model, rows, pad, weights, text)
 
     def _general_gradients(self, passes: Passes, total: int) -> None:
         # Read in every n-th step, it counts n times: the mean gradient is that of every step.
@@ -198,7 +194,7 @@ class Gradients:
         def peak(rows: int, length: int, answer: int) -> int:
             trial = trial_examples(rows, length, answer if vocabulary else 0)
             with self.bank.routed(self.adapter):
-                return self._peak(trial, self._loss)
+                return self._peak(trial, self.loss)
 
         return PassCost.measured(peak, vocabulary) if self.model.device.type == "cpu" else None
 
@@ -239,7 +235,7 @@ class Gradients:
             sizes = f"{format_bytes(token)} per token in training, measured; at most "
             self.display.stage("memory", None, None, f"{sizes}{format_bytes(limit)} in one pass")
 
-    def _halve(self, passes: Passes, message: str) -> None:
+    def halve(self, passes: Passes, message: str) -> None:
         sizes = [len(part) * max(map(len, part)) for part in passes if len(part) > 1]
         if not sizes:
             raise self._too_large(max(len(row) for part in passes for row in part), message)
@@ -261,14 +257,51 @@ class Gradients:
         )
 
 
+def sum_over_ranks(
+    parameters: Sequence[torch.nn.Parameter], nats: Sequence[Tensor], stop: int | None
+) -> tuple[list[float], bool]:
+    """Sum the gradients and ``nats`` over the processes.
+
+    Returns the nats, and whether ``stop`` is set on any process.
+    """
+    ranks = distributed.state().num_processes
+    if ranks == 1:
+        return [float(one) for one in nats], stop is not None
+    for parameter in parameters:
+        if parameter.grad is None:  # a short batch may leave a process without a row
+            parameter.grad = torch.zeros_like(parameter)
+    device, grads = nats[0].device, [p.grad.flatten() for p in parameters if p.grad is not None]
+    stopping = torch.tensor(float(stop is not None), device=device)
+    flat: Tensor = reduce(torch.cat([torch.stack([*nats, stopping]), *grads]), reduction="sum")
+    *values, stopped = flat[: len(nats) + 1].tolist()
+    offset = len(nats) + 1
+    for parameter in parameters:
+        size = parameter.numel()
+        parameter.grad = flat[offset : offset + size].view_as(parameter).clone()
+        offset += size
+    return values, stopped > 0
+
+
+class Padded(Protocol):
+    """A row of a pass: an encoded example, or one of several runs."""
+
+    @property
+    def answer(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+
+R = TypeVar("R", bound=Padded)
+
+
 def micro_batches(
-    rows: Sequence[EncodedExample],
+    rows: Sequence[R],
     device: torch.device,
     most: int | None = None,
     vocabulary: int = 0,
     cost: PassCost | None = None,
     limit: float = math.inf,
-) -> Iterator[Sequence[EncodedExample]]:
+) -> Iterator[Sequence[R]]:
     """``rows``, longest first, in passes of at most ``most`` padded tokens (``MICRO_TOKENS``).
 
     With a large ``vocabulary`` passes are smaller, so that the logits of the answers stay within
@@ -339,46 +372,3 @@ def make_optimizer(
         eight: torch.optim.Optimizer = adam(groups, lr=lr, weight_decay=settings.weight_decay)
         return eight
     return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
-
-
-# ── Gradient checkpointing ──────────────────────────────────────────────────────────────────────
-
-
-@contextmanager
-def recomputing(model: Any) -> Iterator[None]:
-    """Inside, each layer of ``model`` keeps only its input and is computed again in ``backward``.
-
-    ``backward`` may run in another thread, and a thread inherits no ContextVar: the route is
-    restored there, or a layer would be computed as the bare base's and the gradients would be
-    silently wrong. The layers stay in evaluation mode, which transformers' own switch does not
-    allow. Raises TrainingError for a model without layers that transformers can checkpoint.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
-        raise TrainingError(
-            where=type(model).__name__,
-            expected="layers that support gradient checkpointing in transformers",
-            found="none",
-            hint="Leave gradient_checkpointing out, or set a smaller max_length.",
-        )
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(_checkpointed, model, layer.forward)
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            del layer.forward  # the method of its class is visible again
-            if own is not None:
-                layer.forward = own
-
-
-def _checkpointed(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    route = current_route(model)
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), entered(model, route, None)
-
-    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=contexts)

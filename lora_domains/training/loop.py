@@ -7,12 +7,11 @@ between steps; a run resumed from it ends with the same bytes as an uninterrupte
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -31,8 +30,8 @@ from lora_domains.modeling.batching import class_weights, epoch_batches
 from lora_domains.modeling.heads import SENTENCE
 from lora_domains.modeling.lora import Adapter
 from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.checkpoints import RunCheckpoint, State, StopSignals, hash_examples
-from lora_domains.training.gradients import Gradients, make_optimizer
+from lora_domains.training.checkpoints import Checkpoint, State, StopSignals, hash_examples
+from lora_domains.training.gradients import Gradients, make_optimizer, sum_over_ranks
 from lora_domains.training.plan import Plan, Schedule
 from lora_domains.training.retention import GeneralTexts
 from lora_domains.training.tracking import Log, no_tracker
@@ -55,20 +54,20 @@ class Run:
 
     def __init__(
         self, bank: Bank, domain: Domain, plan: Plan, train: Sequence[EncodedExample],
-        validation: Sequence[EncodedExample], checkpoint: Path, display: Display,
+        validation: Sequence[EncodedExample], checkpoint: Checkpoint, display: Display,
         general: Sequence[EncodedExample] = (), monitored: Sequence[EncodedExample] = (),
         parent: Parent | None = None, log: Log = no_tracker,
         predictions: Mapping[str, Prediction] | None = None,
     ) -> None:  # fmt: skip
         self.bank, self.domain, self.plan = bank, domain, plan
         self.train, self.display, self.log = train, display, log
-        self.checkpoint = RunCheckpoint(checkpoint, display)
+        self.checkpoint = checkpoint
         self.model = bank.base.model
         self.adapter_name = f"{domain.name}__fit"
         self.ranks = distributed.state().num_processes
         self.state, self.signals = State(), StopSignals()
         self.clock = Clock(self.state.phases)
-        self.adapter, self.parent = self._initial_adapter(parent), parent
+        self.adapter, self.parent = initial_adapter(self, parent), parent
         self.parameters = bank.add(self.adapter, trainable=True)
         self.head = self.adapter.head
         if self.head is not None:
@@ -88,23 +87,7 @@ class Run:
         )
         self.drift_limit = plan.retention.drift_limit(domain.gates)
         self.schedule = Schedule(plan.steps, how)
-        self._all_stop = False
-        """Whether any rank received a signal, as all ranks know since the last step."""
-
-    def _initial_adapter(self, parent: Parent | None) -> Adapter:
-        lora = self.domain.lora
-        if parent is not None:
-            return continued_adapter(parent.adapter, self.adapter_name, lora)
-        seed, classes = self.domain.training.seed, self.domain.task.head_classes
-        adapter = new_adapter(
-            self.bank.base, self.adapter_name, lora, self.plan.rank, self.plan.alpha, seed, classes
-        )
-        if adapter.head is None or adapter.head.layout != SENTENCE:
-            return adapter
-        task, balanced = self.domain.task, self.domain.training.balance is not None
-        with self.clock.phase(HEAD):
-            head = probe_head(adapter.head, self.bank, self.train, self.display, task, balanced)
-        return replace(adapter, head=head)
+        self._all_stop = False  # whether any rank received a signal, as all know since a step
 
     # ── fit → run_epoch → train_step ────────────────────────────────────────────────────────────
 
@@ -115,19 +98,28 @@ class Run:
         refuses the adapter. Raises LossExploded and TrainingInterrupted. In every case the adapter
         in training leaves the bank, and the caller's random state is restored.
         """
-        with self.isolated(), self.signals.noted():
-            if resume:
-                self._resume()
-            self.state.pass_bytes = agreed_pass_limit(self.model)
-            self.gradients.announce_memory()
-            self.validation.compare_with_base(self.gradients.pairs, self.train)
-            while not self._finished() and self._goes_on():
-                self.run_epoch()
-            self._scale_down()
+        with self.isolated(), self.signals.noted(), closing(self.batches(resume)) as batches:
+            for rows in batches:
+                with self.clock.phase(STEPS):
+                    self.train_step(rows)
             # Ranks exchange signals within each step, and once more after the last one.
             if distributed.anywhere(self.signals.received is not None):
                 self._interrupt(self.checkpoint.complete)
-        return self._trained()
+        return self.trained()
+
+    def batches(self, resume: bool) -> Generator[list[EncodedExample]]:
+        """The rows of each step, on which the caller trains before it asks for those of the next.
+
+        Validates in between, and writes checkpoints.
+        """
+        if resume:
+            self._resume()
+        self.state.pass_bytes = agreed_pass_limit(self.model)
+        self.gradients.announce_memory()
+        self.validation.compare_with_base(self.gradients.pairs, self.train)
+        while not self._finished() and self._goes_on():
+            yield from self.run_epoch()
+        self._scale_down()
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -143,7 +135,7 @@ class Run:
         """Delete the checkpoint, once the trained adapter is saved."""
         self.checkpoint.clear()
 
-    def run_epoch(self) -> None:
+    def run_epoch(self) -> Generator[list[EncodedExample]]:
         """The epoch up to its next validation or its end, the validation, and a checkpoint."""
         state, seed = self.state, self.domain.training.seed
         # Without losses since the last validation, that one was of the current step.
@@ -154,8 +146,7 @@ class Run:
         with self.display.progress(f"epoch {state.epoch + 1}", len(batches)) as advance:
             advance(state.step)
             for batch in batches[state.step : end]:
-                with self.clock.phase(STEPS):
-                    self.train_step([self.train[i] for i in batch])
+                yield [self.train[i] for i in batch]
                 advance(1, self._speed())
                 self._between_steps()
         loss = sum(state.losses) / max(sum(state.tokens), 1)
@@ -183,19 +174,21 @@ class Run:
 
     def train_step(self, rows: Sequence[EncodedExample]) -> None:
         """One optimiser step on one global batch, of which this rank takes its share."""
-        state = self.state
-        total = self.gradients.units(rows)
-        self._set_rate()
-        nats = self.gradients.compute(rows, total)
+        nats = self.gradients.compute(rows, self.gradients.units(rows))
         # A signal may reach a single rank, at any moment; all must stop after the same step.
-        nats, stop = self.gradients.sum_over_ranks(nats, self.signals.received or 0)
-        self._all_stop = stop > 0
-        loss = float(nats) / total
+        (total,), self._all_stop = sum_over_ranks(self.parameters, [nats], self.signals.received)
+        self.finish_step(rows, total)
+
+    def finish_step(self, rows: Sequence[EncodedExample], nats: float) -> None:
+        """Apply the gradients of ``rows``, whose loss is ``nats``, of all ranks."""
+        state, total = self.state, self.gradients.units(rows)
+        self._set_rate()
+        loss = nats / total
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.domain.training.clip)
         self._check_loss(loss if bool(norm.isfinite()) else math.nan)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        state.losses.append(float(nats))
+        state.losses.append(nats)
         state.tokens.append(total)
         state.total_tokens += sum(map(len, (*rows, *self.gradients.texts())))
         state.step += 1
@@ -224,7 +217,7 @@ class Run:
             where=f"{self.domain.name}, epoch {state.epoch + 1}, step {state.step + 1}",
             expected=f"a finite loss, at most {limit:.1f}",
             found=f"{loss:.4g} (first loss {first:.3f}, learning rate {self.plan.lr:g})",
-            hint=f"Try --lr {self.plan.lr / 5:.1g}. {self._save_best()}",
+            hint=f"Try --lr {self.plan.lr / 5:.1g}. {self.save_best()}",
         )
 
     # ── Between steps ───────────────────────────────────────────────────────────────────────────
@@ -238,11 +231,14 @@ class Run:
             self.display.pulse(f"{step} of {self.plan.steps_per_epoch}: {self._speed()}")
 
     def _interrupt(self, written: bool) -> NoReturn:
+        raise self.signals.interrupted(self.place, written, self.save_best())
+
+    @property
+    def place(self) -> str:
+        """Where the run stands, in words."""
         state = self.state
         step = f"epoch {state.epoch + 1}, step {state.step}"
-        step = "after the last epoch" if self._finished() else step
-        outcome = self._save_best()
-        raise self.signals.interrupted(f"{self.domain.name}, {step}", written, outcome)
+        return f"{self.domain.name}, {'after the last epoch' if self._finished() else step}"
 
     def _finished(self) -> bool:
         """Whether all steps are done and validated."""
@@ -308,7 +304,7 @@ class Run:
             tensor.data.copy_(tensors["head"][name])
         self.optimizer.load_state_dict(optimizer)
 
-    def _save_best(self) -> str:
+    def save_best(self) -> str:
         """Save the best epoch's adapter before the run ends early; what became of it, in words."""
         best = self.state.best
         if best is None:
@@ -316,7 +312,7 @@ class Run:
         if self.on_best is None:
             return "No adapter was saved."
         try:
-            self.on_best(self._trained())
+            self.on_best(self.trained())
         except AdapterError as error:
             self.display.warn(
                 f"the adapter of epoch {best['epoch']} could not be saved: {error.found}."
@@ -324,7 +320,8 @@ class Run:
             return "No adapter was saved."
         return f"The adapter of epoch {best['epoch']}, the best so far, was saved."
 
-    def _trained(self) -> Trained:
+    def trained(self) -> Trained:
+        """The best epoch's adapter, and the record of the run so far."""
         state, plan, best = self.state, self.plan, self.state.best
         if best is None:
             raise RuntimeError("a run has a result once its first epoch is finished")
@@ -352,15 +349,17 @@ class Run:
 
     def save(self) -> bool:
         """Write the checkpoint; whether that succeeded, which only the main process knows."""
-        return self.checkpoint.write(
-            lambda: {
-                "run": self.identity,
-                "ranks": self.ranks,
-                "state": dict(vars(self.state)),
-                **self.tensors(),
-                "optimizer": self.optimizer.state_dict(),
-            }
-        )
+        return self.checkpoint.write(self.content)
+
+    def content(self) -> dict[str, Any]:
+        """What the checkpoint holds."""
+        return {
+            "run": self.identity,
+            "ranks": self.ranks,
+            "state": dict(vars(self.state)),
+            **self.tensors(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def _resume(self) -> None:
         stored = self.checkpoint.read(self.identity)
@@ -377,3 +376,20 @@ class Run:
         )
         for record in self.state.history:
             self.display.epoch(record, self.domain.primary_metric)
+
+
+def initial_adapter(run: Run, parent: Parent | None) -> Adapter:
+    """The adapter with which ``run`` begins: a new one, or a copy of its parent's."""
+    domain, plan = run.domain, run.plan
+    if parent is not None:
+        return continued_adapter(parent.adapter, run.adapter_name, domain.lora)
+    seed, classes = domain.training.seed, domain.task.head_classes
+    adapter = new_adapter(
+        run.bank.base, run.adapter_name, domain.lora, plan.rank, plan.alpha, seed, classes
+    )
+    if adapter.head is None or adapter.head.layout != SENTENCE:
+        return adapter
+    balanced = domain.training.balance is not None
+    with run.clock.phase(HEAD):
+        head = probe_head(adapter.head, run.bank, run.train, run.display, domain.task, balanced)
+    return replace(adapter, head=head)

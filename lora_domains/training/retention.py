@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lora_domains.console import GENERAL, Clock, Display
 from lora_domains.domain import RETENTION, Training
-from lora_domains.inference.likelihoods import text_nats
+from lora_domains.inference.likelihoods import TextOutput, text_nats
 from lora_domains.inference.reference import Prediction, Reference
 from lora_domains.modeling.bank import Bank
 from lora_domains.tokenization.encoded import EncodedExample
@@ -31,6 +31,9 @@ on what it wrote itself (``benchmarks/training/retention.py``, ``benchmarks/trai
 
 class GeneralTexts:
     """The general texts that a run trains on, with what adapter and base predict for them."""
+
+    output: TextOutput | None = None
+    """What the adapter gives for the texts whose loss is asked for, if it has read them before."""
 
     def __init__(
         self, bank: Bank, adapter: str, texts: Sequence[EncodedExample], display: Display,
@@ -48,11 +51,11 @@ class GeneralTexts:
         """The adapter's nats summed over the tokens of ``texts``: a scalar with gradient."""
         base = self.bank.base
         with self.bank.routed(self.adapter):
-            return text_nats(base.model, texts, base.pad)
+            return text_nats(base.model, texts, base.pad, output=self.output)
 
     def kl(self, texts: Sequence[EncodedExample]) -> Tensor:
         """KL(base ‖ adapter) summed over the tokens of ``texts``: a scalar with gradient."""
-        kl, _ = self.reference.kl_and_nats(texts, self.adapter)
+        kl, _ = self.reference.kl_and_nats(texts, self.adapter, self.output)
         return kl.sum()
 
     @cached_property

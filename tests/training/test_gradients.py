@@ -22,13 +22,13 @@ from lora_domains.console import Display
 from lora_domains.errors import OutOfMemory, TrainingError
 from lora_domains.inference import memory
 from lora_domains.inference.batches import trial_examples
-from lora_domains.inference.memory import TensorBytes, pass_limit
+from lora_domains.inference.memory import TensorBytes, pass_limit, recomputing
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Generation
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import gradients
-from lora_domains.training.gradients import micro_batches, recomputing
+from lora_domains.training.gradients import micro_batches
 from lora_domains.training.loop import Run
 
 
@@ -397,7 +397,7 @@ def test_without_the_route_restored_gradients_would_be_silently_wrong(
 ) -> None:
     """The test above would fail: other gradients, or an error of torch."""
     plain = adapter_gradients(tiny_base, recompute=False, thread=False)
-    monkeypatch.setattr(gradients, "entered", lambda *_: nullcontext())
+    monkeypatch.setattr(memory, "entered", lambda *_: nullcontext())
     try:
         grads = adapter_gradients(tiny_base, recompute=True, thread=True)
     except CheckpointError:

@@ -1,0 +1,1 @@
+"""Several adapters trained together: their rows share passes through the frozen base."""

@@ -1,0 +1,222 @@
+"""Fitting several domains: plans, the choice between one pass and several, saved adapters."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from lora_domains import distributed
+from lora_domains.adapters.folder import is_adapter
+from lora_domains.adapters.peft import new_adapter
+from lora_domains.console import Display
+from lora_domains.data.source import Data, Source
+from lora_domains.dataset import Dataset
+from lora_domains.domain import Domain
+from lora_domains.errors import UsageError
+from lora_domains.joint.checkpoint import JointCheckpoint, joint_path
+from lora_domains.joint.run import JointRun
+from lora_domains.joint.together import choose
+from lora_domains.modeling.bank import Bank
+from lora_domains.report.card import Card
+from lora_domains.tasks import Task
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.training.fit import fit, make_run, remembered, save, show_outcome, shown_plan
+from lora_domains.training.loop import Run, Trained
+from lora_domains.training.plan import Plan, make_plan
+from lora_domains.training.tracking import Log, no_tracker, open_tracker
+
+
+class Fit:
+    """One of several fits: its plan, its run, and the adapter that it saves."""
+
+    def __init__(
+        self, bank: Bank, dataset: Dataset, plan: Plan, out: Path, display: Display
+    ) -> None:
+        self.bank, self.dataset, self.out = bank, dataset, out
+        self.name, self.plan, self.display = dataset.domain.name, plan, display
+        self.log: Log = no_tracker
+        self.others: list[str] = []
+        """The domains that are trained with this one."""
+        self.card: Card | None = None
+
+    # What decides how many are trained together.
+
+    @property
+    def train(self) -> list[EncodedExample]:
+        return [row.encoded for row in self.dataset.train]
+
+    @property
+    def batch_size(self) -> int:
+        return self.plan.batch_size
+
+    @property
+    def seed(self) -> int:
+        return self.dataset.domain.training.seed
+
+    @property
+    def parameters(self) -> int:
+        """Of the LoRA weights in training."""
+        domain, base = self.dataset.domain, self.bank.base
+        one = new_adapter(base, "plan", domain.lora, 1, 1, 0, domain.task.head_classes)
+        return self.plan.rank * sum(a.numel() + b.numel() for a, b in one.weights.values())
+
+    # The run.
+
+    @property
+    def steps(self) -> int:
+        """Steps of its run, if patience lasts."""
+        return self.plan.steps
+
+    def begin(self) -> Run:
+        """Its run; the adapter in training is added to the bank."""
+        run = make_run(self.bank, self.dataset, self.plan, self.out, self.display, self.log)
+        run.on_best = lambda trained: self._save(trained, finished=False)
+        return run
+
+    def end(self, trained: Trained) -> None:
+        """Save the adapter of a run that is over."""
+        self.card = self._save(trained)
+        show_outcome(self.dataset, self.plan, trained, self.display)
+
+    @cached_property
+    def remembered(self) -> dict[str, str]:
+        """What the card remembers of the rows; asked for before training, as it may fail."""
+        return distributed.on_main(lambda: remembered(self.dataset))
+
+    def _save(self, trained: Trained, finished: bool = True) -> Card:
+        if self.others:
+            trained.record["together_with"] = self.others
+        return save(
+            self.bank.base, self.dataset, trained, self.out, self.remembered, finished=finished
+        )
+
+    def saved_card(self) -> Card:
+        """The card of its adapter, which was saved here or before this run was resumed."""
+        return self.card or Card.read(self.out / self.name)
+
+
+def requested(
+    domain: Any, name: str | None, task: Task, validation: Source | None, test: Source | None
+) -> tuple[list[Domain], bool]:
+    """The domains to fit: one, several, or that of rows, with a ``name`` and a ``task``.
+
+    And whether a list of them was given.
+
+    Raises UsageError for rows without a name, and for two domains of one name.
+    """
+    if isinstance(domain, Domain):
+        return [domain], False
+    domains = list(domain) if isinstance(domain, Sequence) and not isinstance(domain, str) else []
+    if not any(isinstance(one, Domain) for one in domains):
+        if name is None:
+            raise UsageError(
+                expected="a name for the adapter",
+                found="rows without one",
+                hint="Call fit(rows, name='spam').",
+            )
+        return [Domain(name, task, Data(domain, validation, test))], False
+    others = [type(one).__name__ for one in domains if not isinstance(one, Domain)]
+    if others:
+        raise UsageError(
+            expected="domains only, to train several together",
+            found=f"one of type {others[0]} among them",
+            hint="Declare a Domain for its rows.",
+        )
+    twice = [name for name, count in Counter(one.name for one in domains).items() if count > 1]
+    if twice:
+        raise UsageError(
+            expected="domains of different names",
+            found=f"{twice[0]!r} twice",
+            hint="Name one of them differently: its adapter would replace the other's.",
+        )
+    return domains, True
+
+
+def fit_all(
+    bank: Bank,
+    datasets: Sequence[Dataset],
+    out: Path,
+    display: Display,
+    *,
+    resume: bool = False,
+    tracker: str | None = None,
+    together: int | None = None,
+    dry_run: Callable[[Dataset, str], float] | None = None,
+) -> list[Card]:
+    """Train an adapter on each of ``datasets`` and save all of them in ``out``; their cards.
+
+    Up to ``together`` of them take their steps in passes that they share; by default as many as
+    make that faster than one after another. ``dry_run`` gives the seconds of evaluating an adapter
+    by its name; then nothing is trained and no card returned. Raises what ``training.fit.fit``
+    raises; adapters whose runs are over by then are saved.
+    """
+    if len(datasets) > 1 and dry_run is None:
+        return _fit_together(bank, datasets, out, display, resume, tracker, together)
+    cards = []
+    for dataset in datasets:
+        timed = partial(dry_run, dataset) if dry_run else None
+        if len(datasets) > 1:
+            display.title(dataset.domain.name)
+        cards.append(
+            fit(bank, dataset, out, display, resume=resume, tracker=tracker, dry_run=timed)
+        )
+    if len(datasets) > 1:
+        parts = [replace(dataset, general=dataset.general.in_part()) for dataset in datasets]
+        plans = [make_plan(bank.base, part) for part in parts]
+        fits = [Fit(bank, *pair, out, display) for pair in zip(parts, plans, strict=True)]
+        display.stage("together", None, None, _reason(choose(bank.base, fits).reason, together))
+    return [card for card in cards if card is not None]
+
+
+def _fit_together(
+    bank: Bank, datasets: Sequence[Dataset], out: Path, display: Display, resume: bool,
+    tracker: str | None, together: int | None,
+) -> list[Card]:  # fmt: skip
+    names = [dataset.domain.name for dataset in datasets]
+    displays = [display.of(name, max(map(len, names))) for name in names]
+    fits = [
+        Fit(bank, one, shown_plan(bank.base, one, shown), out, shown)
+        for one, shown in zip(datasets, displays, strict=True)
+    ]
+    _ = [fit.remembered for fit in fits]
+    checkpoint = JointCheckpoint(joint_path(out, names), display, resume)
+    # What an earlier run saved since was deleted or replaced: it is trained again.
+    checkpoint.ended = [
+        fit.name for fit in fits if fit.name in checkpoint.ended and is_adapter(out / fit.name)
+    ]
+    if checkpoint.together is None:
+        choice = choose(bank.base, fits)
+        checkpoint.together = distributed.smallest(together or choice.together)
+        display.stage("together", None, None, _reason(choice.reason, together))
+    if checkpoint.together > 1:
+        for fit in fits:
+            fit.others = [name for name in names if name != fit.name]
+    with ExitStack() as opened:
+        run = JointRun(bank, fits, checkpoint, display)
+        if tracker is not None:
+            numbers = {f"{f.name}/{k}": v for f in fits for k, v in f.plan.numbers().items()}
+            log, close = open_tracker(tracker, "+".join(names), out, numbers)
+            opened.callback(close)
+            for fit in fits:
+                fit.log = _log_of(fit.name, log, checkpoint)
+        run.fit()
+    checkpoint.clear()
+    return [fit.saved_card() for fit in fits]
+
+
+def _reason(chosen: str, given: int | None) -> str:
+    if given is None:
+        return chosen
+    return "one after another, as asked" if given == 1 else f"{given} in one pass, as asked"
+
+
+def _log_of(name: str, log: Log, checkpoint: JointCheckpoint) -> Log:
+    """The log of one run: its name before each value, and steps counted over all runs."""
+
+    def own(values: Mapping[str, Any], _step: int) -> None:
+        log({f"{name}/{key}": value for key, value in values.items()}, checkpoint.step)
+
+    return own

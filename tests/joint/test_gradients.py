@@ -1,0 +1,163 @@
+"""Steps of several runs in shared passes: the gradients are those of separate steps."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support.retention  # noqa: F401 (registers the method blend)
+import torch
+from conftest import make_rows
+from support.models import clear_rows, declared, model_in
+
+from lora_domains.domain import Domain
+from lora_domains.inference.memory import recomputing
+from lora_domains.joint.gradients import Batch, JointGradients
+from lora_domains.model import DomainModel
+from lora_domains.tasks import Classification, Generation, MultiLabel, Number, Preference
+from lora_domains.training import fit, gradients
+from lora_domains.training.loop import Run
+from lora_domains.training.plan import make_plan
+from lora_domains.training.retention import NoRetention
+
+PAIRS = [
+    {"prompt": r["text"], "chosen": "blue stone " * (1 + n % 3), "rejected": f"red {r['label']}"}
+    for n, r in enumerate(make_rows(60))
+]
+MANY = [{"text": r["text"], "labels": [r["label"], "short"][: 1 + n % 2]}
+        for n, r in enumerate(make_rows(60))]  # fmt: skip
+NUMBERS = [{"text": r["text"], "value": float(len(r["text"]))} for r in make_rows(60)]
+
+
+def causal_domains() -> list[Domain]:
+    """All that the base can learn at once: other tasks, heads, ranks, batches and methods."""
+    spam = clear_rows(100)
+    return [
+        declared(spam, "prompted", rank=8, batch_size=5, retention="kl", general_cost=9.0),
+        declared(spam, "replayed", rank=4, batch_size=3, retention="replay", general_cost=9.0),
+        declared(spam, "written", Generation("text", "label"), rank=16, retention="blend",
+                 batch_size=4, general_cost=9.0, dora=True),
+        declared(spam, "headed", Classification(head=True), rank=2, retention="none",
+                 batch_size=6, targets=("q_proj", "down_proj"), balance="weights"),
+        declared(MANY, "several", MultiLabel(label="labels", head=True), rank=3, retention="kl"),
+        declared(NUMBERS, "number", Number(label="value", head=True), retention="none"),
+        declared(PAIRS, "pairs", Preference(), rank=4, batch_size=4, retention="none"),
+    ]  # fmt: skip
+
+
+def encoder_domains() -> list[Domain]:
+    spam = clear_rows(100)
+    return [
+        declared(spam, "one", Classification(head=True), rank=8, batch_size=5,
+                 retention="blend", general_cost=9.0),
+        declared(spam[:60], "two", Classification(head=True), rank=2, batch_size=9,
+                 retention="replay", general_cost=9.0),
+    ]  # fmt: skip
+
+
+def runs_on(model: DomainModel, domains: Sequence[Domain]) -> list[Run]:
+    """Their runs, with adapters that are far from the base."""
+    runs = []
+    for number, domain in enumerate(domains):
+        dataset = model.dataset(domain)
+        plan = make_plan(model.base, dataset)
+        run = fit.make_run(model.bank, dataset, plan, model.out, model.display)
+        random = torch.Generator().manual_seed(number)
+        for lora in run.bank.trainable(run.adapter_name).values():
+            lora.b.data = 0.1 * torch.randn(lora.b.shape, generator=random)
+        run.validation.compare_with_base(run.gradients.pairs, run.train)
+        runs.append(run)
+    return runs
+
+
+def gradients_of(run: Run) -> torch.Tensor:
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten().clone()
+         for p in run.parameters]
+    )  # fmt: skip
+
+
+def compared(runs: Sequence[Run], recompute: bool = False) -> list[tuple[float, float]]:
+    """Of each run: the relative difference of gradients and of nats, joint against separate."""
+    batches = [Batch(run.gradients, run.train[: run.plan.batch_size]) for run in runs]
+    with ExitStack() as opened:
+        opened.enter_context(recomputing(runs[0].model) if recompute else nullcontext())
+        alone = [float(g.compute(rows, g.units(rows))) for g, rows in batches]
+        wanted = [gradients_of(run) for run in runs]
+        together = [float(nats) for nats in JointGradients(runs[0].bank).compute(batches)]
+    return [
+        (float((gradients_of(run) - one).norm() / one.norm()), abs(a - b) / abs(b))
+        for run, one, a, b in zip(runs, wanted, together, alone, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("micro", [16_384, 64])
+def test_joint_gradients_equal_those_of_separate_steps(
+    tmp_path: Path, tiny_base: Path, micro: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "MICRO_TOKENS", micro)
+    runs = runs_on(model_in(tmp_path, tiny_base), causal_domains())
+    assert {run.plan.rank for run in runs} == {2, 3, 4, 8, 16}
+    assert sum(bool(run.gradients.texts()) for run in runs) == 4
+    for run, (difference, nats) in zip(runs, compared(runs), strict=True):
+        assert gradients_of(run).norm() > 1e-3
+        assert difference < 1e-6, run.domain.name
+        assert nats < 1e-6, run.domain.name
+
+
+def test_joint_gradients_on_an_encoder(tmp_path: Path, bases: Callable[[str], Path]) -> None:
+    """Of masked texts, separate steps in other passes differ by 2e-6 themselves."""
+    runs = runs_on(model_in(tmp_path, bases("bert")), encoder_domains())
+    assert max(max(pair) for pair in compared(runs)) < 1e-5
+    for run in runs:
+        run.gradients.retention = NoRetention()
+    assert max(max(pair) for pair in compared(runs)) < 1e-6
+
+
+def test_a_step_takes_one_pass_for_all_runs(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of one length: seven separate steps take 13 passes, joint ones 3."""
+    monkeypatch.setattr("lora_domains.training.gradients.PASS", {True: 10_000, False: 10_000})
+    runs = runs_on(model_in(tmp_path, tiny_base), causal_domains())
+    calls: list[int] = []
+    runs[0].model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    batches = [Batch(run.gradients, run.train[:4]) for run in runs if run.gradients.pairs is None]
+    JointGradients(runs[0].bank).compute(batches)  # the base reads general texts in the first
+    calls.clear()
+    JointGradients(runs[0].bank).compute(batches)
+    assert len(calls) == 3  # prompts, general texts, and what heads read
+
+
+def test_a_pass_that_runs_out_of_memory_is_halved_for_all_runs(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = runs_on(model_in(tmp_path, tiny_base), causal_domains()[:2])
+    batches = [Batch(run.gradients, run.train[:8]) for run in runs]
+    joint = JointGradients(runs[0].bank)
+    joint.compute(batches)
+    wanted = [gradients_of(run) for run in runs]
+    right, calls = joint._run, 0
+
+    def once(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        right(*arguments)
+
+    monkeypatch.setattr(joint, "_run", once)
+    joint.compute(batches)
+    assert runs[0].state.micro == runs[1].state.micro is not None
+    for run, one in zip(runs, wanted, strict=True):
+        assert (gradients_of(run) - one).norm() < 1e-6 * one.norm()
+
+
+def test_recomputed_layers_give_the_same_gradients(tmp_path: Path, tiny_base: Path) -> None:
+    domains = [
+        declared(clear_rows(100), name, rank=rank, retention="none", gradient_checkpointing=True)
+        for name, rank in (("a", 4), ("b", 8))
+    ]
+    runs = runs_on(model_in(tmp_path, tiny_base), domains)
+    assert max(difference for difference, _ in compared(runs)) < 1e-6

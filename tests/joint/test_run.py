@@ -1,0 +1,257 @@
+"""Training several domains together: what separate fits give, resumed to the same bytes."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models import clear_rows, declared, fixed, model_in
+
+from lora_domains.adapters.folder import fingerprint
+from lora_domains.console import Display
+from lora_domains.domain import Domain
+from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
+from lora_domains.joint import fit as joint_fit
+from lora_domains.joint.run import JointRun
+from lora_domains.model import DomainModel
+from lora_domains.report.card import Card
+from lora_domains.tasks import Classification, Generation
+from lora_domains.training.loop import Run
+
+NAMES = ("first", "second", "third")
+
+
+def domains(dropout: float = 0.0) -> list[Domain]:
+    """Three domains of other sizes: the second is over first, the third has a head."""
+    rows = clear_rows(240)
+    common: dict[str, Any] = {"dropout": dropout, "patience": 99, "general_cost": 9.0}
+    return [
+        declared(rows[:80], "first", epochs=3, rank=4, retention="kl", **common),
+        declared(rows[80:120], "second", Generation("text", "label"), epochs=2, rank=8,
+                 retention="replay", **common),
+        declared(rows[120:220], "third", Classification(head=True), epochs=2, rank=2, **common),
+    ]  # fmt: skip
+
+
+def fingerprints(out: Path) -> dict[str, str]:
+    return {name: fingerprint(out / name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def together(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
+) -> tuple[DomainModel, list[Card]]:
+    """The three domains, trained together without dropout."""
+    model = model_in(tmp_path_factory.mktemp("together"), tiny_base)
+    return model, model.fit(domains(), together=3)
+
+
+def test_adapters_are_those_of_separate_fits(
+    tmp_path: Path, tiny_base: Path, together: tuple[DomainModel, list[Card]]
+) -> None:
+    model, cards = together
+    alone = model_in(tmp_path, tiny_base)
+    assert model.domains == NAMES
+    for domain, card in zip(domains(), cards, strict=True):
+        one = alone.fit(domain)
+        assert one is not None
+        for key in ("steps", "epochs", "best_epoch", "rank", "lr", "batch_size", "retention"):
+            assert card.adapter.training[key] == one.adapter.training[key], key
+        assert card.adapter.recipe_digest == one.adapter.recipe_digest
+        assert card.adapter.training["together_with"] == [n for n in NAMES if n != domain.name]
+        assert "together_with" not in one.adapter.training
+        for linear, pair in alone.bank[domain.name].weights.items():
+            for a, b in zip(pair, model.bank[domain.name].weights[linear], strict=True):
+                assert (a - b).norm() <= 1e-3 * b.norm(), (domain.name, linear)
+
+
+def test_base_random_state_and_folder_are_as_before(
+    together: tuple[DomainModel, list[Card]], tmp_path: Path, tiny_base: Path
+) -> None:
+    model, _ = together
+    assert not model._base_changed()
+    assert not any(p.requires_grad for p in model.base.model.parameters())
+    assert sorted(path.name for path in model.out.iterdir()) == sorted(NAMES)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    other = model_in(tmp_path, tiny_base)
+    other.fit(domains(0.1)[:2], together=2, max_steps=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_one_at_a_time_gives_the_bytes_of_separate_fits(tmp_path: Path, tiny_base: Path) -> None:
+    model = model_in(tmp_path / "several", tiny_base)
+    cards = model.fit(domains(0.2)[:2], together=1)
+    alone = model_in(tmp_path / "alone", tiny_base)
+    for domain, card in zip(domains(0.2), cards, strict=False):
+        one = alone.fit(domain)
+        assert one is not None
+        assert card.adapter.sha256 == one.adapter.sha256
+        assert "together_with" not in card.adapter.training
+
+
+# ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def stopped_after(
+    steps: int, out: Path, base: Path, patch: pytest.MonkeyPatch, at_once: int
+) -> TrainingInterrupted:
+    """Train until so many joint steps are taken, then stop as Ctrl-C does."""
+    step = JointRun._step
+
+    def counting(self: JointRun) -> None:
+        if self.checkpoint.step == steps - 1:
+            self.signals.received = signal.SIGINT
+        step(self)
+
+    model = model_in(out, base)
+    with patch.context() as inside:
+        inside.setattr(JointRun, "_step", counting)
+        with pytest.raises(TrainingInterrupted) as caught:
+            model.fit(domains(0.3), together=at_once)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
+) -> dict[int, dict[str, str]]:
+    """How many at a time → the fingerprints of an uninterrupted run with dropout."""
+    found = {}
+    for at_once in (2, 3):
+        out = tmp_path_factory.mktemp("unbroken")
+        model_in(out, tiny_base).fit(domains(0.3), together=at_once)
+        found[at_once] = fingerprints(out)
+    assert found[2] != found[3]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "at_once"), [(4, 3), (5, 3), (9, 3), (8, 2)])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, steps: int, at_once: int, monkeypatch: pytest.MonkeyPatch,
+    unbroken: dict[int, dict[str, str]],
+) -> None:  # fmt: skip
+    """Stopped in an epoch, at ends of epochs, after one was over, and while one waited."""
+    error = stopped_after(steps, tmp_path, tiny_base, monkeypatch, at_once)
+    assert "first, epoch" in error.where
+    assert "--resume to continue" in error.hint
+    torch.manual_seed(steps)  # the caller's random state must not matter
+    cards = model_in(tmp_path, tiny_base).fit(domains(0.3), resume=True)
+    assert fingerprints(tmp_path) == unbroken[at_once]
+    assert [card.adapter.domain for card in cards] == list(NAMES)
+    assert not list(tmp_path.glob(".joint*"))
+    assert not (tmp_path / ".versions").exists()
+
+
+def test_a_resumed_run_of_other_settings_is_refused(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_after(4, tmp_path, tiny_base, monkeypatch, 3)
+    with pytest.raises(UsageError, match="another recipe and another plan"):
+        model_in(tmp_path, tiny_base).fit(domains(0.3), resume=True, lr=0.02)
+    assert len(list(tmp_path.glob(".joint*"))) == 1
+
+
+# ── A run that ends early, and one that fails ─────────────────────────────────────────────────────
+
+
+def patched_run(patch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
+    """``changed`` replaces the validation figures of runs by name."""
+    make_run = joint_fit.make_run
+
+    def changing(*arguments: Any) -> Run:
+        run = make_run(*arguments)
+        if run.domain.name in changed:
+            run.validation.figures = lambda: changed[run.domain.name](run)
+        return run
+
+    patch.setattr(joint_fit, "make_run", changing)
+
+
+def test_a_run_that_ends_early_makes_room_for_one_that_waits(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_run(monkeypatch, {"first": fixed(1.0, *[2.0] * 7)})
+    step, active = JointRun._step, []
+
+    def noted(self: JointRun) -> None:
+        active.append([one.job.name for one in self.active])
+        step(self)
+
+    monkeypatch.setattr(JointRun, "_step", noted)
+    rows = clear_rows(240)
+    several = [
+        declared(rows[n * 60 : n * 60 + 60], name, epochs=4, patience=1, retention="none")
+        for n, name in enumerate(NAMES)
+    ]
+    model = model_in(tmp_path, tiny_base)
+    cards = model.fit(several, together=2)
+    per_epoch = 3  # 42 rows in batches of 16
+    assert active[: 2 * per_epoch] == [["first", "second"]] * 2 * per_epoch
+    assert active[2 * per_epoch] == ["second", "third"]
+    assert cards[0].adapter.training["epochs"] == 2
+    assert cards[0].adapter.training["best_epoch"] == 1
+
+
+def test_a_run_whose_loss_explodes_leaves_the_others(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    together: tuple[DomainModel, list[Card]], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    patched_run(monkeypatch, {"second": fixed(1.0, float("nan"))})
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu")
+    with pytest.raises(LossExploded, match="second, epoch 2"):
+        model.fit(domains(), together=3)
+    assert "The others go on" in capsys.readouterr().out
+    assert Card.read(tmp_path / "second").adapter.training["finished"] is False
+    for name in ("first", "third"):
+        assert Card.read(tmp_path / name).adapter.training["finished"] is True
+    assert list(model.bank) == []
+    _, cards = together
+    steps = {name: Card.read(tmp_path / name).adapter.training["steps"] for name in NAMES}
+    assert [steps["first"], steps["third"]] == [
+        cards[0].adapter.training["steps"], cards[2].adapter.training["steps"]
+    ]  # fmt: skip
+
+
+# ── What is said and refused ──────────────────────────────────────────────────────────────────────
+
+
+def test_two_domains_of_one_name_are_refused(tmp_path: Path, tiny_base: Path) -> None:
+    model = model_in(tmp_path, tiny_base)
+    first = domains()[0]
+    with pytest.raises(UsageError, match=r"found 'first' twice"):
+        model.fit([first, first])
+    with pytest.raises(UsageError, match="one of type dict among them"):
+        model.fit([first, {"text": "a", "label": "b"}])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_screen_says_what_was_chosen_and_each_line_has_its_domain(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], resumed: bool
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
+    cards = model.fit(domains()[:2], max_steps=2, resume=resumed)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("together") and "2 adapters in one pass" in line for line in lines)
+    assert any(line.startswith("first ") and "first epoch" in line for line in lines)
+    assert any(line.startswith("fine-tuned") and "second: " in line for line in lines)
+    assert any(line.startswith("Nothing to resume") for line in lines) is resumed
+    record = json.loads((tmp_path / "first" / "card.json").read_text())["adapters"][0]
+    assert record["training"]["together_with"] == ["second"]
+    assert cards[0].adapter.training["seconds"] > 0
+
+
+def test_a_dry_run_trains_nothing(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], small_suite: None
+) -> None:
+    model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu", display=Display())
+    assert model.fit(domains()[:2], dry_run=True) == []
+    out = capsys.readouterr().out
+    assert out.count("nothing was trained") == 2
+    assert "adapters in one pass" in out
+    assert list(tmp_path.iterdir()) == []
