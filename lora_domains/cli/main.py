@@ -13,6 +13,7 @@ from lora_domains.cli.verbs.doctor import add_doctor
 from lora_domains.cli.verbs.evaluate import add_evaluate
 from lora_domains.cli.verbs.export import add_export
 from lora_domains.cli.verbs.fit import add_fit
+from lora_domains.cli.verbs.init import add_init
 from lora_domains.cli.verbs.predict import add_predict
 from lora_domains.cli.verbs.serving import add_serving_verbs
 
@@ -32,6 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = Verbs(parser)
     # In each group, the help lists them in this order.
+    add_init(verbs)
     add_fit(verbs)
     add_evaluate(verbs)
     add_predict(verbs)

@@ -26,6 +26,7 @@ from lora_domains.tasks import (
     LanguageModelling,
     Row,
     Task,
+    merged,
     plain_text,
     shown,
 )
@@ -36,6 +37,7 @@ MOST_READ = 20 * FEWEST_READ
 """Rows that a proposal looks at: a file may be sorted by its labels."""
 SKEWED = 0.35
 """The largest share of the rarer of two labels that makes it the positive class."""
+OTHERS = "--task, --text, --label, --positive and --group choose others"
 MOST_TRIED = 12
 """The most columns that are tried as labels."""
 
@@ -52,10 +54,11 @@ class Proposal:
     columns: Mapping[str, Column]
 
 
-def proposed(flags: argparse.Namespace) -> Proposal:
+def proposed(flags: argparse.Namespace, *, whole: bool = False) -> Proposal:
     """The domain for the training rows in ``flags``.
 
-    Where the columns were not both named, a positive class and a group are proposed too. Raises
+    Where the columns were not both named, or for the ``whole`` of a recipe, a positive class and a
+    group are proposed too. Raises
     DataError where no column of a text or of an answer can be told.
     """
     given = _beginning(flags)
@@ -63,7 +66,7 @@ def proposed(flags: argparse.Namespace) -> Proposal:
     task, reasons = _task(flags, given, columns)
     name = domain_name(Path(flags.train)) if flags.name is None else flags.name
     domain = configured(Domain(name, task, Data(flags.train)), flags)
-    if flags.text and flags.label:
+    if flags.text and flags.label and not whole:
         return Proposal(domain, reasons, columns)
     more = dict(reasons)
     if flags.positive is None:
@@ -160,7 +163,7 @@ def _by_contents(
         return Chat(messages=turns[0]), {"task": f"chat, as {turns[0]} holds messages"}
     answer = flags.label or next((name for name in LABELS if name in columns), None)
     text, why_text = _text(flags, given, columns, answer)
-    known = columns_named(text, Data(flags.train))
+    known = columns_named(text, Data(flags.train)) if flags.text else text
     parts = (known,) if isinstance(known, str) else known
     left = {name: column for name, column in columns.items() if name not in parts}
     task, why_answer = _answered(kinds, given, left, parts, answer)
@@ -171,7 +174,7 @@ def _by_contents(
         first, second = sorted((columns[text], second), key=[*columns.values()].index)
         task = task.with_options(text=first.name, label=second.name)
         why_text, why_answer = (f"{one.name}: {one.in_words}" for one in (first, second))
-    why = "" if flags.task else f"{_name(task)}, by what the columns hold; --task names another"
+    why = "" if flags.task else f"{_name(task)}, by what the columns hold; {OTHERS}"
     reasons = {"task": why, "text": why_text, "label": "" if flags.label else why_answer}
     return task, {name: why for name, why in reasons.items() if why}
 
@@ -190,7 +193,7 @@ def _text(
         raise _undecided(given, columns, "a column of texts", "--text COLUMN")
     first, *others = able
     more = [column.name for column in others if column.holds == "free text"]
-    also = f"; {listed(more)} too: --text {','.join([first.name, *more])}" if more else ""
+    also = f"; {listed(more)} too" if more else ""
     return first.name, f"{first.name}: {first.in_words}{also}"
 
 
@@ -243,8 +246,7 @@ def _told_best(
     latest = [*reversed(told)]
     best, *others = sorted(latest, key=lambda n: -round(told[n] + columns[n].standing, 2))
     tells = f"the words of the text tell it (kappa {told[best]:.2f})"
-    other = f"--label names another, such as {listed(others, 3)}"
-    return possible[best], f"{best}: {columns[best].in_words}, and {tells}; {other}"
+    return possible[best], f"{best}: {columns[best].in_words}, and {tells}; or {listed(others, 3)}"
 
 
 def _told(task: Task, given: Sequence[Row]) -> float:
@@ -289,9 +291,9 @@ def _with_positive(domain: Domain, given: Sequence[Row]) -> tuple[Domain, str]:
     """The domain with the rarer of two labels as its positive class, where it is rare."""
     task = domain.task
     able = {"positive"} <= {field.name for field in fields(task)} and task.positive is None
-    counts = (
-        Counter(label for row in given for label in task.row_labels(row)) if able else Counter()
-    )
+    labels = [label for row in given for label in task.row_labels(row)] if able else []
+    same = merged(Counter(labels))
+    counts = Counter(same.get(label, label) for label in labels)
     if len(counts) != 2:
         return domain, ""
     (_, most), (rare, fewest) = counts.most_common()
@@ -299,7 +301,7 @@ def _with_positive(domain: Domain, given: Sequence[Row]) -> tuple[Domain, str]:
     if share > SKEWED:
         return domain, ""
     why = f"{shown(rare)}, the label of {share:.0%} of the rows: its recall and precision decide"
-    return replace(domain, task=task.with_options(positive=rare)), f"{why} (--positive none)"
+    return replace(domain, task=task.with_options(positive=rare)), why
 
 
 def _with_group(domain: Domain, columns: Mapping[str, Column], rows: int) -> tuple[Domain, str]:

@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     from lora_domains.probes.suite import Suite
 
 
-def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = None) -> None:
+def run_recipe(
+    sources: Mapping[str, Domain], arguments: Sequence[str] | None = None, *,
+    base: str | None = None,
+) -> None:  # fmt: skip
     """Train and evaluate a recipe's domain with the flags of the command line.
 
     The last line of a recipe. ``sources`` are its variants by name, each with other rows; the first
-    one is the default. Exits 0 once training and evaluation are finished, 2 on an error.
+    one is the default. ``base`` is the recipe's own, where --base names none. Exits 0 once training
+    and evaluation are finished, 2 on an error.
     """
     doc = getattr(sys.modules.get("__main__"), "__doc__", None) or ""
     example = f"example:\n  python {sys.argv[0]} --limit 200 --epochs 2 --out adapters"
@@ -44,6 +48,7 @@ def run_recipe(sources: Mapping[str, Domain], arguments: Sequence[str] | None = 
     parser.add_argument("--source", choices=names, default=names[0], help="which rows to use; "
                         "default: %(default)s")  # fmt: skip
     add_run_flags(parser)
+    parser.set_defaults(base=base)
 
     def run() -> int:
         flags = parser.read(arguments)

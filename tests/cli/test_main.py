@@ -13,7 +13,7 @@ from conftest import ROOT, make_rows
 from support.commands import run, write
 
 VERBS = {
-    "everyday": ["fit", "evaluate", "predict", "list", "show", "report"],
+    "everyday": ["init", "fit", "evaluate", "predict", "list", "show", "report"],
     "more": ["benchmark", "compare", "rollback", "export", "chat", "playground", "doctor"],
     "analysis": ["trace", "curve", "learning-curve", "cross-validate"],
 }

@@ -1,13 +1,12 @@
 """What is proposed for rows by what their columns hold, and why."""
 
-import csv
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_rows
 from support.commands import run
+from support.hospital import SECRET, table, visits
 
 from lora_domains.cli.columns import columns_of
 from lora_domains.cli.flags import add_run_flags
@@ -24,34 +23,6 @@ from lora_domains.tasks import (
     Number,
     Task,
 )
-
-SECRET = "zanzibar"
-
-
-def visits(count: int = 240) -> list[dict[str, Any]]:
-    """Rows of a hospital: of 100 patients, one in five urgent; every note tells the sex, too."""
-    rng, rows = random.Random(1), []
-    for n, row in enumerate(make_rows(count)):
-        patient = rng.randrange(100)
-        urgent = rng.random() < 0.2
-        sex = "wm"[patient % 2]
-        note = f"{'Herr' if sex == 'm' else 'Frau'} {row['text']} {SECRET}{n}"
-        rows.append({
-            "Fallnr": f"F{1000 + n}", "PatID": f"P{patient:03}", "Aufnahme": f"{1 + n % 28}.3.2024",
-            "Geschlecht": sex, "Alter": 20 + n % 70, "ICD": rng.choice(["I21.0", "M54.5", "J18.9"]),
-            "Notiz": note + (" Atemnot" if urgent else " Kontrolle"), "Bemerkung": "",
-            "Dringlich": "ja" if urgent else "nein",
-        })  # fmt: skip
-    return rows
-
-
-def table(path: Path, rows: list[dict[str, Any]]) -> str:
-    """As a German Excel saves it."""
-    with path.open("w", encoding="cp1252", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]], delimiter=";", lineterminator="\r\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
 
 
 def proposal(folder: Path, rows: list[dict[str, Any]], *flags: str) -> Proposal:
@@ -75,7 +46,7 @@ def test_columns_are_proposed_by_what_they_hold(tmp_path: Path) -> None:
     assert found.domain.task == Classification("Notiz", "Dringlich", positive="ja")
     assert found.domain.data.group == "PatID"
     assert found.reasons.keys() == {"task", "text", "label", "positive", "group"}
-    assert "such as Geschlecht, ICD" in found.reasons["label"]
+    assert "; or Geschlecht, ICD" in found.reasons["label"]
     assert "'ja', the label of 18% of the rows" in found.reasons["positive"]
     assert SECRET not in str(found.reasons)
 
