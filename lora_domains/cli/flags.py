@@ -83,8 +83,8 @@ def add_column_flags(group: Any) -> None:
     add = group.add_argument
     add("--text", metavar="COLUMN", help="column of the text, or several: context,question; "
         "default: text, or proposed by the cells")  # fmt: skip
-    add("--label", metavar="COLUMN", help="column of the labels or the answer; default: label(s), or "
-        "proposed by the cells")  # fmt: skip
+    add("--label", metavar="COLUMN", help="column of the labels or the answer; default: label(s), "
+        "or proposed by the cells")  # fmt: skip
     add("--decimal", metavar="SIGN", help="decimal sign of numbers to predict, . or ,; default: .")
     add("--separator", metavar="CHAR", help="what separates the labels of a cell; default: ;")
     add("--chat", action=argparse.BooleanOptionalAction, help="ask through the base's chat "
