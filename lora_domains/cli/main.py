@@ -12,8 +12,7 @@ from lora_domains.cli.verbs.cards import add_card_verbs
 from lora_domains.cli.verbs.doctor import add_doctor
 from lora_domains.cli.verbs.evaluate import add_evaluate
 from lora_domains.cli.verbs.export import add_export
-from lora_domains.cli.verbs.fit import add_fit
-from lora_domains.cli.verbs.init import add_init
+from lora_domains.cli.verbs.fit import add_fit, add_init
 from lora_domains.cli.verbs.predict import add_predict
 from lora_domains.cli.verbs.serving import add_serving_verbs
 

@@ -1,17 +1,152 @@
-"""The verb fit."""
+"""The verbs init, which writes a recipe for a file, and fit."""
 
 import argparse
-from dataclasses import replace
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
+from rich.markup import escape
+from rich.prompt import Prompt
+
 from lora_domains.analysis.reproduce import card_at, domain_of
-from lora_domains.cli.flags import add_run_flags, configured
+from lora_domains.atomic import write_text
+from lora_domains.cli.draft import NONE, Draft, add_files_beside, drafted, recipe
+from lora_domains.cli.flags import (
+    add_base_flags,
+    add_column_flags,
+    add_reading_flags,
+    add_run_flags,
+    add_task_flag,
+    configured,
+    run_flag_defaults,
+)
 from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.proposal import Reasons, proposed
 from lora_domains.cli.recipes import fit_and_evaluate
+from lora_domains.console import Display
 from lora_domains.domain import Domain
-from lora_domains.errors import UsageError
+from lora_domains.errors import LoraDomainsError, UsageError
 from lora_domains.report.card import CARD, Card
+
+ASKED = {
+    "task": "Kind of task", "text": "Column of the text, or several: a,b",
+    "label": "Column of the labels, the numbers or the answers",
+    "positive": "Class whose recall and precision decide, or none",
+    "group": "Column whose equal values stay in one split, or none",
+    "test": "File of test rows, or none", "base": "Base: a folder, a Hub id, auto, or none",
+}  # fmt: skip
+"""What a terminal asks, by the flag that it answers."""
+
+
+# ── init ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_init(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs, "init", init,
+        group="everyday",
+        summary="look at the rows of a file, and write a recipe for them",
+        usage="FILE [options]",
+        description="Look at the columns, labels, lengths and number of the rows in a file, and "
+        "propose a task with its columns, a positive class, a group, the splits, the gates and a "
+        "base, each with the reason. A terminal asks about each; elsewhere, or with --yes, the "
+        "proposal is taken. Flags decide before it. Writes NAME.py, a recipe of under 40 lines "
+        "without the text of any row, and trains nothing.",
+        example="lora-domains init visits.csv\n  accelerate launch visits.py",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    add = inputs.add_argument
+    add("train", metavar="FILE", help="training rows, of any form that fit reads")
+    add("--name", metavar="NAME", help="name of the domain; default: the file's")
+    add_task_flag(inputs)
+    add("--validation", metavar="FILE", help="validation rows; default: a file beside FILE that is "
+        "named so, or split from the training rows")  # fmt: skip
+    add("--test", metavar="FILE", help="test rows; default: likewise")
+    add("--group", metavar="COLUMN", help="rows with the same value stay in one split, or none")
+    add_reading_flags(inputs)
+    add_column_flags(inputs)
+    add("--head", action="store_true", help="train a classification head; required on encoders")
+    add_base_flags(inputs, quantised=False)
+    parser.add_argument_group("evaluation").add_argument(
+        "--positive", metavar="LABEL", help="the class whose recall and precision matter, or none"
+    )
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="FILE", help="the recipe; default: NAME.py")
+    add("--overwrite", action="store_true", help="replace the recipe if there is one")
+    add("--yes", action="store_true", help="take the proposal, and ask nothing")
+    parser.set_defaults(**run_flag_defaults())
+
+
+def init(flags: argparse.Namespace) -> int:
+    """Propose a domain, ask about it in a terminal, and write the recipe."""
+    display = Display()
+    add_files_beside(flags)
+    draft = drafted(flags)
+    path = Path(flags.output or f"{draft.domain.name}.py")
+    if path.exists() and not flags.overwrite:
+        raise UsageError(
+            where=str(path),
+            expected="a recipe that does not exist yet",
+            found="one",
+            hint="Give another name with --output, or replace it with --overwrite.",
+        )
+    for name, line in draft.lines.items():
+        display.stage(name, None, None, line)
+    if sys.stdin.isatty() and sys.stdout.isatty() and not flags.yes:
+        draft = _confirmed(draft, flags, display)
+    for warning in draft.warnings:
+        display.warn(warning)
+    text = recipe(draft, path.name)
+    write_text(path, text, overwrite=flags.overwrite)
+    display.line(f"Written: {path}, {text.count(chr(10))} lines. Train and evaluate: python {path}")
+    return 0
+
+
+def _confirmed(draft: Draft, flags: argparse.Namespace, display: Display) -> Draft:
+    """The draft after the answers of the user: Enter takes what is proposed."""
+    display.line("\nEnter takes what is in brackets.")
+    for name, question in ASKED.items():
+        while (now := _values(draft).get(name)) is not None:
+            answer = Prompt.ask(escape(question), default=now, console=display.console).strip()
+            if answer == now:
+                break
+            before = getattr(flags, name)
+            setattr(flags, name, _meant(name, answer))
+            try:
+                draft = drafted(flags)
+            except LoraDomainsError as error:
+                setattr(flags, name, before)
+                display.warn(f"expected {error.expected}; found {error.found}. {error.hint}")
+                continue
+            for part in (name, "split", "gates"):
+                if part in draft.lines:
+                    display.stage(part, None, None, draft.lines[part])
+            break
+    return draft
+
+
+def _values(draft: Draft) -> dict[str, str]:
+    """What is asked about a draft, and what it has for it."""
+    task, data = draft.domain.task, draft.domain.data
+    settings = {field.name for field in fields(task)}
+    values = {"task": task.kind}
+    if "text" in settings:
+        values["text"] = ",".join(task.input_columns)
+        values |= {"label": task.answer_column} if task.answer_column else {}
+    if "positive" in settings:
+        values["positive"] = task.positive or NONE
+    return {**values, "group": data.group or NONE, "test": str(data.test or NONE),
+            "base": draft.base or NONE}  # fmt: skip
+
+
+def _meant(name: str, answer: str) -> str | None:
+    """The value of a flag for an answer: "" for no group, which None would propose."""
+    if answer != NONE or name in ("positive", "base"):
+        return answer
+    return "" if name == "group" else None
+
+
+# ── fit ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def add_fit(verbs: Verbs) -> None:
