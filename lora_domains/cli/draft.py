@@ -18,7 +18,7 @@ from lora_domains.domain import Domain
 from lora_domains.errors import EmptyCell, LeakError, UsageError
 from lora_domains.report.text import metric_name
 from lora_domains.stats.intervals import wilson
-from lora_domains.tasks import twins
+from lora_domains.tasks import KINDS, twins
 
 NONE = "none"
 """What a flag has for no base."""
@@ -156,8 +156,8 @@ def _gates(domain: Domain, prepared: Prepared) -> str:
 
 def recipe(draft: Draft, name: str) -> str:
     """The Python file that declares the domain of ``draft`` and runs it."""
-    domain = draft.domain
-    classes = sorted({"Data", "Domain", "Gates", type(domain.task).__name__})
+    domain, kind = draft.domain, KINDS[draft.domain.task.kind].__name__
+    classes = sorted({"Data", "Domain", "Gates", kind})
     floors = ("recall", "precision") if domain.task.positive else ()
     gates = {gate: domain.thresholds[gate] for gate in (*floors, "retention")}
 
@@ -167,9 +167,9 @@ def recipe(draft: Draft, name: str) -> str:
     body = [
         f"    name={_code(domain.name)},",
         *why("text", "label", "positive"),
-        *_argument("task", domain.task),
+        *_call("task", kind, _changed(domain.task)),
         *why("group", "cells", "split"),
-        *_argument("data", domain.data),
+        *_call("data", "Data", _changed(domain.data)),
         *why("gates"),
         *_call("gates", "Gates", gates),
     ]
@@ -199,11 +199,11 @@ def _comment(text: str) -> list[str]:
     return [f"    # {line}" for line in textwrap.wrap(" ".join(text.split()), WIDTH - 6)]
 
 
-def _argument(name: str, value: Any) -> list[str]:
-    """``name=Class(…),`` with the fields that differ from their defaults, and the usual gates."""
-    given = {field.name: getattr(value, field.name) for field in fields(value)
-             if getattr(value, field.name) != _default(field)}  # fmt: skip
-    return _call(name, type(value).__name__, given)
+def _changed(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    values = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {field.name: values[field.name] for field in fields(value)
+            if values[field.name] != _default(field)}  # fmt: skip
 
 
 def _default(field: Field[Any]) -> Any:
@@ -211,6 +211,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _call(name: str, called: str, arguments: Mapping[str, Any]) -> list[str]:
+    """``name=called(…),`` on one line, or one for each argument."""
     parts = [f"{key}={_code(value)}" for key, value in arguments.items()]
     line = f"    {name}={called}({', '.join(parts)}),"
     if len(line) <= WIDTH:

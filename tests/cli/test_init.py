@@ -168,5 +168,5 @@ def test_the_base_at_hand_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'base=".bases/minilm"' in Path("rows.py").read_text(encoding="utf-8").replace(
         "\\\\", "/"
     )
-    assert run("init", rows, "--base", "none", "--overwrite") == 0
+    assert run("init", rows, "--base", "none", "--group", "none", "--overwrite") == 0
     assert "base=" not in Path("rows.py").read_text(encoding="utf-8")

@@ -80,6 +80,8 @@ def add_init(verbs: Verbs) -> None:
 def init(flags: argparse.Namespace) -> int:
     """Propose a domain, ask about it in a terminal, and write the recipe."""
     display = Display()
+    if flags.group == NONE:
+        flags.group = ""  # None would propose one
     add_files_beside(flags)
     draft = drafted(flags)
     path = Path(flags.output or f"{draft.domain.name}.py")
