@@ -1,4 +1,5 @@
-"""Values from outside: parsed JSON checked against a JSON schema, and text read as a type.
+"""Values from outside: parsed JSON checked against a JSON schema, text read as a type, and the
+flags that give settings.
 
 Only the keywords of JSON Schema that the package's schemas use are known. An adapter loads in a few
 milliseconds: jsonschema takes at least five times as long for a card as this does, and
@@ -23,6 +24,35 @@ RANGES = {
     "minimum": operator.ge, "maximum": operator.le,
     "exclusiveMinimum": operator.gt, "exclusiveMaximum": operator.lt,
 }  # fmt: skip
+
+SETTINGS = {
+    "epochs": "training.epochs", "max_steps": "training.max_steps", "lr": "training.lr",
+    "retention": "training.retention",
+    "max_length": "training.max_length", "seed": "training.seed", "balance": "training.balance",
+    "gradient_checkpointing": "training.gradient_checkpointing", "rank": "lora.rank",
+    "text": "task.text", "label": "task.label", "positive": "task.positive", "head": "task.head",
+    "target_recall": "task.target_recall", "target_precision": "task.target_precision",
+    "chat": "task.chat", "instruction": "task.instruction", "generate": "task.generate",
+    "separator": "task.separator", "decimal": "task.decimal",
+    "tune_thresholds": "task.tune_thresholds",
+}  # fmt: skip
+"""The settings of a domain's parts that have flags of their own, by flag."""
+OTHER_FLAGS = {
+    **{f"data.{name}": name for name in (
+        "train", "validation", "test", "general", "group", "limit", "drop_leaks", "drop_empty",
+        "drop_long", "merge_labels", "delimiter", "encoding")},
+    "data.slices": "slice", "gates.floors": "floor", "metric": "metric", "base": "base",
+    "prevalence": "prevalence", "show_text": "show_text", "quantization": "load_in_8bit",
+}  # fmt: skip
+"""The flags of other settings of a run, by setting."""
+
+
+def flag_of(setting: str) -> str:
+    """The flag that gives a setting: ``--epochs`` of training.epochs, ``--set lora.alpha``."""
+    flags = {name: flag for flag, name in SETTINGS.items()} | OTHER_FLAGS
+    if setting not in flags:
+        return f"--set {setting}"
+    return "--" + flags[setting].replace("_", "-")
 
 
 class Fault(NamedTuple):

@@ -11,23 +11,12 @@ from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
 from lora_domains.domain import BALANCE, RETENTION, Domain, setting_types, with_settings
 from lora_domains.errors import DataError, UsageError
+from lora_domains.schema import SETTINGS
 from lora_domains.tasks import KINDS, Classification
 from lora_domains.tasks.answers import Judge
 
 ADAPTERS = "adapters"
 """The default folder of adapters."""
-SETTINGS = {
-    "epochs": "training.epochs", "max_steps": "training.max_steps", "lr": "training.lr",
-    "retention": "training.retention",
-    "max_length": "training.max_length", "seed": "training.seed", "balance": "training.balance",
-    "gradient_checkpointing": "training.gradient_checkpointing", "rank": "lora.rank",
-    "text": "task.text", "label": "task.label", "positive": "task.positive", "head": "task.head",
-    "target_recall": "task.target_recall", "target_precision": "task.target_precision",
-    "chat": "task.chat", "instruction": "task.instruction", "generate": "task.generate",
-    "separator": "task.separator", "decimal": "task.decimal",
-    "tune_thresholds": "task.tune_thresholds",
-}  # fmt: skip
-"""The settings of a domain's parts that have flags of their own, by flag."""
 
 
 # ── Flags that several verbs share ──────────────────────────────────────────────────────────────

@@ -12,12 +12,13 @@ from itertools import product
 from pathlib import Path
 
 from lora_domains.cli.columns import Column, columns_of, told_by, without_header
-from lora_domains.cli.flags import SETTINGS, configured, domain_name, reading
 from lora_domains.cli.flags import columns as columns_named
+from lora_domains.cli.flags import configured, domain_name, reading
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, Data, file_of
 from lora_domains.domain import Domain
 from lora_domains.errors import DataError, UsageError, listed
+from lora_domains.schema import SETTINGS
 from lora_domains.tasks import (
     KINDS,
     Chat,

@@ -17,7 +17,10 @@ import torch
 from lora_domains import distributed
 from lora_domains.atomic import new_file, unfinished
 from lora_domains.console import STEPS, VALIDATION, Display
+from lora_domains.domain import Domain, as_record
 from lora_domains.errors import TrainingInterrupted, UsageError
+from lora_domains.modeling.base import Base
+from lora_domains.schema import flag_of
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.plan import Plan
 
@@ -206,20 +209,46 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     return stored
 
 
+def origin(domain: Domain, base: Base) -> dict[str, Any]:
+    """The base and the recipe of a run, and its settings by name ("training.lr"), which say what
+    differs in another recipe."""
+    settings: dict[str, Any] = {"base": base.id, "quantization": base.quantization}
+    for part, value in as_record(domain).items():
+        several = isinstance(value, Mapping)
+        settings |= {f"{part}.{k}": v for k, v in value.items()} if several else {part: value}
+    precision = [str(base.dtype), base.quantization]
+    recipe = domain.digest()
+    return {"base": base.identity, "precision": precision, "recipe": recipe, "settings": settings}
+
+
 def check_same_run(path: Path, stored: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Raise UsageError when the checkpoint at ``path`` belongs to another run than ``run``.
 
-    ``run`` is the identity of the run that resumes (``Run.identity``).
+    ``run`` is the identity of the run that resumes (``Run.identity``). What differs is told by its
+    flags, where it was said by them.
     """
-    other = [name for name in run if stored["run"].get(name) != run[name]]
-    if other:
-        raise UsageError(
-            where=path.name,
-            expected="the same base, recipe, rows and settings as the interrupted run",
-            found="another " + " and another ".join(other),
-            hint="Repeat the same command with --resume, or leave --resume out to start from the "
-            "beginning.",
-        )
+    before = stored["run"]
+    other = [name for name in run if name != "settings" and before.get(name) != run[name]]
+    if not other:
+        return
+    now = run.get("settings", {})
+    told = [
+        f"{flag_of(name)} was {_shown(old)} in the interrupted run and is {_shown(now[name])} now"
+        for name, old in before.get("settings", {}).items() if name in now and old != now[name]
+    ]  # fmt: skip
+    raise UsageError(
+        where=path.name,
+        expected="the same base, recipe, rows and settings as the interrupted run",
+        found="; ".join(told) or "another " + " and another ".join(other),
+        hint="Repeat the same command with --resume, or leave --resume out to start from the "
+        "beginning.",
+    )
+
+
+def _shown(value: object) -> str:
+    return (
+        "not given" if value in (None, False, [], {}) else "given" if value is True else str(value)
+    )
 
 
 def check_ranks(before: int, display: Display) -> None:

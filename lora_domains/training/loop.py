@@ -30,7 +30,7 @@ from lora_domains.modeling.batching import class_weights, epoch_batches
 from lora_domains.modeling.heads import SENTENCE
 from lora_domains.modeling.lora import Adapter
 from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.checkpoints import Checkpoint, State, StopSignals, hash_examples
+from lora_domains.training.checkpoints import Checkpoint, State, StopSignals, hash_examples, origin
 from lora_domains.training.gradients import Gradients, make_optimizer, sum_over_ranks
 from lora_domains.training.plan import Plan, Schedule
 from lora_domains.training.retention import GeneralTexts
@@ -334,12 +334,10 @@ class Run:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that resumes from it."""
-        base, retention = self.bank.base, self.plan.retention
+        retention = self.plan.retention
         return {
             "format of checkpoints": 2,
-            "base": base.identity,
-            "precision": [str(base.dtype), base.quantization],
-            "recipe": self.domain.digest(),
+            **origin(self.domain, self.bank.base),
             "rows": hash_examples(self.train),
             "validation rows": hash_examples(self.validation.rows),
             "general text": hash_examples([*self.general.texts, *self.validation.monitored]),

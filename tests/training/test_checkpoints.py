@@ -124,7 +124,11 @@ def test_a_broken_checkpoint_is_refused_by_its_name(
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"lr": 0.02}, "another recipe and another plan"), ({"epochs": 2}, "another plan")],
+    [
+        ({"lr": 0.02}, "found --lr was 0.01 in the interrupted run and is 0.02 now. "),
+        ({"epochs": 2}, "found --epochs was 3 in the interrupted run and is 2 now. "),
+        ({"warmup": 0.2}, "found --set training.warmup was 0.06 in the "),
+    ],
 )
 def test_the_checkpoint_of_another_run_is_refused(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], changes: dict[str, Any],
