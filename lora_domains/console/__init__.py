@@ -1,4 +1,5 @@
-"""What people see of a run in a terminal, in a log, or in a notebook, and how long it takes."""
+"""What people see of a run in a terminal, in a log, or in a notebook, how long it takes, and the
+files of rows that are answered."""
 
 from lora_domains.console.clock import (
     EVALUATION,

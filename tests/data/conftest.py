@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from lora_domains.console import rows
 from lora_domains.data import readers
 from lora_domains.data.source import DETECTED, Reading
 from lora_domains.errors import DataError
-from lora_domains.serving import rows
 
 
 def outcome(read: Any) -> Any:

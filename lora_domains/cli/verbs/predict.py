@@ -28,13 +28,13 @@ from lora_domains.cli.flags import (
 from lora_domains.cli.parser import Verbs, add_verb, check_no_file
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
+from lora_domains.console.files import AnswerFile, Questions, StandardOutput, Target, check_free
+from lora_domains.console.forms import Cells, Columns, Lines, Printed, answer_columns, check_form
+from lora_domains.console.rows import read_blocks, read_stream
 from lora_domains.data.readers import RowsRead
 from lora_domains.data.source import Data
 from lora_domains.errors import AdapterMismatch, UsageError, listed
 from lora_domains.report.card import CARD, Card
-from lora_domains.serving.files import AnswerFile, Questions, StandardOutput, Target, check_free
-from lora_domains.serving.forms import Cells, Columns, Lines, Printed, answer_columns, check_form
-from lora_domains.serving.rows import read_blocks, read_stream
 from lora_domains.stats.thresholds import check_referral
 from lora_domains.tasks import Row, Task, task_from_record
 

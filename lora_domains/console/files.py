@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lora_domains.atomic import try_lock, write_text
+from lora_domains.console.forms import Answered, Lines, Types
 from lora_domains.data.checks import all_errors, check_present
 from lora_domains.data.readers import RowsRead
 from lora_domains.data.source import file_of, runs
 from lora_domains.errors import DataError, EmptyCell, UsageError, did_you_mean, listed
-from lora_domains.serving.forms import Answered, Lines, Types
 from lora_domains.tasks import Row, Task, plain_text
 from lora_domains.tasks.rows import shown
 

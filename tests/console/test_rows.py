@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from lora_domains.console import rows
+from lora_domains.console.rows import read_blocks
 from lora_domains.data.readers import read_noted
-from lora_domains.serving import rows
-from lora_domains.serving.rows import read_blocks
 
 NOTE = 'Größe: 1,70 m; "stabil"\r\nkein Fieber'
 BLOCK = 50

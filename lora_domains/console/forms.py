@@ -7,16 +7,29 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lora_domains.atomic import new_file
 from lora_domains.errors import UsageError
 from lora_domains.tasks import Task, is_null
 
-if TYPE_CHECKING:
-    from lora_domains.inference.predict import Answer
 
-Answered = tuple[Mapping[str, Any], "Answer | None"]
+class Labelled(Protocol):
+    """A predicted label, or several, with their probabilities."""
+
+    @property
+    def cells(self) -> Mapping[str, Any]: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+    @property
+    def line(self) -> tuple[str, str]: ...
+
+
+Answer = Labelled | float | str
+"""What is predicted of a text (``inference.predict``)."""
+Answered = tuple[Mapping[str, Any], Answer | None]
 """The values of a row, and its answer; None where it has no text."""
 
 
@@ -199,14 +212,14 @@ def answer_columns(tasks: Sequence[Task], suffix: str) -> list[str]:
     return [*named, *(["probabilities"] if answered and suffix == ".jsonl" else answered)]
 
 
-def _cells(answer: "Answer | None") -> Mapping[str, Any]:
+def _cells(answer: Answer | None) -> Mapping[str, Any]:
     """What a table holds of an answer, by column."""
     if answer is None or isinstance(answer, str | float):
         return {"prediction": answer}
     return answer.cells
 
 
-def _record(answer: "Answer | None") -> Mapping[str, Any]:
+def _record(answer: Answer | None) -> Mapping[str, Any]:
     if answer is None or isinstance(answer, str | float):
         return {"prediction": answer}
     return answer.record
@@ -252,7 +265,7 @@ def _plain(value: Any) -> Any:
     return None if is_null(value) or (isinstance(value, float) and math.isinf(value)) else value
 
 
-def _printed(answer: "Answer | None") -> str:
+def _printed(answer: Answer | None) -> str:
     """The answer on one line."""
     if answer is None:
         return ""

@@ -17,8 +17,8 @@ from support.models import Fitted
 
 from lora_domains import atomic
 from lora_domains.cli.verbs import predict as verb
+from lora_domains.console import files
 from lora_domains.inference.predict import Prediction
-from lora_domains.serving import files
 
 ROWS = [{"id": f"a-{n:03}", "text": f"red alpha {n}\nbeta"} for n in range(50)]
 BLOCK = 8
