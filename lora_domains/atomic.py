@@ -3,7 +3,7 @@ are appended to line by line.
 
 Everything is written beside its final place, flushed to the disk and then renamed. A process killed
 at any moment leaves the old content or the new. Permissions follow the umask. The functions raise
-OSError; callers turn it into an error that says what could not be written.
+OSError; callers turn it into an error that says what could not be written, as ``write_files`` does.
 """
 
 import ctypes
@@ -12,10 +12,13 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
+
+from lora_domains.errors import UsageError
 
 LOCKED = 2**40
 """The place of the byte that is locked on Windows, where what is locked cannot be read."""
@@ -50,6 +53,34 @@ def write_text(path: Path, text: str, *, private: bool = False, overwrite: bool 
     """Write ``text`` to ``path`` in UTF-8; the options are those of ``new_file``."""
     with new_file(path, private=private, overwrite=overwrite) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_files(texts: Mapping[Path, str]) -> None:
+    """Write each text to its path; raises UsageError where that is impossible."""
+    for path, text in texts.items():
+        try:
+            write_text(path, text)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise UsageError where ``write_files`` cannot write ``path``; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        where=str(path),
+        expected="a place that can be written",
+        found=error.strerror or str(error),
+        hint="Choose another folder, or free some space.",
+    )
 
 
 @contextmanager

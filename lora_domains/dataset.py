@@ -50,6 +50,10 @@ class Dataset:
     general: GeneralText
     parent: Parent | None = None
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.train)} training, {len(self.validation)} validation"
+        return f"<Dataset {self.domain.name}: {counts} and {len(self.test)} test rows>"
+
     def for_domain(self, domain: Domain) -> "Dataset | None":
         """The same rows with the gates and settings of ``domain``; None if it reads other rows."""
         own_task = self.domain.task

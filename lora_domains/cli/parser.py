@@ -4,13 +4,14 @@ import argparse
 import io
 import os
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NoReturn, get_args
 
-from lora_domains.console import quiet_imports
+from lora_domains.console import Display, quiet_imports
 from lora_domains.domain import Domain, setting_types
 from lora_domains.errors import LoraDomainsError, TrainingInterrupted, UsageError, did_you_mean
 from lora_domains.schema import from_text
@@ -28,7 +29,6 @@ INVALID_CHOICE = re.compile(r"argument (.+?): invalid choice: (.+) \(choose from
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; returns its exit code, and prints an error of this package as a message."""
     from rich.console import Console
-    from rich.markup import escape
 
     quiet_imports()
     for stream in (sys.stdout, sys.stderr):
@@ -47,12 +47,7 @@ def guarded(run: Callable[[], int]) -> int:
         error = raised
     # All processes of a launch raise the same error; the first one of each machine prints it.
     quiet = os.environ.get("LOCAL_RANK", "0") != "0"
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-    where = f" {escape(error.where)}" if error.where else ""
-    console.print(f"[bold red]{type(error).__name__}[/][bold]{where}[/]")
-    console.print(f"  expected  {escape(error.expected)}")
-    console.print(f"  found     {escape(error.found)}")
-    console.print(f"  hint      {escape(error.hint)}")
+    Display(console=Console(stderr=True, highlight=False, quiet=quiet)).failure(error)
     return INTERRUPTED if isinstance(error, TrainingInterrupted) else ERROR
 
 
@@ -122,8 +117,13 @@ def _is_flag(word: str) -> bool:
 
 
 def wrapped(text: str) -> str:
-    """``text`` for a terminal of 80 columns; an empty line separates paragraphs."""
-    return "\n\n".join(textwrap.fill(paragraph, 79) for paragraph in text.split("\n\n"))
+    """``text`` for the terminal; an empty line separates paragraphs."""
+    return "\n\n".join(textwrap.fill(paragraph, _room()) for paragraph in text.split("\n\n"))
+
+
+def _room() -> int:
+    """Characters of a line of help: 79, or what a narrower terminal has."""
+    return max(40, min(79, shutil.get_terminal_size().columns - 1))
 
 
 Group = Literal["everyday", "more", "analysis"]
@@ -146,12 +146,12 @@ class Verbs:
         return parser
 
     def help(self) -> str:
-        """The verbs of each group with their summaries, for a terminal of 80 columns."""
+        """The verbs of each group with their summaries, for the terminal."""
         groups = {group: verbs for group, verbs in self._summaries.items() if verbs}
         width = max(len(name) for verbs in groups.values() for name in verbs) + 4
         return "\n\n".join(
             f"{group}:\n" + "\n".join(
-                textwrap.fill(summary, 79, initial_indent=f"  {name}".ljust(width),
+                textwrap.fill(summary, _room(), initial_indent=f"  {name}".ljust(width),
                               subsequent_indent=" " * width)
                 for name, summary in verbs.items()
             )

@@ -1,36 +1,31 @@
 """What a run prints while it works: stages, progress, warnings, epochs.
 
-In a terminal with colour and progress bars; elsewhere (a log, a pipe, CI) as plain lines.
+In a terminal with colour, progress bars and a chart of the losses; in a notebook as plain text,
+with bars and charts that are updated in place; elsewhere (a log, a pipe, CI) as plain lines.
 """
 
 import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
+from lora_domains.console.live import Notebook, terminal_bar
+from lora_domains.console.losses import Losses
+from lora_domains.errors import LoraDomainsError
 from lora_domains.report import terminal
 from lora_domains.report.text import metric_name
 
 
 class Advance(Protocol):
-    """Advances a progress bar, with a note beside it."""
+    """Advances a progress bar, with notes beside it, the most important first."""
 
-    def __call__(self, done: int, note: str = "", /) -> None: ...
+    def __call__(self, done: int, /, *notes: str, loss: float | None = None) -> None: ...
 
 
 class Display:
@@ -44,12 +39,16 @@ class Display:
     ) -> None:
         self.quiet, self.brief = quiet, brief
         self.console = console or Console(highlight=False, quiet=quiet)
+        self._notebook = Notebook() if self.console.is_jupyter else None
+        self._wraps = self.console.is_terminal or self._notebook is not None
         if not self.console.is_terminal:
-            # A log has no width: wrapping at 80 would break lines in the middle of a figure.
             self.console = Console(
-                file=self.console.file, highlight=False, quiet=quiet, width=160, no_color=True
-            )
+                file=self.console.file, highlight=False, quiet=quiet, no_color=True,
+                force_jupyter=False, width=NOTEBOOK if self._notebook else _width_of_a_log(),
+            )  # fmt: skip
+        self._losses: Losses | None = None
         self._epochs_shown = False
+        self._warned: set[str] = set()
         self._owner, self._width = "", 0
 
     def of(self, name: str, width: int) -> "Display":
@@ -64,8 +63,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """A line of a result."""
-        text = f"{self._owner}: {text}" if self._owner else text
-        self.console.print(escape(text), soft_wrap=not self.console.is_terminal)
+        self._print(self._owned(text))
 
     def note(self, text: str) -> None:
         """A line about how the work goes on."""
@@ -74,55 +72,80 @@ class Display:
 
     def pulse(self, text: str) -> None:
         """A line of progress for a log, where no bar is drawn."""
-        if not self.console.is_terminal:
+        if not self._wraps:
             self.note(text)
 
     def warn(self, text: str) -> None:
-        text = f"{self._owner}: {text}" if self._owner else text
-        text = f"[yellow]Warning:[/] {escape(text)}"
-        self.console.print(text, soft_wrap=not self.console.is_terminal)
+        """A warning, which is not repeated before the next stage."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._print(self._owned(text), Text("Warning: ", "yellow"))
+
+    def failure(self, error: LoraDomainsError) -> None:
+        """An error, as a command ends with it."""
+        name = Text(type(error).__name__, "bold red")
+        self._print("", name.append(f" {error.where}" if error.where else "", "bold default"))
+        for part in ("expected", "found", "hint"):
+            self._print(getattr(error, part), f"  {part:<10}")
 
     def stage(self, name: str, rows_in: int | None, rows_out: int | None, what: str) -> None:
         """A stage of the data flow: its name, rows in → rows out, what it did."""
+        self._warned.clear()
         if self.brief:
             return
-        what = f"{self._owner}: {what}" if self._owner else what
         if rows_in is None and rows_out is None:
             flow = ""
         else:
             flow = f"{'' if rows_in is None else rows_in} → {'' if rows_out is None else rows_out}"
-        head, lines = f"{name:<12}{flow:>14}  ", [what]
-        if self.console.is_terminal:  # what does not fit is continued under itself
-            room = max(20, self.console.width - len(head))
-            lines = [line.plain.rstrip() for line in Text(what).wrap(self.console, room)]
-        text = Text(head + f"\n{'':>{len(head)}}".join(lines))
-        text.stylize("bold cyan", 0, len(name))
-        self.console.print(text, soft_wrap=True)
+        wide = self.console.width >= WIDE
+        head = Text(f"{name:<12}{flow:>14}  " if wide else f"{name:<12}{flow}{'  ' * bool(flow)}")
+        head.stylize("bold cyan", 0, len(name))
+        self._print(self._owned(what), head)
+
+    def _owned(self, text: str) -> str:
+        """``text`` after the name of its run, where there are several."""
+        return f"{self._owner}: {text}" if self._owner else text
+
+    def _print(self, text: str, head: Text | str = "") -> None:
+        """``head`` and ``text``, continued under itself; a log has one line."""
+        if self._wraps:
+            terminal.line(self.console, text, head)
+        else:
+            self.console.print(Text.assemble(head, text), soft_wrap=True)
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar that the yielded function advances; nothing where there is no terminal, or another
-        bar for all runs."""
-        hidden = self.quiet or self.brief or bool(self._owner)
-        if hidden or not self.console.is_terminal or not total:
-            yield lambda _done, _note="": None
-            return
-        bar = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-        )
-        with bar:
-            task = bar.add_task(what, total=total, note="")
+    def losses(self, epochs: float) -> Iterator[None]:
+        """Inside, a run of ``epochs`` draws its losses under its bars."""
+        self._losses, self._epochs_shown = Losses(epochs), False
+        try:
+            yield
+        finally:
+            self._losses = None
 
-            def advance(done: int, note: str = "", /) -> None:
-                bar.update(task, advance=done, note=note)
+    @contextmanager
+    def progress(self, what: str, total: int, *, epoch: float = 0) -> Iterator[Advance]:
+        """A bar that the yielded function advances; nothing where nobody looks on, and for one of
+        several runs.
+
+        ``epoch`` is how many epochs of a run were done before these steps.
+        """
+        hidden = self.quiet or self.brief or bool(self._owner)
+        if hidden or not self._wraps or not total:
+            yield lambda _done, *_notes, **_loss: None
+            return
+        losses, done = self._losses, 0
+        if self._notebook is not None:
+            bar = self._notebook.bar(what, total, losses)
+        else:
+            bar = terminal_bar(self.console, what, total, losses)
+        with bar as update:
+
+            def advance(steps: int, /, *notes: str, loss: float | None = None) -> None:
+                nonlocal done
+                done += steps
+                if loss is not None and losses is not None:
+                    losses.trained(epoch + done / total, loss)
+                update(done, *(() if loss is None else (f"loss {loss:.4f}",)), *notes)
 
             yield advance
 
@@ -137,7 +160,11 @@ class Display:
         """A line of the table of epochs, with its heading the first time."""
         if self.brief:
             return
-        columns = _columns(record, metric_name(metric))
+        if self._losses is not None:
+            losses = record["validation_loss"], record["training_loss"]
+            self._losses.validate(record["epoch"], *losses)
+        room = self.console.width - (self._width + 2 if self._owner else 0)
+        columns = _columns(record, metric_name(metric), room)
         if self._owner:
             columns.insert(0, ("", self._width, f"{self._owner:<{self._width}}"))
         head = "  ".join(f"{name:>{width}}" for name, width, _ in columns)
@@ -147,16 +174,20 @@ class Display:
         below = self.console.width < len(head) + OBSERVATION
         if not self._epochs_shown:
             self._epochs_shown = True
-            self.console.print(f"[bold]{head}{'' if below else '  observation'}[/]")
-        between = f"\n{'':>7}" if below else "  "
-        self.console.print(f"{line}{between}{escape(observation)}")
+            heading = Text(head if below else f"{head}  observation", "bold")
+            self.console.print(heading, soft_wrap=True)
+        if below:
+            self.console.print(Text(line), soft_wrap=True)
+            terminal.line(self.console, observation, " " * 7)
+        else:
+            self._print(observation, f"{line}  ")
 
     def answers(self, rows: Iterable[tuple[str, str, Mapping[str, str]]]) -> None:
         """Answers to some rows, a line of ``COLUMNS`` each: id, prompt, and each answer by name."""
         for name, prompt, by_name in rows:
             for label, text in ((name, prompt), *((f"  {who}", by_name[who]) for who in by_name)):
                 line = Text(f"{label:<13} {' '.join(text.split())}")
-                line.truncate(COLUMNS, overflow="ellipsis")
+                line.truncate(min(COLUMNS, self.console.width), overflow="ellipsis")
                 self.console.print(line, soft_wrap=True, style="dim" if label == name else "")
 
 
@@ -166,11 +197,24 @@ OBSERVATION = 60
 """Characters that the observation on an epoch may take."""
 
 
-def _columns(record: Mapping[str, Any], score: str) -> list[tuple[str, int, str]]:
+NOTEBOOK, LOG, WIDE, NARROWEST = 100, 160, 72, 40
+"""Characters of a line in a notebook, and in a log that no terminal shows; how many a terminal
+needs for a column of row counts, and the fewest that are taken for true."""
+
+
+def _width_of_a_log() -> int:
+    """The width for the tables of a log: that of the terminal from which it is made (| less)."""
+    for descriptor in (0, 1, 2):
+        with suppress(OSError):
+            return max(NARROWEST, os.get_terminal_size(descriptor).columns)
+    return LOG
+
+
+def _columns(record: Mapping[str, Any], score: str, room: int) -> list[tuple[str, int, str]]:
     """The table of epochs: (heading, width, cell) of each column that says something of its own.
 
     ``score`` is the name of the metric. Where answers are not generated every epoch, the score is
-    the validation loss.
+    the validation loss. What does not fit into ``room`` is left out, the least important first.
     """
     losses = "training_loss", "validation_loss"
     columns = [("epoch", 5, str(record["epoch"]))]
@@ -182,6 +226,9 @@ def _columns(record: Mapping[str, Any], score: str) -> list[tuple[str, int, str]
     if "general_kl" in record:
         columns.append(("general nats", 12, f"{record['general_nats']:.3f}"))
         columns.append(("KL", 5, f"{record['general_kl']:.3f}"))
+    for spare in ("general nats", "accuracy", "KL", "training loss"):
+        if sum(width + 2 for _, width, _ in columns) - 2 > room:
+            columns = [column for column in columns if column[0] != spare]
     return columns
 
 

@@ -1,7 +1,7 @@
 """Where a domain's rows come from, and what every file form gives: rows with their locations."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,6 +104,17 @@ class Data:
     def __post_init__(self) -> None:
         for name in (*SPLITS, "general"):
             object.__setattr__(self, name, in_memory(getattr(self, name)))
+
+    def __repr__(self) -> str:
+        """Without the text of rows in memory, and without what is as by default."""
+        given = {
+            part.name: value for part in fields(self)
+            if (value := getattr(self, part.name)) != part.default
+        }  # fmt: skip
+        for name in (*SPLITS, "general"):
+            if name in given and not isinstance(given[name], str | Path | Hub):
+                given[name] = f"{len(given[name])} rows in memory"
+        return f"Data({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
     def reading(self) -> "Reading":

@@ -133,6 +133,9 @@ class AdapterEntry:
         """The number of the positive class in the evaluation; None where there is none."""
         return positive_index(self.judged["labels"], self.judged["positive"])
 
+    def __repr__(self) -> str:
+        return f"<AdapterEntry {self.path}: {self.verdict or 'not evaluated'}>"
+
     def update(self, figures: Mapping[str, Any]) -> None:
         """Set the attributes that ``figures`` names (as ``verdict.summary.summarise`` does)."""
         for name, value in figures.items():
@@ -177,6 +180,16 @@ class Card:
     base: BaseRecord
     environment: Environment = field(default_factory=dict)
     adapter: AdapterEntry
+
+    def __repr__(self) -> str:
+        from lora_domains.report.text import in_brief
+
+        return f"<Card {self.adapter.path} on {self.base.id}: {in_brief(self.adapter)}>"
+
+    def _repr_html_(self) -> str:
+        from lora_domains.report.html import notebook_card
+
+        return notebook_card(self.adapter, self.base.id)
 
     @classmethod
     def read(cls, folder: Path, *, measured: bool = True) -> Self:
@@ -248,6 +261,10 @@ class Report:
     """Each adapter's figure on the test rows of each domain (``report.matrix``)."""
     since: dict[str, Any] | None = None
     """Changes since older adapters (``regressions``)."""
+
+    def __repr__(self) -> str:
+        names = ", ".join(entry.path for entry in self.adapters)
+        return f"<Report of {names} on {self.base.id}>"
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``report.json`` holds."""

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_domains.report import charts
+from markupsafe import Markup
+
+from lora_domains.report import charts, terminal
 from lora_domains.report import text as wording
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.conclusion import conclusion, standing
@@ -322,3 +324,60 @@ def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any] | None:
     if not crossed:
         return None
     return {**matrix, "rows": rows}
+
+
+# ── In a notebook ───────────────────────────────────────────────────────────────────────────────
+
+INKS = {"pass": "#1f8a4c", "fail": "#d6453d", "inconclusive": "#a07000"}
+"""Colours of verdicts that are readable on a light and on a dark page."""
+
+
+def notebook_card(entry: AdapterEntry, base: str) -> str:
+    """A card in a notebook: the verdict and its reasons, and tables to unfold."""
+    parts = [_heading(entry.outcome if entry.judged else None, f"{entry.path} on {base}")]
+    if not entry.judged:
+        training = entry.training
+        kept = f", epoch {training['best_epoch']} kept" if "best_epoch" in training else ""
+        parts.append(
+            Markup("<p>Not evaluated: {} epochs{}.</p>").format(training.get("epochs", "–"), kept)
+        )
+        return _framed(parts)
+    parts.append(Markup("<p>{}<br>{}</p>").format(conclusion(entry), standing(entry)))
+    gates = terminal.Grid(["gate", "verdict", "why"])
+    for gate in entry.gates:
+        gates.add(gate["name"], gate["verdict"], gate["why"])
+    tables = {"Gates": gates}
+    if entry.domain_scores:
+        parts.append(terminal.scores_of(entry.domain_scores).html())
+    if entry.general:
+        tables["General knowledge"] = terminal.general_of(entry)
+    unfold = Markup("<details><summary>{}</summary>{}</details>")
+    return _framed([*parts, *(unfold.format(name, grid.html()) for name, grid in tables.items())])
+
+
+def notebook_report(report: Report) -> str:
+    """A report of several adapters in a notebook."""
+    grid = terminal.Grid(["adapter", "verdict", "metric", "base", "adapter", "general knowledge"])
+    for entry in wording.ranked(report):
+        found, general = wording.gained(entry), wording.kept(entry)
+        metric, fields = found or ("–", {"base": None, "adapter": None})
+        shares = "–" if general is None else " → ".join(
+            wording.percent(general[key]) for key in ("base", "adapter")
+        )  # fmt: skip
+        figures = [wording.number(fields[key]) for key in ("base", "adapter")]
+        grid.add(entry.path, entry.outcome, wording.metric_name(metric), *figures, shares)
+    heading = _heading(wording.outcome(report), f"{wording.headline(report)}, on {report.base.id}")
+    return _framed([heading, grid.html()])
+
+
+def _heading(outcome: str | None, text: str) -> Markup:
+    badge = Markup("")
+    if outcome is not None:
+        badge = Markup('<b style="color:{}">{} {}</b> · ').format(
+            INKS[outcome], wording.SIGNS[outcome], outcome
+        )
+    return Markup("<p>{}<b>{}</b></p>").format(badge, text)
+
+
+def _framed(parts: Sequence[Markup]) -> str:
+    return str(Markup("<div>{}</div>").format(Markup("").join(parts)))

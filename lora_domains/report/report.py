@@ -5,15 +5,15 @@ None of this needs a model: what was measured is in ``items.jsonl``.
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
 
-from lora_domains.atomic import write_text
+from lora_domains.atomic import write_files
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import (
@@ -26,7 +26,7 @@ from lora_domains.report.card import (
     Report,
     read_items,
 )
-from lora_domains.report.html import page
+from lora_domains.report.html import notebook_report, page
 from lora_domains.report.junit import junit
 from lora_domains.report.markdown import comment, summary
 from lora_domains.report.text import gained, outcome
@@ -66,9 +66,20 @@ class Evaluation:
         terminal.evaluation(console, self.entry, since)
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        self.show(Console(file=text, width=120))
-        return text.getvalue()
+        return _printed(self.show)
+
+    def __repr__(self) -> str:
+        return repr(self.card).replace("Card", "Evaluation", 1)
+
+    def _repr_html_(self) -> str:
+        return self.card._repr_html_()
+
+
+def _printed(show: Callable[[Console], None]) -> str:
+    """What ``show`` prints in a terminal of this width, or of 100 where there is none."""
+    text = io.StringIO()
+    show(Console(file=text, width=shutil.get_terminal_size((100, 24)).columns))
+    return text.getvalue()
 
 
 def figures(entry: AdapterEntry, items: Items) -> dict[str, Any]:
@@ -324,6 +335,15 @@ class Benchmark:
         """The worst verdict among the adapters."""
         return outcome(self.report)
 
+    def __str__(self) -> str:
+        return _printed(lambda console: terminal.report(console, self.report))
+
+    def __repr__(self) -> str:
+        return repr(self.report).replace("Report", "Benchmark", 1)
+
+    def _repr_html_(self) -> str:
+        return notebook_report(self.report)
+
     def save(self, out: str | Path, junit: str | Path | None = None) -> Path:
         """Write the report and its views into the folder ``out``; returns it.
 
@@ -353,31 +373,3 @@ def save_report(report: Report, out: Path, junit_file: Path | None = None) -> No
     if junit_file:
         texts[junit_file] = texts.pop(out / "junit.xml")
     write_files(texts)
-
-
-def write_files(texts: Mapping[Path, str]) -> None:
-    """Write each text to its path; raises UsageError where that is impossible."""
-    for path, text in texts.items():
-        try:
-            write_text(path, text)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-
-
-def check_writable(path: Path) -> None:
-    """Raise UsageError where ``write_files`` cannot write ``path``; its folder is made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        where=str(path),
-        expected="a place that can be written",
-        found=error.strerror or str(error),
-        hint="Choose another folder, or free some space.",
-    )

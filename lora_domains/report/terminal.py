@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any, Literal
 
+from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,6 +32,7 @@ from lora_domains.report.text import (
     without_near_leaks,
     worsened,
 )
+from lora_domains.verdict.metrics import best_baseline, metric_named
 from lora_domains.verdict.rules import capital
 from lora_domains.verdict.scores import contender_label
 
@@ -40,18 +43,46 @@ CLASSES = 8
 LABELS = 12
 """Of more labels, those with the lowest F1 are shown."""
 NARROW = 8
-"""Characters of a line in the heading of a baseline, so that the table fits 80 columns."""
+"""Characters of a line in a long heading, so that the table fits 80 columns."""
+LONGEST = 24
+"""Characters of a word that is not broken in the first column of a table."""
+ROOM = 44
+"""Characters of a line at least in a column of text; with fewer it goes below."""
 BOUNDS = "difference (95 % bounds)"
 Figures = Mapping[str, Any]
 
 
 def title(console: Console, text: str) -> None:
     console.print()
-    console.rule(f"[bold]{escape(text)}", align="left", style="dim")
+    if cell_len(text) + 4 > console.width:  # a rule would cut it off
+        line(console, text, style="bold")
+        text = ""
+    console.rule(f"[bold]{escape(text)}" if text else "", align="left", style="dim")
 
 
-def line(console: Console, text: str) -> None:
-    console.print(escape(text))
+def line(console: Console, text: str, head: str | Text = "", style: str = "") -> None:
+    """``head`` and ``text``; what does not fit is continued under ``text``.
+
+    A word that is too long (a path) stays whole, so that it can be copied.
+    """
+    begin = Text(head) if isinstance(head, str) else head
+    room = max(20, console.width - begin.cell_len)
+    continued = f"\n{'':{begin.cell_len}}".join(_filled(text, room))
+    console.print(Text.assemble(begin, (continued, style)), soft_wrap=True)
+
+
+def _filled(text: str, room: int) -> list[str]:
+    """``text`` in lines of ``room`` cells, broken between words only."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        lines.append("")
+        for word in paragraph.split(" "):
+            longer = f"{lines[-1]} {word}" if lines[-1] else word
+            if lines[-1] and cell_len(longer) > room:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return [line.rstrip() for line in lines]
 
 
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────
@@ -60,7 +91,7 @@ def line(console: Console, text: str) -> None:
 def evaluation(console: Console, entry: AdapterEntry, since: Figures | None = None) -> None:
     """The conclusion, the gates behind it, then all figures."""
     verdict(console, entry.outcome)
-    console.print(f"[bold]{escape(conclusion(entry, since))}[/]")
+    line(console, conclusion(entry, since), style="bold")
     if scored := standing(entry):
         line(console, scored)
     gates(console, entry.gates)
@@ -80,11 +111,11 @@ def scores(console: Console, entry: AdapterEntry) -> None:
     if not entry.domain_scores:
         return
     title(console, f"On {next(iter(entry.domain_scores.values()))['n']:,} test rows")
-    _print(console, _scores(entry.domain_scores))
+    scores_of(entry.domain_scores).print(console)
     if entry.without_near_leaks:
         console.print()
         line(console, without_near_leaks(entry))
-        _print(console, _scores(entry.without_near_leaks))
+        scores_of(entry.without_near_leaks).print(console)
     line(console, how_scored(entry))
     if entry.curve and (elsewhere := precision_elsewhere(entry.curve)):
         line(console, f"{capital(elsewhere)}.")
@@ -105,35 +136,40 @@ def scores(console: Console, entry: AdapterEntry) -> None:
 def validation(console: Console, by_metric: Mapping[str, Figures], rows: int) -> None:
     """Base, adapter and baselines on the rows that chose the adapter's epoch."""
     title(console, f"On {rows:,} validation rows, which chose the epoch: no verdict")
-    _print(console, _scores(by_metric))
+    scores_of(by_metric).print(console)
 
 
-def _scores(by_metric: Mapping[str, Figures]) -> Table:
+def scores_of(by_metric: Mapping[str, Figures]) -> "Grid":
+    """Base, baselines and adapter by metric; the best baseline is the last to be left out."""
     names = list(dict.fromkeys(n for fields in by_metric.values() for n in fields["baselines"]))
     names = [name for name in names if name != "parent"]  # which has a line of its own
-    labels = ["\n".join(wrap(contender_label(name), NARROW)) for name in names]
-    table = _table(["", "base", *labels, "adapter", BOUNDS])
+    labels = {name: "\n".join(wrap(contender_label(name), NARROW)) for name in names}
+    metric, first = next(iter(by_metric.items()))
+    best = best_baseline(metric_named(metric), {n: first["baselines"].get(n) for n in names})
+    others = [labels[name] for name in names if best is None or name != best[0]]
+    spare = [*([labels[best[0]]] if best else []), BOUNDS, *others]
+    grid = Grid(["", "base", *labels.values(), "adapter", BOUNDS], spare)
     for metric, fields in by_metric.items():
         middle = [fields["baselines"].get(name) for name in names]
         shown = ["–" if v is None else f"{v:.3f}" for v in (fields["base"], *middle)]
-        adapter = f"[bold]{fields['adapter']:.3f}[/]"
-        table.add_row(metric_name(metric), *shown, adapter, interval(fields))
-    return table
+        adapter = Text(f"{fields['adapter']:.3f}", "bold")
+        grid.add(metric_name(metric), *shown, adapter, interval(fields))
+    return grid
 
 
 def confusion(console: Console, found: Figures, most: int = CLASSES) -> None:
     """The confusion matrix; its most frequent mistakes where it is too wide."""
     labels = found["labels"]
-    table = _table(["true ↓  predicted →", *labels, "", *(f"base: {label}" for label in labels)])
+    grid = Grid(["true ↓  predicted →", *labels, "", *(f"base: {label}" for label in labels)])
     for i, label in enumerate(labels):
         row = [_cell(found["adapter"][i], j, i == j) for j in range(len(labels))]
-        table.add_row(escape(label), *row, "", *map(str, found["base"][i]))
-    if len(labels) <= most and _fits(console, table):
-        console.print(table)
+        grid.add(label, *row, "", *map(str, found["base"][i]))
+    if len(labels) <= most and grid.fits(console):
+        grid.print(console)
         return
     line(console, f"Confusion of {len(labels)} classes, the most frequent mistakes:")
     for count, truth, predicted in most_confused(found)[:6]:
-        line(console, f"  {count:>4} × {truth} predicted as {predicted}")
+        line(console, f"{truth} predicted as {predicted}", f"  {count:>4} × ")
 
 
 def per_label(console: Console, found: Mapping[str, Figures], most: int = LABELS) -> None:
@@ -141,13 +177,13 @@ def per_label(console: Console, found: Mapping[str, Figures], most: int = LABELS
     weakest = sorted(found, key=lambda label: float(found[label]["f1"]))[:most]
     tuned = any("threshold" in figures for figures in found.values())
     heads = ["label", "precision", "recall (at least)", "F1", "rows"]
-    table = _table([*heads, *(["from"] if tuned else [])])
+    grid = Grid([*heads, *(["from"] if tuned else [])], ["rows", "from"])
     for label in (name for name in found if name in weakest):
         row = found[label]
         recall = f"{row['recall']:.3f} ({row['recall_lower']:.3f})"
         shown = [f"{row['precision']:.3f}", recall, f"{row['f1']:.3f}", str(row["support"])]
-        table.add_row(escape(label), *shown, *([number(row.get("threshold"))] if tuned else []))
-    _print(console, table)
+        grid.add(label, *shown, *([number(row.get("threshold"))] if tuned else []))
+    grid.print(console)
     if len(found) > most:
         line(console, f"Of {len(found)} labels, the {most} with the lowest F1.")
 
@@ -157,22 +193,27 @@ def general(console: Console, entry: AdapterEntry) -> None:
     if not entry.general:
         return
     title(console, "General knowledge")
-    table = _table(["", "before", "after", "points (95 % bounds)", "items"])
+    general_of(entry).print(console)
+    if "kl" in entry.general:
+        kl = entry.general["kl"]
+        low, high = ("?" if kl[k] is None else f"{kl[k]:.4f}" for k in ("lower", "upper"))
+        between = f"{kl['general']:.4f} nats per token ({low} to {high})"
+        line(console, f"KL from the base on general text: {between}")
+
+
+def general_of(entry: AdapterEntry) -> "Grid":
+    """Each suite of general questions, and nats on general text, before and after."""
+    grid = Grid(["", "before", "after", "points (95 % bounds)", "items"], ["before", "items"])
     for suite, fields in entry.general.items():
         if "difference" not in fields:
             continue
         is_text = suite == "nats"
         name = f"{nats_of(entry)} of general text" if is_text else suite
         show = "{:.3f}".format if is_text else percent
-        change = f"{interval(fields)} nats" if is_text else points(fields)
+        change = interval(fields) if is_text else points(fields)
         row = [name, show(fields["base"]), show(fields["adapter"]), change, str(fields["n"])]
-        table.add_row(*row, style=_bold(suite == "pooled"))
-    _print(console, table)
-    if "kl" in entry.general:
-        kl = entry.general["kl"]
-        low, high = ("?" if kl[k] is None else f"{kl[k]:.4f}" for k in ("lower", "upper"))
-        between = f"{kl['general']:.4f} nats per token ({low} to {high})"
-        line(console, f"KL from the base on general text: {between}")
+        grid.add(*row, bold=suite == "pooled")
+    return grid
 
 
 def gates(console: Console, found: Sequence[Figures]) -> None:
@@ -183,15 +224,22 @@ def gates(console: Console, found: Sequence[Figures]) -> None:
             continue
         if heading:
             console.print(f"\n{heading}")
-        table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for gate in part:
-            colour = COLOURS[gate["verdict"]]
-            sign = f"[{colour}]{SIGNS[gate['verdict']]} {gate['verdict']}[/]"
-            table.add_row(sign, gate["name"], escape(gate["why"]))
-        console.print(table)
+        _reasons(console, part)
+
+
+def _reasons(console: Console, part: Sequence[Figures]) -> None:
+    """Verdict, name and reason of each gate, in columns where the reasons have room."""
+    signs = [f"{SIGNS[gate['verdict']]} {gate['verdict']}" for gate in part]
+    widths = max(map(cell_len, signs)), max(cell_len(gate["name"]) for gate in part)
+    columns = console.width - sum(widths) - 4 >= ROOM
+    for gate, sign in zip(part, signs, strict=True):
+        head = Text(f"{sign:<{widths[0]}}  " if columns else f"{sign} ")
+        head.stylize(COLOURS[gate["verdict"]])
+        if columns:
+            line(console, gate["why"], head.append(f"{gate['name']:<{widths[1]}}  ", "default"))
+        else:
+            console.print(head.append(gate["name"], "default"), soft_wrap=True)
+            line(console, gate["why"], "  ")
 
 
 # ── Several adapters ────────────────────────────────────────────────────────────────────────────
@@ -199,26 +247,32 @@ def gates(console: Console, found: Sequence[Figures]) -> None:
 
 def report(console: Console, found: Report) -> None:
     """What to do, the conclusion on each adapter, and what got worse."""
-    console.print(f"[bold]{escape(headline(found))}.[/]")
+    line(console, f"{headline(found)}.", style="bold")
     for entry in ranked(found):
-        line(console, f"{SIGNS[entry.outcome]} {conclusion(entry, found.since)}")
+        sign = Text(f"{SIGNS[entry.outcome]} ", COLOURS[entry.outcome])
+        line(console, conclusion(entry, found.since), sign)
     if found.since:
         for sentence in worsened(found.since):
-            line(console, f"  since {found.since['report']}: {sentence}")
+            line(console, f"since {found.since['report']}: {sentence}", "  ")
 
 
 def comparison(console: Console, found: Figures) -> None:
     """Two adapters on the same items (see ``analysis.compare.compare_adapters``)."""
     n = found["scores"][found["metric"]]["n"]
-    title(console, f"{found['b']} against {found['a']} on the same {n} rows")
-    table = _table(["", found["a"], found["b"], BOUNDS, "won", "lost"])
+    names = [found["a"], found["b"]]
+    title(console, f"{names[1]} against {names[0]} on the same {n} rows")
+    if max(map(cell_len, names)) > 2 * NARROW:
+        for letter, name in zip("AB", names, strict=True):
+            line(console, name, f"{letter}: ")
+        names = ["A", "B"]
+    grid = Grid(["", *names, BOUNDS, "won", "lost"], ["lost", "won"])
     parts = [*found["scores"].items()]
     parts += [("general knowledge", found["general"])] if found["general"] else []
     for name, fields in parts:
         counts = ["–" if fields[k] is None else str(fields[k]) for k in ("won", "lost")]
         values = [f"{fields[k]:.3f}" for k in ("base", "adapter")]
-        table.add_row(metric_name(name), *values, interval(fields), *counts)
-    _print(console, table)
+        grid.add(metric_name(name), *values, interval(fields), *counts)
+    grid.print(console)
     gates(console, found["gates"])
     verdict(console, found["verdict"])
 
@@ -230,117 +284,14 @@ def seeds(console: Console, found: Mapping[str, Figures], rows: str) -> None:
     """
     first = next(iter(found.values()))
     title(console, f"{first['runs']} seeds on the same {first['n']} {rows} rows")
-    table = _table(["adapter − base", "each seed", "mean, 95 % bounds over seeds and items",
-                    "sd between seeds", "s.e. by items"])  # fmt: skip
+    heads = ["adapter − base", "each seed", "mean, 95 % bounds\nover seeds and items",
+             "sd between\nseeds", "s.e. by\nitems"]  # fmt: skip
+    grid = Grid(heads, [heads[3], heads[4], heads[1]])
     for metric, fields in found.items():
         each = "  ".join(f"{value:+.3f}" for value in fields["each"])
         spread = [f"{fields[key]:.4f}" for key in ("sd_seed", "se_items")]
-        table.add_row(metric_name(metric), each, interval(fields), *spread)
-    _print(console, table)
-
-
-# ── Analyses of one adapter ─────────────────────────────────────────────────────────────────────
-
-
-def trace(console: Console, found: Figures, most_moved: Sequence[int]) -> None:
-    """One text through base and adapter (see ``analysis.trace.Trace``, as a mapping)."""
-    labels, answer = found["labels"], found["answer"]
-    title(console, f"{found['domain']} answers {answer!r}")
-    console.print(_tokens(found))
-    read = len(found["before"]) + len(found["after"])
-    line(console, f"{read} tokens read, {len(found['cut'])} cut from the middle.")
-    if not found["layers"]:
-        line(console, f"Base and adapter write the same: {answer}")
-        return
-    console.print()
-    table = _table(["label", "base", "adapter"])
-    for label, base, adapter in zip(labels, found["base"], found["adapter"], strict=True):
-        row = [escape(label), percent(base), percent(adapter)]
-        table.add_row(*row, style=_bold(label == answer))
-    _print(console, table)
-    title(console, f"Layer by layer: log-odds of {answer!r}, in nats")
-    columns = ["layer", "base", "adapter", "adapter up to here", "change"]
-    table = _table([*columns, ""])
-    widest = max(abs(layer["moved"]) for layer in found["layers"]) or 1.0
-    for layer in found["layers"]:
-        figures = [f"{layer[k]:+.2f}" for k in ("base", "adapter", "upto", "moved")]
-        table.add_row(str(layer["number"]), *figures, signed_bar(layer["moved"] / widest))
-    _print(console, table)
-    end = found["start"] + sum(layer["moved"] for layer in found["layers"])
-    at = labels.index(answer)
-    line(
-        console,
-        f"The adapter moved {answer!r} from {percent(found['base'][at])} to "
-        f"{percent(found['adapter'][at])} (log-odds {found['start']:+.2f} to {end:+.2f}), "
-        f"half of it in layer{'s' * (len(most_moved) > 1)} {', '.join(map(str, most_moved))}.",
-    )
-
-
-def _tokens(found: Figures) -> Text:
-    """The tokens read, and those that were cut from the middle."""
-    cut = [("✂ ", "red")] + [(token, "red strike") for token in found["cut"]]
-    shown = [(token, "") for token in found["before"]] + (cut if found["cut"] else [])
-    shown += [(token, "") for token in found["after"]]
-    text = Text()
-    for at, (token, style) in enumerate(shown):
-        text.append("│" if at else "", style="dim")
-        text.append(token.replace("\n", "⏎"), style=style)
-    return text
-
-
-def scale_curve(console: Console, curve: Figures) -> None:
-    """Gain and retention at each scale (see ``analysis.scale_curve``)."""
-    metric = metric_name(curve["metric"])
-    title(console, f"Scale of the adapter: {metric} on {curve['rows']} validation rows")
-    table = _table(["scale", metric, "", BOUNDS, "nats per token", "KL", ""])
-    tops = {
-        k: max((abs(point[k]) for point in curve["points"]), default=0) for k in ("score", "kl")
-    }
-    for point in curve["points"]:
-        table.add_row(
-            f"{point['scale']:g}", f"{point['score']:.3f}",
-            bar(point["score"] / (tops["score"] or 1)), interval(point),
-            f"{point['nats']:.3f}", f"{point['kl']:.4f}", bar(point["kl"] / (tops["kl"] or 1)),
-            style=_bold(point["scale"] == curve["best"]),
-        )  # fmt: skip
-    _print(console, table)
-    base = curve["base"]
-    line(
-        console,
-        f"Base: {metric} {base['score']:.3f}, {base['nats']:.3f} nats per token of "
-        f"{curve['texts']} general texts that no gate reads.",
-    )
-    line(console, f"Best on these rows: scale {curve['best']:g}.")
-    if curve["least"] is not None and curve["least"] < 1:
-        less = f"{metric} is less than {curve['loss']:g} below its value at scale 1 (95 % bound)"
-        line(console, f"At scale {curve['least']:g}, {less}.")
-
-
-def learning_curve(console: Console, curve: Figures) -> None:
-    """The metric over the number of training rows (see ``analysis.learning_curve``)."""
-    metric = metric_name(curve["metric"])
-    on = f"{metric} on {curve['validation_rows']} validation rows, by training rows"
-    title(console, f"{curve['domain']}: {on}")
-    named = [("base", curve["base"]), ("few-shot base", curve["few_shot"])]
-    named = [(name, score) for name, score in named if score is not None]
-    named += [(f"{point['rows']} rows", point["score"]) for point in curve["points"]]
-    if "augmented" in curve:
-        named.append(("all rows, and edited copies", curve["augmented"]["score"]))
-    top = max(abs(score) for _, score in named) or 1.0
-    table = _table(["", metric, ""])
-    for name, score in named:
-        table.add_row(name, f"{score:.3f}", bar(score / top))
-    _print(console, table)
-    if "augmented" in curve:
-        line(console, f"Edited copies against none: {interval(curve['augmented'])}.")
-    console.print(escape(f"Would more data help? {curve['answer']}"), soft_wrap=True)
-
-
-def cross_validation(console: Console, found: Figures) -> None:
-    """Base, adapter and baselines over all folds (see ``analysis.cross_validation``)."""
-    title(console, f"{found['domain']}: {found['folds']} folds of {found['rows']:,} rows")
-    _print(console, _scores(found["scores"]))
-    console.print(escape(found["answer"]), soft_wrap=True)
+        grid.add(metric_name(metric), each, interval(fields), *spread)
+    grid.print(console)
 
 
 # ── Parts of tables ─────────────────────────────────────────────────────────────────────────────
@@ -359,37 +310,85 @@ def signed_bar(share: float, width: int = 10) -> str:
     return f"{left:>{width}}│{right:<{width}}"
 
 
-def _bold(on: bool) -> str | None:
-    return "bold" if on else None
+class Grid:
+    """A table that breaks no figure: where it is too wide, its columns come closer together, and
+    then some are left out.
 
+    Figures are right-justified. Only the first column may wrap, between words.
+    """
 
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
-        header_style="bold", border_style="dim",
-    )  # fmt: skip
-    for index, name in enumerate(columns):
-        # In a narrow terminal the first column wraps, never a figure.
-        justify: Literal["right", "left"] = "right" if index and name else "left"
-        table.add_column(escape(name), justify=justify, no_wrap=index > 0, overflow="fold")
-    return table
+    def __init__(self, heads: Sequence[str], spare: Sequence[str] = ()) -> None:
+        """``spare`` names the columns that may be left out, the most important first."""
+        self.heads = list(heads)
+        self.spare = [head for head in spare if head in self.heads]
+        self.rows: list[tuple[tuple[str | Text, ...], bool]] = []
 
+    def add(self, *cells: str | Text, bold: bool = False) -> None:
+        self.rows.append((cells, bold))
 
-def _print(console: Console, table: Table) -> None:
-    _fits(console, table)
-    console.print(table)
+    def print(self, console: Console) -> None:
+        """Print what fits, and name the columns that do not."""
+        left_out: list[str] = []
+        while not self.fits(console, left_out) and len(left_out) < len(self.spare):
+            left_out = self.spare[len(self.spare) - len(left_out) - 1 :]
+        gap = 1 if self.fits(console, left_out, gaps=(1,)) else 0
+        for segments in console.render_lines(self._table(left_out, gap), pad=False):
+            parts = Text.assemble(*((part.text, part.style or "") for part in segments))
+            parts.rstrip()
+            console.print(parts, soft_wrap=True)
+        if named := ", ".join(" ".join(head.split()) for head in left_out if head.strip()):
+            line(console, f"Too narrow for: {named}.", style="dim")
 
+    def html(self) -> Markup:
+        """The table for a notebook, all text escaped."""
+        sides = ["left" if at == 0 else "right" for at in range(len(self.heads))]
+        heads = [" ".join(head.split()) for head in self.heads]
+        rows = [(Markup("<tr>{}</tr>"), "th", heads)]
+        for cells, bold in self.rows:
+            line = Markup('<tr style="font-weight:bold">{}</tr>' if bold else "<tr>{}</tr>")
+            rows.append((line, "td", [str(cell) for cell in cells]))
+        cell = Markup('<{0} style="text-align:{1}">{2}</{0}>')
+        lines = [
+            line.format(
+                Markup("").join(
+                    cell.format(Markup(tag), side, text)
+                    for side, text in zip(sides, cells, strict=True)
+                )
+            )
+            for line, tag, cells in rows
+        ]
+        return Markup("<table>{}</table>").format(Markup("").join(lines))
 
-def _fits(console: Console, table: Table) -> bool:
-    """Whether no word must be broken; the columns come closer together where that helps."""
-    names = [*map(str, table.columns[0].cells)]  # only these may wrap
-    spare = max(map(len, names)) - max(len(word) for name in names for word in name.split(" "))
-    wide = console.options.update(max_width=10_000)
-    for gap in (1, 0):
-        table.padding = (0, gap, 0, 0)
-        if console.measure(table, options=wide).maximum - spare <= console.width:
-            return True
-    return False
+    def fits(
+        self, console: Console, left_out: Sequence[str] = (), gaps: Sequence[int] = (1, 0)
+    ) -> bool:
+        """Whether no word must be broken without the columns ``left_out``."""
+        names = [str(cells[0]) for cells, _ in self.rows] + [self.heads[0]]
+        words = [word for name in names for word in name.split(" ")]
+        # A longer word, such as a label, is broken where that keeps the figures.
+        longest = min(max(map(cell_len, words)), LONGEST)
+        spare = max(map(cell_len, names)) - longest
+        wide = console.options.update(max_width=10_000)
+        return any(
+            console.measure(self._table(left_out, gap), options=wide).maximum - spare
+            <= console.width
+            for gap in gaps
+        )
+
+    def _table(self, left_out: Sequence[str], gap: int) -> Table:
+        kept = [at for at, head in enumerate(self.heads) if head not in left_out]
+        table = Table(
+            box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0),
+            header_style="bold", border_style="dim",
+        )  # fmt: skip
+        for at in kept:
+            name = self.heads[at]
+            justify: Literal["right", "left"] = "right" if at and name.strip() else "left"
+            table.add_column(escape(name), justify=justify, no_wrap=at > 0, overflow="fold")
+        for cells, bold in self.rows:
+            shown = [escape(c) if isinstance(c, str) else c for c in (cells[at] for at in kept)]
+            table.add_row(*shown, style="bold" if bold else None)
+        return table
 
 
 def _cell(row: Sequence[int], j: int, right: bool) -> Text:

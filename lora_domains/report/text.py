@@ -67,6 +67,18 @@ def gained(entry: AdapterEntry) -> tuple[str, Mapping[str, Any]] | None:
     return (metric, fields) if fields else None
 
 
+def in_brief(entry: AdapterEntry) -> str:
+    """``pass, F1 0.495 → 0.954``: the verdict and the metric that decides."""
+    found = gained(entry)
+    if found is None:
+        return "not evaluated"
+    metric, fields = found
+    return (
+        f"{entry.outcome}, {metric_name(metric)} {number(fields['base'])} → "
+        f"{number(fields['adapter'])}"
+    )
+
+
 def kept(entry: AdapterEntry) -> Mapping[str, Any] | None:
     """General knowledge, all probes pooled; None where none was scored."""
     return entry.general.get("pooled")

@@ -112,14 +112,15 @@ class Run:
 
         Validates in between, and writes checkpoints.
         """
-        if resume:
-            self._resume()
-        self.state.pass_bytes = agreed_pass_limit(self.model)
-        self.gradients.announce_memory()
-        self.validation.compare_with_base(self.gradients.pairs, self.train)
-        while not self._finished() and self._goes_on():
-            yield from self.run_epoch()
-        self._scale_down()
+        with self.display.losses(self.plan.epochs):
+            if resume:
+                self._resume()
+            self.state.pass_bytes = agreed_pass_limit(self.model)
+            self.gradients.announce_memory()
+            self.validation.compare_with_base(self.gradients.pairs, self.train)
+            while not self._finished() and self._goes_on():
+                yield from self.run_epoch()
+            self._scale_down()
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -143,14 +144,14 @@ class Run:
         end = self.plan.validated_after(state.epoch, step, self.last_step)
         lengths = [len(row) for row in self.train]
         batches = epoch_batches(lengths, self.plan.batch_size, seed, state.epoch, self.classes)
-        with self.display.progress(f"epoch {state.epoch + 1}", len(batches)) as advance:
+        name = f"epoch {state.epoch + 1} of {self.plan.epochs}"
+        with self.display.progress(name, len(batches), epoch=state.epoch) as advance:
             advance(state.step)
             for batch in batches[state.step : end]:
                 yield [self.train[i] for i in batch]
-                advance(1, self._speed())
+                advance(1, *self._speed(), loss=state.losses[-1] / max(state.tokens[-1], 1))
                 self._between_steps()
-        loss = sum(state.losses) / max(sum(state.tokens), 1)
-        whole = end == len(batches)
+        loss, whole = sum(state.losses) / max(sum(state.tokens), 1), end == len(batches)
         epoch = state.epoch + 1 if whole else round(state.epoch + end / len(batches), 3)
         record = {"epoch": epoch, "training_loss": loss, **self.validation.evaluate()}
         if state.ending:
@@ -164,7 +165,7 @@ class Run:
             if state.ending is None and self.schedule.decay is not None:
                 state.best_steps = state.total_steps
                 state.best_optimizer = deepcopy(self.optimizer.state_dict())
-        self.display.epoch(record, self.domain.primary_metric, self._speed())
+        self.display.epoch(record, self.domain.primary_metric, ", ".join(self._speed()))
         self.validation.show_samples()
         self.log(record, state.total_steps)
         state.losses, state.tokens = [], []
@@ -227,8 +228,8 @@ class Run:
             self._interrupt(self.save())
         if self.checkpoint.due:
             self.save()
-            step = f"epoch {self.state.epoch + 1}, step {self.state.step}"
-            self.display.pulse(f"{step} of {self.plan.steps_per_epoch}: {self._speed()}")
+            step = f"{self.state.step} of {self.plan.steps_per_epoch}: {', '.join(self._speed())}"
+            self.display.pulse(f"epoch {self.state.epoch + 1}, step {step}")
 
     def _interrupt(self, written: bool) -> NoReturn:
         raise self.signals.interrupted(self.place, written, self.save_best())
@@ -269,11 +270,10 @@ class Run:
         state.best_optimizer = None
         return True
 
-    def _speed(self) -> str:
-        """Tokens per second, memory and time left, for people."""
-        memory = format_bytes(peak_memory(self.model.device))
-        left = format_duration(self.seconds_left())
-        return f"{self.state.tokens_per_second:,.0f} tokens/s, {memory}, {left} left"
+    def _speed(self) -> tuple[str, ...]:
+        """Time left, tokens per second and memory, for people."""
+        left, memory = format_duration(self.seconds_left()), peak_memory(self.model.device)
+        return f"{left} left", f"{self.state.tokens_per_second:,.0f} tokens/s", format_bytes(memory)
 
     def seconds_left(self) -> float:
         """The time that steps and validations will still take."""

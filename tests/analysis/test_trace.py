@@ -21,14 +21,13 @@ from lora_domains.analysis.trace import (
     trace,
     trace_example,
 )
-from lora_domains.console import Display
+from lora_domains.console import Display, analyses
 from lora_domains.errors import UsageError
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.inference.scores import renormalise
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.report import terminal
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.terminal import bar, signed_bar
 from lora_domains.tasks import Classification, Example, Generation, Row, task_record
@@ -194,7 +193,7 @@ def test_a_domain_with_several_columns_needs_a_row(bank: Bank, tmp_path: Path) -
 def test_a_trace_is_printed(bank: Bank, tmp_path: Path) -> None:
     found = trace_example(bank, "strong", TASK, prompt(), Tokenization(bank.base.tokenizer, 128))
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
-        terminal.trace(Display(console=Console(file=file)).console, asdict(found), found.most_moved)
+        analyses.trace(Display(console=Console(file=file)).console, asdict(found), found.most_moved)
     text = (tmp_path / "log").read_text(encoding="utf-8")
     assert f"strong answers '{found.answer}'" in text
     assert "0 cut from the middle" in text

@@ -1,11 +1,14 @@
 """What a run prints: sizes and durations, stages, the table of epochs."""
 
 import io
+import os
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from lora_domains.console import Display, format_bytes, format_duration
+from lora_domains.errors import UsageError
 
 EPOCH = {
     "epoch": 1, "training_loss": 1.2, "validation_loss": 0.5, "accuracy": 0.75, "score": 0.4,
@@ -37,6 +40,63 @@ def test_a_long_stage_continues_under_itself_in_a_terminal_and_is_one_line_in_a_
     assert " ".join([first[28:], *(line.strip() for line in rest)]) == words
     assert shown("stage", "task", 240, 240, words, width=None) == [first[:28] + words]
     assert shown("warn", words, width=None) == [f"Warning: {words}"]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_lines_are_continued_under_themselves_and_paths_stay_whole(width: int) -> None:
+    path = "adapters/" + "a_very_long_name_of_an_adapter_" * 4
+    first, *rest = shown("warn", "the best epoch gives all rows one label. " * 3, width=width)
+    assert first.startswith("Warning: the best epoch")
+    assert rest
+    assert all(line.startswith(" " * 9) and len(line) <= width for line in rest)
+    assert path in shown("line", f"Saved the adapter in the folder {path} of this project.")
+    error = UsageError(
+        where="--out", expected=f"a folder like {path}", found="none " * 30, hint="No."
+    )
+    lines = shown("failure", error, width=width)
+    assert lines[0] == "UsageError --out"
+    assert path in [line.strip() for line in lines]
+    assert all(line.startswith(" " * 12) or line[2:10].strip() for line in lines[1:])
+    assert lines[-1] == "  hint      No."
+    logged = shown("failure", error, width=None)
+    assert len(logged) == 4
+
+
+def test_a_warning_is_not_repeated_before_the_next_stage() -> None:
+    text = io.StringIO()
+    display = Display(console=Console(file=text, width=80, force_terminal=True, color_system=None))
+    for stage in ("one", "two"):
+        display.stage(stage, None, None, "begins")
+        for _ in range(3):
+            display.warn("no threshold.")
+        display.warn("another.")
+    assert text.getvalue().count("Warning: no threshold.") == 2
+    assert text.getvalue().count("Warning: another.") == 2
+
+
+def test_a_narrow_table_of_epochs_keeps_its_losses_and_its_score() -> None:
+    head, figures, observation = shown("epoch", EPOCH, "macro_f1", width=60)
+    assert head == "epoch  training loss  validation loss  macro F1     KL"
+    assert len(head) == len(figures)
+    assert observation == "       first epoch"
+    head, figures, *_ = shown("epoch", EPOCH, "balanced_accuracy", width=80)
+    assert len(head) <= 80
+    assert "general nats" not in head
+    assert "accuracy  balanced accuracy" in head
+
+
+def test_a_log_is_as_wide_as_the_terminal_from_which_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def size(descriptor: int) -> os.terminal_size:
+        if descriptor:
+            raise OSError
+        return os.terminal_size((72, 24))
+
+    monkeypatch.setattr("lora_domains.console.display.os.get_terminal_size", size)
+    assert Display(console=Console(file=io.StringIO())).console.width == 72
+    monkeypatch.undo()
+    assert Display(console=Console(file=io.StringIO())).console.width == 160
 
 
 def test_a_line_of_the_table_of_epochs_fits_80_columns() -> None:

@@ -14,6 +14,7 @@ from support.tables import SPAM, refused, table
 from lora_domains.data.identity import normalise
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
+from lora_domains.domain import Domain
 from lora_domains.errors import LeakError
 from lora_domains.tasks import Classification, Generation, MultipleChoice
 
@@ -136,3 +137,9 @@ def test_rows_that_fit_are_looked_up_once_for_all_near_pairs() -> None:
     kept = prepared.only(Ids(row.id for row in parts if row.id != "test:3"))
     assert kept.leaks.near < 40
     assert len(passes) == 1
+
+
+def test_the_repr_of_data_shows_no_row() -> None:
+    data = Data([{"text": "a secret", "label": "ham"}], test="test.csv", group="patient")
+    assert repr(data) == "Data(train='1 rows in memory', test='test.csv', group='patient')"
+    assert "secret" not in repr(Domain("spam", Classification(), data))

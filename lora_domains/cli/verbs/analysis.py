@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_domains.analysis.reproduce import domain_of
+from lora_domains.atomic import check_writable, write_files
 from lora_domains.cli.flags import (
     ADAPTERS,
     add_adapter_argument,
@@ -27,10 +28,9 @@ from lora_domains.cli.flags import (
 from lora_domains.cli.parser import Parser, Verbs, add_verb, check_no_file
 from lora_domains.cli.proposal import proposed
 from lora_domains.cli.recipes import open_model
+from lora_domains.console import analyses
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
-from lora_domains.report import terminal
-from lora_domains.report.report import check_writable, write_files
 from lora_domains.tasks import task_from_record
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def trace(flags: argparse.Namespace) -> int:
         with suppress(ValueError):
             row = json.loads(row)
     traced = analysis.trace(model, row, name)
-    terminal.trace(model.display.console, asdict(traced), traced.most_moved)
+    analyses.trace(model.display.console, asdict(traced), traced.most_moved)
     (answer,) = model.predict([row], domain=name)
     effects = analysis.word_effects(model, row, name, answer)
     words = [(word.strip(), effect) for column in effects.values() for word, effect in column]
@@ -136,7 +136,7 @@ def curve(flags: argparse.Namespace) -> int:
     else:
         domain = _domain(flags, card.adapter.settings)
     measured = scale_curve.curve(model, name, domain, flags.scales or scale_curve.SCALES)
-    terminal.scale_curve(model.display.console, measured)
+    analyses.scale_curve(model.display.console, measured)
     return 0
 
 
@@ -210,7 +210,7 @@ def learning_curve(flags: argparse.Namespace) -> int:
     def measure(domain: Domain) -> dict[str, Any]:
         return analysis.learning_curve(model, domain, flags.sizes or analysis.SHARES)
 
-    return _measured(flags, model, "learning-curve", measure, terminal.learning_curve)
+    return _measured(flags, model, "learning-curve", measure, analyses.learning_curve)
 
 
 def cross_validate(flags: argparse.Namespace) -> int:
@@ -221,7 +221,7 @@ def cross_validate(flags: argparse.Namespace) -> int:
     def measure(domain: Domain) -> dict[str, Any]:
         return analysis(model, domain, flags.folds)
 
-    return _measured(flags, model, "folds", measure, terminal.cross_validation)
+    return _measured(flags, model, "folds", measure, analyses.cross_validation)
 
 
 def _measured(
