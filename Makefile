@@ -17,7 +17,7 @@ WHEELHOUSE ?= wheelhouse
 BUILD ?= build
 OFFLINE ?= excel,gguf
 
-.PHONY: help setup medical browser bases test check structure format base dist wheelhouse clean
+.PHONY: help setup medical browser bases test check structure format site base dist wheelhouse clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -62,6 +62,11 @@ format: $(STAMP) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+site: $(STAMP) ## build the pages of docs/ into site/, without a network
+	@$(BIN)/python -c "import material" 2>/dev/null || \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 base: $(STAMP) ## rebuild the embedded base (up to 30 minutes)
 	$(BIN)/python -m benchmarks.embedded.build
 
@@ -81,4 +86,4 @@ wheelhouse: $(STAMP) ## collect what a machine without network installs, and ins
 	$(BIN)/python tests/support/installed.py $(BUILD)/offline/bin
 
 clean: ## remove the virtual environment and what was built
-	rm -rf .venv .venv-oldest build dist wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist site wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

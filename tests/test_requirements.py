@@ -21,6 +21,10 @@ EXTRAS = PROJECT["optional-dependencies"]
 TOOLS = {canonicalize_name(name) for name in EXTRAS["check"]}
 """Of ``make check``: no test imports them."""
 LOADED_BY_NAME = {
+    "mkdocs": "make",
+    "mkdocs-material": "mkdocs",
+    "mkdocstrings": "mkdocs",
+    "mkdocstrings-python": "mkdocstrings",
     "bitsandbytes": "transformers",
     "pandas": "datasets",
     "pytest-xdist": "pytest",
