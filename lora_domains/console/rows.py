@@ -37,7 +37,7 @@ from lora_domains.data.readers import (
     read_noted,
 )
 from lora_domains.data.source import DETECTED, File, Located, Reading, Source, check_kind
-from lora_domains.data.structured import arrow_blocks, parquet_blocks
+from lora_domains.data.structured import STRICT, arrow_blocks, parquet_blocks
 
 ROWS = 4096
 """Rows of a block at most."""
@@ -223,7 +223,7 @@ def json_lines(file: File, encoding: str, notes: list[str]) -> Blocks | None:
         # A JSON string may contain U+2028 and similar characters, but no line break.
         for number, line in enumerate(lines_of(file, encoding), 1):
             if line.strip():
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", STRICT.decode(line)
 
     count = 0
     try:

@@ -36,7 +36,8 @@ def in_memory(source: Any) -> Any:
     if isinstance(source, str | Path | Hub | Sequence) or source is None:
         return source
     module = type(source).__module__.split(".")[0]
-    names = [str(name) for name in getattr(source, "columns", ())] if module == "pandas" else []
+    named = {"pandas": "columns", "pyarrow": "column_names"}.get(module, "")
+    names = [str(name) for name in getattr(source, named, ())] if named else []
     if len(set(names)) < len(names):
         raise DataError(
             where="rows in memory",

@@ -3,13 +3,14 @@
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from lora_domains.data.delimited import decode
 from lora_domains.data.source import File, Located, Table, class_name, first_rows, places
-from lora_domains.errors import DataError
+from lora_domains.errors import DataError, listed
 
 BATCH = 10_000
 """Rows of columns that are read at once."""
@@ -55,9 +56,9 @@ def _first_of_list(stream: BinaryIO, most: int) -> bytes:
 def read_json(file: File) -> Table:
     """The rows of a ``.json`` file; JSON lines are read as such."""
     text, notes = decode(file)
-    rows, found = _whole(text)
+    rows, found = _whole(file, text)
     if found and "\n" in text.strip():
-        lines, broken = _lines(text)
+        lines, broken = _lines(file, text)
         if not broken and all(isinstance(row, Mapping) for _, row in lines):
             return Table(lines, [*notes, "one object on each line"])
     if isinstance(rows, Mapping):
@@ -77,9 +78,9 @@ def read_json(file: File) -> Table:
 def read_json_lines(file: File) -> Table:
     """The rows of a ``.jsonl`` file; a JSON list is read as such."""
     text, notes = decode(file)
-    rows, broken = _lines(text)
+    rows, broken = _lines(file, text)
     if broken or (len(rows) == 1 and isinstance(rows[0][1], list)):
-        whole, _ = _whole(text)
+        whole, _ = _whole(file, text)
         if isinstance(whole, list) and all(isinstance(row, Mapping) for row in whole):
             return Table(list(enumerate(whole)), [*notes, "a JSON list"])
     if broken:
@@ -92,26 +93,59 @@ def read_json_lines(file: File) -> Table:
     return Table(rows, notes)
 
 
-def _lines(text: str) -> tuple[list[Located], list[str]]:
-    """(rows, what is wrong with each line that is none)."""
+class Repeated(ValueError):
+    """A JSON object has a key more than once: which value is meant?"""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values; raises Repeated."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise Repeated(repr(next(key for key in counts if counts[key] > 1)))
+    return values
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_once)
+"""Decodes JSON whose objects have each key once."""
+
+
+def _repeated(file: File, found: list[str]) -> DataError:
+    return DataError(
+        where=str(file.path),
+        expected="objects with each key once",
+        found=places(found, "object"),
+        hint="Rename or remove one of them: only the last value would be read.",
+    )
+
+
+def _lines(file: File, text: str) -> tuple[list[Located], list[str]]:
+    """(rows, what is wrong with each line that is none); raises DataError for repeated keys."""
     rows: list[Located] = []
-    broken = []
+    broken: list[str] = []
+    repeated: list[str] = []
     # Not splitlines(): a JSON string may contain U+2028 and similar characters.
     for number, line in enumerate(text.split("\n"), start=1):
         try:
             if line.strip():
-                rows.append((f"line {number}", json.loads(line)))
+                rows.append((f"line {number}", STRICT.decode(line)))
         except json.JSONDecodeError as error:
             broken.append(f"line {number}, character {error.colno}: {error.msg}")
+        except Repeated as error:
+            repeated.append(f"line {number}, the key {error}")
         except (ValueError, RecursionError):
             broken.append(f"line {number}: too long a number, or nested too deeply")
+    if repeated and not broken:
+        raise _repeated(file, repeated)
     return rows, broken
 
 
-def _whole(text: str) -> tuple[Any, str]:
-    """(the value, what is wrong with the text)."""
+def _whole(file: File, text: str) -> tuple[Any, str]:
+    """(the value, what is wrong with the text); raises DataError for repeated keys."""
     try:
-        return json.loads(text), ""
+        return STRICT.decode(text), ""
+    except Repeated as error:
+        raise _repeated(file, [f"the key {error}"]) from None
     except json.JSONDecodeError as error:
         return None, f"line {error.lineno}, character {error.colno}: {error.msg}"
     except (ValueError, RecursionError):
@@ -195,6 +229,7 @@ def _unreadable(file: File, what: str, error: Exception, write: str) -> DataErro
 
 def _rows(file: File, schema: Any, batches: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:
     """The rows of each batch. Raises DataError for a column whose text is not UTF-8."""
+    _check_names(file, schema.names)
     names = label_names(schema.metadata)
     parts = (b.slice(at, BATCH) for b in batches for at in range(0, b.num_rows, BATCH))
     for part in parts:
@@ -214,6 +249,17 @@ def _rows(file: File, schema: Any, batches: Iterable[Any]) -> Iterator[list[dict
             )
         cells = zip(*columns.values(), strict=True)
         yield [dict(zip(columns, row, strict=True)) for row in cells]
+
+
+def _check_names(file: File, names: Sequence[str]) -> None:
+    """Raise DataError for two columns of one name."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            where=str(file.path),
+            expected="columns of distinct names",
+            found=f"{listed(map(repr, repeated))} more than once",
+            hint="Rename the columns.",
+        )
 
 
 def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

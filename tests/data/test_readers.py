@@ -16,7 +16,8 @@ from support.rows import SECRET
 from support.tables import cells, quick, refused, write
 
 from lora_domains.data.readers import read
-from lora_domains.data.source import Hub
+from lora_domains.data.source import Data, Hub
+from lora_domains.errors import DataError
 
 
 def test_a_missing_file_suggests_a_similar_name(tmp_path: Path) -> None:
@@ -198,3 +199,30 @@ def test_a_failed_download_is_an_error_without_its_message(monkeypatch: pytest.M
 
 def test_the_hub_needs_a_revision() -> None:
     refused(lambda: read("hub:me/sms/train", "train"), "hub:OWNER/NAME@REVISION/SPLIT", "Pin")
+
+
+@pytest.mark.parametrize(("name", "content", "where"), [
+    ("a.jsonl", '{"text": "a"}\n{"text": "zanzibar", "n": 1, "text": "b"}\n',
+     "line 2, the key 'text'"),
+    ("b.json", '[{"text": "a"}, {"text": "zanzibar", "text": "b"}]', "the key 'text'"),
+    ("c.json", '{"text": "a"}\n{"turns": [{"role": "user", "role": "zanzibar"}]}',
+     "line 2, the key 'role'"),
+])  # fmt: skip
+def test_a_key_that_occurs_twice_is_refused(
+    tmp_path: Path, name: str, content: str, where: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=where) as caught:
+        read(tmp_path / name, "train")
+    assert "zanzibar" not in str(caught.value)
+
+
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for source in (tmp_path / "a.parquet", table):
+        with pytest.raises(DataError, match="distinct names"):
+            Data(source) if source is table else read(source, "train")
