@@ -8,6 +8,7 @@ OSError; callers turn it into an error that says what could not be written, as `
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -24,6 +25,9 @@ LOCKED = 2**40
 """The place of the byte that is locked on Windows, where what is locked cannot be read."""
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds to wait for a process that reads what is to be replaced, which Windows does not allow."""
+
+IN_CACHE = re.compile(r"models--(.+?)--(.+)/snapshots/[^/]+")
+"""The end of the path of a repository's files in the Hub's cache."""
 
 
 @contextmanager
@@ -244,3 +248,20 @@ def _exchange(one: Path, other: Path) -> bool:
 def folders_with(out: Path, file: str) -> list[Path]:
     """The folders in ``out`` that hold ``file``; hidden ones are unfinished or set aside."""
     return sorted(path.parent for path in out.glob(f"[!.]*/{file}"))
+
+
+def repository_of(folder: Path) -> str | None:
+    """OWNER/NAME of a folder in the Hub's cache; None for any other folder.
+
+    Other programs share the cache, so nothing is written there.
+    """
+    match = IN_CACHE.fullmatch("/".join(folder.resolve().parts[-3:]))
+    return f"{match[1]}/{match[2]}" if match else None
+
+
+def adapter_name(folder: Path) -> str:
+    """The name of the adapter in ``folder``: that of the folder, or of its repository."""
+    repository = repository_of(folder)
+    if repository is None:
+        return folder.resolve().name
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", repository.split("/")[1])

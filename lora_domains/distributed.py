@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -285,6 +286,7 @@ def environment(device: torch.device, quantization: str | None, seed: int) -> di
         "threads": torch.get_num_threads(),
         "seed": seed,
         "git": _git(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         **({} if quantization is None else {"bitsandbytes": version("bitsandbytes")}),
     }
 

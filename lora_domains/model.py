@@ -126,14 +126,14 @@ class DomainModel:
 
     # Adapters
 
-    def load_adapter(self, path: str | Path, name: str | None = None) -> str:
-        """Load a saved adapter, by its folder or its name in ``out``; returns its name.
+    def load_adapter(
+        self, path: str | Path, name: str | None = None, *, revision: str | None = None
+    ) -> str:
+        """Load an adapter saved here or by plain PEFT; ``path`` is as in ``find_adapter``.
 
-        Folders saved by plain PEFT are accepted too. An adapter of the same name is replaced; calls
-        in progress finish with the old one. Raises AdapterMismatch, AdapterCorrupt,
-        AdapterUnsupported or AdapterError, and then nothing has changed.
+        Returns its name; one of this name is replaced. After an AdapterError nothing has changed.
         """
-        adapter = load_adapter(find_adapter(path, self.out), self.base, name)
+        adapter = load_adapter(find_adapter(path, self.out, revision=revision), self.base, name)
         self.bank.add(adapter)
         for note in adapter.notes:
             self.display.warn(note)

@@ -12,7 +12,7 @@ from conftest import make_base
 from lora_domains.inference.memory import memory_warning
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
-from lora_domains.modeling.checkpoint import estimated_bytes
+from lora_domains.modeling.quantization import estimated_bytes
 
 
 @pytest.mark.parametrize("quantization", [None, "8bit", "4bit"])

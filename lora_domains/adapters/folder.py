@@ -1,23 +1,30 @@
-"""The folder of a saved adapter: its files, finding it, and replacing it as a whole. No torch."""
+"""The folder of a saved adapter: finding it, its files, and replacing it as a whole. No torch.
+
+A repository on the Hub is named with its revision, ``OWNER/NAME@REVISION``: what is loaded is then
+what was chosen, and a folder that is missing here is never looked for elsewhere.
+"""
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from lora_domains.atomic import folders_with, new_folder, restored
+from lora_domains.atomic import folders_with, new_folder, repository_of, restored
 from lora_domains.domain import check_name
-from lora_domains.errors import AdapterError, did_you_mean, listed
+from lora_domains.errors import AdapterCorrupt, AdapterError, UsageError, did_you_mean, listed
 from lora_domains.report.card import CARD, ITEMS, Card
 
 CONFIG, WEIGHTS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
+ON_HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?")
+"""A repository, and its revision where one is named."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -25,21 +32,138 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def find_adapter(path: str | Path, out: Path, file: str = CONFIG) -> Path:
-    """``path`` itself, or the adapter of that name in ``out``, whichever holds ``file``.
+def find_adapter(
+    path: str | Path, out: Path, file: str = CONFIG, revision: str | None = None
+) -> Path:
+    """The folder of an adapter that ``path`` names and that holds ``file``.
 
-    Raises AdapterError when there is none.
+    ``path`` is that folder, the name of one in ``out``, or OWNER/NAME@REVISION of a repository on
+    the Hub, whose ``revision`` may be given by itself. Raises AdapterError when there is none,
+    UsageError for a revision of something else.
     """
-    for candidate in (Path(path), out / path):
+    on_hub = repository(str(path), revision)
+    for candidate in (Path(path), out / path) if revision is None else ():
         if (restored(candidate) / file).exists():
             return candidate
+    if on_hub is not None:
+        return downloaded(on_hub, file)
     names = [folder.name for folder in folders_with(out, file)]
+    hint = did_you_mean(str(path), names) if names else "Train one first: lora-domains fit."
+    if ON_HUB.fullmatch(str(path)):
+        hint += f" An adapter on the Hub needs its revision: {path}@REVISION."
     raise AdapterError(
         where=str(path),
         expected=f"an adapter folder with {file}, or the name of one in {out}",
         found=f"none there, and {listed(names) or 'none'} in {out}",
-        hint=did_you_mean(str(path), names) if names else "Train one first: lora-domains fit.",
+        hint=hint,
     )
+
+
+def own_folder(folder: Path, place: Path) -> Path:
+    """Where the card of the adapter in ``folder`` is written: there, or for one in the Hub's cache,
+    which is shared, in ``place``.
+
+    Raises AdapterError where something else is in that place.
+    """
+    if repository_of(folder) is None:
+        return folder
+    if place.exists() and not (is_adapter(place) and fingerprint(place) == fingerprint(folder)):
+        raise AdapterError(
+            where=str(place),
+            expected=f"a free place for {repository_of(folder)}",
+            found="something else of that name",
+            hint="Choose another --out.",
+        )
+    return place
+
+
+# ── The Hub ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Repository(NamedTuple):
+    """An adapter on the Hub at one revision: a commit, or a branch or tag, which may move."""
+
+    id: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.revision}"
+
+
+def repository(name: str, revision: str | None = None) -> Repository | None:
+    """The repository that ``name`` and ``revision`` stand for; None unless there is a revision.
+
+    Raises UsageError for two revisions, and for a revision of what is no repository.
+    """
+    match = ON_HUB.fullmatch(name)
+    named = match and match[2]
+    if revision is not None and (match is None or named):
+        raise UsageError(
+            where=name,
+            expected="OWNER/NAME of a repository on the Hub, and one revision",
+            found=f"revision={revision!r} as well" if named else f"{name!r}",
+            hint="For example load_adapter('OWNER/NAME', revision='3f1c…').",
+        )
+    chosen = revision or named
+    return Repository(match[1], chosen) if match and chosen else None
+
+
+def downloaded(wanted: Repository, file: str) -> Path:
+    """The folder of ``wanted`` in the Hub's cache, downloaded if it is not there.
+
+    Raises AdapterError where the Hub does not answer or has no such repository, revision or
+    adapter: one with ``file``.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    patterns = ["adapter_*", CARD, ITEMS, "README.md"]
+    try:
+        folder = Path(
+            snapshot_download(wanted.id, revision=wanted.revision, allow_patterns=patterns)
+        )
+    except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
+        raise AdapterError(
+            where=str(wanted),
+            expected="a repository on the Hub that you may read",
+            found=f"none of that name, or a private one ({type(error).__name__})",
+            hint="Check the name; for a private one, log in: hf auth login",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise AdapterError(
+            where=str(wanted),
+            expected=f"a revision of {wanted.id}",
+            found=f"no commit, branch or tag {wanted.revision!r}",
+            hint="Its page on the Hub lists the commits (Files, History).",
+        ) from error
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise AdapterError(
+            where=str(wanted),
+            expected="an adapter in the Hub's cache, or an answer of the Hub",
+            found=f"neither ({type(error).__name__})",
+            hint=f"Go online; or on another machine: hf download {wanted.id} --revision "
+            f"{wanted.revision} --local-dir {wanted.id.split('/')[1]}, then copy the folder here "
+            "and name it instead.",
+        ) from error
+    if not (folder / file).is_file():
+        raise AdapterError(
+            where=str(wanted),
+            expected=f"an adapter: a repository with {file}",
+            found=listed(sorted(path.name for path in folder.iterdir())) or "no file of one",
+            hint="Choose another revision, or a repository with an adapter of PEFT.",
+        )
+    return folder
+
+
+# ── Its files ───────────────────────────────────────────────────────────────────────────────────
 
 
 def fingerprint(folder: Path, pages: bytes | mmap | None = None) -> str:
@@ -50,6 +174,21 @@ def fingerprint(folder: Path, pages: bytes | mmap | None = None) -> str:
     digest = sha256((folder / CONFIG).read_bytes())
     digest.update(mapped(folder / WEIGHTS) if pages is None else pages)
     return digest.hexdigest()
+
+
+def check_digest(folder: Path, stored: str, digest: str | None = None) -> None:
+    """Raise AdapterCorrupt unless config and weights have the sha256 that the card stores.
+
+    ``digest`` is that of the files, if it is known.
+    """
+    digest = fingerprint(folder) if digest is None else digest
+    if stored != digest:
+        raise AdapterCorrupt(
+            where=folder.name,
+            expected=f"files with the sha256 in the card ({stored[:12]})",
+            found=f"sha256 {digest[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
+            hint="Copy the adapter folder again; if you changed it on purpose, remove card.json.",
+        )
 
 
 def mapped(path: Path) -> bytes | mmap:
@@ -81,10 +220,14 @@ def replacing(folder: Path, mark: str = CONFIG) -> Iterator[Path]:
 
 
 def rewrite_card(
-    folder: Path, card: Card, readme: Callable[[Card], str], items: list[dict[str, Any]]
-) -> None:
-    """Replace card, README and items of the adapter in ``folder``, and keep its weights."""
-    with replacing(folder) as fresh:
+    folder: Path, card: Card, readme: Callable[[Card], str], items: list[dict[str, Any]],
+    place: Path | None = None,
+) -> None:  # fmt: skip
+    """Replace card, README and items of the adapter in ``folder``, and keep its weights.
+
+    With a ``place``, the whole adapter is written there (``own_folder``).
+    """
+    with replacing(place or folder) as fresh:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(folder / name, fresh / name)
         write_card(fresh, card, readme, items)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from lora_domains.adapters.config import read_config, targets_of
-from lora_domains.adapters.folder import CONFIG, WEIGHTS, fingerprint, mapped
+from lora_domains.adapters.folder import CONFIG, WEIGHTS, check_digest, fingerprint, mapped
 from lora_domains.adapters.peft import MAGNITUDE, PREFIX, stored_name
-from lora_domains.atomic import folders_with, restored
+from lora_domains.atomic import adapter_name, folders_with, restored
 from lora_domains.domain import check_name
 from lora_domains.errors import (
     AdapterCorrupt,
@@ -56,7 +56,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
     AdapterMismatch, AdapterCorrupt, AdapterUnsupported or AdapterError.
     """
     folder = restored(Path(path).absolute())
-    name = check_name(folder.resolve().name if name is None else name)
+    name = check_name(adapter_name(folder) if name is None else name)
     _check_files(folder)
     config, ignored = read_config(folder, base)
     card = Card.read(folder, measured=False) if (folder / CARD).exists() else None
@@ -73,7 +73,7 @@ def load_adapter(path: str | Path, base: Base, name: str | None = None) -> Adapt
             adapter = _read(name, folder, base, config, card, pages)
         finally:
             # A wrong digest is reported rather than the error that the changed byte led to.
-            _check_digest(card, folder, digest.result())
+            check_digest(folder, str(card.adapter.sha256), digest.result())
     return replace(adapter, notes=(*adapter.notes, *_ignored(name, ignored)))
 
 
@@ -150,17 +150,6 @@ def _check_base(card: Card, folder: Path, base: Base) -> None:
             expected=f"an adapter made on {base.id} (identity {base.identity[:12]})",
             found=f"one made on {card.base.id} (identity {card.base.identity[:12]})",
             hint=f"Load the base it was made on: --base {card.base.id}.",
-        )
-
-
-def _check_digest(card: Card, folder: Path, digest: str) -> None:
-    stored = str(card.adapter.sha256)
-    if stored != digest:
-        raise AdapterCorrupt(
-            where=folder.name,
-            expected=f"files with the sha256 in the card ({stored[:12]})",
-            found=f"sha256 {digest[:12]}: a byte of {CONFIG} or {WEIGHTS} was changed",
-            hint="Copy the adapter folder again; if you changed it on purpose, remove card.json.",
         )
 
 

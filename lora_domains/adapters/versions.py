@@ -6,8 +6,9 @@
 import shutil
 from pathlib import Path
 
-from lora_domains.adapters.folder import fingerprint, is_adapter, replacing
+from lora_domains.adapters.folder import find_adapter, fingerprint, is_adapter, replacing
 from lora_domains.atomic import new_folder, restored
+from lora_domains.domain import NAME
 from lora_domains.errors import AdapterCorrupt, AdapterError, did_you_mean
 from lora_domains.report.card import AdapterEntry, Card
 
@@ -57,13 +58,19 @@ def keep_version(folder: Path, successor: AdapterEntry | None = None) -> Path | 
     return place
 
 
-def rollback(folder: Path, number: str | None = None) -> tuple[Path, Path | None]:
-    """Replace the adapter in ``folder`` by a version: the newest, or the one called ``number``.
+def find_versioned(path: str, out: Path) -> Path:
+    """The folder of the adapter that ``path`` names, even where only its versions are left.
 
-    The replaced adapter becomes a version itself, so that a rollback can be undone. Returns the
-    restored version and the new one. Raises AdapterError when there is no such version.
+    Raises AdapterError when there is none.
     """
-    folder = restored(folder)
+    for folder in (Path(path), out / path):
+        if NAME.fullmatch(folder.name) and (is_adapter(restored(folder)) or versions(folder)):
+            return folder
+    return find_adapter(path, out)
+
+
+def check_versions(folder: Path) -> list[Path]:
+    """The versions of the adapter in ``folder``; raises AdapterError where there is none."""
     kept = versions(folder)
     if not kept:
         raise AdapterError(
@@ -72,6 +79,17 @@ def rollback(folder: Path, number: str | None = None) -> tuple[Path, Path | None
             found="none",
             hint="Versions are kept when an adapter is trained again under its name.",
         )
+    return kept
+
+
+def rollback(folder: Path, number: str | None = None) -> tuple[Path, Path | None]:
+    """Replace the adapter in ``folder`` by a version: the newest, or the one called ``number``.
+
+    The replaced adapter becomes a version itself, so that a rollback can be undone. Returns the
+    restored version and the new one. Raises AdapterError when there is no such version.
+    """
+    folder = restored(folder)
+    kept = check_versions(folder)
     current = fingerprint(folder) if is_adapter(folder) else None
     others = [path for path in kept if fingerprint(path) != current]
     names = [path.name for path in kept]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_domains.atomic import adapter_name, repository_of
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import Card, read_items
 from lora_domains.report.report import evidence_of
@@ -164,6 +165,14 @@ def compare_seeds(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
 def save_seeds(folders: Sequence[Path], variances: Mapping[str, Any]) -> None:
     """Write the figures of ``compare_seeds`` into each card, as ``seeds``; reports show them."""
     for folder in folders:
+        if repository := repository_of(folder):
+            raise AdapterError(
+                where=str(repository),
+                expected="folders of your own, to write into their cards",
+                found="one in the Hub's cache, which is shared",
+                hint="Leave --save out, or copy it into adapters/ and name the copy.",
+            )
+    for folder in folders:
         card = Card.read(folder)
         card.adapter.seeds = dict(variances)
         card.write(folder)
@@ -176,7 +185,7 @@ class _Run:
     """
 
     def __init__(self, folder: Path, *, evaluated: bool = True) -> None:
-        self.name = folder.name
+        self.name = adapter_name(folder)
         self.entry = Card.read(folder).adapter
         task = self.entry.declared_task
         self.judged = self.entry.judged

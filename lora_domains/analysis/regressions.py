@@ -14,6 +14,7 @@ means for the adapter is in its verdict.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,22 +72,50 @@ def comparison_with(folder: str | None) -> Callable[[Report, Callable[[str], Ite
     return compare
 
 
-def since_replaced(card: Card, folder: Path) -> dict[str, Any] | None:
+def since_replaced(card: Card, folder: Path, *, validation: bool = False) -> dict[str, Any] | None:
     """Changes since the version that the adapter in ``folder`` replaced, as ``since`` of a report.
 
-    None where no version of other bytes was evaluated on the same base.
+    ``version`` in it is the number of that version. With ``validation`` they are those of the
+    metric on validation rows, where both have scores on some. None where no version of other bytes
+    was scored on the same base.
     """
     report = Report(base=card.base, environment={}, adapters=[card.adapter], matrix={})
     for version in reversed(versions(folder)):
         try:
-            older = Card.read(version).adapter
-            if older.judged and older.sha256 != card.adapter.sha256:
-                known, name = {card.adapter.path: version}, f"version {version.name}"
+            older, name = Card.read(version), f"version {version.name}"
+            if older.adapter.sha256 == card.adapter.sha256:
+                continue
+            since = None
+            if validation:
+                _check_base(older, report, name)
+                since = _in_validation(older, read_items(version), card, read_items(folder), name)
+            elif older.adapter.judged:
+                known = {card.adapter.path: version}
                 since = regressions(report, lambda _: read_items(folder), known, name)
-                return since | {"replaced": True}
         except (AdapterError, UsageError):  # another base, or a damaged version: nothing to say
             continue
+        if since is not None:
+            return since | {"version": version.name}
     return None
+
+
+def _in_validation(
+    older: Card, before: Items, card: Card, after: Items, name: str
+) -> dict[str, Any] | None:
+    """``since`` with one figure, the metric on validation rows; None without scores on some."""
+    old, new = older.adapter, card.adapter
+    runs = Runs(before, after, "validation", old.positive_index, new.positive_index)
+    metric = new.metric
+    if metric is None or old.metric != metric:
+        return None
+    if any(metric_named(metric).compare(part) is None for part in (runs.before, runs.after)):
+        return None
+    same_rows = old.data.get("validation") == new.data.get("validation")
+    compared = {metric: partial(_change, metric, runs, same_rows)}
+    figures = holm(compared, lambda change: change["worse"])
+    changes = _changes(old, replace(new, gates=[]), figures)
+    return {"report": name, "worse": changes["worse"], "adapters": {new.path: changes},
+            "added": [], "missing": []}  # fmt: skip
 
 
 def regressions(

@@ -32,11 +32,6 @@ BASES = Path(".bases")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def card_at(path: Path) -> Card:
-    """The card at ``path``, the file itself or its folder."""
-    return Card.read(path.parent if path.name == CARD else path)
-
-
 def domain_of(card: Card) -> Domain:
     """The domain on which a card's adapter was trained; raises UsageError if the card lacks a part.
 
@@ -197,6 +192,8 @@ def differences(then: Card, now: Card) -> list[str]:
     for split in (*SPLITS, "general"):
         if split in one.data and one.data[split] != two.data.get(split):
             different.append(f"other {split} rows")
+    if one.scale != two.scale:
+        different.append(f"scale: {one.scale:g} → {two.scale:g}")
     if one.parent != two.parent:
         different.append("other parent")
     trained, retrained = _settings_at_training(one), _settings_at_training(two)

@@ -5,16 +5,32 @@ adapter as trained. No training is needed (interpolating between the ends of a f
 et al. 2022, arXiv 2109.01903). The curve is for choosing a scale, so it reads no row of a gate: the
 domain metric is computed on validation rows, and general knowledge on the embedded general text
 that chooses checkpoints (nats per token, and KL from the base, which follows forgetting).
+
+A scale that was measured can be applied: it is then in ``lora_alpha``, which PEFT reads. Scales
+stay relative to the adapter as it was trained, so that 1 undoes it.
 """
 
+import json
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lora_domains import distributed
-from lora_domains.adapters.folder import rewrite_card
+from lora_domains.adapters.folder import (
+    CONFIG,
+    WEIGHTS,
+    fingerprint,
+    own_folder,
+    replacing,
+    rewrite_card,
+    write_card,
+)
 from lora_domains.adapters.foreign import is_foreign
+from lora_domains.adapters.readme import readme
+from lora_domains.adapters.versions import keep_version, versions
 from lora_domains.console import Display
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
@@ -29,8 +45,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.lora import Adapter
 from lora_domains.probes.general_text import SELECTION
 from lora_domains.probes.own_text import text_of
-from lora_domains.report.card import Card, read_items
-from lora_domains.report.markdown import readme
+from lora_domains.report.card import MEASURED, AdapterEntry, Card, read_items
 from lora_domains.stats.comparisons import Comparison
 from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
@@ -39,6 +54,8 @@ from lora_domains.verdict.rules import finite
 from lora_domains.verdict.scores import ScoreTable
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+BEST, MOST = "best", 4.0
+"""The name of the best scale, and the largest that may be measured."""
 LOSS = 0.03
 """A scale that loses less of the metric than this against scale 1 (95 % bound) is as good."""
 
@@ -57,9 +74,10 @@ def curve(
     dataset, entry = model.dataset(domain), card.adapter
     check_same_rows(name, entry, dataset.prepared, "validation")
     check_same_length(name, length_of(model.bank, name), dataset.tokenization.max_length)
+    place = path and own_folder(path, model.out / name)
     entry.scale_curve = scale_curve(model.bank, name, dataset, scales, model.display)
     if path is not None:
-        distributed.on_main(lambda: rewrite_card(path, card, readme, read_items(path)))
+        distributed.on_main(lambda: rewrite_card(path, card, readme, read_items(path), place))
     return dict(entry.scale_curve)
 
 
@@ -94,7 +112,7 @@ def check_adapter(adapter: Adapter) -> Card:
 
 def check_scales(scales: Sequence[float]) -> None:
     """Raise UsageError for scales that make no curve."""
-    if len(set(scales)) < 2 or not all(0 <= scale <= 4 for scale in scales):
+    if len(set(scales)) < 2 or not all(0 <= scale <= MOST for scale in scales):
         raise UsageError(
             where="--scales",
             expected="at least two scales from 0 (the base) over 1 (the adapter) to 4",
@@ -107,10 +125,11 @@ def check_scales(scales: Sequence[float]) -> None:
 def scaled(bank: Bank, name: str, scales: Sequence[float]) -> Iterator[dict[float, str]]:
     """Load a copy of the adapter ``name`` at each of ``scales``; yields {scale: its name}."""
     adapter = bank[name]
+    applied = adapter.card.adapter.scale if adapter.card else 1.0
     names = {scale: f"{name}__scale{at}" for at, scale in enumerate(scales)}
     try:
         for scale, copy in names.items():
-            effect = {linear: scale * own for linear, own in adapter.scales.items()}
+            effect = {linear: scale / applied * own for linear, own in adapter.scales.items()}
             bank.add(replace(adapter, name=copy, scales=effect))
         yield names
     finally:
@@ -240,3 +259,72 @@ def check_validation(rows: Sequence[EncodedRow]) -> None:
             found="none",
             hint="Give them: --validation FILE.",
         )
+
+
+# ── Applying a scale ────────────────────────────────────────────────────────────────────────────
+
+
+def chosen(curve: Mapping[str, Any], wanted: float | str) -> float | None:
+    """The measured scale that ``wanted`` names, "best" or a number; None where ``curve`` lacks it.
+
+    The best is that above 0, which is the base itself. Raises UsageError for a number that is none
+    of an adapter.
+    """
+    points = [point for point in curve.get("points", ()) if point["scale"] > 0]
+    if wanted == BEST:
+        return best_scale(curve["metric"], points) if points else None
+    if isinstance(wanted, str) or not 0 < wanted <= MOST:
+        raise UsageError(
+            where="--scale",
+            expected=f"{BEST}, or a scale above 0 (the base), 1 as trained, at most {MOST:g}",
+            found=str(wanted),
+            hint="lora-domains curve ADAPTER shows what each is like.",
+        )
+    return wanted if any(point["scale"] == wanted for point in points) else None
+
+
+def apply_scale(folder: Path, wanted: float | str) -> tuple[Card, Path | None]:
+    """Give the adapter in ``folder`` a scale of its curve, in the config that PEFT reads.
+
+    Returns its card, without what an evaluation found at another scale, and the version that it
+    was saved as before; None where it has that scale already. Raises UsageError for a scale that
+    was not measured on validation rows, AdapterError where the disk refuses.
+    """
+    card = Card.read(folder)
+    entry, scale = card.adapter, chosen(card.adapter.scale_curve, wanted)
+    if scale is None:
+        raise UsageError(
+            where=folder.name,
+            expected="a scale that was measured on validation rows",
+            found=f"{wanted}, which its curve lacks",
+            hint=f"Measure it first: lora-domains curve {entry.path} --scale {wanted}",
+        )
+    if scale == entry.scale:
+        return card, None
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    factor = scale / entry.scale
+    config["lora_alpha"] = _times(config["lora_alpha"], factor)
+    pattern = config.get("alpha_pattern") or {}
+    config["alpha_pattern"] = {part: _times(alpha, factor) for part, alpha in pattern.items()}
+    saved = keep_version(folder) or versions(folder)[-1]
+    with replacing(folder) as fresh:
+        shutil.copyfile(folder / WEIGHTS, fresh / WEIGHTS)
+        # As PEFT writes it, so that scale 1 has the bytes of the training.
+        written = json.dumps(config, indent=2, sort_keys=True)
+        (fresh / CONFIG).write_text(written, encoding="utf-8")
+        card.adapter = replace(entry, scale=scale, sha256=fingerprint(fresh), **_unmeasured())
+        write_card(fresh, card, readme, [])
+    return card, saved
+
+
+def _times(alpha: float, factor: float) -> float:
+    """``alpha`` times ``factor``; an integer where it is one but for rounding."""
+    product = float(f"{alpha * factor:.12g}")
+    return int(product) if product.is_integer() else product
+
+
+def _unmeasured() -> dict[str, Any]:
+    """The attributes of a card that hold what an evaluation found, empty."""
+    names = (MEASURED - {"scale_curve"}) | {"judged", "verdict", "evaluations"}
+    fresh = AdapterEntry(domain="", path="", sha256=None)
+    return {name: getattr(fresh, name) for name in names}

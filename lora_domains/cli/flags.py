@@ -23,8 +23,9 @@ ADAPTERS = "adapters"
 
 
 def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> None:
-    """An adapter that ``--out`` helps to find."""
-    options = {"metavar": "ADAPTER", "help": "its folder, or its name in --out"} | options
+    """An adapter that ``find_adapter`` finds."""
+    where = "its folder, its name in --out, or OWNER/NAME@REVISION on the Hub"
+    options = {"metavar": "ADAPTER", "help": where} | options
     group.add_argument(name, **options)
 
 

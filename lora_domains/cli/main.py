@@ -7,13 +7,12 @@ from lora_domains import __version__
 from lora_domains.cli.parser import Parser, Verbs, guarded, wrapped
 from lora_domains.cli.playground import add_playground
 from lora_domains.cli.verbs.analysis import add_analysis_verbs
-from lora_domains.cli.verbs.benchmark import add_benchmark
-from lora_domains.cli.verbs.cards import add_card_verbs
-from lora_domains.cli.verbs.doctor import add_doctor
-from lora_domains.cli.verbs.evaluate import add_evaluate
+from lora_domains.cli.verbs.cards import add_card_verbs, add_doctor
+from lora_domains.cli.verbs.evaluate import add_benchmark, add_evaluate
 from lora_domains.cli.verbs.export import add_export
 from lora_domains.cli.verbs.fit import add_fit, add_init
 from lora_domains.cli.verbs.predict import add_predict
+from lora_domains.cli.verbs.push import add_push
 from lora_domains.cli.verbs.serving import add_serving_verbs
 
 ABOUT = (
@@ -41,6 +40,7 @@ def make_parser() -> Parser:
     add_export(verbs)
     add_serving_verbs(verbs)
     add_playground(verbs)
+    add_push(verbs)
     add_doctor(verbs)
     add_analysis_verbs(verbs)
     parser.description = f"{wrapped(ABOUT)}\n\n{verbs.help()}"

@@ -24,11 +24,13 @@ from lora_domains.errors import UsageError
 from lora_domains.probes.general_text import general_text
 from lora_domains.report import terminal
 from lora_domains.report.card import Card
+from lora_domains.report.conclusion import replaced
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
     from lora_domains.modeling.base import Base
     from lora_domains.probes.suite import Suite
+    from lora_domains.report.report import Evaluation
 
 
 def run_recipe(
@@ -80,17 +82,16 @@ def fit_and_evaluate(
     prepared = prepare(domain.task, domain.data, domain.training.seed)
     if domain.data.general is not None:
         general_text(domain.data.general)
+    if flags.init_from is not None:
+        find_adapter(flags.init_from, Path(flags.out))
     model = open_model(flags, title=domain.name, card=card)
     display, base = model.display, model.base
     parameters = sum(p.numel() for p in base.model.parameters())
     display.stage(
-        "base loaded",
-        None,
-        None,
-        f"{base.id}: {parameters / 1e6:.1f} M parameters, "
+        "base loaded", None, None, f"{base.id}: {parameters / 1e6:.1f} M parameters, "
         f"{quantized or base.record()['dtype']}, "
         f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
-    )
+    )  # fmt: skip
     for stage, reason in {"base": why, **(reasons or {})}.items():
         if reason:
             display.stage(stage, None, None, reason)
@@ -111,15 +112,25 @@ def fit_and_evaluate(
     evaluation = model.evaluate(domain, suite=suite)
     rows = next(iter(evaluation.entry.domain_scores.values()))["n"]
     display.stage("evaluated", rows, rows, "base, adapter and baselines on the same test rows")
+    show_evaluation(model, evaluation)
     folder = model.out / domain.name
-    since = None if display.quiet else since_replaced(evaluation.card, folder)
-    evaluation.show(display.console, since)
     size = sum(path.stat().st_size for path in folder.glob("adapter_*"))
     display.line(
         f"Adapter: {folder} ({size / 1e6:.1f} MB, sha256 {str(trained.adapter.sha256)[:12]}); "
         "its card.json holds all of this."
     )
     return evaluation.verdict
+
+
+def show_evaluation(model: "DomainModel", evaluation: "Evaluation") -> None:
+    """Show an evaluation, and whether the adapter is worse than the version that it replaced."""
+    display, entry = model.display, evaluation.entry
+    since = None
+    if not display.quiet:
+        since = since_replaced(evaluation.card, model.out / entry.domain)
+    evaluation.show(display.console, since)
+    if since is not None:
+        display.line(replaced(entry, since))
 
 
 def named_suite(flags: argparse.Namespace, seed: int = 0) -> "Suite | None":
@@ -154,6 +165,11 @@ def show_validation(model: "DomainModel", domain: Domain) -> None:
     dataset = model.dataset(domain)
     scores = validation_scores(model.bank, dataset, model.out, model.display)
     terminal.validation(model.display.console, scores, len(dataset.validation))
+    card = model.bank[domain.name].card
+    if card is not None and not model.display.quiet:
+        since = since_replaced(card, model.out / domain.name, validation=True)
+        if since is not None:
+            model.display.line(f"On validation rows, {replaced(card.adapter, since)}")
     model.display.line(
         f"No test row was scored, so {domain.name} has no verdict. Choose on validation rows, then "
         f"evaluate the adapter that you chose: lora-domains evaluate {domain.name}"

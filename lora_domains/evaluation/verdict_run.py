@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains import distributed
-from lora_domains.adapters.folder import rewrite_card
+from lora_domains.adapters.folder import own_folder, rewrite_card
 from lora_domains.adapters.foreign import foreign_card, is_foreign, save_evaluation
 from lora_domains.adapters.parent import loaded_parent
+from lora_domains.adapters.readme import readme
 from lora_domains.console import EVALUATION, Clock, Display
 from lora_domains.data.identity import (
     FOLDER,
@@ -40,7 +41,6 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import check_head
 from lora_domains.probes.suite import Suite
 from lora_domains.report.card import AdapterEntry, Card, read_items
-from lora_domains.report.markdown import readme
 from lora_domains.report.report import figures
 from lora_domains.tasks import Task
 from lora_domains.verdict.gates import Gates
@@ -74,9 +74,9 @@ def evaluate(
     scored. Returns the card; that of an adapter which others trained is saved in ``out``. Raises
     UsageError for other training rows than the adapter was trained on.
     """
-    name = dataset.domain.name
-    card = _checked_card(bank, dataset, display)
-    entry = card.adapter
+    name, card = dataset.domain.name, _checked_card(bank, dataset, display)
+    entry, path = card.adapter, bank[name].path
+    place = own_folder(path, out / name) if path and not entry.trained_elsewhere else None
     leaks = leaks_of(dataset, suite, bank.base, elsewhere=entry.trained_elsewhere)
     leaks = with_inherited(leaks, entry, dataset, display)
     evaluated = Evaluated(dataset, entry, suite, bank.base, out)
@@ -88,7 +88,6 @@ def evaluate(
     use_settings(entry, dataset.domain)
     entry.leaks = leaks
     entry.judged = {**judged, "base_changed": base_changed()}
-    path = bank[name].path
     if path is not None and not dataset.domain.task.tuned:
         items += _validation_items(path)
     judge(entry, items, evaluated)
@@ -96,7 +95,7 @@ def evaluate(
         saved = distributed.on_main(lambda: save_evaluation(bank[name], out, card, readme, items))
         display.line(f"Its card and items: {saved}")
     elif path is not None:
-        distributed.on_main(lambda: rewrite_card(path, card, readme, items))
+        distributed.on_main(lambda: rewrite_card(path, card, readme, items, place))
     return card
 
 

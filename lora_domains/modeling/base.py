@@ -36,7 +36,6 @@ from lora_domains.modeling.base_check import (
 from lora_domains.modeling.checkpoint import (
     Checkpoint,
     TensorInfo,
-    estimated_bytes,
     find_checkpoint,
     identity,
     licence_of,
@@ -45,6 +44,7 @@ from lora_domains.modeling.checkpoint import (
 from lora_domains.modeling.quantization import (
     Quantization,
     check_quantization,
+    estimated_bytes,
     import_peft_alone,
     prepare_linears,
     quantization_config,

@@ -7,13 +7,12 @@ needs to take one.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lora_domains.errors import BaseModelError, listed
@@ -23,10 +22,6 @@ BLOCK = 1 << 24
 SHARED_FILES = ("*.json", "*.model", "*.txt", "README.md")
 """Files of a Hub repository that are downloaded whatever the format of the weights."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-INTEGER_BYTES = {"I64": 8, "I32": 4, "I16": 2}
-"""Sizes of integer types by their safetensors names; floats take those of the chosen dtype."""
-NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
-"""Parts of the names of two-dimensional tensors that bitsandbytes does not quantise."""
 
 
 class TensorInfo(NamedTuple):
@@ -352,29 +347,6 @@ def _tokenizer_state(tokenizer: Any) -> str:
     return json.dumps(sorted(tokenizer.get_vocab().items()))
 
 
-def estimated_bytes(
-    tensors: Mapping[str, TensorInfo], dtype: torch.dtype, quantization: str | None
-) -> int:
-    """The memory that stored ``tensors`` will take once loaded, in bytes.
-
-    8-bit linears take one byte a weight and a scale for each output; 4-bit ones (nf4, scales
-    quantised again) half a byte and one byte for each block of 64.
-    """
-    total = 0.0
-    for name, (stored, shape) in tensors.items():
-        count = prod(shape)
-        linear = len(shape) == 2 and not any(part in name for part in NOT_QUANTIZED)
-        if quantization == "8bit" and linear:
-            total += count + 4 * shape[0]
-        elif quantization == "4bit" and linear:
-            total += count / 2 + count / 64 + 4 * count / (64 * 256)
-        elif stored[0] in "FB":
-            total += count * dtype.itemsize
-        else:
-            total += count * INTEGER_BYTES.get(stored, 1)
-    return round(total)
-
-
 def pooling_of(folder: Path) -> str:
     """The pooling of a sentence encoder: "mean", or "first" where its folder says nothing else.
 
@@ -389,12 +361,16 @@ def pooling_of(folder: Path) -> str:
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence named in the front matter of the base's README, if there is one."""
-    readme = folder / "README.md"
-    if not readme.exists():
-        return None
-    for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
-        key, _, value = line.partition(":")
-        if key.strip() in ("license", "licence") and value.strip():
-            return value.strip()
-    return None
+    """The licence in the front matter of the base's README, or in its config; None for neither."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    stated: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError):
+        stated |= json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, TypeError, YAMLError):
+        stated |= metadata_load(folder / "README.md") or {}
+    licence = stated.get("license")
+    if licence == "other":  # its name is beside it
+        licence = stated.get("license_name")
+    return licence if isinstance(licence, str) and licence else None

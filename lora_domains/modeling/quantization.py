@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from lora_domains.errors import BaseModelError, did_you_mean, listed
 from lora_domains.modeling.checkpoint import FORMATS, Checkpoint, TensorInfo
 
+INTEGER_BYTES = {"I64": 8, "I32": 4, "I16": 2}
+"""Sizes of integer types by their safetensors names; floats take those of the chosen dtype."""
+NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
+"""Parts of the names of two-dimensional tensors that bitsandbytes does not quantise."""
 Quantization = Literal["8bit", "4bit"]
 
 
@@ -234,3 +239,26 @@ class Gguf(Checkpoint):
 
 
 FORMATS.append(Gguf)
+
+
+def estimated_bytes(
+    tensors: Mapping[str, TensorInfo], dtype: torch.dtype, quantization: str | None
+) -> int:
+    """The memory that stored ``tensors`` will take once loaded, in bytes.
+
+    8-bit linears take one byte a weight and a scale for each output; 4-bit ones (nf4, scales
+    quantised again) half a byte and one byte for each block of 64.
+    """
+    total = 0.0
+    for name, (stored, shape) in tensors.items():
+        count = prod(shape)
+        linear = len(shape) == 2 and not any(part in name for part in NOT_QUANTIZED)
+        if quantization == "8bit" and linear:
+            total += count + 4 * shape[0]
+        elif quantization == "4bit" and linear:
+            total += count / 2 + count / 64 + 4 * count / (64 * 256)
+        elif stored[0] in "FB":
+            total += count * dtype.itemsize
+        else:
+            total += count * INTEGER_BYTES.get(stored, 1)
+    return round(total)

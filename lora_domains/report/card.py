@@ -70,6 +70,8 @@ class AdapterEntry:
     parent: ParentRecord | None = None
     pooling: str | None = None
     """How the head's encoder is pooled, where transformers has no model with such a head."""
+    scale: float = 1.0
+    """What its trained effect is multiplied by (``analysis.scale_curve.apply_scale``)."""
     chat: dict[str, str] = field(default_factory=dict)
     """The chat template that renders the prompts, where one does: ``template`` is "own" for that of
     the base and "plain" where it has none; ``sha256`` is the digest of its text."""
@@ -129,8 +131,16 @@ class AdapterEntry:
         return task_from_record(self.task) if self.task else None
 
     @property
+    def metric(self) -> str | None:
+        """The metric that decides: of the evaluation, or before one that of the settings."""
+        task, named = self.declared_task, self.judged.get("metric") or self.settings.get("metric")
+        return str(named) if named else task.metric if task else None
+
+    @property
     def positive_index(self) -> int | None:
-        """The number of the positive class in the evaluation; None where there is none."""
+        """The number of the positive class, in the settings before an evaluation; None without."""
+        if not self.judged:
+            return self.declared_task.positive_index if self.declared_task else None
         return positive_index(self.judged["labels"], self.judged["positive"])
 
     def __repr__(self) -> str:
@@ -150,6 +160,7 @@ class AdapterEntry:
             value = getattr(self, name)
             evaluated = name in FIGURES and self.verdict is not None
             known = value is not None and value not in ({}, [], False)
+            known &= (name, value) != ("scale", 1)
             if name in ALWAYS or evaluated or known:
                 written[name] = value
         if self.mistakes is not None:

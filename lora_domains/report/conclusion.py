@@ -55,7 +55,8 @@ def conclusion(entry: AdapterEntry, since: Fields | None = None) -> str:
     ``since`` is what changed from older adapters, where the report compares with some.
     """
     if not entry.gates:
-        return f"{entry.path} has not been evaluated: there is no verdict."
+        at = "" if entry.scale == 1 else f" at this scale ({entry.scale:g} of its trained effect)"
+        return f"{entry.path} has not been evaluated{at}: there is no verdict."
     gates = {gate["name"]: gate for gate in entry.gates}
     for name, words in UNTRUSTED.items():
         if name in gates and gates[name]["verdict"] == "fail":
@@ -205,21 +206,50 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
     return "Read its answers before you ship it." if [*_closer(entry)] else "Ship it."
 
 
-def _worse(entry: AdapterEntry, since: Fields) -> str:
-    """That the adapter is worse than an older one of its name; empty where it is not."""
-    changes = since["adapters"].get(entry.path) or {"figures": {}}
-    worse = [
+def replaced(entry: AdapterEntry, since: Fields) -> str:
+    """Whether the adapter is worse than the version that it replaced, or better, in a sentence.
+
+    ``since`` is that of ``regressions.since_replaced``. Without a clear difference it says so.
+    """
+    if worse := _worse(entry, since):
+        return worse
+    figures = since["adapters"][entry.path]["figures"]
+    better = {name: change for name, change in figures.items() if _is_better(name, change)}
+    older, shown = f"{since['report']}, which it replaced", "; ".join(_changed(better or figures))
+    if better:
+        return f"{entry.path} is better than {older} ({shown})."
+    return f"{entry.path} shows no clear difference from {older}" + (
+        f" ({shown})." if shown else "."
+    )
+
+
+def _is_better(name: str, change: Fields) -> bool:
+    """Whether even the worse bound of a change is a gain."""
+    sign = 1 if name == "general" else metric_named(name).sign
+    bound = change["lower"] if sign > 0 else change["upper"]
+    return bound is not None and sign * bound > 0
+
+
+def _changed(figures: Mapping[str, Fields]) -> list[str]:
+    """``F1 0.980 → 0.914`` for each figure."""
+    return [
         f"{'general knowledge' if name == 'general' else metric_name(name)}"
         f"{'' if change['paired'] else ', gain over the base'} {number(change['before'])} → "
         f"{number(change['now'])}"
-        for name, change in changes["figures"].items()
-        if change["worse"]
+        for name, change in figures.items()
     ]
+
+
+def _worse(entry: AdapterEntry, since: Fields) -> str:
+    """That the adapter is worse than an older one of its name; empty where it is not."""
+    changes = since["adapters"].get(entry.path) or {"figures": {}}
+    worse = _changed({name: one for name, one in changes["figures"].items() if one["worse"]})
     if not worse:
         return ""
     figures, older = "; ".join(worse), since["report"]
-    if since.get("replaced"):
-        older, then = f"{older}, which it replaced", f"lora-domains rollback {entry.path}"
+    if number_of := since.get("version"):
+        then = f"lora-domains rollback {entry.path} {number_of}"
+        older = f"{older}, which it replaced"
         return f"{entry.path} is worse than {older} ({figures}); to restore that: {then}."
     return f"{entry.path} is worse than the one in {older} ({figures}): keep that one."
 

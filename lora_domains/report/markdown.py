@@ -1,10 +1,10 @@
-"""Markdown views: an adapter's README, a report for a job summary or a pull-request comment."""
+"""Markdown views: a report for a job summary or a pull-request comment, an adapter's figures."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_domains.report.card import AdapterEntry, BaseRecord, Card, Report
+from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.conclusion import conclusion, standing
 from lora_domains.report.text import (
     INFORMS,
@@ -34,6 +34,9 @@ from lora_domains.report.text import (
 )
 from lora_domains.verdict.scores import contender_label
 
+if TYPE_CHECKING:
+    pass
+
 # GitHub's limits: a job summary in bytes, a comment in characters (bytes are never fewer).
 SUMMARY, COMMENT = 1024 * 1024, 65_536
 FEW = 8
@@ -55,50 +58,30 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
 
 
-# ── An adapter's README ─────────────────────────────────────────────────────────────────────────
+# ── One adapter ─────────────────────────────────────────────────────────────────────────────────
 
 
-def readme(card: Card) -> str:
-    """The README of an adapter folder: front matter for the Hub, verdict first, how to load it."""
-    entry, base = card.adapter, card.base
-    front = [
-        "---",
-        f"base_model: {base.id}",
-        "library_name: peft",
-        f"pipeline_tag: {'text-classification' if _headed(entry) else 'text-generation'}",
-        f"tags: [lora, lora_domains, {entry.domain}]",
-        *([f"license: {base.licence}"] if base.licence else []),
-        "---",
-    ]
-    body = [
-        f"# {entry.domain}",
-        "",
-        *_conclusion(entry),
-        f"A LoRA adapter for `{base.id}`, {_origin(entry)} by lora_domains.",
-        "",
-    ]
-    if entry.verdict is not None:
-        body += [f"## Verdict: {entry.verdict}", "", *_gates(entry)]
-        for title, part in (
-            ("On test rows", _scores(entry)),
-            ("General knowledge", _general(entry)),
-            ("Per class", _classes(entry)),
-            ("Slices", _slices(entry)),
-            ("Seeds", _seeds(entry)),
-            ("Reliability", _reliability(entry)),
-        ):
-            body += [f"## {title}", "", *part] if part else []
-    body += _training(entry) + _loading(entry, base)
-    return "\n".join([*front, "", *body]).rstrip() + "\n"
-
-
-# ── Parts of both ───────────────────────────────────────────────────────────────────────────────
-
-
-def _conclusion(entry: AdapterEntry, since: Mapping[str, Any] | None = None) -> list[str]:
+def conclusion_of(entry: AdapterEntry, since: Mapping[str, Any] | None = None) -> list[str]:
     """What the evaluation comes to, then base, best baseline and adapter in a line."""
     lines = [f"**{escaped(conclusion(entry, since))}**", ""]
     return lines + ([escaped(scored), ""] if (scored := standing(entry)) else [])
+
+
+def measured(entry: AdapterEntry) -> list[str]:
+    """The verdict, its gates and all figures under headings; nothing before an evaluation."""
+    if entry.verdict is None:
+        return []
+    lines = [f"## Verdict: {entry.verdict}", "", *_gates(entry)]
+    for title, part in (
+        ("On test rows", _scores(entry)),
+        ("General knowledge", _general(entry)),
+        ("Per class", _classes(entry)),
+        ("Slices", _slices(entry)),
+        ("Seeds", _seeds(entry)),
+        ("Reliability", _reliability(entry)),
+    ):
+        lines += [f"## {title}", "", *part] if part else []
+    return lines
 
 
 def _gates(entry: AdapterEntry) -> list[str]:
@@ -210,99 +193,6 @@ def _reliability(entry: AdapterEntry) -> list[str]:
     return [*sentences, ""] if sentences else []
 
 
-def _origin(entry: AdapterEntry) -> str:
-    return "trained elsewhere and measured" if entry.trained_elsewhere else "trained and measured"
-
-
-TEMPLATES = {
-    "own": "The base's own chat template renders the prompts (`tokenizer.apply_chat_template`).",
-    "plain": "The base has no chat template. A plain one renders the prompts: `User: …`, a line "
-    "for each turn, and `Assistant:` before the answer.",
-}
-
-
-def _training(entry: AdapterEntry) -> list[str]:
-    training, ledger, leaks = entry.training, entry.ledger, entry.leaks
-    if entry.trained_elsewhere:
-        return []
-    decayed = f", decayed from {training['decayed_from']}" if "decayed_from" in training else ""
-    return [
-        "## Training",
-        "",
-        f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s; "
-        f"best epoch {training['best_epoch']}{decayed}. {ledger['read']} rows read, "
-        f"{ledger['refused']} refused, {ledger['duplicates']} duplicates, "
-        f"{ledger['truncated']} truncated, {ledger['supervised_tokens']} supervised tokens. "
-        f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",
-        "",
-        *([TEMPLATES[entry.chat["template"]], ""] if entry.chat else []),
-    ]
-
-
-def _headed(entry: AdapterEntry) -> bool:
-    task = entry.declared_task
-    return task is not None and task.head
-
-
-POOLED = """
-The head reads the mean of the last layer over the tokens of a text, as its sentence encoder is
-meant to be pooled. transformers has no classifier of that kind; with plain PEFT:
-
-```python
-import torch.nn.functional as F
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-encoder = PeftModel.from_pretrained(AutoModel.from_pretrained(base), path).eval()
-tokens = AutoTokenizer.from_pretrained(base)(texts, padding=True, return_tensors="pt")
-mask = tokens["attention_mask"][..., None]
-mean = (encoder(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
-weights = load_file(f"{path}/adapter_model.safetensors")
-head = [weights[f"base_model.model.classifier.{part}"] for part in ("weight", "bias")]
-logits = F.linear(mean, *head)  # (texts, labels)
-```
-"""
-
-
-ODDS = "Each output is the log-odds of one label: its sigmoid is the label's probability."
-
-
-UNIT = (
-    "The output is in standard deviations from the mean of the training rows: the number is "
-    "{mean:.8g} + {sd:.8g} times the output."
-)
-
-
-def _loading(entry: AdapterEntry, record: BaseRecord) -> list[str]:
-    here = f'"{record.id if record.revision else f"path/to/{record.id}"}"'
-    base = "base"
-    task = entry.declared_task
-    if task and task.head:
-        base = (
-            "AutoModelForSequenceClassification.from_pretrained(base, "
-            f"num_labels={task.head_classes})"
-        )
-    outputs = task.outputs if task and task.head else "classes"
-    mean, sd = (task.scale if task else None) or (0.0, 1.0)
-    return [
-        "## Loading",
-        "",
-        "```python",
-        "from lora_domains import DomainModel",
-        "",
-        f"model = DomainModel.from_pretrained({'' if record.id == 'embedded' else here})",
-        f'model.load_adapter("path/to/{entry.path}")',
-        "```",
-        "",
-        POOLED.strip()
-        if entry.pooling
-        else f"Or with plain PEFT: `PeftModel.from_pretrained({base}, path)`.",
-        *(["", ODDS] if outputs == "labels" else []),
-        *(["", UNIT.format(mean=mean, sd=sd)] if outputs == "value" else []),
-    ]
-
-
 # ── A report ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -320,7 +210,7 @@ def summary(report: Report, limit: int = SUMMARY) -> str:
     entries = ranked(report)
     lines = [f"## {SIGNS[outcome(report)]} {escaped(headline(report))}", ""]
     if len(entries) == 1:
-        lines += _conclusion(entries[0], report.since)
+        lines += conclusion_of(entries[0], report.since)
     lines += [
         f"{counted(report)} Base {escaped(base.id)}, {base.precision}.",
         "",
@@ -391,7 +281,7 @@ def _details(entry: AdapterEntry, since: Mapping[str, Any] | None) -> list[str]:
     title = f"{SIGNS[entry.outcome]} {escaped(entry.path)}: gates and figures"
     return [
         f"<details{opened}><summary>{title}</summary>", "",
-        *_conclusion(entry, since), *(_gates(entry) if entry.gates else []),
+        *conclusion_of(entry, since), *(_gates(entry) if entry.gates else []),
         *_scores(entry), *_general(entry), *_classes(entry), *_slices(entry), *_seeds(entry),
         *_reliability(entry),
         "</details>", "",

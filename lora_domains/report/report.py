@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lora_domains.atomic import write_files
+from lora_domains.atomic import adapter_name, write_files
 from lora_domains.errors import AdapterCorrupt, AdapterMismatch, UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import (
@@ -155,7 +155,7 @@ def combine(folders: Sequence[Path], *, show_text: bool = False) -> Report:
     measured: dict[str, Measured] = {}
     cards: list[Card] = []
     for folder in folders:
-        name = folder.resolve().name
+        name = adapter_name(folder)
         if name in measured:
             raise UsageError(
                 where=str(folder),

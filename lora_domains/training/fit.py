@@ -9,6 +9,7 @@ from lora_domains import distributed
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.adapters.parent import Parent, continued_task, find_parent, load_parent
 from lora_domains.adapters.peft import save_adapter
+from lora_domains.adapters.readme import readme
 from lora_domains.adapters.versions import keep_version
 from lora_domains.console import Display, phases_in_words, spread
 from lora_domains.data.identity import open_project
@@ -22,7 +23,6 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import FEATURES
 from lora_domains.probes.general_text import POOL, SELECTION
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
-from lora_domains.report.markdown import readme
 from lora_domains.training.checkpoints import RunCheckpoint, checkpoint_path, read_checkpoint
 from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run, Trained

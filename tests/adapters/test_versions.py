@@ -1,12 +1,14 @@
 """Versions: keeping replaced adapters, and restoring one."""
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import folders
 from support.adapters import save, strong
 from support.commands import run
 
@@ -16,6 +18,7 @@ from lora_domains.adapters.versions import KEPT, keep_version, rollback
 from lora_domains.errors import AdapterError
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.report.card import Card, ParentRecord
+from lora_domains.report.report import rebuild
 
 JUDGED = {
     "metric": "f1", "labels": ["a", "b"], "positive": "b", "base_changed": False,
@@ -122,14 +125,38 @@ def test_a_failure_at_any_point_leaves_adapter_and_versions_whole(
     assert not [p for p in tmp_path.rglob(".*") if p.name != ".versions"]
 
 
-def test_the_rollback_verb(tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rollback_verb(
+    tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = put(tmp_path / "health", base, 1), put(tmp_path / "health", base, 2)
-
     out = ("--out", str(tmp_path))
     assert run("rollback", "health", *out) == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"^0001 +\d{4}-\d\d-\d\d \d\d:\d\d +not evaluated", listed, re.M)
+    assert re.search(r"^now ", listed, re.M)
+    assert "lora-domains rollback health 0001" in listed
+    assert fingerprint(tmp_path / "health") == two  # a list changes nothing
+    assert run("rollback", "health", "0001", *out) == 0
     assert "the replaced one was saved as 0002" in capsys.readouterr().out
     assert fingerprint(tmp_path / "health") == one
-    assert run("rollback", "health", "--to", "0002", *out) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("rollback", "./health", "2") == 0  # a folder
     assert fingerprint(tmp_path / "health") == two
     assert run("rollback", "wealth", *out) == 2
+    assert "Did you mean 'health'" in capsys.readouterr().err
     assert run("rollback", "../health", *out) == 2
+    shutil.rmtree(tmp_path / "health")  # its versions are left
+    assert run("rollback", "health", "1", *out) == 0
+    assert fingerprint(tmp_path / "health") == one
+
+
+def test_versions_are_listed_with_what_an_evaluation_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = folders.folder(tmp_path, "triage")
+    rebuild(made).write(made)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (made / name).write_text("{}")
+    assert keep_version(made) is not None
+    assert run("rollback", "triage", "--out", str(tmp_path)) == 0
+    assert re.search(r"^0001 .* pass +F1 0.000 → 0.929", capsys.readouterr().out, re.M)

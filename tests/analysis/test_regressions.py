@@ -22,11 +22,13 @@ from support.folders import (
     folder,
     items,
 )
+from support.items import table
 
 from lora_domains.analysis.regressions import older_adapters, regressions, since_replaced
 from lora_domains.errors import AdapterCorrupt, UsageError
 from lora_domains.report.card import Card, read_items
 from lora_domains.report.conclusion import conclusion
+from lora_domains.report.conclusion import replaced as in_words
 from lora_domains.report.report import Evaluation, combine, rebuild
 from lora_domains.report.text import worsened
 from lora_domains.stats.comparisons import compare_f1
@@ -255,7 +257,7 @@ def test_an_adapter_worse_than_the_version_that_it_replaced(tmp_path: Path) -> N
     assert since is not None
     sentence = conclusion(card.adapter, since)
     assert "triage is worse than version 0001, which it replaced (F1 0.980 → 0.914" in sentence
-    assert sentence.endswith("to restore that: lora-domains rollback triage.")
+    assert sentence.endswith("to restore that: lora-domains rollback triage 0001.")
     assert "Ship it" not in sentence
     assert sentence in " ".join(shown(card, since).split())
 
@@ -273,6 +275,55 @@ def test_a_version_that_cannot_be_compared_is_passed_over(tmp_path: Path) -> Non
     assert since is not None
     assert not since["worse"]
     assert conclusion(card.adapter, since).endswith("Ship it.")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((490, 10, 10, 490), "is worse than version 0001, which it replaced (F1 0.980 → 0.913)"),
+        ((457, 43, 43, 457), "shows no clear difference from version 0001, which it replaced (F1"),
+        ((448, 52, 36, 464), "shows no clear difference from version 0001, which it replaced (F1"),
+        ((300, 200, 90, 410), "is better than version 0001, which it replaced (F1 0.674 → 0.913)"),
+    ],
+)
+@pytest.mark.parametrize("where", ["test", "validation"])
+def test_a_retrained_adapter_is_worse_only_where_its_bound_says_so(
+    tmp_path: Path, where: str, counts: tuple[int, ...], words: str
+) -> None:
+    def rows(these: tuple[int, ...]) -> list[Any]:
+        return items(these) if where == "test" else table(*these, where="validation")
+
+    new = folder(tmp_path, rows=rows((450, 50, 36, 464)), sha256="1" * 64)
+    older = replaced(tmp_path, counts, "0001")
+    if where == "validation":
+        for made in (new, older):
+            forget_the_evaluation(made)
+        lines = "".join(json.dumps(row) + "\n" for row in rows(counts))
+        (older / "items.jsonl").write_text(lines)
+    card = rebuild(new)
+    since = since_replaced(card, new, validation=where == "validation")
+    assert since is not None
+    assert since["version"] == "0001"
+    sentence = in_words(card.adapter, since)
+    assert words in sentence
+    assert sentence.endswith("lora-domains rollback triage 0001.") == ("worse" in words)
+
+
+def forget_the_evaluation(made: Path) -> None:
+    """Leave a card as training writes it."""
+    card = json.loads((made / "card.json").read_text())
+    for key in ("judged", "verdict"):
+        card["adapters"][0].pop(key, None)
+    card["adapters"][0]["settings"]["task"]["labels"] = ["routine", "urgent"]
+    (made / "card.json").write_text(json.dumps(card))
+
+
+def test_versions_without_scores_on_validation_rows_are_passed_over(tmp_path: Path) -> None:
+    rows = table(450, 50, 36, 464, where="validation")
+    new = folder(tmp_path, rows=rows, sha256="1" * 64)
+    for made in (new, replaced(tmp_path, PASSES, "0001")):
+        forget_the_evaluation(made)
+    assert since_replaced(rebuild(new), new, validation=True) is None
 
 
 def shown(card: Card, since: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from conftest import make_rows
 from support.commands import run, write
 from support.models import use_small_suite
 
-from lora_domains.analysis.reproduce import base_of, card_at, differences, domain_of, same_bytes
+from lora_domains.analysis.reproduce import base_of, differences, domain_of, same_bytes
 from lora_domains.data.source import Data, Hub
 from lora_domains.domain import Domain, Lora, Training, as_record
 from lora_domains.errors import UsageError
@@ -200,7 +200,7 @@ def rebase(card: Card, **changes: str) -> None:
 
 
 def test_each_difference_is_named(ran: Path) -> None:
-    then = card_at(ran / "adapters" / "x")
+    then = Card.read(ran / "adapters" / "x")
     assert differences(then, then) == []
     assert same_bytes(then, then)[0]
     for change, said in (
@@ -233,7 +233,7 @@ def test_each_difference_is_named(ran: Path) -> None:
 
 def test_a_later_evaluation_does_not_change_what_is_repeated(ran: Path) -> None:
     """Epochs are ranked by the task's metric and limited by the drift gate."""
-    then = card_at(ran / "adapters" / "x")
+    then = Card.read(ran / "adapters" / "x")
     judged = copy.deepcopy(then)
     domain = domain_of(then)
     stricter = replace(

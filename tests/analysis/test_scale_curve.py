@@ -1,20 +1,32 @@
 """Scale curves: 0 is the base, 1 the adapter, and no row of a gate is read."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import make_rows
-from support.adapters import logits, strong
+from peft import PeftModel
+from support import folders
+from support.adapters import IDS, logits, save, strong
 from support.commands import run
-from support.models import SUITE
+from support.heads import headed
+from support.models import SUITE, use_small_suite
+from transformers import AutoModelForCausalLM
 
+from lora_domains.adapters.folder import fingerprint
+from lora_domains.adapters.loading import load_adapter
+from lora_domains.adapters.versions import versions
 from lora_domains.analysis.scale_curve import (
+    apply_scale,
     best_scale,
+    check_adapter,
     check_scales,
     check_validation,
+    chosen,
     curve,
     least_scale,
     scaled,
@@ -26,8 +38,10 @@ from lora_domains.errors import AdapterError, DataError, UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import load_base
+from lora_domains.modeling.base import Base, load_base
 from lora_domains.probes.general_text import embedded_texts, general_text
+from lora_domains.report.card import AdapterEntry, BaseRecord, Card
+from lora_domains.report.conclusion import conclusion
 from lora_domains.tasks import Classification
 
 ROWS = make_rows(90)
@@ -206,3 +220,141 @@ def test_the_command_keeps_the_row_length_of_the_training(
     rows = [files[0], "--validation", files[1], "--test", files[2]]
     common = ["--scales", "0,1", "--out", str(trained.out), "--base", str(tiny_base)]
     assert run("curve", "short", *rows, *common) == 0
+
+
+# ── Applying a scale ────────────────────────────────────────────────────────────────────────────
+
+CURVE = {
+    "metric": "f1", "rows": 30, "texts": 8, "base": {"score": 0.4, "nats": 2.0}, "best": 0.5,
+    "loss": 0.03, "least": 0.5,
+    "points": [
+        {"scale": scale, "score": score, "difference": 0.1, "lower": 0.0, "upper": 0.2,
+         "nats": 2.0, "kl": scale}
+        for scale, score in ((0.0, 0.4), (0.5, 0.9), (1.0, 0.8), (0.3, 0.7))
+    ],
+}  # fmt: skip
+"""A curve in which 0.5 is best."""
+
+
+def measured(folder: Path, base: Base, **lora: Any) -> Path:
+    """An adapter with an effect, a verdict and a curve, and patterns of rank and alpha."""
+    adapter = strong(base, folder.name)
+    adapter.config.alpha_pattern = lora.get("alphas", {})
+    adapter.config.use_rslora = lora.get("rslora", False)
+    save(folder, adapter, base)
+    card = Card.read(folder)
+    made = folders.CARD["adapters"][0]
+    known = {key: made[key] for key in ("settings", "training", "ledger", "leaks", "judged")}
+    card.adapter = replace(card.adapter, scale_curve=CURVE, verdict="pass", **known)
+    card.write(folder)
+    (folder / "items.jsonl").write_text('{"set": "validation"}\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{}, {"rslora": True}, {"alphas": {"q_proj": 3, "mlp.up_proj": 20}}],
+    ids=["plain", "rslora", "alpha pattern"],
+)
+def test_a_scale_is_what_peft_reads(tiny_base: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
+    base = load_base(tiny_base, device="cpu")
+    folder = measured(tmp_path / "triage", base, **lora)
+    before, trained = fingerprint(folder), (folder / "adapter_config.json").read_bytes()
+    bank = Bank(base)
+    bank.add(load_adapter(folder, base))
+    with scaled(bank, "triage", (0.5, 1.0)) as names:
+        wanted, whole = logits(bank, names[0.5]), logits(bank, names[1.0])
+    assert (wanted - whole).abs().max() > 1e-2
+    card, saved = apply_scale(folder, "best")
+    assert (card.adapter.scale, saved and saved.name) == (0.5, "0001")
+    bank.add(load_adapter(folder, base))
+    torch.testing.assert_close(logits(bank, "triage"), wanted, atol=1e-5, rtol=0)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(plain, folder).eval()(input_ids=IDS).logits
+    torch.testing.assert_close(theirs, wanted, atol=1e-5, rtol=0)
+    # Scales stay relative to the training, and 1 is what was trained, to the byte.
+    with scaled(bank, "triage", (1.0,)) as names:
+        torch.testing.assert_close(logits(bank, names[1.0]), whole, atol=1e-5, rtol=0)
+    apply_scale(folder, 0.3)
+    apply_scale(folder, 1.0)
+    assert (folder / "adapter_config.json").read_bytes() == trained
+    assert fingerprint(folder) == before
+    assert Card.read(folder).adapter.scale == 1.0
+
+
+def test_a_verdict_does_not_hold_at_another_scale(tiny_base: Path, tmp_path: Path) -> None:
+    folder = measured(tmp_path / "triage", load_base(tiny_base, device="cpu"))
+    card, _ = apply_scale(folder, 0.5)
+    assert card == Card.read(folder)
+    entry = card.adapter
+    assert (entry.verdict, entry.judged, entry.gates) == (None, {}, [])
+    assert entry.scale_curve == CURVE
+    assert (folder / "items.jsonl").read_text() == ""
+    words = "not been evaluated at this scale (0.5 of its trained effect)"
+    assert words in conclusion(entry)
+    assert words in (folder / "README.md").read_text()
+    assert "0.5 times the trained one" in (folder / "README.md").read_text()
+    assert Card.read(tmp_path / ".versions" / "triage" / "0001").adapter.verdict == "pass"
+    assert apply_scale(folder, 0.5) == (card, None)
+    assert [path.name for path in versions(folder)] == ["0001"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [(0.7, "measured on validation rows; found 0.7"), (0.0, "above 0"), (5.0, "at most 4"),
+     (float("nan"), "above 0"), ("worst", "found worst")],
+)  # fmt: skip
+def test_a_scale_that_was_not_measured_is_refused(
+    tiny_base: Path, tmp_path: Path, wanted: float | str, message: str
+) -> None:
+    folder = measured(tmp_path / "triage", load_base(tiny_base, device="cpu"))
+    before = fingerprint(folder)
+    with pytest.raises(UsageError, match=message):
+        apply_scale(folder, wanted)
+    assert fingerprint(folder) == before
+
+
+def test_the_base_is_never_the_best_scale_to_apply() -> None:
+    points = [{"scale": 0.0, "score": 0.9, "kl": 0.0}, {"scale": 0.5, "score": 0.8, "kl": 0.1}]
+    assert chosen({"metric": "f1", "points": points}, "best") == 0.5
+
+
+@pytest.mark.parametrize("kind", ["dora", "head"])
+def test_an_adapter_that_has_no_scale_is_refused(tiny_base: Path, kind: str) -> None:
+    base = load_base(tiny_base, device="cpu")
+    adapter = headed(base) if kind == "head" else strong(base, dora=True)
+    entry = AdapterEntry(domain="x", path="x", sha256="0")
+    adapter.card = Card(base=BaseRecord(**base.record()), adapter=entry)
+    with pytest.raises(UsageError, match=r"whose head was trained|with DoRA"):
+        check_adapter(adapter)
+
+
+@pytest.mark.slow
+def test_the_command_applies_a_scale(
+    trained: DomainModel, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    out = shutil.copytree(trained.out, tmp_path / "out")
+    monkeypatch.chdir(out)
+    where = ("--out", ".", "--base", str(tiny_base))
+    assert run("curve", "spam", "--scale", "0.6", "--scales", "0,1", *where) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "spam has scale 0.6 now, as lora_alpha" in shown
+    assert "lora-domains rollback spam 0001" in shown
+    entry = Card.read(out / "spam").adapter
+    assert (entry.scale, entry.verdict) == (0.6, None)
+    assert [point["scale"] for point in entry.scale_curve["points"]] == [0.0, 0.6, 1.0]
+    with monkeypatch.context() as patch:  # what was measured is not measured again
+        patch.setattr("lora_domains.cli.verbs.analysis.open_model", None)
+        assert run("curve", "spam", "--scale", "1", *where) == 0
+        assert run("curve", "spam", "--scale", "1", *where) == 0
+    assert "spam has scale 1 already" in capsys.readouterr().out
+    assert fingerprint(out / "spam") == fingerprint(trained.out / "spam")
+    assert run("curve", "spam", "--scale", "0.6", *where) == 0
+    use_small_suite(monkeypatch)
+    assert run("evaluate", "spam", *where) != 2
+    entry = Card.read(out / "spam").adapter
+    assert entry.scale == 0.6
+    assert entry.verdict is not None
+    assert run("curve", "spam", "--scale", "none", *where) == 2

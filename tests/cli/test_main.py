@@ -14,7 +14,7 @@ from support.commands import run, write
 
 VERBS = {
     "everyday": ["init", "fit", "evaluate", "predict", "list", "show", "report"],
-    "more": ["benchmark", "compare", "rollback", "export", "chat", "playground", "doctor"],
+    "more": ["benchmark", "compare", "rollback", "export", "chat", "playground", "push", "doctor"],
     "analysis": ["trace", "curve", "learning-curve", "cross-validate"],
 }
 ALL_VERBS = [verb for group in VERBS.values() for verb in group]

@@ -19,6 +19,7 @@ from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.base_check import experts_of
+from lora_domains.modeling.checkpoint import licence_of
 
 
 @pytest.fixture
@@ -182,6 +183,26 @@ def test_the_record_holds_no_local_path(base: Base, tiny_base: Path) -> None:
 def test_the_licence_is_read_from_the_readme(copy: Path) -> None:
     (copy / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\n")
     assert load_base(copy).licence == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("front", "config", "licence"),
+    [
+        ("tags:\n" + "- a\n" * 60 + "license: mit", None, "mit"),
+        ("license: 'cc-by-4.0'  # as its data", None, "cc-by-4.0"),
+        ("license: other\nlicense_name: qwen-research", None, "qwen-research"),
+        ("language: en", "gpl", "gpl"),
+        ("license: [", "gpl", "gpl"),
+        ("language: en", None, None),
+    ],
+)
+def test_the_licence_of_a_base_is_what_its_files_say(
+    tmp_path: Path, front: str, config: str | None, licence: str | None
+) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\nlicense: of the text below\n")
+    (tmp_path / "config.json").write_text(json.dumps({"license": config} if config else {}))
+    assert licence_of(tmp_path) == licence
+    assert licence_of(tmp_path / "nowhere") is None
 
 
 # ── Refused bases ───────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 """Sentence encoders are pooled the way their folder says, here and where adapters are used."""
 
-import re
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 from support.encoders import MEAN, make_encoder, make_sentence_encoder
 from support.heads import headed, headed_domain, items, padded, served
 from support.models import model_in
+from support.readmes import blocks, run_block
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.peft import new_adapter
+from lora_domains.adapters.readme import EXAMPLE
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported
 from lora_domains.inference.likelihoods import head_scores, text_features
@@ -72,14 +74,9 @@ def test_the_readme_says_how_to_use_an_adapter_elsewhere(tmp_path: Path, kind: s
     assert card.adapter.pooling == Card.read(tmp_path / "spam").adapter.pooling == "mean"
     readme = (tmp_path / "spam" / "README.md").read_text()
     assert "mean of the last layer" in readme
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.S)
-               if "PeftModel" in block]  # fmt: skip
+    _, code = blocks(tmp_path / "spam", tmp_path / "base")
     texts = ["alpha red", "the beta of a river is a stone"]
-    names: dict[str, Any] = {
-        "base": str(tmp_path / "base"), "path": str(tmp_path / "spam"), "texts": texts,
-    }  # fmt: skip
-    with torch.no_grad():
-        exec(code, names)
+    names = run_block(code.replace(json.dumps([EXAMPLE]), json.dumps(texts)))
     shares = F.softmax(names["logits"], dim=-1)
     for prediction, row in zip(model.predict(texts, "spam"), shares, strict=True):
         found = list(prediction.probabilities.values())  # type: ignore[union-attr]

@@ -59,8 +59,8 @@ def test_dataclasses_and_schema_have_the_same_keys(whole: dict[str, Any]) -> Non
     assert set(parts["adapter"]["properties"]) == {part.name for part in fields(AdapterEntry)}
     assert set(parts["base"]["properties"]) == {part.name for part in fields(BaseRecord)}
     # What no evaluation of this card has: several environments, another task or place of training,
-    # an encoder with a head that transformers lacks, a chat template.
-    missing = {"environment", "trained_with", "trained_elsewhere", "pooling", "chat"}
+    # an encoder with a head that transformers lacks, a chat template, another scale than trained.
+    missing = {"environment", "trained_with", "trained_elsewhere", "pooling", "chat", "scale"}
     assert whole["adapters"][0].keys() == set(parts["adapter"]["properties"]) - missing
 
 

@@ -8,11 +8,12 @@ import pytest
 from support.folders import CARD, FAILS, PASSES, UNSURE, folder, items
 from support.items import Item, general, row, text
 
+from lora_domains.adapters.readme import readme
 from lora_domains.report.card import AdapterEntry, ParentRecord
 from lora_domains.report.conclusion import PRETRAINED, conclusion, standing
 from lora_domains.report.html import page
 from lora_domains.report.junit import junit
-from lora_domains.report.markdown import comment, readme
+from lora_domains.report.markdown import comment
 from lora_domains.report.report import Evaluation, combine, rebuild
 from lora_domains.tasks import Chat, task_record
 

@@ -8,8 +8,8 @@ import pytest
 from support.folders import CARD, VALID_CARD, folder
 from support.items import general, table, text, train_like
 
+from lora_domains.adapters.readme import readme
 from lora_domains.cli.parser import EXIT
-from lora_domains.report.markdown import readme
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import INFORMS
 

@@ -8,10 +8,10 @@ import pytest
 from support.items import general, row, score, table, text, train_like
 from support.judged import gained, gate, good, judged, sliced
 
+from lora_domains.adapters.readme import readme
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, read_items
-from lora_domains.report.markdown import readme
 from lora_domains.report.report import Evaluation
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.metrics import METRICS, best_baseline

@@ -2,12 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_domains.adapters.folder import find_adapter, own_folder
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.atomic import check_writable, write_files
 from lora_domains.cli.flags import (
@@ -28,9 +29,10 @@ from lora_domains.cli.flags import (
 from lora_domains.cli.parser import Parser, Verbs, add_verb, check_no_file
 from lora_domains.cli.proposal import proposed
 from lora_domains.cli.recipes import open_model
-from lora_domains.console import analyses
+from lora_domains.console import Display, analyses
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
+from lora_domains.report.card import CARD, Card
 from lora_domains.tasks import task_from_record
 
 if TYPE_CHECKING:
@@ -104,8 +106,12 @@ def _add_curve(verbs: Verbs) -> None:
         summary="measure an adapter at several scales",
         usage="ADAPTER [RECIPE_OR_FILE] [options]",
         description="Measure gain and general knowledge of an adapter at several scales, on its "
-        "validation rows. Writes the curve into its card.",
-        example="lora-domains curve triage --scales 0,0.5,1",
+        "validation rows. Writes the curve into its card.\n\n"
+        "With --scale, apply one: lora_alpha in adapter_config.json is changed, which PEFT reads, "
+        "and the adapter as it was becomes a version. Its verdict was for the other scale, so that "
+        "it has none until it is evaluated again. A curve in its card is not measured again.",
+        example="lora-domains curve triage --scales 0,0.5,1\n"
+        "  lora-domains curve triage --scale best",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
     add_adapter_argument(inputs)
@@ -119,25 +125,76 @@ def _add_curve(verbs: Verbs) -> None:
     evaluation.add_argument("--scales", type=numbers, metavar="S,S,…", help="scales from 0 (the "
                             "base) over 1 (the adapter) to 4; default: "
                             "0,0.25,0.5,0.75,1,1.25")  # fmt: skip
-    add_quiet_flag(parser.add_argument_group("output"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--scale", type=_scale, metavar="S", help="give the adapter this scale, or "
+                        "best; 1 is as trained")  # fmt: skip
+    add_quiet_flag(output)
     # For ``configured``, which reads every flag of a run.
     parser.set_defaults(name=None, **run_flag_defaults())
 
 
+def _scale(text: str) -> float | str:
+    """An argument of ``--scale``: a number, or a word that ``scale_curve.chosen`` checks."""
+    with suppress(ValueError):
+        return float(text)
+    return text
+
+
 def curve(flags: argparse.Namespace) -> int:
-    """Measure an adapter at several scales."""
-    model = open_model(flags, adapter=flags.adapter)
-    name = model.load_adapter(flags.adapter)
+    """Measure an adapter at several scales, and apply one."""
     from lora_domains.analysis import scale_curve
 
+    folder, wanted = find_adapter(flags.adapter, Path(flags.out)), flags.scale
+    card = Card.read(folder) if (folder / CARD).is_file() else None
+    known = card.adapter.scale_curve if card else {}
+    scales = flags.scales or list(scale_curve.SCALES)
+    scale_curve.check_scales(scales)
+    display = Display()
+    found = None if wanted is None else scale_curve.chosen(known, wanted)
+    if found is None or flags.rows or flags.scales:
+        if isinstance(wanted, float) and wanted not in scales:
+            scales = [*scales, wanted]
+        display = _measure_curve(flags, folder, scales)
+    if wanted is not None:
+        place = own_folder(folder, Path(flags.out) / card.adapter.domain) if card else folder
+        _apply_scale(place, wanted, display)
+    return 0
+
+
+def _measure_curve(flags: argparse.Namespace, folder: Path, scales: Sequence[float]) -> Display:
+    from lora_domains.analysis import scale_curve
+
+    model = open_model(flags, adapter=folder)
+    name = model.load_adapter(folder)
     card = scale_curve.check_adapter(model.bank[name])
     if flags.rows is None:
         domain = configured(domain_of(card), flags)
     else:
         domain = _domain(flags, card.adapter.settings)
-    measured = scale_curve.curve(model, name, domain, flags.scales or scale_curve.SCALES)
-    analyses.scale_curve(model.display.console, measured)
-    return 0
+    measured = scale_curve.curve(model, name, domain, scales)
+    display = model.display
+    analyses.scale_curve(display.console, measured)
+    if flags.scale is None and measured["best"] not in (0, card.adapter.scale):
+        best = f"lora-domains curve {flags.adapter} --scale {measured['best']:g}"
+        display.line(f"To apply it: {best}")
+    return display
+
+
+def _apply_scale(folder: Path, wanted: float | str, display: Display) -> None:
+    from lora_domains import distributed
+    from lora_domains.analysis.scale_curve import apply_scale
+
+    card, saved = distributed.on_main(lambda: apply_scale(folder, wanted))
+    scale = f"scale {card.adapter.scale:g}"
+    if saved is None:
+        display.line(f"{folder.name} has {scale} already.")
+        return
+    name, before = folder.name, saved.name
+    display.line(
+        f"{name} has {scale} now, as lora_alpha in adapter_config.json, which PEFT reads. It is "
+        f"not evaluated at this scale: lora-domains evaluate {name}. The adapter as it was is "
+        f"version {before}: lora-domains rollback {name} {before}"
+    )
 
 
 # ── learning-curve, cross-validate ──────────────────────────────────────────────────────────────

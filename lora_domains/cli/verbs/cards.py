@@ -1,4 +1,7 @@
-"""Verbs that need no model: list, show, report, compare, rollback. They import no torch."""
+"""Verbs that need no model: list, show, report, compare, rollback, doctor.
+
+They import no torch; doctor asks it for devices.
+"""
 
 import argparse
 import json
@@ -7,19 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_domains.adapters.folder import find_adapter
+from lora_domains.adapters.folder import CONFIG, find_adapter
+from lora_domains.adapters.versions import check_versions, find_versioned, versions
+from lora_domains.adapters.versions import rollback as restore
 from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
 from lora_domains.analysis.regressions import comparison_with
-from lora_domains.atomic import folders_with
-from lora_domains.cli.flags import add_adapter_argument, add_out_flag, add_report_flags
+from lora_domains.atomic import adapter_name
+from lora_domains.cli.flags import ADAPTERS, add_adapter_argument, add_out_flag, add_report_flags
 from lora_domains.cli.parser import EXIT, Parser, Verbs, add_verb
-from lora_domains.console import Display
-from lora_domains.domain import check_name
+from lora_domains.cli.verbs import listing
+from lora_domains.cli.verbs.listing import adapter_folders, summary_of
+from lora_domains.console import Display, analyses
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
-from lora_domains.report.text import metric_name, outcome
+from lora_domains.report.text import outcome
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
+            "scikit-learn")  # fmt: skip
+"""The packages of which ``doctor`` shows the versions."""
 
 
 def add_card_verbs(verbs: Verbs) -> None:
@@ -40,27 +50,24 @@ def _add_list(verbs: Verbs) -> None:
         group="everyday",
         summary="list adapters with their verdicts",
         usage="[options]",
-        description="List the adapters of a folder with their verdicts and gains. Writes nothing.",
+        description="List the adapters of a folder: verdict, base, date of training, number of "
+        "earlier versions and gain, as far as the terminal is wide enough. Writes nothing.",
         example="lora-domains list --out adapters",
     )  # fmt: skip
     add_out_flag(parser.add_argument_group("input"))
+    _add_json_flag(parser, "all that is known of each")
 
 
 def list_adapters(flags: argparse.Namespace) -> int:
-    """A line for each adapter of a folder."""
+    """A row for each adapter of a folder."""
     out, display = Path(flags.out), Display()
-    folders = folders_with(out, CARD)
-    if not folders:
+    adapters = [summary_of(folder) for folder in adapter_folders(out)]
+    if flags.json:
+        sys.stdout.write(json.dumps(adapters, indent=1) + "\n")
+    elif not adapters:
         display.line(f"No adapters in {out}. Train one with lora-domains fit.")
-    for folder in folders:
-        card = Card.read(folder)
-        entry, metric = card.adapter, card.adapter.judged.get("metric", "")
-        gain = ""
-        if metric in entry.domain_scores:
-            fields = entry.domain_scores[metric]
-            gain = f"{metric_name(metric)} {fields['base']:.3f} → {fields['adapter']:.3f}"
-        verdict = entry.verdict or "not evaluated"
-        display.line(f"{folder.name:<20} {verdict:<13} {gain:<32} base {card.base.id}")
+    else:
+        listing.adapters(display.console, adapters)
     return 0
 
 
@@ -70,8 +77,8 @@ def _add_show(verbs: Verbs) -> None:
         group="everyday",
         summary="show an adapter's scores, gates and verdict",
         usage="ADAPTER [options]",
-        description="Show the training, scores, gates and verdict of an adapter from its card. "
-        "Writes nothing.",
+        description="Show the scores, gates and verdict of an adapter, its training and its scale "
+        "curve, from its card. Writes nothing.",
         example="lora-domains show triage",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
@@ -96,22 +103,34 @@ def show(flags: argparse.Namespace) -> int:
     if flags.json:
         sys.stdout.write(card.dumps())
         return 0
-    show_card(card, Display())
+    show_card(card, Display(), len(versions(folder)))
     return 0
 
 
-def show_card(card: Card, display: Display) -> None:
-    """Print a card: the verdict and the tables, then the epochs of its training."""
+def show_card(card: Card, display: Display, earlier: int = 0) -> None:
+    """Print a card: the verdict and the tables, the epochs of its training, its scale curve.
+
+    ``earlier`` is the number of its earlier versions.
+    """
     entry = card.adapter
     display.title(f"{entry.domain} on {card.base.id}")
+    if date := card.environment.get("date"):
+        done = "Evaluated" if entry.trained_elsewhere else "Trained"
+        display.line(f"{done} {listing.local_time(str(date))}.")
+    if earlier:
+        count = f"{earlier} earlier version{'s' * (earlier > 1)}"
+        display.line(f"{count}: lora-domains rollback {entry.path} lists them.")
     if entry.verdict is None:
-        display.line("Not evaluated yet.")
-        return
-    Evaluation(card).show(display.console)
+        at = "" if entry.scale == 1 else f" at this scale ({entry.scale:g} of its trained effect)"
+        display.line(f"Not evaluated{at} yet.")
+    else:
+        Evaluation(card).show(display.console)
     if history := entry.training.get("history"):
         display.title("Training")
         for record in history:
-            display.epoch(record, entry.judged["metric"])
+            display.epoch(record, str(entry.metric))
+    if entry.scale_curve:
+        analyses.scale_curve(display.console, entry.scale_curve)
 
 
 # ── report ──────────────────────────────────────────────────────────────────────────────────────
@@ -129,7 +148,8 @@ def _add_report(verbs: Verbs) -> None:
         example="lora-domains report adapters/* --out reports --against main",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapter folders")
+    where = f"their folders, names in {ADAPTERS}/, or OWNER/NAME@REVISION on the Hub"
+    add_adapter_argument(inputs, "adapters", nargs="+", help=where)
     add_report_flags(parser, parser.add_argument_group("evaluation"))
 
 
@@ -137,9 +157,10 @@ def report(flags: argparse.Namespace) -> int:
     """Write one report of several adapters."""
     display, out = Display(), Path(flags.out)
     compare_with_older = comparison_with(flags.against)
-    folders = {folder.resolve().name: folder for folder in map(Path, flags.adapters)}
-    combined = combine([Path(folder) for folder in flags.adapters], show_text=flags.show_text)
-    compare_with_older(combined, lambda name: read_items(folders[name]))
+    folders = [find_adapter(name, Path(ADAPTERS), CARD) for name in flags.adapters]
+    combined = combine(folders, show_text=flags.show_text)
+    by_name = {adapter_name(folder): folder for folder in folders}
+    compare_with_older(combined, lambda name: read_items(by_name[name]))
     save_report(combined, out, Path(flags.junit) if flags.junit else None)
     rows = [row for entry in combined.adapters for row in entry.mistakes or []]
     if flags.show_text and rows and not any("text" in row for row in rows):
@@ -221,23 +242,71 @@ def _add_rollback(verbs: Verbs) -> None:
         verbs, "rollback", rollback,
         group="more",
         summary="restore an earlier version of an adapter",
-        usage="ADAPTER [options]",
-        description="Restore an earlier version of an adapter. The replaced one is kept as a "
-        "version, so that a rollback can be undone. Writes --out/ADAPTER.",
-        example="lora-domains rollback triage --to 0002",
+        usage="ADAPTER [VERSION] [options]",
+        description="List the earlier versions of an adapter, or restore one. Writes the folder of "
+        "the adapter, and keeps the replaced one as a version, so that a rollback can be undone. "
+        "Without VERSION it writes nothing.",
+        example="lora-domains rollback triage\n  lora-domains rollback triage 0002",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    inputs.add_argument("adapter", metavar="ADAPTER", help="its name in --out")
-    inputs.add_argument("--to", metavar="VERSION", help="default: the newest that differs")
+    inputs.add_argument("adapter", metavar="ADAPTER", help="its folder, or its name in --out")
+    inputs.add_argument("version", metavar="VERSION", nargs="?", help="number of the version to "
+                        "restore; without one they are listed")  # fmt: skip
     add_out_flag(inputs)
 
 
 def rollback(flags: argparse.Namespace) -> int:
-    """Restore an earlier version of an adapter."""
-    from lora_domains.adapters import versions
+    """Restore an earlier version of an adapter, or list them all."""
+    display = Display()
+    folder = find_versioned(flags.adapter, Path(flags.out))
+    if flags.version is None:
+        kept = check_versions(folder)
+        display.title(f"Earlier versions of {folder.name}")
+        listing.versions(display.console, [*map(summary_of, kept), *_current(folder)])
+        display.line(f"To restore one: lora-domains rollback {flags.adapter} {kept[-1].name}")
+        return 0
+    restored, saved = restore(folder, flags.version)
+    replaced = f"; the replaced one was saved as {saved.name}" if saved else ""
+    display.line(f"Restored version {restored.name} of {folder}{replaced}.")
+    return 0
 
-    folder = Path(flags.out) / check_name(flags.adapter)
-    restored, kept = versions.rollback(folder, flags.to)
-    replaced = f"; the replaced one was saved as {kept.name}" if kept else ""
-    Display().line(f"Restored version {restored.name} of {folder}{replaced}.")
+
+def _current(folder: Path) -> list[dict[str, Any]]:
+    """The adapter that a rollback would replace; none where its folder is gone."""
+    return [summary_of(folder) | {"name": "now"}] if (folder / CONFIG).is_file() else []
+
+
+# ── doctor ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_doctor(verbs: Verbs) -> None:
+    add_verb(
+        verbs, "doctor", doctor,
+        group="more",
+        summary="show installed packages and devices",
+        usage="",
+        description="Show the versions of the packages that matter, and the devices. Writes "
+        "nothing.",
+        example="lora-domains doctor",
+    )  # fmt: skip
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Show the versions of packages, and the devices."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    display = Display()
+    for package in PACKAGES:
+        try:
+            display.line(f"{package:<14} {version(package)}")
+        except PackageNotFoundError:
+            display.line(f"{package:<14} missing: pip install {package}")
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            display.line(f"{'device':<14} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    else:
+        display.line(f"{'device':<14} CPU only, {torch.get_num_threads()} threads")
     return 0

@@ -1,4 +1,4 @@
-"""The verb evaluate: judge a saved adapter on labelled rows, whoever trained it."""
+"""The verbs that judge saved adapters: evaluate, one on labelled rows, and benchmark, several."""
 
 import argparse
 from dataclasses import replace
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.folder import find_adapter
-from lora_domains.analysis.regressions import since_replaced
+from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import domain_of
+from lora_domains.atomic import adapter_name
 from lora_domains.cli.flags import (
+    ADAPTERS,
     add_adapter_argument,
     add_answer_flags,
     add_base_flags,
@@ -17,6 +19,7 @@ from lora_domains.cli.flags import (
     add_out_flag,
     add_prevalence_flag,
     add_quiet_flag,
+    add_report_flags,
     add_row_flags,
     add_show_text_flag,
     add_suite_flags,
@@ -24,12 +27,13 @@ from lora_domains.cli.flags import (
     run_flag_defaults,
 )
 from lora_domains.cli.parser import EXIT, Verbs, add_verb
-from lora_domains.cli.recipes import named_suite, open_model, suite_of
+from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
 from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, check_name, load_domain
 from lora_domains.errors import UsageError
+from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card
 from lora_domains.tasks import Classification, task_from_record
 
@@ -86,7 +90,7 @@ def evaluate(flags: argparse.Namespace) -> int:
     folder = find_adapter(flags.adapter, Path(flags.out))
     card = Card.read(folder, measured=False) if (folder / CARD).exists() else None
     own = card is not None and not card.adapter.trained_elsewhere
-    name = card.adapter.domain if card and own else check_name(flags.name or folder.resolve().name)
+    name = card.adapter.domain if card and own else check_name(flags.name or adapter_name(folder))
     domain = _domain(flags, name, card)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     domain.check_judge()
@@ -98,9 +102,7 @@ def evaluate(flags: argparse.Namespace) -> int:
     if not own and model.bank[name].head is not None and not domain.task.head:
         domain = replace(domain, task=domain.task.with_options(head=True))
     evaluation = model.evaluate(domain, suite=suite, prepared=prepared)
-    display = model.display
-    since = None if display.quiet else since_replaced(evaluation.card, model.out / name)
-    evaluation.show(display.console, since)
+    show_evaluation(model, evaluation)
     return EXIT[evaluation.verdict]
 
 
@@ -149,3 +151,52 @@ def _with_new_test_rows(domain: Domain, flags: argparse.Namespace) -> Domain:
     flags.train = None
     data = replace(data, train=train, validation=data.validation or split_off)
     return replace(domain, task=prepared.task, data=data)
+
+
+# ── benchmark ───────────────────────────────────────────────────────────────────────────────────
+
+
+def add_benchmark(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs, "benchmark", benchmark,
+        group="more",
+        summary="measure what adapters gained and what they kept",
+        usage="ADAPTER [ADAPTER ...] [options]",
+        description="Score adapters and their base on general questions, and on the test rows of "
+        "the recipes in --domains: each adapter on every domain. Writes a report (see "
+        "lora-domains report) into --out, and keeps scores there, so that an interrupted run "
+        "continues.\n\n"
+        "Exit codes, of the worst adapter: 0 pass, 1 fail, 2 error, 3 inconclusive.",
+        example="lora-domains benchmark adapters/* --domains recipes/medical.py",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    where = f"their folders, names in {ADAPTERS}/, or OWNER/NAME@REVISION on the Hub"
+    add_adapter_argument(inputs, "adapters", nargs="+", help=where)
+    add_base_flags(inputs)
+    evaluation = parser.add_argument_group("evaluation")
+    add = evaluation.add_argument
+    add_suite_flags(evaluation, "--limit")
+    add("--domains", nargs="*", default=[], metavar="RECIPE", help="also score their test rows")
+    add("--seed", type=int, default=0, metavar="N", help="seed of that sample; default: 0")
+    add_quiet_flag(add_report_flags(parser, evaluation))
+
+
+def benchmark(flags: argparse.Namespace) -> int:
+    """Score adapters on general questions and on each other's domains."""
+    compare_with_older = comparison_with(flags.against)
+    from lora_domains import distributed
+
+    named = named_suite(flags, flags.seed)
+    # All of them before the base is loaded, which takes a while.
+    folders = [find_adapter(adapter, Path(ADAPTERS)) for adapter in flags.adapters]
+    model = open_model(flags, out=ADAPTERS, adapter=folders[0])
+    for folder in folders:
+        model.load_adapter(folder)
+    domains = [load_domain(path) for path in flags.domains]
+    suite = suite_of(flags, model.base, named, seed=flags.seed)
+    measured = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
+    compare_with_older(measured.report, measured.items.__getitem__)
+    distributed.on_main(lambda: measured.save(flags.out, flags.junit))
+    terminal.report(model.display.console, measured.report)
+    model.display.line(f"The report: {Path(flags.out) / 'report.html'}")
+    return EXIT[measured.verdict]

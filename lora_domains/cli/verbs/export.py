@@ -18,7 +18,8 @@ def add_export(verbs: Verbs) -> None:
         example="lora-domains export triage --out merged/triage --dtype bfloat16",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
-    add_adapter_argument(inputs, help=f"its folder, or its name in {ADAPTERS}/")
+    add_adapter_argument(inputs, help=f"its folder, its name in "
+                         f"{ADAPTERS}/, or OWNER/NAME@REVISION on the Hub")  # fmt: skip
     add_base_flags(inputs, quantised=False)
     output = parser.add_argument_group("output")
     add = output.add_argument

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.prompt import Prompt
 
-from lora_domains.analysis.reproduce import card_at, domain_of
+from lora_domains.adapters.folder import find_adapter
+from lora_domains.analysis.reproduce import domain_of
 from lora_domains.atomic import write_text
 from lora_domains.cli.draft import NONE, Draft, add_files_beside, drafted, recipe
 from lora_domains.cli.flags import (
@@ -176,8 +177,9 @@ def fit(flags: argparse.Namespace) -> int:
     """Train an adapter on rows, or repeat the run of a card; evaluate it on given test rows."""
     if flags.from_card:
         flags.train = flags.train or flags.rows
-        card = card_at(Path(flags.from_card))
-        flags.init_from = flags.init_from or _parent_of(card, flags)
+        folder = _folder_of(flags.from_card, Path(flags.out))
+        card = Card.read(folder)
+        flags.init_from = flags.init_from or _parent_of(card, folder, flags)
         domain = domain_of(card)
         if flags.name:
             domain = replace(domain, name=flags.name)
@@ -208,21 +210,26 @@ def _fit(
     return EXIT[verdict] if verdict else 0
 
 
-def _parent_of(card: Card, flags: argparse.Namespace) -> Path | None:
+def _folder_of(card: str, out: Path) -> Path:
+    """The folder of a ``card``: of the file, or of the adapter that is named instead."""
+    path = Path(card)
+    return path.parent if path.name == CARD else find_adapter(path, out, CARD)
+
+
+def _parent_of(card: Card, folder: Path, flags: argparse.Namespace) -> Path | None:
     """The folder of the adapter from which the card's training continued; None without one."""
     record = card.adapter.parent
     if record is None:
         return None
     from lora_domains.adapters.parent import parent_folder
 
-    given = Path(flags.from_card)
-    beside = (given.parent if given.name == CARD else given).absolute().parent
-    folder = parent_folder(record, beside) or parent_folder(record, Path(flags.out))
-    if folder is None:
+    beside = folder.absolute().parent
+    found = parent_folder(record, beside) or parent_folder(record, Path(flags.out))
+    if found is None:
         raise UsageError(
-            where=str(given),
+            where=flags.from_card,
             expected=f"its parent {record.name} (sha256 {record.sha256[:12]})",
             found=f"none in {beside} or {flags.out}, nor among the versions kept there",
             hint="Give it: --init-from ADAPTER",
         )
-    return folder
+    return found
