@@ -228,7 +228,7 @@ def test_the_make_targets_and_flags_that_are_named_exist() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
     elsewhere = {"--strict", "--help", "--config_file", "--multi_gpu", "--num_processes", "--cpu",
                  "--num_cpu_threads_per_process", "--no-index", "--find-links",
-                 "--constraint"}  # fmt: skip
+                 "--constraint", "--local-dir"}  # fmt: skip
     for page in [*PAGES, *OTHERS]:
         text = page.read_text(encoding="utf-8")
         for target in set(re.findall(r"\bmake ([a-z-]+)", text)):
