@@ -1,13 +1,15 @@
 """The processes of a run: who writes, how scoring is shared, their threads, and versions.
 
-Every process holds the whole frozen base. The processes share the rows and exchange only the
-adapter's gradients. A launch that would not run as requested is refused or warned about.
+Every process holds the frozen base, or its share of it (``sharding``). The processes share the rows
+and exchange the adapter's gradients. A launch that would not run as requested is refused or warned
+about.
 """
 
 import atexit
+import contextlib
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from lora_domains import __version__
-from lora_domains.errors import LoraDomainsError, UsageError
+from lora_domains.errors import BaseModelError, LoraDomainsError, UsageError
 
 R = TypeVar("R")
 _sharing: ContextVar[bool] = ContextVar("lora_domains_sharing", default=False)
@@ -44,6 +46,7 @@ def state() -> Any:
         if started.num_processes > 1:
             # Threads of the process group may abort Python at its exit (code -6).
             atexit.register(started.destroy_process_group)
+            atexit.register(leave)  # called first
     current = PartialState()
     launched = _number("WORLD_SIZE")
     if launched > current.num_processes:
@@ -98,8 +101,8 @@ def launch_warnings() -> list[str]:
             instead = "; on a CPU Accelerate runs plain data parallelism" if on_cpu else ""
             warnings.append(
                 f"{name} is not used{instead}. Every process holds the whole frozen base, and only "
-                "the adapter's gradients are exchanged. A base too large for that fits with "
-                "--load-in-4bit."
+                "the adapter's gradients are exchanged. --shard-base shares a large base out to "
+                "the processes; --load-in-4bit makes it smaller."
             )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
@@ -155,6 +158,7 @@ def same_everywhere(value: R) -> R:
         return value
     from accelerate.utils import broadcast_object_list
 
+    meet()
     received: R = broadcast_object_list([value])[0]
     return received
 
@@ -165,6 +169,7 @@ def anywhere(flag: bool) -> bool:
         return flag
     from accelerate.utils import gather_object
 
+    meet()
     return any(gather_object([flag]))
 
 
@@ -174,7 +179,69 @@ def smallest(value: int) -> int:
         return value
     from accelerate.utils import gather_object
 
+    meet()
     return int(min(gather_object([value])))
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of ``tensor`` over all processes; all of them must call this."""
+    if state().num_processes == 1:
+        return tensor
+    from accelerate.utils import reduce
+
+    meet()
+    total: torch.Tensor = reduce(tensor, reduction="sum")
+    return total
+
+
+# ── Turns ───────────────────────────────────────────────────────────────────────────────────────
+#
+# A sharded base is gathered piece by piece, and each time all processes must take part. But one may
+# score three batches while another scores two, or writes a file alone. So each process says which
+# operation it comes to next, and the first in their common order is everybody's turn: a process
+# that came to another one only helps, and asks again. Where results are exchanged, all come to
+# ``END``: a process that is there before the others helps them until they arrive.
+
+END = 2**62
+"""After all operations: where processes meet."""
+
+_operations: dict[int, Callable[[], object]] = {}
+_group: list[Any] = []
+
+
+def register_turns(operations: Sequence[Callable[[], object]]) -> list[int]:
+    """The numbers of ``operations`` in the common order; all processes must call this alike.
+
+    An operation helps another process: it makes the same collective calls, and keeps no result.
+    """
+    if not _group:
+        # The default group may be of a GPU, where reading a number waits for all that was begun.
+        _group.append(torch.distributed.new_group(backend="gloo"))
+    numbers = [*range(len(_operations), len(_operations) + len(operations))]
+    _operations.update(zip(numbers, operations, strict=True))
+    return numbers
+
+
+def take_turn(number: int) -> None:
+    """Return when it is the turn of operation ``number``; help other processes until then."""
+    while True:
+        first = torch.tensor(number)
+        torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN, group=_group[0])
+        if int(first) == number:
+            return
+        _operations[int(first)]()
+
+
+def meet() -> None:
+    """Return when all processes came here; help them until then."""
+    if _operations:
+        take_turn(END)
+
+
+def leave() -> None:
+    """``meet``, at the end of the program; a process that has died is not waited for."""
+    with contextlib.suppress(RuntimeError):
+        meet()
 
 
 # ── All processes score ─────────────────────────────────────────────────────────────────────────
@@ -217,10 +284,32 @@ def merged(results: Mapping[int, R]) -> dict[int, R]:
         return dict(results)
     from accelerate.utils import gather_object
 
+    meet()
     return {key: value for part in gather_object([dict(results)]) for key, value in part.items()}
 
 
 # ── The machine ─────────────────────────────────────────────────────────────────────────────────
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device of that name; without a name, or with "auto", the one of this process."""
+    if device is None or device == "auto":
+        return torch.device(state().device)
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        target, reason = torch.device("meta"), str(error).splitlines()[0]
+    else:
+        reason = "it holds no values"
+    if target.type == "meta":
+        raise BaseModelError(
+            where="device",
+            expected="'auto', 'cpu' or a device of this machine such as 'cuda'",
+            found=f"{str(device)!r} ({reason})",
+            hint="Leave it out to use an accelerator where there is one.",
+        )
+    return target
 
 
 def processes_here() -> int:

@@ -39,6 +39,7 @@ from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import check_generates
 from lora_domains.modeling.quantization import Quantization
 from lora_domains.modeling.routing import entered
+from lora_domains.placement import DeviceMap
 from lora_domains.probes import suite as suites
 from lora_domains.probes.suite import Suite, load_suite
 from lora_domains.report.card import Card
@@ -71,31 +72,26 @@ class DomainModel:
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_id: str | Path | None = None,
-        *,
-        quantization: Quantization | None = None,
-        dtype: str | torch.dtype | None = None,
-        revision: str | None = None,
-        device: str | torch.device | None = None,
-        slots: int | None = None,
-        out: str | Path = "adapters",
-        display: Display | None = None,
-    ) -> Self:
+        cls, path_or_id: str | Path | None = None, *, quantization: Quantization | None = None,
+        dtype: str | torch.dtype | None = None, revision: str | None = None,
+        device: str | torch.device | None = None, device_map: DeviceMap | None = None,
+        sharded: bool = False,
+        slots: int | None = None, out: str | Path = "adapters", display: Display | None = None,
+    ) -> Self:  # fmt: skip
         """A model on the base in a folder or on the Hub; by default on the embedded base.
 
+        ``device_map`` spreads the base over a device, memory and disk: "auto", or a place for each
+        module; such a base is not trained on. ``sharded`` shares its weights out to the processes
+        of a launch, for a base that one device cannot hold; all processes then make the same calls.
         ``slots`` limits the number of adapters on the device at once (see ``Bank``). Raises
         BaseModelError if the base cannot be found or loaded.
         """
         shown = display or Display(quiet=not distributed.is_main())
         base = load_base(
-            path_or_id,
-            revision=revision,
-            dtype=dtype,
-            quantization=quantization,
-            device=device,
+            path_or_id, revision=revision, dtype=dtype, quantization=quantization, device=device,
+            device_map=device_map, sharded=sharded,
             announce=report_memory(shown, quantization, quiet=display is None),
-        )
+        )  # fmt: skip
         for note in base.notes:
             shown.warn(note)
         return cls(base, slots=slots, out=out, display=shown)

@@ -41,9 +41,10 @@ from lora_domains.modeling.heads import (
     stored_classes,
 )
 from lora_domains.modeling.lora import Adapter, flatten
+from lora_domains.modeling.quantization import FLOATS
+from lora_domains.placement import gathered
 from lora_domains.report.card import CARD, Card
 
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes of weights, by their safetensors names."""
 LORA = (".lora_A.weight", ".lora_B.weight")
 """How the names of the two tensors of a linear end."""
@@ -232,9 +233,12 @@ def _drop_base_weights(stored: dict[str, Tensor], base: Base, linears: Iterable[
             layers[f"{PREFIX}{name}.weight"] = name
     for key, name in layers.items():
         if key in stored:
-            weight = base.model.get_submodule(name).weight
-            if stored[key].shape == weight.shape and torch.equal(stored[key].to(weight), weight):
-                del stored[key]
+            module = base.model.get_submodule(name)
+            with gathered(module):
+                weight = module.weight
+                same = stored[key].shape == weight.shape
+                if same and torch.equal(stored[key].to(weight), weight):
+                    del stored[key]
 
 
 def _check_shapes(

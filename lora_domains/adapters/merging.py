@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_domains.adapters.folder import replacing
-from lora_domains.errors import AdapterError, AdapterUnsupported, BaseModelError
+from lora_domains.errors import AdapterError, AdapterUnsupported, BaseModelError, UsageError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.placement import is_sharded
 
 MERGED = "merged.json"
 """The file that records a merge; only a folder with it is replaced."""
@@ -67,6 +68,13 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
             expected="an adapter without a head",
             found=f"one with a head of {adapter.head.classes} classes",
             hint="Load its folder with PEFT's AutoPeftModelForSequenceClassification to merge it.",
+        )
+    if is_sharded(base.model):
+        raise UsageError(
+            where=name,
+            expected="a base in one piece to merge into",
+            found="one that is shared out to several processes",
+            hint="Merge in one process, with lora-domains export; that needs no accelerator.",
         )
     with bank.routed(None):
         bare = _logits(base)

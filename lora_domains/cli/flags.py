@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lora_domains.cli.parser import Parser, floor, parsed_setting
+from lora_domains.cli.parser import Parser, device_map, floor, parsed_setting
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
 from lora_domains.domain import BALANCE, RETENTION, Domain, setting_types, with_settings
@@ -29,16 +29,20 @@ def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> N
     group.add_argument(name, **options)
 
 
-def add_base_flags(group: Any, *, quantised: bool = True) -> None:
-    """The flags that ``open_model`` reads; without ``quantised``, the base is never quantised."""
+def add_base_flags(group: Any, *, quantised: bool = True, mapped: bool = False) -> None:
+    """The flags that ``open_model`` reads; without ``quantised``, the base is as it is stored."""
     group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder, a Hub id, "
                        "or, for fit, auto: one at hand in .bases or in the Hub's cache; default: "
                        "that of the adapter, or the embedded base, for trials")  # fmt: skip
+    if mapped:
+        group.add_argument("--device-map", type=device_map, metavar="MAP", help="spread it over "
+                           "device, memory and disk: auto, or JSON (docs/scaling.md)")  # fmt: skip
     if not quantised:
         group.set_defaults(load_in_8bit=False, load_in_4bit=False)
         return
     group.add_argument("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     group.add_argument("--load-in-4bit", action="store_true", help="quantise it to 4 bits (nf4)")
+    group.add_argument("--shard-base", action="store_true", help="share it out to the processes")
 
 
 def add_row_flags(group: Any) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import re
 import shutil
@@ -215,6 +216,21 @@ def floor(text: str) -> tuple[str, float]:
             hint="For example --floor sepsis=0.8",
         )
     return label.strip(), recall
+
+
+def device_map(text: str) -> str | dict[str, Any]:
+    """A device map: auto, or a JSON object with a place for each module."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return dict(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            where="--device-map",
+            expected='auto, or JSON such as {"": "cpu", "model.layers.3": "disk"}',
+            found=f"text that is not JSON ({error.msg}, column {error.colno})",
+            hint="Quote it in the shell: --device-map '{…}'",
+        ) from None
 
 
 def parsed_setting(domain: Domain, assignment: str) -> tuple[str, Any]:

@@ -199,6 +199,10 @@ def open_model(
     if title:
         display.title(title)
     options |= {"path_or_id": flags.base, "quantization": quantization(flags)}
+    if getattr(flags, "shard_base", False):
+        options["sharded"] = True
+    if getattr(flags, "device_map", None) is not None:
+        options["device_map"] = flags.device_map
     if getattr(flags, "revision", None):
         options["revision"] = flags.revision
     if card is not None:

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_domains.distributed import state
+from lora_domains.distributed import device_of
 from lora_domains.embedded import BASE_PATH
-from lora_domains.errors import BaseModelError, did_you_mean, listed
+from lora_domains.errors import BaseModelError, listed
 from lora_domains.modeling.base_check import (
     UNREADABLE,
     answer_ends,
     check_architecture,
     check_behaviour,
+    check_placement,
     check_side_files,
     context_of,
     experts_of,
@@ -44,12 +45,23 @@ from lora_domains.modeling.checkpoint import (
 from lora_domains.modeling.quantization import (
     Quantization,
     check_quantization,
+    dtype_of,
     estimated_bytes,
     import_peft_alone,
+    mapped_dtype,
     prepare_linears,
     quantization_config,
     scales_of,
     stored_quantization,
+)
+from lora_domains.placement import (
+    DeviceMap,
+    Placement,
+    check_mapped,
+    each_gathered,
+    one_call_at_a_time,
+    resident,
+    shard,
 )
 from lora_domains.tokenization.chat_template import ChatTemplate
 
@@ -141,18 +153,24 @@ class Base:
         Adapters around its linears are left out, so it is the same before and after loading them.
         """
         digest = sha256()
-        for name, tensor in sorted(_base_tensors(self.model), key=lambda pair: pair[0]):
+        tensors = sorted(_base_tensors(self.model), key=lambda found: found[0])
+        modules = each_gathered(module for _, module, _ in tensors)
+        for module, (name, _, own) in zip(modules, tensors, strict=True):
+            tensor = own if isinstance(own, Tensor) else getattr(module, own)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            data = tensor.detach().contiguous().cpu().reshape(-1)
-            digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
+            # A copy: what lies in NumPy's hands can no longer be given up.
+            data = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1)
+            digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
         return digest.hexdigest()
 
     def resident_bytes(self) -> int:
-        """The memory that the base takes, scales of quantised weights included.
+        """The memory that the base takes in this process, scales of quantised weights included.
 
         Tensors that share a storage (tied embeddings) are counted once.
         """
-        storages = (tensor.untyped_storage() for _, tensor in _base_tensors(self.model))
+        held = (own if isinstance(own, Tensor) else resident(getattr(module, own))
+                for _, module, own in _base_tensors(self.model))  # fmt: skip
+        storages = (tensor.untyped_storage() for tensor in held if not tensor.is_meta)
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
     def stored_tensor(self, name: str) -> Tensor | None:
@@ -191,44 +209,41 @@ class NoMaskedHead(nn.Module):
 
 
 def load_base(
-    path_or_id: str | Path | None = None,
-    *,
-    revision: str | None = None,
-    dtype: str | torch.dtype | None = None,
-    quantization: Quantization | None = None,
-    device: str | torch.device | None = None,
+    path_or_id: str | Path | None = None, *, revision: str | None = None,
+    dtype: str | torch.dtype | None = None, quantization: Quantization | None = None,
+    device: str | torch.device | None = None, device_map: DeviceMap | None = None,
+    sharded: bool = False,
     announce: Callable[[int, torch.device], object] = lambda _bytes, _device: None,
-) -> Base:
+) -> Base:  # fmt: skip
     """Load a base frozen and in evaluation mode; without a path or id, the embedded one.
 
     ``dtype`` defaults to float32 on a CPU and bfloat16 on an accelerator. ``announce`` is called
-    with the bytes that the base will take and its device, before it is loaded. An encoder is loaded
-    with its masked-token head where the checkpoint holds one; asking for the logits of a head that
-    it does not hold raises BaseModelError.
+    with the bytes that the base will take and its device, before it is loaded. ``device_map``
+    spreads it over a device, memory and disk; ``sharded`` shares its weights out to the processes,
+    all of which must call this. An encoder is loaded with its masked-token head where the
+    checkpoint holds one; asking for the logits of a head that it does not hold raises
+    BaseModelError.
 
     Raises BaseModelError when the folder or id holds no whole model, no tokenizer or no weights in
     a known format, or when it cannot be reached.
     """
     where = str(path_or_id or "the embedded base")
     check_quantization(quantization)
-    target = _device(device)
-    chosen = _dtype(dtype, target)
+    target = device_of(device)
+    place = Placement(target, dtype_of(dtype, target), device_map, sharded)
     checkpoint = find_checkpoint(str(path_or_id or BASE_PATH), revision, where)
     check_side_files(checkpoint.folder, where)
     config, tensors = _described(checkpoint, where)
     check_architecture(config, where)
     encoder = is_bidirectional(config)
     stored = stored_quantization(config, tensors, quantization, where)
-    announce(estimated_bytes(tensors, chosen, None if stored else quantization), target)
+    check_placement(place, quantization or stored, where)
+    if device_map is None:
+        needed = estimated_bytes(tensors, place.dtype, None if stored else quantization)
+        announce(needed // place.shares, target)
     tokenizer = load_tokenizer(checkpoint, where, encoder)
-    model = _load(checkpoint, where, encoder, _options(chosen, quantization, stored, target))
+    model = _placed(checkpoint, where, encoder, quantization, stored, place)
     quantization = quantization or stored
-    if quantization is None:
-        model.to(target)
-    else:
-        prepare_linears(model, chosen, target)
-    model.requires_grad_(False)
-    model.eval()
     fit_special_tokens(model, tokenizer, where)
     own_identity = identity(checkpoint, tokenizer)  # of the tokenizer as it is stored
     stored_generation = getattr(model, "generation_config", None)
@@ -249,14 +264,34 @@ def load_base(
     )
 
 
+def _placed(
+    checkpoint: Checkpoint, where: str, encoder: bool, quantization: Quantization | None,
+    stored: Quantization | None, place: Placement,
+) -> Any:  # fmt: skip
+    """The frozen model, in its place."""
+    loaded_in = mapped_dtype(checkpoint.tensors, place.dtype) if place.sharded else place.dtype
+    model = _load(checkpoint, where, encoder, _options(loaded_in, quantization, stored, place))
+    model.requires_grad_(False).eval()
+    if quantization or stored:
+        prepare_linears(model, place.dtype, place.device)
+    elif place.sharded:
+        shard(model, None if loaded_in == place.dtype else place.dtype, place.device, where)
+    elif place.device_map is not None:
+        check_mapped(model, where)
+        one_call_at_a_time(model)
+    else:
+        model.to(place.device)
+    return model
+
+
 def _options(
     dtype: torch.dtype, quantization: Quantization | None, stored: Quantization | None,
-    device: torch.device,
+    place: Placement,
 ) -> dict[str, Any]:  # fmt: skip
-    """The options of ``from_pretrained`` for a base to quantise, or one that is stored so."""
-    options: dict[str, Any] = {"dtype": dtype}
+    """The options of ``from_pretrained``."""
+    options: dict[str, Any] = {"dtype": dtype, **place.map_options()}
     if quantization or stored:
-        options["device_map"] = {"": device}
+        options["device_map"] = {"": place.device}
     else:
         import_peft_alone()
     if quantization and not stored:
@@ -316,43 +351,6 @@ def _load(checkpoint: Checkpoint, where: str, bidirectional: bool, options: dict
     return model
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; without a name, or with "auto", the one of this process."""
-    if device is None or device == "auto":
-        return torch.device(state().device)
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        target, reason = torch.device("meta"), str(error).splitlines()[0]
-    else:
-        reason = "it holds no values"
-    if target.type == "meta":
-        raise BaseModelError(
-            where="device",
-            expected="'auto', 'cpu' or a device of this machine such as 'cuda'",
-            found=f"{str(device)!r} ({reason})",
-            hint="Leave it out to use an accelerator where there is one.",
-        )
-    return target
-
-
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in known:
-        raise BaseModelError(
-            where="dtype",
-            expected="a precision",
-            found=repr(dtype),
-            hint=did_you_mean(dtype, known),
-        )
-    return known[dtype]
-
-
 @contextmanager
 def _quiet_report(bidirectional: bool) -> Iterator[None]:
     """For an encoder, hide transformers' report of unused and of randomly initialised heads.
@@ -387,13 +385,16 @@ def _public_name(path_or_id: str | Path) -> str:
     return Path(path_or_id).resolve().name if Path(path_or_id).exists() else str(path_or_id)
 
 
-def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _base_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | Tensor]]:
+    """(name, module, attribute) of every tensor of the base; for scales the tensors themselves."""
     for source in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in source:
-            yield ".".join(part for part in name.split(".") if part != ROUTED), tensor
+        for name, _ in source:
+            parent, _, own = name.rpartition(".")
+            clean = ".".join(part for part in name.split(".") if part != ROUTED)
+            yield clean, model.get_submodule(parent), own
     for name, module in model.named_modules():
         if ROUTED in module._modules:
             continue  # a wrapper; the linear inside is visited by itself
         clean = ".".join(part for part in name.split(".") if part != ROUTED)
         for key, tensor in scales_of(module):
-            yield f"{clean}.{key}", tensor
+            yield f"{clean}.{key}", module, tensor

@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_domains.distributed import ran_out
-from lora_domains.errors import BaseModelError, listed
+from lora_domains.errors import BaseModelError, UsageError, listed
 from lora_domains.modeling.checkpoint import Checkpoint
+from lora_domains.placement import Placement
 from lora_domains.tokenization.chat_template import ChatTemplate
 
 ENCODERS = (
@@ -100,6 +101,40 @@ def check_side_files(folder: Path, where: str) -> None:
                 found=found,
                 hint="Copy the file again from where the base comes from.",
             )
+
+
+def check_placement(place: Placement, quantization: str | None, where: str) -> None:
+    """Raise BaseModelError or UsageError where a base cannot be shared out or spread as wanted."""
+    device_map, sharded = place.device_map, place.sharded
+    name = "a device map" if device_map is not None else "--shard-base"
+    if quantization is not None and (sharded or device_map is not None):
+        raise BaseModelError(
+            where=where,
+            expected=f"a base in full precision for {name}",
+            found=f"one in {quantization.removesuffix('bit')} bits",
+            hint=f"Leave out {name}, or the quantisation.",
+        )
+    if isinstance(device_map, str) and device_map != "auto":
+        raise UsageError(
+            where="device map",
+            expected="auto, or a place for each module: {'model.layers.3': 'disk', …}",
+            found=repr(device_map),
+            hint="With auto, what fits lies on the device, and the rest in memory or on the disk.",
+        )
+    if sharded and device_map is not None:
+        raise UsageError(
+            where=where,
+            expected="a device map or --shard-base",
+            found="both",
+            hint="A device map is for one process, --shard-base for several that train.",
+        )
+    if sharded and place.shares == 1:
+        raise UsageError(
+            where="--shard-base",
+            expected="several processes to share the base",
+            found="one",
+            hint="Start it with accelerate launch --config_file recipes/accelerate/sharded.yaml …",
+        )
 
 
 def check_architecture(config: Any, where: str) -> None:

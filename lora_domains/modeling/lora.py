@@ -19,6 +19,7 @@ from lora_domains.errors import AdapterError
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.heads import Head
 from lora_domains.modeling.quantization import dequantised
+from lora_domains.placement import each_gathered, gathered
 from lora_domains.report.card import Card
 
 Weights = dict[str, tuple[Tensor, Tensor]]
@@ -164,24 +165,28 @@ def row_lengths(
     from transformers.pytorch_utils import Conv1D
 
     linear = getattr(linear, ROUTED, linear)
-    weight = dequantised(linear).float()
-    if isinstance(linear, Conv1D):  # GPT-2's linears are stored (in, out)
-        weight = weight.T
-    if a is not None and b is not None:
-        weight = weight + scale * (b.detach().float() @ a.detach().float())
-    lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
+    with gathered(linear):
+        weight = dequantised(linear).float()
+        if isinstance(linear, Conv1D):  # GPT-2's linears are stored (in, out)
+            weight = weight.T
+        if a is not None and b is not None:
+            weight = weight + scale * (b.detach().float() @ a.detach().float())
+        lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
     return lengths
 
 
 def rescalings(adapter: Adapter, model: nn.Module, device: torch.device) -> dict[str, Rescaling]:
     """What the magnitudes of ``adapter`` do on ``model``, by linear."""
-    found = {}
-    for name, magnitude in adapter.magnitudes.items():
-        linear, (a, b) = model.get_submodule(name), adapter.weights[name]
+    found, names = {}, list(adapter.magnitudes)
+    linears = [model.get_submodule(name) for name in names]
+    inner = each_gathered(getattr(linear, ROUTED, linear) for linear in linears)
+    for name, linear in zip(names, inner, strict=True):
+        magnitude, (a, b) = adapter.magnitudes[name], adapter.weights[name]
         lengths = row_lengths(linear, a.to(device), b.to(device), adapter.scales[name])
-        bias = getattr(linear, "bias", None)
+        bias: Any = getattr(linear, "bias", None)
         gain = magnitude.to(device).float() / lengths
-        found[name] = Rescaling(gain, None if bias is None else bias.detach().float())
+        copied = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        found[name] = Rescaling(gain, copied)
     return found
 
 

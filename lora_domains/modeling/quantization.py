@@ -1,4 +1,4 @@
-"""Quantised bases: in 8 and 4 bits with bitsandbytes, and GGUF files, which are de-quantised."""
+"""The precision of a base: 8 or 4 bits with bitsandbytes; GGUF files, which are de-quantised."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,37 @@ INTEGER_BYTES = {"I64": 8, "I32": 4, "I16": 2}
 NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
 """Parts of the names of two-dimensional tensors that bitsandbytes does not quantise."""
 Quantization = Literal["8bit", "4bit"]
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Precisions by their names in safetensors files."""
+
+
+def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The precision of that name; by default float32 on a CPU and bfloat16 elsewhere."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise BaseModelError(
+            where="dtype",
+            expected="a precision",
+            found=repr(dtype),
+            hint=did_you_mean(dtype, known),
+        )
+    return known[dtype]
+
+
+def mapped_dtype(stored: Mapping[str, TensorInfo], dtype: torch.dtype) -> torch.dtype:
+    """The precision in which a base wanted in ``dtype`` is read before it is shared out.
+
+    Weights that are read as they are stay in the file, mapped into memory. Each piece is then
+    converted by itself, which is exact where ``dtype`` is float32. Otherwise transformers converts,
+    which knows the weights that must keep their precision.
+    """
+    kinds = {FLOATS.get(info.dtype) for info in stored.values()}
+    only = kinds.pop() if len(kinds) == 1 else None
+    return only if only is not None and dtype == torch.float32 else dtype
 
 
 def check_quantization(wanted: str | None) -> None:

@@ -21,6 +21,7 @@ from lora_domains.domain import Domain, as_record
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import FEATURES
+from lora_domains.placement import check_trainable
 from lora_domains.probes.general_text import POOL, SELECTION
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.training.checkpoints import RunCheckpoint, checkpoint_path, read_checkpoint
@@ -43,8 +44,10 @@ def training_dataset(
 ) -> Dataset:
     """The rows of ``domain``, with the adapter ``init_from`` as the parent from which to continue.
 
-    Raises DataError or LeakError for rows that cannot be used, AdapterError for such a parent.
+    Raises DataError or LeakError for rows that cannot be used, AdapterError for such a parent, and
+    UsageError for a base with layers in memory or on the disk.
     """
+    check_trainable(base.model, base.id)
     if init_from is None:
         return load_dataset(domain, base, display, prepared)
     parent = load_parent(find_adapter(init_from, out), base)

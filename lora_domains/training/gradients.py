@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -36,6 +35,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import Head, head_nats
 from lora_domains.modeling.lora import TrainableLora
+from lora_domains.placement import recover
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import State
 from lora_domains.training.retention import GeneralTexts, Retention
@@ -240,6 +240,7 @@ class Gradients:
         if not sizes:
             raise self._too_large(max(len(row) for part in passes for row in part), message)
         self.state.micro = max(sizes) // 2
+        recover(self.model)
         release(self.model.device)
         process = f"process {self.rank}: " if self.ranks > 1 else ""
         # Every process prints for itself: the main one does not know.
@@ -272,7 +273,7 @@ def sum_over_ranks(
             parameter.grad = torch.zeros_like(parameter)
     device, grads = nats[0].device, [p.grad.flatten() for p in parameters if p.grad is not None]
     stopping = torch.tensor(float(stop is not None), device=device)
-    flat: Tensor = reduce(torch.cat([torch.stack([*nats, stopping]), *grads]), reduction="sum")
+    flat = distributed.summed(torch.cat([torch.stack([*nats, stopping]), *grads]))
     *values, stopped = flat[: len(nats) + 1].tolist()
     offset = len(nats) + 1
     for parameter in parameters:

@@ -71,9 +71,9 @@ def pairs(rows: Sequence[dict[str, Any]]) -> Domain:
     return with_settings(Domain("pairs", Preference(), data), **settings)
 
 
-def curve(domain: Domain, base: Path, out: Path) -> dict[str, Any]:
+def curve(domain: Domain, base: Path, out: Path, *, sharded: bool = False) -> dict[str, Any]:
     """The loss of every step and epoch, and the scores of every item."""
-    model = DomainModel.from_pretrained(base, out=out)
+    model = DomainModel.from_pretrained(base, out=out, sharded=sharded)
     steps: list[float] = []
     make_run = fit.make_run
 
@@ -99,11 +99,11 @@ def curve(domain: Domain, base: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def scored(base: Path, shared: bool) -> dict[str, Any]:
+def scored(base: Path, shared: bool, *, sharded: bool = False) -> dict[str, Any]:
     """Nats, choices, drift and generated text of 7 items in batches of at most 60 tokens."""
     from support.adapters import strong
 
-    model = DomainModel.from_pretrained(base)
+    model = DomainModel.from_pretrained(base, sharded=sharded)
     model.bank.add(strong(model.base, "a"))
     tokenization = Tokenization(model.tokenizer, 64)
     items = [
@@ -126,10 +126,11 @@ def scored(base: Path, shared: bool) -> dict[str, Any]:
 
 
 def interrupted(
-    base: Path, rows: Sequence[dict[str, Any]], out: Path, *, validating: bool
-) -> dict[str, str]:
+    base: Path, rows: Sequence[dict[str, Any]], out: Path, *, validating: bool,
+    sharded: bool = False, resume: bool = True,
+) -> dict[str, str]:  # fmt: skip
     """A signal reaches one process, after a step or during validation; then the run is resumed."""
-    model = DomainModel.from_pretrained(base, out=out)
+    model = DomainModel.from_pretrained(base, out=out, sharded=sharded)
     make_run = fit.make_run
     mine = distributed.state().process_index == distributed.state().num_processes - 1
 
@@ -156,8 +157,15 @@ def interrupted(
         with pytest.raises(TrainingInterrupted) as caught:
             model.fit(declared(rows))
         patch.setattr(fit, "make_run", make_run)
-        model.fit(declared(rows), resume=True, tracker="tensorboard")
+        if resume:
+            model.fit(declared(rows), resume=True, tracker="tensorboard")
     return {"where": caught.value.where}
+
+
+def resumed(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Resume a run that was interrupted elsewhere."""
+    with small_texts():
+        DomainModel.from_pretrained(base, out=out).fit(declared(rows), resume=True)
 
 
 def refused() -> str:
@@ -174,13 +182,22 @@ def refused() -> str:
 def main() -> None:
     base, rows, out = map(Path, sys.argv[1:])
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    resumed(base, lines, out / "begun_alone")
     results = {
         "curve": curve(declared(lines), base, out / "curve"),
         "pairs": curve(pairs(lines), base, out / "pairs"),
         "scored": scored(base, shared=True),
         "interrupted": interrupted(base, lines, out / "interrupted", validating=False),
         "validating": interrupted(base, lines, out / "validating", validating=True),
+        "left": interrupted(base, lines, out / "left", validating=False, resume=False),
         "refused": refused(),
+        "sharded": {
+            "curve": curve(declared(lines), base, out / "sharded", sharded=True),
+            "scored": scored(base, shared=True, sharded=True),
+            "interrupted": interrupted(
+                base, lines, out / "sharded_interrupted", validating=False, sharded=True
+            ),
+        },
         "ranks": distributed.state().num_processes,
     }
     Display(quiet=not distributed.is_main()).line("printed once")

@@ -13,8 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LIGHT = ["errors", "atomic", "schema", "embedded", "stats", "tasks", "tokenization", "verdict",
          "data", "domain", "report", "console"]  # fmt: skip
 """Rooms that import no torch. A room is a folder, or a module at the root."""
-TORCH_ROOMS = ["distributed", "modeling", "adapters", "inference", "probes", "dataset", "training",
-               "evaluation", "joint", "model", "analysis", "serving", "cli"]  # fmt: skip
+TORCH_ROOMS = ["distributed", "placement", "modeling", "adapters", "inference", "probes",
+               "dataset", "training", "evaluation", "joint", "model", "analysis", "serving",
+               "cli"]  # fmt: skip
 ORDER = LIGHT + TORCH_ROOMS
 """A room imports only rooms before it, and itself."""
 SIDE_BY_SIDE = {"training": {"evaluation"}, "evaluation": {"training"}}

@@ -69,7 +69,7 @@ def add_evaluate(verbs: Verbs) -> None:
     add("--prompt", metavar="TEXT", help="the prompt on which it was trained, with its columns in "
         "braces: 'Note: {text}\\nPriority:'")  # fmt: skip
     add("--seed", type=int, metavar="N", help="seed of the splits")
-    add_base_flags(inputs)
+    add_base_flags(inputs, mapped=True)
     evaluation = parser.add_argument_group("evaluation")
     add = evaluation.add_argument
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")

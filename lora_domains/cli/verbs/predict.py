@@ -87,7 +87,7 @@ def add_predict(verbs: Verbs) -> None:
     add("--drop-empty", action="store_true", help="leave the answer of rows without a text empty, "
         "instead of refusing them")  # fmt: skip
     add_reading_flags(inputs)
-    add_base_flags(inputs, quantised=False)
+    add_base_flags(inputs, quantised=False, mapped=True)
     add_out_flag(inputs)
     output = parser.add_argument_group("output")
     add = output.add_argument
