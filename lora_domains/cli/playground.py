@@ -4,7 +4,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from lora_domains.cli.parser import Parser, Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.cli.verbs.predict import add_predict, predict
 from lora_domains.console import Display
+from lora_domains.console.display import Advance
 from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, Card
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
-    from lora_domains.serving.playground import AnswerFile
+    from lora_domains.serving.playground import AnswerFile, Tell
 
 MEGABYTES = 50
 """Size of an uploaded file at most, unless --max-upload says otherwise."""
@@ -93,14 +95,38 @@ def playground(flags: argparse.Namespace) -> int:
 def answering(model: "DomainModel", folders: Mapping[str, Path]) -> "AnswerFile":
     """How the playground answers a file: with ``predict`` and the adapters in ``folders``."""
 
-    def answer(name: str, rows: Path, output: Path, options: Mapping[str, Any]) -> str:
+    def answer(
+        name: str, rows: Path, output: Path, options: Mapping[str, Any], tell: "Tell"
+    ) -> str:
         given = {"adapter": str(folders[name]), "input": str(rows), "output": str(output)}
         asked = argparse.Namespace(**{**_predict_defaults(), **given, **options})
         notes = io.StringIO()
-        predict(asked, Display(console=Console(file=notes, width=200)), model)
+        predict(asked, _Told(notes, tell), model)
         return notes.getvalue().replace(f"{rows.parent}{os.sep}", "").strip()
 
     return answer
+
+
+class _Told(Display):
+    """A display that writes into a text, and tells how many rows of how many are answered."""
+
+    def __init__(self, notes: io.StringIO, tell: "Tell") -> None:
+        super().__init__(console=Console(file=notes, width=200))
+        self._tell = tell
+
+    @contextmanager
+    def progress(self, what: str, total: int, *, epoch: float = 0) -> Iterator[Advance]:
+        done = 0
+
+        def advance(rows: int, /, *_notes: str, loss: float | None = None) -> None:
+            nonlocal done
+            done += rows
+            self._tell(done, total)
+
+        yield advance
+
+    def pulse(self, text: str) -> None:
+        """Nothing: the bar in the page shows it."""
 
 
 def _folders(flags: argparse.Namespace, display: Display) -> list[Path]:

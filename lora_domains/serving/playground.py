@@ -39,10 +39,14 @@ FONT = ("system-ui", "sans-serif")
 MONOSPACE = ("ui-monospace", "monospace")
 MOST_CHARACTERS = 20_000
 """Characters of a text in the page."""
+FORMS = ("csv", "tsv", "jsonl", "parquet")
+"""Forms of the file of answers."""
 FIRST_SHOWN = 4
 """Adapters that are compared unless others are chosen."""
-AnswerFile = Callable[[str, Path, Path, Mapping[str, Any]], str]
-"""Answers the rows of a file by an adapter: (adapter, rows, output, options) → what happened."""
+Tell = Callable[[int, int], None]
+"""Told how many rows of how many are answered."""
+AnswerFile = Callable[[str, Path, Path, Mapping[str, Any], Tell], str]
+"""Answers the rows of a file: (adapter, rows, output, options, tell) → what happened."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +200,18 @@ class Playground:
             text = gradio.Textbox(
                 label="Column of the text", placeholder="as in training", max_lines=1
             )
-            form = gradio.Dropdown(["csv", "tsv", "jsonl"], value="csv", label="Answers as")
+            form = gradio.Dropdown(
+                ["csv", "tsv", "jsonl", "parquet"], value="csv", label="Answers as"
+            )
         drop = gradio.Checkbox(label="Leave rows without a text unanswered")
         button = gradio.Button("Answer the rows", variant="primary")
         shown = gradio.HTML()
         answers = gradio.File(label="Answers", visible=False, interactive=False)
 
-        def answer(path: str | None, picked: str, column: str, suffix: str, empty: bool) -> Any:
+        def answer(
+            path: str | None, picked: str, column: str, suffix: str, empty: bool,
+            progress: Any = gradio.Progress(),  # noqa: B008 (how Gradio finds it)
+        ) -> Any:  # fmt: skip
             if path is None:
                 raise gradio.Error("Choose a file first.", print_exception=False)
             given = Path(path)
@@ -210,7 +219,10 @@ class Playground:
             output.unlink(missing_ok=True)
             options = {"text": column.strip() or None, "drop_empty": empty}
             try:
-                said = self.answer_file(picked, given, output, options)
+                said = self.answer_file(
+                    picked, given, output, options,
+                    lambda done, total: progress((done, total), unit="rows"),
+                )  # fmt: skip
             except LoraDomainsError as error:
                 return error_html(error), gradio.File(visible=False)
             return rows_html(output, said), gradio.File(str(output), visible=True)

@@ -23,6 +23,7 @@ from support.folders import FAILS, items
 from support.folders import folder as card_folder
 from support.models import model_in
 
+from lora_domains.cli.playground import answering
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
@@ -162,6 +163,18 @@ def test_each_side_of_a_chat_has_its_own_history(saved: Saved) -> None:
     second = {"messages": list(sides["helpdesk"][:3])}
     assert sides["helpdesk"][3]["content"] == saved.model.predict(second, "helpdesk")[0]
     assert sides[None][1]["content"] != answer
+
+
+def test_a_file_is_answered_with_progress(saved: Saved, tmp_path: Path) -> None:
+    rows = table(tmp_path / "rows.csv", [{"text": f"alpha {n}"} for n in range(3)] + [{"text": ""}])
+    told: list[tuple[int, int]] = []
+    answer = answering(saved.model, saved.folders)
+    options = {"text": None, "drop_empty": True}
+    said = answer("triage", rows, tmp_path / "out.csv", options, lambda *at: told.append(at))
+    assert said == "4 rows: out.csv"
+    assert told[-1] == (4, 4)
+    with (tmp_path / "out.csv").open(encoding="utf-8") as file:
+        assert [bool(row["prediction"]) for row in csv.DictReader(file)] == [True] * 3 + [False]
 
 
 @pytest.mark.slow

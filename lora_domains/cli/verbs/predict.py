@@ -109,8 +109,8 @@ def predict(
     """
     check_no_file(flags.texts)
     _check_places(flags)
-    console = Console(stderr=True, highlight=False) if display is None else display.console
-    display, adapters = _Once(console=console), _Adapters(flags, model)
+    display = display or Display(console=Console(stderr=True, highlight=False))
+    adapters = _Adapters(flags, model)
     with _rows(flags, adapters) as blocks:
         # All is checked before the base is loaded, which takes a while.
         questions = Questions(
@@ -130,16 +130,6 @@ def predict(
     if flags.output not in (None, STREAM):
         display.line(f"{questions.count} rows: {flags.output}")
     return 0
-
-
-class _Once(Display):
-    """A display that gives a warning once, and not for each block of rows."""
-
-    def warn(self, text: str) -> None:
-        said: set[str] = self.__dict__.setdefault("said", set())
-        if text not in said:
-            said.add(text)
-            super().warn(text)
 
 
 def _answer(questions: Questions, target: Target, adapters: "_Adapters", display: Display) -> None:
