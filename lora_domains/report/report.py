@@ -259,8 +259,11 @@ def matrix(
     }
 
 
-def mistakes(test: ScoreTable, labels: Sequence[str], show_text: bool) -> list[dict[str, Any]]:
-    """The wrongly answered test rows, the worst first; with their text if ``show_text``.
+def mistakes(
+    test: ScoreTable, labels: Sequence[str], show_text: bool, most: int | None = MISTAKES
+) -> list[dict[str, Any]]:
+    """The wrongly answered test rows, the worst first, at most ``most`` if that is not None; with
+    their text if ``show_text``.
 
     Wrong labels and choices are worse the more confident they are, numbers the farther they are
     from the true one, and generated answers the lower their token F1. What is generated and the
@@ -304,7 +307,7 @@ def mistakes(test: ScoreTable, labels: Sequence[str], show_text: bool) -> list[d
             continue
         text = {"text": item["text"]} if show_text and "text" in item else {}
         wrong.append({"id": item["id"]} | row | text)
-    return sorted(wrong, key=_worst_first)[:MISTAKES]
+    return sorted(wrong, key=_worst_first)[:most]
 
 
 def _worst_first(row: Row) -> float:

@@ -1,5 +1,6 @@
 """Verbs on one trained adapter: fit, predict, list and show, and what fit writes."""
 
+import csv
 import json
 import re
 import shutil
@@ -339,3 +340,48 @@ def test_evaluate_takes_test_rows_that_came_after_the_training(
     assert run("evaluate", "own", "--test", test, *base) == 2
     assert "the train rows of its training" in capsys.readouterr().err
     assert run("evaluate", "own", "--test", "nowhere.csv", *base) == 2
+
+
+def wrong_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_evaluate_writes_the_wrongly_answered_rows(
+    trained: tuple[Path, int], tmp_path: Path, tiny_base: Path, small_suite: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, _ = trained
+    copied = Path(shutil.copytree(out, tmp_path / "out"))
+    test = wrong_rows(out.parent / "test.csv")
+    other = {"ham": "spam", "spam": "ham"}
+    turned = [row | {"label": other[row["label"]]} if n < 5 else row for n, row in enumerate(test)]
+    train = str(out.parent / "train.csv")
+    where = ("--out", str(copied), "--base", str(tiny_base), "--train", train)
+    errors = tmp_path / "errors.csv"
+    given = ("evaluate", "spam", *where, "--test", write(tmp_path / "test.csv", turned))
+    run(*given, "--errors", str(errors), "--quiet")
+    shown, wrong = capsys.readouterr().out, wrong_rows(errors)
+    assert f"{len(wrong)} of 250 test rows were answered wrongly" in " ".join(shown.split())
+    assert "as private as the rows" in " ".join(shown.split())
+    assert list(wrong[0]) == [
+        *test[0],
+        "adapter_answer",
+        "right_answer",
+        "base_answer",
+        "probability",
+    ]
+    by_text = {row["text"]: row for row in turned}
+    for row in wrong:
+        assert row["right_answer"] == by_text[row["text"]]["label"] != row["adapter_answer"]
+        assert 0.5 <= float(row["probability"]) <= 1
+    assert {row["text"] for row in turned[:5]} <= {row["text"] for row in wrong}
+    assert [row["probability"] for row in wrong] == sorted(
+        (row["probability"] for row in wrong), reverse=True
+    )
+    assert errors.stat().st_mode & 0o077 == 0
+    assert turned[0]["text"] not in (copied / "spam" / "items.jsonl").read_text()
+    assert run(*given, "--errors", str(errors)) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*given, "--errors", str(tmp_path / "errors.parquet")) == 2
+    assert "ending in .csv" in capsys.readouterr().err

@@ -161,3 +161,34 @@ def test_a_cell_that_is_no_number_is_named_by_its_line(
     assert "a comma" in message
     assert "--decimal ," in message
     assert run(*given, "--decimal", ",", "--dry-run") == 0
+
+
+WRONG: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
+    "numbers": (NUMBERS, {"adapter_answer", "right_answer", "base_answer", "error"}),
+    "several labels": (SEVERAL, {"adapter_answer", "right_answer", "base_answer", "probability"}),
+    "answers": (
+        [{"question": row["text"], "answer": f"it is {row['label']}"} for row in NUMBERS],
+        {"adapter_answer", "right_answer", "token_f1"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "columns"), WRONG.values(), ids=WRONG)
+def test_wrong_answers_of_each_kind_are_written(
+    rows: list[dict[str, Any]], columns: set[str], tmp_path: Path, tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    use_small_suite(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    write(Path("rows.csv"), rows)
+    base = ("--base", str(tiny_base))
+    assert run("fit", "rows.csv", "--max-steps", "2", "--retention", "none", *base) == 0
+    assert run("evaluate", "rows", "--errors", "wrong.jsonl", *base) in (1, 3)
+    wrong = [json.loads(line) for line in Path("wrong.jsonl").read_text().splitlines()]
+    assert 0 < len(wrong) <= 18  # a fifth of the rows was split off
+    assert wrong[0].keys() == {*rows[0], *columns}
+    for row in wrong:
+        own = {name: str(cell) for name, cell in row.items() if name in rows[0]}
+        assert own in [{name: str(cell) for name, cell in one.items()} for one in rows]
+        assert row["adapter_answer"] != row["right_answer"]

@@ -1,14 +1,16 @@
 """The verbs that judge saved adapters: evaluate, one on labelled rows, and benchmark, several."""
 
 import argparse
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import domain_of
-from lora_domains.atomic import adapter_name
+from lora_domains.atomic import adapter_name, check_writable, new_file
 from lora_domains.cli.flags import (
     ADAPTERS,
     add_adapter_argument,
@@ -28,14 +30,22 @@ from lora_domains.cli.flags import (
 )
 from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
+from lora_domains.console.forms import Cells, Lines
+from lora_domains.data.checks import mapped
 from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, check_name, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
-from lora_domains.report.card import CARD, Card
+from lora_domains.report.card import CARD, Card, read_items
+from lora_domains.report.report import mistakes
 from lora_domains.tasks import Classification, task_from_record
+from lora_domains.verdict.scores import ScoreTable
+
+if TYPE_CHECKING:
+    from lora_domains.dataset import Dataset
+    from lora_domains.model import DomainModel
 
 
 def add_evaluate(verbs: Verbs) -> None:
@@ -79,6 +89,10 @@ def add_evaluate(verbs: Verbs) -> None:
     add_answer_flags(evaluation)
     add_suite_flags(evaluation)
     output = parser.add_argument_group("output")
+    output.add_argument("--errors", metavar="FILE", help="write the test rows that were answered "
+                        "wrongly, with their text and the answers, to this file (.csv, .tsv or "
+                        ".jsonl), for your eyes alone")  # fmt: skip
+    output.add_argument("--overwrite", action="store_true", help="replace the file of --errors")
     add_out_flag(output)
     add_show_text_flag(output)
     add_quiet_flag(output)
@@ -92,10 +106,14 @@ def evaluate(flags: argparse.Namespace) -> int:
     own = card is not None and not card.adapter.trained_elsewhere
     name = card.adapter.domain if card and own else check_name(flags.name or adapter_name(folder))
     domain = _domain(flags, name, card)
+    if flags.errors:
+        _check_errors_file(flags, domain)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     domain.check_judge()
     prepared, named = prepare(domain.task, domain.data, domain.training.seed), named_suite(flags)
     again = card if own and not flags.base else None
+    from lora_domains import distributed
+
     model = open_model(flags, title=name, card=again, adapter=folder)
     suite = suite_of(flags, model.base, named, card)
     model.load_adapter(folder, name)
@@ -103,6 +121,9 @@ def evaluate(flags: argparse.Namespace) -> int:
         domain = replace(domain, task=domain.task.with_options(head=True))
     evaluation = model.evaluate(domain, suite=suite, prepared=prepared)
     show_evaluation(model, evaluation)
+    if flags.errors:
+        at = folder if own else model.out / name
+        distributed.on_main(lambda: _write_errors(flags.errors, model, model.dataset(name), at))
     return EXIT[evaluation.verdict]
 
 
@@ -151,6 +172,80 @@ def _with_new_test_rows(domain: Domain, flags: argparse.Namespace) -> Domain:
     flags.train = None
     data = replace(data, train=train, validation=data.validation or split_off)
     return replace(domain, task=prepared.task, data=data)
+
+
+# ── The rows that were answered wrongly ─────────────────────────────────────────────────────────
+
+WRITTEN = {"adapter": "adapter_answer", "true": "right_answer", "base": "base_answer",
+           "confidence": "probability", "error": "error", "f1": "token_f1"}  # fmt: skip
+"""What is known of a wrong answer (``report.mistakes``), and its column beside those of the row."""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """The cells of a wrong answer, beside those of its row."""
+
+    cells: Mapping[str, Any]
+    line = "", ""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {**self.cells}
+
+
+def _check_errors_file(flags: argparse.Namespace, domain: Domain) -> None:
+    """Raise UsageError where there are no errors, or their file cannot be written."""
+    path, task, where = Path(flags.errors), domain.task, f"--errors {flags.errors}"
+    if task.scored_by == "likelihood" and task.outputs != "value":
+        expected, found = "answers that are right or wrong", f"likelihoods of a {task.kind}"
+        hint = "Answers of a chat are generated with --generate."
+    elif path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+        expected, found = "a file ending in .csv, .tsv or .jsonl", repr(path.suffix)
+        hint = "For example --errors errors.csv"
+    elif path.exists() and not flags.overwrite:
+        expected, found = "no such file", "one that exists"
+        hint = "Name another one, or replace it: --overwrite"
+    else:
+        return check_writable(path)
+    raise UsageError(where=where, expected=expected, found=found, hint=hint)
+
+
+def _write_errors(file: str, model: "DomainModel", dataset: "Dataset", folder: Path) -> None:
+    """Write the test rows that were answered wrongly, the worst first, as their owner has them.
+
+    Of numbers it is those farther from the truth than the mean; answers that are generated are
+    generated once more, since no score holds their text.
+    """
+    domain, task = dataset.domain, dataset.domain.task
+    items = ScoreTable(read_items(folder)).where("set", "test")
+    wrong = mistakes(items, task.labels or (), show_text=False, most=None)
+    errors = [one["error"] for one in wrong if "error" in one]
+    wrong = [one for one in wrong if one.get("error", 1) > (fmean(errors) if errors else 0)]
+    rows = {row.id: row for split in ("train", "test") if (source := getattr(domain.data, split))
+            is not None for row in read(source, split, domain.data.reading)}  # fmt: skip
+    function = domain.data.row
+    mapped_rows = [mapped(rows[one["id"]], function) if function else rows[one["id"]]
+                   for one in wrong]  # fmt: skip
+    if wrong and "adapter" not in wrong[0]:
+        answers = model.predict([row.values for row in mapped_rows], domain=domain.name)
+        for one, row, answer in zip(wrong, mapped_rows, answers, strict=True):
+            one |= {"adapter": answer, "true": task.example(row).answer.strip()}
+    block = [
+        (rows[one["id"]].values, Wrong({WRITTEN[k]: v for k, v in one.items() if k in WRITTEN}))
+        for one in wrong
+    ]
+    own = list(dict.fromkeys(name for values, _ in block for name in values))
+    more = [name for name in WRITTEN.values() if any(name in answer.cells for _, answer in block)]
+    path = Path(file)
+    form = Lines() if path.suffix.lower() == ".jsonl" else Cells(
+        own, more, "\t" if path.suffix.lower() == ".tsv" else ","
+    )  # fmt: skip
+    with new_file(path, private=True) as written:
+        written.write(form.head() + form.rows(block))
+    model.display.line(
+        f"{len(block)} of {len(items)} test rows were answered wrongly. They are in {path} with "
+        "their text, as you asked: keep it as private as the rows."
+    )
 
 
 # ── benchmark ───────────────────────────────────────────────────────────────────────────────────
