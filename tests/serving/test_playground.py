@@ -21,15 +21,16 @@ from support.browser import CONTRAST, OVERFLOW, Seen, browsing, needs_browser
 from support.commands import run
 from support.folders import FAILS, items
 from support.folders import folder as card_folder
+from support.heads import headed
 from support.models import model_in
 
 from lora_domains.cli.playground import answering
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
-from lora_domains.serving.comparison import Talk, compare, turn
+from lora_domains.serving.comparison import Talk, compare, comparisons_html, shown, turn
 from lora_domains.serving.playground import Playground
-from lora_domains.tasks import Chat, Classification
+from lora_domains.tasks import Chat, Classification, MultiLabel, Number, Task
 
 TEXT = "alpha <b>beta</b> ${document.title='run'} <img src=x onerror=\"document.title='run'\">"
 LABELS = ("urgent", "routine")
@@ -147,6 +148,40 @@ def test_a_comparison_is_what_predict_answers(saved: Saved) -> None:
     assert found.base == max(base, key=base.__getitem__)
     assert max(abs(effect) for _, effect in found.words[""]) == 1
     assert 0 < found.swap < found.seconds
+
+
+@pytest.mark.parametrize(
+    ("task", "classes"),
+    [
+        (Classification(labels=LABELS, head=True), 2),
+        (MultiLabel(labels=LABELS, head=True), 2),
+        (Number(mean=3.0, sd=2.0), 1),
+    ],
+    ids=["classes", "labels", "number"],
+)
+def test_the_base_has_no_answer_where_a_head_gives_it(
+    saved: Saved, task: Task, classes: int
+) -> None:
+    base = saved.model.base
+    saved.model.bank.add(with_task(headed(base, "head", classes), base, task))
+    found = compare(saved.model, TEXT, "head")
+    (answer,) = saved.model.predict(TEXT, "head")
+    assert found.base is None
+    assert found.adapter == shown(answer)
+    assert len(found.bars) == (0 if isinstance(answer, float) else 2)
+    assert all(bar.base is None for bar in found.bars)
+    html = comparisons_html(saved.model, {"head": TEXT})
+    assert "no answer of its own" in html
+    saved.model.unload("head")
+
+
+def test_an_adapter_that_cannot_answer_says_why(saved: Saved) -> None:
+    saved.model.bank.add(strong(saved.model.base, "plain"))  # without a card
+    html = comparisons_html(saved.model, {"plain": TEXT, "triage": TEXT})
+    assert "lora-domains evaluate FOLDER --test" in html
+    assert "it was not evaluated here" in html
+    assert html.count('class="ld-panel"') == 2
+    saved.model.unload("plain")
 
 
 def test_each_side_of_a_chat_has_its_own_history(saved: Saved) -> None:
