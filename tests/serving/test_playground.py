@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,13 +74,40 @@ def saved(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return Saved(model, folders)
 
 
+GUARD = """
+import os, socket
+def noted(function):
+    def call(*arguments, **options):
+        address = next(one for one in arguments if not isinstance(one, socket.socket))
+        host = address[0] if isinstance(address, tuple) else address
+        if host not in (None, "", "127.0.0.1", "::1", "localhost", "0.0.0.0"):
+            with open(os.environ["GUARDED"], "a") as log:
+                log.write(f"{address}\\n")
+        return function(*arguments, **options)
+    return call
+socket.socket.connect = noted(socket.socket.connect)
+socket.getaddrinfo = noted(socket.getaddrinfo)
+"""
+"""A ``sitecustomize`` that notes the machines that a process connects to or asks the address of."""
+
+
+def guarded(there: Path) -> tuple[dict[str, str], Path]:
+    """The environment of a process whose connections to other machines are noted in a file."""
+    (there / "guard").mkdir()
+    (there / "guard" / "sitecustomize.py").write_text(GUARD)
+    log = there.with_suffix(".connections")
+    paths = os.pathsep.join([str(there / "guard"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, "GUARDED": str(log)}, log
+
+
 @contextmanager
 def started(folders: Iterable[Path], base: Path, there: Path, *flags: str) -> Iterator[Running]:
     """A playground in a process of its own, whose files are all below ``there``."""
     (there / "temp").mkdir()
     command = [sys.executable, "-m", "lora_domains.cli.main", "playground", *map(str, folders),
                "--base", str(base), "--port", "0", *flags]  # fmt: skip
-    environment = {**os.environ, "TMPDIR": str(there / "temp")}
+    environment, connections = guarded(there)
+    environment["TMPDIR"] = str(there / "temp")
     with (there.with_suffix(".log").open("w") as log,
           subprocess.Popen(command, cwd=there, env=environment, text=True,
                            stdout=subprocess.PIPE, stderr=log) as process):  # fmt: skip
@@ -93,6 +121,8 @@ def started(folders: Iterable[Path], base: Path, there: Path, *flags: str) -> It
         yield Running(process, url, there)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, there.with_suffix(".log").read_text()
+    shutil.rmtree(there / "guard")
+    assert not connections.exists(), connections.read_text()  # no telemetry
 
 
 def answers(url: str) -> bool:
@@ -198,6 +228,13 @@ def test_each_side_of_a_chat_has_its_own_history(saved: Saved) -> None:
     second = {"messages": list(sides["helpdesk"][:3])}
     assert sides["helpdesk"][3]["content"] == saved.model.predict(second, "helpdesk")[0]
     assert sides[None][1]["content"] != answer
+
+
+def test_the_guard_notes_a_connection(tmp_path: Path) -> None:
+    environment, connections = guarded(tmp_path)
+    code = "import socket; socket.getaddrinfo('192.0.2.1', 80)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert connections.read_text() == "192.0.2.1\n"
 
 
 def test_a_file_is_answered_with_progress(saved: Saved, tmp_path: Path) -> None:
