@@ -240,7 +240,7 @@ def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
     if wanted not in at_hand and INSTRUCT in at_hand:
         wanted = INSTRUCT
     found = at_hand.get(wanted, [])
-    name = _public(found[0]) if found else EXAMPLES[wanted]
+    name = public_name(found[0]) if found else EXAMPLES[wanted]
     if not asked:
         way = f"--base {name}{' --head' if wanted == ENCODER else ''}"
         if found:
@@ -292,7 +292,7 @@ def _use_of(place: Path) -> str | None:
     return INSTRUCT if "ForCausalLM" in names and has_template else None
 
 
-def _public(place: Path) -> str:
+def public_name(place: Path) -> str:
     """The name of a base: that of its folder, or its id on the Hub for one in the Hub's cache."""
     cached = [part for part in place.parts if part.startswith("models--")]
     return cached[-1].removeprefix("models--").replace("--", "/") if cached else place.name

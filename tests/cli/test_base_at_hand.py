@@ -47,7 +47,7 @@ def test_bases_are_told_apart_by_their_files(tmp_path: Path, empty_cache: Path) 
         "an encoder, for labels": [Path(".bases/small"), Path(".bases/large")],
         "an instruct model, for answers": [cached],
     }
-    assert recipes._public(cached) == "org/name"
+    assert recipes.public_name(cached) == "org/name"
     flags = flags_of("auto")
     recipes.with_base(ANSWERS, flags)
     # So that the card names it as on the Hub.

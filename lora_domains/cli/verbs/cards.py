@@ -27,10 +27,6 @@ from lora_domains.report.card import CARD, Card, read_items
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import outcome
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets",
-            "scikit-learn")  # fmt: skip
-"""The packages of which ``doctor`` shows the versions."""
-
 
 def add_card_verbs(verbs: Verbs) -> None:
     """Add these verbs to the parser."""
@@ -280,33 +276,27 @@ def _current(folder: Path) -> list[dict[str, Any]]:
 
 
 def add_doctor(verbs: Verbs) -> None:
-    add_verb(
+    parser = add_verb(
         verbs, "doctor", doctor,
         group="more",
-        summary="show installed packages and devices",
-        usage="",
-        description="Show the versions of the packages that matter, and the devices. Writes "
-        "nothing.",
-        example="lora-domains doctor",
+        summary="show what this machine has for a run, and what is missing",
+        usage="[options]",
+        description="Show the versions of packages, the extras that are missing and how to install "
+        "them, devices, threads, memory, the bases at hand, and whether the Hub can be reached. "
+        "Writes nothing.",
+        example="lora-domains doctor\n  lora-domains doctor --json > machine.json",
     )  # fmt: skip
+    _add_json_flag(parser, "it")
 
 
-def doctor(_: argparse.Namespace) -> int:
-    """Show the versions of packages, and the devices."""
-    from importlib.metadata import PackageNotFoundError, version
+def doctor(flags: argparse.Namespace) -> int:
+    """Show packages, devices, bases, and the way to the Hub."""
+    from lora_domains.cli.machine import in_lines, machine
 
-    display = Display()
-    for package in PACKAGES:
-        try:
-            display.line(f"{package:<14} {version(package)}")
-        except PackageNotFoundError:
-            display.line(f"{package:<14} missing: pip install {package}")
-    import torch
-
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
-            display.line(f"{'device':<14} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    found, display = machine(), Display()
+    if flags.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:
-        display.line(f"{'device':<14} CPU only, {torch.get_num_threads()} threads")
+        for name, line in in_lines(found):
+            display.stage(name, None, None, line)
     return 0
