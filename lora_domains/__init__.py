@@ -3,6 +3,7 @@
 Names are imported at their first use, so that reading a card does not import torch.
 """
 
+import warnings
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,9 @@ except PackageNotFoundError:  # a checkout that was never installed
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "DomainModel":
+        # tqdm says so in a notebook without widgets, where this package needs none.
+        warnings.filterwarnings("ignore", "IProgress not found")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

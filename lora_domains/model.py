@@ -1,5 +1,6 @@
 """``DomainModel``: one base and its adapters, to train, evaluate and use."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,15 +17,16 @@ from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import export, merge
 from lora_domains.adapters.parent import as_trained
 from lora_domains.console import Display
+from lora_domains.console.reprs import Predictions, model_in_html
 from lora_domains.data.prepare import Prepared
-from lora_domains.data.source import Source, in_memory
+from lora_domains.data.source import Source, in_memory, index_of
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import benchmark
 from lora_domains.evaluation.verdict_run import evaluate, evaluation_seconds
 from lora_domains.inference.likelihoods import base_state
-from lora_domains.inference.memory import report_memory
+from lora_domains.inference.memory import base_in_words, report_memory
 from lora_domains.inference.predict import (
     Answer,
     continuations,
@@ -87,7 +89,7 @@ class DomainModel:
         BaseModelError if the base cannot be found or loaded.
         """
         shown = display or Display(quiet=not distributed.is_main())
-        base = load_base(
+        base = _load(
             path_or_id, revision=revision, dtype=dtype, quantization=quantization, device=device,
             device_map=device_map, sharded=sharded,
             announce=report_memory(shown, quantization, quiet=display is None),
@@ -110,6 +112,13 @@ class DomainModel:
             return self.base.model(*args, **kwargs)
         with self.bank.routed(rows):
             return self.base.model(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        loaded = ", ".join(self.domains) or "no adapter"
+        return f"<DomainModel {base_in_words(self.base)}: {loaded}>"
+
+    def _repr_html_(self) -> str:
+        return model_in_html(base_in_words(self.base), {n: self.bank[n].card for n in self.domains})
 
     @property
     def tokenizer(self) -> Any:
@@ -223,7 +232,7 @@ class DomainModel:
             for one, own in zip(domains, rows, strict=True)
         ]  # fmt: skip
         self._datasets |= {dataset.domain.name: dataset for dataset in datasets}
-        timed = partial(self._evaluation_seconds, suite, no_evaluate) if dry_run else None
+        timed = partial(self._seconds, suite, no_evaluate) if dry_run else None
         cards = fit_all(
             self.bank, datasets, self.out, self.display,
             resume=resume, tracker=tracker, together=together, dry_run=timed,
@@ -279,7 +288,7 @@ class DomainModel:
         if isinstance(domain, Domain) and domain.name not in self.bank:
             self.load_adapter(self.out / domain.name)
         dataset = self.dataset(domain, prepared)
-        asked = self._suite(suite, dataset.domain.name)
+        asked = _asked(self.bank, suite, dataset.domain.name)
         card = evaluate(self.bank, dataset, asked, self.out, self.display, self._base_changed)
         return Evaluation(card)
 
@@ -294,25 +303,16 @@ class DomainModel:
         text of wrongly answered rows where a domain allows it. Raises UsageError if no adapter is
         loaded, or one was never evaluated.
         """
-        asked, datasets = self._suite(suite), [self.dataset(domain) for domain in domains]
+        asked, datasets = _asked(self.bank, suite), [self.dataset(domain) for domain in domains]
         return benchmark(
             self.bank, datasets, asked, self.out, self.display, self._base_changed,
             reports=Path(out), show_text=show_text,
         )  # fmt: skip
 
-    def _evaluation_seconds(
-        self, suite: Suite | None, no_evaluate: bool, dataset: Dataset, name: str
-    ) -> float:
-        test = bool(dataset.test) and not no_evaluate
-        asked = self._suite(suite) if test else Suite("none", ())
+    def _seconds(self, suite: Suite | None, untested: bool, dataset: Dataset, name: str) -> float:
+        test = bool(dataset.test) and not untested
+        asked = _asked(self.bank, suite) if test else Suite("none", ())
         return evaluation_seconds(self.bank, dataset, asked, name, self._base_changed, test=test)
-
-    def _suite(self, suite: Suite | str | None, adapter: str = "") -> Suite:
-        if suite is None:
-            card = self.bank[adapter].card if adapter in self.bank else None
-            before = card.adapter.judged.get("suite") if card else None
-            return suites.default_suite(self.base, before)
-        return load_suite(suite) if isinstance(suite, str) else suite
 
     def _base_changed(self) -> bool:
         return base_state(self.base) != self._state_at_load
@@ -321,21 +321,22 @@ class DomainModel:
 
     def predict(
         self,
-        texts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+        texts: Any,
         domain: str | None = None,
         *,
         domains: Sequence[str | None] | None = None,
         refer_below: float = 0.0,
-    ) -> list[Answer]:
+    ) -> Predictions[Answer]:
         """The label and its probability, the labels, or the generated answer of each text.
 
-        A text is a string, or a row with the columns of the domain's prompt. ``domain`` is a loaded
-        adapter and ``domains`` one for each text; without either, ``using`` decides. A label less
-        probable than ``refer_below`` becomes ``refer`` (see ``calibration`` in the card).
+        Texts are strings, or rows with the columns of the domain's prompt, also in pandas, whose
+        index is kept. ``domain`` is a loaded adapter, ``domains`` one for each text; otherwise
+        ``using`` decides. A label less probable than ``refer_below`` becomes ``refer``.
         """
         many = [texts] if isinstance(texts, str | Mapping) else list(in_memory(texts))
         names = text_domains(self.bank, domain, domains, len(many))
-        return predict(self.bank, many, names, refer_below, self.display.warn)
+        answers = predict(self.bank, many, names, refer_below, self.display.warn)
+        return Predictions(answers, index_of(texts))
 
     def generate(
         self,
@@ -373,3 +374,27 @@ class DomainModel:
         The adapter is the one in use when this is called, wherever the pieces are read.
         """
         return stream(self.bank, prompt, domain, max_new_tokens=max_new_tokens, **options)
+
+
+def _load(path_or_id: str | Path | None, **options: Any) -> Base:
+    """The base. No bar is drawn for weights on this machine, only for those to be downloaded."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled() and not os.getenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    hidden = shown and (path_or_id is None or Path(path_or_id).exists())
+    if hidden:
+        bars.disable_progress_bar()
+    try:
+        return load_base(path_or_id, **options)
+    finally:
+        if hidden:
+            bars.enable_progress_bar()
+
+
+def _asked(bank: Bank, suite: Suite | str | None, adapter: str = "") -> Suite:
+    """``suite``; by default that of the last evaluation of ``adapter``, or what suits the base."""
+    if suite is None:
+        card = bank[adapter].card if adapter in bank else None
+        before = card.adapter.judged.get("suite") if card else None
+        return suites.default_suite(bank.base, before)
+    return load_suite(suite) if isinstance(suite, str) else suite

@@ -26,6 +26,7 @@ LOADED_BY_NAME = {
     "mkdocstrings": "mkdocs",
     "mkdocstrings-python": "mkdocstrings",
     "bitsandbytes": "transformers",
+    "ipykernel": "nbclient",
     "pandas": "datasets",
     "pytest-xdist": "pytest",
     "tensorboardx": "accelerate",
@@ -74,7 +75,7 @@ def test_the_oldest_pins_are_the_lower_bounds() -> None:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["lora_domains", "recipes"], ["excel", "gguf", "harness", "playground"]),
+        (["lora_domains", "recipes"], ["excel", "gguf", "harness", "notebook", "playground"]),
         (["tests"], ["test", "harness"]),
         (["benchmarks"], ["benchmarks"]),
     ],

@@ -74,7 +74,8 @@ def fit_and_evaluate(
     the result is None. ``card`` is that of the run to repeat; ``reasons`` say why what was
     proposed for the domain is as it is.
     """
-    quantized, named = quantization(flags), named_suite(flags)
+    quantization(flags)  # refuses two at once, before anything slow
+    named = named_suite(flags)
     domain, why = with_base(domain, flags)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     if not flags.dry_run:
@@ -84,14 +85,11 @@ def fit_and_evaluate(
         general_text(domain.data.general)
     if flags.init_from is not None:
         find_adapter(flags.init_from, Path(flags.out))
+    from lora_domains.inference.memory import base_in_words
+
     model = open_model(flags, title=domain.name, card=card)
     display, base = model.display, model.base
-    parameters = sum(p.numel() for p in base.model.parameters())
-    display.stage(
-        "base loaded", None, None, f"{base.id}: {parameters / 1e6:.1f} M parameters, "
-        f"{quantized or base.record()['dtype']}, "
-        f"{base.resident_bytes() / 1e6:.1f} MB on {base.device}, frozen",
-    )  # fmt: skip
+    display.stage("base loaded", None, None, f"{base_in_words(base)}, frozen")
     for stage, reason in {"base": why, **(reasons or {})}.items():
         if reason:
             display.stage(stage, None, None, reason)

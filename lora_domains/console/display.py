@@ -44,7 +44,8 @@ class Display:
         if not self.console.is_terminal:
             self.console = Console(
                 file=self.console.file, highlight=False, quiet=quiet, no_color=True,
-                force_jupyter=False, width=NOTEBOOK if self._notebook else _width_of_a_log(),
+                force_jupyter=False, force_terminal=False, color_system=None,
+                width=NOTEBOOK if self._notebook else _width_of_a_log(),
             )  # fmt: skip
         self._losses: Losses | None = None
         self._epochs_shown = False

@@ -64,6 +64,11 @@ def in_memory(source: Any) -> Any:
     return source
 
 
+def index_of(source: Any) -> Any:
+    """The index of a table or column of pandas; None for anything else."""
+    return source.index if type(source).__module__.split(".")[0] == "pandas" else None
+
+
 def class_name(value: Any, names: Sequence[str]) -> Any:
     """The name of a class that ``datasets`` stores as a number; None for -1, no class."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from lora_domains import distributed
 from lora_domains.console import Display, format_bytes
 from lora_domains.errors import TrainingError
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.routing import current_route, entered
 
 # ── The machine and its containers ──────────────────────────────────────────────────────────────
@@ -121,6 +122,14 @@ def release(device: torch.device) -> None:
 def _malloc_trim() -> Callable[[int], int] | None:
     """glibc's function of this name; None where the system has another allocator."""
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def base_in_words(base: Base) -> str:
+    """``tiny: 2.8 M parameters, float32, 11.0 MB on cpu``."""
+    parameters, stored = sum(p.numel() for p in base.model.parameters()), base.record()
+    precision = stored.get("quantization") or stored["dtype"]
+    memory = format_bytes(base.resident_bytes())
+    return f"{base.id}: {parameters / 1e6:.1f} M parameters, {precision}, {memory} on {base.device}"
 
 
 def report_memory(
