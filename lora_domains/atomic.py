@@ -164,7 +164,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield fresh
         mode = fresh.stat().st_mode & 0o666  # safetensors writes files for their owner only
-        for path in fresh.iterdir():
+        for path in (path for path in fresh.rglob("*") if path.is_file()):
             path.chmod(mode)
             with path.open("r+b") as file:  # Windows flushes only what can be written
                 os.fsync(file.fileno())

@@ -1,11 +1,13 @@
-"""Merging an adapter into its base: one plain transformers model, without PEFT or this package.
+"""Merging an adapter into its base: one plain transformers model, or one GGUF file.
 
 The loaded base is never written to. It is read again from its source in full precision, however it
 is loaded: added to 8-bit or 4-bit weights, an adapter would be rounded away.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from lora_domains.adapters.folder import replacing
-from lora_domains.errors import AdapterError, AdapterUnsupported, BaseModelError, UsageError
+from lora_domains.errors import (
+    AdapterError,
+    AdapterUnsupported,
+    BaseModelError,
+    UsageError,
+    listed,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.placement import is_sharded
+from lora_domains.tokenization.tokenization import Tokenization
 
 MERGED = "merged.json"
 """The file that records a merge; only a folder with it is replaced."""
@@ -119,6 +128,161 @@ def export(bank: Bank, name: str, folder: Path, dtype: str | torch.dtype | None 
     return merged
 
 
+# ── GGUF ────────────────────────────────────────────────────────────────────────────────────────
+
+KINDS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""The architecture in a GGUF file, by that of the base; that of others is not written."""
+NEWLINES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+SPLITS = {
+    rf"{WORDS}\p{{N}}|{NEWLINES}": "qwen2",
+    rf"{WORDS}\p{{N}}{{1,3}}|{NEWLINES}": "llama-bpe",
+}
+"""How llama.cpp calls the expressions by which tokenizers split a text first."""
+EQUAL = 1e-3
+"""The largest difference, in standard deviations of the logits, of a file that is read again."""
+
+
+def export_gguf(
+    bank: Bank, name: str, folder: Path, dtype: str, files: Callable[[], Mapping[str, str]]
+) -> Merged:
+    """``merge``, written as the only GGUF file of a folder, for llama.cpp and what is built on it.
+
+    ``files`` gives the text of others, by name. The file is read again by transformers:
+    ``record["error"]`` is that of its logits. Raises AdapterUnsupported for a base or a tokenizer
+    that has no known form in GGUF, or that is read differently, and what ``merge`` raises.
+    """
+    if find_spec("gguf") is None:
+        raise UsageError(
+            where="GGUF",
+            expected="the package gguf",
+            found="no such package",
+            hint="pip install 'lora-domains[gguf]'",
+        )
+    with replacing(folder, MERGED) as fresh:
+        merged = merge(bank, name, dtype)
+        file = fresh / f"{name}.gguf"
+        _write_gguf(merged, file, bank.base)
+        expected = _logits(bank.base, merged.model.float())
+        with bank.routed(None):
+            bare = _logits(bank.base)
+        with bank.routed(name):
+            served = _logits(bank.base)
+        found = _logits(load_base(file, device="cpu", dtype="float32"))
+        if not float((found - expected).abs().max()) <= EQUAL * float(expected.std()):
+            raise _unwritten(name, bank.base, "logits that differ when the file is read again")
+        effect = float((served - bare).norm())
+        error = float((found - served).norm()) / effect if effect else None
+        merged.record.update(format="gguf", error=error)
+        for path, text in {**files(), MERGED: json.dumps(merged.record, indent=1)}.items():
+            (fresh / path).write_bytes(text.encode() + b"\n")
+    return merged
+
+
+def _unwritten(name: str, base: Base, found: str) -> AdapterUnsupported:
+    return AdapterUnsupported(
+        where=f"{name} as GGUF",
+        expected=f"a base of the kind {listed(KINDS)} with a byte-level BPE that llama.cpp knows",
+        found=f"{base.id}: {found}",
+        hint="Merge it into a model of transformers, and convert that with llama.cpp: --to merged",
+    )
+
+
+def _write_gguf(merged: Merged, path: Path, base: Base) -> None:
+    import gguf
+
+    name, config = merged.record["adapter"], merged.model.config
+    kind = KINDS.get(config.model_type)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for wrong, found in (
+        (kind is None, f"the kind {config.model_type}"),
+        (rope.get("rope_type", "default") != "default", f"{rope.get('rope_type')} positions"),
+        (getattr(config, "sliding_window", None) and kind == "llama", "attention in windows"),
+    ):
+        if wrong:
+            raise _unwritten(name, base, found)
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer = gguf.GGUFWriter(path, kind)
+    writer.add_name(name)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(keys)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
+    writer.add_vocab_size(config.vocab_size)
+    _add_tokenizer(writer, merged, base)
+    stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[merged.record["dtype"]]
+    writer.add_file_type({"F32": 0, "F16": 1, "BF16": 32}[stored])
+    names = gguf.get_tensor_name_map(
+        next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == kind),
+        config.num_hidden_layers,
+    )
+    tied = config.tie_word_embeddings
+    for tensor_name, tensor in merged.model.state_dict().items():
+        if tied and tensor_name == "lm_head.weight":
+            continue
+        called = names.get_name(tensor_name, try_suffixes=(".weight", ".bias"))
+        if called is None:
+            raise _unwritten(name, base, f"a tensor {tensor_name}")
+        paired = {"q_proj": heads, "k_proj": keys}.get(tensor_name.split(".")[-2])
+        value = tensor.float().cpu()
+        if paired and kind == "llama":  # llama.cpp pairs the rotated columns side by side
+            value = value.reshape(paired, 2, -1, *value.shape[1:]).transpose(1, 2)
+            value = value.reshape(tensor.shape)
+        # Vectors (norms, biases) stay in float32.
+        form = gguf.GGMLQuantizationType["F32" if value.dim() == 1 else stored]
+        array = gguf.quants.quantize(value.contiguous().numpy(), form)
+        writer.add_tensor(called, array, raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, merged: Merged, base: Base) -> None:
+    tokenizer, name = merged.tokenizer, merged.record["adapter"]
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = stored["model"]
+    steps = stored.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    kinds = [step.get("type") for step in steps]
+    pre = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}.get(tuple(kinds))
+    if kinds == ["Split", "ByteLevel"]:
+        pre = SPLITS.get(steps[0]["pattern"].get("Regex"))
+    spaced = any(step.get("add_prefix_space") for step in steps)
+    if model["type"] != "BPE" or pre is None or spaced or model.get("byte_fallback"):
+        raise _unwritten(name, base, "another tokenizer")
+    count = max(merged.model.config.vocab_size, len(tokenizer))
+    tokens, types = [f"[PAD{n}]" for n in range(count)], [5] * count  # unused
+    for token, number in tokenizer.get_vocab().items():
+        tokens[number], types[number] = token, 1
+    for added in stored["added_tokens"]:
+        types[added["id"]] = 3 if added["special"] else 4  # control, or of a user
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    writer.add_token_merges(list(pairs))
+    for kind in ("bos", "eos", "pad", "unk"):
+        number = getattr(tokenizer, f"{kind}_token_id")
+        if number is not None:
+            getattr(writer, f"add_{kind}_token_id")(number)
+    writer.add_add_bos_token(bool(Tokenization(tokenizer, base.context).bos))
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+# ── Weights ─────────────────────────────────────────────────────────────────────────────────────
+
+
 def _full_precision(base: Base, dtype: str | torch.dtype | None) -> Base:
     """The same base, read again without quantisation."""
     source = base.checkpoint.source
@@ -165,9 +329,11 @@ def _add(
 
 
 @torch.no_grad()
-def _logits(base: Base) -> Tensor:
-    """(tokens, vocabulary) in float32, for a fixed meaningless input, with the current route."""
+def _logits(base: Base, model: Any = None) -> Tensor:
+    """(tokens, vocabulary) in float32, for a fixed meaningless input, with the current route, or of
+    another model of the base's shape."""
     length = min(_TOKENS, base.context)
     ids = (torch.arange(length, device=base.device) * 7 % base.vocabulary)[None]
-    logits: Tensor = base.model(input_ids=ids, use_cache=False).logits[0]
+    model = base.model if model is None else model
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits.float().cpu()
