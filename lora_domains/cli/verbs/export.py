@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 
 from lora_domains.adapters.folder import CONFIG, WEIGHTS, find_adapter, fingerprint, replacing
 from lora_domains.analysis.reproduce import base_named_by
+from lora_domains.atomic import adapter_name
 from lora_domains.cli.flags import ADAPTERS, add_adapter_argument, add_base_flags, add_quiet_flag
 from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
@@ -220,7 +221,7 @@ def for_vllm(folders: Sequence[Path], out: Path, base: str | None, display: Disp
         _check_unchanged(folder)
         _check_served(folder.name, config)
     bases = {folder: (base, None) if base else base_named_by(folder) for folder in folders}
-    names = [folder.resolve().name for folder in folders]
+    names = [adapter_name(folder) for folder in folders]
     for expected, found in (
         ("adapters of one base", [str(one or "embedded") for one, _ in {*bases.values()}]),
         ("adapters of different names", sorted({name for name in names if names.count(name) > 1})),
@@ -297,4 +298,4 @@ def _prompt(folder: Path) -> list[str]:
         return []
     task = task_from_record(Card.read(folder, measured=False).adapter.task)
     how = "chats" if task.chat else f"completions of {json.dumps(task.template)}"
-    return [f"# {folder.name} was trained on {how}"]
+    return [f"# {adapter_name(folder)} was trained on {how}"]
