@@ -5,10 +5,10 @@ Names are imported at their first use, so that reading a card does not import to
 
 import warnings
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from lora_domains.cli.recipes import run_recipe
     from lora_domains.data.source import Data, Hub
     from lora_domains.domain import Domain, Lora, Training, load_domain
@@ -71,13 +71,15 @@ __all__ = [
     "run_recipe",
 ]
 
-try:
-    __version__ = version("lora-domains")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("lora-domains")
+        except PackageNotFoundError:  # a checkout that was never installed
+            return "0"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "DomainModel":

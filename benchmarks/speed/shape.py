@@ -16,7 +16,8 @@ from measure import DTYPES, Experiment
 
 from lora_domains import DomainModel
 from lora_domains.adapters.peft import new_adapter, save_adapter
-from lora_domains.console import Display, quiet_imports
+from lora_domains.cli.parser import quiet_imports
+from lora_domains.console import Display
 from lora_domains.domain import Lora
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.lora import Adapter

@@ -1,19 +1,14 @@
 """The ``lora-domains`` command: its verbs, and the exit code."""
 
+import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
-from lora_domains import __version__
 from lora_domains.cli.parser import Parser, Verbs, guarded, wrapped
-from lora_domains.cli.playground import add_playground
-from lora_domains.cli.verbs.analysis import add_analysis_verbs
-from lora_domains.cli.verbs.cards import add_card_verbs, add_doctor
-from lora_domains.cli.verbs.evaluate import add_benchmark, add_evaluate
-from lora_domains.cli.verbs.export import add_export
-from lora_domains.cli.verbs.fit import add_fit, add_init
-from lora_domains.cli.verbs.predict import add_predict
-from lora_domains.cli.verbs.push import add_push
-from lora_domains.cli.verbs.serving import add_serving_verbs
+from lora_domains.cli.verbs import GROUPS, VERBS
 
 ABOUT = (
     "One LoRA adapter per domain on one frozen base, and a measured verdict on what each adapter "
@@ -25,34 +20,52 @@ EXIT_CODES = (
 )
 
 
-def make_parser() -> Parser:
-    """The parser of ``lora-domains`` with every verb."""
+class Version(argparse.Action):
+    """Prints the version, which takes time to find."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, help="show the version and exit",
+                         **options)  # fmt: skip
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from lora_domains import __version__
+
+        parser.exit(message=f"{__version__}\n")
+
+
+def make_parser(words: Sequence[str] = tuple(VERBS)) -> Parser:
+    """The parser of ``lora-domains``. Of verbs that are not among ``words`` it knows the names."""
     parser = Parser(prog="lora-domains", usage="lora-domains VERB [options]")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action=Version)
     verbs = Verbs(parser)
-    # In each group, the help lists them in this order.
-    add_init(verbs)
-    add_fit(verbs)
-    add_evaluate(verbs)
-    add_predict(verbs)
-    add_benchmark(verbs)
-    add_card_verbs(verbs)
-    add_export(verbs)
-    add_serving_verbs(verbs)
-    add_playground(verbs)
-    add_push(verbs)
-    add_doctor(verbs)
-    add_analysis_verbs(verbs)
-    parser.description = f"{wrapped(ABOUT)}\n\n{verbs.help()}"
+    for file in dict.fromkeys(verb.file for name, verb in VERBS.items() if name in words):
+        import_module(f"lora_domains.cli.{file}").add_verbs(verbs)
+    verbs.add_names(VERBS)
+    parser.description = f"{wrapped(ABOUT)}\n\n{_verbs()}"
     parser.epilog = wrapped(EXIT_CODES)
     return parser
+
+
+def _verbs() -> str:
+    """The verbs of each group with their summaries, for a terminal of 80 columns."""
+    width = max(map(len, VERBS)) + 4
+    lines = []
+    for group, verbs in GROUPS.items():
+        lines.append(f"{group}:")
+        for name, verb in verbs.items():
+            begin = f"  {name}".ljust(width)
+            lines.append(textwrap.fill(verb.summary, 79, initial_indent=begin,
+                                       subsequent_indent=" " * width))  # fmt: skip
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``lora-domains ARGUMENTS`` and exit."""
 
     def run() -> int:
-        flags = make_parser().read(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        flags = make_parser(words).read(words)
         code: int = flags.run(flags)
         return code
 

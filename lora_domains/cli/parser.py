@@ -3,20 +3,21 @@
 import argparse
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from lora_domains.console import Display, quiet_imports
-from lora_domains.domain import Domain, setting_types
 from lora_domains.errors import LoraDomainsError, TrainingInterrupted, UsageError, did_you_mean
-from lora_domains.schema import from_text
-from lora_domains.tasks.answers import is_file
+
+if TYPE_CHECKING:
+    from lora_domains.domain import Domain
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 """Exit codes of the verbs that end in a verdict."""
@@ -29,8 +30,6 @@ INVALID_CHOICE = re.compile(r"argument (.+?): invalid choice: (.+) \(choose from
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; returns its exit code, and prints an error of this package as a message."""
-    from rich.console import Console
-
     quiet_imports()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -46,10 +45,22 @@ def guarded(run: Callable[[], int]) -> int:
         return 0
     except LoraDomainsError as raised:
         error = raised
+    from rich.console import Console
+
+    from lora_domains.console import Display
+
     # All processes of a launch raise the same error; the first one of each machine prints it.
     quiet = os.environ.get("LOCAL_RANK", "0") != "0"
     Display(console=Console(stderr=True, highlight=False, quiet=quiet)).failure(error)
     return INTERRUPTED if isinstance(error, TrainingInterrupted) else ERROR
+
+
+def quiet_imports() -> None:
+    """Hide the notices that libraries print while they are imported, but not later ones."""
+    # transformers' progress bar for reading weights only repeats our own stages.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"bitsandbytes\..*")
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,37 +138,24 @@ def _room() -> int:
     return max(40, min(79, shutil.get_terminal_size().columns - 1))
 
 
-Group = Literal["everyday", "more", "analysis"]
-"""The groups of verbs in ``lora-domains --help``, in their order."""
-
-
 class Verbs:
-    """The verbs of a command, which its help lists by group."""
+    """The verbs of a command. One without flags of its own is known by name alone."""
 
     def __init__(self, command: Parser) -> None:
         self._parsers = command.add_subparsers(
             dest="verb", metavar="VERB", required=True, prog=command.prog, help=argparse.SUPPRESS
         )
-        self._summaries: dict[Group, dict[str, str]] = {group: {} for group in get_args(Group)}
 
-    def add(self, name: str, group: Group, summary: str, **options: Any) -> Parser:
+    def add(self, name: str, **options: Any) -> Parser:
         """Add a verb; ``options`` are those of its parser."""
-        self._summaries[group][name] = summary
         parser: Parser = self._parsers.add_parser(name, **options)
         return parser
 
-    def help(self) -> str:
-        """The verbs of each group with their summaries, for the terminal."""
-        groups = {group: verbs for group, verbs in self._summaries.items() if verbs}
-        width = max(len(name) for verbs in groups.values() for name in verbs) + 4
-        return "\n\n".join(
-            f"{group}:\n" + "\n".join(
-                textwrap.fill(summary, _room(), initial_indent=f"  {name}".ljust(width),
-                              subsequent_indent=" " * width)
-                for name, summary in verbs.items()
-            )
-            for group, verbs in groups.items()
-        )  # fmt: skip
+    def add_names(self, names: Iterable[str]) -> None:
+        """Add those of ``names`` that are not there yet, without flags."""
+        for name in names:
+            if name not in self._parsers.choices:
+                self._parsers.add_parser(name)
 
 
 def add_verb(
@@ -165,22 +163,17 @@ def add_verb(
     name: str,
     run: Callable[[argparse.Namespace], int],
     *,
-    group: Group,
-    summary: str,
     description: str,
     example: str,
     usage: str,
 ) -> Parser:
-    """Add a verb to ``group``; ``summary`` is its line in the list of verbs, ``usage`` its required
-    arguments.
+    """Add a verb; ``usage`` shows its required arguments.
 
     ``description`` says what it does and what it writes. Its flags go into four groups: input,
     training, evaluation and output.
     """
     parser = verbs.add(
         name,
-        group,
-        summary,
         usage=f"lora-domains {name} {usage}".rstrip(),
         description=wrapped(description),
         epilog=f"example:\n  {example}",
@@ -191,6 +184,8 @@ def add_verb(
 
 def check_no_file(texts: Sequence[str]) -> None:
     """Raise UsageError for a text that is the name of a file, whose name would be labelled."""
+    from lora_domains.tasks.answers import is_file
+
     for text in texts:
         if is_file(text):
             raise UsageError(
@@ -233,11 +228,14 @@ def device_map(text: str) -> str | dict[str, Any]:
         ) from None
 
 
-def parsed_setting(domain: Domain, assignment: str) -> tuple[str, Any]:
+def parsed_setting(domain: "Domain", assignment: str) -> tuple[str, Any]:
     """Name and value of a setting of ``domain`` in a text like ``training.warmup=0.1``.
 
     Raises UsageError for an unknown name, or a value that is not of the setting's type.
     """
+    from lora_domains.domain import setting_types
+    from lora_domains.schema import from_text
+
     (name, equals, text), types = assignment.partition("="), setting_types(domain)
     if name not in types:
         fault, found, hint = "a known setting", name, _meant(name, types)

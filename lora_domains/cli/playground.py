@@ -17,7 +17,7 @@ from lora_domains.atomic import folders_with
 from lora_domains.cli.flags import add_base_flags, add_out_flag
 from lora_domains.cli.parser import Parser, Verbs, add_verb
 from lora_domains.cli.recipes import open_model
-from lora_domains.cli.verbs.predict import add_predict, predict
+from lora_domains.cli.verbs import predict as predict_verb
 from lora_domains.console import Display
 from lora_domains.console.display import Advance
 from lora_domains.errors import UsageError, listed
@@ -31,11 +31,9 @@ MEGABYTES = 50
 """Size of an uploaded file at most, unless --max-upload says otherwise."""
 
 
-def add_playground(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "playground", playground,
-        group="more",
-        summary="compare base and adapters in the browser",
         usage="[ADAPTER ...] [options]",
         description="Open a page that puts base and adapters side by side on a text or a chat, "
         "with the probabilities of the labels and the words that mattered, and that answers the "
@@ -101,7 +99,7 @@ def answering(model: "DomainModel", folders: Mapping[str, Path]) -> "AnswerFile"
         given = {"adapter": str(folders[name]), "input": str(rows), "output": str(output)}
         asked = argparse.Namespace(**{**_predict_defaults(), **given, **options})
         notes = io.StringIO()
-        predict(asked, _Told(notes, tell), model)
+        predict_verb.predict(asked, _Told(notes, tell), model)
         return notes.getvalue().replace(f"{rows.parent}{os.sep}", "").strip()
 
     return answer
@@ -150,5 +148,5 @@ def _folders(flags: argparse.Namespace, display: Display) -> list[Path]:
 def _predict_defaults() -> dict[str, Any]:
     """The default of each flag of ``predict``."""
     parser = Parser()
-    add_predict(Verbs(parser))
+    predict_verb.add_verbs(Verbs(parser))
     return vars(parser.parse_args(["predict", "ADAPTER"]))

@@ -13,9 +13,9 @@ from lora_domains.console.clock import (
     phases_in_words,
     spread,
 )
-from lora_domains.console.display import Display, format_bytes, quiet_imports
+from lora_domains.console.display import Display, format_bytes
 
 __all__ = [
     "EVALUATION", "GENERAL", "HEAD", "STEPS", "VALIDATION", "Clock", "Display", "estimated_phases",
-    "format_bytes", "format_duration", "phases_in_words", "quiet_imports", "spread",
+    "format_bytes", "format_duration", "phases_in_words", "spread",
 ]  # fmt: skip

@@ -4,9 +4,7 @@ In a terminal with colour, progress bars and a chart of the losses; in a noteboo
 with bars and charts that are updated in place; elsewhere (a log, a pipe, CI) as plain lines.
 """
 
-import logging
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -239,11 +237,3 @@ def format_bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1e3:.1f} kB"
-
-
-def quiet_imports() -> None:
-    """Hide the notices that libraries print while they are imported, but not later ones."""
-    # transformers' progress bar for reading weights only repeats our own stages.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"bitsandbytes\..*")

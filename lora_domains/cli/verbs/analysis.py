@@ -44,7 +44,7 @@ FOLDS = 5
 """Folds of ``cross-validate``."""
 
 
-def add_analysis_verbs(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     """Add these verbs to the parser."""
     _add_trace(verbs)
     _add_curve(verbs)
@@ -58,8 +58,6 @@ def add_analysis_verbs(verbs: Verbs) -> None:
 def _add_trace(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "trace", trace,
-        group="analysis",
-        summary="show how an adapter arrives at one answer",
         usage="ADAPTER TEXT [options]",
         description="Show one text token by token, the probabilities of base and adapter, the "
         "contribution of each layer, and the words without which the answer is less likely. Writes "
@@ -102,8 +100,6 @@ def trace(flags: argparse.Namespace) -> int:
 def _add_curve(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "curve", curve,
-        group="analysis",
-        summary="measure an adapter at several scales",
         usage="ADAPTER [RECIPE_OR_FILE] [options]",
         description="Measure gain and general knowledge of an adapter at several scales, on its "
         "validation rows. Writes the curve into its card.\n\n"
@@ -203,8 +199,6 @@ def _apply_scale(folder: Path, wanted: float | str, display: Display) -> None:
 def _add_learning_curve(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "learning-curve", learning_curve,
-        group="analysis",
-        summary="measure whether more training rows would help",
         usage="RECIPE_OR_FILE [options]",
         description="Train on growing shares of the rows, from two seeds each, and score them on "
         "the validation rows. Writes DIR/NAME-learning-curve.json; no adapter is saved and no "
@@ -220,8 +214,6 @@ def _add_learning_curve(verbs: Verbs) -> None:
 def _add_cross_validate(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "cross-validate", cross_validate,
-        group="analysis",
-        summary="estimate scores on few rows, before a test set is spent",
         usage="RECIPE_OR_FILE [options]",
         description="Divide the rows for training and validation into folds, and score each fold "
         "with an adapter trained on the others. For fewer than 300 rows in all. Writes "

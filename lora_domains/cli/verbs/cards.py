@@ -28,13 +28,14 @@ from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.report.text import outcome
 
 
-def add_card_verbs(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     """Add these verbs to the parser."""
     _add_list(verbs)
     _add_show(verbs)
     _add_report(verbs)
     _add_compare(verbs)
     _add_rollback(verbs)
+    _add_doctor(verbs)
 
 
 # ── list, show ──────────────────────────────────────────────────────────────────────────────────
@@ -43,8 +44,6 @@ def add_card_verbs(verbs: Verbs) -> None:
 def _add_list(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "list", list_adapters,
-        group="everyday",
-        summary="list adapters with their verdicts",
         usage="[options]",
         description="List the adapters of a folder: verdict, base, date of training, number of "
         "earlier versions and gain, as far as the terminal is wide enough. Writes nothing.",
@@ -70,8 +69,6 @@ def list_adapters(flags: argparse.Namespace) -> int:
 def _add_show(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "show", show,
-        group="everyday",
-        summary="show an adapter's scores, gates and verdict",
         usage="ADAPTER [options]",
         description="Show the scores, gates and verdict of an adapter, its training and its scale "
         "curve, from its card. Writes nothing.",
@@ -135,8 +132,6 @@ def show_card(card: Card, display: Display, earlier: int = 0) -> None:
 def _add_report(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "report", report,
-        group="everyday",
-        summary="write one report of several adapters",
         usage="ADAPTER [ADAPTER ...] [options]",
         description="Compute the figures of evaluated adapters again from their items, and write "
         "one report: report.html, report.md, comment.md, report.json and junit.xml in --out.\n\n"
@@ -172,8 +167,6 @@ def report(flags: argparse.Namespace) -> int:
 def _add_compare(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "compare", compare,
-        group="more",
-        summary="compare two adapters, or several seeds of one",
         usage="A B [options]\n"
         "       lora-domains compare --seeds ADAPTER ADAPTER [ADAPTER ...] [options]",
         description="Compare two evaluated adapters or versions item by item, without a model: is "
@@ -236,8 +229,6 @@ def _compare_seeds(folders: Sequence[Path], flags: argparse.Namespace) -> int:
 def _add_rollback(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "rollback", rollback,
-        group="more",
-        summary="restore an earlier version of an adapter",
         usage="ADAPTER [VERSION] [options]",
         description="List the earlier versions of an adapter, or restore one. Writes the folder of "
         "the adapter, and keeps the replaced one as a version, so that a rollback can be undone. "
@@ -275,11 +266,9 @@ def _current(folder: Path) -> list[dict[str, Any]]:
 # ── doctor ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def add_doctor(verbs: Verbs) -> None:
+def _add_doctor(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "doctor", doctor,
-        group="more",
-        summary="show what this machine has for a run, and what is missing",
         usage="[options]",
         description="Show the versions of packages, the extras that are missing and how to install "
         "them, devices, threads, memory, the bases at hand, and whether the Hub can be reached. "

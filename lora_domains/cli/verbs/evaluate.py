@@ -48,12 +48,16 @@ if TYPE_CHECKING:
     from lora_domains.model import DomainModel
 
 
-def add_evaluate(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
+    """Add these verbs to the parser."""
+    _add_evaluate(verbs)
+    _add_benchmark(verbs)
+
+
+def _add_evaluate(verbs: Verbs) -> None:
     """Add the verb to the parser."""
     parser = add_verb(
         verbs, "evaluate", evaluate,
-        group="everyday",
-        summary="judge a saved adapter on test rows, whoever trained it",
         usage="ADAPTER [RECIPE] [options]",
         description="Score an adapter, its base and baselines on the same test rows and on general "
         "questions, and apply the gates. An adapter that was trained here is evaluated on the rows "
@@ -251,11 +255,9 @@ def _write_errors(file: str, model: "DomainModel", dataset: "Dataset", folder: P
 # ── benchmark ───────────────────────────────────────────────────────────────────────────────────
 
 
-def add_benchmark(verbs: Verbs) -> None:
+def _add_benchmark(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "benchmark", benchmark,
-        group="more",
-        summary="measure what adapters gained and what they kept",
         usage="ADAPTER [ADAPTER ...] [options]",
         description="Score adapters and their base on general questions, and on the test rows of "
         "the recipes in --domains: each adapter on every domain. Writes a report (see "

@@ -37,12 +37,10 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank (vllm.config.lora.MaxLoRARanks, 0.33)."""
 
 
-def add_export(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     targets = ", ".join(f"{name}: {what}" for name, what in TARGETS.items())
     parser = add_verb(
         verbs, "export", export,
-        group="more",
-        summary="write an adapter for transformers, llama.cpp, Ollama or vLLM",
         usage="ADAPTER [ADAPTER ...] --out DIR [options]",
         description="Write an adapter for another program into --out. By default it is merged into "
         "its base: a plain transformers model with its tokenizer. --to gguf and --to ollama write "

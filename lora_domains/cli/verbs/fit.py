@@ -42,11 +42,15 @@ ASKED = {
 # ── init ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def add_init(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
+    """Add these verbs to the parser."""
+    _add_init(verbs)
+    _add_fit(verbs)
+
+
+def _add_init(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "init", init,
-        group="everyday",
-        summary="look at the rows of a file, and write a recipe for them",
         usage="FILE [options]",
         description="Look at the columns, labels, lengths and number of the rows in a file, and "
         "propose a task with its columns, a positive class, a group, the splits, the gates and a "
@@ -152,11 +156,9 @@ def _meant(name: str, answer: str) -> str | None:
 # ── fit ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def add_fit(verbs: Verbs) -> None:
+def _add_fit(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "fit", fit,
-        group="everyday",
-        summary="train an adapter on the rows of a file, and evaluate it",
         usage="FILE [options]\n"
         "       lora-domains fit --from-card CARD [options]",
         description="Train an adapter on labelled rows or conversations and choose its epoch on "

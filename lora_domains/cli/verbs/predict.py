@@ -52,12 +52,10 @@ PULSE = 60.0
 """Seconds between two lines of progress in a log."""
 
 
-def add_predict(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     """Add the verb to the parser."""
     parser = add_verb(
         verbs, "predict", predict,
-        group="everyday",
-        summary="label texts, or the rows of a file, with an adapter",
         usage="ADAPTER [TEXT ...] [options]\n"
         "       lora-domains predict ADAPTER --input FILE --output FILE [options]\n"
         "       lora-domains predict --domain-column COLUMN --input FILE --output FILE",

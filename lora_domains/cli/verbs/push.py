@@ -33,12 +33,10 @@ TEXTS = ("text", "answers")
 """The keys of an item that hold text of a row."""
 
 
-def add_push(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     """Add the verb to the parser."""
     parser = add_verb(
         verbs, "push", push,
-        group="more",
-        summary="push an adapter to a repository on the Hub",
         usage="ADAPTER OWNER/NAME [options]",
         description="Push an adapter to a repository on the Hub, which is created where there is "
         "none: private, unless --public is given. Writes one commit there with the adapter, its "

@@ -26,7 +26,7 @@ COMMANDS = {
 }
 
 
-def add_serving_verbs(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     """Add the verbs to the parser."""
     _add_chat(verbs)
 
@@ -36,9 +36,7 @@ def add_serving_verbs(verbs: Verbs) -> None:
 
 def _add_chat(verbs: Verbs) -> None:
     parser = add_verb(
-        verbs, "chat", chat, group="more",
-        summary="talk to an adapter in the terminal",
-        usage="[ADAPTER] [options]",
+        verbs, "chat", chat, usage="[ADAPTER] [options]",
         description="Talk to an adapter, or without one to the base. Answers appear as they are "
         "generated; an adapter with labels answers with its label and the probability. Inside, "
         + "; ".join(f"{command}: {what}" for command, what in COMMANDS.items())
