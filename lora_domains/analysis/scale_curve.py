@@ -74,7 +74,7 @@ def curve(
     dataset, entry = model.dataset(domain), card.adapter
     check_same_rows(name, entry, dataset.prepared, "validation")
     check_same_length(name, length_of(model.bank, name), dataset.tokenization.max_length)
-    place = path and own_folder(path, model.out / name)
+    place = path and own_folder(path, model.out / entry.domain)
     entry.scale_curve = scale_curve(model.bank, name, dataset, scales, model.display)
     if path is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, read_items(path), place))

@@ -102,7 +102,7 @@ def _full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_adapter(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -160,7 +160,7 @@ def test_without_an_atomic_exchange_two_renames_do(
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
     # When the second rename fails, the old adapter is restored at once.
-    rename, calls = os.rename, []
+    rename, calls = os.replace, []
 
     def second_fails(source: Path, target: Path) -> None:
         calls.append(source)
@@ -168,7 +168,7 @@ def test_without_an_atomic_exchange_two_renames_do(
             _full()
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", second_fails)
+    monkeypatch.setattr(os, "replace", second_fails)
     with pytest.raises(AdapterError, match="No space left"):
         save(folder, strong(base, seed=3), base)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

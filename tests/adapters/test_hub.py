@@ -8,16 +8,17 @@ import pytest
 import torch
 from support import hub as hubs
 from support.adapters import logits, save, strong
-from support.commands import run
+from support.commands import FAST, run, write
+from support.general_text import use_few_texts
 from support.hub import Hub, Repository
-from support.models import model_in
+from support.models import clear_rows, model_in, use_small_suite
 
 from lora_domains.adapters.folder import find_adapter, own_folder
 from lora_domains.analysis.compare import save_seeds
 from lora_domains.atomic import adapter_name
 from lora_domains.errors import AdapterCorrupt, AdapterError, LoraDomainsError, UsageError
 from lora_domains.model import DomainModel
-from lora_domains.report.card import CARD
+from lora_domains.report.card import CARD, Card
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,33 @@ def test_verbs_take_it(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_revision_may_be_given_once_only() -> None:
     with pytest.raises(UsageError, match="revision"):
         find_adapter("a/b@1", Path(), CARD, "2")
+
+
+@pytest.mark.slow
+def test_an_evaluation_and_a_scale_are_written_into_a_copy(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    use_small_suite(monkeypatch)
+    use_few_texts(monkeypatch)  # with some that choose a scale
+    train = write(tmp_path / "train.csv", clear_rows(200))
+    base = ("--base", str(tiny_base))
+    assert run("fit", train, "--name", "spam", *base, "--epochs", "1", *FAST) == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "adapters" / "spam").iterdir()}
+    with hubs.running() as hub:
+        hub.repositories["team/mail"] = Repository()
+        named = f"team/mail@{hub.repositories['team/mail'].commit(files)}"
+        hubs.use(hub, tmp_path / "cache", monkeypatch)
+        assert run("evaluate", named, *base, "--out", "mine") != 2
+        assert Card.read(tmp_path / "mine" / "spam").adapter.verdict is not None
+        assert (
+            run("curve", named, "--scales", "0,1", "--scale", "0.5", *base, "--out", "other") == 0
+        )
+        assert Card.read(tmp_path / "other" / "spam").adapter.scale == 0.5
+        assert run("evaluate", named, *base, "--out", "other") == 2  # another adapter is there
+        scaled = {path.name: path.read_bytes() for path in (tmp_path / "other/spam").iterdir()}
+        again = f"team/mail@{hub.repositories['team/mail'].commit(scaled)}"
+        assert run("curve", again, "--scale", "1", "--out", "third") == 0  # as measured before
+        assert Card.read(tmp_path / "third" / "spam").adapter.scale == 1
+        cached = find_adapter(named, tmp_path)
+    assert {path.name: path.read_bytes() for path in cached.iterdir()} == files

@@ -99,19 +99,19 @@ def test_rollback_without_versions_is_refused(tmp_path: Path, base: Base) -> Non
         rollback(tmp_path / "health")
 
 
-@pytest.mark.parametrize("call", ["os.rename", "shutil.copy2"])
+@pytest.mark.parametrize("call", ["os.replace", "shutil.copy2"])
 def test_a_failure_at_any_point_leaves_adapter_and_versions_whole(
     tmp_path: Path, base: Base, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     folder = tmp_path / "health"
     one, two = put(folder, base, 1), put(folder, base, 2)
-    real = {"os.rename": os.rename, "shutil.copy2": shutil.copy2}[call]
+    real = {"os.replace": os.replace, "shutil.copy2": shutil.copy2}[call]
     calls = 0
 
     def failing(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 2 or call == "os.rename":
+        if calls == 2 or call == "os.replace":
             raise OSError(28, "No space left on device")
         return real(*arguments)  # type: ignore[operator]
 
