@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.markup import escape
@@ -89,7 +90,7 @@ def init(flags: argparse.Namespace) -> int:
         flags.group = ""  # None would propose one
     add_files_beside(flags)
     draft = drafted(flags)
-    path = Path(flags.output or f"{draft.domain.name}.py")
+    path = Path(flags.output or _file_for(draft.domain.name))
     if path.exists() and not flags.overwrite:
         raise UsageError(
             where=str(path),
@@ -107,6 +108,16 @@ def init(flags: argparse.Namespace) -> int:
     write_text(path, text, overwrite=flags.overwrite)
     display.line(f"Written: {path}, {text.count(chr(10))} lines. Train and evaluate: python {path}")
     return 0
+
+
+def _file_for(name: str) -> str:
+    """A file name for a recipe, which would hide a module of its name from the libraries."""
+    try:
+        found = find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    here = found is not None and Path(found.origin or "").parent == Path.cwd()
+    return f"{name}.py" if found is None or here else f"{name}_recipe.py"
 
 
 def _confirmed(draft: Draft, flags: argparse.Namespace, display: Display) -> Draft:
