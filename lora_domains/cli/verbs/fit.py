@@ -25,6 +25,7 @@ from lora_domains.cli.flags import (
 from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.proposal import Reasons, proposed
 from lora_domains.cli.recipes import fit_and_evaluate
+from lora_domains.cli.together import add_together_flag, fit_recipes
 from lora_domains.console import Display
 from lora_domains.domain import Domain
 from lora_domains.errors import LoraDomainsError, UsageError
@@ -171,6 +172,7 @@ def _add_fit(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "fit", fit,
         usage="FILE [options]\n"
+        "       lora-domains fit RECIPE.py … [options]\n"
         "       lora-domains fit --from-card CARD [options]",
         description="Train an adapter on labelled rows or conversations and choose its epoch on "
         "validation rows. "
@@ -178,18 +180,20 @@ def _add_fit(verbs: Verbs) -> None:
         "the gates; --evaluate does so on test rows that are split from the training rows. Without "
         "either, no test row is scored and validation rows are shown instead. "
         "Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
-        "(PEFT's format), card.json, items.jsonl and README.md.\n\n"
+        "(PEFT's format), card.json, items.jsonl and README.md. Several recipes are trained in one "
+        "pass, or one after another where that is faster.\n\n"
         "Exit codes: 0 pass or not evaluated, 1 fail, 2 error, 3 inconclusive, 130 interrupted.",
         example="lora-domains fit --name triage --train train.csv --test test.csv \\\n"
         "      --text note --label priority --positive urgent",
     )  # fmt: skip
     add_run_flags(parser, recipe=False)
+    add_together_flag(parser)
 
 
 def fit(flags: argparse.Namespace) -> int:
     """Train an adapter on rows, or repeat the run of a card; evaluate it on given test rows."""
     if flags.from_card:
-        flags.train = flags.train or flags.rows
+        flags.train = flags.train or next(iter(flags.rows), None)
         folder = _folder_of(flags.from_card, Path(flags.out))
         card = Card.read(folder)
         flags.init_from = flags.init_from or _parent_of(card, folder, flags)
@@ -197,14 +201,17 @@ def fit(flags: argparse.Namespace) -> int:
         if flags.name:
             domain = replace(domain, name=flags.name)
         return _fit(configured(domain, flags, repeated=True), flags, card)
-    if bool(flags.train) == bool(flags.rows):
+    if any(path.endswith(".py") for path in flags.rows):
+        return fit_recipes(flags.rows, flags)
+    if bool(flags.train) == bool(flags.rows) or len(flags.rows) > 1:
+        both = "both FILE and --train" if flags.train else f"{len(flags.rows)} files"
         raise UsageError(
             where="lora-domains fit",
-            expected="training rows",
-            found="both FILE and --train" if flags.train else "no FILE and no --train",
+            expected="training rows in one file or folder, or recipes",
+            found=both if flags.rows else "no FILE and no --train",
             hint="lora-domains fit train.csv --name spam --text text --label label",
         )
-    flags.train = flags.train or flags.rows
+    flags.train = flags.train or flags.rows[0]
     proposal = proposed(flags)
     return _fit(proposal.domain, flags, reasons=proposal.reasons)
 
