@@ -107,17 +107,17 @@ def fit_and_evaluate(
     if not flags.evaluate:
         show_validation(model, domain)
         return None
-    return show_evaluation(model, domain, suite)
+    return judged(model, domain, suite)
 
 
-def show_evaluation(model: "DomainModel", domain: Domain, suite: "Suite | None") -> str:
+def judged(model: "DomainModel", domain: Domain, suite: "Suite | None") -> str:
     """Evaluate the adapter of a domain that was just fitted, and show it; the verdict."""
     display = model.display
     evaluation = model.evaluate(domain, suite=suite)
     folder = model.out / domain.name
     rows = next(iter(evaluation.entry.domain_scores.values()))["n"]
     display.stage("evaluated", rows, rows, "base, adapter and baselines on the same test rows")
-    show_outcome(model, evaluation)
+    show_evaluation(model, evaluation)
     size = sum(path.stat().st_size for path in folder.glob("adapter_*"))
     display.line(
         f"Adapter: {folder} ({size / 1e6:.1f} MB, sha256 {str(evaluation.entry.sha256)[:12]}); "
@@ -126,7 +126,7 @@ def show_evaluation(model: "DomainModel", domain: Domain, suite: "Suite | None")
     return evaluation.verdict
 
 
-def show_outcome(model: "DomainModel", evaluation: "Evaluation") -> None:
+def show_evaluation(model: "DomainModel", evaluation: "Evaluation") -> None:
     """Show an evaluation, and whether the adapter is worse than the version that it replaced."""
     display, entry = model.display, evaluation.entry
     since = None

@@ -8,11 +8,10 @@ from dataclasses import replace
 from lora_domains.cli.flags import add_run_flags, configured
 from lora_domains.cli.parser import EXIT, Parser, guarded, wrapped
 from lora_domains.cli.recipes import (
+    judged,
     named_suite,
     open_model,
     quantization,
-    show_base,
-    show_evaluation,
     show_validation,
     suite_of,
     with_base,
@@ -100,7 +99,10 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
 
     With --no-evaluate validation rows are shown instead.
     """
-    quantized, named = quantization(flags), named_suite(flags)
+    from lora_domains.inference.memory import base_in_words
+
+    quantization(flags)
+    named = named_suite(flags)
     domains, why = _with_base(domains, flags)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
     for domain in domains:
@@ -110,7 +112,7 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
             general_text(domain.data.general)
     prepared = [prepare(one.task, one.data, one.training.seed) for one in domains]
     model = open_model(flags, title=", ".join(domain.name for domain in domains))
-    show_base(model, quantized)
+    model.display.stage("base loaded", None, None, f"{base_in_words(model.base)}, frozen")
     if why:
         model.display.stage("base", None, None, why)
     evaluated = flags.evaluate is not False
@@ -126,7 +128,7 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
     for domain in domains:
         model.display.title(domain.name)
         if evaluated and (flags.evaluate or domain.data.test is not None):
-            verdicts.append(show_evaluation(model, domain, suite))
+            verdicts.append(judged(model, domain, suite))
         else:
             show_validation(model, domain)
     return verdicts
