@@ -137,14 +137,14 @@ def test_a_public_repository_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "words"), [("fail", "of the verdict fail"), (None, "not evaluated")]
+    ("verdict", "words"), [("fail", "has the verdict fail"), (None, "was not evaluated")]
 )
 def test_an_adapter_that_does_not_pass_is_pushed_with_a_warning(
     adapter: Path, hub: Hub, capsys: pytest.CaptureFixture[str], verdict: str | None, words: str
 ) -> None:
     write_card(adapter, verdict)
     assert run("push", str(adapter), "team/triage") == 0
-    assert f"Warning: triage is {words}" in " ".join(capsys.readouterr().out.split())
+    assert f"Warning: triage {words}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_text_of_rows_is_pushed_on_request_only(

@@ -94,8 +94,8 @@ def _show(found: "Push", display: Display) -> None:
     elif ITEMS in found.files:
         display.line(f"{ITEMS} holds numbers of rows, keyed digests and scores; no text of a row.")
     if entry.verdict != "pass":
-        verdict = "not evaluated" if entry.verdict is None else f"of the verdict {entry.verdict}"
-        display.warn(f"{entry.path} is {verdict}; its README says so first.")
+        known = "was not evaluated" if entry.verdict is None else f"has the verdict {entry.verdict}"
+        display.warn(f"{entry.path} {known}; its README says so first.")
 
 
 # ── What would be sent ──────────────────────────────────────────────────────────────────────────
