@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from lora_domains.cli.recipes import run_recipe
-    from lora_domains.cli.verbs.fit import run_recipes
     from lora_domains.data.source import Data, Hub
     from lora_domains.domain import Domain, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
@@ -48,7 +47,6 @@ _HOMES = {
     "Training": "domain",
     "load_domain": "domain",
     "run_recipe": "cli.recipes",
-    "run_recipes": "cli.verbs.fit",
 }
 
 __all__ = [
@@ -71,7 +69,6 @@ __all__ = [
     "Training",
     "load_domain",
     "run_recipe",
-    "run_recipes",
 ]
 
 

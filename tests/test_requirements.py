@@ -75,7 +75,10 @@ def test_the_oldest_pins_are_the_lower_bounds() -> None:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["lora_domains", "recipes"], ["excel", "gguf", "harness", "notebook", "playground"]),
+        (
+            ["lora_domains", "recipes"],
+            ["excel", "gguf", "harness", "notebook", "playground", "serve"],
+        ),
         (["tests"], ["test", "harness"]),
         (["benchmarks"], ["benchmarks"]),
     ],

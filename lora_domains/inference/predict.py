@@ -200,10 +200,20 @@ def predict(
     A label less probable than ``refer_below`` becomes ``refer``. Where a domain has a target recall
     or precision, its card's threshold decides.
     """
+    encoded = encoded_texts(bank, texts, domains, refer_below)
+    return predict_encoded(bank, encoded, domains, [refer_below] * len(encoded), warn)
+
+
+def encoded_texts(
+    bank: Bank,
+    texts: Sequence[str | Mapping[str, Any]],
+    domains: Sequence[str],
+    refer_below: float = 0.0,
+) -> list[EncodedExample]:
+    """The prompt of each text, as ``predict`` reads it; raises UsageError or DataError."""
     tasks = {name: task_of(bank, name) for name in domains}
     for task in tasks.values():
         check_referral(refer_below, (task.labels or ()) if task.outputs == "classes" else ())
-    thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     tokenizations = {
         name: tokenization_of(bank.base, task, length_of(bank, name))
         for name, task in tasks.items()
@@ -213,6 +223,19 @@ def predict(
         for n, (name, text) in enumerate(zip(domains, texts, strict=True))
     ]
     check_embedded(bank.base, ((f"input {n}", one) for n, one in enumerate(encoded)))
+    return encoded
+
+
+def predict_encoded(
+    bank: Bank,
+    encoded: Sequence[EncodedExample],
+    domains: Sequence[str],
+    refer_below: Sequence[float],
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[Answer]:
+    """``predict`` for texts of ``encoded_texts``, each with its own ``refer_below``."""
+    tasks = {name: task_of(bank, name) for name in domains}
+    thresholds = {name: _threshold(bank, name, task, warn) for name, task in tasks.items()}
     # One pass each for heads, for labels scored as text, and for each length of generated answers.
     passes: dict[Outputs | int, list[int]] = {}
     for row, name in enumerate(domains):
@@ -234,19 +257,19 @@ def predict(
                 return [_answer(task, text) for task, text in zip(of_rows, texts, strict=True)]
             else:
                 scores = choice_logprobs(model, examples, pad)
-            limits = [thresholds[domains[row]] for row in places]
+            limits = [(thresholds[domains[row]], refer_below[row]) for row in places]
             if how == "value":
                 return [float(number_score(float(row[0]), (), task.scale)["value"])
                         for task, row in zip(of_rows, scores, strict=True)]  # fmt: skip
             return [
                 _labels(task, row, limit) if task.outputs == "labels"
-                else _prediction(task, row, limit.get(""), refer_below)
-                for task, row, limit in zip(of_rows, scores, limits, strict=True)
+                else _prediction(task, row, limit.get(""), below)
+                for task, row, (limit, below) in zip(of_rows, scores, limits, strict=True)
             ]  # fmt: skip
 
         results = by_domain(bank, [domains[row] for row in rows], len(rows), run)
         predictions |= dict(zip(rows, results, strict=True))
-    return [predictions[row] for row in range(len(texts))]
+    return [predictions[row] for row in range(len(encoded))]
 
 
 def _threshold(bank: Bank, name: str, task: Task, warn: Callable[[str], None]) -> dict[str, float]:

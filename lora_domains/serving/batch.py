@@ -30,15 +30,15 @@ class Row:
     """An answer in the making: its prompt (token ids), its adapter (None is the base).
 
     ``listen`` is called with each piece of text as it becomes certain. ``cancelled`` rows are
-    dropped before the next step.
+    dropped before the next step. ``index`` is its number among the answers to a request.
     """
 
     def __init__(
         self, prompt: Sequence[int], adapter: LoadedAdapter | None, answer: Answer,
-        listen: Callable[[str], None] | None = None,
+        listen: Callable[[str], None] | None = None, index: int = 0,
     ) -> None:  # fmt: skip
         self.prompt, self.adapter, self.answer = prompt, adapter, answer
-        self.listen = listen
+        self.listen, self.index = listen, index
         self.cancelled = False
 
     def add(self, token: int) -> None:

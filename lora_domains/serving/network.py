@@ -1,12 +1,18 @@
-"""The address at which a server of this package listens."""
+"""The address at which a server of this package listens, and the server on it."""
 
+import asyncio
 import errno
+import signal
 import socket
+from collections.abc import Callable
+from typing import Any
 
 from lora_domains.errors import UsageError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that only programs on this machine reach."""
+KEPT = 5
+"""Seconds that a connection without a request is kept open after an answer."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -44,3 +50,86 @@ def url(host: str, bound: socket.socket) -> str:
     name = "127.0.0.1" if host in ("", "0.0.0.0") else "[::1]" if host == "::" else host
     shown = f"[{name}]" if ":" in name and not name.startswith("[") else name
     return f"http://{shown}:{bound.getsockname()[1]}"
+
+
+def run(app: Any, bound: socket.socket, *, idle: float, grace: float,
+        on_hangup: Callable[[], None] | None = None) -> None:  # fmt: skip
+    """Run the ``server`` of an application until SIGTERM or SIGINT.
+
+    ``on_hangup`` is called in a thread at SIGHUP.
+    """
+
+    async def serve() -> None:
+        if on_hangup is not None and hasattr(signal, "SIGHUP"):
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, on_hangup)
+        await server(app, idle=idle, grace=grace).serve(sockets=[bound])
+
+    asyncio.run(serve())
+
+
+def server(app: Any, *, idle: float, grace: float) -> Any:
+    """A server of Uvicorn.
+
+    When it stops, answers in progress have ``grace`` seconds to end. A client that sends no request
+    within ``idle`` seconds, or reads nothing for as long, is cut off.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Stops at a signal without raising it again: a stop that was asked for is no failure."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            super().handle_exit(sig, frame)
+            self._captured_signals.clear()
+
+    return Server(uvicorn.Config(
+        app, http=_protocol(idle), ws="none", lifespan="on", log_config=None, access_log=False,
+        server_header=False, timeout_keep_alive=KEPT,
+        timeout_graceful_shutdown=max(1, round(grace)),
+    ))  # fmt: skip
+
+
+def _protocol(idle: float) -> Any:
+    """HTTP/1.1 as Uvicorn speaks it, without clients that do nothing for ``idle`` seconds."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        """Ends the connection of a client that is too slow."""
+
+        _waiting: asyncio.TimerHandle | None = None
+        _sending: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._waiting = self.loop.call_later(idle, self._cut_off, True)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            for timer in (self._waiting, self._sending):
+                if timer is not None:
+                    timer.cancel()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._sending = self.loop.call_later(idle, self._cut_off, False)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._sending is not None:
+                self._sending.cancel()
+
+        def on_response_complete(self) -> None:
+            last = self.cycle
+            super().on_response_complete()
+            if self._waiting is not None:
+                self._waiting.cancel()
+            # Uvicorn ends a silent connection after ``KEPT``, but waits for a request once begun.
+            self._waiting = self.loop.call_later(idle + KEPT, self._cut_off, True, last)
+
+        def _cut_off(self, unasked: bool, last: object = None) -> None:
+            """End the connection, if ``unasked`` only where no request followed ``last``."""
+            if not unasked or self.cycle is last:
+                self.transport.abort()
+
+    return Protocol

@@ -16,6 +16,7 @@ from typing import Any
 from lora_domains.errors import LoraDomainsError
 from lora_domains.inference.predict import task_of
 from lora_domains.model import DomainModel
+from lora_domains.serving.answers import converses
 from lora_domains.serving.comparison import (
     ASSETS,
     Talk,
@@ -26,7 +27,6 @@ from lora_domains.serving.comparison import (
     turn,
 )
 from lora_domains.serving.network import LOOPBACK
-from lora_domains.serving.prompts import converses
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "

@@ -14,9 +14,10 @@ from support.commands import run, write
 
 VERBS = {
     "everyday": ["init", "fit", "evaluate", "predict", "list", "show", "report"],
-    "more": ["benchmark", "compare", "rollback", "export", "chat", "playground", "push", "doctor"],
+    "more": ["benchmark", "compare", "rollback", "export", "chat", "serve", "playground", "push",
+             "doctor"],
     "analysis": ["trace", "curve", "learning-curve", "cross-validate"],
-}
+}  # fmt: skip
 ALL_VERBS = [verb for group in VERBS.values() for verb in group]
 GROUPS = {"input", "training", "evaluation", "output", "options", "example"}
 

@@ -35,6 +35,7 @@ GROUPS = {
             "verbs.export", "write an adapter for transformers, llama.cpp, Ollama or vLLM"
         ),
         "chat": Verb("verbs.serving", "talk to an adapter in the terminal"),
+        "serve": Verb("verbs.serving", "serve adapters in the shapes of OpenAI's API"),
         "playground": Verb("playground", "compare base and adapters in the browser"),
         "push": Verb("verbs.push", "push an adapter to a repository on the Hub"),
         "doctor": Verb("verbs.cards", "show what this machine has for a run, and what is missing"),

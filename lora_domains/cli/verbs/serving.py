@@ -1,23 +1,40 @@
 """The verbs that let others use adapters. torch is imported late."""
 
 import argparse
+import os
+import socket
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lora_domains.adapters.folder import find_adapter, is_adapter
 from lora_domains.cli.flags import add_adapter_argument, add_base_flags, add_out_flag
 from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
-from lora_domains.errors import LoraDomainsError, UsageError, did_you_mean
+from lora_domains.errors import LoraDomainsError, UsageError, did_you_mean, listed
+from lora_domains.serving import network
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
 
 MOST_TOKENS = 256
 """Tokens of an answer in a chat at most, where neither the flags nor the domain say so."""
+KEY = "LORA_DOMAINS_API_KEY"
+"""The environment variable of a server's key."""
+LIMITS: tuple[tuple[str, int | float, str], ...] = (
+    ("--rows", 16, "most answers that are generated at once"),
+    ("--queue", 64, "most requests that wait; more are told to come back"),
+    ("--max-tokens", 1024, "most tokens of an answer"),
+    ("--max-body", 1 << 20, "most bytes of a request"),
+    ("--timeout", 600.0, "seconds of a request, from its arrival to the end of its answer"),
+    ("--idle", 20.0, "seconds after which a client that sends or reads nothing is cut off"),
+    ("--grace", 30.0, "seconds that answers in progress have when the server stops"),
+)
 COMMANDS = {
     "/domain NAME": "answer as another adapter, in a new conversation",
     "/base": "answer as the base, without an adapter",
@@ -29,6 +46,158 @@ COMMANDS = {
 def add_verbs(verbs: Verbs) -> None:
     """Add the verbs to the parser."""
     _add_chat(verbs)
+    _add_serve(verbs)
+
+
+# ── serve ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_serve(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs, "serve", serve, usage="[ADAPTER ...] [options]",
+        description="Serve adapters on one base: /v1/chat/completions, /v1/completions and "
+        "/v1/models as in OpenAI's API, where the model is the name of an adapter or of the base, "
+        "and /v1/classify for labels. Requests for all of them are answered together, one batch "
+        "for all adapters. SIGHUP reads adapters again that were trained again; SIGTERM or Ctrl-C "
+        "stops when the answers in progress are finished. Writes no file; a line for each request, "
+        "without its text, goes to the standard error.\n\nIt needs an extra: "
+        "pip install 'lora-domains[serve]'.",
+        example="lora-domains serve adapters/*\n"
+        "  lora-domains serve triage legal --port 8080 --api-key-file keys.txt",
+    )  # fmt: skip
+    inputs = parser.add_argument_group("input")
+    add_adapter_argument(inputs, "adapters", nargs="*", help="their folders, or names in --out; "
+                         "without any, the base of --base is served alone")  # fmt: skip
+    add_base_flags(inputs)
+    add_out_flag(inputs)
+    inputs.add_argument("--slots", type=int, metavar="N", help="most adapters on the device at "
+                        "once; default: all")  # fmt: skip
+    output = parser.add_argument_group("output")
+    add = output.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at, 0.0.0.0 for the network; "
+        "default: %(default)s")  # fmt: skip
+    add("--port", type=int, default=8000, help="port, 0 for a free one; default: %(default)s")
+    add("--api-key", metavar="KEY", help="the key that clients send; better in a file or in the "
+        f"environment ({KEY})")  # fmt: skip
+    add("--api-key-file", metavar="FILE", help="keys, one a line")
+    for flag, default, what in LIMITS:
+        add(flag, type=type(default), default=default, metavar="N",
+            help=f"{what}; default: %(default)s")  # fmt: skip
+
+
+def serve(flags: argparse.Namespace) -> int:
+    """Serve adapters until SIGTERM or Ctrl-C."""
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            where="serve",
+            expected="the libraries of a server",
+            found=f"{listed(missing)} not installed",
+            hint="pip install 'lora-domains[serve]'",
+        )
+    for flag, _, _ in LIMITS:
+        value = getattr(flags, flag[2:].replace("-", "_"))
+        if not value > 0:
+            raise _too_small(flag, "a number above 0", value)
+    keys = _keys(flags)
+    folders = _served(flags)
+    bound = network.listening(flags.host, flags.port)
+    with bound:
+        display = Display(console=Console(stderr=True, highlight=False))
+        first = next(iter(folders.values()), None)
+        model = open_model(flags, display=display, adapter=first, slots=flags.slots)
+        for name, folder in folders.items():
+            model.load_adapter(folder, name)
+        _serve(model, folders, keys, flags, bound)
+    return 0
+
+
+def _serve(
+    model: "DomainModel", folders: dict[str, Path], keys: tuple[str, ...],
+    flags: argparse.Namespace, bound: socket.socket,
+) -> None:  # fmt: skip
+    from lora_domains.serving.app import make_app
+    from lora_domains.serving.scheduler import Scheduler
+    from lora_domains.serving.service import Folders, Metrics, Service, Settings
+
+    display, base = model.display, model.base
+    name = Path(base.id).name if Path(base.id).exists() else base.id
+    if name in folders:
+        raise UsageError(
+            where=name,
+            expected="adapters with other names than their base",
+            found=f"both called {name!r}",
+            hint="Rename the folder of the adapter.",
+        )
+    scheduler = Scheduler(
+        model.bank, Metrics(), rows=flags.rows, queue=flags.queue, max_tokens=flags.max_tokens
+    )
+    settings = Settings(keys, flags.max_body, flags.timeout, flags.idle)
+    service = Service(scheduler, Folders(folders), name, settings, display.line)
+
+    def reload() -> None:
+        for result in service.folders.reload(scheduler):
+            display.line(f"{result['id']}: {result['status']} {result.get('error', '')}".rstrip())
+
+    if flags.host not in network.LOOPBACK and not keys:
+        display.warn("everybody in the network can ask: no key is set (--api-key-file).")
+    if not scheduler.together:
+        display.warn(f"{name} keeps states that cannot be put side by side: it answers one request "
+                     "at a time.")  # fmt: skip
+    display.line(f"Serving {', '.join([*folders, name])} at {network.url(flags.host, bound)}/v1; "
+                 "Ctrl-C stops.")  # fmt: skip
+    network.run(make_app(service), bound, idle=flags.idle, grace=flags.grace, on_hangup=reload)
+
+
+def _served(flags: argparse.Namespace) -> dict[str, Path]:
+    """The folders of the adapters by their names; what the shell's * names besides is left out."""
+    named: list[str] = []
+    for adapter in flags.adapters:
+        folder, pattern = Path(adapter).parent, Path(adapter).name
+        found = [] if Path(adapter).exists() else sorted(folder.glob(pattern or "."))
+        named += map(str, found) if found else [adapter]  # Windows leaves * as it is
+    folders: dict[str, Path] = {}
+    others = [name for name in named if len(named) > 1 and Path(name).exists()
+              and not is_adapter(Path(name))]  # fmt: skip
+    for adapter in (name for name in named if name not in others):
+        folder = find_adapter(adapter, Path(flags.out))
+        if folder.resolve() != folders.setdefault(folder.resolve().name, folder).resolve():
+            raise UsageError(
+                where=adapter,
+                expected="adapters of different names",
+                found=f"two called {folder.resolve().name!r}",
+                hint="Rename one of the folders.",
+            )
+    if not folders and not flags.base:
+        raise UsageError(
+            where="serve",
+            expected="an adapter, or a base to serve alone",
+            found=f"no adapter folder among {listed(others, 3)}" if others else "neither",
+            hint="For example lora-domains serve adapters/*",
+        )
+    return folders
+
+
+def _keys(flags: argparse.Namespace) -> tuple[str, ...]:
+    """The keys of the flags, the file and the environment."""
+    keys = [flags.api_key, os.environ.get(KEY)]
+    if flags.api_key_file:
+        try:
+            keys += Path(flags.api_key_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                where="--api-key-file",
+                expected="a readable file with a key in each line",
+                found=getattr(error, "strerror", None) or "something else than text",
+                hint="Check its path and its rights.",
+            ) from None
+    found = tuple(key.strip() for key in keys if key and key.strip())
+    if not found and (flags.api_key is not None or flags.api_key_file):
+        raise UsageError(
+            where="--api-key-file" if flags.api_key_file else "--api-key",
+            expected="a key", found="an empty one", hint="Write one, or leave the flag out.",
+        )  # fmt: skip
+    return found
 
 
 # ── chat ────────────────────────────────────────────────────────────────────────────────────────
@@ -144,14 +313,13 @@ class _Chat:
 
     def reply(self, text: str) -> None:
         """Write the answer to ``text``, piece by piece."""
-        from lora_domains.serving import prompts
+        from lora_domains.serving import answers as prompts
 
         bank = self.model.bank
         if prompts.labels(bank, self.name):
             (answer,) = self.model.predict(text, self.name)
-            cells = [f"{answer:.6g}"] if isinstance(answer, float) else [answer]
-            self._write("  ".join(map(str, cells if isinstance(answer, str | float)
-                                      else filter(None, answer.line))) + "\n")  # fmt: skip
+            chance = "" if isinstance(answer, str | float) else f"  {answer.line[1]}"
+            self._write(f"{prompts.label_text(answer)}{chance}".rstrip() + "\n")
             return
         before = self.messages if prompts.converses(bank, self.name) else []
         turn = {"role": "user", "content": text}
@@ -161,7 +329,7 @@ class _Chat:
 
     def _generated(self, messages: list[dict[str, Any]]) -> str:
         """The answer, which is written as it is generated; Ctrl-C ends it."""
-        from lora_domains.serving import prompts
+        from lora_domains.serving import answers as prompts
         from lora_domains.serving.answers import Sampling
         from lora_domains.serving.batch import Row
 

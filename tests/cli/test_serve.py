@@ -1,0 +1,130 @@
+"""The verb serve: what it refuses before a base is loaded, and a process with its signals."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from support.commands import run
+from support.served import make_served, request_bytes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_served(tmp_path_factory.mktemp("served"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert run("serve", *flags) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_what_cannot_be_served_is_refused_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("lora_domains.cli.verbs.serving.open_model", lambda *_, **__: 1 / 0)
+    d0, base = str(folder / "adapters" / "d0"), ("--base", str(folder / "base"))
+    assert "or a base to serve alone found neither" in refused(capsys)
+    assert "no adapter folder among" in refused(
+        capsys, str(folder / "base"), str(folder / "base" / "config.json")
+    )
+    assert "the name of one in" in refused(capsys, "nobody", *base)
+    other = tmp_path / "d0"
+    other.mkdir()
+    for path in Path(d0).iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    assert "two called 'd0'" in refused(capsys, d0, str(other), *base)
+    for flag in ("--rows", "--queue", "--max-tokens", "--max-body", "--timeout", "--idle"):
+        assert "a number above 0" in refused(capsys, d0, flag, "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "a free port" in refused(capsys, d0, "--port", str(taken.getsockname()[1]))
+    empty = tmp_path / "keys"
+    empty.write_text("\n  \n", encoding="utf-8")
+    assert "found an empty one" in refused(capsys, d0, "--api-key-file", str(empty))
+    assert "a readable file" in refused(capsys, d0, "--api-key-file", str(tmp_path / "none"))
+    monkeypatch.setattr("lora_domains.cli.verbs.serving.find_spec", lambda _name: None)
+    assert "hint pip install 'lora-domains[serve]'" in refused(capsys, d0)
+
+
+def test_a_base_that_is_called_as_an_adapter_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "base"
+    other.mkdir()
+    for path in (folder / "adapters" / "d0").iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    where = ("--base", str(folder / "base"), "--port", "0")
+    assert "adapters with other names than their base" in refused(capsys, str(other), *where)
+
+
+def ask(port: int, path: str, body: Any = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    key = {"Authorization": "Bearer secret"}
+    data = None if body is None else json.dumps(body)
+    connection.request("GET" if body is None else "POST", path, data, key)
+    answer = connection.getresponse()
+    found = answer.status, json.loads(answer.read())
+    connection.close()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of Unix")
+def test_a_process_serves_until_sigterm(folder: Path) -> None:
+    command = [
+        sys.executable, "-m", "lora_domains.cli.main", "serve", "adapters/*",
+        str(folder / "base"), "--base", str(folder / "base"), "--port", "0", "--max-tokens", "400",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LORA_DOMAINS_API_KEY": "secret"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        lines: list[str] = []
+        while not lines or "Serving" not in lines[-1]:
+            lines.append(process.stderr.readline())
+            assert process.poll() is None, lines
+        found = re.search(r"at http://127\.0\.0\.1:(\d+)/v1", lines[-1])
+        assert found is not None
+        port = int(found[1])
+        while True:
+            try:
+                assert ask(port, "/ready")[1]["models"][:2] == ["d0", "d1"]
+                break
+            except ConnectionError:
+                continue
+        wanted = ask(port, "/v1/completions", {"model": "d1", "prompt": "red", "max_tokens": 350})
+        process.send_signal(signal.SIGHUP)
+        while "d7: unchanged" not in lines[-1]:
+            lines.append(process.stderr.readline())
+        # An answer in progress is finished before the process ends.
+        body = {"model": "d1", "prompt": "red", "max_tokens": 350, "stream": True}
+        data = request_bytes("/v1/completions", body)
+        data = data.replace(b"\r\n", b"\r\nAuthorization: Bearer secret\r\n", 1)
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(data)
+            text = connection.recv(1024)
+            process.send_signal(signal.SIGTERM)
+            while part := connection.recv(1 << 16):
+                text += part
+        assert b"[DONE]" in text
+        events = re.findall(r"^data: (\{.*)$", text.decode(), re.M)
+        assert (
+            "".join(json.loads(event)["choices"][0]["text"] for event in events)
+            == (wanted[1]["choices"][0]["text"])
+        )
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        rest = process.communicate()[0]
+    assert rest is None
