@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from lora_domains.cli.recipes import run_recipe
+    from lora_domains.cli.verbs.fit import run_recipes
     from lora_domains.data.source import Data, Hub
     from lora_domains.domain import Domain, Lora, Training, load_domain
     from lora_domains.errors import LoraDomainsError
@@ -47,6 +48,7 @@ _HOMES = {
     "Training": "domain",
     "load_domain": "domain",
     "run_recipe": "cli.recipes",
+    "run_recipes": "cli.verbs.fit",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "Training",
     "load_domain",
     "run_recipe",
+    "run_recipes",
 ]
 
 

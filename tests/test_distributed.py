@@ -15,7 +15,7 @@ from conftest import ROOT, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support.launched import curve, declared, interrupted, pairs, resumed, scored
+from support.launched import curve, declared, interrupted, pairs, resumed, scored, several
 from support.launches import launch
 
 from lora_domains import distributed
@@ -78,6 +78,20 @@ def test_two_processes_run_like_one(
     for mine, theirs in zip(one, other, strict=True):
         for contender, scores in mine["scores"].items():
             assert theirs["scores"][contender] == pytest.approx(scores, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_two_domains_together_like_one_and_resume_to_the_same_bytes(
+    two: tuple[Path, list[dict[str, Any]], str], tiny_base: Path, rows: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    out, seen, _ = two
+    alone = several(tiny_base, rows, tmp_path, stop=False)
+    assert seen[0]["several"] == seen[1]["several"] == seen[0]["resumed"]
+    for name, losses in alone.items():
+        assert seen[0]["several"][name] == pytest.approx(losses, abs=1e-4)
+        assert fingerprint(out / "several" / name) == fingerprint(out / "resumed" / name)
+    assert not list((out / "resumed").glob(".joint*"))
 
 
 @pytest.mark.slow

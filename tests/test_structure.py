@@ -139,7 +139,7 @@ def test_the_public_names() -> None:
     assert sorted(lora_domains.__all__) == [
         "Chat", "Classification", "Data", "Domain", "DomainModel", "Gates", "Generation", "Hub",
         "Judge", "LanguageModelling", "Lora", "LoraDomainsError", "MultiLabel", "MultipleChoice",
-        "Number", "Preference", "Training", "load_domain", "run_recipe",
+        "Number", "Preference", "Training", "load_domain", "run_recipe", "run_recipes",
     ]  # fmt: skip
     assert set(lora_domains.__all__) < set(dir(lora_domains))
     for name in lora_domains.__all__:

@@ -82,7 +82,7 @@ class Column:
         first = re.split(r"[\W_\d]|(?<=[a-z])(?=[A-Z])", self.name)[0].lower()
         usual, attribute = self.name.lower() in USUAL_LABELS, first in ATTRIBUTES.split()
         # Numbers are often of whom a row is, or counted afterwards.
-        return 0.3 * usual - 0.5 * attribute - 0.3 * (self.holds == "numbers")
+        return 0.3 * usual - 1.0 * attribute - 0.3 * (self.holds == "numbers")
 
 
 def columns_of(rows: Sequence[Row]) -> dict[str, Column]:

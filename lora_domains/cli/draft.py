@@ -47,7 +47,8 @@ def drafted(flags: argparse.Namespace) -> Draft:
     found = proposed(flags, whole=True)
     domain, base, why_base = _with_base(found.domain, flags)
     domain, prepared, cells = _usable(domain)
-    reads = f"{_stage(prepared, 'read')}; {len(found.columns)} columns"
+    columns = f"{len(found.columns)} column{'s' * (len(found.columns) > 1)}"
+    reads = f"{_stage(prepared, 'read')}; {columns}"
     lines = {"rows": reads, **found.reasons, "lengths": _lengths(prepared), "cells": cells,
              "split": _split(domain, prepared), "gates": _gates(domain, prepared),
              "base": why_base}  # fmt: skip

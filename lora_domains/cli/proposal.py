@@ -39,6 +39,9 @@ MOST_READ = 20 * FEWEST_READ
 SKEWED = 0.35
 """The largest share of the rarer of two labels that makes it the positive class."""
 OTHERS = "--task, --text, --label, --positive and --group choose others"
+"""What names other columns than those proposed."""
+HARDLY = 0.1
+"""An agreement below this is hardly any."""
 MOST_TRIED = 12
 """The most columns that are tried as labels."""
 
@@ -244,9 +247,15 @@ def _told_best(
         return task, f"{name}: {columns[name].in_words}, the only column of answers"
     told = {name: _told(task.with_options(text=tuple(texts)), given)
             for name, task in [*possible.items()][-MOST_TRIED:]}  # fmt: skip
-    latest = [*reversed(told)]
-    best, *others = sorted(latest, key=lambda n: -round(told[n] + columns[n].standing, 2))
-    tells = f"the words of the text tell it (kappa {told[best]:.2f})"
+
+    def rank(name: str) -> float:
+        # Nobody writes several labels into a cell by chance.
+        several = possible[name].outputs == "labels"
+        return -round(told[name] + columns[name].standing + 0.4 * several, 2)
+
+    best, *others = sorted(reversed(told), key=rank)  # noqa: C414 - the later of equals comes first
+    hardly = "" if told[best] >= HARDLY else "hardly "
+    tells = f"the words of the text {hardly}tell it (kappa {told[best]:.2f})"
     return possible[best], f"{best}: {columns[best].in_words}, and {tells}; or {listed(others, 3)}"
 
 

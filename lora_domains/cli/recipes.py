@@ -88,8 +88,8 @@ def fit_and_evaluate(
     from lora_domains.inference.memory import base_in_words
 
     model = open_model(flags, title=domain.name, card=card)
-    display, base = model.display, model.base
-    display.stage("base loaded", None, None, f"{base_in_words(base)}, frozen")
+    display = model.display
+    display.stage("base loaded", None, None, f"{base_in_words(model.base)}, frozen")
     for stage, reason in {"base": why, **(reasons or {})}.items():
         if reason:
             display.stage(stage, None, None, reason)
@@ -107,14 +107,20 @@ def fit_and_evaluate(
     if not flags.evaluate:
         show_validation(model, domain)
         return None
+    return judged(model, domain, suite)
+
+
+def judged(model: "DomainModel", domain: Domain, suite: "Suite | None") -> str:
+    """Evaluate the adapter of a domain that was just fitted, and show it; the verdict."""
+    display = model.display
     evaluation = model.evaluate(domain, suite=suite)
+    folder = model.out / domain.name
     rows = next(iter(evaluation.entry.domain_scores.values()))["n"]
     display.stage("evaluated", rows, rows, "base, adapter and baselines on the same test rows")
     show_evaluation(model, evaluation)
-    folder = model.out / domain.name
     size = sum(path.stat().st_size for path in folder.glob("adapter_*"))
     display.line(
-        f"Adapter: {folder} ({size / 1e6:.1f} MB, sha256 {str(trained.adapter.sha256)[:12]}); "
+        f"Adapter: {folder} ({size / 1e6:.1f} MB, sha256 {str(evaluation.entry.sha256)[:12]}); "
         "its card.json holds all of this."
     )
     return evaluation.verdict

@@ -118,6 +118,13 @@ def test_test_rows_beside_the_training_rows_are_taken() -> None:
     assert (data.train, data.test, data.drop_leaks) == (train, test, True)
 
 
+def test_a_recipe_hides_no_module() -> None:
+    rows = written([{"note": r["text"], "mood": r["label"]} for r in ROWS], "pandas")
+    assert run("init", rows) == 0
+    assert not Path("pandas.py").exists()
+    assert load_domain("pandas_recipe.py").name == "pandas"
+
+
 def test_a_column_cannot_write_code(capsys: pytest.CaptureFixture[str]) -> None:
     name = 'note"\nimport os\n'
     rows = written([{name: r["text"], "mood": r["label"]} for r in ROWS])

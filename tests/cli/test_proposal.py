@@ -46,9 +46,17 @@ def test_columns_are_proposed_by_what_they_hold(tmp_path: Path) -> None:
     assert found.domain.task == Classification("Notiz", "Dringlich", positive="ja")
     assert found.domain.data.group == "PatID"
     assert found.reasons.keys() == {"task", "text", "label", "positive", "group"}
-    assert "; or Geschlecht, ICD" in found.reasons["label"]
+    assert "; or ICD, " in found.reasons["label"]
     assert "'ja', the label of 18% of the rows" in found.reasons["positive"]
     assert SECRET not in str(found.reasons)
+
+
+def test_an_attribute_of_the_person_comes_after_what_the_text_hardly_tells(tmp_path: Path) -> None:
+    rows = [row | {"Dringlich": "ja" if n % 3 else "nein"} for n, row in enumerate(visits())]
+    assert proposal(tmp_path, rows).domain.task.answer_column in ("Dringlich", "ICD")
+    topics = [{key: row[key] for key in ("Geschlecht", "Notiz", "ICD")} | {"themen": "a;b" if n % 3
+              else "b"} for n, row in enumerate(visits())]  # fmt: skip
+    assert proposal(tmp_path, topics).domain.task == MultiLabel("Notiz", "themen")
 
 
 def test_flags_decide_before_the_proposal(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lora_domains.errors import TrainingInterrupted, UsageError
 from lora_domains.inference import batches
 from lora_domains.inference import likelihoods as scoring
 from lora_domains.inference.generation import generate_in_batches
+from lora_domains.joint.run import JointRun
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.card import read_items
@@ -168,6 +170,33 @@ def resumed(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> None:
         DomainModel.from_pretrained(base, out=out).fit(declared(rows), resume=True)
 
 
+def several(base: Path, rows: Sequence[dict[str, Any]], out: Path, stop: bool) -> dict[str, Any]:
+    """Two domains trained together, one of whose batches leaves a process without rows; with
+    ``stop`` a signal reaches one process after three steps, and the run is resumed."""
+    domains = [declared(rows), replace(pairs(rows), name="chosen")]
+    mine = distributed.state().process_index == distributed.state().num_processes - 1
+    step = JointRun._step
+
+    def stopping(self: JointRun) -> None:
+        step(self)
+        # After the gradients were summed: the other process learns of it in the next step.
+        if self.checkpoint.step == 3 and mine:
+            self.signals.received = 2
+
+    with small_texts() as patch:
+        model = DomainModel.from_pretrained(base, out=out)
+        if stop:
+            with patch.context() as inside:
+                inside.setattr(JointRun, "_step", stopping)
+                with pytest.raises(TrainingInterrupted):
+                    model.fit(domains, together=2)
+        cards = model.fit(domains, together=2, resume=stop)
+    return {
+        card.adapter.domain: [r["validation_loss"] for r in card.adapter.training["history"]]
+        for card in cards
+    }
+
+
 def refused() -> str:
     """The error on every process when the main one fails."""
 
@@ -190,6 +219,8 @@ def main() -> None:
         "interrupted": interrupted(base, lines, out / "interrupted", validating=False),
         "validating": interrupted(base, lines, out / "validating", validating=True),
         "left": interrupted(base, lines, out / "left", validating=False, resume=False),
+        "several": several(base, lines, out / "several", stop=False),
+        "resumed": several(base, lines, out / "resumed", stop=True),
         "refused": refused(),
         "sharded": {
             "curve": curve(declared(lines), base, out / "sharded", sharded=True),

@@ -1,8 +1,10 @@
-"""The verbs init, which writes a recipe for a file, and fit."""
+"""The verbs init, which writes a recipe for a file, and fit, which takes several recipes too."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.markup import escape
@@ -21,12 +23,23 @@ from lora_domains.cli.flags import (
     configured,
     run_flag_defaults,
 )
-from lora_domains.cli.parser import EXIT, Verbs, add_verb
+from lora_domains.cli.parser import EXIT, Parser, Verbs, add_verb, guarded, wrapped
 from lora_domains.cli.proposal import Reasons, proposed
-from lora_domains.cli.recipes import fit_and_evaluate
+from lora_domains.cli.recipes import (
+    fit_and_evaluate,
+    judged,
+    named_suite,
+    open_model,
+    quantization,
+    show_validation,
+    suite_of,
+    with_base,
+)
 from lora_domains.console import Display
-from lora_domains.domain import Domain
-from lora_domains.errors import LoraDomainsError, UsageError
+from lora_domains.data.prepare import prepare
+from lora_domains.domain import Domain, load_domain
+from lora_domains.errors import LoraDomainsError, UsageError, listed
+from lora_domains.probes.general_text import general_text
 from lora_domains.report.card import CARD, Card
 
 ASKED = {
@@ -89,7 +102,7 @@ def init(flags: argparse.Namespace) -> int:
         flags.group = ""  # None would propose one
     add_files_beside(flags)
     draft = drafted(flags)
-    path = Path(flags.output or f"{draft.domain.name}.py")
+    path = Path(flags.output or _file_for(draft.domain.name))
     if path.exists() and not flags.overwrite:
         raise UsageError(
             where=str(path),
@@ -107,6 +120,16 @@ def init(flags: argparse.Namespace) -> int:
     write_text(path, text, overwrite=flags.overwrite)
     display.line(f"Written: {path}, {text.count(chr(10))} lines. Train and evaluate: python {path}")
     return 0
+
+
+def _file_for(name: str) -> str:
+    """A file name for a recipe, which would hide a module of its name from the libraries."""
+    try:
+        found = find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    here = found is not None and Path(found.origin or "").parent == Path.cwd()
+    return f"{name}.py" if found is None or here else f"{name}_recipe.py"
 
 
 def _confirmed(draft: Draft, flags: argparse.Namespace, display: Display) -> Draft:
@@ -160,6 +183,7 @@ def _add_fit(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "fit", fit,
         usage="FILE [options]\n"
+        "       lora-domains fit RECIPE.py … [options]\n"
         "       lora-domains fit --from-card CARD [options]",
         description="Train an adapter on labelled rows or conversations and choose its epoch on "
         "validation rows. "
@@ -167,18 +191,20 @@ def _add_fit(verbs: Verbs) -> None:
         "the gates; --evaluate does so on test rows that are split from the training rows. Without "
         "either, no test row is scored and validation rows are shown instead. "
         "Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
-        "(PEFT's format), card.json, items.jsonl and README.md.\n\n"
+        "(PEFT's format), card.json, items.jsonl and README.md. Several recipes are trained in one "
+        "pass, or one after another where that is faster.\n\n"
         "Exit codes: 0 pass or not evaluated, 1 fail, 2 error, 3 inconclusive, 130 interrupted.",
         example="lora-domains fit --name triage --train train.csv --test test.csv \\\n"
         "      --text note --label priority --positive urgent",
     )  # fmt: skip
     add_run_flags(parser, recipe=False)
+    add_together_flag(parser)
 
 
 def fit(flags: argparse.Namespace) -> int:
     """Train an adapter on rows, or repeat the run of a card; evaluate it on given test rows."""
     if flags.from_card:
-        flags.train = flags.train or flags.rows
+        flags.train = flags.train or next(iter(flags.rows), None)
         folder = _folder_of(flags.from_card, Path(flags.out))
         card = Card.read(folder)
         flags.init_from = flags.init_from or _parent_of(card, folder, flags)
@@ -186,14 +212,17 @@ def fit(flags: argparse.Namespace) -> int:
         if flags.name:
             domain = replace(domain, name=flags.name)
         return _fit(configured(domain, flags, repeated=True), flags, card)
-    if bool(flags.train) == bool(flags.rows):
+    if any(path.endswith(".py") for path in flags.rows):
+        return fit_recipes(flags.rows, flags)
+    if bool(flags.train) == bool(flags.rows) or len(flags.rows) > 1:
+        both = "both FILE and --train" if flags.train else f"{len(flags.rows)} files"
         raise UsageError(
             where="lora-domains fit",
-            expected="training rows",
-            found="both FILE and --train" if flags.train else "no FILE and no --train",
+            expected="training rows in one file or folder, or recipes",
+            found=both if flags.rows else "no FILE and no --train",
             hint="lora-domains fit train.csv --name spam --text text --label label",
         )
-    flags.train = flags.train or flags.rows
+    flags.train = flags.train or flags.rows[0]
     proposal = proposed(flags)
     return _fit(proposal.domain, flags, reasons=proposal.reasons)
 
@@ -235,3 +264,129 @@ def _parent_of(card: Card, folder: Path, flags: argparse.Namespace) -> Path | No
             hint="Give it: --init-from ADAPTER",
         )
     return found
+
+
+# ── several recipes ──────────────────────────────────────────────────────────────────────────────
+
+OF_ONE = ("name", "train", "validation", "test", "text", "label", "task", "from_card")
+"""Flags that describe the rows of a single domain."""
+WORST = ("fail", "inconclusive", "pass")
+
+
+def add_together_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag of several domains."""
+    parser.add_argument_group("several recipes").add_argument(
+        "--together", type=int, metavar="N", help="train so many in one pass, 1 for one after "
+        "another; default: what the tokens of their steps favour")  # fmt: skip
+
+
+def run_recipes(
+    domains: Sequence[Domain], arguments: Sequence[str] | None = None, *, base: str | None = None
+) -> None:
+    """Train several domains together and evaluate each, with the flags of the command line.
+
+    The last line of a recipe of several, which changes the settings of all. Exits 0 once training
+    and evaluation are finished, 2 on an error.
+    """
+    doc = getattr(sys.modules.get("__main__"), "__doc__", None) or ""
+    parser = Parser(usage="%(prog)s [options]", description=wrapped(doc))
+    add_run_flags(parser)
+    add_together_flag(parser)
+    parser.set_defaults(base=base)
+
+    def run() -> int:
+        flags = parser.read(arguments)
+        _check_flags(flags)
+        fit_and_evaluate_all([configured(domain, flags) for domain in domains], flags)
+        return 0
+
+    code = guarded(run)
+    if code:
+        sys.exit(code)
+
+
+def fit_recipes(paths: Sequence[str], flags: argparse.Namespace) -> int:
+    """Train the domains of the recipes ``paths`` together and evaluate each; the exit code."""
+    others = [path for path in paths if not path.endswith(".py")]
+    if others:
+        raise UsageError(
+            where="lora-domains fit",
+            expected="recipes only, files ending in .py, where there is one",
+            found=others[0],
+            hint="Fit the rows of a file by themselves, or write a recipe for them: "
+            f"lora-domains init {others[0]}",
+        )
+    _check_flags(flags)
+    domains = [configured(load_domain(path), flags) for path in paths]
+    verdicts = fit_and_evaluate_all(domains, flags)
+    return next((EXIT[verdict] for verdict in WORST if verdict in verdicts), 0)
+
+
+def _check_flags(flags: argparse.Namespace) -> None:
+    """Raise UsageError for flags that describe the rows of one domain."""
+    given = ["--" + name.replace("_", "-") for name in OF_ONE if getattr(flags, name, None)]
+    if given:
+        raise UsageError(
+            where=given[0],
+            expected="flags for all recipes, such as --epochs, --base and --out",
+            found=listed(given),
+            hint="Change it in the recipe that it concerns, or run that recipe by itself.",
+        )
+    if flags.together is not None and flags.together < 1:
+        raise UsageError(
+            where="--together",
+            expected="at least 1",
+            found=str(flags.together),
+            hint="Leave it out: how many share a pass is then chosen.",
+        )
+
+
+def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -> list[str]:
+    """Train ``domains`` together, and evaluate each that has test rows; the verdicts.
+
+    With --no-evaluate validation rows are shown instead.
+    """
+    from lora_domains.inference.memory import base_in_words
+
+    quantization(flags)
+    named = named_suite(flags)
+    domains, why = _with_base(domains, flags)
+    # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
+    for domain in domains:
+        if not flags.dry_run:
+            domain.check_judge()
+        if domain.data.general is not None:
+            general_text(domain.data.general)
+    prepared = [prepare(one.task, one.data, one.training.seed) for one in domains]
+    model = open_model(flags, title=", ".join(domain.name for domain in domains))
+    model.display.stage("base loaded", None, None, f"{base_in_words(model.base)}, frozen")
+    if why:
+        model.display.stage("base", None, None, why)
+    evaluated = flags.evaluate is not False
+    suite = suite_of(flags, model.base, named) if evaluated else None
+    model.fit(
+        domains, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
+        tracker=flags.tracker, prepared=prepared, no_evaluate=not evaluated, suite=suite,
+        together=flags.together,
+    )  # fmt: skip
+    if flags.dry_run:
+        return []
+    verdicts = []
+    for domain in domains:
+        model.display.title(domain.name)
+        if evaluated and (flags.evaluate or domain.data.test is not None):
+            verdicts.append(judged(model, domain, suite))
+        else:
+            show_validation(model, domain)
+    return verdicts
+
+
+def _with_base(domains: Sequence[Domain], flags: argparse.Namespace) -> tuple[list[Domain], str]:
+    """The domains on one base, found for all of them by ``recipes.with_base``."""
+    # What has no head needs an instruct model, on which all others work too.
+    first = next((one for one in domains if one.task.with_head() is None), domains[0])
+    found, why = with_base(first, flags)
+    if not (found.task.head and not first.task.head):
+        return list(domains), why
+    headed = [(one, one.task.with_head()) for one in domains]
+    return [replace(one, task=task) for one, task in headed if task is not None], why

@@ -1,0 +1,73 @@
+"""Several recipes at once: `fit recipes/*.py`, and a recipe of several domains."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from support.commands import run
+
+from lora_domains.report.card import Card
+
+RECIPES = ROOT / "recipes"
+FEW = ("--limit", "60", "--max-steps", "3")
+
+
+def test_recipes_are_trained_together_and_evaluated(
+    tmp_path: Path, tiny_base: Path, small_suite: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run("fit", str(RECIPES / "medical.py"), str(RECIPES / "spam.py"), "--base",
+               str(tiny_base), "--out", str(tmp_path), "--together", "2", *FEW)  # fmt: skip
+    out = capsys.readouterr().out
+    assert "2 in one pass, as asked" in out
+    assert out.count("Verdict") >= 2
+    verdicts = [Card.read(tmp_path / name).adapter.verdict for name in ("medical", "spam")]
+    assert code == (1 if "fail" in verdicts else 3)
+    assert Card.read(tmp_path / "spam").adapter.training["together_with"] == ["medical"]
+
+
+def test_the_recipe_of_all_domains_trains_five(
+    tmp_path: Path, tiny_base: Path, small_suite: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = ["--base", str(tiny_base), "--out", str(tmp_path), "--no-evaluate", *FEW]
+    monkeypatch.setattr(sys, "argv", [str(RECIPES / "all.py"), *arguments])
+    runpy.run_path(str(RECIPES / "all.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out.count("has no verdict") == 5
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {
+        "finance", "legal", "medical", "spam", "support",
+    }  # fmt: skip
+
+
+def test_one_after_another_on_request(
+    tmp_path: Path, tiny_base: Path, small_suite: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", str(RECIPES / "medical.py"), str(RECIPES / "spam.py"), "--base", str(tiny_base),
+        "--out", str(tmp_path), "--no-evaluate", "--together", "1", *FEW)  # fmt: skip
+    assert "one after another, as asked" in capsys.readouterr().out
+    assert "together_with" not in Card.read(tmp_path / "spam").adapter.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipes/medical.py", "rows.csv"], "recipes only, files ending in .py"),
+        (["recipes/medical.py", "--name", "other"], "--name expected flags for all recipes"),
+        (["recipes/medical.py", "--train", "rows.csv"], "--train expected flags for all"),
+        (["recipes/medical.py", "--together", "0"], "--together expected at least 1"),
+        (["one.csv", "two.csv"], "found 2 files"),
+        (["recipes/none.py"], "no such file"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    (tmp_path / "recipes").mkdir()
+    shutil.copy(RECIPES / "medical.py", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    assert run("fit", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
