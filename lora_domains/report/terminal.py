@@ -341,7 +341,9 @@ class Grid:
 
     def html(self) -> Markup:
         """The table for a notebook, all text escaped."""
-        sides = ["left" if at == 0 else "right" for at in range(len(self.heads))]
+        columns = zip(*(cells for cells, _ in self.rows), strict=True) if self.rows else self.heads
+        text = [any(str(cell)[:1].isalpha() for cell in column) for column in columns]
+        sides = ["left" if words or not at else "right" for at, words in enumerate(text)]
         heads = [" ".join(head.split()) for head in self.heads]
         rows = [(Markup("<tr>{}</tr>"), "th", heads)]
         for cells, bold in self.rows:

@@ -117,7 +117,11 @@ def test_long_names_of_two_adapters_become_letters() -> None:
 
 
 def test_a_table_for_a_notebook_escapes_its_text() -> None:
-    grid = terminal.Grid(["label", "rows"])
-    grid.add("<script>alert(1)</script>", "3")
+    grid = terminal.Grid(["label", "rows", "why"])
+    assert "<th" in grid.html()
+    grid.add("<script>alert(1)</script>", "3", "Too few.")
+    assert [side.split('"')[0] for side in grid.html().split("text-align:")[1:4]] == [
+        "left", "right", "left"
+    ]  # fmt: skip
     assert "<script>" not in grid.html()
     assert "&lt;script&gt;" in grid.html()
