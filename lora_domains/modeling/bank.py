@@ -2,14 +2,15 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_domains.errors import AdapterError, UsageError, did_you_mean
+from lora_domains.errors import AdapterError, UsageError, did_you_mean, listed
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import SHARED_POSITIONS
 from lora_domains.modeling.lora import (
@@ -32,7 +33,6 @@ from lora_domains.modeling.routing import (
     current_route,
     entered,
     mixed,
-    watch_calls,
 )
 
 Domains = str | None | Sequence[str | None]
@@ -316,3 +316,54 @@ def _own(adapter: Adapter, device: torch.device) -> tuple[Tensor, Weights]:
         if all(tensor.untyped_storage().data_ptr() == place for tensor in tensors):
             return flat, adapter.weights
     return flatten(adapter.weights, pinned)
+
+
+# ── Calls of the model ──────────────────────────────────────────────────────────────────────────
+
+CACHE_ROUTE = "_lora_domains_route"
+"""Attribute of a key-value cache: the domains that it was computed with."""
+
+
+def watch_calls(model: nn.Module) -> None:
+    """Check the cache of each call of ``model``, and free its activations afterwards.
+
+    A route may outlive its calls, and the keys and values of a cache belong to the adapters that
+    computed them. A call that continues a cache with other domains raises UsageError.
+    """
+    if getattr(model, "_lora_domains_watched", False):
+        return
+    setattr(model, "_lora_domains_watched", True)  # noqa: B010 (a plain flag)
+
+    def before(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            _check_cache(cache, current_route(model))
+
+    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        route, cache = current_route(model), getattr(output, "past_key_values", None)
+        if cache is not None:
+            _check_cache(cache, route)
+        if route is not None:
+            route.release()
+
+    # Features are read from the model below the head, which is then called by itself.
+    for module in {model, getattr(model, "base_model", model)}:
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(after, with_kwargs=True, always_call=True)
+
+
+def _check_cache(cache: Any, route: Route | None) -> None:
+    domains = () if route is None else route.domains
+    made_with = (
+        vars(cache).setdefault(CACHE_ROUTE, domains) if hasattr(cache, "__dict__") else domains
+    )
+    if made_with != domains:
+        raise UsageError(
+            expected=f"a cache of keys and values made with {_named(domains)}",
+            found=f"one made with {_named(made_with)}",
+            hint="Begin again without past_key_values when the domain changes.",
+        )
+
+
+def _named(domains: Sequence[str | None]) -> str:
+    return listed(repr(domain) if domain else "the base" for domain in domains or (None,))

@@ -238,6 +238,50 @@ class TrainableLora(nn.Module):
         return y + delta.to(y.dtype)
 
 
+class _Added(torch.autograd.Function):
+    """``y`` (tokens, out) with the products of several adapters added in place, without copies."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, places: Sequence[tuple[int, int]],
+                *pairs: Tensor) -> Tensor:  # fmt: skip
+        flat = y.view(-1, y.shape[-1])
+        for (start, stop), low, b in zip(places, pairs[::2], pairs[1::2], strict=True):
+            flat[start:stop].addmm_(low, b.t())
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(*pairs)
+        ctx.places = places
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        pairs, found = ctx.saved_tensors, []
+        flat = grads[0].reshape(-1, grads[0].shape[-1])
+        for (start, stop), low, b in zip(ctx.places, pairs[::2], pairs[1::2], strict=True):
+            part = flat[start:stop]
+            found += [part @ b, part.t() @ low]
+        return grads[0], None, *found
+
+
+def add_products(
+    y: Tensor, tokens: Sequence[int], of: Sequence[Any], lows: Sequence[Tensor | None]
+) -> Tensor:
+    """``y`` (…, out), to whose successive ``tokens`` the products of plain adapters are added.
+
+    ``of`` are their weights of one linear, None for the base; ``lows`` what A gave for their rows.
+    """
+    places, pairs, start = [], [], 0
+    for count, lora, low in zip(tokens, of, lows, strict=True):
+        if lora is not None and low is not None:
+            places.append((start, start + count))
+            # Scaled as in a batch of one adapter, so that both round alike.
+            pairs += [(low * lora.scale).reshape(count, -1).to(y.dtype), lora.b.to(y.dtype)]
+        start += count
+    added: Tensor = _Added.apply(  # type: ignore[no-untyped-call]
+        y if y.is_contiguous() else y.contiguous(), places, *pairs
+    )
+    return added
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedAdapter:
     """LoRA weights on the base's device; a call in progress keeps them by holding this."""

@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_domains.errors import UsageError, listed
+from lora_domains.errors import UsageError
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.lora import (
     FrozenLora,
     LoadedAdapter,
     StackedLora,
     TrainableLora,
+    add_products,
     group_of,
     stack,
 )
@@ -61,7 +62,7 @@ class Single:
         if lora is None:
             return y
         if isinstance(lora, TrainableLora):
-            added: Tensor = lora(x, y, self._low(linear, lora, x))
+            added: Tensor = lora(x, y, self.low(linear, x))
             return added
         # One product of A serves all linears that are given this very tensor. Threads that share
         # a route may compute it twice, but never mix: the entry is replaced as a whole.
@@ -71,11 +72,15 @@ class Single:
             self._shared = (x, lora.group, low)
         return _up(lora, low, y)
 
-    def _low(self, linear: str, lora: TrainableLora, x: Tensor) -> Tensor | None:
-        """(…, rank): ``x`` times A, where one product serves all linears that read ``x``."""
-        group = self.adapter.siblings(linear)
-        if not lora.plain or len(group) < 2:
+    def low(self, linear: str, x: Tensor) -> Tensor | None:
+        """(…, rank): ``x`` times A; one product serves all linears that read ``x``. For adapters in
+        training that are ``plain``."""
+        lora = self.adapter.weights.get(linear)
+        if not isinstance(lora, TrainableLora) or not lora.plain:
             return None
+        group = self.adapter.siblings(linear)
+        if len(group) < 2:
+            return F.linear(x, lora.a.to(x.dtype))
         source, kept, lows = self._shared
         if source is not x or kept is not group:
             parts = [self.adapter.weights[name].a for name in group]
@@ -151,23 +156,28 @@ class Mixed:
         # (rows, tokens, width): the tokens of a row's beams follow each other.
         x_rows, y_rows = (part.reshape(count, -1, part.shape[-1]) for part in (x, y))
         if self._segments:
-            return self._train(linear, x, x_rows, y_rows).view(y.shape)
+            return self._train(linear, x, y, x_rows, y_rows).view(y.shape)
         together = x_rows.shape[1] <= FEW and self._stackable
         serve = self._together if together else self._one_by_one
         return serve(linear, x, x_rows, y_rows).view(y.shape)
 
-    def _train(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
+    def _train(self, linear: str, x: Tensor, y: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
         """Each adapter over its own rows, with gradients; best where these are side by side."""
         sizes = [size for _, size in self._segments]
         source, kind, x_parts = self._shared
         if source is not x or kind is not Mixed:
             x_parts = torch.split(x_rows, sizes)
             self._shared = (x, Mixed, x_parts)
+        of = [single and single.adapter.weights.get(linear) for single, _ in self._segments]
+        lows = [None if s is None else s.low(linear, part)
+                for (s, _), part in zip(self._segments, x_parts, strict=True)]  # fmt: skip
+        if all(lora is None or low is not None for lora, low in zip(of, lows, strict=True)):
+            return add_products(y, [size * y_rows.shape[1] for size in sizes], of, lows)
         y_parts = list(torch.split(y_rows, sizes))
         for at, (single, _) in enumerate(self._segments):
             if single is not None:
-                y = y_parts[at] if single.adapter.trainable else y_parts[at].clone()
-                y_parts[at] = single.serve(linear, x_parts[at], y)
+                part = y_parts[at] if single.adapter.trainable else y_parts[at].clone()
+                y_parts[at] = single.serve(linear, x_parts[at], part)
         return torch.cat(y_parts)
 
     def _one_by_one(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
@@ -347,54 +357,3 @@ class RoutedLinear(nn.Module):
         except AttributeError:
             value: Tensor | nn.Module = getattr(super().__getattr__(ROUTED), name)
             return value
-
-
-# ── Calls of the model ──────────────────────────────────────────────────────────────────────────
-
-CACHE_ROUTE = "_lora_domains_route"
-"""Attribute of a key-value cache: the domains that it was computed with."""
-
-
-def watch_calls(model: nn.Module) -> None:
-    """Check the cache of each call of ``model``, and free its activations afterwards.
-
-    A route may outlive its calls, and the keys and values of a cache belong to the adapters that
-    computed them. A call that continues a cache with other domains raises UsageError.
-    """
-    if getattr(model, "_lora_domains_watched", False):
-        return
-    setattr(model, "_lora_domains_watched", True)  # noqa: B010 (a plain flag)
-
-    def before(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
-            _check_cache(cache, current_route(model))
-
-    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        route, cache = current_route(model), getattr(output, "past_key_values", None)
-        if cache is not None:
-            _check_cache(cache, route)
-        if route is not None:
-            route.release()
-
-    # Features are read from the model below the head, which is then called by itself.
-    for module in {model, getattr(model, "base_model", model)}:
-        module.register_forward_pre_hook(before, with_kwargs=True)
-        module.register_forward_hook(after, with_kwargs=True, always_call=True)
-
-
-def _check_cache(cache: Any, route: Route | None) -> None:
-    domains = () if route is None else route.domains
-    made_with = (
-        vars(cache).setdefault(CACHE_ROUTE, domains) if hasattr(cache, "__dict__") else domains
-    )
-    if made_with != domains:
-        raise UsageError(
-            expected=f"a cache of keys and values made with {_named(domains)}",
-            found=f"one made with {_named(made_with)}",
-            hint="Begin again without past_key_values when the domain changes.",
-        )
-
-
-def _named(domains: Sequence[str | None]) -> str:
-    return listed(repr(domain) if domain else "the base" for domain in domains or (None,))

@@ -16,10 +16,11 @@ from torch import Tensor
 from lora_domains.distributed import ran_out
 from lora_domains.inference.batches import Budget, generated_size
 from lora_domains.inference.likelihoods import last_logits, takes_logits_to_keep
+from lora_domains.modeling.bank import CACHE_ROUTE
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import padded
 from lora_domains.modeling.lora import LoadedAdapter
-from lora_domains.modeling.routing import CACHE_ROUTE, Mixed, Route, entered, mixed
+from lora_domains.modeling.routing import Mixed, Route, entered, mixed
 from lora_domains.serving.answers import Answer, Sampling, choose
 
 OVER_TIME = ("keys", "values")
