@@ -32,8 +32,8 @@ def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> N
 def add_base_flags(group: Any, *, quantised: bool = True, mapped: bool = False) -> None:
     """The flags that ``open_model`` reads; without ``quantised``, the base is as it is stored."""
     group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder, a Hub id, "
-                       "or, for fit, auto: one at hand in .bases or in the Hub's cache; default: "
-                       "that of the adapter, or the embedded base, for trials")  # fmt: skip
+                       "or, for fit and init, auto: one at hand in .bases or in the Hub's cache; "
+                       "default: that of the adapter, or the embedded one, for trials")  # fmt: skip
     if mapped:
         group.add_argument("--device-map", type=device_map, metavar="MAP", help="spread it over "
                            "device, memory and disk: auto, or JSON (docs/scaling.md)")  # fmt: skip

@@ -381,6 +381,12 @@ def test_evaluate_writes_the_wrongly_answered_rows(
     )
     assert errors.stat().st_mode & 0o077 == 0
     assert turned[0]["text"] not in (copied / "spam" / "items.jsonl").read_text()
+    right = [row for row in turned[5:] if row["text"] not in {one["text"] for one in wrong}]
+    all_right = (*given[:-1], write(tmp_path / "right.csv", right))
+    run(*all_right, "--errors", str(errors), "--overwrite", "--quiet")
+    assert "No test row was answered wrongly" in capsys.readouterr().out
+    assert not errors.exists()
+    errors.touch()
     assert run(*given, "--errors", str(errors)) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run(*given, "--errors", str(tmp_path / "errors.parquet")) == 2

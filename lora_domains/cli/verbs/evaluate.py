@@ -65,7 +65,7 @@ def _add_evaluate(verbs: Verbs) -> None:
         "with --train the rows on which it was trained, if you have them: baselines, leaks and "
         "overfitting are measured on them. Writes the card, README and items of an adapter trained "
         "here. Of plain PEFT it writes a copy with these files as DIR/NAME, and leaves the folder "
-        "as it is.\n\n"
+        "as it is. With --errors it also writes the rows that were answered wrongly.\n\n"
         "Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive.",
         example="lora-domains evaluate downloads/their-lora --base Qwen/Qwen3-0.6B \\\n"
         "      --test rows.csv --text note --label priority --positive urgent",
@@ -238,6 +238,10 @@ def _write_errors(file: str, model: "DomainModel", dataset: "Dataset", folder: P
         (rows[one["id"]].values, Wrong({WRITTEN[k]: v for k, v in one.items() if k in WRITTEN}))
         for one in wrong
     ]
+    if not block:
+        Path(file).unlink(missing_ok=True)  # of an earlier evaluation, which may be replaced
+        model.display.line(f"No test row was answered wrongly, so {file} is not written.")
+        return
     own = list(dict.fromkeys(name for values, _ in block for name in values))
     more = [name for name in WRITTEN.values() if any(name in answer.cells for _, answer in block)]
     path = Path(file)
