@@ -26,7 +26,7 @@ from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import benchmark
 from lora_domains.evaluation.verdict_run import evaluate, evaluation_seconds
 from lora_domains.inference.likelihoods import base_state
-from lora_domains.inference.memory import base_in_words, report_memory
+from lora_domains.inference.memory import base_in_words, release, report_memory
 from lora_domains.inference.predict import (
     Answer,
     continuations,
@@ -77,14 +77,14 @@ class DomainModel:
         cls, path_or_id: str | Path | None = None, *, quantization: Quantization | None = None,
         dtype: str | torch.dtype | None = None, revision: str | None = None,
         device: str | torch.device | None = None, device_map: DeviceMap | None = None,
-        sharded: bool = False,
-        slots: int | None = None, out: str | Path = "adapters", display: Display | None = None,
+        sharded: bool = False, slots: int | None = None, out: str | Path = "adapters",
+        display: Display | None = None,
     ) -> Self:  # fmt: skip
         """A model on the base in a folder or on the Hub; by default on the embedded base.
 
-        ``device_map`` spreads the base over a device, memory and disk: "auto", or a place for each
-        module; such a base is not trained on. ``sharded`` shares its weights out to the processes
-        of a launch, for a base that one device cannot hold; all processes then make the same calls.
+        ``device_map`` spreads the base over device, memory and disk ("auto", or a place for each
+        module) for inference; ``sharded`` shares it out to the processes of a launch, all of which
+        make the same calls.
         ``slots`` limits the number of adapters on the device at once (see ``Bank``). Raises
         BaseModelError if the base cannot be found or loaded.
         """
@@ -94,17 +94,16 @@ class DomainModel:
             device_map=device_map, sharded=sharded,
             announce=report_memory(shown, quantization, quiet=display is None),
         )  # fmt: skip
+        if sharded:
+            release(base.device)  # whole pieces, freed one by one
         for note in base.notes:
             shown.warn(note)
         return cls(base, slots=slots, out=out, display=shown)
 
     def __call__(
-        self,
-        *args: Any,
-        domain: str | None = None,
-        domains: Sequence[str | None] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        self, *args: Any, domain: str | None = None,
+        domains: Sequence[str | None] | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """A forward pass with ``domain``, with ``domains`` row by row, or as ``using`` says."""
         batch = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
         rows = row_domains(domain, domains, 1 if batch is None else len(batch))

@@ -95,6 +95,8 @@ def check_trainable(model: nn.Module, where: str) -> None:
 # ── Shards ──────────────────────────────────────────────────────────────────────────────────────
 
 _pieces: "WeakKeyDictionary[nn.Module, Piece | Tied]" = WeakKeyDictionary()
+_shards: "WeakKeyDictionary[nn.Module, list[Piece | Tied]]" = WeakKeyDictionary()
+"""The pieces by the modules in them, and by model."""
 
 
 def shard(model: Any, dtype: torch.dtype | None, device: torch.device, where: str) -> None:
@@ -115,11 +117,12 @@ def shard(model: Any, dtype: torch.dtype | None, device: torch.device, where: st
     if output is not None:
         # Its weight is that of the embedding.
         pieces.append(Tied(output, modules[0]))
-    _move(model, dtype, device)
+    _move(model, dtype, device, copy=True)  # the mapped file can be closed
     forward = register_turns([piece.helper() for piece in pieces])
     backward = register_turns([piece.helper() for piece in reversed(pieces)])
     for piece, *numbers in zip(pieces, forward, reversed(backward), strict=True):
         piece.forward_turn, piece.backward_turn = numbers
+    _shards[model] = pieces
     one_call_at_a_time(model)
 
     def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -135,10 +138,8 @@ def recover(model: nn.Module) -> None:
 
     After a call without gradients, whose notes nobody would delete, and after an error.
     """
-    for module in model.modules():
-        piece = _pieces.get(module)
-        if isinstance(piece, Tied) or (piece is not None and piece.module is module):
-            piece.recover()
+    for piece in _shards.get(model, ()):
+        piece.recover()
 
 
 def one_call_at_a_time(model: Any) -> None:
@@ -158,7 +159,7 @@ def one_call_at_a_time(model: Any) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return any(module in _pieces for module in model.modules())
+    return model in _shards
 
 
 @contextmanager
@@ -369,14 +370,15 @@ def _output_layer(model: Any) -> Any:
         return None
 
 
-def _move(module: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
+def _move(
+    module: nn.Module, dtype: torch.dtype | None, device: torch.device, copy: bool = False
+) -> None:
     """Move what is not sharded yet, in place, so that weights that are shared stay so."""
     from torch.distributed.tensor import DTensor
 
     for parameter in module.parameters():
         if not isinstance(parameter, DTensor):
-            # A copy: the mapped file can be closed.
-            parameter.data = parameter.data.to(device, dtype or parameter.dtype, copy=True)
+            parameter.data = parameter.data.to(device, dtype or parameter.dtype, copy=copy)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(device)
 

@@ -59,17 +59,19 @@ def measured(base: str | None, sharded: bool) -> dict[str, Any]:
     from lora_domains import distributed
     from lora_domains.adapters.peft import new_adapter
     from lora_domains.domain import Lora
-    from lora_domains.modeling.bank import Bank
-    from lora_domains.modeling.base import load_base
+    from lora_domains.inference.memory import release
+    from lora_domains.model import DomainModel
 
     distributed.state()
-    load_base(sharded=sharded)  # libraries are imported, and the process groups are there
+    # Libraries are imported, and the process groups are there.
+    DomainModel.from_pretrained(sharded=sharded)
     before, anonymous = memory("VmRSS"), memory("RssAnon")
     with Peak() as peak:
-        loaded = load_base(base, sharded=sharded)
-    digest = loaded.state_digest()
+        model = DomainModel.from_pretrained(base, sharded=sharded)
+    release(torch.device("cpu"))
     held = memory("VmRSS") - before
-    bank = Bank(loaded)
+    loaded, bank = model.base, model.bank
+    digest = loaded.state_digest()
     parameters = bank.add(new_adapter(loaded, "a", Lora(), 16, 32, 0), trainable=True)
     ids = (torch.arange(ROWS * TOKENS) * 7 % loaded.vocabulary).reshape(ROWS, TOKENS)
     seconds = []

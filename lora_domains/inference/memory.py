@@ -28,6 +28,7 @@ from lora_domains.console import Display, format_bytes
 from lora_domains.errors import TrainingError
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.routing import current_route, entered
+from lora_domains.placement import is_sharded
 
 # ── The machine and its containers ──────────────────────────────────────────────────────────────
 
@@ -129,7 +130,9 @@ def base_in_words(base: Base) -> str:
     parameters, stored = sum(p.numel() for p in base.model.parameters()), base.record()
     precision = stored.get("quantization") or stored["dtype"]
     memory = format_bytes(base.resident_bytes())
-    return f"{base.id}: {parameters / 1e6:.1f} M parameters, {precision}, {memory} on {base.device}"
+    each = " in each process" if is_sharded(base.model) else ""
+    size = f"{parameters / 1e6:.1f} M parameters, {precision}"
+    return f"{base.id}: {size}, {memory} on {base.device}{each}"
 
 
 def report_memory(

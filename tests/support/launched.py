@@ -170,7 +170,9 @@ def resumed(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> None:
         DomainModel.from_pretrained(base, out=out).fit(declared(rows), resume=True)
 
 
-def several(base: Path, rows: Sequence[dict[str, Any]], out: Path, stop: bool) -> dict[str, Any]:
+def several(
+    base: Path, rows: Sequence[dict[str, Any]], out: Path, stop: bool, sharded: bool = False
+) -> dict[str, Any]:
     """Two domains trained together, one of whose batches leaves a process without rows; with
     ``stop`` a signal reaches one process after three steps, and the run is resumed."""
     domains = [declared(rows), replace(pairs(rows), name="chosen")]
@@ -184,7 +186,7 @@ def several(base: Path, rows: Sequence[dict[str, Any]], out: Path, stop: bool) -
             self.signals.received = 2
 
     with small_texts() as patch:
-        model = DomainModel.from_pretrained(base, out=out)
+        model = DomainModel.from_pretrained(base, out=out, sharded=sharded)
         if stop:
             with patch.context() as inside:
                 inside.setattr(JointRun, "_step", stopping)
@@ -223,6 +225,7 @@ def main() -> None:
         "resumed": several(base, lines, out / "resumed", stop=True),
         "refused": refused(),
         "sharded": {
+            "several": several(base, lines, out / "sharded_several", stop=False, sharded=True),
             "curve": curve(declared(lines), base, out / "sharded", sharded=True),
             "scored": scored(base, shared=True, sharded=True),
             "interrupted": interrupted(
