@@ -2,7 +2,7 @@
 
 The cost of a step is counted in tokens: those of its passes with their padding, and for each pass
 what launching it and reading the base's weights takes (``batching.PASS``). Sharing passes saves the
-latter. The count agrees with measured times (benchmarks/speed/joint.py) and, unlike a time, is the
+latter. Unlike a time, which benchmarks/speed/joint.py measures for comparison, the count is the
 same whenever a run is repeated.
 """
 
