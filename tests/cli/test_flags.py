@@ -94,6 +94,7 @@ def calls_made(
         "lora_domains.model.DomainModel", SimpleNamespace(from_pretrained=from_pretrained)
     )
     monkeypatch.setattr(recipes, "prepare", lambda *_: None)
+    monkeypatch.setattr(recipes, "find_adapter", lambda path, _: Path(path))
     monkeypatch.setattr(recipes, "general_text", lambda *_: None)
     parser = Parser()
     add_run_flags(parser)
