@@ -21,6 +21,7 @@ from support.adapters import IDS, assert_equal, save, strong
 from support.commands import run
 from support.models import Fitted
 from support.peft_folders import peft_logits, peft_saved
+from tokenizers import Tokenizer
 
 from lora_domains.adapters import merging
 from lora_domains.adapters.merging import export_gguf
@@ -237,6 +238,11 @@ def test_a_modelfile_renders_chats_as_the_template_does(model: DomainModel) -> N
             messages, tokenize=False, add_generation_prompt=True
         )
         assert rendered(template, Messages=messages) == expected
+    # A tokenizer that adds no BOS may have one with which turns begin, as SmolLM2's.
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>"})
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"post_processor": None}
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
+    assert conversation(tokenizer, "strong") == (template, system)
     tokenizer.chat_template = LAST
     with pytest.raises(AdapterUnsupported, match="depend on each other"):
         conversation(tokenizer, "strong")

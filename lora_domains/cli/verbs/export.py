@@ -140,8 +140,10 @@ def modelfile(model: "DomainModel", name: str) -> str:
     else:
         tokenization = tokenization_of(base, task, length)
         prompt = tokenization.encode(task.to_predict(USER, 0)).prompt
-        own = prompt[len(tokenization.bos) :]  # llama.cpp adds what a text begins with
-        before, _, after = tokenizer.decode(own, skip_special_tokens=False).partition(USER)
+        text = tokenizer.decode(prompt, skip_special_tokens=False)
+        # llama.cpp adds what the tokenizer begins a text with.
+        begins = tokenizer.decode(tokenization.bos, skip_special_tokens=False)
+        before, _, after = text.removeprefix(begins).partition(USER)
         template = _literal(before) + "{{ .Prompt }}" + _literal(after)
     return "\n".join([*lines, f"TEMPLATE {_tripled(template)}"])
 
@@ -151,12 +153,16 @@ def conversation(tokenizer: Any, name: str) -> tuple[str, str]:
 
     Raises AdapterUnsupported where turns are not rendered one after the other.
     """
+    from lora_domains.tokenization.tokenization import Tokenization
+
     roles = ["system", "user", "assistant", "user"]
+    # llama.cpp adds it where the tokenizer does; a turn may begin with the same token.
+    begins = tokenizer.decode(Tokenization(tokenizer, 1).bos, skip_special_tokens=False)
 
     def render(texts: Sequence[str], first: int = 0, prompt: bool = False) -> str:
         turns = [{"role": roles[first + n], "content": text} for n, text in enumerate(texts)]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        return str(text).removeprefix(tokenizer.bos_token or "")
+        return str(text).removeprefix(begins)
 
     texts = [SYSTEM, USER, ANSWER, AGAIN]
     try:
