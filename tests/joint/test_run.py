@@ -151,7 +151,7 @@ def test_a_resumed_run_of_other_settings_is_refused(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_after(4, tmp_path, tiny_base, monkeypatch, 3)
-    with pytest.raises(UsageError, match="another recipe and another plan"):
+    with pytest.raises(UsageError, match=r"--lr was 0\.01 in the interrupted run and is 0\.02 now"):
         model_in(tmp_path, tiny_base).fit(domains(0.3), resume=True, lr=0.02)
     assert len(list(tmp_path.glob(".joint*"))) == 1
 
