@@ -11,7 +11,8 @@ from lora_domains.cli import machine, recipes
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where no base is
     monkeypatch.setattr(
         machine, "bases_at_hand", lambda: {recipes.ENCODER: [Path(".bases/minilm")]}
     )
