@@ -184,7 +184,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     inputs = parser.add_argument_group("input")
     add = inputs.add_argument
     if not recipe:
-        add("rows", nargs="*", metavar="FILE", help="rows (required; also --train), or recipes")
+        add("rows", nargs="*", metavar="FILE", help="rows (required), as by --train; or recipes")
         add("--name", metavar="NAME", help="name of the domain and adapter; default: the file's")
         add_task_flag(inputs)
     add("--train", metavar="FILE", help="training rows: CSV, JSONL, Parquet, or "
