@@ -113,6 +113,9 @@ class _Call:
             response = _error(bodies.refused(error))
         except ClientDisconnect:
             response = Response(status_code=499)
+        except Exception as error:  # one request must not end the others
+            bodies.log("A request failed.", error)
+            response = _error(bodies.failed(error))
         if not isinstance(response, StreamingResponse):
             self.finish(response.status_code)
         return response
@@ -192,11 +195,9 @@ class _Call:
         if isinstance(event, Failed):
             if isinstance(event.error, LoraDomainsError):
                 raise bodies.refused(event.error)
-            stopping = not self.service.scheduler.alive or "stopping" in str(event.error)
-            raise ApiError(
-                503 if stopping else 500, "The server is stopping." if stopping else
-                f"The server could not answer ({type(event.error).__name__}).", kind="server_error",
-            )  # fmt: skip
+            if not self.service.scheduler.alive or "stopping" in str(event.error):
+                raise ApiError(503, "The server is stopping.", kind="server_error")
+            raise bodies.failed(event.error)
         if isinstance(event, Piece | Ended | Labelled) and self.first is None:
             self.first = time.monotonic() - self.started
         return event

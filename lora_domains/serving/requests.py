@@ -5,17 +5,20 @@ believes that it had an effect.
 """
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from traceback import format_tb
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lora_domains.errors import LoraDomainsError, did_you_mean, listed
+from lora_domains.errors import LoraDomainsError, TrainingError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from lora_domains.inference.predict import Answer
 
+LOG = logging.getLogger("lora_domains.serving")
 MOST_ANSWERS, MOST_STOPS, MOST_TEXTS = 64, 16, 1024
 """Answers, texts that end one, and texts to label, in one request at most."""
 IGNORED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
@@ -48,8 +51,21 @@ class ApiError(Exception):
                           "code": self.code}}  # fmt: skip
 
 
+def failed(error: Exception) -> ApiError:
+    """The answer to a request that failed here; what the error says may quote its text."""
+    what = f"The server could not answer ({type(error).__name__})."
+    return ApiError(500, what, kind="server_error")
+
+
+def log(what: str, error: Exception) -> None:
+    """Write where an error was raised to the log, without its message, for the same reason."""
+    LOG.error("%s %s\n%s", what, type(error).__name__, "".join(format_tb(error.__traceback__)))
+
+
 def refused(error: LoraDomainsError) -> ApiError:
     """The answer to a request that this package cannot carry out."""
+    if isinstance(error, TrainingError):  # no memory
+        return failed(error)
     code = "context_length_exceeded" if "context of" in error.expected else None
     fields = ("messages", "prompt", "max_tokens", "input")
     param = next((name for name in fields if name in error.where), None)

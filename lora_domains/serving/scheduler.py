@@ -5,7 +5,6 @@ to be labelled, and puts a retrained adapter in place. So an adapter is never ex
 middle of a pass, and a request ends on the adapter that it began with.
 """
 
-import logging
 import math
 import threading
 import time
@@ -33,6 +32,7 @@ from lora_domains.serving.requests import (
     Labelled,
     Piece,
     QueueFull,
+    log,
 )
 from lora_domains.serving.service import Metrics
 from lora_domains.tokenization.encoded import EncodedExample
@@ -41,7 +41,6 @@ BLOCK = 32
 """Texts that are labelled between two steps of the rows that decode, on a CPU."""
 RECENT = 50
 """Requests from whose ends it is estimated when there is room in the queue."""
-LOG = logging.getLogger("lora_domains.serving")
 
 
 # ── The thread ──────────────────────────────────────────────────────────────────────────────────
@@ -190,7 +189,7 @@ class Scheduler:
             except LoraDomainsError as error:
                 self._fail(job, error)
             except Exception as error:  # one request must not end the others
-                LOG.exception("A request could not be read.")
+                log("A request could not be read.", error)
                 self._fail(job, error)
 
     def _accept_texts(self, job: Generate) -> None:
@@ -282,7 +281,7 @@ class Scheduler:
 
     def _fail_labelling(self, one: _Labelling, error: Exception) -> None:
         if not isinstance(error, LoraDomainsError):
-            LOG.error("Texts could not be labelled.", exc_info=error)
+            log("Texts could not be labelled.", error)
         self._labelling.remove(one)
         self._fail(one.job, error)
 
@@ -309,7 +308,7 @@ class Scheduler:
             try:
                 left = batch.step()
             except Exception as error:  # out of memory, say: these rows fail, the server goes on
-                LOG.exception("A step failed.")
+                log("A step failed.", error)
                 for row in batch.clear():
                     self._fail_row(row, error)
                 return
@@ -335,7 +334,7 @@ class Scheduler:
                         raise together
                     batch.join([row])
                 except Exception as error:
-                    LOG.error("A prompt could not be read.", exc_info=error)
+                    log("A prompt could not be read.", error)
                     self._fail_row(row, error)
         for _, row in joining:
             if row in self._running and row.leaves and row not in batch.rows:

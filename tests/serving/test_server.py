@@ -12,7 +12,8 @@ import pytest
 from support.adapters import save, strong
 from support.served import EIGHT, KEY, Server, make_served, request_bytes, serving
 
-from lora_domains.serving import scheduler
+from lora_domains.errors import OutOfMemory
+from lora_domains.serving import app, scheduler
 from lora_domains.serving.batch import Batch
 from lora_domains.serving.service import Settings
 
@@ -370,22 +371,41 @@ def test_an_answer_has_a_time_limit(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert "took too long" in events.split("\n\n")[-2]
 
 
-def test_an_error_in_a_pass_fails_its_requests_only(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+def test_an_error_fails_its_requests_only(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    secret = "a text of the request"
+
     def broken(*_: Any) -> Any:
-        raise RuntimeError("a secret in a message")
+        raise RuntimeError(secret)
 
     for owner, name, send in (
         (Batch, "step", lambda: server.complete("d0", "red")),
         (Batch, "join", lambda: server.complete("d0", "red")),
         (scheduler, "predict_encoded", lambda: server.chat("spam", "red")),
+        (app.prompts, "messages_in", lambda: server.chat("d0", "red")),
+        (scheduler.prompts, "text_prompt", lambda: server.complete("d0", "red")),
     ):
+        caplog.clear()
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, broken)
             status, message, _ = error(send())
             assert (status, message) == (500, "The server could not answer (RuntimeError).")
+            # Where it was raised, and not what it says: that may be text of the request.
+            assert "RuntimeError" in caplog.text
+            assert "in broken" in caplog.text
+            assert secret not in caplog.text
         assert send()[0] == 200
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_client(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OutOfMemory(where="scoring", expected="memory", found="none", hint="")
+
+    monkeypatch.setattr(scheduler, "predict_encoded", full)
+    assert error(server.chat("spam", "red"))[0] == 500
 
 
 def test_counts_and_logs_hold_no_text(server: Server) -> None:
