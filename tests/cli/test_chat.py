@@ -155,7 +155,12 @@ def test_errors_of_a_pipe_end_it(
     typed(monkeypatch, "/nope")
     assert run("chat", "--base", str(chat_base)) == 2
     assert "expected  a command" in capsys.readouterr().err
-    for flags in (["--max-tokens", "0"], ["--temperature", "3"], ["--temperature", "nan"]):
+    for flags in (
+        ["--max-tokens", "0"],
+        ["--temperature", "3"],
+        ["--temperature", "nan"],
+        ["--shard-base"],
+    ):
         assert run("chat", "--base", str(tmp_path), *flags) == 2
         assert f"UsageError {flags[0]}" in capsys.readouterr().err
 

@@ -99,6 +99,7 @@ def serve(flags: argparse.Namespace) -> int:
         value = getattr(flags, flag[2:].replace("-", "_"))
         if not value > 0:
             raise _too_small(flag, "a number above 0", value)
+    _check_alone(flags)
     keys = _keys(flags)
     folders = _served(flags)
     bound = network.listening(flags.host, flags.port)
@@ -230,6 +231,7 @@ def _add_chat(verbs: Verbs) -> None:
 
 def chat(flags: argparse.Namespace) -> int:
     """Answer the messages of a terminal, or of the standard input."""
+    _check_alone(flags)
     if flags.max_tokens is not None and flags.max_tokens < 1:
         raise _too_small("--max-tokens", "at least 1", flags.max_tokens)
     if not 0 <= flags.temperature <= 2:
@@ -254,6 +256,17 @@ def chat(flags: argparse.Namespace) -> int:
                 raise
             display.warn(str(error))
     return 0
+
+
+def _check_alone(flags: argparse.Namespace) -> None:
+    """Raise UsageError for a base shared out to processes, which must all compute each step."""
+    if flags.shard_base:
+        raise UsageError(
+            where="--shard-base",
+            expected="a base that this process holds",
+            found="one that is shared out to several",
+            hint="Leave it out; --load-in-4bit takes a quarter of the memory.",
+        )
 
 
 def _too_small(flag: str, expected: str, found: float) -> UsageError:
