@@ -122,7 +122,7 @@ def test_a_command_of_the_docs_is_understood(page: str, words: list[str]) -> Non
     make_parser().read(words)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_of_the_first_pages_run(tmp_path: Path) -> None:
     shown = [words for name in RUN for page, words in commands() if page == name]
     assert {words[0] for words in shown} > PARSED.keys()
