@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from typing import Any, TypeVar
 
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -393,5 +394,5 @@ async def _ready(call: _Call) -> Response:
 
 
 async def _metrics(call: _Call) -> Response:
-    text = call.service.scheduler.metrics.text()
-    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    text = generate_latest(call.service.scheduler.metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)

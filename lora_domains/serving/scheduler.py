@@ -80,6 +80,8 @@ class Scheduler:
         self._ends: deque[float] = deque(maxlen=RECENT)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        metrics.waiting.set_function(lambda: self.waiting)
+        metrics.running.set_function(lambda: len(self._running))
 
     # From other threads
 
@@ -154,7 +156,6 @@ class Scheduler:
             elif self._swaps:
                 self._swap()
             self._decode()
-            self.metrics.set_load(self.waiting, len(self._running))
         stopped = RuntimeError("the server is stopping")
         for job in {*self._new, *(job for job, _ in self._waiting), *self._running.values(),
                     *(one.job for one in self._labelling)}:  # fmt: skip
@@ -312,7 +313,8 @@ class Scheduler:
                 for row in batch.clear():
                     self._fail_row(row, error)
                 return
-            self.metrics.add_step(len(batch.rows) + len(left))
+            self.metrics.steps.inc()
+            self.metrics.step_rows.inc(len(batch.rows) + len(left))
             for row in left:
                 self._tell_end(row)
 

@@ -309,6 +309,9 @@ def test_a_full_queue_is_told_to_come_back(folder: Path, monkeypatch: pytest.Mon
         busy = [server.open(request_bytes("/v1/completions", body)) for _ in range(3)]
         server.until(lambda: server.service.scheduler.waiting == 2)
         assert server.send("GET", "/ready")[0] == 503
+        text = server.send("GET", "/metrics")[1]
+        assert "\nlora_domains_queue_requests 2.0\n" in text
+        assert "\nlora_domains_running_answers 1.0\n" in text
         status, message, _ = error(server.complete("d0", "red"))
         assert (status, "queue is full" in message) == (429, True)
         assert 1 <= int(server.headers["retry-after"]) <= 60
@@ -415,6 +418,7 @@ def test_counts_and_logs_hold_no_text(server: Server) -> None:
     server.send("POST", "/v1/classify", {"model": "spam", "input": planted, planted: 1})
     server.send("GET", f"/{planted}?{planted}")
     text = server.send("GET", "/metrics")[1]
+    assert server.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert planted not in text + "".join(server.lines)
     assert 'requests_total{domain="d5",endpoint="/v1/chat/completions",status="200"}' in text
     assert re.search(r'tokens_total\{domain="d5",kind="completion"\} \d+', text)

@@ -87,7 +87,8 @@ def _add_serve(verbs: Verbs) -> None:
 
 def serve(flags: argparse.Namespace) -> int:
     """Serve adapters until SIGTERM or Ctrl-C."""
-    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    libraries = ("prometheus_client", "starlette", "uvicorn")
+    missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         raise UsageError(
             where="serve",
