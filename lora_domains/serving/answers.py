@@ -298,7 +298,9 @@ def _drawn(
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
 
-    probabilities, order = (logits / column(temperatures)).softmax(-1).sort(descending=True)
+    # The largest logit is 0, so that a temperature near 0 leads to no inf − inf.
+    logits = (logits - logits.amax(-1, keepdim=True)) / column(temperatures)
+    probabilities, order = logits.softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
     # The most likely token always counts, whatever top_p is.
     kept = probabilities.where((before < column(top_p)) | (before == 0), 0.0)

@@ -85,10 +85,11 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
     assert set(nucleus) == {1, 3}
     assert abs(nucleus[1] / 4000 - 0.6 / 0.85) < 0.03
     assert set(drawn(logits, 200, temperature=1.0, top_p=1e-9, seed=3)) == {1}
-    assert set(drawn(logits, 200, temperature=1e-4, seed=4)) == {1}
+    for cold in (1e-4, 1e-308, 5e-324):
+        assert set(drawn(logits, 200, temperature=cold, seed=4)) == {1}
     assert set(drawn(logits, 200, temperature=0.0, seed=5)) == {1}
-    cold = drawn(logits, 4000, temperature=0.5, seed=6)
-    assert abs(cold[1] / 4000 - 0.36 / (0.01 + 0.36 + 0.0025 + 0.0625)) < 0.03
+    sharp = drawn(logits, 4000, temperature=0.5, seed=6)
+    assert abs(sharp[1] / 4000 - 0.36 / (0.01 + 0.36 + 0.0025 + 0.0625)) < 0.03
 
 
 def test_a_seed_decides_whatever_stands_beside_it() -> None:
