@@ -21,6 +21,8 @@ from lora_domains.tasks.rows import check_encodable
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
+COMPLETION_TOKENS = 16
+"""Tokens of a completion at most where a request names none, as in OpenAI's API."""
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for the first bytes of a character whose last ones are missing."""
 
@@ -34,8 +36,10 @@ class Prompt:
 
     ids: tuple[int, ...]
     max_new_tokens: int | None = None
-    """Tokens of an answer at most; None where the domain says nothing."""
+    """Tokens of an answer at most, unless others are asked for; None where nothing says so."""
     ends: tuple[str, ...] = ()
+    field: str = "messages"
+    """Of the request that it comes from."""
 
 
 def messages_in(body: object) -> list[dict[str, Any]]:
@@ -133,7 +137,7 @@ def answer_length(base: Base, prompt: Prompt, asked: int | None, most: int) -> i
     room = base.context - len(prompt.ids)
     if room < (asked or 1):
         raise UsageError(
-            where="max_tokens" if room > 0 else "messages",
+            where="max_tokens" if room > 0 else prompt.field,
             expected=f"prompt and answer within the base's context of {base.context} tokens",
             found=f"a prompt of {len(prompt.ids)} tokens"
             + (f" and an answer of {asked}" if asked else ""),
@@ -171,7 +175,7 @@ def text_prompt(bank: Bank, name: str | None, text: str | Sequence[int]) -> Prom
             found="another token" if ids else "an empty text",
             hint="Tokenise it with the tokenizer of the base." if ids else "Write a prompt.",
         )
-    return Prompt(ids)
+    return Prompt(ids, COMPLETION_TOKENS, field="prompt")
 
 
 # ── Answers ─────────────────────────────────────────────────────────────────────────────────────

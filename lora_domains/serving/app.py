@@ -35,8 +35,6 @@ from lora_domains.serving.requests import (
 from lora_domains.serving.service import Service
 
 T = TypeVar("T")
-COMPLETION_TOKENS = 16
-"""Tokens of a completion at most where a request names none, as in OpenAI's API."""
 OPEN = ("/health", "/ready")
 """Endpoints without a key."""
 
@@ -262,8 +260,7 @@ async def _completion(call: _Call) -> Response:
     given = bodies.checked(await call.body(), bodies.COMPLETION, "prompt")
     call.domain = call.service.domain(given["model"])
     texts = bodies.prompts_of(given["prompt"])
-    most = given.get("max_tokens")
-    job = _generation(call, given, COMPLETION_TOKENS if most is None else most, texts=texts)
+    job = _generation(call, given, given.get("max_tokens"), texts=texts)
     return await _answered(call, given, job, bodies.Shape(given["model"]))
 
 

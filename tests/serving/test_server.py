@@ -73,6 +73,10 @@ def test_completions_continue_texts_and_token_ids(server: Server) -> None:
         assert server.complete("d2", prompt, max_tokens=6)[1]["choices"][0]["text"] == wanted[0]
     _, body = server.complete("base", "the red river")
     assert body["choices"][0]["text"] == server.model.generate("the red river", max_new_tokens=16)
+    # The 16 tokens that a request leaves open are no more than the context has room for.
+    long = server.model.tokenizer("red " * 600)["input_ids"][:507]
+    status, body = server.complete("d2", long)
+    assert (status, body["usage"]["completion_tokens"]) == (200, 5)
 
 
 @pytest.mark.parametrize("model", ["d3", "base", "talk", "short", "spam"])
@@ -196,7 +200,9 @@ WRONG: dict[str, tuple[str, Any, int, str]] = {
                                     400, "not supported"),
     "half a character in a model": ("completions", {"model": "\ud800", "prompt": "x"}, 404, ""),
     "a prompt beyond the context": ("completions", {"model": "d1", "prompt": "red " * 600}, 400,
-                                    "Shorten the prompt"),
+                                    "prompt: expected prompt and answer within"),
+    "a chat beyond the context": ("chat/completions", {"model": "d1", "messages": [
+        {"role": "user", "content": "red " * 600}]}, 400, "messages: expected prompt and answer"),
     "unknown token": ("completions", {"model": "d1", "prompt": [5, 400]}, 400, "from 0 to 399"),
     "empty prompt": ("completions", {"model": "d1", "prompt": []}, 400, "found an empty list"),
     "unknown field": ("completions", {"model": "d1", "prompt": "x", "temprature": 1}, 400,
