@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from support.adapters import save, strong
 from support.chat_templates import CHATML
 from support.commands import run
 from support.models import Fitted
+from support.served import save_task
 
 from lora_domains.cli.verbs import serving
 from lora_domains.model import DomainModel
 from lora_domains.serving.batch import Batch
+from lora_domains.tasks import Generation
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +113,31 @@ def test_labels_are_answered_with_their_probability(
     assert out == "".join("  ".join(answer.line) + "\n" for answer in wanted)  # type: ignore[union-attr]
 
 
+def test_the_flag_decides_how_long_an_answer_is(
+    chat_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Rather than the domain, whether it allows fewer tokens or more."""
+    model = DomainModel.from_pretrained(chat_base, device="cpu", out=tmp_path)
+    save_task(tmp_path / "short", model.base, Generation(max_new_tokens=7), 0)
+    model.load_adapter("short")
+    found = []
+    for flags in (["--max-tokens", "3"], [], ["--max-tokens", "20"]):
+        typed(monkeypatch, "the red river")
+        where = ("--base", str(chat_base), "--out", str(tmp_path))
+        assert run("chat", "short", *where, *flags) == 0
+        found.append(capsys.readouterr().out.strip())
+    assert [found[1]] == model.predict("the red river", "short")
+    assert found[2].startswith(found[1])
+    assert found[1].startswith(found[0])
+    assert len(set(found)) == 3
+
+
 def test_a_terminal_shows_errors_and_goes_on(
     chat_base: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "readline", None)  # as on Windows
     prompts = keyed(monkeypatch, "/help", "/domian second", "/domain nobody", "red " * 600,
                     "/domain second", "red")  # fmt: skip
     where = ("--base", str(chat_base), "--out", str(adapters), "--max-tokens", "4")

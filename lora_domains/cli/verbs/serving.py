@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,8 +244,8 @@ def chat(flags: argparse.Namespace) -> int:
     name = None if flags.adapter is None else model.load_adapter(flags.adapter)
     talk = _Chat(model, name, flags)
     if sys.stdin.isatty():
-        import readline  # noqa: F401 (input() edits lines with it)
-
+        with suppress(ImportError):  # Windows has none, and edits lines by itself
+            import readline  # noqa: F401 (input() edits lines with it)
         sys.stdout.write("/help lists the commands, Ctrl-D leaves.\n")
     for line in _lines(talk):
         try:
@@ -350,6 +352,7 @@ class _Chat:
         prompt = prompts.conversation_prompt(self.model.bank, self.name, messages)
         assert self._batch is not None, "conversation_prompt refuses encoders"
         most = self.flags.max_tokens or prompt.max_new_tokens or MOST_TOKENS
+        prompt = replace(prompt, max_new_tokens=most)
         length = prompts.answer_length(self.model.base, prompt, None, most)
         sampling = Sampling(
             length, self.flags.temperature, seed=self.flags.seed, stop=prompt.ends
