@@ -18,6 +18,7 @@ from lora_domains.cli.flags import add_base_flags, add_out_flag
 from lora_domains.cli.parser import Parser, Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.cli.verbs import predict as predict_verb
+from lora_domains.cli.verbs.serving import folders_by_name
 from lora_domains.console import Display
 from lora_domains.console.display import Advance
 from lora_domains.errors import UsageError, listed
@@ -130,11 +131,12 @@ class _Told(Display):
 def _folders(flags: argparse.Namespace, display: Display) -> list[Path]:
     """The folders of the adapters, all on one base: those in ``flags``, or all in --out.
 
-    Raises AdapterError for a name that is not found, or where there are none.
+    Raises AdapterError for a name that is not found, or where there are none, and UsageError for
+    two adapters of one name.
     """
     out = Path(flags.out)
     if flags.adapters:
-        return [find_adapter(name, out) for name in flags.adapters]
+        return list(folders_by_name(flags.adapters, out).values())
     folders = folders_with(out, CARD)
     if not folders:
         find_adapter("an adapter", out)  # raises

@@ -16,6 +16,8 @@ from conftest import ROOT
 from support.commands import run
 from support.served import make_served, request_bytes
 
+from lora_domains.cli.verbs.serving import folders_by_name
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,6 +56,26 @@ def test_what_cannot_be_served_is_refused_at_once(
     assert "a readable file" in refused(capsys, d0, "--api-key-file", str(tmp_path / "none"))
     monkeypatch.setattr("lora_domains.cli.verbs.serving.find_spec", lambda _name: None)
     assert "hint pip install 'lora-domains[serve]'" in refused(capsys, d0)
+
+
+def test_adapters_are_served_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, cached = Path("adapters"), Path("models--team--notes.v2", "snapshots", "3" * 40)
+    for folder in (out / "triage", out / "legal", cached):
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    known = {name: out / name for name in ("legal", "triage")}
+    (out / "notes.txt").write_text("", encoding="utf-8")
+    # A shell of Windows leaves the * to us, others name all that is there.
+    assert folders_by_name(["adapters/*"], out) == known
+    assert folders_by_name([str(path) for path in out.iterdir()], out) == known
+    # What is called like an adapter, but is none, does not stand in the way of its name.
+    Path("triage").mkdir()
+    assert folders_by_name(["legal", "triage"], out) == known
+    # In the Hub's cache, a folder is called after its commit.
+    assert folders_by_name([str(cached)], out) == {"notes-v2": cached}
 
 
 def test_a_base_that_is_called_as_an_adapter_is_refused(

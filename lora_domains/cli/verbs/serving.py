@@ -4,7 +4,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_domains.adapters.folder import find_adapter, is_adapter
+from lora_domains.adapters.folder import CONFIG, find_adapter
+from lora_domains.atomic import adapter_name
 from lora_domains.cli.flags import add_adapter_argument, add_base_flags, add_out_flag
 from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
@@ -104,7 +105,14 @@ def serve(flags: argparse.Namespace) -> int:
             raise _too_small(flag, "a number above 0", value)
     _check_alone(flags)
     keys = _keys(flags)
-    folders = _served(flags)
+    folders = folders_by_name(flags.adapters, Path(flags.out))
+    if not folders and not flags.base:
+        raise UsageError(
+            where="serve",
+            expected="an adapter, or a base to serve alone",
+            found="neither",
+            hint="For example lora-domains serve adapters/*",
+        )
     bound = network.listening(flags.host, flags.port)
     with bound:
         display = Display(console=Console(stderr=True, highlight=False))
@@ -153,32 +161,37 @@ def _serve(
     network.run(make_app(service), bound, idle=flags.idle, grace=flags.grace, on_hangup=reload)
 
 
-def _served(flags: argparse.Namespace) -> dict[str, Path]:
-    """The folders of the adapters by their names; what the shell's * names besides is left out."""
+def folders_by_name(adapters: Sequence[str], out: Path) -> dict[str, Path]:
+    """The folders of ``adapters`` by their names; what the shell's * names besides is left out.
+
+    Raises UsageError for two of one name, and AdapterError for one that is not found.
+    """
     named: list[str] = []
-    for adapter in flags.adapters:
-        folder, pattern = Path(adapter).parent, Path(adapter).name
-        found = [] if Path(adapter).exists() else sorted(folder.glob(pattern or "."))
+    for adapter in adapters:
+        path = Path(adapter)
+        found = [] if path.exists() else sorted(path.parent.glob(path.name))
         named += map(str, found) if found else [adapter]  # Windows leaves * as it is
+    others = [
+        name for name in named if len(named) > 1 and Path(name).exists()
+        and not any((place / CONFIG).exists() for place in (Path(name), out / name))
+    ]  # fmt: skip
+    if named and len(others) == len(named):
+        raise UsageError(
+            expected="an adapter folder, or several",
+            found=f"no adapter folder among {listed(others, 3)}",
+            hint="For example adapters/*",
+        )
     folders: dict[str, Path] = {}
-    others = [name for name in named if len(named) > 1 and Path(name).exists()
-              and not is_adapter(Path(name))]  # fmt: skip
     for adapter in (name for name in named if name not in others):
-        folder = find_adapter(adapter, Path(flags.out))
-        if folder.resolve() != folders.setdefault(folder.resolve().name, folder).resolve():
+        folder = find_adapter(adapter, out)
+        name = adapter_name(folder)
+        if folder.resolve() != folders.setdefault(name, folder).resolve():
             raise UsageError(
                 where=adapter,
                 expected="adapters of different names",
-                found=f"two called {folder.resolve().name!r}",
+                found=f"two called {name!r}",
                 hint="Rename one of the folders.",
             )
-    if not folders and not flags.base:
-        raise UsageError(
-            where="serve",
-            expected="an adapter, or a base to serve alone",
-            found=f"no adapter folder among {listed(others, 3)}" if others else "neither",
-            hint="For example lora-domains serve adapters/*",
-        )
     return folders
 
 
@@ -187,7 +200,7 @@ def _keys(flags: argparse.Namespace) -> tuple[str, ...]:
     keys = [flags.api_key, os.environ.get(KEY)]
     if flags.api_key_file:
         try:
-            keys += Path(flags.api_key_file).read_text(encoding="utf-8").splitlines()
+            keys += Path(flags.api_key_file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 where="--api-key-file",
