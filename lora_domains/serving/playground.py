@@ -8,7 +8,6 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from lora_domains.serving.comparison import (
     talks_html,
     turn,
 )
-from lora_domains.serving.network import LOOPBACK
+from lora_domains.serving.network import LOOPBACK, run
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -37,6 +36,8 @@ POLICY = (
 """Content security policy: everything from this server. Gradio needs inline and evaluated code."""
 FONT = ("system-ui", "sans-serif")
 MONOSPACE = ("ui-monospace", "monospace")
+IDLE, GRACE = 20.0, 2.0
+"""Seconds of a browser that sends or reads nothing, and of answers in progress at the end."""
 MOST_CHARACTERS = 20_000
 """Characters of a text in the page."""
 FORMS = ("csv", "tsv", "jsonl", "parquet")
@@ -62,16 +63,9 @@ class Playground:
     max_upload: int
 
     def serve(self, bound: socket.socket, host: str) -> None:
-        """Serve the page on a bound socket until the process is interrupted."""
-        import uvicorn
-
+        """Serve the page on a bound socket until SIGTERM or SIGINT."""
         with tempfile.TemporaryDirectory(prefix="lora-domains-") as folder:
-            config = uvicorn.Config(
-                self.app(Path(folder), host), log_level="warning", access_log=False,
-                timeout_graceful_shutdown=2,
-            )  # fmt: skip
-            with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped
-                uvicorn.Server(config).run(sockets=[bound])
+            run(self.app(Path(folder), host), bound, idle=IDLE, grace=GRACE)
 
     def app(self, folder: Path, host: str = "127.0.0.1") -> Any:
         """The ASGI application; uploaded files and answers are written into ``folder``."""
@@ -200,9 +194,7 @@ class Playground:
             text = gradio.Textbox(
                 label="Column of the text", placeholder="as in training", max_lines=1
             )
-            form = gradio.Dropdown(
-                ["csv", "tsv", "jsonl", "parquet"], value="csv", label="Answers as"
-            )
+            form = gradio.Dropdown(list(FORMS), value=FORMS[0], label="Answers as")
         drop = gradio.Checkbox(label="Leave rows without a text unanswered")
         button = gradio.Button("Answer the rows", variant="primary")
         shown = gradio.HTML()

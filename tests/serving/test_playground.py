@@ -101,8 +101,11 @@ def guarded(there: Path) -> tuple[dict[str, str], Path]:
 
 
 @contextmanager
-def started(folders: Iterable[Path], base: Path, there: Path, *flags: str) -> Iterator[Running]:
-    """A playground in a process of its own, whose files are all below ``there``."""
+def started(
+    folders: Iterable[Path], base: Path, there: Path, *flags: str,
+    end: signal.Signals = signal.SIGINT,
+) -> Iterator[Running]:  # fmt: skip
+    """A playground in a process of its own, which ``end`` stops; its files are below ``there``."""
     (there / "temp").mkdir()
     command = [sys.executable, "-m", "lora_domains.cli.main", "playground", *map(str, folders),
                "--base", str(base), "--port", "0", *flags]  # fmt: skip
@@ -119,7 +122,7 @@ def started(folders: Iterable[Path], base: Path, there: Path, *flags: str) -> It
             assert process.poll() is None, there.with_suffix(".log").read_text()
             time.sleep(0.1)
         yield Running(process, url, there)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         assert process.wait(60) == 0, there.with_suffix(".log").read_text()
     shutil.rmtree(there / "guard")
     assert not connections.exists(), connections.read_text()  # no telemetry
@@ -433,11 +436,14 @@ def test_files_that_cannot_be_answered_are_refused(
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_nothing_is_left_when_it_is_stopped(saved: Saved, tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_it_is_stopped(
+    saved: Saved, tiny_base: Path, tmp_path: Path, end: signal.Signals
+) -> None:
     pytest.importorskip("gradio", reason="the extra `playground` is not installed")
     there = tmp_path / "there"
     there.mkdir()
-    with started([saved.folders["triage"]], tiny_base, there) as running:
+    with started([saved.folders["triage"]], tiny_base, there, end=end) as running:
         secret, mark = b"planted-in-a-row", b"--boundary"
         head = b'Content-Disposition: form-data; name="files"; filename="rows.csv"\r\n\r\n'
         body = b"%s\r\n%stext\n%s\r\n%s--\r\n" % (mark, head, secret, mark)
