@@ -30,7 +30,6 @@ from lora_domains.serving.requests import (
     Label,
     Labelled,
     Piece,
-    QueueFull,
 )
 from lora_domains.serving.service import Service
 
@@ -173,15 +172,6 @@ class _Call:
 
         return tell
 
-    def submit(self, job: Job) -> None:
-        try:
-            self.service.scheduler.submit(job)
-        except QueueFull as full:
-            raise ApiError(
-                429, f"The queue is full. Try again in {full.seconds} s.", kind="rate_limit_error",
-                code="queue_full", headers={"Retry-After": str(full.seconds)},
-            ) from None  # fmt: skip
-
     async def event(self) -> Event:
         """The next event of the job; raises ApiError where it failed or takes too long."""
         left = self.started + self.service.settings.timeout - time.monotonic()
@@ -192,10 +182,10 @@ class _Call:
             raise ApiError(504, "The answer took too long.", kind="server_error",
                            code="timeout") from None  # fmt: skip
         if isinstance(event, Failed):
+            if isinstance(event.error, ApiError):
+                raise event.error
             if isinstance(event.error, LoraDomainsError):
                 raise bodies.refused(event.error)
-            if not self.service.scheduler.alive or "stopping" in str(event.error):
-                raise ApiError(503, "The server is stopping.", kind="server_error")
             raise bodies.failed(event.error)
         if isinstance(event, Piece | Ended | Labelled) and self.first is None:
             self.first = time.monotonic() - self.started
@@ -284,7 +274,7 @@ async def _answered(
     call: _Call, given: Mapping[str, Any], job: Generate, shape: bodies.Shape
 ) -> Response:
     answers = job.count * max(1, len(job.texts))
-    call.submit(job)
+    call.service.scheduler.submit(job)
     if job.stream:
         tokens = await call.unless_left(job, call.begun())
         with_usage = bool(given.get("stream_options", {}).get("include_usage"))
@@ -341,7 +331,7 @@ async def _classify(call: _Call) -> Response:
                        "(/v1/chat/completions).", param="model")  # fmt: skip
     texts = given["input"] if isinstance(given["input"], list) else [given["input"]]
     job = Label(domain, call.deliver(), texts, float(given.get("refer_below", 0.0)))
-    call.submit(job)
+    call.service.scheduler.submit(job)
 
     async def read() -> dict[str, Any]:
         tokens, event = await call.begun(), await call.event()

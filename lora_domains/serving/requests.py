@@ -57,6 +57,18 @@ def failed(error: Exception) -> ApiError:
     return ApiError(500, what, kind="server_error")
 
 
+def queue_full(seconds: int) -> ApiError:
+    """The answer to a request for which there is no room, but may be in ``seconds``."""
+    what = f"The queue is full. Try again in {seconds} s."
+    return ApiError(429, what, kind="rate_limit_error", code="queue_full",
+                    headers={"Retry-After": str(seconds)})  # fmt: skip
+
+
+def stopping() -> ApiError:
+    """The answer to a request that a server no longer carries out."""
+    return ApiError(503, "The server is stopping.", kind="server_error")
+
+
 def log(what: str, error: Exception) -> None:
     """Write where an error was raised to the log, without its message, for the same reason."""
     LOG.error("%s %s\n%s", what, type(error).__name__, "".join(format_tb(error.__traceback__)))
@@ -124,11 +136,8 @@ def _is_stop(value: Any) -> bool:
 
 
 def _is_prompt(value: Any) -> bool:
-    if not isinstance(value, str | list):
-        return False
-    return isinstance(value, str) or (bool(value) and (
-        _is_tokens(value) or all(isinstance(one, str) or _is_tokens(one) for one in value)
-    ))  # fmt: skip
+    texts = prompts_of(value)
+    return bool(texts) and all(_is_text(one) or _is_tokens(one) for one in texts)
 
 
 def _is_tokens(value: Any) -> bool:
@@ -213,7 +222,7 @@ def most_tokens(given: Mapping[str, Any]) -> int | None:
 
 def prompts_of(prompt: Any) -> list[Any]:
     """The prompts of a completion, each a text or token ids."""
-    return [prompt] if isinstance(prompt, str) or _is_tokens(prompt) else list(prompt)
+    return prompt if isinstance(prompt, list) and not _is_tokens(prompt) else [prompt]
 
 
 def unknown_model(name: str, known: list[str]) -> ApiError:
@@ -307,14 +316,6 @@ class Label(Job):
 
     texts: Sequence[str | Mapping[str, Any]]
     refer_below: float = 0.0
-
-
-class QueueFull(Exception):
-    """Too many requests are waiting; there may be room in ``seconds``."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"the queue is full; try again in {seconds} s")
-        self.seconds = seconds
 
 
 # ── Answers ─────────────────────────────────────────────────────────────────────────────────────

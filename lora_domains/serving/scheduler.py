@@ -31,8 +31,9 @@ from lora_domains.serving.requests import (
     Label,
     Labelled,
     Piece,
-    QueueFull,
     log,
+    queue_full,
+    stopping,
 )
 from lora_domains.serving.service import Metrics
 from lora_domains.tokenization.encoded import EncodedExample
@@ -113,10 +114,12 @@ class Scheduler:
         )  # fmt: skip
 
     def submit(self, job: Job) -> None:
-        """Queue a request; raises QueueFull."""
+        """Queue a request; raises ApiError where the queue is full, or the server stops."""
         with self._changed:
+            if self._stopped:
+                raise stopping()
             if self.waiting >= self.queue:
-                raise QueueFull(self._seconds_to_room())
+                raise queue_full(self._seconds_to_room())
             self._new.append(job)
             self._changed.notify()
 
@@ -156,7 +159,7 @@ class Scheduler:
             elif self._swaps:
                 self._swap()
             self._decode()
-        stopped = RuntimeError("the server is stopping")
+        stopped = stopping()
         for job in {*self._new, *(job for job, _ in self._waiting), *self._running.values(),
                     *(one.job for one in self._labelling)}:  # fmt: skip
             self._fail(job, stopped)

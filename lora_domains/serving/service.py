@@ -18,7 +18,7 @@ from lora_domains.adapters.loading import load_adapter
 from lora_domains.atomic import restored
 from lora_domains.errors import LoraDomainsError
 from lora_domains.report.card import CARD
-from lora_domains.serving.requests import unknown_model
+from lora_domains.serving.requests import ApiError, unknown_model
 
 if TYPE_CHECKING:
     from lora_domains.serving.scheduler import Scheduler
@@ -94,8 +94,9 @@ class Folders:
                 scheduler.swap(adapter).result()
                 self._read[name] = state
                 result["status"] = "reloaded"
-        except (LoraDomainsError, OSError, RuntimeError) as error:
-            shown = str(error) if isinstance(error, LoraDomainsError) else type(error).__name__
+        except (ApiError, LoraDomainsError, OSError, RuntimeError) as error:
+            told = isinstance(error, ApiError | LoraDomainsError)
+            shown = str(error) if told else type(error).__name__
             result |= {"status": "failed", "error": shown}
         scheduler.metrics.reloads.labels(name, result["status"]).inc()
         return result

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -380,10 +381,31 @@ def test_an_answer_has_a_time_limit(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert "took too long" in events.split("\n\n")[-2]
 
 
+def test_requests_fail_when_the_server_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Batch.step
+    monkeypatch.setattr(Batch, "step", lambda batch: (time.sleep(0.05), step(batch))[1])
+    with serving(folder, ("d0",), rows=1, max_tokens=500) as server:
+        found: list[Any] = []
+
+        def send() -> None:
+            found.append(server.complete("d0", "red", max_tokens=400))
+
+        waiting = [threading.Thread(target=send) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        server.until(lambda: server.service.scheduler.waiting == 2)
+        server.service.scheduler.stop()
+        for thread in waiting:
+            thread.join()
+        assert [error(answer)[:2] for answer in found] == [(503, "The server is stopping.")] * 3
+        assert error(server.complete("d0", "red"))[0] == 503
+        assert server.send("GET", "/health")[0] == 503
+
+
 def test_an_error_fails_its_requests_only(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    secret = "a text of the request"
+    secret = "a text of the request about stopping"
 
     def broken(*_: Any) -> Any:
         raise RuntimeError(secret)
