@@ -148,7 +148,8 @@ LEAST_ODDS = 1e-12
 
 
 def words_of(text: str) -> list[str]:
-    """The words of ``text``, or ``MOST_PIECES`` runs of them; joined, they are the text."""
+    """The words of ``text``, or ``MOST_PIECES`` runs of them, which joined are the text again, but
+    for spaces at its end."""
     words = WORD.findall(text)
     size = math.ceil(len(words) / MOST_PIECES) or 1
     return ["".join(words[at : at + size]) for at in range(0, len(words), size)]

@@ -82,7 +82,7 @@ def conversation_text(
 
 
 def label_text(answer: Predicted) -> str:
-    """A predicted label, labels or number as text."""
+    """A predicted label, labels, number or text as text."""
     if isinstance(answer, str):
         return answer
     return f"{answer:.6g}" if isinstance(answer, float) else answer.line[0]

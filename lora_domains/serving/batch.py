@@ -88,19 +88,15 @@ class Batch:
             return min(1, len(rows))
         bytes_ = [self._budget.bytes(generated_size(range(row.size), 0)) for row in self.rows]
         largest, count = max(bytes_, default=0.0), len(self.rows)
-        longest = 0
+        limit, longest = self._budget.limit, 0
         for number, row in enumerate(rows, 1):
             size = generated_size(row.prompt, row.answer.sampling.max_tokens)
             largest, longest = max(largest, self._budget.bytes(size)), max(longest, size.tokens)
             # A row that fits by itself is never refused, or it would wait for ever.
             within = number * longest <= self._budget.tokens or number == 1
-            if not within or (count + number > 1 and (count + number) * largest > self._limit):
+            if not within or (count + number > 1 and (count + number) * largest > limit):
                 return number - 1
         return len(rows)
-
-    @property
-    def _limit(self) -> float:
-        return self._budget.limit
 
     # Steps
 

@@ -22,6 +22,7 @@ from lora_domains.inference.scores import renormalise
 from lora_domains.model import DomainModel
 from lora_domains.modeling.batching import tokenization_of
 from lora_domains.report.conclusion import conclusion
+from lora_domains.serving.answers import label_text
 from lora_domains.tasks import Example
 
 ASSETS = Path(__file__).parent / "assets"
@@ -67,7 +68,6 @@ def compare(model: DomainModel, text: str | Mapping[str, Any], name: str) -> Com
 
     Raises what ``DomainModel.predict`` raises.
     """
-    task = task_of(model.bank, name)
     start = time.perf_counter()
     with model.using(name):
         swapped = time.perf_counter()
@@ -79,11 +79,10 @@ def compare(model: DomainModel, text: str | Mapping[str, Any], name: str) -> Com
     effects = word_effects(model, text, name, answer)
     sizes = [abs(effect) for words in effects.values() for _, effect in words]
     largest = max(sizes, default=0.0) or 1.0
-    unsure = None if task.head else ""
     return Comparison(
         name=name,
-        base=unsure if base is None else shown(base),
-        adapter=shown(answer),
+        base=None if base is None else label_text(base),
+        adapter=label_text(answer),
         bars=tuple(bars[:MOST_LABELS]),
         more=len(bars[MOST_LABELS:]),
         words={
@@ -134,15 +133,6 @@ def _bars(answer: Answer, base: Mapping[str, float]) -> list[Bar]:
         for label, chance in answer.probabilities.items()
     ]
     return sorted(bars, key=lambda bar: -max(bar.adapter, bar.base or 0.0))
-
-
-def shown(answer: Answer) -> str:
-    """An answer in words."""
-    if isinstance(answer, Prediction):
-        return answer.label
-    if isinstance(answer, Labels):
-        return answer.joined
-    return answer if isinstance(answer, str) else f"{answer:.6g}"
 
 
 # ── Conversations ───────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_domains.errors import LoraDomainsError
-from lora_domains.inference.batches import Budget
+from lora_domains.inference.batches import TOKENS, Budget
 from lora_domains.inference.predict import Answer, encoded_texts, predict_encoded
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.lora import Adapter
@@ -238,7 +238,7 @@ class Scheduler:
 
     def _label_block(self) -> None:
         """Answer the next texts; several requests share a pass."""
-        size = BLOCK * self._budget.tokens // 4096
+        size = BLOCK * self._budget.tokens // TOKENS
         block: list[tuple[_Labelling, list[EncodedExample]]] = []
         for one in self._labelling:
             # A request that waits for a swap to be over was not tokenised yet.
@@ -324,6 +324,8 @@ class Scheduler:
     def _join(self, batch: Batch) -> None:
         room = self.rows - len(batch.rows)
         first = [self._waiting[at] for at in range(min(room, len(self._waiting)))]
+        if not first:
+            return
         count = batch.fitting([row for _, row in first])
         joining = [self._waiting.popleft() for _ in range(count)]
         if not joining:

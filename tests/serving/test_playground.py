@@ -29,7 +29,8 @@ from lora_domains.cli.playground import answering
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
-from lora_domains.serving.comparison import Talk, compare, comparisons_html, shown, turn
+from lora_domains.serving.answers import label_text
+from lora_domains.serving.comparison import Talk, compare, comparisons_html, turn
 from lora_domains.serving.playground import Playground
 from lora_domains.tasks import Chat, Classification, MultiLabel, Number, Task
 
@@ -200,7 +201,7 @@ def test_the_base_has_no_answer_where_a_head_gives_it(
     found = compare(saved.model, TEXT, "head")
     (answer,) = saved.model.predict(TEXT, "head")
     assert found.base is None
-    assert found.adapter == shown(answer)
+    assert found.adapter == label_text(answer)
     assert len(found.bars) == (0 if isinstance(answer, float) else 2)
     assert all(bar.base is None for bar in found.bars)
     html = comparisons_html(saved.model, {"head": TEXT})
