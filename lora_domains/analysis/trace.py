@@ -163,13 +163,14 @@ def word_effects(
     ``answer`` is what the loaded adapter ``name`` predicts of ``text``. An effect is a difference
     of the log-odds of the label in nats (of several labels, the mean), of the number that is
     predicted, or of the log-likelihood of a generated answer in nats. Of a row, the columns of text
-    count that have several words; a plain text is the column "".
+    count that the adapter reads and that have several words; a plain text is the column "".
     """
     row = {"": text} if isinstance(text, str) else dict(text)
+    read = ("",) if isinstance(text, str) else task_of(model.bank, name).input_columns
     pieces = {
         column: words
         for column, value in row.items()
-        if isinstance(value, str) and len(words := words_of(value)) > 1
+        if column in read and isinstance(value, str) and len(words := words_of(value)) > 1
     }
     without = [
         {**row, column: "".join([*words[:at], *words[at + 1 :]])}

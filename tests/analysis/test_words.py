@@ -80,7 +80,7 @@ def test_a_label_that_was_referred_is_explained_all_the_same(model: DomainModel)
 
 
 def test_each_column_of_a_row_has_its_words(model: DomainModel) -> None:
-    row = {"title": "red stone", "body": "green river now"}
+    row = {"title": "red stone", "body": "green river now", "note": "not read by the adapter"}
     (answer,) = model.predict(row, "columns")
     found = word_effects(model, row, "columns", answer)
     assert {column: len(words) for column, words in found.items()} == {"title": 2, "body": 3}
