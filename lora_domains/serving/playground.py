@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lora_domains.serving.comparison import (
     turn,
 )
 from lora_domains.serving.network import LOOPBACK, run
+from lora_domains.serving.requests import failed, log
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -133,7 +135,7 @@ class Playground:
                 texts[name] = given[""] if of == ("",) else {column: given[column] for column in of}
             return comparisons_html(self.model, texts)
 
-        button.click(compare, [chosen, *boxes.values()], shown, **_EVENT)
+        button.click(_guarded(compare), [chosen, *boxes.values()], shown, **_EVENT)
 
     def _columns(self, name: str) -> tuple[str, ...]:
         """The columns that a text of ``name`` is made of; ("",) where it is a plain text."""
@@ -177,7 +179,7 @@ class Playground:
             return talks_html(self.model, now), now, ""
 
         inputs, outputs = [chosen, text, talks], [shown, talks, text]
-        gradio.on([send.click, text.submit], said_to_all, inputs, outputs, **_EVENT)
+        gradio.on([send.click, text.submit], _guarded(said_to_all), inputs, outputs, **_EVENT)
         clear.click(lambda: ("", [], ""), None, [shown, talks, text], **_EVENT)
 
     # ── A file ──────────────────────────────────────────────────────────────────────────────────
@@ -220,12 +222,32 @@ class Playground:
             return rows_html(output, said), gradio.File(str(output), visible=True)
 
         inputs, outputs = [rows, name, text, form, drop], [shown, answers]
-        button.click(answer, inputs, outputs, **_EVENT)
+        button.click(_guarded(answer), inputs, outputs, **_EVENT)
         rows.change(lambda: ("", gradio.File(visible=False)), None, outputs, **_EVENT)
 
 
 _EVENT: Mapping[str, Any] = {"concurrency_id": "model", "api_visibility": "private"}
 """One answer at a time; no interface for programs, which ``lora-domains serve`` has."""
+
+
+def _guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """``handler`` without the messages of unexpected errors, which may quote a text.
+
+    Gradio shows them in the page, and prints them into the log.
+    """
+    import gradio
+
+    @wraps(handler)
+    def call(*values: Any, **named: Any) -> Any:
+        try:
+            return handler(*values, **named)
+        except gradio.Error:
+            raise
+        except Exception as error:
+            log("The page could not answer.", error)
+            raise gradio.Error(failed(error).message, print_exception=False) from None
+
+    return call
 
 
 def _count(adapters: int) -> str:

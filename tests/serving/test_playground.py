@@ -254,6 +254,32 @@ def test_a_file_is_answered_with_progress(saved: Saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_unexpected_error_quotes_no_text(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gradio = pytest.importorskip("gradio", reason="the extra `playground` is not installed")
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError(TEXT)
+
+    for name in ("comparisons_html", "turn"):
+        monkeypatch.setattr(f"lora_domains.serving.playground.{name}", broken)
+    page = Playground(saved.model, broken, 1).page()
+    handlers = {one.name: one.fn for one in page.fns.values()}
+    for handler, values in {
+        "compare": (["triage"], TEXT, "", ""),
+        "said_to_all": (["helpdesk"], TEXT, []),
+        "answer": ("rows.csv", "triage", "", "csv", False),
+    }.items():
+        with pytest.raises(gradio.Error) as raised:
+            handlers[handler](*values)
+        assert str(raised.value) == "'The server could not answer (RuntimeError).'"
+        assert not raised.value.print_exception
+    assert "in broken" in caplog.text
+    assert TEXT not in caplog.text
+
+
+@pytest.mark.slow
 def test_the_page_may_load_nothing_from_elsewhere(running: Running) -> None:
     with urllib.request.urlopen(running.url) as answer:
         policy, html = answer.headers["content-security-policy"], answer.read().decode()
