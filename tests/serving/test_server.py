@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.adapters import save, strong
 from support.served import EIGHT, KEY, Server, make_served, request_bytes, serving
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lora_domains.errors import OutOfMemory
 from lora_domains.serving import app, scheduler
@@ -252,7 +253,8 @@ def test_other_requests_have_openais_shape_too(server: Server) -> None:
 
 def test_a_key_is_asked_for(folder: Path) -> None:
     with serving(folder, ("d0",), Settings(keys=("other", "secret"))) as server:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+        for given in (None, "Bearer wrong", "secret", "Basic secret", "Bearer secret other"):
+            headers = {} if given is None else {"Authorization": given}
             assert error(server.send("GET", "/v1/models", headers=headers))[0] == 401
             assert server.headers["www-authenticate"] == "Bearer"
         assert error(server.send("GET", "/metrics"))[0] == 401
@@ -357,16 +359,34 @@ def test_a_body_that_is_too_large_or_too_slow_is_refused(folder: Path) -> None:
         assert server.complete("d0", "red")[0] == 200
 
 
-def test_a_client_that_reads_nothing_is_cut_off(folder: Path) -> None:
+def test_a_client_that_reads_nothing_is_cut_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused, pause = threading.Event(), H11Protocol.pause_writing
+    monkeypatch.setattr(H11Protocol, "pause_writing", lambda self: (paused.set(), pause(self)))
     settings = Settings(idle=0.5)
     with serving(folder, ("d0",), settings, buffer=4096, max_tokens=500) as server:
         body = {"model": "d0", "prompt": ["red"] * 8, "max_tokens": 480, "stream": True}
-        with socket.socket() as connection:
+
+        def asking() -> socket.socket:
+            connection = socket.socket()
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(request_bytes("/v1/completions", body))
+            return connection
+
+        with asking():
             server.until(lambda: any(line.startswith("499") for line in server.lines))
         server.until(lambda: not server.service.scheduler._running)
+        # One that was slow for a while is not.
+        paused.clear()
+        with asking() as connection:
+            assert paused.wait(20)
+            text = b""
+            while b"[DONE]" not in text[-100:]:
+                part = connection.recv(1 << 16)
+                assert part
+                text += part
         assert server.complete("d0", "red")[0] == 200
 
 
@@ -451,6 +471,7 @@ def test_counts_and_logs_hold_no_text(server: Server) -> None:
     assert 'requests_total{domain="d5",endpoint="/v1/chat/completions",status="200"}' in text
     assert re.search(r'tokens_total\{domain="d5",kind="completion"\} \d+', text)
     assert re.search(r'request_seconds_bucket\{domain="d5",[^}]*le="\+Inf"\} 1', text)
+    assert re.search(r'first_token_seconds_count\{domain="d5",[^}]*\} 1', text)
     assert server.lines[-1].startswith("400 /v1/classify ")
     for line in text.splitlines():  # name{labels} value
         assert line.startswith("# ") or re.fullmatch(
