@@ -111,6 +111,8 @@ class _Call:
             response = _error(bodies.refused(error))
         except ClientDisconnect:
             response = Response(status_code=499)
+        except asyncio.CancelledError:  # the server stops and waits no longer
+            response = _error(bodies.stopping())
         except Exception as error:  # one request must not end the others
             bodies.log("A request failed.", error)
             response = _error(bodies.failed(error))
@@ -230,6 +232,8 @@ class _Stream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:  # the server stops and waits no longer
+            self._call.status = 503
         finally:
             self._call.service.scheduler.cancel(self._job)
             self._call.finish(self._call.status)

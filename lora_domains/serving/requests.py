@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("lora_domains.serving")
 MOST_ANSWERS, MOST_STOPS, MOST_TEXTS = 64, 16, 1024
 """Answers, texts that end one, and texts to label, in one request at most."""
+LONGEST_STOP = 200
+"""Characters of a text that ends an answer: each new token is compared with all its beginnings."""
 IGNORED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 """Fields that change no answer."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -131,7 +133,7 @@ def _is_text(value: Any) -> bool:
 def _is_stop(value: Any) -> bool:
     texts = [value] if isinstance(value, str) else value
     return isinstance(texts, list) and len(texts) <= MOST_STOPS and all(
-        isinstance(text, str) and text for text in texts
+        isinstance(text, str) and 0 < len(text) <= LONGEST_STOP for text in texts
     )  # fmt: skip
 
 
@@ -161,7 +163,11 @@ SAMPLED = MODEL | {
     "temperature": _Field(_number(0, 2), "a number from 0 to 2"),
     "top_p": _Field(lambda v: _number(0, 1)(v) and v > 0, "a number above 0, at most 1"),
     "n": _Field(_whole(1, MOST_ANSWERS), f"a whole number from 1 to {MOST_ANSWERS}"),
-    "stop": _Field(_is_stop, f"a text, or at most {MOST_STOPS} texts, none of them empty"),
+    "stop": _Field(
+        _is_stop,
+        f"a text, or at most {MOST_STOPS} texts, none of them empty or longer than "
+        f"{LONGEST_STOP} characters",
+    ),
     "seed": _Field(_whole(-(2**63), 2**63 - 1), "a whole number"),
     "stream": _Field(_is_bool, "true or false"),
     "stream_options": _Field(_is_stream_options, '{"include_usage": true}'),

@@ -1,5 +1,6 @@
 """The server: OpenAI's shapes, labels, errors, limits, and clients that misbehave."""
 
+import http.client
 import json
 import re
 import socket
@@ -218,6 +219,7 @@ WRONG: dict[str, tuple[str, Any, int, str]] = {
                   "found true"),
     "too many": ("completions", {"model": "d1", "prompt": ["x"] * 33, "n": 2}, 400, "At most 64"),
     "empty stop": ("completions", {"model": "d1", "prompt": "x", "stop": [""]}, 400, "none of"),
+    "long stop": ("completions", {"model": "d1", "prompt": "x", "stop": "x" * 201}, 400, "200 ch"),
     "two lengths": ("chat/completions", {"model": "d1", "messages": HELLO, "max_tokens": 1,
                                          "max_completion_tokens": 2}, 400, "differ"),
     "no labels": ("classify", {"model": "d1", "input": "x"}, 400, "no labels"),
@@ -315,7 +317,9 @@ def test_a_full_queue_is_told_to_come_back(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Batch, "step", slowly)
     with serving(folder, ("d0",), rows=1, queue=2) as server:
         body = {"model": "d0", "prompt": "red", "max_tokens": 400}
-        busy = [server.open(request_bytes("/v1/completions", body)) for _ in range(3)]
+        busy = [server.open(request_bytes("/v1/completions", body))]
+        server.until(lambda: server.service.scheduler._running)
+        busy += [server.open(request_bytes("/v1/completions", body)) for _ in range(2)]
         server.until(lambda: server.service.scheduler.waiting == 2)
         assert server.send("GET", "/ready")[0] == 503
         text = server.send("GET", "/metrics")[1]
@@ -420,6 +424,25 @@ def test_requests_fail_when_the_server_stops(folder: Path, monkeypatch: pytest.M
         assert [error(answer)[:2] for answer in found] == [(503, "The server is stopping.")] * 3
         assert error(server.complete("d0", "red"))[0] == 503
         assert server.send("GET", "/health")[0] == 503
+
+
+def test_answers_that_outlast_the_grace_are_cut_off_without_a_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = Batch.step
+    monkeypatch.setattr(Batch, "step", lambda batch: (time.sleep(0.05), step(batch))[1])
+    body = {"model": "d0", "prompt": "red", "max_tokens": 400}
+    with serving(folder, ("d0",), grace=1, max_tokens=500) as server:
+        whole = server.open(request_bytes("/v1/completions", body))
+        streamed = server.open(request_bytes("/v1/completions", {**body, "stream": True}))
+        server.until(lambda: len(server.service.scheduler._running) == 2)
+    answer = http.client.HTTPResponse(whole)
+    answer.begin()
+    assert (answer.status, "stopping" in answer.read().decode()) == (503, True)
+    whole.close()
+    streamed.close()
+    assert [line[:3] for line in server.lines] == ["503", "503"]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_an_error_fails_its_requests_only(

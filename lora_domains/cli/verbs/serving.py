@@ -209,6 +209,11 @@ def _keys(flags: argparse.Namespace) -> tuple[str, ...]:
                 hint="Check its path and its rights.",
             ) from None
     found = tuple(key.strip() for key in keys if key and key.strip())
+    if not all(key.isascii() for key in found):
+        raise UsageError(
+            where="keys", expected="keys that a header can hold", found="other characters than "
+            "those of ASCII", hint="Use letters and digits.",
+        )  # fmt: skip
     if not found and (flags.api_key is not None or flags.api_key_file):
         raise UsageError(
             where="--api-key-file" if flags.api_key_file else "--api-key",
