@@ -10,7 +10,7 @@ Domain(
 import importlib.util
 import json
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from math import inf
 from pathlib import Path
@@ -37,8 +37,8 @@ OPTIMIZERS = ("adamw", "adamw8bit")
 SCHEDULES = ("linear", "cosine", "constant", "wsd")
 """How the learning rate goes on after the warm-up (``training.plan.Schedule``)."""
 NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every", "balance",
-         "schedule", "decay")  # fmt: skip
-"""Settings of training that digests are older than: one counts where it is not None."""
+         "schedule", "decay", "dora", "top_layers")  # fmt: skip
+"""Settings that digests are older than: one counts where it is set."""
 NAME = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -53,6 +53,8 @@ class Lora:
     rslora: bool = False
     dora: bool = False
     """Learn the lengths of the weights' rows, too (DoRA, Liu et al. 2024, arXiv 2402.09353)."""
+    top_layers: int | None = None
+    """Adapt the last layers of the base alone, so many of them; None adapts all."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Domain:
                    if getattr(self.gates, name) == target}  # fmt: skip
         task, gates = _json(hashed_record(self.task)), replace(self.gates, **default).hashed()
         hashed = {"name": self.name, **as_record(self), "task": task, "data": data, "gates": gates}
-        hashed["lora"] = {k: v for k, v in hashed["lora"].items() if k != "dora" or v}
+        hashed["lora"] = {k: v for k, v in hashed["lora"].items() if k not in NEWER or v}
         training = {k: v for k, v in hashed["training"].items() if k not in NEWER or v is not None}
         # Digests are older than deriving the epochs, too.
         hashed["training"] = training | {"epochs": self.training.epochs or EPOCHS}
@@ -233,7 +235,7 @@ def _check_metric(domain: Domain) -> None:
 
 
 def _check_ranges(domain: Domain) -> None:
-    lora, training, task = domain.lora, domain.training, domain.task
+    lora, training, task, top = domain.lora, domain.training, domain.task, domain.lora.top_layers
     batch, length, share = training.batch_size, training.max_length, domain.prevalence
     decay, clip, kl, how = training.weight_decay, training.clip, training.kl, training.balance
     cost, epochs, steps = training.general_cost, training.epochs, training.max_steps
@@ -246,6 +248,7 @@ def _check_ranges(domain: Domain) -> None:
         ("rank", lora.rank, lora.rank is None or 1 <= lora.rank <= 1024, "1 to 1024"),
         ("alpha", lora.alpha, lora.alpha is None or lora.alpha > 0, "above 0"),
         ("dropout", lora.dropout, 0 <= lora.dropout < 1, "0 up to, not including, 1"),
+        ("top_layers", top, top is None or top >= 1, "at least 1"),
         ("epochs", epochs, epochs is None or epochs >= 1, "at least 1"),
         ("max_steps", steps, steps is None or steps >= 1, "at least 1"),
         ("validate_every", every, every is None or every >= 1, "at least 1 step"),
@@ -376,8 +379,8 @@ def as_record(domain: Domain) -> dict[str, Any]:
     return {
         "task": _json(task_record(domain.task)),
         "data": data_record(domain.data, _relative),
-        "lora": _record(domain.lora),
-        "training": _record(domain.training),
+        "lora": _json(asdict(domain.lora)),
+        "training": _json(asdict(domain.training)),
         "gates": domain.thresholds,
         "show_text": domain.show_text,
         "metric": domain.metric,
@@ -389,10 +392,6 @@ def _relative(path: str | Path) -> str:
     """``path`` relative to the working folder; the name of a file outside it."""
     absolute, here = Path(path).expanduser().absolute(), Path.cwd()
     return absolute.relative_to(here).as_posix() if absolute.is_relative_to(here) else absolute.name
-
-
-def _record(settings: Lora | Training) -> dict[str, Any]:
-    return {setting.name: _json(getattr(settings, setting.name)) for setting in fields(settings)}
 
 
 def _json(value: Any) -> Any:

@@ -106,6 +106,7 @@ BAD: list[tuple[str, Any]] = [
     ("rank", 20000),
     ("alpha", 0),
     ("dropout", 1.0),
+    ("top_layers", 0),
     ("epochs", 0),
     ("lr", 0.0),
     ("lr", float("nan")),
@@ -372,6 +373,7 @@ def test_settings_newer_than_digests_change_none_where_they_are_left_open() -> N
                         ("schedule", "wsd"), ("decay", 0.1)):  # fmt: skip
         assert with_settings(own, **{name: value}).digest() != own.digest()
     assert with_settings(own, dora=True).digest() != own.digest()
+    assert with_settings(own, top_layers=2).digest() != own.digest()
 
 
 def test_a_target_is_the_floor_of_its_gate_unless_another_is_set() -> None:

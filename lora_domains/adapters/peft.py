@@ -17,9 +17,9 @@ import torch
 
 from lora_domains.adapters.folder import WEIGHTS, fingerprint, replacing, write_card
 from lora_domains.domain import Lora
-from lora_domains.errors import AdapterUnsupported, did_you_mean, listed
+from lora_domains.errors import AdapterUnsupported, DomainError, did_you_mean, listed
 from lora_domains.modeling.base import ROUTED, Base
-from lora_domains.modeling.base_check import experts_of
+from lora_domains.modeling.base_check import experts_of, layers_of
 from lora_domains.modeling.heads import (
     FEATURES,
     Layout,
@@ -148,7 +148,8 @@ def new_adapter(
 ) -> Adapter:
     """A new adapter as PEFT initialises it (A Kaiming-uniform, B zero), drawn from ``seed``.
 
-    With ``classes`` it has a head with that many classes.
+    With ``classes`` it has a head with that many classes. Raises DomainError for ``top_layers``
+    that the base does not have.
     """
     from peft import LoraConfig, TaskType
 
@@ -156,6 +157,10 @@ def new_adapter(
     if targets == "all-linear" and experts_of(base.model):
         targets = _beside_experts(base)
     layout = own_layout(base)
+    excluded = _excluded(base, targets, layout)
+    layers: dict[str, Any] = {}
+    if lora.top_layers is not None:
+        targets, layers = _in_top_layers(base, lora.top_layers, targets)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM if classes is None else TaskType(layout.task),
         modules_to_save=(list(layout.saved) or None) if classes is not None else None,
@@ -163,11 +168,12 @@ def new_adapter(
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=_excluded(base, targets, layout),
+        exclude_modules=excluded,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         base_model_name_or_path=base.id,
         revision=base.revision,
+        **layers,
     )
     weights, scales = {}, {}
     with torch.random.fork_rng(devices=[]):
@@ -184,6 +190,38 @@ def new_adapter(
     magnitudes = {linear: row_lengths(base.model.get_submodule(linear)).cpu()
                   for linear in weights if lora.dora}  # fmt: skip
     return Adapter(name, config, weights, scales, head=head, magnitudes=magnitudes)
+
+
+def _in_top_layers(
+    base: Base, count: int, targets: str | list[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """The names of linears and the options by which PEFT adapts the last ``count`` layers alone.
+
+    It takes no regular expression, nor "all-linear", together with numbers of layers.
+    """
+    path, layers = layers_of(base.model)
+    if count > len(layers):
+        expected, found = f"at most {len(layers)}, the layers of {base.id}", str(count)
+        hint = "Set a smaller one, or leave it out."
+    elif isinstance(targets, str) and targets != "all-linear":
+        expected, found = "names of linears as lora.targets beside it", repr(targets)
+        hint = "Leave it out: a regular expression can name the layers itself."
+    else:
+        if isinstance(targets, str):
+            linears = (n for layer in layers[-count:] for n, m in layer.named_modules()
+                       if hasattr(m, "in_features") or _linear(m))  # fmt: skip
+            targets = sorted({name.removesuffix(f".{ROUTED}").rsplit(".", 1)[-1]
+                              for name in linears})  # fmt: skip
+        numbers = list(range(len(layers) - count, len(layers)))
+        options = {"layers_to_transform": numbers, "layers_pattern": path.rsplit(".", 1)[-1]}
+        return targets, options
+    raise DomainError(where="setting 'top_layers'", expected=expected, found=found, hint=hint)
+
+
+def adapted_layers(config: Any) -> int | None:
+    """The number of layers that ``config`` restricts LoRA to; None for all."""
+    numbers = config.layers_to_transform
+    return None if numbers is None else 1 if isinstance(numbers, int) else len(numbers)
 
 
 def _beside_experts(base: Base) -> list[str]:

@@ -74,6 +74,27 @@ def experts_of(model: nn.Module) -> list[str]:
     ]
 
 
+def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
+    """The layers of ``model``, in the order in which a text passes them, and the name of the list.
+
+    Raises BaseModelError where it has no such list: ALBERT's layers are one, read several times.
+    """
+    text = model.config.get_text_config()
+    count = text.num_hidden_layers
+    within = model if text is model.config else model.get_decoder()  # images have layers too
+    lists = [part for part in within.modules() if isinstance(part, nn.ModuleList)]
+    whole = next((part for part in lists if len(part) == count), None)
+    for name, module in model.named_modules():
+        if module is whole:
+            return name, whole
+    raise BaseModelError(
+        where=type(model).__name__,
+        expected=f"a list of {count} layers",
+        found="none",
+        hint="Leave top_layers out: adapt all layers.",
+    )
+
+
 def without_remote_code(error: Exception) -> str:
     """The first line of ``error``, unless it recommends to run code from the base's folder."""
     if "trust_remote_code" in str(error):

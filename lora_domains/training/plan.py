@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_domains.adapters.parent import Parent
-from lora_domains.adapters.peft import new_adapter
+from lora_domains.adapters.peft import adapted_layers, new_adapter
 from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
 from lora_domains.domain import EPOCHS, Lora, Training
@@ -284,6 +284,7 @@ def _ignored_settings(lora: Lora, parent: Parent | None) -> list[str]:
         ),
         ("rslora", lora.rslora or None, config.use_rslora),
         ("dora", lora.dora or None, config.use_dora),
+        ("top_layers", lora.top_layers, adapted_layers(config)),
     )
     return [
         f"{name} {given} is ignored: an adapter keeps the {name} of its parent, {kept}."

@@ -167,13 +167,14 @@ def test_a_rank_other_than_the_parents_is_reported(
     model = model_in(health, tiny_base)
     model.display = Display()
     made = cancer(rank=8, targets=("q_proj", "v_proj"), rslora=True,
-                  dora=True)  # fmt: skip
+                  dora=True, top_layers=1)  # fmt: skip
     model.fit(made, init_from="health", dry_run=True)
     output = " ".join(capsys.readouterr().out.split())
     assert "rank 8 is ignored: an adapter keeps the rank of its parent, 4" in output
     assert "target modules ['q_proj', 'v_proj'] is ignored" in output
     assert "rslora True is ignored: an adapter keeps the rslora of its parent, False" in output
     assert "dora True is ignored: an adapter keeps the dora of its parent, False" in output
+    assert "top_layers 1 is ignored: an adapter keeps the top_layers of its parent, None" in output
     model.fit(cancer(), init_from="health", dry_run=True)
     assert "is ignored" not in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """PEFT loads adapters saved here, and its adapters load here, with equal logits."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.domain import Lora
-from lora_domains.errors import AdapterCorrupt, AdapterUnsupported
+from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, BaseModelError, DomainError
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base_check import layers_of
 from lora_domains.report.card import Card
 
 
@@ -135,6 +137,8 @@ def test_a_saved_output_layer_must_equal_the_bases(
         {"targets": ("lm_head",)},
         {"dora": True},
         {"dora": True, "rslora": True, "targets": ("lm_head", "o_proj")},
+        {"top_layers": 1},
+        {"top_layers": 2, "targets": ("v_proj", "up_proj")},
     ],
     ids=str,
 )
@@ -221,6 +225,33 @@ def test_a_new_adapter_depends_on_its_seed_and_has_no_effect(base: Base) -> None
     bank = Bank(base)
     bank.add(one)
     assert torch.equal(logits(bank, "a"), logits(base))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "distilbert", "modernbert"])
+def test_the_top_layers_alone_are_adapted(
+    bases: Callable[[str], Path], gpt2_base: Path, kind: str
+) -> None:
+    base = load_base(gpt2_base if kind == "gpt2" else bases(kind))
+    classes = 2 if base.bidirectional else None
+    every, top = (new_adapter(base, "a", Lora(top_layers=count), 4, 8, 1, classes)
+                  for count in (None, 1))  # fmt: skip
+    _, layers = layers_of(base.model)
+    inside = {id(module) for module in layers[-1].modules()}
+    wanted = {name for name in every.weights if id(base.model.get_submodule(name)) in inside}
+    assert set(top.weights) == wanted < set(every.weights)
+    assert top.config.layers_to_transform == [len(layers) - 1]
+
+
+def test_layers_that_a_base_does_not_have_are_refused(
+    base: Base, bases: Callable[[str], Path]
+) -> None:
+    with pytest.raises(DomainError, match=r"at most 2, the layers of tiny"):
+        strong(base, top_layers=3)
+    with pytest.raises(DomainError, match="a regular expression can name the layers itself"):
+        strong(base, top_layers=1, targets=".*q_proj")
+    albert = load_base(bases("albert"))
+    with pytest.raises(BaseModelError, match="a list of 2 layers"):
+        new_adapter(albert, "a", Lora(top_layers=1), 4, 8, 1, 2)
 
 
 def test_saving_twice_gives_the_same_bytes(base: Base, tmp_path: Path) -> None:

@@ -302,6 +302,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "lora.targets": ("q_proj, v_proj", ("q_proj", "v_proj")),
     "lora.rslora": ("true", True),
     "lora.dora": ("true", True),
+    "lora.top_layers": ("2", 2),
     "gates.retention": ("0.05", 0.05),
     "gates.drift": ("0.5", 0.5),
     "gates.recall": ("0.9", 0.9),
