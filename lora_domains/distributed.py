@@ -6,11 +6,11 @@ about.
 """
 
 import atexit
-import contextlib
+import gc
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,6 +34,9 @@ def state() -> Any:
 
     if not PartialState._shared_state:
         _check_launch()
+        # Imported later, its defaults would keep the process group, which ``leave`` has to end.
+        import torch.distributed.nn.functional  # noqa: F401
+
         try:
             started = PartialState(cpu=_on_cpu())
         except ImportError as error:
@@ -44,9 +47,7 @@ def state() -> Any:
                 hint="Launch with recipes/accelerate/ddp.yaml: a frozen base needs no ZeRO.",
             ) from error
         if started.num_processes > 1:
-            # Threads of the process group may abort Python at its exit (code -6).
-            atexit.register(started.destroy_process_group)
-            atexit.register(leave)  # called first
+            atexit.register(leave, started)
     current = PartialState()
     launched = _number("WORLD_SIZE")
     if launched > current.num_processes:
@@ -61,22 +62,15 @@ def state() -> Any:
 
 
 def _on_cpu() -> bool:
-    """Whether Accelerate must be told to use the CPU.
-
-    Without an accelerator, launched processes would otherwise each run alone and write to the same
-    folder.
-    """
-    import torch
-
+    """Whether Accelerate must be told to use the CPU: launched processes would otherwise each run
+    alone, and write to the same folder."""
     requested = _is_set("ACCELERATE_USE_CPU")
     return requested or (_number("WORLD_SIZE") > 1 and not torch.accelerator.is_available())
 
 
 def _check_launch() -> None:
-    """Refuse Accelerate's simple launcher, which ignores ``--num_processes``.
-
-    It sets an address for a process group but no number of processes.
-    """
+    """Refuse Accelerate's simple launcher, which ignores ``--num_processes``: it sets an address
+    for a process group but no number of processes."""
     if (
         "ACCELERATE_MIXED_PRECISION" in os.environ
         and "MASTER_ADDR" in os.environ
@@ -135,10 +129,8 @@ def is_main() -> bool:
 
 
 def on_main(action: Callable[[], R]) -> R:
-    """Run ``action`` on the main process; every process gets its result.
-
-    An error of this package is raised on all processes, so that none waits for one that failed.
-    """
+    """Run ``action`` on the main process; every process gets its result, or its error if that is
+    one of this package, so that none waits for one that failed."""
     outcome: list[Any] = [None, None]
     if is_main():
         try:
@@ -165,12 +157,7 @@ def same_everywhere(value: R) -> R:
 
 def anywhere(flag: bool) -> bool:
     """Whether ``flag`` is true on any process; all of them must call this."""
-    if state().num_processes == 1:
-        return flag
-    from accelerate.utils import gather_object
-
-    meet()
-    return any(gather_object([flag]))
+    return not smallest(not flag)
 
 
 def smallest(value: int) -> int:
@@ -207,6 +194,15 @@ END = 2**62
 
 _operations: dict[int, Callable[[], object]] = {}
 _group: list[Any] = []
+_meshes: list[Any] = []
+
+
+def new_mesh(kind: str) -> Any:
+    """All processes as torch's ``DeviceMesh``, of devices of this ``kind``."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    _meshes.append(init_device_mesh(kind, (torch.distributed.get_world_size(),)))
+    return _meshes[-1]
 
 
 def register_turns(operations: Sequence[Callable[[], object]]) -> list[int]:
@@ -238,10 +234,22 @@ def meet() -> None:
         take_turn(END)
 
 
-def leave() -> None:
-    """``meet``, at the end of the program; a process that has died is not waited for."""
-    with contextlib.suppress(RuntimeError):
+def leave(started: Any) -> None:
+    """``meet``, at the end of the program, and end the process groups; a process that has died is
+    not waited for.
+
+    The threads of a gloo group may let go of a tensor after its operation is over, for which they
+    need Python. Where it exits meanwhile they abort it (code -6), so they are joined before: when
+    nothing refers to the group any more.
+    """
+    with suppress(RuntimeError):
         meet()
+    _group.clear()
+    _operations.clear()
+    for mesh in _meshes:
+        mesh._pg_registry = {}  # it has no public way to let go of its group
+    gc.collect()
+    started.destroy_process_group()
 
 
 # ── All processes score ─────────────────────────────────────────────────────────────────────────
@@ -249,10 +257,8 @@ def leave() -> None:
 
 @contextmanager
 def sharing(on: bool = True) -> Iterator[None]:
-    """Inside, the processes share scoring: all make the same calls and get all results.
-
-    Outside, or if not ``on``, each process scores everything by itself.
-    """
+    """Inside, the processes share scoring: all make the same calls and get all results. Outside,
+    or if not ``on``, each process scores everything by itself."""
     token = _sharing.set(on)
     try:
         yield
@@ -262,9 +268,7 @@ def sharing(on: bool = True) -> Iterator[None]:
 
 def own_share(work: Iterable[R], skipped: Callable[[R], object]) -> Iterator[R]:
     """This process's share of ``work``: every n-th piece. ``skipped`` is called for the others.
-
-    The pieces themselves do not depend on the number of processes.
-    """
+    The pieces themselves do not depend on the number of processes."""
     rank, ranks = (state().process_index, state().num_processes) if _sharing.get() else (0, 1)
     for number, piece in enumerate(work):
         if number % ranks == rank:
@@ -332,10 +336,8 @@ def use_cores(threads: int | None = None) -> None:
 
 
 def _threads_requested() -> bool:
-    """Whether ``accelerate launch`` was told a number of threads, in its environment or by flag.
-
-    It sets OMP_NUM_THREADS for its processes in either case, so it has to be asked itself.
-    """
+    """Whether ``accelerate launch`` was told a number of threads, in its environment or by flag: it
+    sets OMP_NUM_THREADS for its processes in either case, so it has to be asked itself."""
     import psutil
 
     try:

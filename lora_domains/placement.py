@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from lora_domains.distributed import register_turns, state, take_turn
+from lora_domains.distributed import new_mesh, register_turns, state, take_turn
 from lora_domains.errors import BaseModelError, UsageError, listed
 
 DeviceMap = str | Mapping[str, str | int | torch.device]
@@ -106,10 +106,8 @@ def shard(model: Any, dtype: torch.dtype | None, device: torch.device, where: st
     in files that are mapped into memory is never held whole. All processes must call this. Raises
     BaseModelError for a model without layers that transformers knows.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-
     modules, output = _modules(model, where)
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    mesh = new_mesh(device.type)
     pieces: list[Piece | Tied] = []
     for module in modules:
         _move(module, dtype, device)

@@ -27,7 +27,11 @@ def found(
         ROOT / "tests" / "support" / "sharded.py", out, *named, OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return [json.loads((out / f"rank{n}.json").read_text()) for n in (0, 1)]
+    ranks = [json.loads((out / f"rank{n}.json").read_text()) for n in (0, 1)]
+    return [
+        seen | {"threads left": int((out / f"threads{n}").read_text())}
+        for n, seen in enumerate(ranks)
+    ]
 
 
 @pytest.mark.slow
@@ -35,6 +39,7 @@ def test_a_sharded_base_computes_what_the_whole_one_does(found: list[dict[str, A
     """Logits, features, gradients and decoded texts, of other numbers of passes on each process;
     and each process holds its share of the base. One test: each worker would launch its own."""
     for seen in found:
+        assert seen["threads left"] == 0  # which could abort Python at its exit
         assert {*KINDS} <= seen.keys()
         for kind in KINDS:
             assert len(seen[kind]["differences"]) >= 3

@@ -3,7 +3,9 @@
 Run as a script: sharded.py OUT KIND=BASE…. Each process writes what it found to OUT/rankN.json.
 """
 
+import atexit
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -180,8 +182,17 @@ def only_here() -> Iterator[bool]:
     distributed.same_everywhere(None)
 
 
+def note_threads(out: Path) -> None:
+    """Write how many threads of process groups are left, at the exit of Python."""
+    names = [place.read_text().strip() for place in Path("/proc/self/task").glob("*/comm")]
+    (out / f"threads{os.environ['RANK']}").write_text(
+        str(sum(name.startswith("pt_gloo") for name in names))
+    )
+
+
 def main() -> None:
     out, found = Path(sys.argv[1]), {}
+    atexit.register(note_threads, out)  # before the package: called after its own handlers
     for kind, folder in (part.split("=") for part in sys.argv[2:]):
         whole, parts = Bank(load_base(folder)), Bank(load_base(folder, sharded=True))
         before = parts.base.state_digest()
