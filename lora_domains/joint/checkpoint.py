@@ -45,7 +45,7 @@ class JointCheckpoint:
         self.step = 0
         """Steps that runs took together so far."""
         self.runs: dict[str, dict[str, Any]] = {}
-        """What was read of each run that had begun."""
+        """What was read of each run that had begun, and goes on when it gets its place again."""
         self._time = time.monotonic()
         if resume:
             self._read()
@@ -73,7 +73,7 @@ class JointCheckpoint:
             refused = write_checkpoint(self.path, {
                 "ranks": distributed.state().num_processes, "together": self.together,
                 "step": self.step, "ended": self.ended, "failed": self.failed,
-                "runs": {name: dict(content()) for name, content in runs.items()},
+                "runs": self.runs | {name: dict(content()) for name, content in runs.items()},
             })  # fmt: skip
             if refused:
                 self.display.warn(

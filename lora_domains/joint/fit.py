@@ -10,7 +10,6 @@ from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import is_adapter
-from lora_domains.adapters.peft import new_adapter
 from lora_domains.console import Display
 from lora_domains.data.source import Data, Source
 from lora_domains.dataset import Dataset
@@ -25,7 +24,7 @@ from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.fit import fit, make_run, remembered, save, show_outcome, shown_plan
 from lora_domains.training.loop import Run, Trained
-from lora_domains.training.plan import Plan, make_plan
+from lora_domains.training.plan import Plan, make_plan, parameters_per_rank
 from lora_domains.training.tracking import Log, no_tracker, open_tracker
 
 
@@ -59,9 +58,7 @@ class Fit:
     @property
     def parameters(self) -> int:
         """Of the LoRA weights in training."""
-        domain, base = self.dataset.domain, self.bank.base
-        one = new_adapter(base, "plan", domain.lora, 1, 1, 0, domain.task.head_classes)
-        return self.plan.rank * sum(a.numel() + b.numel() for a, b in one.weights.values())
+        return self.plan.rank * parameters_per_rank(self.bank.base, self.dataset.domain)
 
     # The run.
 

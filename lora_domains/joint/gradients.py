@@ -20,7 +20,7 @@ from lora_domains.inference.memory import PassCost, pass_limit, recomputing, rel
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import features
 from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.gradients import ATTENTION, Gradients, micro_batches
+from lora_domains.training.gradients import ATTENTION, Gradients, give_back, micro_batches
 
 Loss = Callable[[Sequence[EncodedExample], TextOutput | None, Tensor | None], Tensor]
 """Of rows and what the model gives for them: the text's output, or features for a head."""
@@ -98,6 +98,7 @@ class JointGradients:
                     nats = torch.zeros(len(batches), device=self.model.device)
                     for one in passes:
                         self._run(one, nats)
+                        give_back(one, _cost(one[0].share.reading, batches), self.model.device)
                 return [compared.get(run, nats[run]) for run in range(len(batches))]
             except RuntimeError as error:
                 if not ran_out(error):
@@ -135,8 +136,7 @@ class JointGradients:
         most = min((size for size in sizes if size is not None), default=None)
         for reading in dict.fromkeys(share.reading for share in shares):
             rows = [Row(s, row) for s in shares if s.reading == reading for row in s.rows]
-            costs = [g.general_cost if reading.general else g.cost for g, _ in batches]
-            cost, limit = _largest(costs), pass_limit(self.model)
+            cost, limit = _cost(reading, batches), pass_limit(self.model)
             for part in micro_batches(rows, device, most, vocabulary, cost, limit):
                 yield sorted(part, key=lambda row: row.share.run)
 
@@ -189,8 +189,9 @@ def _general_loss(gradients: Gradients) -> Loss:
     return loss
 
 
-def _largest(costs: Sequence[PassCost | None]) -> PassCost | None:
-    """At least the cost of every run; None on accelerators."""
+def _cost(reading: Reading, batches: Sequence[Batch]) -> PassCost | None:
+    """At least the cost of rows of every run that are read so; None on accelerators."""
+    costs = [g.general_cost if reading.general else g.cost for g, _ in batches]
     known = [cost for cost in costs if cost is not None]
     if not known:
         return None

@@ -6,7 +6,7 @@ adapter is saved, and one that waits takes its place.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
@@ -64,8 +64,6 @@ class JointRun:
         over = {*checkpoint.ended, *checkpoint.failed}
         self.waiting = [job for job in jobs if job.name not in over]
         self.active: list[Active] = []
-        self.on_step: Callable[[], object] = lambda: None
-        """Called after every step."""
 
     def fit(self) -> None:
         """Train until every run is over.
@@ -82,12 +80,12 @@ class JointRun:
         ):  # fmt: skip
             opened.callback(self._close)
             advance = opened.enter_context(self.display.progress("steps of all", total))
+            advance(sum(stored["state"]["total_steps"] for stored in self.checkpoint.runs.values()))
             while self._advance():
                 if self.checkpoint.wanted:
                     self._save()
                 self._step()
                 advance(len(self.active), self._note())
-                self.on_step()
             self._save()
             # Ranks exchange signals within each step, and once more after the last one.
             if distributed.anywhere(self.signals.received is not None):

@@ -33,6 +33,8 @@ processes, two moments, and the best epoch's."""
 FREE = 0.25
 """Share of the free memory that the adapters in training may take."""
 
+Rows = Sequence[EncodedExample]
+
 
 class Planned(Protocol):
     """A run before it begins."""
@@ -44,7 +46,7 @@ class Planned(Protocol):
     def seed(self) -> int: ...
 
     @property
-    def train(self) -> Sequence[EncodedExample]: ...
+    def train(self) -> Rows: ...
 
     @property
     def parameters(self) -> int: ...
@@ -65,7 +67,8 @@ def choose(base: Base, runs: Sequence[Planned]) -> Choice:
     largest = max(run.parameters for run in runs)
     room = int(FREE * free_bytes(base.device) / (STATE * largest))
     most = max(1, min(len(runs), MOST, room))
-    counted = {count: speed_up(base.device, runs[:count]) for count in range(2, most + 1)}
+    batches = [_first_batches(run) for run in runs[:most]]
+    counted = {count: speed_up(base.device, batches[:count]) for count in range(2, most + 1)}
     together = max(counted, key=counted.__getitem__, default=1)
     limited = f"; memory for {most} at a time" if most == room < min(len(runs), MOST) else ""
     if counted.get(together, 0.0) < WORTHWHILE:
@@ -80,15 +83,15 @@ def choose(base: Base, runs: Sequence[Planned]) -> Choice:
     )
 
 
-def speed_up(device: torch.device, runs: Sequence[Planned]) -> float:
-    """The cost of the first steps of ``runs``, one after another, over that of joint ones."""
-    batches = [_first_batches(run) for run in runs]
-    steps = list(zip(*batches, strict=False))
+def speed_up(device: torch.device, batches: Sequence[Sequence[Rows]]) -> float:
+    """The cost of the first steps of several runs, one after another, over that of joint ones;
+    ``batches`` are the rows of each step of each run."""
+    steps = list(zip(*batches, strict=True))
     alone = sum(cost(device, [rows]) for step in steps for rows in step)
     return alone / max(1e-9, sum(cost(device, step) for step in steps))
 
 
-def cost(device: torch.device, batches: Sequence[Sequence[EncodedExample]]) -> float:
+def cost(device: torch.device, batches: Sequence[Rows]) -> float:
     """The cost of a joint step over ``batches``, in tokens."""
     rows = [row for batch in batches for row in batch]
     launch = PASS[device.type == "cpu"] + MIXED * (len(batches) - 1)
@@ -96,8 +99,8 @@ def cost(device: torch.device, batches: Sequence[Sequence[EncodedExample]]) -> f
     return sum(len(part) * max(map(len, part)) + launch for part in passes)
 
 
-def _first_batches(run: Planned) -> list[list[EncodedExample]]:
+def _first_batches(run: Planned) -> list[Rows]:
     """The rows of the first steps; short runs are repeated."""
-    lengths = [len(row) for row in run.train]
-    epoch = epoch_batches(lengths, run.batch_size, run.seed, 0)
-    return [[run.train[i] for i in epoch[n % len(epoch)]] for n in range(SAMPLE)]
+    rows = run.train
+    epoch = epoch_batches([len(row) for row in rows], run.batch_size, run.seed, 0)
+    return [[rows[i] for i in epoch[n % len(epoch)]] for n in range(SAMPLE)]

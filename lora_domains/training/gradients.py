@@ -143,14 +143,8 @@ class Gradients:
                 loss = self.loss(part)
                 torch.autograd.backward(loss / total)
                 nats += loss.detach()
-                self._give_back(part)
+                give_back(part, self.cost, self.model.device)
         return nats
-
-    def _give_back(self, part: Sequence[EncodedExample]) -> None:
-        """Free what a large pass left in the allocator, which the next may need in other pieces."""
-        cost = self.cost
-        if cost is not None and cost.token * len(part) * max(map(len, part)) >= LARGE_PASS:
-            release(self.model.device)
 
     def loss(
         self, rows: Sequence[EncodedExample],
@@ -336,6 +330,12 @@ def micro_batches(
         passes.append(rows[start[end] : end])
         end = start[end]
     yield from reversed(passes)
+
+
+def give_back(part: Sequence[Padded], cost: PassCost | None, device: torch.device) -> None:
+    """Free what a large pass left in the allocator, which the next may need in other pieces."""
+    if cost is not None and cost.token * len(part) * max(map(len, part)) >= LARGE_PASS:
+        release(device)
 
 
 # ── The optimiser ───────────────────────────────────────────────────────────────────────────────

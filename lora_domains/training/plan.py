@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import adapted_layers, new_adapter
 from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
-from lora_domains.domain import EPOCHS, Lora, Training
+from lora_domains.domain import EPOCHS, Domain, Lora, Training
 from lora_domains.inference.choice_tree import tree
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import PASS
@@ -257,12 +257,19 @@ def _rank_and_alpha(base: Base, dataset: Dataset) -> tuple[int, int, str]:
     if lora.rank is not None:
         return lora.rank, alpha, ""
     tokens = sum(row.encoded.supervised for row in dataset.train)
-    of_rank_1 = new_adapter(base, "plan", lora, 1, 1, 0, dataset.domain.task.head_classes)
-    per_rank = sum(a.numel() + b.numel() for a, b in of_rank_1.weights.values())
+    per_rank = parameters_per_rank(base, dataset.domain)
     rank = next((r for r in (16, 32) if r * per_rank >= 2 * tokens), 64)
     return rank, alpha, (
         f"rank {rank}: {rank * per_rank:,} parameters for {tokens:,} supervised tokens"
     )  # fmt: skip
+
+
+def parameters_per_rank(base: Base, domain: Domain) -> int:
+    """Parameters that each rank of an adapter has in A and B."""
+    # The lengths that DoRA would begin with are not needed, and take long on a large base.
+    lora = replace(domain.lora, dora=False)
+    one = new_adapter(base, "plan", lora, 1, 1, 0, domain.task.head_classes)
+    return sum(a.numel() + b.numel() for a, b in one.weights.values())
 
 
 def _ignored_settings(lora: Lora, parent: Parent | None) -> list[str]:

@@ -58,6 +58,7 @@ def test_one_after_another_on_request(
         (["recipes/medical.py", "--name", "other"], "--name expected flags for all recipes"),
         (["recipes/medical.py", "--train", "rows.csv"], "--train expected flags for all"),
         (["recipes/medical.py", "--together", "0"], "--together expected at least 1"),
+        (["recipes/medical.py", "--limit", "60", "--init-from", "nobody"], "found none there"),
         (["one.csv", "two.csv"], "found 2 files"),
         (["recipes/none.py"], "no such file"),
     ],
@@ -69,5 +70,8 @@ def test_what_does_not_go_together_is_refused_first(
     (tmp_path / "recipes").mkdir()
     shutil.copy(RECIPES / "medical.py", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "lora_domains.cli.verbs.fit.open_model", lambda *_, **__: pytest.fail("loaded")
+    )
     assert run("fit", *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())

@@ -154,6 +154,23 @@ def test_a_pass_that_runs_out_of_memory_is_halved_for_all_runs(
         assert (gradients_of(run) - one).norm() < 1e-6 * one.norm()
 
 
+def test_large_passes_give_their_memory_back(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = runs_on(model_in(tmp_path, tiny_base), causal_domains()[:2])
+    batches = [Batch(run.gradients, run.train[:8]) for run in runs]
+    joint, freed, passes = JointGradients(runs[0].bank), [], []
+    run_pass = joint._run
+    monkeypatch.setattr(joint, "_run", lambda *a: (passes.append(1), run_pass(*a)))
+    monkeypatch.setattr(gradients, "release", freed.append)
+    joint.compute(batches)
+    assert freed == []
+    monkeypatch.setattr(gradients, "LARGE_PASS", 0)
+    passes.clear()
+    joint.compute(batches)
+    assert len(freed) == len(passes) > 1
+
+
 def test_recomputed_layers_give_the_same_gradients(tmp_path: Path, tiny_base: Path) -> None:
     domains = [
         declared(clear_rows(100), name, rank=rank, retention="none", gradient_checkpointing=True)

@@ -2,23 +2,29 @@
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.killed import die, doomed, forked
 from support.models import clear_rows, declared, fixed, model_in
 
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
 from lora_domains.domain import Domain
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
+from lora_domains.joint import checkpoint as joint_checkpoint
 from lora_domains.joint import fit as joint_fit
+from lora_domains.joint.checkpoint import JointCheckpoint
 from lora_domains.joint.run import JointRun
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
 from lora_domains.tasks import Classification, Generation
-from lora_domains.training.loop import Run
+from lora_domains.training.loop import Run, Trained
 
 NAMES = ("first", "second", "third")
 
@@ -145,6 +151,76 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert [card.adapter.domain for card in cards] == list(NAMES)
     assert not list(tmp_path.glob(".joint*"))
     assert not (tmp_path / ".versions").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([(3, "after the step"), (7, "half written")], id="in a step and a write"),
+        pytest.param([(5, "before it takes its place"), (11, "after it took its place")],
+                     id="before and after a write"),
+        pytest.param([(99, "before it is saved")], id="when the first is over"),
+        pytest.param([(99, "saved, not noted")], id="between its folder and the checkpoint"),
+        pytest.param([(99, "after it was saved")], id="when all are saved"),
+    ],
+)  # fmt: skip
+def test_killed_runs_end_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, unbroken: dict[int, dict[str, str]],
+    kills: list[tuple[int, str]],
+) -> None:  # fmt: skip
+    """By SIGKILL, in or after a step of the three, of which the second is over after four."""
+
+    def train(step: int, moment: str, resume: bool) -> None:
+        joint_checkpoint.SAVE_SECONDS = -1.0  # a checkpoint after every step
+        doomed(step, moment)
+        end = joint_fit.Fit.end
+
+        def ended(self: joint_fit.Fit, trained: Trained) -> None:
+            end(self, trained)
+            if moment == "saved, not noted":
+                die()
+
+        joint_fit.Fit.end = ended  # type: ignore[method-assign]
+        model_in(tmp_path, tiny_base).fit(domains(0.3), together=3, resume=resume)
+
+    for number, (step, moment) in enumerate(kills):
+        assert forked(partial(train, step, moment, resume=number > 0)) == -signal.SIGKILL
+    model_in(tmp_path, tiny_base).fit(domains(0.3), resume=True)
+    assert fingerprints(tmp_path) == unbroken[3]
+    assert not list(tmp_path.glob(".joint*"))
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_stood(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_after(4, tmp_path, tiny_base, monkeypatch, 3)
+    bars: list[tuple[int, list[int]]] = []
+
+    class Noting(Display):
+        @contextmanager
+        def progress(self, what: str, total: int, *, epoch: float = 0) -> Iterator[Any]:
+            advanced: list[int] = []
+            bars.append((total, advanced))
+            yield lambda steps, *_notes, **_loss: advanced.append(steps)
+
+    model = DomainModel.from_pretrained(
+        tiny_base, out=tmp_path, device="cpu", display=Noting(quiet=True)
+    )
+    model.fit(domains(0.3), resume=True)
+    total, advanced = bars[0]  # the others are those of losses and scores
+    assert total == 12 + 4 + 10 == sum(advanced)
+    assert advanced[0] == 3 * 4
+
+
+def test_a_checkpoint_keeps_a_run_that_waits_for_its_place(tmp_path: Path) -> None:
+    """As where the adapter of a run that was over was deleted, which is then trained before it."""
+    path = tmp_path / "joint"
+    checkpoint = JointCheckpoint(path, Display(quiet=True), resume=False)
+    checkpoint.runs = {"waiting": {"state": 1}}
+    checkpoint.write({"active": lambda: {"state": 2}})
+    read = JointCheckpoint(path, Display(quiet=True), resume=True)
+    assert read.runs == {"waiting": {"state": 1}, "active": {"state": 2}}
 
 
 def test_a_resumed_run_of_other_settings_is_refused(

@@ -24,6 +24,7 @@ from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
+from lora_domains.joint.checkpoint import JointCheckpoint
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Classification
@@ -68,12 +69,12 @@ def die() -> None:
 
 def doomed(step: int, moment: str) -> None:
     """Kill this process at ``moment`` of the ``step``-th step or of the checkpoint after it."""
-    train_step, save, replace = Run.train_step, torch.save, os.replace
+    finish_step, save, replace = Run.finish_step, torch.save, os.replace
     done = 0
 
-    def counting(self: Run, items: Any) -> None:
+    def counting(self: Run, rows: Any, nats: float) -> None:
         nonlocal done
-        train_step(self, items)
+        finish_step(self, rows, nats)
         done = self.state.total_steps
         if done == step and moment == "after the step":
             die()
@@ -104,8 +105,8 @@ def doomed(step: int, moment: str) -> None:
     if moment == "before it takes its folder's place":
         atomic._take_place = dying
     if moment == "after it was saved":
-        Run.forget = dying  # type: ignore[method-assign]
-    Run.train_step = counting  # type: ignore[method-assign]
+        Run.forget = JointCheckpoint.clear = dying  # type: ignore[method-assign]
+    Run.finish_step = counting  # type: ignore[method-assign]
     checkpoint.torch.save = half  # type: ignore[assignment]
     atomic.os.replace = replacing  # type: ignore[assignment]
 

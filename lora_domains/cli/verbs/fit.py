@@ -358,6 +358,8 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
         if domain.data.general is not None:
             general_text(domain.data.general)
     prepared = [prepare(one.task, one.data, one.training.seed) for one in domains]
+    if flags.init_from is not None:
+        find_adapter(flags.init_from, Path(flags.out))
     model = open_model(flags, title=", ".join(domain.name for domain in domains))
     model.display.stage("base loaded", None, None, f"{base_in_words(model.base)}, frozen")
     if why:

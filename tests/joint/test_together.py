@@ -1,0 +1,69 @@
+"""How many runs share a pass: as many as save more than sharing costs, and as memory allows."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lora_domains.inference.batches import trial_examples
+from lora_domains.joint import together
+from lora_domains.joint.together import STATE, Choice, choose
+from lora_domains.tokenization.encoded import EncodedExample
+
+
+@dataclass
+class Planned:
+    """A run over 96 rows of ``tokens`` tokens."""
+
+    tokens: int
+    batch_size: int
+    parameters: int = 1000
+    seed: int = 0
+    asked: int = 0
+    """How many times its rows were asked for."""
+
+    @property
+    def train(self) -> list[EncodedExample]:
+        self.asked += 1
+        return trial_examples(96, self.tokens, 1)
+
+
+def chosen(runs: list[Planned], kind: str = "llama") -> Choice:
+    config = SimpleNamespace(model_type=kind)
+    base: Any = SimpleNamespace(device=torch.device("cpu"), model=SimpleNamespace(config=config))
+    return choose(base, runs)
+
+
+@pytest.mark.parametrize(("tokens", "rows", "count"), [(64, 1, 4), (256, 1, 4), (512, 32, 1)])
+def test_short_steps_share_passes_and_long_ones_do_not(tokens: int, rows: int, count: int) -> None:
+    choice = chosen([Planned(tokens, rows, seed=n) for n in range(4)])
+    assert choice.together == count
+    assert ("4 adapters in one pass" if count == 4 else "one after another") in choice.reason
+
+
+def test_at_most_eight_share_a_pass_and_the_others_wait() -> None:
+    choice = chosen([Planned(32, 2) for _ in range(10)])
+    assert choice.together == 8
+    assert "2 wait for a place" in choice.reason
+
+
+def test_memory_limits_how_many_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "free_bytes", lambda _: 3 * 4 * STATE * 1000)
+    choice = chosen([Planned(32, 2) for _ in range(5)])
+    assert choice.together == 3
+    assert "memory for 3 at a time; 2 wait" in choice.reason
+    monkeypatch.setattr(together, "free_bytes", lambda _: 0)
+    assert chosen([Planned(32, 2)] * 2).together == 1
+
+
+def test_a_base_of_the_deberta_family_takes_one() -> None:
+    assert chosen([Planned(32, 2) for _ in range(4)], "deberta-v2").together == 1
+
+
+def test_rows_are_asked_for_once() -> None:
+    """Those of a large domain take long to list."""
+    runs = [Planned(32, 2) for _ in range(8)]
+    chosen(runs)
+    assert [run.asked for run in runs] == [1] * 8
