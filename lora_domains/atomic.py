@@ -26,6 +26,8 @@ LOCKED = 2**40
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds to wait for a process that reads what is to be replaced, which Windows does not allow."""
 
+NAME = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}")
+"""A name that is safe as that of a folder, on Windows too."""
 IN_CACHE = re.compile(r"models--(.+?)--(.+)/snapshots/[^/]+")
 """The end of the path of a repository's files in the Hub's cache."""
 
@@ -264,4 +266,10 @@ def adapter_name(folder: Path) -> str:
     repository = repository_of(folder)
     if repository is None:
         return folder.resolve().name
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", repository.split("/")[1])
+    return plain_name(repository.split("/")[1]) or "adapter"
+
+
+def plain_name(text: str) -> str | None:
+    """A safe name made from ``text``, as far as it has room; None where nothing is left of it."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")[:64].rstrip("-_")
+    return plain if NAME.fullmatch(plain) else None

@@ -9,13 +9,13 @@ Domain(
 
 import importlib.util
 import json
-import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from math import inf
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from lora_domains.atomic import NAME, plain_name
 from lora_domains.data.source import Data, data_record
 from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
 from lora_domains.tasks import Task, hashed_record, task_record
@@ -39,7 +39,6 @@ SCHEDULES = ("linear", "cosine", "constant", "wsd")
 NEWER = ("lr_ratio", "optimizer", "general_cost", "max_steps", "validate_every", "balance",
          "schedule", "decay", "dora", "top_layers")  # fmt: skip
 """Settings that digests are older than: one counts where it is set."""
-NAME = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -198,12 +197,11 @@ class Domain:
 def check_name(name: str) -> str:
     """``name`` if it is safe as the name of a folder; raises DomainError otherwise."""
     if not NAME.fullmatch(name):
-        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")
         raise DomainError(
             where=f"name {name!r}",
             expected="at most 64 letters, digits, '-' and '_', and no device of Windows (nul, con)",
             found=repr(name),
-            hint=f"Use {plain if NAME.fullmatch(plain) else 'my-domain'!r}.",
+            hint=f"Use {plain_name(name) or 'my-domain'!r}.",
         )
     return name
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_domains.atomic import NAME
 from lora_domains.data.source import READING, Data, Hub
 from lora_domains.domain import (
-    NAME,
     Domain,
     Lora,
     Training,
@@ -69,8 +69,11 @@ UNSAFE = [
 
 @pytest.mark.parametrize("name", UNSAFE)
 def test_an_unsafe_name_is_refused_and_a_safe_one_suggested(name: str) -> None:
-    with pytest.raises(DomainError, match="letters, digits"):
+    with pytest.raises(DomainError, match="letters, digits") as caught:
         domain(name=name)
+    suggested = caught.value.hint.removeprefix("Use '").removesuffix("'.")
+    assert NAME.fullmatch(suggested)
+    assert len(name) <= 64 or suggested == name[:64]
 
 
 @given(st.text(max_size=70))

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 from lora_domains.adapters.folder import find_adapter, fingerprint, is_adapter, replacing
-from lora_domains.atomic import new_folder, restored
-from lora_domains.domain import NAME
+from lora_domains.atomic import NAME, new_folder, restored
 from lora_domains.errors import AdapterCorrupt, AdapterError, did_you_mean
 from lora_domains.report.card import AdapterEntry, Card
 

@@ -1,11 +1,11 @@
 """The flags that several verbs share, and the domain that they describe."""
 
 import argparse
-import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lora_domains.atomic import plain_name
 from lora_domains.cli.parser import Parser, device_map, floor, parsed_setting
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
@@ -387,4 +387,4 @@ def one_character(delimiter: str) -> str:
 
 def domain_name(file: Path) -> str:
     """A domain name made from the name of a file."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-_") or "rows"
+    return plain_name(file.stem) or "rows"

@@ -5,6 +5,7 @@ reports other exit codes as a crash.
 """
 
 import argparse
+import ast
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from lora_domains.modeling.base import Base
     from lora_domains.probes.suite import Suite
     from lora_domains.report.report import Evaluation
+
+
+RUN = ("run_recipe", "run_recipes", "lora_domains.run_recipe", "lora_domains.run_recipes")
+"""What the last line of a recipe calls."""
 
 
 def run_recipe(
@@ -60,6 +65,38 @@ def run_recipe(
     code = guarded(run)
     if code:
         sys.exit(code)
+
+
+def own_base(paths: Sequence[str]) -> str | None:
+    """The base that recipes name for themselves, ``run_recipe(…, base=…)``; None without one.
+
+    Importing a recipe does not run that line, so it is read. Raises UsageError where recipes name
+    different bases, or one that is not written out.
+    """
+    named: dict[str | None, str] = {}
+    for path in paths:
+        for call in ast.walk(ast.parse(Path(path).read_bytes())):
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) not in RUN:
+                continue
+            given = [option.value for option in call.keywords if option.arg == "base"]
+            try:
+                named[ast.literal_eval(given[0]) if given else None] = path
+            except ValueError:
+                raise UsageError(
+                    where=path,
+                    expected="a base that is written out in run_recipe(…, base=…)",
+                    found=ast.unparse(given[0]),
+                    hint="Name it on the command line: --base PATH_OR_ID",
+                ) from None
+    if len(named) > 1:
+        bases = ", ".join(f"{base or 'none'} in {path}" for base, path in named.items())
+        raise UsageError(
+            where="lora-domains fit",
+            expected="recipes on one base",
+            found=bases,
+            hint="Name one for all of them: --base PATH_OR_ID",
+        )
+    return next(iter(named), None)
 
 
 def fit_and_evaluate(

@@ -14,7 +14,7 @@ from lora_domains.cli import recipes
 from lora_domains.cli.flags import add_run_flags, configured, domain_name
 from lora_domains.cli.parser import Parser
 from lora_domains.data.source import Data
-from lora_domains.domain import Domain, as_record, setting_types, with_settings
+from lora_domains.domain import Domain, as_record, check_name, setting_types, with_settings
 from lora_domains.errors import DomainError, UsageError
 from lora_domains.probes.suite import Suite
 from lora_domains.schema import SETTINGS
@@ -227,10 +227,15 @@ def test_columns_and_templates_of_other_tasks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "name"), [("mails.csv", "mails"), ("a b.v2.jsonl", "a-b-v2"), ("__.csv", "rows")]
-)
+    ("file", "name"),
+    [
+        ("mails.csv", "mails"), ("a b.v2.jsonl", "a-b-v2"), ("__.csv", "rows"),
+        (f"{'m' * 62}-ails of 2026.csv", f"{'m' * 62}-a"), (f"{'m' * 63}-ails.csv", "m" * 63),
+        ("con.csv", "rows"),
+    ],
+)  # fmt: skip
 def test_a_domain_is_named_after_its_file(file: str, name: str) -> None:
-    assert domain_name(Path("folder") / file) == name
+    assert domain_name(Path("folder") / file) == check_name(name)
 
 
 def test_the_flag_for_a_head() -> None:

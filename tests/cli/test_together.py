@@ -75,3 +75,38 @@ def test_what_does_not_go_together_is_refused_first(
     )
     assert run("fit", *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+# ── The base of a recipe ──────────────────────────────────────────────────────────────────────────
+
+
+def written(folder: Path, name: str, call: str) -> str:
+    """A recipe of that name that ends in ``call``."""
+    text = (RECIPES / "spam.py").read_text(encoding="utf-8")
+    text = text.replace('name="spam"', f'name="{name}"').replace("run_recipe({", "_({")
+    (folder / f"{name}.py").write_text(f'{text}\n\nif __name__ == "__main__":\n    {call}\n')
+    return str(folder / f"{name}.py")
+
+
+@pytest.mark.parametrize("verb", ["fit", "cross-validate", "learning-curve"])
+def test_a_recipe_is_run_on_the_base_that_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    call = f'lora_domains.run_recipe({{"own": domain}}, base="{tmp_path / "own-base"}")'
+    assert run(verb, written(tmp_path, "one", call)) == 2
+    assert "own-base" in "".join(capsys.readouterr().err.split())
+
+
+def test_bases_of_recipes_that_differ_or_are_computed_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = written(tmp_path, "one", 'run_recipe({"own": domain}, base="a/b")')
+    second = written(tmp_path, "two", 'run_recipe({"own": domain})')
+    assert run("fit", first, second) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "recipes on one base" in message
+    assert "a/b in" in message
+    assert "none in" in message
+    computed = written(tmp_path, "three", 'run_recipe({"own": domain}, base=chosen())')
+    assert run("fit", computed) == 2
+    assert "found chosen()" in " ".join(capsys.readouterr().err.split())

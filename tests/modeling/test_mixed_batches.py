@@ -19,10 +19,12 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.routing import FEW, Mixed, narrowed
 
-# Different ranks, scales, rsLoRA, DoRA, and target sets that overlap, nest or are disjoint.
+# Different ranks, scales, rsLoRA, DoRA, and target sets that overlap, nest or are disjoint. rsLoRA
+# has a larger scale: with a B like that of the others, hidden values would reach 166, and rounding
+# the embeddings alone would move logits by more than the tolerance.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "all": {},
-    "wide": {"rank": 7, "rslora": True},
+    "wide": {"rank": 7, "rslora": True, "deviation": 0.2},
     "attention": {"targets": ("q_proj", "v_proj"), "rank": 2},
     "value": {"targets": ("v_proj", "down_proj")},
     "mlp": {"targets": ("gate_proj", "up_proj"), "rank": 5},

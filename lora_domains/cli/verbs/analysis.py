@@ -29,7 +29,7 @@ from lora_domains.cli.flags import (
 )
 from lora_domains.cli.parser import Parser, Verbs, add_verb, check_no_file
 from lora_domains.cli.proposal import proposed
-from lora_domains.cli.recipes import open_model
+from lora_domains.cli.recipes import open_model, own_base
 from lora_domains.console import Display, analyses
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain, with_settings
@@ -256,7 +256,7 @@ def _add_flags_of_trainings(parser: Parser) -> Any:
 
 def learning_curve(flags: argparse.Namespace) -> int:
     """Train on growing shares of the rows."""
-    model = open_model(flags)
+    model = _opened(flags)
     from lora_domains.analysis import learning_curve as analysis
 
     def measure(domain: Domain) -> dict[str, Any]:
@@ -267,13 +267,21 @@ def learning_curve(flags: argparse.Namespace) -> int:
 
 def cross_validate(flags: argparse.Namespace) -> int:
     """Train and score each fold."""
-    model = open_model(flags)
+    model = _opened(flags)
     from lora_domains.analysis.cross_validation import cross_validate as analysis
 
     def measure(domain: Domain) -> dict[str, Any]:
         return analysis(model, domain, flags.folds)
 
     return _measured(flags, model, "folds", measure, analyses.cross_validation)
+
+
+def _opened(flags: argparse.Namespace) -> "DomainModel":
+    """A model on the base in ``flags``, or on that of the recipe."""
+    if not flags.base and Path(flags.rows).suffix == ".py":
+        load_domain(flags.rows)  # a file that is no recipe is found first
+        flags.base = own_base([flags.rows])
+    return open_model(flags)
 
 
 def _measured(

@@ -30,6 +30,7 @@ from lora_domains.cli.recipes import (
     judged,
     named_suite,
     open_model,
+    own_base,
     quantization,
     show_validation,
     suite_of,
@@ -318,6 +319,7 @@ def fit_recipes(paths: Sequence[str], flags: argparse.Namespace) -> int:
         )
     _check_flags(flags)
     domains = [configured(load_domain(path), flags) for path in paths]
+    flags.base = flags.base or own_base(paths)
     verdicts = fit_and_evaluate_all(domains, flags)
     return next((EXIT[verdict] for verdict in WORST if verdict in verdicts), 0)
 
