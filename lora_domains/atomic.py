@@ -21,8 +21,6 @@ from typing import IO
 
 from lora_domains.errors import UsageError
 
-LOCKED = 2**40
-"""The place of the byte that is locked on Windows, where what is locked cannot be read."""
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds to wait for a process that reads what is to be replaced, which Windows does not allow."""
 
@@ -92,43 +90,12 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 @contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
     """The file ``path`` to read and append to, locked for this process until the block ends."""
+    from filelock import FileLock
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _lock(file)
-        yield file  # closing the file releases the lock
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Lock ``file`` for this process, as soon as no other one holds the lock."""
-    if sys.platform != "win32":
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return
-    import msvcrt
-
-    while True:
-        file.seek(LOCKED)
-        with suppress(OSError):  # it gives up after ten seconds
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-            return
-
-
-def try_lock(file: IO[bytes]) -> bool:
-    """Whether ``file`` is now locked for this process, until it is closed; False if for another."""
-    try:
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            import msvcrt
-
-            file.seek(LOCKED)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+    # A lock on the file itself would keep others from reading it on Windows.
+    with FileLock(path.with_name(f"{_hidden(path)}.lock"), mode=0o666), path.open("a+b") as file:
+        yield file
 
 
 def whole_lines(file: IO[bytes]) -> list[str]:

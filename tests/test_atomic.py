@@ -2,12 +2,12 @@
 
 import os
 import stat
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from lora_domains import atomic
 from lora_domains.atomic import (
@@ -152,21 +152,13 @@ def test_on_windows_a_folder_is_replaced_by_renames(
     assert [path.name for path in tmp_path.iterdir()] == ["medical"]
 
 
-def test_on_windows_one_byte_beyond_the_text_is_locked_until_it_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    places = []
-
-    def locking(number: int, mode: int, count: int) -> None:
-        places.append((os.lseek(number, 0, os.SEEK_CUR), mode, count))
-        if len(places) == 1:
-            raise OSError(36, "Resource deadlock avoided")
-
-    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_LOCK=1, locking=locking))
-    monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="win32"))
-    for line in ("one", "two"):
-        with locked(tmp_path / "ledger.jsonl") as file:
-            add_line(file, line)
-            assert whole_lines(file)[-1] == line
-    assert places == [(atomic.LOCKED, 1, 1)] * 3
-    assert (tmp_path / "ledger.jsonl").read_bytes() == b"one\ntwo\n"
+def test_a_locked_file_is_read_and_appended_to_by_one_process(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with locked(path) as file:
+        add_line(file, "one")
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / ".ledger.jsonl.lock").acquire(blocking=False)
+    with locked(path) as file:
+        add_line(file, "two")
+        assert whole_lines(file) == ["one", "two"]
+    assert path.read_bytes() == b"one\ntwo\n"

@@ -18,7 +18,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_domains.atomic import try_lock, write_text
+from filelock import lock_descriptor
+
+from lora_domains.atomic import write_text
 from lora_domains.console.forms import Answered, Lines, Types
 from lora_domains.data.checks import all_errors, check_present
 from lora_domains.data.readers import RowsRead
@@ -221,7 +223,7 @@ class AnswerFile:
             self._file = FileIO(self.partial, "a")
         with self._file:
             with self._writing():
-                alone = try_lock(self._file)
+                alone = lock_descriptor(self._file.fileno(), blocking=False)
             if not alone:
                 raise UsageError(
                     where=str(self.output),

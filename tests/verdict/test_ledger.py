@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
@@ -416,8 +415,6 @@ def test_it_works_on_windows_and_without_users(
     def nobody() -> str:
         raise KeyError("uid")
 
-    windows = SimpleNamespace(LK_LOCK=1, locking=lambda *_: None)
-    monkeypatch.setitem(sys.modules, "msvcrt", windows)
     monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="win32"))
     monkeypatch.setattr(ledger.getpass, "getuser", nobody)
     evaluate(tmp_path, "a")
