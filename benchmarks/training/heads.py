@@ -61,7 +61,7 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
     from lora_domains import Classification, Data, Domain
     from lora_domains.domain import with_settings
     from lora_domains.evaluation.baselines import BaselineInputs, frozen_features
-    from lora_domains.inference import linear_probe
+    from lora_domains.probes import features
     from lora_domains.training import loop, plan
 
     strength, share, settings = WAYS[way]
@@ -74,7 +74,7 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
     domain = with_settings(domain, seed=seed, **settings)
     with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "PROBED", share))
-        stack.enter_context(patch.object(linear_probe, "STRENGTH", strength))
+        stack.enter_context(patch.object(features, "HEAD_STRENGTH", strength))
         if strength is None:
             stack.enter_context(patch.object(loop, "probe_head", lambda head, *_: head))
         record, dataset, scorer = stack.enter_context(fitted(domain, base))

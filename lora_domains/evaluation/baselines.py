@@ -21,7 +21,6 @@ from lora_domains.evaluation.linear import (
     tfidf_features,
 )
 from lora_domains.evaluation.scorer import Part, Scorer, reference_of
-from lora_domains.inference.linear_probe import probe, ridge
 from lora_domains.inference.scores import (
     Scores,
     best_threshold,
@@ -31,6 +30,7 @@ from lora_domains.inference.scores import (
     text_score,
 )
 from lora_domains.modeling.heads import own_layout
+from lora_domains.probes.features import probe, ridge
 from lora_domains.tasks import Example, Outputs
 from lora_domains.tasks.chat import NO_SHOTS, Shots
 from lora_domains.tokenization.chat_template import ChatTemplate

@@ -22,13 +22,13 @@ from lora_domains.adapters.peft import new_adapter
 from lora_domains.console import HEAD, STEPS, Clock, Display, format_bytes, format_duration
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterError, LossExploded
-from lora_domains.inference.linear_probe import probe_head
 from lora_domains.inference.memory import agreed_pass_limit, peak_memory, reuse_pass_limit
 from lora_domains.inference.reference import Prediction
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import class_weights, epoch_batches
 from lora_domains.modeling.heads import SENTENCE
 from lora_domains.modeling.lora import Adapter
+from lora_domains.probes.features import probe_head
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import Checkpoint, State, StopSignals, hash_examples, origin
 from lora_domains.training.gradients import Gradients, make_optimizer, sum_over_ranks

@@ -30,7 +30,7 @@ from lora_domains.evaluation.linear import (
     temperature,
     tfidf_features,
 )
-from lora_domains.inference.linear_probe import logistic_regression
+from lora_domains.probes.features import logistic_regression
 from lora_domains.tasks import Classification
 from lora_domains.tokenization.encoded import EncodedRow
 from lora_domains.verdict.metrics import METRICS

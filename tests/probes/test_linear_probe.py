@@ -13,8 +13,8 @@ from support.models import make_run, model_in
 from lora_domains.domain import with_settings
 from lora_domains.evaluation.linear import STRENGTHS
 from lora_domains.inference.likelihoods import head_scores, text_features
-from lora_domains.inference.linear_probe import STRENGTH, logistic_regression, probe, probe_head
 from lora_domains.modeling.heads import SENTENCE, head_logits, new_head, own_layout
+from lora_domains.probes.features import HEAD_STRENGTH, logistic_regression, probe, probe_head
 from lora_domains.training import loop
 from lora_domains.training.plan import PROBED, derived_rate, make_plan
 
@@ -37,7 +37,7 @@ def test_the_head_is_logistic_regression_on_frozen_features(
     probe = probe_head(head, model.bank, rows, model.display, task)
     with model.bank.routed(None):
         features = text_features(model.base.model, rows, model.base.pad, pooling="mean")
-    oracle = logistic_regression(STRENGTH).fit(features.numpy(), [row.target for row in rows])
+    oracle = logistic_regression(HEAD_STRENGTH).fit(features.numpy(), [row.target for row in rows])
     shares = head_logits(replace(probe, layout=SENTENCE), features)[:, :classes].softmax(-1)
     np.testing.assert_allclose(shares, oracle.predict_proba(features.numpy()), atol=1e-4)
     weight, bias = (probe.weights[f"classifier.{name}"] for name in ("weight", "bias"))
@@ -99,5 +99,5 @@ def test_the_plan_lowers_the_rate_of_a_head_that_starts_as_a_probe(
 def test_the_probe_that_a_head_starts_as_competes_with_the_adapter() -> None:
     """Among the baselines, so that a gain over it is due to the adapter."""
     strengths = [probe(strength).steps[-1][1].C for strength in STRENGTHS]
-    assert min(strengths) == pytest.approx(STRENGTH)
+    assert min(strengths) == pytest.approx(HEAD_STRENGTH)
     assert strengths == sorted(strengths)
