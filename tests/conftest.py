@@ -80,6 +80,7 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         use_few_texts(patch)
         patch.setenv("LORA_DOMAINS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LORA_DOMAINS_CACHE_GB", "0")  # tests that patch the base share nothing
         yield
 
 
@@ -97,6 +98,14 @@ def own_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     from support.general_text import use_own_texts
 
     use_own_texts(monkeypatch, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """What the base computes is kept; the folder."""
+    monkeypatch.setenv("LORA_DOMAINS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LORA_DOMAINS_CACHE_GB", "1")
     return tmp_path / "cache"
 
 

@@ -29,8 +29,8 @@ def secret_rows() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("show_text", [False, True])
 def test_no_row_text_is_written_or_printed(
-    tiny_base: Path, tmp_path: Path, project: Path, capfd: pytest.CaptureFixture[str],
-    show_text: bool,
+    tiny_base: Path, tmp_path: Path, project: Path, cache: Path,
+    capfd: pytest.CaptureFixture[str], show_text: bool,
 ) -> None:  # fmt: skip
     made = declared(secret_rows(), epochs=1)
     made = replace(made, data=replace(made.data, group="patient"), show_text=show_text)
@@ -42,6 +42,9 @@ def test_no_row_text_is_written_or_printed(
     assert "Verdict" in said
     written = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     written |= {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    kept = {p: p.read_bytes() for p in cache.rglob("*") if p.is_file()}
+    assert {p.parent.name for p in kept} == {"scores", "predictions"}
+    written |= kept
     assert len(written) >= 9  # five of the adapter, two keys, the ledger and its head
     for name, secret in SECRETS.items():
         found = [p.name for p, content in written.items() if secret.encode() in content]

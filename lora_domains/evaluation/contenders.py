@@ -298,7 +298,7 @@ def probe_part(
         task = task.with_chat(base.chats)
         tokenization = tokenization_of(base, task, row_limit(base, None))
     rows = [EncodedRow(example, tokenization.encode(example)) for example in questions]
-    return Part(f"{probe.name} questions", task, rows, probe.score or model_scores)
+    return Part(f"{probe.name} questions", task, rows, probe.score or model_scores, read=False)
 
 
 def general_knowledge(base: Base) -> str:

@@ -1,9 +1,9 @@
 """The one scorer of contenders: base and adapters on the same encoded examples, part by part.
 
-Without a store each contender is scored on all examples of a part in turn, as ``evaluate`` does it.
-With one, contenders share mixed batches and scores are written block by block, as ``benchmark``
-does it: a killed run continues where it was, and the base is scored once for all adapters. Several
-processes share the batches and get the scores that one process gets.
+Without a store each contender is scored on all examples of a part in turn, as ``evaluate`` does it,
+and the base's scores are kept in the cache for all adapters on it. With one, contenders share mixed
+batches and scores are written block by block, as ``benchmark`` does it: a killed run continues
+where it was. Several processes share the batches and get the scores that one process gets.
 """
 
 import json
@@ -20,10 +20,10 @@ from torch import Tensor
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import EVALUATION, Clock, Display, estimated_phases
-from lora_domains.evaluation.store import Store
+from lora_domains.evaluation.store import BaseScores, Store
 from lora_domains.inference.batches import Progress, no_progress, padded_tokens
 from lora_domains.inference.likelihoods import drift, text_features
-from lora_domains.inference.scores import Score, Scores, add_won, model_scores, without_text
+from lora_domains.inference.scores import TEXT, Score, Scores, add_won, model_scores, without_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.tasks import Task, task_record
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
@@ -45,6 +45,8 @@ class Part:
     task: Task
     rows: Sequence[EncodedRow]
     score: Score = model_scores
+    read: bool = True
+    """Whether someone reads the answers that are generated, beside their scores."""
 
     @property
     def encoded(self) -> list[EncodedExample]:
@@ -73,9 +75,12 @@ class Scorer:
 
     in_part = False
     """Whether some general text stands for what a base would write first."""
+    shares = True
+    """Whether the base's scores are kept for other adapters, where no store keeps them."""
 
     def __init__(self, bank: Bank, display: Display, store: Store | None = None) -> None:
         self.bank, self.display, self.store = bank, display, store
+        self.of_base = BaseScores(bank.base) if store is None and self.shares else None
         self._keys: dict[str | None, str] = {}
 
     @property
@@ -87,6 +92,8 @@ class Scorer:
         """The records of every row of ``part``, by contender."""
         paths = self._paths(part, contenders)
         scored = self._stored(paths, contenders)
+        if kept := self._kept(part) if None in contenders else None:
+            scored[None] = kept
         blocks = list(self._blocks(part, contenders, scored))
         with self.display.progress(f"scoring {part.name}", sum(map(len, blocks))) as advance:
             for block in blocks:
@@ -100,6 +107,8 @@ class Scorer:
                     scored[name][i] = record
                 self._keep(paths, block, scored)
         scores = {name: [scored[name][i] for i in range(len(part.rows))] for name in contenders}
+        if None in contenders and not kept:
+            self._keep_base(part, scores[None])
         if part.task.beta is not None:
             base = scores[None] if None in scores else self.scores(part, [None])[None]
             for records in scores.values():
@@ -136,8 +145,9 @@ class Scorer:
     ) -> Iterator[list[Cell]]:
         """What is still to be scored, in the blocks that are scored at once."""
         if self.store is None:
-            for name in contenders if part.rows else ():
-                yield [(i, name) for i in range(len(part.rows))]
+            for name in contenders:
+                if missing := [(i, name) for i in range(len(part.rows)) if i not in scored[name]]:
+                    yield missing
             return
         # Examples of one length follow each other, and so do the contenders of one example.
         order = sorted(range(len(part.rows)), key=lambda i: (len(part.rows[i].encoded), i))
@@ -184,6 +194,21 @@ class Scorer:
             if records := {i: without_text(scored[name][i]) for i, n in block if n == name}:
                 self.store.append(path, records)
 
+    def _kept(self, part: Part) -> dict[int, dict[str, float]]:
+        """The scores of the base on all rows of ``part``, if they are kept; otherwise none."""
+        if self.of_base is None:
+            return {}
+        found: Scores | None = None
+        if distributed.is_main():
+            found = self.of_base.read(part.digest(), len(part.rows))
+        found = distributed.same_everywhere(found)
+        return dict(enumerate(found or ()))
+
+    def _keep_base(self, part: Part, records: Scores) -> None:
+        texts = part.read and any(TEXT in record for record in records)
+        if self.of_base is not None and distributed.is_main() and not texts:
+            self.of_base.keep(part.digest(), [without_text(record) for record in records])
+
 
 class TimedScorer(Scorer):
     """Scores a part of the rows, to tell how long all of them take.
@@ -193,6 +218,7 @@ class TimedScorer(Scorer):
 
     judges = False  # no text leaves the run for an estimate
     in_part = True
+    shares = False  # what is only read would take no time
     unspent = 0.0
     """Seconds that all rows would have taken beyond those that were spent."""
 

@@ -1,11 +1,17 @@
-"""Scores on disk, so that a stopped benchmark continues and a finished one scores nothing again."""
+"""Scores on disk: a stopped benchmark continues, a finished one scores nothing again, and the base
+is scored once for all adapters.
+"""
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+from lora_domains.inference.cache import circumstances, keep, keeps, mark_used, path_of
+from lora_domains.modeling.base import Base
 
 PACKAGE = Path(__file__).parents[1]
 ENTRIES = ("evaluation/scorer.py", "probes/lm_eval.py")
@@ -46,6 +52,40 @@ class Store:
             # End a line that a kill cut off, so that it does not swallow the next one.
             file.write("\n" if file.tell() else "")
             file.writelines(lines)
+
+
+class BaseScores:
+    """The scores of a base, which all adapters on it are compared with: a file for each part in the
+    cache of what it computes (``inference.cache``)."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+
+    @cached_property
+    def _circumstances(self) -> dict[str, Any]:
+        return {**circumstances(self.base), "code": code_version()}
+
+    def read(self, part: str, rows: int) -> list[dict[str, Any]] | None:
+        """The records of all ``rows`` of the part whose digest this is; None where there are
+        none."""
+        if (path := self._path(part)) is None:
+            return None
+        try:
+            records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        mark_used(path)
+        return records if len(records) == rows else None
+
+    def keep(self, part: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``records``, if there is room: otherwise they are computed again."""
+        if (path := self._path(part)) is not None:
+            keep(path, json.dumps(records).encode())
+
+    def _path(self, part: str) -> Path | None:
+        if not keeps(self.base):
+            return None
+        return path_of("scores", {**self._circumstances, "part": part}, "json")
 
 
 @cache

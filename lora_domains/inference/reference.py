@@ -1,18 +1,26 @@
 """What the base predicts on general texts, and on pairs of answers, computed once before training;
-and how far an adapter moves from it."""
+and how far an adapter moves from it.
+
+Predictions on text that is no user's are shared by runs (``cache``)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from itertools import repeat
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import save
 from torch import Tensor
 
+from lora_domains import distributed
 from lora_domains.distributed import sharing
 from lora_domains.inference.batches import Progress, in_batches, no_progress
+from lora_domains.inference.cache import circumstances, keep, keeps, path_of, read_tensors
 from lora_domains.inference.likelihoods import (
     TextOutput,
     answer_nll,
@@ -24,6 +32,8 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch
 from lora_domains.tokenization.encoded import EncodedExample
 
+FORMAT = 1
+"""Raised when other predictions are computed of the same texts."""
 REFERENCE_BYTES = 2**28
 """Memory for the stored log-probabilities; a vocabulary too large for it is cut to its top tokens.
 """
@@ -50,7 +60,8 @@ class Reference:
 
     They are computed once, before training, in batches that depend on the texts only, so that a
     resumed run computes the same values; those ``stored`` by the texts' ids are taken as they are,
-    if they are given. Where the whole vocabulary does not fit into
+    if they are given. ``public`` texts are no user's: the next run reads what this one computed.
+    Where the whole vocabulary does not fit into
     ``most_bytes``, the ``top`` most likely tokens of each position are stored and all others count
     as one token. KL over these never exceeds KL over the whole vocabulary (log-sum inequality;
     Cover & Thomas 2006, theorem 2.7.1).
@@ -59,16 +70,24 @@ class Reference:
     def __init__(
         self, bank: Bank, texts: Sequence[EncodedExample], *, most_bytes: int = REFERENCE_BYTES,
         progress: Progress = no_progress, stored: Mapping[str, Prediction] | None = None,
+        public: bool = False,
     ) -> None:  # fmt: skip
         self.bank, self.texts = bank, texts
+        self.refused: str | None = None
+        """Why the predictions could not be kept for the next run, where they could not."""
         vocabulary = bank.base.vocabulary
         tokens = max(1, sum(len(text.answer) for text in texts))
         fits = 4 * tokens * vocabulary <= most_bytes
         # A stored token takes four bytes for its id and four for its log-probability.
         top = None if fits else max(1, min(most_bytes // (8 * tokens), vocabulary - 1))
         if stored is None:
-            with bank.routed(None):
-                stored = base_predictions(bank.base, texts, top, progress)
+            path = predictions_path(bank.base, texts, top) if public and keeps(bank.base) else None
+            stored = None if path is None else read_predictions(path, texts)
+            if stored is None:
+                with bank.routed(None):
+                    stored = base_predictions(bank.base, texts, top, progress)
+                if path is not None and distributed.is_main():
+                    self.refused = keep(path, save(packed([stored[text.id] for text in texts])))
         self._base = {text.id: stored[text.id].first(len(text.answer)) for text in texts}
 
     @property
@@ -164,6 +183,51 @@ def base_predictions(
 
     rows = in_batches(base.model, texts, read, progress)
     return {text.id: row for text, row in zip(texts, rows, strict=True)}
+
+
+# ── In a file ───────────────────────────────────────────────────────────────────────────────────
+
+
+def predictions_path(base: Base, texts: Sequence[EncodedExample], top: int | None) -> Path:
+    """The file of what ``base`` predicts on ``texts``."""
+    tokens = sha256()
+    for text in texts:
+        parts = (text.id, text.prompt, text.answer, text.unsupervised, text.masked)
+        tokens.update(repr(parts).encode())
+    decides = {**circumstances(base), "texts": tokens.hexdigest(), "top": top, "format": FORMAT}
+    return path_of("predictions", decides)
+
+
+def packed(predictions: Sequence[Prediction]) -> dict[str, Tensor]:
+    """The tensors of a file, those of all texts behind each other."""
+    ids = [one.ids for one in predictions if one.ids is not None]
+    return {
+        "logprobs": torch.cat([one.logprobs for one in predictions]),
+        **({"top": torch.cat(ids)} if ids else {}),
+        "nats": torch.cat([one.nats for one in predictions]),
+    }
+
+
+def unpacked(
+    tensors: Mapping[str, Tensor], lengths: Mapping[str, int], copied: bool = False
+) -> dict[str, Prediction]:
+    """The predictions of ``packed`` by the ids of the texts, whose tokens are ``lengths``."""
+
+    def parts(name: str) -> Iterator[Tensor]:
+        for part in tensors[name].split_with_sizes([*lengths.values()]):
+            yield part.clone() if copied else part
+
+    ids = parts("top") if "top" in tensors else repeat(None)
+    columns = zip(lengths, parts("logprobs"), ids, parts("nats"), strict=False)
+    return {name: Prediction(logprobs, top, nats) for name, logprobs, top, nats in columns}
+
+
+def read_predictions(path: Path, texts: Sequence[EncodedExample]) -> dict[str, Prediction] | None:
+    """Those of a file, which stay on the disk until they are used; None where there is none."""
+    tensors = read_tensors(path)
+    if tensors is None:
+        return None
+    return unpacked(tensors, {text.id: len(text.answer) for text in texts})
 
 
 def _predictions(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,14 +4,12 @@ A causal base that did not come with this package is kept close to what it says 
 for anything: texts that it continues from the token with which a text begins, and, for a base
 trained on chats, answers in its template to questions that it writes too (Xu et al. 2024, Magpie).
 They are drawn at temperature 1 with a fixed seed and written once for each base, with what the base
-predicts at each token; all domains share them. A large base writes fewer of them on a CPU. A dry
-run reads what is written, or times a part. ``LORA_DOMAINS_CACHE`` names the folder of such files,
-by default ``lora_domains`` in the user's cache.
+predicts at each token, into a file that all domains share (``inference.cache``). A large base
+writes fewer of them on a CPU. A dry run reads what is written, or times a part.
 """
 
 import json
 import math
-import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,18 +20,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
 from lora_domains import distributed
-from lora_domains.atomic import new_file
 from lora_domains.console import GENERAL, Clock, Display, format_duration
 from lora_domains.data.source import Source
 from lora_domains.inference.batches import no_progress
+from lora_domains.inference.cache import FOLDER, keep, path_of, read_tensors
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
-from lora_domains.inference.reference import Prediction, base_predictions
+from lora_domains.inference.reference import Prediction, base_predictions, packed, unpacked
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.routing import entered
 from lora_domains.probes.general_text import GeneralText, embedded_texts, general_text
@@ -62,8 +59,6 @@ TOP = 128
 SEED = 0
 FORMAT = 1
 """Raised when the same settings give other texts."""
-CACHE = "LORA_DOMAINS_CACHE"
-"""The variable that names the folder of such texts."""
 
 
 class Written(NamedTuple):
@@ -128,7 +123,7 @@ class OwnText(GeneralText):
 
     @property
     def _path(self) -> Path:
-        return cache_folder() / f"{self.digest}.safetensors"
+        return path_of("general_text", _settings(self.base))
 
     @cached_property
     def _written(self) -> Written:
@@ -144,13 +139,10 @@ class OwnText(GeneralText):
             written = _write(self.base, counts, advance)
         took = format_duration(spent[GENERAL])
         told = f"{every} {self.origin}, once for all domains, in {took}"
-        try:
-            with new_file(path) as file:
-                file.write(_packed(written))
-        except OSError as error:
+        if refused := keep(path, _packed(written)):
             self.display.warn(
-                f"the texts that the base wrote could not be kept in {path.parent} "
-                f"({error.strerror}): the next run writes them again. {CACHE} names another folder."
+                f"the texts that the base wrote could not be kept in {path.parent} ({refused}): "
+                f"the next run writes them again. {FOLDER} names another folder."
             )
         self.display.stage("general text", None, None, told)
         return written
@@ -215,15 +207,6 @@ def counts_of(base: Base) -> Mapping[str, int]:
         return COUNTS
     # Even numbers: every second text is an answer.
     return {split: 2 * round(every / most * count / 2) for split, count in COUNTS.items()}
-
-
-def cache_folder() -> Path:
-    """The folder in which the texts of bases are kept."""
-    named = os.environ.get(CACHE)
-    if named:
-        return Path(named) / "general_text"
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "lora_domains" / "general_text"
 
 
 def _settings(base: Base) -> dict[str, Any]:
@@ -354,21 +337,17 @@ def _packed(written: Written) -> bytes:
     texts, predictions = list(written.texts.values()), list(written.predictions.values())
     flat = [token for text in texts for token in (*text.prompt, *text.answer)]
     sizes = [[len(text.prompt), len(text.answer)] for text in texts]
-    ids = [one.ids for one in predictions if one.ids is not None]
     return save({
         "tokens": torch.tensor(flat, dtype=torch.int32),
         "sizes": torch.tensor(sizes, dtype=torch.int32),
-        "logprobs": torch.cat([one.logprobs for one in predictions]),
-        "top": torch.cat(ids),
-        "nats": torch.cat([one.nats for one in predictions]),
+        **packed(predictions),
     })  # fmt: skip
 
 
 def _read(path: Path, counts: Mapping[str, int]) -> Written | None:
     """The texts of a file; None where there is none, or it cannot be read."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError):
+    tensors = read_tensors(path)
+    if tensors is None:
         return None
     texts: dict[str, EncodedExample] = {}
     tokens, sizes = tensors["tokens"].tolist(), tensors["sizes"].tolist()
@@ -377,9 +356,6 @@ def _read(path: Path, counts: Mapping[str, int]) -> Written | None:
         middle, end = at + prompt, at + prompt + answer
         texts[name] = EncodedExample(name, tuple(tokens[at:middle]), tuple(tokens[middle:end]))
         at = end
-    predicted = _predicted(counts)
-    lengths = [len(texts[name].answer) for name in predicted]
-    columns = (tensors[key].split_with_sizes(lengths) for key in ("logprobs", "top", "nats"))
+    lengths = {name: len(texts[name].answer) for name in _predicted(counts)}
     # Copies: a part of a tensor is sent to other processes with the whole of it.
-    parts = (map(Tensor.clone, part) for part in zip(*columns, strict=True))
-    return Written(texts, {n: Prediction(*part) for n, part in zip(predicted, parts, strict=True)})
+    return Written(texts, unpacked(tensors, lengths, copied=True))

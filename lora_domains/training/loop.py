@@ -77,7 +77,9 @@ class Run:
         self.optimizer = make_optimizer(bank.trainable(name), self.parameters, plan.lr, how)
         weights = class_weights(train, domain.task) if how.balance == "weights" else None
         self.classes = [row.labels for row in train] if how.balance == "batches" else None
-        self.general = GeneralTexts(bank, name, general, display, self.clock, predictions)
+        self.general = GeneralTexts(
+            bank, name, general, display, self.clock, predictions, domain.data.general is None
+        )
         self.gradients = Gradients(
             bank, name, self.head, domain, plan.retention, self.general,
             self.parameters, self.state, display, plan.general_every, weights,

@@ -37,10 +37,10 @@ class GeneralTexts:
 
     def __init__(
         self, bank: Bank, adapter: str, texts: Sequence[EncodedExample], display: Display,
-        clock: Clock, predictions: Mapping[str, Prediction] | None = None,
+        clock: Clock, predictions: Mapping[str, Prediction] | None = None, public: bool = False,
     ) -> None:  # fmt: skip
         self.bank, self.adapter, self.texts = bank, adapter, texts
-        self.predictions = predictions
+        self.predictions, self.public = predictions, public
         self.display, self.clock = display, clock
 
     def of_step(self, rows: int, seed: int, step: int) -> list[EncodedExample]:
@@ -63,17 +63,22 @@ class GeneralTexts:
         """The base's predictions, computed when the first step needs them."""
         with self.clock.phase(GENERAL):
             return reference_on(
-                self.texts, self.bank, self.display, "trained with", self.predictions
+                self.texts, self.bank, self.display, "trained with", self.predictions, self.public
             )
 
 
 def reference_on(
     texts: Sequence[EncodedExample], bank: Bank, display: Display, used: str,
-    stored: Mapping[str, Prediction] | None = None,
+    stored: Mapping[str, Prediction] | None = None, public: bool = False,
 ) -> Reference:  # fmt: skip
     """The base's predictions on ``texts``; if approximate, a line says how, after ``used``."""
     with display.progress("base on general text", len(texts)) as advance:
-        reference = Reference(bank, texts, progress=advance, stored=stored)
+        reference = Reference(bank, texts, progress=advance, stored=stored, public=public)
+    if reference.refused:
+        display.note(
+            f"The base's predictions on general text are not kept ({reference.refused}): the next "
+            "run computes them again."
+        )
     if approximation := reference.approximation():
         display.stage("retention", None, None, f"{used} {approximation}")
     return reference

@@ -176,8 +176,9 @@ class Validation:
         """The base's predictions on the monitored texts."""
         with self.clock.phase(GENERAL):
             return reference_on(
-                self.monitored, self.bank, self.display, "epochs are ranked with", self.predictions
-            )
+                self.monitored, self.bank, self.display, "epochs are ranked with",
+                self.predictions, self.domain.data.general is None,
+            )  # fmt: skip
 
 
 def validation_figures(

@@ -30,6 +30,7 @@ def use_general_text(
 def use_own_texts(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """Let causal bases write a few short texts, and keep them in ``cache``."""
     patch.setenv("LORA_DOMAINS_CACHE", str(cache))
+    patch.setenv("LORA_DOMAINS_CACHE_GB", "1")
     patch.setattr("lora_domains.probes.own_text.writes_own_text", writes_own_text)
     counts = {"training": 24, "selection": 10, "test": 8}
     for name, value in {"COUNTS": counts, "LENGTH": 12, "TURN": 6, "TOP": 20}.items():

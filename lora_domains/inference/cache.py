@@ -1,0 +1,164 @@
+"""Files of what the frozen base computes, so that it is computed once.
+
+Training, validation and evaluation ask the base the same things again: what it predicts on general
+text, how it scores the same rows and questions. ``LORA_DOMAINS_CACHE`` names the folder of the
+answers, by default ``lora_domains`` in the user's cache, and ``LORA_DOMAINS_CACHE_GB`` how large it
+may be; the files that were not used for longest make room for new ones.
+
+A file is named by a digest of all that its content depends on (``circumstances``, and the tokens
+that were read), so none is ever stale: another row, another byte of the tokenizer or another weight
+names another file. Files are written whole or not at all, and their owner alone reads them. Tensors
+are mapped into memory, and read when they are used.
+
+Of the rows of a domain they hold scores, which are numbers, and no text, token or vector: from
+vectors text can be guessed, so those are kept in the memory of the run.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lora_domains.atomic import new_file
+from lora_domains.console import format_bytes
+from lora_domains.errors import UsageError
+from lora_domains.inference.memory import pass_limit
+from lora_domains.modeling.base import Base
+from lora_domains.placement import is_sharded
+
+FOLDER, LIMIT = "LORA_DOMAINS_CACHE", "LORA_DOMAINS_CACHE_GB"
+"""The variables that name the folder and its size."""
+GIGABYTES = 4.0
+"""The most that all files take, where the variable does not say."""
+SPARE = 2**30
+"""Bytes that stay free on the disk."""
+ABANDONED = 3600
+"""Seconds after which an unfinished file is taken for that of a killed process."""
+OWN = re.compile(r"[0-9a-f]{64}\.[a-z]+|(\.[0-9a-f]{64}\.[a-z]+\.[0-9a-f]{8})")
+"""The names of files, and of unfinished ones; others in the folder are not ours to delete."""
+
+
+def cache_folder() -> Path:
+    """The folder of all files."""
+    named = os.environ.get(FOLDER)
+    if named:
+        return Path(named)
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "lora_domains"
+
+
+def most_bytes() -> float:
+    """What all files may take; 0 keeps none. Raises UsageError for a variable that is no number."""
+    given = os.environ.get(LIMIT, "").strip() or str(GIGABYTES)
+    try:
+        gigabytes = float(given)
+    except ValueError:
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise UsageError(
+            where=LIMIT,
+            expected="gigabytes that the cache may take, 0 for none",
+            found=repr(given),
+            hint=f"Leave it unset for {GIGABYTES:g}.",
+        )
+    return gigabytes * 1e9
+
+
+def keeps(base: Base) -> bool:
+    """Whether anything is kept of ``base``: not where its weights are shared out to processes,
+    which would have to be gathered to name a file."""
+    return most_bytes() > 0 and not is_sharded(base.model)
+
+
+def circumstances(base: Base) -> dict[str, Any]:
+    """All that decides what ``base`` computes of given tokens, rounding included.
+
+    The weights in memory are read for it, as they are now.
+    """
+    import transformers
+
+    kernels = ""
+    if base.device.type in ("cpu", "cuda"):
+        cpu = base.device.type == "cpu"
+        kernels = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name()
+    return {
+        "base": base.identity, "state": base.state_digest(), "dtype": str(base.dtype),
+        "quantization": base.quantization, "device": [base.device.type, kernels],
+        "attention": base.model.config._attn_implementation, "pass": str(pass_limit(base.model)),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }  # fmt: skip
+
+
+def path_of(kind: str, decides: Mapping[str, Any], suffix: str = "safetensors") -> Path:
+    """The file of what ``decides`` names, in the folder of its ``kind``."""
+    digest = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / kind / f"{digest}.{suffix}"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file, mapped into memory; None where there is none that can be read."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    mark_used(path)
+    return tensors
+
+
+def mark_used(path: Path) -> None:
+    """Note that ``path`` was read just now; the file itself stays as it is."""
+    with suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def keep(path: Path, content: bytes) -> str | None:
+    """Write ``path`` whole, after those used least recently made room; why not, where it cannot
+    be written."""
+    limit = most_bytes()
+    if len(content) > limit:
+        return f"{format_bytes(len(content))} are more than {LIMIT} allows"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_room(limit - len(content))
+        if len(content) + SPARE > shutil.disk_usage(path.parent).free:
+            return f"less than {format_bytes(len(content) + SPARE)} are free on the disk"
+        with new_file(path, private=True) as file:
+            file.write(content)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def make_room(most: float) -> None:
+    """Delete the files that were not used for longest, until all take ``most`` bytes; and what
+    killed processes left unfinished."""
+    files: list[tuple[float, int, Path]] = []
+    for path in cache_folder().glob("*/*"):
+        own = OWN.fullmatch(path.name)
+        with suppress(OSError):  # another process may delete it meanwhile
+            found = path.stat()
+            used = max(found.st_mtime, found.st_atime)
+            if own and own[1]:
+                if used < time.time() - ABANDONED:
+                    path.unlink()
+            elif own:
+                files.append((used, found.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= most:
+            break
+        with suppress(OSError):  # on Windows while another process reads it
+            path.unlink()
+            total -= size

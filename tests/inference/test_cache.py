@@ -1,0 +1,265 @@
+"""What the base computes is kept, and read by those alone who ask for the very same."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import WORDS
+from safetensors.torch import load_file, save_file
+from support.models import QUIET, clear_rows, declared, make_run
+
+from lora_domains.errors import UsageError
+from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.inference import cache as kept
+from lora_domains.inference.reference import Prediction, Reference
+from lora_domains.inference.scores import TEXT, without_text
+from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base, load_base
+from lora_domains.tasks import Classification, Example, Generation
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
+from lora_domains.tokenization.tokenization import Tokenization
+
+SECRET = "Zyrconia"
+LABELS = (" ham", " spam")
+TEXTS = ("alpha river", "green cloud stone", "call now")
+
+
+@contextmanager
+def passes(base: Base) -> Iterator[list[int]]:
+    """The number of rows of each pass through ``base`` inside."""
+    counts: list[int] = []
+    hook = base.model.base_model.register_forward_pre_hook(
+        lambda _module, _args, options: counts.append(len(options["input_ids"])), with_kwargs=True
+    )
+    yield counts
+    hook.remove()
+
+
+def rows_of(base: Base, texts: Sequence[str] = TEXTS) -> list[EncodedRow]:
+    tokenization = Tokenization(base.tokenizer, 32)
+    examples = [Example(f"row:{n}", text, LABELS[n % 2], LABELS, n % 2)
+                for n, text in enumerate(texts)]  # fmt: skip
+    return tokenization.encode_rows(examples)
+
+
+def scores(base: Base, rows: Sequence[EncodedRow]) -> list[dict[str, Any]]:
+    """Those of the base."""
+    task = Classification(labels=("ham", "spam"))
+    return Scorer(Bank(base), QUIET).scores(Part("rows", task, rows), [None])[None]
+
+
+def predictions(base: Base, rows: Sequence[EncodedRow]) -> list[Prediction]:
+    """Those of the base, on public texts."""
+    texts = [EncodedExample(row.encoded.id, (1,), row.encoded.prompt[1:]) for row in rows]
+    reference = Reference(Bank(base), texts, public=True)
+    return [reference._base[text.id] for text in texts]
+
+
+Computed = Callable[[Base, Sequence[EncodedRow]], list[Any]]
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Prediction):
+        assert one.ids is other.ids is None
+        return torch.equal(one.logprobs, other.logprobs) and torch.equal(one.nats, other.nats)
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("computed", [scores, predictions], ids=lambda f: f.__name__)
+def test_what_the_base_computes_is_read_by_the_next_that_asks(
+    cache: Path, tiny_base: Path, computed: Computed
+) -> None:
+    base = load_base(tiny_base)
+    rows = rows_of(base)
+    first = computed(base, rows)
+    (path,) = (path for path in cache.rglob("*") if path.is_file())
+    assert path.stat().st_mode & 0o077 == 0
+    again = load_base(tiny_base)
+    with passes(again) as counts:
+        second = computed(again, rows_of(again))
+    assert counts == []
+    assert all(map(equal, first, second))
+
+
+def one_row(folder: Path) -> Sequence[str]:
+    return (*TEXTS[:2], "call now now")
+
+
+def one_byte_of_the_tokenizer(folder: Path) -> Sequence[str]:
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text())
+    # A merge that no row needs; the rows have the same tokens as before.
+    state["model"]["merges"].pop()
+    path.write_text(json.dumps(state))
+    return TEXTS
+
+
+def one_weight(folder: Path) -> Sequence[str]:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] += 0.25
+    save_file(tensors, path, metadata={"format": "pt"})
+    return TEXTS
+
+
+@pytest.mark.parametrize("computed", [scores, predictions], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "change", [one_row, one_byte_of_the_tokenizer, one_weight], ids=lambda f: f.__name__
+)
+def test_nothing_stale_is_read(
+    cache: Path, tiny_base: Path, tmp_path: Path, computed: Computed,
+    change: Callable[[Path], Sequence[str]],
+) -> None:  # fmt: skip
+    before = load_base(tiny_base)
+    old = computed(before, rows_of(before))
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    texts = change(folder)
+    base = load_base(folder)
+    with passes(base) as counts:
+        found = computed(base, rows_of(base, texts))
+    assert sum(counts) >= len(TEXTS)
+    if change is not one_byte_of_the_tokenizer:  # which these rows do not use
+        assert not all(map(equal, old, found))
+
+
+def test_a_weight_that_changes_in_memory_is_noticed(cache: Path, tiny_base: Path) -> None:
+    base = load_base(tiny_base)
+    rows = rows_of(base)
+    before = scores(base, rows)
+    with torch.no_grad():
+        base.model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.25
+    assert scores(base, rows) != before
+
+
+def test_the_file_of_another_number_of_rows_is_not_read(cache: Path, tiny_base: Path) -> None:
+    base = load_base(tiny_base)
+    rows = rows_of(base)
+    before = scores(base, rows)
+    (path,) = cache.rglob("*.json")
+    path.write_text(json.dumps(before[:2]))
+    assert scores(base, rows) == before
+
+
+def test_domains_share_what_the_base_predicts_on_public_text_alone(
+    cache: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    # So many steps that they read all public texts.
+    spam = declared(clear_rows(60), retention="kl", epochs=40)
+    one = make_run(tmp_path, tiny_base, spam)
+    assert one.general.reference.top is None
+    other = make_run(
+        tmp_path, tiny_base, declared(clear_rows(90), name="other", retention="kl", epochs=40)
+    )
+    with passes(other.bank.base) as counts:
+        assert other.general.texts == one.general.texts
+        assert other.general.reference.top is None
+    assert counts == []
+    files = set(cache.rglob("*.*"))
+    own = [{"text": f"{SECRET} {n} {word}"} for n in range(4) for word in WORDS.split()[:8]]
+    run = make_run(tmp_path, tiny_base, replace(spam, data=replace(spam.data, general=own)))
+    with passes(run.bank.base) as counts:
+        assert run.general.reference.top is run.validation.reference.top is None
+    assert counts
+    assert set(cache.rglob("*.*")) == files
+
+
+def test_no_text_is_kept_of_rows(cache: Path, tiny_base: Path) -> None:
+    """Only numbers, and not where someone reads the answers that are generated."""
+    base = load_base(tiny_base)
+    rows = [f"{text} {SECRET}" for text in TEXTS]
+    scores(base, rows_of(base, rows))
+    (path,) = cache.rglob("*.json")
+    records = json.loads(path.read_text())
+    assert all(isinstance(value, int | float) for record in records for value in record.values())
+    task = Generation(prompt="{text}", answer="text", max_new_tokens=2)
+    tokenization = Tokenization(base.tokenizer, 32)
+    asked = tokenization.encode_rows([Example("row:1", "alpha", " river")])
+    for read, files in ((True, 1), (False, 2)):
+        part = Part("rows", task, asked, read=read)
+        (record,) = Scorer(Bank(base), QUIET).scores(part, [None])[None]
+        assert TEXT in record
+        assert len([*cache.rglob("*.json")]) == files
+    (again,) = Scorer(Bank(base), QUIET).scores(part, [None])[None]
+    assert again == without_text(record)
+
+
+# ── Room ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def entry(name: str) -> Path:
+    return kept.path_of("scores", {"name": name}, "json")
+
+
+def test_the_file_that_was_not_used_for_longest_makes_room(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kept.LIMIT, "1e-6")  # 1,000 bytes
+    other = cache / "scores" / "notes.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("x" * 5000)
+    for age, name in ((300, "a"), (200, "b"), (100, "c")):
+        assert kept.keep(entry(name), b"x" * 300) is None
+        then = time.time() - age
+        os.utime(entry(name), (then, then))
+    kept.mark_used(entry("a"))
+    assert kept.keep(entry("d"), b"x" * 300) is None
+    assert [entry(name).exists() for name in "abcd"] == [True, False, True, True]
+    assert kept.keep(entry("e"), b"x" * 1001) == "1.0 kB are more than LORA_DOMAINS_CACHE_GB allows"
+    assert [entry(name).exists() for name in "acde"] == [True, True, True, False]
+    assert other.exists()  # not ours
+
+
+def test_a_disk_without_room_keeps_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(cache.parent)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=kept.SPARE + 100))
+    assert kept.keep(entry("a"), b"x" * 50) is None
+    assert "are free on the disk" in str(kept.keep(entry("b"), b"x" * 101))
+    assert entry("a").exists()
+    assert not entry("b").exists()
+
+
+def test_a_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("much", "-1", "nan"):
+        monkeypatch.setenv(kept.LIMIT, given)
+        with pytest.raises(UsageError, match="gigabytes that the cache may take"):
+            kept.most_bytes()
+
+
+def test_nothing_is_kept_where_nothing_may_be(tiny_base: Path, cache: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv(kept.LIMIT, "0")
+    base = load_base(tiny_base)
+    scores(base, rows_of(base))
+    predictions(base, rows_of(base))
+    assert not cache.exists()
+
+
+def _killed_while_writing(path: Path) -> None:
+    os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    kept.keep(path, b"half of it")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+def test_a_killed_writer_leaves_nothing_that_is_read(cache: Path) -> None:
+    writer = multiprocessing.get_context("fork").Process(
+        target=_killed_while_writing, args=(entry("a"),)
+    )
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    (left,) = (path for path in cache.rglob("*") if path.is_file())
+    assert left.name.startswith(".")
+    assert not entry("a").exists()
+    os.utime(left, (1, 1))
+    assert kept.keep(entry("b"), b"all of it") is None
+    assert [path.read_bytes() for path in cache.rglob("*") if path.is_file()] == [b"all of it"]
