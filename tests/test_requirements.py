@@ -77,7 +77,7 @@ def test_the_oldest_pins_are_the_lower_bounds() -> None:
     [
         (
             ["lora_domains", "recipes"],
-            ["excel", "gguf", "harness", "notebook", "playground", "serve"],
+            ["excel", "gguf", "harness", "notebook", "playground", "ray", "serve"],
         ),
         (["tests"], ["test", "harness"]),
         (["benchmarks"], ["benchmarks"]),

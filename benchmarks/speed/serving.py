@@ -24,7 +24,7 @@ from lora_domains import DomainModel
 from lora_domains.serving import network
 from lora_domains.serving.app import make_app
 from lora_domains.serving.scheduler import Scheduler
-from lora_domains.serving.service import Folders, Metrics, Service
+from lora_domains.serving.service import Metrics, Service
 
 DOMAINS, CLIENTS, PROMPT, NEW = 8, 8, 16, 16
 GOAL = 2.0
@@ -34,7 +34,7 @@ Request = tuple[str, str]
 @contextmanager
 def served(model: DomainModel) -> Iterator[int]:
     """The port of a server of ``model``, which runs in this process."""
-    service = Service(Scheduler(model.bank, Metrics()), Folders({}), "base")
+    service = Service(Scheduler(model.bank, Metrics()), None, "base")
     with network.listening("127.0.0.1", 0) as bound:
         server = network.server(make_app(service), idle=600.0, grace=5.0)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))

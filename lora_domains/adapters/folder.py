@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from mmap import ACCESS_COPY, mmap
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from lora_domains.atomic import folders_with, new_folder, repository_of, restored
+from lora_domains.atomic import adapter_name, folders_with, new_folder, repository_of, restored
 from lora_domains.domain import check_name
 from lora_domains.errors import AdapterCorrupt, AdapterError, UsageError, did_you_mean, listed
 from lora_domains.report.card import CARD, ITEMS, Card
@@ -57,6 +57,40 @@ def find_adapter(
         found=f"none there, and {listed(names) or 'none'} in {out}",
         hint=hint,
     )
+
+
+def folders_by_name(adapters: Sequence[str], out: Path) -> dict[str, Path]:
+    """The folders of ``adapters`` by their names; what the shell's * names besides is left out.
+
+    Raises UsageError for two of one name, and AdapterError for one that is not found.
+    """
+    named: list[str] = []
+    for adapter in adapters:
+        path = Path(adapter)
+        found = [] if path.exists() else sorted(path.parent.glob(path.name))
+        named += map(str, found) if found else [adapter]  # Windows leaves * as it is
+    others = [
+        name for name in named if len(named) > 1 and Path(name).exists()
+        and not any((place / CONFIG).exists() for place in (Path(name), out / name))
+    ]  # fmt: skip
+    if named and len(others) == len(named):
+        raise UsageError(
+            expected="an adapter folder, or several",
+            found=f"no adapter folder among {listed(others, 3)}",
+            hint="For example adapters/*",
+        )
+    folders: dict[str, Path] = {}
+    for adapter in (name for name in named if name not in others):
+        folder = find_adapter(adapter, out)
+        name = adapter_name(folder)
+        if folder.resolve() != folders.setdefault(name, folder).resolve():
+            raise UsageError(
+                where=adapter,
+                expected="adapters of different names",
+                found=f"two called {name!r}",
+                hint="Rename one of the folders.",
+            )
+    return folders
 
 
 def own_folder(folder: Path, place: Path) -> Path:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_domains.adapters.folder import find_adapter
+from lora_domains.adapters.folder import find_adapter, folders_by_name
 from lora_domains.atomic import folders_with
 from lora_domains.cli.flags import add_base_flags, add_out_flag
 from lora_domains.cli.parser import Parser, Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.cli.verbs import predict as predict_verb
-from lora_domains.cli.verbs.serving import folders_by_name
 from lora_domains.console import Display
 from lora_domains.console.display import Advance
 from lora_domains.errors import UsageError, listed

@@ -366,7 +366,10 @@ async def _reload(call: _Call) -> Response:
     if not service.settings.keys:
         raise ApiError(403, "Reloading needs a key: start the server with one (--api-key), or send "
                        "it SIGHUP.", code="key_required")  # fmt: skip
-    results = await asyncio.to_thread(service.folders.reload, service.scheduler)
+    if service.folders is None:
+        raise ApiError(403, "One replica of several reads no adapter again: deploy the application "
+                       "again.", code="one_of_several")  # fmt: skip
+    results = await asyncio.to_thread(service.reload)
     failed = any(result["status"] == "failed" for result in results)
     return JSONResponse({"object": "list", "data": results}, 500 if failed else 200)
 

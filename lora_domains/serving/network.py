@@ -1,18 +1,29 @@
-"""The address at which a server of this package listens, and the server on it."""
+"""The address at which a server of this package listens, and what runs the application: Uvicorn,
+or replicas of Ray Serve."""
 
 import asyncio
 import errno
+import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from lora_domains.errors import UsageError
+from lora_domains.adapters.folder import folders_by_name
+from lora_domains.errors import UsageError, listed
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that only programs on this machine reach."""
+KEY = "LORA_DOMAINS_API_KEY"
+"""The environment variable of a server's key."""
 KEPT = 5
 """Seconds that a connection without a request is kept open after an answer."""
+
+
+# ── Uvicorn ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -133,3 +144,104 @@ def _protocol(idle: float) -> Any:
                 self.transport.abort()
 
     return Protocol
+
+
+# ── Ray Serve ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The arguments of ``ray_application``; CPUs and GPUs are those of one replica."""
+
+    adapters: str = ""
+    """Folders, with commas between them."""
+    base: str = ""
+    """A folder or an id of the Hub; by default the base of the first adapter."""
+    replicas: int = 2
+    cpus: float = 1.0
+    gpus: float = 0.0
+    rows: int = 16
+    queue: int = 64
+    max_tokens: int = 1024
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, str]) -> "Cluster":
+        """From the texts of ``serve run``; raises UsageError for an argument that is wrong."""
+        kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
+        try:
+            found = cls(**{name: kinds[name](value) for name, value in arguments.items()})
+        except (KeyError, TypeError, ValueError):
+            found = cls()
+        numbers = (found.replicas, found.rows, found.queue, found.max_tokens, found.cpus)
+        usable = all(number > 0 for number in numbers) and found.gpus >= 0
+        if not usable or not (found.adapters or found.base):
+            given = " ".join(f"{name}={value}" for name, value in arguments.items())
+            raise UsageError(
+                where="ray_application",
+                expected=f"adapters=FOLDER,FOLDER, and perhaps others of {listed(list(kinds), 9)}",
+                found=given or "nothing",
+                hint="For example adapters=adapters/medical,adapters/legal replicas=2",
+            )
+        return found
+
+
+def ray_application(arguments: Mapping[str, str]) -> Any:
+    """The application of ``serve`` on Ray Serve, for ``serve run`` and ``ray.serve.run``.
+
+    Each of its replicas, processes on one machine or several, has the base and all adapters.
+    ``arguments`` are those of ``Cluster``. Raises UsageError for others, and AdapterError for
+    adapters that are not found, before anything starts.
+    """
+    cluster = Cluster.read(arguments)
+    libraries = ("ray", "starlette", "prometheus_client")
+    missing = [name for name in libraries if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            where="ray_application",
+            expected="Ray Serve",
+            found=f"{listed(missing)} not installed",
+            hint="pip install 'lora-domains[ray]'",
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before a cluster is started here
+    from ray import serve
+
+    names = [name for name in cluster.adapters.split(",") if name.strip()]
+    found = folders_by_name([name.strip() for name in names], Path("adapters"))
+    folders = {name: folder.absolute() for name, folder in found.items()}
+    base = str(Path(cluster.base).absolute()) if Path(cluster.base).is_dir() else cluster.base
+    keys = tuple(filter(None, [os.environ.get(KEY)]))
+
+    def replica() -> Any:
+        return _replica(cluster, base, folders, keys)
+
+    class Replica:
+        """A process with the base and all adapters; its app is ``replica()``."""
+
+        def check_health(self) -> None:
+            scheduler = self.app.state.service.scheduler  # type: ignore[attr-defined]
+            if not scheduler.alive:
+                raise RuntimeError("the scheduler ended")
+
+    deployed = serve.deployment(
+        name="lora_domains", num_replicas=cluster.replicas,
+        max_ongoing_requests=cluster.rows + cluster.queue,
+        ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
+    )  # fmt: skip
+    return deployed(serve.ingress(replica)(Replica)).bind()
+
+
+def _replica(
+    cluster: Cluster, base: str, folders: Mapping[str, Path], keys: tuple[str, ...]
+) -> Any:
+    """The application in one process of a cluster."""
+    from lora_domains.analysis.reproduce import base_named_by
+    from lora_domains.console import Display
+    from lora_domains.model import DomainModel
+    from lora_domains.serving.app import make_app
+    from lora_domains.serving.service import Settings, make_service
+
+    first = next(iter(folders.values()), None)
+    path, revision = (base, None) if base or first is None else base_named_by(first)
+    model = DomainModel.from_pretrained(path, revision=revision, display=Display(quiet=True))
+    settings = Settings(keys, cluster.rows, cluster.queue, cluster.max_tokens)
+    return make_app(make_service(model, folders, settings, replica=True))

@@ -16,11 +16,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from lora_domains.adapters.folder import CONFIG, WEIGHTS
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.atomic import restored
-from lora_domains.errors import LoraDomainsError
+from lora_domains.errors import LoraDomainsError, UsageError
 from lora_domains.report.card import CARD
 from lora_domains.serving.requests import ApiError, unknown_model
 
 if TYPE_CHECKING:
+    from lora_domains.model import DomainModel
     from lora_domains.serving.scheduler import Scheduler
 
 # ── What is served ──────────────────────────────────────────────────────────────────────────────
@@ -31,6 +32,12 @@ class Settings:
     """What a server allows; seconds and bytes."""
 
     keys: tuple[str, ...] = ()
+    rows: int = 16
+    """Answers that are decoded together."""
+    queue: int = 64
+    """Requests that wait."""
+    max_tokens: int = 1024
+    """Of an answer."""
     body: int = 1 << 20
     timeout: float = 600.0
     """Of a request, from its arrival to the end of its answer."""
@@ -43,7 +50,8 @@ class Service:
     """What the endpoints share."""
 
     scheduler: "Scheduler"
-    folders: "Folders"
+    folders: "Folders | None"
+    """None for one of several replicas, which are replaced rather than read again."""
     base_name: str
     settings: Settings = field(default_factory=Settings)
     log: Callable[[str], None] = lambda _line: None
@@ -67,6 +75,38 @@ class Service:
         if name == self.base_name:
             return None
         raise unknown_model(name, self.names)
+
+    def reload(self) -> list[dict[str, str]]:
+        """Put the adapters that changed in place, and say so of each."""
+        return [] if self.folders is None else self.folders.reload(self.scheduler)
+
+
+def make_service(
+    model: "DomainModel", folders: Mapping[str, Path], settings: Settings,
+    log: Callable[[str], None] = lambda _line: None, *, replica: bool = False,
+) -> Service:  # fmt: skip
+    """Load the adapters in ``folders`` by their names and serve them on the base of ``model``.
+
+    Raises UsageError for an adapter that is called as the base, and what loading one raises.
+    """
+    from lora_domains.serving.scheduler import Scheduler
+
+    base = model.base.id
+    name = Path(base).name if Path(base).exists() else base
+    if name in folders:
+        raise UsageError(
+            where=name,
+            expected="adapters with other names than their base",
+            found=f"both called {name!r}",
+            hint="Rename the folder of the adapter.",
+        )
+    for domain, folder in folders.items():
+        model.load_adapter(folder, domain)
+    scheduler = Scheduler(
+        model.bank, Metrics(), rows=settings.rows, queue=settings.queue,
+        max_tokens=settings.max_tokens,
+    )  # fmt: skip
+    return Service(scheduler, None if replica else Folders(folders), name, settings, log)
 
 
 class Folders:

@@ -16,7 +16,7 @@ from conftest import ROOT
 from support.commands import run
 from support.served import make_served, request_bytes
 
-from lora_domains.cli.verbs.serving import folders_by_name
+from lora_domains.adapters.folder import folders_by_name
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from lora_domains.modeling.base import Base, load_base
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.serving import network
 from lora_domains.serving.app import make_app
-from lora_domains.serving.scheduler import Scheduler
-from lora_domains.serving.service import Folders, Metrics, Service, Settings
+from lora_domains.serving.service import Service, Settings, make_service
 from lora_domains.tasks import Chat, Classification, Generation, Task, task_record
 
 EIGHT = tuple(f"d{n}" for n in range(8))
@@ -135,12 +134,9 @@ def serving(
     ``buffer`` is the size of what the system sends without waiting for the client.
     """
     model = model_in(folder / "adapters", folder / "base")
-    for name in names:
-        model.load_adapter(name)
-    settings, lines = settings or Settings(), list[str]()
-    scheduler = Scheduler(model.bank, Metrics(), **limits)
-    folders = Folders({name: folder / "adapters" / name for name in names})
-    service = Service(scheduler, folders, "base", settings, lines.append)
+    settings, lines = replace(settings or Settings(), **limits), list[str]()
+    folders = {name: folder / "adapters" / name for name in names}
+    service = make_service(model, folders, settings, lines.append)
     with network.listening("127.0.0.1", 0) as bound:
         if buffer is not None:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)

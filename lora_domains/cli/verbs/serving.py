@@ -4,7 +4,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_domains.adapters.folder import CONFIG, find_adapter
-from lora_domains.atomic import adapter_name
+from lora_domains.adapters.folder import folders_by_name
 from lora_domains.cli.flags import add_adapter_argument, add_base_flags, add_out_flag
 from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 256
 """Tokens of an answer in a chat at most, where neither the flags nor the domain say so."""
-KEY = "LORA_DOMAINS_API_KEY"
-"""The environment variable of a server's key."""
 LIMITS: tuple[tuple[str, int | float, str], ...] = (
     ("--rows", 16, "most answers that are generated at once"),
     ("--queue", 64, "most requests that wait; more are told to come back"),
@@ -81,7 +78,7 @@ def _add_serve(verbs: Verbs) -> None:
         "default: %(default)s")  # fmt: skip
     add("--port", type=int, default=8000, help="port, 0 for a free one; default: %(default)s")
     add("--api-key", metavar="KEY", help="the key that clients send; better in a file or in the "
-        f"environment ({KEY})")  # fmt: skip
+        f"environment ({network.KEY})")  # fmt: skip
     add("--api-key-file", metavar="FILE", help="keys, one a line")
     for flag, default, what in LIMITS:
         add(flag, type=type(default), default=default, metavar="N",
@@ -118,8 +115,6 @@ def serve(flags: argparse.Namespace) -> int:
         display = Display(console=Console(stderr=True, highlight=False))
         first = next(iter(folders.values()), None)
         model = open_model(flags, display=display, adapter=first, slots=flags.slots)
-        for name, folder in folders.items():
-            model.load_adapter(folder, name)
         _serve(model, folders, keys, flags, bound)
     return 0
 
@@ -129,26 +124,17 @@ def _serve(
     flags: argparse.Namespace, bound: socket.socket,
 ) -> None:  # fmt: skip
     from lora_domains.serving.app import make_app
-    from lora_domains.serving.scheduler import Scheduler
-    from lora_domains.serving.service import Folders, Metrics, Service, Settings
+    from lora_domains.serving.service import Settings, make_service
 
-    display, base = model.display, model.base
-    name = Path(base.id).name if Path(base.id).exists() else base.id
-    if name in folders:
-        raise UsageError(
-            where=name,
-            expected="adapters with other names than their base",
-            found=f"both called {name!r}",
-            hint="Rename the folder of the adapter.",
-        )
-    scheduler = Scheduler(
-        model.bank, Metrics(), rows=flags.rows, queue=flags.queue, max_tokens=flags.max_tokens
+    display = model.display
+    settings = Settings(
+        keys, flags.rows, flags.queue, flags.max_tokens, flags.max_body, flags.timeout, flags.idle
     )
-    settings = Settings(keys, flags.max_body, flags.timeout, flags.idle)
-    service = Service(scheduler, Folders(folders), name, settings, display.line)
+    service = make_service(model, folders, settings, display.line)
+    scheduler, name = service.scheduler, service.base_name
 
     def reload() -> None:
-        for result in service.folders.reload(scheduler):
+        for result in service.reload():
             display.line(f"{result['id']}: {result['status']} {result.get('error', '')}".rstrip())
 
     if flags.host not in network.LOOPBACK and not keys:
@@ -161,43 +147,9 @@ def _serve(
     network.run(make_app(service), bound, idle=flags.idle, grace=flags.grace, on_hangup=reload)
 
 
-def folders_by_name(adapters: Sequence[str], out: Path) -> dict[str, Path]:
-    """The folders of ``adapters`` by their names; what the shell's * names besides is left out.
-
-    Raises UsageError for two of one name, and AdapterError for one that is not found.
-    """
-    named: list[str] = []
-    for adapter in adapters:
-        path = Path(adapter)
-        found = [] if path.exists() else sorted(path.parent.glob(path.name))
-        named += map(str, found) if found else [adapter]  # Windows leaves * as it is
-    others = [
-        name for name in named if len(named) > 1 and Path(name).exists()
-        and not any((place / CONFIG).exists() for place in (Path(name), out / name))
-    ]  # fmt: skip
-    if named and len(others) == len(named):
-        raise UsageError(
-            expected="an adapter folder, or several",
-            found=f"no adapter folder among {listed(others, 3)}",
-            hint="For example adapters/*",
-        )
-    folders: dict[str, Path] = {}
-    for adapter in (name for name in named if name not in others):
-        folder = find_adapter(adapter, out)
-        name = adapter_name(folder)
-        if folder.resolve() != folders.setdefault(name, folder).resolve():
-            raise UsageError(
-                where=adapter,
-                expected="adapters of different names",
-                found=f"two called {name!r}",
-                hint="Rename one of the folders.",
-            )
-    return folders
-
-
 def _keys(flags: argparse.Namespace) -> tuple[str, ...]:
     """The keys of the flags, the file and the environment."""
-    keys = [flags.api_key, os.environ.get(KEY)]
+    keys = [flags.api_key, os.environ.get(network.KEY)]
     if flags.api_key_file:
         try:
             keys += Path(flags.api_key_file).read_text(encoding="utf-8-sig").splitlines()
