@@ -47,6 +47,7 @@ def blocks(page: Path) -> list[str]:
 PROGRAMS = {
     "accelerate", "cat", "curl", "echo", "export", "for", "hf", "lora-domains",
     "lora/bin/lora-domains", "lora/bin/pip", "make", "mkdir", "pip", "python", "python3.11",
+    "serve",
 }  # fmt: skip
 """What a line of a shell block begins with."""
 RUN = ("first-five-minutes.md", "own-data.md")
