@@ -23,7 +23,7 @@ T = TypeVar("T")
 KEY, KEY_BYTES = "key", 32
 FOLDER = ".lora-domains"
 """The folder of the ledger and its key in the project folder."""
-GIT = {".gitignore": f"{KEY}\n", ".gitattributes": "evaluations.* merge=union\n"}
+GIT = {".gitignore": f"{KEY}\n.*.lock\n", ".gitattributes": "evaluations.* merge=union\n"}
 """Files for git: the key stays secret, and branches are merged by keeping the lines of both."""
 PROJECT_VARIABLE, KEY_VARIABLE = "LORA_DOMAINS_PROJECT", "LORA_DOMAINS_KEY"
 EMOTICON = (

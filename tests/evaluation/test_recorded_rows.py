@@ -334,13 +334,14 @@ def test_the_project_is_the_nearest_folder_with_a_marker(
     assert project_folder() == (tmp_path / "project" if marker else inner)
 
 
-def test_the_ledger_holds_no_text_and_git_ignores_its_key(
+def test_the_ledger_holds_no_text_and_git_ignores_its_key_and_its_lock(
     model: DomainModel, project: Path
 ) -> None:
     evaluate(model, declared(TRAIN, TEST), "a")
     folder = project / FOLDER
-    names = {"evaluations.jsonl", "evaluations.head", "key", ".gitignore", ".gitattributes"}
-    assert {path.name for path in folder.iterdir()} == names
+    shared = {"evaluations.jsonl", "evaluations.head", ".gitignore", ".gitattributes"}
+    names = {path.name for path in folder.iterdir()}
+    assert names == shared | {"key", ".evaluations.jsonl.lock"}
     assert not any(row["text"] in (folder / LEDGER).read_text() for row in TEST)
     assert stat.S_IMODE((folder / "key").stat().st_mode) == 0o600
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
@@ -348,7 +349,7 @@ def test_the_ledger_holds_no_text_and_git_ignores_its_key(
         ["git", "ls-files", "--others", "--exclude-standard"], cwd=project, check=True,
         capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
-    assert {Path(path).name for path in listed} == names - {"key"}
+    assert {Path(path).name for path in listed} == shared
     # Nobody can confirm a guess of a row without the key.
     rows = " ".join(json.loads((folder / LEDGER).read_text().splitlines()[0])["rows"]).split()
     (folder / "key").unlink()
