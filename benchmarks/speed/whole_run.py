@@ -1,0 +1,146 @@
+"""A whole run, from the command to the verdict, beside the script that a user would write.
+
+    python benchmarks/speed/whole_run.py --rows DIR --bases .bases     # an hour on a quiet machine
+    python benchmarks/speed/whole_run.py --rows DIR --bases .bases --only banking77 --rounds 1
+
+The peer is ``user_script.py``: the same rows, epochs, batch size and rank, and the same test rows
+scored by base and adapter. Ours is ``lora-domains fit`` with default settings but for these: in its
+time it also keeps general knowledge and measures it, scores baselines, monitors each epoch and
+judges. Contenders are processes that take turns; a ratio over 1 says that ours is faster. The
+phases are those of our card; "before and after training" is the rest: imports, reading, baselines,
+evaluation. Each run is a first one: the base writes its general text anew.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from measure import Experiment, ratios
+from user_script import BATCH, EPOCHS, RANK
+
+from lora_domains.embedded.domains import domain_rows
+from lora_domains.report.card import Card
+
+ROOT = Path(__file__).parents[2]
+SETS = {"sms_spam": ("smollm2", 800), "banking77": ("minilm", None)}
+"""The base and the number of training rows, by the name of the rows."""
+GOALS = {"longest": 1.5, "maximum": 3.0}
+"""Of the ratio, by how the peer pads its rows."""
+
+
+def flags_of(add: Callable[..., Any]) -> None:
+    add("--rows", type=Path, help="folder with NAME/{train,test}.jsonl; not needed if quick")
+    add("--bases", type=Path, help="folder with smollm2 and minilm; not needed if quick")
+    add("--only", choices=[*SETS], nargs="*", default=[*SETS])
+    add("--rounds", type=int, default=5)
+
+
+def finished(experiment: Experiment, command: list[str], folder: Path) -> tuple[float, str]:
+    """Seconds of a process, and what it printed; raises where it failed."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": str(experiment.flags.threads),
+                          "PYTHONPATH": str(ROOT), "LORA_DOMAINS_PROJECT": str(folder),
+                          "XDG_CACHE_HOME": str(folder / "cache")},
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    if done.returncode not in (0, 1, 3) or "Traceback" in done.stderr:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return seconds, done.stdout
+
+
+def ours(files: dict[str, Path], base: Path) -> list[str]:
+    """The arguments of our command. All classes are declared, as the peer knows those of the test
+    rows."""
+    lines = [line for file in files.values() for line in file.read_text("utf-8").splitlines()]
+    labels = sorted({json.loads(line)["label"] for line in lines})
+    return ["-m", "lora_domains.cli.main", "fit", "--name", "whole",
+            "--train", str(files["train"]), "--test", str(files["test"]), "--base", str(base),
+            "--drop-leaks", "--epochs", str(EPOCHS), "--rank", str(RANK),
+            "--set", f"training.batch_size={BATCH}", "--set", f"training.patience={EPOCHS}",
+            "--set", f"task.labels={json.dumps(labels)}"]  # fmt: skip
+
+
+def phases(folder: Path, seconds: float) -> dict[str, float]:
+    """Seconds of each phase of our run, by its card."""
+    training = Card.read(folder / "adapters" / "whole").adapter.training
+    spent = {name.replace("_", " "): value for name, value in training["phases"].items()}
+    spent["other training"] = training["seconds"] - sum(spent.values())
+    return spent | {"before and after training": seconds - training["seconds"]}
+
+
+def compare(experiment: Experiment, name: str, files: dict[str, Path], base: Path) -> None:
+    """Add the figures of one set of rows."""
+    head = ["--head"] if SETS[name][0] == "minilm" and not experiment.quick else []
+    script = [str(ROOT / "benchmarks" / "speed" / "user_script.py"), *map(str, files.values()),
+              str(base), *head]  # fmt: skip
+    contenders = {"ours": [*ours(files, base), *head]}
+    contenders |= {padding: [*script, "--padding", padding] for padding in GOALS}
+    runs: dict[str, list[float]] = {who: [] for who in contenders}
+    parts: dict[str, list[float]] = {}
+    for round_ in range(experiment.rounds):
+        for who, command in contenders.items():
+            with TemporaryDirectory() as folder:
+                seconds, printed = finished(experiment, command, Path(folder))
+                runs[who].append(seconds)
+                if who == "ours":
+                    for phase, spent in phases(Path(folder), seconds).items():
+                        parts.setdefault(phase, []).append(spent)
+            last = "" if who == "ours" else printed.splitlines()[-1]
+            experiment.say(f"{name}, round {round_ + 1}, {who}: {seconds:.1f} s {last}")
+    for padding, goal in GOALS.items():
+        over = ratios(runs[padding], runs["ours"])
+        experiment.figure(f"{name}: time of a script padding to the {padding}, over ours", "×",
+                          over, at_least=goal)  # fmt: skip
+    experiment.figure(f"{name}: a whole run", "s", runs["ours"], runs["longest"])
+    for phase, spent in parts.items():
+        experiment.figure(f"{name}: our {phase}", "s", spent)
+
+
+def drawn(source: Path, most: int | None, folder: Path) -> Path:
+    """A file of ``most`` lines of ``source``, or of all."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    path = folder / source.name
+    path.write_text("".join(random.Random(0).sample(lines, min(most or len(lines), len(lines)))),
+                    encoding="utf-8")  # fmt: skip
+    return path
+
+
+def write_embedded(folder: Path) -> None:
+    """A few rows to try this script on."""
+    folder.mkdir()
+    for split, count in {"train": 100, "test": 60}.items():
+        lines = [json.dumps(dict(row)) + "\n" for row in domain_rows("spam", split)[:count]]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    experiment = Experiment("whole_run", __doc__, add=flags_of)
+    flags = experiment.flags
+    experiment.rounds = 1 if experiment.quick else flags.rounds
+    for name in ["sms_spam"] if experiment.quick else flags.only:
+        base, most = SETS[name]
+        with TemporaryDirectory() as folder:
+            if experiment.quick:
+                source = Path(folder) / "source"
+                place, base, most = ROOT / "lora_domains" / "embedded", "base", 100
+                write_embedded(source)
+            else:
+                source, place = flags.rows / name, flags.bases
+            files = {"train": drawn(source / "train.jsonl", most, Path(folder)),
+                     "test": drawn(source / "test.jsonl", None, Path(folder))}  # fmt: skip
+            compare(experiment, name, files, (place / base).resolve())
+    experiment.save({"epochs": EPOCHS, "batch": BATCH, "rank": RANK, "rows": SETS,
+                     "threads": flags.threads})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
