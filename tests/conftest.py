@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from support import device
 from support.bases import FOLDER as BASES
 
 if TYPE_CHECKING:
@@ -29,6 +30,18 @@ WORDS = (
     "alpha beta gamma delta red green blue stone river cloud note triage urgent routine spam ham "
     "text label win prize call now meet later today tomorrow question answer the a is of to and"
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "where the tests marked `contract` run: cpu or cuda; default: cpu"
+    parser.addoption("--device", default="cpu", help=help_)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        device.use(config.getoption("--device"))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 LONG = ("test_main_job", "test_docs", "test_checkpoints")

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 from support.adapters import save, strong
+from support.device import base_on
 
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import load_base
 
 
 @pytest.fixture(scope="module")
 def bank(tiny_base: Path) -> Bank:
     """A bank with "a" and "strong" loaded; the adapters to refuse are also called "strong"."""
-    base = load_base(tiny_base)
+    base = base_on(tiny_base)
     bank = Bank(base)
     bank.add(strong(base, "a", seed=8))
     bank.add(strong(base, "strong", seed=9))

@@ -35,6 +35,7 @@ def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> 
     save_file(change(tensors) or tensors, folder / WEIGHTS)
 
 
+@pytest.mark.contract
 def test_an_undamaged_adapter_loads(bank: Bank, folder: Path) -> None:
     started = time.perf_counter()
     assert load_adapter(folder, bank.base).notes == ()
@@ -94,6 +95,7 @@ def _whole_numbers(tensors: dict[str, torch.Tensor]) -> None:
     tensors[key] = tensors[key].to(torch.int32)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("change", "found"),
     [

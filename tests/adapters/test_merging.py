@@ -10,6 +10,7 @@ import torch
 from conftest import make_base
 from support.adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
 from support.commands import run
+from support.device import base_on
 from support.peft_folders import peft_saved, plain
 
 from lora_domains.adapters.loading import load_adapter
@@ -20,12 +21,12 @@ from lora_domains.domain import Lora
 from lora_domains.errors import AdapterError, BaseModelError, UsageError
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base import Base
 
 
 @pytest.fixture
 def base(tiny_base: Path) -> Base:
-    return load_base(tiny_base)
+    return base_on(tiny_base)
 
 
 def loaded(base: Base, *adapters: Any) -> Bank:
@@ -64,6 +65,7 @@ GPT2 = [
 ]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("options", LLAMA, ids=lambda options: " ".join(options))
 def test_a_llama_is_merged_as_peft_merges_it(
     tiny_base: Path, tmp_path: Path, options: dict[str, Any]
@@ -83,7 +85,7 @@ def _as_peft(base_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None
 
     folder, unmerged = peft_saved(base_folder, tmp_path / "theirs", **options)
     oracle = PeftModel.from_pretrained(plain(base_folder), folder).merge_and_unload()
-    base = load_base(base_folder)
+    base = base_on(base_folder)
     bank = loaded(base, strong(base, "other", 7, targets="all-linear"))
     bank.add(load_adapter(folder, base))
     bare, digest = logits(base), base.state_digest()
@@ -127,7 +129,7 @@ def test_an_adapter_without_effect_is_reported(base: Base) -> None:
 def test_an_adapter_on_a_tied_output_layer_leaves_the_embeddings_unchanged(
     kind: str, tiny_base: Path, gpt2_base: Path, tmp_path: Path
 ) -> None:
-    base = load_base({"llama": tiny_base, "gpt2": gpt2_base}[kind])
+    base = base_on({"llama": tiny_base, "gpt2": gpt2_base}[kind])
     assert base.model.config.tie_word_embeddings
     embeddings = base.model.get_input_embeddings().weight.clone()
     bank = loaded(base, strong(base, targets=("lm_head",)))
@@ -149,7 +151,7 @@ def test_other_adapters_leave_embeddings_tied(base: Base, tmp_path: Path) -> Non
 
 
 def test_an_output_layer_that_was_never_tied(tmp_path: Path) -> None:
-    base = load_base(make_base(tmp_path / "untied", tie_word_embeddings=False))
+    base = base_on(make_base(tmp_path / "untied", tie_word_embeddings=False))
     bank = loaded(base, strong(base, targets=("lm_head", "q_proj")))
     bare, served = logits(base), logits(bank, "strong")
     export(bank, "strong", tmp_path / "merged")
@@ -168,7 +170,7 @@ def stated(bank: Bank, merged: torch.Tensor, name: str) -> float:
 def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    base = load_base(tiny_base, dtype="bfloat16")
+    base = base_on(tiny_base, dtype="bfloat16")
     adapter = strong(base)
     folder = save(tmp_path / "strong", adapter, base)
     bank = loaded(base, adapter)
@@ -177,7 +179,7 @@ def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: 
     assert {p.dtype for p in merged.model.parameters()} == {torch.bfloat16}
     assert merged.record["dtype"] == "bfloat16"
     # Sums are rounded once from float32: within half a unit of bf16's last place (8 bits).
-    theirs = PeftModel.from_pretrained(load_base(tiny_base, dtype="bfloat16").model, folder)
+    theirs = PeftModel.from_pretrained(base_on(tiny_base, dtype="bfloat16").model, folder)
     peft = dict(theirs.merge_and_unload().named_parameters())
     for linear, (a, b) in adapter.weights.items():
         weight = base.model.get_submodule(linear).weight.double()
@@ -194,8 +196,8 @@ def test_a_bf16_base_gives_bf16_weights_rounded_once(tiny_base: Path, tmp_path: 
 
 
 def test_merging_into_another_dtype(tiny_base: Path) -> None:
-    base = load_base(tiny_base, dtype="bfloat16")
-    exact = load_base(tiny_base)
+    base = base_on(tiny_base, dtype="bfloat16")
+    exact = base_on(tiny_base)
     bank, wanted = loaded(base, strong(base)), logits(exact)
     exact_bank = loaded(exact, strong(exact))
     merged = merge(bank, "strong", "float32")
@@ -206,9 +208,10 @@ def test_merging_into_another_dtype(tiny_base: Path) -> None:
     assert "the base alone, bfloat16 to float32" in str(merged)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_a_quantised_base_is_merged_in_full_precision(tiny_base: Path, quantization: Any) -> None:
-    base, full = load_base(tiny_base, quantization=quantization), load_base(tiny_base)
+    base, full = base_on(tiny_base, quantization=quantization), base_on(tiny_base)
     adapter = strong(full)
     bank, digest, bare = loaded(base, adapter), base.state_digest(), logits(base)
     merged = merge(bank, "strong")
@@ -247,7 +250,7 @@ def test_a_name_that_is_not_loaded(base: Base) -> None:
 
 
 def test_another_base_in_its_place_is_refused(tmp_path: Path) -> None:
-    base = load_base(make_base(tmp_path / "base"))
+    base = base_on(make_base(tmp_path / "base"))
     bank = loaded(base, strong(base))
     make_base(tmp_path / "base", seed=1)
     with pytest.raises(BaseModelError, match="another one in its place"):
@@ -328,7 +331,7 @@ def test_export_writes_what_plain_transformers_loads(
 ) -> None:
     from transformers import AutoTokenizer
 
-    base = load_base(tiny_base)
+    base = base_on(tiny_base)
     adapter = save(tmp_path / "strong", strong(base), base)
     bank = loaded(base, strong(base))
     out = tmp_path / "out" / "merged"
@@ -347,7 +350,7 @@ def test_export_writes_what_plain_transformers_loads(
         assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "weights others cannot read"
     # The result is a base like any other, and a mistaken --out deletes no folder.
-    assert torch.equal(logits(load_base(out)), plain_logits(plain(out)))
+    assert torch.equal(logits(base_on(out)), plain_logits(plain(out)))
     assert run(*command[:-1], str(adapter)) == 2
     assert "merged.json" in capsys.readouterr().err
 

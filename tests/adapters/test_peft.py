@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from support.adapters import FILES, IDS, assert_equal, logits, save, strong
 from support.damaged import edit
+from support.device import base_on
 from support.peft_folders import peft_logits, peft_saved, plain
 
 from lora_domains.adapters.folder import fingerprint
@@ -20,14 +21,14 @@ from lora_domains.adapters.peft import new_adapter
 from lora_domains.domain import Lora
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, BaseModelError, DomainError
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import layers_of
 from lora_domains.report.card import Card
 
 
 @pytest.fixture
 def base(tiny_base: Path) -> Base:
-    return load_base(tiny_base)
+    return base_on(tiny_base)
 
 
 # ── PEFT round trip ─────────────────────────────────────────────────────────────────────────────
@@ -78,6 +79,7 @@ GPT2 = [
 ]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("options", LLAMA, ids=lambda options: " ".join(options))
 def test_adapters_of_plain_peft_give_equal_logits_here(
     tiny_base: Path, base: Base, tmp_path: Path, options: dict[str, Any]
@@ -89,7 +91,7 @@ def test_adapters_of_plain_peft_give_equal_logits_here(
 def test_adapters_of_a_gpt2_give_equal_logits_here(
     gpt2_base: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    _round_trip(gpt2_base, load_base(gpt2_base), tmp_path, options)
+    _round_trip(gpt2_base, base_on(gpt2_base), tmp_path, options)
 
 
 def _round_trip(base_folder: Path, base: Base, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -126,6 +128,7 @@ def test_a_saved_output_layer_must_equal_the_bases(
         load_adapter(folder, base)
 
 
+@pytest.mark.contract
 @pytest.mark.filterwarnings("ignore:Model .* `tie_word_embeddings=True`")  # the lm_head
 @pytest.mark.parametrize(
     "lora",
@@ -153,6 +156,7 @@ def test_adapters_saved_here_give_equal_logits_in_plain_peft(
     assert_equal(peft_logits(tiny_base, folder), logits(bank, "ours"), logits(base))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("options", [{"dora": True}, {"rslora": True}], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -161,7 +165,7 @@ def test_logits_and_gradients_in_training_are_those_of_peft(
     options: dict[str, Any],
 ) -> None:  # fmt: skip
     folder = tiny_base if kind == "llama" else gpt2_base
-    base = load_base(folder)
+    base = base_on(folder)
     adapter = strong(base, "ours", dropout=dropout, **options)
     oracle = peft.PeftModel.from_pretrained(
         plain(folder), save(tmp_path / "ours", adapter, base), is_trainable=True
@@ -171,7 +175,8 @@ def test_logits_and_gradients_in_training_are_those_of_peft(
             module.train()
     bank = Bank(base)
     parameters = bank.add(adapter, trainable=True)
-    bare, weighed = logits(base), torch.randn(logits(base).shape)
+    bare = logits(base)
+    weighed = torch.randn_like(bare)
     torch.manual_seed(3)
     theirs = oracle(input_ids=IDS).logits
     torch.manual_seed(3)
@@ -231,7 +236,7 @@ def test_a_new_adapter_depends_on_its_seed_and_has_no_effect(base: Base) -> None
 def test_the_top_layers_alone_are_adapted(
     bases: Callable[[str], Path], gpt2_base: Path, kind: str
 ) -> None:
-    base = load_base(gpt2_base if kind == "gpt2" else bases(kind))
+    base = base_on(gpt2_base if kind == "gpt2" else bases(kind))
     classes = 2 if base.bidirectional else None
     every, top = (new_adapter(base, "a", Lora(top_layers=count), 4, 8, 1, classes)
                   for count in (None, 1))  # fmt: skip
@@ -249,7 +254,7 @@ def test_layers_that_a_base_does_not_have_are_refused(
         strong(base, top_layers=3)
     with pytest.raises(DomainError, match="a regular expression can name the layers itself"):
         strong(base, top_layers=1, targets=".*q_proj")
-    albert = load_base(bases("albert"))
+    albert = base_on(bases("albert"))
     with pytest.raises(BaseModelError, match="a list of 2 layers"):
         new_adapter(albert, "a", Lora(top_layers=1), 4, 8, 1, 2)
 

@@ -1,18 +1,25 @@
 """Benchmarks run, on a small model, and what they store is what the tables are made from."""
 
+import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
+from support import device
+from support.adapters import IDS
 from support.scripts import script
 
 from lora_domains.domain import Training
+from lora_domains.modeling import checkpoint
+from lora_domains.modeling.base import load_base
 from lora_domains.training.retention import AUTO
 from lora_domains.verdict.side_effects import DRIFT_LIMIT
 
@@ -102,6 +109,54 @@ def test_each_script_runs_and_stores_figures(tmp_path: Path) -> None:
     rebuilt = json.loads((tmp_path / "rebuild.json").read_text())
     assert (rebuilt["adapters"], rebuilt["items"]) == (2, 3000)
     assert rebuilt["bytes"].keys() >= {"report.json", "report.html", "report.md"}
+
+
+@pytest.mark.long
+def test_the_script_for_a_gpu_tries_all_its_parts_on_a_cpu() -> None:
+    results = ROOT / "benchmarks" / "results"
+    before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--quick"],
+        capture_output=True, text=True, check=False, timeout=900,
+        env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    for name in ("training", "joint", "mixed_batch", "contract", "overhead", "swap", "evaluation"):
+        assert re.search(rf"── {name}: \d+ s, exit status 0", done.stdout)
+    for figure in ("share of the limit", "chosen (together) over PEFT", "16 domains over one",
+                   "8bit, memory over bfloat16's", "switch, 16 loaded"):  # fmt: skip
+        for base in ("0.5b", "7b") if "8bit" not in figure else ("7b",):
+            assert re.search(rf"{base}, .*{re.escape(figure)}", done.stdout), figure
+    assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before
+
+
+def test_the_weights_of_a_large_base_are_drawn_alike_for_every_contender(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SPEED))
+    monkeypatch.setattr(checkpoint, "FORMATS", [*checkpoint.FORMATS])
+    shape = script("shape", "speed")
+    for tied in (True, False):
+        small = dataclasses.replace(shape.SMALL, tied=tied)
+        folder = shape.save_base(tmp_path / f"{tied}", small, "cpu")
+        ours, plain = load_base(folder, device="cpu"), shape.plain(folder, "float32", "cpu")
+        assert ours.identity == load_base(folder, device="cpu").identity
+        with torch.no_grad():
+            assert torch.equal(ours.model(IDS.cpu()).logits, plain(IDS.cpu()).logits)
+        weights = sum(p.numel() for p in plain.parameters() if p.ndim > 1)
+        looked_up = 0 if tied else small.hidden * small.vocabulary
+        assert shape.multiplied(small) == weights - looked_up
+    sizes = {name: shape.multiplied(large) for name, large in shape.LARGE.items()}
+    assert sizes == {"0.5b": 516_751_360, "7b": 6_607_077_376}
+
+
+@pytest.mark.parametrize("chosen", ["cuda", "gpu"])
+def test_tests_refuse_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"--device {chosen}: (torch .* finds no GPU|expected)"):
+        device.use(chosen)
 
 
 def test_contenders_take_turns_and_warming_up_does_not_count(

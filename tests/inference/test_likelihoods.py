@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_base
+from support import device
+from support.device import base_on
 
 from lora_domains.adapters.peft import new_adapter
 from lora_domains.domain import Lora
@@ -27,7 +29,6 @@ from lora_domains.inference.likelihoods import (
 )
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import load_base
 from lora_domains.tokenization.encoded import EncodedExample
 
 PAD = 0
@@ -37,7 +38,7 @@ EXACT = 1e-4
 @pytest.fixture(scope="module")
 def bank(tiny_base: Path) -> Bank:
     """The tiny base with an adapter that moves logits a lot, and one without effect."""
-    bank = Bank(load_base(tiny_base, device="cpu"))
+    bank = Bank(base_on(tiny_base))
     fresh = new_adapter(bank.base, "inert", Lora(), 4, 8, seed=0)
     bank.add(fresh)
     random = torch.Generator().manual_seed(1)
@@ -67,7 +68,7 @@ def items(*shapes: tuple[int, tuple[int, ...]], seed: int = 0) -> list[EncodedEx
 @torch.no_grad()
 def naive(model: Any, prompt: tuple[int, ...], continuation: tuple[int, ...]) -> float:
     """log p(continuation | prompt): one row, no cache, no padding."""
-    ids = torch.tensor([[*prompt, *continuation]])
+    ids = torch.tensor([[*prompt, *continuation]], device=device.name)
     logp = F.log_softmax(model(input_ids=ids, use_cache=False).logits[0].double(), dim=-1)
     at = len(prompt) - 1
     return float(sum(logp[at + k, token] for k, token in enumerate(continuation)))
@@ -80,6 +81,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("adapter", [None, "moved"])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_choices_score_as_one_by_one(bank: Bank, shapes: list[Any], adapter: str | None) -> None:
@@ -100,6 +102,7 @@ def test_an_adapter_changes_scores(bank: Bank) -> None:
     assert all(np.abs(a - b).max() > 100 * EXACT for a, b in zip(base, moved, strict=True))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("adapter", [None, "moved"])
 def test_answers_score_as_one_by_one(bank: Bank, adapter: str | None) -> None:
     rows = items((4, ()), (33, ()), (1, ()), (12, ()), (7, ()))
@@ -110,6 +113,7 @@ def test_answers_score_as_one_by_one(bank: Bank, adapter: str | None) -> None:
     assert tokens.tolist() == [len(row.answer) for row in rows]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("reads_trees", [True, False])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_choices_and_answers_from_one_pass(
@@ -129,6 +133,7 @@ def test_choices_and_answers_from_one_pass(
     assert sum(advanced) == len(rows)
 
 
+@pytest.mark.contract
 def test_the_batch_of_a_row_does_not_change_its_score(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,11 +191,12 @@ def test_drift_is_zero_for_an_adapter_without_effect(bank: Bank) -> None:
     np.testing.assert_array_equal(found["base"], found["adapter"])
 
 
+@pytest.mark.contract
 def test_drift_equals_kl_by_its_definition(bank: Bank) -> None:
     rows = items((4, ()), (20, ()), (1, ()), (9, ()))
     found = drift(bank, rows, PAD, ["moved"])["moved"]
     for n, row in enumerate(rows):
-        ids = torch.tensor([[*row.prompt, *row.answer]])
+        ids = torch.tensor([[*row.prompt, *row.answer]], device=device.name)
         at = slice(len(row.prompt) - 1, -1)
         logits = []
         with torch.no_grad():
@@ -210,6 +216,7 @@ def test_drift_equals_kl_by_its_definition(bank: Bank) -> None:
     assert found["tokens"].tolist() == [len(row.answer) for row in rows]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("adapter", [None, "moved"])
 def test_greedy_generation_equals_that_of_transformers(bank: Bank, adapter: str | None) -> None:
     model, tokenizer = bank.base.model, bank.base.tokenizer
@@ -217,7 +224,7 @@ def test_greedy_generation_equals_that_of_transformers(bank: Bank, adapter: str 
     with bank.routed(adapter):
         together = generate(model, tokenizer, prompts, max_new_tokens=12)
         for prompt, text in zip(prompts, together, strict=True):
-            ids = torch.tensor([prompt])
+            ids = torch.tensor([prompt], device=device.name)
             out = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
                 do_sample=False, pad_token_id=0,
@@ -259,7 +266,7 @@ def test_a_multimodal_base_is_read_by_the_config_of_its_text(tmp_path: Path) -> 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=vision))
     model.save_pretrained(make_base(tmp_path / "multimodal"))
-    base = load_base(tmp_path / "multimodal", device="cpu")
+    base = base_on(tmp_path / "multimodal")
     assert not hasattr(base.model.config, "vocab_size")
     assert (base.vocabulary, base.width, base.pad) == (400, 32, 0)
     assert base_state(base) == base_state(base)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from support.adapters import IDS, logits, save, strong
+from support.device import base_on
 
 from lora_domains import Classification, DomainModel, Generation
 from lora_domains.errors import AdapterCorrupt, UsageError
 from lora_domains.inference.predict import Prediction
-from lora_domains.modeling.base import load_base
 from lora_domains.modeling.routing import RoutedLinear
 
 PROMPTS = ["the red", "the blue river of", "stone", "call now to win", "meet later today", "a"]
@@ -23,7 +23,7 @@ NAMES = ["a", "b", None, "c", "a", "b"]
 
 def make(folder: Path, tiny_base: Path, slots: int | None = None) -> DomainModel:
     """Four adapters, saved in ``folder`` and loaded from there."""
-    base = load_base(tiny_base, device="cpu")
+    base = base_on(tiny_base)
     model = DomainModel(base, slots=slots, out=folder)
     for seed, name in enumerate("abcd", start=1):
         if not (folder / name).exists():
@@ -45,6 +45,7 @@ def model(folder: Path, tiny_base: Path) -> DomainModel:
 # ── Mixed lists ─────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}],
@@ -77,6 +78,7 @@ def test_sampled_return_sequences_come_in_the_order_of_the_prompts(model: Domain
     assert texts == [alone[0], alone[0], alone[1], alone[1]]
 
 
+@pytest.mark.contract
 def test_the_model_is_called_with_a_domain_for_each_row(model: DomainModel) -> None:
     with torch.no_grad():
         found = model(input_ids=IDS, domains=["b", None]).logits
@@ -219,6 +221,7 @@ def test_loading_again_replaces_an_adapter_unless_the_folder_is_broken(
 # ── A budget of slots ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.contract
 def test_the_least_recently_used_adapters_move_to_host_memory(
     model: DomainModel, folder: Path, tiny_base: Path
 ) -> None:

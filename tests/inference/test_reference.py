@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_rows
+from support import device
 from support.adapters import strong
+from support.device import base_on
 from torch import Tensor
 
 from lora_domains.console import Display
@@ -16,7 +18,6 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.inference.reference import Reference
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Classification, Example
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
@@ -28,7 +29,7 @@ def with_adapter(
     tiny_base: Path, inert: bool = False
 ) -> tuple[Bank, list[EncodedExample], list[torch.nn.Parameter]]:
     """A bank with an adapter "a", texts, and the adapter's parameters."""
-    base = load_base(tiny_base, device="cpu")
+    base = base_on(tiny_base)
     bank = Bank(base)
     adapter = strong(base, "a")
     if inert:
@@ -42,7 +43,7 @@ def with_adapter(
 @torch.no_grad()
 def logprobs(bank: Bank, item: EncodedExample, route: str | None) -> Tensor:
     """Log-probabilities at each token of one text alone: (tokens, vocabulary)."""
-    ids = torch.tensor([item.prompt + item.answer])
+    ids = torch.tensor([item.prompt + item.answer], device=device.name)
     with bank.routed(route):
         logits = bank.base.model(input_ids=ids).logits[0, len(item.prompt) - 1 : -1]
     return F.log_softmax(logits, dim=-1)
@@ -54,6 +55,7 @@ def divergence(bank: Bank, item: EncodedExample) -> Tensor:
     return (base.exp() * (base - moved)).sum(-1)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("inert", [True, False])
 def test_kl_is_that_of_its_definition_and_zero_for_an_adapter_without_effect(
     tiny_base: Path, inert: bool
@@ -76,6 +78,7 @@ def test_kl_is_that_of_its_definition_and_zero_for_an_adapter_without_effect(
     assert all(p.grad is None for p in bank.base.model.parameters() if not p.requires_grad)
 
 
+@pytest.mark.contract
 def test_stored_predictions_serve_any_batch_in_any_order(tiny_base: Path) -> None:
     bank, items, _ = with_adapter(tiny_base)
     reference = Reference(bank, items)

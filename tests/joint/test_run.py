@@ -136,7 +136,9 @@ def unbroken(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "at_once"), [(4, 3), (5, 3), (9, 3), (8, 2)])
+@pytest.mark.parametrize(
+    ("steps", "at_once"), [(4, 3), pytest.param(5, 3, marks=pytest.mark.contract), (9, 3), (8, 2)]
+)
 def test_a_resumed_run_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path, steps: int, at_once: int, monkeypatch: pytest.MonkeyPatch,
     unbroken: dict[int, dict[str, str]],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_base
 from support.adapters import IDS, TOLERANCE, logits, save, strong
+from support.device import base_on
 from torch import nn
 
 from lora_domains import DomainModel
@@ -16,18 +17,18 @@ from lora_domains.adapters import config, peft
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import UsageError
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import load_base
 from lora_domains.modeling.lora import FrozenLora, flatten, group_of, load_frozen
 
 
 @pytest.fixture
 def bank(tiny_base: Path) -> Bank:
-    bank = Bank(load_base(tiny_base, device="cpu"))
+    bank = Bank(base_on(tiny_base))
     for seed, name in enumerate("ab"):
         bank.add(strong(bank.base, name, seed))
     return bank
 
 
+@pytest.mark.contract
 def test_a_switch_visits_no_module_and_changes_no_flag(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +56,7 @@ def test_a_switch_visits_no_module_and_changes_no_flag(
 
 
 def test_an_adapter_takes_as_much_memory_as_its_file(tmp_path: Path) -> None:
-    base = load_base(make_base(tmp_path / "base", hidden_size=128, intermediate_size=256))
+    base = base_on(make_base(tmp_path / "base", hidden_size=128, intermediate_size=256))
     folder = save(tmp_path / "a", strong(base, "a", rank=16), base)
     bank = Bank(base)
     bank.add(load_adapter(folder, base))
@@ -122,7 +123,7 @@ def test_another_input_of_the_same_shape_gets_its_own_product(bank: Bank) -> Non
 
 
 def test_routes_of_two_models_are_independent(bank: Bank, tmp_path: Path) -> None:
-    other = Bank(load_base(make_base(tmp_path / "other", seed=5), device="cpu"))
+    other = Bank(base_on(make_base(tmp_path / "other", seed=5)))
     other.add(strong(other.base, "a", 7))
     ours, theirs, bare = logits(bank, "a"), logits(other, "a"), logits(other)
     with torch.no_grad(), bank.routed("a"):
@@ -169,7 +170,7 @@ def test_autocast_gives_the_same_outputs(bank: Bank) -> None:
 def test_the_tensors_of_the_last_few_configs_are_cached(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = load_base(tiny_base, device="cpu")
+    base = base_on(tiny_base)
     folders = [
         save(tmp_path / f"a{rank}", strong(base, f"a{rank}", rank=rank), base) for rank in (2, 3, 5)
     ]

@@ -11,20 +11,21 @@ import torch
 from conftest import make_base
 from support.adapters import IDS, assert_equal, logits, save, strong
 from support.architectures import make_architecture
+from support.device import base_on
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.console import Display
 from lora_domains.errors import AdapterCorrupt, BaseModelError
 from lora_domains.model import DomainModel
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import experts_of
 from lora_domains.modeling.checkpoint import licence_of
 
 
 @pytest.fixture
 def base(tiny_base: Path) -> Base:
-    return load_base(tiny_base)
+    return base_on(tiny_base)
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def copy(tiny_base: Path, tmp_path: Path) -> Path:
 # ── It never changes ────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.contract
 def test_a_bank_never_changes_the_base(base: Base, tmp_path: Path) -> None:
     digest, bare = base.state_digest(), logits(base)
     bank = Bank(base)
@@ -59,6 +61,7 @@ def test_a_bank_never_changes_the_base(base: Base, tmp_path: Path) -> None:
     assert torch.equal(logits(base), bare)
 
 
+@pytest.mark.contract
 def test_training_an_adapter_changes_only_the_adapter(base: Base) -> None:
     digest, bare = base.state_digest(), logits(base)
     bank = Bank(base)
@@ -91,7 +94,7 @@ def test_a_loaded_base_is_frozen_and_in_evaluation_mode(base: Base) -> None:
 
 
 def test_loading_leaves_the_random_state(tiny_base: Path, tmp_path: Path) -> None:
-    base = load_base(tiny_base)
+    base = base_on(tiny_base)
     folder = save(tmp_path / "a", strong(base), base)
     state = torch.get_rng_state()
     Bank(base).add(load_adapter(folder, base))
@@ -103,7 +106,7 @@ def test_loading_leaves_the_random_state(tiny_base: Path, tmp_path: Path) -> Non
 
 
 def test_identity_does_not_depend_on_precision(tiny_base: Path, base: Base) -> None:
-    half = load_base(tiny_base, dtype="bfloat16")
+    half = base_on(tiny_base, dtype="bfloat16")
     assert half.dtype == torch.bfloat16
     assert half.identity == base.identity
     assert half.state_digest() != base.state_digest()
@@ -114,7 +117,7 @@ def test_identity_does_not_depend_on_sharding_or_place(base: Base, copy: Path) -
     (copy / "model.safetensors").unlink()
     base.model.save_pretrained(copy, max_shard_size="20KB")
     assert len(list(copy.glob("*.safetensors"))) > 2
-    sharded = load_base(copy)
+    sharded = base_on(copy)
     assert sharded.identity == base.identity
     assert torch.equal(logits(sharded), logits(base))
 
@@ -123,12 +126,12 @@ def test_identity_and_size_count_only_the_files_that_are_loaded(base: Base, copy
     sizes: list[int] = []
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
         shutil.copy(copy / "model.safetensors", copy / name)
-    again = load_base(copy, announce=lambda size, _: sizes.append(size))
+    again = base_on(copy, announce=lambda size, _: sizes.append(size))
     assert again.identity == base.identity
     assert sizes == [pytest.approx(base.resident_bytes(), rel=0.03)]
     (copy / "model.safetensors").unlink()
     with pytest.raises(BaseModelError, match=r"model\*\.safetensors or .* found files config"):
-        load_base(copy)
+        base_on(copy)
 
 
 def test_a_missing_shard_is_named(base: Base, copy: Path) -> None:
@@ -137,16 +140,16 @@ def test_a_missing_shard_is_named(base: Base, copy: Path) -> None:
     shard = sorted(copy.glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(BaseModelError, match=f"found no {shard.name}"):
-        load_base(copy)
+        base_on(copy)
     (copy / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(BaseModelError, match="an index that names the weight files"):
-        load_base(copy)
+        base_on(copy)
 
 
 def test_identity_does_not_depend_on_padding_calls(base: Base, copy: Path) -> None:
     base.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
     base.tokenizer.save_pretrained(copy)
-    assert load_base(copy).identity == base.identity
+    assert base_on(copy).identity == base.identity
 
 
 def test_identity_changes_with_one_weight(base: Base, copy: Path) -> None:
@@ -155,7 +158,7 @@ def test_identity_changes_with_one_weight(base: Base, copy: Path) -> None:
         last = file.read(1)[0]
         file.seek(-1, 2)
         file.write(bytes([last ^ 1]))
-    assert load_base(copy).identity != base.identity
+    assert base_on(copy).identity != base.identity
 
 
 def test_identity_changes_with_the_tokenizer(base: Base, copy: Path) -> None:
@@ -163,14 +166,14 @@ def test_identity_changes_with_the_tokenizer(base: Base, copy: Path) -> None:
     tokenizer = json.loads(path.read_text())
     tokenizer["model"]["merges"].pop()
     path.write_text(json.dumps(tokenizer))
-    assert load_base(copy).identity != base.identity
+    assert base_on(copy).identity != base.identity
 
 
 def test_identity_changes_with_the_end_of_text_token(base: Base, copy: Path) -> None:
     path = copy / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"eos_token": "<pad>"}))
-    assert load_base(copy).identity != base.identity
+    assert base_on(copy).identity != base.identity
 
 
 def test_the_record_holds_no_local_path(base: Base, tiny_base: Path) -> None:
@@ -182,7 +185,7 @@ def test_the_record_holds_no_local_path(base: Base, tiny_base: Path) -> None:
 
 def test_the_licence_is_read_from_the_readme(copy: Path) -> None:
     (copy / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\n")
-    assert load_base(copy).licence == "apache-2.0"
+    assert base_on(copy).licence == "apache-2.0"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_a_folder_that_is_no_base_is_refused(
 ) -> None:
     damage(copy)
     with pytest.raises(BaseModelError, match=f"(?s)found .*{found}.*{hint}") as caught:
-        load_base(copy)
+        base_on(copy)
     assert str(copy) in caught.value.where
 
 
@@ -282,7 +285,7 @@ def test_a_side_file_that_is_no_object_is_named(copy: Path, name: str, text: str
     # transformers ignores some of them, and with them the tokens that end an answer.
     (copy / name).write_text(text, encoding="latin-1")
     with pytest.raises(BaseModelError, match=rf"{name}: expected a JSON object; found \w+"):
-        load_base(copy)
+        base_on(copy)
 
 
 @pytest.mark.parametrize(
@@ -303,20 +306,20 @@ def test_a_setting_that_transformers_cannot_read_is_refused(
     path = copy / name
     path.write_text(json.dumps(json.loads(path.read_text()) | setting))
     with pytest.raises(BaseModelError, match=f"found .*{found}"):
-        load_base(copy, device="cpu")
+        base_on(copy)
 
 
 def test_pickled_weights_are_refused_in_one_sentence(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(BaseModelError, match=r"pytorch_model\.bin, a pickle, .* save it again"):
-        load_base(copy)
+        base_on(copy)
 
 
 def test_a_folder_has_no_revision(copy: Path) -> None:
     with pytest.raises(BaseModelError, match="revision='main' for a folder, which has none"):
-        load_base(copy, revision="main")
+        base_on(copy, revision="main")
     with pytest.raises(BaseModelError, match="revision='main'"):
-        load_base(revision="main")
+        base_on(revision="main")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ def test_a_folder_has_no_revision(copy: Path) -> None:
 )
 def test_another_word_for_a_quantisation_is_refused(copy: Path, given: Any, meant: str) -> None:
     with pytest.raises(BaseModelError, match=f"found '{given}'.*Did you mean '{meant}'"):
-        load_base(copy, quantization=given)
+        base_on(copy, quantization=given)
 
 
 @pytest.mark.parametrize(
@@ -340,13 +343,13 @@ def test_another_word_for_a_quantisation_is_refused(copy: Path, given: Any, mean
 def test_a_missing_base_is_refused(tmp_path: Path, given: str, found: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BaseModelError, match=found) as caught:
-        load_base(given.format(tmp=tmp_path))
+        base_on(given.format(tmp=tmp_path))
     assert "--base" in caught.value.hint
 
 
 def test_an_unknown_precision_is_refused(tiny_base: Path) -> None:
     with pytest.raises(BaseModelError, match=r"'bfloat61'.*Did you mean 'bfloat16'"):
-        load_base(tiny_base, dtype="bfloat61")
+        base_on(tiny_base, dtype="bfloat61")
 
 
 def test_a_tokenizer_without_padding_token_pads_with_eos(base: Base, copy: Path) -> None:
@@ -354,14 +357,14 @@ def test_a_tokenizer_without_padding_token_pads_with_eos(base: Base, copy: Path)
     settings = json.loads(path.read_text())
     settings.pop("pad_token")
     path.write_text(json.dumps(settings))
-    unpadded = load_base(copy)
+    unpadded = base_on(copy)
     assert unpadded.tokenizer.pad_token_id == unpadded.tokenizer.eos_token_id == 2
     assert len(unpadded.tokenizer) == len(base.tokenizer)
     assert unpadded.identity == base.identity
 
 
 def test_experts_are_found_by_their_class(tmp_path: Path) -> None:
-    base = load_base(make_architecture(tmp_path / "base", "jetmoe"), device="cpu")
+    base = base_on(make_architecture(tmp_path / "base", "jetmoe"))
     assert "model.layers.1.mlp.input_linear.weight" in experts_of(base.model)
 
 
@@ -388,13 +391,14 @@ def wider_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(folder, hidden_size=64, intermediate_size=128)
 
 
+@pytest.mark.contract
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_a_quantised_base_serves_adapters_unchanged(
     wider_base: Path, tmp_path: Path, quantization: Any
 ) -> None:
-    full = load_base(wider_base)
-    small = load_base(wider_base, quantization=quantization)
+    full = base_on(wider_base)
+    small = base_on(wider_base, quantization=quantization)
     digest, bare = small.state_digest(), logits(small)
     assert small.identity == full.identity
     assert not torch.equal(bare, logits(full))
@@ -421,12 +425,13 @@ def test_a_quantised_base_serves_adapters_unchanged(
     assert_equal(logits(bank, "a"), logits(bank, "same"), logits(full))
 
 
+@pytest.mark.contract
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_the_digest_of_a_quantised_base_covers_its_scales(
     wider_base: Path, quantization: Any
 ) -> None:
-    small = load_base(wider_base, quantization=quantization)
+    small = base_on(wider_base, quantization=quantization)
     digest = small.state_digest()
     linear = small.model.get_submodule("model.layers.0.self_attn.q_proj")
     if quantization == "8bit":

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from support.architectures import make_architecture
+from support.device import base_on
 from support.encoders import make_tokenizer
 
 from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.modeling import base_check
-from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import check_behaviour
 from lora_domains.modeling.heads import check_generates
 
@@ -26,18 +27,18 @@ ALSO_CAUSAL = (
 
 @pytest.fixture(scope="module")
 def base(tiny_base: Path) -> Base:
-    return load_base(tiny_base, device="cpu")
+    return base_on(tiny_base)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_an_encoder_is_no_causal_base(tmp_path: Path, kind: str) -> None:
     folder = make_architecture(tmp_path / "base", kind)
     with pytest.raises(BaseModelError, match=f"found an encoder of another kind, {kind}"):
-        load_base(folder, device="cpu")
+        base_on(folder)
     # Its weights are not needed for that.
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(BaseModelError, match=f"found an encoder of another kind, {kind}"):
-        load_base(folder, device="cpu")
+        base_on(folder)
 
 
 @pytest.mark.parametrize("kind", ALSO_CAUSAL)
@@ -46,9 +47,9 @@ def test_an_encoder_that_was_saved_as_a_causal_model_is_an_encoder(
 ) -> None:
     folder = make_architecture(tmp_path / "base", kind)
     with pytest.raises(BaseModelError, match=r"an encoder's tokenizer, with \[CLS\]"):
-        load_base(folder, device="cpu")
+        base_on(folder)
     make_tokenizer().save_pretrained(folder)
-    base = load_base(folder, device="cpu")
+    base = base_on(folder)
     assert base.bidirectional
     with pytest.raises(UsageError, match="to generate text"):
         check_generates(base)
@@ -57,14 +58,14 @@ def test_an_encoder_that_was_saved_as_a_causal_model_is_an_encoder(
 def test_bidirectional_attention_is_refused(tmp_path: Path) -> None:
     folder = make_architecture(tmp_path / "base", "gemma3_text", use_bidirectional_attention=True)
     with pytest.raises(BaseModelError, match="gemma3_text with bidirectional attention"):
-        load_base(folder, device="cpu")
-    assert load_base(make_architecture(tmp_path / "causal", "gemma3_text"), device="cpu")
+        base_on(folder)
+    assert base_on(make_architecture(tmp_path / "causal", "gemma3_text"))
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     folder = make_architecture(tmp_path / "base", "t5", auto="AutoModelForSeq2SeqLM")
     with pytest.raises(BaseModelError, match="an encoder-decoder of kind t5"):
-        load_base(folder, device="cpu")
+        base_on(folder)
 
 
 @pytest.mark.parametrize("kind", ["recurrent_gemma", "rwkv"])
@@ -75,19 +76,21 @@ def test_a_base_that_reads_padding_is_refused(
     if by == "trial":
         monkeypatch.setattr(base_check, "READS_PADDING", ())
     with pytest.raises(BaseModelError, match=f"kind {kind}, whose outputs depend on the padding"):
-        load_base(make_architecture(tmp_path / "base", kind), device="cpu")
+        base_on(make_architecture(tmp_path / "base", kind))
 
 
+@pytest.mark.contract
 def test_a_causal_model_passes_in_every_precision(tiny_base: Path) -> None:
     for dtype in ("float32", "bfloat16", "float16"):
-        assert load_base(tiny_base, dtype=dtype, device="cpu").dtype == getattr(torch, dtype)
+        assert base_on(tiny_base, dtype=dtype).dtype == getattr(torch, dtype)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_looks_ahead_is_found_out(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    base = load_base(tiny_base, dtype=dtype, device="cpu")
+    base = base_on(tiny_base, dtype=dtype)
     forward = base.model.forward
 
     def leaking(*args: Any, **kwargs: Any) -> Any:
@@ -133,9 +136,9 @@ def test_outputs_that_are_not_finite_are_refused(tiny_base: Path, tmp_path: Path
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.down_proj.weight"] *= 1e8
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert load_base(folder, device="cpu", dtype="float32")
+    assert base_on(folder, dtype="float32")
     with pytest.raises(BaseModelError, match="NaN or infinity in float16"):
-        load_base(folder, device="cpu", dtype="float16")
+        base_on(folder, dtype="float16")
 
 
 # ── Code beside the weights ─────────────────────────────────────────────────────────────────────
@@ -155,10 +158,10 @@ def test_code_beside_the_weights_never_runs(
     config = json.loads(path.read_text())
     code = {"AutoConfig": "custom.Custom", "AutoModelForCausalLM": "custom.Custom"}
     path.write_text(json.dumps(config | {"auto_map": code}))
-    assert load_base(folder, device="cpu").model.config.model_type == "llama"
+    assert base_on(folder).model.config.model_type == "llama"
     path.write_text(json.dumps(config | {"auto_map": code, "model_type": "custom"}))
     with pytest.raises(BaseModelError, match=r"Python code of its own .*never run"):
-        load_base(folder, device="cpu")
+        base_on(folder)
     path.write_text(json.dumps(config))
     path = folder / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text())
@@ -167,5 +170,5 @@ def test_code_beside_the_weights_never_runs(
     path.write_text(json.dumps(tokenizer))
     (folder / "tokenizer.json").rename(folder / "vocab.txt")
     with pytest.raises(BaseModelError, match="tokenizer"):
-        load_base(folder, device="cpu")
+        base_on(folder)
     assert not trace.exists()

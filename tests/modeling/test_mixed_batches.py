@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import device
 from support.adapters import TOLERANCE, logits, strong
+from support.device import base_on
 
 from lora_domains.errors import UsageError
 from lora_domains.modeling import routing
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import load_base
 from lora_domains.modeling.routing import FEW, Mixed, narrowed
 
 # Different ranks, scales, rsLoRA, DoRA, and target sets that overlap, nest or are disjoint. rsLoRA
@@ -36,7 +37,7 @@ NAMES = (*ADAPTERS, None)
 
 @pytest.fixture(scope="module")
 def bank(tiny_base: Path) -> Bank:
-    bank = Bank(load_base(tiny_base, device="cpu"))
+    bank = Bank(base_on(tiny_base))
     for seed, (name, options) in enumerate(ADAPTERS.items()):
         bank.add(strong(bank.base, name, seed, **options))
     return bank
@@ -54,7 +55,7 @@ def alone(bank: Bank, ids: torch.Tensor, domains: Sequence[str | None]) -> torch
 
 def random_ids(rows: int, tokens: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(rows * 100 + tokens)
-    return torch.randint(3, 300, (rows, tokens), generator=generator)
+    return torch.randint(3, 300, (rows, tokens), generator=generator).to(device.name)
 
 
 def test_each_adapter_has_an_effect_of_its_own(bank: Bank) -> None:
@@ -64,6 +65,7 @@ def test_each_adapter_has_an_effect_of_its_own(bank: Bank) -> None:
             assert (one - other).abs().max() >= 100 * TOLERANCE
 
 
+@pytest.mark.contract
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.sampled_from(NAMES), min_size=1, max_size=7),
@@ -78,6 +80,7 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(
     torch.testing.assert_close(found, alone(bank, ids, domains), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.contract
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.sampled_from(NAMES), min_size=2, max_size=5), st.sampled_from([2, 3]))
 def test_beams_use_the_adapter_of_their_row(
@@ -91,6 +94,7 @@ def test_beams_use_the_adapter_of_their_row(
         torch.testing.assert_close(found, alone(bank, ids, each), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.contract
 def test_decoding_with_a_cache_gathers_once(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     domains = ["wide", None, "all", "attention"]
     ids = random_ids(4, 12)
@@ -129,6 +133,7 @@ class Observed(dict[str, Any]):
         return self
 
 
+@pytest.mark.contract
 def test_a_thread_that_gathers_weights_never_misleads_another(bank: Bank) -> None:
     """Threads that share a mixed route share what it gathered, after every change of it."""
     domains = ["all", "wide", None, "mlp"]
@@ -162,6 +167,7 @@ def test_a_batch_of_another_size_is_refused(bank: Bank) -> None:
         bank.base.model(input_ids=random_ids(4, 2))
 
 
+@pytest.mark.contract
 def test_a_subset_of_rows_keeps_its_domains(bank: Bank) -> None:
     domains = ["all", "wide", None, "mlp", "all"]
     ids = random_ids(5, 12)
@@ -172,9 +178,10 @@ def test_a_subset_of_rows_keeps_its_domains(bank: Bank) -> None:
         torch.testing.assert_close(found, wanted[rows], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.contract
 def test_a_trainable_adapter_may_be_one_of_several(tiny_base: Path) -> None:
     """Gradients of a mixed batch equal those of its rows alone, for every adapter in training."""
-    bank = Bank(load_base(tiny_base, device="cpu"))
+    bank = Bank(base_on(tiny_base))
     names = ("a", "b", "still")
     grads: dict[str, list[torch.Tensor]] = {}
     parameters = {
@@ -200,8 +207,9 @@ def test_a_trainable_adapter_may_be_one_of_several(tiny_base: Path) -> None:
             torch.testing.assert_close(p.grad, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.contract
 def test_mixed_batches_on_half_precision_bases(tiny_base: Path) -> None:
-    bank = Bank(load_base(tiny_base, device="cpu", dtype="bfloat16"))
+    bank = Bank(base_on(tiny_base, dtype="bfloat16"))
     for seed, (name, options) in enumerate(ADAPTERS.items()):
         bank.add(strong(bank.base, name, seed, **options))
     for tokens in (2, 12):
@@ -239,6 +247,7 @@ def test_no_activation_outlives_a_call(bank: Bank, domains: Any, tokens: int) ->
         hook.remove()
 
 
+@pytest.mark.contract
 def test_a_cache_belongs_to_its_domain(bank: Bank) -> None:
     ids = random_ids(2, 9)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_base
 from support.adapters import IDS, logits, strong
+from support.device import base_on
 from support.models import QUIET, clear_rows, declared
 
 from lora_domains.adapters.merging import merge
@@ -18,7 +19,7 @@ from lora_domains.errors import BaseModelError
 from lora_domains.model import DomainModel
 from lora_domains.modeling import base as base_file
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base import Base
 
 pytestmark = pytest.mark.slow
 KINDS = ["8bit", "4bit"]
@@ -35,7 +36,7 @@ def dequantised(small: Base, folder: Path) -> Base:
     """A plain base with the dequantised weights of ``small``."""
     import bitsandbytes as bnb
 
-    plain = load_base(folder, device="cpu")
+    plain = base_on(folder)
     replaced = 0
     for name, module in small.model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -94,7 +95,7 @@ def check_step(small: Base, plain: Base, **lora: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dora_on_small_weights_is_that_on_the_dequantised_ones(folder: Path, kind: Any) -> None:
-    small = load_base(folder, device="cpu", quantization=kind)
+    small = base_on(folder, quantization=kind)
     plain = dequantised(small, folder)
     adapter = strong(plain, "a", dora=True)
     after_eval(small)
@@ -110,12 +111,13 @@ def test_dora_on_small_weights_is_that_on_the_dequantised_ones(folder: Path, kin
     assert small.state_digest() == digest
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("before", BEFORE)
 def test_gradients_equal_those_of_the_dequantised_weights(
     folder: Path, kind: Any, before: str
 ) -> None:
-    small = load_base(folder, device="cpu", quantization=kind)
+    small = base_on(folder, quantization=kind)
     plain = dequantised(small, folder)
     BEFORE[before](small)
     check_step(small, plain)
@@ -125,7 +127,7 @@ def test_nf4_on_a_cpu_repacks_its_weights_without_the_fix(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU the flag for repacking is off on every linear; elsewhere it is unchanged."""
-    small = load_base(folder, device="cpu", quantization="4bit")
+    small = base_on(folder, quantization="4bit")
     flags = [m.support_avx512bf16_for_cpu for m in small.model.modules()
              if hasattr(m, "support_avx512bf16_for_cpu")]  # fmt: skip
     assert flags == [False] * 14
@@ -135,17 +137,16 @@ def test_nf4_on_a_cpu_repacks_its_weights_without_the_fix(
         assert torch.equal(parameter.data, packed[name]), name
     seen: list[str] = []
     monkeypatch.setattr(base_file, "prepare_linears", lambda *_: seen.append("called"))
-    load_base(folder, device="cpu", quantization="4bit")
+    base_on(folder, quantization="4bit")
     assert seen == ["called"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_leaves_a_quantised_base_unchanged(
     folder: Path, tmp_path: Path, kind: Any
 ) -> None:
-    model = DomainModel.from_pretrained(
-        folder, quantization=kind, out=tmp_path, display=QUIET, device="cpu"
-    )
+    model = DomainModel(base_on(folder, quantization=kind), out=tmp_path, display=QUIET)
     digest = model.base.state_digest()
     card = model.fit(declared(clear_rows(120), epochs=4, retention="none"))
     history = card.adapter.training["history"]
@@ -181,7 +182,7 @@ def test_a_base_that_is_stored_quantised_has_right_gradients(
     folder: Path, stored: tuple[Any, Path], before: str
 ) -> None:
     kind, place = stored
-    small = load_base(place, device="cpu")
+    small = base_on(place)
     assert small.quantization == small.record()["quantization"] == kind
     plain = dequantised(small, folder)
     BEFORE[before](small)
@@ -190,7 +191,7 @@ def test_a_base_that_is_stored_quantised_has_right_gradients(
 
 def test_the_size_of_a_stored_quantised_base_is_known(stored: tuple[Any, Path]) -> None:
     sizes: list[int] = []
-    base = load_base(stored[1], device="cpu", announce=lambda size, _: sizes.append(size))
+    base = base_on(stored[1], announce=lambda size, _: sizes.append(size))
     assert sizes == [pytest.approx(base.resident_bytes(), rel=0.05)]
 
 
@@ -198,7 +199,7 @@ def test_an_adapter_merges_into_the_dequantised_weights(
     folder: Path, stored: tuple[Any, Path]
 ) -> None:
     """The merged model is plain, whatever the base is stored in."""
-    small = load_base(stored[1], device="cpu")
+    small = base_on(stored[1])
     bank = Bank(small)
     bank.add(strong(small, "a"))
     merged = merge(bank, "a")
@@ -216,9 +217,9 @@ def test_an_adapter_merges_into_the_dequantised_weights(
 def test_another_quantisation_than_the_stored_one_is_refused(stored: tuple[Any, Path]) -> None:
     kind, place = stored
     other: Any = "4bit" if kind == "8bit" else "8bit"
-    assert load_base(place, quantization=kind, device="cpu").quantization == kind
+    assert base_on(place, quantization=kind).quantization == kind
     with pytest.raises(BaseModelError, match=f"stored in {kind}; found quantization='{other}'"):
-        load_base(place, quantization=other, device="cpu")
+        base_on(place, quantization=other)
 
 
 def claiming(base: Path, place: Path, settings: dict[str, Any]) -> Path:
@@ -238,7 +239,7 @@ def test_other_ways_to_quantise_are_refused(
     place = claiming(tiny_base, tmp_path / "base", {**named, "bits": 4})
     found = f"weights quantised by {method or 'a method that the config does not name'}"
     with pytest.raises(BaseModelError, match=f"found {found}.*unquantised"):
-        load_base(place, device="cpu")
+        base_on(place)
 
 
 def test_plain_weights_that_claim_to_be_quantised_are_refused(
@@ -248,4 +249,4 @@ def test_plain_weights_that_claim_to_be_quantised_are_refused(
     settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
     place = claiming(tiny_base, tmp_path / "base", settings)
     with pytest.raises(BaseModelError, match=r"weights in 4bit, as .*; found plain weights"):
-        load_base(place, device="cpu")
+        base_on(place)

@@ -9,19 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from support import device
 from support.adapters import IDS, TOLERANCE, logits, strong
+from support.device import base_on
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.lora import Adapter
 from lora_domains.modeling.routing import RoutedLinear
 
 
 @pytest.fixture
 def base(tiny_base: Path) -> Base:
-    return load_base(tiny_base)
+    return base_on(tiny_base)
 
 
 @pytest.fixture
@@ -40,6 +42,7 @@ def test_every_adapter_differs_from_the_base_and_the_others(bank: Bank) -> None:
             assert (one - other).abs().max() >= 100 * TOLERANCE
 
 
+@pytest.mark.contract
 def test_switching_back_gives_identical_logits(bank: Bank) -> None:
     bare, a, b = (logits(bank, name) for name in (None, "a", "b"))
     for name, wanted in (("a", a), ("b", b), (None, bare), ("a", a), (None, bare), ("b", b)):
@@ -74,6 +77,7 @@ def test_an_exception_restores_the_route(bank: Bank) -> None:
     assert torch.equal(bank.base.model(input_ids=IDS).logits, bare)
 
 
+@pytest.mark.contract
 def test_two_threads_each_get_their_own_adapter(bank: Bank) -> None:
     wanted = {name: logits(bank, name) for name in ("a", "b")}
     together = threading.Barrier(2)
@@ -91,6 +95,7 @@ def test_two_threads_each_get_their_own_adapter(bank: Bank) -> None:
         assert list(pool.map(calls, ("a", "b"))) == [50, 50]
 
 
+@pytest.mark.contract
 def test_tasks_each_get_their_own_adapter(bank: Bank) -> None:
     wanted = {name: logits(bank, name) for name in ("a", "b", None)}
 
@@ -114,6 +119,7 @@ def test_a_thread_started_inside_uses_the_base(bank: Bank) -> None:
         assert pool.submit(served_by, bank).result() == ()
 
 
+@pytest.mark.contract
 def test_backward_from_a_second_thread_gives_the_same_gradients(base: Base) -> None:
     bank = Bank(base)
     parameters = bank.add(strong(base, "a"), trainable=True)
@@ -177,11 +183,12 @@ def peft_gradients(peft: Any, adapter: Adapter) -> dict[str, tuple[torch.Tensor,
     }  # fmt: skip
 
 
+@pytest.mark.contract
 def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
     adapter = strong(base, "a")
     bank = Bank(base)
     bank.add(adapter, trainable=True)
-    oracle = peft_model(load_base(tiny_base).model, adapter)
+    oracle = peft_model(base_on(tiny_base).model, adapter)
     oracle(input_ids=IDS, labels=IDS).loss.backward()
     with bank.routed("a"):
         base.model(input_ids=IDS, labels=IDS).loss.backward()
@@ -204,6 +211,7 @@ def test_linears_of_one_input_share_a_product_in_training(base: Base) -> None:
     assert counted == {rank: 2 * layers, 2 * rank: layers, 3 * rank: layers}
 
 
+@pytest.mark.contract
 def test_gradients_in_bfloat16_are_as_near_to_those_in_float32_as_pefts(tiny_base: Path) -> None:
     def of_ours(base: Base, adapter: Adapter) -> torch.Tensor:
         bank = Bank(base)
@@ -219,10 +227,10 @@ def test_gradients_in_bfloat16_are_as_near_to_those_in_float32_as_pefts(tiny_bas
         pairs = peft_gradients(peft, adapter).values()
         return torch.cat([gradient.flatten() for pair in pairs for gradient in pair])
 
-    narrow = load_base(tiny_base, dtype="bfloat16")
+    narrow = base_on(tiny_base, dtype="bfloat16")
     adapter = strong(narrow, "a")
-    oracle = peft_model(load_base(tiny_base, dtype="bfloat16").model, adapter)
-    with torch.autocast("cpu", torch.bfloat16):
+    oracle = peft_model(base_on(tiny_base, dtype="bfloat16").model, adapter)
+    with torch.autocast(device.name, torch.bfloat16):
         oracle(input_ids=IDS, labels=IDS).loss.backward()
     theirs = of_peft(oracle)
     oracle.float().zero_grad()

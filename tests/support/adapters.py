@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support import device
 
 from lora_domains.adapters.peft import new_adapter, save_adapter
 from lora_domains.domain import Lora
@@ -19,7 +20,7 @@ FILES = {
     "adapter_config.json", "adapter_model.safetensors", "card.json", "README.md", "items.jsonl",
 }  # fmt: skip
 """The files of an adapter folder."""
-IDS = torch.arange(3, 27).reshape(2, 12)
+IDS = torch.arange(3, 27, device=device.name).reshape(2, 12)
 """(2 rows, 12 tokens) of no meaning."""
 
 

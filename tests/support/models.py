@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_rows
+from support.device import base_on
 from support.general_text import use_general_text
 
 from lora_domains.console import Display
@@ -56,8 +57,8 @@ def declared(rows: Sequence[Mapping[str, Any]], name: str = "spam", task: Task |
 
 
 def model_in(folder: Path, base: Path) -> DomainModel:
-    """A quiet model on the CPU that saves its adapters in ``folder``."""
-    return DomainModel.from_pretrained(base, out=folder, display=QUIET, device="cpu")
+    """A quiet model that saves its adapters in ``folder``."""
+    return DomainModel(base_on(base), out=folder, display=QUIET)
 
 
 def clear_rows(count: int = 430) -> list[dict[str, Any]]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support import device
 from support.adapters import IDS
 
 
 def plain(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+    return AutoModelForCausalLM.from_pretrained(folder).eval().to(device.name)
 
 
 def peft_logits(base_folder: Path, folder: Path) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from support import device
 from support.adapters import IDS, strong
 from support.models import declared, ended, make_run, stopped_after
 from torch.utils.checkpoint import CheckpointError
@@ -41,7 +42,7 @@ def one_step(run: Run, rows: Sequence[EncodedExample]) -> dict[str, torch.Tensor
             for letter, p in (("A", lora.a), ("B", lora.b)):
                 assert p.grad is not None
                 grads[f"{linear}.{letter}"] = p.grad.clone()
-        return torch.zeros(())
+        return torch.zeros((), device=device.name)
 
     patch = pytest.MonkeyPatch()
     patch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
@@ -52,6 +53,7 @@ def one_step(run: Run, rows: Sequence[EncodedExample]) -> dict[str, torch.Tensor
     return grads
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("micro", [16_384, 64])
 def test_gradients_and_loss_equal_plain_peft(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], micro: int,
@@ -65,23 +67,23 @@ def test_gradients_and_loss_equal_plain_peft(
     spam = replace(declared(rows, retention="none"), task=Generation("text", "label"))
     run = make_run(tmp_path, tiny_base, spam, None)
     random = torch.Generator().manual_seed(0)
-    plain = AutoModelForCausalLM.from_pretrained(tiny_base)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base).to(device.name)
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     peft_model = get_peft_model(plain, config)
     for linear, lora in run.bank.trainable(run.adapter_name).items():
         # B away from zero: with B = 0 the gradients of A would be zero on both sides.
-        lora.b.data = torch.randn(lora.b.shape, generator=random) * 0.05
+        lora.b.data.copy_(torch.randn(lora.b.shape, generator=random) * 0.05)
         layer = peft_model.base_model.model.get_submodule(linear)
         layer.lora_A["default"].weight.data = lora.a.data.clone()
         layer.lora_B["default"].weight.data = lora.b.data.clone()
     items = run.train[:6]
     grads = one_step(run, items)
     total = sum(len(item.answer) for item in items)
-    nats = torch.zeros(())
+    nats = torch.zeros((), device=device.name)
     for item in items:
-        ids = torch.tensor([[*item.prompt, *item.answer]])
+        ids = torch.tensor([[*item.prompt, *item.answer]], device=device.name)
         logits = peft_model(input_ids=ids).logits[0, len(item.prompt) - 1 : -1]
-        nats = nats + F.cross_entropy(logits, torch.tensor(item.answer), reduction="sum")
+        nats = nats + F.cross_entropy(logits, ids[0, len(item.prompt) :], reduction="sum")
     (nats / total).backward()
     nats = nats.detach()
     assert run.state.losses[0] / run.state.tokens[0] == pytest.approx(float(nats) / total, abs=1e-5)

@@ -22,6 +22,7 @@ from lora_domains.training.loop import Run
 from lora_domains.training.plan import Schedule
 
 
+@pytest.mark.contract
 def test_it_learns_and_changes_neither_the_random_state_nor_the_base(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
