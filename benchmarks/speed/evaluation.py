@@ -1,6 +1,7 @@
 """Scoring a suite with eight adapters: ours against a plain batched loop over PEFT.
 
     python benchmarks/speed/evaluation.py [--device cuda --dtype bfloat16] [--quick]
+    python benchmarks/speed/evaluation.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
 The plain loop is the usual one: for the base and each adapter, a row for every question with each
 of its choices, sixteen rows a batch padded to the longest, and the choice's likelihood summed from
@@ -8,6 +9,9 @@ the logits. Both score the same questions. Results are medians of interleaved ro
 largest difference between the two sets of scores, absolute and relative to the score (at least 1).
 The distance of both from the same loop in float64 shows the precision of the dtype. Peak memory is
 measured with one and with four times the questions. Results: benchmarks/results/evaluation.json.
+
+With ``--shape`` the questions are random words, the bases those of ``shape.py``, and the results
+are stored as those of the other scripts.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import DTYPES, RESULTS, Work, timed
-from shape import save_random
+from measure import DTYPES, RESULTS, Experiment, Work, ratios, timed
+from shape import Bench, bench, save_random
 
 from lora_domains import DomainModel
 from lora_domains.adapters.peft import new_adapter
@@ -35,11 +40,14 @@ from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.evaluation.store import Store
 from lora_domains.inference.likelihoods import choice_logprobs
 from lora_domains.inference.memory import peak_memory
-from lora_domains.probes.suite import embedded
+from lora_domains.probes.suite import Probe, Suite, embedded
+from lora_domains.tasks import MultipleChoice
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
 
 ADAPTERS, ROWS = 8, 16
+QUESTIONS, GOAL = 16, 2.5
+"""Of a large base: questions, and how many times as fast as PEFT, at least."""
 REFEREED = 100
 """Questions that are also scored in float64, for the base and one adapter."""
 
@@ -102,8 +110,63 @@ def our_logprobs(model: DomainModel, items: Sequence[EncodedExample]) -> np.ndar
     return found
 
 
+def random_suite(test: Bench, count: int) -> Suite:
+    """Questions of 24 words, each with four choices of two."""
+    ids = test.ids(count, 32).tolist()
+    words = [[f"w{i}" for i in row] for row in ids]
+    rows = [
+        {"question": " ".join(row[:24]), "answer": 0,
+         "choices": [" ".join(row[at : at + 2]) for at in range(24, 32, 2)]}
+        for row in words
+    ]  # fmt: skip
+    probe = Probe("random", MultipleChoice(prompt="{question}"), lambda: rows)
+    return Suite("random", (probe,), list)
+
+
+def large(experiment: Experiment, test: Bench) -> None:
+    """All figures of a large base."""
+    made = test.adapters(test.different)
+    folders = [made[n % len(made)] for n in range(ADAPTERS)]
+    model = test.ours(folders)
+    experiment.say("PEFT loads the same")
+    peer = test.peft(folders)
+    part = encoded(random_suite(test, 8 if experiment.quick else QUESTIONS), model)
+    theirs, own = plain_loop(peer, model.domains, part.encoded), our_logprobs(model, part.encoded)
+    share = float((np.abs(theirs - own) / np.abs(theirs).clip(min=1)).max())
+    experiment.figure("largest difference of a log-likelihood, as a share", "", share)
+    runs = experiment.turns({
+        "peft": lambda: plain_loop(peer, model.domains, part.encoded),
+        "ours": lambda: ours(model, part),
+    })  # fmt: skip
+    name = f"{len(part.rows)} questions, {ADAPTERS} adapters"
+    experiment.figure(name, "ms", runs["ours"], runs["peft"])
+    experiment.figure(f"{name}, speed over PEFT's", "×", ratios(runs["peft"], runs["ours"]),
+                      at_least=GOAL)  # fmt: skip
+    experiment.save(test.settings | {"questions": len(part.rows), "adapters": ADAPTERS})
+
+
+def encoded(suite: Suite, model: DomainModel) -> Part:
+    """The questions of ``suite`` as the scorer takes them."""
+    tokenization = Tokenization(model.tokenizer, model.base.context)
+    rows = [EncodedRow(e, tokenization.encode(e)) for _, _, e in suite.questions()]
+    return Part("questions", suite.probes[0].task, rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    if any(word.startswith("--shape") for word in sys.argv):
+        experiment = Experiment("evaluation", __doc__, shapes=True)
+        for name in experiment.shapes:
+            with bench(experiment, name) as test:
+                large(experiment, test)
+    else:
+        on_embedded_questions()
+
+
+def on_embedded_questions() -> None:
+    """The embedded questions, on the embedded base or ``--base``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", help="default: the embedded base")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
@@ -141,12 +204,10 @@ def main() -> None:
             peer.load_adapter(Path(folder) / name, adapter_name=name)
         peer.eval()
 
-        tokenization = Tokenization(model.tokenizer, model.base.context)
-        suite = embedded()
-        rows = [EncodedRow(e, tokenization.encode(e)) for _, _, e in suite.questions()]
-        step = max(1, len(rows) // flags.questions)
-        rows = rows[::step][: flags.questions]
-        part = Part("questions", suite.probes[0].task, rows)
+        whole = encoded(embedded(), model)
+        step = max(1, len(whole.rows) // flags.questions)
+        rows = whole.rows[::step][: flags.questions]
+        part = Part(whole.name, whole.task, rows)
         print(f"{len(rows)} questions, {ADAPTERS} adapters, load {os.getloadavg()[0]:.2f}")
         theirs, own = plain_loop(peer, names, part.encoded), our_logprobs(model, part.encoded)
         gap = float(np.abs(theirs - own).max())

@@ -1,7 +1,7 @@
 """Several adapters trained in one pass: against plain PEFT, one adapter after another.
 
     python benchmarks/speed/joint.py                 # 10 minutes on a quiet core
-    python benchmarks/speed/joint.py --device cuda --dtype bfloat16
+    python benchmarks/speed/joint.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
 Each contender takes one optimiser step for each of the adapters, on batches of the same rows, of
 which all tokens are supervised: plain PEFT in a loop of its own, our steps one after another, and
@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from measure import DTYPES, Experiment, ratios
-from shape import bench
-from training import RANK, RATE, texts
+from measure import Experiment, ratios
+from shape import Bench, bench, plain
+from training import RANK, RATE, allocated, data, peak, texts
 
-from lora_domains import Data, Domain, DomainModel, Training
+from lora_domains import Domain, DomainModel, Training
 from lora_domains.console import Display
 from lora_domains.domain import Lora
 from lora_domains.joint.gradients import Batch, JointGradients
@@ -35,6 +34,8 @@ from lora_domains.training.plan import make_plan
 SHAPES = ((4, 64, 1, 1.8), (4, 64, 4, None), (4, 256, 1, 1.25), (4, 256, 4, None), (8, 64, 1, None),
           (2, 256, 8, None))  # fmt: skip
 """Adapters, tokens of a row, rows of a batch, and the goal for the speed over PEFT's."""
+LARGE = {"0.5b": ((4, 512, 1, 3.0),), "7b": ((4, 512, 1, None),)}
+"""The same, of large bases."""
 NEVER_BELOW = 0.97
 """The speed of what is chosen, over separate steps of ours, at least."""
 
@@ -69,8 +70,7 @@ class Ours:
         self.runs: list[Run] = []
         for number in range(adapters):
             made = texts(words, tokens, 40 + number)[number:]
-            data = Data(made[20:], made[:10], made[10:20])
-            domain = Domain(f"d{number}", LanguageModelling(), data,
+            domain = Domain(f"d{number}", LanguageModelling(), data(made),
                             lora=Lora(rank=RANK, alpha=2 * RANK, targets="all-linear"),
                             training=training)  # fmt: skip
             dataset = model.dataset(domain)
@@ -125,9 +125,8 @@ class Peer:
 
     def __init__(self, base: Path, names: Sequence[str], dtype: str, device: str) -> None:
         from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype])
+        model = plain(base, dtype, device)
         config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK,
                             target_modules=list(names))  # fmt: skip
         self.model, self.dtype, self.device = (
@@ -184,27 +183,37 @@ def compare(experiment: Experiment, model: DomainModel, peer: Peer, words: Seque
                       ratios(runs["peft"], runs[chosen]), at_least=goal or NEVER_BELOW)  # fmt: skip
     experiment.figure(f"{label}, chosen over separate steps of ours", "×",
                       ratios(runs["separate"], runs[chosen]), at_least=NEVER_BELOW)  # fmt: skip
+    device, works = experiment.device, {"joint": ours.together, "separate": ours.separate}
+    if allocated(device):
+        for name, work in works.items():
+            experiment.figure(f"{label}, memory of a step beside the models, {name}", "MB",
+                              peak(work, device) / 1e6, peak(peer.step, device) / 1e6)  # fmt: skip
     ours.close()
 
 
+def measure(experiment: Experiment, test: Bench, scratch: Path) -> None:
+    """All figures of one base."""
+    words = [f"w{i}" for i in range(3, test.shape.vocabulary)]
+    model = DomainModel.from_pretrained(
+        test.base, dtype=experiment.dtype, device=experiment.device, out=scratch,
+        display=Display(quiet=True),
+    )  # fmt: skip
+    first = Ours(model, words, 1, 64, 1)
+    names = sorted(first.runs[0].bank.weights(first.runs[0].adapter_name))
+    first.close()
+    peer = Peer(test.base, names, experiment.dtype, experiment.device)
+    shapes = LARGE[test.large] if test.large else SHAPES[:2] if experiment.quick else SHAPES
+    for shape in shapes:
+        compare(experiment, model, peer, words, shape)
+    experiment.save(test.settings | {"rank": RANK})
+
+
 def main() -> None:
-    experiment = Experiment("joint", __doc__)
-    with bench(experiment) as test, torch.enable_grad(), TemporaryDirectory() as scratch:
-        words = [f"w{i}" for i in range(3, test.shape.vocabulary)]
-        model = DomainModel.from_pretrained(
-            test.base, dtype=experiment.dtype, device=experiment.device, out=Path(scratch),
-            display=Display(quiet=True),
-        )  # fmt: skip
-        names: list[str] = []
-        peer: Any = None
-        for shape in SHAPES[:2] if experiment.quick else SHAPES:
-            if peer is None:
-                first = Ours(model, words, 1, 64, 1)
-                names = sorted(first.runs[0].bank.weights(first.runs[0].adapter_name))
-                first.close()
-                peer = Peer(test.base, names, experiment.dtype, experiment.device)
-            compare(experiment, model, peer, words, shape)
-        experiment.save(test.settings | {"rank": RANK})
+    experiment = Experiment("joint", __doc__, shapes=True)
+    for large in experiment.shapes:
+        with (bench(experiment, large) as test, torch.enable_grad(),
+              TemporaryDirectory() as scratch):  # fmt: skip
+            measure(experiment, test, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Experiment:
 
     def __init__(
         self, name: str, doc: str | None, dtypes: Sequence[str] = ("float32",),
-        add: Callable[[Callable[..., Any]], None] | None = None,
+        add: Callable[[Callable[..., Any]], None] | None = None, shapes: bool = False,
     ) -> None:  # fmt: skip
         parser = argparse.ArgumentParser(
             description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,8 +44,14 @@ class Experiment:
         if more is not None:
             more(add)
         add("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+        if shapes:
+            add(
+                "--shape", nargs="+", choices=("0.5b", "7b"), default=[None],
+                help="random Llamas of 0.5 or 7 billion parameters; default: 55 million",
+            )  # fmt: skip
         add("--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base")
         add("--threads", type=int, default=1, help="of torch on a CPU; default: %(default)s")
+        add("--rounds", type=int, help=f"of each comparison; default: {ROUNDS}, 2 if quick")
         add("--quick", action="store_true", help="a small model and few rounds, to try the script")
         add(
             "--out",
@@ -59,8 +65,11 @@ class Experiment:
         self.name, self.device, self.quick = name, flags.device, bool(flags.quick)
         self.dtypes: list[str] = flags.dtype
         self.out: Path | None = flags.out or (None if self.quick else RESULTS)
-        self.rounds = 2 if self.quick else ROUNDS
+        self.rounds: int = flags.rounds or (2 if self.quick else ROUNDS)
+        self.shapes: list[str | None] = flags.shape if shapes else [None]
+        self.prefix = ""
         self.figures: list[dict[str, Any]] = []
+        self._settings: dict[str, Any] = {}
         self._threads = flags.threads
         self._started, self._load = time.perf_counter(), os.getloadavg()
         torch.set_num_threads(flags.threads)
@@ -115,6 +124,7 @@ class Experiment:
         """
         factor = 1000.0 if unit == "ms" else 1.0
         better = "more" if at_least is not None else better
+        name = self.prefix + name
         entry: dict[str, Any] = {"name": name, "unit": unit, "better": better}
         runs = {}
         for who, value in (("ours", ours), ("peft", peft)):
@@ -144,7 +154,12 @@ class Experiment:
         self.figure(name, unit, runs["ours"], runs["peft"], at_most=goal)
 
     def save(self, settings: Mapping[str, Any]) -> None:
-        """Write ``NAME.json``, or ``NAME-DEVICE-DTYPE.json`` on another device than the CPU."""
+        """Write ``NAME.json``, or ``NAME-DEVICE-DTYPE.json`` on another device than the CPU.
+
+        Called once for each shape, it keeps the settings of those before: what was measured is
+        there when a later one fails.
+        """
+        self._settings |= settings
         if self.out is None:
             self.say("quick: nothing is stored")
             return
@@ -163,7 +178,7 @@ class Experiment:
             "load": {"before": list(self._load), "after": list(os.getloadavg())},
             "seconds": round(time.perf_counter() - self._started, 1),
             "settings": {"dtypes": self.dtypes, "rounds": self.rounds, "quick": self.quick}
-            | dict(settings),
+            | self._settings,
             "figures": self.figures,
         }
         self.out.mkdir(parents=True, exist_ok=True)
@@ -191,17 +206,19 @@ class Experiment:
         }
 
 
+def synchronize(device: str) -> None:
+    """Wait for the kernels of ``device``."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
 def timed(work: Work, device: str) -> float:
     """Seconds that ``work`` takes, until its kernels are finished."""
 
-    def synchronize() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-
-    synchronize()
+    synchronize(device)
     started = time.perf_counter()
     work()
-    synchronize()
+    synchronize(device)
     return time.perf_counter() - started
 
 

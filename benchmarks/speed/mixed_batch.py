@@ -1,10 +1,12 @@
 """The cost of batches with rows of several domains, over rows of one domain.
 
     python benchmarks/speed/mixed_batch.py                           # about 5 minutes on 2 cores
-    python benchmarks/speed/mixed_batch.py --device cuda --dtype bfloat16
+    python benchmarks/speed/mixed_batch.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
-Sixteen rows: forward passes of one token with a prompt in the cache, and ``generate`` with 16 new
-tokens after 16. "Over one domain" compares with each contender's own way of using a single adapter:
+Sixteen rows: a prompt, forward passes of one token with a prompt in the cache, and but for the
+large shapes ``generate`` with 16 new tokens after 16.
+
+"Over one domain" compares with each contender's own way of using a single adapter:
 ``using`` here, ``set_adapter`` in PEFT.
 """
 
@@ -18,14 +20,16 @@ from shape import Bench, bench, decode
 from lora_domains import DomainModel
 
 ROWS, PROMPT, NEW = 16, 16, 16
-GOAL = 1.15
+PREFILL = 64
+"""Tokens of a row where a prompt is read."""
+GOAL, GOALS = 1.15, ("decode", "generate")
 
 
-def kinds(most: int) -> dict[str, list[str] | None]:
+def kinds(most: int, *, large: bool = False) -> dict[str, list[str] | None]:
     """The adapter of each row; None is one adapter for all, without naming rows."""
     mixed = {
         f"{count} domain{'s' * (count > 1)}": [f"d{i % count}" for i in range(ROWS)]
-        for count in (1, 4, 16)
+        for count in ((1, 16) if large else (1, 4, 16))
         if count <= most
     }
     return {"one for all": None, **mixed}
@@ -43,12 +47,14 @@ def measure(experiment: Experiment, what: str, unit: str, per: int, works: dict[
             experiment.figure(
                 f"{what}, {kind} over one for all", "×",
                 ratios(ours, one["ours"]), ratios(peft, one["peft"]),
-                at_most=GOAL if kind == "16 domains" else None,
+                at_most=GOAL if kind == "16 domains" and what in GOALS else None,
             )  # fmt: skip
 
 
-def decoding(test: Bench, model: DomainModel, peft: Any, steps: int) -> dict[str, Work]:
-    ids, works = test.ids(ROWS, PROMPT), {}
+def forward(test: Bench, model: DomainModel, peft: Any,
+            work: Callable[[Callable[..., Any]], Work]) -> dict[str, Work]:  # fmt: skip
+    """``work`` with the forward pass of each contender, and each kind of batch."""
+    works = {}
 
     def ours(domains: list[str] | None) -> Callable[..., Any]:
         def call(**inputs: Any) -> Any:
@@ -67,9 +73,9 @@ def decoding(test: Bench, model: DomainModel, peft: Any, steps: int) -> dict[str
 
         return call
 
-    for kind, domains in kinds(len(model.domains)).items():
-        works[f"ours, {kind}"] = decode(ours(domains), ids, steps, PROMPT)
-        works[f"peft, {kind}"] = decode(theirs(domains), ids, steps, PROMPT)
+    for kind, domains in kinds(len(model.domains), large=bool(test.large)).items():
+        works[f"ours, {kind}"] = work(ours(domains))
+        works[f"peft, {kind}"] = work(theirs(domains))
     return works
 
 
@@ -117,18 +123,34 @@ def largest_difference(test: Bench, model: DomainModel, peft: Any) -> float:
     return float((found - wanted).abs().max())
 
 
-def main() -> None:
-    experiment = Experiment("mixed_batch", __doc__)
-    with bench(experiment) as test:
-        folders = test.adapters(4 if experiment.quick else ROWS)
-        model = test.ours(folders)
-        experiment.say("PEFT loads the same")
-        peft = test.peft(folders)
-        experiment.figure("largest difference of a logit from PEFT's", "",
-                          largest_difference(test, model, peft))  # fmt: skip
-        measure(experiment, "decode", "ms", NEW, decoding(test, model, peft, NEW))
+def all_figures(experiment: Experiment, test: Bench) -> None:
+    """All figures of one base."""
+    count = 4 if experiment.quick and not test.large else ROWS
+    made = test.adapters(min(test.different, count))
+    folders = [made[n % len(made)] for n in range(count)]
+    model = test.ours(folders)
+    experiment.say("PEFT loads the same")
+    peft = test.peft(folders)
+    experiment.figure("largest difference of a logit from PEFT's", "",
+                      largest_difference(test, model, peft))  # fmt: skip
+    prompt, steps = test.ids(ROWS, PREFILL), NEW // 4 if test.large else NEW
+    reading = forward(test, model, peft, lambda call: lambda: call(input_ids=prompt,
+                                                                   use_cache=False))  # fmt: skip
+    measure(experiment, "prefill", "ms", 1, reading)
+    ids = test.ids(ROWS, PROMPT)
+    decoding = forward(test, model, peft, lambda call: decode(call, ids, steps, PROMPT))
+    measure(experiment, "decode", "ms", steps, decoding)
+    if not test.large:
         measure(experiment, "generate", "ms", 1, generating(test, model, peft))
-        experiment.save(test.settings | {"rows": ROWS, "prompt": PROMPT, "new_tokens": NEW})
+    experiment.save(test.settings | {"rows": ROWS, "prompt": PROMPT, "new_tokens": steps,
+                                     "prefill": PREFILL})  # fmt: skip
+
+
+def main() -> None:
+    experiment = Experiment("mixed_batch", __doc__, shapes=True)
+    for large in experiment.shapes:
+        with bench(experiment, large) as test:
+            all_figures(experiment, test)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[1]
-EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency", "training", "joint", "growth")
+EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency", "training", "joint", "growth",
+               "evaluation")  # fmt: skip
 BEGIN, END = "<!-- speed: from report.py -->", "<!-- end of speed -->"
 PLOT = "speed.svg"
 
 
 def stored(folder: Path) -> list[dict[str, Any]]:
-    """The results in ``folder`` by experiment, those of a CPU first."""
+    """The results in ``folder`` by experiment, those of a CPU first; those without figures of the
+    common form are left out."""
     found = []
     for name in EXPERIMENTS:
         paths = [folder / f"{name}.json", *sorted(folder.glob(f"{name}-*.json"))]
         found += [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    return found
+    return [result for result in found if "figures" in result]
 
 
 def title(result: dict[str, Any]) -> str:

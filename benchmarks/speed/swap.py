@@ -1,7 +1,9 @@
 """The cost of switching adapters, viewing the base and loading; and correctness under threads.
 
 python benchmarks/speed/swap.py                                  # about 5 minutes on 2 cores
-python benchmarks/speed/swap.py --device cuda --dtype bfloat16
+python benchmarks/speed/swap.py --device cuda --dtype bfloat16 --shape 0.5b 7b
+
+Of the large shapes fewer adapters are loaded, and fewer threads ask.
 """
 
 from collections.abc import Callable
@@ -161,7 +163,7 @@ def right_calls(call: Callable[[str], torch.Tensor], names: list[str], calls: in
 def threads(experiment: Experiment, test: Bench, model: DomainModel, peft: Any) -> None:
     """Two to eight threads, each with a domain of its own."""
     ids = test.ids(1, 8)
-    calls, few = (80, 40) if experiment.quick else (1000, 120)
+    calls, few = (80, 40) if experiment.quick or test.large else (1000, 120)
 
     def ours(name: str) -> torch.Tensor:
         with model.using(name):
@@ -171,7 +173,7 @@ def threads(experiment: Experiment, test: Bench, model: DomainModel, peft: Any) 
         peft.set_adapter(name)
         return peft(input_ids=ids).logits.float()
 
-    for count in (2, 4, 8):
+    for count in (2,) if test.large else (2, 4, 8):
         experiment.say(f"{count} threads")
         names = [f"d{i}" for i in range(count)]
         peers = None
@@ -182,24 +184,32 @@ def threads(experiment: Experiment, test: Bench, model: DomainModel, peft: Any) 
                           at_least=1.0)  # fmt: skip
 
 
+def measure(experiment: Experiment, test: Bench) -> None:
+    """All figures of one base."""
+    counts = (2, 16) if test.large else (2, 8, 10) if experiment.quick else (2, 8, 64, 1000)
+    loops = 2_000 if experiment.quick or test.large else 40_000
+    folders, narrow = test.adapters(min(test.different, counts[-2])), test.adapters(2, rank=1)
+    models = {}
+    for count in counts:
+        experiment.say(f"ours loads {count} adapters")
+        kinds = narrow if count == counts[-1] else folders
+        models[count] = test.ours([kinds[i % len(kinds)] for i in range(count)])
+    peft = test.peft(folders[:2])
+    compare(experiment, models, peft, folders, loops)
+    growth(experiment, models, loops)
+    several = models[counts[-2]]  # as many as PEFT has by now
+    names = [f"d{i}" for i in range(min(8, counts[-2]))]
+    first_forward(experiment, test, several, peft, names)
+    threads(experiment, test, several, peft)
+    loaded = f"loaded, {test.large}" if test.large else "loaded"
+    experiment.save(test.settings | {loaded: counts, "switches_per_run": loops})
+
+
 def main() -> None:
-    experiment = Experiment("swap", __doc__)
-    counts = (2, 8, 10) if experiment.quick else (2, 8, 64, 1000)
-    loops = 2_000 if experiment.quick else 40_000
-    with bench(experiment) as test:
-        folders, narrow = test.adapters(min(16, counts[-2])), test.adapters(2, rank=1)
-        models = {}
-        for count in counts:
-            experiment.say(f"ours loads {count} adapters")
-            kinds = narrow if count == counts[-1] else folders
-            models[count] = test.ours([kinds[i % len(kinds)] for i in range(count)])
-        peft = test.peft(folders[:2])
-        compare(experiment, models, peft, folders, loops)
-        growth(experiment, models, loops)
-        several = models[counts[-2]]  # as many as PEFT has by now
-        first_forward(experiment, test, several, peft, [f"d{i}" for i in range(8)])
-        threads(experiment, test, several, peft)
-        experiment.save(test.settings | {"loaded": counts, "switches_per_run": loops})
+    experiment = Experiment("swap", __doc__, shapes=True)
+    for large in experiment.shapes:
+        with bench(experiment, large) as test:
+            measure(experiment, test)
 
 
 if __name__ == "__main__":

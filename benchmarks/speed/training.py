@@ -2,7 +2,7 @@
 
     python benchmarks/speed/training.py --bases .bases           # 20 minutes on 2 quiet cores
     python benchmarks/speed/training.py                          # without pretrained bases
-    python benchmarks/speed/training.py --device cuda
+    python benchmarks/speed/training.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
 Both train the same LoRA weights on the same rows, without retention, and take the same optimiser
 steps: 8 rows of 256 tokens, all of which are supervised, on a random Llama and on SmolLM2, and
@@ -10,6 +10,14 @@ labels on MiniLM with a head. In bfloat16 PEFT is used as its users do: the base
 adapter in float32, and autocast (`bf16=True`). A step of the Trainer is timed between its own
 callbacks, without the Trainer's start. Memory is the peak of all tensors that a step makes,
 counted by the package's own counter, for both.
+
+With ``--shape`` steps are of 8 rows of 512 tokens, and the base of 7 billion parameters is trained
+on in 8 and 4 bits too. The limit is 4N floating-point operations for a token over the rate of a
+large matrix product, measured here: 2N for the forward pass and 2N for the gradients of the
+activations. The 2N for the gradients of the weights (Kaplan et al. 2020, arXiv 2001.08361: 6N in
+all) are not needed where the base is frozen. N counts the weights that a token is multiplied with.
+Memory then includes base, adapter and optimiser. What the goal for 8 bits compares is one row with
+gradient checkpointing, since more rows' activations take the same memory at every precision.
 """
 
 import time
@@ -19,19 +27,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from measure import DTYPES, Experiment, ratios, timed
-from shape import bench
+from measure import DTYPES, Experiment, ratios, synchronize, timed
+from shape import Bench, bench, multiplied, plain
 
 from lora_domains import Classification, Data, Domain, DomainModel, Training
 from lora_domains.console import Display
 from lora_domains.domain import Lora
-from lora_domains.inference.memory import TensorBytes
+from lora_domains.inference.memory import TensorBytes, release
 from lora_domains.tasks.generation import LanguageModelling
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import fit
 from lora_domains.training.plan import make_plan
 
 ROWS, TOKENS, RANK, RATE = 8, 256, 16, 1e-5
+LONG = 512
+"""Tokens of a row on large bases."""
+PRECISIONS = {"0.5b": (None,), "7b": (None, "8bit", "4bit")}
+SHARE, EIGHT_BIT = 0.5, 0.6
+"""Goals at 7 billion: share of the limit, at least; memory in 8 bits over bfloat16's, at most."""
 GOALS = {"float32": (1.07, 0.75), "bfloat16": (1.25, 0.75)}
 """By dtype: tokens a second, at least, and memory, at most, over PEFT's."""
 GRADIENTS = {"float32": 1e-6, "bfloat16": 1e-2}
@@ -40,16 +53,18 @@ GRADIENTS = {"float32": 1e-6, "bfloat16": 1e-2}
 class Steps:
     """Our training: the steps of a fit without retention, on one batch again and again."""
 
-    def __init__(self, base: Path, task: Any, rows: list[dict[str, Any]], dtype: str, device: str,
-                 out: Path, rows_per_step: int = ROWS, tokens: int = TOKENS,
-                 rank: int = RANK) -> None:  # fmt: skip
+    def __init__(self, base: Path | DomainModel, task: Any, rows: list[dict[str, Any]], dtype: str,
+                 device: str, out: Path, rows_per_step: int = ROWS, tokens: int = TOKENS,
+                 rank: int = RANK, *, quantization: Any = None,
+                 checkpointing: bool = False) -> None:  # fmt: skip
         quiet = Display(quiet=True)
-        model = DomainModel.from_pretrained(
-            base, dtype=dtype, device=device, out=out, display=quiet
-        )
+        self.model = model = base if isinstance(base, DomainModel) else DomainModel.from_pretrained(
+            base, dtype=dtype, device=device, out=out, quantization=quantization, display=quiet
+        )  # fmt: skip
         training = Training(retention="none", batch_size=rows_per_step, epochs=1, lr=RATE,
-                            max_length=tokens, warmup=0.0)  # fmt: skip
-        domain = Domain("speed", task, Data(rows[20:], rows[:10], rows[10:20]),
+                            max_length=tokens, warmup=0.0,
+                            gradient_checkpointing=checkpointing)  # fmt: skip
+        domain = Domain("speed", task, data(rows),
                         lora=Lora(rank=rank, alpha=2 * rank, targets="all-linear"),
                         training=training)  # fmt: skip
         dataset = model.dataset(domain)
@@ -62,6 +77,10 @@ class Steps:
             for name, (a, b) in self.bank.weights(self.run.adapter_name).items()
         }  # B = 0, its usual start, would leave A without gradients
         self.bank.set_weights(self.run.adapter_name, weights, {})
+
+    def close(self) -> None:
+        """Take the adapter off the base."""
+        self.bank.remove(self.run.adapter_name)
 
     @property
     def weights(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -81,13 +100,17 @@ class Steps:
 class Peer:
     """Plain PEFT on the same batch with the same weights, under transformers' Trainer."""
 
-    def __init__(self, base: Path, ours: Steps, dtype: str, device: str, classes: int) -> None:
+    def __init__(self, base: Path, ours: Steps, dtype: str, device: str, classes: int,
+                 quantization: Any = None) -> None:  # fmt: skip
         from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification
 
-        kind, more = (AutoModelForSequenceClassification, {"num_labels": classes}) if classes else (
-            AutoModelForCausalLM, {})  # fmt: skip
-        model = kind.from_pretrained(base, dtype=DTYPES[dtype], **more)
+        if classes:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base, dtype=DTYPES[dtype], num_labels=classes
+            )
+        else:
+            model = plain(base, dtype, device, quantization)
         names = sorted(ours.weights)
         config = LoraConfig(task_type="SEQ_CLS" if classes else "CAUSAL_LM", r=RANK,
                             lora_alpha=2 * RANK, target_modules=names)  # fmt: skip
@@ -115,13 +138,17 @@ class Peer:
         """A Trainer of one step, whose ``seconds`` that step takes."""
         from transformers import Trainer, TrainerCallback, TrainingArguments
 
+        device = self.device
+
         class Clock(TrainerCallback):
             seconds = 0.0
 
             def on_step_begin(self, *_: Any, **__: Any) -> None:
+                synchronize(device)
                 self.started = time.perf_counter()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
+                synchronize(device)
                 self.seconds = time.perf_counter() - self.started
 
         arguments = TrainingArguments(
@@ -159,8 +186,14 @@ def difference(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> float:
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
 
-def peak(work: Callable[[], Any]) -> int:
+def peak(work: Callable[[], Any], device: str = "cpu") -> int:
     """Bytes of the tensors that ``work`` makes, at most at any one time."""
+    if device.startswith("cuda"):
+        before = allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with TensorBytes() as counted:
         work()
     return int(counted.peak)
@@ -185,16 +218,7 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
             experiment.figure(f"{label}, error of the gradients, relative", "",
                               difference(found, truth), error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
-    runs: dict[str, list[float]] = {"ours": [], "peft": []}
-    for round_ in range(-1, experiment.rounds):
-        for who in ("ours", "peft") if round_ % 2 else ("peft", "ours"):
-            if who == "ours":
-                seconds = timed(ours.step, experiment.device)
-            else:
-                trainer.train()
-                seconds = trainer.clock.seconds
-            if round_ >= 0:
-                runs[who].append(seconds)
+    runs = step_times(experiment, ours, trainer)
     tokens = sum(map(len, ours.batch))
     speed, memory = GOALS[dtype]
     experiment.figure(f"{label}, tokens a second", "tokens/s",
@@ -208,7 +232,119 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
                           bytes_["peft"] / 1e6)  # fmt: skip
         experiment.figure(f"{label}, memory over PEFT's", "×", bytes_["ours"] / bytes_["peft"],
                           at_most=memory)  # fmt: skip
-    ours.bank.remove(ours.run.adapter_name)
+    ours.close()
+
+
+def step_times(experiment: Experiment, ours: Steps, trainer: Any) -> dict[str, list[float]]:
+    """Seconds of a step in each round; one round warms up."""
+    runs: dict[str, list[float]] = {"ours": [], "peft": []}
+    for round_ in range(-1, experiment.rounds):
+        for who in ("ours", "peft") if round_ % 2 else ("peft", "ours"):
+            if who == "ours":
+                seconds = timed(ours.step, experiment.device)
+            else:
+                trainer.train()
+                seconds = trainer.clock.seconds
+            if round_ >= 0:
+                runs[who].append(seconds)
+    return runs
+
+
+# ── Large bases ─────────────────────────────────────────────────────────────────────────────────
+
+
+def allocated(device: str) -> int:
+    """Bytes of the tensors on an accelerator; 0 on a CPU, where they are not counted."""
+    return int(torch.cuda.memory_allocated(device)) if device.startswith("cuda") else 0
+
+
+def matrix_rate(experiment: Experiment) -> float:
+    """Floating-point operations a second of a product of two large random matrices, bfloat16."""
+    size, times = (256, 2) if experiment.quick else (8192, 10)
+    a, b = (torch.randn(size, size, device=experiment.device).bfloat16() for _ in range(2))
+
+    def products() -> None:
+        for _ in range(times):
+            a @ b
+
+    runs = experiment.turns({"product": products}, per=times)["product"]
+    rate = [2 * size**3 / seconds for seconds in runs]
+    experiment.figure(f"product of two matrices of {size} × {size}", "TFLOP/s",
+                      [each / 1e12 for each in rate], better="more")  # fmt: skip
+    return sorted(rate)[len(rate) // 2]
+
+
+def large(experiment: Experiment, test: Bench, scratch: Path, rate: float) -> None:
+    """Speed against PEFT and against the limit, and memory, at each precision of a large base."""
+    words = [f"w{i}" for i in range(3, test.shape.vocabulary)]
+    tokens = 64 if experiment.quick else LONG
+    memory: dict[Any, tuple[float, float]] = {}
+    for precision in PRECISIONS[test.large or ""]:
+        folder = scratch / f"{test.large}-{precision}"
+        memory[precision] = at_precision(
+            experiment, test, texts(words, tokens), tokens, precision, folder, rate
+        )
+        release(torch.device(experiment.device))
+        if precision:
+            goal = EIGHT_BIT if precision == "8bit" else None
+            label = f"{precision}, memory over {experiment.dtype}'s"
+            (rows, one), (all_plain, one_plain) = memory[precision], memory[None]
+            experiment.figure(f"{label}, {ROWS} × {tokens}", "×", rows / all_plain)
+            experiment.figure(f"{label}, 1 × {tokens} with gradient checkpointing", "×",
+                              one / one_plain, at_most=goal)  # fmt: skip
+
+
+def at_precision(experiment: Experiment, test: Bench, rows: list[dict[str, Any]], tokens: int,
+                 precision: Any, folder: Path, rate: float) -> tuple[float, float]:  # fmt: skip
+    """Measure one precision; the peak memory of ours in MB, of a step and of a small one."""
+    device, dtype, label = experiment.device, experiment.dtype, precision or experiment.dtype
+    experiment.say(f"loading ours and PEFT in {label}")
+    before = allocated(device)
+    ours = Steps(test.base, LanguageModelling(), rows, dtype, device, folder / "ours",
+                 tokens=tokens, quantization=precision)  # fmt: skip
+    ours.step()
+    own, before = allocated(device) - before, allocated(device)
+    peer = Peer(test.base, ours, dtype, device, 0, precision)
+    trainer = peer.trainer(folder / "trainer")
+    trainer.train()
+    theirs = allocated(device) - before
+    if not precision:
+        experiment.figure(f"{label}, gradients apart, relative", "",
+                          difference(ours.gradients(), peer.gradients()),
+                          at_most=GRADIENTS[dtype])  # fmt: skip
+    runs = step_times(experiment, ours, trainer)
+    count = sum(map(len, ours.batch))
+    rates = {who: [count / seconds for seconds in of] for who, of in runs.items()}
+    experiment.figure(f"{label}, tokens a second", "tokens/s", rates["ours"], rates["peft"],
+                      better="more")  # fmt: skip
+    experiment.figure(f"{label}, speed over PEFT's", "×", ratios(runs["peft"], runs["ours"]),
+                      at_least=None if precision else GOALS[dtype][0], better="more")  # fmt: skip
+    limit = rate / (4 * multiplied(test.shape))
+    shares = [[one / limit for one in rates[who]] for who in ("ours", "peft")]
+    goal = SHARE if test.large == "7b" and not precision else None
+    experiment.figure(f"{label}, share of the limit of {limit:.0f} tokens/s", "×", *shares,
+                      at_least=goal, better="more")  # fmt: skip
+    large_step = (own + peak(ours.step, device)) / 1e6
+    experiment.figure(f"{label}, memory, {ROWS} × {tokens}", "MB", large_step,
+                      (theirs + peak(trainer.train, device)) / 1e6)  # fmt: skip
+    ours.close()
+    before = allocated(device)
+    one = Steps(ours.model, LanguageModelling(), rows, dtype, device, folder / "one",
+                rows_per_step=1, tokens=tokens, checkpointing=True)  # fmt: skip
+    one.step()
+    own = ours.model.base.resident_bytes() + allocated(device) - before
+    small_step = (own + peak(one.step, device)) / 1e6
+    experiment.figure(f"{label}, memory, 1 × {tokens} with gradient checkpointing", "MB",
+                      small_step)  # fmt: skip
+    one.close()
+    return large_step, small_step
+
+
+def data(rows: list[dict[str, Any]]) -> Data:
+    """``rows`` in three splits. The general text, which is not read, is given: a base would write
+    its own."""
+    general = [{"text": " ".join(row["text"].split()[:8])} for row in rows]
+    return Data(rows[20:], rows[:10], rows[10:20], general=general)
 
 
 def texts(words: Sequence[str], tokens: int = TOKENS, count: int = 40) -> list[dict[str, Any]]:
@@ -219,7 +355,12 @@ def texts(words: Sequence[str], tokens: int = TOKENS, count: int = 40) -> list[d
 
 
 def main() -> None:
-    experiment = Experiment("training", __doc__, dtypes=("float32", "bfloat16"), add=add_flags)
+    experiment = Experiment(
+        "training", __doc__, dtypes=("float32", "bfloat16"), add=add_flags, shapes=True
+    )
+    if experiment.shapes != [None]:
+        measure_large(experiment)
+        return
     bases: Path | None = experiment.flags.bases
     words = ["river", "winter", "stone", "letter", "market", "garden", "doctor", "number"]
     with bench(experiment) as test, torch.enable_grad(), TemporaryDirectory() as scratch:
@@ -235,6 +376,16 @@ def main() -> None:
             compare(experiment, "MiniLM, head", bases / "minilm", Classification(head=True), rows,
                     dtype, Path(scratch) / f"minilm-{dtype}", classes=2)  # fmt: skip
         experiment.save(test.settings | {"rows": ROWS, "tokens": TOKENS, "rank": RANK})
+
+
+def measure_large(experiment: Experiment) -> None:
+    """Every large base that was asked for."""
+    rate = matrix_rate(experiment)
+    for name in experiment.shapes:
+        with (bench(experiment, name) as test, torch.enable_grad(),
+              TemporaryDirectory() as scratch):  # fmt: skip
+            large(experiment, test, Path(scratch), rate)
+            experiment.save(test.settings | {"rows": ROWS, "tokens": LONG, "rank": RANK})
 
 
 def add_flags(add: Callable[..., Any]) -> None:
