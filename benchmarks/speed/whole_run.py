@@ -44,12 +44,17 @@ def flags_of(add: Callable[..., Any]) -> None:
 
 def finished(experiment: Experiment, command: list[str], folder: Path) -> tuple[float, str]:
     """Seconds of a process, and what it printed; raises where it failed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {
+        "OMP_NUM_THREADS": str(experiment.flags.threads), "PYTHONPATH": os.pathsep.join(paths),
+        "LORA_DOMAINS_PROJECT": str(folder), "LORA_DOMAINS_CACHE": str(folder / "cache"),
+    }  # fmt: skip
+    if experiment.device == "cpu":
+        own["CUDA_VISIBLE_DEVICES"] = ""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": str(experiment.flags.threads),
-                          "PYTHONPATH": str(ROOT), "LORA_DOMAINS_PROJECT": str(folder),
-                          "XDG_CACHE_HOME": str(folder / "cache")},
+        env=os.environ | own,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     if done.returncode not in (0, 1, 3) or "Traceback" in done.stderr:
