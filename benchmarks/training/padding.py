@@ -35,8 +35,8 @@ def run(rows: str, base: str, columns: dict[str, Any], flags: argparse.Namespace
 
     from lora_domains import Classification, Data, Domain, DomainModel, Generation
     from lora_domains.console import Display
+    from lora_domains.inference.batches import micro_batches
     from lora_domains.modeling.batching import epoch_batches
-    from lora_domains.training.gradients import micro_batches
     from lora_domains.training.plan import derived_batch, derived_epochs
 
     task = (

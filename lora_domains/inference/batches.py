@@ -1,4 +1,4 @@
-"""Batches of scoring: examples of similar size, within tokens, logits and memory of a pass.
+"""Passes: examples of similar size, within tokens, logits and memory, in scoring and in training.
 
 Several processes share the batches. One that runs out of memory all the same is halved.
 """
@@ -7,7 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -15,16 +15,21 @@ from torch import nn
 from lora_domains.distributed import is_shared, merged, own_share, ran_out, smallest
 from lora_domains.errors import OutOfMemory
 from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
-from lora_domains.modeling.batching import chunks
+from lora_domains.modeling.batching import PASS, chunks
 from lora_domains.modeling.heads import base_output
 from lora_domains.modeling.routing import entered, narrowed
 from lora_domains.tokenization.encoded import EncodedExample
 
 R = TypeVar("R")
+MICRO_TOKENS = 16_384
+"""Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
 TOKENS = 4096
 """Padded tokens of one forward pass in scoring, on a CPU; times 8 on an accelerator."""
 LOGITS = 2**27
 """Elements of the logits of one forward pass, at most: 512 MiB in fp32, or one example."""
+MARGIN = 1.1
+"""A long pass may take more than its cost says, whose peak was measured on a few tokens and may lie
+elsewhere (by 5 % with torch 2.6)."""
 LOGIT_BYTES = 32
 """Memory that scoring takes for each logit, at most: ``drift`` holds base and adapter together."""
 
@@ -155,6 +160,64 @@ def _try_batch(
     # Outside of `except`, so that the failed pass and its tensors are freed.
     release(model.device)
     return None
+
+
+# ── Passes of training ────────────────────────────────────────────────────────────────────────────
+
+
+class Padded(Protocol):
+    """A row of a pass: an encoded example, or one of several runs."""
+
+    @property
+    def answer(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+
+P = TypeVar("P", bound=Padded)
+
+
+def micro_batches(
+    rows: Sequence[P],
+    device: torch.device,
+    most: int | None = None,
+    vocabulary: int = 0,
+    cost: PassCost | None = None,
+    limit: float = math.inf,
+) -> Iterator[Sequence[P]]:
+    """``rows``, longest first, in passes of at most ``most`` padded tokens (``MICRO_TOKENS``).
+
+    With a large ``vocabulary`` passes are smaller, so that the logits of the answers stay within
+    ``LOGITS``, and so they are where they would ``cost`` more than ``limit`` bytes of memory. Rows
+    of different lengths share a pass only where the padding costs less than another pass
+    (``PASS``): the cheapest division is found by dynamic programming over the rows sorted by
+    length.
+    """
+    on_cpu = device.type == "cpu"
+    most = most or MICRO_TOKENS * (1 if on_cpu else 4)
+    rows = sorted(rows, key=len, reverse=True)
+    least, start = [0], [0]
+    for end in range(1, len(rows) + 1):
+        options, longest_answer = [], 0
+        for begin in range(end - 1, -1, -1):
+            count, length = end - begin, len(rows[begin])
+            padded = length * count
+            longest_answer = max(longest_answer, len(rows[begin].answer))
+            logits = longest_answer * count * vocabulary
+            large = padded > most or logits > LOGITS
+            if cost is not None:
+                large = large or MARGIN * cost(count, length, logits) > limit
+            if large and begin < end - 1:
+                break
+            options.append((least[begin] + padded + PASS[on_cpu], begin))
+        best, begin = min(options)
+        least.append(best)
+        start.append(begin)
+    passes, end = [], len(rows)
+    while end:
+        passes.append(rows[start[end] : end])
+        end = start[end]
+    yield from reversed(passes)
 
 
 # ── Measured memory ─────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""Files of what the frozen base computes, so that it is computed once.
+"""What the frozen base computes, kept in files so that it is computed once.
 
 Training, validation and evaluation ask the base the same things again: what it predicts on general
 text, how it scores the same rows and questions. ``LORA_DOMAINS_CACHE`` names the folder of the
@@ -10,8 +10,9 @@ that were read), so none is ever stale: another row, another byte of the tokeniz
 names another file. Files are written whole or not at all, and their owner alone reads them. Tensors
 are mapped into memory, and read when they are used.
 
-Of the rows of a domain they hold scores, which are numbers, and no text, token or vector: from
-vectors text can be guessed, so those are kept in the memory of the run.
+Of the rows of a domain they hold scores, which are numbers, and no text, token or vector. From
+vectors text can be guessed: what the layers below an adapter give for its rows (``LayerInputs``) is
+in a file without a name, which is gone when the run ends or is killed.
 """
 
 import json
@@ -19,23 +20,36 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b, sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from lora_domains import distributed
 from lora_domains.atomic import new_file
 from lora_domains.console import format_bytes
-from lora_domains.errors import UsageError
-from lora_domains.inference.memory import pass_limit
+from lora_domains.errors import BaseModelError, UsageError
+from lora_domains.inference.batches import Progress, in_batches, no_progress
+from lora_domains.inference.memory import TRIAL, pass_limit
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.base_check import layers_of
+from lora_domains.modeling.heads import base_output
+from lora_domains.modeling.routing import entered
 from lora_domains.placement import is_sharded
+from lora_domains.tokenization.encoded import EncodedExample
+
+Tokens = tuple[int, ...]
 
 FOLDER, LIMIT = "LORA_DOMAINS_CACHE", "LORA_DOMAINS_CACHE_GB"
 """The variables that name the folder and its size."""
@@ -162,3 +176,220 @@ def make_room(most: float) -> None:
         with suppress(OSError):  # on Windows while another process reads it
             path.unlink()
             total -= size
+
+
+# ── The layers below an adapter ─────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """How a pass of this thread goes through the layers: up to the first that is adapted, or from
+    there on with these ``states`` (rows, length, width)."""
+
+    inputs: "LayerInputs"
+    states: Tensor | None = None
+
+
+_entry: ContextVar[_Entry | None] = ContextVar("lora_domains_entry", default=None)
+
+
+class _Reached(Exception):
+    """The input of the first layer that is adapted."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+class LayerInputs:
+    """The inputs of the ``first`` of the layers that an adapter changes, by the tokens of a text.
+
+    The layers below give the same for a row in each epoch, and no gradient reaches them: they read
+    it once. Passes inside ``of`` run the embedding and the layers from the first on; all others run
+    as before. What is kept has the base's precision and no padding. It is computed in batches that
+    depend on the texts only, so that a resumed run ends with the same bytes.
+    """
+
+    def __init__(self, base: Base, linears: Iterable[str]) -> None:
+        self.base, self.model = base, base.model
+        self.layers, self.first = _below(self.model, linears)
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._states = torch.empty(0)
+        self._others: int | None = None
+        """What layers give beside their output; None where they do not give tuples."""
+        self._opened = ExitStack()
+
+    @property
+    def bytes(self) -> int:
+        """The size of what is kept."""
+        return self._states.nbytes
+
+    def read(self, texts: Sequence[Tokens], progress: Progress = no_progress) -> str | None:
+        """Let the layers below the first read ``texts``; why they are not kept, if they are not."""
+        texts = list(dict.fromkeys(texts))
+        reason = self._unsuitable(sum(map(len, texts)))
+        with ExitStack() as opened:
+            if reason is None:
+                opened.callback(self.close)
+                self._install()
+                reason = self._fill(texts, progress) if self._agrees() else (
+                    f"{self.model.config.model_type} calls its layers in another way"
+                )  # fmt: skip
+                if reason is None:
+                    opened.pop_all()
+        return reason
+
+    def of(self, texts: Sequence[Tokens]) -> AbstractContextManager[None]:
+        """Inside, a pass over ``texts``, in this order, begins at the first adapted layer."""
+        places = [place for text in texts if (place := self._places.get(_key(text)))]
+        if len(places) < len(texts):
+            return nullcontext()
+        longest = max(size for _, size in places)
+        states = self._states.new_zeros((len(texts), longest, self._states.shape[1]))
+        for row, (start, size) in zip(states, places, strict=True):
+            row[self._columns(longest, size)] = self._states[start : start + size]
+        return _entered(_Entry(self, states.to(self.model.device)))
+
+    def close(self) -> None:
+        """Delete the file, and leave the layers as they were."""
+        self._places, self._states = {}, torch.empty(0)
+        self._opened.close()
+
+    # The file
+
+    def _unsuitable(self, tokens: int) -> str | None:
+        needed = tokens * self.base.width * self.base.dtype.itemsize
+        if distributed.state().num_processes > 1:
+            return "processes share the rows"
+        if self.base.quantization == "8bit":
+            return "products of 8 bits depend on the batch"
+        if needed > most_bytes():
+            return f"{format_bytes(needed)} are more than {LIMIT} allows"
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return error.strerror or str(error)
+        if needed + SPARE > shutil.disk_usage(cache_folder()).free:
+            return f"less than {format_bytes(needed + SPARE)} are free on the disk"
+        return None
+
+    def _fill(self, texts: Sequence[Tokens], progress: Progress) -> str | None:
+        """Write what the layers give for ``texts`` into a file; why the disk refused, if it did."""
+        self._places = places = dict[bytes, tuple[int, int]]()
+        width, end = self.base.width, 0
+
+        def read(batch: list[EncodedExample]) -> list[None]:
+            nonlocal end
+            for example, states in zip(batch, self._given([e.prompt for e in batch]), strict=True):
+                file.write(states.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                places[_key(example.prompt)] = (end, len(states))
+                end += len(states)
+            return [None] * len(batch)
+
+        try:
+            file = TemporaryFile(dir=cache_folder())  # noqa: SIM115 (the stack closes it)
+            self._opened.callback(file.close)
+            in_batches(self.model, _examples(texts), read, progress)
+            file.flush()
+        except OSError as error:
+            return error.strerror or str(error)
+        mapped = np.memmap(file, np.uint8, "c", shape=(end * width * self.base.dtype.itemsize,))
+        self._states = torch.from_numpy(mapped).view(self.base.dtype).view(end, width)
+        return None
+
+    @torch.no_grad()
+    def _given(self, texts: Sequence[Tokens]) -> list[Tensor]:
+        """The input of the first adapted layer for each text, (tokens, width)."""
+        try:
+            with entered(self.model, None, None), _entered(_Entry(self)):
+                base_output(self.model, _examples(texts), self.base.pad)
+        except _Reached as reached:
+            rows = zip(reached.states, texts, strict=True)
+            return [row[self._columns(len(row), len(text))] for row, text in rows]
+        raise RuntimeError("the model does not call its layers one after another")
+
+    def _columns(self, longest: int, size: int) -> slice:
+        """The columns of a text of ``size`` tokens in a batch."""
+        return slice(size) if self.base.bidirectional else slice(longest - size, longest)
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether a pass that begins at the first adapted layer gives what a whole one does."""
+        length = min(TRIAL, self.base.context)
+        ids = [7 * number % self.base.vocabulary for number in range(1, length + 1)]
+        texts, outputs = [tuple(ids), tuple(ids[3:])], []
+        try:
+            given = self._given(texts)
+            self._states = torch.cat(given).cpu()
+            self._places = {_key(texts[0]): (0, length), _key(texts[1]): (length, length - 3)}
+            for way in (nullcontext(), self.of(texts)):
+                with entered(self.model, None, None), way:
+                    output, mask = base_output(self.model, _examples(texts), self.base.pad)
+                outputs.append(output.last_hidden_state[mask.bool()].float())
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return False  # layers that are called in another way
+        one, other = outputs
+        within = 2 * torch.finfo(self.base.dtype).eps * float(one.abs().max())
+        return torch.allclose(one, other, rtol=0, atol=within)
+
+    # The layers
+
+    def _install(self) -> None:
+        for layer in self.layers[: self.first]:
+            self._opened.callback(_restore, layer, vars(layer).get("forward"))
+            layer.forward = partial(self._through, layer.forward)
+        first = self.layers[self.first]
+        self._opened.callback(first.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+
+    def _through(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a layer below the first gives: its input, where that is replaced later."""
+        entry = _entry.get()
+        if entry is None or entry.inputs is not self or entry.states is None:
+            output = forward(*args, **kwargs)
+            self._others = len(output) - 1 if isinstance(output, tuple) else None
+            return output
+        states = args[0] if args else kwargs["hidden_states"]
+        return states if self._others is None else (states, *(None,) * self._others)
+
+    def _enter(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments of the first adapted layer."""
+        entry = _entry.get()
+        if entry is None or entry.inputs is not self:
+            return None
+        if entry.states is None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+        if args:
+            return (entry.states, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": entry.states}
+
+
+def _below(model: Any, linears: Iterable[str]) -> tuple[list[Any], int]:
+    """The layers of ``model``, and the number of those below all of ``linears``."""
+    try:
+        path, layers = layers_of(model)
+    except BaseModelError:  # one layer that is read several times
+        return [], 0
+    numbers = [re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in linears]
+    return list(layers), min((int(one[1]) if one else 0 for one in numbers), default=0)
+
+
+def _restore(layer: Any, forward: Any) -> None:
+    del layer.forward  # the method of its class is visible again
+    if forward is not None:
+        layer.forward = forward
+
+
+@contextmanager
+def _entered(entry: _Entry) -> Iterator[None]:
+    token = _entry.set(entry)
+    try:
+        yield
+    finally:
+        _entry.reset(token)
+
+
+def _examples(texts: Sequence[Tokens]) -> list[EncodedExample]:
+    return [EncodedExample("", text, ()) for text in texts]
+
+
+def _key(text: Tokens) -> bytes:
+    return blake2b(np.array(text, np.int64).tobytes(), digest_size=16).digest()

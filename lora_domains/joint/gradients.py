@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from lora_domains.distributed import ran_out
+from lora_domains.inference.batches import micro_batches
 from lora_domains.inference.likelihoods import TextOutput, text_output
 from lora_domains.inference.memory import PassCost, pass_limit, recomputing, release
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.heads import features
 from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.gradients import ATTENTION, Gradients, give_back, micro_batches
+from lora_domains.training.gradients import ATTENTION, Gradients, give_back
 
 Loss = Callable[[Sequence[EncodedExample], TextOutput | None, Tensor | None], Tensor]
 """Of rows and what the model gives for them: the text's output, or features for a head."""
@@ -125,7 +126,7 @@ class JointGradients:
             if texts:
                 tokens = sum(len(text.answer) for text in texts)
                 reading = Reading(True, None)
-                loss = _general_loss(gradients)
+                loss = gradients.general_loss
                 shares.append(Share(run, adapter, reading, own_texts, loss, tokens))
         return shares, compared
 
@@ -172,21 +173,6 @@ class JointGradients:
 
 def _part(text: TextOutput | None, rows: slice) -> TextOutput | None:
     return None if text is None else (text[0].part(rows), text[1][rows])
-
-
-def _general_loss(gradients: Gradients) -> Loss:
-    general = gradients.general
-
-    def loss(
-        texts: Sequence[EncodedExample], text: TextOutput | None, _features: Tensor | None
-    ) -> Tensor:
-        general.output = text
-        try:
-            return gradients.general_every * gradients.retention.loss(general, texts)
-        finally:
-            general.output = None
-
-    return loss
 
 
 def _cost(reading: Reading, batches: Sequence[Batch]) -> PassCost | None:

@@ -12,12 +12,12 @@ from typing import Protocol
 
 import torch
 
+from lora_domains.inference.batches import micro_batches
 from lora_domains.inference.memory import free_bytes
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import SHARED_POSITIONS
 from lora_domains.modeling.batching import PASS, epoch_batches
 from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.gradients import micro_batches
 
 MOST = 8
 """Adapters that share a pass, at most: with 8 the cost of a pass itself is nearly saved."""

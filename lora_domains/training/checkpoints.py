@@ -58,6 +58,8 @@ class State:
     """Padded tokens of a pass, once memory ran out; rounding depends on it."""
     pass_bytes: int | None = None
     """Memory that a pass may take, on a CPU; rounding depends on it too."""
+    read_below: bool | None = None
+    """Whether layers below the adapter read each row once; rounding depends on that, too."""
 
     @property
     def seconds(self) -> float:

@@ -4,12 +4,11 @@ How a batch is divided into passes and shared by processes changes rounding only
 row is relative to the tokens of the whole batch from the start.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,9 @@ from lora_domains.console import Clock, Display, format_bytes
 from lora_domains.distributed import ran_out
 from lora_domains.domain import Domain, Training
 from lora_domains.errors import OutOfMemory, UsageError
-from lora_domains.inference.batches import LOGITS, trial_examples
-from lora_domains.inference.likelihoods import TextOutput, text_nats
+from lora_domains.inference.batches import micro_batches, trial_examples
+from lora_domains.inference.cache import LayerInputs
+from lora_domains.inference.likelihoods import TextOutput, text_nats, text_output
 from lora_domains.inference.memory import (
     TRIAL,
     PassCost,
@@ -32,7 +32,6 @@ from lora_domains.inference.memory import (
 )
 from lora_domains.inference.reference import Pairs
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import Head, head_nats
 from lora_domains.modeling.lora import TrainableLora
 from lora_domains.placement import recover
@@ -42,13 +41,8 @@ from lora_domains.training.retention import GeneralTexts, Retention
 
 Passes = Sequence[Sequence[EncodedExample]]
 
-MICRO_TOKENS = 16_384
-"""Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
 LARGE_PASS = 2**28
 """Bytes of a pass on a CPU after which freed memory is given back to the system."""
-MARGIN = 1.1
-"""A long pass may take more than its cost says, whose peak was measured on a few tokens and may lie
-elsewhere (by 5 % with torch 2.6)."""
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """What may compute attention in training: all kernels but cuDNN's. On Hopper GPUs, where torch
 prefers that one for 16 bits from 2.11 on, its gradients are NaN in masked batches of 64, 192, 320 …
@@ -57,6 +51,9 @@ tokens where the scores of a query have a logsumexp below -88 (pytorch/pytorch#1
 
 class Gradients:
     """Computes the gradients of an adapter's steps; ``state.micro`` keeps a halved pass size."""
+
+    inputs: LayerInputs | None = None
+    """What the layers below the adapter give for the rows, where they read them once."""
 
     def __init__(
         self,
@@ -120,6 +117,45 @@ class Gradients:
             # Outside of `except`, so that the failed pass and its tensors are freed.
             self.halve([*passes, *general_passes], message)
 
+    def read_below(self, rows: Sequence[EncodedExample], passes: float) -> None:
+        """Let the layers below the adapter read ``rows`` and the general texts once, for steps that
+        read them in so many ``passes``. A resumed run does as it did before."""
+        if self.inputs is not None:
+            return
+        self.inputs = LayerInputs(self.bank.base, self.bank.trainable(self.adapter))
+        if not self.inputs.first or passes < 2 or self.state.read_below is False:
+            return
+        if self.pairs is not None:
+            rows = [replace(row, answer=answer) for row in rows for answer in row.choices]
+        texts = [self._tokens(row) for row in rows]
+        if self.retention.rows:
+            texts += [self._tokens(text, general=True) for text in self.general.texts]
+        layers = f"{self.inputs.first} below the adapter read"
+        with self.display.progress(f"layers {layers}", len(set(texts))) as advance:
+            refused = self.inputs.read(texts, advance)
+        told = f"{layers} each row once: {format_bytes(self.inputs.bytes)} while the run lasts"
+        if refused is not None:
+            told = f"{layers} the rows in each epoch: {refused}"
+            if self.state.read_below:
+                self.display.warn("before, layers below the adapter read each row once: from here "
+                                  "on the result is the same up to rounding.")  # fmt: skip
+        self.display.stage("layers", None, None, told)
+        self.state.read_below = refused is None
+
+    def _tokens(self, row: EncodedExample, general: bool = False) -> tuple[int, ...]:
+        """What the model reads of a row."""
+        alone = row.masked or (self.head is not None and not general)
+        return row.prompt if alone else row.prompt + row.answer
+
+    def _begun(
+        self, part: Sequence[EncodedExample], general: bool = False
+    ) -> AbstractContextManager[None]:
+        """Inside, a pass over ``part`` begins above the layers that read it before."""
+        inputs = self.inputs
+        if inputs is None:
+            return nullcontext()
+        return inputs.of([self._tokens(row, general) for row in part])
+
     def units(self, rows: Sequence[EncodedExample]) -> int:
         """What the loss of a step is averaged over: pairs where answers are compared, else the
         supervised tokens."""
@@ -140,7 +176,8 @@ class Gradients:
         nats = torch.zeros((), device=self.model.device)
         with self.bank.routed(self.adapter):
             for part in passes:
-                loss = self.loss(part)
+                with self._begun(part):
+                    loss = self.loss(part)
                 torch.autograd.backward(loss / total)
                 nats += loss.detach()
                 give_back(part, self.cost, self.model.device)
@@ -163,10 +200,25 @@ class Gradients:
         return text_nats(model, rows, pad, weights, text)
 
     def _general_gradients(self, passes: Passes, total: int) -> None:
-        # Read in every n-th step, it counts n times: the mean gradient is that of every step.
         for part in passes:
-            loss = self.general_every * self.retention.loss(self.general, part)
-            torch.autograd.backward(loss / total)
+            read = None
+            if self.inputs is not None and self.inputs.bytes:
+                with self.bank.routed(self.adapter), self._begun(part, general=True):
+                    read = text_output(self.model, part, self.pad)
+            torch.autograd.backward(self.general_loss(part, read) / total)
+
+    def general_loss(
+        self, texts: Sequence[EncodedExample], text: TextOutput | None = None,
+        _features: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The loss on general ``texts``; ``text`` is what the model gives for them, if they were
+        read before. Read in every n-th step, it counts n times: the mean gradient is that of every
+        step."""
+        self.general.output = text
+        try:
+            return self.general_every * self.retention.loss(self.general, texts)
+        finally:
+            self.general.output = None
 
     def _recomputing(self) -> AbstractContextManager[None]:
         on = self.domain.training.gradient_checkpointing
@@ -177,6 +229,11 @@ class Gradients:
     ) -> Iterator[Sequence[EncodedExample]]:
         vocabulary, limit = self.bank.base.vocabulary, pass_limit(self.model)
         return micro_batches(rows, self.model.device, self.state.micro, vocabulary, cost, limit)
+
+    def close(self) -> None:
+        """Delete what the layers below the adapter gave."""
+        if self.inputs is not None:
+            self.inputs.close()
 
     # ── Memory ──────────────────────────────────────────────────────────────────────────────────
 
@@ -277,62 +334,7 @@ def sum_over_ranks(
     return values, stopped > 0
 
 
-class Padded(Protocol):
-    """A row of a pass: an encoded example, or one of several runs."""
-
-    @property
-    def answer(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-
-R = TypeVar("R", bound=Padded)
-
-
-def micro_batches(
-    rows: Sequence[R],
-    device: torch.device,
-    most: int | None = None,
-    vocabulary: int = 0,
-    cost: PassCost | None = None,
-    limit: float = math.inf,
-) -> Iterator[Sequence[R]]:
-    """``rows``, longest first, in passes of at most ``most`` padded tokens (``MICRO_TOKENS``).
-
-    With a large ``vocabulary`` passes are smaller, so that the logits of the answers stay within
-    ``LOGITS``, and so they are where they would ``cost`` more than ``limit`` bytes of memory. Rows
-    of different lengths share a pass only where the padding costs less than another pass
-    (``PASS``): the cheapest division is found by dynamic programming over the rows sorted by
-    length.
-    """
-    on_cpu = device.type == "cpu"
-    most = most or MICRO_TOKENS * (1 if on_cpu else 4)
-    rows = sorted(rows, key=len, reverse=True)
-    least, start = [0], [0]
-    for end in range(1, len(rows) + 1):
-        options, longest_answer = [], 0
-        for begin in range(end - 1, -1, -1):
-            count, length = end - begin, len(rows[begin])
-            padded = length * count
-            longest_answer = max(longest_answer, len(rows[begin].answer))
-            logits = longest_answer * count * vocabulary
-            large = padded > most or logits > LOGITS
-            if cost is not None:
-                large = large or MARGIN * cost(count, length, logits) > limit
-            if large and begin < end - 1:
-                break
-            options.append((least[begin] + padded + PASS[on_cpu], begin))
-        best, begin = min(options)
-        least.append(best)
-        start.append(begin)
-    passes, end = [], len(rows)
-    while end:
-        passes.append(rows[start[end] : end])
-        end = start[end]
-    yield from reversed(passes)
-
-
-def give_back(part: Sequence[Padded], cost: PassCost | None, device: torch.device) -> None:
+def give_back(part: Sequence[Sized], cost: PassCost | None, device: torch.device) -> None:
     """Free what a large pass left in the allocator, which the next may need in other pieces."""
     if cost is not None and cost.token * len(part) * max(map(len, part)) >= LARGE_PASS:
         release(device)

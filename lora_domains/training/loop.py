@@ -73,13 +73,11 @@ class Run:
         if self.head is not None:
             self.head, trained = self.head.trainable(self.model.device)
             self.parameters += trained
-        name, how = self.adapter_name, domain.training
+        name, how, public = self.adapter_name, domain.training, domain.data.general is None
         self.optimizer = make_optimizer(bank.trainable(name), self.parameters, plan.lr, how)
         weights = class_weights(train, domain.task) if how.balance == "weights" else None
         self.classes = [row.labels for row in train] if how.balance == "batches" else None
-        self.general = GeneralTexts(
-            bank, name, general, display, self.clock, predictions, domain.data.general is None
-        )
+        self.general = GeneralTexts(bank, name, general, display, self.clock, predictions, public)
         self.gradients = Gradients(
             bank, name, self.head, domain, plan.retention, self.general,
             self.parameters, self.state, display, plan.general_every, weights,
@@ -132,6 +130,7 @@ class Run:
             with torch.random.fork_rng(devices=cuda):
                 yield
         finally:
+            self.gradients.close()
             self.bank.remove(self.adapter_name)
 
     def forget(self) -> None:
@@ -177,6 +176,7 @@ class Run:
 
     def train_step(self, rows: Sequence[EncodedExample]) -> None:
         """One optimiser step on one global batch, of which this rank takes its share."""
+        self.gradients.read_below(self.train, self.plan.passes)
         nats = self.gradients.compute(rows, self.gradients.units(rows))
         # A signal may reach a single rank, at any moment; all must stop after the same step.
         (total,), self._all_stop = sum_over_ranks(self.parameters, [nats], self.signals.received)

@@ -61,7 +61,7 @@ class Validation:
         predictions: Mapping[str, Prediction] | None = None,
     ) -> None:
         self.bank, self.adapter, self.head, self.domain = bank, adapter, head, domain
-        self.predictions = predictions
+        self.predictions, self.public = predictions, domain.data.general is None
         self.rows, self.monitored, self.display, self.clock = rows, monitored, display, clock
 
     def evaluate(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Validation:
         with self.clock.phase(GENERAL):
             return reference_on(
                 self.monitored, self.bank, self.display, "epochs are ranked with",
-                self.predictions, self.domain.data.general is None,
+                self.predictions, self.public,
             )  # fmt: skip
 
 

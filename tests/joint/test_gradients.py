@@ -12,6 +12,7 @@ from conftest import make_rows
 from support.models import clear_rows, declared, model_in
 
 from lora_domains.domain import Domain
+from lora_domains.inference import batches
 from lora_domains.inference.memory import recomputing
 from lora_domains.joint.gradients import Batch, JointGradients
 from lora_domains.model import DomainModel
@@ -97,7 +98,7 @@ def compared(runs: Sequence[Run], recompute: bool = False) -> list[tuple[float, 
 def test_joint_gradients_equal_those_of_separate_steps(
     tmp_path: Path, tiny_base: Path, micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradients, "MICRO_TOKENS", micro)
+    monkeypatch.setattr(batches, "MICRO_TOKENS", micro)
     runs = runs_on(model_in(tmp_path, tiny_base), causal_domains())
     assert {run.plan.rank for run in runs} == {2, 3, 4, 8, 16}
     assert sum(bool(run.gradients.texts()) for run in runs) == 4
@@ -120,7 +121,7 @@ def test_a_step_takes_one_pass_for_all_runs(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of one length: seven separate steps take 13 passes, joint ones 3."""
-    monkeypatch.setattr("lora_domains.training.gradients.PASS", {True: 10_000, False: 10_000})
+    monkeypatch.setattr("lora_domains.inference.batches.PASS", {True: 10_000, False: 10_000})
     runs = runs_on(model_in(tmp_path, tiny_base), causal_domains())
     calls: list[int] = []
     runs[0].model.base_model.register_forward_hook(lambda *_: calls.append(1))

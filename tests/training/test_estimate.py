@@ -27,18 +27,20 @@ TOKEN = 0.001
 
 
 def test_a_dry_run_estimates_and_changes_nothing(
-    tmp_path: Path, tiny_base: Path, small_suite: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, tiny_base: Path, small_suite: None, cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path / "out", display=Display(),
                                         device="cpu")  # fmt: skip
     digest, state = model.base.state_digest(), torch.get_rng_state()
-    assert model.fit(declared(make_rows(60), epochs=2, retention="none"), dry_run=True) is None
+    assert model.fit(declared(make_rows(60), epochs=2, retention="kl"), dry_run=True) is None
     output = capsys.readouterr().out
     for part in ("about ", "for the base, of", "of memory at most; measured on parts of it",
                  "per token in training, measured", "supervised tokens",
                  "nothing was trained or written"):  # fmt: skip
         assert part in output, part
     assert not (tmp_path / "out").exists()
+    assert not cache.exists()
     assert model.domains == ()
     assert model.base.state_digest() == digest
     assert torch.equal(torch.get_rng_state(), state)

@@ -21,15 +21,14 @@ from torch.utils.checkpoint import CheckpointError
 
 from lora_domains.console import Display
 from lora_domains.errors import OutOfMemory, TrainingError
-from lora_domains.inference import memory
-from lora_domains.inference.batches import trial_examples
+from lora_domains.inference import batches, memory
+from lora_domains.inference.batches import micro_batches, trial_examples
 from lora_domains.inference.memory import TensorBytes, pass_limit, recomputing
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tasks import Generation
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import gradients
-from lora_domains.training.gradients import micro_batches
 from lora_domains.training.loop import Run
 
 
@@ -63,7 +62,7 @@ def test_gradients_and_loss_equal_plain_peft(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(gradients, "MICRO_TOKENS", micro)
+    monkeypatch.setattr(batches, "MICRO_TOKENS", micro)
     spam = replace(declared(rows, retention="none"), task=Generation("text", "label"))
     run = make_run(tmp_path, tiny_base, spam, None)
     random = torch.Generator().manual_seed(0)
@@ -148,7 +147,7 @@ def test_running_out_of_memory_within_a_step_counts_no_row_twice(
     """Without dropout, smaller passes change rounding only; the global batch stays the same."""
     spam = declared(make_rows(60), epochs=2, retention="none")
     whole = ended(make_run(tmp_path / "whole", tiny_base, spam))
-    monkeypatch.setattr(gradients, "MICRO_TOKENS", 100)
+    monkeypatch.setattr(batches, "MICRO_TOKENS", 100)
     run = make_run(tmp_path, tiny_base, spam)
     parts = len(list(micro_batches(run.train[:16], torch.device("cpu"))))
     assert parts >= 2
@@ -317,7 +316,7 @@ def test_passes_hold_every_row_once_and_cost_the_least(
 ) -> None:
     rows = [EncodedExample(str(at), (7,) * length, ()) for at, length in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(gradients.PASS, True, once)
+        patch.setitem(batches.PASS, True, once)
         parts = list(micro_batches(rows, torch.device("cpu"), most))
     ordered = sorted(rows, key=len, reverse=True)
     assert [row for part in parts for row in part] == ordered

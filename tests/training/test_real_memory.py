@@ -10,9 +10,9 @@ from conftest import make_rows
 from support.models import declared, make_run
 
 from lora_domains.inference import memory
+from lora_domains.inference.batches import MICRO_TOKENS, micro_batches
 from lora_domains.inference.memory import TensorBytes, pass_limit
 from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.gradients import MICRO_TOKENS, micro_batches
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 GIB = 2**30

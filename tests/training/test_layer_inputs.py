@@ -1,0 +1,256 @@
+"""Layers below an adapter read each row once: gradients, resuming, and what is left on the disk."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_base, make_rows
+from support.architectures import make_architecture
+from support.heads import headed_domain
+from support.models import SUITE, clear_rows, declared, make_run, model_in, stopped_after
+
+from lora_domains.adapters.folder import fingerprint
+from lora_domains.console import Display
+from lora_domains.domain import Domain, with_settings
+from lora_domains.inference import cache as kept
+from lora_domains.inference.cache import LayerInputs
+from lora_domains.modeling.base_check import layers_of
+from lora_domains.tasks import Preference
+from lora_domains.training.loop import Run
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of four layers."""
+    return make_base(tmp_path_factory.mktemp("bases") / "deep", num_hidden_layers=4)
+
+
+def far_from_the_base(run: Run) -> Run:
+    weights = run.bank.weights(run.adapter_name)
+    generator = torch.Generator().manual_seed(0)
+    moved = {name: (a, torch.randn(b.shape, generator=generator) / 20)
+             for name, (a, b) in weights.items()}  # fmt: skip
+    run.bank.set_weights(run.adapter_name, moved)
+    return run
+
+
+def step(run: Run, count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats and gradients of the first rows and general texts."""
+    rows, texts = run.train[:count], [*run.general.texts[:5]]
+    nats = run.gradients.compute(rows, run.gradients.units(rows), texts)
+    return nats, torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None])
+
+
+@contextmanager
+def computed(model: Any, layer: int) -> Iterator[list[object]]:
+    """Calls of the parts of a layer inside."""
+    calls: list[object] = []
+    _, layers = layers_of(model)
+    parts = [module for module in layers[layer].modules() if not list(module.children())]
+    hooks = [part.register_forward_hook(lambda *_: calls.append(layer)) for part in parts]
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+def check_step(run: Run, passes: float = 2) -> None:
+    """A step computes nothing below the adapter, and has the gradients of a whole pass."""
+    run.gradients.read_below(run.train, passes)
+    assert run.gradients.inputs is not None
+    assert run.state.read_below
+    step(run)  # measures the memory of a pass, and lets the base read the general texts
+    first = run.gradients.inputs.first
+    with computed(run.model, first - 1) as below, computed(run.model, first) as above:
+        nats, gradients = step(run)
+    assert below == []
+    assert above
+    run.gradients.close()
+    with computed(run.model, first - 1) as below:
+        whole, wanted = step(run)
+    assert below
+    assert not any("forward" in vars(layer) for layer in layers_of(run.model)[1])
+    torch.testing.assert_close(nats, whole, rtol=1e-6, atol=0)
+    assert float((gradients - wanted).norm()) <= 1e-6 * float(wanted.norm())
+    assert float(wanted.norm()) > 0
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"retention": "kl"},
+    {"retention": "replay", "dora": True},
+    {"retention": "none", "gradient_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_gradients_are_those_of_whole_passes(
+    tmp_path: Path, deep: Path, settings: dict[str, Any]
+) -> None:
+    domain = declared(clear_rows(60), top_layers=2, **settings)
+    check_step(far_from_the_base(make_run(tmp_path, deep, domain)))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "jamba", "bloom"])
+def test_gradients_on_other_causal_bases(tmp_path: Path, kind: str) -> None:
+    folder = make_architecture(tmp_path / "base", kind)
+    domain = declared(clear_rows(60), top_layers=1, retention="kl")
+    check_step(far_from_the_base(make_run(tmp_path, folder, domain)))
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert"])
+def test_gradients_of_a_head_on_an_encoder(
+    tmp_path: Path, bases: Callable[[str], Path], kind: str
+) -> None:
+    """Rows and texts with masked tokens."""
+    domain = with_settings(headed_domain(), top_layers=1, retention="kl")
+    check_step(far_from_the_base(make_run(tmp_path, bases(kind), domain)))
+
+
+def test_gradients_of_pairs(tmp_path: Path, deep: Path) -> None:
+    pairs = [{"prompt": row["text"], "chosen": "blue stone", "rejected": f"red {row['label']}"}
+             for row in make_rows(60)]  # fmt: skip
+    task = Preference(beta=0.3)
+    run = make_run(tmp_path, deep, declared(pairs, "pairs", task, top_layers=2, retention="none"))
+    run = far_from_the_base(run)
+    run.validation.compare_with_base(run.gradients.pairs, run.train)
+    run.gradients.read_below(run.train, 2)
+    nats, gradients = step(run)
+    run.gradients.close()
+    whole, wanted = step(run)
+    torch.testing.assert_close(nats, whole, rtol=1e-6, atol=0)
+    assert float((gradients - wanted).norm()) <= 1e-6 * float(wanted.norm())
+
+
+def test_no_gradient_goes_below_the_adapter(tmp_path: Path, deep: Path) -> None:
+    """Neither with what the layers gave before, nor without."""
+    run = make_run(tmp_path, deep, declared(clear_rows(60), top_layers=2, retention="none"))
+    asked: list[bool] = []
+    step(run)
+    _, layers = layers_of(run.model)
+    for layer in layers[:2]:
+        layer.register_forward_hook(lambda _m, _a, output: asked.append(output.requires_grad))
+    step(run)
+    assert asked == [False, False]
+
+
+def test_other_threads_see_the_whole_base(tmp_path: Path, deep: Path) -> None:
+    run = make_run(tmp_path, deep, declared(clear_rows(60), top_layers=2, retention="none"))
+    run.gradients.read_below(run.train, 2)
+    inputs = run.gradients.inputs
+    assert inputs is not None
+    texts = [row.prompt + row.answer for row in run.train[:2]]
+    ids = torch.arange(3, 40)[None]
+    found: list[torch.Tensor] = []
+
+    def ask() -> None:
+        with torch.no_grad():
+            found.append(run.model(input_ids=ids).logits)
+
+    ask()
+    with inputs.of(texts):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert torch.equal(*found)
+    run.gradients.close()
+
+
+# ── A whole run ─────────────────────────────────────────────────────────────────────────────────
+
+
+def top(**settings: Any) -> Domain:
+    return declared(make_rows(100), **{"top_layers": 1, "epochs": 3, "dropout": 0.3} | settings)
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, steps: int
+) -> None:
+    """Stopped in the first epoch, when layers have read the rows once, and in the second."""
+    model_in(tmp_path / "whole", tiny_base).fit(top())
+    stopped_after(steps, top(), tmp_path / "stopped", tiny_base)
+    model_in(tmp_path / "stopped", tiny_base).fit(top(), resume=True)
+    one, other = (fingerprint(tmp_path / name / "spam") for name in ("whole", "stopped"))
+    assert one == other
+
+
+def test_nothing_of_the_rows_is_left_on_the_disk(
+    tmp_path: Path, tiny_base: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file has no name while the run lasts, so that not even a killed one leaves it."""
+    model = model_in(tmp_path, tiny_base)
+    model.display = Display()
+    seen: list[list[Path]] = []
+    read = LayerInputs.read
+
+    def reading(self: LayerInputs, *args: Any) -> str | None:
+        refused = read(self, *args)
+        seen.append([path for path in cache.rglob("*") if path.is_file()])
+        return refused
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LayerInputs, "read", reading)
+        model.fit(top(retention="none"))
+    assert all(path.parent.name == "predictions" for path in seen[0])  # of public text
+    output = " ".join(capsys.readouterr().out.split())
+    assert "1 below the adapter read each row once: " in output
+    assert not any("forward" in vars(layer) for layer in layers_of(model.base.model)[1])
+    assert model.evaluate(top(retention="none"), suite=SUITE)
+
+
+def test_rows_that_are_read_once_are_not_kept(tmp_path: Path, deep: Path) -> None:
+    run = make_run(tmp_path, deep, top())
+    run.gradients.read_below(run.train, 1.5)
+    assert run.gradients.inputs is not None
+    assert run.gradients.inputs.bytes == 0
+    every = make_run(tmp_path, deep, declared(clear_rows(60)))
+    every.gradients.read_below(every.train, 8)
+    assert every.gradients.inputs is not None
+    assert every.gradients.inputs.bytes == 0
+    assert every.gradients.inputs.first == 0
+
+
+def test_without_room_layers_read_the_rows_in_each_epoch(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A run that is resumed then says that rounding differs; one without room stays so."""
+    whole = model_in(tmp_path / "whole", tiny_base).fit(top())
+    stopped_after(7, top(), tmp_path / "stopped", tiny_base)
+    monkeypatch.setenv(kept.LIMIT, "1e-6")
+    model = model_in(tmp_path / "stopped", tiny_base)
+    model.display = Display()
+    assert (
+        model.fit(top(), resume=True).adapter.training["steps"] == whole.adapter.training["steps"]
+    )
+    output = " ".join(capsys.readouterr().out.split())
+    assert "read the rows in each epoch: " in output
+    assert "are more than LORA_DOMAINS_CACHE_GB allows" in output
+    assert "from here on the result is the same up to rounding" in output
+    stopped_after(7, top(), tmp_path / "small", tiny_base)
+    monkeypatch.delenv(kept.LIMIT)
+    run = make_run(tmp_path / "small", tiny_base, top())
+    trained = run.fit(resume=True)
+    assert trained.adapter.weights
+    assert run.state.read_below is False
+
+
+def test_layers_that_hand_on_more_are_read_whole(
+    tmp_path: Path, deep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An architecture whose upper layers read what a lower one left elsewhere."""
+    run = make_run(tmp_path, deep, declared(clear_rows(60), top_layers=2, retention="none"))
+    _, layers = layers_of(run.model)
+    left: list[torch.Tensor] = []
+    layers[1].register_forward_hook(lambda _m, args, _o: left.append(args[0]))
+    layers[3].register_forward_hook(lambda _m, _a, output: output + left.pop().mean())
+    before = step(run)[1]
+    run.gradients.read_below(run.train, 2)
+    assert run.state.read_below is False
+    assert torch.equal(step(run)[1], before)
+    assert not any("forward" in vars(layer) for layer in layers)
