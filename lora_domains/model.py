@@ -1,10 +1,10 @@
 """``DomainModel``: one base and its adapters, to train, evaluate and use."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -25,16 +25,10 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import benchmark
 from lora_domains.evaluation.verdict_run import evaluate, evaluation_seconds
+from lora_domains.inference.batches import in_blocks, row_domains, text_domains, with_domains
 from lora_domains.inference.likelihoods import base_state
-from lora_domains.inference.memory import base_in_words, release, report_memory
-from lora_domains.inference.predict import (
-    Answer,
-    continuations,
-    predict,
-    row_domains,
-    stream,
-    text_domains,
-)
+from lora_domains.inference.memory import base_in_words, release, report_memory, weights_bar
+from lora_domains.inference.predict import Answer, continuations, predict, stream
 from lora_domains.joint.fit import fit_all, requested
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
@@ -43,7 +37,7 @@ from lora_domains.modeling.quantization import Quantization
 from lora_domains.modeling.routing import entered
 from lora_domains.placement import DeviceMap
 from lora_domains.probes import suite as suites
-from lora_domains.probes.suite import Suite, load_suite
+from lora_domains.probes.suite import Suite
 from lora_domains.report.card import Card
 from lora_domains.report.report import Benchmark, Evaluation
 from lora_domains.tasks import Classification
@@ -89,11 +83,12 @@ class DomainModel:
         BaseModelError if the base cannot be found or loaded.
         """
         shown = display or Display(quiet=not distributed.is_main())
-        base = _load(
-            path_or_id, revision=revision, dtype=dtype, quantization=quantization, device=device,
-            device_map=device_map, sharded=sharded,
-            announce=report_memory(shown, quantization, quiet=display is None),
-        )  # fmt: skip
+        with weights_bar(path_or_id is None or Path(path_or_id).exists()):
+            base = load_base(
+                path_or_id, revision=revision, dtype=dtype, quantization=quantization,
+                device=device, device_map=device_map, sharded=sharded,
+                announce=report_memory(shown, quantization, quiet=display is None),
+            )  # fmt: skip
         if sharded:
             release(base.device)  # whole pieces, freed one by one
         for note in base.notes:
@@ -287,7 +282,7 @@ class DomainModel:
         if isinstance(domain, Domain) and domain.name not in self.bank:
             self.load_adapter(self.out / domain.name)
         dataset = self.dataset(domain, prepared)
-        asked = _asked(self.bank, suite, dataset.domain.name)
+        asked = suites.asked(self.bank, suite, dataset.domain.name)
         card = evaluate(self.bank, dataset, asked, self.out, self.display, self._base_changed)
         return Evaluation(card)
 
@@ -302,7 +297,8 @@ class DomainModel:
         text of wrongly answered rows where a domain allows it. Raises UsageError if no adapter is
         loaded, or one was never evaluated.
         """
-        asked, datasets = _asked(self.bank, suite), [self.dataset(domain) for domain in domains]
+        asked = suites.asked(self.bank, suite)
+        datasets = [self.dataset(domain) for domain in domains]
         return benchmark(
             self.bank, datasets, asked, self.out, self.display, self._base_changed,
             reports=Path(out), show_text=show_text,
@@ -310,7 +306,7 @@ class DomainModel:
 
     def _seconds(self, suite: Suite | None, untested: bool, dataset: Dataset, name: str) -> float:
         test = bool(dataset.test) and not untested
-        asked = _asked(self.bank, suite) if test else Suite("none", ())
+        asked = suites.asked(self.bank, suite) if test else Suite("none", ())
         return evaluation_seconds(self.bank, dataset, asked, name, self._base_changed, test=test)
 
     def _base_changed(self) -> bool:
@@ -318,24 +314,29 @@ class DomainModel:
 
     # Use
 
+    @overload
+    def predict(self, texts: Iterator[Any], *args: Any, **options: Any) -> Iterator[Answer]: ...
+    @overload
+    def predict(self, texts: Any, *args: Any, **options: Any) -> Predictions[Answer]: ...
+
     def predict(
-        self,
-        texts: Any,
-        domain: str | None = None,
-        *,
-        domains: Sequence[str | None] | None = None,
+        self, texts: Any, domain: str | None = None, *, domains: Any = None,
         refer_below: float = 0.0,
-    ) -> Predictions[Answer]:
+    ) -> Any:  # fmt: skip
         """The label and its probability, the labels, or the generated answer of each text.
 
         Texts are strings, or rows with the columns of the domain's prompt, also in pandas, whose
         index is kept. ``domain`` is a loaded adapter, ``domains`` one for each text; otherwise
-        ``using`` decides. A label less probable than ``refer_below`` becomes ``refer``.
+        ``using`` decides. A label less probable than ``refer_below`` becomes ``refer``. The
+        answers to texts without a length (a generator) are an iterator, which reads them in blocks.
         """
+        answer = partial(predict, self.bank, refer_below=refer_below, warn=self.display.warn)
+        if not isinstance(texts, Sized):
+            pairs = with_domains(self.bank, texts, domain, domains)
+            return chain.from_iterable(in_blocks(answer, pairs))
         many = [texts] if isinstance(texts, str | Mapping) else list(in_memory(texts))
         names = text_domains(self.bank, domain, domains, len(many))
-        answers = predict(self.bank, many, names, refer_below, self.display.warn)
-        return Predictions(answers, index_of(texts))
+        return Predictions(answer(many, names), index_of(texts))
 
     def generate(
         self,
@@ -373,27 +374,3 @@ class DomainModel:
         The adapter is the one in use when this is called, wherever the pieces are read.
         """
         return stream(self.bank, prompt, domain, max_new_tokens=max_new_tokens, **options)
-
-
-def _load(path_or_id: str | Path | None, **options: Any) -> Base:
-    """The base. No bar is drawn for weights on this machine, only for those to be downloaded."""
-    from transformers.utils import logging as bars
-
-    shown = bars.is_progress_bar_enabled() and not os.getenv("HF_HUB_DISABLE_PROGRESS_BARS")
-    hidden = shown and (path_or_id is None or Path(path_or_id).exists())
-    if hidden:
-        bars.disable_progress_bar()
-    try:
-        return load_base(path_or_id, **options)
-    finally:
-        if hidden:
-            bars.enable_progress_bar()
-
-
-def _asked(bank: Bank, suite: Suite | str | None, adapter: str = "") -> Suite:
-    """``suite``; by default that of the last evaluation of ``adapter``, or what suits the base."""
-    if suite is None:
-        card = bank[adapter].card if adapter in bank else None
-        before = card.adapter.judged.get("suite") if card else None
-        return suites.default_suite(bank.base, before)
-    return load_suite(suite) if isinstance(suite, str) else suite

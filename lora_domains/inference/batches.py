@@ -1,26 +1,30 @@
 """Passes: examples of similar size, within tokens, logits and memory, in scoring and in training.
 
-Several processes share the batches. One that runs out of memory all the same is halved.
+Several processes share the batches. One that runs out of memory all the same is halved. Rows of
+users are put into parts by their domains, and read in blocks where there are too many to hold.
 """
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from itertools import islice, zip_longest
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
 
 from lora_domains.distributed import is_shared, merged, own_share, ran_out, smallest
-from lora_domains.errors import OutOfMemory
+from lora_domains.errors import OutOfMemory, UsageError
 from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
+from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import PASS, chunks
 from lora_domains.modeling.heads import base_output
 from lora_domains.modeling.routing import entered, narrowed
 from lora_domains.tokenization.encoded import EncodedExample
 
 R = TypeVar("R")
+T = TypeVar("T")
 MICRO_TOKENS = 16_384
 """Padded tokens in one forward and backward pass, on a CPU; times 4 on an accelerator."""
 TOKENS = 4096
@@ -32,6 +36,8 @@ MARGIN = 1.1
 elsewhere (by 5 % with torch 2.6)."""
 LOGIT_BYTES = 32
 """Memory that scoring takes for each logit, at most: ``drift`` holds base and adapter together."""
+BLOCK = 1024
+"""Texts that are read and answered before others are read."""
 
 Progress = Callable[[int], None]
 """Called with the number of examples just finished."""
@@ -265,3 +271,111 @@ def cached_bytes(model: Any) -> float:
             _cached[model] = counted.now / TRIAL
         del cache  # it was alive while its bytes were counted
     return _cached[model]
+
+
+# ── The domain of each row ──────────────────────────────────────────────────────────────────────
+
+
+def row_domains(
+    domain: str | None, domains: Sequence[str | None] | None, count: int
+) -> list[str | None] | None:
+    """The domain of each of ``count`` rows; None where neither is given, so ``using`` decides.
+
+    Raises UsageError when both are given, or ``domains`` has another length.
+    """
+    if domains is None:
+        return None if domain is None else [domain] * count
+    if domain is not None or isinstance(domains, str) or len(domains) != count:
+        both = f"both domain={domain!r} and domains" if domain is not None else None
+        named = repr(domains) if isinstance(domains, str) else None
+        raise UsageError(
+            expected="either one domain, or a list with one for each row",
+            found=both or named or f"{len(domains)} for {count} rows",
+            hint="Call f(rows, domain='medical') or f(rows, domains=['medical', None, …]).",
+        )
+    return list(domains)
+
+
+def text_domains(
+    bank: Bank, domain: str | None, domains: Sequence[str | None] | None, count: int
+) -> list[str]:
+    """The domain of each of ``count`` texts to predict: as given, otherwise as ``using`` says.
+
+    Raises UsageError for a text without one.
+    """
+    route = bank.current()
+    if domain is None and domains is None and route is not None:
+        active = route.domains
+        domain, domains = (active[0], None) if len(active) == 1 else (None, active)
+    names = [name for name in row_domains(domain, domains, count) or () if name is not None]
+    if len(names) < count:
+        raise UsageError(
+            expected="a domain to predict for",
+            found="none",
+            hint="Call predict(texts, domain='medical'), or inside using('medical').",
+        )
+    return names
+
+
+def with_domains(
+    bank: Bank, texts: Iterable[T], domain: str | None, domains: Iterable[str | None] | None
+) -> Iterator[tuple[T, str]]:
+    """Each of ``texts`` with its domain, read one by one; raises what ``text_domains`` raises."""
+    if domains is None or domain is not None or isinstance(domains, str):
+        (name,) = text_domains(bank, domain, cast(Any, domains), 1)
+        bank.route(name)
+        return ((text, name) for text in texts)
+
+    def pairs() -> Iterator[tuple[T, str]]:
+        end: Any = object()
+        for count, (text, name) in enumerate(zip_longest(texts, domains, fillvalue=end)):
+            if text is end or name is end:
+                fewer = "texts" if text is end else "domains"
+                raise UsageError(
+                    expected="a domain for each text",
+                    found=f"{count} {fewer}, and more {'domains' if text is end else 'texts'}",
+                    hint="Let both end together, or name one domain for all: domain='medical'.",
+                )
+            yield text, text_domains(bank, None, [name], 1)[0]
+
+    return pairs()
+
+
+def by_domain(
+    bank: Bank,
+    domains: Sequence[str | None] | None,
+    count: int,
+    run: Callable[[list[int]], list[T]],
+) -> list[T]:
+    """The results of ``run`` on ``count`` rows, each under its domain, in the order of the rows.
+
+    ``run`` takes positions of rows and returns the same number of results for each. Rows are
+    sorted by domain and run in parts that need no more adapters than fit on the device at once.
+    """
+    if domains is None:
+        return run(list(range(count)))
+    results: list[list[T]] = [[] for _ in range(count)]
+    for rows in bank.parts(domains):
+        with bank.routed([domains[row] for row in rows]):
+            part = run(rows)
+        per_row = len(part) // len(rows)
+        for place, row in enumerate(rows):
+            results[row] = part[place * per_row : (place + 1) * per_row]
+    return [result for of_row in results for result in of_row]
+
+
+def in_blocks(
+    answer: Callable[[list[Any], list[str], int], Sequence[T]],
+    texts: Iterable[tuple[Any, str] | None],
+) -> Iterator[list[T | None]]:
+    """The answers to texts, each with its domain, which are read in blocks of ``BLOCK``.
+
+    ``answer`` is called with texts, their domains, and the number of those before the block. What
+    is None has no answer.
+    """
+    rest, before = iter(texts), 0
+    while block := list(islice(rest, BLOCK)):
+        asked = [one for one in block if one is not None]
+        answers = iter(answer([text for text, _ in asked], [name for _, name in asked], before))
+        yield [None if one is None else next(answers) for one in block]
+        before += len(block)

@@ -347,3 +347,19 @@ def _checkpointed(model: Any, forward: Callable[..., Any], *args: Any, **kwargs:
         return nullcontext(), entered(model, route, None)
 
     return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def weights_bar(here: bool) -> Iterator[None]:
+    """While weights are loaded: no bar of transformers for those that are ``here``, on this
+    machine, only for those to be downloaded."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled() and not os.getenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    if shown and here:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown and here:
+            bars.enable_progress_bar()

@@ -4,12 +4,13 @@ import contextvars
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from lora_domains.errors import UsageError
+from lora_domains.errors import DataError, UsageError
+from lora_domains.inference.batches import by_domain
 from lora_domains.inference.generation import generate, generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs, head_scores
 from lora_domains.inference.scores import label_score, number_score, renormalise
@@ -26,7 +27,7 @@ from lora_domains.tasks import Outputs, Task, task_from_record
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
-T = TypeVar("T")
+Text = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,72 +92,6 @@ Answer = Prediction | Labels | float | str
 """What is predicted of a text: a label, its labels, a number, or a generated answer."""
 
 
-# ── The domain of each row ──────────────────────────────────────────────────────────────────────
-
-
-def row_domains(
-    domain: str | None, domains: Sequence[str | None] | None, count: int
-) -> list[str | None] | None:
-    """The domain of each of ``count`` rows; None where neither is given, so ``using`` decides.
-
-    Raises UsageError when both are given, or ``domains`` has another length.
-    """
-    if domains is None:
-        return None if domain is None else [domain] * count
-    if domain is not None or isinstance(domains, str) or len(domains) != count:
-        given = repr(domains) if isinstance(domains, str) else f"{len(domains)} for {count} rows"
-        raise UsageError(
-            expected="either one domain, or a list with one for each row",
-            found=f"both domain={domain!r} and domains" if domain is not None else given,
-            hint="Call f(rows, domain='medical') or f(rows, domains=['medical', None, …]).",
-        )
-    return list(domains)
-
-
-def text_domains(
-    bank: Bank, domain: str | None, domains: Sequence[str | None] | None, count: int
-) -> list[str]:
-    """The domain of each of ``count`` texts to predict: as given, otherwise as ``using`` says.
-
-    Raises UsageError for a text without one.
-    """
-    route = bank.current()
-    if domain is None and domains is None and route is not None:
-        active = route.domains
-        domain, domains = (active[0], None) if len(active) == 1 else (None, active)
-    names = [name for name in row_domains(domain, domains, count) or () if name is not None]
-    if len(names) < count:
-        raise UsageError(
-            expected="a domain to predict for",
-            found="none",
-            hint="Call predict(texts, domain='medical'), or inside using('medical').",
-        )
-    return names
-
-
-def by_domain(
-    bank: Bank,
-    domains: Sequence[str | None] | None,
-    count: int,
-    run: Callable[[list[int]], list[T]],
-) -> list[T]:
-    """The results of ``run`` on ``count`` rows, each under its domain, in the order of the rows.
-
-    ``run`` takes positions of rows and returns the same number of results for each. Rows are
-    sorted by domain and run in parts that need no more adapters than fit on the device at once.
-    """
-    if domains is None:
-        return run(list(range(count)))
-    results: list[list[T]] = [[] for _ in range(count)]
-    for rows in bank.parts(domains):
-        with bank.routed([domains[row] for row in rows]):
-            part = run(rows)
-        per_row = len(part) // len(rows)
-        for place, row in enumerate(rows):
-            results[row] = part[place * per_row : (place + 1) * per_row]
-    return [result for of_row in results for result in of_row]
-
-
 # ── What a card says of its adapter ─────────────────────────────────────────────────────────────
 
 
@@ -192,15 +127,16 @@ def predict(
     bank: Bank,
     texts: Sequence[str | Mapping[str, Any]],
     domains: Sequence[str],
+    first: int = 0,
     refer_below: float = 0.0,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Answer]:
     """The label of each text, its labels or its answer, prompted as the card of its domain says.
 
     A label less probable than ``refer_below`` becomes ``refer``. Where a domain has a target recall
-    or precision, its card's threshold decides.
+    or precision, its card's threshold decides. Errors count texts from ``first``.
     """
-    encoded = encoded_texts(bank, texts, domains, refer_below)
+    encoded = encoded_texts(bank, texts, domains, refer_below, first)
     return predict_encoded(bank, encoded, domains, [refer_below] * len(encoded), warn)
 
 
@@ -209,6 +145,7 @@ def encoded_texts(
     texts: Sequence[str | Mapping[str, Any]],
     domains: Sequence[str],
     refer_below: float = 0.0,
+    first: int = 0,
 ) -> list[EncodedExample]:
     """The prompt of each text, as ``predict`` reads it; raises UsageError or DataError."""
     tasks = {name: task_of(bank, name) for name in domains}
@@ -218,11 +155,19 @@ def encoded_texts(
         name: tokenization_of(bank.base, task, length_of(bank, name))
         for name, task in tasks.items()
     }
+    for n, text in enumerate(texts, first):
+        if not isinstance(text, str | Mapping):
+            raise DataError(
+                where=f"input {n}",
+                expected="a text, or a dict with the columns of the prompt",
+                found=type(text).__name__,
+                hint="Leave empty rows out.",
+            )
     encoded = [
         tokenizations[name].encode(tasks[name].to_predict(text, n))
-        for n, (name, text) in enumerate(zip(domains, texts, strict=True))
+        for n, (name, text) in enumerate(zip(domains, texts, strict=True), first)
     ]
-    check_embedded(bank.base, ((f"input {n}", one) for n, one in enumerate(encoded)))
+    check_embedded(bank.base, ((f"input {n}", one) for n, one in enumerate(encoded, first)))
     return encoded
 
 

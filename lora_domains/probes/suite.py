@@ -21,6 +21,7 @@ from lora_domains.tasks import Example, MultipleChoice, Row, Task
 
 if TYPE_CHECKING:
     from lora_domains.inference.scores import Score
+    from lora_domains.modeling.bank import Bank
     from lora_domains.modeling.base import Base
 
 Rows = Callable[[], Sequence[Mapping[str, Any]]]
@@ -264,6 +265,14 @@ def _named(name: str | Path) -> Suite:
 
 
 # ── By default ──────────────────────────────────────────────────────────────────────────────────
+
+
+def asked(bank: "Bank", suite: Suite | str | None, adapter: str = "") -> Suite:
+    """``suite``; by default that of the last evaluation of ``adapter``, or what suits the base."""
+    if suite is None:
+        card = bank[adapter].card if adapter in bank else None
+        return default_suite(bank.base, card.adapter.judged.get("suite") if card else None)
+    return load_suite(suite) if isinstance(suite, str) else suite
 
 
 def default_suite(base: "Base", before: str | None = None) -> Suite:

@@ -19,6 +19,7 @@ from support.models import Fitted
 from lora_domains import atomic
 from lora_domains.cli.verbs import predict as verb
 from lora_domains.console import files
+from lora_domains.inference import batches
 from lora_domains.inference.predict import Prediction
 
 ROWS = [{"id": f"a-{n:03}", "text": f"red alpha {n}\nbeta"} for n in range(50)]
@@ -53,7 +54,7 @@ class Answering:
 def model(monkeypatch: pytest.MonkeyPatch) -> Answering:
     made = Answering()
     monkeypatch.setattr(verb, "open_model", lambda *_, **__: made)
-    monkeypatch.setattr(verb, "BLOCK", BLOCK)
+    monkeypatch.setattr(batches, "BLOCK", BLOCK)
     return made
 
 

@@ -13,7 +13,7 @@ from support.adapters import IDS, logits, save, strong
 from support.device import base_on
 
 from lora_domains import Classification, DomainModel, Generation
-from lora_domains.errors import AdapterCorrupt, UsageError
+from lora_domains.errors import AdapterCorrupt, DataError, UsageError
 from lora_domains.inference.predict import Prediction
 from lora_domains.modeling.routing import RoutedLinear
 
@@ -118,6 +118,46 @@ def test_predict_prompts_each_text_as_its_domain_does(
             assert found == alone
     with pytest.raises(UsageError, match="a domain to predict for"):
         model.predict(texts, domains=["a", None, "c", "a"])
+
+
+def test_a_generator_of_texts_is_answered_in_blocks(
+    model: DomainModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = Classification("text", "label", labels=("ham", "spam"))
+    monkeypatch.setattr("lora_domains.inference.predict.task_of", lambda *_: label)
+    monkeypatch.setattr("lora_domains.inference.batches.BLOCK", 4)
+    texts, names, read = [f"alpha red {n}" for n in range(10)], list("abcabcabca"), list[str]()
+
+    def coming() -> Iterator[str]:
+        for text in texts:
+            read.append(text)
+            yield text
+
+    answers = model.predict(coming(), domains=iter(names))
+    assert not read
+    first = next(answers)
+    assert len(read) == 4
+    assert [first, *answers] == model.predict(texts, domains=names)
+    # The adapter is the one in use when predict is called, wherever the answers are read.
+    with model.using("b"):
+        answers = model.predict({"text": text} for text in texts)
+    assert list(answers) == model.predict(texts, "b")
+    rows: list[Any] = [*texts[:5], None]
+    answers = model.predict(iter(rows), "b")
+    assert [next(answers) for _ in range(4)] == model.predict(texts[:4], "b")
+    with pytest.raises(DataError, match="input 5"):
+        next(answers)
+
+
+def test_the_domains_of_a_generator_are_checked(model: DomainModel) -> None:
+    for given, part in ({"domain": "a", "domains": iter("a")}, "both"), ({"domain": "e"}, "loaded"):
+        with pytest.raises(UsageError, match=part):
+            model.predict(iter(["a", "b"]), **given)
+    with pytest.raises(UsageError, match="a domain to predict for"):
+        model.predict(iter(["a"]))
+    for domains, part in (("a", "1 domains, and more texts"), ("aab", "2 texts, and more domains")):
+        with pytest.raises(UsageError, match=part):
+            list(model.predict(iter(["a", "b"]), domains=iter(domains)))
 
 
 # ── Streams ─────────────────────────────────────────────────────────────────────────────────────

@@ -4,13 +4,13 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from rich.console import Console
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from lora_domains.inference.predict import Answer
     from lora_domains.model import DomainModel
 
-BLOCK = 1024
-"""Rows that are answered before their answers are written."""
 STREAM = "-"
 """The name of the standard input, and of the standard output."""
 SPOOLED = 1 << 24
@@ -132,24 +130,25 @@ def predict(
 
 def _answer(questions: Questions, target: Target, adapters: "_Adapters", display: Display) -> None:
     """Answer what is not answered yet, in blocks that are the same in every run."""
-    rest = islice(questions, target.rows, None)
+    from lora_domains.inference.batches import in_blocks
+
     if target.rows == questions.count:
         return
     model = adapters.opened(display, questions.tasks)
     below, told = adapters.flags.refer_below, time.monotonic()
+    rows, asked = tee(islice(questions, target.rows, None))
+    texts = (
+        None if one.text is None else (one.text, adapters.loaded[one.adapter]) for one in asked
+    )
+
+    def answer(texts: list[Any], names: list[str], _before: int) -> "Sequence[Answer]":
+        return model.predict(texts, domains=names, refer_below=below) if texts else ()
+
     with display.progress("answering", questions.count) as advance:
         advance(target.rows)
-        while block := list(islice(rest, BLOCK)):
-            asked = [one for one in block if one.text is not None]
-            names = [adapters.loaded[one.adapter] for one in asked]
-            found: Iterator[Answer] = iter(
-                model.predict([one.text or "" for one in asked], domains=names, refer_below=below)
-                if asked else ()
-            )  # fmt: skip
-            target.write([
-                (one.values, None if one.text is None else next(found)) for one in block
-            ])  # fmt: skip
-            advance(len(block))
+        for answers in in_blocks(answer, texts):
+            target.write([(next(rows).values, answer) for answer in answers])
+            advance(len(answers))
             if time.monotonic() - told > PULSE:
                 told = time.monotonic()
                 display.pulse(f"{target.rows} of {questions.count} rows answered")
