@@ -24,10 +24,10 @@ out=${1:-benchmarks/results}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
-export CUBLAS_WORKSPACE_CONFIG=:4096:8 # products of the same matrices give the same bits
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 touch "$scratch/began"
 exec > >(tee "$out/gpu.log") 2>&1
+log=$!
 
 failed=() limit=0
 # part NAME SECONDS COMMAND…
@@ -76,8 +76,9 @@ workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(--numprocesses 4 --dist worksteal)
 tests=$(grep -rlE 'mark\.contract' tests --include='test_*.py')
 if [ ${#quick[@]} != 0 ]; then tests=tests/modeling/test_routing.py workers=(); fi
+# With that workspace products of the same matrices give the same bits.
 # shellcheck disable=SC2086 # file names
-OMP_NUM_THREADS=1 part contract 75 "$python" -m pytest -q -m contract --device $device -W default \
+OMP_NUM_THREADS=1 CUBLAS_WORKSPACE_CONFIG=:4096:8 part contract 75 "$python" -m pytest -q -m contract --device $device -W default \
   -p no:benchmark -p no:cacheprovider --durations 8 "${workers[@]}" $tests
 
 speed overhead 45
@@ -104,4 +105,6 @@ for path in sorted(Path(sys.argv[1]).glob("*.json")):
             print(f"{path.stem.split('-')[0]}: {figure['name']}: {value}{goal}{mark}")
 END
 echo "$SECONDS s; failed: ${failed[*]:-none}"
+exec >&- 2>&-
+wait "$log"
 exit ${#failed[@]}

@@ -260,7 +260,7 @@ def allocated(device: str) -> int:
 
 def matrix_rate(experiment: Experiment) -> float:
     """Floating-point operations a second of a product of two large random matrices, bfloat16."""
-    size, times = (256, 2) if experiment.quick else (8192, 10)
+    size, times = (256, 2) if experiment.quick else (8192, 50)
     a, b = (torch.randn(size, size, device=experiment.device).bfloat16() for _ in range(2))
 
     def products() -> None:
