@@ -39,7 +39,6 @@ def flags_of(add: Callable[..., Any]) -> None:
     add("--rows", type=Path, help="folder with NAME/{train,test}.jsonl; not needed if quick")
     add("--bases", type=Path, help="folder with smollm2 and minilm; not needed if quick")
     add("--only", choices=[*SETS], nargs="*", default=[*SETS])
-    add("--rounds", type=int, default=5)
 
 
 def finished(experiment: Experiment, command: list[str], folder: Path) -> tuple[float, str]:
@@ -130,7 +129,7 @@ def write_embedded(folder: Path) -> None:
 def main() -> None:
     experiment = Experiment("whole_run", __doc__, add=flags_of)
     flags = experiment.flags
-    experiment.rounds = 1 if experiment.quick else flags.rounds
+    experiment.rounds = flags.rounds or (1 if experiment.quick else 5)
     for name in ["sms_spam"] if experiment.quick else flags.only:
         base, most = SETS[name]
         with TemporaryDirectory() as folder:
