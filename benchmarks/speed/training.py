@@ -56,7 +56,7 @@ class Steps:
     def __init__(self, base: Path | DomainModel, task: Any, rows: list[dict[str, Any]], dtype: str,
                  device: str, out: Path, rows_per_step: int = ROWS, tokens: int = TOKENS,
                  rank: int = RANK, *, quantization: Any = None,
-                 checkpointing: bool = False) -> None:  # fmt: skip
+                 checkpointing: bool = False, top: int | None = None) -> None:  # fmt: skip
         quiet = Display(quiet=True)
         self.model = model = base if isinstance(base, DomainModel) else DomainModel.from_pretrained(
             base, dtype=dtype, device=device, out=out, quantization=quantization, display=quiet
@@ -65,7 +65,7 @@ class Steps:
                             max_length=tokens, warmup=0.0,
                             gradient_checkpointing=checkpointing)  # fmt: skip
         domain = Domain("speed", task, data(rows),
-                        lora=Lora(rank=rank, alpha=2 * rank, targets="all-linear"),
+                        lora=Lora(rank=rank, alpha=2 * rank, targets="all-linear", top_layers=top),
                         training=training)  # fmt: skip
         dataset = model.dataset(domain)
         self.bank, self.pad = model.bank, model.base.pad

@@ -25,6 +25,7 @@ from lora_domains.inference.batches import Progress, no_progress, padded_tokens
 from lora_domains.inference.likelihoods import drift, text_features
 from lora_domains.inference.scores import TEXT, Score, Scores, add_won, model_scores, without_text
 from lora_domains.modeling.bank import Bank
+from lora_domains.probes.features import base_features
 from lora_domains.tasks import Task, task_record
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 
@@ -76,7 +77,7 @@ class Scorer:
     in_part = False
     """Whether some general text stands for what a base would write first."""
     shares = True
-    """Whether the base's scores are kept for other adapters, where no store keeps them."""
+    """Whether the base's scores and features are kept for other adapters."""
 
     def __init__(self, bank: Bank, display: Display, store: Store | None = None) -> None:
         self.bank, self.display, self.store = bank, display, store
@@ -119,8 +120,10 @@ class Scorer:
         self, rows: Sequence[EncodedRow], pooling: str, progress: Progress = no_progress
     ) -> Tensor:
         """The features of ``rows`` under the current route (see ``likelihoods.text_features``)."""
-        model, pad = self.bank.base.model, self.bank.base.pad
-        return text_features(model, [row.encoded for row in rows], pad, progress, pooling)
+        base, encoded = self.bank.base, [row.encoded for row in rows]
+        if self.shares and self.bank.current() is None:
+            return base_features(base, encoded, pooling, progress)
+        return text_features(base.model, encoded, base.pad, progress, pooling)
 
     def drift(self, part: Part, adapters: Sequence[str]) -> dict[str, list[dict[str, float]]]:
         """For each adapter the fields of ``likelihoods.drift`` of every row of ``part``."""

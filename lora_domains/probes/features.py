@@ -14,25 +14,35 @@ world and the same everywhere.
 """
 
 import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import sha256
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_domains import distributed
 from lora_domains.console import Display
 from lora_domains.embedded import facts
+from lora_domains.inference.batches import Progress, no_progress
 from lora_domains.inference.likelihoods import text_features
+from lora_domains.inference.memory import pass_limit
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import Head
+from lora_domains.modeling.routing import entered
+from lora_domains.placement import is_sharded
 from lora_domains.tasks import Example, Task
 from lora_domains.tokenization.encoded import EncodedExample
 
+KEPT = 2**28
+"""Bytes of features of a base that a process keeps."""
 FOLDS = 5
 STRENGTH = 0.1
 """Inverse regularisation strength (C) of the regressions on ``feature_sets``."""
@@ -76,6 +86,37 @@ def ridge(strength: float) -> Any:
     return make_pipeline(StandardScaler(), Ridge(alpha=RIDGE / strength))
 
 
+_kept: "weakref.WeakKeyDictionary[nn.Module, OrderedDict[str, Tensor]]"
+_kept = weakref.WeakKeyDictionary()
+
+
+def base_features(
+    base: Base, rows: Sequence[EncodedExample], pooling: str, progress: Progress = no_progress
+) -> Tensor:
+    """The features of ``rows`` by ``base`` without an adapter, (rows, hidden).
+
+    They are the same for the probe from which a head starts and for each evaluation: the process
+    keeps them in memory, ``KEPT`` bytes at most, and no file does, since text can be guessed from
+    them. They are computed again once a weight changes.
+    """
+    if is_sharded(base.model):
+        return text_features(base.model, rows, base.pad, progress, pooling)
+    prompts = [row.prompt for row in rows]
+    decides = (base.state_digest(), pooling, pass_limit(base.model), prompts)
+    key, kept = (
+        sha256(repr(decides).encode()).hexdigest(),
+        _kept.setdefault(base.model, OrderedDict()),
+    )
+    if key not in kept:
+        with entered(base.model, None, None):
+            kept[key] = text_features(base.model, rows, base.pad, progress, pooling)
+    kept.move_to_end(key)
+    features = kept[key]
+    while sum(one.nbytes for one in kept.values()) > KEPT:
+        kept.popitem(last=False)
+    return features
+
+
 def probe_head(
     head: Head, bank: Bank, rows: Sequence[EncodedExample], display: Display, task: Task,
     balanced: bool = False,
@@ -89,10 +130,9 @@ def probe_head(
     base = bank.base
     with (
         distributed.sharing(),
-        bank.routed(None),
         display.progress("frozen features", len(rows)) as advance,
     ):
-        features = text_features(base.model, rows, base.pad, advance, head.layout.pooling)
+        features = base_features(base, rows, head.layout.pooling, advance)
     targets = [row.target for row in rows]
     truth = np.array([row.truth for row in rows])
 
