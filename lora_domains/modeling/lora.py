@@ -216,11 +216,10 @@ class TrainableLora(nn.Module):
     def forward(self, x: Tensor, y: Tensor, low: Tensor | None = None) -> Tensor:
         """``y`` (…, out), the base's output for ``x`` (…, in), with the adapter's.
 
-        ``low`` (tokens, rank), the product of ``x`` and ``a``, is given where it was computed
-        together with others; only for one that is ``plain``.
+        ``low`` (tokens, rank) is the product of ``x`` and ``a`` for one that is ``plain``; it may
+        have been computed together with others.
         """
-        if self.plain:
-            low = F.linear(x, self.a.to(x.dtype)) if low is None else low
+        if low is not None:
             # Scaled between the products, where there are rank columns and not out.
             low = (low * self.scale).reshape(-1, low.shape[-1]).to(y.dtype)
             return torch.addmm(y.flatten(0, -2), low, self.b.to(y.dtype).t()).view(y.shape)
