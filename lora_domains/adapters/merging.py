@@ -1,4 +1,4 @@
-"""Merging an adapter into its base: one plain transformers model, or one GGUF file.
+"""An adapter merged into its base, as one transformers model or GGUF file; or alone as GGUF.
 
 The loaded base is never written to. It is read again from its source in full precision, however it
 is loaded: added to 8-bit or 4-bit weights, an adapter would be rounded away.
@@ -24,12 +24,12 @@ from lora_domains.errors import (
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.lora import Weights
 from lora_domains.placement import is_sharded
-from lora_domains.tokenization.tokenization import Tokenization
+from lora_domains.tokenization.gguf_vocabulary import add_tokenizer
 
 MERGED = "merged.json"
-"""The file that records a merge; only a folder with it is replaced."""
-
+"""The file that records an export; only a folder with it is replaced."""
 _TOKENS = 64
 
 
@@ -85,10 +85,7 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
             found="one that is shared out to several processes",
             hint="Merge in one process, with lora-domains export; that needs no accelerator.",
         )
-    with bank.routed(None):
-        bare = _logits(base)
-    with bank.routed(name):
-        served = _logits(base)
+    bare, served = _both(bank, name)
     full = _full_precision(base, dtype)
     full_bare = _logits(full)
     with torch.no_grad():
@@ -132,13 +129,7 @@ def export(bank: Bank, name: str, folder: Path, dtype: str | torch.dtype | None 
 
 KINDS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """The architecture in a GGUF file, by that of the base; that of others is not written."""
-NEWLINES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-SPLITS = {
-    rf"{WORDS}\p{{N}}|{NEWLINES}": "qwen2",
-    rf"{WORDS}\p{{N}}{{1,3}}|{NEWLINES}": "llama-bpe",
-}
-"""How llama.cpp calls the expressions by which tokenizers split a text first."""
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 EQUAL = 1e-3
 """The largest difference, in standard deviations of the logits, of a file that is read again."""
 
@@ -152,22 +143,13 @@ def export_gguf(
     ``record["error"]`` is that of its logits. Raises AdapterUnsupported for a base or a tokenizer
     that has no known form in GGUF, or that is read differently, and what ``merge`` raises.
     """
-    if find_spec("gguf") is None:
-        raise UsageError(
-            where="GGUF",
-            expected="the package gguf",
-            found="no such package",
-            hint="pip install 'lora-domains[gguf]'",
-        )
+    names = _names(name, bank.base)
     with replacing(folder, MERGED) as fresh:
         merged = merge(bank, name, dtype)
         file = fresh / f"{name}.gguf"
-        _write_gguf(merged, file, bank.base)
+        _write_gguf(merged, file, bank.base, names)
         expected = _logits(bank.base, merged.model.float())
-        with bank.routed(None):
-            bare = _logits(bank.base)
-        with bank.routed(name):
-            served = _logits(bank.base)
+        bare, served = _both(bank, name)
         found = _logits(load_base(file, device="cpu", dtype="float32"))
         if not float((found - expected).abs().max()) <= EQUAL * float(expected.std()):
             raise _unwritten(name, bank.base, "logits that differ when the file is read again")
@@ -179,6 +161,121 @@ def export_gguf(
     return merged
 
 
+def export_gguf_adapter(bank: Bank, name: str, folder: Path, dtype: str) -> float | None:
+    """The adapter ``name`` alone as the only GGUF file of a folder, as llama.cpp adds it to a base.
+
+    The file is read again and added to the base: returned is the error of its logits, as that of
+    ``merge``. Raises AdapterUnsupported for an adapter or a base that llama.cpp cannot take, and
+    what ``merge`` raises.
+    """
+    base, adapter = bank.base, bank[name]
+    names, tied = _names(name, base), base.model.config.tie_word_embeddings
+    places = {linear: names.get_name(linear) for linear in bank.weights(name)}
+    for wrong, found in (
+        (adapter.head is not None, "one with a trained head"),
+        (adapter.magnitudes, "DoRA"),
+        (None in places.values(), f"one of {listed(one for one, at in places.items() if not at)}"),
+        (tied and "output" in places.values(), "one of an output layer tied to the embeddings"),
+    ):
+        if wrong:
+            raise AdapterUnsupported(
+                where=f"{name} for llama.cpp",
+                expected="plain LoRA of the linears of a base",
+                found=found,
+                hint="Write the merged model: --to gguf",
+            )
+    with replacing(folder, MERGED) as fresh:
+        _write_adapter(bank, name, fresh / f"{name}.gguf", places, dtype)
+        bare, served = _both(bank, name)
+        full = _full_precision(base, None)
+        with torch.no_grad():
+            for linear, (a, b) in _read_adapter(fresh / f"{name}.gguf", places, base).items():
+                _add(full.model, linear, a, b, 1.0, None, name)
+        effect = float((served - bare).norm())
+        error = float((_logits(full) - served).norm()) / effect if effect else None
+        record = {"schema": 1, "adapter": name, "base": base.record(), "dtype": dtype,
+                  "format": "gguf-adapter", "error": error}  # fmt: skip
+        (fresh / MERGED).write_bytes(json.dumps(record, indent=1).encode() + b"\n")
+    return error
+
+
+def _write_adapter(
+    bank: Bank, name: str, path: Path, places: Mapping[str, str], dtype: str
+) -> None:
+    import gguf
+
+    config, scales, weights = bank.base.model.config, bank[name].scales, bank.weights(name)
+    writer = gguf.GGUFWriter(path, KINDS[config.model_type])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name(name)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    first = next(iter(weights))
+    alpha = scales[first] * len(weights[first][0]) or 1.0
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    form = gguf.GGMLQuantizationType[STORED[dtype]]
+    for linear, (a, b) in weights.items():
+        # llama.cpp multiplies by alpha over the rank, whatever the adapter's own rule is.
+        factor = scales[linear] * len(a) / alpha
+        b = _rows(b if factor == 1 else b * factor, linear, config)
+        for part, tensor in (("a", a), ("b", b)):
+            array = gguf.quants.quantize(tensor.contiguous().numpy(), form)
+            writer.add_tensor(f"{places[linear]}.weight.lora_{part}", array, raw_dtype=form)
+    _finish(writer)
+
+
+def _read_adapter(path: Path, places: Mapping[str, str], base: Base) -> Weights:
+    """A and B of each linear, with the factor of B·A in B."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
+    read = {
+        one.name: torch.from_numpy(gguf.quants.dequantize(one.data, one.tensor_type).copy())
+        for one in reader.tensors
+    }
+    found = {}
+    for linear, place in places.items():
+        a, b = (read[f"{place}.weight.lora_{part}"] for part in ("a", "b"))
+        found[linear] = a, _rows(b * (alpha / len(a)), linear, base.model.config, back=True)
+    return found
+
+
+def _finish(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _names(name: str, base: Base) -> Any:
+    """What llama.cpp calls the tensors of a base; raises AdapterUnsupported for another kind."""
+    if find_spec("gguf") is None:
+        raise UsageError(
+            where="GGUF",
+            expected="the package gguf",
+            found="no such package",
+            hint="pip install 'lora-domains[gguf]'",
+        )
+    import gguf
+
+    config = base.model.config
+    kinds = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
+    if config.model_type not in KINDS:
+        raise _unwritten(name, base, f"the kind {config.model_type}")
+    return gguf.get_tensor_name_map(kinds[KINDS[config.model_type]], config.num_hidden_layers)
+
+
+def _rows(value: Tensor, module: str, config: Any, *, back: bool = False) -> Tensor:
+    """The rows of the weight, bias or B of ``module`` as llama.cpp orders them, or ``back``: it
+    pairs the rotated columns of a Llama side by side."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    count = heads.get(module.split(".")[-1])
+    if count is None or KINDS[config.model_type] != "llama":
+        return value
+    halves = (count, -1, 2) if back else (count, 2, -1)
+    return value.reshape(*halves, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+
+
 def _unwritten(name: str, base: Base, found: str) -> AdapterUnsupported:
     return AdapterUnsupported(
         where=f"{name} as GGUF",
@@ -188,14 +285,13 @@ def _unwritten(name: str, base: Base, found: str) -> AdapterUnsupported:
     )
 
 
-def _write_gguf(merged: Merged, path: Path, base: Base) -> None:
+def _write_gguf(merged: Merged, path: Path, base: Base, names: Any) -> None:
     import gguf
 
     name, config = merged.record["adapter"], merged.model.config
-    kind = KINDS.get(config.model_type)
+    kind = KINDS[config.model_type]
     rope = getattr(config, "rope_parameters", None) or {}
     for wrong, found in (
-        (kind is None, f"the kind {config.model_type}"),
         (rope.get("rope_type", "default") != "default", f"{rope.get('rope_type')} positions"),
         (getattr(config, "sliding_window", None) and kind == "llama", "attention in windows"),
     ):
@@ -217,13 +313,11 @@ def _write_gguf(merged: Merged, path: Path, base: Base) -> None:
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, merged, base)
-    stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[merged.record["dtype"]]
+    count = max(config.vocab_size, len(merged.tokenizer))
+    if not add_tokenizer(writer, merged.tokenizer, count, base.context):
+        raise _unwritten(name, base, "another tokenizer")
+    stored = STORED[merged.record["dtype"]]
     writer.add_file_type({"F32": 0, "F16": 1, "BF16": 32}[stored])
-    names = gguf.get_tensor_name_map(
-        next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == kind),
-        config.num_hidden_layers,
-    )
     tied = config.tie_word_embeddings
     for tensor_name, tensor in merged.model.state_dict().items():
         if tied and tensor_name == "lm_head.weight":
@@ -231,53 +325,12 @@ def _write_gguf(merged: Merged, path: Path, base: Base) -> None:
         called = names.get_name(tensor_name, try_suffixes=(".weight", ".bias"))
         if called is None:
             raise _unwritten(name, base, f"a tensor {tensor_name}")
-        paired = {"q_proj": heads, "k_proj": keys}.get(tensor_name.split(".")[-2])
-        value = tensor.float().cpu()
-        if paired and kind == "llama":  # llama.cpp pairs the rotated columns side by side
-            value = value.reshape(paired, 2, -1, *value.shape[1:]).transpose(1, 2)
-            value = value.reshape(tensor.shape)
+        value = _rows(tensor.float().cpu(), tensor_name.rpartition(".")[0], config)
         # Vectors (norms, biases) stay in float32.
         form = gguf.GGMLQuantizationType["F32" if value.dim() == 1 else stored]
         array = gguf.quants.quantize(value.contiguous().numpy(), form)
         writer.add_tensor(called, array, raw_dtype=form)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _add_tokenizer(writer: Any, merged: Merged, base: Base) -> None:
-    tokenizer, name = merged.tokenizer, merged.record["adapter"]
-    stored = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = stored["model"]
-    steps = stored.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
-    kinds = [step.get("type") for step in steps]
-    pre = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}.get(tuple(kinds))
-    if kinds == ["Split", "ByteLevel"]:
-        pre = SPLITS.get(steps[0]["pattern"].get("Regex"))
-    spaced = any(step.get("add_prefix_space") for step in steps)
-    if model["type"] != "BPE" or pre is None or spaced or model.get("byte_fallback"):
-        raise _unwritten(name, base, "another tokenizer")
-    count = max(merged.model.config.vocab_size, len(tokenizer))
-    tokens, types = [f"[PAD{n}]" for n in range(count)], [5] * count  # unused
-    for token, number in tokenizer.get_vocab().items():
-        tokens[number], types[number] = token, 1
-    for added in stored["added_tokens"]:
-        types[added["id"]] = 3 if added["special"] else 4  # control, or of a user
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
-    writer.add_token_merges(list(pairs))
-    for kind in ("bos", "eos", "pad", "unk"):
-        number = getattr(tokenizer, f"{kind}_token_id")
-        if number is not None:
-            getattr(writer, f"add_{kind}_token_id")(number)
-    writer.add_add_bos_token(bool(Tokenization(tokenizer, base.context).bos))
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    _finish(writer)
 
 
 # ── Weights ─────────────────────────────────────────────────────────────────────────────────────
@@ -326,6 +379,14 @@ def _add(
         model.config.get_text_config().tie_word_embeddings = False
         model.config.tie_word_embeddings = False
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=False)
+
+
+def _both(bank: Bank, name: str) -> tuple[Tensor, Tensor]:
+    """The logits of the base, and of the adapter ``name`` on it."""
+    with bank.routed(None):
+        bare = _logits(bank.base)
+    with bank.routed(name):
+        return bare, _logits(bank.base)
 
 
 @torch.no_grad()

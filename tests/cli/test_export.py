@@ -24,7 +24,7 @@ from support.peft_folders import peft_logits, peft_saved
 from tokenizers import Tokenizer
 
 from lora_domains.adapters import merging
-from lora_domains.adapters.merging import export_gguf
+from lora_domains.adapters.merging import export_gguf, export_gguf_adapter
 from lora_domains.cli.verbs.export import RANKS, SERVE, conversation, modelfile
 from lora_domains.console import Display
 from lora_domains.errors import AdapterUnsupported, LoraDomainsError
@@ -163,6 +163,69 @@ def test_a_gguf_file_has_the_logits_of_the_adapter(
     assert tokens == model.tokenizer.convert_ids_to_tokens(range(len(tokens)))
     assert fields["tokenizer.ggml.pre"].contents() == "smollm"
     assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+
+
+def test_an_adapter_alone_in_gguf_has_its_weights_and_logits(
+    model: DomainModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp adds alpha / rank · B·A to the tensors of the base, which is done here by hand."""
+    from transformers import AutoModelForCausalLM
+
+    adapter = model.bank["strong"]
+    # One linear with a factor of its own, as ranks and alphas by pattern give it.
+    linear = next(name for name in adapter.scales if name.endswith("k_proj"))
+    own = {**adapter.scales, linear: 2.5 * adapter.scales[linear]}
+    model.bank.add(replace(adapter, name="other", scales=own))
+    out = tmp_path / "out"
+    error = export_gguf_adapter(model.bank, "other", out, "float32")
+    assert error is not None
+    assert error < 1e-5
+    assert sorted(path.name for path in out.iterdir()) == ["merged.json", "other.gguf"]
+    reader = gguf.GGUFReader(out / "other.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "llama"
+    assert (fields["general.type"], fields["adapter.type"]) == ("adapter", "lora")
+    parts = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    a, b = model.bank.weights("other")[next(n for n in own if n.endswith("0.mlp.up_proj"))]
+    assert torch.equal(parts["blk.0.ffn_up.weight.lora_a"], a)
+    assert torch.equal(parts["blk.0.ffn_up.weight.lora_b"], b)
+    # The tensors of the base are those of a merge that adds nothing.
+    model.bank.add(replace(adapter, name="none", scales=dict.fromkeys(own, 0.0)))
+    add = gguf.GGUFWriter.add_tensor
+
+    def with_adapter(writer: Any, name: str, array: Any, **options: Any) -> None:
+        if (a := parts.pop(f"{name}.lora_a", None)) is not None:
+            b = parts.pop(f"{name}.lora_b")
+            array = array + (fields["adapter.lora.alpha"] / len(a) * (b @ a)).numpy()
+        add(writer, name, array, **options)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", with_adapter)
+    monkeypatch.setattr(merging, "EQUAL", torch.inf)
+    export_gguf(model.bank, "none", tmp_path / "none", "float32", dict)
+    assert not parts
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "none", gguf_file="none.gguf", dtype=torch.float32
+    ).eval()
+    with torch.no_grad():
+        found = read(input_ids=IDS).logits
+    bare, expected = model(input_ids=IDS).logits, model(input_ids=IDS, domain="other").logits
+    assert float((found - expected).norm() / (expected - bare).norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("found", "change"), {
+    "DoRA": {"magnitudes": {"x": torch.ones(1)}},
+    "tied": {"weights": {"lm_head": (torch.ones(1, 1), torch.ones(1, 1))}},
+    "one of unknown": {"weights": {"unknown": (torch.ones(1, 1), torch.ones(1, 1))}},
+}.items())  # fmt: skip
+def test_what_llama_cpp_cannot_add_to_a_base_is_refused(
+    model: DomainModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str,
+    change: dict[str, Any],
+) -> None:  # fmt: skip
+    changed = replace(model.bank["strong"], **change)
+    monkeypatch.setattr(type(model.bank), "__getitem__", lambda *_: changed)
+    with pytest.raises(AdapterUnsupported, match=found):
+        export_gguf_adapter(model.bank, "strong", tmp_path / "out", "float32")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_read_again_differently_is_not_kept(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TARGETS = {
     "merged": "a plain transformers model with its tokenizer",
     "gguf": "the same as one GGUF file, for llama.cpp",
+    "gguf-adapter": "the adapter alone as a GGUF file, which llama.cpp adds to its base",
     "ollama": "a GGUF file and a Modelfile with the adapter's prompt",
     "vllm": "the adapters as vLLM loads them, and serve.sh, the command",
 }
@@ -44,7 +45,8 @@ def add_verbs(verbs: Verbs) -> None:
         usage="ADAPTER [ADAPTER ...] --out DIR [options]",
         description="Write an adapter for another program into --out. By default it is merged into "
         "its base: a plain transformers model with its tokenizer. --to gguf and --to ollama write "
-        "the merged model as a GGUF file, which is read again. It is shown how far the logits of "
+        "the merged model as a GGUF file, and --to gguf-adapter the adapter alone; they are read "
+        "again. It is shown how far the logits of "
         "what was written are from those of the adapter. With --to vllm, several adapters of one "
         "base are written as vLLM loads them, with the command that serves them.",
         example="lora-domains export triage --out merged/triage --dtype bfloat16\n"
@@ -92,15 +94,22 @@ def export(flags: argparse.Namespace) -> int:
     if flags.to == "merged":
         model.export(name, flags.out, dtype=dtype)
         return 0
-    from lora_domains.adapters.merging import export_gguf
+    from lora_domains.adapters.merging import export_gguf, export_gguf_adapter
 
+    file = Path(flags.out) / f"{name}.gguf"
+    if flags.to == "gguf-adapter":
+        error = export_gguf_adapter(model.bank, name, Path(flags.out), dtype)
+        found = "it has no effect" if error is None else f"error {error:.1e} of its effect"
+        model.display.stage("adapter", None, None, f"{name} in {dtype}; {found}")
+        model.display.line(f"Saved: {file}\nServe: llama-server -m BASE.gguf --lora {file}")
+        return 0
     ollama = flags.to == "ollama"
     merged = export_gguf(
         model.bank, name, Path(flags.out), dtype,
         lambda: {MODELFILE: modelfile(model, name)} if ollama else {},
     )  # fmt: skip
     model.display.stage("merged", None, None, str(merged))
-    model.display.line(f"Saved: {Path(flags.out) / name}.gguf")
+    model.display.line(f"Saved: {file}")
     if ollama:
         made = shlex.join(["ollama", "create", name, "-f", str(Path(flags.out) / MODELFILE)])
         model.display.line(f"Serve: {made}; ollama run {name}")
