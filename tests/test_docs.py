@@ -45,7 +45,7 @@ def blocks(page: Path) -> list[str]:
 
 
 PROGRAMS = {
-    "accelerate", "cat", "curl", "echo", "export", "for", "hf", "lora-domains",
+    "accelerate", "benchmarks/gpu.sh", "cat", "curl", "echo", "export", "for", "hf", "lora-domains",
     "lora/bin/lora-domains", "lora/bin/pip", "make", "mkdir", "pip", "python", "python3.11",
     "serve",
 }  # fmt: skip
