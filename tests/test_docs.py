@@ -229,7 +229,7 @@ def test_the_make_targets_and_flags_that_are_named_exist() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
     elsewhere = {"--strict", "--help", "--config_file", "--multi_gpu", "--num_processes", "--cpu",
                  "--num_cpu_threads_per_process", "--no-index", "--find-links",
-                 "--constraint", "--local-dir"}  # fmt: skip
+                 "--constraint", "--local-dir", "--lora"}  # fmt: skip
     for page in [*PAGES, *OTHERS]:
         text = page.read_text(encoding="utf-8")
         # In code: a sentence may "make room".

@@ -313,8 +313,7 @@ def _write_gguf(merged: Merged, path: Path, base: Base, names: Any) -> None:
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
     writer.add_vocab_size(config.vocab_size)
-    count = max(config.vocab_size, len(merged.tokenizer))
-    if not add_tokenizer(writer, merged.tokenizer, count, base.context):
+    if not add_tokenizer(writer, merged.tokenizer, config.vocab_size, base.context):
         raise _unwritten(name, base, "another tokenizer")
     stored = STORED[merged.record["dtype"]]
     writer.add_file_type({"F32": 0, "F16": 1, "BF16": 32}[stored])

@@ -14,8 +14,8 @@ SPLITS = {
 """How llama.cpp calls the expressions by which tokenizers split a text first."""
 
 
-def add_tokenizer(writer: Any, tokenizer: Any, count: int, context: int) -> bool:
-    """Give a file of ``gguf.GGUFWriter`` a tokenizer of ``count`` tokens; False, with nothing
+def add_tokenizer(writer: Any, tokenizer: Any, tokens: int, context: int) -> bool:
+    """Give a file of ``gguf.GGUFWriter`` a tokenizer, of ``tokens`` at least; False, with nothing
     written, for one that has no known form."""
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
     model = stored["model"]
@@ -28,14 +28,15 @@ def add_tokenizer(writer: Any, tokenizer: Any, count: int, context: int) -> bool
     spaced = any(step.get("add_prefix_space") for step in steps)
     if model["type"] != "BPE" or pre is None or spaced or model.get("byte_fallback"):
         return False
-    tokens, types = [f"[PAD{n}]" for n in range(count)], [5] * count  # unused
+    count = max(tokens, len(tokenizer))
+    names, types = [f"[PAD{n}]" for n in range(count)], [5] * count  # unused
     for token, number in tokenizer.get_vocab().items():
-        tokens[number], types[number] = token, 1
+        names[number], types[number] = token, 1
     for added in stored["added_tokens"]:
         types[added["id"]] = 3 if added["special"] else 4  # control, or of a user
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
+    writer.add_token_list(names)
     writer.add_token_types(types)
     pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
     writer.add_token_merges(list(pairs))
