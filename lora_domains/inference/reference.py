@@ -5,10 +5,11 @@ Predictions on text that is no user's are shared by runs (``cache``)."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch
 from lora_domains.tokenization.encoded import EncodedExample
 
-FORMAT = 1
-"""Raised when other predictions are computed of the same texts."""
+COMPUTES = ("inference", "modeling")
+"""The rooms of the package whose code decides what is predicted."""
 REFERENCE_BYTES = 2**28
 """Memory for the stored log-probabilities; a vocabulary too large for it is cut to its top tokens.
 """
@@ -190,12 +191,26 @@ def base_predictions(
 
 def predictions_path(base: Base, texts: Sequence[EncodedExample], top: int | None) -> Path:
     """The file of what ``base`` predicts on ``texts``."""
+    return path_of("predictions", {**_decides(base, texts), "top": top})
+
+
+def _decides(base: Base, texts: Sequence[EncodedExample]) -> dict[str, Any]:
+    """All that decides what ``base`` makes of ``texts``."""
     tokens = sha256()
     for text in texts:
-        parts = (text.id, text.prompt, text.answer, text.unsupervised, text.masked)
+        parts = (text.prompt, text.answer, text.choices, text.unsupervised, text.masked)
         tokens.update(repr(parts).encode())
-    decides = {**circumstances(base), "texts": tokens.hexdigest(), "top": top, "format": FORMAT}
-    return path_of("predictions", decides)
+    return {**circumstances(base), "texts": tokens.hexdigest(), "code": _code()}
+
+
+@cache
+def _code() -> str:
+    """sha256 of the code of ``COMPUTES``."""
+    digest = sha256()
+    for room in COMPUTES:
+        for path in sorted((Path(__file__).parents[1] / room).glob("*.py")):
+            digest.update(f"{room}/{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def packed(predictions: Sequence[Prediction]) -> dict[str, Tensor]:
@@ -254,6 +269,9 @@ class Pairs:
     chosen answer, minus that of the rejected one, times beta sigmoid(-beta x).
     """
 
+    shares = True
+    """Whether runs on the same pairs share the base's log-odds (``cache``)."""
+
     def __init__(self, bank: Bank, adapter: str, beta: float) -> None:
         self.bank, self.adapter, self.beta = bank, adapter, beta
         self.margins: dict[str, float] = {}
@@ -265,9 +283,16 @@ class Pairs:
 
         The processes share the rows.
         """
-        with sharing():
-            margins = self._log_odds(rows, None, progress)
-        self.margins = dict(zip((row.id for row in rows), margins.tolist(), strict=True))
+        base = self.bank.base
+        path = path_of("pairs", _decides(base, rows)) if self.shares and keeps(base) else None
+        stored = read_tensors(path) if path is not None and distributed.is_main() else None
+        margins = distributed.same_everywhere(stored["margins"].tolist() if stored else None)
+        if margins is None:
+            with sharing():
+                margins = self._log_odds(rows, None, progress).tolist()
+            if path is not None and distributed.is_main():
+                keep(path, save({"margins": torch.tensor(margins, dtype=torch.double)}))
+        self.margins = dict(zip((row.id for row in rows), margins, strict=True))
 
     def moved(
         self, rows: Sequence[EncodedExample], progress: Progress = no_progress

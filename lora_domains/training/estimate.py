@@ -88,6 +88,7 @@ def _training(run: Run) -> Estimate:
     compared = [*run.train, *run.validation.rows]
     if (pairs := run.gradients.pairs) is not None:
         # What the base makes of pairs of answers matters for no time.
+        pairs.shares = False
         pairs.margins = dict.fromkeys((row.id for row in compared), 0.0)
         run.validation.pairs = pairs
     _steps(run, batches[-1:], Clock({}), run.gradients.texts())

@@ -21,7 +21,7 @@ from support.models import QUIET, clear_rows, declared, make_run
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference import cache as kept
-from lora_domains.inference.reference import Prediction, Reference
+from lora_domains.inference.reference import Pairs, Prediction, Reference
 from lora_domains.inference.scores import TEXT, without_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
@@ -65,6 +65,13 @@ def predictions(base: Base, rows: Sequence[EncodedRow]) -> list[Prediction]:
     return [reference._base[text.id] for text in texts]
 
 
+def log_odds(base: Base, rows: Sequence[EncodedRow]) -> list[float]:
+    """Those of the base between two answers."""
+    pairs = Pairs(Bank(base), "none", 0.1)
+    pairs.read([row.encoded for row in rows])
+    return [*pairs.margins.values()]
+
+
 Computed = Callable[[Base, Sequence[EncodedRow]], list[Any]]
 
 
@@ -75,7 +82,7 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@pytest.mark.parametrize("computed", [scores, predictions], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("computed", [scores, predictions, log_odds], ids=lambda f: f.__name__)
 def test_what_the_base_computes_is_read_by_the_next_that_asks(
     cache: Path, tiny_base: Path, computed: Computed
 ) -> None:
@@ -112,7 +119,7 @@ def one_weight(folder: Path) -> Sequence[str]:
     return TEXTS
 
 
-@pytest.mark.parametrize("computed", [scores, predictions], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("computed", [scores, predictions, log_odds], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
     "change", [one_row, one_byte_of_the_tokenizer, one_weight], ids=lambda f: f.__name__
 )

@@ -121,3 +121,14 @@ def test_a_stopped_run_ends_with_the_same_bytes(tiny_base: Path, tmp_path: Path)
     stopped_after(5, domain, tmp_path / "cut", tiny_base)
     resumed = model_in(tmp_path / "cut", tiny_base).fit(domain, resume=True)
     assert resumed.adapter.sha256 == whole.adapter.sha256
+
+
+def test_a_dry_run_keeps_no_log_odds_of_the_base_and_a_run_does(
+    tiny_base: Path, tmp_path: Path, cache: Path
+) -> None:
+    domain = declared(PAIRS[:40], "pairs", Preference(), retention="none", epochs=1)
+    model_in(tmp_path, tiny_base).fit(domain, dry_run=True)
+    assert not cache.exists()
+    run = make_run(tmp_path, tiny_base, domain)
+    run.validation.compare_with_base(run.gradients.pairs, run.train)
+    assert len([*(cache / "pairs").iterdir()]) == 1
