@@ -1,6 +1,7 @@
 """The estimate of a dry run: parts of every phase are computed, timed and discarded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,8 @@ from lora_domains.training.loop import Run
 
 QUIET = Display(quiet=True)
 """What the parts that are timed print to."""
+BELOW = "below"
+"""The part of the steps in which layers below the adapter read each row, once."""
 SAMPLE = 32
 """General texts that stand for all of them in the steps of a dry run."""
 Rows = list[EncodedExample]
@@ -95,11 +98,12 @@ def _training(run: Run) -> Estimate:
     peak = peak_memory(run.model.device)
 
     # The head was prepared when the run was made.
-    phases = {HEAD: run.state.phases.get(HEAD, 0.0), STEPS: 0.0, GENERAL: 0.0, VALIDATION: 0.0}
+    phases = {HEAD: run.state.phases.get(HEAD, 0.0)}
+    phases |= dict.fromkeys((STEPS, BELOW, GENERAL, VALIDATION), 0.0)
     times = {STEPS: run.plan.passes, VALIDATION: run.plan.validations(run.plan.steps)}
 
     def add(found: dict[str, float]) -> None:
-        # The base reads general text once.
+        # The base reads general text once, and so do layers below the adapter all rows.
         for name, seconds in found.items():
             phases[name] += times.get(name, 1) * seconds
 
@@ -120,6 +124,7 @@ def _training(run: Run) -> Estimate:
     add(estimated_phases(run.validation.rows, partial(_figures, run), size))
     if run.validation.monitored:
         add(estimated_phases(run.validation.monitored, partial(_drift, run), size))
+    phases[STEPS] += phases.pop(BELOW)
     spent = {name: seconds for name, seconds in phases.items() if seconds}
     return Estimate(spent, peak, run.state.micro)
 
@@ -129,14 +134,32 @@ def _padded(rows: Rows) -> int:
     return len(rows) * max(map(len, rows))
 
 
+@contextmanager
+def _read_below(run: Run, rows: Rows, general: Rows, clock: Clock) -> Iterator[None]:
+    """Inside, layers below the adapter have read ``rows`` and ``general`` texts, as before the
+    first step of a run."""
+    gradients, shown = run.gradients, run.gradients.display
+    gradients.display = QUIET
+    with clock.phase(BELOW):
+        gradients.read_below(rows, run.plan.passes, general)
+    gradients.display = shown
+    try:
+        yield
+    finally:
+        gradients.close()
+        run.state.read_below = None
+
+
 def _steps(run: Run, batches: Sequence[Rows], clock: Clock, texts: Rows | None = None) -> None:
-    with clock.phase(STEPS):
+    every = [row for rows in batches for row in rows]
+    with _read_below(run, every, texts or [], clock), clock.phase(STEPS):
         for rows in batches:
             float(run.gradients.compute(rows, run.gradients.units(rows), texts or []))
 
 
 def _general_steps(run: Run, texts: Sequence[Rows], clock: Clock) -> None:
-    with clock.phase(STEPS):
+    every = [row for rows in texts for row in rows]
+    with _read_below(run, [], every, clock), clock.phase(STEPS):
         for rows in texts:
             float(run.gradients.compute([], 1, rows))
 

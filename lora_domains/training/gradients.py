@@ -117,9 +117,12 @@ class Gradients:
             # Outside of `except`, so that the failed pass and its tensors are freed.
             self.halve([*passes, *general_passes], message)
 
-    def read_below(self, rows: Sequence[EncodedExample], passes: float) -> None:
-        """Let the layers below the adapter read ``rows`` and the general texts once, for steps that
-        read them in so many ``passes``. A resumed run does as it did before."""
+    def read_below(
+        self, rows: Sequence[EncodedExample], passes: float,
+        general: Sequence[EncodedExample] | None = None,
+    ) -> None:  # fmt: skip
+        """Let the layers below the adapter read ``rows`` and ``general`` texts, by default all,
+        once, for steps that read them in so many ``passes``. A resumed run does as before."""
         if self.inputs is not None:
             return
         self.inputs = LayerInputs(self.bank.base, self.bank.trainable(self.adapter))
@@ -127,9 +130,10 @@ class Gradients:
             return
         if self.pairs is not None:
             rows = [replace(row, answer=answer) for row in rows for answer in row.choices]
+        if general is None:
+            general = self.general.texts if self.retention.rows else ()
         texts = [self._tokens(row) for row in rows]
-        if self.retention.rows:
-            texts += [self._tokens(text, general=True) for text in self.general.texts]
+        texts += [self._tokens(text, general=True) for text in general]
         layers = f"{self.inputs.first} below the adapter read"
         with self.display.progress(f"layers {layers}", len(set(texts))) as advance:
             refused = self.inputs.read(texts, advance)
@@ -234,6 +238,7 @@ class Gradients:
         """Delete what the layers below the adapter gave."""
         if self.inputs is not None:
             self.inputs.close()
+        self.inputs = None
 
     # ── Memory ──────────────────────────────────────────────────────────────────────────────────
 

@@ -20,6 +20,7 @@ from lora_domains.inference import cache as kept
 from lora_domains.inference.cache import LayerInputs
 from lora_domains.modeling.base_check import layers_of
 from lora_domains.tasks import Preference
+from lora_domains.training.estimate import estimate
 from lora_domains.training.loop import Run
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -201,6 +202,23 @@ def test_nothing_of_the_rows_is_left_on_the_disk(
     assert "1 below the adapter read each row once: " in output
     assert not any("forward" in vars(layer) for layer in layers_of(model.base.model)[1])
     assert model.evaluate(top(retention="none"), suite=SUITE)
+
+
+def test_a_dry_run_reads_the_rows_below_once_too(
+    tmp_path: Path, deep: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """It computes the lowest layer less often than without room for what it gives."""
+    monkeypatch.setattr("lora_domains.console.clock.ENOUGH", 0.0)  # the first parts are enough
+    counts = []
+    for gigabytes in ("1", "0"):
+        monkeypatch.setenv(kept.LIMIT, gigabytes)
+        run = make_run(tmp_path / gigabytes, deep, top(top_layers=2, retention="kl"))
+        with computed(run.model, 0) as below, computed(run.model, 3) as above:
+            assert set(estimate(run).phases) <= {"steps", "validation", "general_text"}
+        counts.append(len(above) - len(below))
+        assert run.gradients.inputs is run.state.read_below is None
+    assert counts[0] > counts[1] == 0
+    assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
 def test_rows_that_are_read_once_are_not_kept(tmp_path: Path, deep: Path) -> None:
