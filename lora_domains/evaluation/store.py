@@ -10,7 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lora_domains.inference.cache import circumstances, keep, keeps, mark_used, path_of
+from lora_domains.atomic import cache_path, keep_in_cache, mark_used
+from lora_domains.inference.cache import circumstances, keeps
 from lora_domains.modeling.base import Base
 
 PACKAGE = Path(__file__).parents[1]
@@ -80,12 +81,12 @@ class BaseScores:
     def keep(self, part: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Write ``records``, if there is room: otherwise they are computed again."""
         if (path := self._path(part)) is not None:
-            keep(path, json.dumps(records).encode())
+            keep_in_cache(path, json.dumps(records).encode())
 
     def _path(self, part: str) -> Path | None:
         if not keeps(self.base):
             return None
-        return path_of("scores", {**self._circumstances, "part": part}, "json")
+        return cache_path("scores", {**self._circumstances, "part": part}, "json")
 
 
 @cache

@@ -15,17 +15,15 @@ vectors text can be guessed: what the layers below an adapter give for its rows 
 in a file without a name, which is gone when the run ends or is killed.
 """
 
-import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -37,9 +35,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_domains import distributed
-from lora_domains.atomic import new_file
+from lora_domains.atomic import CACHE_LIMIT, SPARE, cache_folder, cache_limit, mark_used
 from lora_domains.console import format_bytes
-from lora_domains.errors import BaseModelError, UsageError
+from lora_domains.errors import BaseModelError
 from lora_domains.inference.batches import Progress, in_batches, no_progress
 from lora_domains.inference.memory import TRIAL, pass_limit
 from lora_domains.modeling.base import Base
@@ -51,48 +49,11 @@ from lora_domains.tokenization.encoded import EncodedExample
 
 Tokens = tuple[int, ...]
 
-FOLDER, LIMIT = "LORA_DOMAINS_CACHE", "LORA_DOMAINS_CACHE_GB"
-"""The variables that name the folder and its size."""
-GIGABYTES = 4.0
-"""The most that all files take, where the variable does not say."""
-SPARE = 2**30
-"""Bytes that stay free on the disk."""
-ABANDONED = 3600
-"""Seconds after which an unfinished file is taken for that of a killed process."""
-OWN = re.compile(r"[0-9a-f]{64}\.[a-z]+|(\.[0-9a-f]{64}\.[a-z]+\.[0-9a-f]{8})")
-"""The names of files, and of unfinished ones; others in the folder are not ours to delete."""
-
-
-def cache_folder() -> Path:
-    """The folder of all files."""
-    named = os.environ.get(FOLDER)
-    if named:
-        return Path(named)
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "lora_domains"
-
-
-def most_bytes() -> float:
-    """What all files may take; 0 keeps none. Raises UsageError for a variable that is no number."""
-    given = os.environ.get(LIMIT, "").strip() or str(GIGABYTES)
-    try:
-        gigabytes = float(given)
-    except ValueError:
-        gigabytes = -1.0
-    if not gigabytes >= 0:
-        raise UsageError(
-            where=LIMIT,
-            expected="gigabytes that the cache may take, 0 for none",
-            found=repr(given),
-            hint=f"Leave it unset for {GIGABYTES:g}.",
-        )
-    return gigabytes * 1e9
-
 
 def keeps(base: Base) -> bool:
     """Whether anything is kept of ``base``: not where its weights are shared out to processes,
     which would have to be gathered to name a file."""
-    return most_bytes() > 0 and not is_sharded(base.model)
+    return cache_limit() > 0 and not is_sharded(base.model)
 
 
 def circumstances(base: Base) -> dict[str, Any]:
@@ -115,12 +76,6 @@ def circumstances(base: Base) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def path_of(kind: str, decides: Mapping[str, Any], suffix: str = "safetensors") -> Path:
-    """The file of what ``decides`` names, in the folder of its ``kind``."""
-    digest = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / kind / f"{digest}.{suffix}"
-
-
 def read_tensors(path: Path) -> dict[str, Tensor] | None:
     """The tensors of a file, mapped into memory; None where there is none that can be read."""
     try:
@@ -131,63 +86,20 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
     return tensors
 
 
-def mark_used(path: Path) -> None:
-    """Note that ``path`` was read just now; the file itself stays as it is."""
-    with suppress(OSError):
-        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
-
-
-def keep(path: Path, content: bytes) -> str | None:
-    """Write ``path`` whole, after those used least recently made room; why not, where it cannot
-    be written."""
-    limit = most_bytes()
-    if len(content) > limit:
-        return f"{format_bytes(len(content))} are more than {LIMIT} allows"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make_room(limit - len(content))
-        if len(content) + SPARE > shutil.disk_usage(path.parent).free:
-            return f"less than {format_bytes(len(content) + SPARE)} are free on the disk"
-        with new_file(path, private=True) as file:
-            file.write(content)
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
-
-
-def make_room(most: float) -> None:
-    """Delete the files that were not used for longest, until all take ``most`` bytes; and what
-    killed processes left unfinished."""
-    files: list[tuple[float, int, Path]] = []
-    for path in cache_folder().glob("*/*"):
-        own = OWN.fullmatch(path.name)
-        with suppress(OSError):  # another process may delete it meanwhile
-            found = path.stat()
-            used = max(found.st_mtime, found.st_atime)
-            if own and own[1]:
-                if used < time.time() - ABANDONED:
-                    path.unlink()
-            elif own:
-                files.append((used, found.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= most:
-            break
-        with suppress(OSError):  # on Windows while another process reads it
-            path.unlink()
-            total -= size
-
-
 # ── The layers below an adapter ─────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Entry:
     """How a pass of this thread goes through the layers: up to the first that is adapted, or from
     there on with these ``states`` (rows, length, width)."""
 
     inputs: "LayerInputs"
     states: Tensor | None = None
+    repeated: bool = False
+    """Whether the pass may be made again: it has ``states`` from the second time on."""
+    call: bytes = b""
+    """Which pass that is; empty for one that must be whole."""
 
 
 _entry: ContextVar[_Entry | None] = ContextVar("lora_domains_entry", default=None)
@@ -204,9 +116,10 @@ class LayerInputs:
     """The inputs of the ``first`` of the layers that an adapter changes, by the tokens of a text.
 
     The layers below give the same for a row in each epoch, and no gradient reaches them: they read
-    it once. Passes inside ``of`` run the embedding and the layers from the first on; all others run
-    as before. What is kept has the base's precision and no padding. It is computed in batches that
-    depend on the texts only, so that a resumed run ends with the same bytes.
+    it once. Passes inside ``of`` run the embedding and the layers from the first on, and so do
+    those inside ``repeated`` that were made before; all others run whole. What is kept has the
+    base's precision, and for ``of`` no padding. That is computed in batches which depend on the
+    texts only, so that a resumed run ends with the same bytes.
     """
 
     def __init__(self, base: Base, linears: Iterable[str]) -> None:
@@ -216,11 +129,12 @@ class LayerInputs:
         self._states = torch.empty(0)
         self._others: int | None = None
         """What layers give beside their output; None where they do not give tuples."""
+        self._calls: dict[bytes, tuple[int, torch.Size]] = {}
         self._opened = ExitStack()
 
     @property
-    def bytes(self) -> int:
-        """The size of what is kept."""
+    def size(self) -> int:
+        """Bytes of what is kept of the rows."""
         return self._states.nbytes
 
     def read(self, texts: Sequence[Tokens], progress: Progress = no_progress) -> str | None:
@@ -249,9 +163,14 @@ class LayerInputs:
             row[self._columns(longest, size)] = self._states[start : start + size]
         return _entered(_Entry(self, states.to(self.model.device)))
 
+    def repeated(self) -> AbstractContextManager[None]:
+        """Inside, a pass over the very batch of an earlier one, such as those of each validation,
+        begins at the first adapted layer."""
+        return _entered(_Entry(self, repeated=True)) if self.size else nullcontext()
+
     def close(self) -> None:
-        """Delete the file, and leave the layers as they were."""
-        self._places, self._states = {}, torch.empty(0)
+        """Delete the files, and leave the layers as they were."""
+        self._places, self._states, self._calls = {}, torch.empty(0), {}
         self._opened.close()
 
     # The file
@@ -262,8 +181,8 @@ class LayerInputs:
             return "processes share the rows"
         if self.base.quantization == "8bit":
             return "products of 8 bits depend on the batch"
-        if needed > most_bytes():
-            return f"{format_bytes(needed)} are more than {LIMIT} allows"
+        if needed > cache_limit():
+            return f"{format_bytes(needed)} are more than {CACHE_LIMIT} allows"
         try:
             cache_folder().mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -280,7 +199,7 @@ class LayerInputs:
         def read(batch: list[EncodedExample]) -> list[None]:
             nonlocal end
             for example, states in zip(batch, self._given([e.prompt for e in batch]), strict=True):
-                file.write(states.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                file.write(_bytes(states))
                 places[_key(example.prompt)] = (end, len(states))
                 end += len(states)
             return [None] * len(batch)
@@ -292,9 +211,31 @@ class LayerInputs:
             file.flush()
         except OSError as error:
             return error.strerror or str(error)
+        # That of passes which are made again.
+        self._batches = TemporaryFile(dir=cache_folder())  # noqa: SIM115
+        self._opened.callback(self._batches.close)
         mapped = np.memmap(file, np.uint8, "c", shape=(end * width * self.base.dtype.itemsize,))
         self._states = torch.from_numpy(mapped).view(self.base.dtype).view(end, width)
         return None
+
+    def _remember(self, call: bytes, states: Tensor) -> None:
+        """Keep the ``states`` of a pass that may be made again, if there is room."""
+        start = self._batches.seek(0, os.SEEK_END)
+        full = self.size + start + states.nbytes > cache_limit()
+        if full or states.nbytes + SPARE > shutil.disk_usage(cache_folder()).free:
+            return
+        with suppress(OSError):
+            self._batches.write(_bytes(states))
+            self._calls[call] = start, states.shape
+
+    def _recalled(self, call: bytes) -> Tensor | None:
+        if call not in self._calls:
+            return None
+        start, shape = self._calls[call]
+        self._batches.seek(start)
+        content = bytearray(self._batches.read(shape.numel() * self.base.dtype.itemsize))
+        states = torch.frombuffer(content, dtype=self.base.dtype).view(shape)
+        return states.to(self.model.device)
 
     @torch.no_grad()
     def _given(self, texts: Sequence[Tokens]) -> list[Tensor]:
@@ -337,8 +278,24 @@ class LayerInputs:
         for layer in self.layers[: self.first]:
             self._opened.callback(_restore, layer, vars(layer).get("forward"))
             layer.forward = partial(self._through, layer.forward)
-        first = self.layers[self.first]
-        self._opened.callback(first.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+        first, model = self.layers[self.first], self.model.base_model
+        for module, hook in ((first, self._enter), (model, self._begin)):
+            self._opened.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def _begin(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a pass that may be made again: what it gave the first time."""
+        entry = _entry.get()
+        if entry is None or entry.inputs is not self or not entry.repeated:
+            return
+        entry.states, entry.call = None, b""
+        if kwargs.get("past_key_values") is not None:  # which lower layers fill
+            return
+        call = blake2b(digest_size=16)
+        for name, value in (*enumerate(args), *sorted(kwargs.items())):
+            if isinstance(value, Tensor):
+                call.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + _bytes(value))
+        entry.call = call.digest()
+        entry.states = self._recalled(entry.call)
 
     def _through(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What a layer below the first gives: its input, where that is replaced later."""
@@ -356,7 +313,12 @@ class LayerInputs:
         if entry is None or entry.inputs is not self:
             return None
         if entry.states is None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+            states = args[0] if args else kwargs["hidden_states"]
+            if not entry.repeated:
+                raise _Reached(states)
+            if entry.call:
+                self._remember(entry.call, states)
+            return None
         if args:
             return (entry.states, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": entry.states}
@@ -385,6 +347,10 @@ def _entered(entry: _Entry) -> Iterator[None]:
         yield
     finally:
         _entry.reset(token)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _examples(texts: Sequence[Tokens]) -> list[EncodedExample]:

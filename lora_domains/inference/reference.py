@@ -19,9 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_domains import distributed
+from lora_domains.atomic import cache_path, keep_in_cache
 from lora_domains.distributed import sharing
 from lora_domains.inference.batches import Progress, in_batches, no_progress
-from lora_domains.inference.cache import circumstances, keep, keeps, path_of, read_tensors
+from lora_domains.inference.cache import circumstances, keeps, read_tensors
 from lora_domains.inference.likelihoods import (
     TextOutput,
     answer_nll,
@@ -63,13 +64,13 @@ class Reference:
     resumed run computes the same values; those ``stored`` by the texts' ids are taken as they are,
     if they are given. ``public`` texts are no user's: the next run reads what this one computed.
     Where the whole vocabulary does not fit into
-    ``most_bytes``, the ``top`` most likely tokens of each position are stored and all others count
+    ``cache_limit``, the ``top`` most likely tokens of each position are stored and all others count
     as one token. KL over these never exceeds KL over the whole vocabulary (log-sum inequality;
     Cover & Thomas 2006, theorem 2.7.1).
     """
 
     def __init__(
-        self, bank: Bank, texts: Sequence[EncodedExample], *, most_bytes: int = REFERENCE_BYTES,
+        self, bank: Bank, texts: Sequence[EncodedExample], *, cache_limit: int = REFERENCE_BYTES,
         progress: Progress = no_progress, stored: Mapping[str, Prediction] | None = None,
         public: bool = False,
     ) -> None:  # fmt: skip
@@ -78,9 +79,9 @@ class Reference:
         """Why the predictions could not be kept for the next run, where they could not."""
         vocabulary = bank.base.vocabulary
         tokens = max(1, sum(len(text.answer) for text in texts))
-        fits = 4 * tokens * vocabulary <= most_bytes
+        fits = 4 * tokens * vocabulary <= cache_limit
         # A stored token takes four bytes for its id and four for its log-probability.
-        top = None if fits else max(1, min(most_bytes // (8 * tokens), vocabulary - 1))
+        top = None if fits else max(1, min(cache_limit // (8 * tokens), vocabulary - 1))
         if stored is None:
             path = predictions_path(bank.base, texts, top) if public and keeps(bank.base) else None
             stored = None if path is None else read_predictions(path, texts)
@@ -88,7 +89,9 @@ class Reference:
                 with bank.routed(None):
                     stored = base_predictions(bank.base, texts, top, progress)
                 if path is not None and distributed.is_main():
-                    self.refused = keep(path, save(packed([stored[text.id] for text in texts])))
+                    self.refused = keep_in_cache(
+                        path, save(packed([stored[text.id] for text in texts]))
+                    )
         self._base = {text.id: stored[text.id].first(len(text.answer)) for text in texts}
 
     @property
@@ -191,7 +194,7 @@ def base_predictions(
 
 def predictions_path(base: Base, texts: Sequence[EncodedExample], top: int | None) -> Path:
     """The file of what ``base`` predicts on ``texts``."""
-    return path_of("predictions", {**_decides(base, texts), "top": top})
+    return cache_path("predictions", {**_decides(base, texts), "top": top})
 
 
 def _decides(base: Base, texts: Sequence[EncodedExample]) -> dict[str, Any]:
@@ -284,14 +287,14 @@ class Pairs:
         The processes share the rows.
         """
         base = self.bank.base
-        path = path_of("pairs", _decides(base, rows)) if self.shares and keeps(base) else None
+        path = cache_path("pairs", _decides(base, rows)) if self.shares and keeps(base) else None
         stored = read_tensors(path) if path is not None and distributed.is_main() else None
         margins = distributed.same_everywhere(stored["margins"].tolist() if stored else None)
         if margins is None:
             with sharing():
                 margins = self._log_odds(rows, None, progress).tolist()
             if path is not None and distributed.is_main():
-                keep(path, save({"margins": torch.tensor(margins, dtype=torch.double)}))
+                keep_in_cache(path, save({"margins": torch.tensor(margins, dtype=torch.double)}))
         self.margins = dict(zip((row.id for row in rows), margins, strict=True))
 
     def moved(

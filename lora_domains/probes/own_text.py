@@ -24,10 +24,11 @@ from safetensors.torch import save
 from torch import nn
 
 from lora_domains import distributed
+from lora_domains.atomic import CACHE, cache_path, keep_in_cache
 from lora_domains.console import GENERAL, Clock, Display, format_duration
 from lora_domains.data.source import Source
 from lora_domains.inference.batches import no_progress
-from lora_domains.inference.cache import FOLDER, keep, path_of, read_tensors
+from lora_domains.inference.cache import read_tensors
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.reference import Prediction, base_predictions, packed, unpacked
@@ -123,7 +124,7 @@ class OwnText(GeneralText):
 
     @property
     def _path(self) -> Path:
-        return path_of("general_text", _settings(self.base))
+        return cache_path("general_text", _settings(self.base))
 
     @cached_property
     def _written(self) -> Written:
@@ -139,10 +140,10 @@ class OwnText(GeneralText):
             written = _write(self.base, counts, advance)
         took = format_duration(spent[GENERAL])
         told = f"{every} {self.origin}, once for all domains, in {took}"
-        if refused := keep(path, _packed(written)):
+        if refused := keep_in_cache(path, _packed(written)):
             self.display.warn(
                 f"the texts that the base wrote could not be kept in {path.parent} ({refused}): "
-                f"the next run writes them again. {FOLDER} names another folder."
+                f"the next run writes them again. {CACHE} names another folder."
             )
         self.display.stage("general text", None, None, told)
         return written

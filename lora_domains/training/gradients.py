@@ -137,7 +137,7 @@ class Gradients:
         layers = f"{self.inputs.first} below the adapter read"
         with self.display.progress(f"layers {layers}", len(set(texts))) as advance:
             refused = self.inputs.read(texts, advance)
-        told = f"{layers} each row once: {format_bytes(self.inputs.bytes)} while the run lasts"
+        told = f"{layers} each row once: {format_bytes(self.inputs.size)} while the run lasts"
         if refused is not None:
             told = f"{layers} the rows in each epoch: {refused}"
             if self.state.read_below:
@@ -206,7 +206,7 @@ class Gradients:
     def _general_gradients(self, passes: Passes, total: int) -> None:
         for part in passes:
             read = None
-            if self.inputs is not None and self.inputs.bytes:
+            if self.inputs is not None and self.inputs.size:
                 with self.bank.routed(self.adapter), self._begun(part, general=True):
                     read = text_output(self.model, part, self.pad)
             torch.autograd.backward(self.general_loss(part, read) / total)
@@ -233,6 +233,10 @@ class Gradients:
     ) -> Iterator[Sequence[EncodedExample]]:
         vocabulary, limit = self.bank.base.vocabulary, pass_limit(self.model)
         return micro_batches(rows, self.model.device, self.state.micro, vocabulary, cost, limit)
+
+    def repeated(self) -> AbstractContextManager[None]:
+        """Inside, layers below the adapter read batches once that are the same each time."""
+        return nullcontext() if self.inputs is None else self.inputs.repeated()
 
     def close(self) -> None:
         """Delete what the layers below the adapter gave."""

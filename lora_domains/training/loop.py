@@ -139,7 +139,7 @@ class Run:
 
     def run_epoch(self) -> Generator[list[EncodedExample]]:
         """The epoch up to its next validation or its end, the validation, and a checkpoint."""
-        state, seed = self.state, self.domain.training.seed
+        state, seed, limit = self.state, self.domain.training.seed, self.drift_limit
         # Without losses since the last validation, that one was of the current step.
         step = state.step + (not state.losses)
         end = self.plan.validated_after(state.epoch, step, self.last_step)
@@ -154,13 +154,13 @@ class Run:
                 self._between_steps()
         loss, whole = sum(state.losses) / max(sum(state.tokens), 1), end == len(batches)
         epoch = state.epoch + 1 if whole else round(state.epoch + end / len(batches), 3)
-        record = {"epoch": epoch, "training_loss": loss, **self.validation.evaluate()}
+        with self.gradients.repeated():
+            record = {"epoch": epoch, "training_loss": loss, **self.validation.evaluate()}
         if state.ending:
             record["decayed_from"] = round(state.best_steps / self.plan.steps_per_epoch, 3)
         self._check_loss(record["validation_loss"])
         state.history.append(record)
-        record["observation"] = observe(state.history, self.drift_limit)
-        limit = self.drift_limit
+        record["observation"] = observe(state.history, limit)
         if state.best is None or rank(record, limit) > rank(state.best, limit):
             state.best, state.best_tensors = record, self.tensors()
             if state.ending is None and self.schedule.decay is not None:

@@ -18,9 +18,9 @@ from conftest import WORDS
 from safetensors.torch import load_file, save_file
 from support.models import QUIET, clear_rows, declared, make_run
 
+from lora_domains import atomic
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
-from lora_domains.inference import cache as kept
 from lora_domains.inference.reference import Pairs, Prediction, Reference
 from lora_domains.inference.scores import TEXT, without_text
 from lora_domains.modeling.bank import Bank
@@ -204,47 +204,48 @@ def test_no_text_is_kept_of_rows(cache: Path, tiny_base: Path) -> None:
 
 
 def entry(name: str) -> Path:
-    return kept.path_of("scores", {"name": name}, "json")
+    return atomic.cache_path("scores", {"name": name}, "json")
 
 
 def test_the_file_that_was_not_used_for_longest_makes_room(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(kept.LIMIT, "1e-6")  # 1,000 bytes
+    monkeypatch.setenv(atomic.CACHE_LIMIT, "1e-6")  # 1,000 bytes
     other = cache / "scores" / "notes.json"
     other.parent.mkdir(parents=True)
     other.write_text("x" * 5000)
     for age, name in ((300, "a"), (200, "b"), (100, "c")):
-        assert kept.keep(entry(name), b"x" * 300) is None
+        assert atomic.keep_in_cache(entry(name), b"x" * 300) is None
         then = time.time() - age
         os.utime(entry(name), (then, then))
-    kept.mark_used(entry("a"))
-    assert kept.keep(entry("d"), b"x" * 300) is None
+    atomic.mark_used(entry("a"))
+    assert atomic.keep_in_cache(entry("d"), b"x" * 300) is None
     assert [entry(name).exists() for name in "abcd"] == [True, False, True, True]
-    assert kept.keep(entry("e"), b"x" * 1001) == "1.0 kB are more than LORA_DOMAINS_CACHE_GB allows"
+    refused = atomic.keep_in_cache(entry("e"), b"x" * 1001)
+    assert refused == "1,001 bytes are more than LORA_DOMAINS_CACHE_GB allows"
     assert [entry(name).exists() for name in "acde"] == [True, True, True, False]
     assert other.exists()  # not ours
 
 
 def test_a_disk_without_room_keeps_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(cache.parent)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=kept.SPARE + 100))
-    assert kept.keep(entry("a"), b"x" * 50) is None
-    assert "are free on the disk" in str(kept.keep(entry("b"), b"x" * 101))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=atomic.SPARE + 100))
+    assert atomic.keep_in_cache(entry("a"), b"x" * 50) is None
+    assert "are free on the disk" in str(atomic.keep_in_cache(entry("b"), b"x" * 101))
     assert entry("a").exists()
     assert not entry("b").exists()
 
 
 def test_a_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ("much", "-1", "nan"):
-        monkeypatch.setenv(kept.LIMIT, given)
+        monkeypatch.setenv(atomic.CACHE_LIMIT, given)
         with pytest.raises(UsageError, match="gigabytes that the cache may take"):
-            kept.most_bytes()
+            atomic.cache_limit()
 
 
 def test_nothing_is_kept_where_nothing_may_be(tiny_base: Path, cache: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setenv(kept.LIMIT, "0")
+    monkeypatch.setenv(atomic.CACHE_LIMIT, "0")
     base = load_base(tiny_base)
     scores(base, rows_of(base))
     predictions(base, rows_of(base))
@@ -253,7 +254,7 @@ def test_nothing_is_kept_where_nothing_may_be(tiny_base: Path, cache: Path,
 
 def _killed_while_writing(path: Path) -> None:
     os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-    kept.keep(path, b"half of it")
+    atomic.keep_in_cache(path, b"half of it")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")
@@ -268,5 +269,5 @@ def test_a_killed_writer_leaves_nothing_that_is_read(cache: Path) -> None:
     assert left.name.startswith(".")
     assert not entry("a").exists()
     os.utime(left, (1, 1))
-    assert kept.keep(entry("b"), b"all of it") is None
+    assert atomic.keep_in_cache(entry("b"), b"all of it") is None
     assert [path.read_bytes() for path in cache.rglob("*") if path.is_file()] == [b"all of it"]

@@ -13,10 +13,10 @@ from support.architectures import make_architecture
 from support.heads import headed_domain
 from support.models import SUITE, clear_rows, declared, make_run, model_in, stopped_after
 
+from lora_domains import atomic
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
 from lora_domains.domain import Domain, with_settings
-from lora_domains.inference import cache as kept
 from lora_domains.inference.cache import LayerInputs
 from lora_domains.modeling.base_check import layers_of
 from lora_domains.tasks import Preference
@@ -127,6 +127,49 @@ def test_gradients_of_pairs(tmp_path: Path, deep: Path) -> None:
     assert float((gradients - wanted).norm()) <= 1e-6 * float(wanted.norm())
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_validations_read_each_batch_below_once(
+    tmp_path: Path, deep: Path, gpt2_base: Path, bases: Callable[[str], Path], kind: str
+) -> None:
+    """Rows with their choices, and texts that drift is measured on: the same to the last bit."""
+    folder = {"llama": deep, "gpt2": gpt2_base}.get(kind) or bases(kind)
+    domain = headed_domain() if kind == "bert" else declared(clear_rows(90))
+    run = make_run(tmp_path, folder, with_settings(domain, top_layers=1, retention="kl"))
+    far_from_the_base(run)
+    run.gradients.read_below(run.train, 2)
+    assert run.gradients.inputs is not None
+    lowest = run.gradients.inputs.first - 1
+    whole = run.validation.evaluate()
+    for rounds in range(2):
+        with computed(run.model, lowest) as below, run.gradients.repeated():
+            assert run.validation.evaluate() == whole
+        assert bool(below) == (rounds == 0)
+    far_from_the_base(run)
+    moved = run.bank.weights(run.adapter_name)
+    run.bank.set_weights(run.adapter_name, {name: (a, 2 * b) for name, (a, b) in moved.items()})
+    with computed(run.model, lowest) as below, run.gradients.repeated():
+        further = run.validation.evaluate()
+    assert below == []
+    assert further != whole
+    run.gradients.close()
+    assert run.validation.evaluate() == further
+
+
+def test_batches_without_room_are_read_whole_each_time(
+    tmp_path: Path, deep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, deep, declared(clear_rows(90), top_layers=1, retention="none"))
+    run.gradients.read_below(run.train, 2)
+    assert run.gradients.inputs is not None
+    monkeypatch.setenv(atomic.CACHE_LIMIT, str(run.gradients.inputs.size / 1e9))
+    whole = run.validation.evaluate()
+    for _ in range(2):
+        with computed(run.model, 0) as below, run.gradients.repeated():
+            assert run.validation.evaluate() == whole
+        assert below
+    run.gradients.close()
+
+
 def test_no_gradient_goes_below_the_adapter(tmp_path: Path, deep: Path) -> None:
     """Neither with what the layers gave before, nor without."""
     run = make_run(tmp_path, deep, declared(clear_rows(60), top_layers=2, retention="none"))
@@ -211,7 +254,7 @@ def test_a_dry_run_reads_the_rows_below_once_too(
     monkeypatch.setattr("lora_domains.console.clock.ENOUGH", 0.0)  # the first parts are enough
     counts = []
     for gigabytes in ("1", "0"):
-        monkeypatch.setenv(kept.LIMIT, gigabytes)
+        monkeypatch.setenv(atomic.CACHE_LIMIT, gigabytes)
         run = make_run(tmp_path / gigabytes, deep, top(top_layers=2, retention="kl"))
         with computed(run.model, 0) as below, computed(run.model, 3) as above:
             assert set(estimate(run).phases) <= {"steps", "validation", "general_text"}
@@ -225,11 +268,11 @@ def test_rows_that_are_read_once_are_not_kept(tmp_path: Path, deep: Path) -> Non
     run = make_run(tmp_path, deep, top())
     run.gradients.read_below(run.train, 1.5)
     assert run.gradients.inputs is not None
-    assert run.gradients.inputs.bytes == 0
+    assert run.gradients.inputs.size == 0
     every = make_run(tmp_path, deep, declared(clear_rows(60)))
     every.gradients.read_below(every.train, 8)
     assert every.gradients.inputs is not None
-    assert every.gradients.inputs.bytes == 0
+    assert every.gradients.inputs.size == 0
     assert every.gradients.inputs.first == 0
 
 
@@ -240,7 +283,7 @@ def test_without_room_layers_read_the_rows_in_each_epoch(
     """A run that is resumed then says that rounding differs; one without room stays so."""
     whole = model_in(tmp_path / "whole", tiny_base).fit(top())
     stopped_after(7, top(), tmp_path / "stopped", tiny_base)
-    monkeypatch.setenv(kept.LIMIT, "1e-6")
+    monkeypatch.setenv(atomic.CACHE_LIMIT, "1e-6")
     model = model_in(tmp_path / "stopped", tiny_base)
     model.display = Display()
     assert (
@@ -251,7 +294,7 @@ def test_without_room_layers_read_the_rows_in_each_epoch(
     assert "are more than LORA_DOMAINS_CACHE_GB allows" in output
     assert "from here on the result is the same up to rounding" in output
     stopped_after(7, top(), tmp_path / "small", tiny_base)
-    monkeypatch.delenv(kept.LIMIT)
+    monkeypatch.delenv(atomic.CACHE_LIMIT)
     run = make_run(tmp_path / "small", tiny_base, top())
     trained = run.fit(resume=True)
     assert trained.adapter.weights
