@@ -30,6 +30,9 @@ from lora_domains.inference.likelihoods import base_state
 from lora_domains.inference.memory import base_in_words, release, report_memory, weights_bar
 from lora_domains.inference.predict import Answer, continuations, predict, stream
 from lora_domains.joint.fit import fit_all, requested
+from lora_domains.joint.grid import check_variants
+from lora_domains.joint.seeds import fit_seeds, score_seeds, seed_datasets
+from lora_domains.joint.sweep import fit_sweep
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.heads import check_generates
@@ -178,33 +181,34 @@ class DomainModel:
     @overload
     def fit(self, domain: Sequence[Domain], **options: Any) -> list[Card]: ...
     @overload
+    def fit(self, domain: Domain | Source, *, seeds: int, **options: Any) -> list[Card]: ...
+    @overload
     def fit(self, domain: Domain | Source, **options: Any) -> Card | None: ...
 
     def fit(
         self,
         domain: Domain | Source | Sequence[Domain],
         *,
-        name: str | None = None,
-        text: str | tuple[str, ...] = "text",
-        label: str = "label",
-        positive: str | None = None,
-        head: bool = False,
-        validation: Source | None = None,
-        test: Source | None = None,
+        name: str | None = None, text: str | tuple[str, ...] = "text", label: str = "label",
+        positive: str | None = None, head: bool = False,
+        validation: Source | None = None, test: Source | None = None,
         init_from: str | Path | None = None,
-        resume: bool = False,
-        tracker: str | None = None,
-        dry_run: bool = False,
-        no_evaluate: bool = False,
-        suite: Suite | None = None,
+        resume: bool = False, tracker: str | None = None,
+        dry_run: bool = False, no_evaluate: bool = False, suite: Suite | None = None,
         prepared: Prepared | Sequence[Prepared] | None = None,
-        together: int | None = None,
+        together: int | None = None, seeds: int | None = None,
+        sweep: Mapping[str, Sequence[Any]] | None = None,
         **settings: Any,
-    ) -> Card | list[Card] | None:
+    ) -> Card | list[Card] | None:  # fmt: skip
         """Train, save and load an adapter for a domain, or for rows with a text and a label.
 
         Several domains are trained together, in passes that their rows share, or one after another
         where that is faster; ``together`` says how many at a time. ``prepared`` are then lists.
+
+        ``seeds`` trains a domain from its seed and the next ones: NAME, NAME-seed1, …, whose cards
+        hold the spread on the validation rows. ``sweep`` has values of settings by their names,
+        ``{"rank": [8, 16], "lr": [1e-4, 3e-4]}``: all combinations are trained, the best on the
+        validation rows is saved, and its card names the others (``training["chosen_among"]``).
 
         ``init_from`` is a saved adapter from which to continue. ``resume`` continues an interrupted
         run. ``tracker`` is tensorboard, wandb or trackio. ``dry_run`` checks the rows, shows the
@@ -218,6 +222,7 @@ class DomainModel:
         """
         task = Classification(text=text, label=label, positive=positive, head=head)
         domains, several = requested(domain, name, task, validation, test)
+        check_variants(domains, seeds, sweep, continued=init_from is not None, **settings)
         check_launch(tracker, self.display)
         rows = prepared if isinstance(prepared, Sequence) else [prepared] * len(domains)
         datasets = [
@@ -225,16 +230,21 @@ class DomainModel:
                              init_from=init_from, resume=resume, prepared=own)
             for one, own in zip(domains, rows, strict=True)
         ]  # fmt: skip
+        datasets = datasets if seeds is None else seed_datasets(datasets[0], seeds)
         self._datasets |= {dataset.domain.name: dataset for dataset in datasets}
+        train = fit_all if seeds is None else fit_seeds
+        train = train if sweep is None else partial(fit_sweep, sweep=sweep)
         timed = partial(self._seconds, suite, no_evaluate) if dry_run else None
-        cards = fit_all(
+        cards = train(
             self.bank, datasets, self.out, self.display,
             resume=resume, tracker=tracker, together=together, dry_run=timed,
         )  # fmt: skip
         for card in cards:
             # Load what was saved, so that this is what gets evaluated.
             self.load_adapter(self.out / card.adapter.domain)
-        return cards if several else next(iter(cards), None)
+        if seeds is not None and cards:
+            cards = score_seeds(self.bank, datasets, self.out, self.display)
+        return cards if several or seeds else next(iter(cards), None)
 
     def dataset(self, domain: Domain | str, prepared: Prepared | None = None) -> Dataset:
         """The rows of a domain, or of one fitted by this model, as tokenised for its base.

@@ -41,8 +41,9 @@ OTHER_FLAGS = {
     **{f"data.{name}": name for name in (
         "train", "validation", "test", "general", "group", "limit", "drop_leaks", "drop_empty",
         "drop_long", "merge_labels", "delimiter", "encoding")},
-    "data.slices": "slice", "gates.floors": "floor", "metric": "metric", "base": "base",
-    "prevalence": "prevalence", "show_text": "show_text", "quantization": "load_in_8bit",
+    "data.seed": "seed", "data.slices": "slice", "gates.floors": "floor", "metric": "metric",
+    "base": "base", "prevalence": "prevalence", "show_text": "show_text",
+    "quantization": "load_in_8bit",
 }  # fmt: skip
 """The flags of other settings of a run, by setting."""
 

@@ -9,7 +9,7 @@ from lora_domains.errors import UsageError
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.html import ASSETS
 from lora_domains.report.markdown import conclusion_of, escaped, measured
-from lora_domains.report.text import metric_name
+from lora_domains.report.text import chosen_among, metric_name
 from lora_domains.tasks import Task
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _training(entry: AdapterEntry) -> list[str]:
         f"{ledger['truncated']} truncated, {ledger['supervised_tokens']} supervised tokens. "
         f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",
         "",
+        *([f"{chosen}.", ""] if (chosen := chosen_among(training)) else []),
         *([TEMPLATES[entry.chat["template"]], ""] if entry.chat else []),
     ]
 

@@ -10,14 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lora_domains.atomic import adapter_name, repository_of
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import Card, read_items
 from lora_domains.report.report import evidence_of
 from lora_domains.stats.comparisons import Comparison
-from lora_domains.stats.seeds import seed_variance
 from lora_domains.tasks import positive_index
 from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.gates import judge_all
@@ -32,7 +29,7 @@ from lora_domains.verdict.rules import (
 )
 from lora_domains.verdict.scores import Metric, ScoreTable
 from lora_domains.verdict.side_effects import harmed_suite, retention
-from lora_domains.verdict.summary import comparison_fields
+from lora_domains.verdict.summary import comparison_fields, over_seeds
 
 FLOORS = ("recall", "precision")
 """Gates of an evaluation that B is held to, and figures of which nothing may clearly be lost."""
@@ -126,40 +123,31 @@ def _kept_general(one: "_Run", paired: Evidence) -> GateResult:
     return whole if whole.verdict == "fail" else harmed_suite(paired, margin, one.name) or whole
 
 
-def compare_seeds(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+def compare_seeds(folders: Sequence[Path], kind: str | None = None) -> tuple[str, dict[str, Any]]:
     """Variance of the gain between seeds and between items, over trainings of one domain.
 
-    Returns the rows on which it was measured, "validation" or "test", and {metric: figures of
-    ``seed_variance``}, as a card's ``seeds``. Validation rows are taken where all have scores on
-    them (``fit --no-evaluate``): they cost no evaluation of the test rows. Raises AdapterError
-    unless all were scored on the same rows.
+    Returns the ``kind`` of rows on which it was measured, "validation" or "test", and the figures
+    of ``over_seeds``, as a card's ``seeds``. By default validation rows are taken where all have
+    scores on them (``fit --seeds``, ``fit --no-evaluate``): they cost no evaluation of the test
+    rows. Raises AdapterError unless all were scored on the same rows.
     """
     runs = [_Run(folder, evaluated=False) for folder in folders]
     for other in runs[1:]:
         _check_comparable(runs[0], other)
-    validated = all(len(run.items.where("set", "validation")) for run in runs)
-    kind = "validation" if validated else "test"
+    if kind is None:
+        validated = all(len(run.items.where("set", "validation")) for run in runs)
+        kind = "validation" if validated else "test"
     for run in runs:
         if not len(run.items.where("set", kind)):
             raise AdapterError(
                 where=run.name,
                 expected="scores on validation rows",
                 found="none",
-                hint="Train each seed with --no-evaluate, on the same validation rows.",
+                hint="Train the seeds together, with fit --seeds, or each with --no-evaluate on "
+                "the same validation rows.",
             )
     rows = [_ordered(runs[0], run, kind) for run in runs]
-    variances = {}
-    for metric in runs[0].metrics:
-        gains = []
-        for part in rows:
-            before, after = (
-                metric.contributions(part, name, runs[0].positive) for name in ("base", "adapter")
-            )
-            if before is not None and after is not None:
-                gains.append(after - before)
-        if len(gains) == len(runs):
-            variances[metric.name] = seed_variance(np.stack(gains))
-    return kind, variances
+    return kind, over_seeds(rows, runs[0].metrics, runs[0].positive, kind)
 
 
 def save_seeds(folders: Sequence[Path], variances: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from lora_domains.cli.machine import with_base
 from lora_domains.cli.proposal import proposed
-from lora_domains.cli.recipes import with_base
 from lora_domains.data.prepare import Prepared, prepare
 from lora_domains.data.readers import read
 from lora_domains.domain import Domain

@@ -209,15 +209,13 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
     add("--tracker", metavar="NAME", help="log to tensorboard, wandb or trackio")
     add("--dry-run", action="store_true", help="check the rows, print the plan and an estimate, "
         "then stop")  # fmt: skip
+    _add_flags_of_several(parser)
     evaluation = parser.add_argument_group("evaluation")
     add = evaluation.add_argument
-    if recipe:
-        add("--no-evaluate", dest="evaluate", action="store_false", help="score no test row: show "
-            "validation rows, and keep the evaluations of the test rows")  # fmt: skip
-    else:
-        add("--evaluate", action=argparse.BooleanOptionalAction, help="score the test rows, or "
-            "none and show validation rows; default: those of --test, and none that were split "
-            "from the training rows")  # fmt: skip
+    add("--evaluate", action=argparse.BooleanOptionalAction, help="score the test rows, with "
+        "--seeds by every adapter, or none and show validation rows; default: "
+        + ("score them" if recipe else "those of --test, and none that were split from the "
+           "training rows"))  # fmt: skip
     add("--positive", metavar="LABEL", help="the class whose recall and precision matter, or none")
     add("--target-recall", type=float, metavar="P", help="target recall for --positive: the "
         "threshold is chosen on validation rows, and the gate on recall asks for it")  # fmt: skip
@@ -235,6 +233,17 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
                         "DIR/NAME; default: %(default)s")  # fmt: skip
     add_show_text_flag(output, ", and show some answers after each epoch")
     add_quiet_flag(output)
+
+
+def _add_flags_of_several(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("several trainings in one pass").add_argument
+    add("--seeds", type=int, metavar="N", help="train NAME, and NAME-seed1, … from the next seeds, "
+        "and show how far figures on validation rows depend on the seed")  # fmt: skip
+    add("--sweep", action="append", metavar="NAME=A,B,…", help="train a setting with each value, "
+        "such as lr=1e-4,3e-4, and save the best on validation rows as NAME; of several --sweep, "
+        "all combinations")  # fmt: skip
+    add("--together", type=int, metavar="N", help="train so many in a pass, 1 for one after "
+        "another; default: what the tokens of their steps favour")  # fmt: skip
 
 
 def run_flag_defaults() -> dict[str, Any]:
@@ -262,7 +271,7 @@ def configured(domain: Domain, flags: argparse.Namespace, *, repeated: bool = Fa
         replace(domain, data=data, show_text=shown, judge=_judge(domain, flags)),
         metric=flags.metric or domain.metric,
         prevalence=domain.prevalence if flags.prevalence is None else flags.prevalence,
-        **_settings(domain, data, flags),
+        **given_settings(domain, data, flags),
     )
 
 
@@ -293,7 +302,7 @@ def _judge(domain: Domain, flags: argparse.Namespace) -> Judge | None:
     return domain.judge and replace(domain.judge, **options)
 
 
-def _settings(domain: Domain, data: Data, flags: argparse.Namespace) -> dict[str, Any]:
+def given_settings(domain: Domain, data: Data, flags: argparse.Namespace) -> dict[str, Any]:
     """The settings of ``domain`` that ``flags`` give, those of ``--set`` among them."""
     given: dict[str, tuple[Any, str]] = {}
     for flag, name in SETTINGS.items():

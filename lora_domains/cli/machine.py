@@ -1,17 +1,21 @@
 """What this machine has for a run: packages, extras, devices, memory, bases, and the Hub."""
 
+import argparse
+import json
 import os
 import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 from typing import Any
 
-from lora_domains.cli.recipes import bases_at_hand, public_name
+from lora_domains.analysis.reproduce import BASES
 from lora_domains.console import format_bytes
-from lora_domains.errors import listed
+from lora_domains.domain import Domain
+from lora_domains.errors import UsageError, listed
 
 PACKAGES = ("lora-domains", "torch", "transformers", "peft", "accelerate", "bitsandbytes",
             "datasets", "scikit-learn")  # fmt: skip
@@ -141,3 +145,85 @@ def _reached(hub: Mapping[str, Any]) -> str:
     if hub["reachable"]:
         return f"{hub['endpoint']} answers"
     return f"{hub['endpoint']} does not answer; HF_HUB_OFFLINE=1 saves the wait"
+
+
+# ── Bases at hand ───────────────────────────────────────────────────────────────────────────────
+
+ENCODER, INSTRUCT = "an encoder, for labels", "an instruct model, for answers"
+EXAMPLES = {
+    ENCODER: "sentence-transformers/all-MiniLM-L6-v2",
+    INSTRUCT: "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+
+
+def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
+    """The domain with a head where ``--base auto`` found an encoder, and a sentence about the base.
+
+    What was found is written into ``flags``. Without --base, the sentence says which base
+    real work would take; it is empty for embedded rows. Raises UsageError where nothing is at hand.
+    """
+    asked, rows = flags.base, str(domain.data.train or "")
+    repeated = getattr(flags, "from_card", None)
+    if asked != "auto" and (asked or not rows or rows.startswith("embedded:") or repeated):
+        return domain, ""
+    wanted = ENCODER if domain.task.with_head() is not None else INSTRUCT
+    at_hand = bases_at_hand()
+    if wanted not in at_hand and INSTRUCT in at_hand:
+        wanted = INSTRUCT
+    found = at_hand.get(wanted, [])
+    name = public_name(found[0]) if found else EXAMPLES[wanted]
+    if not asked:
+        way = f"--base {name}{' --head' if wanted == ENCODER else ''}"
+        if found:
+            way = f"--base auto, which takes {name}"
+        return domain, f"the embedded one, for trials; for real work: {way}"
+    if not found:
+        raise UsageError(
+            where="--base auto",
+            expected=f"{wanted}, in .bases/ or in the cache of the Hub",
+            found="none",
+            hint=f"Download one, for example: hf download {name}",
+        )
+    flags.base = str(found[0]) if name == found[0].name else name
+    flags.revision = None if name == found[0].name else found[0].name
+    headed = domain.task.with_head() if wanted == ENCODER else None
+    return (
+        replace(domain, task=headed) if headed else domain,
+        f"{name}, the smallest at hand of its kind: {wanted}; --base names another",
+    )
+
+
+def bases_at_hand(folder: Path = BASES) -> dict[str, list[Path]]:
+    """The bases in ``folder`` and in the cache of the Hub by what they are for, smallest first."""
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/config.json")
+    places = [path.parent for path in (*folder.glob("*/config.json"), *cached)]
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for place in places:
+        size = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        if size and (kind := _use_of(place)):
+            found.setdefault(kind, []).append((size, place))
+    return {kind: [place for _, place in sorted(these)] for kind, these in found.items()}
+
+
+def _use_of(place: Path) -> str | None:
+    """What the base in a folder is for; None where its files do not say."""
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        names = " ".join(config.get("architectures") or ())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    if (place / "modules.json").is_file() or "ForMaskedLM" in names:
+        return ENCODER
+    settings = place / "tokenizer_config.json"
+    has_template = (place / "chat_template.jinja").is_file() or (
+        settings.is_file() and "chat_template" in settings.read_text(encoding="utf-8")
+    )
+    return INSTRUCT if "ForCausalLM" in names and has_template else None
+
+
+def public_name(place: Path) -> str:
+    """The name of a base: that of its folder, or its id on the Hub for one in the Hub's cache."""
+    cached = [part for part in place.parts if part.startswith("models--")]
+    return cached[-1].removeprefix("models--").replace("--", "/") if cached else place.name

@@ -249,6 +249,35 @@ def parsed_setting(domain: "Domain", assignment: str) -> tuple[str, Any]:
     raise UsageError(where=f"--set {assignment}", expected=fault, found=repr(found), hint=hint)
 
 
+def swept_values(domain: "Domain", assignments: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each setting in texts like ``rank=8,16``, as ``joint.grid`` takes them.
+
+    Raises UsageError for an unknown setting, one that is named twice, or a value of another type.
+    """
+    from lora_domains.domain import setting_types
+    from lora_domains.joint.grid import swept_name
+    from lora_domains.schema import from_text
+
+    sweep: dict[str, list[Any]] = {}
+    for assignment in assignments:
+        given, _, text = assignment.partition("=")
+        name, fault = swept_name(domain, given), ""
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        try:
+            values = [from_text(part, setting_types(domain)[name]) for part in parts]
+        except ValueError as error:
+            fault = f"{name}: {error}"
+        if name in sweep:
+            fault = f"all values of {name} in one --sweep"
+        if fault:
+            raise UsageError(
+                where=f"--sweep {assignment}", expected=fault, found=repr(text),
+                hint=f"For example --sweep {given}=A,B",
+            )  # fmt: skip
+        sweep[name] = values
+    return sweep
+
+
 def _meant(name: str, known: Collection[str]) -> str:
     """Which of the settings ``known`` are like ``name``, with or without its part."""
     setting = {one: one.rpartition(".")[2] for one in known}

@@ -6,7 +6,6 @@ reports other exit codes as a crash.
 
 import argparse
 import ast
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,18 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_domains.adapters.folder import find_adapter
+from lora_domains.analysis.compare import compare_seeds
 from lora_domains.analysis.regressions import since_replaced
-from lora_domains.analysis.reproduce import BASES, base_named_by, base_of, same_bytes
-from lora_domains.cli.flags import add_run_flags, configured
-from lora_domains.cli.parser import Parser, guarded, wrapped
-from lora_domains.console import Display
+from lora_domains.analysis.reproduce import base_named_by, base_of, same_bytes
+from lora_domains.cli.flags import add_run_flags, configured, given_settings
+from lora_domains.cli.machine import with_base
+from lora_domains.cli.parser import Parser, guarded, swept_values, wrapped
+from lora_domains.console import Display, analyses
 from lora_domains.data.prepare import prepare
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError
+from lora_domains.joint.grid import check_variants, of_seeds
 from lora_domains.probes.general_text import general_text
 from lora_domains.report import terminal
-from lora_domains.report.card import Card
+from lora_domains.report.card import Card, read_items
 from lora_domains.report.conclusion import replaced
+from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.summary import every_metric
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
@@ -59,7 +63,8 @@ def run_recipe(
 
     def run() -> int:
         flags = parser.read(arguments)
-        fit_and_evaluate(configured(sources[flags.source], flags), flags)
+        domain = configured(sources[flags.source], flags)
+        fit_and_evaluate(domain, flags, evaluated=flags.evaluate is not False)
         return 0
 
     code = guarded(run)
@@ -104,14 +109,17 @@ def fit_and_evaluate(
     flags: argparse.Namespace,
     card: Card | None = None,
     reasons: Mapping[str, str] | None = None,
+    *,
+    evaluated: bool,
 ) -> str | None:
     """Train an adapter, evaluate it, and show both; returns the verdict.
 
-    Without ``evaluate`` in ``flags``, validation rows are shown instead; then, and after a dry run,
-    the result is None. ``card`` is that of the run to repeat; ``reasons`` say why what was
-    proposed for the domain is as it is.
+    Unless it is ``evaluated``, validation rows are shown instead; then, and after a dry run, the
+    result is None. Of several seeds it is the verdict of the first. ``card`` is that of the run to
+    repeat; ``reasons`` say why what was proposed for the domain is as it is.
     """
     quantization(flags)  # refuses two at once, before anything slow
+    variants = _variants(domain, flags, card)
     named = named_suite(flags)
     domain, why = with_base(domain, flags)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
@@ -131,20 +139,72 @@ def fit_and_evaluate(
         if reason:
             display.stage(stage, None, None, reason)
     # Read before training: what cannot be asked is found before hours are spent.
-    suite = suite_of(flags, model.base, named, card) if flags.evaluate else None
-    trained = model.fit(
+    suite = suite_of(flags, model.base, named, card) if evaluated else None
+    trained: Any = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
-        tracker=flags.tracker, prepared=prepared, no_evaluate=not flags.evaluate, suite=suite,
+        tracker=flags.tracker, prepared=prepared, no_evaluate=not evaluated, suite=suite,
+        together=flags.together, **variants,
     )  # fmt: skip
-    if trained is None:
+    if not trained:
         return None
     if card is not None:
         same, message = same_bytes(card, trained)
         (display.line if same else display.warn)(message)
-    if not flags.evaluate:
-        show_validation(model, domain)
-        return None
-    return judged(model, domain, suite)
+    verdict = judged(model, domain, suite) if evaluated else None
+    if not evaluated:
+        show_validation(model, domain, stored="seeds" in variants)
+    if "seeds" in variants:
+        others = of_seeds(domain, flags.seeds)[1:]
+        _show_seeds(model, domain, others, suite if flags.evaluate else None)
+        if evaluated and not flags.evaluate:
+            display.line(
+                "The adapters of the other seeds scored no test row: each would take one of the "
+                f"evaluations of these rows (lora-domains evaluate {others[0].name})."
+            )
+    return verdict
+
+
+def _variants(domain: Domain, flags: argparse.Namespace, card: Card | None) -> dict[str, Any]:
+    """What several trainings of ``domain`` differ in, as ``DomainModel.fit`` takes it.
+
+    Raises UsageError or DomainError for what cannot be trained so.
+    """
+    found: dict[str, Any] = {}
+    if flags.seeds is not None:
+        found["seeds"] = flags.seeds
+    if flags.sweep is not None:
+        found["sweep"] = swept_values(domain, flags.sweep)
+    if found and card is not None:
+        raise UsageError(
+            where="--from-card",
+            expected="one training, which is repeated",
+            found=f"--{' and --'.join(found)} as well",
+            hint="Give the rows and settings by their flags, or a recipe.",
+        )
+    given = given_settings(domain, domain.data, flags) if found else {}
+    check_variants(
+        [domain], found.get("seeds"), found.get("sweep"),
+        continued=flags.init_from is not None, **given,
+    )  # fmt: skip
+    return found
+
+
+def _show_seeds(
+    model: "DomainModel", domain: Domain, others: Sequence[Domain], suite: "Suite | None"
+) -> None:
+    """Say what to do with the adapters of other seeds; with a ``suite`` they are evaluated, too."""
+    display, names = model.display, [one.name for one in others]
+    for other in others if suite is not None else ():
+        display.title(other.name)
+        judged(model, other, suite)
+    every = " ".join([domain.name, *names])
+    if suite is not None:
+        found = compare_seeds([model.out / name for name in every.split()], "test")[1]
+        analyses.seeds(display.console, found, "test")
+    display.line(
+        f"{domain.name} has the first seed, whatever the figures. To compare them again: "
+        f"lora-domains compare --seeds {every}"
+    )
 
 
 def judged(model: "DomainModel", domain: Domain, suite: "Suite | None") -> str:
@@ -199,12 +259,19 @@ def suite_of(
     return suite
 
 
-def show_validation(model: "DomainModel", domain: Domain) -> None:
-    """Show base, adapter and baselines on the validation rows of a domain that was just fitted."""
+def show_validation(model: "DomainModel", domain: Domain, *, stored: bool = False) -> None:
+    """Show base, adapter and baselines on the validation rows of a domain that was just fitted.
+
+    ``stored`` says that they were scored, and the scores stored with the adapter.
+    """
     from lora_domains.evaluation.verdict_run import validation_scores
 
-    dataset = model.dataset(domain)
-    scores = validation_scores(model.bank, dataset, model.out, model.display)
+    dataset, task = model.dataset(domain), model.dataset(domain).domain.task
+    if stored:
+        items = ScoreTable(read_items(model.out / domain.name)).where("set", "validation")
+        scores = every_metric(items, task.labels or (), task.positive_index)
+    else:
+        scores = validation_scores(model.bank, dataset, model.out, model.display)
     terminal.validation(model.display.console, scores, len(dataset.validation))
     card = model.bank[domain.name].card
     if card is not None and not model.display.quiet:
@@ -255,88 +322,6 @@ def open_model(
     if card is not None and (limit := card.adapter.training.get("pass_bytes")) is not None:
         reuse_pass_limit(model.base.model, limit, display.warn)
     return model
-
-
-# ── Bases at hand ───────────────────────────────────────────────────────────────────────────────
-
-ENCODER, INSTRUCT = "an encoder, for labels", "an instruct model, for answers"
-EXAMPLES = {
-    ENCODER: "sentence-transformers/all-MiniLM-L6-v2",
-    INSTRUCT: "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
-
-
-def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
-    """The domain with a head where ``--base auto`` found an encoder, and a sentence about the base.
-
-    What was found is written into ``flags``. Without --base, the sentence says which base
-    real work would take; it is empty for embedded rows. Raises UsageError where nothing is at hand.
-    """
-    asked, rows = flags.base, str(domain.data.train or "")
-    repeated = getattr(flags, "from_card", None)
-    if asked != "auto" and (asked or not rows or rows.startswith("embedded:") or repeated):
-        return domain, ""
-    wanted = ENCODER if domain.task.with_head() is not None else INSTRUCT
-    at_hand = bases_at_hand()
-    if wanted not in at_hand and INSTRUCT in at_hand:
-        wanted = INSTRUCT
-    found = at_hand.get(wanted, [])
-    name = public_name(found[0]) if found else EXAMPLES[wanted]
-    if not asked:
-        way = f"--base {name}{' --head' if wanted == ENCODER else ''}"
-        if found:
-            way = f"--base auto, which takes {name}"
-        return domain, f"the embedded one, for trials; for real work: {way}"
-    if not found:
-        raise UsageError(
-            where="--base auto",
-            expected=f"{wanted}, in .bases/ or in the cache of the Hub",
-            found="none",
-            hint=f"Download one, for example: hf download {name}",
-        )
-    flags.base = str(found[0]) if name == found[0].name else name
-    flags.revision = None if name == found[0].name else found[0].name
-    headed = domain.task.with_head() if wanted == ENCODER else None
-    return (
-        replace(domain, task=headed) if headed else domain,
-        f"{name}, the smallest at hand of its kind: {wanted}; --base names another",
-    )
-
-
-def bases_at_hand(folder: Path = BASES) -> dict[str, list[Path]]:
-    """The bases in ``folder`` and in the cache of the Hub by what they are for, smallest first."""
-    from huggingface_hub import constants
-
-    cached = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/config.json")
-    places = [path.parent for path in (*folder.glob("*/config.json"), *cached)]
-    found: dict[str, list[tuple[int, Path]]] = {}
-    for place in places:
-        size = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-        if size and (kind := _use_of(place)):
-            found.setdefault(kind, []).append((size, place))
-    return {kind: [place for _, place in sorted(these)] for kind, these in found.items()}
-
-
-def _use_of(place: Path) -> str | None:
-    """What the base in a folder is for; None where its files do not say."""
-    try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        names = " ".join(config.get("architectures") or ())
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-    if (place / "modules.json").is_file() or "ForMaskedLM" in names:
-        return ENCODER
-    settings = place / "tokenizer_config.json"
-    has_template = (place / "chat_template.jinja").is_file() or (
-        settings.is_file() and "chat_template" in settings.read_text(encoding="utf-8")
-    )
-    return INSTRUCT if "ForCausalLM" in names and has_template else None
-
-
-def public_name(place: Path) -> str:
-    """The name of a base: that of its folder, or its id on the Hub for one in the Hub's cache."""
-    cached = [part for part in place.parts if part.startswith("models--")]
-    return cached[-1].removeprefix("models--").replace("--", "/") if cached else place.name
 
 
 def quantization(flags: argparse.Namespace) -> Literal["8bit", "4bit"] | None:

@@ -1,6 +1,7 @@
 """What analyses of an adapter or its rows found, for a terminal or a log."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 
 from rich.console import Console
 from rich.text import Text
@@ -15,7 +16,14 @@ from lora_domains.report.terminal import (
     signed_bar,
     title,
 )
-from lora_domains.report.text import interval, metric_name, percent
+from lora_domains.report.text import (
+    interval,
+    metric_name,
+    percent,
+    setting_name,
+    setting_value,
+)
+from lora_domains.verdict.metrics import metric_named
 
 
 def trace(console: Console, found: Figures, most_moved: Sequence[int]) -> None:
@@ -117,3 +125,74 @@ def cross_validation(console: Console, found: Figures) -> None:
     title(console, f"{found['domain']}: {found['folds']} folds of {found['rows']:,} rows")
     scores_of(found["scores"]).print(console)
     line(console, found["answer"])
+
+
+def seeds(console: Console, found: Mapping[str, Figures], rows: str) -> None:
+    """Trainings from several seeds (see ``verdict.summary.over_seeds``): their figures, and the
+    variance of the gain between seeds and between items.
+
+    ``rows`` says which rows they were scored on.
+    """
+    first = next(iter(found.values()))
+    title(console, f"{first['runs']} seeds on the same {first['n']} {rows} rows")
+    heads = ["", "base", "each seed", "mean", "sd", "lowest", "highest"]
+    grid = Grid(heads, ["lowest", "highest", "each seed", "base"])
+    for metric, fields in found.items():
+        values = fields["adapter"]
+        each = "  ".join(f"{value:.3f}" for value in values)
+        shown = [f"{one:.3f}" for one in (fmean(values), stdev(values), min(values), max(values))]
+        grid.add(metric_name(metric), f"{fields['base']:.3f}", each, *shown)
+    grid.print(console)
+    console.print()
+    heads = ["adapter − base", "each seed", "mean, 95 % bounds\nover seeds and items",
+             "sd between\nseeds", "s.e. by\nitems"]  # fmt: skip
+    grid = Grid(heads, [heads[3], heads[4], heads[1]])
+    for metric, fields in found.items():
+        each = "  ".join(f"{value:+.3f}" for value in fields["each"])
+        spread = [f"{fields[key]:.4f}" for key in ("sd_seed", "se_items")]
+        grid.add(metric_name(metric), each, interval(fields), *spread)
+    grid.print(console)
+
+
+def sweep(console: Console, name: str, found: Figures) -> None:
+    """The runs of a sweep (see ``joint.sweep``), the best first: it is saved as ``name``."""
+    runs = found["runs"]
+    title(console, f"{name}: {len(runs)} runs on the same {found['rows']:,} validation rows")
+    settings, behind = list(runs[0]["settings"]), "difference from the best,\n95 % bounds"
+    heads = [*map(setting_name, settings), metric_name(found["metric"]), behind, "loss", "epoch"]
+    grid = Grid(heads, [behind, "loss", "epoch"])
+    for at, run in enumerate(runs):
+        shown = [setting_value(run["settings"][setting]) for setting in settings]
+        if run["score"] is None:
+            grid.add(*shown, "–", "its loss exploded", "–", "–")
+            continue
+        against = "kept" if not at else interval(run) if "difference" in run else "–"
+        mark = "" if run["within_drift"] else " †"
+        grid.add(*shown, f"{run['score']:.3f}{mark}", against, f"{run['loss']:.3f}",
+                 f"{run['best_epoch']:g}", bold=not at)  # fmt: skip
+    grid.print(console)
+    if any(run["score"] is not None and not run["within_drift"] for run in runs):
+        line(console, "† beyond the drift limit: kept only where every run is.")
+    for sentence in advice(found):
+        line(console, sentence)
+
+
+def advice(found: Figures) -> list[str]:
+    """What the runs of a sweep tell, and what they do not."""
+    runs, metric = found["runs"], metric_named(found["metric"])
+    others = [run for run in runs[1:] if run.get("upper") is not None]
+    alike = sum(
+        metric.sign * run["upper" if metric.higher_is_better else "lower"] >= 0
+        for run in others if run["lower"] is not None
+    )  # fmt: skip
+    clear = f"{alike} of the {len(others)} others cannot be told from the best on these rows: the "
+    sentences = []
+    if alike:
+        sentences.append(f"{clear}bounds of the difference include 0.")
+    elif others:
+        sentences.append("The best is clearly better than each of the others on these rows.")
+    sentences.append(
+        "The bounds are for other rows. Another seed moves each figure, too: fit --seeds 3 shows "
+        f"how much. As the best of {len(runs)} on these rows, the figure of the best is optimistic."
+    )
+    return sentences

@@ -146,7 +146,8 @@ class Preparation:
     def __init__(self, task: Task, data: Data, seed: int) -> None:
         check_declared(data)
         self.declared = (task, data, seed)
-        self.task, self.data, self.seed = task, data, seed
+        self.task, self.data = task, data
+        self.seed = seed if data.seed is None else data.seed
         self.parts: dict[str, list[Example]] = {}
         self.stages: list[Stage] = []
         self.warnings: list[str] = []

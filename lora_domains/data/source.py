@@ -106,6 +106,8 @@ class Data:
     """Whether to drop rows whose answer is longer than the base can read, not to refuse them."""
     merge_labels: bool = False
     """Whether labels that differ only by case, accents, spaces or number form are one label."""
+    seed: int | None = None
+    """Seed of splits and samples; None is that of the training."""
 
     def __post_init__(self) -> None:
         for name in (*SPLITS, "general"):
@@ -140,8 +142,8 @@ class Data:
         return Data(source, source, source)
 
 
-READING = ("delimiter", "encoding", "drop_empty", "drop_long", "merge_labels")
-"""Settings of how rows are read and which are dropped."""
+READING = ("delimiter", "encoding", "drop_empty", "drop_long", "merge_labels", "seed")
+"""Settings of how rows are read, which are dropped, and how they are split."""
 
 
 def data_record(data: Data, place: Callable[[str | Path], str]) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def data_record(data: Data, place: Callable[[str | Path], str]) -> dict[str, Any
         "limit": data.limit,
         "row": None if data.row is None else data.row.__qualname__,
         # Later settings are stored where they are set, so that older digests stay.
-        **{name: value for name in READING if (value := getattr(data, name))},
+        **{k: v for k in READING if (v := getattr(data, k)) is not None and v is not False},
     }
 
 

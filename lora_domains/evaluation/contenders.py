@@ -113,20 +113,32 @@ def score_domain(
     return by_adapter
 
 
-def score_validation(scorer: Scorer, dataset: Dataset, adapter: str) -> dict[str, Scores]:
-    """Base, adapter and baselines on the validation rows, by contender."""
+def score_validation(
+    scorer: Scorer, dataset: Dataset, adapters: Sequence[str]
+) -> dict[str, dict[str, Scores]]:
+    """For each of ``adapters``, which are of the dataset's domain: base, adapter and baselines on
+    the validation rows, by contender."""
     _check_judge(scorer, dataset)
     task, rows = dataset.domain.task, dataset.validation
-    contenders, _ = baseline_scores(scorer, dataset, rows)
-    base = [] if "base" in contenders else [None]
-    scores = scorer.scores(Part(f"{dataset.domain.name} rows", task, rows), [*base, adapter])
-    contenders |= {"base" if who is None else "adapter": found for who, found in scores.items()}
-    for records in contenders.values():  # of which a baseline was compared with itself
-        add_won(records, contenders["base"])
-    add_judged(scorer, dataset, rows, [*contenders.values()])
-    return {
-        who: decided(task, found, _chosen(task, found, rows)) for who, found in contenders.items()
-    }
+    others, _ = baseline_scores(scorer, dataset, rows)
+    base = [] if "base" in others else [None]
+    scores = scorer.scores(Part(f"{dataset.domain.name} rows", task, rows), [*base, *adapters])
+    others |= {"base": scores[None]} if base else {}
+    every = [*others.values(), *(scores[name] for name in adapters)]
+    for records in every:  # of which a baseline is compared with itself
+        add_won(records, others["base"])
+    add_judged(scorer, dataset, rows, every)
+    others = {who: decided(task, one, _chosen(task, one, rows)) for who, one in others.items()}
+    own = {name: decided(task, one := scores[name], _chosen(task, one, rows)) for name in adapters}
+    return {name: others | {"adapter": found} for name, found in own.items()}
+
+
+def score_alone(scorer: Scorer, dataset: Dataset, adapter: str) -> Scores:
+    """One adapter on the validation rows, without base and baselines."""
+    task, rows = dataset.domain.task, dataset.validation
+    scores = scorer.scores(Part(f"{dataset.domain.name} rows", task, rows), [adapter])[adapter]
+    add_judged(scorer, dataset, rows, [scores])
+    return decided(task, scores, _chosen(task, scores, rows))
 
 
 def _check_judge(scorer: Scorer, dataset: Dataset) -> None:

@@ -119,7 +119,7 @@ def evaluation_seconds(
     with Clock(spent).phase(EVALUATION), ExitStack() as stack:
         if not test:
             with distributed.sharing():
-                contenders = score_validation(scorer, dataset, name)
+                contenders = score_validation(scorer, dataset, [name])[name]
             _figures(make_items("validation", dataset.validation, contenders, b""), domain.task)
         else:
             leaks = leaks_of(dataset, suite, bank.base, elsewhere=False)
@@ -148,8 +148,8 @@ def validation_scores(
     domain, adapter = dataset.domain, bank[dataset.domain.name]
     key = distributed.on_main(lambda: digest_key(out))
     with distributed.sharing():
-        contenders = score_validation(Scorer(bank, display), dataset, domain.name)
-    items = make_items("validation", dataset.validation, contenders, key, domain.show_text)
+        own = score_validation(Scorer(bank, display), dataset, [domain.name])[domain.name]
+    items = make_items("validation", dataset.validation, own, key, domain.show_text)
     path, card = adapter.path, adapter.card
     if path is not None and card is not None:
         distributed.on_main(lambda: rewrite_card(path, card, readme, items))
@@ -393,7 +393,8 @@ def judge(entry: AdapterEntry, items: Items, evaluated: Evaluated) -> None:
     The ledger is written before and after: an evaluation that is stopped in between counts all the
     same. Every process calls this; the first one writes.
     """
-    entry.seeds = {}  # of an earlier evaluation
+    # Those on test rows are of an earlier evaluation.
+    entry.seeds = {k: v for k, v in entry.seeds.items() if v.get("rows") == "validation"}
     entry.evaluations = asdict(evaluated.begin())
     entry.update(figures(entry, items))
     evaluated.end(entry.outcome)

@@ -27,6 +27,9 @@ from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan, parameters_per_rank
 from lora_domains.training.tracking import Log, no_tracker, open_tracker
 
+DryRun = Callable[[Dataset, str], float]
+"""The seconds of evaluating an adapter on a dataset, by its name."""
+
 
 class Fit:
     """One of several fits: its plan, its run, and the adapter that it saves."""
@@ -141,17 +144,19 @@ def fit_all(
     resume: bool = False,
     tracker: str | None = None,
     together: int | None = None,
-    dry_run: Callable[[Dataset, str], float] | None = None,
+    dry_run: DryRun | None = None,
 ) -> list[Card]:
     """Train an adapter on each of ``datasets`` and save all of them in ``out``; their cards.
 
     Up to ``together`` of them take their steps in passes that they share; by default as many as
-    make that faster than one after another. ``dry_run`` gives the seconds of evaluating an adapter
-    by its name; then nothing is trained and no card returned. Raises what ``training.fit.fit``
-    raises; adapters whose runs are over by then are saved.
+    make that faster than one after another. With ``dry_run`` nothing is trained and no card
+    returned. Raises what ``training.fit.fit`` raises; adapters whose runs are over by then are
+    saved.
     """
     if len(datasets) > 1 and dry_run is None:
-        return _fit_together(bank, datasets, out, display, resume, tracker, together)
+        return fit_together(
+            bank, datasets, out, display, resume=resume, tracker=tracker, together=together
+        )
     cards = []
     for dataset in datasets:
         timed = partial(dry_run, dataset) if dry_run else None
@@ -168,15 +173,31 @@ def fit_all(
     return [card for card in cards if card is not None]
 
 
-def _fit_together(
-    bank: Bank, datasets: Sequence[Dataset], out: Path, display: Display, resume: bool,
-    tracker: str | None, together: int | None,
-) -> list[Card]:  # fmt: skip
+def fit_together(
+    bank: Bank,
+    datasets: Sequence[Dataset],
+    out: Path,
+    display: Display,
+    *,
+    resume: bool = False,
+    tracker: str | None = None,
+    together: int | None = None,
+    kind: type[Fit] = Fit,
+    logged_as: tuple[str, Path] | None = None,
+) -> list[Card]:
+    """``fit_all`` of two and more.
+
+    ``kind`` is that of each fit; ``logged_as`` the name of the whole for a tracker, and the folder
+    of its logs.
+    """
     names = [dataset.domain.name for dataset in datasets]
     displays = [display.of(name, max(map(len, names))) for name in names]
+    # Of runs on the same rows, the plan of the first is shown, and where others differ from it.
+    same = all(one.train is datasets[0].train for one in datasets)
+    shown: set[str] = set()
     fits = [
-        Fit(bank, one, shown_plan(bank.base, one, shown), out, shown)
-        for one, shown in zip(datasets, displays, strict=True)
+        kind(bank, one, shown_plan(bank.base, one, own, shown if same else set()), out, own)
+        for one, own in zip(datasets, displays, strict=True)
     ]
     _ = [fit.remembered for fit in fits]
     checkpoint = JointCheckpoint(joint_path(out, names), display, resume)
@@ -195,13 +216,24 @@ def _fit_together(
         run = JointRun(bank, fits, checkpoint, display)
         if tracker is not None:
             numbers = {f"{f.name}/{k}": v for f in fits for k, v in f.plan.numbers().items()}
-            log, close = open_tracker(tracker, "+".join(names), out, numbers)
+            whole, folder = logged_as or ("+".join(names), out)
+            log, close = open_tracker(tracker, whole, folder, numbers)
             opened.callback(close)
             for fit in fits:
                 fit.log = _log_of(fit.name, log, checkpoint)
         run.fit()
     checkpoint.clear()
     return [fit.saved_card() for fit in fits]
+
+
+def over(out: Path, dataset: Dataset) -> Card | None:
+    """The card of the adapter in ``out`` whose run on ``dataset`` is over; None without one."""
+    folder = out / dataset.domain.name
+    card = Card.read(folder) if is_adapter(folder) else None
+    if card is None or not card.adapter.training.get("finished"):
+        return None
+    trained = card.adapter.recipe_digest, card.adapter.data
+    return card if trained == (dataset.domain.digest(), dict(dataset.prepared.digests)) else None
 
 
 def _reason(chosen: str, given: int | None) -> str:

@@ -41,6 +41,7 @@ def page(report: Report) -> str:
         "how_scored": wording.how_scored,
         "without_near_leaks": wording.without_near_leaks,
         "metric": wording.metric_name,
+        "chosen_among": wording.chosen_among,
         "contender": contender_label,
         "evaluations_of": wording.evaluations_of,
         "calibrated": wording.calibrated,

@@ -277,23 +277,6 @@ def comparison(console: Console, found: Figures) -> None:
     verdict(console, found["verdict"])
 
 
-def seeds(console: Console, found: Mapping[str, Figures], rows: str) -> None:
-    """Runs from several seeds (see ``stats.seeds``): variance between seeds and between items.
-
-    ``rows`` says which rows they were scored on.
-    """
-    first = next(iter(found.values()))
-    title(console, f"{first['runs']} seeds on the same {first['n']} {rows} rows")
-    heads = ["adapter − base", "each seed", "mean, 95 % bounds\nover seeds and items",
-             "sd between\nseeds", "s.e. by\nitems"]  # fmt: skip
-    grid = Grid(heads, [heads[3], heads[4], heads[1]])
-    for metric, fields in found.items():
-        each = "  ".join(f"{value:+.3f}" for value in fields["each"])
-        spread = [f"{fields[key]:.4f}" for key in ("sd_seed", "se_items")]
-        grid.add(metric_name(metric), each, interval(fields), *spread)
-    grid.print(console)
-
-
 # ── Parts of tables ─────────────────────────────────────────────────────────────────────────────
 
 

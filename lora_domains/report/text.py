@@ -39,6 +39,32 @@ def interval(fields: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> 
     return f"{d} ({low} to {high})"
 
 
+def setting_name(name: str) -> str:
+    """``lr`` of ``training.lr``."""
+    return name.rpartition(".")[2]
+
+
+def setting_value(value: Any) -> str:
+    """The value of a setting, as people read it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "derived" if value is None else str(value)
+
+
+def chosen_among(training: Mapping[str, Any]) -> str:
+    """That an adapter is the best of a sweep, and by what; empty where it is not."""
+    found = training.get("chosen_among")
+    if not found:
+        return ""
+    swept = ", ".join(map(setting_name, found["runs"][0]["settings"]))
+    return (
+        f"Chosen among {len(found['runs'])} trainings that differ in {swept}, by "
+        f"{metric_name(found['metric'])} on {found['rows']:,} validation rows"
+    )
+
+
 def points(fields: Mapping[str, Any]) -> str:
     """A difference of shares in points: ``+4.5 (+4.1 to +4.9)``."""
     return interval(fields, 100, 1)

@@ -115,11 +115,15 @@ def fit(
     return card
 
 
-def shown_plan(base: Base, dataset: Dataset, display: Display) -> Plan:
-    """The plan of a run, which is shown with its warnings."""
-    plan = make_plan(base, dataset)
+def shown_plan(
+    base: Base, dataset: Dataset, display: Display, shown: set[str] | None = None
+) -> Plan:
+    """The plan of a run, which is shown with its warnings but for what was ``shown`` before."""
+    plan, known = make_plan(base, dataset), set() if shown is None else shown
     for reason in plan.reasons:
-        display.stage("plan", None, None, reason)
+        if reason not in known:
+            display.stage("plan", None, None, reason)
+            known.add(reason)
     for warning in plan.warnings:
         display.warn(warning)
     return plan

@@ -24,6 +24,7 @@ import numpy as np
 
 from lora_domains.stats.classes import by_class, label_counts
 from lora_domains.stats.comparisons import Comparison
+from lora_domains.stats.seeds import seed_variance
 from lora_domains.stats.shares import precision_at, share_of
 from lora_domains.stats.thresholds import curve
 from lora_domains.verdict.evidence import Evidence
@@ -163,6 +164,31 @@ def every_metric(
     """Base, adapter and baselines on every metric that has scores."""
     scored = {m.name: _scored(m, table, positive) for m in reported(labels, positive)}
     return {name: fields for name, fields in scored.items() if fields}
+
+
+def over_seeds(
+    tables: Sequence[ScoreTable], metrics: Sequence[Metric], positive: int | None, rows: str
+) -> dict[str, dict[str, Any]]:
+    """Trainings that differ in their seed, each with its scores on the same items, by metric.
+
+    The figures of ``seed_variance``, the metric of the base, and of the adapter of each training.
+    ``rows`` says which rows the items are: "validation" or "test".
+    """
+    found = {}
+    for metric in metrics:
+        parts = [
+            [metric.contributions(table, who, positive) for who in CONTENDERS] for table in tables
+        ]
+        gains = [after - before for before, after in parts
+                 if before is not None and after is not None]  # fmt: skip
+        if len(gains) == len(tables):
+            found[metric.name] = {
+                **seed_variance(np.stack(gains)),
+                "rows": rows,
+                "base": metric.value(tables[0], "base", positive),
+                "adapter": [metric.value(table, "adapter", positive) for table in tables],
+            }
+    return found
 
 
 def _over_parent(metric: Metric, test: ScoreTable, positive: int | None) -> dict[str, Any]:

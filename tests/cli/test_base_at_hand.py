@@ -10,8 +10,8 @@ from conftest import make_rows
 from huggingface_hub import constants
 from support.commands import run, write
 
-from lora_domains.cli import recipes
-from lora_domains.cli.recipes import EXAMPLES, bases_at_hand
+from lora_domains.cli import machine
+from lora_domains.cli.machine import EXAMPLES, bases_at_hand
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.tasks import Classification, Generation, MultiLabel, Number, Task
@@ -47,9 +47,9 @@ def test_bases_are_told_apart_by_their_files(tmp_path: Path, empty_cache: Path) 
         "an encoder, for labels": [Path(".bases/small"), Path(".bases/large")],
         "an instruct model, for answers": [cached],
     }
-    assert recipes.public_name(cached) == "org/name"
+    assert machine.public_name(cached) == "org/name"
     flags = flags_of("auto")
-    recipes.with_base(ANSWERS, flags)
+    machine.with_base(ANSWERS, flags)
     # So that the card names it as on the Hub.
     assert (flags.base, flags.revision) == ("org/name", "ab")
 
@@ -65,20 +65,20 @@ ANSWERS = Domain("answers", Generation(), Data("rows.csv"))
 def test_labels_take_an_encoder_with_a_head_and_answers_an_instruct_model(tmp_path: Path) -> None:
     make_base(tmp_path / ".bases" / "chat", "LlamaForCausalLM", 5, "chat_template.jinja")
     flags = flags_of("auto")
-    domain, _ = recipes.with_base(LABELS, flags)
+    domain, _ = machine.with_base(LABELS, flags)
     assert domain == LABELS  # no encoder is at hand
     assert flags.base == ".bases/chat"
     make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
     flags = flags_of("auto")
-    domain, why = recipes.with_base(LABELS, flags)
+    domain, why = machine.with_base(LABELS, flags)
     assert domain.task == Classification(head=True)
     assert flags.base == ".bases/encoder"
     assert why.startswith("encoder, the smallest at hand of its kind")
     flags = flags_of("auto")
-    domain, _ = recipes.with_base(ANSWERS, flags)
+    domain, _ = machine.with_base(ANSWERS, flags)
     assert (domain, flags.base) == (ANSWERS, ".bases/chat")
     flags, asked = flags_of("auto"), replace(LABELS, task=Classification(chat=True))
-    domain, _ = recipes.with_base(asked, flags)
+    domain, _ = machine.with_base(asked, flags)
     assert (domain, flags.base) == (asked, ".bases/chat")  # a head reads no chat
 
 
@@ -87,24 +87,24 @@ def test_kinds_that_can_have_a_head_take_an_encoder(task: Task, tmp_path: Path) 
     make_base(tmp_path / ".bases" / "chat", "LlamaForCausalLM", 5, "chat_template.jinja")
     make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
     flags = flags_of("auto")
-    domain, _ = recipes.with_base(Domain("parts", task, Data("rows.csv")), flags)
+    domain, _ = machine.with_base(Domain("parts", task, Data("rows.csv")), flags)
     assert (domain.task.head, flags.base) == (True, ".bases/encoder")
     asked = Domain("parts", MultiLabel(chat=True), Data("rows.csv"))
     flags = flags_of("auto")
-    assert recipes.with_base(asked, flags)[0] == asked
+    assert machine.with_base(asked, flags)[0] == asked
     assert flags.base == ".bases/chat"
 
 
 def test_without_a_base_the_one_for_real_work_is_named(tmp_path: Path) -> None:
     flags = flags_of(None)
-    _, why = recipes.with_base(LABELS, flags)
+    _, why = machine.with_base(LABELS, flags)
     assert "--base sentence-transformers/all-MiniLM-L6-v2 --head" in why
     assert flags.base is None
     make_base(tmp_path / ".bases" / "encoder", "BertModel", 10, "modules.json")
-    _, why = recipes.with_base(LABELS, flags)
+    _, why = machine.with_base(LABELS, flags)
     assert "--base auto, which takes encoder" in why
     embedded = Domain("spam", Classification(), Data.embedded("spam"))
-    assert recipes.with_base(embedded, flags) == (embedded, "")
+    assert machine.with_base(embedded, flags) == (embedded, "")
 
 
 def test_nothing_at_hand_is_an_error_that_names_a_download(

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from support.commands import run
 
-from lora_domains.cli import machine, recipes
+from lora_domains.cli import machine
 
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where no base is
     monkeypatch.setattr(
-        machine, "bases_at_hand", lambda: {recipes.ENCODER: [Path(".bases/minilm")]}
+        machine, "bases_at_hand", lambda: {machine.ENCODER: [Path(".bases/minilm")]}
     )
 
 
@@ -25,7 +25,7 @@ def test_the_machine_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["devices"][-1]["device"] == "cpu"
     assert found["devices"][-1]["threads"] >= 1
     assert found["memory"]["total_bytes"] >= found["memory"]["free_bytes"] > 0
-    assert found["bases"] == [{"base": "minilm", "for": recipes.ENCODER, "bytes": 0}]
+    assert found["bases"] == [{"base": "minilm", "for": machine.ENCODER, "bytes": 0}]
     assert found["hub"]["reachable"] is None  # tests are offline
     assert found["hub"]["offline"]["HF_HUB_OFFLINE"] == "1"
 

@@ -33,11 +33,13 @@ from lora_domains.tasks import (
 VALUES = {"--epochs": "3", "--lr": "0.002", "--rank": "4", "--seed": "9", "--limit": "30",
           "--target-recall": "0.9", "--target-precision": "0.8", "--max-length": "64",
           "--delimiter": "tab", "--prevalence": "0.05", "--judge-range": "1,10",
-          "--judge-timeout": "5", "--max-steps": "50", "--questions": "30"}  # fmt: skip
+          "--judge-timeout": "5", "--max-steps": "50", "--questions": "30", "--seeds": "3",
+          "--together": "2"}  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {"--positive": "spam", "--retention": "none", "--group": "who",
                            "--slice": "ward,sex", "--metric": "mcc",
                            "--set": "training.warmup=0.5", "--floor": "spam=0.5",
-                           "--decimal": ",", "--balance": "weights"}  # fmt: skip
+                           "--decimal": ",", "--balance": "weights",
+                           "--sweep": "rank=2,4"}  # fmt: skip
 OF_KIND: dict[str, Task] = {"--separator": MultiLabel(), "--tune-thresholds": MultiLabel(head=True),
                             "--decimal": Number(), "--generate": Chat(),
                             "--judge": Chat()}  # fmt: skip
@@ -101,8 +103,9 @@ def calls_made(
     flags = parser.read([*arguments])
     monkeypatch.setattr(Domain, "check_judge", lambda _: None)
     domain = Domain("spam", task, Data("own.csv"))
+    evaluated = flags.evaluate is not False
     with pytest.raises(Called):
-        recipes.fit_and_evaluate(configured(domain, flags), flags)
+        recipes.fit_and_evaluate(configured(domain, flags), flags, evaluated=evaluated)
     return calls
 
 
@@ -112,6 +115,7 @@ def test_every_flag_has_an_effect(action: argparse.Action, monkeypatch: pytest.M
     value = [] if action.nargs == 0 else [VALUES.get(flag, OTHER_VALUES.get(flag, "other"))]
     beside = ["--positive", "spam"] if flag.startswith(("--target", "--prevalence")) else []
     beside += ["--judge", "python judge.py"] if flag.startswith("--judge-") else []
+    beside += ["--no-evaluate"] if flag == "--evaluate" else []
     task = OF_KIND.get(flag, SPAM)
     before, after = (calls_made(w, monkeypatch, task) for w in (beside, [*beside, flag, *value]))
     assert before != after
@@ -150,7 +154,7 @@ def test_flags_set_domain_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["options"] == {"quantization": "4bit", "out": "there"}
     assert calls["fit"] == {
         "resume": False, "dry_run": False, "init_from": None, "tracker": None,
-        "prepared": None, "no_evaluate": False, "suite": DEFAULT,
+        "prepared": None, "no_evaluate": False, "suite": DEFAULT, "together": None,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from conftest import make_rows
 from support.commands import run
 from support.hospital import SECRET, table, visits
 
-from lora_domains.cli import recipes
+from lora_domains.cli import machine
 from lora_domains.domain import load_domain
 from lora_domains.report.card import Card
 from lora_domains.tasks import Classification, Task
@@ -25,7 +25,7 @@ ROWS = [row | {"text": f"{row['text']} {n}"} for n, row in enumerate(make_rows(9
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder without bases, on a machine without any."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipes, "bases_at_hand", dict)
+    monkeypatch.setattr(machine, "bases_at_hand", dict)
     return tmp_path
 
 
@@ -168,8 +168,8 @@ def test_all_defaults_are_the_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_base_at_hand_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = written([{"note": r["text"], "mood": r["label"]} for r in ROWS])
-    at_hand = {recipes.ENCODER: [Path(".bases/minilm")]}
-    monkeypatch.setattr(recipes, "bases_at_hand", lambda: at_hand)
+    at_hand = {machine.ENCODER: [Path(".bases/minilm")]}
+    monkeypatch.setattr(machine, "bases_at_hand", lambda: at_hand)
     assert run("init", rows) == 0
     assert load_domain("rows.py").task.head
     assert 'base=".bases/minilm"' in Path("rows.py").read_text(encoding="utf-8").replace(

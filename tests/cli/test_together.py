@@ -51,13 +51,19 @@ def test_one_after_another_on_request(
     assert "together_with" not in Card.read(tmp_path / "spam").adapter.training
 
 
+TWO = ["recipes/medical.py", "recipes/spam.py"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["recipes/medical.py", "rows.csv"], "recipes only, files ending in .py"),
-        (["recipes/medical.py", "--name", "other"], "--name expected flags for all recipes"),
-        (["recipes/medical.py", "--train", "rows.csv"], "--train expected flags for all"),
-        (["recipes/medical.py", "--together", "0"], "--together expected at least 1"),
+        ([*TWO, "--name", "other"], "--name expected flags for all recipes"),
+        ([*TWO, "--train", "rows.csv"], "--train expected flags for all"),
+        ([*TWO, "--seeds", "3"], "--seeds expected flags for all"),
+        ([*TWO, "--sweep", "rank=2,4"], "--sweep expected flags for all"),
+        ([*TWO, "--together", "0"], "--together expected at least 1"),
+        (["recipes/medical.py", "--task", "number"], "--task expected flags for all"),
         (["recipes/medical.py", "--limit", "60", "--init-from", "nobody"], "found none there"),
         (["one.csv", "two.csv"], "found 2 files"),
         (["recipes/none.py"], "no such file"),
@@ -68,7 +74,8 @@ def test_what_does_not_go_together_is_refused_first(
     arguments: list[str], message: str,
 ) -> None:  # fmt: skip
     (tmp_path / "recipes").mkdir()
-    shutil.copy(RECIPES / "medical.py", tmp_path / "recipes")
+    for recipe in TWO:
+        shutil.copy(RECIPES.parent / recipe, tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "lora_domains.cli.verbs.fit.open_model", lambda *_, **__: pytest.fail("loaded")

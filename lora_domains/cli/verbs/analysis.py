@@ -315,7 +315,8 @@ def _domain(flags: argparse.Namespace, settings: Mapping[str, Any] | None = None
         return proposed(flags).domain
     task, training = task_from_record(settings["task"]), settings["training"]
     domain = Domain(flags.name or domain_name(Path(flags.rows)), task, Data(flags.rows))
-    domain = with_settings(domain, seed=training["seed"], max_length=training["max_length"])
+    split_by = settings.get("data", {}).get("seed", training["seed"])
+    domain = with_settings(domain, seed=split_by, max_length=training["max_length"])
     return configured(domain, flags)
 
 

@@ -25,7 +25,7 @@ from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
 from lora_domains.report.report import Evaluation, combine, rebuild, save_report
-from lora_domains.report.text import outcome
+from lora_domains.report.text import chosen_among, outcome
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -120,6 +120,8 @@ def show_card(card: Card, display: Display, earlier: int = 0) -> None:
         Evaluation(card).show(display.console)
     if history := entry.training.get("history"):
         display.title("Training")
+        if chosen := chosen_among(entry.training):
+            display.line(f"{chosen}.")
         for record in history:
             display.epoch(record, str(entry.metric))
     if entry.scale_curve:
@@ -222,7 +224,7 @@ def _compare_seeds(folders: Sequence[Path], flags: argparse.Namespace) -> int:
     if flags.json:
         sys.stdout.write(json.dumps({"rows": rows, "seeds": variances}, indent=1) + "\n")
     else:
-        terminal.seeds(Display().console, variances, rows)
+        analyses.seeds(Display().console, variances, rows)
     return 0
 
 

@@ -23,6 +23,7 @@ from lora_domains.cli.flags import (
     configured,
     run_flag_defaults,
 )
+from lora_domains.cli.machine import with_base
 from lora_domains.cli.parser import EXIT, Parser, Verbs, add_verb, guarded, wrapped
 from lora_domains.cli.proposal import Reasons, proposed
 from lora_domains.cli.recipes import (
@@ -34,7 +35,6 @@ from lora_domains.cli.recipes import (
     quantization,
     show_validation,
     suite_of,
-    with_base,
 )
 from lora_domains.console import Display
 from lora_domains.data.prepare import prepare
@@ -192,14 +192,13 @@ def _add_fit(verbs: Verbs) -> None:
         "the gates; --evaluate does so on test rows that are split from the training rows. Without "
         "either, no test row is scored and validation rows are shown instead. "
         "Writes adapters/NAME: adapter_model.safetensors and adapter_config.json "
-        "(PEFT's format), card.json, items.jsonl and README.md. Several recipes are trained in one "
-        "pass, or one after another where that is faster.\n\n"
+        "(PEFT's format), card.json, items.jsonl and README.md. Several recipes, seeds or settings "
+        "are trained in one pass, or one after another where that is faster.\n\n"
         "Exit codes: 0 pass or not evaluated, 1 fail, 2 error, 3 inconclusive, 130 interrupted.",
         example="lora-domains fit --name triage --train train.csv --test test.csv \\\n"
         "      --text note --label priority --positive urgent",
     )  # fmt: skip
     add_run_flags(parser, recipe=False)
-    add_together_flag(parser)
 
 
 def fit(flags: argparse.Namespace) -> int:
@@ -236,9 +235,8 @@ def _fit(
 ) -> int:
     # By default, test rows taken from the training rows are kept for the adapter that is chosen in
     # the end.
-    if flags.evaluate is None:
-        flags.evaluate = domain.data.test is not None
-    verdict = fit_and_evaluate(domain, flags, card, reasons)
+    evaluated = domain.data.test is not None if flags.evaluate is None else flags.evaluate
+    verdict = fit_and_evaluate(domain, flags, card, reasons, evaluated=evaluated)
     return EXIT[verdict] if verdict else 0
 
 
@@ -269,16 +267,10 @@ def _parent_of(card: Card, folder: Path, flags: argparse.Namespace) -> Path | No
 
 # ── several recipes ──────────────────────────────────────────────────────────────────────────────
 
-OF_ONE = ("name", "train", "validation", "test", "text", "label", "task", "from_card")
-"""Flags that describe the rows of a single domain."""
+OF_ONE = ("name", "train", "validation", "test", "text", "label", "task", "from_card", "seeds",
+          "sweep")  # fmt: skip
+"""Flags that describe the rows of a single domain, or several trainings of one."""
 WORST = ("fail", "inconclusive", "pass")
-
-
-def add_together_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag of several domains."""
-    parser.add_argument_group("several recipes").add_argument(
-        "--together", type=int, metavar="N", help="train so many in one pass, 1 for one after "
-        "another; default: what the tokens of their steps favour")  # fmt: skip
 
 
 def run_recipes(
@@ -292,12 +284,12 @@ def run_recipes(
     doc = getattr(sys.modules.get("__main__"), "__doc__", None) or ""
     parser = Parser(usage="%(prog)s [options]", description=wrapped(doc))
     add_run_flags(parser)
-    add_together_flag(parser)
     parser.set_defaults(base=base)
 
     def run() -> int:
         flags = parser.read(arguments)
         _check_flags(flags)
+        flags.evaluate = flags.evaluate is not False
         fit_and_evaluate_all([configured(domain, flags) for domain in domains], flags)
         return 0
 
@@ -317,9 +309,13 @@ def fit_recipes(paths: Sequence[str], flags: argparse.Namespace) -> int:
             hint="Fit the rows of a file by themselves, or write a recipe for them: "
             f"lora-domains init {others[0]}",
         )
-    _check_flags(flags)
-    domains = [configured(load_domain(path), flags) for path in paths]
+    domains = [load_domain(path) for path in paths]
     flags.base = flags.base or own_base(paths)
+    if len(domains) == 1 and not flags.task:
+        name = flags.name or domains[0].name
+        return _fit(configured(replace(domains[0], name=name), flags), flags)
+    _check_flags(flags)
+    domains = [configured(domain, flags) for domain in domains]
     verdicts = fit_and_evaluate_all(domains, flags)
     return next((EXIT[verdict] for verdict in WORST if verdict in verdicts), 0)
 
@@ -386,7 +382,7 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
 
 
 def _with_base(domains: Sequence[Domain], flags: argparse.Namespace) -> tuple[list[Domain], str]:
-    """The domains on one base, found for all of them by ``recipes.with_base``."""
+    """The domains on one base, found for all of them by ``machine.with_base``."""
     # What has no head needs an instruct model, on which all others work too.
     first = next((one for one in domains if one.task.with_head() is None), domains[0])
     found, why = with_base(first, flags)

@@ -1,0 +1,184 @@
+"""A sweep: the best run on validation rows is saved, and its card names the others."""
+
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_rows
+from rich.console import Console
+from support.killed import doomed, forked
+from support.models import declared, fixed, model_in
+
+from lora_domains.adapters.folder import fingerprint
+from lora_domains.adapters.readme import readme
+from lora_domains.console import analyses
+from lora_domains.domain import Domain, with_settings
+from lora_domains.errors import LossExploded, TrainingInterrupted
+from lora_domains.joint import checkpoint as joint_checkpoint
+from lora_domains.joint import fit as joint_fit
+from lora_domains.joint.run import JointRun
+from lora_domains.model import DomainModel
+from lora_domains.report.card import Card
+from lora_domains.training.loop import Run
+
+SWEEP = {"lr": [1e-5, 0.01], "rank": [2, 4]}
+"""With the first rate nothing is learned."""
+
+
+def domain(**settings: Any) -> Domain:
+    options: dict[str, Any] = {"epochs": 2, "patience": 99, "retention": "none"}
+    return with_settings(declared(make_rows(260), **options), lr=None, rank=None, **settings)
+
+
+def swept(out: Path, base: Path, **options: Any) -> Card:
+    settings = {"sweep": SWEEP, "together": 3} | options
+    card = model_in(out, base).fit(domain(), **settings)
+    assert isinstance(card, Card)
+    return card
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[DomainModel, Card]:
+    model = model_in(tmp_path_factory.mktemp("sweep"), tiny_base)
+    card = model.fit(domain(), sweep=SWEEP, together=3)
+    assert isinstance(card, Card)
+    return model, card
+
+
+def test_the_best_run_is_saved_and_no_other(
+    chosen: tuple[DomainModel, Card], tmp_path: Path, tiny_base: Path
+) -> None:
+    model, card = chosen
+    assert [path.name for path in model.out.iterdir()] == ["spam"]
+    assert model.domains == ("spam",)
+    best = card.adapter.training["chosen_among"]["runs"][0]["settings"]
+    assert best["training.lr"] == 0.01
+    assert "together_with" not in card.adapter.training
+    alone = model_in(tmp_path, tiny_base)
+    one = alone.fit(domain(**best))
+    assert one is not None
+    assert one.adapter.recipe_digest == card.adapter.recipe_digest
+    assert len(one.adapter.trained_rows["own"]) == len(card.adapter.trained_rows["own"])
+    for linear, pair in alone.bank["spam"].weights.items():
+        for a, b in zip(pair, model.bank["spam"].weights[linear], strict=True):
+            assert (a - b).norm() <= 1e-3 * b.norm(), linear
+
+
+def test_the_card_names_all_runs_by_their_validation_score(
+    chosen: tuple[DomainModel, Card], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, card = chosen
+    found = card.adapter.training["chosen_among"]
+    assert (found["metric"], found["rows"]) == ("f1", len(model.dataset("spam").validation))
+    runs = found["runs"]
+    assert len(runs) == 4
+    scores = [run["score"] for run in runs]
+    assert scores == sorted(scores, reverse=True)
+    assert "difference" not in runs[0]
+    for run in runs[1:]:
+        assert run["difference"] == pytest.approx(run["score"] - scores[0])
+        assert run["lower"] <= run["difference"] <= run["upper"]
+    training = card.adapter.training
+    record = next(r for r in training["history"] if r["epoch"] == training["best_epoch"])
+    assert runs[0]["loss"] == record["validation_loss"]
+    assert runs[0]["score"] == pytest.approx(record["score"], abs=1e-6)
+    assert "Chosen among 4 trainings that differ in lr, rank, by F1 on 26" in readme(card)
+    analyses.sweep(Console(width=80), "spam", found)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [word for line in lines for word in line.split() if word == "kept"] == ["kept"]
+
+
+def test_no_test_row_is_scored(chosen: tuple[DomainModel, Card], project: Path) -> None:
+    _, card = chosen
+    assert card.adapter.verdict is None
+    assert card.adapter.evaluations is None
+
+
+def patched_run(patch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
+    make_run = joint_fit.make_run
+
+    def changing(*arguments: Any) -> Run:
+        run = make_run(*arguments)
+        if run.domain.name in changed:
+            run.validation.figures = lambda: changed[run.domain.name](run)
+        return run
+
+    patch.setattr(joint_fit, "make_run", changing)
+
+
+def test_a_run_whose_loss_explodes_is_the_worst(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = fixed(1.0, float("nan"))
+    patched_run(monkeypatch, {"spam__3": nan, "spam__4": nan})
+    card = swept(tmp_path, tiny_base)
+    runs = card.adapter.training["chosen_among"]["runs"]
+    assert [run["score"] for run in runs[2:]] == [None, None]
+    assert {run["settings"]["training.lr"] for run in runs[:2]} == {1e-5}
+    patched_run(monkeypatch, {f"spam__{n}": nan for n in (1, 2)})
+    with pytest.raises(LossExploded):
+        swept(tmp_path / "none", tiny_base)
+
+
+def test_a_run_beyond_the_drift_limit_is_kept_only_where_every_run_is(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drifting(run: Run) -> dict[str, float]:
+        kl = 9.0 if run.domain.name in ("spam__3", "spam__4") else 0.0
+        return {"general_kl": kl, "general_nats": 1.0, "general_rise": 0.0}
+
+    make_run = joint_fit.make_run
+
+    def changing(*arguments: Any) -> Run:
+        run = make_run(*arguments)
+        run.validation.drift = lambda: drifting(run)  # type: ignore[method-assign]
+        run.validation.scaled_down = lambda best, tensors, limit: (best, tensors)  # type: ignore
+        return run
+
+    monkeypatch.setattr(joint_fit, "make_run", changing)
+    runs = swept(tmp_path, tiny_base, retention="kl").adapter.training["chosen_among"]["runs"]
+    assert [run["within_drift"] for run in runs] == [True, True, False, False]
+    assert runs[0]["score"] < runs[2]["score"]
+
+
+# ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sweep_is_resumed_and_replaces_nothing_before_its_end(
+    tmp_path: Path, tiny_base: Path, chosen: tuple[DomainModel, Card],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    step = JointRun._step
+
+    def stopping(self: JointRun) -> None:
+        if self.checkpoint.step == 20:
+            self.signals.received = signal.SIGINT
+        step(self)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(JointRun, "_step", stopping)
+        with pytest.raises(TrainingInterrupted, match="--resume"):
+            swept(tmp_path, tiny_base)
+    assert [path.name for path in tmp_path.iterdir()] == [".spam.sweep"]
+    card = swept(tmp_path, tiny_base, resume=True)
+    assert card.adapter.sha256 == chosen[1].adapter.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["spam"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [(15, "after the step"), (99, "after it was saved")])
+def test_a_killed_sweep_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_base: Path, chosen: tuple[DomainModel, Card], kill: tuple[int, str]
+) -> None:
+    def train() -> None:
+        joint_checkpoint.SAVE_SECONDS = -1.0
+        doomed(*kill)
+        swept(tmp_path, tiny_base)
+
+    assert forked(partial(train)) == -signal.SIGKILL
+    swept(tmp_path, tiny_base, resume=True)
+    assert fingerprint(tmp_path / "spam") == fingerprint(chosen[0].out / "spam")
+    assert [path.name for path in tmp_path.iterdir()] == ["spam"]
