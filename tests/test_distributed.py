@@ -15,7 +15,7 @@ from conftest import ROOT, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support.launched import curve, declared, interrupted, pairs, resumed, scored, several
+from support.launched import curve, declared, interrupted, pairs, resumed, scored, several, variants
 from support.launches import launch
 
 from lora_domains import distributed
@@ -92,6 +92,23 @@ def test_two_processes_train_two_domains_together_like_one_and_resume_to_the_sam
         assert seen[0]["several"][name] == pytest.approx(losses, abs=1e-4)
         assert fingerprint(out / "several" / name) == fingerprint(out / "resumed" / name)
     assert not list((out / "resumed").glob(".joint*"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_seeds_and_a_sweep_like_one(
+    two: tuple[Path, list[dict[str, Any]], str], tiny_base: Path, rows: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    _, seen, _ = two
+    alone = variants(tiny_base, rows, tmp_path)
+    found = seen[0]["variants"]
+    assert found == seen[1]["variants"]
+    assert found["left"] == alone["left"] == []
+    for key, value in alone["seeds"].items():
+        assert found["seeds"][key] == pytest.approx(value, abs=1e-4)
+    for (settings, loss), (known, expected) in zip(found["runs"], alone["runs"], strict=True):
+        assert settings == known
+        assert loss == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -353,7 +353,10 @@ def _too_few(task: Task, parts: Mapping[str, Sequence[Example]], trained: bool) 
     train, test = parts["train"], parts["test"]
     warnings = []
     if trained and len(train) < USUAL_TRAINING:
-        warnings.append(f"only {len(train)} training rows: the result may depend on the seed")
+        warnings.append(
+            f"only {len(train)} training rows: the result may depend on the seed, and fit --seeds "
+            "3 shows how far"
+        )
     if trained and (total := sum(map(len, parts.values()))) < FEW:
         warnings.append(
             f"only {total} rows in all: lora-domains cross-validate estimates the scores before a "

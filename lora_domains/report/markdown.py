@@ -174,7 +174,9 @@ def _seeds(entry: AdapterEntry) -> list[str]:
     ]  # fmt: skip
     head = ["adapter − base", "seeds", "mean (95 % bounds for another seed)", "sd between seeds",
             "s.e. by items"]  # fmt: skip
-    return table(head, rows) if rows else []
+    on = next((f"On the same {f['n']} {f['rows']} rows." for f in entry.seeds.values()
+               if "rows" in f), "")  # fmt: skip
+    return [*([on, ""] if on else []), *table(head, rows)] if rows else []
 
 
 def _reliability(entry: AdapterEntry) -> list[str]:

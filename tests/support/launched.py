@@ -199,6 +199,23 @@ def several(
     }
 
 
+def variants(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """What two seeds of a domain, and a sweep of two rates, are found to score."""
+    domain = declared(rows, epochs=1)
+    with small_texts():
+        model = DomainModel.from_pretrained(base, out=out, display=Display(quiet=True))
+        seeds = model.fit(domain, seeds=2, together=2)[0].adapter.seeds
+        open_rate = with_settings(replace(domain, name="swept"), lr=None)
+        card = model.fit(open_rate, sweep={"lr": [1e-5, 0.01]}, together=2)
+    assert card is not None
+    return {
+        "seeds": {key: seeds["loss"][key] for key in ("base", "adapter", "difference")},
+        "runs": [[run["settings"], run["loss"]]
+                 for run in card.adapter.training["chosen_among"]["runs"]],
+        "left": sorted(path.name for path in out.glob(".*.sweep")),
+    }  # fmt: skip
+
+
 def refused() -> str:
     """The error on every process when the main one fails."""
 
@@ -223,6 +240,7 @@ def main() -> None:
         "left": interrupted(base, lines, out / "left", validating=False, resume=False),
         "several": several(base, lines, out / "several", stop=False),
         "resumed": several(base, lines, out / "resumed", stop=True),
+        "variants": variants(base, lines, out / "variants"),
         "refused": refused(),
         "sharded": {
             "several": several(base, lines, out / "sharded_several", stop=False, sharded=True),

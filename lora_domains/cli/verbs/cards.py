@@ -174,12 +174,12 @@ def _add_compare(verbs: Verbs) -> None:
         description="Compare two evaluated adapters or versions item by item, without a model: is "
         "B better than A, and does it keep general knowledge?\n\n"
         "With --seeds, or for three adapters and more, separate the variance of seeds from that "
-        "of rows, over several trainings of one domain on the same rows: validation rows where "
-        "each was trained with --no-evaluate, so that only the adapter that you choose is "
-        "evaluated.\n\nWrites nothing; with --save, the figures of seeds into their cards.\n\n"
+        "of rows, over several trainings of one domain on the same rows (fit --seeds): validation "
+        "rows, which cost no evaluation of the test rows, where all were scored on them.\n\nWrites "
+        "nothing; with --save, the figures of seeds into their cards.\n\n"
         "Exit codes: 0 B is better, 1 it is not, 2 error, 3 inconclusive; of seeds: 0 or 2.",
         example="lora-domains compare triage triage-v2\n"
-        "  lora-domains compare triage-0 triage-1 triage-2 --save",
+        "  lora-domains compare --seeds triage triage-seed1 triage-seed2",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
     add_adapter_argument(inputs, "adapters", nargs="+")
@@ -197,7 +197,7 @@ def compare(flags: argparse.Namespace) -> int:
             where="lora-domains compare",
             expected="two adapters, or several seeds of one",
             found="one",
-            hint="For another seed, train it again with --seed, another --name and --no-evaluate.",
+            hint="Several seeds are trained together: lora-domains fit … --seeds 3",
         )
     folders = [find_adapter(name, Path(flags.out), CARD) for name in flags.adapters]
     if flags.seeds or len(folders) > 2:
