@@ -186,18 +186,14 @@ class DomainModel:
     def fit(self, domain: Domain | Source, **options: Any) -> Card | None: ...
 
     def fit(
-        self,
-        domain: Domain | Source | Sequence[Domain],
-        *,
+        self, domain: Domain | Source | Sequence[Domain], *,
         name: str | None = None, text: str | tuple[str, ...] = "text", label: str = "label",
         positive: str | None = None, head: bool = False,
         validation: Source | None = None, test: Source | None = None,
-        init_from: str | Path | None = None,
-        resume: bool = False, tracker: str | None = None,
+        init_from: str | Path | None = None, resume: bool = False, tracker: str | None = None,
         dry_run: bool = False, no_evaluate: bool = False, suite: Suite | None = None,
-        prepared: Prepared | Sequence[Prepared] | None = None,
-        together: int | None = None, seeds: int | None = None,
-        sweep: Mapping[str, Sequence[Any]] | None = None,
+        prepared: Prepared | Sequence[Prepared] | None = None, together: int | None = None,
+        seeds: int | None = None, sweep: Mapping[str, Sequence[Any]] | None = None,
         **settings: Any,
     ) -> Card | list[Card] | None:  # fmt: skip
         """Train, save and load an adapter for a domain, or for rows with a text and a label.
@@ -232,15 +228,13 @@ class DomainModel:
         ]  # fmt: skip
         datasets = datasets if seeds is None else seed_datasets(datasets[0], seeds)
         self._datasets |= {dataset.domain.name: dataset for dataset in datasets}
-        train = fit_all if seeds is None else fit_seeds
-        train = train if sweep is None else partial(fit_sweep, sweep=sweep)
+        train = fit_seeds if seeds else partial(fit_sweep, sweep=sweep) if sweep else fit_all
         timed = partial(self._seconds, suite, no_evaluate) if dry_run else None
         cards = train(
             self.bank, datasets, self.out, self.display,
             resume=resume, tracker=tracker, together=together, dry_run=timed,
         )  # fmt: skip
-        for card in cards:
-            # Load what was saved, so that this is what gets evaluated.
+        for card in cards:  # load what was saved, so that this is what gets evaluated
             self.load_adapter(self.out / card.adapter.domain)
         if seeds is not None and cards:
             cards = score_seeds(self.bank, datasets, self.out, self.display)
@@ -307,8 +301,7 @@ class DomainModel:
         text of wrongly answered rows where a domain allows it. Raises UsageError if no adapter is
         loaded, or one was never evaluated.
         """
-        asked = suites.asked(self.bank, suite)
-        datasets = [self.dataset(domain) for domain in domains]
+        asked, datasets = suites.asked(self.bank, suite), [self.dataset(one) for one in domains]
         return benchmark(
             self.bank, datasets, asked, self.out, self.display, self._base_changed,
             reports=Path(out), show_text=show_text,

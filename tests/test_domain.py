@@ -344,7 +344,7 @@ def test_renaming_a_class_changes_no_digest() -> None:
 
 def test_every_setting_is_in_the_record() -> None:
     every = Data(ROWS, delimiter=";", encoding="cp1252", drop_empty=True, drop_long=True,
-                 merge_labels=True)  # fmt: skip
+                 merge_labels=True, seed=0)  # fmt: skip
     training, gates = Training(balance="weights"), Gates(floors={"spam": 0.5})
     record = as_record(replace(domain(), data=every, training=training, gates=gates))
     for part in (every, Lora(), Training(), Gates()):
