@@ -129,6 +129,9 @@ class JointRun:
     def _step(self) -> None:
         """One step of every active run."""
         began, inside = time.monotonic(), self._seconds()
+        if (self.checkpoint.together or 1) == 1:  # as in a fit of its own
+            (one,) = self.active
+            one.run.gradients.read_below(one.run.train, one.run.plan.passes)
         batches = [Batch(one.run.gradients, one.rows) for one in self.active]
         nats = self.gradients.compute(batches)
         parameters = [p for one in self.active for p in one.run.parameters]

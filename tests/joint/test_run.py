@@ -15,7 +15,7 @@ from support.models import clear_rows, declared, fixed, model_in
 
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
-from lora_domains.domain import Domain
+from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.joint import checkpoint as joint_checkpoint
 from lora_domains.joint import fit as joint_fit
@@ -88,11 +88,16 @@ def test_base_random_state_and_folder_are_as_before(
 
 
 @pytest.mark.slow
-def test_one_at_a_time_gives_the_bytes_of_separate_fits(tmp_path: Path, tiny_base: Path) -> None:
+def test_one_at_a_time_gives_the_bytes_of_separate_fits(
+    tmp_path: Path, tiny_base: Path, cache: Path
+) -> None:
+    """Also where layers below an adapter read the rows once."""
+    first, second = domains(0.2)[:2]
+    several = [first, with_settings(second, top_layers=1)]
     model = model_in(tmp_path / "several", tiny_base)
-    cards = model.fit(domains(0.2)[:2], together=1)
+    cards = model.fit(several, together=1)
     alone = model_in(tmp_path / "alone", tiny_base)
-    for domain, card in zip(domains(0.2), cards, strict=False):
+    for domain, card in zip(several, cards, strict=True):
         one = alone.fit(domain)
         assert one is not None
         assert card.adapter.sha256 == one.adapter.sha256
