@@ -254,7 +254,7 @@ SPARE = 2**30
 """Bytes that stay free on the disk."""
 ABANDONED = 3600
 """Seconds after which an unfinished file is taken for that of a killed process."""
-OWN = re.compile(r"[0-9a-f]{64}\.[a-z]+|(\.[0-9a-f]{64}\.[a-z]+\.[0-9a-f]{8})")
+OWN = re.compile(r"[0-9a-f]{64}\.[a-z]+|\.[0-9a-f]{64}\.[a-z]+\.[0-9a-f]{8}")
 """The names of files, and of unfinished ones; others in the folder are not ours to delete."""
 
 
@@ -262,7 +262,7 @@ def cache_folder() -> Path:
     """The folder of files that can be computed again, in a folder of each kind."""
     named = os.environ.get(CACHE)
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(user) / "lora_domains"
 
@@ -271,7 +271,7 @@ def cache_limit() -> float:
     """What all files may take; 0 keeps none. Raises UsageError for a variable that is no number."""
     given = os.environ.get(CACHE_LIMIT, "").strip() or str(GIGABYTES)
     try:
-        gigabytes = float(given)
+        gigabytes = float(given.upper().removesuffix("GB"))
     except ValueError:
         gigabytes = -1.0
     if not gigabytes >= 0:
@@ -317,21 +317,26 @@ def keep_in_cache(path: Path, content: bytes) -> str | None:
 def make_room(most: float) -> None:
     """Delete the files that were not used for longest, until all take ``most`` bytes; and what
     killed processes left unfinished."""
-    files: list[tuple[float, int, Path]] = []
-    for path in cache_folder().glob("*/*"):
-        own = OWN.fullmatch(path.name)
-        with suppress(OSError):  # another process may delete it meanwhile
-            found = path.stat()
-            used = max(found.st_mtime, found.st_atime)
-            if own and own[1]:
-                if used < time.time() - ABANDONED:
-                    path.unlink()
-            elif own:
-                files.append((used, found.st_size, path))
+    files = sorted(_cached())
     total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= most:
-            break
+    for used, size, path in files:
+        unfinished = path.name.startswith(".")
+        if used > time.time() - ABANDONED if unfinished else total <= most:
+            continue
         with suppress(OSError):  # on Windows while another process reads it
             path.unlink()
             total -= size
+
+
+def cache_bytes() -> int:
+    """What all files take."""
+    return sum(size for _, size, _ in _cached())
+
+
+def _cached() -> Iterator[tuple[float, int, Path]]:
+    """When each file of the cache was used, its size, and its path."""
+    for path in cache_folder().glob("*/*"):
+        if OWN.fullmatch(path.name):
+            with suppress(OSError):  # another process may delete it meanwhile
+                found = path.stat()
+                yield max(found.st_mtime, found.st_atime), found.st_size, path

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.analysis.reproduce import BASES
+from lora_domains.atomic import cache_bytes, cache_folder, cache_limit
 from lora_domains.console import format_bytes
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError, listed
@@ -44,6 +45,7 @@ def machine() -> dict[str, Any]:
         "devices": _devices(),
         "memory": memory,
         "disk": {"free_bytes": shutil.disk_usage(Path.cwd()).free},
+        "cache": {"folder": str(cache_folder()), "bytes": cache_bytes(), "limit": cache_limit()},
         "bases": _bases(),
         "hub": _hub(),
     }
@@ -131,6 +133,9 @@ def in_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     memory, disk = found["memory"], found["disk"]
     total, free = format_bytes(memory["total_bytes"]), format_bytes(memory["free_bytes"])
     yield "memory", f"{total}, {free} free; {format_bytes(disk['free_bytes'])} free on the disk"
+    cache = found["cache"]
+    kept, most = (format_bytes(cache[name]) for name in ("bytes", "limit"))
+    yield "cache", f"{kept} of at most {most} that bases computed, in {cache['folder']}"
     for base in found["bases"]:
         yield "base", f"{base['base']}, {format_bytes(base['bytes'])}: {base['for']}"
     if not found["bases"]:

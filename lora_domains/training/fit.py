@@ -11,6 +11,7 @@ from lora_domains.adapters.parent import Parent, continued_task, find_parent, lo
 from lora_domains.adapters.peft import save_adapter
 from lora_domains.adapters.readme import readme
 from lora_domains.adapters.versions import keep_version
+from lora_domains.atomic import cache_limit
 from lora_domains.console import Display, phases_in_words, spread
 from lora_domains.data.identity import open_project
 from lora_domains.data.leaks import trained_rows
@@ -63,6 +64,7 @@ def check_launch(tracker: str | None, display: Display) -> None:
 
     Called before rows are read, which may take long.
     """
+    cache_limit()  # a variable that is no number
     if tracker is not None:
         check_tracker(tracker)
     for warning in distributed.launch_warnings():

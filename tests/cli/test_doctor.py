@@ -26,6 +26,7 @@ def test_the_machine_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["devices"][-1]["threads"] >= 1
     assert found["memory"]["total_bytes"] >= found["memory"]["free_bytes"] > 0
     assert found["bases"] == [{"base": "minilm", "for": machine.ENCODER, "bytes": 0}]
+    assert found["cache"]["bytes"] == found["cache"]["limit"] == 0  # tests share nothing
     assert found["hub"]["reachable"] is None  # tests are offline
     assert found["hub"]["offline"]["HF_HUB_OFFLINE"] == "1"
 

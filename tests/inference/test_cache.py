@@ -1,10 +1,11 @@
 """What the base computes is kept, and read by those alone who ask for the very same."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -225,6 +226,7 @@ def test_the_file_that_was_not_used_for_longest_makes_room(
     assert refused == "1,001 bytes are more than LORA_DOMAINS_CACHE_GB allows"
     assert [entry(name).exists() for name in "acde"] == [True, True, True, False]
     assert other.exists()  # not ours
+    assert atomic.cache_bytes() == 900
 
 
 def test_a_disk_without_room_keeps_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +239,8 @@ def test_a_disk_without_room_keeps_nothing(cache: Path, monkeypatch: pytest.Monk
 
 
 def test_a_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(atomic.CACHE_LIMIT, "2 GB")
+    assert atomic.cache_limit() == 2e9
     for given in ("much", "-1", "nan"):
         monkeypatch.setenv(atomic.CACHE_LIMIT, given)
         with pytest.raises(UsageError, match="gigabytes that the cache may take"):
@@ -252,22 +256,24 @@ def test_nothing_is_kept_where_nothing_may_be(tiny_base: Path, cache: Path,
     assert not cache.exists()
 
 
-def _killed_while_writing(path: Path) -> None:
-    os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-    atomic.keep_in_cache(path, b"half of it")
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lora_domains import atomic
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+atomic.keep_in_cache(Path(sys.argv[1]), b"half of it")
+"""
 
 
-@pytest.mark.skipif(os.name == "nt", reason="forks")
+@pytest.mark.skipif(os.name == "nt", reason="has no SIGKILL")
 def test_a_killed_writer_leaves_nothing_that_is_read(cache: Path) -> None:
-    writer = multiprocessing.get_context("fork").Process(
-        target=_killed_while_writing, args=(entry("a"),)
-    )
-    writer.start()
-    writer.join()
-    assert writer.exitcode == -signal.SIGKILL
+    writer = subprocess.run([sys.executable, "-c", KILLED, entry("a")], check=False)
+    assert writer.returncode == -signal.SIGKILL
     (left,) = (path for path in cache.rglob("*") if path.is_file())
     assert left.name.startswith(".")
     assert not entry("a").exists()
+    atomic.make_room(0)  # it may still be written
+    assert left.exists()
     os.utime(left, (1, 1))
     assert atomic.keep_in_cache(entry("b"), b"all of it") is None
     assert [path.read_bytes() for path in cache.rglob("*") if path.is_file()] == [b"all of it"]
