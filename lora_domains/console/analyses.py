@@ -19,6 +19,7 @@ from lora_domains.report.terminal import (
 from lora_domains.report.text import (
     interval,
     metric_name,
+    number,
     percent,
     setting_name,
     setting_value,
@@ -149,7 +150,7 @@ def seeds(console: Console, found: Mapping[str, Figures], rows: str) -> None:
     grid = Grid(heads, [heads[3], heads[4], heads[1]])
     for metric, fields in found.items():
         each = "  ".join(f"{value:+.3f}" for value in fields["each"])
-        spread = [f"{fields[key]:.4f}" for key in ("sd_seed", "se_items")]
+        spread = [number(fields[key], 4) for key in ("sd_seed", "se_items")]
         grid.add(metric_name(metric), each, interval(fields), *spread)
     grid.print(console)
 

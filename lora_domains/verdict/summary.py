@@ -166,13 +166,19 @@ def every_metric(
     return {name: fields for name, fields in scored.items() if fields}
 
 
+WITH_SLOPE = ("lower", "upper", "sd_seed", "se_items", "se_residual")
+"""Figures of ``seed_variance`` that need the slope of the metric."""
+
+
 def over_seeds(
     tables: Sequence[ScoreTable], metrics: Sequence[Metric], positive: int | None, rows: str
 ) -> dict[str, dict[str, Any]]:
     """Trainings that differ in their seed, each with its scores on the same items, by metric.
 
     The figures of ``seed_variance``, the metric of the base, and of the adapter of each training.
-    ``rows`` says which rows the items are: "validation" or "test".
+    ``rows`` says which rows the items are: "validation" or "test". Bounds wider than the range of
+    the metric are left out, and what they were made of: they come of a metric that has no slope
+    where it is, such as MCC where all rows get one label.
     """
     found = {}
     for metric in metrics:
@@ -182,8 +188,11 @@ def over_seeds(
         gains = [after - before for before, after in parts
                  if before is not None and after is not None]  # fmt: skip
         if len(gains) == len(tables):
+            fields, (low, high) = seed_variance(np.stack(gains)), metric.range
+            if fields["upper"] - fields["difference"] > high - low:
+                fields |= dict.fromkeys(WITH_SLOPE)
             found[metric.name] = {
-                **seed_variance(np.stack(gains)),
+                **fields,
                 "rows": rows,
                 "base": metric.value(tables[0], "base", positive),
                 "adapter": [metric.value(table, "adapter", positive) for table in tables],

@@ -160,8 +160,10 @@ def test_a_sweep_is_resumed_and_replaces_nothing_before_its_end(
 
     with monkeypatch.context() as inside:
         inside.setattr(JointRun, "_step", stopping)
-        with pytest.raises(TrainingInterrupted, match="--resume"):
+        with pytest.raises(TrainingInterrupted, match="--resume") as caught:
             swept(tmp_path, tiny_base)
+    # Each run has a best epoch by now, which is in the checkpoint alone.
+    assert caught.value.hint.count("No adapter was saved.") == 3
     assert [path.name for path in tmp_path.iterdir()] == [".spam.sweep"]
     card = swept(tmp_path, tiny_base, resume=True)
     assert card.adapter.sha256 == chosen[1].adapter.sha256

@@ -1,14 +1,17 @@
 """Per-item scores to figures, gates and verdict, against scikit-learn and published cases."""
 
 import math
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from support.items import general, row, score, table, text, train_like
 from support.judged import gained, gate, good, judged, sliced
 
 from lora_domains.adapters.readme import readme
+from lora_domains.console import analyses
 from lora_domains.domain import Domain
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, read_items
@@ -16,6 +19,7 @@ from lora_domains.report.report import Evaluation
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.metrics import METRICS, best_baseline
 from lora_domains.verdict.scores import ScoreTable
+from lora_domains.verdict.summary import over_seeds
 
 
 def test_precision_is_restated_where_fewer_rows_are_positive() -> None:
@@ -347,3 +351,26 @@ def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
 def test_default_gates_are_the_ones_of_the_design() -> None:
     assert Domain.__dataclass_fields__["gates"].default_factory is Gates
     assert (Gates().retention, Gates().overfit, Gates().recall) == (0.03, None, 0.80)
+
+
+def test_a_metric_without_a_slope_has_its_values_over_seeds_and_no_bounds() -> None:
+    """MCC of a base that gives all rows one label, as many small bases do."""
+    targets = [n % 2 for n in range(40)]
+
+    def run(right: int) -> ScoreTable:
+        return ScoreTable(
+            {"target": target, "scores": {
+                "base": {"prediction": 0},
+                "adapter": {"prediction": target if n < right else 1 - target},
+            }}
+            for n, target in enumerate(targets)
+        )  # fmt: skip
+
+    found = over_seeds([run(36), run(32)], [METRICS["mcc"], METRICS["accuracy"]], None, "test")
+    assert found["mcc"]["adapter"] == pytest.approx([0.8, 0.6])
+    assert found["mcc"]["difference"] == pytest.approx(0.7)
+    assert [found["mcc"][name] for name in ("lower", "upper", "sd_seed")] == [None] * 3
+    assert found["accuracy"]["lower"] < 0.35 < found["accuracy"]["upper"]
+    console = Console(width=80, record=True, file=StringIO())
+    analyses.seeds(console, found, "test")
+    assert "+0.700 (? to ?)" in console.export_text()
