@@ -151,7 +151,7 @@ def test_show_exits_0_whatever_the_verdict(
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit_verb, "fit_and_evaluate", interrupted)
