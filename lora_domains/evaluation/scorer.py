@@ -209,7 +209,7 @@ class Scorer:
 
     def _keep_base(self, part: Part, records: Scores) -> None:
         texts = part.read and any(TEXT in record for record in records)
-        if self.of_base is not None and distributed.is_main() and not texts:
+        if self.of_base is not None and distributed.is_main() and records and not texts:
             self.of_base.keep(part.digest(), [without_text(record) for record in records])
 
 

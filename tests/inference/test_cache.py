@@ -152,6 +152,8 @@ def test_a_weight_that_changes_in_memory_is_noticed(cache: Path, tiny_base: Path
 def test_the_file_of_another_number_of_rows_is_not_read(cache: Path, tiny_base: Path) -> None:
     base = load_base(tiny_base)
     rows = rows_of(base)
+    assert scores(base, []) == []
+    assert not cache.exists()
     before = scores(base, rows)
     (path,) = cache.rglob("*.json")
     path.write_text(json.dumps(before[:2]))
