@@ -186,12 +186,17 @@ def advice(found: Figures) -> list[str]:
         metric.sign * run["upper" if metric.higher_is_better else "lower"] >= 0
         for run in others if run["lower"] is not None
     )  # fmt: skip
-    clear = f"{alike} of the {len(others)} others cannot be told from the best on these rows: the "
+    one = len(others) == 1
     sentences = []
     if alike:
-        sentences.append(f"{clear}bounds of the difference include 0.")
+        which = "The other run" if one else f"{alike} of the {len(others)} other runs"
+        sentences.append(
+            f"{which} cannot be told from the best on these rows: the bounds of the difference "
+            "include 0."
+        )
     elif others:
-        sentences.append("The best is clearly better than each of the others on these rows.")
+        which = "the other run" if one else "each of the other runs"
+        sentences.append(f"The best is clearly better than {which} on these rows.")
     sentences.append(
         "The bounds are for other rows. Another seed moves each figure, too: fit --seeds 3 shows "
         f"how much. As the best of {len(runs)} on these rows, the figure of the best is optimistic."

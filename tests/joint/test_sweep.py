@@ -97,6 +97,29 @@ def test_no_test_row_is_scored(chosen: tuple[DomainModel, Card], project: Path) 
     assert card.adapter.evaluations is None
 
 
+def run_of(score: float, lower: float, upper: float) -> dict[str, Any]:
+    return {"settings": {"lora.rank": 2}, "score": score, "lower": lower, "upper": upper}
+
+
+@pytest.mark.parametrize(
+    ("metric", "others", "words"),
+    [
+        ("f1", [(-0.1, 0.02)], "The other run cannot be told from the best"),
+        ("f1", [(-0.1, -0.02)], "The best is clearly better than the other run"),
+        ("f1", [(-0.1, 0.0), (-0.2, -0.1)], "1 of the 2 other runs cannot be told"),
+        ("nats_per_token", [(0.1, 0.2), (0.2, 0.3)], "clearly better than each of the other runs"),
+        ("nats_per_token", [(-0.1, 0.2), (0.2, 0.3)], "1 of the 2 other runs cannot be told"),
+    ],
+)
+def test_runs_whose_bounds_include_no_difference_are_counted(
+    metric: str, others: list[tuple[float, float]], words: str
+) -> None:
+    runs = [{"settings": {"lora.rank": 4}, "score": 0.9}, *(run_of(0.8, *one) for one in others)]
+    told = " ".join(analyses.advice({"metric": metric, "runs": runs, "rows": 30}))
+    assert words in told
+    assert f"As the best of {len(runs)} on these rows" in told
+
+
 def patched_run(patch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
     make_run = joint_fit.make_run
 
