@@ -73,8 +73,10 @@ class Bank:
         self._used: OrderedDict[str, None] = OrderedDict()
         # (in, out) of each linear that an adapter was ever loaded for; these are wrapped.
         self._sizes: dict[str, tuple[int, int]] = {}
-        # The last mixed route: token-by-token calls of the model gather its weights only once.
-        self._last: tuple[tuple[str | None, ...], Mixed] | None = None
+        # The last mixed routes: token-by-token calls of the model gather their weights only once.
+        # Two on a CPU, where gathering takes as long as a step, for batches that take turns.
+        self._last: OrderedDict[tuple[str | None, ...], Mixed] = OrderedDict()
+        self._kept = 2 if base.device.type == "cpu" else 1
         self._lock = threading.RLock()
         watch_calls(base.model)
 
@@ -198,8 +200,9 @@ class Bank:
                 return Single(self._load(domains))
             names = tuple(domains)
             rows = {name: None if name is None else self._load(name) for name in names}
-            if self._last is not None and self._last[0] == names:
-                return self._last[1]
+            if names in self._last:
+                self._last.move_to_end(names)
+                return self._last[names]
             if self._one_domain_a_call and len(set(names)) > 1:
                 raise UsageError(
                     where=self.base.id,
@@ -211,7 +214,9 @@ class Bank:
             route = mixed([rows[name] for name in names], self.base.device)
             # A route over more adapters than slots must not outlive its call.
             if isinstance(route, Mixed) and not (self.slots and len(rows) > self.slots):
-                self._last = (names, route)
+                self._last[names] = route
+                if len(self._last) > self._kept:
+                    self._last.popitem(last=False)
             return route
 
     def parts(self, domains: Sequence[str | None]) -> list[list[int]]:
@@ -263,13 +268,13 @@ class Bank:
         while self.slots is not None and len(self._used) > self.slots:
             self._entries[next(iter(self._used))].loaded = None
             self._used.popitem(last=False)
-            self._last = None
+            self._last.clear()
         return loaded
 
     def _free_slot(self, name: str) -> None:
         """Free the slot of ``name``; a call in progress keeps what it holds."""
         self._used.pop(name, None)
-        self._last = None
+        self._last.clear()
 
     def _checked_sizes(self, adapter: Adapter) -> dict[str, tuple[int, int]]:
         """(in, out) of each linear of ``adapter``, all of which its tensors fit."""

@@ -8,6 +8,7 @@ whatever the base's precision, as in PEFT: on a CPU, small bfloat16 products are
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,8 @@ def grouped(weights: Weights) -> dict[str, list[str]]:
 def flatten(weights: Weights, pinned: bool = False) -> tuple[Tensor, Weights]:
     """All tensors copied into one float32 buffer on the CPU; the buffer and the same as views.
 
-    Group by group: every A of the group, then every B. ``pinned`` memory is quick to copy to CUDA.
+    Group by group: every A of the group, then the transpose of every B. A token's product with
+    these takes half as long as with B. ``pinned`` memory is quick to copy to CUDA.
     """
     size = sum(a.numel() + b.numel() for a, b in weights.values())
     flat = torch.empty(size, dtype=torch.float32, pin_memory=pinned)
@@ -117,7 +119,8 @@ def _views(flat: Tensor, weights: Weights, groups: Mapping[str, list[str]]) -> W
     shapes = [weights[linear][part].shape for linear, part in places]
     parts = torch.split(flat, [shape.numel() for shape in shapes])
     views = {
-        place: part.view(shape) for place, shape, part in zip(places, shapes, parts, strict=True)
+        (linear, part): flat.view(shape) if part == 0 else flat.view(shape[::-1]).mT
+        for (linear, part), shape, flat in zip(places, shapes, parts, strict=True)
     }
     return {linear: (views[linear, 0], views[linear, 1]) for linear in weights}
 
@@ -354,8 +357,10 @@ class StackedLora(NamedTuple):
     """(adapters, sum of ranks, in)."""
     scales: Tensor
     """(adapters, 1, sum of ranks), for the products of ``a``."""
-    parts: Mapping[str, tuple[int, int, Tensor]]
-    """A linear → its first row in ``a``, its rank, and B (adapters, out, rank)."""
+    ranks: list[int]
+    """Of each linear, in the order of ``b``."""
+    b: Mapping[str, Tensor]
+    """A linear → the transpose of B, (adapters, rank, out)."""
 
 
 def stack(adapters: Sequence[LoadedAdapter], group: str) -> StackedLora | None:
@@ -365,25 +370,25 @@ def stack(adapters: Sequence[LoadedAdapter], group: str) -> StackedLora | None:
     if not lora:
         return None
     ranks = {n: max(p.rank for p in of if p is not None) for n, of in lora.items()}
-    like = next(p for of in lora.values() for p in of if p is not None)
-    a = like.a.new_empty(len(adapters), sum(ranks.values()), like.a.shape[1])
+    starts = dict(zip(ranks, accumulate(ranks.values(), initial=0), strict=False))
     scales = torch.zeros(len(adapters), 1, sum(ranks.values()))
-    parts, start = {}, 0
-    for linear, rank in ranks.items():
-        outputs = next(p.b.shape[0] for p in lora[linear] if p is not None)
-        b = like.b.new_empty(len(adapters), outputs, rank)
-        for row, part in enumerate(lora[linear]):
-            own = 0 if part is None else part.rank
-            if part is not None:
-                a[row, start : start + own] = part.own_a
-                b[row, :, :own] = part.b
-                scales[row, :, start : start + own] = part.scale
-            if own < rank:
-                a[row, start + own : start + rank] = 0
-                b[row, :, own:] = 0
-        parts[linear] = (start, rank, b)
-        start += rank
-    return StackedLora(a, scales.to(like.a.device), parts)
+    parts = [(p, n, row) for n, of in lora.items() for row, p in enumerate(of) if p is not None]
+    for part, linear, row in parts:
+        scales[row, :, starts[linear] : starts[linear] + part.rank] = part.scale
+    alike = all((part.start, part.rank) == (starts[n], ranks[n]) for part, n, _ in parts)
+    if alike and len(parts) == len(lora) * len(adapters):  # whole, as they lie in memory
+        first = next(iter(lora.values()))
+        a = torch.stack([part.a for part in first if part is not None])
+        b = {n: torch.stack([p.b.mT for p in of if p is not None]) for n, of in lora.items()}
+        return StackedLora(a, scales.to(a.device), list(ranks.values()), b)
+    like = parts[0][0]
+    a = like.a.new_zeros(len(adapters), sum(ranks.values()), like.a.shape[1])
+    outputs = {linear: len(part.b) for part, linear, _ in parts}
+    b = {n: like.b.new_zeros(len(adapters), rank, outputs[n]) for n, rank in ranks.items()}
+    for part, linear, row in parts:
+        a[row, starts[linear] : starts[linear] + part.rank] = part.own_a
+        b[linear][row, : part.rank] = part.b.mT
+    return StackedLora(a, scales.to(a.device), list(ranks.values()), b)
 
 
 def _frozen(adapter: LoadedAdapter, linear: str) -> FrozenLora | None:

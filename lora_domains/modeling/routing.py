@@ -153,13 +153,12 @@ class Mixed:
                 found=f"{x.shape[0]} rows",
                 hint="Give one domain for each row.",
             )
+        if self._stackable and x.numel() <= FEW * count * x.shape[-1]:
+            return self._together(linear, x, y)
         # (rows, tokens, width): the tokens of a row's beams follow each other.
         x_rows, y_rows = (part.reshape(count, -1, part.shape[-1]) for part in (x, y))
-        if self._segments:
-            return self._train(linear, x, y, x_rows, y_rows).view(y.shape)
-        together = x_rows.shape[1] <= FEW and self._stackable
-        serve = self._together if together else self._one_by_one
-        return serve(linear, x, x_rows, y_rows).view(y.shape)
+        serve = self._train if self._segments else self._one_by_one
+        return serve(linear, x, y, x_rows, y_rows).view(y.shape)
 
     def _train(self, linear: str, x: Tensor, y: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
         """Each adapter over its own rows, with gradients; best where these are side by side."""
@@ -180,7 +179,9 @@ class Mixed:
                 y_parts[at] = single.serve(linear, x_parts[at], part)
         return torch.cat(y_parts)
 
-    def _one_by_one(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
+    def _one_by_one(
+        self, linear: str, x: Tensor, y: Tensor, x_rows: Tensor, y_rows: Tensor
+    ) -> Tensor:
         """Each adapter over its own rows."""
         source, kind, lows = self._shared
         if source is not x or kind is not Mixed:
@@ -199,36 +200,37 @@ class Mixed:
                 y_rows[index] = part  # indexing with a tensor gave a copy, with a slice a view
         return y_rows
 
-    def _together(self, linear: str, x: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
+    def _together(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """All adapters in one batched product, over one block of rows for each adapter."""
         if linear not in self._stacked:
             stacked = stack(list(self._rows_of), group_of(linear, x.shape[-1]))
             # In one write: other threads share this route and must not see it half made.
-            group = dict.fromkeys(stacked.parts, stacked) if stacked else {}
+            group = dict.fromkeys(stacked.b, stacked) if stacked else {}
             self._stacked |= {linear: None, **group}
         stacked = self._stacked[linear]
         if stacked is None:
-            return y_rows
-        blocks = self._blocks
-        source, kept, low = self._shared
+            return y
+        blocks, count = self._blocks, len(stacked.a)
+        source, kept, lows = self._shared
         if source is not x or kept is not stacked:
-            picked = x_rows if blocks is None else x_rows[blocks.rows]
-            picked = picked.reshape(len(stacked.a), -1, x.shape[-1]).to(stacked.a.dtype)
+            rows = x if blocks is None else x.reshape(len(self.rows), -1, x.shape[-1])[blocks.rows]
+            picked = rows.reshape(count, -1, x.shape[-1]).to(stacked.a.dtype)
             # With A on the right: for one token each, the other order takes 2 to 3 times as long
             # in MKL on Intel.
-            low = (picked @ stacked.a.mT).mul_(stacked.scales)
-            self._shared = (x, stacked, low)
-        start, rank, b = stacked.parts[linear]
-        low = low[..., start : start + rank]
+            low = torch.bmm(picked, stacked.a.mT).mul_(stacked.scales)
+            lows = dict(zip(stacked.b, torch.split(low, stacked.ranks, -1), strict=True))
+            self._shared = (x, stacked, lows)
+        low, b = lows[linear], stacked.b[linear]
         if blocks is not None:
-            delta = (low @ b.mT).reshape(len(blocks.rows), *y_rows.shape[1:])
-            return y_rows.index_add_(0, blocks.targets, delta[blocks.real].to(y_rows.dtype))
-        y_blocks = y_rows.view(len(b), -1, y_rows.shape[-1])
-        if y_rows.dtype == b.dtype:
-            y_blocks.baddbmm_(low, b.mT)
+            delta = torch.bmm(low, b).view(len(blocks.rows), -1, b.shape[-1])[blocks.real]
+            y_rows = y.reshape(len(self.rows), -1, b.shape[-1])
+            return y_rows.index_add_(0, blocks.targets, delta.to(y.dtype)).view(y.shape)
+        y_blocks = y.reshape(count, -1, b.shape[-1])
+        if y.dtype == b.dtype:
+            y_blocks.baddbmm_(low, b)
         else:
-            y_blocks.add_(low @ b.mT)
-        return y_rows
+            y_blocks.add_(torch.bmm(low, b))
+        return y_blocks.view(y.shape)
 
 
 Route = Single | Mixed

@@ -25,6 +25,7 @@ from lora_domains.modeling.routing import FEW, Mixed, narrowed
 # the embeddings alone would move logits by more than the tolerance.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "all": {},
+    "alike": {},
     "wide": {"rank": 7, "rslora": True, "deviation": 0.2},
     "attention": {"targets": ("q_proj", "v_proj"), "rank": 2},
     "value": {"targets": ("v_proj", "down_proj")},
@@ -116,6 +117,21 @@ def test_decoding_with_a_cache_gathers_once(bank: Bank, monkeypatch: pytest.Monk
             out = bank.base.model(input_ids=ids[:, step : step + 1], past_key_values=cache)
         torch.testing.assert_close(out.logits[:, 0], wanted[:, step], atol=TOLERANCE, rtol=0)
     assert len(gathered) == len(set(gathered)) > 0, "gathered again for a later step"
+
+
+def test_two_batches_that_take_turns_gather_once_on_a_cpu(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered, stack = [], routing.stack
+    monkeypatch.setattr(
+        routing, "stack", lambda of, group: (gathered.append((*of, group)), stack(of, group))[1]
+    )
+    for _ in range(3):
+        for domains in (["all", "alike"], ["wide", "alike", None]):
+            with torch.no_grad(), bank.routed(domains):
+                bank.base.model(input_ids=random_ids(len(domains), 1))
+    times = 1 if bank.base.device.type == "cpu" else 3
+    assert len(gathered) == times * len(set(gathered)) > 0
 
 
 class Observed(dict[str, Any]):
