@@ -184,7 +184,7 @@ def _add_chat(verbs: Verbs) -> None:
         "generated; an adapter with labels answers with its label and the probability. Inside, "
         + "; ".join(f"{command}: {what}" for command, what in COMMANDS.items())
         + ". Ctrl-C stops an answer.\n\nWhere the standard input is no terminal, each of its lines "
-        "is one message, and only the answers are printed. It writes no file.",
+        "is one message or command, and only the answers are printed. It writes no file.",
         example="lora-domains chat support\n  lora-domains chat --base Qwen/Qwen3-0.6B\n"
         '  echo "How do I reset my password?" | lora-domains chat support',
     )  # fmt: skip
