@@ -26,6 +26,8 @@ import torch
 RESULTS = Path(__file__).parents[1] / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 7
+THREADS = min(8, os.cpu_count() or 1)
+"""On a machine whose CPU is not what is measured."""
 
 Work = Callable[[], Any]
 
@@ -50,7 +52,11 @@ class Experiment:
                 help="random Llamas of 0.5 or 7 billion parameters; default: 55 million",
             )  # fmt: skip
         add("--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base")
-        add("--threads", type=int, default=1, help="of torch on a CPU; default: %(default)s")
+        add(
+            "--threads",
+            type=int,
+            help=f"of torch on the CPU; default: 1, elsewhere {THREADS} to load bases and adapters",
+        )
         add("--rounds", type=int, help=f"of each comparison; default: {ROUNDS}, 2 if quick")
         add("--quick", action="store_true", help="a small model and few rounds, to try the script")
         add(
@@ -61,6 +67,8 @@ class Experiment:
         flags = parser.parse_args()
         if len(flags.dtype) > len(dtypes):
             parser.error(f"{name} takes {len(dtypes)} --dtype")
+        if flags.threads is None:
+            flags.threads = 1 if flags.device == "cpu" else THREADS
         self.flags = flags
         self.name, self.device, self.quick = name, flags.device, bool(flags.quick)
         self.dtypes: list[str] = flags.dtype
@@ -156,8 +164,8 @@ class Experiment:
     def save(self, settings: Mapping[str, Any]) -> None:
         """Write ``NAME.json``, or ``NAME-DEVICE-DTYPE.json`` on another device than the CPU.
 
-        Called once for each shape, it keeps the settings of those before: what was measured is
-        there when a later one fails.
+        Called once for each shape or precision, it keeps the settings of those before: what was
+        measured is there when a later one fails.
         """
         self._settings |= settings
         if self.out is None:

@@ -153,12 +153,15 @@ class Bench:
         first = new_adapter(base, "first", Lora(targets="all-linear"), rank, 2 * rank, seed=0)
         folders = []
         for number in range(count):
-            generator = torch.Generator().manual_seed(number)
+            generator = torch.Generator(device).manual_seed(number)
+
+            def drawn(like: torch.Tensor, std: float, by: torch.Generator = generator) -> Any:
+                return torch.empty_like(like, device=device).normal_(std=std, generator=by).cpu()
+
             weights = {
-                linear: (a.clone().normal_(std=a.shape[1] ** -0.5, generator=generator),
-                         b.clone().normal_(std=0.05, generator=generator))
+                linear: (drawn(a, a.shape[1] ** -0.5), drawn(b, 0.05))
                 for linear, (a, b) in first.weights.items()
-            }  # fmt: skip
+            }
             adapter = replace(first, name=f"r{rank}-{number}", weights=weights)
             folders.append(self._adapters / adapter.name)
             save_random(folders[-1], adapter, base)

@@ -267,7 +267,7 @@ def head_nats(
     if inputs is None:
         inputs = features(model, items, pad, head.layout.pooling)
     logits = head_logits(head, inputs)
-    weights = None if weights is None else weights.to(logits.device)
+    weights = None if weights is None else weights.to(logits)
     if task.outputs == "classes":
         targets = torch.tensor([item.target for item in items], device=logits.device)
         return F.cross_entropy(logits, targets, weights, reduction="sum")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_base
-from support.adapters import IDS, TOLERANCE, assert_equal, logits, save, strong
+from support.adapters import TOLERANCE, assert_equal, logits, save, strong, token_ids
 from support.commands import run
 from support.device import base_on
 from support.peft_folders import peft_saved, plain
@@ -38,7 +38,7 @@ def loaded(base: Base, *adapters: Any) -> Bank:
 
 def plain_logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=IDS).logits
+        found: torch.Tensor = model(input_ids=token_ids()).logits
     return found.float()
 
 

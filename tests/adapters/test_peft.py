@@ -10,7 +10,7 @@ import torch
 from packaging.version import Version
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from support.adapters import FILES, IDS, assert_equal, logits, save, strong
+from support.adapters import FILES, assert_equal, logits, save, strong, token_ids
 from support.damaged import edit
 from support.device import base_on
 from support.peft_folders import peft_logits, peft_saved, plain
@@ -178,10 +178,10 @@ def test_logits_and_gradients_in_training_are_those_of_peft(
     bare = logits(base)
     weighed = torch.randn_like(bare)
     torch.manual_seed(3)
-    theirs = oracle(input_ids=IDS).logits
+    theirs = oracle(input_ids=token_ids()).logits
     torch.manual_seed(3)
     with bank.routed("ours"):
-        ours = base.model(input_ids=IDS).logits
+        ours = base.model(input_ids=token_ids()).logits
     assert_equal(ours.detach(), theirs.detach(), bare)
     (theirs * weighed).sum().backward()
     (ours * weighed).sum().backward()

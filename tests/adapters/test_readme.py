@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from support import folders
-from support.adapters import IDS, logits, strong
+from support.adapters import logits, strong, token_ids
 from support.encoders import make_encoder, make_sentence_encoder
 from support.heads import headed
 from support.models import model_in
@@ -80,7 +80,7 @@ def test_the_code_loads_an_adapter_here_and_in_peft(
     assert capsys.readouterr().out.strip()
     plain = run_block(peft)["model"]
     with torch.no_grad():
-        theirs = plain(input_ids=IDS).logits
+        theirs = plain(input_ids=token_ids()).logits
     model.bank.add(adapter)
     torch.testing.assert_close(theirs, logits(model.bank, adapter.name), atol=1e-5, rtol=0)
     model.unload(adapter.name)
@@ -95,7 +95,7 @@ def test_the_code_for_the_embedded_base_runs(tmp_path: Path) -> None:
     plain = run_block(peft)["model"]
     model.bank.add(adapter)
     with torch.no_grad():
-        theirs = plain(input_ids=IDS).logits
+        theirs = plain(input_ids=token_ids()).logits
     torch.testing.assert_close(theirs, logits(model.bank, "triage"), atol=1e-4, rtol=0)
 
 

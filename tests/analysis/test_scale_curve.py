@@ -11,7 +11,7 @@ import torch
 from conftest import make_rows
 from peft import PeftModel
 from support import folders
-from support.adapters import IDS, logits, save, strong
+from support.adapters import logits, save, strong, token_ids
 from support.commands import run
 from support.heads import headed
 from support.models import SUITE, use_small_suite
@@ -271,7 +271,7 @@ def test_a_scale_is_what_peft_reads(tiny_base: Path, tmp_path: Path, lora: dict[
     torch.testing.assert_close(logits(bank, "triage"), wanted, atol=1e-5, rtol=0)
     plain = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     with torch.no_grad():
-        theirs = PeftModel.from_pretrained(plain, folder).eval()(input_ids=IDS).logits
+        theirs = PeftModel.from_pretrained(plain, folder).eval()(input_ids=token_ids()).logits
     torch.testing.assert_close(theirs, wanted, atol=1e-5, rtol=0)
     # Scales stay relative to the training, and 1 is what was trained, to the byte.
     with scaled(bank, "triage", (1.0,)) as names:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import WORDS, make_base
 from rich.console import Console
-from support.adapters import IDS, save, strong
+from support.adapters import save, strong, token_ids
 from support.commands import run
 
 from lora_domains.analysis.trace import (
@@ -98,7 +98,7 @@ def test_the_lens_is_the_last_norm_and_the_output_layer_after_each_layer(
         model = GPT2LMHeadModel(config).eval()
     path, count = layer_list(model)
     norm = model.transformer.ln_f if kind == "gpt2" else model.model.norm
-    ids = IDS.clamp(max=59)
+    ids = token_ids().clamp(max=59)
     with torch.no_grad():
         hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
         for number in range(1, count):

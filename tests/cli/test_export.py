@@ -17,7 +17,7 @@ import pytest
 import torch
 from jinja2 import Environment
 from safetensors.torch import load_file, save_file
-from support.adapters import IDS, assert_equal, save, strong
+from support.adapters import assert_equal, save, strong, token_ids
 from support.commands import run
 from support.models import Fitted
 from support.peft_folders import peft_logits, peft_saved
@@ -84,7 +84,10 @@ def test_adapters_are_written_as_vllm_loads_them(
         '# spam was trained on completions of "text: {text}\\nlabel:"' in (out / SERVE).read_text()
     )
     model: DomainModel = fitted[0]
-    bare, own = model(input_ids=IDS).logits, model(input_ids=IDS, domain="spam").logits
+    bare, own = (
+        model(input_ids=token_ids()).logits,
+        model(input_ids=token_ids(), domain="spam").logits,
+    )
     assert_equal(peft_logits(tiny_base, out / "wide"), expected, bare)
     assert_equal(peft_logits(tiny_base, out / "spam"), own, bare)
 
@@ -151,9 +154,9 @@ def test_a_gguf_file_has_the_logits_of_the_adapter(
     ).eval()
     with torch.no_grad():
         found, expected, bare = (
-            read(input_ids=IDS).logits,
-            model(input_ids=IDS, domain="strong").logits,
-            model(input_ids=IDS).logits,
+            read(input_ids=token_ids()).logits,
+            model(input_ids=token_ids(), domain="strong").logits,
+            model(input_ids=token_ids()).logits,
         )
     error = float((found - expected).norm() / (expected - bare).norm())
     assert error < {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
@@ -207,8 +210,11 @@ def test_an_adapter_alone_in_gguf_has_its_weights_and_logits(
         tmp_path / "none", gguf_file="none.gguf", dtype=torch.float32
     ).eval()
     with torch.no_grad():
-        found = read(input_ids=IDS).logits
-    bare, expected = model(input_ids=IDS).logits, model(input_ids=IDS, domain="other").logits
+        found = read(input_ids=token_ids()).logits
+    bare, expected = (
+        model(input_ids=token_ids()).logits,
+        model(input_ids=token_ids(), domain="other").logits,
+    )
     assert float((found - expected).norm() / (expected - bare).norm()) < 1e-5
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.adapters import IDS, logits, save, strong
+from support.adapters import logits, save, strong, token_ids
 from support.device import base_on
 
 from lora_domains import Classification, DomainModel, Generation
@@ -81,10 +81,10 @@ def test_sampled_return_sequences_come_in_the_order_of_the_prompts(model: Domain
 @pytest.mark.contract
 def test_the_model_is_called_with_a_domain_for_each_row(model: DomainModel) -> None:
     with torch.no_grad():
-        found = model(input_ids=IDS, domains=["b", None]).logits
-        assert torch.equal(model(input_ids=IDS, domain="a").logits, logits(model.bank, "a"))
+        found = model(input_ids=token_ids(), domains=["b", None]).logits
+        assert torch.equal(model(input_ids=token_ids(), domain="a").logits, logits(model.bank, "a"))
         with pytest.raises(UsageError, match="3 for 2 rows"):
-            model(input_ids=IDS, domains=["a", "a", "a"])
+            model(input_ids=token_ids(), domains=["a", "a", "a"])
     torch.testing.assert_close(found[0], logits(model.bank, "b")[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(found[1], logits(model.bank)[1], atol=1e-5, rtol=0)
 
@@ -213,7 +213,7 @@ def in_the_middle(model: DomainModel, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         with monkeypatch.context() as patch, torch.no_grad(), model.using("a"):
             patch.setattr(RoutedLinear, "forward", watched)
-            return model(input_ids=IDS).logits
+            return model(input_ids=token_ids()).logits
 
     return run
 
@@ -286,7 +286,7 @@ def test_more_domains_in_one_call_than_slots(
     wanted = model.generate(PROMPTS, domains=names, max_new_tokens=5)
     assert small.generate(PROMPTS, domains=names, max_new_tokens=5) == wanted
     assert len(small.bank.on_device) == 2
-    ids = IDS[[0, 1, 0, 1]]
+    ids = token_ids()[[0, 1, 0, 1]]
     with torch.no_grad():
         found = small(input_ids=ids, domains=list("abcd")).logits
         wanted_logits = model(input_ids=ids, domains=list("abcd")).logits
@@ -315,7 +315,9 @@ def test_a_thousand_calls_from_threads_give_the_right_logits(
     model = make(folder, tiny_base, slots)
     names = ["a", "b", None, "c"]
     wanted = {name: logits(model.bank, name) for name in names}
-    mixed = {(a, b): model(input_ids=IDS, domains=[a, b]).logits for a in names for b in names}
+    mixed = {
+        (a, b): model(input_ids=token_ids(), domains=[a, b]).logits for a in names for b in names
+    }
     over = threading.Event()
 
     def calls(thread: int) -> int:
@@ -325,9 +327,9 @@ def test_a_thousand_calls_from_threads_give_the_right_logits(
                 one, other = names[(thread + i) % 4], names[(thread + i // 4) % 4]
                 if i % 3:
                     with model.using(one):
-                        right += torch.equal(model(input_ids=IDS).logits, wanted[one])
+                        right += torch.equal(model(input_ids=token_ids()).logits, wanted[one])
                 else:
-                    found = model(input_ids=IDS, domains=[one, other]).logits
+                    found = model(input_ids=token_ids(), domains=[one, other]).logits
                     right += torch.equal(found, mixed[one, other])
         return right
 

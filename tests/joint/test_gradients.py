@@ -9,6 +9,7 @@ import pytest
 import support.retention  # noqa: F401 (registers the method blend)
 import torch
 from conftest import make_rows
+from support import device
 from support.models import clear_rows, declared, model_in
 
 from lora_domains.domain import Domain
@@ -93,6 +94,41 @@ def compared(runs: Sequence[Run], recompute: bool = False) -> list[tuple[float, 
     ]
 
 
+def from_float64(runs: Sequence[Run]) -> list[tuple[float, float]]:
+    """Of each run: how far gradients, joint and of separate steps, are from those in float64.
+
+    Base and adapters stay in float64.
+    """
+    batches = [Batch(run.gradients, run.train[: run.plan.batch_size]) for run in runs]
+    JointGradients(runs[0].bank).compute(batches)
+    found = [[gradients_of(run) for run in runs]]
+    for doubled in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if doubled:
+                runs[0].model.double()
+                for parameter in (parameter for run in runs for parameter in run.parameters):
+                    parameter.grad, parameter.data = None, parameter.data.double()
+                # What is computed in float32 on a base of any precision.
+                patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+            for of, rows in batches:
+                of.compute(rows, of.units(rows))
+        found.append([gradients_of(run) for run in runs])
+    return [
+        (float((joint - exact).norm() / exact.norm()), float((one - exact).norm() / exact.norm()))
+        for joint, one, exact in zip(*found, strict=True)
+    ]
+
+
+def assert_as_exact(runs: Sequence[Run]) -> None:
+    """Joint gradients are as near to those in float64 as those of separate steps.
+
+    Rounding in float32 takes both about 1e-6 from there: where a batch of another size is computed
+    by other kernels, as on a GPU, that is how far they are from each other too.
+    """
+    for run, (joint, separate) in zip(runs, from_float64(runs), strict=True):
+        assert joint < max(1e-6, 1.5 * separate), run.domain.name
+
+
 @pytest.mark.contract
 @pytest.mark.parametrize("micro", [16_384, 64])
 def test_joint_gradients_equal_those_of_separate_steps(
@@ -104,17 +140,22 @@ def test_joint_gradients_equal_those_of_separate_steps(
     assert sum(bool(run.gradients.texts()) for run in runs) == 4
     for run, (difference, nats) in zip(runs, compared(runs), strict=True):
         assert gradients_of(run).norm() > 1e-3
-        assert difference < 1e-6, run.domain.name
+        assert device.name != "cpu" or difference < 1e-6, run.domain.name
         assert nats < 1e-6, run.domain.name
+    assert_as_exact(runs)
 
 
 def test_joint_gradients_on_an_encoder(tmp_path: Path, bases: Callable[[str], Path]) -> None:
     """Of masked texts, separate steps in other passes differ by 2e-6 themselves."""
     runs = runs_on(model_in(tmp_path, bases("bert")), encoder_domains())
     assert max(max(pair) for pair in compared(runs)) < 1e-5
+    methods = [run.gradients.retention for run in runs]
     for run in runs:
         run.gradients.retention = NoRetention()
     assert max(max(pair) for pair in compared(runs)) < 1e-6
+    for run, method in zip(runs, methods, strict=True):
+        run.gradients.retention = method
+    assert_as_exact(runs)
 
 
 def test_a_step_takes_one_pass_for_all_runs(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_base
-from support.adapters import IDS, TOLERANCE, logits, save, strong
+from support.adapters import TOLERANCE, logits, save, strong, token_ids
 from support.device import base_on
 from torch import nn
 
@@ -45,7 +45,7 @@ def test_a_switch_visits_no_module_and_changes_no_flag(
             patch.setattr(nn.Module, method, visited)
         entered = bank.routed("a")
         entered.__enter__()
-    assert torch.equal(model(input_ids=IDS).logits, wanted)
+    assert torch.equal(model(input_ids=token_ids()).logits, wanted)
     with monkeypatch.context() as patch:
         patch.setattr(nn.Module, "__setattr__", visited)
         patch.setattr(nn.Module, "named_modules", visited)
@@ -127,10 +127,10 @@ def test_routes_of_two_models_are_independent(bank: Bank, tmp_path: Path) -> Non
     other.add(strong(other.base, "a", 7))
     ours, theirs, bare = logits(bank, "a"), logits(other, "a"), logits(other)
     with torch.no_grad(), bank.routed("a"):
-        assert torch.equal(other.base.model(input_ids=IDS).logits, bare)
+        assert torch.equal(other.base.model(input_ids=token_ids()).logits, bare)
         with other.routed("a"):
-            assert torch.equal(bank.base.model(input_ids=IDS).logits, ours)
-            assert torch.equal(other.base.model(input_ids=IDS).logits, theirs)
+            assert torch.equal(bank.base.model(input_ids=token_ids()).logits, ours)
+            assert torch.equal(other.base.model(input_ids=token_ids()).logits, theirs)
         assert other.current() is None
 
 
@@ -154,7 +154,7 @@ def test_using_held_across_a_yield_is_refused_when_blocks_interleave(bank: Bank)
 
 
 def test_autocast_gives_the_same_outputs(bank: Bank) -> None:
-    ids = IDS[:, :5]
+    ids = token_ids()[:, :5]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         with bank.routed("a"):
             alone = bank.base.model(input_ids=ids).logits

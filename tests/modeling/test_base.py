@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_base
-from support.adapters import IDS, assert_equal, logits, save, strong
+from support.adapters import assert_equal, logits, save, strong, token_ids
 from support.architectures import make_architecture
 from support.device import base_on
 
@@ -69,7 +69,7 @@ def test_training_an_adapter_changes_only_the_adapter(base: Base) -> None:
     before = logits(bank, "a")
     optimizer = torch.optim.AdamW(parameters, lr=0.1)
     with bank.routed("a"):
-        base.model(input_ids=IDS, labels=IDS).loss.backward()
+        base.model(input_ids=token_ids(), labels=token_ids()).loss.backward()
     optimizer.step()
     assert base.state_digest() == digest
     assert torch.equal(logits(base), bare)
@@ -110,7 +110,7 @@ def test_identity_does_not_depend_on_precision(tiny_base: Path, base: Base) -> N
     assert half.dtype == torch.bfloat16
     assert half.identity == base.identity
     assert half.state_digest() != base.state_digest()
-    assert torch.isfinite(half.model(input_ids=IDS).logits).all()
+    assert torch.isfinite(half.model(input_ids=token_ids()).logits).all()
 
 
 def test_identity_does_not_depend_on_sharding_or_place(base: Base, copy: Path) -> None:
@@ -408,7 +408,7 @@ def test_a_quantised_base_serves_adapters_unchanged(
     moved = logits(bank, "a")
     assert (moved - bare).abs().max() > 1e-2
     with bank.routed("a"):
-        small.model(input_ids=IDS, labels=IDS).loss.backward()
+        small.model(input_ids=token_ids(), labels=token_ids()).loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in parameters)
     assert max(float(p.grad.abs().max()) for p in parameters) > 0
     assert small.state_digest() == digest

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.adapters import IDS, assert_equal, logits, save, strong
+from support.adapters import assert_equal, logits, save, strong, token_ids
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import export
@@ -98,7 +98,7 @@ def test_adapters_on_a_gguf_file(file: Path, tmp_path: Path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert not hasattr(merged.config, "quantization_config")
     with torch.no_grad():
-        assert_equal(merged(input_ids=IDS).logits, logits(bank, "a"), logits(base))
+        assert_equal(merged(input_ids=token_ids()).logits, logits(bank, "a"), logits(base))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_base
-from support.adapters import IDS, logits, strong
+from support.adapters import logits, strong, token_ids
 from support.device import base_on
 from support.models import QUIET, clear_rows, declared
 
@@ -59,8 +59,8 @@ def step(base: Base, **lora: Any) -> tuple[torch.Tensor, torch.Tensor]:
     bank = Bank(base)
     parameters = bank.add(strong(base, "a", **lora), trainable=True)
     with bank.routed("a"):
-        logits = base.model(input_ids=IDS, use_cache=False).logits
-    F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
+        logits = base.model(input_ids=token_ids(), use_cache=False).logits
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), token_ids()[:, 1:].flatten()).backward()
     bank.remove("a")
     grads = [p.grad.flatten() for p in parameters if p.grad is not None]
     assert len(grads) == len(parameters)
@@ -69,7 +69,7 @@ def step(base: Base, **lora: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def after_eval(base: Base) -> None:
     with torch.no_grad():
-        base.model(input_ids=IDS)
+        base.model(input_ids=token_ids())
 
 
 def after_state_dict(base: Base) -> None:
@@ -204,9 +204,9 @@ def test_an_adapter_merges_into_the_dequantised_weights(
     bank.add(strong(small, "a"))
     merged = merge(bank, "a")
     with torch.no_grad():
-        found = merged.model(input_ids=IDS).logits
+        found = merged.model(input_ids=token_ids()).logits
         with bank.routed("a"):
-            wanted = small.model(input_ids=IDS).logits
+            wanted = small.model(input_ids=token_ids()).logits
     assert all(type(module) is torch.nn.Linear for module in merged.model.modules()
                if isinstance(module, torch.nn.Linear))  # fmt: skip
     assert not hasattr(merged.model.config, "quantization_config")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import device
-from support.adapters import IDS, TOLERANCE, logits, strong
+from support.adapters import TOLERANCE, logits, strong, token_ids
 from support.device import base_on
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -74,7 +74,7 @@ def test_an_exception_restores_the_route(bank: Bank) -> None:
     with pytest.raises(ZeroDivisionError), bank.routed("a"), bank.routed("b"):
         raise ZeroDivisionError
     assert served_by(bank) == ()
-    assert torch.equal(bank.base.model(input_ids=IDS).logits, bare)
+    assert torch.equal(bank.base.model(input_ids=token_ids()).logits, bare)
 
 
 @pytest.mark.contract
@@ -87,7 +87,7 @@ def test_two_threads_each_get_their_own_adapter(bank: Bank) -> None:
         with bank.routed(name), torch.no_grad():
             for _ in range(50):
                 together.wait(timeout=30)
-                found = bank.base.model(input_ids=IDS).logits
+                found = bank.base.model(input_ids=token_ids()).logits
                 right += torch.equal(found, wanted[name])
         return right
 
@@ -105,7 +105,7 @@ def test_tasks_each_get_their_own_adapter(bank: Bank) -> None:
             right = True
             for _ in range(5):
                 await asyncio.sleep(0)
-                right &= torch.equal(bank.base.model(input_ids=IDS).logits, wanted[name])
+                right &= torch.equal(bank.base.model(input_ids=token_ids()).logits, wanted[name])
         return right
 
     async def together() -> list[bool]:
@@ -127,7 +127,7 @@ def test_backward_from_a_second_thread_gives_the_same_gradients(base: Base) -> N
 
     def loss() -> torch.Tensor:
         with bank.routed("a"):
-            return base.model(input_ids=IDS, labels=IDS).loss
+            return base.model(input_ids=token_ids(), labels=token_ids()).loss
 
     loss().backward()
     wanted = [p.grad.clone() for p in parameters]
@@ -189,9 +189,9 @@ def test_gradients_are_those_of_plain_peft(tiny_base: Path, base: Base) -> None:
     bank = Bank(base)
     bank.add(adapter, trainable=True)
     oracle = peft_model(base_on(tiny_base).model, adapter)
-    oracle(input_ids=IDS, labels=IDS).loss.backward()
+    oracle(input_ids=token_ids(), labels=token_ids()).loss.backward()
     with bank.routed("a"):
-        base.model(input_ids=IDS, labels=IDS).loss.backward()
+        base.model(input_ids=token_ids(), labels=token_ids()).loss.backward()
     for linear, wanted in peft_gradients(oracle, adapter).items():
         lora = bank.trainable("a")[linear]
         for ours, theirs in zip((lora.a, lora.b), wanted, strict=True):
@@ -203,7 +203,7 @@ def test_linears_of_one_input_share_a_product_in_training(base: Base) -> None:
     bank = Bank(base)
     bank.add(strong(base, "a"), trainable=True)
     with bank.routed("a"), Products() as products:
-        base.model(input_ids=IDS, labels=IDS)
+        base.model(input_ids=token_ids(), labels=token_ids())
     # Of a layer's seven linears q, k and v share one product with A, gate and up another.
     layers = base.model.config.num_hidden_layers
     rank = bank.trainable("a")["model.layers.0.self_attn.q_proj"].a.shape[0]
@@ -217,7 +217,7 @@ def test_gradients_in_bfloat16_are_as_near_to_those_in_float32_as_pefts(tiny_bas
         bank = Bank(base)
         bank.add(adapter, trainable=True)
         with bank.routed("a"):
-            base.model(input_ids=IDS, labels=IDS).loss.backward()
+            base.model(input_ids=token_ids(), labels=token_ids()).loss.backward()
         lora = bank.trainable("a")
         return torch.cat(
             [p.grad.flatten() for n in adapter.weights for p in (lora[n].a, lora[n].b)]
@@ -231,10 +231,10 @@ def test_gradients_in_bfloat16_are_as_near_to_those_in_float32_as_pefts(tiny_bas
     adapter = strong(narrow, "a")
     oracle = peft_model(base_on(tiny_base, dtype="bfloat16").model, adapter)
     with torch.autocast(device.name, torch.bfloat16):
-        oracle(input_ids=IDS, labels=IDS).loss.backward()
+        oracle(input_ids=token_ids(), labels=token_ids()).loss.backward()
     theirs = of_peft(oracle)
     oracle.float().zero_grad()
-    oracle(input_ids=IDS, labels=IDS).loss.backward()
+    oracle(input_ids=token_ids(), labels=token_ids()).loss.backward()
     exact = of_peft(oracle)
     error = (theirs - exact).norm()
     assert 0 < (of_ours(narrow, adapter) - exact).norm() < 1.5 * error

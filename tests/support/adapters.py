@@ -20,8 +20,6 @@ FILES = {
     "adapter_config.json", "adapter_model.safetensors", "card.json", "README.md", "items.jsonl",
 }  # fmt: skip
 """The files of an adapter folder."""
-IDS = torch.arange(3, 27, device=device.name).reshape(2, 12)
-"""(2 rows, 12 tokens) of no meaning."""
 
 
 def strong(
@@ -63,11 +61,19 @@ def with_task(adapter: Adapter, base: Base, task: Task) -> Adapter:
     return replace(adapter, card=Card(base=BaseRecord(**base.record()), adapter=entry))
 
 
+def token_ids() -> torch.Tensor:
+    """(2 rows, 12 tokens) of no meaning, on the device of the tests.
+
+    They are made anew, since a ``conftest.py`` may import this module before the device is set.
+    """
+    return torch.arange(3, 27, device=device.name).reshape(2, 12)
+
+
 def logits(of: Bank | Base, name: str | None = None) -> torch.Tensor:
-    """(rows, tokens, vocabulary) of ``IDS``, served by ``name`` of a bank."""
+    """(rows, tokens, vocabulary) of ``token_ids``, served by ``name`` of a bank."""
     bank = of if isinstance(of, Bank) else Bank(of)
     with torch.no_grad(), bank.routed(name):
-        found: torch.Tensor = bank.base.model(input_ids=IDS).logits
+        found: torch.Tensor = bank.base.model(input_ids=token_ids()).logits
     return found
 
 

@@ -1,6 +1,7 @@
 """The device on which the tests of the contracts run: the CPU, or that of ``--device``.
 
-Only tests marked ``contract`` use it; it is set before the other modules are imported.
+Only tests marked ``contract`` use it. A ``conftest.py`` that pytest reads at its start is imported
+before it is set, and all that it imports too: a tensor of a module would be on the CPU.
 """
 
 from pathlib import Path

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from support import device
-from support.adapters import IDS
+from support.adapters import token_ids
 
 
 def plain(folder: Path) -> Any:
@@ -21,7 +21,7 @@ def peft_logits(base_folder: Path, folder: Path) -> torch.Tensor:
 
     model = PeftModel.from_pretrained(plain(base_folder), folder).eval()
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=IDS).logits
+        found: torch.Tensor = model(input_ids=token_ids()).logits
     return found
 
 
@@ -40,7 +40,7 @@ def peft_saved(base_folder: Path, folder: Path, **options: Any) -> tuple[Path, t
             parameter.data *= torch.empty_like(parameter).uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     with torch.no_grad():
-        return folder, model(input_ids=IDS).logits
+        return folder, model(input_ids=token_ids()).logits
 
 
 def peft_trained(base_folder: Path, folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

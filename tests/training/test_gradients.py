@@ -15,7 +15,7 @@ from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support import device
-from support.adapters import IDS, strong
+from support.adapters import strong, token_ids
 from support.models import declared, ended, make_run, stopped_after
 from torch.utils.checkpoint import CheckpointError
 
@@ -370,7 +370,7 @@ def adapter_gradients(tiny_base: Path, *, recompute: bool, thread: bool) -> dict
     torch.manual_seed(0)
     with recomputing(base.model) if recompute else nullcontext():
         with bank.routed("a"):
-            loss = base.model(input_ids=IDS, labels=IDS, use_cache=False).loss
+            loss = base.model(input_ids=token_ids(), labels=token_ids(), use_cache=False).loss
         if thread:
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(loss.backward).result()
@@ -415,11 +415,11 @@ def test_each_layer_is_computed_twice_and_restored_afterwards(tiny_base: Path) -
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     before = dict(vars(layer))
     with recomputing(base.model), bank.routed("a"):
-        base.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        base.model(input_ids=token_ids(), labels=token_ids(), use_cache=False).loss.backward()
         assert not base.model.training
     assert len(calls) == 2
     assert vars(layer).keys() == before.keys()
-    base.model(input_ids=IDS)
+    base.model(input_ids=token_ids())
     assert len(calls) == 3
 
 
