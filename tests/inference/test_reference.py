@@ -93,7 +93,7 @@ def test_kl_over_the_top_tokens_never_exceeds_kl_over_all(tiny_base: Path) -> No
     tokens = sum(len(item.answer) for item in items)
     before, omitted = torch.zeros_like(whole), 1.0
     for kept in (2, 20, 150):
-        reference = Reference(bank, items, most_bytes=8 * tokens * kept)
+        reference = Reference(bank, items, cache_limit=8 * tokens * kept)
         assert reference.top == kept
         assert reference.omitted < omitted
         top, _ = reference.kl_and_nats(items, "a")
@@ -121,7 +121,7 @@ def test_an_approximate_kl_is_reported(
 
     assert "KL over the" not in output()
     monkeypatch.setattr(Reference.__init__, "__kwdefaults__",
-                        Reference.__init__.__kwdefaults__ | {"most_bytes": 10**5})  # fmt: skip
+                        Reference.__init__.__kwdefaults__ | {"cache_limit": 10**5})  # fmt: skip
     text = output()
     assert "trained with KL over the" in text
     assert re.search(

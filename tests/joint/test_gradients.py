@@ -110,6 +110,7 @@ def from_float64(runs: Sequence[Run]) -> list[tuple[float, float]]:
                     parameter.grad, parameter.data = None, parameter.data.double()
                 # What is computed in float32 on a base of any precision.
                 patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+                patch.setattr(torch, "float", torch.float64)  # for rotary embeddings
             for of, rows in batches:
                 of.compute(rows, of.units(rows))
         found.append([gradients_of(run) for run in runs])

@@ -1,5 +1,6 @@
 """The playground: base and adapters side by side, in a browser that reaches no other machine."""
 
+import asyncio
 import csv
 import os
 import re
@@ -264,7 +265,12 @@ def test_an_unexpected_error_quotes_no_text(
 
     for name in ("comparisons_html", "turn"):
         monkeypatch.setattr(f"lora_domains.serving.playground.{name}", broken)
-    page = Playground(saved.model, broken, 1).page()
+
+    async def made() -> Any:
+        # Inside a loop: gradio would make one for the page, which nobody closes.
+        return Playground(saved.model, broken, 1).page()
+
+    page = asyncio.run(made())
     handlers = {one.name: one.fn for one in page.fns.values()}
     for handler, values in {
         "compare": (["triage"], TEXT, "", ""),
