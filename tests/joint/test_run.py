@@ -166,10 +166,12 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     [
         pytest.param([(3, "after the step"), (7, "half written")], id="in a step and a write"),
         pytest.param([(5, "before it takes its place"), (11, "after it took its place")],
-                     id="before and after a write"),
-        pytest.param([(99, "before it is saved")], id="when the first is over"),
+                     id="before and after a write", marks=pytest.mark.long),
+        pytest.param([(99, "before it is saved")], id="when the first is over",
+                     marks=pytest.mark.long),
         pytest.param([(99, "saved, not noted")], id="between its folder and the checkpoint"),
-        pytest.param([(99, "after it was saved")], id="when all are saved"),
+        pytest.param([(99, "after it was saved")], id="when all are saved",
+                     marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_killed_runs_end_with_the_same_bytes(
