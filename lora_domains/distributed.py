@@ -34,8 +34,9 @@ def state() -> Any:
 
     if not PartialState._shared_state:
         _check_launch()
-        # Imported later, its defaults would keep the process group, which ``leave`` has to end.
-        import torch.distributed.nn.functional  # noqa: F401
+        if _number("WORLD_SIZE") > 1:
+            # Imported later, its defaults would keep the process group, which ``leave`` has to end.
+            import torch.distributed.nn.functional  # noqa: F401
 
         try:
             started = PartialState(cpu=_on_cpu())

@@ -51,7 +51,10 @@ class Experiment:
                 "--shape", nargs="+", choices=("0.5b", "7b"), default=[None],
                 help="random Llamas of 0.5 or 7 billion parameters; default: 55 million",
             )  # fmt: skip
-        add("--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base")
+        if dtypes:
+            add(
+                "--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base"
+            )
         add(
             "--threads",
             type=int,
@@ -65,13 +68,14 @@ class Experiment:
             help="folder of the JSON; default: benchmarks/results, none if quick",
         )
         flags = parser.parse_args()
-        if len(flags.dtype) > len(dtypes):
+        given: list[str] = flags.dtype if dtypes else []
+        if len(given) > len(dtypes):
             parser.error(f"{name} takes {len(dtypes)} --dtype")
         if flags.threads is None:
             flags.threads = 1 if flags.device == "cpu" else THREADS
         self.flags = flags
         self.name, self.device, self.quick = name, flags.device, bool(flags.quick)
-        self.dtypes: list[str] = flags.dtype
+        self.dtypes = given
         self.out: Path | None = flags.out or (None if self.quick else RESULTS)
         self.rounds: int = flags.rounds or (2 if self.quick else ROUNDS)
         self.shapes: list[str | None] = flags.shape if shapes else [None]
@@ -81,7 +85,8 @@ class Experiment:
         self._threads = flags.threads
         self._started, self._load = time.perf_counter(), os.getloadavg()
         torch.set_num_threads(flags.threads)
-        self.say(f"{name} on {self.device}, {' and '.join(self.dtypes)}, {flags.threads} thread(s)")
+        words = [f"{name} on {self.device}", " and ".join(given), f"{flags.threads} thread(s)"]
+        self.say(", ".join(filter(None, words)))
 
     @property
     def dtype(self) -> str:

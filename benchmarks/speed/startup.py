@@ -59,7 +59,7 @@ def processor(*words: str, cwd: Path) -> float:
 
 
 def main() -> None:
-    experiment = Experiment("startup", __doc__)
+    experiment = Experiment("startup", __doc__, dtypes=())
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         out = str(folder / "adapters")

@@ -22,6 +22,7 @@ gradient checkpointing, since more rows' activations take the same memory at eve
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,6 +41,8 @@ from lora_domains.training import fit
 from lora_domains.training.plan import make_plan
 
 ROWS, TOKENS, RANK, RATE = 8, 256, 16, 1e-5
+FEW = 16
+"""Tokens of a pass that is mostly its launch."""
 LONG = 512
 """Tokens of a row on large bases."""
 PRECISIONS = {"0.5b": (None,), "7b": (None, "4bit", "8bit")}
@@ -71,7 +74,13 @@ class Steps:
         dataset = model.dataset(domain)
         self.bank, self.pad = model.bank, model.base.pad
         self.run = fit.make_run(model.bank, dataset, make_plan(model.base, dataset), out, quiet)
-        self.batch: list[EncodedExample] = [row.encoded for row in dataset.train[:rows_per_step]]
+        # The last window of a text is shorter than the others: PEFT would pad it.
+        encoded = [row.encoded for row in dataset.train]
+        longest = max(map(len, encoded))
+        whole = [row for row in encoded if len(row) == longest]
+        self.batch: list[EncodedExample] = whole[:rows_per_step]
+        if len(self.batch) < rows_per_step:
+            raise ValueError(f"{len(whole)} rows of {longest} tokens, fewer than {rows_per_step}")
         generator = torch.Generator().manual_seed(0)
         weights = {
             name: (a, torch.randn(b.shape, generator=generator) * 0.02)
@@ -227,6 +236,8 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
                       better="more")  # fmt: skip
     experiment.figure(f"{label}, speed over PEFT's", "×", ratios(runs["peft"], runs["ours"]),
                       at_least=speed)  # fmt: skip
+    if not classes:
+        pass_cost(experiment, label, ours)
     if experiment.device == "cpu":
         bytes_ = {"ours": peak(ours.step), "peft": peak(trainer.train)}
         experiment.figure(f"{label}, peak memory of a step", "MB", bytes_["ours"] / 1e6,
@@ -249,6 +260,21 @@ def step_times(experiment: Experiment, ours: Steps, trainer: Any) -> dict[str, l
             if round_ >= 0:
                 runs[who].append(seconds)
     return runs
+
+
+def pass_cost(experiment: Experiment, label: str, ours: Steps) -> None:
+    """What one more pass costs, in tokens (``modeling.batching.PASS``): the time of a pass over few
+    tokens, over that of a token of a large one."""
+    row = ours.batch[0]
+    short = [replace(row, answer=row.answer[:FEW])]
+    compute, units = ours.run.gradients.compute, ours.run.gradients.units
+    runs = experiment.turns({
+        "short": lambda: compute(short, units(short)),
+        "whole": lambda: compute(ours.batch, units(ours.batch)),
+    })  # fmt: skip
+    tokens = sum(map(len, ours.batch)) - len(short[0])
+    costs = [few * tokens / (whole - few) for few, whole in zip(*runs.values(), strict=True)]
+    experiment.figure(f"{label}, one more pass, in tokens", "tokens", costs)
 
 
 # ── Large bases ─────────────────────────────────────────────────────────────────────────────────
@@ -327,6 +353,8 @@ def at_precision(experiment: Experiment, test: Bench, rows: list[dict[str, Any]]
     goal = SHARE if test.large == "7b" and not precision else None
     experiment.figure(f"{label}, share of the limit of {limit:.0f} tokens/s", "×", *shares,
                       at_least=goal, better="more")  # fmt: skip
+    if not precision:
+        pass_cost(experiment, label, ours)
     large_step = (own + peak(ours.step, device)) / 1e6
     experiment.figure(f"{label}, memory, {ROWS} × {tokens}", "MB", large_step,
                       (theirs + peak(trainer.train, device)) / 1e6)  # fmt: skip

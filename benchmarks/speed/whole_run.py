@@ -127,7 +127,7 @@ def write_embedded(folder: Path) -> None:
 
 
 def main() -> None:
-    experiment = Experiment("whole_run", __doc__, add=flags_of)
+    experiment = Experiment("whole_run", __doc__, dtypes=(), add=flags_of)
     flags = experiment.flags
     experiment.rounds = flags.rounds or (1 if experiment.quick else 5)
     for name in ["sms_spam"] if experiment.quick else flags.only:

@@ -20,9 +20,12 @@ WINDOW = 2048
 """The most tokens of a window of plain text, unless the domain's ``max_length`` says otherwise."""
 PASS = {True: 100, False: 10_000}
 """Cost of one more pass in tokens, on a CPU and elsewhere: launching it and reading the weights.
-Measured on a CPU with the embedded base. On an H200 a step of 0.5 billion parameters takes 161 ms
-with 16 tokens and 178 with 3,078, padded to 4,088: its launch costs as much as about 40,000 tokens,
-and of 7 billion, whose tokens take 13 times as long, as about 4,000."""
+
+Measured on a CPU with the embedded base. On an H200 a step of 0.5 billion parameters took 161 ms
+with 16 tokens and 178 with 4,088: one more pass costs as much as about 40,000 tokens, and as about
+4,000 at 7 billion, whose tokens take 13 times as long. ``benchmarks/speed/training.py`` measures
+it.
+"""
 IGNORED = -100
 """The label of an unsupervised token, which torch's cross entropy ignores."""
 
