@@ -40,8 +40,8 @@ class JointCheckpoint:
         """How many runs take their steps together; None before that was decided."""
         self.ended: list[str] = []
         """Runs whose adapters are saved."""
-        self.failed: dict[str, list[str]] = {}
-        """Runs that were given up, each with the parts of its error."""
+        self.failed: dict[str, dict[str, Any]] = {}
+        """Runs that were given up, with the parts of its error, and the digest of its recipe."""
         self.step = 0
         """Steps that runs took together so far."""
         self.runs: dict[str, dict[str, Any]] = {}

@@ -201,10 +201,15 @@ def fit_together(
     ]
     _ = [fit.remembered for fit in fits]
     checkpoint = JointCheckpoint(joint_path(out, names), display, resume)
-    # What an earlier run saved since was deleted or replaced: it is trained again.
+    # A run is trained again where its adapter was deleted or replaced, or its settings are others.
     checkpoint.ended = [
-        fit.name for fit in fits if fit.name in checkpoint.ended and is_adapter(out / fit.name)
+        fit.name for fit in fits if fit.name in checkpoint.ended and over(out, fit.dataset)
     ]
+    checkpoint.failed = {
+        fit.name: checkpoint.failed[fit.name] for fit in fits
+        if fit.name in checkpoint.failed
+        and checkpoint.failed[fit.name]["recipe"] == fit.dataset.domain.digest()
+    }  # fmt: skip
     if checkpoint.together is None:
         choice = choose(bank.base, fits)
         checkpoint.together = distributed.smallest(together or choice.together)

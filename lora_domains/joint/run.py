@@ -90,9 +90,8 @@ class JointRun:
             # Ranks exchange signals within each step, and once more after the last one.
             if distributed.anywhere(self.signals.received is not None):
                 self._interrupt(self.checkpoint.complete)
-        for first in list(self.checkpoint.failed.values())[:1]:
-            where, expected, found, hint = first
-            raise LossExploded(where=where, expected=expected, found=found, hint=hint)
+        for first in self.checkpoint.failed.values():
+            raise LossExploded(**first["error"])
 
     # ── From step to step ───────────────────────────────────────────────────────────────────────
 
@@ -175,9 +174,11 @@ class JointRun:
         one.opened.close()
 
     def _give_up(self, one: Active, error: LossExploded) -> None:
-        self.checkpoint.failed[one.job.name] = [
-            error.where, error.expected, error.found, error.hint
-        ]  # fmt: skip
+        parts = ("where", "expected", "found", "hint")
+        self.checkpoint.failed[one.job.name] = {
+            "error": {part: getattr(error, part) for part in parts},
+            "recipe": one.run.domain.digest(),
+        }
         self._leave(one)
         others = " The others go on." if self.active or self.waiting else ""
         self.display.warn(f"{error.where}: the loss is {error.found}. {error.hint}{others}")

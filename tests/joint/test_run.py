@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.killed import die, doomed, forked
-from support.models import clear_rows, declared, fixed, model_in
+from support.models import clear_rows, declared, fixed, model_in, patched_runs
 
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
@@ -24,7 +24,7 @@ from lora_domains.joint.run import JointRun
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
 from lora_domains.tasks import Classification, Generation
-from lora_domains.training.loop import Run, Trained
+from lora_domains.training.loop import Trained
 
 NAMES = ("first", "second", "third")
 
@@ -241,26 +241,25 @@ def test_a_resumed_run_of_other_settings_is_refused(
     assert len(list(tmp_path.glob(".joint*"))) == 1
 
 
+def test_a_resumed_run_that_was_over_is_trained_again_with_other_settings(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_after(6, tmp_path, tiny_base, monkeypatch, 3)
+    assert Card.read(tmp_path / "second").adapter.training["finished"] is True
+    first, second, third = domains(0.3)
+    model = model_in(tmp_path, tiny_base)
+    cards = model.fit([first, with_settings(second, lr=0.005), third], resume=True)
+    assert [card.adapter.training["lr"] for card in cards] == [0.01, 0.005, 0.01]
+    assert all(card.adapter.training["finished"] for card in cards)
+
+
 # ── A run that ends early, and one that fails ─────────────────────────────────────────────────────
-
-
-def patched_run(patch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
-    """``changed`` replaces the validation figures of runs by name."""
-    make_run = joint_fit.make_run
-
-    def changing(*arguments: Any) -> Run:
-        run = make_run(*arguments)
-        if run.domain.name in changed:
-            run.validation.figures = lambda: changed[run.domain.name](run)
-        return run
-
-    patch.setattr(joint_fit, "make_run", changing)
 
 
 def test_a_run_that_ends_early_makes_room_for_one_that_waits(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patched_run(monkeypatch, {"first": fixed(1.0, *[2.0] * 7)})
+    patched_runs(monkeypatch, first=fixed(1.0, *[2.0] * 7))
     step, active = JointRun._step, []
 
     def noted(self: JointRun) -> None:
@@ -286,10 +285,11 @@ def test_a_run_whose_loss_explodes_leaves_the_others(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
     together: tuple[DomainModel, list[Card]], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    patched_run(monkeypatch, {"second": fixed(1.0, float("nan"))})
     model = DomainModel.from_pretrained(tiny_base, out=tmp_path, device="cpu")
-    with pytest.raises(LossExploded, match="second, epoch 2"):
-        model.fit(domains(), together=3)
+    with monkeypatch.context() as inside:
+        patched_runs(inside, second=fixed(1.0, float("nan")))
+        with pytest.raises(LossExploded, match="second, epoch 2"):
+            model.fit(domains(), together=3)
     assert "The others go on" in capsys.readouterr().out
     assert Card.read(tmp_path / "second").adapter.training["finished"] is False
     for name in ("first", "third"):
@@ -300,6 +300,14 @@ def test_a_run_whose_loss_explodes_leaves_the_others(
     assert [steps["first"], steps["third"]] == [
         cards[0].adapter.training["steps"], cards[2].adapter.training["steps"]
     ]  # fmt: skip
+    # Resumed, it is trained again only with other settings; those that are over never.
+    others = {name: fingerprint(tmp_path / name) for name in ("first", "third")}
+    with pytest.raises(LossExploded, match="second, epoch 2"):
+        model.fit(domains(), resume=True)
+    first, second, third = domains()
+    model.fit([first, with_settings(second, lr=0.005), third], resume=True)
+    assert Card.read(tmp_path / "second").adapter.training["finished"] is True
+    assert {name: fingerprint(tmp_path / name) for name in others} == others
 
 
 # ── What is said and refused ──────────────────────────────────────────────────────────────────────

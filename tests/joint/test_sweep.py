@@ -9,7 +9,7 @@ import pytest
 from conftest import make_rows
 from rich.console import Console
 from support.killed import doomed, forked
-from support.models import declared, fixed, model_in
+from support.models import declared, fixed, model_in, patched_runs
 
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.readme import readme
@@ -120,28 +120,16 @@ def test_runs_whose_bounds_include_no_difference_are_counted(
     assert f"As the best of {len(runs)} on these rows" in told
 
 
-def patched_run(patch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
-    make_run = joint_fit.make_run
-
-    def changing(*arguments: Any) -> Run:
-        run = make_run(*arguments)
-        if run.domain.name in changed:
-            run.validation.figures = lambda: changed[run.domain.name](run)
-        return run
-
-    patch.setattr(joint_fit, "make_run", changing)
-
-
 def test_a_run_whose_loss_explodes_is_the_worst(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = fixed(1.0, float("nan"))
-    patched_run(monkeypatch, {"spam__3": nan, "spam__4": nan})
+    patched_runs(monkeypatch, spam__3=nan, spam__4=nan)
     card = swept(tmp_path, tiny_base)
     runs = card.adapter.training["chosen_among"]["runs"]
     assert [run["score"] for run in runs[2:]] == [None, None]
     assert {run["settings"]["training.lr"] for run in runs[:2]} == {1e-5}
-    patched_run(monkeypatch, {f"spam__{n}": nan for n in (1, 2)})
+    patched_runs(monkeypatch, spam__1=nan, spam__2=nan)
     with pytest.raises(LossExploded):
         swept(tmp_path / "none", tiny_base)
 

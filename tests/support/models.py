@@ -16,6 +16,7 @@ from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import TrainingInterrupted
+from lora_domains.joint import fit as joint_fit
 from lora_domains.model import DomainModel
 from lora_domains.probes.suite import Probe, Suite
 from lora_domains.report.report import Evaluation
@@ -95,6 +96,20 @@ def fixed(*losses: float, scores: Sequence[float] = ()) -> Callable[[Run], dict[
                 "higher_is_better": True}  # fmt: skip
 
     return figures
+
+
+def patched_runs(patch: pytest.MonkeyPatch, **figures: Callable[[Run], dict[str, Any]]) -> None:
+    """``figures`` replace the validation of runs that are trained together, by their names."""
+    make_run = joint_fit.make_run
+
+    def changing(*arguments: Any) -> Run:
+        run = make_run(*arguments)
+        if run.domain.name in figures:
+            found = partial(figures[run.domain.name], run)
+            run.validation.figures = found  # type: ignore[method-assign]
+        return run
+
+    patch.setattr(joint_fit, "make_run", changing)
 
 
 def stopped_after(
