@@ -218,7 +218,9 @@ class DomainModel:
         """
         task = Classification(text=text, label=label, positive=positive, head=head)
         domains, several = requested(domain, name, task, validation, test)
-        check_variants(domains, seeds, sweep, continued=init_from is not None, **settings)
+        check_variants(
+            domains, seeds, sweep, continued=init_from is not None, together=together, **settings
+        )
         check_launch(tracker, self.display)
         rows = prepared if isinstance(prepared, Sequence) else [prepared] * len(domains)
         datasets = [
@@ -243,9 +245,8 @@ class DomainModel:
     def dataset(self, domain: Domain | str, prepared: Prepared | None = None) -> Dataset:
         """The rows of a domain, or of one fitted by this model, as tokenised for its base.
 
-        ``prepared`` are its rows if they were read before.
-
-        Raises UsageError for an unknown name, DataError or LeakError for unusable rows.
+        ``prepared`` are its rows if they were read before. Raises UsageError for an unknown name,
+        DataError or LeakError for unusable rows.
         """
         if isinstance(domain, str):
             if domain not in self._datasets:
@@ -353,7 +354,6 @@ class DomainModel:
         """Continue one or several prompts, greedily unless ``options`` of transformers differ.
 
         At most 64 tokens are generated unless ``max_new_tokens`` says otherwise.
-
         ``domain`` is a loaded adapter and ``domains`` one for each prompt (None is the base);
         without either, ``using`` decides. Sorting by domain affects sampling only.
         """

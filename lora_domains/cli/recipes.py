@@ -184,7 +184,7 @@ def _variants(domain: Domain, flags: argparse.Namespace, card: Card | None) -> d
     given = given_settings(domain, domain.data, flags) if found else {}
     check_variants(
         [domain], found.get("seeds"), found.get("sweep"),
-        continued=flags.init_from is not None, **given,
+        continued=flags.init_from is not None, together=flags.together, **given,
     )  # fmt: skip
     return found
 
@@ -197,13 +197,12 @@ def _show_seeds(
     for other in others if suite is not None else ():
         display.title(other.name)
         judged(model, other, suite)
-    every = " ".join([domain.name, *names])
     if suite is not None:
-        found = compare_seeds([model.out / name for name in every.split()], "test")[1]
+        found = compare_seeds([model.out / name for name in (domain.name, *names)], "test")[1]
         analyses.seeds(display.console, found, "test")
     display.line(
         f"{domain.name} has the first seed, whatever the figures. To compare them again: "
-        f"lora-domains compare --seeds {every}"
+        f"lora-domains compare --seeds {' '.join([domain.name, *names])}"
     )
 
 

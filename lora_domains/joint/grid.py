@@ -20,18 +20,30 @@ SHARED = {
 """Settings of the training that runs of a sweep share, and why."""
 
 
+def check_together(together: int | None) -> None:
+    """Raise UsageError for a number of runs that cannot share a pass."""
+    if together is not None and together < 1:
+        raise _refused(
+            "--together", "at least 1", str(together),
+            "Leave it out: how many share a pass is then chosen.",
+        )  # fmt: skip
+
+
 def check_variants(
     domains: Sequence[Domain],
     seeds: int | None,
     sweep: Mapping[str, Sequence[Any]] | None,
     *,
     continued: bool = False,
+    together: int | None = None,
     **settings: Any,
 ) -> None:
     """Raise an error for seeds or a sweep that cannot be trained, before rows are read.
 
-    ``settings`` are those that all runs share. See ``of_seeds`` and ``grid``.
+    ``together`` is how many runs share a pass, ``settings`` are those that all runs have. See
+    ``of_seeds`` and ``grid``.
     """
+    check_together(together)
     if seeds is None and sweep is None:
         return
     flag = "--seeds" if sweep is None else "--sweep"

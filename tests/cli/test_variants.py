@@ -112,6 +112,7 @@ def test_a_dry_run_of_a_sweep_writes_nothing(
         (["--sweep", "base=a,b"], "the same for all runs of a sweep"),
         (["--sweep", "lr=0.1,7"], "setting 'lr' expected above 0, below 1 found 7"),
         (["--sweep", "rank=2,4", "--init-from", "x"], "has its rank, scale and targets"),
+        (["--seeds", "2", "--together", "-1"], "--together expected at least 1 found -1"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_base_is_loaded(

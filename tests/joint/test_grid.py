@@ -97,6 +97,7 @@ def test_values_out_of_range_are_refused() -> None:
         (1, {"sweep": {"lr": [0.1, 0.2]}, "lr": 0.1}, "a value of its own as well"),
         (1, {"sweep": {"lr": [0.1, 0.2]}, "training.lr": 0.1}, "a value of its own as well"),
         (1, {"sweep": {"rank": [1, 2]}, "continued": True}, "has its rank, scale and targets"),
+        (2, {"together": 0}, "--together: expected at least 1; found 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

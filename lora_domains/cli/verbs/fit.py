@@ -40,6 +40,7 @@ from lora_domains.console import Display
 from lora_domains.data.prepare import prepare
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import LoraDomainsError, UsageError, listed
+from lora_domains.joint.grid import check_together
 from lora_domains.probes.general_text import general_text
 from lora_domains.report.card import CARD, Card
 
@@ -330,13 +331,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
             found=listed(given),
             hint="Change it in the recipe that it concerns, or run that recipe by itself.",
         )
-    if flags.together is not None and flags.together < 1:
-        raise UsageError(
-            where="--together",
-            expected="at least 1",
-            found=str(flags.together),
-            hint="Leave it out: how many share a pass is then chosen.",
-        )
+    check_together(flags.together)
 
 
 def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -> list[str]:
