@@ -24,6 +24,7 @@ Each has ``expected``, ``found``, ``where`` and ``hint``.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 
 class LoraDomainsError(Exception):
@@ -126,6 +127,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
     return "Known: " + ", ".join(map(repr, names)) + "."
+
+
+def check_installed(where: str, expected: str, extra: str, packages: Iterable[str]) -> None:
+    """Raise UsageError unless ``packages`` are installed, with the command for their ``extra``."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            where=where,
+            expected=expected,
+            found=f"{listed(missing)} not installed",
+            hint=f"pip install 'lora-domains[{extra}]'",
+        )
 
 
 MOST_LISTED = 8

@@ -7,7 +7,6 @@ is loaded: added to 8-bit or 4-bit weights, an adapter would be rounded away.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lora_domains.errors import (
     AdapterUnsupported,
     BaseModelError,
     UsageError,
+    check_installed,
     listed,
 )
 from lora_domains.modeling.bank import Bank
@@ -249,13 +249,7 @@ def _finish(writer: Any) -> None:
 
 def _names(name: str, base: Base) -> Any:
     """What llama.cpp calls the tensors of a base; raises AdapterUnsupported for another kind."""
-    if find_spec("gguf") is None:
-        raise UsageError(
-            where="GGUF",
-            expected="the package gguf",
-            found="no such package",
-            hint="pip install 'lora-domains[gguf]'",
-        )
+    check_installed("GGUF", "the package gguf", "gguf", ["gguf"])
     import gguf
 
     config = base.model.config

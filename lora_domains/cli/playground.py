@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from lora_domains.cli.recipes import open_model
 from lora_domains.cli.verbs import predict as predict_verb
 from lora_domains.console import Display
 from lora_domains.console.display import Advance
-from lora_domains.errors import UsageError, listed
+from lora_domains.errors import UsageError, check_installed, listed
 from lora_domains.report.card import CARD, Card
 
 if TYPE_CHECKING:
@@ -60,13 +59,7 @@ def playground(flags: argparse.Namespace) -> int:
     """Serve the playground until it is interrupted."""
     from lora_domains.serving.network import LOOPBACK, listening, url
 
-    if find_spec("gradio") is None:
-        raise UsageError(
-            where="lora-domains playground",
-            expected="Gradio, which shows the page",
-            found="no such package",
-            hint="pip install 'lora-domains[playground]'",
-        )
+    check_installed("playground", "Gradio, which shows the page", "playground", ["gradio"])
     if flags.max_upload < 1:
         raise UsageError(
             where="--max-upload",

@@ -8,12 +8,11 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.folder import folders_by_name
-from lora_domains.errors import UsageError, listed
+from lora_domains.errors import UsageError, check_installed, listed
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that only programs on this machine reach."""
@@ -194,14 +193,7 @@ def ray_application(arguments: Mapping[str, str]) -> Any:
     """
     cluster = Cluster.read(arguments)
     libraries = ("ray", "starlette", "prometheus_client")
-    missing = [name for name in libraries if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            where="ray_application",
-            expected="Ray Serve",
-            found=f"{listed(missing)} not installed",
-            hint="pip install 'lora-domains[ray]'",
-        )
+    check_installed("ray_application", "Ray Serve", "ray", libraries)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before a cluster is started here
     from ray import serve
 
@@ -215,11 +207,13 @@ def ray_application(arguments: Mapping[str, str]) -> Any:
         return _replica(cluster, base, folders, keys)
 
     class Replica:
-        """A process with the base and all adapters; its app is ``replica()``."""
+        """A process with the base and all adapters."""
+
+        app: Any
+        """What ``replica()`` returned, set by Ray Serve."""
 
         def check_health(self) -> None:
-            scheduler = self.app.state.service.scheduler  # type: ignore[attr-defined]
-            if not scheduler.alive:
+            if not self.app.state.service.scheduler.alive:
                 raise RuntimeError("the scheduler ended")
 
     deployed = serve.deployment(

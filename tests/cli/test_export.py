@@ -261,7 +261,7 @@ def test_what_has_no_form_in_gguf_is_refused(
             merge(*a), tokenizer=SimpleNamespace(backend_tokenizer=backend)
         ))  # fmt: skip
     else:
-        monkeypatch.setattr(merging, "find_spec", lambda _: None)
+        monkeypatch.setattr("lora_domains.errors.find_spec", lambda _: None)
     with pytest.raises(LoraDomainsError, match=found):
         export_gguf(model.bank, "strong", tmp_path / "out", "float32", dict)
     assert not (tmp_path / "out").exists()

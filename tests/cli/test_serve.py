@@ -55,7 +55,7 @@ def test_what_cannot_be_served_is_refused_at_once(
     assert "found an empty one" in refused(capsys, d0, "--api-key-file", str(empty))
     assert "a readable file" in refused(capsys, d0, "--api-key-file", str(tmp_path / "none"))
     assert "found other characters" in refused(capsys, d0, "--api-key", "schlüssel")
-    monkeypatch.setattr("lora_domains.cli.verbs.serving.find_spec", lambda _name: None)
+    monkeypatch.setattr("lora_domains.errors.find_spec", lambda _name: None)
     assert "hint pip install 'lora-domains[serve]'" in refused(capsys, d0)
 
 

@@ -308,7 +308,7 @@ def test_a_name_of_another_machine_is_refused(running: Running) -> None:
 def test_without_gradio_the_command_to_install_it_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lora_domains.cli.playground.find_spec", lambda _: None)
+    monkeypatch.setattr("lora_domains.errors.find_spec", lambda _: None)
     assert run("playground", "--out", "none") == 2
     assert "pip install 'lora-domains[playground]'" in capsys.readouterr().err
 

@@ -43,7 +43,7 @@ def test_bad_input_is_refused_before_a_cluster_starts(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AdapterError, match="an adapter folder"):
         ray_application({"adapters": "adapters/medical"})
-    monkeypatch.setattr(network, "find_spec", lambda _name: None)
+    monkeypatch.setattr("lora_domains.errors.find_spec", lambda _name: None)
     with pytest.raises(UsageError, match=re.escape("pip install 'lora-domains[ray]'")):
         ray_application({"adapters": "adapters/medical"})
 

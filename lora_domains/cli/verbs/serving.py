@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from lora_domains.cli.flags import add_adapter_argument, add_base_flags, add_out
 from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
-from lora_domains.errors import LoraDomainsError, UsageError, did_you_mean, listed
+from lora_domains.errors import LoraDomainsError, UsageError, check_installed, did_you_mean
 from lora_domains.serving import network
 
 if TYPE_CHECKING:
@@ -88,14 +87,7 @@ def _add_serve(verbs: Verbs) -> None:
 def serve(flags: argparse.Namespace) -> int:
     """Serve adapters until SIGTERM or Ctrl-C."""
     libraries = ("prometheus_client", "starlette", "uvicorn")
-    missing = [name for name in libraries if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            where="serve",
-            expected="the libraries of a server",
-            found=f"{listed(missing)} not installed",
-            hint="pip install 'lora-domains[serve]'",
-        )
+    check_installed("serve", "the libraries of a server", "serve", libraries)
     for flag, _, _ in LIMITS:
         value = getattr(flags, flag[2:].replace("-", "_"))
         if not value > 0:
