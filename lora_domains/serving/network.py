@@ -218,7 +218,9 @@ def ray_application(arguments: Mapping[str, str]) -> Any:
 
     deployed = serve.deployment(
         name="lora_domains", num_replicas=cluster.replicas,
-        max_ongoing_requests=cluster.rows + cluster.queue,
+        # More than it answers: it refuses others at once (429), where Ray would let them wait for
+        # ever, and says meanwhile that it lives.
+        max_ongoing_requests=2 * (cluster.rows + cluster.queue),
         ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
     )  # fmt: skip
     return deployed(serve.ingress(replica)(Replica)).bind()

@@ -68,8 +68,8 @@ class Workers:
         finally:
             connection.close()
 
-    def complete(self, model: str, prompt: str) -> tuple[int, str]:
-        body = {"model": model, "prompt": prompt, "max_tokens": 8}
+    def complete(self, model: str, prompt: str, most: int = 8) -> tuple[int, str]:
+        body = {"model": model, "prompt": prompt, "max_tokens": most}
         status, text = self.send("POST", "/v1/completions", body)
         return status, json.loads(text)["choices"][0]["text"] if status == 200 else text
 
@@ -104,7 +104,7 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers
     names = (*EIGHT, "spam")
     application = ray_application({
         "adapters": ",".join(str(tmp_path / "adapters" / name) for name in names),
-        "base": str(tmp_path / "base"), "replicas": "2", "cpus": "0.5",
+        "base": str(tmp_path / "base"), "replicas": "2", "cpus": "0.5", "rows": "4", "queue": "8",
     })  # fmt: skip
     with network.listening("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
@@ -146,6 +146,10 @@ def test_two_workers_answer_eight_clients_and_one_is_replaced(
         assert answers == [(which, 200, known[which]) for which in asked]
         assert sum(workers.seen().values()) == len(asked)
         assert len(workers.seen()) == 2
+        # What both have no room for is refused, and does not wait for ever.
+        with ThreadPoolExecutor(48) as many:
+            crowd = list(many.map(lambda _: workers.complete("d0", PROMPTS[0], 64)[0], range(48)))
+        assert set(crowd) == {200, 429}
         # A worker is killed meanwhile: at most the requests that it had are lost.
         first, *others = before = workers.processes
         assert len(before) == 2
