@@ -160,10 +160,11 @@ def sweep(console: Console, name: str, found: Figures) -> None:
     runs = found["runs"]
     title(console, f"{name}: {len(runs)} runs on the same {found['rows']:,} validation rows")
     settings, behind = list(runs[0]["settings"]), "difference from the best,\n95 % bounds"
-    heads = [*map(setting_name, settings), metric_name(found["metric"]), behind, "loss", "epoch"]
+    heads = ["run", *map(setting_name, settings), metric_name(found["metric"]), behind, "loss",
+             "epoch"]  # fmt: skip
     grid = Grid(heads, [behind, "loss", "epoch"])
     for at, run in enumerate(runs):
-        shown = [setting_value(run["settings"][setting]) for setting in settings]
+        shown = [str(run["run"]), *(setting_value(run["settings"][name]) for name in settings)]
         if run["score"] is None:
             grid.add(*shown, "–", "its loss exploded", "–", "–")
             continue

@@ -136,9 +136,8 @@ class _Measured:
 
     def compared(self) -> tuple[Dataset, dict[str, Any]]:
         """The best run, and the figures of all, the best first, as a card keeps them."""
-        figures = [
-            self._figures(*one) for one in zip(self.trials, self.settings, self.cards, strict=True)
-        ]
+        trained = zip(self.trials, self.settings, self.cards, strict=True)
+        figures = [{"run": at, **self._figures(*one)} for at, one in enumerate(trained, start=1)]
         order = sorted(range(len(figures)), key=lambda at: self._rank(figures[at]), reverse=True)
         best = self.trials[order[0]]
         for at in order[1:]:

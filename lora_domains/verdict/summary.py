@@ -10,7 +10,7 @@
                              "upper"}]}}    precision where another share of rows is positive
     "memorisation": {"auc", "lower", "upper", "loss", "calibrated", "train", "test"}
                     "auc" is the larger of the two measured (Evidence.membership)
-    "seeds": {METRIC: {…}}    where several seeds were compared; see seeds.seed_variance
+    "seeds": {METRIC: {…}}    where several seeds were compared; see over_seeds
 
 Figures beside the gates always have 95 % bounds; gates pass at the level of the test set's budget
 (``ledger``).

@@ -77,6 +77,9 @@ def test_the_card_names_all_runs_by_their_validation_score(
     scores = [run["score"] for run in runs]
     assert scores == sorted(scores, reverse=True)
     assert "difference" not in runs[0]
+    assert sorted((run["run"], *run["settings"].values()) for run in runs) == [
+        (1, 1e-5, 2), (2, 1e-5, 4), (3, 0.01, 2), (4, 0.01, 4)
+    ]  # fmt: skip
     for run in runs[1:]:
         assert run["difference"] == pytest.approx(run["score"] - scores[0])
         assert run["lower"] <= run["difference"] <= run["upper"]
@@ -88,6 +91,10 @@ def test_the_card_names_all_runs_by_their_validation_score(
     analyses.sweep(Console(width=80), "spam", found)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
+    head = next(at for at, line in enumerate(lines) if set(line) == {"─"})
+    assert [line.split()[:3] for line in lines[head + 1 : head + 5]] == [
+        [str(run["run"]), *(f"{value:g}" for value in run["settings"].values())] for run in runs
+    ]  # fmt: skip
     assert [word for line in lines for word in line.split() if word == "kept"] == ["kept"]
 
 
