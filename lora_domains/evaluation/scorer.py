@@ -23,7 +23,7 @@ from lora_domains.console import EVALUATION, Clock, Display, estimated_phases
 from lora_domains.evaluation.store import BaseScores, Store
 from lora_domains.inference.batches import Progress, no_progress, padded_tokens
 from lora_domains.inference.likelihoods import drift, text_features
-from lora_domains.inference.scores import TEXT, Score, Scores, add_won, model_scores, without_text
+from lora_domains.inference.scores import Score, Scores, add_won, model_scores, without_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.probes.features import base_features
 from lora_domains.tasks import Task, task_record
@@ -31,6 +31,9 @@ from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 
 BLOCK = 512
 """Scores between two writes to the store; a killed run loses no more than these."""
+
+OWN, HARNESS = "lora_domains.", "lora_domains.probes.lm_eval"
+"""What the names of this package's modules begin with, and that which runs code of others."""
 
 R = TypeVar("R")
 Cell = tuple[int, str | None]
@@ -48,6 +51,15 @@ class Part:
     score: Score = model_scores
     read: bool = True
     """Whether someone reads the answers that are generated, beside their scores."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether the base's scores are kept for other adapters: where nobody reads its answers,
+        and code of this package alone makes them. That of a user's task or suite, or of the
+        harness, may change while the rows stay the same, and no digest would tell."""
+        modules = {self.task.__module__, self.score.__module__}
+        own = all(name.startswith(OWN) for name in modules) and HARNESS not in modules
+        return own and not (self.read and self.task.scored_by == "text")
 
     @property
     def encoded(self) -> list[EncodedExample]:
@@ -199,7 +211,7 @@ class Scorer:
 
     def _kept(self, part: Part) -> dict[int, dict[str, float]]:
         """The scores of the base on all rows of ``part``, if they are kept; otherwise none."""
-        if self.of_base is None:
+        if self.of_base is None or not part.shared:
             return {}
         found: Scores | None = None
         if distributed.is_main():
@@ -208,8 +220,7 @@ class Scorer:
         return dict(enumerate(found or ()))
 
     def _keep_base(self, part: Part, records: Scores) -> None:
-        texts = part.read and any(TEXT in record for record in records)
-        if self.of_base is not None and distributed.is_main() and records and not texts:
+        if self.of_base is not None and part.shared and records and distributed.is_main():
             self.of_base.keep(part.digest(), [without_text(record) for record in records])
 
 

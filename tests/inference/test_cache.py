@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from lora_domains import atomic
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference.reference import Pairs, Prediction, Reference
-from lora_domains.inference.scores import TEXT, without_text
+from lora_domains.inference.scores import TEXT, model_scores, without_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.probes.instructions import Answers
+from lora_domains.probes.lm_eval import Documents
 from lora_domains.tasks import Classification, Example, Generation
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
@@ -201,6 +203,31 @@ def test_no_text_is_kept_of_rows(cache: Path, tiny_base: Path) -> None:
         assert len([*cache.rglob("*.json")]) == files
     (again,) = Scorer(Bank(base), QUIET).scores(part, [None])[None]
     assert again == without_text(record)
+    (again,) = Scorer(Bank(base), QUIET).scores(replace(part, read=True), [None])[None]
+    assert again == record
+
+
+@dataclass(frozen=True)
+class OwnTask(Classification):
+    """A kind of task that a user wrote."""
+
+
+def own_score(*args: Any) -> list[dict[str, Any]]:
+    """How a user's suite scores its questions."""
+    return model_scores(*args)
+
+
+def test_scores_made_by_code_that_may_change_are_not_kept(cache: Path, tiny_base: Path) -> None:
+    base, task = load_base(tiny_base), Classification(labels=("ham", "spam"))
+    part = Part("rows", task, rows_of(base))
+    own, harness = OwnTask(labels=task.labels), Documents("", None, {}, "acc").scores
+    for other in (replace(part, task=own), replace(part, score=own_score)):
+        Scorer(Bank(base), QUIET).scores(other, [None])
+        assert not other.shared
+        assert not cache.exists()
+    assert part.shared
+    assert not replace(part, score=harness).shared
+    assert replace(part, score=Answers(()).scores).shared
 
 
 # ── Room ────────────────────────────────────────────────────────────────────────────────────────
