@@ -130,6 +130,8 @@ class LayerInputs:
         self._others: int | None = None
         """What layers give beside their output; None where they do not give tuples."""
         self._calls: dict[bytes, tuple[int, torch.Size]] = {}
+        """Where the states of a pass that may be made again begin in their file, and their shape.
+        """
         self._opened = ExitStack()
 
     @property
@@ -199,21 +201,16 @@ class LayerInputs:
         def read(batch: list[EncodedExample]) -> list[None]:
             nonlocal end
             for example, states in zip(batch, self._given([e.prompt for e in batch]), strict=True):
-                file.write(_bytes(states))
+                _append(file, states)
                 places[_key(example.prompt)] = (end, len(states))
                 end += len(states)
             return [None] * len(batch)
 
         try:
-            file = TemporaryFile(dir=cache_folder())  # noqa: SIM115 (the stack closes it)
-            self._opened.callback(file.close)
+            file, self._batches = (self._opened.enter_context(_nameless()) for _ in range(2))
             in_batches(self.model, _examples(texts), read, progress)
-            file.flush()
         except OSError as error:
             return error.strerror or str(error)
-        # That of passes which are made again.
-        self._batches = TemporaryFile(dir=cache_folder())  # noqa: SIM115
-        self._opened.callback(self._batches.close)
         mapped = np.memmap(file, np.uint8, "c", shape=(end * width * self.base.dtype.itemsize,))
         self._states = torch.from_numpy(mapped).view(self.base.dtype).view(end, width)
         return None
@@ -225,7 +222,7 @@ class LayerInputs:
         if full or states.nbytes + SPARE > shutil.disk_usage(cache_folder()).free:
             return
         with suppress(OSError):
-            self._batches.write(_bytes(states))
+            _append(self._batches, states)
             self._calls[call] = start, states.shape
 
     def _recalled(self, call: bytes) -> Tensor | None:
@@ -347,6 +344,18 @@ def _entered(entry: _Entry) -> Iterator[None]:
         yield
     finally:
         _entry.reset(token)
+
+
+def _nameless() -> Any:
+    """A file that is gone when it is closed. It has no buffer: a full disk refuses what is written
+    at once, and not when the file is read or closed."""
+    return TemporaryFile(dir=cache_folder(), buffering=0)
+
+
+def _append(file: Any, states: Tensor) -> None:
+    rest = memoryview(_bytes(states))
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _bytes(tensor: Tensor) -> bytes:

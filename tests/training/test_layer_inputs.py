@@ -1,5 +1,6 @@
 """Layers below an adapter read each row once: gradients, resuming, and what is left on the disk."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -167,6 +168,34 @@ def test_batches_without_room_are_read_whole_each_time(
         with computed(run.model, 0) as below, run.gradients.repeated():
             assert run.validation.evaluate() == whole
         assert below
+    run.gradients.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits no size of files")
+def test_a_disk_that_fills_up_ends_no_run(tmp_path: Path, deep: Path) -> None:
+    """Neither while the layers read the rows nor in a validation: they are read whole then."""
+    import resource
+
+    run = make_run(tmp_path, deep, declared(clear_rows(90), top_layers=1, retention="none"))
+    before, whole = step(run)[1], run.validation.evaluate()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # Less than a buffer, which would be written when the file is closed.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        run.gradients.read_below(run.train, 2)
+        assert run.state.read_below is False
+        assert torch.equal(step(run)[1], before)
+        run.gradients.close()
+        run.state.read_below = None
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        run.gradients.read_below(run.train, 2)
+        assert run.state.read_below
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        for _ in range(2):
+            with run.gradients.repeated():
+                assert run.validation.evaluate() == whole
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     run.gradients.close()
 
 
