@@ -81,9 +81,8 @@ def estimate(
 def _training(run: Run) -> Estimate:
     texts = run.general.texts
     run.general.texts = spread(texts, SAMPLE)  # the base reads all of them in a phase of its own
-    run.general.public = run.validation.public = (
-        False  # what it makes of a part is for no other run
-    )
+    # What it makes of a part is for no other run.
+    run.general.public = run.validation.public = False
     lengths = [len(row) for row in run.train]
     epoch = epoch_batches(lengths, run.plan.batch_size, run.domain.training.seed, 0, run.classes)
     batches = sorted(([run.train[i] for i in batch] for batch in epoch), key=_padded)
