@@ -142,6 +142,19 @@ def test_nothing_stale_is_read(
         assert not all(map(equal, old, found))
 
 
+@pytest.mark.parametrize("computed", [scores, predictions, log_odds], ids=lambda f: f.__name__)
+def test_what_another_version_of_the_code_computed_is_not_read(
+    cache: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, computed: Computed
+) -> None:
+    base = load_base(tiny_base)
+    computed(base, rows_of(base))
+    monkeypatch.setattr("lora_domains.evaluation.store.code_version", lambda: "another")
+    monkeypatch.setattr("lora_domains.inference.reference._code", lambda: "another")
+    with passes(base) as counts:
+        computed(base, rows_of(base))
+    assert sum(counts) >= len(TEXTS)
+
+
 def test_a_weight_that_changes_in_memory_is_noticed(cache: Path, tiny_base: Path) -> None:
     base = load_base(tiny_base)
     rows = rows_of(base)
@@ -160,6 +173,7 @@ def test_the_file_of_another_number_of_rows_is_not_read(cache: Path, tiny_base: 
     (path,) = cache.rglob("*.json")
     path.write_text(json.dumps(before[:2]))
     assert scores(base, rows) == before
+    assert json.loads(path.read_text()) == before
 
 
 def test_domains_share_what_the_base_predicts_on_public_text_alone(

@@ -156,6 +156,25 @@ def test_validations_read_each_batch_below_once(
     assert run.validation.evaluate() == further
 
 
+def test_another_batch_of_the_same_shape_is_read_whole(tmp_path: Path, deep: Path) -> None:
+    run = make_run(tmp_path, deep, declared(clear_rows(60), top_layers=1, retention="none"))
+    ids = torch.arange(3, 40)[None]
+    masks = torch.ones_like(ids), (ids > 8).long()
+    batches = [(ids, masks[0]), (ids.flip(1), masks[0]), (ids, masks[1])]
+
+    def read(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = run.model(input_ids=batch[0], attention_mask=batch[1]).logits
+        return logits
+
+    with torch.no_grad():
+        whole = [read(batch) for batch in batches]
+        run.gradients.read_below(run.train, 2)
+        with run.gradients.repeated():
+            for _ in range(2):
+                assert all(map(torch.equal, map(read, batches), whole))
+    run.gradients.close()
+
+
 def test_batches_without_room_are_read_whole_each_time(
     tmp_path: Path, deep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
