@@ -4,7 +4,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +16,12 @@ from support.architectures import make_architecture
 from support.heads import headed_domain
 from support.models import SUITE, clear_rows, declared, make_run, model_in, stopped_after
 
-from lora_domains import atomic
+from lora_domains import atomic, distributed
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.inference.cache import LayerInputs
+from lora_domains.modeling.base import load_base
 from lora_domains.modeling.base_check import layers_of
 from lora_domains.tasks import Preference
 from lora_domains.training.estimate import estimate
@@ -347,6 +350,18 @@ def test_without_room_layers_read_the_rows_in_each_epoch(
     trained = run.fit(resume=True)
     assert trained.adapter.weights
     assert run.state.read_below is False
+
+
+def test_processes_and_a_base_in_8_bits_read_rows_whole(
+    deep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(deep)
+    top = [name for name, _ in base.model.named_modules() if ".3." in name]
+    eight = replace(base, quantization="8bit")
+    refused = LayerInputs(eight, top).read([(5, 6, 7)])
+    assert refused == "products of 8 bits depend on the batch"
+    monkeypatch.setattr(distributed, "state", lambda: SimpleNamespace(num_processes=2))
+    assert LayerInputs(base, top).read([(5, 6, 7)]) == "processes share the rows"
 
 
 def test_layers_that_hand_on_more_are_read_whole(
