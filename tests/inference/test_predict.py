@@ -142,11 +142,12 @@ def test_a_generator_of_texts_is_answered_in_blocks(
     with model.using("b"):
         answers = model.predict({"text": text} for text in texts)
     assert list(answers) == model.predict(texts, "b")
-    rows: list[Any] = [*texts[:5], None]
-    answers = model.predict(iter(rows), "b")
-    assert [next(answers) for _ in range(4)] == model.predict(texts[:4], "b")
-    with pytest.raises(DataError, match="input 5"):
-        next(answers)
+    for wrong in (None, {"note": "alpha"}):
+        rows: list[Any] = [*texts[:5], wrong]
+        answers = model.predict(iter(rows), "b")
+        assert [next(answers) for _ in range(4)] == model.predict(texts[:4], "b")
+        with pytest.raises(DataError, match="input 5"):
+            next(answers)
 
 
 def test_the_domains_of_a_generator_are_checked(model: DomainModel) -> None:
