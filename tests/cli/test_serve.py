@@ -51,7 +51,7 @@ def test_what_cannot_be_served_is_refused_at_once(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "a free port" in refused(capsys, d0, "--port", str(taken.getsockname()[1]))
     empty = tmp_path / "keys"
-    empty.write_text("\n  \n", encoding="utf-8")
+    empty.write_text("\n  \n", encoding="utf-8-sig")  # as Windows writes it
     assert "found an empty one" in refused(capsys, d0, "--api-key-file", str(empty))
     assert "a readable file" in refused(capsys, d0, "--api-key-file", str(tmp_path / "none"))
     assert "found other characters" in refused(capsys, d0, "--api-key", "schlüssel")
