@@ -125,6 +125,11 @@ def test_gradients_of_pairs(tmp_path: Path, deep: Path) -> None:
     run.validation.compare_with_base(run.gradients.pairs, run.train)
     run.gradients.read_below(run.train, 2)
     nats, gradients = step(run)
+    assert run.gradients.pairs is not None
+    answers, _ = run.gradients.pairs.weighted(run.train[:4])
+    with computed(run.model, 1) as below:
+        run.gradients._domain_gradients([answers], 4)
+    assert below == []
     run.gradients.close()
     whole, wanted = step(run)
     torch.testing.assert_close(nats, whole, rtol=1e-6, atol=0)
