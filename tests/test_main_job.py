@@ -56,6 +56,7 @@ def test_the_tutorial_experiment(tutorial: AdapterEntry) -> None:
     assert scores["f1"]["adapter"] > scores["f1"]["baselines"]["tfidf"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_texts")
 def test_a_reckless_rate_visibly_forgets_and_the_default_keeps(

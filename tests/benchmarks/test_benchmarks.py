@@ -73,6 +73,7 @@ def assert_result(result: dict[str, Any], name: str) -> None:
         assert all(len(runs) == result["settings"]["rounds"] for runs in figure["runs"].values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_script_runs_and_stores_figures(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"

@@ -142,7 +142,13 @@ def unbroken(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("steps", "at_once"), [(4, 3), pytest.param(5, 3, marks=pytest.mark.contract), (9, 3), (8, 2)]
+    ("steps", "at_once"),
+    [
+        pytest.param(4, 3, marks=pytest.mark.long),
+        pytest.param(5, 3, marks=pytest.mark.contract),
+        pytest.param(9, 3, marks=pytest.mark.long),
+        (8, 2),
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path, steps: int, at_once: int, monkeypatch: pytest.MonkeyPatch,

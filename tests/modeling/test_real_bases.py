@@ -43,7 +43,9 @@ def folder_of(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     return folder
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize(
+    "name", [CAUSAL[0], pytest.param("smollm2", marks=[pytest.mark.real, pytest.mark.long])]
+)
 def test_adapters_of_a_pretrained_base(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:

@@ -508,6 +508,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
 SEED = 20_241
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path
