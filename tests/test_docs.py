@@ -107,10 +107,11 @@ def test_there_is_python_to_run() -> None:
 
 
 @pytest.mark.slow
-def test_the_python_blocks_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, pytest.param(len(PAGES), marks=pytest.mark.long)])
+def test_the_python_blocks_run(tmp_path: Path, count: int) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     # README first: it trains the adapter that the other pages use.
-    code = "\n".join([FEWER, *(block for page in PAGES for block in blocks(page))])
+    code = "\n".join([FEWER, *(block for page in PAGES[:count] for block in blocks(page))])
     done = run_in_docs(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Verdict" in done.stdout
