@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -308,18 +309,20 @@ def test_a_retrained_adapter_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_told_to_come_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Batch.step
+    step, go = Batch.step, threading.Event()
 
-    def slowly(batch: Batch) -> Any:
-        time.sleep(0.02)
+    def held(batch: Batch) -> Any:
+        go.wait(60)
         return step(batch)
 
-    monkeypatch.setattr(Batch, "step", slowly)
-    with serving(folder, ("d0",), rows=1, queue=2) as server:
-        body = {"model": "d0", "prompt": "red", "max_tokens": 400}
-        busy = [server.open(request_bytes("/v1/completions", body))]
+    monkeypatch.setattr(Batch, "step", held)
+    with serving(folder, ("d0",), rows=1, queue=2) as server, ExitStack() as busy:
+        busy.callback(go.set)
+        ask = request_bytes("/v1/completions", {"model": "d0", "prompt": "red", "max_tokens": 400})
+        busy.enter_context(server.open(ask))
         server.until(lambda: server.service.scheduler._running)
-        busy += [server.open(request_bytes("/v1/completions", body)) for _ in range(2)]
+        for _ in range(2):
+            busy.enter_context(server.open(ask))
         server.until(lambda: server.service.scheduler.waiting == 2)
         assert server.send("GET", "/ready")[0] == 503
         text = server.send("GET", "/metrics")[1]
@@ -329,11 +332,9 @@ def test_a_full_queue_is_told_to_come_back(folder: Path, monkeypatch: pytest.Mon
         assert (status, "queue is full" in message) == (429, True)
         assert 1 <= int(server.headers["retry-after"]) <= 60
         # Clients that leave make room, whether their answer was begun or not.
-        for connection in busy:
-            connection.close()
+        busy.close()
         server.until(lambda: not server.service.scheduler.waiting)
         server.until(lambda: server.send("GET", "/ready")[0] == 200)
-        monkeypatch.setattr(Batch, "step", step)
         assert server.complete("d0", "red")[0] == 200
 
 
