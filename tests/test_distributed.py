@@ -258,6 +258,7 @@ def test_a_launch_that_starts_one_process_instead_of_two_is_refused(tmp_path: Pa
     assert "state" not in done.stdout.split()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_launches_on_two_machines_form_one_run(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -314,8 +315,14 @@ def test_options_of_a_launch_without_effect_are_warned_about(
     ("threads", "flags", "cores"),
     [
         pytest.param("1", (), 1, id="asked for by the environment"),
-        pytest.param("", ("--num-cpu-threads-per-process", 1), 1, id="asked for by a flag"),
-        pytest.param("", (), os.cpu_count(), id="not asked for"),
+        pytest.param(
+            "",
+            ("--num-cpu-threads-per-process", 1),
+            1,
+            id="asked for by a flag",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("", (), os.cpu_count(), id="not asked for", marks=pytest.mark.long),
     ],
 )
 def test_a_launch_computes_with_the_threads_it_was_told(

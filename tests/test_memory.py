@@ -48,6 +48,7 @@ def test_the_warning_of_a_base_that_will_not_fit() -> None:
     assert "4bit" not in str(memory_warning(14_000_000_000, 5_000_000_000, "4bit"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_only_a_quantised_base_imports_bitsandbytes(tiny_base: Path, tmp_path: Path) -> None:
     """Fit, save and load on a plain base, then load a quantised one in the same process."""

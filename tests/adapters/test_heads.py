@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from support.adapters import save
+from support.adapters import assert_close, save
 from support.encoders import KINDS, make_encoder
 from support.heads import change, headed, padded, served
 from transformers import AutoModelForSequenceClassification
@@ -35,7 +35,7 @@ def test_plain_peft_loads_heads_saved_here(
     with torch.no_grad():
         bare = classifier.eval()(**padded()).logits
         theirs = PeftModel.from_pretrained(classifier, folder).eval()(**padded()).logits
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs)
     assert (theirs - bare).abs().max() > 0.1
 
 
@@ -63,7 +63,7 @@ def test_heads_of_plain_peft_load_here(
     base = load_base(bases(kind), device="cpu")
     before = base.state_digest()
     adapter = load_adapter(tmp_path / "peft", base)
-    torch.testing.assert_close(served(base, adapter), theirs, atol=1e-5, rtol=0)
+    assert_close(served(base, adapter), theirs)
     assert adapter.head is not None
     assert adapter.head.classes == 4
     assert base.state_digest() == before
@@ -87,7 +87,7 @@ def test_a_pooler_that_peft_left_out_is_taken_from_the_checkpoint_or_refused(
     with torch.no_grad():
         theirs = model(**padded()).logits
     adapter = load_adapter(tmp_path / "peft", base)
-    torch.testing.assert_close(served(base, adapter), theirs, atol=1e-5, rtol=0)
+    assert_close(served(base, adapter), theirs)
 
 
 HEAD = "base_model.model.pre_classifier.weight"

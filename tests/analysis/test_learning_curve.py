@@ -203,6 +203,7 @@ def test_shares_that_make_no_curve_are_refused(
         learning_curve(model, DOMAIN, shares)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_shows_the_curve_and_writes_no_text(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -108,6 +108,7 @@ def test_groups_stay_together_when_old_and_new_are_paired(tmp_path: Path) -> Non
     assert widths[1] > 1.5 * widths[0]
 
 
+@pytest.mark.long
 def test_a_small_loss_of_one_of_many_adapters_is_no_regression(tmp_path: Path) -> None:
     """Alone it is worse by its bound; beside four others, chance shows as much (Holm)."""
     names = ["a", "b", "c", "d", "e"]

@@ -28,6 +28,7 @@ def test_recipes_are_trained_together_and_evaluated(
     assert Card.read(tmp_path / "spam").adapter.training["together_with"] == ["medical"]
 
 
+@pytest.mark.long
 def test_the_recipe_of_all_domains_trains_five(
     tmp_path: Path, tiny_base: Path, small_suite: None, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -290,6 +290,7 @@ if distributed.is_main():
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_share_the_scoring_and_get_the_same_scores(
     adapters: Path, tiny_base: Path, tmp_path: Path

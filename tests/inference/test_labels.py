@@ -85,6 +85,7 @@ def test_unsure_predictions_are_referred(fitted: Fitted) -> None:
         model.predict(texts, domain="spam", refer_below=80)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_fresh_process_reproduces_the_test_scores(fitted: Fitted, spam: Domain) -> None:
     model, _ = fitted

@@ -307,7 +307,12 @@ def test_rows_are_sorted_by_domain_those_with_a_slot_first(folder: Path, tiny_ba
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("threads", "slots"), [pytest.param(2, None, marks=pytest.mark.long), (8, None), (4, 2)]
+    ("threads", "slots"),
+    [
+        pytest.param(2, None, marks=pytest.mark.long),
+        (8, None),
+        pytest.param(4, 2, marks=pytest.mark.long),
+    ],
 )
 def test_a_thousand_calls_from_threads_give_the_right_logits(
     folder: Path, tiny_base: Path, threads: int, slots: int | None

@@ -175,7 +175,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(
                      id="before and after a write", marks=pytest.mark.long),
         pytest.param([(99, "before it is saved")], id="when the first is over",
                      marks=pytest.mark.long),
-        pytest.param([(99, "saved, not noted")], id="between its folder and the checkpoint"),
+        pytest.param([(99, "saved, not noted")], id="between its folder and the checkpoint",
+                     marks=pytest.mark.long),
         pytest.param([(99, "after it was saved")], id="when all are saved",
                      marks=pytest.mark.long),
     ],
@@ -206,6 +207,7 @@ def test_killed_runs_end_with_the_same_bytes(
     assert not list(tmp_path.glob(".joint*"))
 
 
+@pytest.mark.long
 def test_the_bar_of_a_resumed_run_begins_where_it_stood(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +249,7 @@ def test_a_resumed_run_of_other_settings_is_refused(
     assert len(list(tmp_path.glob(".joint*"))) == 1
 
 
+@pytest.mark.long
 def test_a_resumed_run_that_was_over_is_trained_again_with_other_settings(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

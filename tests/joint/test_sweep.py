@@ -127,6 +127,7 @@ def test_runs_whose_bounds_include_no_difference_are_counted(
     assert f"As the best of {len(runs)} on these rows" in told
 
 
+@pytest.mark.long
 def test_a_run_whose_loss_explodes_is_the_worst(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_run_whose_loss_explodes_is_the_worst(
         swept(tmp_path / "none", tiny_base)
 
 
+@pytest.mark.long
 def test_a_run_beyond_the_drift_limit_is_kept_only_where_every_run_is(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +191,10 @@ def test_a_sweep_is_resumed_and_replaces_nothing_before_its_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [(15, "after the step"), (99, "after it was saved")])
+@pytest.mark.parametrize(
+    "kill",
+    [(15, "after the step"), pytest.param((99, "after it was saved"), marks=pytest.mark.long)],
+)
 def test_a_killed_sweep_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path, chosen: tuple[DomainModel, Card], kill: tuple[int, str]
 ) -> None:

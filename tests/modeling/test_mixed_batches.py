@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import device
-from support.adapters import TOLERANCE, logits, strong
+from support.adapters import assert_close, logits, strong, tolerance
 from support.device import base_on
 
 from lora_domains.errors import UsageError
@@ -63,7 +63,7 @@ def test_each_adapter_has_an_effect_of_its_own(bank: Bank) -> None:
     seen = [logits(bank, name) for name in NAMES]
     for i, one in enumerate(seen):
         for other in seen[:i]:
-            assert (one - other).abs().max() >= 100 * TOLERANCE
+            assert (one - other).abs().max() >= 100 * tolerance(one)
 
 
 @pytest.mark.contract
@@ -78,7 +78,7 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(
     ids = random_ids(len(domains), tokens)
     with torch.no_grad(), bank.routed(domains):
         found = bank.base.model(input_ids=ids).logits
-    torch.testing.assert_close(found, alone(bank, ids, domains), atol=TOLERANCE, rtol=0)
+    assert_close(found, alone(bank, ids, domains))
 
 
 @pytest.mark.contract
@@ -92,7 +92,7 @@ def test_beams_use_the_adapter_of_their_row(
         with torch.no_grad(), bank.routed(domains):
             found = bank.base.model(input_ids=ids).logits
         each = [name for name in domains for _ in range(beams)]
-        torch.testing.assert_close(found, alone(bank, ids, each), atol=TOLERANCE, rtol=0)
+        assert_close(found, alone(bank, ids, each))
 
 
 @pytest.mark.contract
@@ -103,7 +103,7 @@ def test_decoding_with_a_cache_gathers_once(bank: Bank, monkeypatch: pytest.Monk
     with torch.no_grad(), bank.routed(domains):
         out = bank.base.model(input_ids=ids[:, :9], use_cache=True)
         cache = out.past_key_values
-    torch.testing.assert_close(out.logits, wanted[:, :9], atol=TOLERANCE, rtol=0)
+    assert_close(out.logits, wanted[:, :9])
     gathered = []
     stack = routing.stack
     monkeypatch.setattr(
@@ -115,7 +115,7 @@ def test_decoding_with_a_cache_gathers_once(bank: Bank, monkeypatch: pytest.Monk
         # A new call for each token, as in a decoding loop outside `generate`.
         with torch.no_grad(), bank.routed(domains):
             out = bank.base.model(input_ids=ids[:, step : step + 1], past_key_values=cache)
-        torch.testing.assert_close(out.logits[:, 0], wanted[:, step], atol=TOLERANCE, rtol=0)
+        assert_close(out.logits[:, 0], wanted[:, step])
     assert len(gathered) == len(set(gathered)) > 0, "gathered again for a later step"
 
 
@@ -175,7 +175,7 @@ def test_a_thread_that_gathers_weights_never_misleads_another(bank: Bank) -> Non
     assert bank.route(domains) is route, "the threads did not share it"
     assert len(found) == 2
     for outputs in found:
-        torch.testing.assert_close(outputs, wanted, atol=TOLERANCE, rtol=0)
+        assert_close(outputs, wanted)
 
 
 def test_a_batch_of_another_size_is_refused(bank: Bank) -> None:
@@ -191,7 +191,7 @@ def test_a_subset_of_rows_keeps_its_domains(bank: Bank) -> None:
     for rows in ([3, 0], [4, 0], [2], [1, 2, 4]):
         with torch.no_grad(), bank.routed(domains), narrowed(bank.base.model, rows):
             found = bank.base.model(input_ids=ids[rows]).logits
-        torch.testing.assert_close(found, wanted[rows], atol=TOLERANCE, rtol=0)
+        assert_close(found, wanted[rows])
 
 
 @pytest.mark.contract
@@ -215,7 +215,7 @@ def test_a_trainable_adapter_may_be_one_of_several(tiny_base: Path) -> None:
             p.grad = None
     with bank.routed(domains):
         out = bank.base.model(input_ids=ids).logits
-    torch.testing.assert_close(out, alone(bank, ids, domains), atol=TOLERANCE, rtol=0)
+    assert_close(out, alone(bank, ids, domains))
     (out**2).sum().backward()
     for name in ("a", "b"):
         for p, wanted in zip(parameters[name], grads[name], strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import device
-from support.adapters import TOLERANCE, logits, strong, token_ids
+from support.adapters import logits, strong, token_ids, tolerance
 from support.device import base_on
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,7 +39,7 @@ def test_every_adapter_differs_from_the_base_and_the_others(bank: Bank) -> None:
     seen = [logits(bank, name) for name in (None, "a", "b")]
     for i, one in enumerate(seen):
         for other in seen[:i]:
-            assert (one - other).abs().max() >= 100 * TOLERANCE
+            assert (one - other).abs().max() >= 100 * tolerance(one)
 
 
 @pytest.mark.contract

@@ -16,6 +16,7 @@ from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.tasks import Task, task_record
 
 TOLERANCE = 1e-5
+"""Of logits in float32, relative to the largest where that is above 1."""
 FILES = {
     "adapter_config.json", "adapter_model.safetensors", "card.json", "README.md", "items.jsonl",
 }  # fmt: skip
@@ -79,5 +80,14 @@ def logits(of: Bank | Base, name: str | None = None) -> torch.Tensor:
 
 def assert_equal(found: torch.Tensor, wanted: torch.Tensor, bare: torch.Tensor) -> None:
     """Equal within the tolerance, and both at least 100 tolerances away from the bare base."""
-    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
-    assert (found - bare).abs().max() >= 100 * TOLERANCE
+    assert_close(found, wanted)
+    assert (found - bare).abs().max() >= 100 * tolerance(wanted)
+
+
+def tolerance(wanted: torch.Tensor) -> float:
+    """The difference that float32 rounding may make to values as large as those ``wanted``."""
+    return TOLERANCE * max(1.0, float(wanted.abs().max()))
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=tolerance(wanted), rtol=0)

@@ -205,7 +205,7 @@ def validated(
     return folder / "spam"
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 7])
+@pytest.mark.parametrize("steps", [1, 2, pytest.param(5, marks=pytest.mark.long), 7])
 def test_a_run_that_is_validated_within_epochs_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], validated: Path, steps: int
 ) -> None:
@@ -230,6 +230,7 @@ def test_a_run_with_dora_resumes_to_the_same_bytes(
     assert one == other
 
 
+@pytest.mark.long
 def test_an_ending_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
