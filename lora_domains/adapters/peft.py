@@ -28,7 +28,8 @@ from lora_domains.modeling.heads import (
     new_head,
     own_layout,
 )
-from lora_domains.modeling.lora import Adapter, row_lengths
+from lora_domains.modeling.lora import Adapter
+from lora_domains.modeling.quantization import row_lengths
 from lora_domains.report.card import Card
 
 PREFIX = "base_model.model."
@@ -187,8 +188,10 @@ def new_adapter(
             scales[linear] = float(layer.scaling["default"])
         head = None if classes is None else new_head(base, layout, classes)
     # B is zero: the rows are as long as the base's.
-    magnitudes = {linear: row_lengths(base.model.get_submodule(linear)).cpu()
-                  for linear in weights if lora.dora}  # fmt: skip
+    linears = {name: base.model.get_submodule(name) for name in weights if lora.dora}
+    magnitudes = {
+        name: row_lengths(getattr(linear, ROUTED, linear)).cpu() for name, linear in linears.items()
+    }
     return Adapter(name, config, weights, scales, head=head, magnitudes=magnitudes)
 
 

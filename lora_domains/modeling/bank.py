@@ -17,7 +17,6 @@ from lora_domains.modeling.lora import (
     Adapter,
     LoadedAdapter,
     Magnitudes,
-    Rescaling,
     TrainableLora,
     Weights,
     flatten,
@@ -25,6 +24,7 @@ from lora_domains.modeling.lora import (
     load_trainable,
     rescalings,
 )
+from lora_domains.modeling.quantization import Rescaling
 from lora_domains.modeling.routing import (
     Mixed,
     Route,
@@ -33,6 +33,7 @@ from lora_domains.modeling.routing import (
     current_route,
     entered,
     mixed,
+    recompute_gate,
 )
 
 Domains = str | None | Sequence[str | None]
@@ -302,6 +303,8 @@ def route_linears(model: nn.Module, names: Iterable[str]) -> None:
             routed_linear = RoutedLinear(module, name, id(model))
             routed_linear.train(module.training)
             setattr(parent, child, routed_linear)
+            if child == "down_proj":
+                recompute_gate(parent)
 
 
 def sizes_of(linear: nn.Module) -> tuple[int, int]:

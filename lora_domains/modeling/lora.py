@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lora_domains.errors import AdapterError
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.heads import Head
-from lora_domains.modeling.quantization import dequantised
-from lora_domains.placement import each_gathered, gathered
+from lora_domains.modeling.quantization import Rescaling, row_lengths
+from lora_domains.placement import each_gathered
 from lora_domains.report.card import Card
 
 Weights = dict[str, tuple[Tensor, Tensor]]
@@ -140,42 +140,13 @@ class FrozenLora(NamedTuple):
     b: Tensor
     """(out, rank)."""
     scale: float
-    rescaling: "Rescaling | None" = None
+    rescaling: Rescaling | None = None
     """Of DoRA."""
 
     @property
     def own_a(self) -> Tensor:
         """(rank, in): this linear's rows of ``a``."""
         return self.a.narrow(0, self.start, self.rank)
-
-
-class Rescaling(NamedTuple):
-    """What DoRA does to the output y of a linear with LoRA: ``gain · (y - bias) + bias``."""
-
-    gain: Tensor
-    """(out,): magnitude over length, of each row of W + scale · B·A."""
-    bias: Tensor | None
-
-    def __call__(self, y: Tensor) -> Tensor:
-        rescaled = y * self.gain
-        return rescaled if self.bias is None else rescaled + (1 - self.gain) * self.bias
-
-
-def row_lengths(
-    linear: nn.Module, a: Tensor | None = None, b: Tensor | None = None, scale: float = 0.0
-) -> Tensor:
-    """(out,): the lengths of the rows of the weight of ``linear``, with ``scale · b·a`` added."""
-    from transformers.pytorch_utils import Conv1D
-
-    linear = getattr(linear, ROUTED, linear)
-    with gathered(linear):
-        weight = dequantised(linear).float()
-        if isinstance(linear, Conv1D):  # GPT-2's linears are stored (in, out)
-            weight = weight.T
-        if a is not None and b is not None:
-            weight = weight + scale * (b.detach().float() @ a.detach().float())
-        lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
-    return lengths
 
 
 def rescalings(adapter: Adapter, model: nn.Module, device: torch.device) -> dict[str, Rescaling]:
@@ -282,6 +253,36 @@ def add_products(
         y if y.is_contiguous() else y.contiguous(), places, *pairs
     )
     return added
+
+
+class GatedProduct(torch.autograd.Function):
+    """``silu(gate) · up``, computed again in the backward pass: its factors alone are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        to_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return to_gate, F.silu(gate).mul_(grads[0])
+
+
+class GatedLow(torch.autograd.Function):
+    """A gated ``product`` (…, in) times the transpose of ``a`` (rank, in), kept as its factors."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Tensor, gate: Tensor, up: Tensor, a: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, a)
+        return F.linear(product, a)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        gate, up, a = ctx.saved_tensors
+        product = F.silu(gate).mul_(up).flatten(0, -2)
+        return grads[0] @ a, None, None, grads[0].flatten(0, -2).t() @ product
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""The precision of a base: 8 or 4 bits with bitsandbytes; GGUF files, which are de-quantised."""
+"""The precision of a base: 8 or 4 bits with bitsandbytes; GGUF files, which are de-quantised.
+
+Also what DoRA needs of a weight of any precision: the lengths of its rows.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,13 +9,14 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lora_domains.errors import BaseModelError, did_you_mean, listed
 from lora_domains.modeling.checkpoint import FORMATS, Checkpoint, TensorInfo
+from lora_domains.placement import gathered
 
 INTEGER_BYTES = {"I64": 8, "I32": 4, "I16": 2}
 """Sizes of integer types by their safetensors names; floats take those of the chosen dtype."""
@@ -293,3 +297,34 @@ def estimated_bytes(
         else:
             total += count * INTEGER_BYTES.get(stored, 1)
     return round(total)
+
+
+# ── DoRA: the lengths of rows of a weight ───────────────────────────────────────────────────────
+
+
+class Rescaling(NamedTuple):
+    """What DoRA does to the output y of a linear with LoRA: ``gain · (y - bias) + bias``."""
+
+    gain: Tensor
+    """(out,): magnitude over length, of each row of W + scale · B·A."""
+    bias: Tensor | None
+
+    def __call__(self, y: Tensor) -> Tensor:
+        rescaled = y * self.gain
+        return rescaled if self.bias is None else rescaled + (1 - self.gain) * self.bias
+
+
+def row_lengths(
+    linear: nn.Module, a: Tensor | None = None, b: Tensor | None = None, scale: float = 0.0
+) -> Tensor:
+    """(out,): the lengths of the rows of the weight of ``linear``, with ``scale · b·a`` added."""
+    from transformers.pytorch_utils import Conv1D
+
+    with gathered(linear):
+        weight = dequantised(linear).float()
+        if isinstance(linear, Conv1D):  # GPT-2's linears are stored (in, out)
+            weight = weight.T
+        if a is not None and b is not None:
+            weight = weight + scale * (b.detach().float() @ a.detach().float())
+        lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
+    return lengths

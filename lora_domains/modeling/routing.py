@@ -8,10 +8,12 @@ A route holds the adapters themselves, not their names: one that is unloaded, re
 during a call stays in memory until the call ends.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from itertools import groupby
+from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,6 +24,8 @@ from lora_domains.errors import UsageError
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.lora import (
     FrozenLora,
+    GatedLow,
+    GatedProduct,
     LoadedAdapter,
     StackedLora,
     TrainableLora,
@@ -35,6 +39,12 @@ T = TypeVar("T")
 FEW = 8
 """Tokens per row (beams included) up to which the rows' adapters run as one batched product, as in
 decoding; above it each adapter runs over its own rows."""
+
+
+GATED = "_lora_domains_gated"
+"""Attribute of a product: its factors gate and up, without gradients."""
+FORWARD = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+"""What the MLPs of Llama and most models like it compute; others are left as they are."""
 
 
 # ── The route of one call ───────────────────────────────────────────────────────────────────────
@@ -80,7 +90,12 @@ class Single:
             return None
         group = self.adapter.siblings(linear)
         if len(group) < 2:
-            return F.linear(x, lora.a.to(x.dtype))
+            factors = getattr(x, GATED, None)
+            a = lora.a.to(x.dtype)
+            if factors is None:
+                return F.linear(x, a)
+            low: Tensor = GatedLow.apply(x, *factors, a)  # type: ignore[no-untyped-call]
+            return low
         source, kept, lows = self._shared
         if source is not x or kept is not group:
             parts = [self.adapter.weights[name].a for name in group]
@@ -166,6 +181,9 @@ class Mixed:
         source, kind, x_parts = self._shared
         if source is not x or kind is not Mixed:
             x_parts = torch.split(x_rows, sizes)
+            split = [torch.split(f.reshape(*x_rows.shape), sizes) for f in getattr(x, GATED, ())]
+            for part, *factors in zip(x_parts, *split, strict=False) if split else ():
+                setattr(part, GATED, factors)
             self._shared = (x, Mixed, x_parts)
         of = [single and single.adapter.weights.get(linear) for single, _ in self._segments]
         lows = [None if s is None else s.low(linear, part)
@@ -359,3 +377,23 @@ class RoutedLinear(nn.Module):
         except AttributeError:
             value: Tensor | nn.Module = getattr(super().__getattr__(ROUTED), name)
             return value
+
+
+def recompute_gate(mlp: nn.Module) -> None:
+    """Let ``mlp`` keep less for the backward pass, if it is gated by a SiLU and nothing else has
+    replaced its ``forward``."""
+    activation = type(getattr(mlp, "act_fn", None)).__name__
+    known = activation in ("SiLU", "SiLUActivation") and "forward" not in vars(mlp)
+    if known and FORWARD in inspect.getsource(type(mlp).forward):
+        setattr(mlp, "forward", MethodType(_gated, mlp))  # noqa: B010 (a method, to mypy)
+
+
+def _gated(mlp: Any, x: Tensor) -> Tensor:
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    if torch.is_grad_enabled() and gate.requires_grad and up.requires_grad:
+        product = GatedProduct.apply(gate, up)  # type: ignore[no-untyped-call]
+        setattr(product, GATED, (gate.detach(), up.detach()))
+    else:
+        product = mlp.act_fn(gate) * up
+    out: Tensor = mlp.down_proj(product)
+    return out

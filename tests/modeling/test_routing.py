@@ -322,3 +322,32 @@ def test_an_unknown_name_suggests_a_similar_one(bank: Bank) -> None:
     bank.add(strong(bank.base, "medical"))
     with pytest.raises(UsageError, match="Did you mean 'medical'"):
         bank["medcal"]
+
+
+def test_a_gated_mlp_keeps_its_factors_alone_and_has_the_same_gradients(base: Base) -> None:
+    bank = Bank(base)
+    parameters = bank.add(strong(base, "a"), trainable=True)
+    mlp = base.model.get_submodule("model.layers.0.mlp")
+    kept: list[dict[int, int]] = []
+    gradients = []
+    for wrapped in (True, False):
+        if not wrapped:
+            for layer in base.model.model.layers:
+                del layer.mlp.forward
+        kept.append({})
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[-1][storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        x = torch.randn(2, 9, mlp.gate_proj.in_features, generator=torch.manual_seed(1))
+        with bank.routed("a"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            out = mlp(x.requires_grad_())
+        found = torch.autograd.grad(out.square().sum(), [x, *parameters], allow_unused=True)
+        gradients.append([gradient for gradient in found if gradient is not None])
+    assert len(gradients[0]) == 1 + 2 * 3
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=1e-6)
+    inner = 2 * 9 * mlp.gate_proj.out_features * 4
+    assert sum(kept[1].values()) - sum(kept[0].values()) >= 2 * inner
