@@ -303,7 +303,7 @@ def with_settings(domain: Domain, **settings: Any) -> Domain:
             raise UsageError(
                 expected="a setting of a domain",
                 found=repr(name),
-                hint=did_you_mean(name, [*known, *whole, "metric", "prevalence"]),
+                hint=did_you_mean(name, {*known, "metric", "prevalence"}, elsewhere=True),
             )
         changes[part][field_name] = value
     task = changes.pop("task")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.atomic import plain_name
-from lora_domains.cli.parser import Parser, device_map, floor, parsed_setting
+from lora_domains.cli.parser import Parser, common_settings, device_map, floor, parsed_setting
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
-from lora_domains.domain import BALANCE, RETENTION, Domain, setting_types, with_settings
+from lora_domains.domain import BALANCE, RETENTION, Domain, with_settings
 from lora_domains.errors import DataError, UsageError
 from lora_domains.schema import SETTINGS
-from lora_domains.tasks import KINDS, Classification
+from lora_domains.tasks import KINDS
 from lora_domains.tasks.answers import Judge
 
 ADAPTERS = "adapters"
@@ -113,9 +113,7 @@ def add_training_flags(group: Any) -> None:
 
 def _without_a_flag() -> list[str]:
     """The settings of every domain that only ``--set`` gives."""
-    domain = Domain("any", Classification(), Data())
-    names = [name for name in setting_types(domain) if not name.startswith("task.")]
-    return [name for name in names if name not in SETTINGS.values()]
+    return [name for name in common_settings() if name not in SETTINGS.values()]
 
 
 def add_metric_flag(group: Any) -> None:

@@ -10,11 +10,17 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lora_domains.errors import LoraDomainsError, TrainingInterrupted, UsageError, did_you_mean
+from lora_domains.errors import (
+    LoraDomainsError,
+    TrainingInterrupted,
+    UsageError,
+    did_you_mean,
+    known_here,
+)
 
 if TYPE_CHECKING:
     from lora_domains.domain import Domain
@@ -104,22 +110,62 @@ class Parser(argparse.ArgumentParser):
         argparse would first ask for the required arguments, and one of them may be misspelled.
         """
         verbs = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        unknown: dict[str, list[str]] = {}
         for at, word in enumerate(words):
             if word == "--":
-                return
+                break
             if _is_flag(word):
                 name = word.split("=")[0]
                 if name not in self._option_string_actions:
-                    hint = did_you_mean(name, self._option_string_actions)
-                    raise self._unknown("a known flag", name, hint)
+                    unknown[name] = self._meant(name)
             elif verbs:
                 if word not in verbs[0]:
-                    raise self._unknown("a verb", word, did_you_mean(word, verbs[0]))
-                verbs[0][word]._check_words(words[at + 1 :])
-                return
+                    raise UsageError(
+                        where=self.prog,
+                        expected="a verb",
+                        found=repr(word),
+                        hint=did_you_mean(word, verbs[0], elsewhere=True),
+                    )
+                if not unknown:
+                    verbs[0][word]._check_words(words[at + 1 :])
+                break
+        if unknown:
+            raise UsageError(
+                where=self.prog,
+                expected="a known flag" if len(unknown) == 1 else "known flags",
+                found=", ".join(map(repr, unknown)),
+                hint=self._hint(unknown),
+            )
 
-    def _unknown(self, expected: str, word: str, hint: str) -> UsageError:
-        return UsageError(where=self.prog, expected=expected, found=repr(word), hint=hint)
+    def _meant(self, flag: str) -> list[str]:
+        """The flags, or the settings of --set, that an unknown flag may mean."""
+        flags = self._option_string_actions
+        meant = known_here(flag, flags)
+        if not meant and "--set" in flags:
+            meant = [f"--set {name}=…" for name in known_here(flag, common_settings())]
+        names = {name.lstrip("-"): name for name in flags}
+        near = get_close_matches(flag.lstrip("-"), names, cutoff=0.7)
+        return meant or [names[name] for name in near]
+
+    def _hint(self, unknown: Mapping[str, Sequence[str]]) -> str:
+        """What ``unknown`` flags mean, and the help for those that resemble none."""
+        hints = []
+        for flag, meant in unknown.items():
+            if meant:
+                of_several = f" for {flag!r}" if len(unknown) > 1 else ""
+                hints.append(" or ".join(map(repr, meant)) + of_several)
+        known = [f"Did you mean {', '.join(hints)}?"] if hints else []
+        return " ".join(known + [f"See {self.prog} --help."] * (len(hints) < len(unknown)))
+
+
+def common_settings() -> list[str]:
+    """The settings of every domain."""
+    from lora_domains.data.source import Data
+    from lora_domains.domain import Domain, setting_types
+    from lora_domains.tasks import Classification
+
+    names = setting_types(Domain("any", Classification(), Data()))
+    return [name for name in names if not name.startswith("task.")]
 
 
 def _is_flag(word: str) -> bool:
@@ -280,7 +326,9 @@ def swept_values(domain: "Domain", assignments: Sequence[str]) -> dict[str, list
 
 def _meant(name: str, known: Collection[str]) -> str:
     """Which of the settings ``known`` are like ``name``, with or without its part."""
+    last = name.rpartition(".")[2]
     setting = {one: one.rpartition(".")[2] for one in known}
-    nearest = get_close_matches(name.rpartition(".")[2], setting.values(), 1)
+    nearest = [setting[one] for one in known_here(last, known)]
+    nearest = nearest or get_close_matches(last, setting.values(), 1)
     meant = [one for one, last in setting.items() if last in nearest]
     return f"Did you mean {' or '.join(map(repr, meant))}?" if meant else did_you_mean(name, known)

@@ -33,6 +33,7 @@ from lora_domains.data.source import (
     places,
 )
 from lora_domains.data.structured import (
+    ABOUT_ROWS,
     first_objects,
     read_arrow,
     read_json,
@@ -77,6 +78,8 @@ HINTS = {
     ".zst": "Unpack it: unzstd.",
     ".bz2": "Unpack it: bunzip2.",
     ".xz": "Unpack it: unxz.",
+    ".yaml": "Settings are flags here, or a recipe, which lora-domains init ROWS writes.",
+    ".yml": "Settings are flags here, or a recipe, which lora-domains init ROWS writes.",
 }
 
 
@@ -263,6 +266,7 @@ def files_in(folder: Path, split: str) -> list[Path]:
         except (ValueError, KeyError, TypeError, OSError):
             raise _no_shards(folder, "a state.json that cannot be read", "the files") from None
     files = sorted(p for p in folder.iterdir() if p.is_file() and _suffix(p) in READERS)
+    files = [p for p in files if p.name not in ABOUT_ROWS]
     ofsplit = {s: [p for p in files if re.match(rf"{s}\b", p.name)] for s in SPLITS}
     if any(ofsplit.values()):
         files = ofsplit.get(split, [])

@@ -16,6 +16,8 @@ BATCH = 10_000
 """Rows of columns that are read at once."""
 CHUNK = 1 << 20
 """Bytes of a JSON list that are read at once."""
+ABOUT_ROWS = ("dataset_info.json", "dataset_infos.json")
+"""Files that describe the files of rows beside them."""
 BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 """A string, which may have brackets in it and lack its end, or a bracket."""
 
@@ -69,7 +71,9 @@ def read_json(file: File) -> Table:
             where=str(file.path),
             expected='a JSON list of objects, {"data": [objects]}, or one object on each line',
             found=found or f"a JSON {'dict' if isinstance(rows, Mapping) else type(rows).__name__}",
-            hint='Write a list of rows (in pandas orient="records"), or one object on each line '
+            hint="It describes files of rows: name one of them."
+            if file.path.name in ABOUT_ROWS
+            else 'Write a list of rows (in pandas orient="records"), or one object on each line '
             "of a file named .jsonl.",
         )
     return Table(list(enumerate(rows)), notes)

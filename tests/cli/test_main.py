@@ -75,6 +75,16 @@ WRONG = {
     "unknown flag of no verb": (("--verison",), "Did you mean '--version'"),
     "unknown setting": (("fit", "--name", "x", "--train", "t.csv", "--set", "training.warm=1"),
                         "Did you mean 'training.warmup'"),
+    "a flag of other tools": (("fit", "--learning_rate", "1e-4"), "Did you mean '--lr'?"),
+    "flags of other tools": (
+        ("fit", "a.json", "--cutoff_len=512", "--lora_alpha", "8", "--stage", "sft"),
+        "Did you mean '--max-length' for '--cutoff_len', '--set lora.alpha=…' for '--lora_alpha'? "
+        "See lora-domains fit --help."),
+    "a flag with underscores": (("fit", "--load_in_4bit"), "Did you mean '--load-in-4bit'?"),
+    "a setting of other tools": (
+        ("fit", "--name", "x", "--train", "t.csv", "--set", "training.learning_rate=1"),
+        "Did you mean 'training.lr'?"),
+    "a verb of other tools": (("train", "x.csv"), "Did you mean 'fit'?"),
     "unknown verb": (("fitt", "--epochs", "3"), "Did you mean 'fit'"),
     "an argument too many": (("doctor", "now"), "no further argument"),
     "no verb": ((), "VERB"),

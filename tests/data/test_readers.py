@@ -116,6 +116,21 @@ def test_json_that_is_not_a_list_is_refused(tmp_path: Path, content: str, part: 
     refused(lambda: read(write(tmp_path / "rows.json", content), "train"), part, ".jsonl")
 
 
+def test_settings_of_other_tools_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "sft.yaml").write_text("learning_rate: 1.0e-4\n")
+    with pytest.raises(DataError, match="Settings are flags here, or a recipe"):
+        read(str(tmp_path / "sft.yaml"), "train")
+
+
+def test_a_description_of_files_of_rows_is_no_file_of_rows(tmp_path: Path) -> None:
+    about = tmp_path / "dataset_info.json"
+    about.write_text('{"mine": {"file_name": "rows.json"}}')
+    with pytest.raises(DataError, match="It describes files of rows: name one of them"):
+        read(str(about), "train")
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    assert [row.values["output"] for row in read(str(tmp_path), "train")] == ["b"]
+
+
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet", f"PAR1 {SECRET} PAR1")
     refused(lambda: read(path, "train"), "pyarrow cannot read")
