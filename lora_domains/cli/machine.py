@@ -162,13 +162,18 @@ EXAMPLES = {
 
 
 def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
-    """The domain with a head where ``--base auto`` found an encoder, and a sentence about the base.
+    """The domain with a head where the base is an encoder at hand, and a sentence about the base.
 
     What was found is written into ``flags``. Without --base, the sentence says which base
     real work would take; it is empty for embedded rows. Raises UsageError where nothing is at hand.
     """
     asked, rows = flags.base, str(domain.data.train or "")
     repeated = getattr(flags, "from_card", None)
+    if asked and asked != "auto" and not repeated and not domain.task.head:
+        place = next(iter(_cached(asked)), Path(asked))
+        headed = domain.task.with_head() if _use_of(place) == ENCODER else None
+        if headed is not None:
+            return replace(domain, task=headed), f"{public_name(place)}, an encoder: with a head"
     if asked != "auto" and (asked or not rows or rows.startswith("embedded:") or repeated):
         return domain, ""
     wanted = ENCODER if domain.task.with_head() is not None else INSTRUCT
@@ -198,12 +203,17 @@ def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
     )
 
 
-def bases_at_hand(folder: Path = BASES) -> dict[str, list[Path]]:
-    """The bases in ``folder`` and in the cache of the Hub by what they are for, smallest first."""
+def _cached(name: str = "*") -> list[Path]:
+    """The folders of a base, or of all, in the cache of the Hub."""
     from huggingface_hub import constants
 
-    cached = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/config.json")
-    places = [path.parent for path in (*folder.glob("*/config.json"), *cached)]
+    models = f"models--{name.replace('/', '--')}/snapshots/*/config.json"
+    return [path.parent for path in Path(constants.HF_HUB_CACHE).glob(models)]
+
+
+def bases_at_hand(folder: Path = BASES) -> dict[str, list[Path]]:
+    """The bases in ``folder`` and in the cache of the Hub by what they are for, smallest first."""
+    places = [*(path.parent for path in folder.glob("*/config.json")), *_cached()]
     found: dict[str, list[tuple[int, Path]]] = {}
     for place in places:
         size = sum(path.stat().st_size for path in place.glob("*.safetensors"))

@@ -209,7 +209,8 @@ class Preparation:
             self.warnings.append(f"{conflicts} training texts {what}")
         if repeated := _duplicates(self.parts["test"])[0]:
             self.warnings.append(
-                f"{repeated} test rows repeat another test row: bounds count repeats as one group"
+                f"{repeated} test {'row repeats' if repeated == 1 else 'rows repeat'} another test "
+                "row: bounds count repeats as one group"
             )
 
     def _digests(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, str]:
@@ -269,7 +270,9 @@ class Preparation:
             self.leaks = _leaks(self.parts)
         if self.leaks.near:
             pairs = "; ".join(f"{a} ~ {b}" for a, b, _ in self.leaks.pairs[:SHOWN])
-            self.warnings.append(f"{self.leaks.near} test rows are nearly training rows: {pairs}")
+            near = self.leaks.near
+            rows = "row is nearly a training row" if near == 1 else "rows are nearly training rows"
+            self.warnings.append(f"{near} test {rows}: {pairs}")
         exact = (
             f"{self.refused} rows dropped that are also test rows" if self.refused else "0 exact"
         )

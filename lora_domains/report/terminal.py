@@ -167,8 +167,12 @@ def confusion(console: Console, found: Figures, most: int = CLASSES) -> None:
     if len(labels) <= most and grid.fits(console):
         grid.print(console)
         return
+    mistakes = most_confused(found)[:6]
+    if not mistakes:
+        line(console, f"No row of any of the {len(labels)} classes was predicted as another class.")
+        return
     line(console, f"Confusion of {len(labels)} classes, the most frequent mistakes:")
-    for count, truth, predicted in most_confused(found)[:6]:
+    for count, truth, predicted in mistakes:
         line(console, f"{truth} predicted as {predicted}", f"  {count:>4} × ")
 
 

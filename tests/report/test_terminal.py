@@ -48,6 +48,10 @@ def test_a_confusion_that_is_too_wide_is_listed(capsys: pytest.CaptureFixture[st
         "     3 × unentschieden predicted as unbekannt",
         "     2 × zufrieden predicted as unzufrieden",
     ]
+    right = [[9 * (i == j) for j in range(4)] for i in range(4)]
+    terminal.confusion(Console(width=80), found | {"adapter": right})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown == "No row of any of the 4 classes was predicted as another class."
 
 
 LONG_NAME = "befunde_aus_der_radiologie_und_der_notaufnahme_2024_endfassung"
