@@ -42,7 +42,8 @@ def add_base_flags(group: Any, *, quantised: bool = True, mapped: bool = False) 
         return
     group.add_argument("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     group.add_argument("--load-in-4bit", action="store_true", help="quantise it to 4 bits (nf4)")
-    group.add_argument("--shard-base", action="store_true", help="share it out to the processes")
+    group.add_argument("--shard-base", action="store_true", help="divide the base "
+                       "among the processes of accelerate launch")  # fmt: skip
 
 
 def add_row_flags(group: Any) -> None:

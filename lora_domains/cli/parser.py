@@ -69,12 +69,19 @@ def quiet_imports() -> None:
     warnings.filterwarnings("ignore", module=r"bitsandbytes\..*")
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """argparse's help, which breaks no name such as gguf-adapter at a hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of this package, a suggestion for unknown flags, and plain help."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs["allow_abbrev"] = False
-        kwargs["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        kwargs["formatter_class"] = Help
         super().__init__(**kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -176,7 +183,9 @@ def _is_flag(word: str) -> bool:
 
 def wrapped(text: str) -> str:
     """``text`` for the terminal; an empty line separates paragraphs."""
-    return "\n\n".join(textwrap.fill(paragraph, _room()) for paragraph in text.split("\n\n"))
+    room = _room()
+    filled = (textwrap.fill(p, room, break_on_hyphens=False) for p in text.split("\n\n"))
+    return "\n\n".join(filled)
 
 
 def _room() -> int:

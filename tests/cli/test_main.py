@@ -68,6 +68,16 @@ def test_what_is_required_is_marked(
     assert re.search(rf" {argument} [^-]*\(required\)", text)
 
 
+def test_the_help_breaks_no_name_at_a_hyphen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for columns in ("60", "70", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        for verb in ("export", "benchmark", "fit"):
+            lines = help_of(capsys, verb).splitlines()
+            assert not [line for line in lines if line.endswith("-")]
+
+
 WRONG = {
     "unknown flag": (("fit", "--epoch", "3"), "Did you mean '--epochs'"),
     "unknown flag with =": (("fit", "--trian=x"), "Did you mean '--train'"),

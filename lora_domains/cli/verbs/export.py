@@ -46,7 +46,7 @@ def add_verbs(verbs: Verbs) -> None:
         description="Write an adapter for another program into --out. By default it is merged into "
         "its base: a plain transformers model with its tokenizer. --to gguf and --to ollama write "
         "the merged model as a GGUF file, and --to gguf-adapter the adapter alone; they are read "
-        "again. It is shown how far the logits of "
+        "again. The output says how far the logits of "
         "what was written are from those of the adapter. With --to vllm, several adapters of one "
         "base are written as vLLM loads them, with the command that serves them.",
         example="lora-domains export triage --out merged/triage --dtype bfloat16\n"

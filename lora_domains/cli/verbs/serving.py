@@ -81,7 +81,7 @@ def _add_serve(verbs: Verbs) -> None:
     add("--api-key-file", metavar="FILE", help="keys, one a line")
     for flag, default, what in LIMITS:
         add(flag, type=type(default), default=default, metavar="N",
-            help=f"{what}; default: %(default)s")  # fmt: skip
+            help=f"{what}; default: {default:,.0f}")  # fmt: skip
 
 
 def serve(flags: argparse.Namespace) -> int:
