@@ -33,7 +33,6 @@ from lora_domains.verdict.summary import every_metric
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
-    from lora_domains.modeling.base import Base
     from lora_domains.probes.suite import Suite
     from lora_domains.report.report import Evaluation
 
@@ -139,7 +138,7 @@ def fit_and_evaluate(
         if reason:
             display.stage(stage, None, None, reason)
     # Read before training: what cannot be asked is found before hours are spent.
-    suite = suite_of(flags, model.base, named, card) if evaluated else None
+    suite = suite_of(flags, model, named, card) if evaluated else None
     trained: Any = model.fit(
         domain, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
         tracker=flags.tracker, prepared=prepared, no_evaluate=not evaluated, suite=suite,
@@ -241,13 +240,13 @@ def named_suite(flags: argparse.Namespace, seed: int = 0) -> "Suite | None":
 
 
 def suite_of(
-    flags: argparse.Namespace, base: "Base", named: "Suite | None", card: Card | None = None,
-    seed: int = 0,
+    flags: argparse.Namespace, model: "DomainModel", named: "Suite | None",
+    card: Card | None = None, seed: int = 0,
 ) -> "Suite":  # fmt: skip
-    """``named``, or by default the general questions of ``card`` or ``base``; read, if asked."""
+    """``named``, or by default the general questions of ``card`` or the base; read, if asked."""
     from lora_domains.probes import suite as suites
 
-    suite = named
+    base, suite = model.base, named
     if suite is None:
         before = card.adapter.judged.get("suite") if card is not None else None
         suite = suites.default_suite(base, before)
@@ -255,6 +254,11 @@ def suite_of(
             suite = replace(suite, limit=flags.questions, seed=seed)
     if not base.bidirectional:
         suite.questions()
+    elif named is not None or flags.questions is not None:
+        model.display.warn(
+            "an encoder answers no general questions, so that none of --suite is asked: linear "
+            "probes of its features measure what it keeps"
+        )
     return suite
 
 

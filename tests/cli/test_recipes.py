@@ -2,16 +2,20 @@
 
 import runpy
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from support.encoders import make_sentence_encoder
 
 from lora_domains.analysis.compare import compare_seeds
 from lora_domains.cli import recipes
+from lora_domains.console import Display
 from lora_domains.data.identity import FOLDER
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain
+from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
 from lora_domains.tasks import Classification
 from lora_domains.verdict.ledger import LEDGER
@@ -84,3 +88,17 @@ def test_recipes_refuse_unknown_flags_and_sources(
             recipes.run_recipe(sources, arguments)
         assert left.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_questions_for_an_encoder_cause_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = DomainModel.from_pretrained(make_sentence_encoder(tmp_path / "e"), display=Display())
+    for asked, warned in ((("quick", None), True), (("auto", 9), True), (("auto", None), False)):
+        flags = Namespace(suite=asked[0], questions=asked[1])
+        recipes.suite_of(flags, model, recipes.named_suite(flags))
+        shown = capsys.readouterr()
+        words = " ".join((shown.out + shown.err).split())
+        assert ("an encoder answers no general questions" in words) == warned
+        model.display.stage("next", None, None, "")  # warnings are repeated after a stage
+        capsys.readouterr()

@@ -119,7 +119,7 @@ def evaluate(flags: argparse.Namespace) -> int:
     from lora_domains import distributed
 
     model = open_model(flags, title=name, card=again, adapter=folder)
-    suite = suite_of(flags, model.base, named, card)
+    suite = suite_of(flags, model, named, card)
     model.load_adapter(folder, name)
     if not own and model.bank[name].head is not None and not domain.task.head:
         domain = replace(domain, task=domain.task.with_options(head=True))
@@ -294,7 +294,7 @@ def benchmark(flags: argparse.Namespace) -> int:
     for folder in folders:
         model.load_adapter(folder)
     domains = [load_domain(path) for path in flags.domains]
-    suite = suite_of(flags, model.base, named, seed=flags.seed)
+    suite = suite_of(flags, model, named, seed=flags.seed)
     measured = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
     compare_with_older(measured.report, measured.items.__getitem__)
     distributed.on_main(lambda: measured.save(flags.out, flags.junit))

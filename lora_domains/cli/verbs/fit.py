@@ -358,7 +358,7 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
     if why:
         model.display.stage("base", None, None, why)
     evaluated = flags.evaluate is not False
-    suite = suite_of(flags, model.base, named) if evaluated else None
+    suite = suite_of(flags, model, named) if evaluated else None
     model.fit(
         domains, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
         tracker=flags.tracker, prepared=prepared, no_evaluate=not evaluated, suite=suite,
