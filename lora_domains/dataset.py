@@ -7,14 +7,15 @@ from lora_domains.adapters.parent import Parent
 from lora_domains.console import Display
 from lora_domains.data.checks import all_errors
 from lora_domains.data.identity import normalised_once
-from lora_domains.data.prepare import Prepared, RowCounts, prepare
-from lora_domains.data.source import SPLITS, file_of
-from lora_domains.domain import Domain
+from lora_domains.data.prepare import Prepared, RowCounts, prepare, with_test_rows
+from lora_domains.data.source import SPLITS, Source, file_of
+from lora_domains.domain import Domain, domain_from
 from lora_domains.errors import (
     AnswerTooLong,
     DataError,
     DomainError,
     TrainingError,
+    UsageError,
     did_you_mean,
 )
 from lora_domains.inference.likelihoods import start_of_text
@@ -29,6 +30,7 @@ from lora_domains.modeling.batching import (
 from lora_domains.modeling.heads import check_task
 from lora_domains.probes.general_text import GeneralText
 from lora_domains.probes.own_text import text_of
+from lora_domains.report.card import Card
 from lora_domains.tasks import Example
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
@@ -122,6 +124,34 @@ def load_dataset(
     digests = {**prepared.digests, "general": general.digest}
     prepared = replace(prepared, digests=digests)
     return Dataset(domain, prepared, tokenization, train, validation, test, general)
+
+
+def declared_domain(
+    domain: Domain | str, known: Dataset | None, card: Card | None, test: Source | None
+) -> Domain:
+    """The domain that is asked for, with the rows ``test`` in place of its test rows.
+
+    One that goes by its name is that of the rows ``known``, or of the adapter with the ``card``.
+    Raises UsageError where neither says what it is.
+    """
+    if isinstance(domain, str):
+        if known is not None:
+            domain = known.domain
+        elif card is not None:
+            settings = card.adapter.settings | card.adapter.trained_with
+            domain = domain_from(domain, settings, f"the card of {domain}")
+        else:
+            raise UsageError(
+                expected="a domain fitted in this process, or a Domain",
+                found=repr(domain),
+                hint="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
+            )
+    if test is None:
+        return domain
+    prepared = known.prepared if known is not None and known.for_domain(domain) else None
+    seed = domain.training.seed
+    task, data = with_test_rows(domain.task, domain.data, seed, test, prepared)
+    return replace(domain, task=task, data=data)
 
 
 def _check_floors(domain: Domain) -> None:

@@ -7,18 +7,19 @@ Domain(
 )
 """
 
-import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from lora_domains.atomic import NAME, plain_name
-from lora_domains.data.source import Data, data_record
-from lora_domains.errors import DomainError, LoraDomainsError, UsageError, did_you_mean, listed
-from lora_domains.tasks import Task, hashed_record, task_record
+from lora_domains.data.source import Data, data_of, data_record
+from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
+from lora_domains.schema import load_declaration
+from lora_domains.tasks import Task, hashed_record, task_from_record, task_record
 from lora_domains.tasks.answers import Judge
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.metrics import METRICS, reported
@@ -29,7 +30,6 @@ JUDGE = "judge"
 """The metric of the scores that a program gives."""
 BALANCE = ("weights", "batches")
 """How rare classes may count as much as others: in the loss, or by how often they are drawn."""
-T = TypeVar("T")
 EPOCHS = 8
 """Passes over the training rows of a small domain."""
 OPTIMIZERS = ("adamw", "adamw8bit")
@@ -328,45 +328,6 @@ def load_domain(path: str | Path) -> Domain:
     return load_declaration(path, "domain", Domain)
 
 
-def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
-    """The value of ``variable``, a ``kind``, in a Python file that is imported.
-
-    Raises DomainError for a file that is missing, fails or has no such value.
-    """
-    path, declared = Path(path), f"`{variable} = {kind.__name__}(…)`"
-    spec = importlib.util.spec_from_file_location(f"lora_domains_{variable}_{path.stem}", path)
-    python = path.is_file() and path.suffix == ".py"
-    if not python or spec is None or spec.loader is None:
-        wrong = "a folder" if path.is_dir() else f"a file ending in {path.suffix!r}"
-        raise DomainError(
-            where=str(path),
-            expected="a Python file, ending in .py",
-            found=wrong if path.exists() else "no such file",
-            hint=f"Give the path of a file that declares {declared}.",
-        )
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except LoraDomainsError:
-        raise
-    except Exception as error:
-        raise DomainError(
-            where=str(path),
-            expected="a file that Python can run",
-            found=f"{type(error).__name__}: {error}",
-            hint=f"python {path} shows where.",
-        ) from error
-    value = getattr(module, variable, None)
-    if not isinstance(value, kind):
-        raise DomainError(
-            where=str(path),
-            expected=f"a variable {declared}",
-            found="none" if value is None else type(value).__name__,
-            hint="Declare it at the top level of the file.",
-        )
-    return value
-
-
 def as_record(domain: Domain) -> dict[str, Any]:
     """The settings of a card, as JSON without any row; ``digest`` hashes the same keys.
 
@@ -384,6 +345,36 @@ def as_record(domain: Domain) -> dict[str, Any]:
         "metric": domain.metric,
         "prevalence": domain.prevalence,
     }
+
+
+def domain_from(name: str, settings: Mapping[str, Any], where: str) -> Domain:
+    """The domain of ``as_record``; undeclared labels are read from its rows again.
+
+    Raises UsageError where ``settings``, those at ``where``, lack a part: code of a recipe, rows in
+    memory, or what is not known of an adapter that others trained.
+    """
+    if "training" not in settings:
+        expected, found = (
+            "an adapter that was trained here",
+            "one of plain PEFT, whose card holds its evaluation only",
+        )
+        hint = "Its training rows and settings are unknown; train one on rows of your own."
+    elif own := sorted(settings["gates"].keys() - {field.name for field in fields(Gates)}):
+        expected, found = "gates of this package", f"those of a recipe: {listed(own)}"
+        hint = "Run the recipe with the same flags, since a card holds no code."
+    elif (method := settings["training"]["retention"]) not in RETENTION:
+        expected = f"a retention method of this version: {listed(RETENTION)}"
+        found = f"{method}, of an older version"
+        hint = "Train the adapter again with --retention replay or kl."
+    else:
+        lora, whole = settings["lora"], {k: settings.get(k) for k in ("metric", "prevalence")}
+        targets = lora["targets"] if isinstance(lora["targets"], str) else tuple(lora["targets"])
+        return Domain(
+            name, task_from_record(settings["task"]), data_of(settings.get("data"), where),
+            Lora(**lora | {"targets": targets}), Training(**settings["training"]),
+            Gates(**settings["gates"]), settings["show_text"], **whole,
+        )  # fmt: skip
+    raise UsageError(where=where, expected=expected, found=found, hint=hint)
 
 
 def _relative(path: str | Path) -> str:

@@ -20,9 +20,8 @@ from lora_domains.console import Display
 from lora_domains.console.reprs import Predictions, model_in_html
 from lora_domains.data.prepare import Prepared
 from lora_domains.data.source import Source, in_memory, index_of
-from lora_domains.dataset import Dataset, load_dataset
+from lora_domains.dataset import Dataset, declared_domain, load_dataset
 from lora_domains.domain import Domain, with_settings
-from lora_domains.errors import UsageError
 from lora_domains.evaluation.benchmark import benchmark
 from lora_domains.evaluation.verdict_run import evaluate, evaluation_seconds
 from lora_domains.inference.batches import in_blocks, row_domains, text_domains, with_domains
@@ -242,51 +241,51 @@ class DomainModel:
             cards = score_seeds(self.bank, datasets, self.out, self.display)
         return cards if several or seeds else next(iter(cards), None)
 
-    def dataset(self, domain: Domain | str, prepared: Prepared | None = None) -> Dataset:
-        """The rows of a domain, or of one fitted by this model, as tokenised for its base.
+    def dataset(
+        self, domain: Domain | str, prepared: Prepared | None = None, *, test: Source | None = None
+    ) -> Dataset:
+        """The rows of a domain as tokenised for its base, with ``test`` as other test rows.
 
-        ``prepared`` are its rows if they were read before. Raises UsageError for an unknown name,
-        DataError or LeakError for unusable rows.
+        Its name will do if this model fitted it, or loaded an adapter whose card leads to its rows.
+        ``prepared`` are those if they were read. Raises UsageError, DataError or LeakError.
         """
-        if isinstance(domain, str):
-            if domain not in self._datasets:
-                raise UsageError(
-                    expected="a domain fitted in this process, or a Domain",
-                    found=repr(domain),
-                    hint="Pass the Domain itself: evaluate(load_domain('recipes/medical.py')).",
-                )
-            return self._datasets[domain]
-        if domain.name in self.bank:
+        name = domain if isinstance(domain, str) else domain.name
+        known, cards = self._datasets.get(name), (self.bank[one].card for one in self.domains)
+        if isinstance(domain, str) and known is not None and test is None:
+            return known
+        own = next((card for card in cards if card and card.adapter.domain == name), None)
+        domain = declared_domain(domain, known, own, test)
+        if name in self.bank:
             labels = prepared.task.labels if prepared is not None else None
-            check_labels(self.bank[domain.name], domain.task, labels or ())
-        for name in self.domains:
-            card = self.bank[name].card
-            if card and card.adapter.domain == domain.name:
-                domain = replace(domain, task=as_trained(card, domain.task))
-        known = self._datasets.get(domain.name)
-        dataset = known and known.for_domain(domain)
-        if dataset is None:
-            dataset = load_dataset(domain, self.base, self.display, prepared)
-            self._datasets[domain.name] = dataset
+            check_labels(self.bank[name], domain.task, labels or ())
+        domain = replace(domain, task=as_trained(own, domain.task))
+        if dataset := known and known.for_domain(domain):
+            return dataset
+        dataset = load_dataset(domain, self.base, self.display, prepared)
+        if test is not None:  # the domain keeps its own rows
+            return replace(dataset, parent=known.parent if known else None)
+        self._datasets[name] = dataset
         return dataset
 
     # Evaluation
 
     def evaluate(
-        self, domain: Domain | str, *, suite: Suite | str | None = None,
-        prepared: Prepared | None = None,
+        self, domain: Domain | str, *, test: Source | None = None,
+        suite: Suite | str | None = None, prepared: Prepared | None = None,
     ) -> Evaluation:  # fmt: skip
         """Score base, adapter and baselines on the domain's test rows and on general questions.
 
-        ``suite`` is by default that of the adapter's last evaluation, or ``default_suite``. Writes
-        scores, gates and verdict into the adapter's card. One of plain PEFT must be loaded
-        under the domain's name; its card is saved in ``out``. ``prepared`` are the rows if they
-        were read before the model was loaded. Raises AdapterError without an adapter of the domain,
-        loaded or in ``out``, UsageError for other rows than in its training.
+        ``test`` are other test rows than the domain's: a table, a list of rows, or a file. An
+        adapter's name will do for a domain whose rows are in files (see ``dataset``). ``suite`` is
+        by default that of the adapter's last evaluation, or ``default_suite``. Writes scores, gates
+        and verdict into the adapter's card. One of plain PEFT must be loaded under the domain's
+        name; its card is saved in ``out``. Raises AdapterError without an adapter of the domain,
+        UsageError for other rows than in its training.
         """
-        if isinstance(domain, Domain) and domain.name not in self.bank:
-            self.load_adapter(self.out / domain.name)
-        dataset = self.dataset(domain, prepared)
+        name = domain if isinstance(domain, str) else domain.name
+        if name not in self.bank:
+            self.load_adapter(self.out / name)
+        dataset = self.dataset(domain, prepared, test=test)
         asked = suites.asked(self.bank, suite, dataset.domain.name)
         card = evaluate(self.bank, dataset, asked, self.out, self.display, self._base_changed)
         return Evaluation(card)

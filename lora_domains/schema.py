@@ -1,19 +1,25 @@
-"""Values from outside: parsed JSON checked against a JSON schema, text read as a type, and the
-flags that give settings.
+"""Values from outside: parsed JSON checked against a JSON schema, text read as a type, what a
+Python file declares, and the flags that give settings.
 
 Only the keywords of JSON Schema that the package's schemas use are known. An adapter loads in a few
 milliseconds: jsonschema takes at least five times as long for a card as this does, and
 fastjsonschema a third of a second in each process to compile the schema.
 """
 
+import importlib.util
 import json
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from lora_domains.errors import DomainError, LoraDomainsError
+
+T = TypeVar("T")
 
 TYPES: Mapping[str, set[type]] = {
     "object": {dict}, "array": {list}, "string": {str}, "boolean": {bool}, "integer": {int},
@@ -248,3 +254,42 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     return WORDS.get(kind, f"a {kind} of a recipe, which no text gives")
+
+
+def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
+    """The value of ``variable``, a ``kind``, in a Python file that is imported.
+
+    Raises DomainError for a file that is missing, fails or has no such value.
+    """
+    path, declared = Path(path), f"`{variable} = {kind.__name__}(…)`"
+    spec = importlib.util.spec_from_file_location(f"lora_domains_{variable}_{path.stem}", path)
+    python = path.is_file() and path.suffix == ".py"
+    if not python or spec is None or spec.loader is None:
+        wrong = "a folder" if path.is_dir() else f"a file ending in {path.suffix!r}"
+        raise DomainError(
+            where=str(path),
+            expected="a Python file, ending in .py",
+            found=wrong if path.exists() else "no such file",
+            hint=f"Give the path of a file that declares {declared}.",
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except LoraDomainsError:
+        raise
+    except Exception as error:
+        raise DomainError(
+            where=str(path),
+            expected="a file that Python can run",
+            found=f"{type(error).__name__}: {error}",
+            hint=f"python {path} shows where.",
+        ) from error
+    value = getattr(module, variable, None)
+    if not isinstance(value, kind):
+        raise DomainError(
+            where=str(path),
+            expected=f"a variable {declared}",
+            found="none" if value is None else type(value).__name__,
+            hint="Declare it at the top level of the file.",
+        )
+    return value

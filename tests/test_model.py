@@ -4,12 +4,20 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_base, make_rows
-from support.models import Fitted, declared, model_in
+from support.models import SUITE, Fitted, clear_rows, declared, model_in
 
-from lora_domains.errors import AdapterError, AdapterMismatch, DataError, DomainError, UsageError
+from lora_domains.errors import (
+    AdapterError,
+    AdapterMismatch,
+    DataError,
+    DomainError,
+    LeakError,
+    UsageError,
+)
 from lora_domains.inference.predict import Prediction
 from lora_domains.tasks import Classification
 
@@ -163,3 +171,50 @@ def test_a_dry_run_writes_nothing(tiny_base: Path, tmp_path: Path) -> None:
     model = model_in(tmp_path / "out", tiny_base)
     assert model.fit(declared(make_rows(60)), dry_run=True) is None
     assert not (tmp_path / "out").exists()
+
+
+# ── Other test rows ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_evaluate_takes_other_test_rows_of_any_form(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table, rows and a file are one test set, on the rows that the training split itself."""
+    rows = clear_rows(160)
+    train, test = pd.DataFrame(rows[:120]), rows[120:]
+    monkeypatch.chdir(tmp_path)  # a card names files in it, and none elsewhere
+    train.to_csv(tmp_path / "train.csv", index=False)
+    pd.DataFrame(test).to_csv(tmp_path / "test.csv", index=False)
+    model = model_in(tmp_path / "out", tiny_base)
+    settings = {"positive": "spam", "epochs": 1, "lr": 0.01, "rank": 4}
+    trained = model.fit(str(tmp_path / "train.csv"), name="own", **settings).adapter
+    before = model.dataset("own")
+    by_file = model.evaluate("own", test=str(tmp_path / "test.csv"), suite=SUITE).entry
+    assert by_file.domain_scores["f1"]["n"] == 40
+    assert {k: by_file.data[k] for k in ("train", "validation")} == {
+        k: trained.data[k] for k in ("train", "validation")
+    }
+    assert by_file.evaluations is not None
+    assert by_file.evaluations["number"] == 1
+    assert model.dataset("own") is before  # whose test rows are those that were split off
+    fresh = model_in(tmp_path / "out", tiny_base)  # which knows the rows by the card alone
+    for form in (pd.DataFrame(test), test, Path(tmp_path / "test.csv")):
+        entry = fresh.evaluate("own", test=form, suite=SUITE).entry
+        assert entry.domain_scores == by_file.domain_scores
+        assert entry.evaluations == by_file.evaluations
+    assert fresh.evaluate("own", test=test[1:], suite=SUITE).entry.domain_scores["f1"]["n"] == 39
+    for wrong, error, words in (
+        ([{**test[0], "label": "eggs"}], DataError, "eggs"),
+        (pd.DataFrame(test).drop(columns="label"), DataError, "column 'label'"),
+        (rows[:40], LeakError, "no test row among"),
+        ({"text": "a", "label": "spam"}, DataError, "list of dicts"),
+        (str(tmp_path / "nowhere.csv"), DataError, "nowhere.csv"),
+    ):
+        with pytest.raises(error, match=words):
+            fresh.evaluate("own", test=wrong, suite=SUITE)
+    own = model.fit(train, name="memory", **settings)
+    assert own is not None
+    assert model.evaluate("memory", test=test, suite=SUITE).entry.domain_scores["f1"]["n"] == 40
+    with pytest.raises(UsageError, match=r"rows in memory.*Declare a Domain"):
+        fresh.evaluate("memory", test=test)

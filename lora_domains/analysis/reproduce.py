@@ -7,18 +7,14 @@ differences are named.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.folder import CONFIG
-from lora_domains.data.source import READING, SPLITS, Data, Hub, Source
-from lora_domains.domain import RETENTION, Domain, Lora, Training
+from lora_domains.data.source import SPLITS
+from lora_domains.domain import Domain, domain_from
 from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, AdapterEntry, Card
-from lora_domains.tasks import task_from_record
-from lora_domains.verdict.gates import Gates
 
 MATTERS = (
     "python", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "lora_domains",
@@ -33,95 +29,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def domain_of(card: Card) -> Domain:
-    """The domain on which a card's adapter was trained; raises UsageError if the card lacks a part.
-
-    Undeclared labels are read from the rows again.
-    """
-    entry, settings = card.adapter, _settings_at_training(card.adapter)
-    where = f"the card of {entry.domain}"
-    _check_repeatable(entry, settings, where)
-    record = settings["data"]
-    return Domain(
-        name=entry.domain,
-        task=task_from_record(settings["task"]),
-        data=Data(
-            train=_source(record["train"], where),
-            validation=_source(record["validation"], where),
-            test=_source(record["test"], where),
-            general=_source(record.get("general"), where),
-            group=record["group"],
-            slices=tuple(record["slices"]),
-            drop_leaks=record["drop_leaks"],
-            limit=record["limit"],
-            **{name: record[name] for name in READING if name in record},
-        ),
-        lora=Lora(**settings["lora"] | {"targets": _targets(settings["lora"]["targets"])}),
-        training=Training(**settings["training"]),
-        gates=Gates(**settings["gates"]),
-        show_text=settings["show_text"],
-        metric=settings.get("metric"),
-        prevalence=settings.get("prevalence"),
-    )
-
-
-def _check_repeatable(entry: AdapterEntry, settings: Mapping[str, Any], where: str) -> None:
-    """Raise UsageError where a card does not hold all that its training needs."""
-    record = settings.get("data")
-    if entry.trained_elsewhere:
-        raise UsageError(
-            where=where,
-            expected="an adapter that was trained here",
-            found="one of plain PEFT, whose card holds its evaluation only",
-            hint="Its training rows and settings are unknown; train one on rows of your own.",
-        )
-    if record is None:
-        raise UsageError(
-            where=where,
-            expected="a card that says where its rows are",
-            found="one of an older version, which does not",
-            hint="Run the recipe, or lora-domains fit with the same flags.",
-        )
-    if record["row"] is not None:
-        raise UsageError(
-            where=where,
-            expected="rows that are used as they are read",
-            found=f"rows transformed by the function {record['row']} of a recipe",
-            hint="Run the recipe with the same flags, since a card holds no code.",
-        )
-    if own := sorted(settings["gates"].keys() - {field.name for field in fields(Gates)}):
-        raise UsageError(
-            where=where,
-            expected="gates of this package",
-            found=f"those of a recipe: {listed(own)}",
-            hint="Run the recipe with the same flags, since a card holds no code.",
-        )
-    method = settings["training"]["retention"]
-    if method not in RETENTION:
-        raise UsageError(
-            where=where,
-            expected=f"a retention method of this version: {listed(RETENTION)}",
-            found=f"{method}, of an older version",
-            hint="Train the adapter again with --retention replay or kl.",
-        )
-
-
-def _targets(value: str | list[str]) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else tuple(value)
-
-
-def _source(value: Any, where: str) -> Source | None:
-    if isinstance(value, Mapping):
-        # Older cards name the class under "is".
-        return Hub(**{key: part for key, part in value.items() if key != "is"})
-    if isinstance(value, str) and value.endswith(" rows in memory"):
-        raise UsageError(
-            where=where,
-            expected="rows from a file, the Hub or the embedded data",
-            found=f"{value}, which are not in the card",
-            hint="Call model.fit with those rows again.",
-        )
-    source: str | None = value
-    return source
+    """The domain on which a card's adapter was trained; see ``domain_from``."""
+    entry = card.adapter
+    return domain_from(entry.domain, _settings_at_training(entry), f"the card of {entry.domain}")
 
 
 def base_of(card: Card) -> tuple[str | None, str | None]:

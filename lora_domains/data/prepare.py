@@ -28,7 +28,7 @@ from lora_domains.data.identity import (
 )
 from lora_domains.data.leaks import Leaks, copies, find_leaks
 from lora_domains.data.readers import read_noted
-from lora_domains.data.source import FEWEST_READ, SHOWN, SPLITS, Data
+from lora_domains.data.source import FEWEST_READ, SHOWN, SPLITS, Data, Source
 from lora_domains.data.splits import overlaps, sample, split_off
 from lora_domains.errors import DataError, LeakError, listed
 from lora_domains.tasks import Example, Task, shown
@@ -138,6 +138,24 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
     preparation.remove_leaks()
     preparation.sample()
     return preparation.finished()
+
+
+def with_test_rows(
+    task: Task, data: Data, seed: int, test: Source, known: Prepared | None = None
+) -> tuple[Task, Data]:
+    """``task`` and ``data`` with other test rows than those of the training.
+
+    Where the training split off its own, the training and validation rows stay what they were, as
+    rows in memory. ``known`` are the rows of the training, if they were read.
+    """
+    if data.test is not None or data.train is None:
+        return task, replace(data, test=test)
+    prepared = known or prepare(task, data, seed)
+    given = {row.id: row.values for row in read_noted(data.train, "train", data.reading).rows}
+    train = [given[row.id] for row in prepared.train]
+    split_off = [given[row.id] for row in prepared.validation if row.id in given]
+    validation = split_off if data.validation is None else data.validation
+    return prepared.task, replace(data, train=train, validation=validation, test=test)
 
 
 class Preparation:

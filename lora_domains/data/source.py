@@ -6,9 +6,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lora_domains.errors import DataError
+from lora_domains.errors import DataError, UsageError
 
 SPLITS = ("train", "validation", "test")
+IN_MEMORY = " rows in memory"
+"""What records say of rows in memory, after their number."""
 READ_PER_SAMPLED, FEWEST_READ = 10, 1000
 """A sample of n rows is drawn from at most this many times n rows of a file, or from this many."""
 
@@ -121,7 +123,7 @@ class Data:
         }  # fmt: skip
         for name in (*SPLITS, "general"):
             if name in given and not isinstance(given[name], str | Path | Hub):
-                given[name] = f"{len(given[name])} rows in memory"
+                given[name] = f"{len(given[name])}{IN_MEMORY}"
         return f"Data({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
@@ -177,7 +179,44 @@ def _source_record(source: Source | None, place: Callable[[str | Path], str]) ->
         return source
     if isinstance(source, str | Path):
         return place(source)
-    return f"{len(source)} rows in memory"
+    return f"{len(source)}{IN_MEMORY}"
+
+
+def data_of(record: Mapping[str, Any] | None, where: str) -> Data:
+    """The data of a ``data_record``; raises UsageError for rows that it does not lead to."""
+    if record is None:
+        expected = "a card that says where its rows are"
+        found = "one of an older version, which does not"
+        hint = "Run the recipe, or lora-domains fit with the same flags."
+    elif record["row"] is not None:
+        expected = "rows that are used as they are read"
+        found = f"rows transformed by the function {record['row']} of a recipe"
+        hint = "Run the recipe with the same flags, since a card holds no code."
+    else:
+        train, validation, test, general = (
+            _source(record.get(split), where) for split in (*SPLITS, "general")
+        )
+        return Data(
+            train, validation, test, general, record["group"], tuple(record["slices"]),
+            record["drop_leaks"], record["limit"],
+            **{name: record[name] for name in READING if name in record},
+        )  # fmt: skip
+    raise UsageError(where=where, expected=expected, found=found, hint=hint)
+
+
+def _source(record: Any, where: str) -> Source | None:
+    if isinstance(record, Mapping):
+        # Older cards name the class under "is".
+        return Hub(**{key: part for key, part in record.items() if key != "is"})
+    if isinstance(record, str) and record.endswith(IN_MEMORY):
+        raise UsageError(
+            where=where,
+            expected="rows from a file, the Hub or the embedded data",
+            found=f"{record}, which are not in the card",
+            hint="Declare a Domain with those rows, or call model.fit with them again.",
+        )
+    source: str | None = record
+    return source
 
 
 # ── What a file gives ────────────────────────────────────────────────────────────────────────────

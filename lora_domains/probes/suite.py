@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_domains.data.readers import read
 from lora_domains.data.source import Source
-from lora_domains.domain import load_declaration
 from lora_domains.errors import LoraDomainsError, UsageError, did_you_mean
 from lora_domains.probes.general_text import embedded_texts
+from lora_domains.schema import load_declaration
 from lora_domains.tasks import Example, MultipleChoice, Row, Task
 
 if TYPE_CHECKING:

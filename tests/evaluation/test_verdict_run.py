@@ -99,6 +99,8 @@ def test_an_adapter_loaded_in_a_new_model_scores_the_same(
 def test_evaluate_needs_an_adapter_and_a_domain(tiny_base: Path, tmp_path: Path) -> None:
     model = model_in(tmp_path, tiny_base)
     with pytest.raises(UsageError, match="a domain fitted in this process"):
+        model.dataset("spam")
+    with pytest.raises(AdapterError, match="Train one first"):
         model.evaluate("spam")
     with pytest.raises(AdapterError, match="Train one first"):
         model.evaluate(declared(make_rows(60)))

@@ -32,7 +32,7 @@ from lora_domains.cli.parser import EXIT, Verbs, add_verb
 from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
 from lora_domains.console.forms import Cells, Lines
 from lora_domains.data.checks import mapped
-from lora_domains.data.prepare import prepare
+from lora_domains.data.prepare import prepare, with_test_rows
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, check_name, load_domain
@@ -137,7 +137,7 @@ def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
     if flags.recipe:
         domain = replace(load_domain(flags.recipe), name=name)
     elif card is not None and own:
-        domain = _with_new_test_rows(domain_of(card), flags)
+        domain = _with_test_rows(domain_of(card), flags)
     elif flags.test is None:
         raise UsageError(
             where="lora-domains evaluate",
@@ -160,22 +160,15 @@ def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
     return replace(domain, task=domain.task.with_options(**options)) if options else domain
 
 
-def _with_new_test_rows(domain: Domain, flags: argparse.Namespace) -> Domain:
-    """``domain`` ready for the test rows in ``flags``, where its training split off its own.
-
-    Its training and validation rows stay those of the training, as rows in memory.
-    """
-    source = flags.train or domain.data.train
-    if flags.test is None or domain.data.test is not None or source is None:
-        return domain
-    data = replace(domain.data, train=source, validation=flags.validation or domain.data.validation)
-    prepared = prepare(domain.task, data, domain.training.seed)
-    rows = {row.id: row.values for row in read(source, "train", data.reading)}
-    train = [rows[example.id] for example in prepared.train]
-    split_off = [rows[example.id] for example in prepared.validation if example.id in rows]
+def _with_test_rows(domain: Domain, flags: argparse.Namespace) -> Domain:
+    """``domain`` with the test rows in ``flags``, where its training split off its own."""
+    train = flags.train or domain.data.train
+    if flags.test is None or domain.data.test is not None or train is None:
+        return domain  # as ``configured`` changes it
+    data = replace(domain.data, train=train, validation=flags.validation or domain.data.validation)
+    task, data = with_test_rows(domain.task, data, domain.training.seed, flags.test)
     flags.train = None
-    data = replace(data, train=train, validation=data.validation or split_off)
-    return replace(domain, task=prepared.task, data=data)
+    return replace(domain, task=task, data=data)
 
 
 # ── The rows that were answered wrongly ─────────────────────────────────────────────────────────
