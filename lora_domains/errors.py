@@ -215,15 +215,20 @@ def _plain(name: str) -> str:
     return name.lstrip("-").replace("-", "_").lower().rpartition(".")[2]
 
 
-def check_installed(where: str, expected: str, extra: str, packages: Iterable[str]) -> None:
-    """Raise UsageError unless ``packages`` are installed, with the command for their ``extra``."""
+def check_installed(
+    where: str, expected: str, extra: str, packages: Iterable[str], *, instead: str = ""
+) -> None:
+    """Raise UsageError unless ``packages`` are installed, with the command for their ``extra``.
+
+    ``instead`` is another way.
+    """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise UsageError(
             where=where,
             expected=expected,
             found=f"{listed(missing)} not installed",
-            hint=f"pip install 'lora-domains[{extra}]'",
+            hint=f"pip install 'lora-domains[{extra}]'" + (f", or {instead}." if instead else ""),
         )
 
 

@@ -29,7 +29,8 @@ def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> N
     group.add_argument(name, **options)
 
 
-def add_base_flags(group: Any, *, quantised: bool = True, mapped: bool = False) -> None:
+def add_base_flags(group: Any, *, quantised: bool = True, mapped: bool = False,
+                   sharded: bool = True) -> None:  # fmt: skip
     """The flags that ``open_model`` reads; without ``quantised``, the base is as it is stored."""
     group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder, a Hub id, "
                        "or, for fit and init, auto: one at hand in .bases or in the Hub's cache; "
@@ -42,8 +43,8 @@ def add_base_flags(group: Any, *, quantised: bool = True, mapped: bool = False) 
         return
     group.add_argument("--load-in-8bit", action="store_true", help="quantise the base to 8 bits")
     group.add_argument("--load-in-4bit", action="store_true", help="quantise it to 4 bits (nf4)")
-    group.add_argument("--shard-base", action="store_true", help="divide the base "
-                       "among the processes of accelerate launch")  # fmt: skip
+    if sharded:
+        group.add_argument("--shard-base", action="store_true", help="divide it among processes")
 
 
 def add_row_flags(group: Any) -> None:

@@ -44,7 +44,7 @@ def add_verbs(verbs: Verbs) -> None:
     inputs = parser.add_argument_group("input")
     inputs.add_argument("adapters", nargs="*", metavar="ADAPTER", help="adapters on one base: "
                         "folders, or names in --out; default: all in --out")  # fmt: skip
-    add_base_flags(inputs)
+    add_base_flags(inputs, sharded=False)
     add_out_flag(inputs)
     output = parser.add_argument_group("output")
     add = output.add_argument

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lora_domains.errors import UsageError
+from lora_domains.errors import check_installed
 from lora_domains.report.card import Card
 from lora_domains.report.terminal import Grid
 from lora_domains.report.text import in_brief
@@ -33,15 +33,10 @@ class Predictions(list[A]):
 
         Raises UsageError where pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise UsageError(
-                where="to_frame()",
-                expected="the package pandas",
-                found="no such package",
-                hint="pip install 'lora-domains[notebook]', or use the answers: they are a list.",
-            ) from None
+        check_installed("to_frame()", "the package pandas", "notebook", ["pandas"],
+                        instead="use the answers, which are a list")  # fmt: skip
+        import pandas
+
         return pandas.DataFrame([_cells(answer) for answer in self], index=self.row_index)
 
     def __repr__(self) -> str:

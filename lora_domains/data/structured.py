@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from lora_domains.data.delimited import decode
 from lora_domains.data.source import File, Located, Table, class_name, first_rows, places
-from lora_domains.errors import DataError, listed
+from lora_domains.errors import DataError, check_installed, listed
 
 BATCH = 10_000
 """Rows of columns that are read at once."""
@@ -282,15 +282,10 @@ def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
 
 def read_workbook(file: File) -> Table:
     """The rows of the first sheet that has any; its first row is the header."""
-    try:
-        import openpyxl
-    except ModuleNotFoundError:
-        raise DataError(
-            where=str(file.path),
-            expected="openpyxl, to read a workbook",
-            found="no such package",
-            hint="pip install 'lora-domains[excel]', or save the sheet as CSV.",
-        ) from None
+    check_installed(str(file.path), "openpyxl, which reads workbooks", "excel", ["openpyxl"],
+                    instead="save the sheet as CSV")  # fmt: skip
+    import openpyxl
+
     most = file.reading.most
     try:
         book = openpyxl.load_workbook(file.stream, read_only=True, data_only=True)

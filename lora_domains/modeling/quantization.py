@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lora_domains.errors import BaseModelError, did_you_mean, listed
+from lora_domains.errors import BaseModelError, check_installed, did_you_mean, listed
 from lora_domains.modeling.checkpoint import FORMATS, Checkpoint, TensorInfo
 from lora_domains.placement import gathered
 
@@ -218,10 +218,7 @@ class Gguf(Checkpoint):
         return {"pretrained_model_name_or_path": str(self.folder), "gguf_file": file.name}
 
     def config(self) -> Any:
-        from importlib.util import find_spec
-
-        if find_spec("gguf") is None:
-            raise ValueError("GGUF, which needs a package: pip install 'lora-domains[gguf]'")
+        check_installed(str(self.folder), "the package gguf, which reads GGUF", "gguf", ["gguf"])
         if len(self.files) > 1:
             names = ", ".join(path.name for path in self.files)
             raise ValueError(f"several GGUF files: {names}; give the path of one of them")

@@ -16,7 +16,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
-from lora_domains.errors import DataError, UsageError, did_you_mean, listed
+from lora_domains.errors import DataError, UsageError, check_installed, did_you_mean, listed
 from lora_domains.inference.batches import Progress, no_progress
 from lora_domains.inference.scores import Scores
 from lora_domains.modeling.bank import Bank, Domains
@@ -69,15 +69,9 @@ def harness_suite(names: Sequence[str]) -> Suite:
 
 def harness_tasks(names: Sequence[str]) -> dict[str, Any]:
     """The harness's own task objects by their names; raises what ``harness_suite`` does."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UsageError(
-            where="--suite harness:",
-            expected="lm-evaluation-harness",
-            found="no package lm_eval",
-            hint="pip install 'lora-domains[harness]'",
-        ) from None
+    check_installed("--suite harness:", "lm-evaluation-harness", "harness", ["lm_eval"])
+    from lm_eval.tasks import TaskManager
+
     files = all(name.endswith((".yaml", ".yml")) for name in names)
     # The harness's own tasks are thousands of files, read only when one is named.
     manager = TaskManager(include_defaults=not files)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lora_domains.errors import UsageError, did_you_mean
+from lora_domains.errors import UsageError, check_installed, did_you_mean
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LOGS = ".runs"
@@ -43,13 +43,9 @@ def check_tracker(name: str) -> None:
             found=repr(name),
             hint=did_you_mean(name, TRACKERS),
         )
-    if find_spec(name) is None and not (name == "tensorboard" and find_spec("tensorboardX")):
-        raise UsageError(
-            where="--tracker",
-            expected=f"the package {name}",
-            found="not installed",
-            hint=f"pip install 'lora-domains[{name}]'",
-        )
+    # Accelerate takes either of two packages for TensorBoard; the extra has the second one.
+    package = name if name != "tensorboard" or find_spec(name) else "tensorboardX"
+    check_installed("--tracker", f"the package {package}", name, [package])
 
 
 def open_tracker(

@@ -183,7 +183,6 @@ def test_errors_of_a_pipe_end_it(
         ["--max-tokens", "0"],
         ["--temperature", "3"],
         ["--temperature", "nan"],
-        ["--shard-base"],
     ):
         assert run("chat", "--base", str(tmp_path), *flags) == 2
         assert f"UsageError {flags[0]}" in capsys.readouterr().err

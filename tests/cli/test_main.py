@@ -156,3 +156,15 @@ def test_what_the_terminal_cannot_show_is_substituted(encoding: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False,
                           env={**os.environ, "PYTHONIOENCODING": encoding})  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, b"0.1 ? 0.2"), done.stderr
+
+
+def test_a_base_is_shared_out_only_where_all_processes_make_the_same_calls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    offering = set()
+    for verb in ALL_VERBS:
+        run(verb, "--help")
+        if "--shard-base" in capsys.readouterr().out:
+            offering.add(verb)
+    assert offering >= {"fit", "evaluate", "benchmark", "learning-curve"}
+    assert not offering & {"serve", "chat", "playground", "trace", "predict", "export"}

@@ -47,7 +47,6 @@ def test_what_cannot_be_served_is_refused_at_once(
     assert "two called 'd0'" in refused(capsys, d0, str(other), *base)
     for flag in ("--rows", "--queue", "--max-tokens", "--max-body", "--timeout", "--idle"):
         assert "a number above 0" in refused(capsys, d0, flag, "0")
-    assert "a base that this process holds" in refused(capsys, d0, "--shard-base")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "a free port" in refused(capsys, d0, "--port", str(taken.getsockname()[1]))
     empty = tmp_path / "keys"

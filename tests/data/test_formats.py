@@ -15,7 +15,7 @@ from support.tables import refused, write
 from lora_domains.data.prepare import prepare
 from lora_domains.data.readers import read, read_noted
 from lora_domains.data.source import Data, Reading, runs
-from lora_domains.errors import DataError
+from lora_domains.errors import DataError, UsageError
 from lora_domains.tasks import (
     Chat,
     Classification,
@@ -347,7 +347,8 @@ def test_a_workbook_without_openpyxl(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import sys
 
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    refused(lambda: read(write(tmp_path / "x.xlsx", b"PK"), "train"), "lora-domains[excel]")
+    with pytest.raises(UsageError, match=r"x\.xlsx.*lora-domains\[excel\]'.*as CSV"):
+        read(write(tmp_path / "x.xlsx", b"PK"), "train")
 
 
 # ── Tables in memory ────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from support.adapters import assert_equal, logits, save, strong, token_ids
 
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.merging import export
-from lora_domains.errors import BaseModelError
+from lora_domains.errors import BaseModelError, UsageError
 from lora_domains.modeling import quantization
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
@@ -126,3 +127,9 @@ def test_what_cannot_be_used_is_refused(
         options["quantization"] = "8bit"
     with pytest.raises(BaseModelError, match=found):
         load_base(folder, device="cpu", **options)
+
+
+def test_the_package_that_reads_gguf_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UsageError, match=r"gguf not installed.*lora-domains\[gguf\]"):
+        load_base(file)

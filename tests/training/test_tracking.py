@@ -79,7 +79,8 @@ def test_a_missing_tracker_is_refused_before_rows_are_read(
 ) -> None:
     with pytest.raises(UsageError, match="Did you mean 'tensorboard'"):
         check_tracker("tensorbord")
-    monkeypatch.setattr("lora_domains.training.tracking.find_spec", lambda _: None)
+    for name in ("tensorboard", "tensorboardX", "wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, None)
     for name in ("tensorboard", "wandb", "trackio"):
         with pytest.raises(UsageError, match=rf"pip install 'lora-domains\[{name}\]'"):
             check_tracker(name)

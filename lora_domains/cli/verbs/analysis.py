@@ -68,7 +68,7 @@ def _add_trace(verbs: Verbs) -> None:
     inputs = parser.add_argument_group("input")
     add_adapter_argument(inputs)
     inputs.add_argument("text", metavar="TEXT", help="a text, or a row as JSON")
-    add_base_flags(inputs)
+    add_base_flags(inputs, sharded=False)
     add_out_flag(inputs)
 
 

@@ -67,7 +67,7 @@ def _add_serve(verbs: Verbs) -> None:
     inputs = parser.add_argument_group("input")
     add_adapter_argument(inputs, "adapters", nargs="*", help="their folders, or names in --out; "
                          "without any, the base of --base is served alone")  # fmt: skip
-    add_base_flags(inputs)
+    add_base_flags(inputs, sharded=False)
     add_out_flag(inputs)
     inputs.add_argument("--slots", type=int, metavar="N", help="most adapters on the device at "
                         "once; default: all")  # fmt: skip
@@ -92,7 +92,6 @@ def serve(flags: argparse.Namespace) -> int:
         value = getattr(flags, flag[2:].replace("-", "_"))
         if not value > 0:
             raise _too_small(flag, "a number above 0", value)
-    _check_alone(flags)
     keys = _keys(flags)
     folders = folders_by_name(flags.adapters, Path(flags.out))
     if not folders and not flags.base:
@@ -182,7 +181,7 @@ def _add_chat(verbs: Verbs) -> None:
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
     add_adapter_argument(inputs, nargs="?")
-    add_base_flags(inputs)
+    add_base_flags(inputs, sharded=False)
     add_out_flag(inputs)
     output = parser.add_argument_group("output")
     add = output.add_argument
@@ -196,7 +195,6 @@ def _add_chat(verbs: Verbs) -> None:
 
 def chat(flags: argparse.Namespace) -> int:
     """Answer the messages of a terminal, or of the standard input."""
-    _check_alone(flags)
     if flags.max_tokens is not None and flags.max_tokens < 1:
         raise _too_small("--max-tokens", "at least 1", flags.max_tokens)
     if not 0 <= flags.temperature <= 2:
@@ -221,17 +219,6 @@ def chat(flags: argparse.Namespace) -> int:
                 raise
             display.warn(str(error))
     return 0
-
-
-def _check_alone(flags: argparse.Namespace) -> None:
-    """Raise UsageError for a base shared out to processes, which must all compute each step."""
-    if flags.shard_base:
-        raise UsageError(
-            where="--shard-base",
-            expected="a base that this process holds",
-            found="one that is shared out to several",
-            hint="Leave it out; --load-in-4bit takes a quarter of the memory.",
-        )
 
 
 def _too_small(flag: str, expected: str, found: float) -> UsageError:
