@@ -143,11 +143,8 @@ def prepare(task: Task, data: Data, seed: int = 0) -> Prepared:
 def with_test_rows(
     task: Task, data: Data, seed: int, test: Source, known: Prepared | None = None
 ) -> tuple[Task, Data]:
-    """``task`` and ``data`` with other test rows than those of the training.
-
-    Where the training split off its own, the training and validation rows stay what they were, as
-    rows in memory. ``known`` are the rows of the training, if they were read.
-    """
+    """``task`` and ``data`` with other test rows: where the training split off its own, its other
+    rows stay what they were, as rows in memory. ``known`` are its rows, if they were read."""
     if data.test is not None or data.train is None:
         return task, replace(data, test=test)
     prepared = known or prepare(task, data, seed)
