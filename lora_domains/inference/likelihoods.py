@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lora_domains.inference.batches import Budget, Progress, in_batches, no_progress, text_size
 from lora_domains.inference.choice_tree import choices_at_once, takes_trees, tree_size
@@ -101,6 +102,8 @@ def answer_nats(
     return np.array(nats), np.array(tokens, dtype=int)
 
 
+LOGITS = {True: 1 << 20, False: 1 << 26}
+"""Numbers of the logits whose float32 copies are in memory at a time, on a CPU and elsewhere."""
 TextOutput = tuple[Batch, Tensor]
 """Padded rows, and the logits that predict their labels (``tail_logits``)."""
 
@@ -133,13 +136,49 @@ def answer_nll(logits: Tensor, batch: Batch) -> Tensor:
 
     ``logits`` (rows, keep - 1, vocabulary) are those of ``tail_logits``.
     """
-    nll = F.cross_entropy(
-        logits.float().flatten(0, 1),
-        batch.labels.flatten(),
-        ignore_index=IGNORED,
-        reduction="none",
-    )
+    flat, labels = logits.flatten(0, 1), batch.labels.flatten()
+    if torch.is_grad_enabled() and logits.requires_grad:
+        nll: Tensor = _CrossEntropy.apply(flat, labels)  # type: ignore[no-untyped-call]
+    else:
+        nll = F.cross_entropy(flat.float(), labels, ignore_index=IGNORED, reduction="none")
     return nll.view(batch.labels.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Nats of each label, of ``logits`` (tokens, vocabulary) in any precision, computed in float32.
+
+    torch's own keeps the logarithms of all probabilities, in float32, and copies of logits in
+    another precision. This keeps the logits, and computes in blocks of tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        rows = [torch.logsumexp(part.float(), dim=1) for part in _token_blocks(logits)]
+        total = torch.cat(rows) if rows else logits.new_zeros(0, dtype=torch.float32)
+        targets = labels.clamp(min=0)
+        nll = total - logits.gather(1, targets[:, None])[:, 0].float()
+        ctx.save_for_backward(logits, labels, total)
+        return nll.masked_fill(labels == IGNORED, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        logits, labels, total = ctx.saved_tensors
+        grad = grads[0].masked_fill(labels == IGNORED, 0.0)
+        found, start = torch.empty_like(logits), 0
+        for part in _token_blocks(logits):
+            block = slice(start, start := start + len(part))
+            # The gradient of a token's nats: its probabilities, less 1 at the label.
+            one = (part.float() - total[block, None]).exp_()
+            places = labels[block].clamp(min=0)[:, None]
+            one.scatter_add_(1, places, -torch.ones_like(places, dtype=one.dtype))
+            found[block] = one.mul_(grad[block, None])
+        return found, None
+
+
+def _token_blocks(logits: Tensor) -> Sequence[Tensor]:
+    """``logits`` (tokens, vocabulary) in blocks of at most ``LOGITS`` numbers, or of one token."""
+    return torch.split(logits, max(1, LOGITS[logits.device.type == "cpu"] // logits.shape[1]))
 
 
 def tail_logits(model: Any, batch: Batch) -> Tensor:

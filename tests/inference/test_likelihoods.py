@@ -21,6 +21,7 @@ from lora_domains.inference import batches, likelihoods
 from lora_domains.inference.generation import generate
 from lora_domains.inference.likelihoods import (
     answer_nats,
+    answer_nll,
     base_state,
     choice_logprobs,
     choices_and_nats,
@@ -29,6 +30,7 @@ from lora_domains.inference.likelihoods import (
 )
 from lora_domains.inference.scores import renormalise
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.batching import IGNORED, Batch
 from lora_domains.tokenization.encoded import EncodedExample
 
 PAD = 0
@@ -287,3 +289,27 @@ def test_processes_exchange_no_more_than_the_features(
     found = text_features(bank.base.model, items(*[(4, ())] * 50), PAD)
     assert found.shape == (50, 32)
     assert sizes[0] < 4 * found.numel() * found.element_size()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nats_in_blocks_and_their_gradients_are_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(likelihoods, "LOGITS", {True: 40})
+    random = torch.Generator().manual_seed(0)
+    logits = (30 * torch.randn(3, 5, 17, generator=random)).to(dtype)
+    labels = torch.randint(17, (3, 5), generator=random)
+    labels[0, :2] = IGNORED
+    weights = torch.randn(3, 5, generator=random)
+    batch = Batch(*([torch.zeros(0)] * 3), labels)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    found = answer_nll(ours, batch)
+    wanted = F.cross_entropy(theirs.float().flatten(0, 1), labels.flatten(), reduction="none",
+                             ignore_index=IGNORED).view(3, 5)  # fmt: skip
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-6)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    assert ours.grad is not None
+    assert ours.grad.dtype == dtype
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert not ours.grad[0, :2].any()

@@ -54,10 +54,11 @@ def step(run: Run, count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def computed(model: Any, layer: int) -> Iterator[list[object]]:
-    """Calls of the parts of a layer inside."""
+    """Calls of the parts of a layer inside that have weights."""
     calls: list[object] = []
     _, layers = layers_of(model)
-    parts = [module for module in layers[layer].modules() if not list(module.children())]
+    leaves = (module for module in layers[layer].modules() if not list(module.children()))
+    parts = [leaf for leaf in leaves if list(leaf.parameters())]
     hooks = [part.register_forward_hook(lambda *_: calls.append(layer)) for part in parts]
     yield calls
     for hook in hooks:
