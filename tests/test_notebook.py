@@ -26,6 +26,7 @@ def test_the_notebook_is_stored_without_outputs() -> None:
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_notebook_runs_and_its_outputs_can_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

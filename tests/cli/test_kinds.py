@@ -174,7 +174,13 @@ WRONG: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rows", "columns"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        pytest.param(*of, id=kind, marks=[pytest.mark.long] if kind == "several labels" else [])
+        for kind, of in WRONG.items()
+    ],
+)
 def test_wrong_answers_of_each_kind_are_written(
     rows: list[dict[str, Any]], columns: set[str], tmp_path: Path, tiny_base: Path,
     monkeypatch: pytest.MonkeyPatch,
