@@ -53,13 +53,17 @@ class Part:
     """Whether someone reads the answers that are generated, beside their scores."""
 
     @property
+    def own(self) -> bool:
+        """Whether code of this package makes the scores. That of a user's task or suite may change
+        while the rows stay the same, and no digest would tell: they are not stored."""
+        return all(name.startswith(OWN) for name in (self.task.__module__, self.score.__module__))
+
+    @property
     def shared(self) -> bool:
         """Whether the base's scores are kept for other adapters: where nobody reads its answers,
-        and code of this package alone makes them. That of a user's task or suite, or of the
-        harness, may change while the rows stay the same, and no digest would tell."""
-        modules = {self.task.__module__, self.score.__module__}
-        own = all(name.startswith(OWN) for name in modules) and HARNESS not in modules
-        return own and not (self.read and self.task.scored_by == "text")
+        and code of this package alone makes them, not that of the harness."""
+        harness = HARNESS in (self.task.__module__, self.score.__module__)
+        return self.own and not harness and not (self.read and self.task.scored_by == "text")
 
     @property
     def encoded(self) -> list[EncodedExample]:
@@ -175,8 +179,8 @@ class Scorer:
     def _paths(
         self, part: Part, contenders: Sequence[str | None], kind: str = ""
     ) -> dict[str | None, Path]:
-        """The stored file of each contender; none without a store."""
-        if self.store is None:
+        """The stored file of each contender; none without a store, or where nothing is stored."""
+        if self.store is None or not part.own:
             return {}
         digest = part.digest()
         return {n: self.store.path(self._key(n) + kind, digest) for n in contenders}
@@ -194,7 +198,7 @@ class Scorer:
     def _stored(
         self, paths: Mapping[str | None, Path], contenders: Sequence[str | None]
     ) -> ByContender:
-        if self.store is None:
+        if self.store is None or not paths:
             return {name: {} for name in contenders}
         stored: ByContender = {name: self.store.read(path) for name, path in paths.items()}
         # On a shared disk a process may see less of a file: all use what the main one read.

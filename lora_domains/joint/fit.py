@@ -22,7 +22,16 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.report.card import Card
 from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.fit import fit, make_run, remembered, save, show_outcome, shown_plan
+from lora_domains.training.estimate import total_in_words
+from lora_domains.training.fit import (
+    estimated,
+    fit,
+    make_run,
+    remembered,
+    save,
+    show_outcome,
+    shown_plan,
+)
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan, parameters_per_rank
 from lora_domains.training.tracking import Log, no_tracker, open_tracker
@@ -157,20 +166,21 @@ def fit_all(
         return fit_together(
             bank, datasets, out, display, resume=resume, tracker=tracker, together=together
         )
-    cards = []
+    if dry_run is None:
+        return [fit(bank, one, out, display, resume=resume, tracker=tracker) for one in datasets]
+    estimates = []
     for dataset in datasets:
-        timed = partial(dry_run, dataset) if dry_run else None
         if len(datasets) > 1:
             display.title(dataset.domain.name)
-        cards.append(
-            fit(bank, dataset, out, display, resume=resume, tracker=tracker, dry_run=timed)
-        )
+        estimates.append(estimated(bank, dataset, out, display, partial(dry_run, dataset)))
     if len(datasets) > 1:
         parts = [replace(dataset, general=dataset.general.in_part()) for dataset in datasets]
         plans = [make_plan(bank.base, part) for part in parts]
         fits = [Fit(bank, *pair, out, display) for pair in zip(parts, plans, strict=True)]
+        display.title(f"All {len(datasets)} runs")
+        display.stage("estimate", None, None, total_in_words(estimates))
         display.stage("together", None, None, _reason(choose(bank.base, fits).reason, together))
-    return [card for card in cards if card is not None]
+    return []
 
 
 def fit_together(

@@ -74,7 +74,12 @@ def fit_sweep(
     for trial, one in zip(trials, settings, strict=True):
         display.stage("run", None, None, f"{trial.domain.name}: {in_words(one)}")
     if dry_run is not None:
-        return fit_all(bank, trials, folder, display, dry_run=dry_run, **options)
+        evaluation = dry_run
+
+        def once(trial: Dataset, name: str) -> float:  # of the best run alone
+            return evaluation(trial, name) if trial is trials[0] else 0.0
+
+        return fit_all(bank, trials, folder, display, dry_run=once, **options)
     rows = distributed.on_main(lambda: remembered(dataset))  # which may fail
     if not resume and distributed.on_main(folder.exists):
         display.warn("an unfinished sweep is replaced; --resume would have continued it.")

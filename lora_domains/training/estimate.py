@@ -59,6 +59,16 @@ class Estimate:
         )
 
 
+def total_in_words(estimates: Sequence[Estimate]) -> str:
+    """What several runs take one after another."""
+    seconds = format_duration(sum(one.seconds for one in estimates))
+    memory = format_bytes(max(one.peak_bytes for one in estimates))
+    return (
+        f"about {seconds} one after another, {memory} of memory at most; "
+        "less time where they share passes"
+    )
+
+
 def estimate(
     run: Run, evaluation: Callable[[str], float] | None = None, writing: float = 0.0
 ) -> Estimate:

@@ -26,7 +26,7 @@ from lora_domains.placement import check_trainable
 from lora_domains.probes.general_text import POOL, SELECTION
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.training.checkpoints import RunCheckpoint, checkpoint_path, read_checkpoint
-from lora_domains.training.estimate import estimate
+from lora_domains.training.estimate import Estimate, estimate
 from lora_domains.training.loop import Run, Trained
 from lora_domains.training.plan import Plan, make_plan
 from lora_domains.training.tracking import Log, check_tracker, no_tracker, open_tracker
@@ -71,6 +71,26 @@ def check_launch(tracker: str | None, display: Display) -> None:
         display.warn(warning)
 
 
+def estimated(
+    bank: Bank, dataset: Dataset, out: Path, display: Display, evaluation: Callable[[str], float]
+) -> Estimate:
+    """A dry run of ``fit``: nothing is trained, and an estimate of the whole run is shown.
+
+    ``evaluation`` gives the seconds of evaluating an adapter by its name.
+    """
+    dataset = replace(dataset, general=dataset.general.in_part())
+    plan = shown_plan(bank.base, dataset, display)
+    run = make_run(bank, dataset, plan, out, display)
+    found = estimate(run, evaluation, dataset.general.seconds)
+    display.stage("estimate", None, None, found.in_words())
+    epochs = "epoch" if plan.epochs == 1 else "epochs"
+    steps = f"{plan.epochs} {epochs} of {plan.steps_per_epoch} steps"
+    if plan.max_steps is not None:
+        steps = f"{plan.steps} steps"
+    display.line(f"Dry run: {steps} would follow; nothing was trained or written.")
+    return found
+
+
 def fit(
     bank: Bank,
     dataset: Dataset,
@@ -79,27 +99,13 @@ def fit(
     *,
     resume: bool = False,
     tracker: str | None = None,
-    dry_run: Callable[[str], float] | None = None,
-) -> Card | None:
-    """Train an adapter on ``dataset`` and save it in ``out``; its card, None after a dry run.
+) -> Card:
+    """Train an adapter on ``dataset`` and save it in ``out``; its card.
 
-    ``dry_run`` gives the seconds of evaluating an adapter by its name; then nothing is trained, and
-    an estimate of the whole run is shown. The bank is as it was before. Raises DataError or
-    TrainingError; when an epoch was finished, the best one is saved first.
+    The bank is as it was before. Raises DataError or TrainingError; when an epoch was finished, the
+    best one is saved first.
     """
-    if dry_run is not None:
-        dataset = replace(dataset, general=dataset.general.in_part())
     domain, plan = dataset.domain, shown_plan(bank.base, dataset, display)
-    if dry_run is not None:
-        run = make_run(bank, dataset, plan, out, display)
-        estimated = estimate(run, dry_run, dataset.general.seconds)
-        display.stage("estimate", None, None, estimated.in_words())
-        epochs = "epoch" if plan.epochs == 1 else "epochs"
-        steps = f"{plan.epochs} {epochs} of {plan.steps_per_epoch} steps"
-        if plan.max_steps is not None:
-            steps = f"{plan.steps} steps"
-        display.line(f"Dry run: {steps} would follow; nothing was trained or written.")
-        return None
     rows = distributed.on_main(lambda: remembered(dataset))
     if checkpoint_path(out, domain.name).exists() and not resume:
         display.warn("an unfinished run is replaced; --resume would have continued it.")

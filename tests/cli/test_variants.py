@@ -96,6 +96,9 @@ def test_a_dry_run_of_a_sweep_writes_nothing(
     shown = capsys.readouterr().out
     assert "train__2: rank 4" in shown
     assert shown.count("nothing was trained") == 2
+    assert shown.count("evaluation") == 1, "the test rows are scored once"
+    assert "All 2 runs" in shown
+    assert "one after another, " in shown
     assert not Path(out).exists()
 
 

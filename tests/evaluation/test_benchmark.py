@@ -32,6 +32,10 @@ from lora_domains.tasks import MultipleChoice
 from lora_domains.verdict.ledger import level
 
 
+class OwnQuestions(MultipleChoice):
+    """A user's kind of task."""
+
+
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """Two adapters, trained and evaluated."""
@@ -166,7 +170,12 @@ def test_a_changed_prompt_or_code_is_scored_again(
     assert len(more - files) == 3  # base and both adapters on other prompts; the same texts
     monkeypatch.setattr(store, "code_version", lambda: "another")
     model.benchmark(SUITE, out=tmp_path)
-    assert len(set((tmp_path / ".scores").iterdir()) - more) == 5
+    everything = set((tmp_path / ".scores").iterdir())
+    assert len(everything - more) == 5
+    # Scores of code outside the package are not stored, since that may change unseen.
+    probe = Probe("world", OwnQuestions(prompt="{question} then"), QUESTIONS)
+    model.benchmark(Suite("world", (probe,), SUITE.text), out=tmp_path)
+    assert set((tmp_path / ".scores").iterdir()) == everything
 
 
 def test_stored_scores_hold_no_text(adapters: Path, tiny_base: Path, tmp_path: Path) -> None:
