@@ -107,7 +107,6 @@ def test_adapters_on_a_gguf_file(file: Path, tmp_path: Path) -> None:
     [
         ("two files", "several GGUF files: model.gguf, other.gguf"),
         ("kind", r"GGUF of kind llama; .* only phi3"),
-        ("no package", r"pip install 'lora-domains\[gguf\]'"),
         ("quantised", "not quantised again"),
     ],
 )
@@ -120,8 +119,6 @@ def test_what_cannot_be_used_is_refused(
         shutil.copy(folder / "model.gguf", folder / "other.gguf")
     elif spoil == "kind":
         monkeypatch.setattr(quantization.Gguf, "kinds", ("phi3",))
-    elif spoil == "no package":
-        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     else:
         pytest.importorskip("bitsandbytes")
         options["quantization"] = "8bit"
