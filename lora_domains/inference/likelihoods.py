@@ -153,23 +153,27 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        rows = [torch.logsumexp(part.float(), dim=1) for part in _token_blocks(logits)]
-        total = torch.cat(rows) if rows else logits.new_zeros(0, dtype=torch.float32)
-        targets = labels.clamp(min=0)
-        nll = total - logits.gather(1, targets[:, None])[:, 0].float()
-        ctx.save_for_backward(logits, labels, total)
+        # Less the largest logit, as in torch: differences of large numbers round by more.
+        largest = logits.amax(1).float()
+        total, start = torch.empty_like(largest), 0
+        for part in _token_blocks(logits):
+            block = slice(start, start := start + len(part))
+            total[block] = (part.float() - largest[block, None]).exp_().sum(1)
+        targets = labels.clamp(min=0)[:, None]
+        nll = total.log() - (logits.gather(1, targets)[:, 0].float() - largest)
+        ctx.save_for_backward(logits, labels, largest, total)
         return nll.masked_fill(labels == IGNORED, 0.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        logits, labels, total = ctx.saved_tensors
+        logits, labels, largest, total = ctx.saved_tensors
         grad = grads[0].masked_fill(labels == IGNORED, 0.0)
         found, start = torch.empty_like(logits), 0
         for part in _token_blocks(logits):
             block = slice(start, start := start + len(part))
             # The gradient of a token's nats: its probabilities, less 1 at the label.
-            one = (part.float() - total[block, None]).exp_()
+            one = (part.float() - largest[block, None]).exp_().div_(total[block, None])
             places = labels[block].clamp(min=0)[:, None]
             one.scatter_add_(1, places, -torch.ones_like(places, dtype=one.dtype))
             found[block] = one.mul_(grad[block, None])

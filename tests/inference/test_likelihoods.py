@@ -313,3 +313,19 @@ def test_nats_in_blocks_and_their_gradients_are_those_of_torch(
     assert ours.grad.dtype == dtype
     torch.testing.assert_close(ours.grad, theirs.grad)
     assert not ours.grad[0, :2].any()
+
+
+def test_gradients_of_nats_are_as_near_to_float64_as_those_of_torch() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = 40 + 4 * torch.randn(1, 50, 3000, generator=random)
+    labels = torch.randint(3000, (1, 50), generator=random)
+    batch = Batch(*([torch.zeros(0)] * 3), labels)
+    found = []
+    for dtype in (torch.float32, torch.float32, torch.float64):
+        leaf = logits.to(dtype).requires_grad_()
+        plain = F.cross_entropy(leaf.flatten(0, 1), labels.flatten(), reduction="sum")
+        (plain if found else answer_nll(leaf, batch).sum()).backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad.double())
+    ours, theirs, exact = found
+    assert (ours - exact).norm() <= (theirs - exact).norm()
