@@ -10,10 +10,10 @@ during a call stays in memory until the call ends.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
+from functools import partial
 from itertools import groupby
-from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -380,12 +380,13 @@ class RoutedLinear(nn.Module):
 
 
 def recompute_gate(mlp: nn.Module) -> None:
-    """Let ``mlp`` keep less for the backward pass, if it is gated by a SiLU and nothing else has
-    replaced its ``forward``."""
+    """Let ``mlp`` keep less for the backward pass, if SiLU gates it and its forward is its own."""
     activation = type(getattr(mlp, "act_fn", None)).__name__
-    known = activation in ("SiLU", "SiLUActivation") and "forward" not in vars(mlp)
-    if known and FORWARD in inspect.getsource(type(mlp).forward):
-        setattr(mlp, "forward", MethodType(_gated, mlp))  # noqa: B010 (a method, to mypy)
+    if activation not in ("SiLU", "SiLUActivation") or "forward" in vars(mlp):
+        return
+    with suppress(OSError):  # a class without source
+        if FORWARD in inspect.getsource(type(mlp).forward):
+            vars(mlp)["forward"] = partial(_gated, mlp)
 
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:
