@@ -5,7 +5,7 @@ its own. At most the logits of one batch are in memory.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -155,10 +155,9 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         # Less the largest logit, as in torch: differences of large numbers round by more.
         largest = logits.amax(1).float()
-        total, start = torch.empty_like(largest), 0
-        for part in _token_blocks(logits):
-            block = slice(start, start := start + len(part))
-            total[block] = (part.float() - largest[block, None]).exp_().sum(1)
+        total = torch.empty_like(largest)
+        for block in _token_blocks(logits):
+            total[block] = (logits[block].float() - largest[block, None]).exp_().sum(1)
         targets = labels.clamp(min=0)[:, None]
         nll = total.log() - (logits.gather(1, targets)[:, 0].float() - largest)
         ctx.save_for_backward(logits, labels, largest, total)
@@ -169,20 +168,21 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         logits, labels, largest, total = ctx.saved_tensors
         grad = grads[0].masked_fill(labels == IGNORED, 0.0)
-        found, start = torch.empty_like(logits), 0
-        for part in _token_blocks(logits):
-            block = slice(start, start := start + len(part))
+        found = torch.empty_like(logits)
+        for block in _token_blocks(logits):
             # The gradient of a token's nats: its probabilities, less 1 at the label.
-            one = (part.float() - largest[block, None]).exp_().div_(total[block, None])
+            one = (logits[block].float() - largest[block, None]).exp_().div_(total[block, None])
             places = labels[block].clamp(min=0)[:, None]
             one.scatter_add_(1, places, -torch.ones_like(places, dtype=one.dtype))
             found[block] = one.mul_(grad[block, None])
         return found, None
 
 
-def _token_blocks(logits: Tensor) -> Sequence[Tensor]:
-    """``logits`` (tokens, vocabulary) in blocks of at most ``LOGITS`` numbers, or of one token."""
-    return torch.split(logits, max(1, LOGITS[logits.device.type == "cpu"] // logits.shape[1]))
+def _token_blocks(logits: Tensor) -> Iterator[slice]:
+    """The tokens of ``logits`` (tokens, vocabulary) in blocks of at most ``LOGITS`` numbers, or of
+    one token."""
+    tokens = max(1, LOGITS[logits.device.type == "cpu"] // logits.shape[1])
+    return (slice(at, at + tokens) for at in range(0, len(logits), tokens))
 
 
 def tail_logits(model: Any, batch: Batch) -> Tensor:
