@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from lora_domains.atomic import NAME, plain_name
 from lora_domains.data.source import Data, data_of, data_record
 from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
-from lora_domains.schema import load_declaration
+from lora_domains.schema import known_here, load_declaration
 from lora_domains.tasks import Task, hashed_record, task_from_record, task_record
 from lora_domains.tasks.answers import Judge
 from lora_domains.verdict.gates import Gates
@@ -300,10 +300,11 @@ def with_settings(domain: Domain, **settings: Any) -> Domain:
     for name, value in settings.items():
         part, _, field_name = known.get(name, name).rpartition(".")
         if part not in changes or (part != "task" and field_name not in known):
+            names = {*known, "metric", "prevalence"}
             raise UsageError(
                 expected="a setting of a domain",
                 found=repr(name),
-                hint=did_you_mean(name, {*known, "metric", "prevalence"}, elsewhere=True),
+                hint=did_you_mean(name, names, known_here(name, names)),
             )
         changes[part][field_name] = value
     task = changes.pop("task")

@@ -19,8 +19,8 @@ from lora_domains.errors import (
     TrainingInterrupted,
     UsageError,
     did_you_mean,
-    known_here,
 )
+from lora_domains.schema import known_here
 
 if TYPE_CHECKING:
     from lora_domains.domain import Domain
@@ -131,7 +131,7 @@ class Parser(argparse.ArgumentParser):
                         where=self.prog,
                         expected="a verb",
                         found=repr(word),
-                        hint=did_you_mean(word, verbs[0], elsewhere=True),
+                        hint=did_you_mean(word, verbs[0], known_here(word, verbs[0])),
                     )
                 if not unknown:
                     verbs[0][word]._check_words(words[at + 1 :])
