@@ -155,6 +155,8 @@ def _reached(hub: Mapping[str, Any]) -> str:
 # ── Bases at hand ───────────────────────────────────────────────────────────────────────────────
 
 ENCODER, INSTRUCT = "an encoder, for labels", "an instruct model, for answers"
+SENTENCES = "modules.json"
+"""A file of every sentence encoder."""
 EXAMPLES = {
     ENCODER: "sentence-transformers/all-MiniLM-L6-v2",
     INSTRUCT: "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -162,7 +164,9 @@ EXAMPLES = {
 
 
 def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
-    """The domain with a head where the base is an encoder at hand, and a sentence about the base.
+    """The domain with a head where the base needs one, and a sentence about the base.
+
+    That is a sentence encoder that is at hand, and any encoder that ``--base auto`` found.
 
     What was found is written into ``flags``. Without --base, the sentence says which base
     real work would take; it is empty for embedded rows. Raises UsageError where nothing is at hand.
@@ -171,9 +175,9 @@ def with_base(domain: Domain, flags: argparse.Namespace) -> tuple[Domain, str]:
     repeated = getattr(flags, "from_card", None)
     if asked and asked != "auto" and not repeated and not domain.task.head:
         place = next(iter(_cached(asked)), Path(asked))
-        headed = domain.task.with_head() if _use_of(place) == ENCODER else None
-        if headed is not None:
-            return replace(domain, task=headed), f"{public_name(place)}, an encoder: with a head"
+        if (place / SENTENCES).is_file() and (headed := domain.task.with_head()) is not None:
+            why = f"{public_name(place)}, a sentence encoder: with a head"
+            return replace(domain, task=headed), why
     if asked != "auto" and (asked or not rows or rows.startswith("embedded:") or repeated):
         return domain, ""
     wanted = ENCODER if domain.task.with_head() is not None else INSTRUCT
@@ -229,7 +233,7 @@ def _use_of(place: Path) -> str | None:
         names = " ".join(config.get("architectures") or ())
     except (OSError, ValueError, AttributeError, TypeError):
         return None
-    if (place / "modules.json").is_file() or "ForMaskedLM" in names:
+    if (place / SENTENCES).is_file() or "ForMaskedLM" in names:
         return ENCODER
     settings = place / "tokenizer_config.json"
     has_template = (place / "chat_template.jinja").is_file() or (

@@ -96,21 +96,24 @@ def test_kinds_that_can_have_a_head_take_an_encoder(task: Task, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("asked", ["own", "org/name"])
-def test_an_encoder_that_is_named_gets_a_head(
+def test_a_sentence_encoder_that_is_named_gets_a_head(
     asked: str, tmp_path: Path, empty_cache: Path
 ) -> None:
     make_base(tmp_path / "own", "BertModel", 20, "modules.json")
     cached = empty_cache / "models--org--name" / "snapshots" / "ab"
-    make_base(cached, "BertForMaskedLM", 20)
+    make_base(cached, "BertModel", 20, "modules.json")
     make_base(tmp_path / "causal", "LlamaForCausalLM", 20)
+    make_base(tmp_path / "masked", "BertForMaskedLM", 20)
     labels = Domain("x", Classification(), Data("t.csv"))
     domain, why = machine.with_base(labels, Namespace(base=asked))
     assert domain.task.head
-    assert why == f"{asked}, an encoder: with a head"
+    assert why == f"{asked}, a sentence encoder: with a head"
     # The only task of the encoder stays the user's choice: what has no head is refused later.
     answers = replace(labels, task=Generation())
     assert machine.with_base(answers, Namespace(base=asked)) == (answers, "")
-    assert machine.with_base(labels, Namespace(base="causal")) == (labels, "")
+    # A decoder and a model of masked tokens answer with words too: the user chooses.
+    for other in ("causal", "masked"):
+        assert machine.with_base(labels, Namespace(base=other)) == (labels, "")
 
 
 def test_without_a_base_the_one_for_real_work_is_named(tmp_path: Path) -> None:
