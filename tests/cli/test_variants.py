@@ -1,12 +1,14 @@
 """Several trainings of one domain: ``fit --seeds`` and ``fit --sweep``."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from conftest import make_rows
 from support.commands import FAST, run, write
 
+from lora_domains import DomainModel
 from lora_domains.data.identity import FOLDER
 from lora_domains.report.card import Card
 from lora_domains.verdict.ledger import LEDGER
@@ -88,17 +90,17 @@ def test_a_sweep_scores_the_test_rows_once(
 
 def test_a_dry_run_of_a_sweep_writes_nothing(
     files: tuple[str, str, str], tiny_base: Path, small_suite: None,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(DomainModel, "_seconds", lambda *_: 6000.0)
     train, _, out = files
     assert run("fit", train, "--base", str(tiny_base), "--out", out, "--dry-run", "--sweep",
                "rank=2,4", "--epochs", "1") == 0  # fmt: skip
     shown = capsys.readouterr().out
     assert "train__2: rank 4" in shown
     assert shown.count("nothing was trained") == 2
-    assert shown.count("evaluation") == 1, "the test rows are scored once"
-    assert "All 2 runs" in shown
-    assert "one after another, " in shown
+    assert shown.count("evaluation 1 h 40 min") == 1, "the test rows are scored once"
+    assert re.search(r"All 2 runs .*\nestimate +about 1 h 40 min one after another, ", shown)
     assert not Path(out).exists()
 
 
