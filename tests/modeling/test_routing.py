@@ -1,6 +1,8 @@
 """Routes: each call uses its own adapter, in nested blocks, threads, tasks and backward passes."""
 
 import asyncio
+import inspect
+import pickle
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -351,3 +353,21 @@ def test_a_gated_mlp_keeps_its_factors_alone_and_has_the_same_gradients(base: Ba
         torch.testing.assert_close(one, other, atol=0, rtol=1e-6)
     inner = 2 * 9 * mlp.gate_proj.out_features * 4
     assert sum(kept[1].values()) - sum(kept[0].values()) >= 2 * inner
+
+
+def test_a_gated_mlp_can_be_pickled_and_one_without_source_is_left(
+    base: Base, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bank(base).add(strong(base, "a"))
+    mlp = base.model.get_submodule("model.layers.0.mlp")
+    assert "forward" in vars(mlp)
+    x = torch.randn(2, 3, mlp.gate_proj.in_features)
+    assert torch.equal(pickle.loads(pickle.dumps(mlp))(x), mlp(x))
+
+    def no_source(_: object) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(inspect, "getsource", no_source)
+    other = base_on(tiny_base)
+    Bank(other).add(strong(other, "a"))
+    assert "forward" not in vars(other.model.get_submodule("model.layers.0.mlp"))
