@@ -215,7 +215,8 @@ def spam() -> "Domain":
     """A domain whose label follows from the last words of each row."""
     from support.models import clear_rows, declared
 
-    return declared(clear_rows(), epochs=6)
+    # Seed 0 may stay on a plateau for as long, as rounding has it.
+    return declared(clear_rows(), epochs=6, seed=1)
 
 
 @pytest.fixture(scope="session")
