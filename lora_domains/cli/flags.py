@@ -29,12 +29,14 @@ def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> N
     group.add_argument(name, **options)
 
 
-def add_base_flags(group: Any, *, quantised: bool = True, mapped: bool = False,
-                   sharded: bool = True) -> None:  # fmt: skip
-    """The flags that ``open_model`` reads; without ``quantised``, the base is as it is stored."""
-    group.add_argument("--base", metavar="PATH_OR_ID", help="base model: a folder, a Hub id, "
-                       "or, for fit and init, auto: one at hand in .bases or in the Hub's cache; "
-                       "default: that of the adapter, or the embedded one, for trials")  # fmt: skip
+def add_base_flags(group: Any, *, trained: bool = False, quantised: bool = True,
+                   mapped: bool = False, sharded: bool = True) -> None:  # fmt: skip
+    """The flags that ``open_model`` reads; without ``quantised``, the base is as it is stored.
+    ``trained``: an adapter is trained on it, so that it can be found for the rows."""
+    which = ("a folder, a Hub id, or auto: the smallest suitable one in .bases or the Hub's cache; "
+             "default: the embedded one, for trials") if trained else (
+             "a folder or a Hub id; default: that of the adapter, or the embedded one")  # fmt: skip
+    group.add_argument("--base", metavar="PATH_OR_ID", help=f"base model: {which}")
     if mapped:
         group.add_argument("--device-map", type=device_map, metavar="MAP", help="spread it over "
                            "device, memory and disk: auto, or JSON (docs/scaling.md)")  # fmt: skip
@@ -58,8 +60,7 @@ def add_row_flags(group: Any) -> None:
         "drawn from the first 10 N (at least 1000) of a file")  # fmt: skip
     add("--drop-leaks", action="store_true", help="drop training rows that are also test rows, "
         "instead of refusing them")  # fmt: skip
-    add("--drop-empty", action="store_true", help="drop rows with an empty cell where text or a "
-        "label belongs")  # fmt: skip
+    add("--drop-empty", action="store_true", help="drop rows with an empty text or label")
     add("--drop-long", action="store_true", help="drop rows whose answer is too long for the base")
     add_reading_flags(group)
     add("--merge-labels", action="store_true", help="take labels that differ only by case, "
@@ -96,15 +97,15 @@ def add_task_flag(group: Any) -> None:
 def add_training_flags(group: Any) -> None:
     """Flags on training that ``fit``, recipes and the learning curve share."""
     add = group.add_argument
-    add("--epochs", type=int, metavar="N", help="most passes over the training rows; default: 8, "
-        "and fewer of more than 13,333 rows")  # fmt: skip
-    add("--max-steps", type=int, metavar="N", help="most optimiser steps")
+    add("--epochs", type=int, metavar="N", help="maximum number of passes over the training rows; "
+        "default: 8, fewer with more than 13,333 rows")  # fmt: skip
+    add("--max-steps", type=int, metavar="N", help="maximum number of optimiser steps")
     add("--lr", type=float, metavar="X", help="peak learning rate; default: derived from the "
         "width of the base")  # fmt: skip
     add("--rank", type=int, metavar="N", help="LoRA rank; default: derived from the number of "
         "supervised tokens")  # fmt: skip
-    add("--max-length", type=int, metavar="N", help="most tokens of a row; default: the context of "
-        "the base")  # fmt: skip
+    add("--max-length", type=int, metavar="N", help="maximum number of tokens of a row; default: "
+        "the context of the base")  # fmt: skip
     add("--head", action="store_true", help="train a classification head; required on encoders")
     add("--balance", choices=BALANCE, metavar="HOW", help="let rare classes count as much as "
         f"others: {', '.join(BALANCE)}; default: none")  # fmt: skip
@@ -194,14 +195,14 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
             "--train are then optional")  # fmt: skip
     add_row_flags(inputs)
     add_column_flags(inputs)
-    add_base_flags(inputs)
+    add_base_flags(inputs, trained=True)
     training = parser.add_argument_group("training")
     add_training_flags(training)
     add = training.add_argument
     add("--retention", choices=RETENTION, metavar="METHOD", help="how general knowledge is kept: "
         f"{', '.join(RETENTION)}; default: auto")  # fmt: skip
     add("--general", metavar="FILE", help="general text for --retention, in a column named text; "
-        "default: the embedded text")  # fmt: skip
+        "default: what suits the base (docs/general-knowledge.md)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="seed of splits, batches and initialisation")
     add("--init-from", metavar="ADAPTER", help="continue from a saved adapter")
     add("--resume", action="store_true", help="continue an interrupted run")
@@ -221,8 +222,8 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
         "threshold is chosen on validation rows, and the gate on recall asks for it")  # fmt: skip
     add("--target-precision", type=float, metavar="P", help="target precision for --positive")
     add("--tune-thresholds", action="store_true", help="choose label thresholds on validation rows")
-    add("--floor", action="append", type=floor, metavar="LABEL=P", help="the least recall of a "
-        "label, which a gate asks for; may be repeated")  # fmt: skip
+    add("--floor", action="append", type=floor, metavar="LABEL=P", help="a gate on the recall of a "
+        "label: at least P; may be repeated")  # fmt: skip
     add_prevalence_flag(evaluation)
     add("--slice", metavar="COLUMNS", help="report scores for each value of these columns")
     add_metric_flag(evaluation)
@@ -237,13 +238,13 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
 
 def _add_flags_of_several(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("several trainings in one pass").add_argument
-    add("--seeds", type=int, metavar="N", help="train NAME, and NAME-seed1, … from the next seeds, "
-        "and show how far figures on validation rows depend on the seed")  # fmt: skip
+    add("--seeds", type=int, metavar="N", help="train N seeds as NAME, NAME-seed1, …, and show how "
+        "much figures on validation rows depend on the seed")  # fmt: skip
     add("--sweep", action="append", metavar="NAME=A,B,…", help="train a setting with each value, "
         "such as lr=1e-4,3e-4, and save the best on validation rows as NAME; of several --sweep, "
         "all combinations")  # fmt: skip
-    add("--together", type=int, metavar="N", help="train so many in a pass, 1 for one after "
-        "another; default: what the tokens of their steps favour")  # fmt: skip
+    add("--together", type=int, metavar="N", help="adapters that share a pass, 1 for one after "
+        "another; default: what is faster")  # fmt: skip
 
 
 def run_flag_defaults() -> dict[str, Any]:

@@ -128,10 +128,11 @@ def test_without_a_base_the_one_for_real_work_is_named(tmp_path: Path) -> None:
     assert machine.with_base(embedded, flags) == (embedded, "")
 
 
+@pytest.mark.parametrize("verb", ["fit", "learning-curve", "cross-validate"])
 def test_nothing_at_hand_is_an_error_that_names_a_download(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write(tmp_path / "rows.jsonl", make_rows(40))
-    assert run("fit", str(rows), "--base", "auto", "--out", str(tmp_path / "out")) == 2
+    assert run(verb, str(rows), "--base", "auto", "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert f"hf download {EXAMPLES['an encoder, for labels']}" in error

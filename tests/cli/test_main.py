@@ -168,3 +168,14 @@ def test_a_base_is_shared_out_only_where_all_processes_make_the_same_calls(
             offering.add(verb)
     assert offering >= {"fit", "evaluate", "benchmark", "learning-curve"}
     assert not offering & {"serve", "chat", "playground", "trace", "predict", "export"}
+
+
+def test_help_offers_to_find_a_base_only_where_an_adapter_is_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    offering = set()
+    for verb in ALL_VERBS:
+        run(verb, "--help")
+        if "or auto: the" in " ".join(capsys.readouterr().out.split()):
+            offering.add(verb)
+    assert offering == {"init", "fit", "learning-curve", "cross-validate"}

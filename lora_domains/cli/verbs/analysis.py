@@ -27,6 +27,7 @@ from lora_domains.cli.flags import (
     domain_name,
     run_flag_defaults,
 )
+from lora_domains.cli.machine import with_base
 from lora_domains.cli.parser import Parser, Verbs, add_verb, check_no_file
 from lora_domains.cli.proposal import proposed
 from lora_domains.cli.recipes import open_model, own_base
@@ -238,7 +239,7 @@ def _add_flags_of_trainings(parser: Parser) -> Any:
     add_task_flag(inputs)
     add_row_flags(inputs)
     add_column_flags(inputs)
-    add_base_flags(inputs)
+    add_base_flags(inputs, trained=True)
     training = parser.add_argument_group("training")
     add_training_flags(training)
     training.add_argument("--seed", type=int, metavar="N", help="seed of splits and training")
@@ -256,43 +257,47 @@ def _add_flags_of_trainings(parser: Parser) -> Any:
 
 def learning_curve(flags: argparse.Namespace) -> int:
     """Train on growing shares of the rows."""
-    model = _opened(flags)
+    model, domain = _opened(flags)
     from lora_domains.analysis import learning_curve as analysis
 
-    def measure(domain: Domain) -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
         return analysis.learning_curve(model, domain, flags.sizes or analysis.SHARES)
 
-    return _measured(flags, model, "learning-curve", measure, analyses.learning_curve)
+    name = f"{domain.name}-learning-curve"
+    return _measured(flags, model, name, measure, analyses.learning_curve)
 
 
 def cross_validate(flags: argparse.Namespace) -> int:
     """Train and score each fold."""
-    model = _opened(flags)
+    model, domain = _opened(flags)
     from lora_domains.analysis.cross_validation import cross_validate as analysis
 
-    def measure(domain: Domain) -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
         return analysis(model, domain, flags.folds)
 
-    return _measured(flags, model, "folds", measure, analyses.cross_validation)
+    return _measured(flags, model, f"{domain.name}-folds", measure, analyses.cross_validation)
 
 
-def _opened(flags: argparse.Namespace) -> "DomainModel":
-    """A model on the base in ``flags``, or on that of the recipe."""
+def _opened(flags: argparse.Namespace) -> "tuple[DomainModel, Domain]":
+    """A model on the base in ``flags``, on that of the recipe or on one at hand; and the domain."""
+    domain = _domain(flags)  # a file that is no recipe, or has no such column, is found first
     if not flags.base and Path(flags.rows).suffix == ".py":
-        load_domain(flags.rows)  # a file that is no recipe is found first
         flags.base = own_base([flags.rows])
-    return open_model(flags)
+    domain, why = with_base(domain, flags)
+    model = open_model(flags)
+    if why:
+        model.display.stage("base", None, None, why)
+    return model, domain
 
 
 def _measured(
-    flags: argparse.Namespace, model: "DomainModel", kind: str,
-    measure: Callable[[Domain], dict[str, Any]], show: Callable[[Any, Mapping[str, Any]], None],
+    flags: argparse.Namespace, model: "DomainModel", name: str,
+    measure: Callable[[], dict[str, Any]], show: Callable[[Any, Mapping[str, Any]], None],
 ) -> int:  # fmt: skip
-    """Measure, show, and write the figures to ``NAME-KIND.json``."""
-    domain = _domain(flags)
-    path = Path(flags.reports) / f"{domain.name}-{kind}.json"
+    """Measure, show, and write the figures to ``NAME.json``."""
+    path = Path(flags.reports) / f"{name}.json"
     check_writable(path)  # before hours of training
-    measured = measure(domain)
+    measured = measure()
     show(model.display.console, measured)
     if not model.display.quiet:
         write_files({path: json.dumps(measured, indent=1) + "\n"})

@@ -86,7 +86,7 @@ def _add_init(verbs: Verbs) -> None:
     add_reading_flags(inputs)
     add_column_flags(inputs)
     add("--head", action="store_true", help="train a classification head; required on encoders")
-    add_base_flags(inputs, quantised=False)
+    add_base_flags(inputs, trained=True, quantised=False)
     parser.add_argument_group("evaluation").add_argument(
         "--positive", metavar="LABEL", help="the class whose recall and precision matter, or none"
     )

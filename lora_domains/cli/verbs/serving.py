@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 MOST_TOKENS = 256
 """Tokens of an answer in a chat at most, where neither the flags nor the domain say so."""
 LIMITS: tuple[tuple[str, int | float, str], ...] = (
-    ("--rows", 16, "most answers that are generated at once"),
-    ("--queue", 64, "most requests that wait; more are told to come back"),
-    ("--max-tokens", 1024, "most tokens of an answer"),
-    ("--max-body", 1 << 20, "most bytes of a request"),
-    ("--timeout", 600.0, "seconds of a request, from its arrival to the end of its answer"),
+    ("--rows", 16, "maximum number of answers generated at once"),
+    ("--queue", 64, "maximum number of waiting requests; others get 429"),
+    ("--max-tokens", 1024, "maximum number of tokens of an answer"),
+    ("--max-body", 1 << 20, "maximum size of a request in bytes"),
+    ("--timeout", 600.0, "maximum seconds from the arrival of a request to the end of its answer"),
     ("--idle", 20.0, "seconds after which a client that sends or reads nothing is cut off"),
-    ("--grace", 30.0, "seconds that answers in progress have when the server stops"),
+    ("--grace", 30.0, "seconds to finish answers in progress when the server stops"),
 )
 COMMANDS = {
     "/domain NAME": "answer as another adapter, in a new conversation",
@@ -69,8 +69,8 @@ def _add_serve(verbs: Verbs) -> None:
                          "without any, the base of --base is served alone")  # fmt: skip
     add_base_flags(inputs, sharded=False)
     add_out_flag(inputs)
-    inputs.add_argument("--slots", type=int, metavar="N", help="most adapters on the device at "
-                        "once; default: all")  # fmt: skip
+    inputs.add_argument("--slots", type=int, metavar="N", help="maximum number of adapters on the "
+                        "device; default: all")  # fmt: skip
     output = parser.add_argument_group("output")
     add = output.add_argument
     add("--host", default="127.0.0.1", help="address to listen at, 0.0.0.0 for the network; "
@@ -186,11 +186,11 @@ def _add_chat(verbs: Verbs) -> None:
     output = parser.add_argument_group("output")
     add = output.add_argument
     add("--system", metavar="TEXT", help="the system's text, at the beginning of a conversation")
-    add("--max-tokens", type=int, metavar="N", help="most tokens of an answer; default: those of "
-        f"the domain, or {MOST_TOKENS}")  # fmt: skip
-    add("--temperature", type=float, default=0.0, metavar="T", help="draw tokens at this "
-        "temperature; default: 0, the most likely token")  # fmt: skip
-    add("--seed", type=int, metavar="N", help="of the drawn tokens; default: another each time")
+    add("--max-tokens", type=int, metavar="N", help="maximum number of tokens of an answer; "
+        f"default: that of the domain, or {MOST_TOKENS}")  # fmt: skip
+    add("--temperature", type=float, default=0.0, metavar="T", help="sample at this "
+        "temperature; default: 0, which takes the most likely token")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="seed of the sampling; default: a new one each time")
 
 
 def chat(flags: argparse.Namespace) -> int:
