@@ -198,7 +198,7 @@ def _show_seeds(
         judged(model, other, suite)
     if suite is not None:
         found = compare_seeds([model.out / name for name in (domain.name, *names)], "test")[1]
-        analyses.seeds(display.console, found, "test")
+        analyses.seeds(display.console, found)
     display.line(
         f"{domain.name} has the first seed, whatever the figures. To compare them again: "
         f"lora-domains compare --seeds {' '.join([domain.name, *names])}"

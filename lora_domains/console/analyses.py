@@ -128,14 +128,12 @@ def cross_validation(console: Console, found: Figures) -> None:
     line(console, found["answer"])
 
 
-def seeds(console: Console, found: Mapping[str, Figures], rows: str) -> None:
+def seeds(console: Console, found: Mapping[str, Figures]) -> None:
     """Trainings from several seeds (see ``verdict.summary.over_seeds``): their figures, and the
     variance of the gain between seeds and between items.
-
-    ``rows`` says which rows they were scored on.
     """
     first = next(iter(found.values()))
-    title(console, f"{first['runs']} seeds on the same {first['n']} {rows} rows")
+    title(console, f"{first['runs']} seeds on the same {first['n']} {first['rows']} rows")
     heads = ["", "base", "each seed", "mean", "sd", "lowest", "highest"]
     grid = Grid(heads, ["lowest", "highest", "each seed", "base"])
     for metric, fields in found.items():

@@ -73,5 +73,5 @@ def score_seeds(bank: Bank, datasets: Sequence[Dataset], out: Path, display: Dis
             distributed.on_main(partial(rewrite_card, out / name, card, readme, items[name]))
             cards.append(card)
     if not display.quiet:
-        analyses.seeds(display.console, spread, "validation")
+        analyses.seeds(display.console, spread)
     return cards

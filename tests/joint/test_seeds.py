@@ -1,10 +1,12 @@
 """Several seeds of one domain: the adapters of separate fits, and their spread."""
 
+import json
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 from conftest import make_rows
+from support.commands import run
 from support.models import declared, model_in
 
 from lora_domains.adapters.folder import fingerprint
@@ -74,6 +76,17 @@ def test_each_card_has_the_spread_that_compare_finds(fitted: Fitted) -> None:
     gains = [value - f1["base"] for value in f1["adapter"]]
     assert fmean(gains) == pytest.approx(f1["difference"])
     assert len(set(f1["adapter"])) > 1
+
+
+def test_show_tells_the_spread(fitted: Fitted, capsys: pytest.CaptureFixture[str]) -> None:
+    model, cards, _ = fitted
+    found = cards[0].adapter.seeds
+    assert run("show", "spam-seed1", "--out", str(model.out)) == 0
+    shown = capsys.readouterr().out
+    assert f"3 seeds on the same {found['f1']['n']} validation rows" in shown
+    assert "  ".join(f"{value:.3f}" for value in found["f1"]["adapter"]) in shown
+    assert run("show", "spam-seed1", "--out", str(model.out), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["adapters"][0]["seeds"] == found
 
 
 def test_an_evaluation_keeps_the_spread_on_validation_rows(

@@ -372,5 +372,5 @@ def test_a_metric_without_a_slope_has_its_values_over_seeds_and_no_bounds() -> N
     assert [found["mcc"][name] for name in ("lower", "upper", "sd_seed")] == [None] * 3
     assert found["accuracy"]["lower"] < 0.35 < found["accuracy"]["upper"]
     console = Console(width=80, record=True, file=StringIO())
-    analyses.seeds(console, found, "test")
+    analyses.seeds(console, found)
     assert "+0.700 (? to ?)" in console.export_text()

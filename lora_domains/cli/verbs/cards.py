@@ -70,8 +70,8 @@ def _add_show(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "show", show,
         usage="ADAPTER [options]",
-        description="Show the scores, gates and verdict of an adapter, its training and its scale "
-        "curve, from its card. Writes nothing.",
+        description="Show the scores, gates and verdict of an adapter, its training, its scale "
+        "curve and the spread over seeds, from its card. Writes nothing.",
         example="lora-domains show triage",
     )  # fmt: skip
     inputs = parser.add_argument_group("input")
@@ -101,7 +101,8 @@ def show(flags: argparse.Namespace) -> int:
 
 
 def show_card(card: Card, display: Display, earlier: int = 0) -> None:
-    """Print a card: the verdict and the tables, the epochs of its training, its scale curve.
+    """Print a card: the verdict and the tables, the epochs of its training, its scale curve,
+    and the spread over the seeds that were trained with it.
 
     ``earlier`` is the number of its earlier versions.
     """
@@ -126,6 +127,8 @@ def show_card(card: Card, display: Display, earlier: int = 0) -> None:
             display.epoch(record, str(entry.metric))
     if entry.scale_curve:
         analyses.scale_curve(display.console, entry.scale_curve)
+    if entry.seeds:
+        analyses.seeds(display.console, entry.seeds)
 
 
 # ── report ──────────────────────────────────────────────────────────────────────────────────────
@@ -224,7 +227,7 @@ def _compare_seeds(folders: Sequence[Path], flags: argparse.Namespace) -> int:
     if flags.json:
         sys.stdout.write(json.dumps({"rows": rows, "seeds": variances}, indent=1) + "\n")
     else:
-        analyses.seeds(Display().console, variances, rows)
+        analyses.seeds(Display().console, variances)
     return 0
 
 
