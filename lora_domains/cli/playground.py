@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lora_domains.adapters.folder import find_adapter, folders_by_name
 from lora_domains.atomic import folders_with
-from lora_domains.cli.flags import add_base_flags, add_out_flag
+from lora_domains.cli.flags import add_base_flags, add_out_flag, add_quiet_flag
 from lora_domains.cli.parser import Parser, Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.cli.verbs import predict as predict_verb
@@ -53,6 +53,7 @@ def add_verbs(verbs: Verbs) -> None:
         "network, who then needs no password; default: %(default)s")  # fmt: skip
     add("--max-upload", type=int, default=MEGABYTES, metavar="MB", help="the size of a file at "
         "most, in megabytes; default: %(default)s")  # fmt: skip
+    add_quiet_flag(output)
 
 
 def playground(flags: argparse.Namespace) -> int:
@@ -67,7 +68,7 @@ def playground(flags: argparse.Namespace) -> int:
             found=str(flags.max_upload),
             hint="Leave it out for 50.",
         )
-    display = Display()
+    display = Display(brief=flags.quiet)
     folders = _folders(flags, display)
     with listening(flags.host, flags.port) as bound:
         model = open_model(flags, display=display, adapter=folders[0])

@@ -151,6 +151,17 @@ def test_a_terminal_shows_errors_and_goes_on(
     assert "the base's context of 512 tokens" in errors
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_terminal_shows_no_greeting_and_no_stages(
+    quiet: bool, chat_base: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    keyed(monkeypatch)
+    assert run("chat", "--base", str(chat_base), *["--quiet"] * quiet) == 0
+    shown = capsys.readouterr()
+    assert ("/help" in shown.out, "memory" in shown.err) == (not quiet, not quiet)
+
+
 def test_ctrl_c_ends_an_answer_or_the_chat(
     chat_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,3 +179,10 @@ def test_help_offers_to_find_a_base_only_where_an_adapter_is_trained(
         if "or auto: the" in " ".join(capsys.readouterr().out.split()):
             offering.add(verb)
     assert offering == {"init", "fit", "learning-curve", "cross-validate"}
+
+
+def test_a_verb_that_loads_a_base_can_be_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {verb: help_of(capsys, verb) for verb in ALL_VERBS}
+    loading = {verb for verb, text in texts.items() if "--base PATH" in text}
+    assert {"predict", "trace", "serve", "playground", "chat", "curve"} <= loading
+    assert loading - {"init"} <= {verb for verb, text in texts.items() if "--quiet" in text}

@@ -64,6 +64,20 @@ def test_every_row_is_answered_once_in_order_with_its_columns(
             assert float(row[f"probability_{label}"]) == pytest.approx(probability, abs=2e-5)
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_leaves_out_progress(
+    quiet: bool, where: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("lora_domains.cli.verbs.predict.PULSE", -1.0)
+    path, output = given(tmp_path, "csv", NOTES), str(tmp_path / "answers.csv")
+    flags = ["--quiet"] * quiet
+    assert run("predict", "spam", "--input", path, "--output", output, *where, *flags) == 0
+    shown = capsys.readouterr().err
+    assert f"30 rows: {output}" in shown
+    assert ("30 of 30 rows answered" in shown) is not quiet
+
+
 def test_answers_never_replace_the_rows(
     where: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

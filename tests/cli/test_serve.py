@@ -58,6 +58,22 @@ def test_what_cannot_be_served_is_refused_at_once(
     assert "hint pip install 'lora-domains[serve]'" in refused(capsys, d0)
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_leaves_out_the_line_of_each_request(
+    quiet: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lora_domains.serving.app.make_app", lambda service: service)
+    monkeypatch.setattr(
+        "lora_domains.serving.network.run",
+        lambda service, *_, **__: service.log("200 /v1/models 0.001 s"),
+    )
+    base = ("--base", str(folder / "base"), "--port", "0")
+    assert run("serve", *base, *["--quiet"] * quiet) == 0
+    shown = capsys.readouterr().err
+    assert "Serving base at http://" in shown
+    assert ("200 /v1/models" in shown) is not quiet
+
+
 def test_adapters_are_served_by_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

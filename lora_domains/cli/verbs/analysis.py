@@ -71,6 +71,7 @@ def _add_trace(verbs: Verbs) -> None:
     inputs.add_argument("text", metavar="TEXT", help="a text, or a row as JSON")
     add_base_flags(inputs, sharded=False)
     add_out_flag(inputs)
+    add_quiet_flag(parser.add_argument_group("output"))
 
 
 def trace(flags: argparse.Namespace) -> int:

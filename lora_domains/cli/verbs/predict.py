@@ -21,6 +21,7 @@ from lora_domains.cli.flags import (
     add_adapter_argument,
     add_base_flags,
     add_out_flag,
+    add_quiet_flag,
     add_reading_flags,
     columns,
     reading,
@@ -94,6 +95,7 @@ def add_verbs(verbs: Verbs) -> None:
         "output")  # fmt: skip
     add("--refer-below", type=float, default=0.0, metavar="P", help="answer 'refer' where the "
         "probability of the label is below P")  # fmt: skip
+    add_quiet_flag(output)
 
 
 def predict(
@@ -105,7 +107,8 @@ def predict(
     """
     check_no_file(flags.texts)
     _check_places(flags)
-    display = display or Display(console=Console(stderr=True, highlight=False))
+    stderr = Console(stderr=True, highlight=False)
+    display = display or Display(console=stderr, brief=flags.quiet)
     adapters = _Adapters(flags, model)
     with _rows(flags, adapters) as blocks:
         # All is checked before the base is loaded, which takes a while.
@@ -115,12 +118,12 @@ def predict(
             typed=_suffix(flags) == ".parquet",
         )  # fmt: skip
         named = flags.input if flags.input not in (None, STREAM) else "standard input"
-        questions.check(lambda note: display.line(f"{named}: {note}"))
+        questions.check(lambda note: display.note(f"{named}: {note}"))
         adapters.check(questions.tasks, flags.refer_below)
         target = _target(flags, questions, adapters)
         with target.open(flags.overwrite):
             if target.rows:
-                display.line(f"{flags.output}: going on after {target.rows} answers")
+                display.note(f"{flags.output}: going on after {target.rows} answers")
             _answer(questions, target, adapters, display)
             target.finish()
     if flags.output not in (None, STREAM):

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lora_domains.adapters.folder import folders_by_name
-from lora_domains.cli.flags import add_adapter_argument, add_base_flags, add_out_flag
+from lora_domains.cli.flags import (
+    add_adapter_argument,
+    add_base_flags,
+    add_out_flag,
+    add_quiet_flag,
+)
 from lora_domains.cli.parser import Verbs, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
@@ -59,7 +64,7 @@ def _add_serve(verbs: Verbs) -> None:
         "and /v1/classify for labels. Requests for all of them are answered together, one batch "
         "for all adapters. SIGHUP reads adapters again that were trained again; SIGTERM or Ctrl-C "
         "stops when the answers in progress are finished. Writes no file; a line for each request, "
-        "without its text, goes to the standard error.\n\nIt needs an extra: "
+        "without its text, goes to the standard error (not with --quiet).\n\nIt needs an extra: "
         "pip install 'lora-domains[serve]'.",
         example="lora-domains serve adapters/*\n"
         "  lora-domains serve triage legal --port 8080 --api-key-file keys.txt",
@@ -82,6 +87,7 @@ def _add_serve(verbs: Verbs) -> None:
     for flag, default, what in LIMITS:
         add(flag, type=type(default), default=default, metavar="N",
             help=f"{what}; default: {default:,.0f}")  # fmt: skip
+    add_quiet_flag(output)
 
 
 def serve(flags: argparse.Namespace) -> int:
@@ -103,7 +109,8 @@ def serve(flags: argparse.Namespace) -> int:
         )
     bound = network.listening(flags.host, flags.port)
     with bound:
-        display = Display(console=Console(stderr=True, highlight=False))
+        stderr = Console(stderr=True, highlight=False)
+        display = Display(console=stderr, brief=flags.quiet)
         first = next(iter(folders.values()), None)
         model = open_model(flags, display=display, adapter=first, slots=flags.slots)
         _serve(model, folders, keys, flags, bound)
@@ -121,7 +128,7 @@ def _serve(
     settings = Settings(
         keys, flags.rows, flags.queue, flags.max_tokens, flags.max_body, flags.timeout, flags.idle
     )
-    service = make_service(model, folders, settings, display.line)
+    service = make_service(model, folders, settings, display.note)
     scheduler, name = service.scheduler, service.base_name
 
     def reload() -> None:
@@ -191,6 +198,7 @@ def _add_chat(verbs: Verbs) -> None:
     add("--temperature", type=float, default=0.0, metavar="T", help="sample at this "
         "temperature; default: 0, which takes the most likely token")  # fmt: skip
     add("--seed", type=int, metavar="N", help="seed of the sampling; default: a new one each time")
+    add_quiet_flag(output)
 
 
 def chat(flags: argparse.Namespace) -> int:
@@ -199,14 +207,16 @@ def chat(flags: argparse.Namespace) -> int:
         raise _too_small("--max-tokens", "at least 1", flags.max_tokens)
     if not 0 <= flags.temperature <= 2:
         raise _too_small("--temperature", "a number from 0 to 2", flags.temperature)
-    display = Display(console=Console(stderr=True, highlight=False))
+    stderr = Console(stderr=True, highlight=False)
+    display = Display(console=stderr, brief=flags.quiet)
     model = open_model(flags, display=display, adapter=flags.adapter)
     name = None if flags.adapter is None else model.load_adapter(flags.adapter)
     talk = _Chat(model, name, flags)
     if sys.stdin.isatty():
         with suppress(ImportError):  # Windows has none, and edits lines by itself
             import readline  # noqa: F401 (input() edits lines with it)
-        sys.stdout.write("/help lists the commands, Ctrl-D leaves.\n")
+        if not flags.quiet:
+            sys.stdout.write("/help lists the commands, Ctrl-D leaves.\n")
     for line in _lines(talk):
         try:
             if line.startswith("/"):
