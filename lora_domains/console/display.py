@@ -170,7 +170,7 @@ class Display:
         line = "  ".join(f"{cell:>{width}}" for _, width, cell in columns)
         observation = record["observation"] + (f" ({note})" if note else "")
         # Where a narrow terminal would break the line, what the figures mean is below them.
-        below = self.console.width < len(head) + OBSERVATION
+        below = self._wraps and self.console.width < len(head) + OBSERVATION
         if not self._epochs_shown:
             self._epochs_shown = True
             heading = Text(head if below else f"{head}  observation", "bold")
@@ -196,13 +196,16 @@ OBSERVATION = 60
 """Characters that the observation on an epoch may take."""
 
 
-NOTEBOOK, LOG, WIDE, NARROWEST = 100, 160, 72, 40
-"""Characters of a line in a notebook, and in a log that no terminal shows; how many a terminal
+NOTEBOOK, LOG, WIDE, NARROWEST = 100, 80, 72, 40
+"""Characters of a line in a notebook, and in a log whose width nothing tells; how many a terminal
 needs for a column of row counts, and the fewest that are taken for true."""
 
 
 def _width_of_a_log() -> int:
-    """The width for the tables of a log: that of the terminal from which it is made (| less)."""
+    """The width for the tables of a log: COLUMNS, or that of the terminal around it (| less)."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return max(NARROWEST, int(columns))
     for descriptor in (0, 1, 2):
         with suppress(OSError):
             return max(NARROWEST, os.get_terminal_size(descriptor).columns)

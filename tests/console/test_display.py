@@ -93,10 +93,20 @@ def test_a_log_is_as_wide_as_the_terminal_from_which_it_is_made(
             raise OSError
         return os.terminal_size((72, 24))
 
+    def no_terminal(_: int) -> os.terminal_size:
+        raise OSError
+
+    def width() -> int:
+        return Display(console=Console(file=io.StringIO())).console.width
+
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr("lora_domains.console.display.os.get_terminal_size", size)
-    assert Display(console=Console(file=io.StringIO())).console.width == 72
-    monkeypatch.undo()
-    assert Display(console=Console(file=io.StringIO())).console.width == 160
+    assert width() == 72
+    for columns, taken in (("100", 100), ("20", 40), ("0", 72), ("wide", 72), ("", 72)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert width() == taken
+    monkeypatch.setattr("lora_domains.console.display.os.get_terminal_size", no_terminal)
+    assert width() == 80
 
 
 def test_a_line_of_the_table_of_epochs_fits_80_columns() -> None:
