@@ -119,7 +119,7 @@ def _kept_general(one: "_Run", paired: Evidence) -> GateResult:
     pooled = paired.compared(METRICS["accuracy"], paired.general)
     if isinstance(pooled, Fault):
         return pooled.result("retention", "accuracy on all probes kept", -margin)
-    whole = retention(pooled, margin, one.name)
+    whole = retention(pooled, margin, one.name, questions=paired.knowledge == "questions")
     return whole if whole.verdict == "fail" else harmed_suite(paired, margin, one.name) or whole
 
 

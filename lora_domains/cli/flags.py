@@ -142,13 +142,14 @@ def add_answer_flags(group: Any) -> None:
         "default: 3600")  # fmt: skip
 
 
-def add_suite_flags(group: Any, limit: str = "--questions") -> None:
-    """Flags on the general questions, which ``recipes.suite_of`` reads."""
+def add_suite_flags(group: Any, *also: str) -> None:
+    """Flags on the general questions, which ``recipes.suite_of`` reads; --questions is ``also``
+    called so."""
     add = group.add_argument
     add("--suite", default="auto", metavar="NAMES", help="general questions: auto, standard, "
         "facts, instructions, embedded, quick, mmlu, …, harness:TASK,…, or a file; "
         "facts+instructions are both; default: what suits the base and is at hand")  # fmt: skip
-    add(limit, type=int, dest="questions", metavar="N", help="ask a sample of at most N of them")
+    add("--questions", *also, type=int, metavar="N", help="ask a sample of at most N of them")
 
 
 def add_out_flag(group: Any) -> None:
@@ -339,14 +340,10 @@ def _with_data_flags(data: Data, flags: argparse.Namespace, repeated: bool) -> D
     elif given:
         data = replace(data, **given)
     changes: dict[str, Any] = {}
-    for name in ("drop_leaks", "drop_empty", "drop_long", "merge_labels"):
+    for name in ("drop_leaks", "drop_empty", "drop_long", "merge_labels", "general", "group"):
         if getattr(flags, name):
-            changes[name] = True
+            changes[name] = getattr(flags, name)
     changes |= {name: value for name, value in asdict(reading(flags)).items() if value}
-    if flags.general:
-        changes["general"] = flags.general
-    if flags.group:
-        changes["group"] = flags.group
     if flags.slice:
         slices = columns(flags.slice, data)
         changes["slices"] = (slices,) if isinstance(slices, str) else slices

@@ -283,14 +283,17 @@ def size_of_ratio(columns: FloatArray) -> float:
 
 
 def items_needed(
-    comparison: Comparison, threshold: float, level: float | None = None
+    comparison: Comparison, threshold: float, level: float | None = None, *, equal: bool = False
 ) -> int | None:
     """How many items, changing in the same shares, decide at ``threshold`` (``intervals.POWER``).
 
     ``level`` is that of the bound that decides, by default the comparison's. By Tango's statistic
     where the bounds are Tango's, else by ``items_needed_mean``. None when the difference equals the
-    threshold (no number would do) or its bounds are infinite.
+    threshold (no number would do) or its bounds are infinite. With ``equal``, as many items change
+    as were seen to, but the difference is in truth 0.
     """
+    won: float | None
+    lost: float | None
     won, lost, n = comparison.won, comparison.lost, comparison.n
     at = level or comparison.level
     if (
@@ -298,10 +301,12 @@ def items_needed(
         and lost is not None
         and tango(won, lost, n, comparison.level) == comparison.bounds
     ):
+        won, lost = [(won + lost) / 2] * 2 if equal else (won, lost)
         return items_needed_tango(won, lost, n, threshold, at)
-    return items_needed_mean(
-        comparison.difference, comparison.bounds, n, threshold, comparison.level, at
-    )
+    difference, (lower, upper) = comparison.difference, comparison.bounds
+    centre = difference if equal else 0.0
+    bounds = Bounds(lower - centre, upper - centre)
+    return items_needed_mean(difference - centre, bounds, n, threshold, comparison.level, at)
 
 
 def holm(

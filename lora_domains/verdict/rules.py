@@ -110,13 +110,14 @@ def judge(
     needed: Needed | None,
     higher_is_better: bool = True,
     strict: bool = False,
+    enough: Needed | None = None,
 ) -> GateResult:
     """The result for a sampled figure.
 
     Passes when the lower bound is at least ``threshold`` (``strict``: above it), fails when the
     upper bound is below it (strict: at most it); where lower is better the two bounds change
     places. ``what`` begins the sentence ("Recall" is 0.850 …); ``needed`` is the number of items
-    that would decide it. A figure that is not a number fails.
+    that would decide it, ``enough`` as in ``too_few``. A figure that is not a number fails.
     """
     observed, (lower, upper) = measured.observed, measured.bounds
     if math.isnan(observed) or math.isnan(lower) or math.isnan(upper):
@@ -129,7 +130,7 @@ def judge(
         f"{limit.format(shown(threshold))}."
     )
     if outcome == "inconclusive":
-        why += f" {too_few(measured, threshold, needed, higher_is_better)}"
+        why += f" {too_few(measured, threshold, needed, higher_is_better, enough)}"
     return GateResult(name, rule, observed, threshold, finite(lower), finite(upper), outcome, why)
 
 
@@ -188,22 +189,30 @@ def describe_bounds(
 
 
 def too_few(
-    measured: Measurement, threshold: float, needed: Needed | None, higher_is_better: bool = True
-) -> str:
-    """What an inconclusive gate needs to pass, or to fail where it is beyond the threshold."""
+    measured: Measurement, threshold: float, needed: Needed | None, higher_is_better: bool = True,
+    enough: Needed | None = None,
+) -> str:  # fmt: skip
+    """What an inconclusive gate needs to pass, or to fail where it is beyond the threshold.
+
+    ``enough`` is given for questions, of which more can be asked: how many would show that nothing
+    is lost, if nothing is.
+    """
+    rows = "rows" if enough is None else "questions"
     if not all(map(math.isfinite, measured.bounds)):
-        return f"Too few rows to tell: more {measured.unit} are needed."
+        return f"Too few {rows} to tell: more {measured.unit} are needed."
     passing = (measured.observed >= threshold) == higher_is_better
     level = measured.level if passing else min(measured.level, FAILING_LEVEL)
     items = None if needed is None else needed(level)
+    power, done = f"with a probability of {100 * POWER:.0f} %", "decide it"
     if items is None or items > REALISTIC * measured.n:
-        return "No realistic number of rows would show a difference."
+        items = None if enough is None else enough(measured.level)
+        if items is None or items <= measured.n:
+            return f"No realistic number of {rows} would show a difference."
+        done = "show that nothing is lost, if nothing is,"
     # An estimate from bounds that are not symmetrical can fall short of what is there.
     items = max(items, measured.n + 1)
-    return (
-        f"Too few rows to tell: about {items:,} {measured.unit} would decide it with a "
-        f"probability of {100 * POWER:.0f} %."
-    )
+    more = "" if enough is None else f" Ask more: --questions {items}, or a larger --suite."
+    return f"Too few {rows} to tell: about {items:,} {measured.unit} would {done} {power}.{more}"
 
 
 def judge_share(

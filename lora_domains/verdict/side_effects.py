@@ -33,13 +33,15 @@ from lora_domains.verdict.scores import CONTENDERS, contender_label
 
 
 def retention(
-    pooled: Comparison, margin: float, rival: str = "the base", suites: str = ""
-) -> GateResult:
+    pooled: Comparison, margin: float, rival: str = "the base", suites: str = "", *,
+    questions: bool = True,
+) -> GateResult:  # fmt: skip
     """General knowledge is kept: over all probes the adapter is at most ``margin`` worse.
 
     ``margin`` is a share of items, above 0 (.03 is 3 points), ``rival`` the label of what is in the
-    place of the base, and ``suites`` names what is asked. A non-inferiority test: no visible loss
-    is not enough, the items must be able to show that there is none.
+    place of the base, and ``suites`` names what is asked: ``questions``, of which there may be
+    more, or linear probes. A non-inferiority test: no visible loss is not enough, the items must be
+    able to show that there is none.
     """
     asked = f"all probes ({suites})" if suites else "all probes"
     rule = f"accuracy on {asked} at most {margin:g} below {rival}"
@@ -47,6 +49,7 @@ def retention(
     return judge(
         "retention", rule, Measurement.of(pooled, "probe items"), -margin,
         what=f"{scores}. The difference", needed=partial(items_needed, pooled, -margin),
+        enough=partial(items_needed, pooled, -margin, equal=True) if questions else None,
     )  # fmt: skip
 
 
@@ -83,7 +86,8 @@ def judge_retention(evidence: Evidence, margin: float) -> GateResult | None:
     if masked:
         return masked_retention(compared, margin)
     names = dict.fromkeys(str(item.get("suite")).split("/")[0] for item in evidence.general)
-    pooled = retention(compared, margin, suites=", ".join(names))
+    asked = evidence.knowledge == "questions"
+    pooled = retention(compared, margin, suites=", ".join(names), questions=asked)
     return pooled if pooled.verdict == "fail" else harmed_suite(evidence, margin) or pooled
 
 

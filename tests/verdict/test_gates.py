@@ -132,10 +132,29 @@ def test_one_item_is_inconclusive_and_json() -> None:
 def test_retention_needs_88_items_even_when_nothing_is_lost() -> None:
     short = retention(by_counts(0, 0, 87), 0.03)
     assert short.verdict == "inconclusive"
-    assert "about 88 probe items would decide it" in short.why
+    assert short.why.endswith(
+        "Too few questions to tell: about 88 probe items would decide it with a probability of "
+        "80 %. Ask more: --questions 88, or a larger --suite."
+    )
     assert retention(by_counts(0, 0, 88), 0.03).verdict == "pass"
     assert retention(by_counts(0, 0, 88), margin=0.02).verdict == "inconclusive"
     assert retention(by_counts(2, 80, 800), 0.03).verdict == "fail"
+
+
+def test_few_questions_are_told_how_many_would_show_that_nothing_is_lost() -> None:
+    # What so few items show says little about what more of them would.
+    for won, lost, n, needed in ((0, 0, 8, 88), (0, 1, 30, 301), (1, 2, 30, 717)):
+        why = retention(by_counts(won, lost, n), 0.03).why
+        assert why.endswith(
+            f"about {needed} probe items would show that nothing is lost, if nothing is, with a "
+            f"probability of 80 %. Ask more: --questions {needed}, or a larger --suite."
+        )
+    close = retention(by_counts(35, 64, 1000), 0.03).why
+    assert close.endswith("No realistic number of questions would show a difference.")
+    # A probe of an encoder's features is no question, of which more could be asked.
+    probed = [row(1, "general", n, base=1, adapter=1) for n in range(8)]
+    for knowledge, what in (("questions", "questions 88, "), ("features", "number of rows would ")):
+        assert what in result("retention", *probed, threshold=0.03, knowledge=knowledge).why
 
 
 @pytest.mark.parametrize("lost", [4, 7, 8, 9])
