@@ -139,7 +139,7 @@ def declared_domain(
             domain = known.domain
         elif card is not None:
             settings = card.adapter.settings | card.adapter.trained_with
-            domain = domain_from(domain, settings, f"the card of {domain}")
+            domain = domain_from(domain, settings, f"the card of {domain}", {"test": test})
         else:
             raise UsageError(
                 expected="a domain fitted in this process, or a Domain",

@@ -348,8 +348,11 @@ def as_record(domain: Domain) -> dict[str, Any]:
     }
 
 
-def domain_from(name: str, settings: Mapping[str, Any], where: str) -> Domain:
-    """The domain of ``as_record``; undeclared labels are read from its rows again.
+def domain_from(
+    name: str, settings: Mapping[str, Any], where: str, given: Mapping[str, Any] | None = None
+) -> Domain:
+    """The domain of ``as_record``, with the rows ``given`` for a split in place of those that it
+    has; undeclared labels are read from its rows again.
 
     Raises UsageError where ``settings``, those at ``where``, lack a part: code of a recipe, rows in
     memory, or what is not known of an adapter that others trained.
@@ -371,7 +374,7 @@ def domain_from(name: str, settings: Mapping[str, Any], where: str) -> Domain:
         lora, whole = settings["lora"], {k: settings.get(k) for k in ("metric", "prevalence")}
         targets = lora["targets"] if isinstance(lora["targets"], str) else tuple(lora["targets"])
         return Domain(
-            name, task_from_record(settings["task"]), data_of(settings.get("data"), where),
+            name, task_from_record(settings["task"]), data_of(settings.get("data"), where, given),
             Lora(**lora | {"targets": targets}), Training(**settings["training"]),
             Gates(**settings["gates"]), settings["show_text"], **whole,
         )  # fmt: skip

@@ -7,6 +7,7 @@ differences are named.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ BASES = Path(".bases")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def domain_of(card: Card) -> Domain:
+def domain_of(card: Card, given: Mapping[str, Any] | None = None) -> Domain:
     """The domain on which a card's adapter was trained; see ``domain_from``."""
     entry = card.adapter
-    return domain_from(entry.domain, _settings_at_training(entry), f"the card of {entry.domain}")
+    settings, where = _settings_at_training(entry), f"the card of {entry.domain}"
+    return domain_from(entry.domain, settings, where, given)
 
 
 def base_of(card: Card) -> tuple[str | None, str | None]:

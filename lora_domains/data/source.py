@@ -182,8 +182,14 @@ def _source_record(source: Source | None, place: Callable[[str | Path], str]) ->
     return f"{len(source)}{IN_MEMORY}"
 
 
-def data_of(record: Mapping[str, Any] | None, where: str) -> Data:
-    """The data of a ``data_record``; raises UsageError for rows that it does not lead to."""
+def data_of(
+    record: Mapping[str, Any] | None, where: str, given: Mapping[str, Source | None] | None = None
+) -> Data:
+    """The data of a ``data_record``, with the sources ``given`` in place of those that it has.
+
+    Raises UsageError for rows to which neither leads.
+    """
+    given = given or {}
     if record is None:
         expected = "a card that says where its rows are"
         found = "one of an older version, which does not"
@@ -194,7 +200,7 @@ def data_of(record: Mapping[str, Any] | None, where: str) -> Data:
         hint = "Run the recipe with the same flags, since a card holds no code."
     else:
         train, validation, test, general = (
-            _source(record.get(split), where) for split in (*SPLITS, "general")
+            _source(record.get(split), where, given.get(split)) for split in (*SPLITS, "general")
         )
         return Data(
             train, validation, test, general, record["group"], tuple(record["slices"]),
@@ -204,7 +210,9 @@ def data_of(record: Mapping[str, Any] | None, where: str) -> Data:
     raise UsageError(where=where, expected=expected, found=found, hint=hint)
 
 
-def _source(record: Any, where: str) -> Source | None:
+def _source(record: Any, where: str, given: Source | None) -> Source | None:
+    if record is not None and given is not None:
+        return given
     if isinstance(record, Mapping):
         # Older cards name the class under "is".
         return Hub(**{key: part for key, part in record.items() if key != "is"})

@@ -14,6 +14,7 @@ from support.models import use_small_suite
 
 from lora_domains.analysis.reproduce import base_of, differences, domain_of, same_bytes
 from lora_domains.data.source import Data, Hub
+from lora_domains.dataset import declared_domain
 from lora_domains.domain import Domain, Lora, Training, as_record
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.verdict_run import use_settings
@@ -148,6 +149,18 @@ def test_a_card_without_rows_or_with_code_is_refused() -> None:
     del old.adapter.settings["data"]
     with pytest.raises(UsageError, match="one of an older version"):
         domain_of(old)
+
+
+def test_rows_in_memory_are_given_again() -> None:
+    rows = [{"text": "red", "label": "x"}]
+    card = card_of(Domain("a", Classification(), Data("train.csv", None, rows)))
+    for found in (declared_domain("a", None, card, rows), domain_of(card, {"test": rows})):
+        assert found.data == Data("train.csv", None, rows)
+    # Where the training split off its own validation rows, there are none to be given again.
+    found = domain_of(card, {"train": None, "validation": "other.csv", "test": "test.csv"})
+    assert found.data == Data("train.csv", None, "test.csv")
+    with pytest.raises(UsageError, match="1 rows in memory"):
+        declared_domain("a", None, card, None)
 
 
 @dataclass(frozen=True, kw_only=True)

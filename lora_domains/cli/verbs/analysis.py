@@ -169,7 +169,7 @@ def _measure_curve(flags: argparse.Namespace, folder: Path, scales: Sequence[flo
     name = model.load_adapter(folder)
     card = scale_curve.check_adapter(model.bank[name])
     if flags.rows is None:
-        domain = configured(domain_of(card), flags)
+        domain = configured(domain_of(card, vars(flags)), flags)
     else:
         domain = _domain(flags, card.adapter.settings)
     measured = scale_curve.curve(model, name, domain, scales)

@@ -137,7 +137,7 @@ def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
     if flags.recipe:
         domain = replace(load_domain(flags.recipe), name=name)
     elif card is not None and own:
-        domain = _with_test_rows(domain_of(card), flags)
+        domain = _with_test_rows(domain_of(card, vars(flags)), flags)
     elif flags.test is None:
         raise UsageError(
             where="lora-domains evaluate",

@@ -209,7 +209,7 @@ def fit(flags: argparse.Namespace) -> int:
         folder = _folder_of(flags.from_card, Path(flags.out))
         card = Card.read(folder)
         flags.init_from = flags.init_from or _parent_of(card, folder, flags)
-        domain = domain_of(card)
+        domain = domain_of(card, vars(flags))
         if flags.name:
             domain = replace(domain, name=flags.name)
         return _fit(configured(domain, flags, repeated=True), flags, card)
