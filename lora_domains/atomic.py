@@ -1,5 +1,5 @@
 """Atomic writes: a file or a folder is replaced as a whole, or it stays as it was; locked files
-are appended to line by line; a cache keeps within its size.
+are appended to line by line.
 
 Everything is written beside its final place, flushed to the disk and then renamed. A process killed
 at any moment leaves the old content or the new. Permissions follow the umask. The functions raise
@@ -7,7 +7,6 @@ OSError; callers turn it into an error that says what could not be written, as `
 """
 
 import ctypes
-import json
 import os
 import re
 import secrets
@@ -16,10 +15,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO
 
 from lora_domains.errors import UsageError
 
@@ -242,101 +240,3 @@ def plain_name(text: str) -> str | None:
     """A safe name made from ``text``, as far as it has room; None where nothing is left of it."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")[:64].rstrip("-_")
     return plain if NAME.fullmatch(plain) else None
-
-
-# ── A folder of limited size ──────────────────────────────────────────────────────────────────────
-
-CACHE, CACHE_LIMIT = "LORA_DOMAINS_CACHE", "LORA_DOMAINS_CACHE_GB"
-"""The variables that name the folder and its size."""
-GIGABYTES = 4.0
-"""The most that all files take, where the variable does not say."""
-SPARE = 2**30
-"""Bytes that stay free on the disk."""
-ABANDONED = 3600
-"""Seconds after which an unfinished file is taken for that of a killed process."""
-OWN = re.compile(r"[0-9a-f]{64}\.[a-z]+|\.[0-9a-f]{64}\.[a-z]+\.[0-9a-f]{8}")
-"""The names of files, and of unfinished ones; others in the folder are not ours to delete."""
-
-
-def cache_folder() -> Path:
-    """The folder of files that can be computed again, in a folder of each kind."""
-    named = os.environ.get(CACHE)
-    if named:
-        return Path(named).expanduser()
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "lora_domains"
-
-
-def cache_limit() -> float:
-    """What all files may take; 0 keeps none. Raises UsageError for a variable that is no number."""
-    given = os.environ.get(CACHE_LIMIT, "").strip() or str(GIGABYTES)
-    try:
-        gigabytes = float(given.upper().removesuffix("GB"))
-    except ValueError:
-        gigabytes = -1.0
-    if not gigabytes >= 0:
-        raise UsageError(
-            where=CACHE_LIMIT,
-            expected="gigabytes that the cache may take, 0 for none",
-            found=repr(given),
-            hint=f"Leave it unset for {GIGABYTES:g}.",
-        )
-    return gigabytes * 1e9
-
-
-def cache_path(kind: str, decides: Mapping[str, Any], suffix: str = "safetensors") -> Path:
-    """The file of what ``decides`` names, in the folder of its ``kind``."""
-    digest = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / kind / f"{digest}.{suffix}"
-
-
-def mark_used(path: Path) -> None:
-    """Note that ``path`` was read just now; the file itself stays as it is."""
-    with suppress(OSError):
-        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
-
-
-def keep_in_cache(path: Path, content: bytes) -> str | None:
-    """Write ``path`` whole, after those used least recently made room; why not, where it cannot
-    be written."""
-    limit = cache_limit()
-    if len(content) > limit:
-        return f"{len(content):,} bytes are more than {CACHE_LIMIT} allows"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make_room(limit - len(content))
-        if len(content) + SPARE > shutil.disk_usage(path.parent).free:
-            return f"less than {len(content) + SPARE:,} bytes are free on the disk"
-        with new_file(path, private=True) as file:
-            file.write(content)
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
-
-
-def make_room(most: float) -> None:
-    """Delete the files that were not used for longest, until all take ``most`` bytes; and what
-    killed processes left unfinished."""
-    files = sorted(_cached())
-    total = sum(size for _, size, _ in files)
-    for used, size, path in files:
-        unfinished = path.name.startswith(".")
-        if used > time.time() - ABANDONED if unfinished else total <= most:
-            continue
-        with suppress(OSError):  # on Windows while another process reads it
-            path.unlink()
-            total -= size
-
-
-def cache_bytes() -> int:
-    """What all files take."""
-    return sum(size for _, size, _ in _cached())
-
-
-def _cached() -> Iterator[tuple[float, int, Path]]:
-    """When each file of the cache was used, its size, and its path."""
-    for path in cache_folder().glob("*/*"):
-        if OWN.fullmatch(path.name):
-            with suppress(OSError):  # another process may delete it meanwhile
-                found = path.stat()
-                yield max(found.st_mtime, found.st_atime), found.st_size, path

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.analysis.reproduce import BASES
-from lora_domains.atomic import cache_bytes, cache_folder, cache_limit
 from lora_domains.console import format_bytes
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError, listed
@@ -33,6 +32,7 @@ def machine() -> dict[str, Any]:
     import psutil
     import torch
 
+    from lora_domains.inference.cache import cache_bytes, cache_folder, cache_limit
     from lora_domains.inference.memory import free_bytes
 
     memory = {"total_bytes": psutil.virtual_memory().total,

@@ -10,8 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lora_domains.atomic import cache_path, keep_in_cache, mark_used
-from lora_domains.inference.cache import circumstances, keeps
+from lora_domains.inference.cache import (
+    cache_path,
+    circumstances,
+    keep_in_cache,
+    keeps,
+    mark_used,
+)
 from lora_domains.modeling.base import Base
 
 PACKAGE = Path(__file__).parents[1]

@@ -19,10 +19,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_domains import distributed
-from lora_domains.atomic import cache_path, keep_in_cache
 from lora_domains.distributed import sharing
 from lora_domains.inference.batches import Progress, in_batches, no_progress
-from lora_domains.inference.cache import circumstances, keeps, read_tensors
+from lora_domains.inference.cache import (
+    cache_path,
+    circumstances,
+    keep_in_cache,
+    keeps,
+    read_tensors,
+)
 from lora_domains.inference.likelihoods import (
     TextOutput,
     answer_nll,

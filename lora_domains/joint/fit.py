@@ -27,14 +27,14 @@ from lora_domains.training.fit import (
     estimated,
     fit,
     make_run,
+    open_tracker,
     remembered,
     save,
     show_outcome,
     shown_plan,
 )
-from lora_domains.training.loop import Run, Trained
+from lora_domains.training.loop import Log, Run, Trained
 from lora_domains.training.plan import Plan, make_plan, parameters_per_rank
-from lora_domains.training.tracking import Log, no_tracker, open_tracker
 
 DryRun = Callable[[Dataset, str], float]
 """The seconds of evaluating an adapter on a dataset, by its name."""
@@ -48,7 +48,7 @@ class Fit:
     ) -> None:
         self.bank, self.dataset, self.out = bank, dataset, out
         self.name, self.plan, self.display = dataset.domain.name, plan, display
-        self.log: Log = no_tracker
+        self.log: Log | None = None
         self.others: list[str] = []
         """The domains that are trained with this one."""
         self.card: Card | None = None

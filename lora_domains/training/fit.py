@@ -1,9 +1,11 @@
-"""The steps of one fit: plan, train with checkpoints, save the adapter with its card."""
+"""The steps of one fit: plan, train with checkpoints, save the adapter with its card; trackers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import find_adapter
@@ -11,7 +13,6 @@ from lora_domains.adapters.parent import Parent, continued_task, find_parent, lo
 from lora_domains.adapters.peft import save_adapter
 from lora_domains.adapters.readme import readme
 from lora_domains.adapters.versions import keep_version
-from lora_domains.atomic import cache_limit
 from lora_domains.console import Display, phases_in_words, spread
 from lora_domains.data.identity import open_project
 from lora_domains.data.leaks import trained_rows
@@ -19,6 +20,8 @@ from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.distributed import environment
 from lora_domains.domain import Domain, as_record
+from lora_domains.errors import UsageError, check_installed, did_you_mean
+from lora_domains.inference.cache import cache_limit
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import FEATURES
@@ -27,10 +30,25 @@ from lora_domains.probes.general_text import POOL, SELECTION
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, ParentRecord
 from lora_domains.training.checkpoints import RunCheckpoint, checkpoint_path, read_checkpoint
 from lora_domains.training.estimate import Estimate, estimate
-from lora_domains.training.loop import Run, Trained
+from lora_domains.training.loop import Log, Run, Trained
 from lora_domains.training.plan import Plan, make_plan
-from lora_domains.training.tracking import Log, check_tracker, no_tracker, open_tracker
 from lora_domains.training.validation import SAMPLES, collapse_warning
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+LOGS = ".runs"
+"""Folder under the output folder for trackers that write files."""
+
+PRIVATE = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+}
+"""Settings of wandb. Without them it sends the command with its file names, the output, the host,
+its packages and the code."""
 
 
 def training_dataset(
@@ -110,7 +128,7 @@ def fit(
     if checkpoint_path(out, domain.name).exists() and not resume:
         display.warn("an unfinished run is replaced; --resume would have continued it.")
     with ExitStack() as stack:
-        log: Log = no_tracker
+        log: Log | None = None
         if tracker is not None:
             log, close = open_tracker(tracker, domain.name, out, plan.numbers())
             stack.callback(close)
@@ -159,7 +177,7 @@ def make_run(
     plan: Plan,
     out: Path,
     display: Display,
-    log: Log = no_tracker,
+    log: Log | None = None,
 ) -> Run:
     """The training run of ``dataset``; its adapter is added to ``bank``."""
     domain, base = dataset.domain, bank.base
@@ -271,3 +289,55 @@ def _began_from(dataset: Dataset, card: Card | None, out: Path) -> str | None:
     own = (domain.name, domain.digest(), dict(dataset.prepared.digests))
     same_run = (entry.domain, entry.recipe_digest, entry.data) == own
     return card.adapter.parent.sha256 if same_run else None
+
+
+# ── Trackers ────────────────────────────────────────────────────────────────────────────────────
+#
+# Through Accelerate: only numbers and numeric settings are logged, by name; no row, file name or
+# prediction. No service is contacted unless a tracker is requested.
+
+
+def check_tracker(name: str) -> None:
+    """Raise UsageError unless ``name`` is a supported tracker and installed."""
+    if name not in TRACKERS:
+        raise UsageError(
+            where="--tracker",
+            expected="one of " + ", ".join(TRACKERS),
+            found=repr(name),
+            hint=did_you_mean(name, TRACKERS),
+        )
+    # Accelerate takes either of two packages for TensorBoard; the extra has the second one.
+    package = name if name != "tensorboard" or find_spec(name) else "tensorboardX"
+    check_installed("--tracker", f"the package {package}", name, [package])
+
+
+def open_tracker(
+    name: str, domain: str, out: Path, settings: Mapping[str, Any]
+) -> tuple[Log, Callable[[], None]]:
+    """The functions (log, close) of one run; ``settings`` are numbers by name."""
+    from accelerate import Accelerator
+
+    folder = out / LOGS
+    accelerator = Accelerator(log_with=name, project_dir=str(folder))
+    own = {"wandb": {"dir": str(folder), "settings": PRIVATE}}
+    accelerator.init_trackers(domain, config=dict(settings), init_kwargs=own)
+
+    def log(values: Mapping[str, Any], step: int) -> None:
+        accelerator.log(numbers(values), step=step)
+
+    def close() -> None:
+        # Not end_training(): it destroys the process group, which the evaluation still needs.
+        if accelerator.is_main_process:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+
+    return log, close
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among ``values``, without texts, booleans and missing values."""
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -20,7 +20,6 @@ from lora_domains.distributed import ran_out
 from lora_domains.domain import Domain, Training
 from lora_domains.errors import OutOfMemory, UsageError
 from lora_domains.inference.batches import micro_batches, trial_examples
-from lora_domains.inference.cache import LayerInputs
 from lora_domains.inference.likelihoods import TextOutput, text_nats, text_output
 from lora_domains.inference.memory import (
     TRIAL,
@@ -37,6 +36,7 @@ from lora_domains.modeling.lora import TrainableLora
 from lora_domains.placement import recover
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import State
+from lora_domains.training.layer_inputs import LayerInputs
 from lora_domains.training.retention import GeneralTexts, Retention
 
 Passes = Sequence[Sequence[EncodedExample]]

@@ -34,8 +34,9 @@ from lora_domains.training.checkpoints import Checkpoint, State, StopSignals, ha
 from lora_domains.training.gradients import Gradients, make_optimizer, sum_over_ranks
 from lora_domains.training.plan import Plan, Schedule
 from lora_domains.training.retention import GeneralTexts
-from lora_domains.training.tracking import Log, no_tracker
 from lora_domains.training.validation import Validation, observe, rank, within_drift
+
+Log = Callable[[Mapping[str, Any], int], None]
 
 
 @dataclass
@@ -56,12 +57,12 @@ class Run:
         self, bank: Bank, domain: Domain, plan: Plan, train: Sequence[EncodedExample],
         validation: Sequence[EncodedExample], checkpoint: Checkpoint, display: Display,
         general: Sequence[EncodedExample] = (), monitored: Sequence[EncodedExample] = (),
-        parent: Parent | None = None, log: Log = no_tracker,
+        parent: Parent | None = None, log: Log | None = None,
         predictions: Mapping[str, Prediction] | None = None,
     ) -> None:  # fmt: skip
         self.bank, self.domain, self.plan = bank, domain, plan
-        self.train, self.display, self.log = train, display, log
-        self.checkpoint = checkpoint
+        self.train, self.display, self.checkpoint = train, display, checkpoint
+        self.log: Log = log or (lambda _values, _step: None)
         self.model = bank.base.model
         self.adapter_name = f"{domain.name}__fit"
         self.ranks = distributed.state().num_processes

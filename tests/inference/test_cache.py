@@ -19,9 +19,9 @@ from conftest import WORDS
 from safetensors.torch import load_file, save_file
 from support.models import QUIET, clear_rows, declared, make_run
 
-from lora_domains import atomic
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.inference import cache as cache_files
 from lora_domains.inference.reference import Pairs, Prediction, Reference
 from lora_domains.inference.scores import TEXT, model_scores, without_text
 from lora_domains.modeling.bank import Bank
@@ -248,51 +248,51 @@ def test_scores_made_by_code_that_may_change_are_not_kept(cache: Path, tiny_base
 
 
 def entry(name: str) -> Path:
-    return atomic.cache_path("scores", {"name": name}, "json")
+    return cache_files.cache_path("scores", {"name": name}, "json")
 
 
 def test_the_file_that_was_not_used_for_longest_makes_room(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(atomic.CACHE_LIMIT, "1e-6")  # 1,000 bytes
+    monkeypatch.setenv(cache_files.CACHE_LIMIT, "1e-6")  # 1,000 bytes
     other = cache / "scores" / "notes.json"
     other.parent.mkdir(parents=True)
     other.write_text("x" * 5000)
     for age, name in ((300, "a"), (200, "b"), (100, "c")):
-        assert atomic.keep_in_cache(entry(name), b"x" * 300) is None
+        assert cache_files.keep_in_cache(entry(name), b"x" * 300) is None
         then = time.time() - age
         os.utime(entry(name), (then, then))
-    atomic.mark_used(entry("a"))
-    assert atomic.keep_in_cache(entry("d"), b"x" * 300) is None
+    cache_files.mark_used(entry("a"))
+    assert cache_files.keep_in_cache(entry("d"), b"x" * 300) is None
     assert [entry(name).exists() for name in "abcd"] == [True, False, True, True]
-    refused = atomic.keep_in_cache(entry("e"), b"x" * 1001)
-    assert refused == "1,001 bytes are more than LORA_DOMAINS_CACHE_GB allows"
+    refused = cache_files.keep_in_cache(entry("e"), b"x" * 1001)
+    assert refused == "1.0 kB are more than LORA_DOMAINS_CACHE_GB allows"
     assert [entry(name).exists() for name in "acde"] == [True, True, True, False]
     assert other.exists()  # not ours
-    assert atomic.cache_bytes() == 900
+    assert cache_files.cache_bytes() == 900
 
 
 def test_a_disk_without_room_keeps_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(cache.parent)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=atomic.SPARE + 100))
-    assert atomic.keep_in_cache(entry("a"), b"x" * 50) is None
-    assert "are free on the disk" in str(atomic.keep_in_cache(entry("b"), b"x" * 101))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=cache_files.SPARE + 100))
+    assert cache_files.keep_in_cache(entry("a"), b"x" * 50) is None
+    assert "are free on the disk" in str(cache_files.keep_in_cache(entry("b"), b"x" * 101))
     assert entry("a").exists()
     assert not entry("b").exists()
 
 
 def test_a_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(atomic.CACHE_LIMIT, "2 GB")
-    assert atomic.cache_limit() == 2e9
+    monkeypatch.setenv(cache_files.CACHE_LIMIT, "2 GB")
+    assert cache_files.cache_limit() == 2e9
     for given in ("much", "-1", "nan"):
-        monkeypatch.setenv(atomic.CACHE_LIMIT, given)
+        monkeypatch.setenv(cache_files.CACHE_LIMIT, given)
         with pytest.raises(UsageError, match="gigabytes that the cache may take"):
-            atomic.cache_limit()
+            cache_files.cache_limit()
 
 
 def test_nothing_is_kept_where_nothing_may_be(tiny_base: Path, cache: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setenv(atomic.CACHE_LIMIT, "0")
+    monkeypatch.setenv(cache_files.CACHE_LIMIT, "0")
     base = load_base(tiny_base)
     scores(base, rows_of(base))
     predictions(base, rows_of(base))
@@ -302,12 +302,13 @@ def test_nothing_is_kept_where_nothing_may_be(tiny_base: Path, cache: Path,
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lora_domains import atomic
+from lora_domains.inference import cache as cache_files
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-atomic.keep_in_cache(Path(sys.argv[1]), b"half of it")
+cache_files.keep_in_cache(Path(sys.argv[1]), b"half of it")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="has no SIGKILL")
 def test_a_killed_writer_leaves_nothing_that_is_read(cache: Path) -> None:
     writer = subprocess.run([sys.executable, "-c", KILLED, entry("a")], check=False)
@@ -315,8 +316,8 @@ def test_a_killed_writer_leaves_nothing_that_is_read(cache: Path) -> None:
     (left,) = (path for path in cache.rglob("*") if path.is_file())
     assert left.name.startswith(".")
     assert not entry("a").exists()
-    atomic.make_room(0)  # it may still be written
+    cache_files.make_room(0)  # it may still be written
     assert left.exists()
     os.utime(left, (1, 1))
-    assert atomic.keep_in_cache(entry("b"), b"all of it") is None
+    assert cache_files.keep_in_cache(entry("b"), b"all of it") is None
     assert [path.read_bytes() for path in cache.rglob("*") if path.is_file()] == [b"all of it"]

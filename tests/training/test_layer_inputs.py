@@ -16,15 +16,16 @@ from support.architectures import make_architecture
 from support.heads import headed_domain
 from support.models import SUITE, clear_rows, declared, make_run, model_in, stopped_after
 
-from lora_domains import atomic, distributed
+from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import Display
 from lora_domains.domain import Domain, with_settings
-from lora_domains.inference.cache import LayerInputs
+from lora_domains.inference.cache import CACHE_LIMIT, cache_path, keep_in_cache
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.base_check import layers_of
 from lora_domains.tasks import Preference
 from lora_domains.training.estimate import estimate
+from lora_domains.training.layer_inputs import LayerInputs
 from lora_domains.training.loop import Run
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -190,7 +191,7 @@ def test_batches_without_room_are_read_whole_each_time(
     run = make_run(tmp_path, deep, declared(clear_rows(90), top_layers=1, retention="none"))
     run.gradients.read_below(run.train, 2)
     assert run.gradients.inputs is not None
-    monkeypatch.setenv(atomic.CACHE_LIMIT, str(run.gradients.inputs.size / 1e9))
+    monkeypatch.setenv(CACHE_LIMIT, str(run.gradients.inputs.size / 1e9))
     whole = run.validation.evaluate()
     for _ in range(2):
         with computed(run.model, 0) as below, run.gradients.repeated():
@@ -311,7 +312,7 @@ def test_a_dry_run_reads_the_rows_below_once_too(
     monkeypatch.setattr("lora_domains.console.clock.ENOUGH", 0.0)  # the first parts are enough
     counts = []
     for gigabytes in ("1", "0"):
-        monkeypatch.setenv(atomic.CACHE_LIMIT, gigabytes)
+        monkeypatch.setenv(CACHE_LIMIT, gigabytes)
         run = make_run(tmp_path / gigabytes, deep, top(top_layers=2, retention="kl"))
         with computed(run.model, 0) as below, computed(run.model, 3) as above:
             assert set(estimate(run).phases) <= {"steps", "validation", "general_text"}
@@ -340,7 +341,7 @@ def test_without_room_layers_read_the_rows_in_each_epoch(
     """A run that is resumed then says that rounding differs; one without room stays so."""
     whole = model_in(tmp_path / "whole", tiny_base).fit(top())
     stopped_after(7, top(), tmp_path / "stopped", tiny_base)
-    monkeypatch.setenv(atomic.CACHE_LIMIT, "1e-6")
+    monkeypatch.setenv(CACHE_LIMIT, "1e-6")
     model = model_in(tmp_path / "stopped", tiny_base)
     model.display = Display()
     assert (
@@ -351,11 +352,30 @@ def test_without_room_layers_read_the_rows_in_each_epoch(
     assert "are more than LORA_DOMAINS_CACHE_GB allows" in output
     assert "from here on the result is the same up to rounding" in output
     stopped_after(7, top(), tmp_path / "small", tiny_base)
-    monkeypatch.delenv(atomic.CACHE_LIMIT)
+    monkeypatch.delenv(CACHE_LIMIT)
     run = make_run(tmp_path / "small", tiny_base, top())
     trained = run.fit(resume=True)
     assert trained.adapter.weights
     assert run.state.read_below is False
+
+
+def test_all_that_is_kept_has_one_limit(
+    deep: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(deep)
+    linears = [name for name, _ in base.model.named_modules() if ".3." in name]
+    inputs, text = LayerInputs(base, linears), (5, 6, 7)
+    needed = len(text) * base.width * base.dtype.itemsize
+    monkeypatch.setenv(CACHE_LIMIT, str((needed + 100.5) / 1e9))
+    path = cache_path("scores", {}, "json")
+    assert keep_in_cache(path, b"x" * 200) is None
+    assert inputs.read([text]) is None
+    assert inputs.size == needed
+    assert not path.exists()
+    assert keep_in_cache(path, b"x" * 100) is None
+    assert "CACHE_GB allows" in str(keep_in_cache(path, b"x" * 101))
+    inputs.close()
+    assert keep_in_cache(path, b"x" * 200) is None
 
 
 def test_processes_and_a_base_in_8_bits_read_rows_whole(

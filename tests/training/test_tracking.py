@@ -11,7 +11,7 @@ from support.models import declared, model_in
 
 from lora_domains.console import Display
 from lora_domains.errors import UsageError
-from lora_domains.training.tracking import check_tracker, numbers
+from lora_domains.training.fit import check_tracker, numbers
 
 SECRET = "zqtrackerhush"
 
