@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -29,6 +30,7 @@ from lora_domains.cli.verbs.export import RANKS, SERVE, conversation, modelfile
 from lora_domains.console import Display
 from lora_domains.errors import AdapterUnsupported, LoraDomainsError
 from lora_domains.model import DomainModel
+from lora_domains.tokenization.gguf_vocabulary import add_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -166,6 +168,23 @@ def test_a_gguf_file_has_the_logits_of_the_adapter(
     assert tokens == model.tokenizer.convert_ids_to_tokens(range(len(tokens)))
     assert fields["tokenizer.ggml.pre"].contents() == "smollm"
     assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+
+
+def test_gguf_knows_special_tokens_and_those_of_a_user(model: DomainModel, tmp_path: Path) -> None:
+    tokenizer = deepcopy(model.tokenizer)
+    known = len(tokenizer)
+    tokenizer.add_tokens("[mine]")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[turn]"]})
+    writer = gguf.GGUFWriter(tmp_path / "tokens.gguf", "llama")
+    assert add_tokenizer(writer, tokenizer, known + 3, 128)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = gguf.GGUFReader(tmp_path / "tokens.gguf").fields["tokenizer.ggml.token_type"].contents()
+    special = {*model.tokenizer.all_special_ids}
+    kind = gguf.TokenType
+    assert found[:known] == [kind.CONTROL if n in special else kind.NORMAL for n in range(known)]
+    assert found[known:] == [kind.USER_DEFINED, kind.CONTROL, kind.UNUSED]
 
 
 def test_an_adapter_alone_in_gguf_has_its_weights_and_logits(

@@ -22,6 +22,7 @@ from support.models import QUIET, clear_rows, declared, make_run
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference import cache as cache_files
+from lora_domains.inference.memory import reuse_pass_limit
 from lora_domains.inference.reference import Pairs, Prediction, Reference
 from lora_domains.inference.scores import TEXT, model_scores, without_text
 from lora_domains.modeling.bank import Bank
@@ -162,6 +163,16 @@ def test_a_weight_that_changes_in_memory_is_noticed(cache: Path, tiny_base: Path
     with torch.no_grad():
         base.model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.25
     assert scores(base, rows) != before
+
+
+def test_what_was_computed_in_other_batches_is_not_read(cache: Path, tiny_base: Path) -> None:
+    base = load_base(tiny_base)
+    rows = rows_of(base)
+    scores(base, rows)
+    reuse_pass_limit(base.model, 2**20, pytest.fail)
+    with passes(base) as counts:
+        scores(base, rows)
+    assert sum(counts) >= len(TEXTS)
 
 
 def test_the_file_of_another_number_of_rows_is_not_read(cache: Path, tiny_base: Path) -> None:

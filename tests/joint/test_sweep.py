@@ -1,6 +1,8 @@
 """A sweep: the best run on validation rows is saved, and its card names the others."""
 
 import signal
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from support.models import declared, fixed, model_in, patched_runs
 
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.readme import readme
-from lora_domains.console import analyses
+from lora_domains.console import Display, analyses
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import LossExploded, TrainingInterrupted
 from lora_domains.joint import checkpoint as joint_checkpoint
 from lora_domains.joint import fit as joint_fit
+from lora_domains.joint import sweep
 from lora_domains.joint.run import JointRun
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
@@ -164,6 +167,25 @@ def test_a_run_beyond_the_drift_limit_is_kept_only_where_every_run_is(
     assert runs[0]["score"] < runs[2]["score"]
 
 
+def test_a_run_whose_effect_was_reduced_is_within_the_drift_limit(
+    chosen: tuple[DomainModel, Card], tiny_base: Path
+) -> None:
+    model, card = chosen
+    bank = model_in(model.out, tiny_base).bank
+    dataset = model.dataset("spam")
+    trial = replace(dataset, domain=with_settings(dataset.domain, retention="kl"))
+
+    def within(scale: float) -> bool:
+        trained = deepcopy(card)
+        trained.adapter.training["scale"] = scale
+        for record in trained.adapter.training["history"]:
+            record["general_kl"] = 9.0
+        measured = sweep._Measured(bank, [trial], [{}], [trained], model.out, model.display)
+        return bool(measured.compared()[1]["runs"][0]["within_drift"])
+
+    assert [within(scale) for scale in (0.5, 1.0)] == [True, False]
+
+
 # ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -188,6 +210,28 @@ def test_a_sweep_is_resumed_and_replaces_nothing_before_its_end(
     card = swept(tmp_path, tiny_base, resume=True)
     assert card.adapter.sha256 == chosen[1].adapter.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["spam"]
+
+
+def test_an_unfinished_sweep_is_replaced_unless_it_is_resumed(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    class Begun(Exception):
+        pass
+
+    def begun(*_: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr(sweep, "_train", begun)
+    model = model_in(tmp_path, tiny_base)
+    model.display = Display()
+    left = tmp_path / ".spam.sweep" / "left"
+    for resume in (True, False):
+        left.mkdir(parents=True, exist_ok=True)
+        with pytest.raises(Begun):
+            model.fit(domain(), sweep=SWEEP, resume=resume)
+        assert left.exists() is resume
+        assert ("an unfinished sweep is replaced" in capsys.readouterr().out) is not resume
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from support.models import SUITE, clear_rows, declared, make_run, model_in, stop
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
-from lora_domains.console import Display
+from lora_domains.console import STEPS, Display, clock
 from lora_domains.domain import Domain, with_settings
 from lora_domains.inference.cache import CACHE_LIMIT, cache_path, keep_in_cache
 from lora_domains.modeling.base import load_base
@@ -320,6 +320,20 @@ def test_a_dry_run_reads_the_rows_below_once_too(
         assert run.gradients.inputs is run.state.read_below is None
     assert counts[0] > counts[1] == 0
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_an_estimate_counts_the_time_of_the_layers_below(
+    tmp_path: Path, deep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, deep, top(top_layers=2, retention="none"))
+    now = [0.0]
+
+    def passed(*_: Any) -> None:
+        now[0] += 1.0
+
+    layers_of(run.model)[1][0].mlp.register_forward_hook(passed)  # the steps do not compute it
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert estimate(run).phases[STEPS] > 0
 
 
 def test_rows_that_are_read_once_are_not_kept(tmp_path: Path, deep: Path) -> None:
