@@ -24,7 +24,7 @@ from lora_domains.modeling.lora import (
     load_trainable,
     rescalings,
 )
-from lora_domains.modeling.quantization import Rescaling
+from lora_domains.modeling.quantization import Rescaling, recompute_gate
 from lora_domains.modeling.routing import (
     Mixed,
     Route,
@@ -33,7 +33,6 @@ from lora_domains.modeling.routing import (
     current_route,
     entered,
     mixed,
-    recompute_gate,
 )
 
 Domains = str | None | Sequence[str | None]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lora_domains.errors import AdapterError
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.heads import Head
-from lora_domains.modeling.quantization import Rescaling, row_lengths
+from lora_domains.modeling.quantization import GatedLow, Rescaling, row_lengths
 from lora_domains.placement import each_gathered
 from lora_domains.report.card import Card
 
@@ -182,6 +182,10 @@ class TrainableLora(nn.Module):
         self._linear: tuple[Any] = (getattr(linear, ROUTED, linear),)
 
     @property
+    def rank(self) -> int:
+        return len(self.a)
+
+    @property
     def plain(self) -> bool:
         """Whether its product with ``a`` may be computed together with others of the same input:
         without DoRA, and without dropout, which each linear draws for itself."""
@@ -255,34 +259,28 @@ def add_products(
     return added
 
 
-class GatedProduct(torch.autograd.Function):
-    """``silu(gate) · up``, computed again in the backward pass: its factors alone are kept."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        to_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
-        return to_gate, F.silu(gate).mul_(grads[0])
-
-
-class GatedLow(torch.autograd.Function):
-    """A gated ``product`` (…, in) times the transpose of ``a`` (rank, in), kept as its factors."""
-
-    @staticmethod
-    def forward(ctx: Any, product: Tensor, gate: Tensor, up: Tensor, a: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up, a)
-        return F.linear(product, a)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        gate, up, a = ctx.saved_tensors
-        product = F.silu(gate).mul_(up).flatten(0, -2)
-        return grads[0] @ a, None, None, grads[0].flatten(0, -2).t() @ product
+def trained_lows(
+    x: Tensor, factors: Sequence[Tensor], adapters: Sequence["LoadedAdapter"], linear: str
+) -> dict[str, Tensor]:
+    """The scaled products of ``x`` (adapters, tokens, in) and A, each (adapters, tokens, rank), by
+    the linears that read ``x``, ``linear`` among them; empty where the adapters differ in more than
+    their weights. ``factors`` are those of a gated product, or none.
+    """
+    if any(linear not in adapter.weights for adapter in adapters):
+        return {}
+    names = adapters[0].siblings(linear)
+    every: list[Any] = [adapter.weights.get(name) for adapter in adapters for name in names]
+    ranks: list[Any] = [getattr(lora, "rank", None) for lora in every]
+    if not all(isinstance(lora, TrainableLora) and lora.plain for lora in every) or (
+        any(adapter.siblings(linear) != names for adapter in adapters)
+        or ranks != ranks[: len(names)] * len(adapters)
+        or len({lora.scale for lora in every}) > 1
+    ):
+        return {}
+    a = torch.cat([lora.a for lora in every]).to(x.dtype).view(len(adapters), -1, x.shape[-1])
+    low = GatedLow.apply(x, *factors, a) if factors else x @ a.mT  # type: ignore[no-untyped-call]
+    shares = torch.split(low * every[0].scale, ranks[: len(names)], dim=-1)
+    return dict(zip(names, shares, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,17 +1,21 @@
 """The precision of a base: 8 or 4 bits with bitsandbytes; GGUF files, which are de-quantised.
 
-Also what DoRA needs of a weight of any precision: the lengths of its rows.
+Also what DoRA needs of a weight of any precision, the lengths of its rows, and what a gated MLP
+keeps for the backward pass.
 """
 
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_domains.errors import BaseModelError, check_installed, did_you_mean, listed
@@ -325,3 +329,65 @@ def row_lengths(
             weight = weight + scale * (b.detach().float() @ a.detach().float())
         lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
     return lengths
+
+
+# ── Gated MLPs: what they keep for the backward pass ─────────────────────────────────────────────
+
+GATED = "_lora_domains_gated"
+"""Attribute of a product: its factors gate and up, without gradients."""
+FORWARD = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+"""What the MLPs of Llama and most models like it compute; others are left as they are."""
+
+
+def recompute_gate(mlp: nn.Module) -> None:
+    """Let ``mlp`` keep less for the backward pass, if SiLU gates it and its forward is its own."""
+    activation = type(getattr(mlp, "act_fn", None)).__name__
+    if activation not in ("SiLU", "SiLUActivation") or "forward" in vars(mlp):
+        return
+    with suppress(OSError):  # a class without source
+        if FORWARD in inspect.getsource(type(mlp).forward):
+            vars(mlp)["forward"] = partial(_gated, mlp)
+
+
+def _gated(mlp: Any, x: Tensor) -> Tensor:
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    if torch.is_grad_enabled() and gate.requires_grad and up.requires_grad:
+        product = GatedProduct.apply(gate, up)  # type: ignore[no-untyped-call]
+        setattr(product, GATED, (gate.detach(), up.detach()))
+    else:
+        product = mlp.act_fn(gate) * up
+    out: Tensor = mlp.down_proj(product)
+    return out
+
+
+class GatedProduct(torch.autograd.Function):
+    """``silu(gate) · up``, computed again in the backward pass: its factors alone are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        to_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return to_gate, F.silu(gate).mul_(grads[0])
+
+
+class GatedLow(torch.autograd.Function):
+    """A gated ``product`` (…, in) times the transpose of ``a`` (rank, in), kept as its factors;
+    with (adapters, tokens, in) also of ``a`` (adapters, rank, in)."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Tensor, gate: Tensor, up: Tensor, a: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, a)
+        return product @ a.mT
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        gate, up, a = ctx.saved_tensors
+        grad, product = grads[0], F.silu(gate).mul_(up)
+        if a.dim() == 2:
+            grad, product = grad.flatten(0, -2), product.flatten(0, -2)
+        return grads[0] @ a, None, None, grad.mT @ product

@@ -8,11 +8,9 @@ A route holds the adapters themselves, not their names: one that is unloaded, re
 during a call stays in memory until the call ends.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,27 +22,21 @@ from lora_domains.errors import UsageError
 from lora_domains.modeling.base import ROUTED
 from lora_domains.modeling.lora import (
     FrozenLora,
-    GatedLow,
-    GatedProduct,
     LoadedAdapter,
     StackedLora,
     TrainableLora,
     add_products,
     group_of,
     stack,
+    trained_lows,
 )
+from lora_domains.modeling.quantization import GATED, GatedLow
 
 T = TypeVar("T")
 
 FEW = 8
 """Tokens per row (beams included) up to which the rows' adapters run as one batched product, as in
 decoding; above it each adapter runs over its own rows."""
-
-
-GATED = "_lora_domains_gated"
-"""Attribute of a product: its factors gate and up, without gradients."""
-FORWARD = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
-"""What the MLPs of Llama and most models like it compute; others are left as they are."""
 
 
 # ── The route of one call ───────────────────────────────────────────────────────────────────────
@@ -130,6 +122,10 @@ class Mixed:
         in_training = any(adapter.trainable for adapter in self._rows_of)
         blocks = [(a, len(list(rows))) for a, rows in groupby(self.rows)] if in_training else []
         self._segments = [(Single(a) if a is not None else None, size) for a, size in blocks]
+        own = [a for a, _ in blocks if a is not None]
+        # Those whose products may be computed as one, and the linears where they cannot be.
+        self._alike = own if len(own) == len(blocks) and len({n for _, n in blocks}) == 1 else []
+        self._unlike: set[str] = set()
         self._indices = {a: _index(rows, device) for a, rows in self._rows_of.items() if rows}
         self._blocks = _blocks(list(self._rows_of.values()), len(self.rows), device)
         # Kept as long as the route, and so across the steps of decoding.
@@ -178,6 +174,12 @@ class Mixed:
     def _train(self, linear: str, x: Tensor, y: Tensor, x_rows: Tensor, y_rows: Tensor) -> Tensor:
         """Each adapter over its own rows, with gradients; best where these are side by side."""
         sizes = [size for _, size in self._segments]
+        if self._alike and linear not in self._unlike:
+            low = self._trained_low(linear, x, x_rows)
+            if low is not None:
+                b = torch.stack([adapter.weights[linear].b for adapter in self._alike])
+                together = y.reshape(len(b), -1, y.shape[-1])
+                return torch.baddbmm(together, low.to(y.dtype), b.to(y.dtype).mT)
         source, kind, x_parts = self._shared
         if source is not x or kind is not Mixed:
             x_parts = torch.split(x_rows, sizes)
@@ -196,6 +198,21 @@ class Mixed:
                 part = y_parts[at] if single.adapter.trainable else y_parts[at].clone()
                 y_parts[at] = single.serve(linear, x_parts[at], part)
         return torch.cat(y_parts)
+
+    def _trained_low(self, linear: str, x: Tensor, x_rows: Tensor) -> Tensor | None:
+        """(adapters, tokens, rank): the scaled products with A of all adapters, computed as one;
+        None where they cannot be."""
+        source, kind, lows = self._shared
+        if source is not x or kind is not trained_lows or linear not in lows:
+            shape = (len(self._alike), -1, x.shape[-1])
+            factors = [f.reshape(shape) for f in getattr(x, GATED, ())]
+            lows = trained_lows(x_rows.reshape(shape), factors, self._alike, linear)
+            if not lows:
+                self._unlike.add(linear)
+                return None
+            self._shared = (x, trained_lows, lows)
+        low: Tensor = lows[linear]
+        return low
 
     def _one_by_one(
         self, linear: str, x: Tensor, y: Tensor, x_rows: Tensor, y_rows: Tensor
@@ -377,24 +394,3 @@ class RoutedLinear(nn.Module):
         except AttributeError:
             value: Tensor | nn.Module = getattr(super().__getattr__(ROUTED), name)
             return value
-
-
-def recompute_gate(mlp: nn.Module) -> None:
-    """Let ``mlp`` keep less for the backward pass, if SiLU gates it and its forward is its own."""
-    activation = type(getattr(mlp, "act_fn", None)).__name__
-    if activation not in ("SiLU", "SiLUActivation") or "forward" in vars(mlp):
-        return
-    with suppress(OSError):  # a class without source
-        if FORWARD in inspect.getsource(type(mlp).forward):
-            vars(mlp)["forward"] = partial(_gated, mlp)
-
-
-def _gated(mlp: Any, x: Tensor) -> Tensor:
-    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-    if torch.is_grad_enabled() and gate.requires_grad and up.requires_grad:
-        product = GatedProduct.apply(gate, up)  # type: ignore[no-untyped-call]
-        setattr(product, GATED, (gate.detach(), up.detach()))
-    else:
-        product = mlp.act_fn(gate) * up
-    out: Tensor = mlp.down_proj(product)
-    return out

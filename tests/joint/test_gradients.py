@@ -16,6 +16,7 @@ from lora_domains.inference import batches
 from lora_domains.inference.memory import recomputing
 from lora_domains.joint.gradients import Batch, JointGradients
 from lora_domains.model import DomainModel
+from lora_domains.modeling import routing
 from lora_domains.tasks import Classification, Generation, MultiLabel, Number, Preference
 from lora_domains.training import fit, gradients
 from lora_domains.training.loop import Run
@@ -163,6 +164,28 @@ def test_joint_gradients_on_an_encoder(tmp_path: Path, bases: Callable[[str], Pa
     for run, method in zip(runs, methods, strict=True):
         run.gradients.retention = method
     assert_as_exact(runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [({}, True), ({"rank": 8}, False), ({"batch_size": 3}, False), ({"dora": True}, False)],
+)
+def test_adapters_that_are_alike_share_their_products(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any], shared: bool,
+) -> None:  # fmt: skip
+    """One product for all adapters where ranks and batches are equal, one for each elsewhere."""
+    monkeypatch.setattr("lora_domains.inference.batches.PASS", {True: 10_000, False: 10_000})
+    same = {"rank": 4, "batch_size": 4, "retention": "none"}
+    rows = clear_rows(100)
+    first, second = declared(rows, "a", **same), declared(rows[20:], "b", **same | changes)
+    runs = runs_on(model_in(tmp_path, tiny_base), [first, second])
+    found, products = [], routing.trained_lows
+    monkeypatch.setattr(routing, "trained_lows", lambda *a: found.append(products(*a)) or found[-1])
+    assert all(difference < 1e-6 and nats < 1e-6 for difference, nats in compared(runs))
+    assert any(found) == shared
+    if shared:
+        assert_as_exact(runs)
 
 
 def test_a_step_takes_one_pass_for_all_runs(
