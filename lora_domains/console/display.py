@@ -201,11 +201,16 @@ NOTEBOOK, LOG, WIDE, NARROWEST = 100, 80, 72, 40
 needs for a column of row counts, and the fewest that are taken for true."""
 
 
+def given_columns() -> int:
+    """The width in ``COLUMNS``; 0 without one."""
+    given = os.environ.get("COLUMNS", "")
+    return int(given) if given.isdecimal() else 0
+
+
 def _width_of_a_log() -> int:
     """The width for the tables of a log: COLUMNS, or that of the terminal around it (| less)."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return max(NARROWEST, int(columns))
+    if columns := given_columns():
+        return max(NARROWEST, columns)
     for descriptor in (0, 1, 2):
         with suppress(OSError):
             return max(NARROWEST, os.get_terminal_size(descriptor).columns)

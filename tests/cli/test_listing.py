@@ -63,7 +63,12 @@ def test_a_narrow_terminal_leaves_out_what_matters_least(
     assert ("Qwen3-0.6B" in table[-1]) == ("base" in columns)
 
 
-def test_another_program_gets_every_column_on_one_line(out: Path) -> None:
+def test_another_program_gets_every_column_on_one_line(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert shown(out, 60, terminal=False) == shown(out, 60)
+    monkeypatch.delenv("COLUMNS")
     head, *rows = shown(out, 60, terminal=False)
     assert head.split() == list(listing.COLUMNS)
     assert rows[0].split() == ["customer-support-mail", "pass", "F1", "0.000", "→", "0.929",

@@ -13,6 +13,7 @@ from rich.table import Table
 from lora_domains.adapters.folder import CONFIG, is_adapter
 from lora_domains.adapters.versions import versions as versions_kept
 from lora_domains.atomic import folders_with
+from lora_domains.console.display import given_columns
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.report.card import CARD, AdapterEntry, Card
 from lora_domains.report.terminal import COLOURS
@@ -101,14 +102,18 @@ def local_time(date: str) -> str:
 
 
 def adapters(console: Console, found: Sequence[Record]) -> None:
-    """A row for each adapter; columns that do not fit are left out, the least important first."""
+    """A row for each adapter; columns that do not fit are left out, the least important first.
+
+    Another program gets all of them, unless ``COLUMNS`` says how many characters there are.
+    """
+    fitting = console.is_terminal or given_columns() > 0
     shown, rows = list(COLUMNS), [_cells(record) for record in found]
     table = _table(shown, rows)
-    if console.is_terminal and _width(console, table) > console.width:
+    if fitting and _width(console, table) > console.width:
         rows = [row | {"base": row["base"].rpartition("/")[2]} for row in rows]
         table = _table(shown, rows)
     for column in LEAST_IMPORTANT:
-        if not console.is_terminal or _width(console, table) <= console.width:
+        if not fitting or _width(console, table) <= console.width:
             break
         shown.remove(column)
         table = _table(shown, rows)
