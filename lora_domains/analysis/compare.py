@@ -118,7 +118,7 @@ def _kept_general(one: "_Run", paired: Evidence) -> GateResult:
     margin = one.entry.settings["gates"]["retention"]
     pooled = paired.compared(METRICS["accuracy"], paired.general)
     if isinstance(pooled, Fault):
-        return pooled.result("retention", "accuracy on all probes kept", -margin)
+        return pooled.result("retention", "accuracy on general questions kept", -margin)
     whole = retention(pooled, margin, one.name, questions=paired.knowledge == "questions")
     return whole if whole.verdict == "fail" else harmed_suite(paired, margin, one.name) or whole
 

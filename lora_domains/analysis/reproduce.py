@@ -52,7 +52,7 @@ def base_of(card: Card) -> tuple[str | None, str | None]:
             where=f"the card of {card.adapter.domain}",
             expected="the embedded base or one from the Hub",
             found=f"a folder called {base.id}, whose path is not in the card",
-            hint=f"Give it: --base …/{base.id}",
+            hint=f"Give it: --base PATH/{base.id}. A base in {BASES}/ is found by its name.",
         )
     return base.id, base.revision
 

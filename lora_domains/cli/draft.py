@@ -127,7 +127,7 @@ def _lengths(prepared: Prepared) -> str:
 
 def _split(domain: Domain, prepared: Prepared) -> str:
     train, validation, test = map(len, (prepared.train, prepared.validation, prepared.test))
-    how = [f"groups of {domain.data.group} whole"] if domain.data.group else []
+    how = [f"groups of {domain.data.group} stay together"] if domain.data.group else []
     sources = {"test": domain.data.test, "validation": domain.data.validation}
     given = [f"{split} rows from {Path(str(source)).name}" for split, source in sources.items()
              if source]  # fmt: skip

@@ -255,8 +255,9 @@ def _told_best(
 
     best, *others = sorted(reversed(told), key=rank)  # noqa: C414 - the later of equals comes first
     hardly = "" if told[best] >= HARDLY else "hardly "
-    tells = f"the words of the text {hardly}tell it (kappa {told[best]:.2f})"
-    return possible[best], f"{best}: {columns[best].in_words}, and {tells}; or {listed(others, 3)}"
+    why = f"{columns[best].in_words}, which the words of the text {hardly}predict"
+    why += f" (kappa {told[best]:.2f}); other candidates: {listed(others, 3)}"
+    return possible[best], f"{best}: {why}"
 
 
 def _told(task: Task, given: Sequence[Row]) -> float:
@@ -322,5 +323,5 @@ def _with_group(domain: Domain, columns: Mapping[str, Column], rows: int) -> tup
     if not owners or domain.data.group:
         return domain, ""
     owner = min(owners, key=lambda column: column.distinct)
-    why = f"{owner.name}: {owner.distinct} in {owner.filled} rows; rows of one stay in one split"
+    why = f"{owner.name}: {owner.in_words}; rows with the same value stay in one split"
     return replace(domain, data=replace(domain.data, group=owner.name)), why

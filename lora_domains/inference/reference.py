@@ -118,8 +118,8 @@ class Reference:
         if self.top is None:
             return None
         return (
-            f"KL over the {self.top} most likely tokens, with all others as one: an underestimate, "
-            f"since the others hold {self.omitted:.2%} of the base's probability"
+            f"KL over the {self.top} most likely tokens, with the others taken as one: an "
+            f"underestimate, since they hold {self.omitted:.2%} of the base's probability"
         )
 
     def kl_and_nats(

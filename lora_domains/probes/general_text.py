@@ -58,8 +58,8 @@ class GeneralText:
 
     @property
     def origin(self) -> str:
-        """What the texts are, as a phrase."""
-        return "texts"
+        """Where the texts come from, if it is to be said."""
+        return ""
 
     @property
     def digest(self) -> str:

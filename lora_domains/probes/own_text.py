@@ -89,7 +89,7 @@ class OwnText(GeneralText):
         chats = ", every second one an answer in its chat template" if self.base.chats else ""
         every, most = sum(counts_of(self.base).values()), sum(COUNTS.values())
         fewer = f" ({every} in all, by its size; {most} on an accelerator)" if every < most else ""
-        return f"texts that the base wrote itself{fewer}{chats}"
+        return f"written by the base itself{chats}{fewer}"
 
     @property
     def digest(self) -> str:
@@ -138,7 +138,7 @@ class OwnText(GeneralText):
         with Clock(spent).phase(GENERAL), progress as advance:
             written = _write(self.base, counts, advance)
         took = format_duration(spent[GENERAL])
-        told = f"{every} {self.origin}, once for all domains, in {took}"
+        told = f"{every} texts {self.origin}, once for all domains, in {took}"
         if refused := keep_in_cache(path, _packed(written)):
             self.display.warn(
                 f"the texts that the base wrote could not be kept in {path.parent} ({refused}): "

@@ -127,7 +127,8 @@ class Suite:
             questions = [question for suite in self.parts for question in suite.questions()]
             if not self.parts:
                 questions = [(p, part, e) for p in self.probes for part, e in p.examples()]
-            self._all.append(len(questions))
+            # Parts may have samples of their own.
+            self._all.append(sum(suite._all[0] for suite in self.parts) or len(questions))
             if self.limit is not None and len(questions) > self.limit:
                 draw = random.Random(f"{self.name}/{self.seed}")
                 questions = [questions[i] for i in _sample(questions, self.limit, draw)]

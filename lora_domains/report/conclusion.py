@@ -141,7 +141,7 @@ def _knowledge(entry: AdapterEntry, gates: Gates) -> str:
     pooled = kept(entry)
     figures = pooled and f" ({percent(pooled['base'])} → {percent(pooled['adapter'])} correct)"
     if verdict == "inconclusive" and pooled and pooled["adapter"] >= pooled["base"]:
-        return f"; too few questions show whether it keeps general knowledge{figures or ''}"
+        return f"; too few questions to show that it keeps general knowledge{figures or ''}"
     loses = "loses" if verdict == "fail" else "may lose"
     return f" but {loses} general knowledge{figures or ''}"
 
@@ -199,8 +199,11 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
     if "evaluations" in undecided:
         return f"Not proven: {gates['evaluations']['why']}"
     if undecided:
-        are = "is" if len(undecided) == 1 else "are"
-        return f"Not proven yet: {_listed(undecided)} {are} open; below is what would decide."
+        are, say = ("is", "its gate says") if len(undecided) == 1 else ("are", "their gates say")
+        return (
+            f"Not proven yet: {_listed(undecided)} {are} inconclusive; {say} below what would "
+            "decide it."
+        )
     if {"leaks", "identity"}.intersection(unchecked):
         return "Ship it if it was not trained on these test rows."
     return "Read its answers before you ship it." if [*_closer(entry)] else "Ship it."

@@ -227,7 +227,7 @@ def summary(report: Report, limit: int = SUMMARY) -> str:
         for entry in entries if 1 < len(entries) <= FEW
     ]  # fmt: skip
     head = table(
-        ["adapter", "verdict", "gain over the base", "general knowledge", "open gates"], []
+        ["adapter", "verdict", "gain over the base", "general knowledge", "gates not passed"], []
     )
     details = ["\n".join(_details(entry, report.since)) for entry in entries]
     blocks = [

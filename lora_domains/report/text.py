@@ -182,7 +182,7 @@ def without_near_leaks(entry: AdapterEntry) -> str:
     whole, clean = (next(iter(scores.values()))["n"]
                     for scores in (entry.domain_scores, entry.without_near_leaks))  # fmt: skip
     near = _plural(whole - clean, "row")
-    return f"Without {near} nearly the same as what training read, on the other {clean:,}:"
+    return f"Without {near} nearly the same as a training row, on the other {clean:,}:"
 
 
 SHOWN_AT = (0.1, 0.05, 0.01)

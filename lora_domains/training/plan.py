@@ -372,9 +372,10 @@ def _general_reason(dataset: Dataset, read: int) -> str:
     if not read:
         return ""
     training, selection = dataset.general.counts
+    origin = f"; {dataset.general.origin}" if dataset.general.origin else ""
     return (
-        f"general text: {min(training, POOL, read)} of {training} {dataset.general.origin} for "
-        f"training, {selection} others for monitoring"
+        f"general text: {min(training, POOL, read)} of {training} texts for training, {selection} "
+        f"others for monitoring{origin}"
     )
 
 

@@ -167,22 +167,24 @@ def _evaluations(evidence: Evidence, _: float) -> GateResult | None:
 
 
 def _leaks(evidence: Evidence, _: float) -> GateResult:
-    """No test or probe row occurs, word for word, in what was trained on; near ones only warn."""
-    rule = "no exact test or probe row in what was trained on"
+    """No test row or question occurs, word for word, in what was trained on; near ones only
+    warn."""
+    rule = "no exact test row or question in what was trained on"
     if evidence.leaks is None:
         if evidence.trained_elsewhere:
             return not_applicable("leaks", rule, 0.0, NO_TRAINING_ROWS)
         return unmeasured("leaks", rule, 0.0, "Leaks were not searched for: evaluate it again.")
     exact, near = int(evidence.leaks["exact"]), int(evidence.leaks["near"])
-    why = "No test or probe row occurs in what was trained on."
+    why = "No test row and no question occurs in what was trained on."
     if exact:
         what = "the training rows (--drop-leaks) or the general text, and train again."
         then = f"Remove them from {what}"
         if evidence.trained_elsewhere:
             then = "Evaluate it on rows that it was not trained on."
-        why = f"{_count(exact, 'test or probe row')} also in what was trained on. {then}"
+        found = "test row or question is" if exact == 1 else "test rows or questions are"
+        why = f"{exact:,} {found} also in what was trained on. {then}"
     if near:
-        why += f" Warning: {_count(near, 'row')} nearly the same as a training row: see the pairs."
+        why += f" Warning: {_count(near, 'row')} nearly the same as a training row: see card.json."
     if evidence.trained_elsewhere:
         why += " That it was trained on the rows given, and no others, cannot be verified."
     return judge_count("leaks", rule, float(exact), passed=not exact, why=why)
@@ -247,7 +249,7 @@ class Gates:
     """Former names of fields, which older cards have: {former: current}."""
 
     retention: float = 0.03
-    """Largest acceptable loss of general knowledge, as a share of the probes."""
+    """Largest acceptable loss of general knowledge, as a share of the questions."""
     drift: float | None = None
     """Largest KL from base to adapter on general text, nats per token. Where it is None, the
     embedded base has ``side_effects.DRIFT_LIMIT``, and on other bases KL informs."""

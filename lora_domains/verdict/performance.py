@@ -41,7 +41,7 @@ Rows = NDArray[np.bool_]
 OUTCOMES: dict[Verdict, str] = {
     "pass": "The adapter beats it",
     "fail": "The adapter does not beat it",
-    "inconclusive": "Whether the adapter beats it is open",
+    "inconclusive": "It is unclear whether the adapter beats it",
 }
 
 

@@ -207,7 +207,7 @@ def too_few(
     if items is None or items > REALISTIC * measured.n:
         items = None if enough is None else enough(measured.level)
         if items is None or items <= measured.n:
-            return f"No realistic number of {rows} would show a difference."
+            return f"No realistic number of {rows} would decide it."
         done = "show that nothing is lost, if nothing is,"
     # An estimate from bounds that are not symmetrical can fall short of what is there.
     items = max(items, measured.n + 1)

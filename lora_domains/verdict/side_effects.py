@@ -36,18 +36,19 @@ def retention(
     pooled: Comparison, margin: float, rival: str = "the base", suites: str = "", *,
     questions: bool = True,
 ) -> GateResult:  # fmt: skip
-    """General knowledge is kept: over all probes the adapter is at most ``margin`` worse.
+    """General knowledge is kept: over all questions the adapter is at most ``margin`` worse.
 
-    ``margin`` is a share of items, above 0 (.03 is 3 points), ``rival`` the label of what is in the
-    place of the base, and ``suites`` names what is asked: ``questions``, of which there may be
-    more, or linear probes. A non-inferiority test: no visible loss is not enough, the items must be
-    able to show that there is none.
+    ``margin`` is a share of questions, above 0 (.03 is 3 points), ``rival`` the label of what is in
+    the place of the base, and ``suites`` names what is asked: ``questions``, of which there may be
+    more, or texts for linear probes. A non-inferiority test: no visible loss is not enough, the
+    items must be able to show that there is none.
     """
-    asked = f"all probes ({suites})" if suites else "all probes"
-    rule = f"accuracy on {asked} at most {margin:g} below {rival}"
-    scores = f"Probe accuracy {pooled.adapter:.3f}; {rival} reaches {pooled.base:.3f}"
+    asked = "general questions" if questions else "linear probes of the features"
+    rule = f"accuracy on {asked}{f' ({suites})' if suites else ''} at most {margin:g} below {rival}"
+    scores = f"Accuracy on {asked} {pooled.adapter:.3f}; {rival} reaches {pooled.base:.3f}"
+    unit = "questions" if questions else "texts"
     return judge(
-        "retention", rule, Measurement.of(pooled, "probe items"), -margin,
+        "retention", rule, Measurement.of(pooled, unit), -margin,
         what=f"{scores}. The difference", needed=partial(items_needed, pooled, -margin),
         enough=partial(items_needed, pooled, -margin, equal=True) if questions else None,
     )  # fmt: skip
@@ -92,7 +93,7 @@ def judge_retention(evidence: Evidence, margin: float) -> GateResult | None:
 
 
 def harmed_suite(evidence: Evidence, margin: float, rival: str = "the base") -> GateResult | None:
-    """A failure where one suite of probes clearly lost more than ``margin``; else None.
+    """A failure where one suite of questions clearly lost more than ``margin``; else None.
 
     Pooled, a field that is lost hides among those that are kept. The level is divided among the
     suites (Bonferroni: Holm's first step, which tells whether any is harmed).
@@ -110,7 +111,7 @@ def harmed_suite(evidence: Evidence, margin: float, rival: str = "the base") -> 
         return None
     rule = f"accuracy on no suite clearly more than {margin:g} below {rival}"
     what = f"Accuracy on {name} {worst.adapter:.3f}; {rival} reaches {worst.base:.3f}"
-    measured = Measurement.of(worst, "of its probe items")
+    measured = Measurement.of(worst, "of its questions")
     return judge(
         "retention", rule, measured, -margin, what=f"{what}. The difference", needed=None
     )  # fmt: skip

@@ -93,7 +93,7 @@ def test_a_better_version_that_forgot_does_not_pass(tmp_path: Path) -> None:
     ) | {"retention": "fail"}
     kept = next(gate for gate in found["gates"] if gate["name"] == "retention")
     assert "; a reaches 1.000." in kept["why"]
-    assert kept["rule"] == "accuracy on all probes at most 0.03 below a"
+    assert kept["rule"] == "accuracy on general questions at most 0.03 below a"
     assert found["verdict"] == "fail"
 
 

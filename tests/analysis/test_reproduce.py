@@ -202,7 +202,7 @@ def test_the_base_of_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert base_of(card) == (None, None)
     assert base_of(replace(card, base=base("o/n", "abc"))) == ("o/n", "abc")
     local = replace(card, base=base("encoder", None))
-    with pytest.raises(UsageError, match="Give it: --base …/encoder"):
+    with pytest.raises(UsageError, match=r"--base PATH/encoder\. A base in \.bases/"):
         base_of(local)
     (tmp_path / ".bases" / "encoder").mkdir(parents=True)
     assert base_of(local) == (".bases/encoder", None)

@@ -59,8 +59,10 @@ def test_a_sample_depends_on_the_cost_of_a_question_and_is_told() -> None:
     assert len(affordable(facts(), large).questions()) == 300
     for fast in (small, accelerated):
         assert len(affordable(facts(), fast).questions()) == len(facts().questions())
-    told = default_suite(base(chats=True, parameters=135_000_000)).describe()
+    small = default_suite(base(chats=True, parameters=135_000_000))
+    told = small.describe()
     assert told == "facts (740 of 1,319 questions), instructions (347 of 1,180 questions)"
+    assert replace(small, limit=50).describe() == "facts+instructions (50 of 2,499 questions)"
     assert suite.describe() == "facts (all 1,319 questions), instructions (all 1,180 questions)"
     assert replace(suite, limit=50).describe() == "facts+instructions (50 of 2,499 questions)"
 

@@ -111,7 +111,7 @@ def test_wrong_answers_are_counted_without_a_positive_class(tmp_path: Path) -> N
         (items((480, 20, 300, 200)),
          "300 of 780 rows called urgent are not (precision 0.615; 0.85 is required)"),
         (rival(items(UNSURE), 5), "triage may beat TF-IDF (F1 0.872, +0.072) and keeps general"),
-        (rival(items(UNSURE), 5), "Not proven yet: gain, recall and precision are open"),
+        (rival(items(UNSURE), 5), "Not proven yet: gain, recall and precision are inconclusive"),
         (rival(items(UNSURE), 20), "TF-IDF seems to do better than triage (F1"),
     ],
 )  # fmt: skip
@@ -123,21 +123,21 @@ def test_what_a_gate_found_is_in_the_sentence(
 
 @pytest.mark.parametrize(
     ("lost", "words"),
-    [(0, "; too few questions show whether it keeps general knowledge (100.0 % → 100.0 % correct)"),
+    [(0, "; too few questions to show that it keeps general knowledge (100.0 % → 100.0 % correct)"),
      (1, " but may lose general knowledge (100.0 % → 96.7 % correct)")],
 )  # fmt: skip
 def test_few_questions_leave_general_knowledge_open(lost: int, words: str, tmp_path: Path) -> None:
     few = [item for item in items(PASSES) if item["set"] != "general"]
     made = entry(tmp_path, [*few, *general(30, lost)])
     assert words in conclusion(made)
-    assert "retention is open" in conclusion(made)
+    assert "retention is inconclusive; its gate says" in conclusion(made)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"leaks": {"exact": 3, "near": 0, "pairs": []}},
-         "No figure of triage can be trusted. 3 test or probe rows are also in what was trained"),
+         "No figure of triage can be trusted. 3 test rows or questions are also in what"),
         ({"judged": {"base_changed": True}}, "No figure of triage can be trusted. The base's"),
         ({"judged": {"largest_move": 0.0}}, "triage cannot be used. The adapter has no effect"),
     ],

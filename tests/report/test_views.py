@@ -66,6 +66,6 @@ def test_every_view_shows_the_scores_without_near_leaks(tmp_path: Path) -> None:
     views += [(tmp_path / "out" / name).read_text() for name in ("report.md", "report.html")]
     clean = f"{card.adapter.without_near_leaks['f1']['adapter']:.3f}"
     for view in views:
-        before, after = view.split("Without 30 rows nearly the same as what training read")
+        before, after = view.split("Without 30 rows nearly the same as a training row")
         assert clean not in before
         assert clean in after

@@ -133,7 +133,7 @@ def test_retention_needs_88_items_even_when_nothing_is_lost() -> None:
     short = retention(by_counts(0, 0, 87), 0.03)
     assert short.verdict == "inconclusive"
     assert short.why.endswith(
-        "Too few questions to tell: about 88 probe items would decide it with a probability of "
+        "Too few questions to tell: about 88 questions would decide it with a probability of "
         "80 %. Ask more: --questions 88, or a larger --suite."
     )
     assert retention(by_counts(0, 0, 88), 0.03).verdict == "pass"
@@ -146,11 +146,11 @@ def test_few_questions_are_told_how_many_would_show_that_nothing_is_lost() -> No
     for won, lost, n, needed in ((0, 0, 8, 88), (0, 1, 30, 301), (1, 2, 30, 717)):
         why = retention(by_counts(won, lost, n), 0.03).why
         assert why.endswith(
-            f"about {needed} probe items would show that nothing is lost, if nothing is, with a "
+            f"about {needed} questions would show that nothing is lost, if nothing is, with a "
             f"probability of 80 %. Ask more: --questions {needed}, or a larger --suite."
         )
     close = retention(by_counts(35, 64, 1000), 0.03).why
-    assert close.endswith("No realistic number of questions would show a difference.")
+    assert close.endswith("No realistic number of questions would decide it.")
     # A probe of an encoder's features is no question, of which more could be asked.
     probed = [row(1, "general", n, base=1, adapter=1) for n in range(8)]
     for knowledge, what in (("questions", "questions 88, "), ("features", "number of rows would ")):
@@ -220,7 +220,7 @@ def test_leaks_fail_when_exact_and_warn_when_near() -> None:
     assert "Warning: 3 rows are nearly the same" in near.why
     exact = result("leaks", leaks={"exact": 1, "near": 3})
     assert (exact.verdict, exact.observed) == ("fail", 1.0)
-    assert "1 test or probe row is also" in exact.why
+    assert "1 test row or question is also" in exact.why
     assert "--drop-leaks" in exact.why
 
 

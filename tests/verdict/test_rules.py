@@ -191,9 +191,9 @@ def test_a_number_that_nobody_would_collect_is_not_printed() -> None:
     # .801 against .80 would need some hundred thousand positives.
     result = recall(801, 199, floor=0.80)
     assert result.verdict == "inconclusive"
-    assert result.why.endswith("No realistic number of rows would show a difference.")
+    assert result.why.endswith("No realistic number of rows would decide it.")
     at_the_floor = recall(80, 20, floor=0.80)
-    assert at_the_floor.why.endswith("No realistic number of rows would show a difference.")
+    assert at_the_floor.why.endswith("No realistic number of rows would decide it.")
 
 
 def test_precision_without_a_positive_prediction_cannot_pass() -> None:
