@@ -16,7 +16,14 @@ from torch import nn
 
 from lora_domains.distributed import is_shared, merged, own_share, ran_out, smallest
 from lora_domains.errors import OutOfMemory, UsageError
-from lora_domains.inference.memory import TRIAL, PassCost, TensorBytes, pass_limit, release
+from lora_domains.inference.memory import (
+    TRIAL,
+    PassCost,
+    TensorBytes,
+    measured_once,
+    pass_limit,
+    release,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import PASS, chunks
 from lora_domains.modeling.heads import base_output
@@ -257,7 +264,8 @@ def scoring_cost(model: nn.Module) -> PassCost:
                 base_output(model, trial_examples(rows, length), 0)
             return int(counted.peak)
 
-        _costs[model] = replace(PassCost.measured(peak, vocabulary=0), logit=LOGIT_BYTES)
+        cost = measured_once(model, "scoring", lambda: PassCost.measured(peak, vocabulary=0))
+        _costs[model] = replace(cost, logit=LOGIT_BYTES)
     return _costs[model]
 
 

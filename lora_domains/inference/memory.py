@@ -10,10 +10,11 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,33 @@ class PassCost:
         """Bytes of ``rows`` rows of ``length`` tokens, with ``logits`` logits in all."""
         pairs = rows * length * length
         return self.fixed + self.token * rows * length + self.pair * pairs + self.logit * logits
+
+
+_measured: dict[Hashable, PassCost] = {}
+"""What was measured in this process, by all that it depends on."""
+
+
+def measured_once(model: nn.Module, key: Hashable, measure: Callable[[], PassCost]) -> PassCost:
+    """``measure()``, or what it gave before for the same ``key`` and a model of the same structure.
+
+    Adapters trained one after another are measured once. A sharded model is always measured: all
+    processes must take part.
+    """
+    if is_sharded(model):
+        return measure()
+    whole = (key, _structure(model))
+    if whole not in _measured:
+        _measured[whole] = measure()
+    return _measured[whole]
+
+
+def _structure(model: Any) -> str:
+    """A digest of the config, modules and tensor shapes of ``model``."""
+    parts = [repr(model.config.to_dict()), model.config._attn_implementation]
+    parts += [f"{name} {type(module).__qualname__}" for name, module in model.named_modules()]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.device}")
+    return sha256("\n".join(parts).encode()).hexdigest()
 
 
 _limits: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()

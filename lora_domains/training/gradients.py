@@ -4,10 +4,10 @@ How a batch is divided into passes and shared by processes changes rounding only
 row is relative to the tokens of the whole batch from the start.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from lora_domains.inference.memory import (
     TRIAL,
     PassCost,
     TensorBytes,
+    measured_once,
     pass_limit,
     recomputing,
     release,
@@ -107,8 +108,7 @@ class Gradients:
                 torch.manual_seed((seed << 32) + step * self.ranks + self.rank)
                 with sdpa_kernel(ATTENTION), self._recomputing():
                     nats = self._domain_gradients(passes, total)
-                    tokens = sum(len(text.answer) for text in texts)
-                    self._general_gradients(general_passes, tokens)
+                    self._general_gradients(general_passes, sum(len(t.answer) for t in texts))
                 return nats if compared is None else compared
             except RuntimeError as error:
                 if not ran_out(error):
@@ -256,13 +256,28 @@ class Gradients:
             with self.bank.routed(self.adapter):
                 return self._peak(trial, self.loss)
 
-        return PassCost.measured(peak, vocabulary) if self.model.device.type == "cpu" else None
+        if self.model.device.type != "cpu":
+            return None
+        return measured_once(self.model, self._key, partial(PassCost.measured, peak, vocabulary))
+
+    @property
+    def _key(self) -> Hashable:
+        """What the memory of a pass depends on, beside the base."""
+        linears = tuple((n, t.dropout > 0) for n, t in self.bank.trainable(self.adapter).items())
+        shapes = tuple(p.shape for p in self.parameters)  # in float32; those of DoRA are among them
+        layout = None if self.head is None else self.head.layout
+        recomputed = self.domain.training.gradient_checkpointing
+        return linears, shapes, layout, type(self.domain.task), self.weights is None, recomputed
 
     @cached_property
     def general_cost(self) -> PassCost | None:
         """The memory of a pass over general texts: the same, but for their logits."""
         if not self.retention.rows or self.cost is None:
             return None
+        key, measure = (self._key, self.retention), partial(self._general_cost, self.cost)
+        return measured_once(self.model, key, measure)
+
+    def _general_cost(self, cost: PassCost) -> PassCost:
         masked = self.bank.base.bidirectional
         # An encoder computes the logits of all tokens, of which one in eight is predicted here.
         answer = 1 if masked else TRIAL // 2
@@ -270,8 +285,7 @@ class Gradients:
         general = GeneralTexts(self.bank, self.adapter, texts, Display(quiet=True), Clock({}))
         peak = self._peak(texts, lambda texts: self.retention.loss(general, texts))
         logits = 2 * answer * self.bank.base.vocabulary
-        rest = self.cost(2, TRIAL, 0)
-        return replace(self.cost, logit=max(0.0, (peak - rest) / logits))
+        return replace(cost, logit=max(0.0, (peak - cost(2, TRIAL, 0)) / logits))
 
     def _peak(
         self, trial: Sequence[EncodedExample], loss: Callable[[Sequence[EncodedExample]], Tensor]
@@ -288,7 +302,7 @@ class Gradients:
         return int(counted.peak)
 
     def announce_memory(self) -> None:
-        """Show the measured memory of a token, and how much of it a pass may take."""
+        """Show the measured memory of a token, and how much a pass may take."""
         costs = [cost for cost in (self.cost, self.general_cost) if cost is not None]
         if costs:
             token, limit = max(cost.token for cost in costs), pass_limit(self.model)

@@ -240,6 +240,23 @@ def test_the_memory_of_a_pass_is_known_from_a_few_tokens(
         assert 0.5 * estimated < counted.peak < 1.15 * estimated  # a text may be shorter
 
 
+def test_adapters_of_one_shape_are_measured_once(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a base that is loaded again too; whatever changes what a pass takes is measured."""
+    monkeypatch.setattr(memory, "_measured", {})
+    kinds: list[dict[str, Any]] = [
+        {}, {"seed": 1}, {"rank": 4}, {"dropout": 0.1}, {"gradient_checkpointing": True},
+    ]  # fmt: skip
+    runs = [make_run(tmp_path, tiny_base, declared(make_rows(60), **kind)) for kind in kinds]
+    first, same, *others = [run.gradients.cost for run in runs]
+    assert first is same
+    assert len({first, *others}) == 4
+    texts = [run.gradients.general_cost for run in runs[:2]]
+    assert texts[0] is texts[1] is not None
+    assert texts[0] != first
+
+
 def test_passes_keep_within_memory_and_change_rounding_only(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
