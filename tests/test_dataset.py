@@ -155,7 +155,10 @@ def test_the_limit_of_a_row_is_the_context_of_the_base(tiny_base: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_suite")
-@pytest.mark.parametrize("labels", [("card", "card arrival"), ("1", "10", "100")])
+@pytest.mark.parametrize(
+    "labels",
+    [pytest.param(("card", "card arrival"), marks=pytest.mark.long), ("1", "10", "100")],
+)
 def test_labels_that_begin_one_another_train_and_predict(
     labels: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -142,7 +142,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> DomainModel:
     return made
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long), "float16"]
+)
 def test_a_gguf_file_has_the_logits_of_the_adapter(
     model: DomainModel, tmp_path: Path, dtype: str
 ) -> None:

@@ -58,10 +58,18 @@ KINDS: dict[str, tuple[list[dict[str, Any]], str]] = {
         "preference",
     ),
 }  # fmt: skip
+COMMON = ("labels", "answers", "messages")
+"""Tried at each change; the others in ``make test-all``."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rows", "kind"), KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        pytest.param(*of, id=name, marks=[] if name in COMMON else pytest.mark.long)
+        for name, of in KINDS.items()
+    ],
+)
 def test_the_recipe_runs_to_a_verdict(
     rows: list[dict[str, Any]], kind: str, tiny_base: Path, small_suite: None,
     monkeypatch: pytest.MonkeyPatch,

@@ -31,7 +31,11 @@ def test_a_recipe_is_short_and_loads(recipe: Path) -> None:
     assert isinstance(domain.task, Classification)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [*RECIPES[:2], *(pytest.param(path, marks=pytest.mark.long) for path in RECIPES[2:])],
+    ids=lambda path: path.stem,
+)
 def test_a_recipe_runs_with_few_rows(
     recipe: Path, tmp_path: Path, tiny_base: Path, small_suite: None,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -138,7 +138,7 @@ def assert_as_exact(runs: Sequence[Run]) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("micro", [16_384, 64])
+@pytest.mark.parametrize("micro", [pytest.param(16_384, marks=pytest.mark.long), 64])
 def test_joint_gradients_equal_those_of_separate_steps(
     tmp_path: Path, tiny_base: Path, micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,7 +250,7 @@ def test_missing_general_figures_are_reported() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saved", ["masked", "bare"])
+@pytest.mark.parametrize("saved", ["masked", pytest.param("bare", marks=pytest.mark.long)])
 def test_the_experiment_of_the_tutorial(
     tmp_path: Path, saved: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,9 +28,10 @@ TEXT = (
 )
 DEVIATION = 0.02
 """Of the random adapters, see ``strong``."""
+LONG = [pytest.mark.real, pytest.mark.long]
 TRAINED = [
     pytest.param("embedded"), pytest.param("minilm", marks=pytest.mark.real),
-    pytest.param("smollm2", marks=[pytest.mark.real, pytest.mark.long]),
+    pytest.param("smollm2", marks=LONG),
 ]  # fmt: skip
 
 
@@ -43,9 +44,7 @@ def folder_of(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", [CAUSAL[0], pytest.param("smollm2", marks=[pytest.mark.real, pytest.mark.long])]
-)
+@pytest.mark.parametrize("name", [CAUSAL[0], pytest.param("smollm2", marks=LONG)])
 def test_adapters_of_a_pretrained_base(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
@@ -64,7 +63,7 @@ def read(bank: Bank, name: str | None = None) -> Any:
         return bank.base.model(input_ids=ids, labels=ids, use_cache=False)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [CAUSAL[0], pytest.param("smollm2", marks=LONG)])
 @torch.no_grad()
 def test_swaps_and_a_merge(folder_of: Callable[[str], Path], name: str) -> None:
     folder = folder_of(name)
@@ -162,7 +161,7 @@ def quantised(folder: Path, quantization: Any) -> Any:
 
 
 @pytest.mark.usefixtures("small_suite")
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [TRAINED[0], pytest.param("minilm", marks=LONG), TRAINED[2]])
 def test_a_resumed_run_ends_with_the_same_bytes(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:

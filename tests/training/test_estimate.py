@@ -74,10 +74,14 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "task"),
     [
-        ({"retention": "kl", "kl": 0.5, "general_rows": 4}, None),
-        ({"retention": "replay"}, Classification(positive="spam", head=True)),
+        pytest.param({"retention": "kl", "kl": 0.5, "general_rows": 4}, None, id="kl"),
+        pytest.param(
+            {"retention": "replay"},
+            Classification(positive="spam", head=True),
+            id="replay, head",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["kl", "replay, head"],
 )
 def test_the_estimate_of_each_phase_is_within_30_percent(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, small_suite: None,
