@@ -3,7 +3,6 @@
 What only trains for minutes, or needs a network, is read by the parser that would read it.
 """
 
-import os
 import re
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from support.commands import fork
 
 from lora_domains.cli.main import make_parser
 
@@ -89,16 +89,13 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                     yield page.name, [word for word in words if word != "…"]
 
 
-def run_in_docs(code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """``code`` as a process in ``folder``, which has the tables that the pages give to readers."""
+def run_in_docs(code: str, folder: Path) -> tuple[int, str, str]:
+    """The exit code, output and errors of ``code`` in a process of its own in ``folder``, which
+    has the tables that the pages give to readers."""
     for table in (ROOT / "docs" / "assets").glob("*.csv"):
         lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / table.name).write_text("".join(lines[:100]), encoding="utf-8")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}, timeout=600,
-    )  # fmt: skip
+    return fork(lambda: exec(code, {"__name__": "__main__"}), folder).ended()
 
 
 def test_there_is_python_to_run() -> None:
@@ -112,10 +109,10 @@ def test_the_python_blocks_run(tmp_path: Path, count: int) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     # README first: it trains the adapter that the other pages use.
     code = "\n".join([FEWER, *(block for page in PAGES[:count] for block in blocks(page))])
-    done = run_in_docs(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Verdict" in done.stdout
-    assert "label='urgent'" in done.stdout or "label='routine'" in done.stdout
+    exit_code, output, errors = run_in_docs(code, tmp_path)
+    assert exit_code == 0, errors
+    assert "Verdict" in output
+    assert "label='urgent'" in output or "label='routine'" in output
     assert (tmp_path / "adapters" / "medical" / "card.json").exists()
 
 
@@ -141,9 +138,9 @@ except SystemExit as left:
     # A verdict of pass, fail or inconclusive; an error is 2.
     assert left.code in {(0, 1, 3) if words[0] == "fit" else (0,)}, ({call!r}, left.code)
 """)
-    done = run_in_docs("\n".join(code), tmp_path)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "inconclusive" in done.stdout
+    exit_code, output, errors = run_in_docs("\n".join(code), tmp_path)
+    assert exit_code == 0, errors + output
+    assert "inconclusive" in output
     answers = (tmp_path / "answers.csv").read_text(encoding="utf-8").splitlines()
     assert answers[0].startswith("patient,sex,site,note,prediction,probability")
     assert len(answers) == 21

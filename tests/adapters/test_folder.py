@@ -7,9 +7,9 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lora_domains.adapters.loading import load_adapter
 from lora_domains.atomic import restored
 from lora_domains.errors import AdapterError, DomainError
 from lora_domains.modeling.base import Base, load_base
+from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import Card
 
 
@@ -205,35 +206,25 @@ def test_unfinished_folders_are_not_adapters(base: Base, tmp_path: Path) -> None
         find_adapter("medical", tmp_path / "nowhere")
 
 
-SAVE_FOR_EVER = """
-import os, sys, time
-from pathlib import Path
-from support.adapters import FILES, save, strong
-from lora_domains import atomic
-from lora_domains.modeling.base import load_base
-
-base = load_base(sys.argv[1])
-made = [strong(base, "a", seed) for seed in (1, 2)]
-for how in sys.stdin:
+def saving(folder: Path, made: Sequence[Adapter], base: Base, how: str) -> int:
+    """The number of a forked process that saves ``made`` in turn, again and again."""
     child = os.fork()
-    if child == 0:
-        if how == "renames\\n":
+    if child:
+        return child
+    try:
+        if how == "renames":
             atomic._exchange = lambda one, other: False
         until = time.monotonic() + 60  # where nobody is left to kill it
         while time.monotonic() < until:
             for one in made:
-                save(Path(sys.argv[2]), one, base)
-    print(child, flush=True)
-    os.waitpid(child, 0)
-    print("killed", flush=True)
-"""
+                save(folder, one, base)
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: starting anew takes seconds a kill")
-def test_a_killed_process_leaves_a_whole_adapter(
-    tiny_base: Path, base: Base, tmp_path: Path
-) -> None:
+def test_a_killed_process_leaves_a_whole_adapter(base: Base, tmp_path: Path) -> None:
     folder = save(tmp_path / "out" / "a", strong(base, "a", 1), base)
     begun = time.monotonic()
     save(folder, strong(base, "a", 1), base)
@@ -242,24 +233,14 @@ def test_a_killed_process_leaves_a_whole_adapter(
         fingerprint(save(tmp_path / "known" / f"a{s}", strong(base, "a", s), base)) for s in (1, 2)
     }
     moments = random.Random(0)
-    seen = set()
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, tiny_base, folder],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        for how in ["exchange", "renames"] * 12:
-            print(how, file=process.stdin, flush=True)
-            child = int(process.stdout.readline())
-            time.sleep(moments.uniform(0.2, 4) * seconds)
-            os.kill(child, signal.SIGKILL)
-            assert process.stdout.readline() == "killed\n"
-            load_adapter(folder, base)
-            seen.add(fingerprint(folder))
-            assert fingerprint(folder) == Card.read(folder).adapter.sha256
-            assert {p.name for p in folder.iterdir()} == FILES
-        process.stdin.close()
+    made, seen = [strong(base, "a", seed) for seed in (1, 2)], set()
+    for how in ["exchange", "renames"] * 10:
+        child = saving(folder, made, base, how)
+        time.sleep(moments.uniform(0.2, 4) * seconds)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        load_adapter(folder, base)
+        seen.add(fingerprint(folder))
+        assert fingerprint(folder) == Card.read(folder).adapter.sha256
+        assert {p.name for p in folder.iterdir()} == FILES
     assert seen == known, "no save was finished between two kills"

@@ -5,14 +5,15 @@ import gzip
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import run, write
+from support.commands import fork, run, write
 from support.models import Fitted, clear_rows
+
+from lora_domains.cli import main as cli
 
 NOTES = [
     {"id": f"a-{n:03}", "text": row["text"] if n % 7 else row["text"].replace(" ", "\n", 1),
@@ -222,24 +223,17 @@ def test_a_column_may_have_another_name_than_in_training(
 @pytest.mark.slow
 def test_a_reader_that_has_enough_ends_the_command(where: tuple[str, ...], tmp_path: Path) -> None:
     path = given(tmp_path, "jsonl", [{"text": "red alpha"}] * 3000)
-    command = [
-        sys.executable,
-        "-m",
-        "lora_domains.cli.main",
-        "predict",
-        "spam",
-        "--input",
-        path,
-        *where,
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline().split("\t")[0] in ("spam", "ham")
-        process.stdout.close()
-        errors = process.stderr.read()
-        assert process.wait() == 0
+    reading, writing = os.pipe()
+
+    def predict() -> None:
+        os.close(reading)
+        cli.main(["predict", "spam", "--input", path, *where])
+
+    forked = fork(predict, tmp_path, writing)
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        assert lines.readline().split("\t")[0] in ("spam", "ham")
+    code, _, errors = forked.ended()
+    assert code == 0
     assert "Traceback" not in errors
     assert "BrokenPipe" not in errors

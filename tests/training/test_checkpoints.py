@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,16 @@ import pytest
 import torch
 from conftest import ROOT, make_rows
 from support.adapters import save, strong
+from support.commands import Forked, fork
 from support.models import QUIET, declared, fixed, make_run, model_in, stopped_after
 
 from lora_domains.adapters.folder import WEIGHTS, fingerprint
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.versions import keep_version
+from lora_domains.cli.parser import guarded
 from lora_domains.console import Display
-from lora_domains.domain import Domain
+from lora_domains.data.source import Data
+from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import (
     AdapterError,
     TrainingInterrupted,
@@ -174,8 +177,14 @@ def test_the_identity_of_a_run_names_what_changed(
 # ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("steps", [2, 5, pytest.param(8, marks=pytest.mark.contract), 15])
+@pytest.mark.parametrize(
+    ("steps", "dropout"),
+    [
+        (2, 0.3), (5, 0.3), pytest.param(8, 0.0, marks=pytest.mark.contract), (15, 0.3),
+        pytest.param(8, 0.3, marks=[pytest.mark.contract, pytest.mark.long]),
+        *(pytest.param(steps, 0.0, marks=pytest.mark.long) for steps in (2, 5, 15)),
+    ],
+)  # fmt: skip
 def test_a_resumed_run_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], uninterrupted: dict[float, str],
     steps: int, dropout: float,
@@ -205,7 +214,9 @@ def validated(
     return folder / "spam"
 
 
-@pytest.mark.parametrize("steps", [1, 2, pytest.param(5, marks=pytest.mark.long), 7])
+@pytest.mark.parametrize(
+    "steps", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 5)), 2, 7]
+)
 def test_a_run_that_is_validated_within_epochs_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], validated: Path, steps: int
 ) -> None:
@@ -275,8 +286,14 @@ def test_an_ending_resumes_to_the_same_bytes(
         assert resumed.record["history"] == whole.record["history"]
 
 
-@pytest.mark.parametrize("task", [Classification(positive="spam"), MultiLabel(head=True)])
-@pytest.mark.parametrize("balance", ["weights", "batches"])
+@pytest.mark.parametrize(
+    ("balance", "task"),
+    [
+        ("weights", Classification(positive="spam")), ("batches", MultiLabel(head=True)),
+        pytest.param("batches", Classification(positive="spam"), marks=pytest.mark.long),
+        pytest.param("weights", MultiLabel(head=True), marks=pytest.mark.long),
+    ],
+)  # fmt: skip
 def test_a_resumed_run_on_balanced_classes_ends_with_the_same_bytes(
     tmp_path: Path, tiny_base: Path, balance: str, task: Task
 ) -> None:
@@ -395,82 +412,35 @@ def test_no_training_is_lost_when_the_disk_refuses_the_adapter(
 # ── Processes that are stopped ────────────────────────────────────────────────────────────────────
 
 
-FORKS = """
-import json, os, sys
-import pytest
-from support.general_text import use_few_texts
-from lora_domains import Classification, Data, Domain, DomainModel
-from lora_domains.cli.parser import guarded
-from lora_domains.console import Display
-from lora_domains.domain import with_settings
-from lora_domains.modeling.base import load_base
-
-rows, base_path = sys.argv[1:]
-use_few_texts(pytest.MonkeyPatch())
-base = load_base(base_path, device="cpu")
-domain = with_settings(Domain("spam", Classification(), Data(rows)), lr=0.03, batch_size=8, rank=8,
-                       epochs=4, patience=99, dropout=0.1)
-
-def fit():
-    DomainModel(base, out="adapters", display=Display()).fit(domain, resume=resume)
-    return 0
-
-for line in sys.stdin:
-    folder, resume = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        for stream, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        code = guarded(fit)
-        sys.stdout.flush()
-        os._exit(code)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Forks a process that trains in FOLDER for each line [FOLDER, RESUME], so that the libraries load
-once; prints the number of the process and, when it ended, its exit code."""
-
-
 @pytest.fixture(scope="module")
-def forks(
+def begun(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: list[dict[str, Any]]
-) -> Iterator[subprocess.Popen[str]]:
+) -> Callable[..., Forked]:
+    """Begins a process that trains in a folder, and perhaps resumes."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:120]))
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS, str(path), str(tiny_base)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        yield process
-        process.stdin.close()
+    base = load_base(tiny_base, device="cpu")
+    domain = with_settings(
+        Domain("spam", Classification(), Data(str(path))),
+        lr=0.03, batch_size=8, rank=8, epochs=3, patience=99, dropout=0.1,
+    )  # fmt: skip
 
+    def begin(folder: Path, resume: bool = False) -> Forked:
+        def fit() -> int:
+            DomainModel(base, out="adapters", display=Display()).fit(domain, resume=resume)
+            return 0
 
-def begun(forks: subprocess.Popen[str], folder: Path, resume: bool = False) -> int:
-    """The number of a process that trains in ``folder``."""
-    assert forks.stdin is not None
-    assert forks.stdout is not None
-    print(json.dumps([str(folder), resume]), file=forks.stdin, flush=True)
-    return int(forks.stdout.readline())
+        return fork(lambda: sys.exit(guarded(fit)), folder)
 
-
-def ended(forks: subprocess.Popen[str], folder: Path) -> tuple[int, str, str]:
-    """Its exit code once it ended, its output and its errors."""
-    assert forks.stdout is not None
-    code = int(forks.stdout.readline())
-    return code, (folder / "stdout").read_text(), (folder / "stderr").read_text()
+    return begin
 
 
 @pytest.fixture(scope="module")
 def uninterrupted_process(
-    tmp_path_factory: pytest.TempPathFactory, forks: subprocess.Popen[str]
+    tmp_path_factory: pytest.TempPathFactory, begun: Callable[..., Forked]
 ) -> str:
     folder = tmp_path_factory.mktemp("whole")
-    begun(forks, folder)
-    code, _, errors = ended(forks, folder)
+    code, _, errors = begun(folder).ended()
     assert code == 0, errors
     return fingerprint(folder / "adapters" / "spam")
 
@@ -478,16 +448,16 @@ def uninterrupted_process(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
-    tmp_path: Path, forks: subprocess.Popen[str], uninterrupted_process: str,
+    tmp_path: Path, begun: Callable[..., Forked], uninterrupted_process: str,
     number: signal.Signals,
 ) -> None:  # fmt: skip
-    child, out = begun(forks, tmp_path), tmp_path / "adapters"
+    process, out = begun(tmp_path), tmp_path / "adapters"
     checkpoint = out / ".spam.checkpoint"
     until = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < until:
         time.sleep(0.002)
-    os.kill(child, number)
-    code, _, errors = ended(forks, tmp_path)
+    os.kill(process.number, number)
+    code, _, errors = process.ended()
     assert checkpoint.exists()
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL
@@ -497,8 +467,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
         assert "--resume" in errors
         assert number.name in errors
         assert (out / "spam" / WEIGHTS).exists()  # the best epoch so far
-    begun(forks, tmp_path, resume=True)
-    code, output, errors = ended(forks, tmp_path)
+    code, output, errors = begun(tmp_path, resume=True).ended()
     assert code == 0, errors
     assert "Resuming at epoch" in output
     assert fingerprint(out / "spam") == uninterrupted_process
