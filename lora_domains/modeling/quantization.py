@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -263,9 +264,13 @@ class Gguf(Checkpoint):
     def load(self, architecture: Any, **options: Any) -> tuple[Any, list[str]]:
         if "quantization_config" in options:
             raise ValueError("a GGUF file, which is not quantised again when it is loaded")
-        model, report = architecture.from_pretrained(
-            **self.place, output_loading_info=True, **options
-        )
+        from transformers import modeling_gguf_pytorch_utils as reader
+
+        # Its bar is not one that transformers can be told to hide.
+        with patch.object(reader, "tqdm", partial(reader.tqdm, disable=True)):
+            model, report = architecture.from_pretrained(
+                **self.place, output_loading_info=True, **options
+            )
         # The weights are plain by now; with these, which the oldest supported transformers does
         # not set, the model could not be saved.
         if hasattr(model.config, "quantization_config"):

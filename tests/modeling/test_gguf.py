@@ -74,8 +74,11 @@ def file(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tiny_base, tmp_path_factory.mktemp("gguf") / "tiny" / "model.gguf")
 
 
-def test_a_gguf_file_is_the_base_that_it_holds(file: Path, tiny_base: Path) -> None:
+def test_a_gguf_file_is_the_base_that_it_holds(
+    file: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base, plain = load_base(file.parent, device="cpu"), load_base(tiny_base, device="cpu")
+    assert "GGUF tensors" not in capsys.readouterr().err  # a bar of transformers
     torch.testing.assert_close(logits(base), logits(plain), atol=1e-5, rtol=0)
     assert base.quantization is None
     assert base.identity != plain.identity, "the tensors are stored otherwise"
