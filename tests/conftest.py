@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
-LONG = ("test_main_job", "test_docs", "test_checkpoints")
+LONG = ("test_main_job", "test_distributed", "test_checkpoints")
 """Files whose tests take minutes: begun first, so that no process ends up waiting for one."""
 
 

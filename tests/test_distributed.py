@@ -54,7 +54,7 @@ def two(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("run", "domain", "records"), [("curve", declared, 3 * 7 + 3), ("pairs", pairs, 2 * 4 + 2)]
+    ("run", "domain", "records"), [("curve", declared, 2 * 7 + 2), ("pairs", pairs, 2 * 4 + 2)]
 )
 def test_two_processes_run_like_one(
     two: tuple[Path, list[dict[str, Any]], str], tiny_base: Path, rows: list[dict[str, Any]],
@@ -314,7 +314,7 @@ def test_options_of_a_launch_without_effect_are_warned_about(
 @pytest.mark.parametrize(
     ("threads", "flags", "cores"),
     [
-        pytest.param("1", (), 1, id="asked for by the environment"),
+        pytest.param("1", (), 1, id="asked for by the environment", marks=pytest.mark.long),
         pytest.param(
             "",
             ("--num-cpu-threads-per-process", 1),

@@ -17,13 +17,12 @@ from lora_domains.report.card import AdapterEntry, Card
 ROOT = Path(__file__).parents[1]
 ROWS = {"train": 1600, "validation": 100, "test": 300}
 """How many of the rows are used; validation and test rows are fewer, for speed."""
+FEW = {"train": 960, "validation": 60, "test": 100}
 
 
-@pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory) -> AdapterEntry:
-    """What the command line trains and evaluates with its default settings."""
-    folder = tmp_path_factory.mktemp("tutorial")
-    for split, count in ROWS.items():
+def fitted(folder: Path, counts: dict[str, int], *flags: str) -> AdapterEntry:
+    """What the command line trains and evaluates on so many rows of each split."""
+    for split, count in counts.items():
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
             writer.writeheader()
@@ -31,11 +30,17 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> AdapterEntry:
     done = subprocess.run(
         [sys.executable, "-m", "lora_domains.cli.main", "fit", "--name", "tutorial",
          "--train", "train.csv", "--validation", "validation.csv", "--test", "test.csv",
-         "--positive", "urgent", "--epochs", "3"],
+         "--positive", "urgent", *flags],
         cwd=folder, capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
-    assert done.returncode in (0, 3), done.stderr
+    assert done.returncode in (0, 1, 3), done.stderr
     return Card.read(folder / "adapters" / "tutorial").adapter
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> AdapterEntry:
+    """The published example, with the default settings."""
+    return fitted(tmp_path_factory.mktemp("tutorial"), ROWS, "--epochs", "3")
 
 
 def verdicts(entry: AdapterEntry) -> dict[str, str]:
@@ -43,8 +48,23 @@ def verdicts(entry: AdapterEntry) -> dict[str, str]:
 
 
 @pytest.mark.slow
+def test_one_epoch_on_few_rows_learns_and_keeps_what_the_base_knows(tmp_path: Path) -> None:
+    entry = fitted(tmp_path, FEW, "--epochs", "1", "--questions", "200")
+    accuracy, loss = (entry.domain_scores[name] for name in ("accuracy", "loss"))
+    assert accuracy["base"] <= 0.65
+    assert accuracy["adapter"] >= accuracy["base"] + 0.1
+    assert loss["adapter"] <= loss["base"] - 0.2
+    assert entry.general["pooled"]["difference"] > -0.03
+    found = verdicts(entry)
+    assert found["retention"] in ("pass", "inconclusive")
+    assert found["drift"] == found["frozen"] == found["effect"] == found["leaks"] == "pass"
+
+
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_tutorial_experiment(tutorial: AdapterEntry) -> None:
     """Published: accuracy .65 → .875, loss 1.2 → .42, in fewer than 10 epochs."""
+    assert tutorial.verdict in ("pass", "inconclusive")
     scores = tutorial.domain_scores
     assert scores["accuracy"]["base"] <= 0.65
     assert scores["accuracy"]["adapter"] >= 0.87

@@ -26,13 +26,10 @@ def found_on(out: Path, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.long  # test_distributed.py trains, scores and resumes on a sharded base in make test
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kinds",
-    [
-        pytest.param(("llama", "bert"), id="common"),
-        pytest.param(("untied", "gpt2", "deberta-v2"), id="others", marks=pytest.mark.long),
-    ],
+    "kinds", [("llama", "bert"), ("untied", "gpt2", "deberta-v2")], ids=["common", "others"]
 )
 def test_a_sharded_base_computes_what_the_whole_one_does(
     tmp_path: Path, bases: Callable[[str], Path], gpt2_base: Path, kinds: tuple[str, ...]

@@ -134,9 +134,11 @@ def test_wrong_usage_exits_with_2_and_a_hint(
 @pytest.mark.slow
 def test_without_a_terminal_the_lines_are_plain(tmp_path: Path, tiny_base: Path) -> None:
     train = write(tmp_path / "train.csv", make_rows(60))
+    general = write(tmp_path / "general.csv", make_rows(40, seed=1))
     done = subprocess.run(
         [sys.executable, "-m", "lora_domains.cli.main", "fit", "--name", "x", "--train", train,
-         "--base", str(tiny_base), "--out", str(tmp_path / "out"), "--epochs", "1"],
+         "--general", general, "--base", str(tiny_base), "--out", str(tmp_path / "out"),
+         "--epochs", "1"],
         capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode in (0, 1, 3), done.stderr
