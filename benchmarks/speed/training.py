@@ -20,6 +20,7 @@ Memory then includes base, adapter and optimiser. What the goal for 8 bits compa
 gradient checkpointing, since more rows' activations take the same memory at every precision.
 """
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -311,6 +312,7 @@ def large(experiment: Experiment, test: Bench, scratch: Path, rate: float) -> No
         memory[precision] = at_precision(
             experiment, test, texts(words, tokens), tokens, precision, folder, rate
         )
+        gc.collect()  # models in reference cycles of the Trainer
         release(torch.device(experiment.device))
         if precision:
             goal = EIGHT_BIT if precision == "8bit" else None

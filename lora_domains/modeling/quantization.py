@@ -40,12 +40,8 @@ def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
         return dtype
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
-        raise BaseModelError(
-            where="dtype",
-            expected="a precision",
-            found=repr(dtype),
-            hint=did_you_mean(dtype, known),
-        )
+        raise BaseModelError(where="dtype", expected="a precision", found=repr(dtype),
+                             hint=did_you_mean(dtype, known))  # fmt: skip
     return known[dtype]
 
 
@@ -67,12 +63,9 @@ def check_quantization(wanted: str | None) -> None:
     if wanted is None or wanted in known:
         return
     digit = next((word for word in known if word[0] in str(wanted)), None)
-    raise BaseModelError(
-        where="quantization",
-        expected="'8bit', '4bit' or None",
-        found=repr(wanted),
-        hint=f"Did you mean {digit!r}?" if digit else did_you_mean(str(wanted), known),
-    )
+    hint = f"Did you mean {digit!r}?" if digit else did_you_mean(str(wanted), known)
+    raise BaseModelError(where="quantization", expected="'8bit', '4bit' or None",
+                         found=repr(wanted), hint=hint)  # fmt: skip
 
 
 def stored_quantization(
@@ -135,17 +128,29 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
 
 
 def prepare_linears(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Set the compute dtype of 4-bit linears, and on a CPU keep their weights from being repacked.
+    """Set the compute dtype of 4-bit linears, and let 8-bit linears forget their inputs.
 
     bitsandbytes repacks nf4 weights in place on CPUs with AVX512-BF16: after any evaluation forward
-    they give wrong gradients and a wrong ``state_dict`` with a normal-looking loss (0.50.2).
+    gradients and the ``state_dict`` are wrong, the loss looks normal (0.50.2). Off here.
     """
     for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            module.register_forward_hook(_forget_input)
         if hasattr(module, "compute_dtype"):
             # A stored base names its own, which may be less precise than the other weights.
             setattr(module, "compute_dtype", dtype)  # noqa: B010 (a plain attribute)
         if device.type == "cpu" and hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def _forget_input(_module: nn.Module, _inputs: Any, y: Tensor) -> None:
+    """Free what bitsandbytes keeps of an input for the gradient of a frozen weight in 8 bits: it is
+    not among what autograd saves, so that gradient checkpointing does not free it."""
+    node: Any = y.grad_fn
+    if hasattr(node, "tensors"):
+        node.tensors = (None, None, None)
+    elif hasattr(node, "A"):  # of a linear in training mode on a CPU
+        node.A = None
 
 
 def dequantised(linear: nn.Module) -> Tensor:
@@ -247,10 +252,8 @@ class Gguf(Checkpoint):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        return {
-            name: TensorInfo("F32", tuple(int(size) for size in reversed(tensor.shape)))
-            for name, tensor in self._stored.items()
-        }  # fmt: skip
+        return {name: TensorInfo("F32", tuple(map(int, reversed(tensor.shape))))
+                for name, tensor in self._stored.items()}  # fmt: skip
 
     def content(self, name: str) -> Iterator[bytes]:
         yield self._stored[name].data.tobytes()
@@ -268,9 +271,8 @@ class Gguf(Checkpoint):
 
         # Its bar is not one that transformers can be told to hide.
         with patch.object(reader, "tqdm", partial(reader.tqdm, disable=True)):
-            model, report = architecture.from_pretrained(
-                **self.place, output_loading_info=True, **options
-            )
+            options |= {"output_loading_info": True, **self.place}
+            model, report = architecture.from_pretrained(**options)
         # The weights are plain by now; with these, which the oldest supported transformers does
         # not set, the model could not be saved.
         if hasattr(model.config, "quantization_config"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,26 @@ def test_nf4_on_a_cpu_repacks_its_weights_without_the_fix(
     monkeypatch.setattr(base_file, "prepare_linears", lambda *_: seen.append("called"))
     base_on(folder, quantization="4bit")
     assert seen == ["called"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_8_bit_linear_keeps_no_input_for_the_gradient_of_its_weight(
+    folder: Path, training: bool
+) -> None:
+    """bitsandbytes keeps it where gradient checkpointing cannot free it."""
+    linears = [m for m in base_on(folder, quantization="8bit").model.modules()
+               if type(m).__name__ == "Linear8bitLt"]  # fmt: skip
+    assert len(linears) == 14
+    x = torch.randn(2, 3, linears[0].in_features, requires_grad=True)
+    linear, found = linears[0].train(training), []
+    for forgotten in (True, False):
+        middle = x * 2
+        kept, y = weakref.ref(middle), linear(middle)
+        del middle
+        assert (kept() is None) == forgotten
+        found += torch.autograd.grad(y.square().sum(), x)
+        linear._forward_hooks.clear()
+    assert torch.equal(*found)
 
 
 @pytest.mark.contract
