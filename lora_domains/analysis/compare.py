@@ -200,7 +200,7 @@ def _check_comparable(one: _Run, two: _Run) -> None:
                 where=f"{one.name} and {two.name}",
                 expected=f"the same {name}",
                 found=f"{one.judged[key]} and {two.judged[key]}",
-                hint="Compare adapters of the same task.",
+                hint="Compare adapters of one task, with the same --metric and --positive.",
             )
 
 
