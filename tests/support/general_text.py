@@ -14,6 +14,8 @@ from lora_domains.probes.own_text import writes_own_text
 TRAINING = [f"a {word} cloud is green" for word in ("alpha", "beta", "gamma")] * 4
 FEW: Mapping[str, int] = {"train": 40, "validation": 10}
 """How many embedded texts of a split the tests train with, unless they ask for ``all_texts``."""
+CHARACTERS = 60
+"""How much of each: nearly as many tokens of a random base, which knows few words."""
 
 
 def use_general_text(
@@ -39,11 +41,11 @@ def use_own_texts(patch: pytest.MonkeyPatch, cache: Path) -> None:
 
 def use_few_texts(patch: pytest.MonkeyPatch) -> None:
     """Let training read the first ``FEW`` of the embedded general texts."""
-    use_general_text(
-        patch,
-        embedded_texts("train")[: FEW["train"]],
-        embedded_texts("validation")[: FEW["validation"]],
+    train, validation = (
+        [text[:CHARACTERS] for text in embedded_texts(split)[:count]]
+        for split, count in FEW.items()
     )
+    use_general_text(patch, train, validation)
     patch.setattr("lora_domains.probes.own_text.writes_own_text", lambda _: False)
 
 

@@ -17,6 +17,7 @@ from lora_domains.console import clock as clocks
 from lora_domains.evaluation.verdict_run import evaluation_seconds
 from lora_domains.inference.reference import Reference
 from lora_domains.model import DomainModel
+from lora_domains.probes.general_text import embedded_texts
 from lora_domains.tasks import Classification
 from lora_domains.training.estimate import estimate
 from lora_domains.training.fit import make_run
@@ -130,6 +131,7 @@ def test_reading_general_text_is_part_of_neither_speed_nor_time_left(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base reads hundreds of texts in the first step, which no later step does."""
+    use_general_text(monkeypatch, embedded_texts("train")[:40], embedded_texts("validation")[:10])
     spam = declared(clear_rows(200), epochs=2, kl=0.5, retention="kl", general_rows=2,
                     general_cost=1000.0)  # fmt: skip
     run = make_quiet_run(tmp_path, tiny_base, spam)
