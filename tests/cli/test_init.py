@@ -58,7 +58,7 @@ KINDS: dict[str, tuple[list[dict[str, Any]], str]] = {
         "preference",
     ),
 }  # fmt: skip
-COMMON = ("labels", "answers", "messages")
+COMMON = ("labels", "messages")
 """Tried at each change; the others in ``make test-all``."""
 
 
