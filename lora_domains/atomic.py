@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from lora_domains.errors import UsageError
+from lora_domains.errors import DomainError, UsageError
 
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds to wait for a process that reads what is to be replaced, which Windows does not allow."""
@@ -240,3 +240,15 @@ def plain_name(text: str) -> str | None:
     """A safe name made from ``text``, as far as it has room; None where nothing is left of it."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")[:64].rstrip("-_")
     return plain if NAME.fullmatch(plain) else None
+
+
+def check_name(name: str) -> str:
+    """``name`` if it is safe as the name of a folder; raises DomainError otherwise."""
+    if not NAME.fullmatch(name):
+        raise DomainError(
+            where=f"name {name!r}",
+            expected="at most 64 letters, digits, '-' and '_', and no device of Windows (nul, con)",
+            found=repr(name),
+            hint=f"Use {plain_name(name) or 'my-domain'!r}.",
+        )
+    return name

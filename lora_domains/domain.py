@@ -15,7 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lora_domains.atomic import NAME, plain_name
+from lora_domains.atomic import check_name
 from lora_domains.data.source import Data, data_of, data_record
 from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
 from lora_domains.schema import known_here, load_declaration
@@ -192,18 +192,6 @@ class Domain:
         newer = {"metric", "prevalence"}  # than digests
         hashed = {k: v for k, v in hashed.items() if k not in newer or v is not None}
         return sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-
-
-def check_name(name: str) -> str:
-    """``name`` if it is safe as the name of a folder; raises DomainError otherwise."""
-    if not NAME.fullmatch(name):
-        raise DomainError(
-            where=f"name {name!r}",
-            expected="at most 64 letters, digits, '-' and '_', and no device of Windows (nul, con)",
-            found=repr(name),
-            hint=f"Use {plain_name(name) or 'my-domain'!r}.",
-        )
-    return name
 
 
 def metrics_of(task: Task) -> list[str]:

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.atomic import NAME
+from lora_domains.atomic import NAME, check_name
 from lora_domains.data.source import READING, Data, Hub
 from lora_domains.domain import (
     Domain,
     Lora,
     Training,
     as_record,
-    check_name,
     load_domain,
     metrics_of,
     with_settings,

@@ -17,8 +17,14 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from lora_domains.atomic import adapter_name, folders_with, new_folder, repository_of, restored
-from lora_domains.domain import check_name
+from lora_domains.atomic import (
+    adapter_name,
+    check_name,
+    folders_with,
+    new_folder,
+    repository_of,
+    restored,
+)
 from lora_domains.errors import AdapterCorrupt, AdapterError, UsageError, did_you_mean, listed
 from lora_domains.report.card import CARD, ITEMS, Card
 

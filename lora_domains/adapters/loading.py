@@ -19,8 +19,7 @@ from torch.nn.utils import get_total_norm
 from lora_domains.adapters.config import read_config, targets_of
 from lora_domains.adapters.folder import CONFIG, WEIGHTS, check_digest, fingerprint, mapped
 from lora_domains.adapters.peft import MAGNITUDE, PREFIX, stored_name
-from lora_domains.atomic import adapter_name, folders_with, restored
-from lora_domains.domain import check_name
+from lora_domains.atomic import adapter_name, check_name, folders_with, restored
 from lora_domains.errors import (
     AdapterCorrupt,
     AdapterError,

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.atomic import plain_name
-from lora_domains.cli.parser import Parser, common_settings, device_map, floor, parsed_setting
+from lora_domains.cli.parser import (
+    ADAPTERS,
+    Parser,
+    common_settings,
+    device_map,
+    floor,
+    parsed_setting,
+)
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, SPLITS, Data, Reading
 from lora_domains.domain import BALANCE, RETENTION, Domain, with_settings
@@ -15,18 +22,7 @@ from lora_domains.schema import SETTINGS
 from lora_domains.tasks import KINDS
 from lora_domains.tasks.answers import Judge
 
-ADAPTERS = "adapters"
-"""The default folder of adapters."""
-
-
 # ── Flags that several verbs share ──────────────────────────────────────────────────────────────
-
-
-def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> None:
-    """An adapter that ``find_adapter`` finds."""
-    where = "its folder, its name in --out, or OWNER/NAME@REVISION on the Hub"
-    options = {"metavar": "ADAPTER", "help": where} | options
-    group.add_argument(name, **options)
 
 
 def add_base_flags(group: Any, *, trained: bool = False, quantised: bool = True,
@@ -152,11 +148,6 @@ def add_suite_flags(group: Any, *also: str) -> None:
     add("--questions", *also, type=int, metavar="N", help="ask a sample of at most N of them")
 
 
-def add_out_flag(group: Any) -> None:
-    group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
-                       "default: %(default)s")  # fmt: skip
-
-
 def add_quiet_flag(group: Any) -> None:
     """The flag that ``open_model`` reads."""
     group.add_argument("--quiet", action="store_true", help="show no stages and no progress; "
@@ -166,19 +157,6 @@ def add_quiet_flag(group: Any) -> None:
 def add_show_text_flag(group: Any, more: str = "") -> None:
     group.add_argument("--show-text", action="store_true", help="keep the text of rows and answers "
                        f"in items.jsonl{more}")  # fmt: skip
-
-
-def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> Any:
-    """The flags on a report that ``benchmark`` and ``report`` share; returns the output group."""
-    evaluation.add_argument("--against", "--baseline", metavar="DIR", help="also say what got "
-                            "worse since these older adapters, such as a release")  # fmt: skip
-    output = parser.add_argument_group("output")
-    add = output.add_argument
-    add("--out", default="reports", metavar="DIR", help="folder of the report; default: "
-        "%(default)s")  # fmt: skip
-    add("--junit", metavar="FILE", help="place of the JUnit file; default: DIR/junit.xml")
-    add("--show-text", action="store_true", help="show the text of wrongly answered rows")
-    return output
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:

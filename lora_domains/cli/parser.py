@@ -25,6 +25,8 @@ from lora_domains.schema import known_here
 if TYPE_CHECKING:
     from lora_domains.domain import Domain
 
+ADAPTERS = "adapters"
+"""The default folder of adapters."""
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 """Exit codes of the verbs that end in a verdict."""
 ERROR, INTERRUPTED = 2, 130
@@ -235,6 +237,31 @@ def add_verb(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> None:
+    """An adapter that ``find_adapter`` finds."""
+    where = "its folder, its name in --out, or OWNER/NAME@REVISION on the Hub"
+    options = {"metavar": "ADAPTER", "help": where} | options
+    group.add_argument(name, **options)
+
+
+def add_out_flag(group: Any) -> None:
+    group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
+                       "default: %(default)s")  # fmt: skip
+
+
+def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> Any:
+    """The flags on a report that ``benchmark`` and ``report`` share; returns the output group."""
+    evaluation.add_argument("--against", "--baseline", metavar="DIR", help="also say what got "
+                            "worse since these older adapters, such as a release")  # fmt: skip
+    output = parser.add_argument_group("output")
+    add = output.add_argument
+    add("--out", default="reports", metavar="DIR", help="folder of the report; default: "
+        "%(default)s")  # fmt: skip
+    add("--junit", metavar="FILE", help="place of the JUnit file; default: DIR/junit.xml")
+    add("--show-text", action="store_true", help="show the text of wrongly answered rows")
+    return output
 
 
 def check_no_file(texts: Sequence[str]) -> None:

@@ -8,16 +8,18 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
 
-from lora_domains.console.live import Notebook, terminal_bar
 from lora_domains.console.losses import Losses
 from lora_domains.errors import LoraDomainsError
 from lora_domains.report import terminal
 from lora_domains.report.text import metric_name
+
+if TYPE_CHECKING:
+    from lora_domains.console.live import Notebook
 
 
 class Advance(Protocol):
@@ -37,7 +39,7 @@ class Display:
     ) -> None:
         self.quiet, self.brief = quiet, brief
         self.console = console or Console(highlight=False, quiet=quiet)
-        self._notebook = Notebook() if self.console.is_jupyter else None
+        self._notebook = _notebook() if self.console.is_jupyter else None
         self._wraps = self.console.is_terminal or self._notebook is not None
         if not self.console.is_terminal:
             self.console = Console(
@@ -136,6 +138,8 @@ class Display:
         if self._notebook is not None:
             bar = self._notebook.bar(what, total, losses)
         else:
+            from lora_domains.console.live import terminal_bar
+
             bar = terminal_bar(self.console, what, total, losses)
         with bar as update:
 
@@ -199,6 +203,12 @@ OBSERVATION = 60
 NOTEBOOK, LOG, WIDE, NARROWEST = 100, 80, 72, 40
 """Characters of a line in a notebook, and in a log whose width nothing tells; how many a terminal
 needs for a column of row counts, and the fewest that are taken for true."""
+
+
+def _notebook() -> "Notebook":
+    from lora_domains.console.live import Notebook
+
+    return Notebook()
 
 
 def given_columns() -> int:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from lora_domains.atomic import check_name
 from lora_domains.cli import recipes
 from lora_domains.cli.flags import add_run_flags, configured, domain_name
 from lora_domains.cli.parser import Parser
 from lora_domains.data.source import Data
-from lora_domains.domain import Domain, as_record, check_name, setting_types, with_settings
+from lora_domains.domain import Domain, as_record, setting_types, with_settings
 from lora_domains.errors import DomainError, UsageError
 from lora_domains.probes.suite import Suite
 from lora_domains.schema import SETTINGS

@@ -13,12 +13,9 @@ from lora_domains.adapters.folder import find_adapter, own_folder
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.atomic import check_writable, write_files
 from lora_domains.cli.flags import (
-    ADAPTERS,
-    add_adapter_argument,
     add_base_flags,
     add_column_flags,
     add_metric_flag,
-    add_out_flag,
     add_quiet_flag,
     add_row_flags,
     add_task_flag,
@@ -28,7 +25,15 @@ from lora_domains.cli.flags import (
     run_flag_defaults,
 )
 from lora_domains.cli.machine import with_base
-from lora_domains.cli.parser import Parser, Verbs, add_verb, check_no_file
+from lora_domains.cli.parser import (
+    ADAPTERS,
+    Parser,
+    Verbs,
+    add_adapter_argument,
+    add_out_flag,
+    add_verb,
+    check_no_file,
+)
 from lora_domains.cli.proposal import proposed
 from lora_domains.cli.recipes import open_model, own_base
 from lora_domains.console import Display, analyses

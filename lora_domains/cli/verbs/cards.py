@@ -1,6 +1,6 @@
 """Verbs that need no model: list, show, report, compare, rollback, doctor.
 
-They import no torch; doctor asks it for devices.
+They import no torch; doctor asks it for devices. A verb imports what the others do not need.
 """
 
 import argparse
@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.folder import CONFIG, find_adapter
-from lora_domains.adapters.versions import check_versions, find_versioned, versions
-from lora_domains.adapters.versions import rollback as restore
-from lora_domains.analysis.compare import compare_adapters, compare_seeds, save_seeds
-from lora_domains.analysis.regressions import comparison_with
 from lora_domains.atomic import adapter_name
-from lora_domains.cli.flags import ADAPTERS, add_adapter_argument, add_out_flag, add_report_flags
-from lora_domains.cli.parser import EXIT, Parser, Verbs, add_verb
+from lora_domains.cli.parser import (
+    ADAPTERS,
+    EXIT,
+    Parser,
+    Verbs,
+    add_adapter_argument,
+    add_out_flag,
+    add_report_flags,
+    add_verb,
+)
 from lora_domains.cli.verbs import listing
 from lora_domains.cli.verbs.listing import adapter_folders, summary_of
-from lora_domains.console import Display, analyses
+from lora_domains.console import Display
 from lora_domains.errors import UsageError
-from lora_domains.report import terminal
-from lora_domains.report.card import CARD, Card, read_items
-from lora_domains.report.report import Evaluation, combine, rebuild, save_report
-from lora_domains.report.text import chosen_among, outcome
+from lora_domains.report.card import CARD, Card
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -91,13 +92,21 @@ def _add_json_flag(parser: Parser, what: str) -> Any:
 
 def show(flags: argparse.Namespace) -> int:
     """Print an adapter's card."""
+    from lora_domains.adapters.versions import versions
+
     folder = find_adapter(flags.adapter, Path(flags.out), CARD)
-    card = rebuild(folder) if flags.rebuild else Card.read(folder)
+    card = _rebuilt(folder) if flags.rebuild else Card.read(folder)
     if flags.json:
         sys.stdout.write(card.dumps())
         return 0
     show_card(card, Display(), len(versions(folder)))
     return 0
+
+
+def _rebuilt(folder: Path) -> Card:
+    from lora_domains.report.report import rebuild
+
+    return rebuild(folder)
 
 
 def show_card(card: Card, display: Display, earlier: int = 0) -> None:
@@ -106,6 +115,10 @@ def show_card(card: Card, display: Display, earlier: int = 0) -> None:
 
     ``earlier`` is the number of its earlier versions.
     """
+    from lora_domains.console import analyses
+    from lora_domains.report import terminal
+    from lora_domains.report.text import chosen_among
+
     entry = card.adapter
     display.title(f"{entry.domain} on {card.base.id}")
     if date := card.environment.get("date"):
@@ -118,7 +131,7 @@ def show_card(card: Card, display: Display, earlier: int = 0) -> None:
         at = "" if entry.scale == 1 else f" at this scale ({entry.scale:g} of its trained effect)"
         display.line(f"Not evaluated{at} yet.")
     else:
-        Evaluation(card).show(display.console)
+        terminal.evaluation(display.console, entry)
     if history := entry.training.get("history"):
         display.title("Training")
         if chosen := chosen_among(entry.training):
@@ -151,6 +164,12 @@ def _add_report(verbs: Verbs) -> None:
 
 def report(flags: argparse.Namespace) -> int:
     """Write one report of several adapters."""
+    from lora_domains.analysis.regressions import comparison_with
+    from lora_domains.report import terminal
+    from lora_domains.report.card import read_items
+    from lora_domains.report.report import combine, save_report
+    from lora_domains.report.text import outcome
+
     display, out = Display(), Path(flags.out)
     compare_with_older = comparison_with(flags.against)
     folders = [find_adapter(name, Path(ADAPTERS), CARD) for name in flags.adapters]
@@ -195,6 +214,9 @@ def _add_compare(verbs: Verbs) -> None:
 
 def compare(flags: argparse.Namespace) -> int:
     """Compare two adapters by their items, or several seeds of one."""
+    from lora_domains.analysis.compare import compare_adapters
+    from lora_domains.report import terminal
+
     if len(flags.adapters) < 2:
         raise UsageError(
             where="lora-domains compare",
@@ -221,6 +243,9 @@ def compare(flags: argparse.Namespace) -> int:
 
 
 def _compare_seeds(folders: Sequence[Path], flags: argparse.Namespace) -> int:
+    from lora_domains.analysis.compare import compare_seeds, save_seeds
+    from lora_domains.console import analyses
+
     rows, variances = compare_seeds(folders)
     if flags.save:
         save_seeds(folders, variances)
@@ -249,6 +274,9 @@ def _add_rollback(verbs: Verbs) -> None:
 
 def rollback(flags: argparse.Namespace) -> int:
     """Restore an earlier version of an adapter, or list them all."""
+    from lora_domains.adapters.versions import check_versions, find_versioned
+    from lora_domains.adapters.versions import rollback as restore
+
     display = Display()
     folder = find_versioned(flags.adapter, Path(flags.out))
     if flags.version is None:

@@ -10,32 +10,36 @@ from typing import TYPE_CHECKING, Any
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import domain_of
-from lora_domains.atomic import adapter_name, check_writable, new_file
+from lora_domains.atomic import adapter_name, check_name, check_writable, new_file
 from lora_domains.cli.flags import (
-    ADAPTERS,
-    add_adapter_argument,
     add_answer_flags,
     add_base_flags,
     add_column_flags,
     add_metric_flag,
-    add_out_flag,
     add_prevalence_flag,
     add_quiet_flag,
-    add_report_flags,
     add_row_flags,
     add_show_text_flag,
     add_suite_flags,
     configured,
     run_flag_defaults,
 )
-from lora_domains.cli.parser import EXIT, Verbs, add_verb
+from lora_domains.cli.parser import (
+    ADAPTERS,
+    EXIT,
+    Verbs,
+    add_adapter_argument,
+    add_out_flag,
+    add_report_flags,
+    add_verb,
+)
 from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
 from lora_domains.console.forms import Cells, Lines
 from lora_domains.data.checks import mapped
 from lora_domains.data.prepare import prepare, with_test_rows
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data
-from lora_domains.domain import Domain, check_name, load_domain
+from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items

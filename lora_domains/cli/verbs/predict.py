@@ -18,15 +18,19 @@ from lora_domains import __version__
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.atomic import folders_with
 from lora_domains.cli.flags import (
-    add_adapter_argument,
     add_base_flags,
-    add_out_flag,
     add_quiet_flag,
     add_reading_flags,
     columns,
     reading,
 )
-from lora_domains.cli.parser import Verbs, add_verb, check_no_file
+from lora_domains.cli.parser import (
+    Verbs,
+    add_adapter_argument,
+    add_out_flag,
+    add_verb,
+    check_no_file,
+)
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.console.files import AnswerFile, Questions, StandardOutput, Target, check_free

@@ -21,8 +21,7 @@ from lora_domains.adapters.folder import (
     find_adapter,
     is_adapter,
 )
-from lora_domains.cli.flags import add_out_flag
-from lora_domains.cli.parser import Verbs, add_verb
+from lora_domains.cli.parser import Verbs, add_out_flag, add_verb
 from lora_domains.console import Display
 from lora_domains.errors import AdapterError, UsageError, listed
 from lora_domains.report.card import CARD, ITEMS, Card, read_items

@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lora_domains.adapters.folder import folders_by_name
-from lora_domains.cli.flags import (
-    add_adapter_argument,
-    add_base_flags,
-    add_out_flag,
-    add_quiet_flag,
-)
-from lora_domains.cli.parser import Verbs, add_verb
+from lora_domains.cli.flags import add_base_flags, add_quiet_flag
+from lora_domains.cli.parser import Verbs, add_adapter_argument, add_out_flag, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.errors import LoraDomainsError, UsageError, check_installed, did_you_mean
