@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import (
     compare_accuracy,
@@ -22,7 +21,7 @@ from lora_domains.stats.comparisons import (
     compare_means,
     compare_ratios,
 )
-from lora_domains.stats.intervals import tango, wilson
+from lora_domains.stats.intervals import Bounds, tango, wilson
 from lora_domains.stats.seeds import seed_variance
 from lora_domains.stats.shares import auc_bounds, membership_auc, share_of
 from lora_domains.verdict.ledger import level

@@ -10,22 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lora_domains.stats.intervals import Bounds
 
 IntArray = NDArray[np.intp]
 FloatArray = NDArray[np.float64]
 Statistic = Callable[[FloatArray], FloatArray]
 """Sums (…, columns) → figures (…): one figure for each row of sums."""
-
-
-class Bounds(NamedTuple):
-    """One-sided bounds, each at its own level, in the unit of the figure they bound."""
-
-    lower: float
-    upper: float
 
 
 def bootstrap(

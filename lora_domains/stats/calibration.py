@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap, group_codes
+from lora_domains.stats.bootstrap import FloatArray, bootstrap, group_codes
 from lora_domains.stats.comparisons import ratio
+from lora_domains.stats.intervals import Bounds
 from lora_domains.stats.shares import share_of
 from lora_domains.stats.thresholds import thinned
 

@@ -13,16 +13,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_domains.stats.bootstrap import (
-    Bounds,
-    FloatArray,
-    IntArray,
-    Statistic,
-    bootstrap,
-    group_codes,
-)
+from lora_domains.stats.bootstrap import FloatArray, IntArray, Statistic, bootstrap, group_codes
 from lora_domains.stats.classes import class_counts, macro, span_of_flips
-from lora_domains.stats.intervals import items_needed_mean, items_needed_tango, mcnemar, tango
+from lora_domains.stats.intervals import (
+    Bounds,
+    items_needed_mean,
+    items_needed_tango,
+    mcnemar,
+    tango,
+)
 from lora_domains.stats.shares import design_effect
 
 K = TypeVar("K")

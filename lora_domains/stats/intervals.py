@@ -8,8 +8,14 @@ tests one direction only, so its whole 5 % error is on that side.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-from lora_domains.stats.bootstrap import Bounds
+
+class Bounds(NamedTuple):
+    """One-sided bounds, each at its own level, in the unit of the figure they bound."""
+
+    lower: float
+    upper: float
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Bounds:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, least_width
+from lora_domains.stats.bootstrap import FloatArray, Statistic, least_width
+from lora_domains.stats.intervals import Bounds
 
 
 def influence(statistic: Statistic, columns: FloatArray) -> FloatArray:

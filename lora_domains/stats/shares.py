@@ -9,14 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_domains.stats.bootstrap import (
-    Bounds,
-    FloatArray,
-    IntArray,
-    effective_groups,
-    group_codes,
-)
-from lora_domains.stats.intervals import items_needed_wilson, wilson
+from lora_domains.stats.bootstrap import FloatArray, IntArray, effective_groups, group_codes
+from lora_domains.stats.intervals import Bounds, items_needed_wilson, wilson
 
 
 class Share(NamedTuple):

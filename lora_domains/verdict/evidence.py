@@ -8,15 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import (
-    Bounds,
-    FloatArray,
-    bootstrap,
-    effective_groups,
-    group_codes,
-)
+from lora_domains.stats.bootstrap import FloatArray, bootstrap, effective_groups, group_codes
 from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
+from lora_domains.stats.intervals import Bounds
 from lora_domains.stats.shares import auc_bounds, membership_auc
 from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.rules import GateResult, Measurement, capital, unmeasured

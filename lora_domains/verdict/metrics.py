@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.stats import numbers
-from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, bootstrap
+from lora_domains.stats.bootstrap import FloatArray, Statistic, bootstrap
 from lora_domains.stats.classes import (
     ClassFigure,
     class_counts,
@@ -40,6 +40,7 @@ from lora_domains.stats.comparisons import (
     compare_sums,
     ratio,
 )
+from lora_domains.stats.intervals import Bounds
 from lora_domains.verdict.scores import (
     RESAMPLES,
     TARGET,

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_domains.stats.bootstrap import Bounds, bootstrap
+from lora_domains.stats.bootstrap import bootstrap
 from lora_domains.stats.classes import row_f1
 from lora_domains.stats.comparisons import Comparison, items_needed, ratio
-from lora_domains.stats.intervals import difference_bounds
+from lora_domains.stats.intervals import Bounds, difference_bounds
 from lora_domains.stats.shares import share_of
 from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.metrics import ClassMetric, best_baseline

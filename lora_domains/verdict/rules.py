@@ -17,12 +17,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lora_domains.stats.bootstrap import Bounds
-from lora_domains.stats.comparisons import Comparison
-from lora_domains.stats.intervals import POWER, items_needed_mean
-from lora_domains.stats.shares import Share
+from lora_domains.stats.intervals import POWER, Bounds, items_needed_mean
+
+if TYPE_CHECKING:
+    from lora_domains.stats.comparisons import Comparison
+    from lora_domains.stats.shares import Share
 
 Verdict = Literal["pass", "fail", "inconclusive", "not applicable", "warning", "note"]
 WORST_FIRST: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
@@ -70,7 +71,7 @@ class Measurement:
     level: float = 0.95
 
     @classmethod
-    def of(cls, comparison: Comparison, unit: str = "items") -> "Measurement":
+    def of(cls, comparison: "Comparison", unit: str = "items") -> "Measurement":
         """The difference of a comparison."""
         return cls(comparison.difference, comparison.bounds, comparison.n, unit, comparison.level)
 
@@ -216,7 +217,7 @@ def too_few(
 
 
 def judge_share(
-    name: str, share: Share, n: int, floor: float, unit: str, level: float = 0.95
+    name: str, share: "Share", n: int, floor: float, unit: str, level: float = 0.95
 ) -> GateResult:
     """A share of ``n`` items must reach ``floor`` by Wilson's bound.
 

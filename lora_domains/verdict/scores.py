@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_domains.stats.bootstrap import Bounds, FloatArray, Statistic, bootstrap
+from lora_domains.stats.bootstrap import FloatArray, Statistic, bootstrap
 from lora_domains.stats.comparisons import (
     Comparison,
     compare_accuracy,
@@ -35,6 +35,7 @@ from lora_domains.stats.comparisons import (
     ratio,
     size_of_ratio,
 )
+from lora_domains.stats.intervals import Bounds
 from lora_domains.stats.seeds import influence
 from lora_domains.stats.shares import share_of
 

@@ -10,9 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.comparisons import Comparison, items_needed
-from lora_domains.stats.intervals import difference_bounds
+from lora_domains.stats.intervals import Bounds, difference_bounds
 from lora_domains.verdict.evidence import Evidence, Fault
 from lora_domains.verdict.metrics import METRICS, best_baseline
 from lora_domains.verdict.rules import (

@@ -131,7 +131,7 @@ def test_the_command_shows_the_folds_and_writes_no_text(
 
 
 def test_bounds_across_folds_hold_the_truth_of_few_rows() -> None:
-    from lora_domains.stats.bootstrap import Bounds
+    from lora_domains.stats.intervals import Bounds
     from lora_domains.stats.seeds import across_folds
 
     assert across_folds(0.1, Bounds(0.05, 0.2), [0.1] * 5) == Bounds(0.05, 0.2)

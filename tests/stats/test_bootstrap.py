@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lora_domains.stats.bootstrap import Bounds, FloatArray, bootstrap, least_width
+from lora_domains.stats.bootstrap import FloatArray, bootstrap, least_width
 from lora_domains.stats.comparisons import ratio
-from lora_domains.stats.intervals import tango
+from lora_domains.stats.intervals import Bounds, tango
 
 
 def mean_bounds(values: np.ndarray, **options: object) -> Bounds:

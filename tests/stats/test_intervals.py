@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lora_domains.stats.bootstrap import Bounds
 from lora_domains.stats.intervals import (
+    Bounds,
     difference_bounds,
     items_needed_mean,
     items_needed_tango,

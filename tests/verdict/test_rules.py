@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from lora_domains.stats.bootstrap import Bounds
-from lora_domains.stats.intervals import wilson
+from lora_domains.stats.intervals import Bounds, wilson
 from lora_domains.stats.shares import Share, share_of
 from lora_domains.verdict.rules import (
     GateResult,
