@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.evaluation.domains import finished
 from lora_domains.report.card import Card
 from lora_domains.report.text import metric_name
-from lora_domains.verdict.metrics import best_baseline, metric_named
-from lora_domains.verdict.scores import contender_label
+from lora_domains.verdict import best_baseline, contender_label
+from lora_domains.verdict.metrics import metric_named
 
 RESULTS = Path(__file__).parent / "results" / "real.json"
 

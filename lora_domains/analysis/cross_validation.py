@@ -22,9 +22,10 @@ from lora_domains.report.text import interval
 from lora_domains.stats.seeds import across_folds
 from lora_domains.tasks import Example
 from lora_domains.tokenization.encoded import EncodedRow
-from lora_domains.verdict.metrics import best_baseline, metric_named, reported
+from lora_domains.verdict import best_baseline, contender_label
+from lora_domains.verdict.metrics import metric_named, reported
 from lora_domains.verdict.rules import capital, finite
-from lora_domains.verdict.scores import Metric, ScoreTable, contender_label
+from lora_domains.verdict.scores import Metric, ScoreTable
 
 
 def cross_validate(model: DomainModel, domain: Domain, count: int = 5) -> dict[str, Any]:

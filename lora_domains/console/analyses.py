@@ -24,7 +24,7 @@ from lora_domains.report.text import (
     setting_name,
     setting_value,
 )
-from lora_domains.verdict.metrics import metric_named
+from lora_domains.verdict import metric_info
 
 
 def trace(console: Console, found: Figures, most_moved: Sequence[int]) -> None:
@@ -179,7 +179,7 @@ def sweep(console: Console, name: str, found: Figures) -> None:
 
 def advice(found: Figures) -> list[str]:
     """What the runs of a sweep tell, and what they do not."""
-    runs, metric = found["runs"], metric_named(found["metric"])
+    runs, metric = found["runs"], metric_info(found["metric"])
     others = [run for run in runs[1:] if run.get("upper") is not None]
     alike = sum(
         metric.sign * run["upper" if metric.higher_is_better else "lower"] >= 0

@@ -16,8 +16,8 @@ from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.schema import Checker, checker
 from lora_domains.tasks import Task, positive_index, task_from_record, upgraded_record
-from lora_domains.verdict.gates import FORMER, Gates
 from lora_domains.verdict.ledger import Standing, level
+from lora_domains.verdict.rules import RENAMED
 
 Environment = dict[str, str | int | None]
 """Versions, machine and seed of a run; None where a value is unknown."""
@@ -159,8 +159,7 @@ class AdapterEntry:
         for name in (part.name for part in fields(self)):
             value = getattr(self, name)
             evaluated = name in FIGURES and self.verdict is not None
-            known = value is not None and value not in ({}, [], False)
-            known &= (name, value) != ("scale", 1)
+            known = value not in (None, {}, [], False) and (name, value) != ("scale", 1)
             if name in ALWAYS or evaluated or known:
                 written[name] = value
         if self.mistakes is not None:
@@ -229,10 +228,9 @@ class Card:
         stored = _upgraded(stored)
         check(stored if measured else _declared(stored), where)
         (entry,) = stored["adapters"]
-        parent = entry.get("parent")
-        entry = {"path": entry["domain"], **entry} | {
-            "parent": None if parent is None else ParentRecord(**parent)
-        }
+        entry = {"path": entry["domain"], "parent": None, **entry}
+        if entry["parent"] is not None:
+            entry["parent"] = ParentRecord(**entry["parent"])
         return cls(
             base=BaseRecord(**{"revision": None, **stored["base"]}),
             environment=stored.get("environment", {}),
@@ -341,9 +339,11 @@ def _without_defaults(gates: Mapping[str, Any]) -> dict[str, Any]:
     Gates that inform today had defaults before there was a setting ``calibration``; such a default
     was no limit of the domain.
     """
-    gates = {Gates.renamed.get(name, name): value for name, value in gates.items()}
+    gates = {RENAMED.get(name, name): value for name, value in gates.items()}
     if "calibration" in gates:
         return gates
+    from lora_domains.verdict.gates import FORMER
+
     return {name: None if FORMER.get(name) == value else value for name, value in gates.items()}
 
 
@@ -354,6 +354,8 @@ def _renamed(gate: Any) -> Any:
 
 def _standing(looks: Mapping[str, Any]) -> dict[str, Any]:
     """What an older version kept of earlier evaluations, by the budget of today."""
+    from lora_domains.verdict.gates import Gates
+
     number, budget = int(looks["adapters"]) + 1, Gates().evaluations
     standing = Standing(str(looks.get("test_set"))[:16], number, budget, level(budget))
     return {**vars(standing), "broken": looks.get("broken")}

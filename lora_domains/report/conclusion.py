@@ -9,9 +9,8 @@ from typing import Any
 
 from lora_domains.report.card import AdapterEntry
 from lora_domains.report.text import gained, kept, metric_name, number, percent
-from lora_domains.verdict.metrics import best_baseline, metric_named
+from lora_domains.verdict import best_baseline, contender_label, metric_info
 from lora_domains.verdict.rules import capital
-from lora_domains.verdict.scores import contender_label
 
 Fields = Mapping[str, Any]
 Gates = Mapping[str, Fields]
@@ -73,7 +72,7 @@ def standing(entry: AdapterEntry) -> str:
     if found is None:
         return ""
     metric, fields = found
-    best = best_baseline(metric_named(metric), fields["baselines"])
+    best = best_baseline(metric_info(metric), fields["baselines"])
     parts = [("base", fields["base"])]
     parts += [(_label(entry, best[0]), best[1])] if best else []
     scores = ", ".join(
@@ -103,7 +102,7 @@ def _gain(entry: AdapterEntry, gates: Gates) -> tuple[bool, str]:
     found, rival = gained(entry), _rival(entry)
     if found is None or rival is None or "gain" not in gates:
         return False, f"{entry.path} was not compared with its base"
-    metric, own, verdict = metric_named(found[0]), found[1]["adapter"], gates["gain"]["verdict"]
+    metric, own, verdict = metric_info(found[0]), found[1]["adapter"], gates["gain"]["verdict"]
     name, value = _label(entry, rival[0]), rival[1]
     if metric.sign * (value - own) > 0:
         scores = f"{metric.label} {number(value)} against {number(own)}"
@@ -122,7 +121,7 @@ def _rival(entry: AdapterEntry) -> tuple[str, float] | None:
     if found is None:
         return None
     metric, fields = found
-    return best_baseline(metric_named(metric), {"base": fields["base"], **fields["baselines"]})
+    return best_baseline(metric_info(metric), {"base": fields["base"], **fields["baselines"]})
 
 
 def _label(entry: AdapterEntry, contender: str) -> str:
@@ -169,9 +168,9 @@ def _mistakes(entry: AdapterEntry, gates: Gates) -> Iterator[str]:
 def _closer(entry: AdapterEntry) -> Iterator[str]:
     """Whose answers are closer to the references, where likelihoods decide."""
     found, fields = gained(entry), entry.domain_scores.get("token_f1")
-    if found is None or fields is None or not metric_named(found[0]).nats:
+    if found is None or fields is None or not metric_info(found[0]).nats:
         return
-    metric, own = metric_named("token_f1"), fields["adapter"]
+    metric, own = metric_info("token_f1"), fields["adapter"]
     best = best_baseline(metric, {"base": fields["base"], **fields["baselines"]})
     if best is not None and best[1] > own:
         scores = f"{metric.label} {number(best[1])} against {number(own)}"
@@ -228,7 +227,7 @@ def replaced(entry: AdapterEntry, since: Fields) -> str:
 
 def _is_better(name: str, change: Fields) -> bool:
     """Whether even the worse bound of a change is a gain."""
-    sign = 1 if name == "general" else metric_named(name).sign
+    sign = 1 if name == "general" else metric_info(name).sign
     bound = change["lower"] if sign > 0 else change["upper"]
     return bound is not None and sign * bound > 0
 

@@ -14,9 +14,8 @@ from lora_domains.report import charts, terminal
 from lora_domains.report import text as wording
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.conclusion import conclusion, standing
-from lora_domains.verdict.metrics import best_baseline, metric_named
+from lora_domains.verdict import best_baseline, contender_label, metric_info
 from lora_domains.verdict.rules import capital
-from lora_domains.verdict.scores import contender_label
 
 ASSETS = Path(__file__).parent / "assets"
 CLASSES = 12
@@ -77,7 +76,7 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
     entries = wording.ranked(report)
     changes = [(wording.gained(entry), wording.kept(entry)) for entry in entries]
     # One scale for each column, so that the bars of adapters can be compared.
-    shares = [f for gained, _ in changes if gained and metric_named(gained[0]).higher_is_better
+    shares = [f for gained, _ in changes if gained and metric_info(gained[0]).higher_is_better
               for f in [gained[1]]]  # fmt: skip
     gain_scale = _domain(shares, [0.0])
     kept_scale = _domain([kept for _, kept in changes if kept], [0.0, -0.03])
@@ -99,10 +98,10 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
         }
         if gained:
             metric, fields = gained
-            rival = best_baseline(metric_named(metric), fields["baselines"])
+            rival = best_baseline(metric_info(metric), fields["baselines"])
             ahead = 0.0 if rival is None else rival[1] - fields["base"]
             # The threshold is the base, or the best baseline where that is better.
-            higher = metric_named(metric).higher_is_better
+            higher = metric_info(metric).higher_is_better
             threshold = max(ahead, 0.0) if higher else min(ahead, 0.0)
             alone = _domain([fields], [0.0, threshold])
             domain = gain_scale if higher else alone
@@ -127,7 +126,7 @@ def _adapters(report: Report) -> Iterator[dict[str, Any]]:
 def _ladder(metric: str, fields: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Base, baselines and adapter on one metric, worst first: (name, value, width in %)."""
     values = {"base": fields["base"], **fields["baselines"], "adapter": fields["adapter"]}
-    lower = not metric_named(metric).higher_is_better
+    lower = not metric_info(metric).higher_is_better
     whole = (max(values.values()) if lower else 1.0) or 1.0
     order = sorted(values.items(), key=lambda pair: -pair[1] if lower else pair[1])
     return [(name, value, round(100 * value / whole, 1)) for name, value in order]
@@ -277,7 +276,7 @@ def _scatter(adapters: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str]]:
     marks, left_out, margins = [], [], set()
     for shown in adapters:
         gained, kept = shown["gained"], shown["kept"]
-        if not gained or not kept or not metric_named(gained["metric"]).higher_is_better:
+        if not gained or not kept or not metric_info(gained["metric"]).higher_is_better:
             left_out.append(shown["name"])
             continue
         mark = {k: shown[k] for k in ("number", "name", "verdict", "anchor")}
@@ -317,7 +316,7 @@ def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any] | None:
             if value is None:
                 cells.append(None)
                 continue
-            better = (value - base) * metric_named(metric).sign
+            better = (value - base) * metric_info(metric).sign
             # The square root makes small changes visible; the shade is darkest from 50 points on.
             shade = round(55 * min(1.0, abs(better) / 0.5) ** 0.5)
             cells.append((value, value - base, shade, better >= 0, name == domain))

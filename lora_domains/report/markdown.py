@@ -32,7 +32,7 @@ from lora_domains.report.text import (
     without_near_leaks,
     worsened,
 )
-from lora_domains.verdict.scores import contender_label
+from lora_domains.verdict import contender_label
 
 if TYPE_CHECKING:
     pass

@@ -30,10 +30,11 @@ from lora_domains.report.html import notebook_report, page
 from lora_domains.report.junit import junit
 from lora_domains.report.markdown import comment, summary
 from lora_domains.report.text import gained, outcome
+from lora_domains.verdict import CONTENDERS
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.metrics import metric_named
-from lora_domains.verdict.scores import CONTENDERS, ScoreTable
+from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import summarise
 
 REPORT = "report.json"

@@ -32,9 +32,8 @@ from lora_domains.report.text import (
     without_near_leaks,
     worsened,
 )
-from lora_domains.verdict.metrics import best_baseline, metric_named
+from lora_domains.verdict import best_baseline, contender_label, metric_info
 from lora_domains.verdict.rules import capital
-from lora_domains.verdict.scores import contender_label
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "dim",
            "warning": "yellow", "note": "dim"}  # fmt: skip
@@ -145,7 +144,7 @@ def scores_of(by_metric: Mapping[str, Figures]) -> "Grid":
     names = [name for name in names if name != "parent"]  # which has a line of its own
     labels = {name: "\n".join(wrap(contender_label(name), NARROW)) for name in names}
     metric, first = next(iter(by_metric.items()))
-    best = best_baseline(metric_named(metric), {n: first["baselines"].get(n) for n in names})
+    best = best_baseline(metric_info(metric), {n: first["baselines"].get(n) for n in names})
     others = [labels[name] for name in names if best is None or name != best[0]]
     spare = [*([labels[best[0]]] if best else []), BOUNDS, *others]
     grid = Grid(["", "base", *labels.values(), "adapter", BOUNDS], spare)

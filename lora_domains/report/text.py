@@ -8,8 +8,8 @@ from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.tasks import Task
+from lora_domains.verdict import INFO, metric_info
 from lora_domains.verdict.ledger import Standing
-from lora_domains.verdict.metrics import METRICS, metric_named
 from lora_domains.verdict.rules import INFORMING, WORST_FIRST, capital
 
 SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–", "warning": "!",
@@ -72,7 +72,7 @@ def points(fields: Mapping[str, Any]) -> str:
 
 def change(metric: str, fields: Mapping[str, Any]) -> str:
     """A difference of ``metric`` in points, or in nats or its own unit where it is not a share."""
-    found = metric_named(metric)
+    found = metric_info(metric)
     if found.own_unit:
         return interval(fields)
     return f"{interval(fields)} nats" if found.nats else points(fields)
@@ -80,7 +80,7 @@ def change(metric: str, fields: Mapping[str, Any]) -> str:
 
 def metric_name(metric: str) -> str:
     """``macro_f1`` → ``macro F1``."""
-    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
+    return INFO[metric].label if metric in INFO else metric.replace("_", " ")
 
 
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────

@@ -13,9 +13,10 @@ from lora_domains.stats.calibration import calibration
 from lora_domains.stats.comparisons import Comparison, ratio, size_of_ratio
 from lora_domains.stats.intervals import Bounds
 from lora_domains.stats.shares import auc_bounds, membership_auc
+from lora_domains.verdict import CONTENDERS, contender_label
 from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.rules import GateResult, Measurement, capital, unmeasured
-from lora_domains.verdict.scores import CONTENDERS, TARGET, Metric, ScoreTable, contender_label
+from lora_domains.verdict.scores import TARGET, Metric, ScoreTable
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from lora_domains.verdict.rules import (
     FAILING_LEVEL,
     INFORMING,
     LEAST_ROWS,
+    RENAMED,
     GateResult,
     Verdict,
     judge_count,
@@ -245,7 +246,7 @@ FORMER = {"drift": 0.23, "overfit": 0.10, "memorisation": 0.75}
 class Gates:
     """The thresholds of a domain's gates."""
 
-    renamed: ClassVar[Mapping[str, str]] = {}
+    renamed: ClassVar[Mapping[str, str]] = RENAMED
     """Former names of fields, which older cards have: {former: current}."""
 
     retention: float = 0.03

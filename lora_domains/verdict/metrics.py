@@ -10,13 +10,13 @@ exist:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_domains.errors import UsageError, did_you_mean
 from lora_domains.stats import numbers
 from lora_domains.stats.bootstrap import FloatArray, Statistic, bootstrap
 from lora_domains.stats.classes import (
@@ -41,6 +41,7 @@ from lora_domains.stats.comparisons import (
     ratio,
 )
 from lora_domains.stats.intervals import Bounds
+from lora_domains.verdict import INFO, metric_info
 from lora_domains.verdict.scores import (
     RESAMPLES,
     TARGET,
@@ -312,22 +313,15 @@ METRICS: dict[str, Metric] = {}
 
 
 def register(metric: Metric) -> None:
-    """Add ``metric`` to ``METRICS``; raises ValueError where the name is taken."""
+    """Add ``metric`` to ``METRICS`` and ``INFO``; raises ValueError where the name is taken."""
     if metric.name in METRICS:
         raise ValueError(f"register expects a new name; there is a metric {metric.name!r} already.")
-    METRICS[metric.name] = metric
+    METRICS[metric.name] = INFO[metric.name] = metric
 
 
 def metric_named(name: str) -> Metric:
     """The metric called ``name``; raises UsageError where there is none."""
-    if name not in METRICS:
-        raise UsageError(
-            where="metric",
-            expected="a metric of this package, or one that was registered",
-            found=repr(name),
-            hint=did_you_mean(name, METRICS),
-        )
-    return METRICS[name]
+    return METRICS[metric_info(name).name]
 
 
 def reported(labels: Sequence[str], positive: int | None) -> list[Metric]:
@@ -335,53 +329,43 @@ def reported(labels: Sequence[str], positive: int | None) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.applies(labels, positive)]
 
 
-for _metric in (
-    Accuracy("accuracy", "accuracy", (TARGET, "prediction")),
-    ClassMetric("macro_f1", "macro F1", lambda _: macro("f1"),
-                compared=lambda pair, _: _compare_f1(pair, None)),
-    ClassMetric("precision", "precision", _of_positive("precision"), needs_positive=True),
-    ClassMetric("recall", "recall", _of_positive("recall"), needs_positive=True,
-                compared=_compare_recall),
-    ClassMetric("f1", "F1", _of_positive("f1"), needs_positive=True, compared=_compare_f1),
-    ClassMetric("macro_precision", "macro precision", lambda _: macro("precision"),
-                needs_positive=False),
-    ClassMetric("balanced_accuracy", "balanced accuracy", lambda _: macro("recall")),
-    ClassMetric("mcc", "MCC", lambda _: matthews, limits=(-1.0, 1.0)),
-    LabelMetric("micro_f1", "micro F1", micro("f1")),
-    LabelMetric("label_macro_f1", "macro F1", macro("f1")),
-    LabelMetric("micro_precision", "micro precision", micro("precision")),
-    LabelMetric("micro_recall", "micro recall", micro("recall")),
-    RowF1("row_f1", "F1 per row", ("predicted",)),
-    SubsetAccuracy("subset_accuracy", "subset accuracy", ("predicted",)),
-    NumberMetric("mae", "absolute error", numbers.absolute, ratio, higher_is_better=False,
-                 limits=(0.0, math.inf)),
-    NumberMetric("rmse", "RMSE", numbers.squared, numbers.root,
-                 higher_is_better=False, limits=(0.0, math.inf)),
-    NumberMetric("r2", "R²", numbers.moments, numbers.explained, limits=(-math.inf, 1.0)),
-    NumberMetric("spearman", "rank correlation", numbers.ranks, numbers.correlation,
-                 limits=(-1.0, 1.0)),
-    MeanMetric("loss", "loss", ("nll",), higher_is_better=False, nats=True),
-    MeanMetric("win_rate", "win rate", ("won",)),
-    ShareOfSome("ranked", "ranked right", ("ranked",)),
-    MeanMetric("margin", "log-odds of chosen", ("margin",), nats=True,
-               limits=(-math.inf, math.inf)),
-    MeanMetric("token_f1", "token F1", ("f1",)),
-    MeanMetric("exact_match", "exact match", ("exact",)),
-    MeanMetric("rouge_l", "ROUGE-L", ("rouge_l",)),
-    Bleu("bleu", "BLEU", ("words", "reference_words", "match_1", "match_2", "match_3", "match_4")),
-    MeanMetric("chrf", "chrF", ("chrf",)),
-    ShareOfSome("number_match", "number match", ("number",)),
-    MeanMetric("judge", "judge", ("judge",)),
-    NatsPerToken("nats_per_token", "nats per token", ("nats", "tokens"), higher_is_better=False,
-                 nats=True),
-):  # fmt: skip
-    register(_metric)
+def _add(kind: Callable[..., Metric], name: str, *computed: Any, **options: Any) -> None:
+    """Register a metric that ``INFO`` describes."""
+    info = INFO[name]
+    register(kind(
+        name, info.label, *computed, higher_is_better=info.higher_is_better, nats=info.nats,
+        own_unit=info.own_unit, **options,
+    ))  # fmt: skip
 
 
-# ── Baselines on a metric ───────────────────────────────────────────────────────────────────────
-
-
-def best_baseline(metric: Metric, values: Mapping[str, float | None]) -> tuple[str, float] | None:
-    """The baseline with the best of ``values`` on ``metric``; None where none was scored on it."""
-    scored = [(name, value) for name, value in values.items() if value is not None]
-    return max(scored, key=lambda pair: (metric.sign * pair[1], pair[0])) if scored else None
+_add(Accuracy, "accuracy", (TARGET, "prediction"))
+_add(ClassMetric, "macro_f1", lambda _: macro("f1"),
+     compared=lambda pair, _: _compare_f1(pair, None))  # fmt: skip
+_add(ClassMetric, "precision", _of_positive("precision"), needs_positive=True)
+_add(ClassMetric, "recall", _of_positive("recall"), needs_positive=True, compared=_compare_recall)
+_add(ClassMetric, "f1", _of_positive("f1"), needs_positive=True, compared=_compare_f1)
+_add(ClassMetric, "macro_precision", lambda _: macro("precision"), needs_positive=False)
+_add(ClassMetric, "balanced_accuracy", lambda _: macro("recall"))
+_add(ClassMetric, "mcc", lambda _: matthews, limits=(-1.0, 1.0))
+_add(LabelMetric, "micro_f1", micro("f1"))
+_add(LabelMetric, "label_macro_f1", macro("f1"))
+_add(LabelMetric, "micro_precision", micro("precision"))
+_add(LabelMetric, "micro_recall", micro("recall"))
+_add(RowF1, "row_f1", ("predicted",))
+_add(SubsetAccuracy, "subset_accuracy", ("predicted",))
+_add(NumberMetric, "mae", numbers.absolute, ratio, limits=(0.0, math.inf))
+_add(NumberMetric, "rmse", numbers.squared, numbers.root, limits=(0.0, math.inf))
+_add(NumberMetric, "r2", numbers.moments, numbers.explained, limits=(-math.inf, 1.0))
+_add(NumberMetric, "spearman", numbers.ranks, numbers.correlation, limits=(-1.0, 1.0))
+_add(MeanMetric, "loss", ("nll",))
+_add(MeanMetric, "win_rate", ("won",))
+_add(ShareOfSome, "ranked", ("ranked",))
+_add(MeanMetric, "margin", ("margin",), limits=(-math.inf, math.inf))
+_add(MeanMetric, "token_f1", ("f1",))
+_add(MeanMetric, "exact_match", ("exact",))
+_add(MeanMetric, "rouge_l", ("rouge_l",))
+_add(Bleu, "bleu", ("words", "reference_words", "match_1", "match_2", "match_3", "match_4"))
+_add(MeanMetric, "chrf", ("chrf",))
+_add(ShareOfSome, "number_match", ("number",))
+_add(MeanMetric, "judge", ("judge",))
+_add(NatsPerToken, "nats_per_token", ("nats", "tokens"))

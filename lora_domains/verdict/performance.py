@@ -12,8 +12,9 @@ from lora_domains.stats.classes import row_f1
 from lora_domains.stats.comparisons import Comparison, items_needed, ratio
 from lora_domains.stats.intervals import Bounds, difference_bounds
 from lora_domains.stats.shares import share_of
+from lora_domains.verdict import best_baseline, contender_label
 from lora_domains.verdict.evidence import Evidence, Fault
-from lora_domains.verdict.metrics import ClassMetric, best_baseline
+from lora_domains.verdict.metrics import ClassMetric
 from lora_domains.verdict.rules import (
     LEAST_POSITIVES,
     LEAST_ROWS,
@@ -31,7 +32,7 @@ from lora_domains.verdict.rules import (
     unmeasured,
     worst,
 )
-from lora_domains.verdict.scores import Metric, contender_label
+from lora_domains.verdict.scores import Metric
 
 Scores = NDArray[np.float64]
 Rows = NDArray[np.bool_]

@@ -14,7 +14,7 @@ which decide nothing either. Only a figure that is not a number fails them too.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +35,8 @@ FAILING_LEVEL = 0.95
 """The level of the bound that fails."""
 REALISTIC = 10
 """No number of rows above so many times the present one is advised."""
+RENAMED: Mapping[str, str] = {}
+"""Former names of thresholds, which older cards have: {former: current}."""
 
 
 Needed = Callable[[float], int | None]

@@ -38,29 +38,10 @@ from lora_domains.stats.comparisons import (
 from lora_domains.stats.intervals import Bounds
 from lora_domains.stats.seeds import influence
 from lora_domains.stats.shares import share_of
+from lora_domains.verdict import CONTENDERS, MetricInfo
 
 Item = Mapping[str, Any]
 Column = NDArray[np.float64]
-
-CONTENDERS = ("base", "adapter")
-LABELS = {
-    "base": "the base",
-    "adapter": "the adapter",
-    "parent": "the adapter it continues from",
-    "majority": "the majority class",
-    "median": "the median",
-    "tfidf": "TF-IDF",
-    "nearest": "the nearest answer",
-}
-"""Contenders as people read them; others go by their own name, in words."""
-
-
-def contender_label(name: str) -> str:
-    """``tfidf`` → ``TF-IDF``, ``3_shot`` → ``the base with 3 examples``."""
-    shots = name.removesuffix("_shot")
-    if shots != name:
-        return f"the base with {shots} examples"
-    return LABELS.get(name, name.replace("_", " "))
 
 
 class ScoreTable:
@@ -207,31 +188,16 @@ Summed = tuple[FloatArray, Statistic]
 
 
 @dataclass(frozen=True)
-class Metric(ABC):
+class Metric(MetricInfo, ABC):
     """A figure of one contender over scored items.
 
     Methods take a table of items and the number of the positive class, which most metrics ignore.
     """
 
-    name: str
-    """As a card names it: ``macro_f1``."""
-    label: str
-    """As people read it: ``macro F1``."""
     scores: tuple[str, ...]
     """The keys of a contender's score that it is computed from; ``TARGET`` is the item's own."""
-    higher_is_better: bool = field(default=True, kw_only=True)
-    nats: bool = field(default=False, kw_only=True)
-    """Whether it is measured in nats; else it is a share, whose difference is shown in points."""
-    own_unit: bool = field(default=False, kw_only=True)
-    """Whether it is neither a share nor nats, but measured in the unit of the rows' numbers, or a
-    coefficient: its differences are not shown in points."""
     limits: tuple[float, float] | None = field(default=None, kw_only=True)
     """The range of the metric; None: 0 to 1, or from 0 up where it is measured in nats."""
-
-    @property
-    def sign(self) -> float:
-        """1 where higher is better, else -1: the best value is the largest ``sign * value``."""
-        return 1.0 if self.higher_is_better else -1.0
 
     @property
     def range(self) -> tuple[float, float]:

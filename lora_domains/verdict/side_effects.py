@@ -12,8 +12,9 @@ import numpy as np
 
 from lora_domains.stats.comparisons import Comparison, items_needed
 from lora_domains.stats.intervals import Bounds, difference_bounds
+from lora_domains.verdict import CONTENDERS, best_baseline, contender_label
 from lora_domains.verdict.evidence import Evidence, Fault
-from lora_domains.verdict.metrics import METRICS, best_baseline
+from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import (
     GateResult,
     Measurement,
@@ -26,7 +27,6 @@ from lora_domains.verdict.rules import (
     shown,
     unmeasured,
 )
-from lora_domains.verdict.scores import CONTENDERS, contender_label
 
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────
 

@@ -27,11 +27,12 @@ from lora_domains.stats.comparisons import Comparison
 from lora_domains.stats.seeds import seed_variance
 from lora_domains.stats.shares import precision_at, share_of
 from lora_domains.stats.thresholds import curve
+from lora_domains.verdict import CONTENDERS
 from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.gates import judge_all
 from lora_domains.verdict.metrics import METRICS, reported
 from lora_domains.verdict.rules import finite, verdict
-from lora_domains.verdict.scores import CONTENDERS, Metric, ScoreTable
+from lora_domains.verdict.scores import Metric, ScoreTable
 
 PREVALENCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of positives at which precision is restated."""

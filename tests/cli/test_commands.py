@@ -278,6 +278,25 @@ assert not HEAVY & sys.modules.keys()
     assert done.returncode == 0, done.stderr
 
 
+def test_reading_a_card_imports_no_numpy(trained: tuple[Path, int]) -> None:
+    out = str(trained[0])
+    for words in (["list", "--out", out], ["show", "spam", "--out", out]):
+        code = f"""
+import sys
+from lora_domains.cli import main as cli
+try:
+    cli.main({words!r})
+except SystemExit as left:
+    assert left.code == 0
+unused = {{"numpy", "rich.progress", "lora_domains.domain", "lora_domains.data.readers",
+          "lora_domains.verdict.metrics", "lora_domains.report.html"}} & sys.modules.keys()
+assert not unused, unused
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              check=False)  # fmt: skip
+        assert done.returncode == 0, (words, done.stderr)
+
+
 # ── evaluate ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -15,6 +15,7 @@ from lora_domains.report.report import Evaluation, combine, rebuild, save_report
 from lora_domains.stats.bootstrap import FloatArray
 from lora_domains.stats.comparisons import compare_accuracy, compare_f1
 from lora_domains.stats.intervals import wilson
+from lora_domains.verdict import INFO
 from lora_domains.verdict.metrics import METRICS, ClassMetric, metric_named, register, reported
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import confusion, per_class, per_label
@@ -218,7 +219,8 @@ def kappa(sums: FloatArray) -> FloatArray:
 def _kappa() -> Iterator[None]:
     register(ClassMetric("kappa", "Cohen's kappa", lambda _: kappa, limits=(-1.0, 1.0)))
     yield
-    del METRICS["kappa"]
+    assert INFO["kappa"].label == METRICS["kappa"].label
+    del METRICS["kappa"], INFO["kappa"]
 
 
 @pytest.mark.usefixtures("_kappa")

@@ -3,7 +3,8 @@
 import pytest
 from support.items import row
 
-from lora_domains.verdict.scores import ScoreTable, contender_label
+from lora_domains.verdict import contender_label
+from lora_domains.verdict.scores import ScoreTable
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from lora_domains.domain import Domain
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card, read_items
 from lora_domains.report.report import Evaluation
+from lora_domains.verdict import best_baseline
 from lora_domains.verdict.gates import Gates
-from lora_domains.verdict.metrics import METRICS, best_baseline
+from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.scores import ScoreTable
 from lora_domains.verdict.summary import over_seeds
 
