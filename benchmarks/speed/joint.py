@@ -31,8 +31,7 @@ from lora_domains.training.gradients import sum_over_ranks
 from lora_domains.training.loop import Run
 from lora_domains.training.plan import make_plan
 
-SHAPES = ((4, 64, 1, 1.8), (4, 64, 4, None), (4, 256, 1, 1.25), (4, 256, 4, None), (8, 64, 1, None),
-          (2, 256, 8, None))  # fmt: skip
+SHAPES = ((4, 64, 1, 1.8), (4, 64, 4, None), (4, 256, 1, 1.25), (8, 64, 1, None), (2, 256, 4, None))
 """Adapters, tokens of a row, rows of a batch, and the goal for the speed over PEFT's."""
 LARGE = {"0.5b": ((4, 512, 1, 3.0),), "7b": ((4, 512, 1, None),)}
 """The same, of large bases."""

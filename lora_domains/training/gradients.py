@@ -267,7 +267,7 @@ class Gradients:
         shapes = tuple(p.shape for p in self.parameters)  # in float32; those of DoRA are among them
         layout = None if self.head is None else self.head.layout
         recomputed = self.domain.training.gradient_checkpointing
-        return linears, shapes, layout, type(self.domain.task), self.weights is None, recomputed
+        return linears, shapes, layout, self.domain.task.kind, self.weights is None, recomputed
 
     @cached_property
     def general_cost(self) -> PassCost | None:
