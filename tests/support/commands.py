@@ -59,6 +59,7 @@ def _alone(action: Callable[[], object], folder: Path, stdout: int | None) -> in
     """``action``'s exit code, as where Python alone runs it."""
     os.chdir(folder)
     warnings.resetwarnings()
+    sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123
     sys.stdout = open(OUTPUT[0] if stdout is None else stdout, "w")  # noqa: SIM115, PTH123
     sys.stderr = open(OUTPUT[1], "w")  # noqa: SIM115, PTH123 (the process ends)
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
