@@ -184,6 +184,10 @@ def test_bounds_on_rows_of_one_class_have_a_width(target: int, positive: int) ->
                 assert metric.nats or bounds.lower < bounds.upper - 0.01, metric.name
 
 
+def test_a_metric_that_is_described_is_computed() -> None:
+    assert list(INFO) == list(METRICS)
+
+
 def test_which_metrics_a_task_has() -> None:
     def names(labels: Sequence[str], positive: int | None) -> set[str]:
         return {metric.name for metric in reported(labels, positive)}
