@@ -49,7 +49,8 @@ def test_adapters_of_a_pretrained_base(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     """Round trip with PEFT, mixed batch, decoding and gradients; the base stays as it is."""
-    assert tried(folder_of(name), tmp_path, DEVIATION) == "works"
+    exact = in_float64 if name == "smollm2" else None
+    assert tried(folder_of(name), tmp_path, DEVIATION, exact) == "works"
 
 
 def tokens(base: Base) -> torch.Tensor:
