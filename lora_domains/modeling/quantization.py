@@ -130,8 +130,8 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
 def prepare_linears(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Set the compute dtype of 4-bit linears, and let 8-bit linears forget their inputs.
 
-    bitsandbytes repacks nf4 weights in place on CPUs with AVX512-BF16: after any evaluation forward
-    gradients and the ``state_dict`` are wrong, the loss looks normal (0.50.2). Off here.
+    Repacking is switched off: on CPUs with AVX512-BF16 bitsandbytes repacks nf4 weights in place,
+    after which gradients and ``state_dict`` are wrong, and the loss looks normal (0.50.2).
     """
     for module in model.modules():
         if type(module).__name__ == "Linear8bitLt":

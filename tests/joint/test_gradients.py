@@ -168,13 +168,19 @@ def test_joint_gradients_on_an_encoder(tmp_path: Path, bases: Callable[[str], Pa
 
 @pytest.mark.parametrize(
     ("changes", "shared"),
-    [({}, True), ({"rank": 8}, False), ({"batch_size": 3}, False), ({"dora": True}, False)],
+    [
+        ({}, True),
+        ({"rank": 8}, False),
+        ({"alpha": 4}, False),
+        ({"batch_size": 3}, False),
+        ({"dora": True}, False),
+    ],
 )
 def test_adapters_that_are_alike_share_their_products(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any], shared: bool,
 ) -> None:  # fmt: skip
-    """One product for all adapters where ranks and batches are equal, one for each elsewhere."""
+    """One product for all adapters where ranks, scales and batches are equal; else one for each."""
     monkeypatch.setattr("lora_domains.inference.batches.PASS", {True: 10_000, False: 10_000})
     same = {"rank": 4, "batch_size": 4, "retention": "none"}
     rows = clear_rows(100)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_rows
+from conftest import make_base, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from support import device
@@ -252,6 +252,8 @@ def test_adapters_of_one_shape_are_measured_once(
     first, same, *others = [run.gradients.cost for run in runs]
     assert first is same
     assert len({first, *others}) == 4
+    other = make_base(tmp_path / "other", vocab_size=800)
+    assert make_run(tmp_path, other, declared(make_rows(60))).gradients.cost is not first
     texts = [run.gradients.general_cost for run in runs[:2]]
     assert texts[0] is texts[1] is not None
     assert texts[0] != first
