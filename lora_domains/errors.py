@@ -22,7 +22,8 @@
 Each has ``expected``, ``found``, ``where`` and ``hint``.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 
@@ -147,6 +148,23 @@ def check_installed(
 
 MOST_LISTED = 8
 """Values that an error lists in full."""
+
+
+_BREAK = re.compile(r" (?!(?:%|[kMGT]?B|ms|s|min|h|nats|points)(?!\w))|(?<![\d.]) ")
+
+
+def in_lines(text: str, room: int, width: Callable[[str], int] = len) -> list[str]:
+    """``text`` in lines of ``room`` cells, broken between words, never between number and unit."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        lines.append("")
+        for word in _BREAK.split(paragraph):
+            longer = f"{lines[-1]} {word}" if lines[-1] else word
+            if lines[-1] and width(longer) > room:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return [line.rstrip() for line in lines]
 
 
 def listed(values: Iterable[object], most: int = MOST_LISTED) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from mmap import ACCESS_COPY, mmap
@@ -25,7 +25,14 @@ from lora_domains.atomic import (
     repository_of,
     restored,
 )
-from lora_domains.errors import AdapterCorrupt, AdapterError, UsageError, did_you_mean, listed
+from lora_domains.errors import (
+    AdapterCorrupt,
+    AdapterError,
+    AdapterMismatch,
+    UsageError,
+    did_you_mean,
+    listed,
+)
 from lora_domains.report.card import CARD, ITEMS, Card
 
 CONFIG, WEIGHTS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -97,6 +104,36 @@ def folders_by_name(adapters: Sequence[str], out: Path) -> dict[str, Path]:
                 hint="Rename one of the folders.",
             )
     return folders
+
+
+def check_one_base(
+    folders: Iterable[Path], where: str, command: Callable[[Sequence[Path]], str],
+    advice: str = "One command for each base:",
+) -> None:  # fmt: skip
+    """Raise AdapterMismatch where the cards of adapters are of several bases.
+
+    Its hint has, after the ``advice``, the ``command`` for the adapters of each base. An adapter
+    that was not trained here is not known to be of another one.
+    """
+    ours: dict[str, list[Path]] = {}
+    bases: dict[str, str] = {}
+    for folder in folders:
+        card = Card.read(folder, measured=False) if (folder / CARD).is_file() else None
+        if card is not None and not card.adapter.trained_elsewhere:
+            ours.setdefault(card.base.identity, []).append(folder)
+            bases[card.base.identity] = card.base.id
+    if len(ours) < 2:
+        return
+    if len({*bases.values()}) < len(bases):
+        bases = {identity: f"{name} ({identity[:12]})" for identity, name in bases.items()}
+    found = [f"{listed(map(adapter_name, own), 5)} of {bases[key]}" for key, own in ours.items()]
+    commands = [command(own) for own in ours.values()]
+    raise AdapterMismatch(
+        where=where,
+        expected="adapters of one base",
+        found="; ".join(found),
+        hint="\n".join([advice, *commands]),
+    )
 
 
 def own_folder(folder: Path, place: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -15,7 +14,7 @@ from lora_domains.cli.proposal import proposed
 from lora_domains.data.prepare import Prepared, prepare
 from lora_domains.data.readers import read
 from lora_domains.domain import Domain
-from lora_domains.errors import EmptyCell, LeakError, UsageError
+from lora_domains.errors import EmptyCell, LeakError, UsageError, in_lines
 from lora_domains.report.text import metric_name
 from lora_domains.stats.intervals import wilson
 from lora_domains.tasks import KINDS, twins
@@ -197,7 +196,7 @@ def recipe(draft: Draft, name: str) -> str:
 
 def _comment(text: str) -> list[str]:
     """``text`` as comment lines; no line break in it ends the comment."""
-    return [f"    # {line}" for line in textwrap.wrap(" ".join(text.split()), WIDTH - 6)]
+    return [f"    # {line}" for line in in_lines(" ".join(text.split()), WIDTH - 6)]
 
 
 def _changed(value: Any) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from lora_domains.cli.parser import Parser, Verbs, guarded, wrapped
 from lora_domains.cli.verbs import GROUPS, VERBS
+from lora_domains.errors import in_lines
 
 ABOUT = (
     "One LoRA adapter per domain on one frozen base, and a measured verdict on what each adapter "
@@ -53,9 +53,8 @@ def _verbs() -> str:
     for group, verbs in GROUPS.items():
         lines.append(f"{group}:")
         for name, verb in verbs.items():
-            begin = f"  {name}".ljust(width)
-            lines.append(textwrap.fill(verb.summary, 79, initial_indent=begin,
-                                       subsequent_indent=" " * width))  # fmt: skip
+            summary = f"\n{'':{width}}".join(in_lines(verb.summary, 79 - width))
+            lines.append(f"  {name}".ljust(width) + summary)
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
-import textwrap
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_domains.errors import (
@@ -19,6 +21,7 @@ from lora_domains.errors import (
     TrainingInterrupted,
     UsageError,
     did_you_mean,
+    in_lines,
 )
 from lora_domains.schema import known_here
 
@@ -75,7 +78,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """argparse's help, which breaks no name such as gguf-adapter at a hyphen."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+        return in_lines(" ".join(text.split()), width)
 
 
 class Parser(argparse.ArgumentParser):
@@ -186,8 +189,8 @@ def _is_flag(word: str) -> bool:
 def wrapped(text: str) -> str:
     """``text`` for the terminal; an empty line separates paragraphs."""
     room = _room()
-    filled = (textwrap.fill(p, room, break_on_hyphens=False) for p in text.split("\n\n"))
-    return "\n\n".join(filled)
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    return "\n\n".join("\n".join(in_lines(paragraph, room)) for paragraph in paragraphs)
 
 
 def _room() -> int:
@@ -249,6 +252,24 @@ def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> N
 def add_out_flag(group: Any) -> None:
     group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
                        "default: %(default)s")  # fmt: skip
+
+
+def check_bases(verb: str, folders: Iterable[Path], port: int = 0, out: str = "") -> None:
+    """Raise AdapterMismatch where adapters are of several bases, with a command for each of them.
+
+    Each has its own port, or its own folder ``out``, where they are given.
+    """
+    from lora_domains.adapters.folder import check_one_base
+
+    numbers = count()
+
+    def command(ours: Sequence[Path]) -> str:
+        at = next(numbers)
+        own = ["--port", str(port + at)] if port else []
+        own += ["--out", f"{out}-{at + 1}"] if out else []
+        return shlex.join(["lora-domains", *verb.split(), *map(str, ours), *own])
+
+    check_one_base(folders, f"lora-domains {verb}", command)
 
 
 def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> Any:

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 from filelock import lock_descriptor
 
 from lora_domains.atomic import write_text
-from lora_domains.console.forms import Answered, Lines, Types
+from lora_domains.console.forms import Answered, Decimals, Lines, Types
 from lora_domains.data.checks import all_errors, check_present
 from lora_domains.data.readers import RowsRead
-from lora_domains.data.source import file_of, runs
+from lora_domains.data.source import COMMAS, Dialect, file_of, runs
 from lora_domains.errors import DataError, EmptyCell, UsageError, did_you_mean, listed
 from lora_domains.tasks import Row, Task, plain_text
 from lora_domains.tasks.rows import shown
@@ -68,6 +68,8 @@ class Questions:
     columns: dict[str, None] = field(default_factory=dict)
     digest: str = ""
     """sha256 of all rows."""
+    dialect: Dialect = COMMAS
+    """How a table of answers is written, like that of the rows."""
     types: Types = field(default_factory=Types)
     tasks: dict[str, Task] = field(default_factory=dict)
     """The task of each adapter that a row needs."""
@@ -81,13 +83,16 @@ class Questions:
         ``note`` is told what was detected in the files.
         """
         digest, first, errors = sha256(), None, list[DataError]()
-        notes: dict[str, None] = {}
+        notes, decimals = dict[str, None](), Decimals()
         for block in self.blocks():
             for text in block.notes:
                 if text not in notes:
                     note(text)
                 notes[text] = None
-            first = first or block.rows[0]
+            if first is None:
+                first, self.dialect = block.rows[0], block.dialect
+            if self.dialect.delimiter == ";":
+                decimals.add(row.values for row in block.rows)
             if self.text is not None and self._texts is None:
                 self._texts = self.text(first)
             for row in block.rows:
@@ -104,6 +109,7 @@ class Questions:
             if self.typed:
                 self.types.add([row.values for row in block.rows])
         self.digest = digest.hexdigest()
+        self.dialect = replace(self.dialect, decimal=decimals.of(self.dialect.delimiter))
         if first is not None:
             every = [replace(first, values=self.columns)]
             check_present([self.column] if self.column else [], every)
@@ -236,7 +242,7 @@ class AnswerFile:
 
     def _continue(self, file: FileIO, overwrite: bool) -> None:
         """Cut off what is not to be kept; raises UsageError where that is not known."""
-        known = self._known() or {"rows": 0, "bytes": 0, "run": None}
+        known = self._known() or {"rows": 0, "bytes": 0, "run": None, "form": self.form}
         run = known["run"] or {}
         changed = [
             f"{name} (was {run.get(name)})" if name.startswith("--") else name
@@ -256,7 +262,7 @@ class AnswerFile:
                 hint="Repeat that run, name another file, or begin again: --overwrite",
             )
         if not changed:
-            self.rows, self._size = known["rows"], known["bytes"]
+            self.rows, self._size, self.form = known["rows"], known["bytes"], known["form"]
         with self._writing():
             file.truncate(self._size)
             if not self._size:
@@ -267,6 +273,8 @@ class AnswerFile:
         """The progress of the run that wrote the partial file; None where that is not known."""
         try:
             known = json.loads(self.progress.read_text(encoding="utf-8"))
+            # A file that an older version began has commas.
+            known["form"] = self.form.begun(known.get("form", {}))
             whole = 0 <= known["bytes"] <= self.partial.stat().st_size and known["rows"] >= 0
             return known if whole and isinstance(known["run"], dict) else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -286,7 +294,7 @@ class AnswerFile:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
             size, count = self._size + len(content), self.rows + rows
-            record = {"rows": count, "bytes": size, "run": self.run}
+            record = {"rows": count, "bytes": size, "run": self.run, "form": self.form.record}
             write_text(self.progress, json.dumps(record) + "\n")
         except OSError:
             # Half a row may have been written, and whole rows that are not counted.
@@ -353,9 +361,14 @@ class StandardOutput:
 
     def _write(self, content: bytes) -> None:
         """Raises UsageError where a disk is full, and BrokenPipeError for a reader that left."""
+        stream = sys.stdout
         try:
-            sys.stdout.write(content.decode("utf-8"))
-            sys.stdout.flush()
+            stream.flush()
+            if stream.isatty() or not hasattr(stream, "buffer"):
+                stream.write(content.decode("utf-8-sig"))
+            else:  # in UTF-8, whatever the encoding of the system
+                stream.buffer.write(content)
+            stream.flush()
         except BrokenPipeError:
             raise
         except OSError as error:

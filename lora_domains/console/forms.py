@@ -1,15 +1,19 @@
 """Forms of a file of answers: tables of cells, JSON lines, Parquet, and lines to read. No torch."""
 
+import codecs
 import csv
 import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from lora_domains.atomic import new_file
+from lora_domains.data.source import COMMAS, Dialect
 from lora_domains.errors import UsageError
 from lora_domains.tasks import Task, is_null
 
@@ -41,6 +45,15 @@ class Lines:
 
     suffix = ".jsonl"
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What rows that are appended later have to share with the first ones."""
+        return {}
+
+    def begun(self, record: Mapping[str, Any]) -> Self:
+        """This form for a file that was begun by one with ``record``."""
+        return self
+
     def head(self) -> bytes:
         """The bytes before the first row."""
         return b""
@@ -59,17 +72,27 @@ class Lines:
 class Cells(Lines):
     """A table of delimited cells: the columns of the rows, then those of the answers."""
 
-    def __init__(self, columns: Sequence[str], answers: Sequence[str], delimiter: str) -> None:
-        self.columns, self.answers, self.delimiter = columns, answers, delimiter
+    def __init__(
+        self, columns: Sequence[str], answers: Sequence[str], dialect: Dialect = COMMAS
+    ) -> None:
+        self.columns, self.answers, self.dialect = columns, answers, dialect
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return asdict(self.dialect)
+
+    def begun(self, record: Mapping[str, Any]) -> Self:
+        return type(self)(self.columns, self.answers, Dialect(**record))
 
     def head(self) -> bytes:
-        return self._lines([[*self.columns, *self.answers]])
+        mark = codecs.BOM_UTF8 if self.dialect.mark else b""
+        return mark + self._lines([[*self.columns, *self.answers]])
 
     def rows(self, block: Iterable[Answered]) -> bytes:
         return self._lines(
             [
                 *[_cell(values.get(name)) for name in self.columns],
-                *[_figure(name, cells.get(name)) for name in self.answers],
+                *[self._figure(name, cells.get(name)) for name in self.answers],
             ]
             for values, answer in block
             for cells in [_cells(answer)]
@@ -77,8 +100,15 @@ class Cells(Lines):
 
     def _lines(self, rows: Iterable[Sequence[str]]) -> bytes:
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
+        csv.writer(text, delimiter=self.dialect.delimiter, lineterminator="\n").writerows(rows)
         return text.getvalue().encode("utf-8", "replace")
+
+    def _figure(self, name: str, cell: Any) -> str:
+        """A cell of an answer: a text, a predicted number in six digits, or a probability."""
+        if cell is None or isinstance(cell, str):
+            return cell or ""
+        figure = f"{cell:.6g}" if name == "prediction" else f"{cell:.6f}"
+        return figure.replace(".", self.dialect.decimal)
 
 
 class Columns(Lines):
@@ -180,6 +210,35 @@ class Types:
         return next(iter(kinds)) if len(kinds) == 1 else None
 
 
+class Decimals:
+    """The decimal sign of the numbers in a table, whose rows are seen in blocks.
+
+    A table of semicolons has a comma, as Excel has in the countries where it writes semicolons
+    (it would read 0.912345 as 912345), unless more of its cells are numbers with a point.
+    """
+
+    def __init__(self) -> None:
+        self._points = 0
+        """How many more numbers have a point than a comma."""
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for values in rows:
+            for value in values.values():
+                if isinstance(value, str) and (found := _DECIMAL.fullmatch(value)):
+                    self._points += 1 if found[1] == "." else -1
+
+    def of(self, delimiter: str) -> str:
+        return "," if delimiter == ";" and self._points <= 0 else "."
+
+
+_DECIMAL = re.compile(r"\s*[+-]?\d+([.,])\d+\s*")
+
+
+def dialect_for(suffix: str, dialect: Dialect) -> Dialect:
+    """The dialect of a table that ends in ``suffix``, of rows that have ``dialect``."""
+    return replace(dialect, delimiter="\t") if suffix == ".tsv" else dialect
+
+
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
 """The endings of a file of answers."""
 
@@ -223,13 +282,6 @@ def _record(answer: Answer | None) -> Mapping[str, Any]:
     if answer is None or isinstance(answer, str | float):
         return {"prediction": answer}
     return answer.record
-
-
-def _figure(name: str, cell: Any) -> str:
-    """A cell of an answer: a text, a predicted number in six digits, or a probability."""
-    if cell is None or isinstance(cell, str):
-        return cell or ""
-    return f"{cell:.6g}" if name == "prediction" else f"{cell:.6f}"
 
 
 def _cell(value: Any) -> str:

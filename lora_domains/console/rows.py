@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from lora_domains.data.delimited import (
     DETECTED_BYTES,
@@ -36,7 +36,15 @@ from lora_domains.data.readers import (
     opened,
     read_noted,
 )
-from lora_domains.data.source import DETECTED, File, Located, Reading, Source, check_kind
+from lora_domains.data.source import (
+    DETECTED,
+    Dialect,
+    File,
+    Located,
+    Reading,
+    Source,
+    check_kind,
+)
 from lora_domains.data.structured import STRICT, arrow_blocks, parquet_blocks
 
 ROWS = 4096
@@ -47,8 +55,15 @@ MOST_VALUES, MOST_SPANS = 1000, 1000
 """Values that the cells of a column repeat, and quoted rows that could be several, at most: where
 there are more, a table is read at once."""
 
-Blocks = tuple[list[str], Iterator[list[Located]]]
-"""Notes on what was detected, and the rows."""
+WORKBOOKS = (".xlsx", ".xlsm")
+
+
+class Blocks(NamedTuple):
+    """Notes on what was detected, and the rows."""
+
+    notes: list[str]
+    rows: Iterator[list[Located]]
+    delimiter: str = ","
 
 
 def read_blocks(source: Source, split: str, reading: Reading = DETECTED) -> Iterator[RowsRead]:
@@ -66,10 +81,10 @@ def read_blocks(source: Source, split: str, reading: Reading = DETECTED) -> Iter
     for file in files:
         with opened(file, str(source)) as stream:
             found_file = File(file, b"", reading, stream)
-            for noted, rows in _blocks(found_file, found_file.suffix):
+            for noted, rows, dialect in _blocks(found_file, found_file.suffix):
                 found = numbered(file.name, split, rows, str(file), number)
                 number += len(found)
-                yield RowsRead(found, (*notes, *noted))
+                yield RowsRead(found, (*notes, *noted), dialect=dialect)
                 notes = []
 
 
@@ -83,12 +98,12 @@ def read_stream(
     file, number = File(Path("standard input"), b"", reading, stream), 0
     form, note = _form(file, columns)
     notes = [note] if note else []
-    for noted, rows in _blocks(file, form):
+    for noted, rows, dialect in _blocks(file, form):
         if form == ".txt":
             rows = [(at, {columns[0]: row["text"]}) for at, row in rows]
         found = numbered(file.path.name, split, rows, start=number)
         number += len(found)
-        yield RowsRead(found, (*notes, *noted))
+        yield RowsRead(found, (*notes, *noted), dialect=dialect)
         notes = []
 
 
@@ -124,14 +139,20 @@ def _is_json(raw: bytes, rest: BinaryIO) -> bool:
     return False
 
 
-def _blocks(file: File, form: str) -> Iterator[tuple[list[str], list[Located]]]:
-    """Notes and rows of each block of a file of ``form``."""
+def _blocks(file: File, form: str) -> Iterator[tuple[list[str], list[Located], Dialect]]:
+    """Notes and rows of each block of a file of ``form``, and the dialect of a table of answers.
+
+    That has the delimiter of a ``.csv``, and a byte order mark where the file has one, is not UTF-8
+    or is a workbook: where it comes from Excel, it goes there again.
+    """
     file.stream.seek(0)
     file = replace(file, raw=file.stream.read(BEGINNING))
-    found = None
+    found, dialect = None, Dialect(mark=form in WORKBOOKS)
     if form in LINES:
         check_kind(file)
         encoded = encoding_of(file)
+        marked = file.raw.startswith(tuple(MARKS)) or (encoded and encoded[0] not in UTF8)
+        dialect = Dialect(mark=bool(marked))
         try:
             found = encoded and LINES[form](file, *encoded)
         except (UnicodeError, LookupError):
@@ -140,16 +161,18 @@ def _blocks(file: File, form: str) -> Iterator[tuple[list[str], list[Located]]]:
     if form in COLUMNS:
         number = 0
         for rows in COLUMNS[form](file):
-            yield [], list(enumerate(rows, number))
+            yield [], list(enumerate(rows, number)), dialect
             number += len(rows)
     elif found:
-        notes, blocks = found
+        notes, blocks, delimiter = found
+        dialect = replace(dialect, delimiter=delimiter if form == ".csv" else ",")
         for block in blocks:
-            yield notes, block
+            yield notes, block, dialect
             notes = []
     else:
         table = READERS[form](replace(file, raw=file.stream.read() if form in LINES else b""))
-        yield table.notes, table.rows
+        dialect = replace(dialect, delimiter=table.delimiter if form == ".csv" else ",")
+        yield table.notes, table.rows, dialect
 
 
 def in_blocks(rows: Iterable[Located]) -> Iterator[list[Located]]:
@@ -159,6 +182,8 @@ def in_blocks(rows: Iterable[Located]) -> Iterator[list[Located]]:
 
 
 # ── Text ────────────────────────────────────────────────────────────────────────────────────────
+
+UTF8 = ("utf-8", "utf-8-sig", "ascii")
 
 
 def encoding_of(file: File) -> tuple[str, list[str]] | None:
@@ -213,7 +238,7 @@ def text_lines(file: File, encoding: str, notes: list[str]) -> Blocks | None:
             if line.strip():
                 yield f"line {number}", {"text": line}
 
-    return notes, in_blocks(rows())
+    return Blocks(notes, in_blocks(rows()))
 
 
 def json_lines(file: File, encoding: str, notes: list[str]) -> Blocks | None:
@@ -236,7 +261,7 @@ def json_lines(file: File, encoding: str, notes: list[str]) -> Blocks | None:
     if count < 2:  # one object may hold a list of rows
         return None
     notes += ["one object on each line"] if file.suffix == ".json" else []
-    return notes, in_blocks(rows())
+    return Blocks(notes, in_blocks(rows()))
 
 
 # ── Tables ──────────────────────────────────────────────────────────────────────────────────────
@@ -266,7 +291,7 @@ def table(file: File, encoding: str, notes: list[str]) -> Blocks | None:
         for line, _, cells in records(lines_of(file, encoding), again, first):
             yield f"line {line}", dict(zip(parsed.header, cells, strict=True))
 
-    return notes + noted, in_blocks(rows())
+    return Blocks(notes + noted, in_blocks(rows()), parsed.delimiter)
 
 
 class _Survey:

@@ -211,7 +211,7 @@ def read_delimited(file: File) -> Table:
         (f"line {line}", dict(zip(parsed.header, cells, strict=True)))
         for line, _, cells in parsed.records
     ]
-    return Table(rows, notes)
+    return Table(rows, notes, parsed.delimiter)
 
 
 def chosen(

@@ -18,8 +18,10 @@ from typing import Any, BinaryIO
 
 from lora_domains.data.delimited import read_delimited, read_lines
 from lora_domains.data.source import (
+    COMMAS,
     DETECTED,
     SPLITS,
+    Dialect,
     File,
     Hub,
     Located,
@@ -91,6 +93,8 @@ class RowsRead:
     notes: tuple[str, ...] = ()
     more: bool = False
     """Whether the rows go on and were not read, as ``Reading.most`` wanted."""
+    dialect: Dialect = COMMAS
+    """How a table of answers to them is written; rows that are read in blocks have it."""
 
 
 def read(source: Source, split: str, reading: Reading = DETECTED) -> list[Row]:

@@ -296,12 +296,26 @@ def check_kind(file: File) -> None:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """How a table is written in UTF-8."""
+
+    delimiter: str = ","
+    mark: bool = False
+    """Whether a byte order mark comes first, without which Excel takes it for another encoding."""
+    decimal: str = "."
+
+
+COMMAS = Dialect()
+
+
 @dataclass
 class Table:
     """The rows of a file, and what was detected in it."""
 
     rows: list[Located]
     notes: list[str] = field(default_factory=list)
+    delimiter: str = ","
 
 
 def places(found: Sequence[str], what: str) -> str:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from lora_domains.errors import in_lines
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.report.conclusion import conclusion, standing
 from lora_domains.report.text import (
@@ -66,22 +67,8 @@ def line(console: Console, text: str, head: str | Text = "", style: str = "") ->
     """
     begin = Text(head) if isinstance(head, str) else head
     room = max(20, console.width - begin.cell_len)
-    continued = f"\n{'':{begin.cell_len}}".join(_filled(text, room))
+    continued = f"\n{'':{begin.cell_len}}".join(in_lines(text, room, cell_len))
     console.print(Text.assemble(begin, (continued, style)), soft_wrap=True)
-
-
-def _filled(text: str, room: int) -> list[str]:
-    """``text`` in lines of ``room`` cells, broken between words only."""
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        lines.append("")
-        for word in paragraph.split(" "):
-            longer = f"{lines[-1]} {word}" if lines[-1] else word
-            if lines[-1] and cell_len(longer) > room:
-                lines.append(word)
-            else:
-                lines[-1] = longer
-    return [line.rstrip() for line in lines]
 
 
 # ── One adapter ─────────────────────────────────────────────────────────────────────────────────

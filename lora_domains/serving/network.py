@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lora_domains.adapters.folder import folders_by_name
+from lora_domains.adapters.folder import check_one_base, folders_by_name
 from lora_domains.errors import UsageError, check_installed, listed
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -194,11 +194,13 @@ def ray_application(arguments: Mapping[str, str]) -> Any:
     cluster = Cluster.read(arguments)
     libraries = ("ray", "starlette", "prometheus_client")
     check_installed("ray_application", "Ray Serve", "ray", libraries)
+    names = [name for name in cluster.adapters.split(",") if name.strip()]
+    found = folders_by_name([name.strip() for name in names], Path("adapters"))
+    check_one_base(found.values(), "ray_application",
+                   lambda ours: f"adapters={','.join(map(str, ours))}")  # fmt: skip
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before a cluster is started here
     from ray import serve
 
-    names = [name for name in cluster.adapters.split(",") if name.strip()]
-    found = folders_by_name([name.strip() for name in names], Path("adapters"))
     folders = {name: folder.absolute() for name, folder in found.items()}
     base = str(Path(cluster.base).absolute()) if Path(cluster.base).is_dir() else cluster.base
     keys = tuple(filter(None, [os.environ.get(KEY)]))

@@ -128,8 +128,12 @@ def test_a_failure_at_any_point_leaves_adapter_and_versions_whole(
 def test_the_rollback_verb(
     tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = put(tmp_path / "health", base, 1), put(tmp_path / "health", base, 2)
-    out = ("--out", str(tmp_path))
+    one, out = put(tmp_path / "health", base, 1), ("--out", str(tmp_path))
+    assert run("rollback", "health", *out) == 0  # an empty list is an answer
+    assert f"No earlier versions of {tmp_path / 'health'}" in capsys.readouterr().out
+    assert run("rollback", "health", "1", *out) == 2
+    assert "Versions are kept when" in capsys.readouterr().err
+    two = put(tmp_path / "health", base, 2)
     assert run("rollback", "health", *out) == 0
     listed = capsys.readouterr().out
     assert re.search(r"^0001 +\d{4}-\d\d-\d\d \d\d:\d\d +not evaluated", listed, re.M)

@@ -201,7 +201,7 @@ NEEDS_A_CARD = {
     "benchmark": ("benchmark", "adapters/plain", "--base", "base", "--suite", "questions.jsonl",
                   "--out", "reports"),
     "fit": ("fit", "--from-card", "adapters/plain", "--base", "base"),
-    "rollback": ("rollback", "plain"),
+    "rollback": ("rollback", "plain", "1"),
 }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def test_the_help_of_a_verb(
     monkeypatch.setenv("COLUMNS", "80")
     text = help_of(capsys, verb)
     assert max(map(len, text.splitlines())) < 80
+    assert not re.search(r"\d\n +(%|GB|MB)", text)
     assert "write" in text.split("options:")[0].lower()
     assert set(re.findall(r"^(\w+):$", text, re.MULTILINE)) <= GROUPS
     assert f"example:\n  lora-domains {verb} ".rstrip() in text

@@ -27,9 +27,12 @@ def where(fitted: Fitted, tiny_base: Path) -> tuple[str, ...]:
     return "--base", str(tiny_base), "--out", str(fitted[0].out)
 
 
-def table(path: Path) -> list[dict[str, str]]:
+TABS = {".tsv": "\t"}
+
+
+def table(path: Path, delimiter: str = "") -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+        return list(csv.DictReader(file, delimiter=delimiter or TABS.get(path.suffix, ",")))
 
 
 def given(folder: Path, form: str, rows: list[dict[str, Any]]) -> str:
@@ -142,7 +145,8 @@ def test_the_form_of_the_standard_input_is_found(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "stdin", io.StringIO(STREAMS[form](NOTES)))
     assert run("predict", "spam", "--output", str(tmp_path / "answers.csv"), *where) == 0
-    assert [row["id"] for row in table(tmp_path / "answers.csv")] == [row["id"] for row in NOTES]
+    rows = table(tmp_path / "answers.csv", ";" if form == "semicolons" else ",")
+    assert [row["id"] for row in rows] == [row["id"] for row in NOTES]
 
 
 @pytest.mark.parametrize("first", ["{red} alpha", "[1] red alpha", "red, alpha; beta", "text"])

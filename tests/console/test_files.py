@@ -1,5 +1,7 @@
 """Answers to a file: killed, on a full disk or unbroken, the rows that come out are the same."""
 
+import codecs
+import io
 import json
 import os
 import resource
@@ -19,10 +21,12 @@ from support.models import Fitted
 from lora_domains import atomic
 from lora_domains.cli.verbs import predict as verb
 from lora_domains.console import files
+from lora_domains.console.rows import read_blocks
 from lora_domains.inference import batches
 from lora_domains.inference.predict import Prediction
 
 ROWS = [{"id": f"a-{n:03}", "text": f"red alpha {n}\nbeta"} for n in range(50)]
+ROWS_OF_ONE_LINE = [{"id": f"a-{n}", "text": f"red {n}"} for n in range(50)]
 BLOCK = 8
 
 
@@ -310,6 +314,104 @@ def test_answers_on_the_standard_output(
     assert all({"prediction", "probability", "probabilities"} < one.keys() for one in shown)
     assert run(*flags, "--json", "--input", rows, "--output", "b.csv") == 2
     assert "ending in .jsonl" in capsys.readouterr().err
+
+
+# ── The form of a table ─────────────────────────────────────────────────────────────────────────
+
+GERMAN = [{"id": f"a-{n}", "text": f"müde, {n}", "Größe": "1,70"} for n in range(50)]
+
+
+def semicolons(rows: Sequence[dict[str, str]]) -> str:
+    lines = [rows[0].keys(), *(row.values() for row in rows)]
+    return "".join(";".join(line) + "\n" for line in lines)
+
+
+TABLES: dict[str, tuple[str, bytes, bytes, str]] = {
+    # file of rows, its bytes, how the answers begin, their last cell
+    "semicolons": ("r.csv", semicolons(ROWS_OF_ONE_LINE).encode(), b"id;text;pred", ";0,"),
+    "decimal points": (
+        "r.csv", semicolons([row | {"text": "1.75"} for row in ROWS_OF_ONE_LINE]).encode(),
+        b"id;text;pred", ";0.",
+    ),
+    "cp1252": ("r.csv", semicolons(GERMAN).encode("cp1252"), codecs.BOM_UTF8 + b"id;text;", ";0,"),
+    "BOM": ("r.csv", semicolons(GERMAN).encode("utf-8-sig"), codecs.BOM_UTF8 + b"id;text;", ";0,"),
+    "UTF-16 with tabs": (
+        "r.csv", semicolons(GERMAN).replace(";", "\t").encode("utf-16"),
+        codecs.BOM_UTF8 + b"id\ttext\t", "\t0.",
+    ),
+    "commas": ("r.csv", b"id,text\n1,red\n2,blue\n", b"id,text,pred", ",0."),
+    "tabs": ("r.tsv", b"id\ttext\n1;0,5\tred\n", b"id,text,pred", ",0."),
+    "JSON lines": ("r.jsonl", b'{"id": "1;2", "text": "red; blue"}\n', b"id,text,pred", ",0."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "rows", "begin", "end"), TABLES.values(), ids=TABLES)
+def test_a_table_of_answers_is_written_like_that_of_the_rows(
+    model: Answering, fitted: Fitted, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch, name: str, rows: bytes, begin: bytes, end: str,
+) -> None:  # fmt: skip
+    (tmp_path / name).write_bytes(rows)
+    output, flags = tmp_path / "a.csv", ("predict", "spam", "--out", str(fitted[0].out))
+    assert run(*flags, "--input", str(tmp_path / name), "--output", str(output)) == 0
+    written = output.read_bytes()
+    assert written.startswith(begin)
+    cell = written.decode("utf-8-sig").splitlines()[-1].rpartition(end[0])[2]
+    assert (end[0] + cell).startswith(end)
+    (again,) = read_blocks(output, "input")
+    (given,) = read_blocks(tmp_path / name, "input")
+    assert [{key: row.values[key] for key in given.rows[0].values} for row in again.rows] == [
+        row.values for row in given.rows
+    ]
+    if name == "r.csv":
+        capfdbinary.readouterr()
+        with (tmp_path / name).open("rb") as stream:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+            assert run(*flags, "--output", "-") == 0
+        assert capfdbinary.readouterr().out == written
+
+
+def test_answers_of_a_workbook_have_a_mark_for_excel(
+    model: Answering, fitted: Fitted, tmp_path: Path
+) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for cells in (["text"], ["müde"]):
+        book.active.append(cells)
+    book.save(tmp_path / "r.xlsx")
+    assert run("predict", "spam", "--out", str(fitted[0].out), "--input", str(tmp_path / "r.xlsx"),
+               "--output", str(tmp_path / "a.csv")) == 0  # fmt: skip
+    assert (tmp_path / "a.csv").read_bytes().startswith(codecs.BOM_UTF8 + b"text,")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_table_goes_on_as_it_was_begun(
+    model: Answering, ask: Callable[..., int], tmp_path: Path, rows: str, older: bool
+) -> None:
+    """Rows that are saved with semicolons meanwhile are the same rows."""
+    whole, output = tmp_path / "whole.csv", tmp_path / "answers.csv"
+    Path(rows).write_bytes(semicolons(GERMAN).replace("müde,", "müde").encode("cp1252"))
+    if older:
+        content = semicolons(GERMAN).replace("müde,", "müde").replace("1,70", "")
+        Path(rows).write_text(content.replace(";", ","), encoding="utf-8")
+    assert ask(whole) == 0
+
+    def killed() -> None:
+        after_it_is_counted(5)(pytest.MonkeyPatch())
+        ask(output)
+
+    assert forked(killed) == -9
+    if older:
+        progress = tmp_path / "answers.csv.progress"
+        known = json.loads(progress.read_text())
+        del known["form"]
+        progress.write_text(json.dumps(known))
+        Path(rows).write_bytes(Path(rows).read_bytes().replace(b",", b";"))
+    else:
+        Path(rows).write_text(semicolons(GERMAN).replace("müde,", "müde"), encoding="utf-8")
+    model.asked.clear()
+    assert ask(output) == 0
+    assert len(model.asked) == 26
+    assert output.read_bytes() == whole.read_bytes()
 
 
 # ── Mixed domains ───────────────────────────────────────────────────────────────────────────────

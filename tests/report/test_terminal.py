@@ -1,6 +1,7 @@
 """The tables in a terminal."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,27 @@ def test_every_line_of_a_card_fits_and_no_figure_is_broken(three: list[Path], wi
         # A word that is longer than the terminal is the only reason for a longer line.
         assert all(len(line) <= width for line in text.splitlines() if LONG_NAME not in line)
         assert all(line == line.rstrip() for line in text.splitlines())
+        assert not re.search(r"\d *\n *%", text)
         for fields in entry.domain_scores.values():
             assert f"{fields['adapter']:.3f}" in text
             assert interval(fields) in text
         for suite, fields in entry.general.items():
             assert suite == "kl" or (interval if suite == "nats" else points)(fields) in text
+
+
+def test_a_number_and_its_unit_stay_on_one_line() -> None:
+    parts = ["at 95 % confidence", "12.5 MB", "in 81 s", "4.2 GB,", "3 min", "1 B", "0.1 nats"]
+    text = " ".join(["It is", *parts, "and 30 samples."])
+    for width in range(20, 120):
+        file = io.StringIO()
+        terminal.line(Console(file=file, width=width), text, "> ")
+        shown = file.getvalue()
+        assert " ".join(shown.split()) == f"> {text}"
+        assert max(map(len, shown.splitlines())) <= width
+        for part in ("95 %", *parts[1:]):
+            assert re.sub("[^0-9]*(.*)", r"\1", part) in shown, (width, part)
+        broken_later = shown.replace("30\n  samples", "30 samples")
+        assert not re.search(r"\d\n", broken_later)
 
 
 def test_the_least_important_columns_are_left_out_first() -> None:

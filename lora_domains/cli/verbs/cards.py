@@ -21,6 +21,7 @@ from lora_domains.cli.parser import (
     add_out_flag,
     add_report_flags,
     add_verb,
+    check_bases,
 )
 from lora_domains.cli.verbs import listing
 from lora_domains.cli.verbs.listing import adapter_folders, summary_of
@@ -173,6 +174,7 @@ def report(flags: argparse.Namespace) -> int:
     display, out = Display(), Path(flags.out)
     compare_with_older = comparison_with(flags.against)
     folders = [find_adapter(name, Path(ADAPTERS), CARD) for name in flags.adapters]
+    check_bases("report", folders, out=flags.out)
     combined = combine(folders, show_text=flags.show_text)
     by_name = {adapter_name(folder): folder for folder in folders}
     compare_with_older(combined, lambda name: read_items(by_name[name]))
@@ -274,13 +276,17 @@ def _add_rollback(verbs: Verbs) -> None:
 
 def rollback(flags: argparse.Namespace) -> int:
     """Restore an earlier version of an adapter, or list them all."""
-    from lora_domains.adapters.versions import check_versions, find_versioned
+    from lora_domains.adapters.versions import find_versioned, versions
     from lora_domains.adapters.versions import rollback as restore
 
     display = Display()
     folder = find_versioned(flags.adapter, Path(flags.out))
     if flags.version is None:
-        kept = check_versions(folder)
+        kept = versions(folder)
+        if not kept:
+            display.line(f"No earlier versions of {folder}. The adapter is kept as one when it is "
+                         "trained again under its name.")  # fmt: skip
+            return 0
         display.title(f"Earlier versions of {folder.name}")
         listing.versions(display.console, [*map(summary_of, kept), *_current(folder)])
         display.line(f"To restore one: lora-domains rollback {flags.adapter} {kept[-1].name}")

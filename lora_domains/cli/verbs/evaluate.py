@@ -1,7 +1,7 @@
 """The verbs that judge saved adapters: evaluate, one on labelled rows, and benchmark, several."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -32,19 +32,21 @@ from lora_domains.cli.parser import (
     add_out_flag,
     add_report_flags,
     add_verb,
+    check_bases,
 )
 from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
-from lora_domains.console.forms import Cells, Lines
+from lora_domains.console.forms import Cells, Decimals, Lines, dialect_for
+from lora_domains.console.rows import read_blocks
 from lora_domains.data.checks import mapped
 from lora_domains.data.prepare import prepare, with_test_rows
 from lora_domains.data.readers import read
-from lora_domains.data.source import Data
+from lora_domains.data.source import Data, Dialect
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
 from lora_domains.report.report import mistakes
-from lora_domains.tasks import Classification, task_from_record
+from lora_domains.tasks import Classification, Row, task_from_record
 from lora_domains.verdict.scores import ScoreTable
 
 if TYPE_CHECKING:
@@ -98,8 +100,8 @@ def _add_evaluate(verbs: Verbs) -> None:
     add_suite_flags(evaluation)
     output = parser.add_argument_group("output")
     output.add_argument("--errors", metavar="FILE", help="write the test rows that were answered "
-                        "wrongly, with their text and the answers, to this file (.csv, .tsv or "
-                        ".jsonl), for your eyes alone")  # fmt: skip
+                        "wrongly, with their text and the answers, to this file (.csv "
+                        "like that of the rows, .tsv or .jsonl), for your eyes alone")  # fmt: skip
     output.add_argument("--overwrite", action="store_true", help="replace the file of --errors")
     add_out_flag(output)
     add_show_text_flag(output)
@@ -242,15 +244,24 @@ def _write_errors(file: str, model: "DomainModel", dataset: "Dataset", folder: P
     own = list(dict.fromkeys(name for values, _ in block for name in values))
     more = [name for name in WRITTEN.values() if any(name in answer.cells for _, answer in block)]
     path = Path(file)
-    form = Lines() if path.suffix.lower() == ".jsonl" else Cells(
-        own, more, "\t" if path.suffix.lower() == ".tsv" else ","
-    )  # fmt: skip
+    suffix = path.suffix.lower()
+    dialect = dialect_for(suffix, _dialect(domain.data, rows.values()))
+    form = Lines() if suffix == ".jsonl" else Cells(own, more, dialect)
     with new_file(path, private=True) as written:
         written.write(form.head() + form.rows(block))
     model.display.line(
         f"{len(block)} of {len(items)} test rows were answered wrongly. They are in {path} with "
         "their text, as you asked: keep it as private as the rows."
     )
+
+
+def _dialect(data: Data, rows: Iterable[Row]) -> Dialect:
+    """The dialect of the file of test rows, or of that from which they were split off."""
+    source = data.train if data.test is None else data.test
+    dialect = next(read_blocks(source or [], "test", data.reading)).dialect
+    decimals = Decimals()
+    decimals.add(row.values for row in rows)
+    return replace(dialect, decimal=decimals.of(dialect.delimiter))
 
 
 # ── benchmark ───────────────────────────────────────────────────────────────────────────────────
@@ -287,6 +298,7 @@ def benchmark(flags: argparse.Namespace) -> int:
     named = named_suite(flags, flags.seed)
     # All of them before the base is loaded, which takes a while.
     folders = [find_adapter(adapter, Path(ADAPTERS)) for adapter in flags.adapters]
+    check_bases("benchmark", folders, out=flags.out)
     model = open_model(flags, out=ADAPTERS, adapter=folders[0])
     for folder in folders:
         model.load_adapter(folder)

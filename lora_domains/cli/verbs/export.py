@@ -14,7 +14,13 @@ from lora_domains.adapters.folder import CONFIG, WEIGHTS, find_adapter, fingerpr
 from lora_domains.analysis.reproduce import base_named_by
 from lora_domains.atomic import adapter_name
 from lora_domains.cli.flags import add_base_flags, add_quiet_flag
-from lora_domains.cli.parser import ADAPTERS, Verbs, add_adapter_argument, add_verb
+from lora_domains.cli.parser import (
+    ADAPTERS,
+    Verbs,
+    add_adapter_argument,
+    add_verb,
+    check_bases,
+)
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.embedded import BASE_PATH
@@ -79,6 +85,7 @@ def export(flags: argparse.Namespace) -> int:
                 found="--to vllm",
                 hint="Leave it out: the adapters stay as they are.",
             )
+        check_bases("export --to vllm", folders, out=flags.out)
         for_vllm(folders, Path(flags.out), flags.base, Display(brief=flags.quiet))
         return 0
     if len(folders) > 1:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 from rich.console import Console
 
 from lora_domains import __version__
-from lora_domains.adapters.folder import find_adapter
-from lora_domains.atomic import folders_with
+from lora_domains.adapters.folder import check_one_base, find_adapter
+from lora_domains.atomic import adapter_name, folders_with
 from lora_domains.cli.flags import (
     add_base_flags,
     add_quiet_flag,
@@ -34,11 +34,19 @@ from lora_domains.cli.parser import (
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.console.files import AnswerFile, Questions, StandardOutput, Target, check_free
-from lora_domains.console.forms import Cells, Columns, Lines, Printed, answer_columns, check_form
+from lora_domains.console.forms import (
+    Cells,
+    Columns,
+    Lines,
+    Printed,
+    answer_columns,
+    check_form,
+    dialect_for,
+)
 from lora_domains.console.rows import read_blocks, read_stream
 from lora_domains.data.readers import RowsRead
 from lora_domains.data.source import Data
-from lora_domains.errors import AdapterMismatch, UsageError, listed
+from lora_domains.errors import UsageError, listed
 from lora_domains.report.card import CARD, Card
 from lora_domains.stats.thresholds import check_referral
 from lora_domains.tasks import Row, Task, task_from_record
@@ -68,6 +76,9 @@ def add_verbs(verbs: Verbs) -> None:
         "written to a file (.csv, .tsv, .jsonl or .parquet) in their order, with all of their "
         "columns, the label and the probability of every label. Everything else goes to the "
         "standard error."
+        "\n\nA .csv has the separator of a CSV input; semicolons go with decimal commas. It is "
+        "UTF-8, with a byte order mark for Excel where the input has one, is a workbook or is in "
+        "another encoding."
         "\n\nAnswers are written as they come. After a kill or with a full disk, the same command "
         "goes on where it stopped."
         "\n\nThe standard input is read as JSON lines, JSON or CSV where it is one of these, and "
@@ -216,14 +227,11 @@ class _Adapters:
         """Raise UsageError or AdapterMismatch where these cannot answer on one base."""
         for task in tasks.values():
             check_referral(refer_below, (task.labels or ()) if task.outputs == "classes" else ())
-        bases = {self._cards[name].base.identity: name for name in tasks}
-        if len(bases) > 1:
-            raise AdapterMismatch(
-                where=f"--domain-column {self.flags.domain_column}",
-                expected="adapters of one base",
-                found=listed(f"{name} of {self._cards[name].base.id}" for name in bases.values()),
-                hint="Answer the rows of each base by themselves.",
-            )
+        check_one_base(
+            (self._folders[name] for name in tasks), f"--domain-column {self.flags.domain_column}",
+            lambda ours: f"the rows of {listed(map(adapter_name, ours), 5)}",
+            "Answer the rows of each base in a file of their own, with one command each:",
+        )  # fmt: skip
 
     def opened(self, display: Display, names: Iterable[str]) -> "DomainModel":
         """The base with these adapters."""
@@ -363,7 +371,7 @@ def _target(flags: argparse.Namespace, questions: Questions, adapters: _Adapters
         types = {name: questions.types.of(name) for name in questions.columns}
         form = Columns(types, names, all(task.outputs == "value" for task in tasks))
     elif suffix != ".jsonl":
-        form = Cells(list(questions.columns), names, "\t" if suffix == ".tsv" else ",")
+        form = Cells(list(questions.columns), names, dialect_for(suffix, questions.dialect))
     if flags.output in (None, STREAM):
         return StandardOutput(form)
     run = {

@@ -14,10 +14,22 @@ from rich.console import Console
 
 from lora_domains.adapters.folder import folders_by_name
 from lora_domains.cli.flags import add_base_flags, add_quiet_flag
-from lora_domains.cli.parser import Verbs, add_adapter_argument, add_out_flag, add_verb
+from lora_domains.cli.parser import (
+    Verbs,
+    add_adapter_argument,
+    add_out_flag,
+    add_verb,
+    check_bases,
+)
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
-from lora_domains.errors import LoraDomainsError, UsageError, check_installed, did_you_mean
+from lora_domains.errors import (
+    AdapterMismatch,
+    LoraDomainsError,
+    UsageError,
+    check_installed,
+    did_you_mean,
+)
 from lora_domains.serving import network
 
 if TYPE_CHECKING:
@@ -102,6 +114,7 @@ def serve(flags: argparse.Namespace) -> int:
             found="neither",
             hint="For example lora-domains serve adapters/*",
         )
+    check_bases("serve", folders.values(), port=flags.port)
     bound = network.listening(flags.host, flags.port)
     with bound:
         stderr = Console(stderr=True, highlight=False)
@@ -274,12 +287,21 @@ class _Chat:
             )
         elif word == "/domain":
             name = rest.strip()
-            self.name = name if name in self.model.domains else self.model.load_adapter(name)
+            self.name = name if name in self.model.domains else self._loaded(name)
             self._reset()
         elif word in ("/base", "/reset"):
             self.name = None if word == "/base" else self.name
             self._reset()
         return word != "/quit"
+
+    def _loaded(self, name: str) -> str:
+        try:
+            return self.model.load_adapter(name)
+        except AdapterMismatch as error:
+            hint = f"Talk to it in another chat: lora-domains chat {name}"
+            raise AdapterMismatch(
+                where=error.where, expected=error.expected, found=error.found, hint=hint
+            ) from None
 
     def reply(self, text: str) -> None:
         """Write the answer to ``text``, piece by piece."""
