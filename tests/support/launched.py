@@ -1,13 +1,11 @@
-"""Train, score and report, in launched processes and in the test process for comparison.
-
-Run as a script: launched.py BASE ROWS OUT. Each process writes its results to OUT/rankN.json.
-"""
+"""Train, score and report, in several processes and in the test process for comparison."""
 
 import json
-import sys
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +127,10 @@ def scored(base: Path, shared: bool, *, sharded: bool = False) -> dict[str, Any]
 
 def interrupted(
     base: Path, rows: Sequence[dict[str, Any]], out: Path, *, validating: bool,
-    sharded: bool = False, resume: bool = True,
+    sharded: bool = False, resume: bool = True, left: Path | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """A signal reaches one process, after a step or during validation; then the run is resumed."""
+    """A signal reaches one process, after a step or during validation; then the run is resumed,
+    and ``left`` is the folder as the interrupted run leaves it."""
     model = DomainModel.from_pretrained(base, out=out, sharded=sharded)
     make_run = fit.make_run
     mine = distributed.state().process_index == distributed.state().num_processes - 1
@@ -159,6 +158,8 @@ def interrupted(
         with pytest.raises(TrainingInterrupted) as caught:
             model.fit(declared(rows))
         patch.setattr(fit, "make_run", make_run)
+        if left is not None:
+            distributed.on_main(partial(shutil.copytree, out, left))
         if resume:
             model.fit(declared(rows), resume=True, tracker="tensorboard")
     return {"where": caught.value.where}
@@ -227,34 +228,30 @@ def refused() -> str:
     return str(caught.value)
 
 
-def main() -> None:
-    base, rows, out = map(Path, sys.argv[1:])
-    lines = [json.loads(line) for line in rows.read_text().splitlines()]
-    resumed(base, lines, out / "begun_alone")
+def take_part(base: Path, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """All of it in a process of several; the results are written to ``out``/rankN.json."""
+    resumed(base, rows, out / "begun_alone")
     results = {
-        "curve": curve(declared(lines), base, out / "curve"),
-        "pairs": curve(pairs(lines), base, out / "pairs"),
+        "curve": curve(declared(rows), base, out / "curve"),
+        "pairs": curve(pairs(rows), base, out / "pairs"),
         "scored": scored(base, shared=True),
-        "interrupted": interrupted(base, lines, out / "interrupted", validating=False),
-        "validating": interrupted(base, lines, out / "validating", validating=True),
-        "left": interrupted(base, lines, out / "left", validating=False, resume=False),
-        "several": several(base, lines, out / "several", stop=False),
-        "resumed": several(base, lines, out / "resumed", stop=True),
-        "variants": variants(base, lines, out / "variants"),
+        "interrupted": interrupted(
+            base, rows, out / "interrupted", validating=False, left=out / "left"
+        ),
+        "validating": interrupted(base, rows, out / "validating", validating=True),
+        "several": several(base, rows, out / "several", stop=False),
+        "resumed": several(base, rows, out / "resumed", stop=True),
+        "variants": variants(base, rows, out / "variants"),
         "refused": refused(),
         "sharded": {
-            "several": several(base, lines, out / "sharded_several", stop=False, sharded=True),
-            "curve": curve(declared(lines), base, out / "sharded", sharded=True),
+            "several": several(base, rows, out / "sharded_several", stop=False, sharded=True),
+            "curve": curve(declared(rows), base, out / "sharded", sharded=True),
             "scored": scored(base, shared=True, sharded=True),
             "interrupted": interrupted(
-                base, lines, out / "sharded_interrupted", validating=False, sharded=True
+                base, rows, out / "sharded_interrupted", validating=False, sharded=True
             ),
         },
         "ranks": distributed.state().num_processes,
     }
     Display(quiet=not distributed.is_main()).line("printed once")
     (out / f"rank{distributed.state().process_index}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
