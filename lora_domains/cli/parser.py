@@ -34,7 +34,6 @@ EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 """Exit codes of the verbs that end in a verdict."""
 ERROR, INTERRUPTED = 2, 130
 
-
 INVALID_CHOICE = re.compile(r"argument (.+?): invalid choice: (.+) \(choose from (.+)\)")
 """argparse's message for a value that is none of the choices."""
 
@@ -108,13 +107,23 @@ class Parser(argparse.ArgumentParser):
             flags.texts += rest
             rest = []
         if rest:
+            verb = self._verb_of(words)
+            folder = "--out" in verb._option_string_actions and Path(rest[0]).is_dir()
             raise UsageError(
-                where=self.prog,
+                where=verb.prog,
                 expected="no further argument",
                 found=repr(rest[0]),
-                hint=f"Put a value with spaces in quotes. See {self.prog} --help.",
+                hint=f"A folder of adapters is named by --out {rest[0]}."
+                if folder
+                else f"Put a value with spaces in quotes. See {verb.prog} --help.",
             )
         return flags
+
+    def _verb_of(self, words: Sequence[str]) -> argparse.ArgumentParser:
+        """The parser of the verb among ``words``; this one where it has no verbs."""
+        known = next((a.choices for a in self._actions
+                      if isinstance(a, argparse._SubParsersAction)), {})  # fmt: skip
+        return next((known[word] for word in words if word in known), self)
 
     def _check_words(self, words: Sequence[str]) -> None:
         """Raise UsageError for an unknown verb or flag among ``words``.
