@@ -1,14 +1,14 @@
 """The teaching example on the embedded rows, as a user would run it: CSV in, verdict out."""
 
 import csv
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.commands import fork
 
 from lora_domains import Data, DomainModel, load_domain
+from lora_domains.cli import main as cli
 from lora_domains.console import Display
 from lora_domains.embedded.world import domain_rows
 from lora_domains.probes.suite import embedded
@@ -17,7 +17,7 @@ from lora_domains.report.card import AdapterEntry, Card
 ROOT = Path(__file__).parents[1]
 ROWS = {"train": 1600, "validation": 100, "test": 300}
 """How many of the rows are used; validation and test rows are fewer, for speed."""
-FEW = {"train": 960, "validation": 60, "test": 100}
+FEW = {"train": 480, "validation": 60, "test": 100}
 
 
 def fitted(folder: Path, counts: dict[str, int], *flags: str) -> AdapterEntry:
@@ -27,13 +27,10 @@ def fitted(folder: Path, counts: dict[str, int], *flags: str) -> AdapterEntry:
             writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
             writer.writeheader()
             writer.writerows(domain_rows("medical", split)[:count])
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_domains.cli.main", "fit", "--name", "tutorial",
-         "--train", "train.csv", "--validation", "validation.csv", "--test", "test.csv",
-         "--positive", "urgent", *flags],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=900,
-    )  # fmt: skip
-    assert done.returncode in (0, 1, 3), done.stderr
+    words = ["fit", "--name", "tutorial", "--train", "train.csv", "--validation", "validation.csv",
+             "--test", "test.csv", "--positive", "urgent", *flags]  # fmt: skip
+    code, _, errors = fork(lambda: cli.main(words), folder).ended()
+    assert code in (0, 1, 3), errors
     return Card.read(folder / "adapters" / "tutorial").adapter
 
 

@@ -229,25 +229,37 @@ def test_a_hub_that_fails_is_named(
 
 
 @pytest.mark.slow
-def test_the_command_alone_pushes_and_loads(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """In processes of their own, with the variables that a user sets; push imports no torch."""
+def test_the_command_alone_pushes_without_torch(adapter: Path, tmp_path: Path) -> None:
+    """In a process of its own, with the variables that a user sets."""
     code = "import sys; from lora_domains.cli.main import main\ntry: main()\nfinally: " \
            "assert 'torch' not in sys.modules, 'torch'"  # fmt: skip
     with hubs.running() as hub:
-        variables = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-c", code, "push", "triage", "team/triage", "--out", adapter.parent],
-            env=variables, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        words = ["-c", code, "push", "triage", "team/triage", "--out", str(adapter.parent)]
+        done = alone(hub, tmp_path, *words)
         assert done.returncode == 0, done.stderr
-        commit = list(hub.repositories["team/triage"].commits)[-1]
-        assert commit in done.stdout
-        done = subprocess.run(
-            [sys.executable, "-m", "lora_domains.cli.main", "predict", f"team/triage@{commit}",
-             "a text", "--base", tiny_base],
-            env=variables, capture_output=True, text=True, check=False, cwd=tmp_path,
-        )  # fmt: skip
+        assert list(hub.repositories["team/triage"].commits)[-1] in done.stdout
+
+
+@pytest.mark.long  # test_hub.py loads adapters from the Hub in make test
+@pytest.mark.slow
+def test_the_command_alone_loads_what_was_pushed(
+    adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    with hubs.running() as hub:
+        command = ("-m", "lora_domains.cli.main")
+        words = ["push", "triage", "team/triage", "--out", str(adapter.parent)]
+        assert alone(hub, tmp_path, *command, *words).returncode == 0
+        pushed = f"team/triage@{list(hub.repositories['team/triage'].commits)[-1]}"
+        words = ["predict", pushed, "a text", "--base", str(tiny_base)]
+        done = alone(hub, tmp_path, *command, *words)
     # Its made-up card is of another base: the strict checks hold for what is downloaded, too.
     assert done.returncode == 2
     assert "AdapterMismatch" in done.stderr
     assert Card.read(adapter).base.id in done.stderr
+
+
+def alone(hub: Hub, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Python in ``folder``, with the variables of ``hub``."""
+    variables = os.environ | hub.environment(folder / "home") | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], env=variables, capture_output=True,
+                          text=True, check=False, cwd=folder)  # fmt: skip

@@ -6,17 +6,17 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from support.commands import run
+from support.commands import Forked, fork, run
 from support.served import make_served, request_bytes
 
 from lora_domains.adapters.folder import folders_by_name
+from lora_domains.cli import main as cli
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,15 @@ def test_a_base_that_is_called_as_an_adapter_is_refused(
     assert "adapters with other names than their base" in refused(capsys, str(other), *where)
 
 
+def told(served: Forked, pattern: str) -> re.Match[str]:
+    """``pattern`` in what the process says on its standard error, once it is there."""
+    until = time.monotonic() + 120
+    while (found := re.search(pattern, served.errors())) is None:
+        assert time.monotonic() < until, served.errors()
+        time.sleep(0.05)
+    return found
+
+
 def ask(port: int, path: str, body: Any = None) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     key = {"Authorization": "Bearer secret"}
@@ -118,23 +127,13 @@ def ask(port: int, path: str, body: Any = None) -> tuple[int, Any]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of Unix")
-def test_a_process_serves_until_sigterm(folder: Path) -> None:
-    command = [
-        sys.executable, "-m", "lora_domains.cli.main", "serve", "adapters/*",
-        str(folder / "base"), "--base", str(folder / "base"), "--port", "0", "--max-tokens", "400",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "LORA_DOMAINS_API_KEY": "secret"},
-    )  # fmt: skip
-    assert process.stderr is not None
+def test_a_process_serves_until_sigterm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_DOMAINS_API_KEY", "secret")
+    base = str(folder / "base")
+    words = ["serve", "adapters/*", base, "--base", base, "--port", "0", "--max-tokens", "400"]
+    served = fork(lambda: cli.main(words), folder)
     try:
-        lines: list[str] = []
-        while not lines or "Serving" not in lines[-1]:
-            lines.append(process.stderr.readline())
-            assert process.poll() is None, lines
-        found = re.search(r"at http://127\.0\.0\.1:(\d+)/v1", lines[-1])
-        assert found is not None
+        found = told(served, r"at http://127\.0\.0\.1:(\d+)/v1")
         port = int(found[1])
         while True:
             try:
@@ -143,9 +142,8 @@ def test_a_process_serves_until_sigterm(folder: Path) -> None:
             except ConnectionError:
                 continue
         wanted = ask(port, "/v1/completions", {"model": "d1", "prompt": "red", "max_tokens": 350})
-        process.send_signal(signal.SIGHUP)
-        while "d7: unchanged" not in lines[-1]:
-            lines.append(process.stderr.readline())
+        os.kill(served.number, signal.SIGHUP)
+        told(served, "d7: unchanged")
         # An answer in progress is finished before the process ends.
         body = {"model": "d1", "prompt": "red", "max_tokens": 350, "stream": True}
         data = request_bytes("/v1/completions", body)
@@ -153,7 +151,7 @@ def test_a_process_serves_until_sigterm(folder: Path) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(data)
             text = connection.recv(1024)
-            process.send_signal(signal.SIGTERM)
+            os.kill(served.number, signal.SIGTERM)
             while part := connection.recv(1 << 16):
                 text += part
         assert b"[DONE]" in text
@@ -162,8 +160,7 @@ def test_a_process_serves_until_sigterm(folder: Path) -> None:
             "".join(json.loads(event)["choices"][0]["text"] for event in events)
             == (wanted[1]["choices"][0]["text"])
         )
-        assert process.wait(30) == 0
+        assert served.ended()[0] == 0
     finally:
-        process.kill()
-        rest = process.communicate()[0]
-    assert rest is None
+        with suppress(ProcessLookupError):
+            os.kill(served.number, signal.SIGKILL)

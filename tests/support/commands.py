@@ -37,8 +37,13 @@ class Forked:
     def ended(self) -> tuple[int, str, str]:
         """Its exit code once it ended, its output and its errors."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1])
-        out, errors = (self.folder / name for name in OUTPUT)
-        return code, out.read_text() if out.exists() else "", errors.read_text()
+        out = self.folder / OUTPUT[0]
+        return code, out.read_text() if out.exists() else "", self.errors()
+
+    def errors(self) -> str:
+        """What it has written to its standard error so far."""
+        path = self.folder / OUTPUT[1]
+        return path.read_text() if path.exists() else ""
 
 
 def fork(action: Callable[[], object], folder: Path, stdout: int | None = None) -> Forked:
@@ -61,7 +66,7 @@ def _alone(action: Callable[[], object], folder: Path, stdout: int | None) -> in
     warnings.resetwarnings()
     sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123
     sys.stdout = open(OUTPUT[0] if stdout is None else stdout, "w")  # noqa: SIM115, PTH123
-    sys.stderr = open(OUTPUT[1], "w")  # noqa: SIM115, PTH123 (the process ends)
+    sys.stderr = open(OUTPUT[1], "w", buffering=1)  # noqa: SIM115, PTH123 (the process ends)
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         os.dup2(stream.fileno(), number)
     try:
