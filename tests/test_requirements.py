@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -13,7 +14,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from support.structure import imported, parsed
+from support.structure import imports_of
 
 FILES = {"newest": ROOT / "constraints.txt", "oldest": ROOT / "constraints-oldest.txt"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -101,13 +102,18 @@ def test_every_requirement_is_used() -> None:
     assert "pre-commit" in hooks
 
 
+@cache
+def distributions_of_packages() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def distributions(folders: list[str]) -> set[str]:
     """The packages that the code in ``folders`` imports, and that are not part of Python."""
     own = {path.stem for glob in ("*", "tests/*", "benchmarks/*/*.py") for path in ROOT.glob(glob)}
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    modules = {name.split(".")[0] for path in files for name in imported(parsed(path))}
+    modules = {name.split(".")[0] for path in files for name in imports_of(path)}
     modules -= own | sys.stdlib_module_names
-    known = packages_distributions()
+    known = distributions_of_packages()
     return {canonicalize_name(known.get(module, [module])[0]) for module in modules}
 
 

@@ -21,7 +21,7 @@ from support.structure import (
     asks_the_kind,
     definitions,
     folders,
-    imported,
+    imports_of,
     length,
     modules,
     name_of,
@@ -78,7 +78,7 @@ def test_the_measures_are_printed() -> None:
 def test_rooms_above_the_line_name_no_torch(room: str) -> None:
     for path in FILES:
         if room_of(path) == room:
-            heavy = {name.split(".")[0] for name in imported(parsed(path))} & TORCH
+            heavy = {name.split(".")[0] for name in imports_of(path)} & TORCH
             assert heavy <= LAZY.get(str(path.relative_to(PACKAGE)), set()), path
 
 

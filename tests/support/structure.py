@@ -52,9 +52,15 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """Every module that the file imports; each file is parsed once."""
+    return frozenset(imported(parsed(path)))
+
+
 def rooms_imported(path: Path) -> set[str]:
     """The rooms that a file imports."""
-    names = {n.split(".")[1] for n in imported(parsed(path)) if n.startswith("lora_domains.")}
+    names = {n.split(".")[1] for n in imports_of(path) if n.startswith("lora_domains.")}
     return names & set(ORDER)
 
 
@@ -124,11 +130,16 @@ class Definition:
     is_class: bool
 
 
-def definitions(path: Path) -> Iterator[Definition]:
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            yield Definition(path, node.name, lines, isinstance(node, ast.ClassDef))
+@cache
+def definitions(path: Path) -> tuple[Definition, ...]:
+    return tuple(
+        Definition(
+            path, node.name, (node.end_lineno or node.lineno) - node.lineno + 1,
+            isinstance(node, ast.ClassDef),
+        )
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    )  # fmt: skip
 
 
 def folders() -> dict[str, list[Path]]:
