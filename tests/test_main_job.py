@@ -6,22 +6,27 @@ from pathlib import Path
 
 import pytest
 from support.commands import fork
+from support.general_text import use_general_text
 
 from lora_domains import Data, DomainModel, load_domain
 from lora_domains.cli import main as cli
 from lora_domains.console import Display
 from lora_domains.embedded.world import domain_rows
+from lora_domains.probes.general_text import embedded_texts
 from lora_domains.probes.suite import embedded
 from lora_domains.report.card import AdapterEntry, Card
 
 ROOT = Path(__file__).parents[1]
 ROWS = {"train": 1600, "validation": 100, "test": 300}
 """How many of the rows are used; validation and test rows are fewer, for speed."""
-FEW = {"train": 640, "validation": 60, "test": 100}
+FEW = {"train": 960, "validation": 60, "test": 100}
 
 
-def fitted(folder: Path, counts: dict[str, int], *flags: str) -> AdapterEntry:
-    """What the command line trains and evaluates on so many rows of each split."""
+def fitted(
+    folder: Path, counts: dict[str, int], *flags: str, monitored: int | None = None
+) -> AdapterEntry:
+    """What the command line trains and evaluates on so many rows of each split, with the embedded
+    general text, of which ``monitored`` texts are read after each epoch."""
     for split, count in counts.items():
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
@@ -29,7 +34,14 @@ def fitted(folder: Path, counts: dict[str, int], *flags: str) -> AdapterEntry:
             writer.writerows(domain_rows("medical", split)[:count])
     words = ["fit", "--name", "tutorial", "--train", "train.csv", "--validation", "validation.csv",
              "--test", "test.csv", "--positive", "urgent", *flags]  # fmt: skip
-    code, _, errors = fork(lambda: cli.main(words), folder).ended()
+    texts = embedded_texts("train"), embedded_texts("validation")[:monitored]
+
+    def job() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            use_general_text(patch, *texts)
+            cli.main(words)
+
+    code, _, errors = fork(job, folder).ended()
     assert code in (0, 1, 3), errors
     return Card.read(folder / "adapters" / "tutorial").adapter
 
@@ -46,7 +58,7 @@ def verdicts(entry: AdapterEntry) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_one_epoch_on_few_rows_learns_and_keeps_what_the_base_knows(tmp_path: Path) -> None:
-    entry = fitted(tmp_path, FEW, "--epochs", "1", "--questions", "120")
+    entry = fitted(tmp_path, FEW, "--epochs", "1", "--questions", "120", monitored=50)
     accuracy, loss = (entry.domain_scores[name] for name in ("accuracy", "loss"))
     assert accuracy["base"] <= 0.65
     assert accuracy["adapter"] >= accuracy["base"] + 0.1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_domains.adapters.folder import CONFIG
-from lora_domains.adapters.peft import MAGNITUDE, lora_layers, stored_name
+from lora_domains.adapters.peft import MAGNITUDE, WITHOUT_EFFECT, lora_layers, stored_name
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, listed
 from lora_domains.modeling.base import ROUTED, Base
 from lora_domains.modeling.heads import FEATURES, head_shapes, layout_of
@@ -31,11 +31,6 @@ IGNORED = {
     "auto_mapping", "runtime_config", "megatron_core", "loftq_config", "eva_config", "peft_type",
 }  # fmt: skip
 """Options that are not passed on to PEFT: they name Python classes, or have no effect here."""
-WITHOUT_EFFECT = {
-    "base_model_name_or_path", "revision", "inference_mode", "peft_version", "lora_dropout",
-    "auto_mapping", "runtime_config",
-}  # fmt: skip
-"""Options on which neither shapes nor scales depend."""
 CACHED = 32
 """Configs whose targets are kept with a base."""
 PATTERN_SECONDS = 1.0

@@ -41,20 +41,57 @@ MAGNITUDE = ".lora_magnitude_vector"
 """How the name of DoRA's tensor of a linear ends."""
 WHOLE = ".modules_to_save.default."
 """Part of PEFT's names for the tensors of modules that it saves whole."""
+WITHOUT_EFFECT = {
+    "base_model_name_or_path", "revision", "inference_mode", "peft_version", "lora_dropout",
+    "auto_mapping", "runtime_config",
+}  # fmt: skip
+"""Options of a config on which neither shapes nor scales depend."""
+KEPT = 8
+_kept: dict[str, Any] = {}
+"""The last few skeletons, by all that they depend on; they hold no weights."""
 
 
-def skeleton(base: Base, config: Any, classes: int | None = None) -> Any:
+@contextmanager
+def skeleton(base: Base, config: Any, classes: int | None = None) -> Iterator[Any]:
     """A ``PeftModel`` of the base's architecture on the meta device, with ``config`` applied.
 
     With ``classes`` it is the architecture's sequence classifier, for an adapter with a head.
-    Raises AdapterUnsupported when no linear of the base matches, or with PEFT's own reason.
+    PEFT takes a tenth of a second to build it, so it is kept for the next equal config. Raises
+    AdapterUnsupported when no linear of the base matches, or with PEFT's own reason.
     """
-    from peft import get_peft_model
-    from transformers import AutoModel, AutoModelForCausalLM
-
     plain = deepcopy(base.model.config)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
+    key = _key(base, plain, config, classes)
+    model = _kept.pop(key, None)  # no other thread has it meanwhile
+    if model is None:
+        model = _built(base, plain, config, classes)
+        model.peft_config["default"] = deepcopy(config)
+    else:
+        own = {n: v for n, v in vars(config).items() if n in WITHOUT_EFFECT - {"auto_mapping"}}
+        vars(config).update(deepcopy(vars(model.peft_config["default"])) | own)
+        config.base_model_name_or_path = plain.name_or_path
+    yield model
+    while len(_kept) >= KEPT:
+        _kept.pop(next(iter(tuple(_kept))), None)
+    _kept[key] = model
+
+
+def _key(base: Base, plain: Any, config: Any, classes: int | None) -> str:
+    """All that a skeleton depends on."""
+    options = {
+        k: sorted(v) if isinstance(v, set) else v
+        for k, v in config.to_dict().items() if k not in WITHOUT_EFFECT
+    }  # fmt: skip
+    layout = None if classes is None else layout_of(base, config.task_type)
+    architecture = type(plain), plain.to_dict(), plain.name_or_path
+    return repr((architecture, classes, layout, options))
+
+
+def _built(base: Base, plain: Any, config: Any, classes: int | None) -> Any:
+    from peft import get_peft_model
+    from transformers import AutoModel, AutoModelForCausalLM
+
     with torch.device("meta"):
         if config.task_type == FEATURES:
             bare = AutoModel.from_config(plain)
@@ -131,8 +168,10 @@ def lora_layers(base: Base, config: Any, classes: int | None) -> Iterator[tuple[
     from peft.tuners.lora import LoraLayer
 
     inner = f"{base.model.base_model_prefix}." if config.task_type == FEATURES else ""
-    for name, module in skeleton(base, config, classes).named_modules():
-        if isinstance(module, LoraLayer):
+    with skeleton(base, config, classes) as model:
+        for name, module in model.named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
             layer = module.get_base_layer()
             if not _linear(layer):
                 raise AdapterUnsupported(
@@ -180,11 +219,14 @@ def new_adapter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for linear, layer in lora_layers(base, config, classes):
-            layer.lora_A["default"].to_empty(device="cpu")
-            layer.lora_B["default"].to_empty(device="cpu")
+            parts = layer.lora_A["default"], layer.lora_B["default"]
+            for part in parts:
+                part.to_empty(device="cpu")
             layer.reset_lora_parameters("default", init_lora_weights=True)
-            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            weights[linear] = (a.detach().float(), b.detach().float())
+            a, b = (part.weight.detach().float() for part in parts)
+            weights[linear] = a, b
+            for part in parts:
+                part.to_empty(device="meta")
             scales[linear] = float(layer.scaling["default"])
         head = None if classes is None else new_head(base, layout, classes)
     # B is zero: the rows are as long as the base's.
@@ -304,14 +346,32 @@ def save_adapter(
 
 
 def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
-    head = adapter.head
-    model = skeleton(base, deepcopy(adapter.config), head.classes if head else None)
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = base.id
-    # Sets are written in hash order, which differs between processes; the bytes must not.
-    for option in ("target_modules", "exclude_modules"):
-        if isinstance(getattr(config, option), set):
-            setattr(config, option, sorted(getattr(config, option)))
+    head, applied = adapter.head, deepcopy(adapter.config)
+    with skeleton(base, applied, head.classes if head else None) as model:
+        config = model.peft_config["default"] = deepcopy(applied)
+        config.base_model_name_or_path = base.id
+        # Sets are written in hash order, which differs between processes; the bytes must not.
+        for option in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(config, option), set):
+                setattr(config, option, sorted(getattr(config, option)))
+        state = _stored(adapter, base)
+        if head and head.layout.saved:
+            # PEFT adds its own names to the config each time, and "all-linear" includes the head.
+            config.modules_to_save = list(head.layout.saved)
+            if not isinstance(config.target_modules, str):
+                whole = {name.rpartition(".")[0] for name in head.weights}
+                config.target_modules = [t for t in config.target_modules if t not in whole]
+            for name, _ in model.named_parameters():
+                if WHOLE in name:
+                    state[name] = head.weights[_plain_name(name)].detach().cpu().contiguous()
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+        model.peft_config["default"] = applied
+    if head and not head.layout.saved:
+        _add_tensors(folder / WEIGHTS, {PREFIX + n: t for n, t in head.weights.items()})
+
+
+def _stored(adapter: Adapter, base: Base) -> dict[str, torch.Tensor]:
+    """The tensors of LoRA by PEFT's names in a model."""
     state = {}
     for linear, (a, b) in adapter.weights.items():
         name = stored_name(linear, base, adapter.config)
@@ -320,18 +380,7 @@ def _write_peft_files(folder: Path, adapter: Adapter, base: Base) -> None:
         if linear in adapter.magnitudes:
             magnitude = adapter.magnitudes[linear].contiguous()
             state[f"{name}.lora_magnitude_vector.default.weight"] = magnitude
-    if head and head.layout.saved:
-        # PEFT adds its own names to the config each time, and "all-linear" includes the head.
-        config.modules_to_save = list(head.layout.saved)
-        if not isinstance(config.target_modules, str):
-            whole = {name.rpartition(".")[0] for name in head.weights}
-            config.target_modules = [t for t in config.target_modules if t not in whole]
-        for name, _ in model.named_parameters():
-            if WHOLE in name:
-                state[name] = head.weights[_plain_name(name)].detach().cpu().contiguous()
-    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
-    if head and not head.layout.saved:
-        _add_tensors(folder / WEIGHTS, {PREFIX + n: t for n, t in head.weights.items()})
+    return state
 
 
 def _add_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

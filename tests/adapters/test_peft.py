@@ -15,6 +15,7 @@ from support.damaged import edit
 from support.device import base_on
 from support.peft_folders import peft_logits, peft_saved, plain
 
+from lora_domains.adapters import peft as skeletons
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.adapters.peft import new_adapter
@@ -29,6 +30,25 @@ from lora_domains.report.card import Card
 @pytest.fixture
 def base(tiny_base: Path) -> Base:
     return base_on(tiny_base)
+
+
+def test_a_skeleton_is_built_once_for_equal_adapters(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skeletons, "_kept", {})
+    first = new_adapter(base, "a", Lora(), 8, 16, 0)
+    options = first.config.to_dict()
+    first.config.target_modules, first.config.r = {"q_proj"}, 3  # of this adapter alone
+    with monkeypatch.context() as patch:
+        patch.setattr(peft, "get_peft_model", lambda *_, **__: 1 / 0)
+        second = new_adapter(base, "b", Lora(), 8, 16, 0)
+        with pytest.raises(ZeroDivisionError):
+            new_adapter(base, "b", Lora(), 4, 16, 0)
+    assert second.config.to_dict() == options
+    assert first.weights.keys() == second.weights.keys()
+    for name, pair in first.weights.items():
+        assert all(map(torch.equal, pair, second.weights[name]))
+        assert pair[0].data_ptr() != second.weights[name][0].data_ptr()
 
 
 # ── PEFT round trip ─────────────────────────────────────────────────────────────────────────────
