@@ -139,7 +139,7 @@ def _gates(domain: Domain, prepared: Prepared) -> str:
     gates, task = domain.thresholds, prepared.task
     metric = metric_name(domain.primary_metric)
     every = (f"better than the base and the best baseline by {metric}; at most "
-             f"{gates['retention']:.0%} of general knowledge lost")  # fmt: skip
+             f"{100 * gates['retention']:.0f} % of general knowledge lost")  # fmt: skip
     if task.positive_index is None:
         return every
     floor, positives = gates["recall"], sum(task.positive_index in r.labels for r in prepared.test)

@@ -294,17 +294,22 @@ def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> Any:
     return output
 
 
-def check_no_file(texts: Sequence[str]) -> None:
-    """Raise UsageError for a text that is the name of a file, whose name would be labelled."""
+def check_no_file(texts: Sequence[str], adapter: str | None = None) -> None:
+    """Raise UsageError for a text that is the name of a file, whose name would be labelled, and for
+    an adapter that is one.
+    """
+    from lora_domains.data.readers import READERS
     from lora_domains.tasks.answers import is_file
 
-    for text in texts:
+    rows = adapter and Path(adapter).suffix in READERS and not Path(adapter).name.endswith(".json")
+    for text in [*([adapter] if adapter and rows else []), *texts]:
         if is_file(text):
+            named = "ADAPTER" if text == adapter else adapter or "ADAPTER"
             raise UsageError(
                 where=text,
-                expected="a text",
+                expected="the name of an adapter" if text == adapter else "a text",
                 found="the name of a file",
-                hint=f"For the rows in it: lora-domains predict ADAPTER --input {text}",
+                hint=f"For the rows in it: lora-domains predict {named} --input {text}",
             )
 
 

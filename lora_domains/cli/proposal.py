@@ -311,7 +311,8 @@ def _with_positive(domain: Domain, given: Sequence[Row]) -> tuple[Domain, str]:
     share = fewest / (most + fewest)
     if share > SKEWED:
         return domain, ""
-    why = f"{shown(rare)}, the label of {share:.0%} of the rows: its recall and precision decide"
+    why = f"{shown(rare)}, the label of {100 * share:.0f} % of the rows: its recall and precision "
+    why += "decide"
     return replace(domain, task=task.with_options(positive=rare)), why
 
 

@@ -117,7 +117,13 @@ class Questions:
             for task in () if self.plain else self.tasks.values():
                 check_present(list(self._named(task).values()), every)
         if errors:
-            raise all_errors(errors)
+            found = all_errors(errors)
+            if isinstance(found, EmptyCell):  # no row is left out of the answers
+                hint = "Fill it, or leave the answers of such rows empty: --drop-empty"
+                found = EmptyCell(
+                    where=found.where, expected=found.expected, found=found.found, hint=hint
+                )
+            raise found
 
     def __iter__(self) -> Iterator[Question]:
         for block in self.blocks():

@@ -247,8 +247,9 @@ def _no_file(path: Path, given: str, known: bool) -> DataError:
         found = "no such file" if folder.is_dir() else f"no folder {str(folder)!r}"
     else:
         found = "something else"
-    return DataError(where=given if "://" in given else str(path), expected=FORMS, found=found,
-                     hint=hint)  # fmt: skip
+    missing = known and not path.exists()
+    return DataError(where=given if "://" in given else str(path), found=found, hint=hint,
+                     expected="a file of rows" if missing else FORMS)  # fmt: skip
 
 
 # ── Folders ─────────────────────────────────────────────────────────────────────────────────────

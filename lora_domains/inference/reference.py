@@ -119,7 +119,7 @@ class Reference:
             return None
         return (
             f"KL over the {self.top} most likely tokens, with the others taken as one: an "
-            f"underestimate, since they hold {self.omitted:.2%} of the base's probability"
+            f"underestimate, since they hold {100 * self.omitted:.2f} % of the base's probability"
         )
 
     def kl_and_nats(

@@ -349,8 +349,8 @@ def _general_steps(
     ratio = max(general / step, (general + launch) / (step + launch))
     every = max(1, math.ceil(ratio / share))
     reason = (
-        f"general text in 1 of {every} steps: it adds {general / step / every:.0%} to the "
-        f"tokens of a step (at most {share:.0%})"
+        f"general text in 1 of {every} steps: it adds {100 * general / step / every:.0f} % to the "
+        f"tokens of a step (at most {100 * share:.0f} %)"
     )
     return every, reason if every > 1 else ""
 

@@ -98,6 +98,8 @@ WRONG = {
         ("fit", "--name", "x", "--train", "t.csv", "--set", "training.learning_rate=1"),
         "Did you mean 'training.lr'?"),
     "a verb of other tools": (("train", "x.csv"), "Did you mean 'fit'?"),
+    "a verb of Ludwig": (("experiment", "--config", "x.yaml"), "Did you mean 'fit'?"),
+    "another tool": (("lm_eval", "--tasks", "mmlu"), "Did you mean 'benchmark'?"),
     "unknown verb": (("fitt", "--epochs", "3"), "Did you mean 'fit'"),
     "an argument too many": (("doctor", "now"), "See lora-domains doctor --help."),
     "a folder too many": (("list", "."), "A folder of adapters is named by --out ."),

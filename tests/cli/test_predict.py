@@ -170,13 +170,17 @@ def test_a_text_that_is_the_name_of_a_file_is_refused(
         assert run(verb, "spam", path, *where) == 2
         error = capsys.readouterr().err
         assert "the name of a file" in error
-        assert f"--input {path}" in error
+        assert f"predict spam --input {path}" in error
+    assert run("predict", path, *where) == 2  # where the adapter belongs
+    error = capsys.readouterr().err
+    assert "the name of an adapter" in error
+    assert f"predict ADAPTER --input {path}" in error
 
 
 BAD = {
     "no such column": ([{"note": "a"}] * 3, (), ("the column 'text'", "Use its column names")),
     "empty": ([*NOTES[:3], {"text": " "}, {"text": "a"}, {"text": None}], (),
-              ("column 'text', 2 empty: line 4, 6", "--drop-empty")),
+              ("column 'text', 2 empty: line 4, 6", "answers of such rows empty: --drop-empty")),
     "a list": ([{"text": ["a"]}], (), ("line 1", "type list")),
     "taken": ([{"text": "a", "prediction": "b"}], ("--output", "x.csv"), ("'prediction'",)),
     "form": (NOTES, ("--output", "answers.xlsx"), (".csv, .tsv, .jsonl or .parquet", "'.xlsx'")),

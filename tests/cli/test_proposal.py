@@ -47,7 +47,7 @@ def test_columns_are_proposed_by_what_they_hold(tmp_path: Path) -> None:
     assert found.domain.data.group == "PatID"
     assert found.reasons.keys() == {"task", "text", "label", "positive", "group"}
     assert "; other candidates: ICD, " in found.reasons["label"]
-    assert "'ja', the label of 18% of the rows" in found.reasons["positive"]
+    assert "'ja', the label of 18 % of the rows" in found.reasons["positive"]
     assert SECRET not in str(found.reasons)
 
 

@@ -81,7 +81,7 @@ def _add_trace(verbs: Verbs) -> None:
 
 def trace(flags: argparse.Namespace) -> int:
     """Show one text in base and adapter."""
-    check_no_file([flags.text])
+    check_no_file([flags.text], flags.adapter)
     model = open_model(flags, adapter=flags.adapter)
     name = model.load_adapter(flags.adapter)
     from lora_domains.analysis import trace as analysis

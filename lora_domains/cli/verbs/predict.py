@@ -120,7 +120,7 @@ def predict(
 
     ``model`` has the adapter loaded, under the name of its folder; by default one is opened.
     """
-    check_no_file(flags.texts)
+    check_no_file(flags.texts, flags.adapter)
     _check_places(flags)
     stderr = Console(stderr=True, highlight=False)
     display = display or Display(console=stderr, brief=flags.quiet)
