@@ -6,6 +6,7 @@ reports other exit codes as a crash.
 
 import argparse
 import ast
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.compare import compare_seeds
 from lora_domains.analysis.regressions import since_replaced
-from lora_domains.analysis.reproduce import base_named_by, base_of, same_bytes
+from lora_domains.analysis.reproduce import BASES, base_named_by, base_of, same_bytes
 from lora_domains.cli.flags import add_run_flags, configured, given_settings
 from lora_domains.cli.machine import with_base
-from lora_domains.cli.parser import Parser, guarded, swept_values, wrapped
+from lora_domains.cli.parser import ADAPTERS, Parser, guarded, swept_values, wrapped
 from lora_domains.console import Display, analyses
 from lora_domains.data.prepare import prepare
 from lora_domains.domain import Domain
@@ -283,8 +284,17 @@ def show_validation(model: "DomainModel", domain: Domain, *, stored: bool = Fals
             model.display.line(f"On validation rows, {replaced(card.adapter, since)}")
     model.display.line(
         f"No test row was scored, so {domain.name} has no verdict. Choose on validation rows, then "
-        f"evaluate the adapter that you chose: lora-domains evaluate {domain.name}"
+        f"evaluate the adapter that you chose: {_evaluation_of(domain.name, model)}"
     )
+
+
+def _evaluation_of(name: str, model: "DomainModel") -> str:
+    """The command that evaluates an adapter, with a base to which its card does not lead."""
+    base, folder = model.base, model.out / name
+    words = [name if model.out == Path(ADAPTERS) else str(folder)]
+    named = base.id == "embedded" or base.revision or (BASES / base.id).is_dir()
+    words += [] if named else ["--base", base.checkpoint.source]
+    return shlex.join(["lora-domains", "evaluate", *words])
 
 
 def open_model(

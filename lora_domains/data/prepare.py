@@ -193,7 +193,7 @@ class Preparation:
                 self.unread.add(split)
                 notes.append("the first rows, because of the limit")
                 self.warnings += check_order(self.task, rows)
-            sizes.append(f"{split} {len(rows)}" + (f" ({', '.join(notes)})" if notes else ""))
+            sizes.append(f"{split} {len(rows)}" + (f" ({'; '.join(notes)})" if notes else ""))
         self.rows_read = sum(map(len, self.given.values()))
         self._stage("read", ", ".join(sizes))
 

@@ -107,7 +107,7 @@ def test_fit_without_test_rows_of_its_own_scores_no_test_row(
     assert (entry.verdict, entry.evaluations, entry.domain_scores) == (None, None, {})
     output = capsys.readouterr().out
     assert "On 20 validation rows, which chose the epoch: no verdict" in output
-    assert "lora-domains evaluate spam" in output
+    assert f"lora-domains evaluate {tmp_path / 'out' / 'spam'} --base {tiny_base}\n" in output
     for contender in ("base", "majority", "TF-IDF", "adapter"):
         assert contender in output
     # Nothing is charged.
