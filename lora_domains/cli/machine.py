@@ -5,13 +5,16 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, metadata, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lora_domains.adapters.folder import check_one_base
 from lora_domains.analysis.reproduce import BASES
 from lora_domains.console import format_bytes
 from lora_domains.domain import Domain
@@ -246,3 +249,19 @@ def public_name(place: Path) -> str:
     """The name of a base: that of its folder, or its id on the Hub for one in the Hub's cache."""
     cached = [part for part in place.parts if part.startswith("models--")]
     return cached[-1].removeprefix("models--").replace("--", "/") if cached else place.name
+
+
+def check_bases(verb: str, folders: Iterable[Path], port: int = 0, out: str = "") -> None:
+    """Raise AdapterMismatch where adapters are of several bases, with a command for each of them.
+
+    Each has its own port, or its own folder ``out``, where they are given.
+    """
+    numbers = count()
+
+    def command(ours: Sequence[Path]) -> str:
+        at = next(numbers)
+        own = ["--port", str(port + at)] if port else []
+        own += ["--out", f"{out}-{at + 1}"] if out else []
+        return shlex.join(["lora-domains", *verb.split(), *map(str, ours), *own])
+
+    check_one_base(folders, f"lora-domains {verb}", command)

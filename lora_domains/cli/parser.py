@@ -6,13 +6,11 @@ import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -261,24 +259,6 @@ def add_adapter_argument(group: Any, name: str = "adapter", **options: Any) -> N
 def add_out_flag(group: Any) -> None:
     group.add_argument("--out", default=ADAPTERS, metavar="DIR", help="folder of the adapters; "
                        "default: %(default)s")  # fmt: skip
-
-
-def check_bases(verb: str, folders: Iterable[Path], port: int = 0, out: str = "") -> None:
-    """Raise AdapterMismatch where adapters are of several bases, with a command for each of them.
-
-    Each has its own port, or its own folder ``out``, where they are given.
-    """
-    from lora_domains.adapters.folder import check_one_base
-
-    numbers = count()
-
-    def command(ours: Sequence[Path]) -> str:
-        at = next(numbers)
-        own = ["--port", str(port + at)] if port else []
-        own += ["--out", f"{out}-{at + 1}"] if out else []
-        return shlex.join(["lora-domains", *verb.split(), *map(str, ours), *own])
-
-    check_one_base(folders, f"lora-domains {verb}", command)
 
 
 def add_report_flags(parser: argparse.ArgumentParser, evaluation: Any) -> Any:

@@ -14,7 +14,8 @@ from rich.console import Console
 from lora_domains.adapters.folder import find_adapter, folders_by_name
 from lora_domains.atomic import folders_with
 from lora_domains.cli.flags import add_base_flags, add_quiet_flag
-from lora_domains.cli.parser import Parser, Verbs, add_out_flag, add_verb, check_bases
+from lora_domains.cli.machine import check_bases
+from lora_domains.cli.parser import Parser, Verbs, add_out_flag, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.cli.verbs import predict as predict_verb
 from lora_domains.console import Display

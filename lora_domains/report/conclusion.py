@@ -205,7 +205,17 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
         )
     if {"leaks", "identity"}.intersection(unchecked):
         return "Ship it if it was not trained on these test rows."
+    if _unread(entry):
+        return "No answer was generated: read those of predict before you ship it."
     return "Read its answers before you ship it." if [*_closer(entry)] else "Ship it."
+
+
+def _unread(entry: AdapterEntry) -> bool:
+    """Whether only the likelihoods of right answers were measured, of a task that generates."""
+    found, task = gained(entry), entry.declared_task
+    likelihoods = found is not None and bool(metric_info(found[0]).nats)
+    generates = task is not None and (task.converses or task.kind == "generation")
+    return likelihoods and generates and "token_f1" not in entry.domain_scores
 
 
 def replaced(entry: AdapterEntry, since: Fields) -> str:

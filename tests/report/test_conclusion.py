@@ -92,6 +92,18 @@ def test_closer_answers_are_named_where_likelihoods_decide(tmp_path: Path) -> No
         item["scores"]["adapter"]["f1"] = 0.25
     made = entry(tmp_path, [*rows, *general(), *text()], "other", judged=judged, settings=settings)
     assert conclusion(made).endswith("keeps general knowledge. Ship it.")
+    for item in rows:
+        item["scores"] = {
+            who: {name: value for name, value in score.items() if name not in ("f1", "exact")}
+            for who, score in item["scores"].items()
+        }
+    settings |= {"task": task_record(Chat())}
+    rows += [*general(), *text()]
+    made = entry(tmp_path, rows, "unread", judged=judged, settings=settings)
+    assert conclusion(made).endswith(
+        "keeps general knowledge. No answer was generated: read those of predict before you ship "
+        "it."
+    )
 
 
 def test_wrong_answers_are_counted_without_a_positive_class(tmp_path: Path) -> None:

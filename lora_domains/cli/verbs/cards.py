@@ -21,7 +21,6 @@ from lora_domains.cli.parser import (
     add_out_flag,
     add_report_flags,
     add_verb,
-    check_bases,
 )
 from lora_domains.cli.verbs import listing
 from lora_domains.cli.verbs.listing import adapter_folders, summary_of
@@ -174,6 +173,8 @@ def report(flags: argparse.Namespace) -> int:
     display, out = Display(), Path(flags.out)
     compare_with_older = comparison_with(flags.against)
     folders = [find_adapter(name, Path(ADAPTERS), CARD) for name in flags.adapters]
+    from lora_domains.cli.machine import check_bases
+
     check_bases("report", folders, out=flags.out)
     combined = combine(folders, show_text=flags.show_text)
     by_name = {adapter_name(folder): folder for folder in folders}

@@ -24,6 +24,7 @@ from lora_domains.cli.flags import (
     configured,
     run_flag_defaults,
 )
+from lora_domains.cli.machine import check_bases
 from lora_domains.cli.parser import (
     ADAPTERS,
     EXIT,
@@ -32,7 +33,6 @@ from lora_domains.cli.parser import (
     add_out_flag,
     add_report_flags,
     add_verb,
-    check_bases,
 )
 from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
 from lora_domains.console.forms import Cells, Decimals, Lines, dialect_for
