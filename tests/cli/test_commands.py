@@ -242,7 +242,8 @@ def test_quiet_leaves_results_and_errors(
     assert run(*fit) == 0
     shown = capsys.readouterr().out
     assert all(
-        part in shown for part in ("Warning: ", " validation rows, which chose", "evaluate train")
+        part in shown
+        for part in ("Warning: ", " validation rows, which chose", "lora-domains evaluate ")
     )
     assert not any(word in shown for word in ("base loaded", "row counts", "training loss"))
     assert run(*fit, "--dry-run") == 0
