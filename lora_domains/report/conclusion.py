@@ -211,11 +211,11 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
 
 
 def _unread(entry: AdapterEntry) -> bool:
-    """Whether only the likelihoods of right answers were measured, of a task that generates."""
+    """Whether only the likelihoods of right answers were measured, of a chat, whose own count."""
     found, task = gained(entry), entry.declared_task
     likelihoods = found is not None and bool(metric_info(found[0]).nats)
-    generates = task is not None and (task.converses or task.kind == "generation")
-    return likelihoods and generates and "token_f1" not in entry.domain_scores
+    chat = task is not None and task.converses and task.scored_by == "likelihood"
+    return likelihoods and chat
 
 
 def replaced(entry: AdapterEntry, since: Fields) -> str:
