@@ -87,7 +87,8 @@ def _pretrained(name: str) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Training reads a part of the embedded general text; see ``all_texts``."""
+    """Training reads a part of the embedded general text, and evaluation asks a few questions; see
+    ``all_texts``."""
     from support.general_text import use_few_texts
 
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +125,8 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training reads the embedded general text as it is shipped."""
+    """Training reads the embedded general text, and evaluation asks the default suite, as they are
+    shipped."""
     from support.general_text import use_all_texts
 
     use_all_texts(monkeypatch)

@@ -104,11 +104,14 @@ def test_there_is_python_to_run() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, pytest.param(len(PAGES), marks=pytest.mark.long)])
-def test_the_python_blocks_run(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "rows"), [(1, 32), pytest.param(len(PAGES), 64, marks=pytest.mark.long)]
+)
+def test_the_python_blocks_run(tmp_path: Path, count: int, rows: int) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    fewer = FEWER.replace("limit=64", f"limit={rows}")
     # README first: it trains the adapter that the other pages use.
-    code = "\n".join([FEWER, *(block for page in PAGES[:count] for block in blocks(page))])
+    code = "\n".join([fewer, *(block for page in PAGES[:count] for block in blocks(page))])
     exit_code, output, errors = run_in_docs(code, tmp_path)
     assert exit_code == 0, errors
     assert "Verdict" in output

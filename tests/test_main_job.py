@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import fork
-from support.general_text import use_general_text
+from support.general_text import use_all_texts, use_general_text
 
 from lora_domains import Data, DomainModel, load_domain
 from lora_domains.cli import main as cli
@@ -22,11 +22,9 @@ ROWS = {"train": 1600, "validation": 100, "test": 300}
 FEW = {"train": 960, "validation": 60, "test": 100}
 
 
-def fitted(
-    folder: Path, counts: dict[str, int], *flags: str, monitored: int | None = None
-) -> AdapterEntry:
-    """What the command line trains and evaluates on so many rows of each split, with the embedded
-    general text, of which ``monitored`` texts are read after each epoch."""
+def fitted(folder: Path, counts: dict[str, int], *flags: str, whole: bool) -> AdapterEntry:
+    """What the command line trains and evaluates on so many rows of each split, with all general
+    texts; if not ``whole``, with few of those that are not trained on."""
     for split, count in counts.items():
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
@@ -34,11 +32,14 @@ def fitted(
             writer.writerows(domain_rows("medical", split)[:count])
     words = ["fit", "--name", "tutorial", "--train", "train.csv", "--validation", "validation.csv",
              "--test", "test.csv", "--positive", "urgent", *flags]  # fmt: skip
-    texts = embedded_texts("train"), embedded_texts("validation")[:monitored]
 
     def job() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            use_general_text(patch, *texts)
+            if whole:
+                use_all_texts(patch)
+            else:
+                monitored = embedded_texts("validation")[:50]
+                use_general_text(patch, embedded_texts("train"), monitored)
             cli.main(words)
 
     code, _, errors = fork(job, folder).ended()
@@ -49,7 +50,7 @@ def fitted(
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory: pytest.TempPathFactory) -> AdapterEntry:
     """The published example, with the default settings."""
-    return fitted(tmp_path_factory.mktemp("tutorial"), ROWS, "--epochs", "3")
+    return fitted(tmp_path_factory.mktemp("tutorial"), ROWS, "--epochs", "3", whole=True)
 
 
 def verdicts(entry: AdapterEntry) -> dict[str, str]:
@@ -58,7 +59,7 @@ def verdicts(entry: AdapterEntry) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_one_epoch_on_few_rows_learns_and_keeps_what_the_base_knows(tmp_path: Path) -> None:
-    entry = fitted(tmp_path, FEW, "--epochs", "1", "--questions", "120", monitored=50)
+    entry = fitted(tmp_path, FEW, "--epochs", "1", "--questions", "120", whole=False)
     accuracy, loss = (entry.domain_scores[name] for name in ("accuracy", "loss"))
     assert accuracy["base"] <= 0.65
     assert accuracy["adapter"] >= accuracy["base"] + 0.1

@@ -21,7 +21,7 @@ CLIENTS, TOKENS = 8, 8
 
 @pytest.mark.parametrize(
     "requests",
-    [pytest.param(240, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)],
+    [pytest.param(120, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)],
 )
 def test_nothing_is_mixed_up(tmp_path: Path, requests: int) -> None:
     folder = make_served(tmp_path)
