@@ -281,12 +281,7 @@ class Run:
     def seconds_left(self) -> float:
         """The time that steps and validations will still take."""
         last = self.last_step
-        return self.state.seconds_left(last, self.plan.validations(last), *self._validated)
-
-    @cached_property
-    def _validated(self) -> list[int]:
-        """Tokens of the validation rows, and of the general texts that are monitored."""
-        return [sum(map(len, part)) for part in (self.validation.rows, self.validation.monitored)]
+        return self.state.seconds_left(last, self.plan.validations(last), *self.validation.tokens)
 
     def _scale_down(self) -> None:
         """Reduce the best epoch's effect where all of it exceeds the drift limit."""

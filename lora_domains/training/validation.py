@@ -64,6 +64,11 @@ class Validation:
         self.predictions, self.public = predictions, domain.data.general is None
         self.rows, self.monitored, self.display, self.clock = rows, monitored, display, clock
 
+    @cached_property
+    def tokens(self) -> list[int]:
+        """How many the rows have, and the monitored texts."""
+        return [sum(map(len, part)) for part in (self.rows, self.monitored)]
+
     def evaluate(self) -> dict[str, Any]:
         """``figures`` and ``drift`` of the adapter as it is, without dropout; same on all ranks."""
         with self.bank.without_dropout(self.adapter), self.clock.phase(VALIDATION):
