@@ -143,7 +143,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> DomainModel:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long), "float16"]
+    "dtype",
+    ["float32", *(pytest.param(t, marks=pytest.mark.long) for t in ("bfloat16", "float16"))],
 )
 def test_a_gguf_file_has_the_logits_of_the_adapter(
     model: DomainModel, tmp_path: Path, dtype: str

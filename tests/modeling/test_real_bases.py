@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.merging import merge
 from lora_domains.embedded import BASE_PATH
+from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
 from lora_domains.modeling.quantization import quantization_config
@@ -29,10 +30,7 @@ TEXT = (
 DEVIATION = 0.02
 """Of the random adapters, see ``strong``."""
 LONG = [pytest.mark.real, pytest.mark.long]
-TRAINED = [
-    pytest.param("embedded"), pytest.param("minilm", marks=pytest.mark.real),
-    pytest.param("smollm2", marks=LONG),
-]  # fmt: skip
+TRAINED = ["embedded", *(pytest.param(name, marks=LONG) for name in ("minilm", "smollm2"))]
 
 
 @pytest.fixture
@@ -162,7 +160,7 @@ def quantised(folder: Path, quantization: Any) -> Any:
 
 
 @pytest.mark.usefixtures("small_suite")
-@pytest.mark.parametrize("name", [TRAINED[0], pytest.param("minilm", marks=LONG), TRAINED[2]])
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_run_ends_with_the_same_bytes(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
@@ -188,8 +186,12 @@ def test_an_adapter_of_a_pretrained_base_learns(
     assert model.base.state_digest() == digest
 
 
-def test_smollm2_knows_a_capital(smollm2: Path, tmp_path: Path) -> None:
+def test_smollm2_knows_a_capital_and_begins_texts_as_in_its_pretraining(
+    smollm2: Path, tmp_path: Path
+) -> None:
     model = model_in(tmp_path, smollm2)
+    assert model.tokenizer.convert_ids_to_tokens(start_of_text(model.base)) == "<|endoftext|>"
+    assert model.tokenizer.eos_token == "<|im_end|>"
     answer = model.generate("The capital of France is", max_new_tokens=8)
     assert "Paris" in answer
     both = model.generate(["The capital of France is", "Two and two is"], max_new_tokens=8)

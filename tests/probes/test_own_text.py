@@ -119,13 +119,6 @@ def test_without_bos_the_start_is_the_token_after_which_the_base_predicts_best(
     assert lead == (expected,)
 
 
-@pytest.mark.slow
-def test_smollm2_begins_texts_as_in_its_pretraining(smollm2: Path) -> None:
-    smollm = load_base(smollm2, device="cpu")
-    assert smollm.tokenizer.convert_ids_to_tokens(start_of_text(smollm)) == "<|endoftext|>"
-    assert smollm.tokenizer.eos_token == "<|im_end|>"
-
-
 # ── Texts and their file ────────────────────────────────────────────────────────────────────────
 
 

@@ -63,7 +63,7 @@ def test_answers_are_those_of_each_row_alone(bank: Bank, together: bool) -> None
     batch = Batch(bank.base)
     assert batch.together
     batch.together = together
-    rows = made(bank, batch, 60 if together else 10)
+    rows = made(bank, batch, 36 if together else 10)
     run(batch, rows, 12)
     found = [row.answer.text for row in rows]
     assert found == [alone(bank, row) for row in rows]
