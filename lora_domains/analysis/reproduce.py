@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.folder import CONFIG
+from lora_domains.atomic import folder_of_base
 from lora_domains.data.source import SPLITS
 from lora_domains.domain import Domain, domain_from
 from lora_domains.errors import UsageError, listed
@@ -39,14 +40,14 @@ def domain_of(card: Card, given: Mapping[str, Any] | None = None) -> Domain:
 def base_of(card: Card) -> tuple[str | None, str | None]:
     """(id, revision) of a card's base on the Hub; (None, None) for the embedded base.
 
-    A card holds the name of a folder, not its path: it is looked for in ``BASES``. Raises
-    UsageError where it is not there.
+    A card holds the name of a folder, not its path: see ``local_base``. Raises UsageError where
+    it is not found.
     """
     base = card.base
     if base.id == "embedded":
         return None, None
-    if base.revision is None and (BASES / base.id).is_dir():
-        return str(BASES / base.id), None
+    if base.revision is None and (folder := local_base(base.id, base.identity)):
+        return folder, None
     if base.revision is None:
         raise UsageError(
             where=f"the card of {card.adapter.domain}",
@@ -55,6 +56,13 @@ def base_of(card: Card) -> tuple[str | None, str | None]:
             hint=f"Give it: --base PATH/{base.id}. A base in {BASES}/ is found by its name.",
         )
     return base.id, base.revision
+
+
+def local_base(name: str, identity: str) -> str | None:
+    """The folder of a base: that from which it was last loaded on this machine, or the one of its
+    ``name`` in ``BASES``; None where there is neither."""
+    named = BASES / name
+    return folder_of_base(identity) or (str(named) if named.is_dir() else None)
 
 
 def base_named_by(adapter: Path) -> tuple[str | None, str | None]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_domains.adapters.folder import find_adapter
 from lora_domains.analysis.compare import compare_seeds
 from lora_domains.analysis.regressions import since_replaced
-from lora_domains.analysis.reproduce import BASES, base_named_by, base_of, same_bytes
+from lora_domains.analysis.reproduce import base_named_by, base_of, local_base, same_bytes
 from lora_domains.cli.flags import add_run_flags, configured, given_settings
 from lora_domains.cli.machine import with_base
 from lora_domains.cli.parser import ADAPTERS, Parser, guarded, swept_values, wrapped
@@ -292,7 +292,7 @@ def _evaluation_of(name: str, model: "DomainModel") -> str:
     """The command that evaluates an adapter, with a base to which its card does not lead."""
     base, folder = model.base, model.out / name
     words = [name if model.out == Path(ADAPTERS) else str(folder)]
-    named = base.id == "embedded" or base.revision or (BASES / base.id).is_dir()
+    named = base.id == "embedded" or base.revision or local_base(base.id, base.identity)
     words += [] if named else ["--base", base.checkpoint.source]
     return shlex.join(["lora-domains", "evaluate", *words])
 
@@ -308,6 +308,7 @@ def open_model(
     ``options`` are others of ``DomainModel.from_pretrained``.
     """
     from lora_domains import distributed
+    from lora_domains.inference.cache import remember_folder
     from lora_domains.inference.memory import reuse_pass_limit
     from lora_domains.model import DomainModel
 
@@ -332,6 +333,8 @@ def open_model(
         folder = find_adapter(adapter, Path(out or flags.out))
         options["path_or_id"], options["revision"] = base_named_by(folder)
     model = DomainModel.from_pretrained(**options, out=out or flags.out, display=display)
+    if distributed.is_main():
+        remember_folder(model.base)
     if card is not None and (limit := card.adapter.training.get("pass_bytes")) is not None:
         reuse_pass_limit(model.base.model, limit, display.warn)
     return model

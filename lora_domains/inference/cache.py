@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_domains.atomic import new_file
+from lora_domains.atomic import cache_folder, new_file, path_of_base, write_text
 from lora_domains.console import format_bytes
 from lora_domains.errors import UsageError
 from lora_domains.inference.memory import pass_limit
@@ -77,10 +77,23 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
     return tensors
 
 
+def remember_folder(base: Base) -> None:
+    """Note from which folder a ``base`` was loaded, for ``atomic.folder_of_base``; not of one that
+    needs no folder, nor without room in the cache."""
+    source = Path(base.checkpoint.source)
+    found = base.id == "embedded" or base.revision is not None or not source.is_dir()
+    if found or room_for(4096) is not None:
+        return
+    with suppress(OSError):
+        path = path_of_base(base.identity)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, str(source.resolve()), private=True)
+
+
 # ── A folder of limited size ──────────────────────────────────────────────────────────────────────
 
-CACHE, CACHE_LIMIT = "LORA_DOMAINS_CACHE", "LORA_DOMAINS_CACHE_GB"
-"""The variables that name the folder and its size."""
+CACHE_LIMIT = "LORA_DOMAINS_CACHE_GB"
+"""The variable that names the size of the folder."""
 GIGABYTES = 4.0
 """The most that all files take, where the variable does not say."""
 SPARE = 2**30
@@ -89,15 +102,6 @@ ABANDONED = 3600
 """Seconds after which an unfinished file is taken for that of a killed process."""
 OWN = re.compile(r"[0-9a-f]{64}\.[a-z]+|\.[0-9a-f]{64}\.[a-z]+\.[0-9a-f]{8}")
 """The names of files, and of unfinished ones; others in the folder are not ours to delete."""
-
-
-def cache_folder() -> Path:
-    """The folder of files that can be computed again, in a folder of each kind."""
-    named = os.environ.get(CACHE)
-    if named:
-        return Path(named).expanduser()
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "lora_domains"
 
 
 def cache_limit() -> float:

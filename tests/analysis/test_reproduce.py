@@ -13,6 +13,7 @@ from support.commands import run, write
 from support.models import use_small_suite
 
 from lora_domains.analysis.reproduce import base_of, differences, domain_of, same_bytes
+from lora_domains.atomic import path_of_base
 from lora_domains.data.source import Data, Hub
 from lora_domains.dataset import declared_domain
 from lora_domains.domain import Domain, Lora, Training, as_record
@@ -196,7 +197,7 @@ def test_a_card_holds_no_path_outside_the_working_folder(
     )  # fmt: skip
 
 
-def test_the_base_of_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_of_a_card(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     card = card_of(Domain("a", Classification(), Data("x.csv")))
     assert base_of(card) == (None, None)
@@ -205,6 +206,11 @@ def test_the_base_of_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError, match=r"--base PATH/encoder\. A base in \.bases/"):
         base_of(local)
     (tmp_path / ".bases" / "encoder").mkdir(parents=True)
+    assert base_of(local) == (".bases/encoder", None)
+    path_of_base(local.base.identity).parent.mkdir(parents=True)
+    path_of_base(local.base.identity).write_text(str(tmp_path), encoding="utf-8")
+    assert base_of(local) == (str(tmp_path), None)
+    path_of_base(local.base.identity).write_text(str(tmp_path / "gone"), encoding="utf-8")
     assert base_of(local) == (".bases/encoder", None)
 
 

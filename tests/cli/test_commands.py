@@ -160,7 +160,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_predict_from_arguments_and_lines(
     trained: tuple[Path, int], tiny_base: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, cache: Path,
 ) -> None:  # fmt: skip
     import io
 
@@ -174,6 +174,8 @@ def test_predict_from_arguments_and_lines(
     assert run("predict", "spam", "red alpha alpha alpha", "--refer-below", "1", *where) == 0
     label, probability = capsys.readouterr().out.strip().split("\t")
     assert (label, probability) == ("refer", lines[0].split("\t")[1])
+    assert run("predict", "spam", "red alpha alpha alpha", "--out", str(trained[0])) == 0
+    assert capsys.readouterr().out.splitlines() == lines[:1]  # the base is found again
 
 
 def test_the_warnings_of_predict_go_to_the_standard_error(

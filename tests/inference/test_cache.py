@@ -19,6 +19,7 @@ from conftest import WORDS
 from safetensors.torch import load_file, save_file
 from support.models import QUIET, clear_rows, declared, make_run
 
+from lora_domains.atomic import folder_of_base
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference import cache as cache_files
@@ -332,3 +333,24 @@ def test_a_killed_writer_leaves_nothing_that_is_read(cache: Path) -> None:
     os.utime(left, (1, 1))
     assert cache_files.keep_in_cache(entry("b"), b"all of it") is None
     assert [path.read_bytes() for path in cache.rglob("*") if path.is_file()] == [b"all of it"]
+
+
+def test_the_folder_of_a_base_is_remembered(
+    tmp_path: Path, cache: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models" / "tiny"
+    shutil.copytree(tiny_base, folder)
+    monkeypatch.chdir(folder.parent)
+    base = load_base("tiny", device="cpu")
+    monkeypatch.setenv("LORA_DOMAINS_CACHE_GB", "0")
+    cache_files.remember_folder(base)
+    assert not cache.exists()
+    monkeypatch.setenv("LORA_DOMAINS_CACHE_GB", "1")
+    assert folder_of_base(base.identity) is None
+    cache_files.remember_folder(base)
+    monkeypatch.chdir("/")
+    assert folder_of_base(base.identity) == str(folder.resolve())
+    shutil.rmtree(folder)
+    assert folder_of_base(base.identity) is None
+    cache_files.remember_folder(replace(base, revision="ab12", identity="0" * 64))
+    assert [path.stem for path in (cache / "bases").iterdir()] == [base.identity]
