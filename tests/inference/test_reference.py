@@ -125,7 +125,7 @@ def test_an_approximate_kl_is_reported(
     text = output()
     assert "trained with KL over the" in text
     assert re.search(
-        r"epochs are ranked with KL over the \d+ most likely .* [\d.]+% of the base", text
+        r"epochs are ranked with KL over the \d+ most likely .* [\d.]+ % of the base", text
     )
 
 
