@@ -9,7 +9,7 @@ import pytest
 import support.retention  # noqa: F401 (registers the method blend)
 import torch
 from conftest import make_rows
-from support.models import clear_rows, declared, model_in
+from support.models import clear_rows, declared, in_float64, model_in
 
 from lora_domains.domain import Domain
 from lora_domains.inference import batches
@@ -101,23 +101,19 @@ def from_float64(runs: Sequence[Run]) -> list[tuple[float, float, float]]:
     adapters stay in float64.
     """
     batches = [Batch(run.gradients, run.train[: run.plan.batch_size]) for run in runs]
-    JointGradients(runs[0].bank).compute(batches)
-    found = [[gradients_of(run) for run in runs]]
-    for doubled in (False, True):
-        with pytest.MonkeyPatch.context() as patch:
-            if doubled:
-                runs[0].model.double()
-                for parameter in (parameter for run in runs for parameter in run.parameters):
-                    parameter.grad, parameter.data = None, parameter.data.double()
-                # What is computed in float32 on a base of any precision.
-                patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-                patch.setattr(torch, "float", torch.float64)  # for rotary embeddings
-            for of, rows in batches:
-                of.compute(rows, of.units(rows))
-            found.append([gradients_of(run) for run in runs])
-            if doubled:
-                JointGradients(runs[0].bank).compute(batches)
-                found.append([gradients_of(run) for run in runs])
+
+    def jointly() -> list[torch.Tensor]:
+        JointGradients(runs[0].bank).compute(batches)
+        return [gradients_of(run) for run in runs]
+
+    def separately() -> list[torch.Tensor]:
+        for of, rows in batches:
+            of.compute(rows, of.units(rows))
+        return [gradients_of(run) for run in runs]
+
+    found = [jointly(), separately()]
+    with in_float64(runs):
+        found += [separately(), jointly()]
     return [
         tuple(float((one - exact).norm() / exact.norm()) for one in (joint, separate, doubled))
         for joint, separate, exact, doubled in zip(*found, strict=True)

@@ -1,7 +1,8 @@
 """Short fits on a random base: a small suite of questions, rows, domains, models and runs."""
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,19 @@ def make_run(
     if figures is not None:
         run.validation.figures = partial(figures, run)  # type: ignore[method-assign]
     return run
+
+
+@contextmanager
+def in_float64(runs: Sequence[Run]) -> Iterator[None]:
+    """Base and adapters in float64, where they stay, and all that is otherwise computed in float32
+    on a base of any precision."""
+    runs[0].model.double()
+    for parameter in (parameter for run in runs for parameter in run.parameters):
+        parameter.grad, parameter.data = None, parameter.data.double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(torch, "float", torch.float64)  # for rotary embeddings
+        yield
 
 
 def fixed(*losses: float, scores: Sequence[float] = ()) -> Callable[[Run], dict[str, Any]]:

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,15 @@ import torch
 from conftest import make_base, make_rows
 from support.architectures import make_architecture
 from support.heads import headed_domain
-from support.models import SUITE, clear_rows, declared, make_run, model_in, stopped_after
+from support.models import (
+    SUITE,
+    clear_rows,
+    declared,
+    in_float64,
+    make_run,
+    model_in,
+    stopped_after,
+)
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import fingerprint
@@ -113,9 +121,15 @@ def test_gradients_on_other_causal_bases(tmp_path: Path, kind: str) -> None:
 def test_gradients_of_a_head_on_an_encoder(
     tmp_path: Path, bases: Callable[[str], Path], kind: str
 ) -> None:
-    """Rows and texts with masked tokens."""
+    """Rows and texts with masked tokens.
+
+    ModernBERT is compared in float64: what float32 rounds there, which depends on where a tensor
+    lies in memory, reaches 1.3e-6 of the gradients.
+    """
     domain = with_settings(headed_domain(), top_layers=1, retention="kl")
-    check_step(far_from_the_base(make_run(tmp_path, bases(kind), domain)))
+    run = far_from_the_base(make_run(tmp_path, bases(kind), domain))
+    with in_float64([run]) if kind == "modernbert" else nullcontext():
+        check_step(run)
 
 
 def test_gradients_of_pairs(tmp_path: Path, deep: Path) -> None:
