@@ -84,6 +84,7 @@ def calls_made(
         calls["brief"] = options["display"].brief
         inner = SimpleNamespace(parameters=list)
         loaded = SimpleNamespace(model=inner, id="x", device="cpu", record=lambda: {"dtype": ""},
+                                 checkpoint=SimpleNamespace(source="x"), revision=None,
                                  resident_bytes=lambda: 0, bidirectional=False)  # fmt: skip
         evaluate = scored("test")
         return SimpleNamespace(base=loaded, fit=fit, evaluate=evaluate, display=options["display"])
