@@ -60,6 +60,7 @@ def pytest_collection_finish() -> None:
     """Libraries and tests stay to the end: no collection of garbage goes through them again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 10, 10)  # the few new objects are looked at less often
 
 
 PRETRAINED = {"smollm2", "minilm"}

@@ -13,7 +13,7 @@ from lora_domains.probes.suite import Suite, embedded, quick
 from lora_domains.tasks import Example
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_draws_the_shipped_file() -> None:
     assert GENERAL_TEXT_PATH.read_text(encoding="utf-8") == lines()
 

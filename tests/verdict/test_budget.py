@@ -22,7 +22,11 @@ def test_a_harmful_adapter_mostly_fails_however_often_one_evaluates(number: int)
     assert budget.failing(number, 60, seed=1) >= 0.83  # .93 - 3 sd
 
 
-@pytest.mark.parametrize("kind", budget.KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.long if at else ())
+     for at, kind in enumerate(budget.KINDS)],
+)  # fmt: skip
 def test_a_climb_through_the_budget_rarely_ends_in_a_pass(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
