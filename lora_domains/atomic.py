@@ -26,8 +26,6 @@ PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 NAME = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}")
 """A name that is safe as that of a folder, on Windows too."""
-CACHE = "LORA_DOMAINS_CACHE"
-"""The variable that names the folder of what can be made again."""
 IN_CACHE = re.compile(r"models--(.+?)--(.+)/snapshots/[^/]+")
 """The end of the path of a repository's files in the Hub's cache."""
 
@@ -214,29 +212,6 @@ def _exchange(one: Path, other: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return False
-
-
-def cache_folder() -> Path:
-    """The user's folder of files that can be made again, in a folder of each kind."""
-    named = os.environ.get(CACHE)
-    if named:
-        return Path(named).expanduser()
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "lora_domains"
-
-
-def path_of_base(identity: str) -> Path:
-    """The file that holds where on this machine a base was last loaded from."""
-    return cache_folder() / "bases" / f"{identity}.txt"
-
-
-def folder_of_base(identity: str) -> str | None:
-    """The folder from which a base was last loaded; None where none is known or it is gone."""
-    try:
-        folder = path_of_base(identity).read_text(encoding="utf-8")
-        return folder if Path(folder).is_dir() else None
-    except (OSError, ValueError):
-        return None
 
 
 def folders_with(out: Path, file: str) -> list[Path]:

@@ -68,6 +68,7 @@ def skeleton(base: Base, config: Any, classes: int | None = None) -> Iterator[An
         model = _built(base, plain, config, classes)
         model.peft_config["default"] = deepcopy(config)
     else:
+        # PEFT has set auto_mapping, by the architecture.
         own = {n: v for n, v in vars(config).items() if n in WITHOUT_EFFECT - {"auto_mapping"}}
         vars(config).update(deepcopy(vars(model.peft_config["default"])) | own)
         config.base_model_name_or_path = plain.name_or_path

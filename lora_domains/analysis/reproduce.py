@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_domains.adapters.folder import CONFIG
-from lora_domains.atomic import folder_of_base
 from lora_domains.data.source import SPLITS
 from lora_domains.domain import Domain, domain_from
 from lora_domains.errors import UsageError, listed
@@ -61,6 +60,8 @@ def base_of(card: Card) -> tuple[str | None, str | None]:
 def local_base(name: str, identity: str) -> str | None:
     """The folder of a base: that from which it was last loaded on this machine, or the one of its
     ``name`` in ``BASES``; None where there is neither."""
+    from lora_domains.inference.cache import folder_of_base
+
     named = BASES / name
     return folder_of_base(identity) or (str(named) if named.is_dir() else None)
 

@@ -35,8 +35,7 @@ def machine() -> dict[str, Any]:
     import psutil
     import torch
 
-    from lora_domains.atomic import cache_folder
-    from lora_domains.inference.cache import cache_bytes, cache_limit
+    from lora_domains.inference.cache import cache_bytes, cache_folder, cache_limit
     from lora_domains.inference.memory import free_bytes
 
     memory = {"total_bytes": psutil.virtual_memory().total,

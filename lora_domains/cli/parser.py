@@ -111,7 +111,7 @@ class Parser(argparse.ArgumentParser):
                 where=verb.prog,
                 expected="no further argument",
                 found=repr(rest[0]),
-                hint=f"A folder of adapters is named by --out {rest[0]}."
+                hint=f"For the adapters in that folder: {verb.prog} --out {rest[0]}"
                 if folder
                 else f"Put a value with spaces in quotes. See {verb.prog} --help.",
             )

@@ -45,7 +45,7 @@ from lora_domains.data.source import (
     Source,
     check_kind,
 )
-from lora_domains.data.structured import STRICT, arrow_blocks, parquet_blocks
+from lora_domains.data.structured import STRICT, arrow_blocks, parquet_blocks, read_workbook
 
 ROWS = 4096
 """Rows of a block at most."""
@@ -55,7 +55,7 @@ MOST_VALUES, MOST_SPANS = 1000, 1000
 """Values that the cells of a column repeat, and quoted rows that could be several, at most: where
 there are more, a table is read at once."""
 
-WORKBOOKS = (".xlsx", ".xlsm")
+WORKBOOKS = [suffix for suffix, read in READERS.items() if read is read_workbook]
 
 
 class Blocks(NamedTuple):

@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_domains.atomic import cache_folder, new_file, path_of_base, write_text
+from lora_domains.atomic import new_file, write_text
 from lora_domains.console import format_bytes
 from lora_domains.errors import UsageError
 from lora_domains.inference.memory import pass_limit
@@ -77,23 +77,40 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
     return tensors
 
 
+# ── Where a base is ───────────────────────────────────────────────────────────────────────────────
+
+
 def remember_folder(base: Base) -> None:
-    """Note from which folder a ``base`` was loaded, for ``atomic.folder_of_base``; not of one that
-    needs no folder, nor without room in the cache."""
+    """Note from which folder a ``base`` was loaded, for ``folder_of_base``; not of one that needs
+    no folder, nor without room in the cache."""
     source = Path(base.checkpoint.source)
     found = base.id == "embedded" or base.revision is not None or not source.is_dir()
     if found or room_for(4096) is not None:
         return
     with suppress(OSError):
-        path = path_of_base(base.identity)
+        path = _path_of_base(base.identity)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, str(source.resolve()), private=True)
 
 
+def folder_of_base(identity: str) -> str | None:
+    """The folder from which a base was last loaded on this machine; None where none is known or it
+    is gone."""
+    try:
+        folder = _path_of_base(identity).read_text(encoding="utf-8")
+        return folder if Path(folder).is_dir() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _path_of_base(identity: str) -> Path:
+    return cache_folder() / "bases" / f"{identity}.txt"
+
+
 # ── A folder of limited size ──────────────────────────────────────────────────────────────────────
 
-CACHE_LIMIT = "LORA_DOMAINS_CACHE_GB"
-"""The variable that names the size of the folder."""
+CACHE, CACHE_LIMIT = "LORA_DOMAINS_CACHE", "LORA_DOMAINS_CACHE_GB"
+"""The variables that name the folder and its size."""
 GIGABYTES = 4.0
 """The most that all files take, where the variable does not say."""
 SPARE = 2**30
@@ -102,6 +119,15 @@ ABANDONED = 3600
 """Seconds after which an unfinished file is taken for that of a killed process."""
 OWN = re.compile(r"[0-9a-f]{64}\.[a-z]+|\.[0-9a-f]{64}\.[a-z]+\.[0-9a-f]{8}")
 """The names of files, and of unfinished ones; others in the folder are not ours to delete."""
+
+
+def cache_folder() -> Path:
+    """The folder of files that can be computed again, in a folder of each kind."""
+    named = os.environ.get(CACHE)
+    if named:
+        return Path(named).expanduser()
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "lora_domains"
 
 
 def cache_limit() -> float:

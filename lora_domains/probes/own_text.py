@@ -24,11 +24,10 @@ from safetensors.torch import save
 from torch import nn
 
 from lora_domains import distributed
-from lora_domains.atomic import CACHE
 from lora_domains.console import GENERAL, Clock, Display, format_duration
 from lora_domains.data.source import Source
 from lora_domains.inference.batches import no_progress
-from lora_domains.inference.cache import cache_path, keep_in_cache, read_tensors
+from lora_domains.inference.cache import CACHE, cache_path, keep_in_cache, read_tensors
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.reference import Prediction, base_predictions, packed, unpacked

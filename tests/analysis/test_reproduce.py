@@ -13,7 +13,6 @@ from support.commands import run, write
 from support.models import use_small_suite
 
 from lora_domains.analysis.reproduce import base_of, differences, domain_of, same_bytes
-from lora_domains.atomic import path_of_base
 from lora_domains.data.source import Data, Hub
 from lora_domains.dataset import declared_domain
 from lora_domains.domain import Domain, Lora, Training, as_record
@@ -207,10 +206,11 @@ def test_the_base_of_a_card(tmp_path: Path, cache: Path, monkeypatch: pytest.Mon
         base_of(local)
     (tmp_path / ".bases" / "encoder").mkdir(parents=True)
     assert base_of(local) == (".bases/encoder", None)
-    path_of_base(local.base.identity).parent.mkdir(parents=True)
-    path_of_base(local.base.identity).write_text(str(tmp_path), encoding="utf-8")
+    noted = cache / "bases" / f"{local.base.identity}.txt"
+    noted.parent.mkdir(parents=True)
+    noted.write_text(str(tmp_path), encoding="utf-8")
     assert base_of(local) == (str(tmp_path), None)
-    path_of_base(local.base.identity).write_text(str(tmp_path / "gone"), encoding="utf-8")
+    noted.write_text(str(tmp_path / "gone"), encoding="utf-8")
     assert base_of(local) == (".bases/encoder", None)
 
 

@@ -100,7 +100,8 @@ WRONG = {
     "another tool": (("lm_eval", "--tasks", "mmlu"), "Did you mean 'benchmark'?"),
     "unknown verb": (("fitt", "--epochs", "3"), "Did you mean 'fit'"),
     "an argument too many": (("doctor", "now"), "See lora-domains doctor --help."),
-    "a folder too many": (("list", "."), "A folder of adapters is named by --out ."),
+    "a folder too many": (
+        ("list", "."), "For the adapters in that folder: lora-domains list --out ."),
     "no verb": ((), "VERB"),
     "no number": (("fit", "--epochs", "many"), "invalid int value"),
     "no such choice": (("fit", "t.csv", "--retention", "kll"), "Did you mean 'kl'"),

@@ -19,7 +19,6 @@ from conftest import WORDS
 from safetensors.torch import load_file, save_file
 from support.models import QUIET, clear_rows, declared, make_run
 
-from lora_domains.atomic import folder_of_base
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.inference import cache as cache_files
@@ -346,11 +345,11 @@ def test_the_folder_of_a_base_is_remembered(
     cache_files.remember_folder(base)
     assert not cache.exists()
     monkeypatch.setenv("LORA_DOMAINS_CACHE_GB", "1")
-    assert folder_of_base(base.identity) is None
+    assert cache_files.folder_of_base(base.identity) is None
     cache_files.remember_folder(base)
     monkeypatch.chdir("/")
-    assert folder_of_base(base.identity) == str(folder.resolve())
+    assert cache_files.folder_of_base(base.identity) == str(folder.resolve())
     shutil.rmtree(folder)
-    assert folder_of_base(base.identity) is None
+    assert cache_files.folder_of_base(base.identity) is None
     cache_files.remember_folder(replace(base, revision="ab12", identity="0" * 64))
     assert [path.stem for path in (cache / "bases").iterdir()] == [base.identity]

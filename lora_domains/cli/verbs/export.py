@@ -15,12 +15,7 @@ from lora_domains.analysis.reproduce import base_named_by
 from lora_domains.atomic import adapter_name
 from lora_domains.cli.flags import add_base_flags, add_quiet_flag
 from lora_domains.cli.machine import check_bases
-from lora_domains.cli.parser import (
-    ADAPTERS,
-    Verbs,
-    add_adapter_argument,
-    add_verb,
-)
+from lora_domains.cli.parser import ADAPTERS, Verbs, add_adapter_argument, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.embedded import BASE_PATH

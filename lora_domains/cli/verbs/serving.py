@@ -15,12 +15,7 @@ from rich.console import Console
 from lora_domains.adapters.folder import folders_by_name
 from lora_domains.cli.flags import add_base_flags, add_quiet_flag
 from lora_domains.cli.machine import check_bases
-from lora_domains.cli.parser import (
-    Verbs,
-    add_adapter_argument,
-    add_out_flag,
-    add_verb,
-)
+from lora_domains.cli.parser import Verbs, add_adapter_argument, add_out_flag, add_verb
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.errors import (
