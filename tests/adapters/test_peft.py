@@ -33,11 +33,12 @@ def base(tiny_base: Path) -> Base:
 
 
 def test_a_skeleton_is_built_once_for_equal_adapters(
-    base: Base, monkeypatch: pytest.MonkeyPatch
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(skeletons, "_kept", {})
     first = new_adapter(base, "a", Lora(), 8, 16, 0)
     options = first.config.to_dict()
+    save(tmp_path / "a", first, base)
     first.config.target_modules, first.config.r = {"q_proj"}, 3  # of this adapter alone
     with monkeypatch.context() as patch:
         patch.setattr(peft, "get_peft_model", lambda *_, **__: 1 / 0)

@@ -349,7 +349,9 @@ def test_the_folder_of_a_base_is_remembered(
     cache_files.remember_folder(base)
     monkeypatch.chdir("/")
     assert cache_files.folder_of_base(base.identity) == str(folder.resolve())
+    monkeypatch.chdir(folder.parent)
+    cache_files.remember_folder(replace(base, revision="ab12", identity="0" * 64))
+    cache_files.remember_folder(replace(base, id="embedded", identity="1" * 64))
     shutil.rmtree(folder)
     assert cache_files.folder_of_base(base.identity) is None
-    cache_files.remember_folder(replace(base, revision="ab12", identity="0" * 64))
     assert [path.stem for path in (cache / "bases").iterdir()] == [base.identity]
