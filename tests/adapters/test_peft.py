@@ -1,6 +1,7 @@
 """PEFT loads adapters saved here, and its adapters load here, with equal logits."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def test_a_skeleton_is_built_once_for_equal_adapters(
     first = new_adapter(base, "a", Lora(), 8, 16, 0)
     options = first.config.to_dict()
     save(tmp_path / "a", first, base)
+    again = deepcopy(first.config)
+    with skeletons.skeleton(base, again):
+        assert again.to_dict() == options
     first.config.target_modules, first.config.r = {"q_proj"}, 3  # of this adapter alone
     with monkeypatch.context() as patch:
         patch.setattr(peft, "get_peft_model", lambda *_, **__: 1 / 0)
