@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,12 +123,12 @@ def test_gradients_of_a_head_on_an_encoder(
 ) -> None:
     """Rows and texts with masked tokens.
 
-    ModernBERT is compared in float64: what float32 rounds there, which depends on where a tensor
-    lies in memory, reaches 1.3e-6 of the gradients.
+    In float64: what float32 rounds here, which depends on where a tensor lies in memory, reaches
+    1.3e-6 of the gradients.
     """
     domain = with_settings(headed_domain(), top_layers=1, retention="kl")
     run = far_from_the_base(make_run(tmp_path, bases(kind), domain))
-    with in_float64([run]) if kind == "modernbert" else nullcontext():
+    with in_float64([run]):
         check_step(run)
 
 
