@@ -312,6 +312,7 @@ ELSEWHERE = {
     "optimizer": "optim",
     "schedule": "lr_scheduler_type lr_scheduler scheduler",
     "warmup": "warmup_ratio warmup_steps num_warmup_steps",
+    "validate_every": "eval_steps eval_every val_check_interval evaluation_steps",
     "clip": "max_grad_norm gradient_clipping grad_clip",
     "patience": "early_stopping_patience early_stop",
     "balance": "class_weights class_weight sampling_strategy",
@@ -329,8 +330,7 @@ ELSEWHERE = {
     "max_tokens": "max_new_tokens max_gen_toks",
     "temperature": "temp",
     "train": "dataset data data_path dataset_path train_file train_data train_dataset training_set",
-    "validation": "val val_size val_set_size valid validation_file validation_set eval_dataset "
-    "eval_data eval_file dev",
+    "validation": "val valid validation_file validation_set eval_dataset eval_data eval_file dev",
     "test": "test_file test_data test_set test_dataset",
     "input": "dataset data input_file input_path file data_path",
     "text": "text_column text_col input_column input_columns input_features feature sentence",
@@ -360,6 +360,24 @@ ELSEWHERE = {
     "cross-validate": "cv kfold cross_validation",
 }
 """Names that other tools have for flags, settings and verbs, by our name."""
+
+
+UNNEEDED = {
+    "bf16 fp16 fp32 dtype torch_dtype precision mixed_precision": "A base is read in float32 on a "
+    "CPU and in bfloat16 elsewhere; --load-in-8bit and --load-in-4bit take less memory.",
+    "val_size val_set_size val_split val_ratio validation_split validation_size val_fraction "
+    "test_size test_split split split_ratio train_test_split": "Without --validation and --test, "
+    "rows of --train are held out for them.",
+    "stage finetuning_type training_type method peft_method peft_type do_train do_eval": "Adapters "
+    "are LoRA; what is learned follows from the columns of the rows, or from --task.",
+}
+"""Flags of other tools for which no flag of ours is needed, and why."""
+
+
+def unneeded(word: str) -> str | None:
+    """Why no flag of ours is needed for the one of other tools that is called ``word``."""
+    plain = _plain(word)
+    return next((why for others, why in UNNEEDED.items() if plain in others.split()), None)
 
 
 def known_here(word: str, known: Iterable[str]) -> list[str]:

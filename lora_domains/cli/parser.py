@@ -21,7 +21,7 @@ from lora_domains.errors import (
     did_you_mean,
     in_lines,
 )
-from lora_domains.schema import known_here
+from lora_domains.schema import known_here, unneeded
 
 if TYPE_CHECKING:
     from lora_domains.domain import Domain
@@ -160,6 +160,8 @@ class Parser(argparse.ArgumentParser):
         """The flags, or the settings of --set, that an unknown flag may mean."""
         flags = self._option_string_actions
         meant = known_here(flag, flags)
+        if unneeded(flag):
+            return meant
         if not meant and "--set" in flags:
             meant = [f"--set {name}=…" for name in known_here(flag, common_settings())]
         names = {name.lstrip("-"): name for name in flags}
@@ -168,13 +170,14 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, unknown: Mapping[str, Sequence[str]]) -> str:
         """What ``unknown`` flags mean, and the help for those that resemble none."""
-        hints = []
+        hints, reasons = [], dict.fromkeys(filter(None, map(unneeded, unknown)))
         for flag, meant in unknown.items():
             if meant:
                 of_several = f" for {flag!r}" if len(unknown) > 1 else ""
                 hints.append(" or ".join(map(repr, meant)) + of_several)
         known = [f"Did you mean {', '.join(hints)}?"] if hints else []
-        return " ".join(known + [f"See {self.prog} --help."] * (len(hints) < len(unknown)))
+        unclear = any(not meant and not unneeded(flag) for flag, meant in unknown.items())
+        return " ".join([*known, *reasons, *[f"See {self.prog} --help."] * unclear])
 
 
 def common_settings() -> list[str]:

@@ -90,7 +90,12 @@ WRONG = {
     "flags of other tools": (
         ("fit", "a.json", "--cutoff_len=512", "--lora_alpha", "8", "--stage", "sft"),
         "Did you mean '--max-length' for '--cutoff_len', '--set lora.alpha=…' for '--lora_alpha'? "
-        "See lora-domains fit --help."),
+        "Adapters are LoRA; what is learned follows from the columns of the rows, or from --task."),
+    "flags of other tools that need none": (
+        ("fit", "a.json", "--bf16", "--fp16", "--val_size", "0.1", "--nonsense"),
+        "A base is read in float32 on a CPU and in bfloat16 elsewhere; --load-in-8bit and "
+        "--load-in-4bit take less memory. Without --validation and --test, rows of --train are "
+        "held out for them. See lora-domains fit --help."),
     "a flag with underscores": (("fit", "--load_in_4bit"), "Did you mean '--load-in-4bit'?"),
     "a setting of other tools": (
         ("fit", "--name", "x", "--train", "t.csv", "--set", "training.learning_rate=1"),
