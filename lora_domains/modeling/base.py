@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from lora_domains.modeling.base_check import (
 from lora_domains.modeling.checkpoint import (
     Checkpoint,
     TensorInfo,
+    digest_of,
     find_checkpoint,
     identity,
     licence_of,
@@ -152,16 +152,18 @@ class Base:
 
         Adapters around its linears are left out, so it is the same before and after loading them.
         """
-        digest = sha256()
+        return digest_of(self._contents())
+
+    def _contents(self) -> Iterator[tuple[str, bytes | memoryview]]:
+        """Name, dtype and shape of every tensor of the base in memory, and a copy of its bytes."""
         tensors = sorted(_base_tensors(self.model), key=lambda found: found[0])
         modules = each_gathered(module for _, module, _ in tensors)
         for module, (name, _, own) in zip(modules, tensors, strict=True):
             tensor = own if isinstance(own, Tensor) else getattr(module, own)
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             # A copy: what lies in NumPy's hands can no longer be given up.
             data = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1)
-            digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
-        return digest.hexdigest()
+            described = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+            yield described, data.view(torch.uint8).numpy().data if data.numel() else b""
 
     def resident_bytes(self) -> int:
         """The memory that the base takes in this process, scales of quantised weights included.
@@ -224,8 +226,7 @@ def load_base(
     checkpoint holds one; asking for the logits of a head that it does not hold raises
     BaseModelError.
 
-    Raises BaseModelError when the folder or id holds no whole model, no tokenizer or no weights in
-    a known format, or when it cannot be reached.
+    Raises BaseModelError for what is no whole model with a tokenizer, or cannot be reached.
     """
     where = str(path_or_id or "the embedded base")
     check_quantization(quantization)
@@ -396,5 +397,4 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | Tens
         if ROUTED in module._modules:
             continue  # a wrapper; the linear inside is visited by itself
         clean = ".".join(part for part in name.split(".") if part != ROUTED)
-        for key, tensor in scales_of(module):
-            yield f"{clean}.{key}", module, tensor
+        yield from ((f"{clean}.{key}", module, tensor) for key, tensor in scales_of(module))

@@ -1,12 +1,13 @@
 """A base as stored: its weights in some file format, its tokenizer, and the identity of both.
 
-``Checkpoint`` is the seam for other formats: a subclass in ``FORMATS`` is all that ``load_base``
-needs to take one.
+A subclass of ``Checkpoint`` in ``FORMATS`` is all that ``load_base`` needs for another format.
 """
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
@@ -19,6 +20,8 @@ from lora_domains.errors import BaseModelError, listed
 
 BLOCK = 1 << 24
 """Bytes read at once when a checkpoint is hashed."""
+HASHED_AT_ONCE = 4
+"""Tensors hashed at a time, of which there are copies in memory."""
 SHARED_FILES = ("*.json", "*.model", "*.txt", "README.md")
 """Files of a Hub repository that are downloaded whatever the format of the weights."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -333,6 +336,27 @@ def identity(checkpoint: Checkpoint, tokenizer: Any) -> str:
     # The padding token is left out: it is masked everywhere, and may be set when it is loaded.
     digest.update(f"{tokenizer.bos_token} {tokenizer.eos_token}".encode())
     digest.update(_tokenizer_state(tokenizer).encode())
+    return digest.hexdigest()
+
+
+def digest_of(contents: Iterable[tuple[str, bytes | memoryview]]) -> str:
+    """sha256 over each name in ``contents`` and the sha256 of its bytes, in their order.
+
+    ``HASHED_AT_ONCE`` of them are hashed at a time, which releases Python's lock.
+    """
+    digest, hashes = sha256(), deque[tuple[str, Future[Any]]]()
+
+    def take() -> None:
+        name, content = hashes.popleft()
+        digest.update(name.encode() + content.result().digest())
+
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        for name, content in contents:
+            hashes.append((name, pool.submit(sha256, content)))
+            if len(hashes) == HASHED_AT_ONCE:
+                take()
+        while hashes:
+            take()
     return digest.hexdigest()
 
 
