@@ -128,14 +128,22 @@ def _by_names(
         if (of_cells := kind.from_cells(given, label)) is not None:
             why = f"{_name(kind)}, as {of_cells[1]}; --task names another"
             return of_cells[0], "" if flags.task else why
-    only = kinds[0]() if len(kinds) == 1 and not flags.task else None
+    only = _on(kinds[0], labels) if len(kinds) == 1 and not flags.task else None
     if only is not None and ((flagged and known) or {*only.columns} <= columns):
         return only, f"{_name(only)}, which alone has these settings; --task names another"
     for kind in kinds if flags.task else () if flagged else KINDS.values():
         if (task := kind.from_columns(columns)) is not None:
             why = f"{_name(task)}, by the columns of the rows; --task names another"
             return task, "" if flags.task or task == Classification() else why
-    return (kinds[0]() if len(kinds) == 1 else Classification(), "") if known else None
+    kind = kinds[0] if len(kinds) == 1 else Classification
+    return (_on(kind, labels), "") if known else None
+
+
+def _on(kind: type[Task], labels: Sequence[str]) -> Task:
+    """A task of ``kind`` for labels in the first of ``labels``, or in its own column among them."""
+    task = kind()
+    elsewhere = task.answer_column in LABELS and task.answer_column not in labels
+    return task.with_options(label=labels[0]) if labels and elsewhere else task
 
 
 def _kinds_with(flags: argparse.Namespace) -> list[type[Task]]:

@@ -3,7 +3,7 @@
 import ast
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,10 +74,6 @@ class MultiLabel(TextTask):
                 raise DomainError(where="multi-label", expected=expected, found=found, hint=hint)
 
     @classmethod
-    def from_columns(cls, columns: Collection[str]) -> Self | None:
-        return cls() if {"text", "labels"} <= {*columns} and "label" not in columns else None
-
-    @classmethod
     def from_cells(cls, rows: Sequence[Row], label: str) -> tuple[Self, str] | None:
         """Where cells are lists, or texts whose parts occur in several cells."""
         cells = [row.values[label] for row in rows if not is_null(row.values.get(label))]
@@ -85,11 +81,7 @@ class MultiLabel(TextTask):
             return cls(label=label), f"{label} holds lists"
         texts = [text for cell in cells if (text := (plain_text(cell) or "").strip())]
         for separator in SEPARATORS:
-            parts = [[part.strip() for part in text.split(separator)] for text in texts]
-            counts = Counter(part for several in parts for part in several)
-            joined = sum(len(several) > 1 for several in parts)
-            rare = sum(count == 1 for count in counts.values())
-            if joined >= max(2, len(texts) / 20) and 4 * rare <= len(counts):
+            if _separates(separator, texts):
                 why = f"{label} holds several labels, separated by {separator!r}"
                 return cls(label=label, separator=separator), why
         return None
@@ -244,6 +236,21 @@ def labels_in(row: Row, column: str, separator: str) -> tuple[str, ...]:
     for label in labels:
         check_encodable(label, where)
     return labels
+
+
+def _separates(separator: str, texts: Sequence[str]) -> bool:
+    """Whether labels are joined by ``separator`` in several of ``texts``, and recur.
+
+    A few such texts are enough where each of their labels is a text of its own too.
+    """
+    cells = [[part.strip() for part in text.split(separator)] for text in texts]
+    joined = [parts for parts in cells if len(parts) > 1]
+    alone = {parts[0] for parts in cells if len(parts) == 1}
+    known = all(part in alone for parts in joined for part in parts)
+    counts = Counter(part for parts in cells for part in parts)
+    rare = sum(count == 1 for count in counts.values())
+    enough = len(joined) >= (2 if known else max(2, len(texts) / 20))
+    return enough and 4 * rare <= len(counts)
 
 
 def _is_list(value: Any) -> bool:

@@ -53,6 +53,11 @@ def test_the_kind_is_proposed_from_the_first_labels(tmp_path: Path) -> None:
     )
     one = [{"text": row["text"], "label": "ham"} for row in SEVERAL]
     assert proposed(tmp_path, one) == (Classification(), "")
+    one = [{"text": row["text"], "labels": n % 2} for n, row in enumerate(SEVERAL)]
+    for flags in ((), ("--task", "classification")):
+        assert proposed(tmp_path, one, *flags) == (Classification(label="labels"), "")
+    assert proposed(tmp_path, one, "--decimal", ",")[0] == Number(label="labels", decimal=",")
+    assert proposed(tmp_path, one, "--task", "multi_label")[0] == MultiLabel()
     asked = [{"instruction": row["text"], "output": row["labels"]} for row in SEVERAL]
     assert isinstance(proposed(tmp_path, asked)[0], Chat)
 

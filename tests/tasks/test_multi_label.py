@@ -158,6 +158,8 @@ def test_cells_propose_the_task() -> None:
     assert why == "label holds several labels, separated by ';'"
     lists = [row(label=["a", "b"]), row(label=[])]
     assert MultiLabel.from_cells(lists, "label") == (MultiLabel(label="label"), "label holds lists")
+    few = [row(label=cell) for cell in ("a", "b", "c") * 30] + [row(label="a;c"), row(label="c;b")]
+    assert (MultiLabel.from_cells(few, "label") or (None,))[0] == MultiLabel(label="label")
     sentences = [row(label=f"first {n}; then {n}") for n in range(40)]
     for cells in (sentences, [row(label="spam"), row(label="ham")], [row(label=3)]):
         assert MultiLabel.from_cells(cells, "label") is None
