@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any, Self
 from lora_domains.errors import DataError, DomainError, EmptyCell, did_you_mean, listed
 from lora_domains.tasks.base import ScoredBy, register
 from lora_domains.tasks.classification import MOST_NAMED, TextTask, spellings
+from lora_domains.tasks.number import GROUPED, THOUSANDS
 from lora_domains.tasks.rows import (
     Example,
     Row,
@@ -22,8 +24,8 @@ from lora_domains.tasks.rows import (
     text_of,
 )
 
-SEPARATORS = (";", "|")
-"""What is looked for between the labels of a cell."""
+SEPARATORS = (";", "|", ",")
+"""What is looked for between the labels of a cell. A comma may also be part of a single label."""
 NONE = "none"
 """The answer to a text without a label, where labels are answered as text."""
 
@@ -41,7 +43,8 @@ class MultiLabel(TextTask):
     question for each label, which would read the text as often as there are labels. It has no
     probabilities.
 
-    A cell holds the labels joined by ``separator``, a list, or the JSON of a list. ``labels`` is
+    A cell holds the labels joined by ``separator``, a list, or the JSON of a list. A separator with
+    spaces on both sides (" - ") stands only between spaces: "x-ray" is one label. ``labels`` is
     read from the training rows unless given. ``text`` names one column or several. ``chat`` and
     ``instruction`` are those of a classification.
     """
@@ -129,9 +132,10 @@ class MultiLabel(TextTask):
         return replace(row, values={**row.values, self.label: labels})
 
     def joined(self, labels: Sequence[str]) -> str:
-        if any(self.separator.strip() in label for label in labels):
-            return json.dumps(labels, ensure_ascii=False)
-        return self.separator.join(labels)
+        cell = self.separator.join(labels)
+        if _parts(cell, self.separator) == list(labels):
+            return cell
+        return json.dumps(labels, ensure_ascii=False)
 
     def with_labels(self, rows: Sequence[Row]) -> Self:
         """This task with its labels known. Raises DataError for fewer than two."""
@@ -157,7 +161,7 @@ class MultiLabel(TextTask):
                 found="tune_thresholds without one",
                 hint="Give head=True (--head), or leave --tune-thresholds out.",
             )
-        joined = [label for label in labels if self.separator.strip() in label or label == NONE]
+        joined = [one for one in labels if one == NONE or separated(one, self.separator) != [one]]
         if joined and not self.head:
             raise DataError(
                 where=where,
@@ -190,7 +194,7 @@ class MultiLabel(TextTask):
                 )
         named = [label for label in known if label in labels]
         truth = tuple(int(label in labels) for label in known)
-        answer = f"{self.separator} ".join(named) or NONE
+        answer = f"{self.separator.rstrip()} ".join(named) or NONE
         return replace(self.unlabelled(row), answer=f" {answer}", truth=truth)
 
     def score_text(self, text: str, reference: str) -> dict[str, Any]:
@@ -202,8 +206,7 @@ class MultiLabel(TextTask):
         for nothing."""
         known = self.labels or ()
         line = text.strip().split("\n")[0]
-        parts = (part.strip() for part in line.split(self.separator.strip()))
-        named = {*spellings(parts, known).values()}
+        named = {*spellings(separated(line, self.separator), known).values()}
         return [int(label in named) for label in known]
 
 
@@ -230,7 +233,7 @@ def labels_in(row: Row, column: str, separator: str) -> tuple[str, ...]:
             where=where,
             expected=f"labels separated by {separator!r}, or a list of them",
             found="a list with something else in it" if texts else type(value).__name__,
-            hint='Write "a;b" or ["a", "b"].',
+            hint=f'Write "a{separator}b" or ["a", "b"].',
         )
     labels = tuple(dict.fromkeys(text.strip() for text in texts if text))
     for label in labels:
@@ -241,16 +244,22 @@ def labels_in(row: Row, column: str, separator: str) -> tuple[str, ...]:
 def _separates(separator: str, texts: Sequence[str]) -> bool:
     """Whether labels are joined by ``separator`` in several of ``texts``, and recur.
 
-    A few such texts are enough where each of their labels is a text of its own too.
+    A few such texts are enough where each of their labels is a text of its own too. A comma
+    ("Portland, Oregon", "3,5") must have labels behind it that begin other texts, or are ones.
     """
-    cells = [[part.strip() for part in text.split(separator)] for text in texts]
+    cells = [separated(text, separator) for text in texts]
     joined = [parts for parts in cells if len(parts) > 1]
     alone = {parts[0] for parts in cells if len(parts) == 1}
     known = all(part in alone for parts in joined for part in parts)
     counts = Counter(part for parts in cells for part in parts)
     rare = sum(count == 1 for count in counts.values())
     enough = len(joined) >= (2 if known else max(2, len(texts) / 20))
-    return enough and 4 * rare <= len(counts)
+    if not enough or 4 * rare > len(counts):
+        return False
+    first, later = {parts[0] for parts in cells}, {part for parts in cells for part in parts[1:]}
+    with_commas = (text for text in texts if "," in text)
+    numbers = all(GROUPED.fullmatch(text) or THOUSANDS.fullmatch(text) for text in with_commas)
+    return separator != "," or (2 * len(later & first) >= len(later) and not numbers)
 
 
 def _is_list(value: Any) -> bool:
@@ -273,4 +282,17 @@ def _parts(value: Any, separator: str) -> list[Any] | None:
                 continue
             if isinstance(parsed, list):
                 return parsed
-    return [part for part in text.split(separator.strip()) if part.strip()]
+    return [part for part in separated(text, separator) if part]
+
+
+def separated(text: str, separator: str) -> list[str]:
+    """What stands before, between and behind the separators in ``text``, without spaces around it.
+
+    One with spaces on both sides stands between spaces, or at an end of the text.
+    """
+    bare = separator.strip()
+    if separator[0].isspace() and separator[-1].isspace():
+        parts = re.split(rf"(?<!\S){re.escape(bare)}(?!\S)", text)
+    else:
+        parts = text.split(bare)
+    return [part.strip() for part in parts]

@@ -70,6 +70,22 @@ def test_a_cell_that_predict_writes_is_read_back(labels: list[str], separator: s
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("separator", "cell", "labels"),
+    [(" - ", "x-ray - lung", ("x-ray", "lung")), (" / ", "and/or /  km/h /", ("and/or", "km/h")),
+     (" - ", "x-ray", ("x-ray",)), (" and ", "sand and gold", ("sand", "gold")),
+     ("; ", "a;b; c", ("a", "b", "c"))],
+)  # fmt: skip
+def test_a_separator_between_spaces_is_not_looked_for_in_words(
+    separator: str, cell: str, labels: tuple[str, ...]
+) -> None:
+    task = MultiLabel(separator=separator).with_labels([row(labels=[*labels, "other"])])
+    assert labels_in(row(labels=cell), "labels", separator) == labels
+    assert task.named_in(cell) == [int(label in labels) for label in task.labels or ()]
+    assert labels_in(row(labels=task.joined(labels)), "labels", separator) == labels
+    assert task.joined(labels) == separator.join(labels)  # not as JSON
+
+
 def test_an_empty_cell_says_no_label_and_a_missing_one_nothing() -> None:
     for cell in ("", "  ", [], "[]"):
         assert labels_in(row(labels=cell), "labels", ";") == ()
@@ -163,6 +179,21 @@ def test_cells_propose_the_task() -> None:
     sentences = [row(label=f"first {n}; then {n}") for n in range(40)]
     for cells in (sentences, [row(label="spam"), row(label="ham")], [row(label=3)]):
         assert MultiLabel.from_cells(cells, "label") is None
+
+
+CITIES = ["Portland, Oregon", "Salem, Oregon", "Austin, Texas", "Dallas, Texas"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "several"),
+    [(["red, hot", "hot", "cold,red", "cold, hot, red"], True), (["pump, valve", "valve"], True),
+     (["3,27,5", "27", "5,27", "3"], True), (["food, drink", "sport"], False), (CITIES, False),
+     (["fracture, left", "fracture, right", "burn, left", "burn, right"], False),
+     (["1,5", "5,1", "1,1", "5"], False), (["1,200", "200,200", "200,100"], False)],
+)  # fmt: skip
+def test_a_comma_between_labels_is_told_from_one_within(cells: list[str], several: bool) -> None:
+    found = MultiLabel.from_cells([row(label=cell) for cell in cells * 20], "label")
+    assert (found and found[0]) == (MultiLabel(label="label", separator=",") if several else None)
 
 
 # ── The head ────────────────────────────────────────────────────────────────────────────────────
