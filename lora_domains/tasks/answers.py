@@ -74,9 +74,19 @@ def token_f1(text: str, reference: str) -> float:
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
 
 
+MINUS = str.maketrans(dict.fromkeys("\u2212\ufe63\uff0d\u2010\u2011\u2013", "-"))
+"""Minus signs, and the hyphens and the dash that are written for them."""
+NUMBER = re.compile(
+    r"(?:(?<![\w.)\]%-])-)?"  # in 3-4 it is no sign
+    r"(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+    r"(?:[eE][+-]?\d+\b)?"
+)
+"""A number in a text, with commas between thousands (in India also 12,34,567)."""
+
+
 def last_number(text: str) -> float | None:
     """The last number in ``text``, without thousands separators; None if there is none."""
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    numbers = NUMBER.findall(text.translate(MINUS))
     return float(numbers[-1].replace(",", "")) if numbers else None
 
 

@@ -113,3 +113,14 @@ def test_numbers_are_compared_by_the_last_one() -> None:
     assert number_score("1007, no, 8", "#### 1007") == {"number": 0.0}
     assert number_score("none", "#### 1007") == {"number": 0.0}
     assert number_score("7", "seven") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("it is .5", 0.5), ("$.50", 0.5), ("-.5.", -0.5), ("No.5", 5), ("1.2.3", 3), ("is 7...5", 5),
+     ("\u22125", -5), ("x=\u20135", -5), ("pages 3-4", 4), ("pages 3\u20134", 4), ("COVID-19", 19),
+     ("(3)-4", 4), ("3,4", 4), ("-1,234,567.5", -1234567.5), ("1,00,000", 100000), ("5, no", 5),
+     ("1e3", 1000), ("2.5E-1", 0.25), ("1e3f", 3), ("about", None)],
+)  # fmt: skip
+def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
+    assert last_number(text) == number
