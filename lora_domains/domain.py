@@ -8,7 +8,7 @@ Domain(
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from math import inf
@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from lora_domains.atomic import check_name
 from lora_domains.data.source import Data, data_of, data_record
 from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
-from lora_domains.schema import known_here, load_declaration
+from lora_domains.schema import known_here, load_declaration, load_declarations
 from lora_domains.tasks import Task, hashed_record, task_from_record, task_record
 from lora_domains.tasks.answers import Judge
 from lora_domains.verdict.gates import Gates
@@ -315,6 +315,12 @@ def setting_types(domain: Domain) -> dict[str, Any]:
 def load_domain(path: str | Path) -> Domain:
     """The ``domain`` declared in a recipe; ``if __name__ == "__main__"`` in it does not run."""
     return load_declaration(path, "domain", Domain)
+
+
+def load_domains(paths: Sequence[str | Path]) -> list[Domain]:
+    """The domains of several recipes, each once: ``domain``, or all of a list ``domains``."""
+    found = [one for path in paths for one in load_declarations(path, "domain", Domain)]
+    return list({(one.name, one.digest()): one for one in found}.values())
 
 
 def as_record(domain: Domain) -> dict[str, Any]:

@@ -261,17 +261,21 @@ def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
 
     Raises DomainError for a file that is missing, fails or has no such value.
     """
+    return load_declarations(path, variable, kind, many=False)[0]
+
+
+def load_declarations(path: str | Path, variable: str, kind: type[T], many: bool = True) -> list[T]:
+    """The same, as a list; where there may be ``many``, also a list whose name has an s more."""
     path, declared = Path(path), f"`{variable} = {kind.__name__}(…)`"
+    declared += f" or `{variable}s = [{kind.__name__}(…), …]`" if many else ""
     spec = importlib.util.spec_from_file_location(f"lora_domains_{variable}_{path.stem}", path)
-    python = path.is_file() and path.suffix == ".py"
-    if not python or spec is None or spec.loader is None:
+    if not path.is_file() or path.suffix != ".py" or spec is None or spec.loader is None:
         wrong = "a folder" if path.is_dir() else f"a file ending in {path.suffix!r}"
         raise DomainError(
-            where=str(path),
-            expected="a Python file, ending in .py",
+            where=str(path), expected="a Python file, ending in .py",
             found=wrong if path.exists() else "no such file",
             hint=f"Give the path of a file that declares {declared}.",
-        )
+        )  # fmt: skip
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -279,20 +283,20 @@ def load_declaration(path: str | Path, variable: str, kind: type[T]) -> T:
         raise
     except Exception as error:
         raise DomainError(
-            where=str(path),
-            expected="a file that Python can run",
-            found=f"{type(error).__name__}: {error}",
-            hint=f"python {path} shows where.",
-        ) from error
-    value = getattr(module, variable, None)
-    if not isinstance(value, kind):
+            where=str(path), expected="a file that Python can run",
+            found=f"{type(error).__name__}: {error}", hint=f"python {path} shows where.",
+        ) from error  # fmt: skip
+    names = [variable, f"{variable}s"] if many else [variable]
+    value = next((vars(module)[name] for name in names if name in vars(module)), None)
+    values = value if many and isinstance(value, list) else [value]
+    found = [one for one in values if isinstance(one, kind)]
+    if not found or len(found) < len(values):
+        types = dict.fromkeys(type(one).__name__ for one in values if one is not None)
         raise DomainError(
-            where=str(path),
-            expected=f"a variable {declared}",
-            found="none" if value is None else type(value).__name__,
+            where=str(path), expected=f"a variable {declared}", found=", ".join(types) or "none",
             hint="Declare it at the top level of the file.",
-        )
-    return value
+        )  # fmt: skip
+    return found
 
 
 # ── Names that other tools have ─────────────────────────────────────────────────────────────────
@@ -360,8 +364,6 @@ ELSEWHERE = {
     "cross-validate": "cv kfold cross_validation",
 }
 """Names that other tools have for flags, settings and verbs, by our name."""
-
-
 UNNEEDED = {
     "bf16 fp16 fp32 dtype torch_dtype precision mixed_precision": "A base is read in float32 on a "
     "CPU and in bfloat16 elsewhere; --load-in-8bit and --load-in-4bit take less memory.",

@@ -18,6 +18,7 @@ from lora_domains.domain import (
     Training,
     as_record,
     load_domain,
+    load_domains,
     metrics_of,
     with_settings,
 )
@@ -193,6 +194,9 @@ def test_files_that_declare_no_domain_are_refused(tmp_path: Path) -> None:
         load_domain(recipe(tmp_path, "domain = nothing"))
     with pytest.raises(DomainError, match="found dict"):
         load_domain(recipe(tmp_path, "domain = {}"))
+    for wrong, found in (("domains = []", "none"), ("domains = [1, {}]", "int, dict")):
+        with pytest.raises(DomainError, match=f"`domains = .* found {found}"):
+            load_domains([recipe(tmp_path, wrong)])
 
 
 # ── The metric that decides ─────────────────────────────────────────────────────────────────────

@@ -43,6 +43,25 @@ def test_the_recipe_of_all_domains_trains_five(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [
+        pytest.param(sorted(map(str, RECIPES.glob("*.py"))), id="recipes/*.py"),
+        pytest.param([str(RECIPES / "all.py")], id="recipes/all.py"),
+    ],
+)
+def test_a_recipe_of_several_domains_is_fitted_with_others_and_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str]
+) -> None:
+    fitted: list[str] = []
+    monkeypatch.setattr(
+        "lora_domains.cli.verbs.fit.fit_and_evaluate_all",
+        lambda domains, _: fitted.extend(one.name for one in domains) or [],
+    )
+    assert run("fit", *paths, "--dry-run", "--limit", "40", "--out", str(tmp_path)) == 0
+    assert sorted(fitted) == ["finance", "legal", "medical", "spam", "support"]
+
+
 def test_one_after_another_on_request(
     tmp_path: Path, tiny_base: Path, small_suite: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

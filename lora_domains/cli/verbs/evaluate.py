@@ -41,7 +41,7 @@ from lora_domains.data.checks import mapped
 from lora_domains.data.prepare import prepare, with_test_rows
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data, Dialect
-from lora_domains.domain import Domain, load_domain
+from lora_domains.domain import Domain, load_domain, load_domains
 from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
@@ -302,7 +302,7 @@ def benchmark(flags: argparse.Namespace) -> int:
     model = open_model(flags, out=ADAPTERS, adapter=folders[0])
     for folder in folders:
         model.load_adapter(folder)
-    domains = [load_domain(path) for path in flags.domains]
+    domains = load_domains(flags.domains)
     suite = suite_of(flags, model, named, seed=flags.seed)
     measured = model.benchmark(suite, domains, flags.out, show_text=flags.show_text)
     compare_with_older(measured.report, measured.items.__getitem__)

@@ -38,7 +38,7 @@ from lora_domains.cli.recipes import (
 )
 from lora_domains.console import Display
 from lora_domains.data.prepare import prepare
-from lora_domains.domain import Domain, load_domain
+from lora_domains.domain import Domain, load_domains
 from lora_domains.errors import LoraDomainsError, UsageError, listed
 from lora_domains.joint.grid import check_together
 from lora_domains.probes.general_text import general_text
@@ -310,7 +310,7 @@ def fit_recipes(paths: Sequence[str], flags: argparse.Namespace) -> int:
             hint="Fit the rows of a file by themselves, or write a recipe for them: "
             f"lora-domains init {others[0]}",
         )
-    domains = [load_domain(path) for path in paths]
+    domains = load_domains(paths)
     flags.base = flags.base or own_base(paths)
     if len(domains) == 1 and not flags.task:
         name = flags.name or domains[0].name
