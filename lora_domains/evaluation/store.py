@@ -13,9 +13,10 @@ from typing import Any
 from lora_domains.inference.cache import (
     cache_path,
     circumstances,
-    keep_in_cache,
+    json_digest,
+    keep_records,
     keeps,
-    mark_used,
+    read_records,
 )
 from lora_domains.modeling.base import Base
 
@@ -39,21 +40,27 @@ class Store:
         return self.folder / f"{name}.jsonl"
 
     def read(self, path: Path) -> dict[int, dict[str, float]]:
-        """The stored scores by the number of their example; incomplete lines are ignored."""
+        """The stored scores by the number of their example; damaged lines are ignored."""
         if not path.exists():
             return {}
         scores = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 stored = json.loads(line)
-                scores[int(stored["item"])] = stored["score"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, RecursionError):
                 continue
+            match stored:
+                case {"item": item, "score": score, "sha256": kept} if kept == json_digest(
+                    path, [item, score]
+                ):
+                    scores[item] = score
         return scores
 
     def append(self, path: Path, scores: Mapping[int, dict[str, float]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"item": i, "score": score}) + "\n" for i, score in scores.items()]
+        digests = {i: json_digest(path, [i, score]) for i, score in scores.items()}
+        lines = [json.dumps({"item": i, "score": score, "sha256": digests[i]}) + "\n"
+                 for i, score in scores.items()]  # fmt: skip
         with path.open("a", encoding="utf-8") as file:
             # End a line that a kill cut off, so that it does not swallow the next one.
             file.write("\n" if file.tell() else "")
@@ -76,17 +83,13 @@ class BaseScores:
         none."""
         if (path := self._path(part)) is None:
             return None
-        try:
-            records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        mark_used(path)
-        return records if len(records) == rows else None
+        records = read_records(path)
+        return records if records is not None and len(records) == rows else None
 
     def keep(self, part: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Write ``records``, if there is room: otherwise they are computed again."""
         if (path := self._path(part)) is not None:
-            keep_in_cache(path, json.dumps(records).encode())
+            keep_records(path, records)
 
     def _path(self, part: str) -> Path | None:
         if not keeps(self.base):

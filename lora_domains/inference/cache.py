@@ -7,8 +7,8 @@ may be; the files that were not used for longest make room for new ones.
 
 A file is named by a digest of all that its content depends on (``circumstances``, and the tokens
 that were read), so none is ever stale: another row, another byte of the tokenizer or another weight
-names another file. Files are written whole or not at all, and their owner alone reads them. Tensors
-are mapped into memory, and read when they are used.
+names another file. Files are written whole or not at all, and their owner alone reads them. Each
+holds a digest of its name and content: one that a disk or a hand changed is not read.
 
 Of the rows of a domain they hold scores, which are numbers, and no text, token or vector. From
 vectors text can be guessed: what the layers below an adapter give for its rows
@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -29,8 +29,8 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lora_domains.atomic import new_file, write_text
@@ -38,6 +38,7 @@ from lora_domains.console import format_bytes
 from lora_domains.errors import UsageError
 from lora_domains.inference.memory import pass_limit
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.checkpoint import digest_of
 from lora_domains.placement import is_sharded
 
 
@@ -67,14 +68,65 @@ def circumstances(base: Base) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# ── What a file holds ───────────────────────────────────────────────────────────────────────────
+
+
+def keep_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str | None:
+    """Write ``tensors`` to ``path``; why not, where they cannot be written."""
+    content = dict(tensors)
+    return keep_in_cache(path, save(content, {"sha256": _tensors_digest(path, content)}))
+
+
 def read_tensors(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file, mapped into memory; None where there is none that can be read."""
+    """The tensors of a file, mapped into memory; None where there is none, or it is damaged."""
     try:
+        with safe_open(path, "pt") as file:
+            kept = (file.metadata() or {}).get("sha256")
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError):
         return None
+    if kept != _tensors_digest(path, tensors):
+        return None
     mark_used(path)
     return tensors
+
+
+def _tensors_digest(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the name of the file, and name, dtype, shape and bytes of its tensors."""
+
+    def contents() -> Iterator[tuple[str, bytes | memoryview]]:
+        yield path.name, b""
+        for name, tensor in sorted(tensors.items()):
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}", data if tensor.numel() else b""
+
+    return digest_of(contents())
+
+
+def keep_records(path: Path, records: Sequence[Mapping[str, Any]]) -> str | None:
+    """Write ``records`` to ``path`` as JSON; why not, where they cannot be written."""
+    content = {"sha256": json_digest(path, records), "records": records}
+    return keep_in_cache(path, json.dumps(content).encode())
+
+
+def read_records(path: Path) -> list[dict[str, Any]] | None:
+    """The records of a file; None where there is none, or it is damaged."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    records: list[dict[str, Any]] | None = None
+    match stored:
+        case {"sha256": kept, "records": list(records)} if kept == json_digest(path, records):
+            mark_used(path)
+            return records
+    return None
+
+
+def json_digest(path: Path, value: Any) -> str:
+    """sha256 over the name of a file and a ``value`` in it, the same before and after it went
+    through JSON."""
+    return sha256(f"{path.name} {json.dumps(value)}".encode()).hexdigest()
 
 
 # ── Where a base is ───────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor
 
 from lora_domains import distributed
@@ -24,7 +23,7 @@ from lora_domains.inference.batches import Progress, in_batches, no_progress
 from lora_domains.inference.cache import (
     cache_path,
     circumstances,
-    keep_in_cache,
+    keep_tensors,
     keeps,
     read_tensors,
 )
@@ -94,9 +93,7 @@ class Reference:
                 with bank.routed(None):
                     stored = base_predictions(bank.base, texts, top, progress)
                 if path is not None and distributed.is_main():
-                    self.refused = keep_in_cache(
-                        path, save(packed([stored[text.id] for text in texts]))
-                    )
+                    self.refused = keep_tensors(path, packed([stored[text.id] for text in texts]))
         self._base = {text.id: stored[text.id].first(len(text.answer)) for text in texts}
 
     @property
@@ -299,7 +296,7 @@ class Pairs:
             with sharing():
                 margins = self._log_odds(rows, None, progress).tolist()
             if path is not None and distributed.is_main():
-                keep_in_cache(path, save({"margins": torch.tensor(margins, dtype=torch.double)}))
+                keep_tensors(path, {"margins": torch.tensor(margins, dtype=torch.double)})
         self.margins = dict(zip((row.id for row in rows), margins, strict=True))
 
     def moved(

@@ -20,14 +20,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from lora_domains import distributed
 from lora_domains.console import GENERAL, Clock, Display, format_duration
 from lora_domains.data.source import Source
 from lora_domains.inference.batches import no_progress
-from lora_domains.inference.cache import CACHE, cache_path, keep_in_cache, read_tensors
+from lora_domains.inference.cache import CACHE, cache_path, keep_tensors, read_tensors
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.reference import Prediction, base_predictions, packed, unpacked
@@ -139,7 +138,7 @@ class OwnText(GeneralText):
             written = _write(self.base, counts, advance)
         took = format_duration(spent[GENERAL])
         told = f"{every} texts {self.origin}, once for all domains, in {took}"
-        if refused := keep_in_cache(path, _packed(written)):
+        if refused := keep_tensors(path, _packed(written)):
             self.display.warn(
                 f"the texts that the base wrote could not be kept in {path.parent} ({refused}): "
                 f"the next run writes them again. {CACHE} names another folder."
@@ -333,19 +332,19 @@ def _listed(value: int | list[int] | None) -> list[int]:
 # ── The file ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _packed(written: Written) -> bytes:
+def _packed(written: Written) -> dict[str, Tensor]:
     texts, predictions = list(written.texts.values()), list(written.predictions.values())
     flat = [token for text in texts for token in (*text.prompt, *text.answer)]
     sizes = [[len(text.prompt), len(text.answer)] for text in texts]
-    return save({
+    return {
         "tokens": torch.tensor(flat, dtype=torch.int32),
         "sizes": torch.tensor(sizes, dtype=torch.int32),
         **packed(predictions),
-    })  # fmt: skip
+    }
 
 
 def _read(path: Path, counts: Mapping[str, int]) -> Written | None:
-    """The texts of a file; None where there is none, or it cannot be read."""
+    """The texts of a file; None where there is none, or it is damaged."""
     tensors = read_tensors(path)
     if tensors is None:
         return None

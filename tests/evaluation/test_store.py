@@ -84,3 +84,17 @@ def test_a_line_that_a_kill_cut_off_is_ignored_and_ended(tmp_path: Path) -> None
         file.write('{"item": 1, "sc')
     store.append(path, {2: {"nats": 2.5}})
     assert store.read(path) == {0: {"nats": 1.5}, 2: {"nats": 2.5}}
+
+
+def test_a_flipped_bit_in_a_stored_score_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path, scores = store.path("base", "part"), {0: {"nats": 1.5}, 1: {"nats": 42.43}}
+    store.append(path, scores)
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        assert store.read(path).items() <= scores.items()
+    path.write_text('null\n3\n[1]\n{"item": [], "score": 2}\n', encoding="utf-8")
+    assert store.read(path) == {}

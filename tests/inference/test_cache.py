@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import WORDS
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from support.models import QUIET, clear_rows, declared, make_run
 
 from lora_domains.errors import UsageError
@@ -182,9 +183,59 @@ def test_the_file_of_another_number_of_rows_is_not_read(cache: Path, tiny_base: 
     assert not cache.exists()
     before = scores(base, rows)
     (path,) = cache.rglob("*.json")
-    path.write_text(json.dumps(before[:2]))
+    cache_files.keep_records(path, before[:2])
     assert scores(base, rows) == before
-    assert json.loads(path.read_text()) == before
+    assert cache_files.read_records(path) == before
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("computed", [scores, predictions, log_odds], ids=lambda f: f.__name__)
+def test_a_damaged_file_is_not_used_and_written_again(
+    cache: Path, tiny_base: Path, tmp_path: Path, computed: Computed
+) -> None:
+    base = load_base(tiny_base)
+    rows = rows_of(base)
+    before = computed(base, rows)
+    (path,) = (path for path in cache.rglob("*.*"))
+    whole = path.read_bytes()
+    computed(base, rows_of(base, ("river stone", "call alpha", "now")))
+    (other,) = (other for other in cache.rglob("*.*") if other != path)
+    if computed is scores:
+        older = json.dumps(json.loads(whole)["records"]).encode()
+        damaged = [b"null", b"3", b"[1]", b'{"sha256": 1, "records": [1]}', older]
+    else:
+        tensors = load_file(path)
+        swapped = [{f"{name}s": tensor for name, tensor in tensors.items()},
+                   {name: tensor[1:] for name, tensor in tensors.items()}, tensors]  # fmt: skip
+        damaged = [save(tensors) for tensors in swapped]
+    draw = random.Random(0)
+    bits = [flipped(whole, draw.randrange(8 * len(whole))) for _ in range(6)]
+    for content in (b"", whole[:-1], whole + b"0", other.read_bytes(), *damaged, *bits):
+        path.write_bytes(content)
+        assert all(map(equal, computed(base, rows), before))
+        assert path.read_bytes() == whole
+
+
+def test_no_flipped_bit_goes_unnoticed(cache: Path) -> None:
+    tensors = {"nats": torch.tensor([42.43, 0.5]), "top": torch.tensor([[3]], dtype=torch.int32)}
+    records: list[dict[str, Any]] = [{"nats": 42.43, "correct": 1}]
+    json_path, path = entry("a"), cache_files.cache_path("predictions", {})
+    cache_files.keep_tensors(path, tensors)
+    cache_files.keep_records(json_path, records)
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 13):
+        path.write_bytes(flipped(whole, bit))
+        read = cache_files.read_tensors(path)
+        assert read is None or all(torch.equal(read[name], tensors[name]) for name in tensors)
+    whole = json_path.read_bytes()
+    for bit in range(0, 8 * len(whole), 13):
+        json_path.write_bytes(flipped(whole, bit))
+        assert cache_files.read_records(json_path) in (None, records)
 
 
 def test_domains_share_what_the_base_predicts_on_public_text_alone(
@@ -216,7 +267,7 @@ def test_no_text_is_kept_of_rows(cache: Path, tiny_base: Path) -> None:
     rows = [f"{text} {SECRET}" for text in TEXTS]
     scores(base, rows_of(base, rows))
     (path,) = cache.rglob("*.json")
-    records = json.loads(path.read_text())
+    records = json.loads(path.read_text())["records"]
     assert all(isinstance(value, int | float) for record in records for value in record.values())
     task = Generation(prompt="{text}", answer="text", max_new_tokens=2)
     tokenization = Tokenization(base.tokenizer, 32)

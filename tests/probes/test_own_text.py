@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_base, make_rows
+from safetensors.torch import load_file, save
 from support.chat_templates import CHATML, chat_tokenizer
 from support.models import QUIET, declared, model_in
 
@@ -151,9 +152,13 @@ def test_a_damaged_file_is_written_again(own_texts: Path, base: Base) -> None:
     texts = all_of(OwnText(base=base, display=QUIET))
     (path,) = own_texts.rglob("*.safetensors")
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    assert all_of(OwnText(base=base, display=QUIET)) == texts
-    assert path.read_bytes() == whole
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    without_digest = save(load_file(path))
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), without_digest):
+        path.write_bytes(damaged)
+        assert all_of(OwnText(base=base, display=QUIET)) == texts
+        assert path.read_bytes() == whole
 
 
 def test_other_bases_and_settings_have_other_files(
