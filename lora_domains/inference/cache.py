@@ -63,6 +63,8 @@ def circumstances(base: Base) -> dict[str, Any]:
         "base": base.identity, "state": base.state_digest(), "dtype": str(base.dtype),
         "quantization": base.quantization, "device": [base.device.type, kernels],
         "attention": base.model.config._attn_implementation, "pass": str(pass_limit(base.model)),
+        "products": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip

@@ -176,6 +176,21 @@ def test_what_was_computed_in_other_batches_is_not_read(cache: Path, tiny_base: 
     assert sum(counts) >= len(TEXTS)
 
 
+def test_what_was_computed_in_another_precision_is_not_read(cache: Path, tiny_base: Path) -> None:
+    base = load_base(tiny_base)
+    found = [cache_files.circumstances(base)]
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found.append(cache_files.circumstances(base))
+        torch.use_deterministic_algorithms(True)
+        found.append(cache_files.circumstances(base))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.use_deterministic_algorithms(False)
+    assert [found.count(one) for one in found] == [1, 1, 1]
+    assert cache_files.circumstances(base) == found[0]
+
+
 def test_the_file_of_another_number_of_rows_is_not_read(cache: Path, tiny_base: Path) -> None:
     base = load_base(tiny_base)
     rows = rows_of(base)
