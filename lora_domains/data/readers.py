@@ -28,11 +28,12 @@ from lora_domains.data.source import (
     Reading,
     Source,
     Table,
-    class_name,
+    classes_in,
     first_cells,
     first_rows,
     in_memory,
     places,
+    with_class_names,
 )
 from lora_domains.data.structured import (
     ABOUT_ROWS,
@@ -332,9 +333,4 @@ def _loaded(hub: Hub, most: int | None, options: Mapping[str, Any]) -> list[Any]
     from datasets import load_dataset
 
     table = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision, **options)
-    classes = {c: f.names for c, f in (table.features or {}).items() if hasattr(f, "names")}
-    rows = [dict(row) for row in islice(table, most)]
-    for row in rows:
-        for column, names in classes.items():
-            row[column] = class_name(row[column], names)
-    return rows
+    return with_class_names(islice(table, most), classes_in(table.features))

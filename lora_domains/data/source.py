@@ -1,5 +1,6 @@
 """Where a domain's rows come from, and what every file form gives: rows with their locations."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from io import BytesIO
@@ -52,17 +53,9 @@ def in_memory(source: Any) -> Any:
     if module == "polars" and hasattr(source, "to_dicts"):
         return source.to_dicts()
     if module == "pyarrow" and hasattr(source, "to_pylist"):
-        return source.to_pylist()
+        return with_class_names(source.to_pylist(), stored_classes(source.schema.metadata))
     if module == "datasets" and hasattr(source, "column_names"):
-        features = getattr(source, "features", None) or {}
-        classes = {c: f.names for c, f in features.items() if hasattr(f, "names")}
-        return [
-            {
-                c: class_name(value, classes[c]) if c in classes else value
-                for c, value in row.items()
-            }
-            for row in source
-        ]
+        return with_class_names(source, classes_in(getattr(source, "features", None)))
     return source
 
 
@@ -72,10 +65,49 @@ def index_of(source: Any) -> Any:
 
 
 def class_name(value: Any, names: Sequence[str]) -> Any:
-    """The name of a class that ``datasets`` stores as a number; None for -1, no class."""
+    """The name of a class that ``datasets`` stores as a number, or those in a list; None for -1."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # of numpy or torch
+    if isinstance(value, list | tuple):
+        return [class_name(one, names) for one in value]
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
+
+
+Classes = Mapping[str, Sequence[str]]
+"""The names of classes by column."""
+
+
+def classes_in(features: Mapping[str, Any] | None) -> Classes:
+    """The classes of ``features`` of ``datasets``, or of their JSON."""
+    return {c: names for c, one in (features or {}).items() if (names := _classes_of(one))}
+
+
+def _classes_of(feature: Any) -> Sequence[str]:
+    """The names of a feature, or of that of its lists; empty if it has none."""
+    if isinstance(feature, list):
+        return _classes_of(feature[0]) if feature else ()
+    parts = feature if isinstance(feature, Mapping) else getattr(feature, "__dict__", {})
+    names, entries = parts.get("names"), parts.get("feature")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    return () if entries is None else _classes_of(entries)
+
+
+def stored_classes(metadata: Mapping[bytes, bytes] | None) -> Classes:
+    """The classes in what ``datasets`` stores beside a table of pyarrow."""
+    try:
+        stored = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        return classes_in(stored.get("info", {}).get("features"))
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def with_class_names(rows: Iterable[Mapping[str, Any]], classes: Classes) -> list[dict[str, Any]]:
+    return [
+        {c: class_name(cell, classes[c]) if c in classes else cell for c, cell in row.items()}
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from lora_domains.data.delimited import decode
-from lora_domains.data.source import File, Located, Table, class_name, first_rows, places
+from lora_domains.data.source import (
+    File,
+    Located,
+    Table,
+    class_name,
+    first_rows,
+    places,
+    stored_classes,
+)
 from lora_domains.errors import DataError, check_installed, listed
 
 BATCH = 10_000
@@ -234,7 +242,7 @@ def _unreadable(file: File, what: str, error: Exception, write: str) -> DataErro
 def _rows(file: File, schema: Any, batches: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:
     """The rows of each batch. Raises DataError for a column whose text is not UTF-8."""
     _check_names(file, schema.names)
-    names = label_names(schema.metadata)
+    classes = stored_classes(schema.metadata)
     parts = (b.slice(at, BATCH) for b in batches for at in range(0, b.num_rows, BATCH))
     for part in parts:
         columns: dict[str, list[Any]] = {}
@@ -249,7 +257,9 @@ def _rows(file: File, schema: Any, batches: Iterable[Any]) -> Iterator[list[dict
                     hint="Write the table again from text that was decoded.",
                 ) from None
             columns[name] = (
-                [class_name(value, names[name]) for value in values] if name in names else values
+                [class_name(value, classes[name]) for value in values]
+                if name in classes
+                else values
             )
         cells = zip(*columns.values(), strict=True)
         yield [dict(zip(columns, row, strict=True)) for row in cells]
@@ -264,20 +274,6 @@ def _check_names(file: File, names: Sequence[str]) -> None:
             found=f"{listed(map(repr, repeated))} more than once",
             hint="Rename the columns.",
         )
-
-
-def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """column → names of its classes, from what ``datasets`` stores beside a table."""
-    try:
-        stored = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-        features = stored.get("info", {}).get("features") or {}
-        return {
-            column: list(feature["names"])
-            for column, feature in features.items()
-            if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
-        }
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return {}
 
 
 def read_workbook(file: File) -> Table:

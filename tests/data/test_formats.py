@@ -270,14 +270,16 @@ def test_a_folder_without_rows_or_of_two_forms_is_refused(tmp_path: Path) -> Non
 
 def saved(tmp_path: Path) -> Any:
     datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["good", "bad"])
     features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["good", "bad"])}
+        {"text": datasets.Value("string"), "label": label, "labels": datasets.Sequence(label)}
     )
-    rows = [{"text": f"one {n}", "label": n % 2} for n in range(6)]
+    rows = [{"text": f"one {n}", "label": n % 2, "labels": [*range(n % 3)]} for n in range(6)]
     return datasets, datasets.Dataset.from_list(rows, features=features)
 
 
-NAMED = [{"text": f"one {n}", "label": "bad" if n % 2 else "good"} for n in range(6)]
+NAMED = [{"text": f"one {n}", "label": "bad" if n % 2 else "good",
+          "labels": ["good", "bad"][: n % 3]} for n in range(6)]  # fmt: skip
 
 
 def test_class_labels_are_read_by_name_wherever_they_are_stored(tmp_path: Path) -> None:
@@ -291,7 +293,8 @@ def test_class_labels_are_read_by_name_wherever_they_are_stored(tmp_path: Path) 
     assert values(tmp_path / "two") == NAMED
     assert [row.values for row in read(tmp_path / "two", "test")] == [NAMED[1], NAMED[3]]
     refused(lambda: read(tmp_path / "two", "validation"), "without a split 'validation'")
-    assert [row.values for row in read(dataset, "train")] == NAMED  # type: ignore[arg-type]
+    for table in (dataset, dataset.with_format("numpy"), dataset.data.table):
+        assert [row.values for row in read(table, "train")] == NAMED
 
 
 def test_text_that_is_not_utf8_in_a_parquet_file_is_refused_with_its_column(tmp_path: Path) -> None:

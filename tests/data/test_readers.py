@@ -16,7 +16,7 @@ from support.rows import SECRET
 from support.tables import cells, quick, refused, write
 
 from lora_domains.data.readers import read
-from lora_domains.data.source import Data, Hub
+from lora_domains.data.source import Data, Hub, stored_classes
 from lora_domains.errors import DataError
 
 
@@ -190,7 +190,8 @@ def stub(monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:
 class Table(list[dict[str, Any]]):
     @property
     def features(self) -> dict[str, Any]:
-        return {"label": types.SimpleNamespace(names=["ham", "spam"]), "text": None}
+        label = types.SimpleNamespace(names=["ham", "spam"])
+        return {"label": label, "labels": types.SimpleNamespace(feature=label), "text": None}
 
 
 def test_hub_rows_have_label_names_and_a_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,13 +199,25 @@ def test_hub_rows_have_label_names_and_a_pinned_revision(monkeypatch: pytest.Mon
 
     def load(*names: Any, **options: Any) -> Table:
         calls.append((names, options))
-        return Table([{"text": "a", "label": 1}, {"text": "b", "label": -1}])
+        return Table([{"text": "a", "label": 1, "labels": [0, 1]},
+                      {"text": "b", "label": -1, "labels": []}])  # fmt: skip
 
     stub(monkeypatch, load)
     by_name = read("hub:me/sms@refs/convert/parquet/train", "train")
     assert by_name == read(Hub("me/sms", "train", "refs/convert/parquet"), "train")
     assert [row.values["label"] for row in by_name] == ["spam", None]
+    assert [row.values["labels"] for row in by_name] == [["ham", "spam"], []]
     assert calls[0] == (("me/sms", None), {"split": "train", "revision": "refs/convert/parquet"})
+
+
+LISTS = '{{"feature": {}, "_type": "List"}}', "[{}]", '{{"feature": [{}], "_type": "Sequence"}}'
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_classes_in_lists_have_names_in_every_form_that_is_stored(form: str) -> None:
+    feature = form.format('{"names": ["a", "b"], "_type": "ClassLabel"}')
+    stored = f'{{"info": {{"features": {{"x": {feature}, "y": {{"names": [{feature}]}}}}}}}}'
+    assert stored_classes({b"huggingface": stored.encode()}) == {"x": ["a", "b"]}
 
 
 def test_a_failed_download_is_an_error_without_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
