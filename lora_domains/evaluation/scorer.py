@@ -26,7 +26,7 @@ from lora_domains.inference.likelihoods import drift, text_features
 from lora_domains.inference.scores import Score, Scores, add_won, model_scores, without_text
 from lora_domains.modeling.bank import Bank
 from lora_domains.probes.features import base_features
-from lora_domains.tasks import Task, task_record
+from lora_domains.tasks import Task, task_record, without_reasoning
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 
 BLOCK = 512
@@ -80,11 +80,13 @@ class Part:
 
 
 def reference_of(row: EncodedRow, tokenizer: Any) -> str:
-    """The expected answer: of a chat, its last answer as the template writes it."""
+    """The expected answer without its reasoning: of a chat, the last one, as it is rendered."""
     example, encoded = row
     if example.messages and example.messages[-1]["role"] == "assistant":
-        return str(tokenizer.decode(encoded.last_answer, skip_special_tokens=True)).strip()
-    return example.answer.strip()
+        answer = str(tokenizer.decode(encoded.last_answer, skip_special_tokens=True))
+    else:
+        answer = example.answer
+    return without_reasoning(answer).strip()
 
 
 class Scorer:

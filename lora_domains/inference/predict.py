@@ -240,8 +240,9 @@ def _labels(task: Task, log_odds: np.ndarray, thresholds: Mapping[str, float]) -
 
 def _answer(task: Task, text: str) -> Labels | str:
     """The answer that a generated text is."""
+    text = task.answer_in(text)
     if task.outputs != "labels":
-        return task.answer_in(text)
+        return text
     predicted = task.score_text(text, "")["predicted"]
     named = [label for label, one in zip(task.labels or (), predicted, strict=True) if one]
     return Labels(tuple(named), {}, task.joined(named))

@@ -108,7 +108,8 @@ class Answers:
                         most, progress,
                     )  # fmt: skip
                 for at, answer in zip(places, answers, strict=True):
-                    scores[at] = {"prediction": int(passes(answer, asked[at].checks))}
+                    passed = passes(task.answer_in(answer), asked[at].checks)
+                    scores[at] = {"prediction": int(passed)}
         return scores
 
 

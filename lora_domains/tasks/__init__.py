@@ -1,6 +1,6 @@
 """Tasks: how a row becomes a prompt and an answer, and how an answer is scored. No torch."""
 
-from lora_domains.tasks.answers import last_number
+from lora_domains.tasks.answers import last_number, without_reasoning
 from lora_domains.tasks.base import (
     KINDS,
     LossUnit,
@@ -72,4 +72,5 @@ __all__ = [
     "text_of",
     "twins",
     "upgraded_record",
+    "without_reasoning",
 ]

@@ -71,6 +71,17 @@ def token_f1(text: str, reference: str) -> float:
     return 2 * common / (len(tokens) + len(expected))
 
 
+# ── Reasoning ───────────────────────────────────────────────────────────────────────────────────
+
+REASONING = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
+"""What Qwen3, DeepSeek-R1 and others write before an answer; it may begin in the prompt."""
+
+
+def without_reasoning(text: str) -> str:
+    """The answer in ``text``, which is what is scored. Reasoning without an end stays."""
+    return REASONING.sub("", text)
+
+
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
 
 

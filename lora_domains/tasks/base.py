@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lora_domains.errors import DomainError, UsageError, did_you_mean, listed
-from lora_domains.tasks.answers import ALWAYS
+from lora_domains.tasks.answers import ALWAYS, without_reasoning
 from lora_domains.tasks.rows import (
     Example,
     Row,
@@ -221,8 +221,8 @@ class Task(ABC):
         return ()
 
     def answer_in(self, text: str) -> str:
-        """The answer in a generated text, which may go on after it."""
-        return text
+        """The answer in a generated text, which may begin before it and go on after it."""
+        return without_reasoning(text)
 
     def score_text(self, text: str, reference: str) -> dict[str, Any]:
         """The scores of a generated answer (``answers``); for kinds scored by ``text``."""

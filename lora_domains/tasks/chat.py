@@ -94,7 +94,7 @@ class Chat(Task):
         return "text" if self.generate else "likelihood"
 
     def score_text(self, text: str, reference: str) -> dict[str, float]:
-        return answer_scores(text, reference)
+        return answer_scores(self.answer_in(text), reference)
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:

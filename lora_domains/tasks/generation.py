@@ -79,7 +79,8 @@ class Generation(TextTask):
         return (self.until,) if self.until else ()
 
     def answer_in(self, text: str) -> str:
-        """What comes before ``until``."""
+        """What follows the reasoning and comes before ``until``."""
+        text = super().answer_in(text)
         return text.split(self.until)[0].strip() if self.until else text
 
     def score_text(self, text: str, reference: str) -> dict[str, float]:

@@ -199,7 +199,7 @@ class MultiLabel(TextTask):
 
     def score_text(self, text: str, reference: str) -> dict[str, Any]:
         """``predicted``: 1 or 0 for each label, as the first line of ``text`` names them."""
-        return {"predicted": self.named_in(text)}
+        return {"predicted": self.named_in(self.answer_in(text))}
 
     def named_in(self, text: str) -> list[int]:
         """1 for each label that the first line of ``text`` names, else 0; what is no label counts

@@ -5,10 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.rows import row
 
-from lora_domains.tasks import (
-    Generation,
-    last_number,
-)
+from lora_domains.tasks import Chat, Generation, MultiLabel, Task, last_number
 
 
 def test_generation() -> None:
@@ -42,3 +39,18 @@ def test_numbers_are_compared() -> None:
     scores = task.score_text("no idea", "#### 1007")
     assert scores == {"f1": 0.0, "exact": 0.0, "number": 0.0}
     assert scores.keys() < task.score_keys
+
+
+@pytest.mark.parametrize("reasoning", [
+    "<think>\n\n</think>\n\n", " <think>\nTea, or\ncoffee?\n</think>\n\n", "begun before\n</think>",
+])  # fmt: skip
+@pytest.mark.parametrize(("task", "key"), [(Generation(), "exact"), (Chat(generate=True), "exact")])
+def test_the_answer_after_its_reasoning_is_scored(reasoning: str, task: Task, key: str) -> None:
+    assert task.answer_in(f"{reasoning}green tea") == "green tea"
+    assert task.score_text(f"{reasoning}green tea", "green tea")[key] == 1.0
+    assert task.answer_in("<think>without an end") == "<think>without an end"
+
+
+def test_labels_after_reasoning_are_read() -> None:
+    task = MultiLabel(labels=("pump", "valve"))
+    assert task.score_text("<think>\npump?\n</think>\n\nvalve", "")["predicted"] == [0, 1]
