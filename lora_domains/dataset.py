@@ -187,9 +187,10 @@ def _chat_warnings(tokenization: Tokenization) -> list[str]:
         warnings.append("the base has no chat template: a plain one renders the turns.")
     if template is not None and template.adapted:
         warnings.append(
-            f"{template.adapted} conversations were changed, because the chat template refuses "
-            "them as they are: the system's text is put before the user's, or turns of one role "
-            "are joined."
+            f"{template.adapted} conversations were changed, because the chat template does not "
+            "take them as they are: the system's text is put before the user's, turns of one role "
+            "are joined, an opening turn of the assistant is left out, or calls of functions and "
+            "tools are written as JSON in the text."
         )
     return warnings
 

@@ -25,6 +25,7 @@ from lora_domains.tasks import (
     Classification,
     Generation,
     LanguageModelling,
+    Preference,
     Row,
     Task,
     merged,
@@ -122,6 +123,12 @@ def _by_names(
     It is of the kind of --task, or of one whose first rows have such labels or such columns.
     """
     kinds = [KINDS[flags.task]] if flags.task else _kinds_with(flags)
+    pairs = Preference.from_columns(columns) if Preference in kinds and not flags.head else None
+    if pairs is not None and flags.label in (None, pairs.chosen):
+        if flags.text:
+            pairs = pairs.with_options(text=columns_named(flags.text, Data(flags.train)))
+        why = "preference, by the columns of the rows; --task names another"
+        return pairs, "" if flags.task else why
     labels = [flags.label] if flags.label else [name for name in LABELS if name in columns]
     known, flagged = bool(labels and (flags.text or "text" in columns)), flags.text or flags.label
     for label, kind in product(labels if known else (), kinds):
@@ -226,6 +233,9 @@ def _answered(
     if answers and Generation in kinds:
         best = max(answers, key=lambda column: column.words * column.filled)
         return Generation(answer=best.name), f"{best.name}: {best.in_words}"
+    if able and [*kinds] == [Chat]:
+        best = max(answers or able.values(), key=lambda column: column.words * column.filled)
+        return Chat(user=tuple(texts), assistant=best.name), f"{best.name}: {best.in_words}"
     if not columns and LanguageModelling in kinds:
         return LanguageModelling(), "none: the text itself is learned"
     if answer is not None or len(kinds) == 1:  # whose errors say what is missing

@@ -32,10 +32,10 @@ from lora_domains.inference.scores import (
 from lora_domains.modeling.heads import own_layout
 from lora_domains.probes.features import probe, ridge
 from lora_domains.tasks import Example, Outputs
-from lora_domains.tasks.chat import NO_SHOTS, Shots
 from lora_domains.tokenization.chat_template import ChatTemplate
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
+from lora_domains.tokenization.turns import NO_SHOTS, Shots
 from lora_domains.verdict.metrics import metric_named
 from lora_domains.verdict.scores import ScoreTable
 

@@ -4,8 +4,10 @@ A conversation is a tuple of messages, as chat templates read them: each has a `
 user, assistant or tool) and a ``content``; an assistant may have ``tool_calls`` instead.
 """
 
+import ast
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -19,14 +21,20 @@ Message = Mapping[str, Any]
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user",
     "prompter": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
-    "bot": "assistant", "model": "assistant", "function_call": "assistant", "tool": "tool",
-    "function": "tool", "observation": "tool", "function_response": "tool",
+    "bot": "assistant", "model": "assistant", "ai": "assistant", "function_call": "assistant",
+    "tool_call": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
+    "function_response": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
 """Names of roles in files, and those that templates know."""
+CALLS = ("function_call", "tool_call")
+"""Roles of a turn whose content is a call, or a list of calls, as JSON."""
+TEXTS = (None, "text", "input_text", "output_text")
+"""What the ``type`` of a part of a content may be."""
 KEPT = ("name", "tool_call_id", "reasoning_content")
 """What a message may have beside its role, its content and its calls."""
 SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("instruction", "input"), "output"), (("instruction",), "output"),
+    (("instruction", "context"), "response"), (("instruction", "input"), "response"),
     (("instruction",), "response"), (("prompt",), "completion"), (("prompt",), "response"),
 )  # fmt: skip
 """Columns of rows with one question and one answer: (those of the user, that of the assistant)."""
@@ -100,7 +108,7 @@ class Chat(Task):
     def from_columns(cls, columns: Collection[str]) -> Self | None:
         more: dict[str, Any] = {name: name for name in ("system", "tools") if name in columns}
         for name in CONVERSATIONS:
-            if name in columns:
+            if name in columns and not {"chosen", "rejected"} <= {*columns}:
                 return cls(messages=name, **more)
         for user, assistant in SHAPES:
             if {*user, assistant} <= {*columns}:
@@ -114,17 +122,18 @@ class Chat(Task):
         assistant, answers nothing and is not learned."""
         turns = self._turns(row)
         if self.assistant is not None:
-            turns += _part(row, self.assistant, "assistant")
+            turns = _continued(turns, _part(row, self.assistant, "assistant"))
         while turns and turns[-1]["role"] != "assistant":
             turns.pop()
-        if len(turns) < 2:
-            raise DataError(
+        if not answers_in(turns):
+            raise EmptyCell(
                 where=f"{row.place}, column {self.assistant or self.messages!r}",
                 expected="a conversation with an answer of the assistant after another turn",
                 found="none",
-                hint="Roles are system, user, assistant and tool; delete rows without an answer.",
+                hint="Roles are system, user, assistant and tool; delete rows without an answer "
+                "(--drop-empty).",
             )
-        return self._example(row, turns, _said(turns[-1]), turns[:-1])
+        return self._example(row, turns, said(turns[-1]), turns[:-1])
 
     def unlabelled(self, row: Row) -> Example:
         turns = self._turns(row)
@@ -140,8 +149,11 @@ class Chat(Task):
         return self._example(row, turns, "", turns)
 
     def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
-        if isinstance(text, Mapping):
-            return super().to_predict(text, number)
+        if isinstance(text, Mapping):  # what else is missing is taken for empty, as in training
+            row = Row(text, "input", number, f"input {number}")
+            if not any(name in text for name in self.users or (self.messages,)):
+                text_of(row, (self.users or (self.messages,))[0])  # raises
+            return self.unlabelled(row)
         turns = [{"role": "user", "content": _text(text, f"input {number}")}]
         return self._example(Row({}, "input", number, f"input {number}"), turns, "", turns)
 
@@ -151,8 +163,8 @@ class Chat(Task):
     def _example(
         self, row: Row, turns: Sequence[Message], answer: str, before: Sequence[Message]
     ) -> Example:
-        asked = [f"{turn['role']}: {_said(turn)}" for turn in before]
-        own = [_said(turn) for turn in before if turn["role"] != "system"]
+        asked = [f"{turn['role']}: {said(turn)}" for turn in before]
+        own = [said(turn) for turn in before if turn["role"] != "system"]
         return Example(
             row.id, "\n".join([*asked, "assistant:"]), f" {answer}" if answer else "",
             place=row.place, text="\n".join(own), messages=tuple(turns), tools=self._tools(row),
@@ -184,7 +196,7 @@ class Chat(Task):
                 found=type(value).__name__,
                 hint='Write [{"type": "function", "function": {"name": …, "parameters": …}}].',
             )
-        return tuple(parsed)
+        return tuple(parsed if isinstance(value, str) else map(_without_nulls, parsed))
 
 
 # ── Messages as they are stored ─────────────────────────────────────────────────────────────────
@@ -203,6 +215,10 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
             where=where, expected="messages", found="none", hint="Delete the row (--drop-empty)."
         )
     parsed = _parsed(value)
+    if isinstance(parsed, Mapping) and parsed:  # ``Sequence`` of datasets: a list for each key
+        lists = [_parsed(part) for part in parsed.values()]
+        if all(isinstance(one, list) and len(one) == len(lists[0]) for one in lists):
+            parsed = [dict(zip(parsed, parts, strict=True)) for parts in zip(*lists, strict=True)]
     if not isinstance(parsed, list) or not all(isinstance(one, Mapping) for one in parsed):
         raise DataError(
             where=where,
@@ -215,7 +231,7 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
 
 
 def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
-    named = stored.get("role", stored.get("from"))
+    named = _first(stored, "role", "from")
     role = ROLES.get(named.strip().lower()) if isinstance(named, str) else None
     if role is None:
         raise DataError(
@@ -224,10 +240,14 @@ def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
             found="another" if isinstance(named, str) else "none",
             hint="Rename the role.",
         )
-    content = stored.get("content", stored.get("value"))
-    calls = _parsed(stored.get("tool_calls"))
-    if named == "function_call" and isinstance(content, str):  # as ShareGPT stores a call
-        calls, content = [{"type": "function", "function": _parsed(content)}], None
+    content, calls = _first(stored, "content", "value"), _parsed(stored.get("tool_calls"))
+    if named in CALLS:  # as ShareGPT stores calls
+        calls, content = _parsed(content), None
+    elif not is_null(stored.get("function_call")) and not calls:
+        calls = _parsed(stored["function_call"])
+    calls = [calls] if calls and isinstance(calls, Mapping | str) else calls
+    if role == "tool" and isinstance(content, Mapping):
+        content = json.dumps(content, ensure_ascii=False, default=str)
     message: dict[str, Any] = {"role": role, "content": _text(content, where)}
     message |= {key: value for key in KEPT if isinstance(value := stored.get(key), str)}
     if isinstance(calls, list) and calls:
@@ -246,9 +266,10 @@ def _text(content: object, where: str) -> str:
     """The text of a message; of several parts, those of text, which all must be."""
     parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
     texts = [
-        plain_text(part.get("text")) if isinstance(part, Mapping) and "text" in part else None
+        plain_text(part if isinstance(part, str) else part["text"])
+        if isinstance(part, str) or _is_text(part) else None
         for part in parts
-    ]
+    ]  # fmt: skip
     text = "".join(part for part in texts if part is not None)
     if None in texts:
         raise DataError(
@@ -261,6 +282,10 @@ def _text(content: object, where: str) -> str:
     return text
 
 
+def _is_text(part: object) -> bool:
+    return isinstance(part, Mapping) and "text" in part and part.get("type") in TEXTS
+
+
 def _call(call: object, where: str) -> dict[str, Any]:
     """A call of a function, its arguments parsed: a template writes them as JSON itself."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
@@ -271,7 +296,8 @@ def _call(call: object, where: str) -> dict[str, Any]:
             found="another form",
             hint="Write the name of the function and its arguments.",
         )
-    arguments = _parsed(function.get("arguments", {}))
+    given = function.get("arguments", {})
+    arguments = _parsed(given) if isinstance(given, str) else _without_nulls(given)
     made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     name = call.get("id") if isinstance(call, Mapping) else None
     return {"id": name, **made} if isinstance(name, str) else made
@@ -280,20 +306,56 @@ def _call(call: object, where: str) -> dict[str, Any]:
 def _part(row: Row, column: str, role: str) -> list[dict[str, Any]]:
     """The text in ``column`` as a turn of ``role``; messages stay what they are."""
     value = row.values.get(column)
-    if isinstance(value, list | tuple):
+    # Text that begins with a bracket is seldom a list of messages.
+    plain = isinstance(value, str) and not value.lstrip().startswith("[")
+    stored = None if plain else _parsed(value)
+    if _are_messages(stored) if isinstance(value, str) else isinstance(stored, list):
         return messages_of(row, column)
     return [{"role": role, "content": text_of(row, column).strip()}]
 
 
+def _continued(turns: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``turns`` and ``more`` after them, which may repeat them, as a whole conversation does."""
+    system = [turn for turn in turns if turn["role"] == "system"]
+    asked, again = ([(turn["role"], turn["content"].strip()) for turn in part
+                     if turn["role"] != "system"] for part in (turns, more))  # fmt: skip
+    if len(again) > len(asked) > 0 and again[: len(asked)] == asked:
+        return more if more[0]["role"] == "system" else system + more
+    return turns + more
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(one, Mapping) and ("role" in one or "from" in one) for one in value
+    )  # fmt: skip
+
+
+def _first(stored: Mapping[str, Any], *names: str) -> Any:
+    """The first of the keys ``names`` that has a value."""
+    return next((stored[name] for name in names if not is_null(stored.get(name))), None)
+
+
 def _parsed(value: Any) -> Any:
-    """``value``, or what it says where it is JSON; tuples and arrays as lists."""
+    """``value``, or what it says where it is JSON or a Python literal, as pandas writes lists into
+    CSV files; tuples and arrays as lists."""
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             return json.loads(value)
-        except ValueError:
-            return value
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            literal = ast.literal_eval(value.strip())
+            return literal if isinstance(literal, list | dict) else value
+        return value
     if isinstance(value, tuple) or type(value).__name__ == "ndarray":
         return list(value)
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """``value`` without keys that are null: a Parquet file gives every row the keys of all."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list | tuple) or type(value).__name__ == "ndarray":
+        return [_without_nulls(part) for part in value]
     return value
 
 
@@ -303,75 +365,15 @@ def _is_empty(value: object) -> bool:
     ))  # fmt: skip
 
 
-def _said(message: Message) -> str:
+def answers_in(messages: Sequence[Message]) -> list[int]:
+    """The places of the assistant's turns that answer the user or a tool."""
+    names = [message["role"] for message in messages]
+    asked = [n for n, name in enumerate(names) if name in ("user", "tool")]
+    return [n for n, name in enumerate(names) if asked and n > asked[0] and name == "assistant"]
+
+
+def said(message: Message) -> str:
     """The text of a message, with the calls of the assistant as JSON."""
     calls = message.get("tool_calls")
     written = json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
     return " ".join(filter(None, (message["content"].strip(), written)))
-
-
-@dataclass(frozen=True)
-class Shots:
-    """Answered examples to put before a prompt: their token ids, or their turns."""
-
-    ids: tuple[int, ...] = ()
-    messages: tuple[Message, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.messages)
-
-    def before(self, messages: Sequence[Message]) -> list[Message]:
-        """``messages`` with the turns of these examples before theirs, after their system turn."""
-        lead = int(messages[0]["role"] == "system")
-        return [*messages[:lead], *self.messages, *messages[lead:]]
-
-
-NO_SHOTS = Shots()
-
-
-# ── Turns as templates take them ────────────────────────────────────────────────────────────────
-
-
-def variants(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """``messages``, and the forms in which stricter templates take them."""
-    tried: list[list[dict[str, Any]]] = []
-    for start in (messages, _without_system(messages)):
-        for variant in (start, _alternating(start)):
-            if variant not in tried:
-                tried.append(variant)
-                yield variant
-
-
-def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The text of each system turn before that of the user's next turn."""
-    turns: list[dict[str, Any]] = []
-    waiting: list[str] = []
-    for message in messages:
-        if message["role"] == "system":
-            waiting.append(message["content"])
-        elif message["role"] == "user" and waiting:
-            turns.append({**message, "content": JOINED.join([*waiting, message["content"]])})
-            waiting = []
-        else:
-            turns.append(message)
-    return turns if not waiting else messages
-
-
-def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Consecutive turns of one role as one."""
-    turns: list[dict[str, Any]] = []
-    for message in messages:
-        plain = message.keys() <= {"role", "content"}
-        if turns and plain and turns[-1].keys() <= {"role", "content"}:
-            last = turns[-1]
-            if last["role"] == message["role"]:
-                turns[-1] = {**last, "content": last["content"] + JOINED + message["content"]}
-                continue
-        turns.append(message)
-    return turns
-
-
-def roles(messages: Sequence[Message]) -> list[str]:
-    """The roles in order, the first eight."""
-    names = [str(message["role"]) for message in messages]
-    return names[:8] + (["…"] if len(names) > 8 else [])

@@ -143,6 +143,10 @@ class MultipleChoice(Task):
         )
 
 
+PROMPTS = ("prompt", "question", "instruction", "query", "input")
+"""Columns of the prompt of a pair of answers."""
+
+
 @register
 @dataclass(frozen=True)
 class Preference(Task):
@@ -200,18 +204,20 @@ class Preference(Task):
         if not {"chosen", "rejected"} <= {*columns}:
             return None
         more: dict[str, Any] = {name: name for name in ("system", "tools") if name in columns}
-        return cls(prompt="prompt" if "prompt" in columns else None, **more)
+        return cls(prompt=next((name for name in PROMPTS if name in columns), None), **more)
 
     def example(self, row: Row) -> Example:
         """The chosen answer is the first choice, and the correct one."""
         chosen, rejected = (
             self._conversation(column).example(row) for column in (self.chosen, self.rejected)
         )
-        expected, found = "", ""
+        expected, found, not_text = "", "", {"tool_calls", "reasoning_content"}
         if chosen.messages[:-1] != rejected.messages[:-1]:
             expected, found = "answers to the same turns", "turns before them that differ"
         elif chosen.answer == rejected.answer:
             expected, found = "two different answers", "the same one twice"
+        elif not_text & ({*chosen.messages[-1]} | {*rejected.messages[-1]}):
+            expected, found = "two answers in text", "calls of functions, or reasoning beside it"
         if expected:
             raise DataError(
                 where=f"{row.place}, columns {self.chosen!r} and {self.rejected!r}",

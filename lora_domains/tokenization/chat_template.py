@@ -16,13 +16,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any
 
 from lora_domains.errors import ChatTemplateError
-from lora_domains.tasks.chat import Message, roles, variants
+from lora_domains.tasks.chat import Message, answers_in
 from lora_domains.tokenization.encoded import shared
+from lora_domains.tokenization.turns import roles, says_all, variants
 
 PLAIN = (
     "{% for message in messages %}"
@@ -99,7 +100,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[Any] = (), where: str = ""
     ) -> tuple[int, ...]:
         """The token ids of a conversation that the assistant is to continue."""
-        messages = self._accepted(messages, tools, where)
+        messages, tools = self._accepted(messages, tools, where)
         return self._ids(self._render(messages, tools, where, prompt=True))[0]
 
     def conversation(
@@ -108,10 +109,10 @@ class ChatTemplate:
     ) -> list[Conversation]:  # fmt: skip
         """A conversation with its answers, in one or several renderings, each answer in one.
 
-        ``learned`` answers at the end have spans, by default all that follow a turn of another.
+        ``learned`` answers at the end have spans, by default all to the user or a tool.
         """
-        messages = self._accepted(messages, tools, where)
-        places = [i for i, message in enumerate(messages) if i and message["role"] == "assistant"]
+        messages, tools = self._accepted(messages, tools, where)
+        places = answers_in(messages)
         places = places[-learned:] if learned else places
         whole = self._render(messages, tools, where)
         answers = [self._answer(messages[: i + 1], tools, where) for i in places]
@@ -131,7 +132,7 @@ class ChatTemplate:
             spans.append((len(prompt), end))
             closed = answer.closed or place + 1 < len(messages)
         if alone and GENERATION.search(self._source(tools)):
-            return [self._marked(messages, tools, where, learned)]
+            return [self._marked(messages, tools, where, len(places))]
         found = [self._alone(answer, where) for answer in alone]
         return [*found, self._ended(ids, spans, closed)] if spans else found
 
@@ -170,7 +171,7 @@ class ChatTemplate:
 
     def _sampled(self, text: str) -> _Answer:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
-        turns, where = self._accepted(turns, (), ""), "the chat template of the base"
+        (turns, _), where = self._accepted(turns, (), ""), "the chat template of the base"
         answer = self._answer(turns, (), "")
         if answer is not None:
             return answer
@@ -229,11 +230,11 @@ class ChatTemplate:
         return Conversation(ids, (*others, (start, end)))
 
     def _marked(
-        self, messages: Sequence[Message], tools: Sequence[Any], where: str, learned: int | None
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str, learned: int
     ) -> Conversation:
         """The answers as the template marks them, each with the end of its turn."""
         text, marks = self._marks(messages, tools, where)
-        marks = marks[-learned:] if learned else marks
+        marks = marks[-learned:]
         ids, *before = self._ids(text, *(text[:edge] for mark in marks for edge in mark))
         places = [shared(part, ids) for part in before]
         spans = list(zip(places[::2], places[1::2], strict=True))
@@ -274,28 +275,28 @@ class ChatTemplate:
 
     def _accepted(
         self, messages: Sequence[Message], tools: Sequence[Any], where: str
-    ) -> list[dict[str, Any]]:
-        """``messages`` as the template takes them, with the names of special tokens broken.
+    ) -> tuple[list[dict[str, Any]], Sequence[Any]]:
+        """Messages and tools as the template takes them, with the names of special tokens broken.
 
-        A template may have no system role, or demand that roles alternate: the system's text is
-        then put before the user's, and turns of one role become one.
+        A template may have no system role, demand that roles alternate or that the user begins, or
+        have no calls of functions: the system's text is then put before the user's, turns of one
+        role become one, an opening turn of the assistant is left out, and calls become text.
         """
         wanted = [
             {key: self._guarded(value) for key, value in message.items() if value is not None}
             for message in messages
         ]
         error: ChatTemplateError | None = None
-        silent: list[dict[str, Any]] | None = None
-        for n, variant in enumerate(variants(wanted)):
+        silent: tuple[list[dict[str, Any]], Sequence[Any]] | None = None
+        for n, variant in enumerate(variants(wanted, self._guarded(tools))):
+            prompt = variant[0][-1]["role"] != "assistant"
             try:
-                asks = variant[-1]["role"] != "assistant"
-                text = self._render(variant, tools, where, prompt=asks)
+                if says_all(partial(self._render, where=where, prompt=prompt), *variant):
+                    self.adapted += n > 0
+                    return variant
             except ChatTemplateError as refused:
                 error = error or refused
                 continue
-            if all(turn["content"].strip() in text for turn in variant if turn["role"] == "system"):
-                self.adapted += n > 0
-                return variant
             silent = silent or variant
         if silent is None:
             raise error or self._unstable(where)
@@ -306,8 +307,9 @@ class ChatTemplate:
     ) -> str:
         from jinja2 import TemplateError
 
-        source = self._source(tools)
+        source = ""
         try:
+            source = self._source(tools)
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tools=list(tools) or None,
                 chat_template=source, add_generation_prompt=prompt, tokenize=False,
@@ -345,7 +347,7 @@ class ChatTemplate:
         if isinstance(value, str):
             return self._special.sub(lambda m: _broken(m[0]), value.replace(GUARD, ""))
         if isinstance(value, Mapping):
-            return {key: self._guarded(part) for key, part in value.items()}
+            return {self._guarded(key): self._guarded(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
             return [self._guarded(part) for part in value]
         return value

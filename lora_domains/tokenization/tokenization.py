@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from lora_domains.errors import AnswerTooLong, ChatTemplateError, DataError, listed
-from lora_domains.tasks.chat import NO_SHOTS, Shots
+from lora_domains.tasks.chat import answers_in
 from lora_domains.tasks.rows import Example
 from lora_domains.tokenization.chat_template import ChatTemplate, Conversation, special_names
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow, shared, without_middle
+from lora_domains.tokenization.turns import NO_SHOTS, Shots
 
 MASKED_SHARE = 0.15
 """Share of a text's tokens that a bidirectional base predicts (Devlin et al. 2019, BERT)."""
-
 BATCH = 1000
 """Texts that are tokenised in one call, in a fraction of the time of as many calls."""
 KEPT = 10_000
@@ -252,7 +252,7 @@ class Tokenization:
         or where it is too long: then each answer is encoded alone, its prompt without the middle.
         """
         assert self.template is not None
-        answers = sum(turn["role"] == "assistant" for turn in example.messages[1:])
+        answers = len(answers_in(example.messages))
         turns, learned = shots.before(example.messages), answers if shots else None
         parts = self.template.conversation(turns, example.tools, example.place, learned)
         short: list[Conversation] = []

@@ -16,7 +16,7 @@ from lora_domains.cli.flags import add_run_flags
 from lora_domains.cli.parser import Parser
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError
-from lora_domains.tasks import Chat, Classification, MultiLabel, Number, Task
+from lora_domains.tasks import Chat, Classification, MultiLabel, Number, Preference, Task
 
 SEVERAL = [
     {"text": f"{row['text']}{' alpha' * (n % 2)}{' beta' * (n % 3 == 0)} {n}",
@@ -73,6 +73,29 @@ def test_a_kind_that_only_a_flag_names_is_said(tmp_path: Path) -> None:
     asked = [{"question": f"why {n}", "answer": "so"} for n in range(30)]
     with pytest.raises(UsageError, match="a setting of a generation task; found 'generate'"):
         proposed(tmp_path, asked, "--generate")  # which always generates
+
+
+def test_pairs_of_answers_are_proposed_by_their_columns(tmp_path: Path) -> None:
+    texts = [f"why {n} {row['text']}" for n, row in enumerate(make_rows(30))]
+    pairs = [{"system": "s", "question": text, "chosen": f"so {text}", "rejected": f"no {text}"}
+             for text in texts]  # fmt: skip
+    expected = Preference("question", system="system")
+    for flags in ((), ("--text", "question"), ("--text", "question", "--label", "chosen")):
+        assert proposed(tmp_path, pairs, *flags)[0] == expected
+    beside = [
+        {"prompt": text, "chosen": "so", "rejected": "no", "messages": "[]"} for text in texts
+    ]
+    assert proposed(tmp_path, beside) == (
+        Preference(), "preference, by the columns of the rows; --task names another"
+    )  # fmt: skip
+
+
+def test_two_columns_of_text_are_a_chat_where_that_is_asked(tmp_path: Path) -> None:
+    rows = [{"query": f"why {n} {row['text']}", "reply": f"because {row['text']} of {n}"}
+            for n, row in enumerate(make_rows(30))]  # fmt: skip
+    for flags in ((), ("--text", "query"), ("--text", "query", "--label", "reply")):
+        task, _ = proposed(tmp_path, rows, "--task", "chat", *flags)
+        assert (task.input_columns, task.answer_column) == (("query",), "reply")
 
 
 @pytest.mark.parametrize("verb", ["learning-curve", "cross-validate"])

@@ -42,6 +42,16 @@ def said(task: Chat, **values: Any) -> list[tuple[str, str]]:
         ({"prompt": [{"role": "system", "content": "s"}, ASKED], "completion": [SAID]}, "s why so"),
         ({"messages": [ASKED, {"role": "assistant", "content": [{"type": "text", "text": "so"}]}]},
          "why so"),
+        ({"messages": [ASKED, {"role": "assistant", "content": ["s", "o"]}]}, "why so"),
+        ({"messages": str([ASKED, SAID])}, "why so"),
+        ({"messages": {"from": ["human", "gpt"], "value": ["why", "so"]}}, "why so"),
+        ({"messages": [{"role": None, "from": "human", "content": None, "value": "why"}, SAID]},
+         "why so"),
+        ({"prompt": json.dumps([ASKED]), "completion": str([SAID])}, "why so"),
+        ({"prompt": "why", "completion": [ASKED, SAID]}, "why so"),
+        ({"prompt": " why", "completion": [ASKED, SAID], "system": "s"}, "s why so"),
+        ({"prompt": "[1] why", "completion": "[2]"}, "[1] why [2]"),
+        ({"instruction": "why", "context": "this", "response": "so"}, "why\n\nthis so"),
     ],
 )  # fmt: skip
 def test_shapes(values: dict[str, Any], found: str) -> None:
@@ -50,7 +60,10 @@ def test_shapes(values: dict[str, Any], found: str) -> None:
     example = task.example(row(**values))
     assert " ".join(turn["content"] for turn in example.messages) == found
     assert example.messages[-1]["role"] == "assistant"
-    assert (example.answer, example.prompt.splitlines()[-1]) == (" so", "assistant:")
+    assert (example.answer, example.prompt.splitlines()[-1]) == (
+        f" {found.split()[-1]}",
+        "assistant:",
+    )
     without = task.unlabelled(row(**values))
     assert without.messages == example.messages[:-1]
     assert without.answer == ""
@@ -79,6 +92,48 @@ def test_calls_of_functions() -> None:
     assert plain_text(openai) is not None
 
 
+@pytest.mark.parametrize("turn", [
+    {"role": "assistant", "function_call": {"name": "say", "arguments": '{"a": null}'}},
+    {"from": "function_call", "value": '[{"name": "say", "arguments": {"a": null}}]'},
+    {"from": "function_call", "value": {"name": "say", "arguments": '{"a": null}'}},
+    {"role": "assistant", "content": "", "tool_calls": {"name": "say", "arguments": '{"a": null}'}},
+])  # fmt: skip
+def test_a_call_in_another_form_is_a_call(turn: dict[str, Any]) -> None:
+    messages = [ASKED, turn, {"role": "ipython", "content": {"done": True}}, SAID]
+    _, called, done, _ = Chat().example(row(messages=messages)).messages
+    assert [one["function"]["name"] for one in called["tool_calls"]] == ["say"]
+    assert (done["role"], done["content"]) == ("tool", '{"done": true}')
+
+
+def test_keys_that_only_other_rows_have_are_left_out() -> None:
+    call = {"function": {"name": "say", "arguments": {"a": 1, "of_another": None}}}
+    tool = {"name": "say", "parameters": {"properties": {"a": {"type": "int"}, "b": None}}}
+    messages = [ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    example = Chat(tools="tools").example(row(messages=messages, tools=[tool]))
+    assert example.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    assert example.tools[0]["parameters"] == {"properties": {"a": {"type": "int"}}}
+
+
+@pytest.mark.parametrize("messages", [
+    [ASKED], [SAID], [SAID, SAID], [{"role": "system", "content": "s"}, SAID],
+])  # fmt: skip
+def test_a_conversation_without_an_answer_is_dropped_on_request(messages: list[Any]) -> None:
+    with pytest.raises(EmptyCell, match="--drop-empty"):
+        Chat().example(row(messages=messages))
+
+
+def test_rows_to_predict_may_leave_out_what_training_rows_may() -> None:
+    task = Chat(user=("instruction", "input"), assistant="output", system="system")
+    assert task.to_predict({"instruction": "why"}, 1).messages == (ASKED,)
+    with pytest.raises(DataError, match="'instruction'"):
+        task.to_predict({"output": "so"}, 1)
+
+
+def test_pairs_beside_messages_are_no_chat() -> None:
+    columns = {"prompt", "chosen", "rejected", "messages"}
+    assert Chat.from_columns(columns) is None
+
+
 def test_what_answers_nothing_is_not_learned() -> None:
     assert said(Chat(), messages=[SAID, ASKED, SAID, ASKED]) == [
         ("assistant", "so"), ("user", "why"), ("assistant", "so"),
@@ -100,6 +155,8 @@ def test_what_answers_nothing_is_not_learned() -> None:
         ([ASKED, {"role": "assistant"}], EmptyCell, "empty content"),
         ([{"role": "user", "content": {"a": SECRET}}, SAID], DataError, "a part that is none"),
         ([{"role": "user", "content": [{"type": "image", "url": SECRET}]}, SAID], DataError,
+         "a part that is none"),
+        ([{"role": "user", "content": [{"type": "image", "text": None}]}, SAID], DataError,
          "a part that is none"),
         ([{"role": "user", "content": "\ud83d"}, SAID], DataError, "unpaired surrogate"),
         ([ASKED, {"role": "assistant", "tool_calls": [{"function": SECRET}]}], DataError,

@@ -21,6 +21,9 @@ def said(text: str) -> dict[str, str]:
     (Preference(), {"prompt": [USER], "chosen": [said("so")], "rejected": [said("no")]}),
     (Preference(None), {"chosen": [USER, said("so")], "rejected": [USER, said("no")]}),
     (Preference("q", "a", "b"), {"q": "why", "a": " so ", "b": "no"}),
+    (Preference(), {"prompt": "why", "chosen": [USER, said("so")], "rejected": [USER, said("no")]}),
+    (Preference(), {"prompt": str([USER]), "chosen": str([said("so")]),
+                    "rejected": str([said("no")])}),
 ])  # fmt: skip
 def test_every_shape_is_a_prompt_and_two_answers(task: Preference, values: dict[str, Any]) -> None:
     example = task.example(row(**values))
@@ -42,6 +45,8 @@ def test_a_system_column_and_earlier_turns_come_first() -> None:
     ({"prompt": "why", "chosen": "so", "rejected": " so"}, "two different answers; found the same"),
     ({"chosen": [USER, said("a")], "rejected": [SYSTEM, USER, said("b")]}, "turns before them"),
     ({"prompt": "why", "chosen": "so", "rejected": ""}, "column 'rejected'"),
+    ({"prompt": "why", "chosen": [{**said("so"), "reasoning_content": "as"}], "rejected": "no"},
+     "two answers in text; found calls"),
     ({"prompt": "why", "chosen": "so"}, "column 'rejected'"),
 ])  # fmt: skip
 def test_what_is_no_pair_is_refused(values: dict[str, Any], message: str) -> None:

@@ -284,6 +284,46 @@ def test_tools_and_calls_reach_the_template() -> None:
     assert part.ids.count(stop) == 4  # each turn has one; that in the call is text
 
 
+def test_calls_and_tools_are_text_where_a_template_has_none() -> None:
+    template = ChatTemplate(chat_tokenizer(ALL["chatml"]))
+    call = {"type": "function", "function": {"name": "say", "arguments": {"<|im_end|>": "fine"}}}
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "fine"},
+        {"role": "assistant", "content": "I am"},
+    ]
+    tools = [{"name": "say", "description": "world <|im_end|>"}]
+    (part,) = template.conversation(messages, tools)
+    text = template.tokenizer.decode(part.ids)
+    assert text.startswith('<|im_start|>system\n[{"name": "say", "description"')
+    first, second = (template.tokenizer.decode(part.ids[a:b]) for a, b in part.spans)
+    assert first.startswith('[{"type": "function", "function": {"name": "say"')
+    assert second == "I am<|im_end|>"
+    stop = template.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert part.ids.count(stop) == 5  # one of each turn; the others are text
+    assert template.adapted == 1
+
+
+@pytest.mark.parametrize("name", [*ALL, "unstable, marked"])
+def test_an_opening_turn_of_the_assistant_is_not_learned(name: str) -> None:
+    source = {**ALL, "unstable, marked": UNSTABLE_MARKED}[name]
+    template = ChatTemplate(chat_tokenizer(source))
+    opening = {"role": "assistant", "content": "world"}
+    parts = template.conversation([opening, *turns("hello", "fine", "how", "I am")])
+    learned = [text for _, text in answers(parts)]
+    assert len(learned) == 2
+    assert not any("world" in template.tokenizer.decode(text) for text in learned)
+
+
+def test_several_templates_without_a_default_are_a_named_error() -> None:
+    template = ChatTemplate(chat_tokenizer(None))
+    template.tokenizer.chat_template, template.own = {"rag": ALL["chatml"]}, True
+    with pytest.raises(ChatTemplateError, match="refused: ValueError"):
+        template.prompt(turns("hello"))
+    assert template.stop is None
+
+
 @pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{% for i in range(10**9) %}x{% endfor %}",
                                     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"])  # fmt: skip
 def test_a_template_that_cannot_be_computed_is_a_named_error(source: str) -> None:

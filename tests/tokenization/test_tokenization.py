@@ -36,10 +36,10 @@ from lora_domains.tasks import (
     MultipleChoice,
     Row,
 )
-from lora_domains.tasks.chat import Shots
 from lora_domains.tokenization.chat_template import ChatTemplate
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
+from lora_domains.tokenization.turns import Shots
 
 TEXTS = st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=60

@@ -1,0 +1,137 @@
+"""The turns of a conversation as chat templates take them."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from lora_domains.tasks.chat import JOINED, Message, said
+
+
+def variants(
+    messages: list[dict[str, Any]], tools: Sequence[Any] = ()
+) -> Iterator[tuple[list[dict[str, Any]], Sequence[Any]]]:
+    """``messages`` and ``tools``, and the forms in which stricter templates take them."""
+    tried: list[list[dict[str, Any]]] = []
+    told = _with_tools(messages, tools)
+    written = _without_calls(messages), _without_calls(told)
+    forms = (messages, tools), (told, ()), (written[0], tools), (written[1], ())
+    for form, left in forms:
+        for opened in (form, _without_opening(form)):
+            for start in (opened, _without_system(opened)):
+                for variant in (start, _alternating(start)):
+                    if variant not in tried:
+                        tried.append(variant)
+                        yield variant, left
+
+
+def says_all(render: Callable[..., str], messages: Sequence[Message], tools: Sequence[Any]) -> bool:
+    """Whether ``render`` writes what a template may leave out: the texts of the system and of
+    tools, and every function that is called or can be, by a name that nothing else has."""
+    text = render(messages, tools)
+    contents = [turn["content"].strip() for turn in messages if turn["role"] in ("system", "tool")]
+    if not all(part in text or _quoted(part) in text for part in contents):
+        return False
+    names = (f"zq{n}zq" for n in count())
+    called = [
+        {**turn, "tool_calls": [_named(call, next(names)) for call in turn["tool_calls"]]}
+        if turn.get("tool_calls") else turn
+        for turn in messages
+    ]  # fmt: skip
+    listed = [_named(tool, next(names)) for tool in tools]
+    others = int(next(names)[2:-2])
+    text = render(called, listed) if others else ""
+    return all(f"zq{n}zq" in text for n in range(others))
+
+
+def _named(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A call or a tool with another name of the function."""
+    if isinstance(function := call.get("function"), Mapping):
+        return {**call, "function": {**function, "name": name}}
+    return {**call, "name": name}
+
+
+def _quoted(text: str) -> str:
+    """``text`` as it stands in JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _without_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls of the assistant as JSON in its text."""
+    return [
+        {"role": "assistant", "content": said(turn)} if turn.get("tool_calls") else turn
+        for turn in messages
+    ]
+
+
+def _with_tools(messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """The tools as JSON in the text of the system."""
+    if not tools:
+        return messages
+    first, *others = messages
+    described = json.dumps(list(tools), ensure_ascii=False, default=str)
+    if first["role"] != "system":
+        return [{"role": "system", "content": described}, *messages]
+    return [{**first, "content": JOINED.join((first["content"], described))}, *others]
+
+
+def _without_opening(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turns without those of the assistant before the first one of another but the system."""
+    roles = [turn["role"] for turn in messages]
+    first = next((n for n, role in enumerate(roles) if role in ("user", "tool")), 0)
+    return [turn for n, turn in enumerate(messages) if n >= first or roles[n] != "assistant"]
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The text of each system turn before that of the user's next turn."""
+    turns: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+        elif message["role"] == "user" and waiting:
+            turns.append({**message, "content": JOINED.join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            turns.append(message)
+    return turns if not waiting else messages
+
+
+def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Consecutive turns of one role as one."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        plain = message.keys() <= {"role", "content"}
+        if turns and plain and turns[-1].keys() <= {"role", "content"}:
+            last = turns[-1]
+            if last["role"] == message["role"]:
+                turns[-1] = {**last, "content": last["content"] + JOINED + message["content"]}
+                continue
+        turns.append(message)
+    return turns
+
+
+def roles(messages: Sequence[Message]) -> list[str]:
+    """The roles in order, the first eight."""
+    names = [str(message["role"]) for message in messages]
+    return names[:8] + (["…"] if len(names) > 8 else [])
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Answered examples to put before a prompt: their token ids, or their turns."""
+
+    ids: tuple[int, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.messages)
+
+    def before(self, messages: Sequence[Message]) -> list[Message]:
+        """``messages`` with the turns of these examples before theirs, after their system turn."""
+        lead = int(messages[0]["role"] == "system")
+        return [*messages[:lead], *self.messages, *messages[lead:]]
+
+
+NO_SHOTS = Shots()
