@@ -2,7 +2,7 @@
 
 Absolute times depend on the machine and on its load. Therefore PEFT and this package do the same
 work alternately, each round starts with another of them, and medians over rounds are compared. The
-load average is stored with them.
+load average is stored with them, and whether the machine was busy before or after (``busy``).
 """
 
 import argparse
@@ -28,6 +28,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 7
 THREADS = min(8, os.cpu_count() or 1)
 """On a machine whose CPU is not what is measured."""
+SHARE = 0.9
+"""The part of the time that threads run on a machine that is not busy."""
+SECONDS = 0.2
+"""How long ``busy`` watches them."""
 
 Work = Callable[[], Any]
 
@@ -87,6 +91,8 @@ class Experiment:
         torch.set_num_threads(flags.threads)
         words = [f"{name} on {self.device}", " and ".join(given), f"{flags.threads} thread(s)"]
         self.say(", ".join(filter(None, words)))
+        self._busy = False
+        self._watch()
 
     @property
     def dtype(self) -> str:
@@ -96,6 +102,12 @@ class Experiment:
         """One line of progress, with the time since the start and the load average."""
         seconds = time.perf_counter() - self._started
         print(f"{seconds:6.1f} s  load {os.getloadavg()[0]:4.1f}  {text}", flush=True)
+
+    def _watch(self) -> None:
+        """Warn if the machine is busy, and store that it was."""
+        if reason := busy(self._threads):
+            self._busy = True
+            self.say(f"WARNING: this machine is busy: {reason}. Times are too long; measure again.")
 
     def turns(
         self,
@@ -173,6 +185,7 @@ class Experiment:
         measured is there when a later one fails.
         """
         self._settings |= settings
+        self._watch()
         if self.out is None:
             self.say("quick: nothing is stored")
             return
@@ -189,6 +202,7 @@ class Experiment:
             "command": " ".join(["python", f"benchmarks/speed/{self.name}.py", *words]),
             "environment": self._environment(),
             "load": {"before": list(self._load), "after": list(os.getloadavg())},
+            "busy": self._busy,
             "seconds": round(time.perf_counter() - self._started, 1),
             "settings": {"dtypes": self.dtypes, "rounds": self.rounds, "quick": self.quick}
             | self._settings,
@@ -217,6 +231,31 @@ class Experiment:
             "cores": os.cpu_count(),
             "threads": self._threads,
         }
+
+
+def busy(threads: int) -> str | None:
+    """Why a measurement would take too long just now, in words; None on a quiet machine.
+
+    ``threads`` of torch that multiply matrices run all the time where no other process takes their
+    cores from them.
+    """
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        return f"the load is {load:.1f} on {cores} core(s)"
+    matrix = torch.ones(1024, 1024)
+    started, ran = time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < SECONDS:
+        torch.mm(matrix, matrix)
+    ran, seconds = time.process_time() - ran, time.perf_counter() - started
+    share = ran / (seconds * threads)
+    if share >= SHARE:
+        return None
+    if threads == 1:
+        return f"a thread runs only {100 * share:.0f} % of the time"
+    return (
+        f"{threads} threads run only {100 * share:.0f} % of the time, and wait for each other: one "
+        "(--threads 1) may be faster"
+    )
 
 
 def synchronize(device: str) -> None:

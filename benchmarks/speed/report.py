@@ -35,8 +35,10 @@ def table(result: dict[str, Any]) -> str:
     """One experiment in Markdown."""
     here, load = result["environment"], result["load"]
     small = ", **small model, for trial only**" if result["settings"]["quick"] else ""
+    # Older results do not say it.
+    busy = ", **on a busy machine: times are too long**" if result.get("busy") else ""
     lines = [
-        f"### {title(result)}{small}",
+        f"### {title(result)}{small}{busy}",
         "",
         f"`{result['command']}`: {result['seconds']:.0f} s on {here['cores']} cores, "
         f"{here['threads']} thread(s); load {load['before'][0]:.1f} before and "

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,40 @@ def test_a_quick_trial_never_replaces_a_result(monkeypatch: pytest.MonkeyPatch) 
     measure = script("measure", "speed")
     monkeypatch.setattr(sys, "argv", ["swap.py"])
     assert measure.Experiment("swap", None).out == ROOT / "benchmarks" / "results"
+
+
+def test_a_busy_machine_is_noticed_said_and_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure, report = script("measure", "speed"), script("report", "speed")
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(
+        sys, "argv", ["swap.py", "--quick", "--threads", "2", "--out", str(tmp_path)]
+    )
+
+    def machine(share: float, load: float) -> dict[str, Any]:
+        """What is stored on a machine whose other processes leave a ``share`` to ours."""
+        clock = time.perf_counter
+        monkeypatch.setattr(measure.time, "process_time", lambda: 2 * share * clock())
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+        measure.Experiment("swap", None).save({})
+        stored: dict[str, Any] = json.loads((tmp_path / "swap.json").read_text(encoding="utf-8"))
+        return stored
+
+    try:
+        quiet = machine(0.99, 1.0)
+        assert quiet["busy"] is False
+        assert "WARNING" not in capsys.readouterr().out
+        waiting = machine(0.5, 1.0)
+        said = "this machine is busy: 2 threads run only 50 % of the time, and wait for each other"
+        assert capsys.readouterr().out.count(said) == 2  # before and after
+        loaded = machine(0.99, 1000.0)
+        assert "the load is 1000.0 on " in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(threads)
+    marked = ["busy machine" in report.table(one) for one in (quiet, waiting, loaded)]
+    assert marked == [False, True, True]
 
 
 def test_the_readme_shows_what_is_stored() -> None:
