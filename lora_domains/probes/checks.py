@@ -20,6 +20,25 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 PLAIN = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "–": "-", "—": "-", "•": "-"})
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 END = re.compile(r"[.!?]+[\"')]*(?=\s|$)")
+FIRST = (
+    "(?:The|An?|It|Its|This|That|These|Those|There|They|He|She|We|You|I|In|On|At|As|For|But|And|So"
+    r"|If|When|Then|However|Because)\b"
+)
+"""Words that begin sentences, and are no names."""
+WITHIN = re.compile(
+    rf"""
+    \b(?:dr|mr|mrs|ms|prof|st|mt|vs|cf|approx|e\.g|i\.e)\.(?=\s)
+    | \b(?:no|fig|vol|pp?)\.(?=\s+\d)
+    | \b(?:etc|inc|ltd|corp|co|jr|sr|a\.m|p\.m)\.(?=\s+(?-i:[a-z]))
+    | (?-i: \b[A-HJ-Z]\.(?=\s+(?:[A-Z]\.\s+)*(?!{FIRST})[A-Z]\w))
+    | (?-i: \b[A-Z](?:\.[A-Z])+\.(?=\s+(?!{FIRST})\w))
+    | ^[^\S\n]*\d\d?\.(?=\s)
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+"""Full stops that end no sentence: of usual abbreviations, of initials before a name ("J. R. R.
+Tolkien", "the U.S. Senate"), and of numbers of a list."""
+BRACKET, ENCLOSED = re.compile(r"[{\[]"), re.compile(r"[{\[][^{}\[\]]*[}\]]")
 BULLET, NUMBER = re.compile(r"\s*[-*]\s+\S"), re.compile(r"\s*(\d+)[.)]\s+\S")
 FENCE = re.compile(r"\A```(?:json|JSON)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 
@@ -51,9 +70,15 @@ def words(answer: str, least: int = 1, most: int | None = None) -> bool:
 @_check
 def sentences(answer: str, least: int = 1, most: int | None = None) -> bool:
     """At least ``least`` sentences; with ``most`` not more than these, the last one finished."""
-    ends = list(END.finditer(answer))
-    finished = bool(ends) and not answer[ends[-1].end() :].strip()
+    ends = _ends(answer)
+    finished = bool(ends) and not answer[ends[-1] :].strip()
     return _within(len(ends), least, most) and (finished or most is None)
+
+
+def _ends(answer: str) -> list[int]:
+    """Where the sentences end."""
+    within = {stop.end() for stop in WITHIN.finditer(answer)}
+    return [end.end() for end in END.finditer(answer) if end.end() not in within]
 
 
 @_check
@@ -145,7 +170,7 @@ def json_object(
     It may be in a fenced block of code, with nothing around it; with ``inside``, between other
     text. Numbers are equal as numbers, texts whatever their case.
     """
-    value = _json(answer, inside)
+    value = _json(answer, dict, inside)
     if not isinstance(value, dict) or value.keys() != keys.keys():
         return False
     return all(_is(value[key], kind) for key, kind in keys.items()) and all(
@@ -156,24 +181,39 @@ def json_object(
 @_check
 def json_array(answer: str, count: int, kind: str, inside: bool = False) -> bool:
     """A JSON array of ``count`` values of one type, no two of them the same."""
-    value = _json(answer, inside)
+    value = _json(answer, list, inside)
     if not isinstance(value, list) or len(value) != count:
         return False
     different = len({json.dumps(_folded(one)) for one in value}) == count
     return different and all(_is(one, kind) for one in value)
 
 
-def _json(answer: str, inside: bool) -> Any:
-    """The value that ``answer`` is, or the first one ``inside`` it; None where it is no JSON."""
+def _json(answer: str, kind: type, inside: bool) -> Any:
+    """The value that ``answer`` is, or the first of its ``kind`` ``inside`` it; None without."""
     fenced = FENCE.match(answer)
     text = fenced[1] if fenced else answer
     decoder = json.JSONDecoder(parse_constant=_no_number)
     try:
-        if inside and (start := re.search(r"[{\[]", text)):
-            return decoder.raw_decode(text, start.start())[0]
-        return decoder.decode(text)
+        return _first_inside(text, kind, decoder) if inside else decoder.decode(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _first_inside(text: str, kind: type, decoder: json.JSONDecoder) -> Any:
+    """The first value of ``kind``. Raises ValueError where none is before a broken one."""
+    at = 0
+    while start := BRACKET.search(text, at):
+        try:
+            value, at = decoder.raw_decode(text, start.start())
+        except ValueError:
+            words = ENCLOSED.match(text, start.start())  # [as asked]
+            if words is None:
+                raise
+            at = words.end()
+        else:
+            if isinstance(value, kind):
+                return value
+    return None
 
 
 def _no_number(name: str) -> None:
@@ -239,10 +279,8 @@ def names_one(answer: str, choices: Sequence[str]) -> bool:
 @_check
 def says(answer: str, phrases: Sequence[str], first: bool = False) -> bool:
     """Some of ``phrases``; with ``first`` in the first sentence or line."""
-    text = answer.casefold()
-    if first:
-        text = re.split(r"(?<=[.!?])\s|\n", text, maxsplit=1)[0]
-    return any(phrase in text for phrase in phrases)
+    text = answer[: min([*_ends(answer), len(answer)])].split("\n")[0] if first else answer
+    return any(phrase in text.casefold() for phrase in phrases)
 
 
 @_check
