@@ -23,10 +23,18 @@ from lora_domains.console import EVALUATION, Clock, Display, estimated_phases
 from lora_domains.evaluation.store import BaseScores, Store
 from lora_domains.inference.batches import Progress, no_progress, padded_tokens
 from lora_domains.inference.likelihoods import drift, text_features
-from lora_domains.inference.scores import Score, Scores, add_won, model_scores, without_text
+from lora_domains.inference.scores import (
+    TEXT,
+    Score,
+    Scores,
+    add_won,
+    model_scores,
+    without_text,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.probes.features import base_features
 from lora_domains.tasks import Task, task_record, without_reasoning
+from lora_domains.tasks.answers import unfinished
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 
 BLOCK = 512
@@ -128,11 +136,21 @@ class Scorer:
         scores = {name: [scored[name][i] for i in range(len(part.rows))] for name in contenders}
         if None in contenders and not kept:
             self._keep_base(part, scores[None])
+        self._warn_of_reasoning(scores)
         if part.task.beta is not None:
             base = scores[None] if None in scores else self.scores(part, [None])[None]
             for records in scores.values():
                 add_won(records, base)
         return scores
+
+    def _warn_of_reasoning(self, scores: Mapping[str | None, Scores]) -> None:
+        for name, records in scores.items():
+            cut = sum(unfinished(record.get(TEXT, "")) for record in records)
+            if cut:
+                self.display.warn(
+                    f"{cut} of {len(records)} answers of {name or 'the base'} end within their "
+                    "reasoning, before the answer: raise --set task.max_new_tokens."
+                )
 
     def features(
         self, rows: Sequence[EncodedRow], pooling: str, progress: Progress = no_progress

@@ -82,6 +82,11 @@ def without_reasoning(text: str) -> str:
     return REASONING.sub("", text)
 
 
+def unfinished(text: str) -> bool:
+    """Whether ``text`` ends within its reasoning."""
+    return text.lstrip().startswith("<think>") and "</think>" not in text
+
+
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -17,6 +17,8 @@ from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, load_domain
 from lora_domains.errors import JudgeError, UsageError
+from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.inference.scores import text_score
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card, read_items
 from lora_domains.report.report import rebuild
@@ -188,3 +190,21 @@ def test_a_recipe_declares_its_judge(tmp_path: Path) -> None:
     )
     domain = load_domain(recipe)
     assert domain.judge == Judge("python judge.py", 0, 5)
+
+
+def test_a_base_that_is_still_reasoning_is_warned_of(tiny_base: Path, tmp_path: Path) -> None:
+    model = model_in(tmp_path / "out", tiny_base)
+    domain = declared(ANSWERED[:20], "own", Generation())
+    rows = model.dataset(domain).test
+
+    def thinking(*given: Any) -> list[dict[str, Any]]:
+        texts = ["<think> 4 or 5", "<think> 5 </think> 4"]
+        return [text_score(domain.task, texts[n % 2], "4") for n, _ in enumerate(given[2])]
+
+    shown = io.StringIO()
+    scorer = Scorer(model.bank, Display(console=Console(file=shown, width=200)))
+    scorer.scores(Part("own", domain.task, rows, thinking), [None])
+    cut = (len(rows) + 1) // 2
+    assert (
+        f"{cut} of {len(rows)} answers of the base end within their reasoning" in shown.getvalue()
+    )
