@@ -30,7 +30,7 @@ from lora_domains.inference.memory import base_in_words, release, report_memory,
 from lora_domains.inference.predict import Answer, continuations, predict, stream
 from lora_domains.joint.fit import fit_all, requested
 from lora_domains.joint.grid import check_variants
-from lora_domains.joint.seeds import fit_seeds, score_seeds, seed_datasets
+from lora_domains.joint.seeds import score_seeds, seed_datasets
 from lora_domains.joint.sweep import fit_sweep
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base, load_base
@@ -229,7 +229,7 @@ class DomainModel:
         ]  # fmt: skip
         datasets = datasets if seeds is None else seed_datasets(datasets[0], seeds)
         self._datasets |= {dataset.domain.name: dataset for dataset in datasets}
-        train = fit_seeds if seeds else partial(fit_sweep, sweep=sweep) if sweep else fit_all
+        train = partial(fit_sweep, sweep=sweep) if sweep else fit_all
         timed = partial(self._seconds, suite, no_evaluate) if dry_run else None
         cards = train(
             self.bank, datasets, self.out, self.display,

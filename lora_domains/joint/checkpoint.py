@@ -37,7 +37,7 @@ class JointCheckpoint:
         """Whether the last write succeeded, which only the main process knows; and whether a run
         asked for a new one."""
         self.together: int | None = None
-        """How many runs take their steps together; None before that was decided."""
+        """How many runs take their steps together; None before that is decided, without a file."""
         self.ended: list[str] = []
         """Runs whose adapters are saved."""
         self.failed: dict[str, dict[str, Any]] = {}
@@ -55,7 +55,6 @@ class JointCheckpoint:
     def _read(self) -> None:
         stored = distributed.on_main(partial(read_checkpoint, self.path))
         if stored is None:
-            self.display.note("Nothing to resume: starting at the beginning.")
             return
         check_ranks(stored["ranks"], self.display)
         self.together, self.step = stored["together"], stored["step"]

@@ -14,11 +14,12 @@ from lora_domains.console import Display
 from lora_domains.data.source import Data, Source
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
-from lora_domains.errors import UsageError
+from lora_domains.errors import UsageError, listed
 from lora_domains.joint.checkpoint import JointCheckpoint, joint_path
 from lora_domains.joint.run import JointRun
 from lora_domains.joint.together import choose
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base
 from lora_domains.report.card import Card
 from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample
@@ -38,6 +39,8 @@ from lora_domains.training.plan import Plan, make_plan, parameters_per_rank
 
 DryRun = Callable[[Dataset, str], float]
 """The seconds of evaluating an adapter on a dataset, by its name."""
+TRAINED_ON = ("identity", "dtype", "quantization")
+"""What decides about a base whether an adapter on it is trained again."""
 
 
 class Fit:
@@ -101,10 +104,6 @@ class Fit:
         return save(
             self.bank.base, self.dataset, trained, self.out, self.remembered, finished=finished
         )
-
-    def saved_card(self) -> Card:
-        """The card of its adapter, which was saved here or before this run was resumed."""
-        return self.card or Card.read(self.out / self.name)
 
 
 def requested(
@@ -201,32 +200,27 @@ def fit_together(
     of its logs.
     """
     names = [dataset.domain.name for dataset in datasets]
+    checkpoint, cards = _resumed(bank.base, datasets, out, display, resume)
+    if len(cards) == len(names):
+        checkpoint.clear()
+        return [cards[name] for name in names]
     displays = [display.of(name, max(map(len, names))) for name in names]
     # Of runs on the same rows, the plan of the first is shown, and where others differ from it.
     same = all(one.train is datasets[0].train for one in datasets)
     shown: set[str] = set()
     fits = [
         kind(bank, one, shown_plan(bank.base, one, own, shown if same else set()), out, own)
-        for one, own in zip(datasets, displays, strict=True)
-    ]
+        for one, own in zip(datasets, displays, strict=True) if one.domain.name not in cards
+    ]  # fmt: skip
     _ = [fit.remembered for fit in fits]
-    checkpoint = JointCheckpoint(joint_path(out, names), display, resume)
-    # A run is trained again where its adapter was deleted or replaced, or its settings are others.
-    checkpoint.ended = [
-        fit.name for fit in fits if fit.name in checkpoint.ended and over(out, fit.dataset)
-    ]
-    checkpoint.failed = {
-        fit.name: checkpoint.failed[fit.name] for fit in fits
-        if fit.name in checkpoint.failed
-        and checkpoint.failed[fit.name]["recipe"] == fit.dataset.domain.digest()
-    }  # fmt: skip
+    sharing = names if checkpoint.together else [fit.name for fit in fits]
     if checkpoint.together is None:
         choice = choose(bank.base, fits)
         checkpoint.together = distributed.smallest(together or choice.together)
         display.stage("together", None, None, _reason(choice.reason, together))
     if checkpoint.together > 1:
         for fit in fits:
-            fit.others = [name for name in names if name != fit.name]
+            fit.others = [name for name in sharing if name != fit.name]
     with ExitStack() as opened:
         run = JointRun(bank, fits, checkpoint, display)
         if tracker is not None:
@@ -238,17 +232,51 @@ def fit_together(
                 fit.log = _log_of(fit.name, log, checkpoint)
         run.fit()
     checkpoint.clear()
-    return [fit.saved_card() for fit in fits]
+    cards |= {fit.name: fit.card for fit in fits if fit.card is not None}
+    return [cards[name] for name in names]
 
 
-def over(out: Path, dataset: Dataset) -> Card | None:
-    """The card of the adapter in ``out`` whose run on ``dataset`` is over; None without one."""
+def _resumed(
+    base: Base, datasets: Sequence[Dataset], out: Path, display: Display, resume: bool
+) -> tuple[JointCheckpoint, dict[str, Card]]:
+    """The checkpoint of runs on ``datasets``, and the cards of the runs that are over.
+
+    Once all are, there is no file: then every run is over whose adapter is saved.
+    """
+    domains = {dataset.domain.name: dataset.domain for dataset in datasets}
+    checkpoint = JointCheckpoint(joint_path(out, [*domains]), display, resume)
+    known = checkpoint.ended if checkpoint.together else domains if resume else ()
+    # A run is trained again where its adapter was deleted or replaced, or its settings are others.
+    found = {
+        one.domain.name: distributed.on_main(partial(over, out, one, base))
+        for one in datasets if one.domain.name in known
+    }  # fmt: skip
+    cards = {name: card for name, card in found.items() if card is not None}
+    checkpoint.ended = [*cards]
+    checkpoint.failed = {
+        name: error for name, error in checkpoint.failed.items()
+        if name in domains and error["recipe"] == domains[name].digest()
+    }  # fmt: skip
+    if cards and not checkpoint.together:
+        display.note(f"Trained before, and not again: {listed(cards)}.")
+    elif resume and not checkpoint.together:
+        display.note("Nothing to resume: starting at the beginning.")
+    return checkpoint, cards
+
+
+def over(out: Path, dataset: Dataset, base: Base) -> Card | None:
+    """The card of the adapter in ``out`` whose run on ``dataset`` is over; None without one, or
+    with one of another base, precision or parent."""
     folder = out / dataset.domain.name
     card = Card.read(folder) if is_adapter(folder) else None
     if card is None or not card.adapter.training.get("finished"):
         return None
-    trained = card.adapter.recipe_digest, card.adapter.data
-    return card if trained == (dataset.domain.digest(), dict(dataset.prepared.digests)) else None
+    parent = dataset.parent.record() if dataset.parent else None
+    own = dataset.domain.digest(), dict(dataset.prepared.digests), parent and parent.sha256
+    entry, record = card.adapter, base.record()
+    trained = entry.recipe_digest, entry.data, entry.parent and entry.parent.sha256
+    alike = all(getattr(card.base, key) == record[key] for key in TRAINED_ON)
+    return card if alike and trained == own else None
 
 
 def _reason(chosen: str, given: int | None) -> str:

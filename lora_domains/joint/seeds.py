@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lora_domains import distributed
 from lora_domains.adapters.folder import rewrite_card
@@ -15,8 +14,6 @@ from lora_domains.dataset import Dataset
 from lora_domains.evaluation.contenders import score_validation
 from lora_domains.evaluation.items import make_items
 from lora_domains.evaluation.scorer import Scorer
-from lora_domains.joint.checkpoint import joint_path
-from lora_domains.joint.fit import DryRun, fit_all, over
 from lora_domains.joint.grid import of_seeds
 from lora_domains.modeling.bank import Bank
 from lora_domains.report.card import Card
@@ -28,20 +25,6 @@ from lora_domains.verdict.summary import over_seeds
 def seed_datasets(dataset: Dataset, count: int) -> list[Dataset]:
     """The same rows for each of ``count`` seeds; the first one is ``dataset``."""
     return [replace(dataset, domain=domain) for domain in of_seeds(dataset.domain, count)]
-
-
-def fit_seeds(
-    bank: Bank, datasets: Sequence[Dataset], out: Path, display: Display, *,
-    resume: bool = False, dry_run: DryRun | None = None, **options: Any,
-) -> list[Card]:  # fmt: skip
-    """``fit_all`` of several seeds; where a resumed run had ended, none is trained again."""
-    path = joint_path(out, [one.domain.name for one in datasets])
-    if resume and dry_run is None and not distributed.on_main(path.exists):
-        cards = [distributed.on_main(partial(over, out, one)) for one in datasets]
-        if all(cards):
-            display.note("All seeds are trained.")
-            return [card for card in cards if card is not None]
-    return fit_all(bank, datasets, out, display, resume=resume, dry_run=dry_run, **options)
 
 
 @normalised_once()

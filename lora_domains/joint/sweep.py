@@ -84,9 +84,8 @@ def fit_sweep(
     if not resume and distributed.on_main(folder.exists):
         display.warn("an unfinished sweep is replaced; --resume would have continued it.")
         distributed.on_main(lambda: shutil.rmtree(folder))
-    if not (resume and distributed.on_main(lambda: all(over(folder, one) for one in trials))):
-        _train(bank, trials, folder, display, resume, (f"{domain.name}-sweep", out), options)
-    finished = [distributed.on_main(partial(over, folder, one)) for one in trials]
+    _train(bank, trials, folder, display, resume, (f"{domain.name}-sweep", out), options)
+    finished = [distributed.on_main(partial(over, folder, one, bank.base)) for one in trials]
     measured = _Measured(bank, trials, settings, finished, folder, display)
     best, found = measured.compared()
     card = _save_chosen(bank, best, domain.name, found, folder, out, rows)
@@ -107,7 +106,7 @@ def _train(
             **options,
         )  # fmt: skip
     except LossExploded:
-        if not distributed.on_main(lambda: any(over(folder, one) for one in trials)):
+        if not distributed.on_main(lambda: any(over(folder, one, bank.base) for one in trials)):
             raise
 
 

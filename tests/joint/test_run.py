@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from support.killed import die, doomed, forked
 from support.models import clear_rows, declared, fixed, model_in, patched_runs
 
 from lora_domains.adapters.folder import fingerprint
+from lora_domains.adapters.parent import load_parent
 from lora_domains.console import Display
 from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
@@ -205,6 +207,38 @@ def test_killed_runs_end_with_the_same_bytes(
     model_in(tmp_path, tiny_base).fit(domains(0.3), resume=True)
     assert fingerprints(tmp_path) == unbroken[3]
     assert not list(tmp_path.glob(".joint*"))
+
+
+def test_resumed_when_all_were_trained_none_is_trained_again(
+    together: tuple[DomainModel, list[Card]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the evaluation was interrupted: the checkpoint is deleted by then."""
+
+    class Begun(Exception):
+        pass
+
+    def begun(self: JointRun) -> None:
+        raise Begun(*[job.name for job in self.waiting])
+
+    monkeypatch.setattr(JointRun, "fit", begun)
+    model, cards = together
+    again = model.fit(domains(), resume=True)
+    assert [card.adapter.sha256 for card in again] == [card.adapter.sha256 for card in cards]
+    first, second, third = domains()
+    with pytest.raises(Begun, match=r"^second$"):
+        model.fit([first, with_settings(second, lr=0.005), third], resume=True)
+
+
+def test_a_run_on_another_base_or_from_another_adapter_is_not_over(
+    together: tuple[DomainModel, list[Card]],
+) -> None:
+    model, _ = together
+    dataset, base = model.dataset("first"), model.base
+    assert joint_fit.over(model.out, dataset, base)
+    assert not joint_fit.over(model.out, dataset, replace(base, identity="other"))
+    assert not joint_fit.over(model.out, dataset, replace(base, quantization="8bit"))
+    parent = load_parent(model.out / "second", base)
+    assert not joint_fit.over(model.out, replace(dataset, parent=parent), base)
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from lora_domains.adapters.folder import fingerprint
 from lora_domains.analysis.compare import compare_seeds
 from lora_domains.domain import Domain, with_settings
 from lora_domains.evaluation import contenders
-from lora_domains.joint import seeds as joint_seeds
+from lora_domains.joint.run import JointRun
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card, read_items
 from lora_domains.verdict.metrics import METRICS
@@ -106,7 +106,7 @@ def test_resumed_when_all_seeds_were_trained_none_is_trained_again(
     fitted: Fitted, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: fingerprint(fitted[0].out / name) for name in NAMES}
-    monkeypatch.setattr(joint_seeds, "fit_all", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(JointRun, "fit", lambda _: pytest.fail("trained"))
     model = model_in(fitted[0].out, tiny_base)
     cards = model.fit(domain(), seeds=3, resume=True)
     assert [card.adapter.sha256 for card in cards] == [*before.values()]
