@@ -21,8 +21,9 @@ from lora_domains.tasks.rows import (
 
 PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A number as most programs write it."""
-GROUPED = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")
-"""One with a decimal comma, and points between thousands."""
+GROUPED = re.compile(r"[+-]?((\d+(,\d+)?|[.,]\d+)([eE][+-]?\d+)?|\d{1,3}(\.\d{3})+(,\d+)?)")
+"""One with a decimal comma, and points between thousands. 1e3 and .5 have no other meaning;
+1.5 and 1.234e3 may have."""
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 """One with commas that may be between thousands."""
 DECIMALS = {".": PLAIN, ",": GROUPED}
@@ -158,7 +159,9 @@ def number_in(row: Row, column: str, decimal: str = ".") -> float:
             number = float(value)
             found = str(number)
     elif DECIMALS[decimal].fullmatch(text):
-        number = float(text.replace(".", "").replace(",", ".") if decimal == "," else text)
+        # A point behind a digit stands between thousands.
+        plain = re.sub(r"(?<=\d)\.", "", text).replace(",", ".") if decimal == "," else text
+        number = float(plain)
         found = str(number)
     elif decimal == "." and "," in text and GROUPED.fullmatch(text):
         found = "a comma"

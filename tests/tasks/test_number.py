@@ -55,6 +55,7 @@ def test_every_form_of_a_number_is_read(number: float) -> None:
     [("3,5", ".", "a comma"), ("1,234.5", ".", "something else"), ("1,234", ".", "a comma"),
      ("three", ".", "something else"), ("nan", ".", "something else"), ("1e999", ".", "inf"),
      (math.inf, ".", "inf"), (True, ".", "a truth value"), ("1.5", ",", "something else"),
+     ("1.234e3", ",", "something else"), (".5,5", ",", "something else"), (",5", ".", "a comma"),
      ([1.0], ".", "something else"), ("5 %", ".", "something else")],
 )  # fmt: skip
 def test_what_is_no_finite_number_is_refused_by_line(
@@ -69,7 +70,14 @@ def test_a_decimal_comma_has_a_flag_and_points_between_thousands() -> None:
     with pytest.raises(DataError, match=r"--decimal ,"):
         number_in(row(x="3,5"), "x")
     assert number_in(row(x="1.234,5"), "x", ",") == 1234.5
-    assert number_in(row(x="-12"), "x", ",") == -12
+    for cell, number in {
+        "-12": -12,
+        "1e3": 1000,
+        "-1,5E-2": -0.015,
+        ".5": 0.5,
+        "-,5": -0.5,
+    }.items():
+        assert number_in(row(x=cell), "x", ",") == number
 
 
 @pytest.mark.parametrize("cell", [None, float("nan"), "", "  "])
