@@ -218,6 +218,11 @@ def fit_together(
         choice = choose(bank.base, fits)
         checkpoint.together = distributed.smallest(together or choice.together)
         display.stage("together", None, None, _reason(choice.reason, together))
+    elif together not in (None, checkpoint.together):
+        display.warn(
+            f"--together {together} has no effect: the interrupted run trained up to "
+            f"{checkpoint.together} at a time, and goes on so, since rounding depends on it."
+        )
     if checkpoint.together > 1:
         for fit in fits:
             fit.others = [name for name in sharing if name != fit.name]

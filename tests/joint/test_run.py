@@ -21,7 +21,7 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
 from lora_domains.joint import checkpoint as joint_checkpoint
 from lora_domains.joint import fit as joint_fit
-from lora_domains.joint.checkpoint import JointCheckpoint
+from lora_domains.joint.checkpoint import JointCheckpoint, joint_path
 from lora_domains.joint.run import JointRun
 from lora_domains.model import DomainModel
 from lora_domains.report.card import Card
@@ -239,6 +239,27 @@ def test_a_run_on_another_base_or_from_another_adapter_is_not_over(
     assert not joint_fit.over(model.out, dataset, replace(base, quantization="8bit"))
     parent = load_parent(model.out / "second", base)
     assert not joint_fit.over(model.out, replace(dataset, parent=parent), base)
+
+
+def test_another_number_at_a_time_is_told_to_have_no_effect(
+    together: tuple[DomainModel, list[Card]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Of an interrupted run of which two adapters are saved, and one was given up."""
+    model, _ = together
+    checkpoint = JointCheckpoint(joint_path(model.out, NAMES), Display(quiet=True), resume=False)
+    checkpoint.together, checkpoint.ended = 2, ["first", "third"]
+    error = dict.fromkeys(("where", "expected", "found", "hint"), "")
+    recipe = model.dataset("second").domain.digest()
+    checkpoint.failed = {"second": {"error": error, "recipe": recipe}}
+    checkpoint.write({})
+    monkeypatch.setattr(model, "display", Display())
+    for given in (1, 2, None):
+        with pytest.raises(LossExploded):
+            model.fit(domains(), resume=True, together=given)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("--together 1 has no effect" in shown) is (given == 1)
+    checkpoint.clear()
 
 
 @pytest.mark.long
