@@ -121,6 +121,9 @@ class _Measured:
         domain = trials[0].domain
         self.metric = metric_named(domain.primary_metric)
         self.positive = domain.task.positive_index
+        methods = [make_plan(bank.base, trial).retention for trial in trials]
+        self.drift_limit = min(method.drift_limit(domain.gates) for method in methods)
+        """One for all runs, also for those without retention among others."""
         scores = {
             trial.domain.name: self._scored(trial, folder, display)
             for trial, card in zip(trials, cards, strict=True) if card is not None
@@ -162,14 +165,13 @@ class _Measured:
             return {"settings": dict(settings), "score": None}
         training = card.adapter.training
         record = next(r for r in training["history"] if r["epoch"] == training["best_epoch"])
-        limit = make_plan(self.bank.base, trial).retention.drift_limit(trial.domain.gates)
         return {
             "settings": dict(settings),
             "score": self.metric.value(self.table, trial.domain.name, self.positive),
             "loss": record["validation_loss"],
             "best_epoch": training["best_epoch"],
             # A run whose effect was reduced is within the limit by that.
-            "within_drift": training["scale"] != 1 or within_drift(record, limit),
+            "within_drift": training["scale"] != 1 or within_drift(record, self.drift_limit),
         }
 
     def _rank(self, figures: Mapping[str, Any]) -> tuple[bool, bool, float, float]:

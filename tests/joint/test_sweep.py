@@ -186,6 +186,23 @@ def test_a_run_whose_effect_was_reduced_is_within_the_drift_limit(
     assert [within(scale) for scale in (0.5, 1.0)] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("methods", "within"), [(("none", "kl"), [False, False]), (("none", "none"), [True, True])]
+)
+def test_runs_of_a_sweep_over_retention_have_one_drift_limit(
+    chosen: tuple[DomainModel, Card], tiny_base: Path, methods: tuple[str, str], within: list[bool]
+) -> None:
+    model, card = chosen
+    drifted = deepcopy(card)
+    for record in drifted.adapter.training["history"]:
+        record["general_kl"] = 9.0
+    dataset = model.dataset("spam")
+    trials = [replace(dataset, domain=with_settings(dataset.domain, retention=m)) for m in methods]
+    bank = model_in(model.out, tiny_base).bank
+    measured = sweep._Measured(bank, trials, [{}] * 2, [drifted] * 2, model.out, model.display)
+    assert [run["within_drift"] for run in measured.compared()[1]["runs"]] == within
+
+
 # ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
 
 
