@@ -165,7 +165,14 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 
 def _named(domain: Domain, end: str) -> str:
-    return f"{domain.name[: 64 - len(end)]}{end}"
+    """The domain's name, shortened, with an ``end``; raises UsageError where that is its own."""
+    name = f"{domain.name[: 64 - len(end)]}{end}"
+    if name == domain.name:
+        raise _refused(
+            f"domain {name!r}", "a name other than those of its runs", f"one that ends in {end!r}",
+            "Name it differently (--name): a run would replace the adapter of another one.",
+        )  # fmt: skip
+    return name
 
 
 def _refused(where: str, expected: str, found: str, hint: str) -> UsageError:

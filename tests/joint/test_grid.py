@@ -45,6 +45,13 @@ def test_a_long_name_has_room_for_its_end() -> None:
     assert names[1] == f"{'x' * 58}-seed1"
 
 
+@pytest.mark.parametrize("end", ["-seed1", "__2"])
+def test_a_run_that_would_have_the_name_of_its_domain_is_refused(end: str) -> None:
+    domain = Domain("x" * (64 - len(end)) + end, Classification(), Data("rows.csv"))
+    with pytest.raises(UsageError, match=f"found one that ends in '{end}'"):
+        (of_seeds(domain, 2), of_grid(domain, [{}, {}]))
+
+
 def test_the_grid_has_all_combinations() -> None:
     found = grid(SPAM, {"rank": [8, None], "training.warmup": [0.1, 0.2]})
     assert found == [
