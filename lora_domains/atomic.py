@@ -6,10 +6,8 @@ at any moment leaves the old content or the new. Permissions follow the umask. T
 OSError; callers turn it into an error that says what could not be written, as ``write_files`` does.
 """
 
-import ctypes
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -157,7 +155,7 @@ def _hidden(path: Path) -> str:
 
 def _beside(path: Path) -> Path:
     """A new hidden name in the folder of ``path``."""
-    return path.with_name(f"{_hidden(path)}.{secrets.token_hex(4)}")
+    return path.with_name(f"{_hidden(path)}.{os.urandom(4).hex()}")
 
 
 def _rename(old: Path, new: Path) -> None:
@@ -201,6 +199,8 @@ def _exchange(one: Path, other: Path) -> bool:
     try:
         if sys.platform == "win32":  # which gives no handle of the process itself
             return False
+        import ctypes
+
         libc = ctypes.CDLL(None, use_errno=True)
         a, b = os.fsencode(one), os.fsencode(other)
         if sys.platform == "linux":

@@ -59,7 +59,7 @@ def guarded(run: Callable[[], int]) -> int:
 
     # All processes of a launch raise the same error; the first one of each machine prints it.
     quiet = os.environ.get("LOCAL_RANK", "0") != "0"
-    Display(console=Console(stderr=True, highlight=False, quiet=quiet)).failure(error)
+    Display(console=Console(stderr=True, highlight=False, emoji=False, quiet=quiet)).failure(error)
     return INTERRUPTED if isinstance(error, TrainingInterrupted) else ERROR
 
 

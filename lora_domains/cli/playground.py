@@ -105,7 +105,7 @@ class _Told(Display):
     """A display that writes into a text, and tells how many rows of how many are answered."""
 
     def __init__(self, notes: io.StringIO, tell: "Tell") -> None:
-        super().__init__(console=Console(file=notes, width=200))
+        super().__init__(console=Console(file=notes, emoji=False, width=200))
         self._tell = tell
 
     @contextmanager

@@ -38,12 +38,12 @@ class Display:
         self, *, quiet: bool = False, brief: bool = False, console: Console | None = None
     ) -> None:
         self.quiet, self.brief = quiet, brief
-        self.console = console or Console(highlight=False, quiet=quiet)
+        self.console = console or Console(highlight=False, emoji=False, quiet=quiet)
         self._notebook = _notebook() if self.console.is_jupyter else None
         self._wraps = self.console.is_terminal or self._notebook is not None
         if not self.console.is_terminal:
             self.console = Console(
-                file=self.console.file, highlight=False, quiet=quiet, no_color=True,
+                file=self.console.file, highlight=False, emoji=False, quiet=quiet, no_color=True,
                 force_jupyter=False, force_terminal=False, color_system=None,
                 width=NOTEBOOK if self._notebook else _width_of_a_log(),
             )  # fmt: skip

@@ -1,8 +1,7 @@
 """``card.json`` and ``report.json``, typed: a ``Card`` reads, writes and validates itself.
 
 The shape of the file is in ``assets/card.schema.json``; this file checks a card against it when it
-is read and before it is written. What a run measured for each item is in ``items.jsonl`` beside
-the card.
+is read and before it is written. What a run measured for each item is in ``items.jsonl``.
 """
 
 import json
@@ -10,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterCorrupt
 from lora_domains.schema import Checker, checker
-from lora_domains.tasks import Task, positive_index, task_from_record, upgraded_record
-from lora_domains.verdict.ledger import Standing, level
-from lora_domains.verdict.rules import RENAMED
+from lora_domains.verdict.rules import thresholds_of_today
+
+if TYPE_CHECKING:
+    from lora_domains.tasks import Task
 
 Environment = dict[str, str | int | None]
 """Versions, machine and seed of a run; None where a value is unknown."""
@@ -25,6 +25,8 @@ SCHEMA = 1
 CARD, ITEMS = "card.json", "items.jsonl"
 OLD_GATES = {"alive": "effect", "looks": "evaluations"}
 """Names of gates in older cards, and their names today."""
+OLD_SETTINGS = {"loss_unit", "wanted_precision", "wanted_recall"}
+"""Settings of tasks in older cards, which have no ``chat`` (``tasks.upgraded_record``)."""
 
 
 @dataclass(frozen=True)
@@ -123,25 +125,28 @@ class AdapterEntry:
         return task
 
     @property
-    def declared_task(self) -> Task | None:
+    def declared_task(self) -> "Task | None":
         """The task of the settings; None without settings.
 
         Raises DomainError for a kind that is not registered.
         """
+        from lora_domains.tasks import task_from_record
+
         return task_from_record(self.task) if self.task else None
 
     @property
     def metric(self) -> str | None:
         """The metric that decides: of the evaluation, or before one that of the settings."""
-        task, named = self.declared_task, self.judged.get("metric") or self.settings.get("metric")
-        return str(named) if named else task.metric if task else None
+        named = self.judged.get("metric") or self.settings.get("metric")
+        return str(named) if named else self.declared_task.metric if self.declared_task else None
 
     @property
     def positive_index(self) -> int | None:
         """The number of the positive class, in the settings before an evaluation; None without."""
         if not self.judged:
             return self.declared_task.positive_index if self.declared_task else None
-        return positive_index(self.judged["labels"], self.judged["positive"])
+        labels, positive = self.judged["labels"], self.judged["positive"]
+        return None if positive is None else list(labels).index(positive)
 
     def __repr__(self) -> str:
         return f"<AdapterEntry {self.path}: {self.verdict or 'not evaluated'}>"
@@ -316,9 +321,9 @@ def _upgraded(stored: Any) -> Any:
         for name in ("settings", "trained_with"):
             settings = entry.get(name)
             if isinstance(settings, Mapping) and isinstance(settings.get("task"), Mapping):
-                entry[name] = settings = {**settings, "task": upgraded_record(settings["task"])}
+                entry[name] = settings = {**settings, "task": _task_of_today(settings["task"])}
             if isinstance(settings, Mapping) and isinstance(settings.get("gates"), Mapping):
-                entry[name] = {**settings, "gates": _without_defaults(settings["gates"])}
+                entry[name] = {**settings, "gates": thresholds_of_today(settings["gates"])}
         looks = entry.get("looks")
         if isinstance(looks, Mapping) and isinstance(looks.get("adapters"), int):
             entry["evaluations"] = _standing(entry.pop("looks"))
@@ -333,18 +338,12 @@ def _upgraded(stored: Any) -> Any:
     return {**stored, "adapters": renewed}
 
 
-def _without_defaults(gates: Mapping[str, Any]) -> dict[str, Any]:
-    """Thresholds under their names of today.
+def _task_of_today(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "chat" in task and not OLD_SETTINGS & task.keys():
+        return task  # no kind of task is imported
+    from lora_domains.tasks import upgraded_record
 
-    Gates that inform today had defaults before there was a setting ``calibration``; such a default
-    was no limit of the domain.
-    """
-    gates = {RENAMED.get(name, name): value for name, value in gates.items()}
-    if "calibration" in gates:
-        return gates
-    from lora_domains.verdict.gates import FORMER
-
-    return {name: None if FORMER.get(name) == value else value for name, value in gates.items()}
+    return upgraded_record(task)
 
 
 def _renamed(gate: Any) -> Any:
@@ -355,6 +354,7 @@ def _renamed(gate: Any) -> Any:
 def _standing(looks: Mapping[str, Any]) -> dict[str, Any]:
     """What an older version kept of earlier evaluations, by the budget of today."""
     from lora_domains.verdict.gates import Gates
+    from lora_domains.verdict.ledger import Standing, level
 
     number, budget = int(looks["adapters"]) + 1, Gates().evaluations
     standing = Standing(str(looks.get("test_set"))[:16], number, budget, level(budget))

@@ -79,7 +79,7 @@ class Evaluation:
 def _printed(show: Callable[[Console], None]) -> str:
     """What ``show`` prints in a terminal of this width, or of 100 where there is none."""
     text = io.StringIO()
-    show(Console(file=text, width=shutil.get_terminal_size((100, 24)).columns))
+    show(Console(file=text, emoji=False, width=shutil.get_terminal_size((100, 24)).columns))
     return text.getvalue()
 
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_domains.report.card import AdapterEntry, Report
-from lora_domains.tasks import Task
 from lora_domains.verdict import INFO, metric_info
-from lora_domains.verdict.ledger import Standing
 from lora_domains.verdict.rules import INFORMING, WORST_FIRST, capital
 
 SIGNS = {"pass": "✔", "fail": "✘", "inconclusive": "?", "not applicable": "–", "warning": "!",
@@ -127,6 +125,8 @@ def decisive(gates: Sequence[Fields]) -> tuple[list[Fields], list[Fields]]:
 
 def evaluations_of(evaluations: Fields) -> str:
     """This evaluation among all those of its test set (``verdict.ledger``)."""
+    from lora_domains.verdict.ledger import Standing
+
     return str(Standing(**evaluations)).removesuffix(".")
 
 
@@ -309,6 +309,8 @@ def _plural(count: int, what: str) -> str:
 
 def how_scored(entry: AdapterEntry) -> str:
     """The unit of the loss, on test rows and in the table of epochs; how answers are made."""
+    from lora_domains.tasks import Task
+
     task = entry.declared_task
     trained = task.loss_unit if task and task.head else (task or Task).trained_unit
     judged = entry.judged.get("loss") or trained

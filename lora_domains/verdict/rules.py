@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_domains.stats.intervals import POWER, Bounds, items_needed_mean
 
@@ -37,6 +37,20 @@ REALISTIC = 10
 """No number of rows above so many times the present one is advised."""
 RENAMED: Mapping[str, str] = {}
 """Former names of thresholds, which older cards have: {former: current}."""
+
+
+def thresholds_of_today(gates: Mapping[str, Any]) -> dict[str, Any]:
+    """The thresholds in a card under their names of today.
+
+    Gates that inform today had defaults before there was a setting ``calibration``; such a default
+    was no limit of the domain.
+    """
+    gates = {RENAMED.get(name, name): value for name, value in gates.items()}
+    if "calibration" in gates:
+        return gates
+    from lora_domains.verdict.gates import FORMER
+
+    return {name: None if FORMER.get(name) == value else value for name, value in gates.items()}
 
 
 Needed = Callable[[float], int | None]

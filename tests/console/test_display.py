@@ -62,6 +62,14 @@ def test_lines_are_continued_under_themselves_and_paths_stay_whole(width: int) -
     assert len(logged) == 4
 
 
+def test_a_text_that_names_an_emoji_is_printed_as_it_is() -> None:
+    text, words = io.StringIO(), "label :fire: of row :+1:"
+    display = Display(console=Console(file=text, width=80))
+    display.line(words)
+    display.console.print(words)
+    assert text.getvalue() == f"{words}\n{words}\n"
+
+
 def test_a_warning_is_not_repeated_before_the_next_stage() -> None:
     text = io.StringIO()
     display = Display(console=Console(file=text, width=80, force_terminal=True, color_system=None))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from support.folders import CARD, EVALUATIONS, SCHEMAS, VALID, VALID_CARD, folder, items, seeds
 
 from lora_domains.errors import AdapterCorrupt
-from lora_domains.report.card import AdapterEntry, BaseRecord, Card, schema
+from lora_domains.report.card import OLD_SETTINGS, AdapterEntry, BaseRecord, Card, schema
 from lora_domains.report.report import combine, rebuild
-from lora_domains.tasks import task_from_record
+from lora_domains.tasks import KINDS, task_from_record
 
 VIEWS = ("html", "markdown", "junit", "charts", "terminal", "report")
 
@@ -183,6 +183,8 @@ def test_the_targets_of_an_older_card_get_their_current_names(tmp_path: Path) ->
     assert entry.task.keys().isdisjoint({"wanted_recall", "wanted_precision", "loss_unit"})
     assert entry.judged["threshold"] == {"targets": {"recall": 0.9}, "threshold": 0.3}
     assert entry.curve == {"positive": "urgent", "targets": {"recall": 0.9}, "threshold": 0.3}
+    # A card that has none of these is read without the kinds of tasks.
+    assert {name for kind in KINDS.values() for name in kind.renamed} <= OLD_SETTINGS
 
 
 def test_an_older_card_loses_its_packed_answers_and_gets_gate_names(whole: dict[str, Any]) -> None:

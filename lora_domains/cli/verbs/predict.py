@@ -122,7 +122,7 @@ def predict(
     """
     check_no_file(flags.texts, flags.adapter)
     _check_places(flags)
-    stderr = Console(stderr=True, highlight=False)
+    stderr = Console(stderr=True, highlight=False, emoji=False)
     display = display or Display(console=stderr, brief=flags.quiet)
     adapters = _Adapters(flags, model)
     with _rows(flags, adapters) as blocks:

@@ -112,7 +112,7 @@ def serve(flags: argparse.Namespace) -> int:
     check_bases("serve", folders.values(), port=flags.port)
     bound = network.listening(flags.host, flags.port)
     with bound:
-        stderr = Console(stderr=True, highlight=False)
+        stderr = Console(stderr=True, highlight=False, emoji=False)
         display = Display(console=stderr, brief=flags.quiet)
         first = next(iter(folders.values()), None)
         model = open_model(flags, display=display, adapter=first, slots=flags.slots)
@@ -210,7 +210,7 @@ def chat(flags: argparse.Namespace) -> int:
         raise _too_small("--max-tokens", "at least 1", flags.max_tokens)
     if not 0 <= flags.temperature <= 2:
         raise _too_small("--temperature", "a number from 0 to 2", flags.temperature)
-    stderr = Console(stderr=True, highlight=False)
+    stderr = Console(stderr=True, highlight=False, emoji=False)
     display = Display(console=stderr, brief=flags.quiet)
     model = open_model(flags, display=display, adapter=flags.adapter)
     name = None if flags.adapter is None else model.load_adapter(flags.adapter)
