@@ -123,8 +123,7 @@ class Experiment:
         names = list(contenders)
         runs: dict[str, list[float]] = {name: [] for name in names}
         for round_ in range(-1, self.rounds):
-            first = round_ % len(names)
-            for name in names[first:] + names[:first]:
+            for name in in_turn(names, round_):
                 seconds = timed(contenders[name], self.device)
                 if after is not None and name in after:
                     after[name]()
@@ -256,6 +255,12 @@ def busy(threads: int) -> str | None:
         f"{threads} threads run only {100 * share:.0f} % of the time, and wait for each other: one "
         "(--threads 1) may be faster"
     )
+
+
+def in_turn(names: Sequence[str], round_: int) -> list[str]:
+    """``names`` in the order of a round, each of which begins with another of them."""
+    first = round_ % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def synchronize(device: str) -> None:

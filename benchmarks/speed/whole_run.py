@@ -2,13 +2,15 @@
 
     python benchmarks/speed/whole_run.py --rows DIR --bases .bases     # an hour on a quiet machine
     python benchmarks/speed/whole_run.py --rows DIR --bases .bases --only banking77 --rounds 1
+    python benchmarks/speed/whole_run.py --rows DIR --bases .bases --train 300   # a shorter one
 
 The peer is ``user_script.py``: the same rows, epochs, batch size and rank, and the same test rows
 scored by base and adapter. Ours is ``lora-domains fit`` with default settings but for these: in its
 time it also keeps general knowledge and measures it, scores baselines, monitors each epoch and
-judges. Contenders are processes that take turns; a ratio over 1 says that ours is faster. The
-phases are those of our card; "before and after training" is the rest: imports, reading, baselines,
-evaluation. Each run is a first one: the base writes its general text anew.
+judges. Contenders are processes that take turns, and each round begins with another of them; a
+ratio over 1 says that ours is faster. The phases are those of our card; "before and after training"
+is the rest: imports, reading, baselines, evaluation. Each run is a first one: the base writes its
+general text anew.
 """
 
 import json
@@ -22,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import Experiment, ratios
+from measure import Experiment, in_turn, ratios
 from user_script import BATCH, EPOCHS, RANK
 
 from lora_domains.embedded.domains import domain_rows
@@ -39,6 +41,7 @@ def flags_of(add: Callable[..., Any]) -> None:
     add("--rows", type=Path, help="folder with NAME/{train,test}.jsonl; not needed if quick")
     add("--bases", type=Path, help="folder with smollm2 and minilm; not needed if quick")
     add("--only", choices=[*SETS], nargs="*", default=[*SETS])
+    add("--train", type=int, help="training rows of a set, at most; the figures name their number")
 
 
 def finished(experiment: Experiment, command: list[str], folder: Path) -> tuple[float, str]:
@@ -83,6 +86,8 @@ def phases(folder: Path, seconds: float) -> dict[str, float]:
 
 def compare(experiment: Experiment, name: str, files: dict[str, Path], base: Path) -> None:
     """Add the figures of one set of rows."""
+    rows = count(files["train"])
+    label = f"{name}, {rows:,} training rows" if experiment.flags.train else name
     head = ["--head"] if SETS[name][0] == "minilm" and not experiment.quick else []
     script = [str(ROOT / "benchmarks" / "speed" / "user_script.py"), *map(str, files.values()),
               str(base), *head]  # fmt: skip
@@ -91,22 +96,22 @@ def compare(experiment: Experiment, name: str, files: dict[str, Path], base: Pat
     runs: dict[str, list[float]] = {who: [] for who in contenders}
     parts: dict[str, list[float]] = {}
     for round_ in range(experiment.rounds):
-        for who, command in contenders.items():
+        for who in in_turn([*contenders], round_):
             with TemporaryDirectory() as folder:
-                seconds, printed = finished(experiment, command, Path(folder))
+                seconds, printed = finished(experiment, contenders[who], Path(folder))
                 runs[who].append(seconds)
                 if who == "ours":
                     for phase, spent in phases(Path(folder), seconds).items():
                         parts.setdefault(phase, []).append(spent)
             last = "" if who == "ours" else printed.splitlines()[-1]
-            experiment.say(f"{name}, round {round_ + 1}, {who}: {seconds:.1f} s {last}")
+            experiment.say(f"{label}, round {round_ + 1}, {who}: {seconds:.1f} s {last}")
     for padding, goal in GOALS.items():
         over = ratios(runs[padding], runs["ours"])
-        experiment.figure(f"{name}: time of a script padding to the {padding}, over ours", "×",
+        experiment.figure(f"{label}: time of a script padding to the {padding}, over ours", "×",
                           over, at_least=goal)  # fmt: skip
-    experiment.figure(f"{name}: a whole run", "s", runs["ours"], runs["longest"])
+    experiment.figure(f"{label}: a whole run", "s", runs["ours"], runs["longest"])
     for phase, spent in parts.items():
-        experiment.figure(f"{name}: our {phase}", "s", spent)
+        experiment.figure(f"{label}: our {phase}", "s", spent)
 
 
 def drawn(source: Path, most: int | None, folder: Path) -> Path:
@@ -116,6 +121,10 @@ def drawn(source: Path, most: int | None, folder: Path) -> Path:
     path.write_text("".join(random.Random(0).sample(lines, min(most or len(lines), len(lines)))),
                     encoding="utf-8")  # fmt: skip
     return path
+
+
+def count(rows: Path) -> int:
+    return len(rows.read_text(encoding="utf-8").splitlines())
 
 
 def write_embedded(folder: Path) -> None:
@@ -130,6 +139,7 @@ def main() -> None:
     experiment = Experiment("whole_run", __doc__, dtypes=(), add=flags_of)
     flags = experiment.flags
     experiment.rounds = flags.rounds or (1 if experiment.quick else 5)
+    rows: dict[str, dict[str, Any]] = {}
     for name in ["sms_spam"] if experiment.quick else flags.only:
         base, most = SETS[name]
         with TemporaryDirectory() as folder:
@@ -139,10 +149,11 @@ def main() -> None:
                 write_embedded(source)
             else:
                 source, place = flags.rows / name, flags.bases
-            files = {"train": drawn(source / "train.jsonl", most, Path(folder)),
+            files = {"train": drawn(source / "train.jsonl", flags.train or most, Path(folder)),
                      "test": drawn(source / "test.jsonl", None, Path(folder))}  # fmt: skip
+            rows[name] = {"base": base, **{split: count(path) for split, path in files.items()}}
             compare(experiment, name, files, (place / base).resolve())
-    experiment.save({"epochs": EPOCHS, "batch": BATCH, "rank": RANK, "rows": SETS,
+    experiment.save({"epochs": EPOCHS, "batch": BATCH, "rank": RANK, "rows": rows,
                      "threads": flags.threads})  # fmt: skip
 
 

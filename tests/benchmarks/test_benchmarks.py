@@ -243,6 +243,32 @@ def test_a_busy_machine_is_noticed_said_and_stored(
     assert marked == [False, True, True]
 
 
+def test_a_whole_run_rotates_its_contenders_and_names_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(SPEED))
+    whole = script("whole_run", "speed")
+    order: list[str] = []
+
+    def finished(_: Any, command: list[str], folder: Path) -> tuple[float, str]:
+        order.append(command[-1] if "--padding" in command else "ours")
+        train = Path(command[command.index("--train") + 1 if "--train" in command else 1])
+        assert len(train.read_text(encoding="utf-8").splitlines()) == 30
+        return 2.0, "ended"
+
+    monkeypatch.setattr(whole, "finished", finished)
+    monkeypatch.setattr(whole, "phases", lambda *_: {"training": 1.0})
+    words = ["--quick", "--rounds", "3", "--train", "30", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["whole_run.py", *words])
+    whole.main()
+    ours, longest, maximum = "ours", "longest", "maximum"
+    assert order == [ours, longest, maximum, longest, maximum, ours, maximum, ours, longest]
+    stored = json.loads((tmp_path / "whole_run.json").read_text(encoding="utf-8"))
+    assert stored["settings"]["rows"]["sms_spam"] == {"base": "base", "train": 30, "test": 60}
+    names = [figure["name"] for figure in stored["figures"]]
+    assert all(name.startswith("sms_spam, 30 training rows: ") for name in names)
+
+
 def test_the_readme_shows_what_is_stored() -> None:
     report = script("report", "speed")
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
