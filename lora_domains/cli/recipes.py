@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -204,6 +205,21 @@ def _show_seeds(
         f"{domain.name} has the first seed, whatever the figures. To compare them again: "
         f"lora-domains compare --seeds {' '.join([domain.name, *names])}"
     )
+
+
+def load_finished(model: "DomainModel", domains: Sequence[Domain]) -> list[Domain]:
+    """Those of ``domains`` whose training is over where that of others failed, with the adapters
+    loaded."""
+    from lora_domains import distributed
+    from lora_domains.joint.fit import over
+
+    finished = []
+    for domain in domains:
+        dataset = model.dataset(domain.name)
+        if distributed.on_main(partial(over, model.out, dataset, model.base)):
+            model.load_adapter(model.out / domain.name)
+            finished.append(domain)
+    return finished
 
 
 def judged(model: "DomainModel", domain: Domain, suite: "Suite | None") -> str:

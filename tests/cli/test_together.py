@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from support.commands import run
+from support.models import fixed, patched_runs
 
 from lora_domains.report.card import Card
 
@@ -60,6 +61,22 @@ def test_a_recipe_of_several_domains_is_fitted_with_others_and_alone(
     )
     assert run("fit", *paths, "--dry-run", "--limit", "40", "--out", str(tmp_path)) == 0
     assert sorted(fitted) == ["finance", "legal", "medical", "spam", "support"]
+
+
+@pytest.mark.slow
+def test_the_domains_that_were_trained_are_judged_where_the_loss_of_one_exploded(
+    tmp_path: Path, tiny_base: Path, small_suite: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    patched_runs(monkeypatch, medical=fixed(float("nan")))
+    code = run("fit", str(RECIPES / "medical.py"), str(RECIPES / "spam.py"), "--base",
+               str(tiny_base), "--out", str(tmp_path), "--no-evaluate", "--limit", "40",
+               "--max-steps", "1", "--retention", "none")  # fmt: skip
+    out, error = capsys.readouterr()
+    assert code == 2
+    assert "spam has no verdict" in " ".join(out.split())
+    assert "medical has no verdict" not in " ".join(out.split())
+    assert "medical, epoch 1" in error
 
 
 def test_one_after_another_on_request(

@@ -29,6 +29,7 @@ from lora_domains.cli.proposal import Reasons, proposed
 from lora_domains.cli.recipes import (
     fit_and_evaluate,
     judged,
+    load_finished,
     named_suite,
     open_model,
     own_base,
@@ -39,7 +40,7 @@ from lora_domains.cli.recipes import (
 from lora_domains.console import Display
 from lora_domains.data.prepare import prepare
 from lora_domains.domain import Domain, load_domains
-from lora_domains.errors import LoraDomainsError, UsageError, listed
+from lora_domains.errors import LoraDomainsError, LossExploded, UsageError, listed
 from lora_domains.joint.grid import check_together
 from lora_domains.probes.general_text import general_text
 from lora_domains.report.card import CARD, Card
@@ -337,7 +338,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
 def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -> list[str]:
     """Train ``domains`` together, and evaluate each that has test rows; the verdicts.
 
-    With --no-evaluate validation rows are shown instead.
+    With --no-evaluate validation rows are shown instead. Raises LossExploded in the end.
     """
     from lora_domains.inference.memory import base_in_words
 
@@ -359,11 +360,15 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
         model.display.stage("base", None, None, why)
     evaluated = flags.evaluate is not False
     suite = suite_of(flags, model, named) if evaluated else None
-    model.fit(
-        domains, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
-        tracker=flags.tracker, prepared=prepared, no_evaluate=not evaluated, suite=suite,
-        together=flags.together,
-    )  # fmt: skip
+    failed: LossExploded | None = None
+    try:
+        model.fit(
+            domains, resume=flags.resume, dry_run=flags.dry_run, init_from=flags.init_from,
+            tracker=flags.tracker, prepared=prepared, no_evaluate=not evaluated, suite=suite,
+            together=flags.together,
+        )  # fmt: skip
+    except LossExploded as error:  # of one domain: the others were trained
+        failed, domains = error, load_finished(model, domains)
     if flags.dry_run:
         return []
     verdicts = []
@@ -373,6 +378,8 @@ def fit_and_evaluate_all(domains: Sequence[Domain], flags: argparse.Namespace) -
             verdicts.append(judged(model, domain, suite))
         else:
             show_validation(model, domain)
+    if failed is not None:
+        raise failed
     return verdicts
 
 
