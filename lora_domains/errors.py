@@ -39,8 +39,11 @@ class LoraDomainsError(Exception):
         self.found = found
         self.hint = hint
         self.where = where
-        place = f"{where}: " if where else ""
-        super().__init__(f"{place}expected {expected}; found {found}. {hint}")
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}expected {self.expected}; found {self.found}. {self.hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments cannot be unpickled without this.

@@ -164,10 +164,11 @@ class JointGradients:
     def _halve(
         self, passes: Sequence[Sequence[Row]], batches: Sequence[Batch], message: str
     ) -> None:
-        every = [gradients for gradients, _ in batches]
-        every[0].halve([[row.example for row in part] for part in passes], message)
-        for gradients in every[1:]:
-            gradients.state.micro = every[0].state.micro
+        longest = max((row for part in passes for row in part), key=len)
+        one = batches[longest.share.run].gradients  # an error names its domain
+        one.halve([[row.example for row in part] for part in passes], message)
+        for gradients, _ in batches:
+            gradients.state.micro = one.state.micro
         release(self.model.device)
 
 

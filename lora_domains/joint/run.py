@@ -15,12 +15,13 @@ import torch
 
 from lora_domains import distributed
 from lora_domains.console import STEPS, Display, format_duration
-from lora_domains.errors import LossExploded
+from lora_domains.errors import AdapterError, LossExploded, OutOfMemory
 from lora_domains.joint.checkpoint import JointCheckpoint, Part
 from lora_domains.joint.gradients import Batch, JointGradients
 from lora_domains.modeling.bank import Bank
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.checkpoints import StopSignals
+from lora_domains.training.fit import save_best
 from lora_domains.training.gradients import sum_over_ranks
 from lora_domains.training.loop import Run, Trained
 
@@ -68,9 +69,10 @@ class JointRun:
     def fit(self) -> None:
         """Train until every run is over.
 
-        Raises TrainingInterrupted after a signal. A run whose loss explodes is given up; the
-        others go on, and its LossExploded is raised in the end. In every case the adapters in
-        training leave the bank, and the caller's random state is restored.
+        Raises TrainingInterrupted after a signal, OutOfMemory, and AdapterError for an adapter that
+        cannot be saved. A run whose loss explodes is given up; the others go on, and its
+        LossExploded is raised in the end. In every case the adapters in training leave the bank,
+        and the caller's random state is restored.
         """
         device = self.bank.base.device
         total = sum(job.steps for job in self.waiting)
@@ -81,11 +83,15 @@ class JointRun:
             opened.callback(self._close)
             advance = opened.enter_context(self.display.progress("steps of all", total))
             advance(sum(stored["state"]["total_steps"] for stored in self.checkpoint.runs.values()))
-            while self._advance():
-                if self.checkpoint.wanted:
-                    self._save()
-                self._step()
-                advance(len(self.active), self._note())
+            try:
+                while self._advance():
+                    if self.checkpoint.wanted:
+                        self._save()
+                    self._step()
+                    advance(len(self.active), self._note())
+            except OutOfMemory as error:
+                save_best(error, [one.run for one in self.active])
+                raise
             self._save()
             # Ranks exchange signals within each step, and once more after the last one.
             if distributed.anywhere(self.signals.received is not None):
@@ -119,7 +125,11 @@ class JointRun:
         try:
             one.rows = next(one.batches)
         except StopIteration:
-            one.job.end(one.run.trained())
+            try:
+                one.job.end(one.run.trained())
+            except AdapterError:
+                self._save()  # all runs are between two steps
+                raise
             self.checkpoint.ended.append(one.job.name)
             self._leave(one)
         except LossExploded as error:

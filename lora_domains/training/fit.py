@@ -1,6 +1,6 @@
 """The steps of one fit: plan, train with checkpoints, save the adapter with its card; trackers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.distributed import environment
 from lora_domains.domain import Domain, as_record
-from lora_domains.errors import UsageError, check_installed, did_you_mean
+from lora_domains.errors import OutOfMemory, UsageError, check_installed, did_you_mean
 from lora_domains.inference.cache import cache_limit
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -134,11 +134,24 @@ def fit(
             stack.callback(close)
         run = make_run(bank, dataset, plan, out, display, log)
         run.on_best = lambda trained: save(bank.base, dataset, trained, out, rows, finished=False)
-        trained = run.fit(resume=resume)
+        try:
+            trained = run.fit(resume=resume)
+        except OutOfMemory as error:
+            save_best(error, [run])
+            raise
     card = save(bank.base, dataset, trained, out, rows)
     run.forget()
     show_outcome(dataset, plan, trained, display)
     return card
+
+
+def save_best(error: OutOfMemory, runs: Sequence[Run]) -> None:
+    """Save the best epochs of ``runs`` before they end by ``error``, whose hint then says so.
+
+    One of several processes cannot do that alone, and others may have enough memory.
+    """
+    if distributed.state().num_processes == 1:
+        error.hint = " ".join([error.hint, *(run.save_best() for run in runs)])
 
 
 def shown_plan(

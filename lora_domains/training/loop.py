@@ -286,7 +286,7 @@ class Run:
     def _scale_down(self) -> None:
         """Reduce the best epoch's effect where all of it exceeds the drift limit."""
         best, tensors, limit = self.state.best, self.state.best_tensors, self.drift_limit
-        if best and not within_drift(best, limit):
+        if best and "scale" not in best and not within_drift(best, limit):
             found = self.validation.scaled_down(best, tensors["weights"], limit)
             self.state.best, tensors["weights"] = found
 

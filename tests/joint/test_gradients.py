@@ -12,6 +12,7 @@ from conftest import make_rows
 from support.models import clear_rows, declared, in_float64, model_in
 
 from lora_domains.domain import Domain
+from lora_domains.errors import OutOfMemory
 from lora_domains.inference import batches
 from lora_domains.inference.memory import recomputing
 from lora_domains.joint.gradients import Batch, JointGradients
@@ -227,6 +228,23 @@ def test_a_pass_that_runs_out_of_memory_is_halved_for_all_runs(
     assert runs[0].state.micro == runs[1].state.micro is not None
     for run, one in zip(runs, wanted, strict=True):
         assert (gradients_of(run) - one).norm() < 1e-6 * one.norm()
+
+
+def test_a_row_that_does_not_fit_is_named_after_its_domain(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = [declared(clear_rows(100), name, retention="none") for name in ("short", "long")]
+    runs = runs_on(model_in(tmp_path, tiny_base), several)
+    rows = sorted(runs[0].train, key=len)
+    batches = [Batch(run.gradients, [rows[at]]) for run, at in zip(runs, (0, -1), strict=True)]
+    joint = JointGradients(runs[0].bank)
+
+    def never(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(joint, "_run", never)
+    with pytest.raises(OutOfMemory, match=f"^long, a row of {len(rows[-1])} tokens"):
+        joint.compute(batches)
 
 
 def test_large_passes_give_their_memory_back(

@@ -18,7 +18,13 @@ from lora_domains.adapters.folder import fingerprint
 from lora_domains.adapters.parent import load_parent
 from lora_domains.console import Display
 from lora_domains.domain import Domain, with_settings
-from lora_domains.errors import LossExploded, TrainingInterrupted, UsageError
+from lora_domains.errors import (
+    AdapterError,
+    LossExploded,
+    OutOfMemory,
+    TrainingInterrupted,
+    UsageError,
+)
 from lora_domains.joint import checkpoint as joint_checkpoint
 from lora_domains.joint import fit as joint_fit
 from lora_domains.joint.checkpoint import JointCheckpoint, joint_path
@@ -372,6 +378,49 @@ def test_a_run_whose_loss_explodes_leaves_the_others(
     model.fit([first, with_settings(second, lr=0.005), third], resume=True)
     assert Card.read(tmp_path / "second").adapter.training["finished"] is True
     assert {name: fingerprint(tmp_path / name) for name in others} == others
+
+
+def two() -> list[Domain]:
+    """Two small domains, of one step in each of two epochs."""
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 32, "retention": "none"}
+    return [declared(clear_rows(40), name, **settings) for name in NAMES[:2]]
+
+
+def test_what_was_trained_is_kept_where_an_adapter_cannot_be_saved(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = joint_fit.Fit.end
+
+    def refused(self: joint_fit.Fit, trained: Trained) -> None:
+        if self.name == "second":
+            raise AdapterError(where=self.name, expected="room", found="none", hint="Free some.")
+        end(self, trained)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(joint_fit.Fit, "end", refused)
+        with pytest.raises(AdapterError, match="second: expected room"):
+            model_in(tmp_path, tiny_base).fit(two(), together=2, max_steps=1)
+    monkeypatch.setattr(JointRun, "_step", lambda _: pytest.fail("trained again"))
+    cards = model_in(tmp_path, tiny_base).fit(two(), resume=True, max_steps=1)
+    assert [card.adapter.training["steps"] for card in cards] == [1, 1]
+
+
+def test_out_of_memory_ends_all_runs_and_their_best_epochs_are_saved(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = JointRun._step
+
+    def failing(self: JointRun) -> None:
+        if self.checkpoint.step == 1:
+            raise OutOfMemory(where="first", expected="memory", found="none", hint="Take less.")
+        step(self)
+
+    monkeypatch.setattr(JointRun, "_step", failing)
+    saved = " The adapter of epoch 1, the best so far, was saved."
+    with pytest.raises(OutOfMemory, match=f"Take less.{2 * saved}$"):
+        model_in(tmp_path, tiny_base).fit(two(), together=2)
+    found = [Card.read(tmp_path / name).adapter.training["finished"] for name in NAMES[:2]]
+    assert found == [False, False]
 
 
 # ── What is said and refused ──────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import device
 from support.adapters import strong, token_ids
-from support.models import declared, ended, make_run, stopped_after
+from support.models import declared, ended, make_run, model_in, stopped_after
 from torch.utils.checkpoint import CheckpointError
 
 from lora_domains.console import Display
@@ -26,6 +26,7 @@ from lora_domains.inference.batches import micro_batches, trial_examples
 from lora_domains.inference.memory import TensorBytes, pass_limit, recomputing
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
+from lora_domains.report.card import Card
 from lora_domains.tasks import Generation
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training import gradients
@@ -170,6 +171,25 @@ def test_a_row_that_does_not_fit_is_an_error_with_a_hint(
     with pytest.raises(OutOfMemory, match=r"one row at a time.*gradient_checkpointing"):
         run.fit()
     assert run.adapter_name not in run.bank
+
+
+def test_the_best_epoch_is_saved_where_memory_runs_out(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Run.train_step
+
+    def failing(self: Run, rows: Any) -> None:
+        if self.state.epoch == 1:
+            raise OutOfMemory(where="spam", expected="memory", found="none", hint="Take less.")
+        step(self, rows)
+
+    monkeypatch.setattr(Run, "train_step", failing)
+    spam = declared(make_rows(40), epochs=2, batch_size=32, retention="none")
+    with pytest.raises(
+        OutOfMemory, match=r"Take less\. The adapter of epoch 1, the best so far, was"
+    ):
+        model_in(tmp_path, tiny_base).fit(spam)
+    assert Card.read(tmp_path / "spam").adapter.training["finished"] is False
 
 
 def test_a_long_row_among_short_ones_is_the_same_error(
