@@ -45,6 +45,8 @@ class Planned:
 
     run: Run
     parameters: int
+    head: bool = False
+    pairs: bool = False
 
     @property
     def train(self) -> Sequence[EncodedExample]:

@@ -63,6 +63,14 @@ class Fit:
         return [row.encoded for row in self.dataset.train]
 
     @property
+    def head(self) -> bool:
+        return self.dataset.domain.task.head_classes is not None
+
+    @property
+    def pairs(self) -> bool:
+        return self.dataset.domain.task.beta is not None
+
+    @property
     def batch_size(self) -> int:
         return self.plan.batch_size
 

@@ -7,8 +7,8 @@ same whenever a run is repeated.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -49,7 +49,23 @@ class Planned(Protocol):
     def train(self) -> Rows: ...
 
     @property
+    def head(self) -> bool:
+        """Whether a head reads the rows, which share no pass with those that tokens are predicted
+        of."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether answers are compared, each of which is read with its prompt."""
+
+    @property
     def parameters(self) -> int: ...
+
+
+class Step(NamedTuple):
+    """What one step of a run reads."""
+
+    head: bool
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -67,12 +83,14 @@ def choose(base: Base, runs: Sequence[Planned]) -> Choice:
     largest = max(run.parameters for run in runs)
     room = int(FREE * free_bytes(base.device) / (STATE * largest))
     most = max(1, min(len(runs), MOST, room))
-    batches = [_first_batches(run) for run in runs[:most]]
-    counted = {count: speed_up(base.device, batches[:count]) for count in range(2, most + 1)}
+    steps = [_first_steps(run) for run in runs[:most]]
+    counted = {count: speed_up(base.device, steps[:count]) for count in range(2, most + 1)}
     together = max(counted, key=counted.__getitem__, default=1)
     limited = f"; memory for {most} at a time" if most == room < min(len(runs), MOST) else ""
     if counted.get(together, 0.0) < WORTHWHILE:
         why = "their rows fill the passes by themselves" if counted else "one adapter is left"
+        if counted and most == 2 and runs[0].head != runs[1].head:
+            why = "one has a head, and shares no pass with the other"
         return Choice(1, f"one after another: {why}{limited}")
     waiting = len(runs) - together
     rest = f"; {waiting} wait for a place" if waiting else ""
@@ -83,24 +101,33 @@ def choose(base: Base, runs: Sequence[Planned]) -> Choice:
     )
 
 
-def speed_up(device: torch.device, batches: Sequence[Sequence[Rows]]) -> float:
-    """The cost of the first steps of several runs, one after another, over that of joint ones;
-    ``batches`` are the rows of each step of each run."""
-    steps = list(zip(*batches, strict=True))
-    alone = sum(cost(device, [rows]) for step in steps for rows in step)
+def speed_up(device: torch.device, runs: Sequence[Sequence[Step]]) -> float:
+    """The cost of the first steps of ``runs``, one after another, over that of joint ones."""
+    steps = list(zip(*runs, strict=True))
+    alone = sum(cost(device, [one]) for step in steps for one in step)
     return alone / max(1e-9, sum(cost(device, step) for step in steps))
 
 
-def cost(device: torch.device, batches: Sequence[Rows]) -> float:
-    """The cost of a joint step over ``batches``, in tokens."""
-    rows = [row for batch in batches for row in batch]
-    launch = PASS[device.type == "cpu"] + MIXED * (len(batches) - 1)
-    passes = micro_batches(rows, device)
-    return sum(len(part) * max(map(len, part)) + launch for part in passes)
+def cost(device: torch.device, steps: Sequence[Step]) -> float:
+    """The cost in tokens of ``steps`` that are taken together: rows that are read alike share
+    passes."""
+    total = 0.0
+    for head in {step.head for step in steps}:
+        alike = [step.rows for step in steps if step.head == head]
+        launch = PASS[device.type == "cpu"] + MIXED * (len(alike) - 1)
+        passes = micro_batches([row for rows in alike for row in rows], device)
+        total += sum(len(part) * max(map(len, part)) + launch for part in passes)
+    return total
 
 
-def _first_batches(run: Planned) -> list[Rows]:
-    """The rows of the first steps; short runs are repeated."""
+def _first_steps(run: Planned) -> list[Step]:
+    """The first steps; short runs are repeated."""
     rows = run.train
     epoch = epoch_batches([len(row) for row in rows], run.batch_size, run.seed, 0)
-    return [[rows[i] for i in epoch[n % len(epoch)]] for n in range(SAMPLE)]
+    batches = [[rows[at] for at in epoch[n % len(epoch)]] for n in range(SAMPLE)]
+    return [Step(run.head, _read(batch) if run.pairs else batch) for batch in batches]
+
+
+def _read(pairs: Rows) -> Rows:
+    """Both answers of each pair."""
+    return [replace(row, answer=answer) for row in pairs for answer in row.choices]

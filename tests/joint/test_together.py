@@ -1,6 +1,6 @@
 """How many runs share a pass: as many as save more than sharing costs, and as memory allows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +21,16 @@ class Planned:
     batch_size: int
     parameters: int = 1000
     seed: int = 0
+    head: bool = False
+    pairs: bool = False
     asked: int = 0
     """How many times its rows were asked for."""
 
     @property
     def train(self) -> list[EncodedExample]:
         self.asked += 1
-        return trial_examples(96, self.tokens, 1)
+        rows = trial_examples(96, self.tokens, 1)
+        return [replace(row, choices=(row.answer, row.answer)) for row in rows]
 
 
 def chosen(runs: list[Planned], kind: str = "llama") -> Choice:
@@ -41,6 +44,23 @@ def test_short_steps_share_passes_and_long_ones_do_not(tokens: int, rows: int, c
     choice = chosen([Planned(tokens, rows, seed=n) for n in range(4)])
     assert choice.together == count
     assert ("4 adapters in one pass" if count == 4 else "one after another") in choice.reason
+
+
+def test_only_rows_that_are_read_alike_share_passes() -> None:
+    headed = [Planned(64, 1, head=True, seed=n) for n in range(2)]
+    prompted = Planned(64, 1)
+    assert chosen(headed).together == 2
+    alone = chosen([headed[0], prompted])
+    assert alone.together == 1
+    assert "one has a head, and shares no pass with the other" in alone.reason
+    step = [together._first_steps(run)[0] for run in (*headed, prompted)]
+    cpu = torch.device("cpu")
+    assert together.cost(cpu, step) == together.cost(cpu, step[:2]) + together.cost(cpu, step[2:])
+
+
+def test_both_answers_of_a_pair_count() -> None:
+    one, pair = (together._first_steps(Planned(64, 1, pairs=pairs))[0] for pairs in (False, True))
+    assert [len(step.rows) for step in (one, pair)] == [1, 2]
 
 
 def test_at_most_eight_share_a_pass_and_the_others_wait() -> None:
