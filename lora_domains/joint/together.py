@@ -50,8 +50,7 @@ class Planned(Protocol):
 
     @property
     def head(self) -> bool:
-        """Whether a head reads the rows, which share no pass with those that tokens are predicted
-        of."""
+        """Whether a head reads the rows: they share no pass with rows of predicted tokens."""
 
     @property
     def pairs(self) -> bool:

@@ -361,6 +361,17 @@ def test_a_signal_after_the_last_step_interrupts_the_run(
     assert fingerprint(tmp_path / "spam") == uninterrupted[0.0]
 
 
+def test_an_effect_that_was_reduced_before_a_checkpoint_is_not_reduced_again(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a joint run ends because an adapter cannot be saved."""
+    run = make_run(tmp_path, tiny_base, declared(rows[:100], retention="kl"))
+    monkeypatch.setattr(run.validation, "scaled_down", lambda *_: pytest.fail("reduced again"))
+    best = run.state.best = {"scale": 0.2, "general_kl": run.drift_limit + 1}
+    run._scale_down()
+    assert run.state.best is best
+
+
 def test_a_full_disk_at_ctrl_c_is_reported(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
