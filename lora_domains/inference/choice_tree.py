@@ -1,23 +1,31 @@
-"""All choices after one prompt in one forward pass, as a tree of their shared prefixes.
+"""What several texts share is read once: the beginning of all prompts, and what choices begin with.
 
-A prompt is read once, and after it each shared prefix once: 77 labels that start with a few words
-cost little more than one. Each token attends to the prompt and its ancestors only (tree attention;
-Miao et al. 2024, "SpecInfer", section 4.2), at the position it would have in its choice alone. The
-last token of a choice is predicted and never read.
+All choices after one prompt are in one forward pass, as a tree of their shared prefixes: 77 labels
+that start with a few words cost little more than one. Each token attends to the prompt and its
+ancestors only (tree attention; Miao et al. 2024, "SpecInfer", section 4.2), at the position it
+would have in its choice alone. The last token of a choice is predicted and never read.
+
+An instruction or few-shot examples before all texts are read once for each adapter; the texts
+attend to their keys and values, as to those of a cache in generation.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lora_domains.inference.batches import Size
-from lora_domains.modeling.batching import padded
-from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.inference.batches import TOKENS, Size, cached_bytes
+from lora_domains.inference.memory import TRIAL, pass_limit
+from lora_domains.modeling.batching import Batch, collate, padded
+from lora_domains.modeling.routing import Mixed, current_route, entered, narrowed
+from lora_domains.tokenization.encoded import EncodedExample, shared
 
 Choices = tuple[tuple[int, ...], ...]
 
@@ -74,19 +82,24 @@ def tree_size(example: EncodedExample) -> Size:
 
 
 def takes_trees(model: Any, examples: Sequence[EncodedExample]) -> bool:
-    """Whether ``model`` attends by any 4-D mask it is given, for texts as long as ``examples``.
-
-    This holds for rotary or learned positions with torch's own full attention. It does not where a
-    window is shorter than the text or a kernel makes its own mask. Choices of one token need no
-    tree.
-    """
-    config = model.config.get_text_config()
+    """Whether ``model`` can read the choices of ``examples`` as trees. Those of one token need
+    none."""
     trees = [tree(example.choices) for example in examples]
     longest = max(len(example.prompt) for example in examples) + max(map(len, trees))
+    return not any(map(len, trees)) or attends_by_mask(model, longest)
+
+
+def attends_by_mask(model: Any, longest: int) -> bool:
+    """Whether ``model`` attends by any 4-D mask it is given, for texts of up to ``longest`` tokens.
+
+    This holds for rotary or learned positions with torch's own full attention. It does not where a
+    window is shorter than the text or a kernel makes its own mask.
+    """
+    config = model.config.get_text_config()
     rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
-    return not any(map(len, trees)) or (
+    return (
         bool(rotary or config.model_type == "gpt2")
         and not getattr(config, "alibi", False)
         and not getattr(model, "_is_stateful", False)  # a recurrent layer reads in order
@@ -96,7 +109,9 @@ def takes_trees(model: Any, examples: Sequence[EncodedExample]) -> bool:
     )
 
 
-def choices_at_once(model: Any, examples: Sequence[EncodedExample], pad: int) -> list[list[float]]:
+def choices_at_once(
+    model: Any, examples: Sequence[EncodedExample], pad: int, beginning: "Beginning | None" = None
+) -> list[list[float]]:
     """Natural log-likelihood of every choice of each example, in one pass; see ``takes_trees``."""
     device, trees = model.device, [tree(example.choices) for example in examples]
     # Left-padded: every prompt ends in the same column, and its tree follows it.
@@ -106,16 +121,9 @@ def choices_at_once(model: Any, examples: Sequence[EncodedExample], pad: int) ->
         depths = pad_sequence([t.depths for t in trees], batch_first=True)
         ids = torch.cat([ids, read], dim=1)
         positions = torch.cat([positions, mask.sum(1, keepdim=True) - 1 + depths], dim=1)
+    if most or beginning:
         mask = _attention(mask, trees, most)
-        if model.config.get_text_config()._attn_implementation == "eager":
-            mask = torch.where(mask, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=positions.to(device),
-        use_cache=False,
-        logits_to_keep=1 + most,
-    ).logits[:, -1 - most :]
+    logits = _logits(model, examples, ids, mask, positions, 1 + most, beginning)
     # Padded reads are summed into one column beyond the choices.
     width = max(len(example.choices) for example in examples)
     reads = pad_sequence([t.reads for t in trees], batch_first=True, padding_value=-1).to(device)
@@ -142,3 +150,168 @@ def _attention(mask: Tensor, trees: Sequence[Tree], most: int) -> Tensor:
     # Padding attends to itself: attention over no token at all is undefined.
     sees.diagonal(dim1=1, dim2=2).fill_(True)
     return sees[:, None]
+
+
+def _logits(
+    model: Any, examples: Sequence[EncodedExample], ids: Tensor, mask: Tensor, positions: Tensor,
+    count: int, beginning: "Beginning | None",
+) -> Tensor:  # fmt: skip
+    """Logits (rows, count, vocabulary) of the last ``count`` columns. ``mask`` is (rows, length),
+    or (rows, 1, length, length): which tokens each token attends to."""
+    more = {}
+    if beginning is not None:
+        positions = positions + beginning.tokens
+        before = torch.ones((*mask.shape[:-1], beginning.tokens), dtype=torch.bool)
+        mask = torch.cat([before, mask], -1)
+        more["past_key_values"] = beginning.cache(examples)
+    if mask.dim() == 4 and model.config.get_text_config()._attn_implementation == "eager":
+        mask = torch.where(mask, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+    logits: Tensor = model(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+        position_ids=positions.to(model.device), use_cache=False, logits_to_keep=count, **more,
+    ).logits  # fmt: skip
+    return logits[:, -count:]
+
+
+# ── The beginning of all prompts ────────────────────────────────────────────────────────────────
+
+LEAST_SHARED, LEAST_SAVED = 16, 512
+"""Tokens that all prompts share, and tokens that this saves, from which they are read once."""
+_whole: ContextVar[bool] = ContextVar("lora_domains_whole", default=False)
+_agrees: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The beginning of all prompts, as it was read by the base or by each adapter."""
+
+    tokens: int
+    read: Mapping[int, tuple[Tensor, Tensor]]
+    """Its keys and values in each layer, (adapters, heads, tokens, width)."""
+    adapters: Mapping[int, int]
+    """Which of the adapters an example has, by the ``id`` of the example."""
+
+    def cache(self, examples: Sequence[EncodedExample]) -> Any:
+        """A cache for a pass over the rest of ``examples``. It keeps nothing of that."""
+        rows = torch.tensor([self.adapters[id(example)] for example in examples])
+
+        def update(keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> Any:
+            before = [part[rows.to(part.device)] if len(part) > 1
+                      else part.expand(len(rows), *part.shape[1:])
+                      for part in self.read[layer]]  # fmt: skip
+            return tuple(
+                torch.cat([old.to(new.dtype), new], -2)
+                for old, new in zip(before, (keys, values), strict=True)
+            )
+
+        return _cache(update, self.tokens)
+
+    def size(self, example: EncodedExample) -> Size:
+        """What the rest of an example takes of a pass, in which it attends to the beginning."""
+        rest = tree_size(example) if example.choices else Size(len(example), len(example.answer))
+        return rest._replace(tokens=rest.tokens + self.tokens // 8)
+
+    def tail(self, model: Any, examples: Sequence[EncodedExample], batch: Batch) -> Tensor:
+        """``tail_logits`` of the rest of ``examples``, which ``batch`` holds."""
+        mask = _attention(batch.mask.cpu(), [tree(((0,),))] * len(examples), 0)
+        ids, positions = batch.ids, batch.positions
+        return _logits(model, examples, ids, mask, positions.cpu(), batch.keep, self)[:, :-1]
+
+
+@contextmanager
+def whole_prompts() -> Iterator[None]:
+    """Inside, every prompt is read from its first token on."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def begun(
+    model: Any, examples: Sequence[EncodedExample]
+) -> tuple[Sequence[EncodedExample], Beginning | None]:
+    """The rest of ``examples`` and the beginning of all their prompts, which is read here for each
+    adapter of the current route; ``examples`` and None where that saves little or is not possible.
+    """
+    size = _shared(examples)
+    route = current_route(model)
+    names = route.domains if isinstance(route, Mixed) else (None,) * len(examples)
+    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    saved = size * (len(examples) - len(number))
+    if _whole.get() or size < LEAST_SHARED or saved < LEAST_SAVED:
+        return examples, None
+    longest = max(len(e) + max(map(len, e.choices), default=0) for e in examples)
+    kept = len(number) * size
+    if (
+        kept > TOKENS or kept * cached_bytes(model) > pass_limit(model) / 2
+        or not attends_by_mask(model, longest) or not reads_on(model)
+    ):  # fmt: skip
+        return examples, None
+    rest = [replace(example, prompt=example.prompt[size:]) for example in examples]
+    adapters = {id(example): number[name] for example, name in zip(rest, names, strict=True)}
+    with narrowed(model, [names.index(name) for name in number]):
+        read = _read(model, [examples[0].prompt[:size]] * len(number))
+    return rest, Beginning(size, read, adapters)
+
+
+def _shared(examples: Sequence[EncodedExample]) -> int:
+    """How many tokens all prompts begin with, and go on after."""
+    if len(examples) < 2 or any(example.masked for example in examples):
+        return 0
+    first, size = examples[0].prompt, len(examples[0].prompt) - 1
+    for example in examples:
+        size = min(size, len(example.prompt) - 1)
+        if example.prompt[:size] != first[:size]:
+            size = shared(example.prompt[:size], first)
+        if size < LEAST_SHARED:
+            break
+    return size
+
+
+@torch.no_grad()
+def _read(model: Any, texts: Sequence[Sequence[int]]) -> dict[int, tuple[Tensor, Tensor]]:
+    """The keys and values of each layer after reading ``texts``, all of one length."""
+    read: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> Any:
+        read[layer] = keys, values
+        return keys, values
+
+    model(
+        input_ids=torch.tensor(texts, device=model.device), past_key_values=_cache(update, 0),
+        use_cache=False, logits_to_keep=1,
+    )  # fmt: skip
+    return read
+
+
+def _cache(update: Any, tokens: int) -> Any:
+    """A cache of ``tokens`` tokens, of which ``update`` gives what a layer attends to."""
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache()
+    cache.update, cache.get_seq_length = update, lambda *_, **__: tokens
+    return cache
+
+
+@torch.no_grad()
+def reads_on(model: Any) -> bool:
+    """Whether ``model`` gives the same after a beginning that was read before; tried once."""
+    if model not in _agrees:
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        length = min(TRIAL, model.config.get_text_config().max_position_embeddings)
+        ids = tuple(7 * n % vocabulary for n in range(1, length + 1))
+        example = EncodedExample("trial", ids[:-2], ids[-2:])
+        rest = replace(example, prompt=ids[length // 2 : -2])
+        with entered(model, None, None):
+            whole = model(input_ids=torch.tensor([ids], device=model.device)).logits[:, -3:-1]
+            try:
+                read = _read(model, [ids[: length // 2]])
+                one = Beginning(length // 2, read, {id(rest): 0})
+                found = one.tail(model, [rest], collate([rest], 0, model.device))
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+                found = whole + torch.inf
+        spread = whole.float().std()
+        allowed = 1e-3 if model.dtype == torch.float32 else 0.1
+        _agrees[model] = bool((found - whole).float().abs().max() <= allowed * spread)
+    return _agrees[model]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lora_domains.inference.batches import Budget, Progress, in_batches, no_progress, text_size
-from lora_domains.inference.choice_tree import choices_at_once, takes_trees, tree_size
+from lora_domains.inference.choice_tree import begun, choices_at_once, takes_trees, tree_size
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
@@ -36,16 +36,20 @@ def choice_logprobs(
 ) -> list[np.ndarray]:
     """For each example, the natural log-likelihood of each of its choices after its prompt.
 
-    Where the model allows it, a prompt is read once for all its choices (see ``choice_tree``).
-    Returns one float64 array (choices,) per example.
+    Where the model allows it, a prompt is read once for all its choices, and what all prompts
+    begin with is read once (see ``choice_tree``). Returns one float64 array (choices,) per example.
     """
+    beginning = None
+    if takes_logits_to_keep(model):
+        examples, beginning = begun(model, examples)
 
     def score(batch: list[EncodedExample]) -> list[np.ndarray]:
-        if takes_logits_to_keep(model) and takes_trees(model, batch):
-            return [np.array(row) for row in choices_at_once(model, batch, pad)]
+        if beginning or (takes_logits_to_keep(model) and takes_trees(model, batch)):
+            return [np.array(row) for row in choices_at_once(model, batch, pad, beginning)]
         return _one_by_one(model, batch, pad)
 
-    return in_batches(model, examples, score, progress, tree_size)
+    size = beginning.size if beginning else tree_size
+    return in_batches(model, examples, score, progress, size)
 
 
 def _one_by_one(model: Any, examples: Sequence[EncodedExample], pad: int) -> list[np.ndarray]:
@@ -90,14 +94,17 @@ def answer_nats(
     model: Any, examples: Sequence[EncodedExample], pad: int, progress: Progress = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nats of each answer (EOS included) and its supervised tokens; two arrays (examples,)."""
+    beginning = None
+    if takes_logits_to_keep(model):
+        examples, beginning = begun(model, examples)
 
     def score(rows: list[EncodedExample]) -> list[float]:
         batch = collate(rows, pad, model.device)
-        nll = answer_nll(tail_logits(model, batch), batch)
-        nats: list[float] = nll.cpu().double().sum(1).tolist()
+        logits = beginning.tail(model, rows, batch) if beginning else tail_logits(model, batch)
+        nats: list[float] = answer_nll(logits, batch).cpu().double().sum(1).tolist()
         return nats
 
-    nats = in_batches(model, examples, score, progress)
+    nats = in_batches(model, examples, score, progress, beginning.size if beginning else text_size)
     tokens = [example.supervised for example in examples]
     return np.array(nats), np.array(tokens, dtype=int)
 

@@ -22,6 +22,7 @@ from lora_domains import distributed
 from lora_domains.errors import BaseModelError
 from lora_domains.inference.batches import Progress, in_batches, no_progress
 from lora_domains.inference.cache import nameless_file, room_for
+from lora_domains.inference.choice_tree import whole_prompts
 from lora_domains.inference.memory import TRIAL
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import layers_of
@@ -275,7 +276,8 @@ def _restore(layer: Any, forward: Any) -> None:
 def _entered(entry: _Entry) -> Iterator[None]:
     token = _entry.set(entry)
     try:
-        yield
+        with whole_prompts():  # the layers below read a text once, with all that it begins with
+            yield
     finally:
         _entry.reset(token)
 

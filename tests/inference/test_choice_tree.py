@@ -1,5 +1,6 @@
 """Choices scored as one tree against each choice alone, over architectures and random trees."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.inference import batches
+from lora_domains.inference import batches, choice_tree
 from lora_domains.inference.batches import Budget
-from lora_domains.inference.choice_tree import choices_at_once, takes_trees, tree, tree_size
-from lora_domains.inference.likelihoods import choice_logprobs
+from lora_domains.inference.choice_tree import (
+    begun,
+    choices_at_once,
+    takes_trees,
+    tree,
+    tree_size,
+    whole_prompts,
+)
+from lora_domains.inference.likelihoods import answer_nats, choice_logprobs
 from lora_domains.modeling.batching import chunks
 from lora_domains.tokenization.encoded import EncodedExample
 
@@ -167,3 +175,65 @@ def test_an_example_weighs_its_tree_or_its_logits(monkeypatch: pytest.MonkeyPatc
     assert budget.weight(tree_size(item)) == 2048  # two of them fill a pass
     parts = chunks([item] * 5, budget.tokens, lambda i: budget.weight(tree_size(i)))
     assert [len(part) for part in parts] == [2, 2, 1]
+
+
+# ── The beginning of all prompts ────────────────────────────────────────────────────────────────
+
+
+def with_beginning(answered: bool, count: int = 40, length: int = 20) -> list[EncodedExample]:
+    """Rows whose prompts begin with the same ``length`` tokens."""
+    random = np.random.default_rng(1)
+    begins = tuple(int(i) for i in random.integers(7, 97, length))
+    rows = []
+    for n in range(count):
+        prompt = (*begins, 9 + n % 3, *random.integers(7, 97, n % 11).tolist())
+        choices = () if answered else ((11, 12), (11, 13, 14), (15,))
+        answer = tuple(random.integers(7, 97, 1 + n % 4).tolist()) if answered else ()
+        rows.append(EncodedExample(f"row:{n}", prompt, answer, choices, 0))
+    return rows
+
+
+@pytest.mark.parametrize(("kind", "attention"), [
+    ("llama", "sdpa"), ("llama", "eager"), ("qwen3", "sdpa"), ("gemma3_text", "sdpa"),
+    ("gpt2", "eager"), ("gpt_neox", "sdpa"),
+])  # fmt: skip
+def test_a_beginning_that_is_read_once_changes_no_score(kind: str, attention: str) -> None:
+    model = made(kind, attention)
+    choices, answered = with_beginning(answered=False), with_beginning(answered=True)
+    rest, beginning = begun(model, choices)
+    assert beginning is not None
+    assert beginning.tokens == 20
+    assert [len(one.prompt) for one in rest] == [len(one.prompt) - 20 for one in choices]
+    shared = choice_logprobs(model, choices, 0), *answer_nats(model, answered, 0)
+    with whole_prompts():
+        assert begun(model, choices)[1] is None
+        whole = choice_logprobs(model, choices, 0), *answer_nats(model, answered, 0)
+    for found, expected in zip(shared, whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize(("rows", "why"), [
+    (with_beginning(answered=False, count=3), "it saves little"),
+    (with_beginning(answered=False, length=9), "it is short"),
+    ([*with_beginning(answered=False), *items()], "others begin otherwise"),
+])  # fmt: skip
+def test_prompts_are_read_whole_where_that_is_as_well(rows: list[EncodedExample], why: str) -> None:
+    assert begun(made("llama", "sdpa"), rows) == (rows, None), why
+
+
+def test_prompts_are_read_whole_by_a_model_that_cannot_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, model = with_beginning(answered=False), made("llama", "sdpa")
+    monkeypatch.setattr(choice_tree, "_cache", lambda *_: None)  # so that the beginning is not read
+    assert begun(model, rows) == (rows, None)
+    assert begun(made("mamba", "eager"), rows)[1] is None
+    assert begun(made("mistral", "sdpa", sliding_window=16), rows)[1] is None
+
+
+def test_an_end_of_a_beginning_is_left_to_be_read() -> None:
+    (first, *_), alike = with_beginning(answered=False), []
+    alike = [replace(first, id=f"row:{n}") for n in range(40)]
+    rest, beginning = begun(made("llama", "sdpa"), alike)
+    assert beginning is not None
+    assert {one.prompt for one in rest} == {first.prompt[-1:]}
