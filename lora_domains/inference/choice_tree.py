@@ -9,12 +9,13 @@ An instruction or few-shot examples before all texts are read once for each adap
 attend to their keys and values, as to those of a cache in generation.
 """
 
+import inspect
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -109,6 +110,16 @@ def attends_by_mask(model: Any, longest: int) -> bool:
     )
 
 
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether ``model`` can compute the logits of the last tokens alone."""
+    return _takes(model.__class__, "logits_to_keep")
+
+
+@cache
+def _takes(kind: Any, argument: str) -> bool:
+    return argument in inspect.signature(kind.forward).parameters
+
+
 def choices_at_once(
     model: Any, examples: Sequence[EncodedExample], pad: int, beginning: "Beginning | None" = None
 ) -> list[list[float]]:
@@ -185,26 +196,51 @@ _agrees: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionar
 class Beginning:
     """The beginning of all prompts, as it was read by the base or by each adapter."""
 
-    tokens: int
+    ids: tuple[int, ...]
     read: Mapping[int, tuple[Tensor, Tensor]]
     """Its keys and values in each layer, (adapters, heads, tokens, width)."""
     adapters: Mapping[int, int]
     """Which of the adapters an example has, by the ``id`` of the example."""
 
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
     def cache(self, examples: Sequence[EncodedExample]) -> Any:
         """A cache for a pass over the rest of ``examples``. It keeps nothing of that."""
-        rows = torch.tensor([self.adapters[id(example)] for example in examples])
+        rows = self._adapters(examples)
 
         def update(keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> Any:
-            before = [part[rows.to(part.device)] if len(part) > 1
-                      else part.expand(len(rows), *part.shape[1:])
-                      for part in self.read[layer]]  # fmt: skip
             return tuple(
                 torch.cat([old.to(new.dtype), new], -2)
-                for old, new in zip(before, (keys, values), strict=True)
+                for old, new in zip(self._of(rows, layer), (keys, values), strict=True)
             )
 
         return _cache(update, self.tokens)
+
+    def filled_cache(self, examples: Sequence[EncodedExample]) -> Any:
+        """A cache after the beginning, which keeps what follows, as generation needs it."""
+        from transformers import DynamicCache
+
+        cache, rows = DynamicCache(), self._adapters(examples)
+        for layer in sorted(self.read):
+            cache.update(*self._of(rows, layer), layer)
+        return cache
+
+    def before(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """``ids`` and ``mask`` (rows, length) of left-padded texts after the beginning."""
+        begins = torch.tensor(self.ids).expand(len(ids), -1)
+        return torch.cat([begins, ids], 1), torch.cat([torch.ones_like(begins), mask], 1)
+
+    def _adapters(self, examples: Sequence[EncodedExample]) -> Tensor:
+        return torch.tensor([self.adapters[id(example)] for example in examples])
+
+    def _of(self, rows: Tensor, layer: int) -> list[Tensor]:
+        """The keys and values in a layer for the adapters of ``rows``."""
+        return [
+            part[rows.to(part.device)] if len(part) > 1 else part.expand(len(rows), -1, -1, -1)
+            for part in self.read[layer]
+        ]
 
     def size(self, example: EncodedExample) -> Size:
         """What the rest of an example takes of a pass, in which it attends to the beginning."""
@@ -239,7 +275,8 @@ def begun(
     names = route.domains if isinstance(route, Mixed) else (None,) * len(examples)
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
     saved = size * (len(examples) - len(number))
-    if _whole.get() or size < LEAST_SHARED or saved < LEAST_SAVED:
+    possible = takes_logits_to_keep(model) and not _whole.get()
+    if not possible or size < LEAST_SHARED or saved < LEAST_SAVED:
         return examples, None
     longest = max(len(e) + max(map(len, e.choices), default=0) for e in examples)
     kept = len(number) * size
@@ -252,7 +289,7 @@ def begun(
     adapters = {id(example): number[name] for example, name in zip(rest, names, strict=True)}
     with narrowed(model, [names.index(name) for name in number]):
         read = _read(model, [examples[0].prompt[:size]] * len(number))
-    return rest, Beginning(size, read, adapters)
+    return rest, Beginning(examples[0].prompt[:size], read, adapters)
 
 
 def _shared(examples: Sequence[EncodedExample]) -> int:
@@ -307,7 +344,7 @@ def reads_on(model: Any) -> bool:
             whole = model(input_ids=torch.tensor([ids], device=model.device)).logits[:, -3:-1]
             try:
                 read = _read(model, [ids[: length // 2]])
-                one = Beginning(length // 2, read, {id(rest): 0})
+                one = Beginning(ids[: length // 2], read, {id(rest): 0})
                 found = one.tail(model, [rest], collate([rest], 0, model.device))
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                 found = whole + torch.inf

@@ -5,7 +5,6 @@ penalty or a temperature in it would change answers without being asked for.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ from lora_domains.errors import UsageError, listed
 from lora_domains.inference.batches import (
     Budget,
     Progress,
+    Size,
     generated_size,
     in_batches,
     no_progress,
 )
+from lora_domains.inference.choice_tree import Beginning, begun
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import context_of
 from lora_domains.modeling.batching import padded
@@ -67,9 +68,13 @@ def generate(
 
 
 def _generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], options: Mapping[str, Any]
-) -> list[str]:
-    """The continuation of each prompt, all in one batch."""
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], options: Mapping[str, Any],
+    after: tuple[Beginning, Sequence[EncodedExample]] | None = None,
+) -> list[str]:  # fmt: skip
+    """The continuation of each prompt, all in one batch.
+
+    ``after`` the beginning of all prompts, ``prompts`` are the rest of these examples.
+    """
     from transformers import GenerationConfig
 
     pad = tokenizer.pad_token_id
@@ -77,6 +82,10 @@ def _generate(
     config = GenerationConfig()
     # Options that are no setting of the config (a streamer, stopping criteria) go to the call.
     others = config.update(**{"do_sample": False, "pad_token_id": pad, **options})
+    if after is not None:
+        beginning, examples = after
+        ids, mask = beginning.before(ids, mask)
+        others["past_key_values"] = beginning.filled_cache(examples)
     if config.stop_strings:
         others["tokenizer"] = tokenizer
     out = model.generate(
@@ -102,21 +111,30 @@ def generate_in_batches(
     others do not depend on them.
     """
     context = context_of(model.config)
+    examples, beginning = begun(model, examples)
+    before = beginning.tokens if beginning else 0
 
     def answer(batch: list[EncodedExample]) -> list[str]:
-        room = [min(max_new_tokens, context - len(example.prompt)) for example in batch]
+        room = [min(max_new_tokens, context - before - len(one.prompt)) for one in batch]
         texts = [""] * len(batch)
         whole = [row for row in range(len(batch)) if room[row] == max_new_tokens]
         short = [[row] for row in range(len(batch)) if 0 < room[row] < max_new_tokens]
         for rows in [whole, *short] if whole else short:
-            prompts = [batch[row].prompt for row in rows]
+            part = [batch[row] for row in rows]
+            prompts, options = [one.prompt for one in part], {"max_new_tokens": room[rows[0]]}
             with narrowed(model, rows):
-                answers = generate(model, tokenizer, prompts, max_new_tokens=room[rows[0]])
+                if beginning is not None:
+                    answers = _generate(model, tokenizer, prompts, options, (beginning, part))
+                else:
+                    answers = generate(model, tokenizer, prompts, **options)
             for row, text in zip(rows, answers, strict=True):
                 texts[row] = text.strip()
         return texts
 
-    size = partial(generated_size, new_tokens=max_new_tokens)
+    def size(example: EncodedExample) -> Size:
+        whole = generated_size(example.prompt, before + max_new_tokens)
+        return whole._replace(tokens=whole.tokens + before // 8)
+
     return in_batches(model, examples, answer, progress, size)
 
 

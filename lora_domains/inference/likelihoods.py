@@ -4,10 +4,8 @@ A function scores the adapter that is routed when it is called; under a mixed ro
 its own. At most the logits of one batch are in memory.
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lora_domains.inference.batches import Budget, Progress, in_batches, no_progress, text_size
-from lora_domains.inference.choice_tree import begun, choices_at_once, takes_trees, tree_size
+from lora_domains.inference.choice_tree import (
+    begun,
+    choices_at_once,
+    takes_logits_to_keep,
+    takes_trees,
+    tree_size,
+)
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
@@ -39,9 +43,7 @@ def choice_logprobs(
     Where the model allows it, a prompt is read once for all its choices, and what all prompts
     begin with is read once (see ``choice_tree``). Returns one float64 array (choices,) per example.
     """
-    beginning = None
-    if takes_logits_to_keep(model):
-        examples, beginning = begun(model, examples)
+    examples, beginning = begun(model, examples)
 
     def score(batch: list[EncodedExample]) -> list[np.ndarray]:
         if beginning or (takes_logits_to_keep(model) and takes_trees(model, batch)):
@@ -94,9 +96,7 @@ def answer_nats(
     model: Any, examples: Sequence[EncodedExample], pad: int, progress: Progress = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nats of each answer (EOS included) and its supervised tokens; two arrays (examples,)."""
-    beginning = None
-    if takes_logits_to_keep(model):
-        examples, beginning = begun(model, examples)
+    examples, beginning = begun(model, examples)
 
     def score(rows: list[EncodedExample]) -> list[float]:
         batch = collate(rows, pad, model.device)
@@ -217,16 +217,6 @@ def last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count:
         **({"logits_to_keep": count} if takes_logits_to_keep(model) else {}),
     ).logits
     return logits[:, -count:]
-
-
-def takes_logits_to_keep(model: Any) -> bool:
-    """Whether ``model`` can compute the logits of the last tokens alone."""
-    return _takes(model.__class__, "logits_to_keep")
-
-
-@cache
-def _takes(kind: Any, argument: str) -> bool:
-    return argument in inspect.signature(kind.forward).parameters
 
 
 # ── How a text begins ───────────────────────────────────────────────────────────────────────────

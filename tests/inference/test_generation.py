@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.adapters import strong
 from support.models import model_in
 
 from lora_domains.errors import BaseModelError, DataError, UsageError
+from lora_domains.inference.choice_tree import begun, whole_prompts
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
+from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
@@ -270,3 +273,27 @@ def test_the_device_auto_is_the_one_of_the_process(tiny_base: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(tiny_base: Path, device: str) -> None:
     with pytest.raises(BaseModelError, match=f"device: expected .* found '{device}'"):
         load_base(tiny_base, device=device)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_answers_after_a_shared_beginning_are_those_of_whole_prompts(
+    tiny_base: Path, gpt2_base: Path, positions: str
+) -> None:
+    base = load_base(tiny_base if positions == "rotary" else gpt2_base, device="cpu")
+    begins, room = tuple(range(5, 5 + base.context // 2)), base.context // 2
+    lengths = [1, 4, 9, 17, room - 3, room, *[2] * 18]  # two reach the end of the context
+    examples = [EncodedExample(str(n), (*begins, *range(9 + n, 9 + n + size)), ())
+                for n, size in enumerate(lengths)]  # fmt: skip
+    bank = Bank(base)
+    for seed in (1, 2):
+        bank.add(strong(base, f"strong {seed}", seed))
+    routes = [None, "strong 1", "strong 2"] * 8
+    with bank.routed(routes):
+        _, beginning = begun(base.model, examples)
+        assert beginning is not None
+        assert len(beginning.read[0][0]) == 3
+        together = generate_in_batches(base.model, base.tokenizer, examples, 8)
+        with whole_prompts():
+            assert together == generate_in_batches(base.model, base.tokenizer, examples, 8)
+    assert together[5] == ""
+    assert len(set(together)) > 3
