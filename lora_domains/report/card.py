@@ -25,8 +25,8 @@ SCHEMA = 1
 CARD, ITEMS = "card.json", "items.jsonl"
 OLD_GATES = {"alive": "effect", "looks": "evaluations"}
 """Names of gates in older cards, and their names today."""
-OLD_SETTINGS = {"loss_unit", "wanted_precision", "wanted_recall"}
-"""Settings of tasks in older cards, which have no ``chat`` (``tasks.upgraded_record``)."""
+OLD_SETTINGS, NEW_SETTING = {"loss_unit", "wanted_precision", "wanted_recall"}, "chat"
+"""Settings of tasks that only older cards have, and one that they lack (``upgraded_record``)."""
 
 
 @dataclass(frozen=True)
@@ -338,12 +338,12 @@ def _upgraded(stored: Any) -> Any:
     return {**stored, "adapters": renewed}
 
 
-def _task_of_today(task: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "chat" in task and not OLD_SETTINGS & task.keys():
-        return task  # no kind of task is imported
+def _task_of_today(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    if NEW_SETTING in record and not OLD_SETTINGS & record.keys():
+        return record  # no kind of task is imported
     from lora_domains.tasks import upgraded_record
 
-    return upgraded_record(task)
+    return upgraded_record(record)
 
 
 def _renamed(gate: Any) -> Any:

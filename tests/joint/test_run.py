@@ -256,7 +256,7 @@ def test_another_number_at_a_time_is_told_to_have_no_effect(
     checkpoint = JointCheckpoint(joint_path(model.out, NAMES), Display(quiet=True), resume=False)
     checkpoint.together, checkpoint.ended = 2, ["first", "third"]
     error = dict.fromkeys(("where", "expected", "found", "hint"), "")
-    recipe = model.dataset("second").domain.digest()
+    recipe = model.dataset(domains()[1]).domain.digest()
     checkpoint.failed = {"second": {"error": error, "recipe": recipe}}
     checkpoint.write({})
     monkeypatch.setattr(model, "display", Display())
