@@ -11,7 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parents[1]
 EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency", "training", "joint", "growth",
-               "evaluation")  # fmt: skip
+               "evaluation", "beginning")  # fmt: skip
 BEGIN, END = "<!-- speed: from report.py -->", "<!-- end of speed -->"
 PLOT = "speed.svg"
 
