@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lora_domains.inference.batches import TOKENS, Size, cached_bytes
+from lora_domains.inference.batches import TOKENS, Size, cached_bytes, text_size
 from lora_domains.inference.memory import TRIAL, pass_limit
 from lora_domains.modeling.batching import Batch, collate, padded
 from lora_domains.modeling.routing import Mixed, current_route, entered, narrowed
@@ -120,6 +120,22 @@ def _takes(kind: Any, argument: str) -> bool:
     return argument in inspect.signature(kind.forward).parameters
 
 
+def last_logits(
+    model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count: int, cache: Any = None
+) -> Tensor:
+    """Logits (rows, count, vocabulary) of the last ``count`` columns of ``ids`` (rows, length).
+
+    Only these are computed: the output layer over a whole batch of long prompts would need more
+    memory than everything else together. ``cache`` holds what was read before.
+    """
+    more = {"logits_to_keep": count} if takes_logits_to_keep(model) else {}
+    logits: Tensor = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False,
+        **(more if cache is None else more | {"past_key_values": cache}),
+    ).logits  # fmt: skip
+    return logits[:, -count:]
+
+
 def choices_at_once(
     model: Any, examples: Sequence[EncodedExample], pad: int, beginning: "Beginning | None" = None
 ) -> list[list[float]]:
@@ -169,19 +185,16 @@ def _logits(
 ) -> Tensor:  # fmt: skip
     """Logits (rows, count, vocabulary) of the last ``count`` columns. ``mask`` is (rows, length),
     or (rows, 1, length, length): which tokens each token attends to."""
-    more = {}
+    cache = None
     if beginning is not None:
         positions = positions + beginning.tokens
         before = torch.ones((*mask.shape[:-1], beginning.tokens), dtype=torch.bool)
         mask = torch.cat([before, mask], -1)
-        more["past_key_values"] = beginning.cache(examples)
+        cache = beginning.cache(examples)
     if mask.dim() == 4 and model.config.get_text_config()._attn_implementation == "eager":
         mask = torch.where(mask, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
-    logits: Tensor = model(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-        position_ids=positions.to(model.device), use_cache=False, logits_to_keep=count, **more,
-    ).logits  # fmt: skip
-    return logits[:, -count:]
+    ids, mask, positions = (part.to(model.device) for part in (ids, mask, positions))
+    return last_logits(model, ids, mask, positions, count, cache)
 
 
 # ── The beginning of all prompts ────────────────────────────────────────────────────────────────
@@ -244,7 +257,7 @@ class Beginning:
 
     def size(self, example: EncodedExample) -> Size:
         """What the rest of an example takes of a pass, in which it attends to the beginning."""
-        rest = tree_size(example) if example.choices else Size(len(example), len(example.answer))
+        rest = tree_size(example) if example.choices else text_size(example)
         return rest._replace(tokens=rest.tokens + self.tokens // 8)
 
     def tail(self, model: Any, examples: Sequence[EncodedExample], batch: Batch) -> Tensor:

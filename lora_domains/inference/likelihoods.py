@@ -18,6 +18,7 @@ from lora_domains.inference.batches import Budget, Progress, in_batches, no_prog
 from lora_domains.inference.choice_tree import (
     begun,
     choices_at_once,
+    last_logits,
     takes_logits_to_keep,
     takes_trees,
     tree_size,
@@ -201,22 +202,6 @@ def tail_logits(model: Any, batch: Batch) -> Tensor:
         logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         return logits.gather(1, batch.places[..., None].expand(-1, -1, logits.shape[-1]))
     return last_logits(model, batch.ids, batch.mask, batch.positions, batch.keep)[:, :-1]
-
-
-def last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count: int) -> Tensor:
-    """Logits (rows, count, vocabulary) of the last ``count`` columns of ``ids`` (rows, length).
-
-    Only these are computed: the output layer over a whole batch of long prompts would need more
-    memory than everything else together.
-    """
-    logits: Tensor = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=False,
-        **({"logits_to_keep": count} if takes_logits_to_keep(model) else {}),
-    ).logits
-    return logits[:, -count:]
 
 
 # ── How a text begins ───────────────────────────────────────────────────────────────────────────

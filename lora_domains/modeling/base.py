@@ -152,18 +152,16 @@ class Base:
 
         Adapters around its linears are left out, so it is the same before and after loading them.
         """
-        return digest_of(self._contents())
+        return digest_of(self._tensors())
 
-    def _contents(self) -> Iterator[tuple[str, bytes | memoryview]]:
-        """Name, dtype and shape of every tensor of the base in memory, and a copy of its bytes."""
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The name of every tensor of the base in memory, and a copy on the CPU."""
         tensors = sorted(_base_tensors(self.model), key=lambda found: found[0])
         modules = each_gathered(module for _, module, _ in tensors)
         for module, (name, _, own) in zip(modules, tensors, strict=True):
             tensor = own if isinstance(own, Tensor) else getattr(module, own)
             # A copy: what lies in NumPy's hands can no longer be given up.
-            data = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1)
-            described = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-            yield described, data.view(torch.uint8).numpy().data if data.numel() else b""
+            yield name, tensor.detach().to("cpu", copy=True)
 
     def resident_bytes(self) -> int:
         """The memory that the base takes in this process, scales of quantised weights included.

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lora_domains.errors import BaseModelError, listed
@@ -339,24 +340,21 @@ def identity(checkpoint: Checkpoint, tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def digest_of(contents: Iterable[tuple[str, bytes | memoryview]]) -> str:
-    """sha256 over each name in ``contents`` and the sha256 of its bytes, in their order.
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over name, dtype, shape and bytes of ``tensors`` on the CPU, in their order.
 
     ``HASHED_AT_ONCE`` of them are hashed at a time, which releases Python's lock.
     """
-    digest, hashes = sha256(), deque[tuple[str, Future[Any]]]()
-
-    def take() -> None:
-        name, content = hashes.popleft()
-        digest.update(name.encode() + content.result().digest())
-
+    digest, hashes = sha256(), deque[Future[Any]]()
     with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
-        for name, content in contents:
-            hashes.append((name, pool.submit(sha256, content)))
+        for name, tensor in tensors:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+            hashes.append(pool.submit(sha256, flat.numpy().data if flat.numel() else b""))
             if len(hashes) == HASHED_AT_ONCE:
-                take()
-        while hashes:
-            take()
+                digest.update(hashes.popleft().result().digest())
+    for one in hashes:
+        digest.update(one.result().digest())
     return digest.hexdigest()
 
 

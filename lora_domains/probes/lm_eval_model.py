@@ -13,8 +13,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lora_domains.errors import UsageError
 from lora_domains.inference.batches import generated_size, in_batches
+from lora_domains.inference.choice_tree import last_logits
 from lora_domains.inference.generation import generate
-from lora_domains.inference.likelihoods import last_logits
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import IGNORED, collate
 from lora_domains.modeling.routing import narrowed

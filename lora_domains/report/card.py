@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 Environment = dict[str, str | int | None]
 """Versions, machine and seed of a run; None where a value is unknown."""
-SCHEMA = 1
-CARD, ITEMS = "card.json", "items.jsonl"
+SCHEMA, CARD, ITEMS = 1, "card.json", "items.jsonl"
 OLD_GATES = {"alive": "effect", "looks": "evaluations"}
 """Names of gates in older cards, and their names today."""
 OLD_SETTINGS, NEW_SETTING = {"loss_unit", "wanted_precision", "wanted_recall"}, "chat"
@@ -145,8 +144,9 @@ class AdapterEntry:
         """The number of the positive class, in the settings before an evaluation; None without."""
         if not self.judged:
             return self.declared_task.positive_index if self.declared_task else None
-        labels, positive = self.judged["labels"], self.judged["positive"]
-        return None if positive is None else list(labels).index(positive)
+        from lora_domains.tasks import positive_index
+
+        return positive_index(self.judged["labels"], self.judged["positive"])
 
     def __repr__(self) -> str:
         return f"<AdapterEntry {self.path}: {self.verdict or 'not evaluated'}>"

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from lora_domains.distributed import ran_out
 from lora_domains.inference.batches import Budget, generated_size
-from lora_domains.inference.choice_tree import takes_logits_to_keep
-from lora_domains.inference.likelihoods import last_logits
+from lora_domains.inference.choice_tree import last_logits, takes_logits_to_keep
 from lora_domains.modeling.bank import CACHE_ROUTE
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import padded
