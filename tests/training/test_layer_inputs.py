@@ -29,9 +29,11 @@ from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import STEPS, Display, clock
 from lora_domains.domain import Domain, with_settings
 from lora_domains.inference.cache import CACHE_LIMIT, cache_path, keep_in_cache
+from lora_domains.inference.choice_tree import begun
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.base_check import layers_of
 from lora_domains.tasks import Preference
+from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.training.estimate import estimate
 from lora_domains.training.layer_inputs import LayerInputs
 from lora_domains.training.loop import Run
@@ -178,6 +180,18 @@ def test_validations_read_each_batch_below_once(
     assert further != whole
     run.gradients.close()
     assert run.validation.evaluate() == further
+
+
+def test_prompts_that_begin_alike_are_read_whole_where_layers_below_read_them(
+    tmp_path: Path, deep: Path
+) -> None:
+    run = make_run(tmp_path, deep, declared(clear_rows(60), top_layers=1, retention="none"))
+    rows = [EncodedExample(str(n), (*range(5, 35), 40 + n), (3,)) for n in range(40)]
+    run.gradients.read_below(run.train, 2)
+    assert begun(run.model, rows)[1] is not None
+    with run.gradients.repeated():
+        assert begun(run.model, rows)[1] is None
+    run.gradients.close()
 
 
 def test_another_batch_of_the_same_shape_is_read_whole(tmp_path: Path, deep: Path) -> None:
