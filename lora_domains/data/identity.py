@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from lora_domains.atomic import write_text
-from lora_domains.errors import AdapterError, EmptyCell
-from lora_domains.tasks import Example, Row, Task, columns_in, plain_label, plain_text, text_of
+from lora_domains.errors import AdapterError
+from lora_domains.tasks import Example, Row, Task, columns_in, plain_label, plain_text
 from lora_domains.verdict.ledger import LEDGER
 
 T = TypeVar("T")
@@ -223,13 +223,13 @@ def _plain(row: Row, column: str) -> str:
 
 
 def _text_in(row: Row, column: str) -> str:
-    """The text in ``column``; "" where there is none, as one of several columns may be empty."""
-    if column not in row.values:
-        return ""
-    try:
-        return text_of(row, column)
-    except EmptyCell:
-        return ""
+    """The text in ``column``; "" where there is none, as one of several columns may be empty. A
+    chat also reads lists and objects (tools, parts of a message): of these it is their JSON."""
+    value = row.values.get(column)
+    text = plain_text(value)
+    if text is None:
+        return json.dumps(value, sort_keys=True, default=str)
+    return text if text.strip() else ""
 
 
 # ── Digests ─────────────────────────────────────────────────────────────────────────────────────

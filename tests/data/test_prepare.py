@@ -1,5 +1,6 @@
 """Preparation from reading to splits: row counts, warnings and leaks."""
 
+import json
 import subprocess
 import sys
 import types
@@ -16,7 +17,7 @@ from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain
 from lora_domains.errors import LeakError
-from lora_domains.tasks import Classification, Generation, MultipleChoice
+from lora_domains.tasks import Chat, Classification, Generation, MultipleChoice
 
 
 def test_embedded_rows_keep_their_splits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +144,25 @@ def test_the_repr_of_data_shows_no_row() -> None:
     data = Data([{"text": "a secret", "label": "ham"}], test="test.csv", group="patient")
     assert repr(data) == "Data(train='1 rows in memory', test='test.csv', group='patient')"
     assert "secret" not in repr(Domain("spam", Classification(), data))
+
+
+ASKED = {"role": "user", "content": "why are there fewer stones than leaves"}
+
+
+@pytest.mark.parametrize("messages", [
+    [ASKED, {"role": "assistant", "content": [{"type": "text", "text": "so"}]}],
+    [ASKED, {"role": "assistant", "content": ["so"]}],
+    [ASKED, {"role": "assistant", "function_call": {"name": "say", "arguments": "{}"}}],
+    [ASKED, {"role": None, "from": "gpt", "content": None, "value": "so"}],
+    {"from": ["human", "gpt"], "value": [ASKED["content"], "so"]},
+], ids=str)  # fmt: skip
+def test_rows_of_chats_in_every_shape_are_prepared(messages: object) -> None:
+    """Not only read: they are told apart, and known again as test rows."""
+    rows = [
+        {"messages": json.loads(json.dumps(messages).replace("stones", f"{n} stones")),
+         "tools": [{"name": "say", "parameters": {}}]}
+        for n in range(30)
+    ]  # fmt: skip
+    prepared = prepare(Chat(tools="tools"), Data(rows))
+    assert len(prepared.train) + len(prepared.validation) + len(prepared.test) == 30
+    assert len({texts for by_id in prepared.test_source for texts in by_id.values()}) == 30
