@@ -185,6 +185,10 @@ def compare(experiment: Experiment, model: DomainModel, peer: Peer, words: Seque
     experiment.figure(f"{label}, chosen over separate steps of ours", "×",
                       ratios(runs["separate"], runs[chosen]), at_least=NEVER_BELOW)  # fmt: skip
     device, works = experiment.device, {"joint": ours.together, "separate": ours.separate}
+    if experiment.shapes != [None]:
+        for name, work in (*works.items(), ("PEFT", peer.step)):
+            times = runs[{"joint": "together", "PEFT": "peft"}.get(name, name)]
+            experiment.profile(f"{label}, {name}", work, [adapters * each for each in times])
     if allocated(device):
         for name, work in works.items():
             experiment.figure(f"{label}, memory of a step beside the models, {name}", "MB",

@@ -32,6 +32,8 @@ SHARE = 0.9
 """The part of the time that threads run on a machine that is not busy."""
 SECONDS = 0.2
 """How long ``busy`` watches them."""
+LARGEST = 12
+"""Kernels of a profile that are stored, those that take most time."""
 
 Work = Callable[[], Any]
 
@@ -177,6 +179,34 @@ class Experiment:
         goal = factor * statistics.median(runs["peft"])
         self.figure(name, unit, runs["ours"], runs["peft"], at_most=goal)
 
+    def profile(self, name: str, work: Work, runs: Sequence[float]) -> None:
+        """Add what a step is made of: kernels, or operators on a CPU, and the time of the largest.
+
+        ``runs`` are the seconds of ``work`` without the profiler, which makes launches slower.
+        """
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        cuda = self.device.startswith("cuda")
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+        with profile(activities=kinds) as seen:
+            work()
+            synchronize(self.device)
+        where = DeviceType.CUDA if cuda else DeviceType.CPU
+        events = [each for each in seen.key_averages() if each.device_type == where]
+        spent = {each.key: _own_time(each, cuda) / 1e6 for each in events}
+        of = "kernels" if cuda else "operators"
+        self.figure(f"{name}, {of} of a step", "", float(sum(each.count for each in events)))
+        wall = statistics.median(runs)
+        self.figure(f"{name}, time of {of} over that of a step", "×", sum(spent.values()) / wall,
+                    better="more")  # fmt: skip
+        largest = sorted(spent, key=lambda key: -spent[key])[:LARGEST]
+        self._settings[f"profile {self.prefix}{name}, ms"] = {
+            key: round(1000 * spent[key], 2) for key in largest
+        }
+        for key in largest:
+            self.say(f"{1000 * spent[key]:8.1f} ms  {key[:90]}")
+
     def save(self, settings: Mapping[str, Any]) -> None:
         """Write ``NAME.json``, or ``NAME-DEVICE-DTYPE.json`` on another device than the CPU.
 
@@ -230,6 +260,11 @@ class Experiment:
             "cores": os.cpu_count(),
             "threads": self._threads,
         }
+
+
+def _own_time(event: Any, cuda: bool) -> float:
+    """Microseconds of an event of the profiler, without those inside it."""
+    return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
 
 
 def busy(threads: int) -> str | None:

@@ -357,6 +357,7 @@ def at_precision(experiment: Experiment, test: Bench, rows: list[dict[str, Any]]
                       at_least=goal, better="more")  # fmt: skip
     if not precision:
         pass_cost(experiment, label, ours)
+    experiment.profile(label, ours.step, runs["ours"])
     large_step = (own + peak(ours.step, device)) / 1e6
     experiment.figure(f"{label}, memory, {ROWS} × {tokens}", "MB", large_step,
                       (theirs + peak(trainer.train, device)) / 1e6)  # fmt: skip
