@@ -118,14 +118,14 @@ class Chat(Task):
     # ── Examples ────────────────────────────────────────────────────────────────────────────────
 
     def example(self, row: Row) -> Example:
-        """A conversation up to its last answer. What follows it, or an opening turn of the
-        assistant, answers nothing and is not learned."""
+        """A conversation up to its last answer. What follows it, an opening turn of the assistant,
+        which answers nothing, and turns whose ``weight`` is 0 are not learned."""
         turns = self._turns(row)
         if self.assistant is not None:
             turns = _continued(turns, _part(row, self.assistant, "assistant"))
-        while turns and turns[-1]["role"] != "assistant":
-            turns.pop()
-        if not answers_in(turns):
+        answers = answers_in(turns)
+        turns = turns[: answers[-1] + 1] if answers else []
+        if not answers:
             raise EmptyCell(
                 where=f"{row.place}, column {self.assistant or self.messages!r}",
                 expected="a conversation with an answer of the assistant after another turn",
@@ -250,6 +250,15 @@ def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
         content = json.dumps(content, ensure_ascii=False, default=str)
     message: dict[str, Any] = {"role": role, "content": _text(content, where)}
     message |= {key: value for key in KEPT if isinstance(value := stored.get(key), str)}
+    if not is_null(weight := stored.get("weight")) and weight != 1:
+        if weight != 0:
+            raise DataError(
+                where=where,
+                expected="a weight of 0 (not learned) or 1",
+                found="another",
+                hint="Leave out the weight of turns that are learned.",
+            )
+        message["weight"] = 0
     if isinstance(calls, list) and calls:
         message["tool_calls"] = [_call(call, where) for call in calls]
     if role in ("user", "assistant") and not message["content"].strip() and not calls:
@@ -366,10 +375,18 @@ def _is_empty(value: object) -> bool:
 
 
 def answers_in(messages: Sequence[Message]) -> list[int]:
-    """The places of the assistant's turns that answer the user or a tool."""
+    """The places of the assistant's turns that answer the user or a tool, and are to be learned."""
     names = [message["role"] for message in messages]
     asked = [n for n, name in enumerate(names) if name in ("user", "tool")]
-    return [n for n, name in enumerate(names) if asked and n > asked[0] and name == "assistant"]
+    return [
+        n for n in answer_places(messages)
+        if asked and n > asked[0] and messages[n].get("weight") != 0
+    ]  # fmt: skip
+
+
+def answer_places(messages: Sequence[Message]) -> list[int]:
+    """The places of the assistant's turns."""
+    return [n for n, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def said(message: Message) -> str:

@@ -21,7 +21,7 @@ from hashlib import sha256
 from typing import Any
 
 from lora_domains.errors import ChatTemplateError
-from lora_domains.tasks.chat import Message, answers_in
+from lora_domains.tasks.chat import Message, answer_places, answers_in
 from lora_domains.tokenization.encoded import shared
 from lora_domains.tokenization.turns import roles, says_all, variants
 
@@ -132,7 +132,7 @@ class ChatTemplate:
             spans.append((len(prompt), end))
             closed = answer.closed or place + 1 < len(messages)
         if alone and GENERATION.search(self._source(tools)):
-            return [self._marked(messages, tools, where, len(places))]
+            return [self._marked(messages, tools, where, places)]
         found = [self._alone(answer, where) for answer in alone]
         return [*found, self._ended(ids, spans, closed)] if spans else found
 
@@ -230,11 +230,15 @@ class ChatTemplate:
         return Conversation(ids, (*others, (start, end)))
 
     def _marked(
-        self, messages: Sequence[Message], tools: Sequence[Any], where: str, learned: int
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str, places: Sequence[int]
     ) -> Conversation:
-        """The answers as the template marks them, each with the end of its turn."""
+        """The answers at ``places`` as the template marks them, each with the end of its turn."""
         text, marks = self._marks(messages, tools, where)
-        marks = marks[-learned:]
+        answers = answer_places(messages)  # a template may leave out the first of them
+        numbers = [answers.index(place) + len(marks) - len(answers) for place in places]
+        if numbers[0] < 0:
+            raise self._unstable(where)
+        marks = [marks[number] for number in numbers]
         ids, *before = self._ids(text, *(text[:edge] for mark in marks for edge in mark))
         places = [shared(part, ids) for part in before]
         spans = list(zip(places[::2], places[1::2], strict=True))

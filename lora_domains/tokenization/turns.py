@@ -60,9 +60,10 @@ def _quoted(text: str) -> str:
 def _without_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The calls of the assistant as JSON in its text."""
     return [
-        {"role": "assistant", "content": said(turn)} if turn.get("tool_calls") else turn
+        {key: part for key, part in turn.items() if key in ("role", "weight")}
+        | {"content": said(turn)} if turn.get("tool_calls") else turn
         for turn in messages
-    ]
+    ]  # fmt: skip
 
 
 def _with_tools(messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[dict[str, Any]]:

@@ -142,6 +142,12 @@ def test_what_answers_nothing_is_not_learned() -> None:
         Chat().example(row(messages=[SAID]))
     with pytest.raises(DataError, match="an answer of the assistant"):
         Chat().example(row(messages=[ASKED]))
+    unwanted = {**SAID, "weight": 0}
+    assert said(Chat(), messages=[ASKED, {**SAID, "weight": 1}, ASKED, unwanted]) == [
+        ("user", "why"), ("assistant", "so"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="an answer of the assistant"):
+        Chat().example(row(messages=[ASKED, unwanted]))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +157,7 @@ def test_what_answers_nothing_is_not_learned() -> None:
         (7, DataError, "int"), ([SECRET], DataError, "list"),
         ([{"role": SECRET, "content": "x"}, SAID], DataError, "message 1: .*found another"),
         ([{"content": "x"}, SAID], DataError, "message 1: .*found none"),
+        ([ASKED, {**SAID, "weight": 0.5}], DataError, "message 2: .*a weight of 0"),
         ([ASKED, {"role": "assistant", "content": " "}], EmptyCell, "message 2: .*empty content"),
         ([ASKED, {"role": "assistant"}], EmptyCell, "empty content"),
         ([{"role": "user", "content": {"a": SECRET}}, SAID], DataError, "a part that is none"),

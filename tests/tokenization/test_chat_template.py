@@ -316,6 +316,20 @@ def test_an_opening_turn_of_the_assistant_is_not_learned(name: str) -> None:
     assert not any("world" in template.tokenizer.decode(text) for text in learned)
 
 
+@pytest.mark.parametrize("name", [*ALL, "unstable, marked"])
+def test_an_answer_without_weight_is_read_and_not_learned(name: str) -> None:
+    source = {**ALL, "unstable, marked": UNSTABLE_MARKED}[name]
+    template = ChatTemplate(chat_tokenizer(source))
+    messages = turns("hello", "fine", "how", "world", "hello", "I am")
+    whole = template.conversation(messages)
+    messages[3]["weight"] = 0
+    parts = template.conversation(messages)
+    assert [text for _, text in answers(parts)] == [
+        text for _, text in answers(whole) if "world" not in template.tokenizer.decode(text)
+    ]
+    assert len(answers(parts)) == 2
+
+
 def test_several_templates_without_a_default_are_a_named_error() -> None:
     template = ChatTemplate(chat_tokenizer(None))
     template.tokenizer.chat_template, template.own = {"rag": ALL["chatml"]}, True
