@@ -192,6 +192,11 @@ def _chat_warnings(tokenization: Tokenization) -> list[str]:
             "are joined, an opening turn of the assistant is left out, or calls of functions and "
             "tools are written as JSON in the text."
         )
+    if template is not None and template.reasoned:
+        warnings.append(
+            f"answers with reasoning: {template.reasoned}. Prompts to predict ask for none unless "
+            "--set task.thinking=true lets the base and the adapter think first."
+        )
     return warnings
 
 

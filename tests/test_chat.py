@@ -33,6 +33,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ bos_token + 'assistant ' }}{% endif %}"
 )
 """Of the special tokens that the tiny base has."""
+THINKING = (
+    "{% for message in messages %}"
+    "{{ bos_token + message['role'] + ' ' }}"
+    "{% if message['role'] == 'assistant' and '<think>' not in message['content'] %}"
+    "{{ '<think></think>' }}{% endif %}{{ message['content'] + eos_token }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ bos_token + 'assistant ' }}"
+    "{% if enable_thinking is false %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+"""It has the assistant think first unless told otherwise."""
 SECRET = "zqhush"
 
 
@@ -163,6 +173,31 @@ def test_a_base_without_a_template_gets_a_plain_one_and_the_card_says_so(
     other = DomainModel.from_pretrained(chat_base, out=tmp_path, display=Display(), device="cpu")
     other.load_adapter("chats")
     assert "another chat template" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_base_that_thinks_answers_at_once_unless_told_otherwise(
+    thinking: bool, chat_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(chat_base, tmp_path / "base")
+    (folder / "chat_template.jinja").write_text(THINKING)
+    rows = chats(40)
+    rows[3]["messages"][-1]["content"] = "<think>red</think>blue"
+    domain = declared(rows, "chats", Chat(thinking=thinking), epochs=1, retention="none")
+    model = DomainModel.from_pretrained(folder, out=tmp_path, display=Display(), device="cpu")
+    card = model.fit(domain)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("answers with reasoning: 1." in shown) is not thinking
+    assert card.adapter.chat.get("thinking") == (None if thinking else "off")
+    readme = (tmp_path / "chats" / "README.md").read_text()
+    assert ("enable_thinking=False" in readme) is not thinking
+    other = DomainModel.from_pretrained(folder, out=tmp_path, display=Display(), device="cpu")
+    other.load_adapter("chats")
+    assert "another chat template" not in capsys.readouterr().out
+    tokenization = other.dataset(domain).tokenization
+    prompt = tokenization.encode(domain.task.to_predict("red", 0)).prompt
+    text = other.tokenizer.decode(prompt)
+    assert text.endswith("assistant " if thinking else "assistant <think></think>")
 
 
 def test_rows_that_a_template_refuses_stop_the_run_in_one_error(

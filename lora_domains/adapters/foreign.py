@@ -26,6 +26,7 @@ from lora_domains.distributed import environment
 from lora_domains.domain import Domain, as_record
 from lora_domains.errors import AdapterError, UsageError
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import template_of
 from lora_domains.modeling.lora import Adapter
 from lora_domains.report.card import CARD, AdapterEntry, BaseRecord, Card
 from lora_domains.tasks import Task
@@ -50,7 +51,7 @@ def foreign_card(adapter: Adapter, base: Base, domain: Domain, prepared: Prepare
         path=adapter.name,
         sha256=fingerprint(adapter.folder),
         trained_elsewhere=True,
-        chat=base.chat_template.record() if domain.task.chat else {},
+        chat=template_of(base, domain.task).record() if domain.task.chat else {},
         settings={key: settings[key] for key in kept},
         data={split: prepared.digests[split] for split in ("train", "validation", "test")
               if getattr(prepared, split)},

@@ -30,6 +30,7 @@ from lora_domains.errors import (
     listed,
 )
 from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import template_of
 from lora_domains.modeling.checkpoint import HeaderEntry, read_header
 from lora_domains.modeling.heads import (
     FEATURES,
@@ -168,7 +169,8 @@ def _notes(name: str, base: Base, card: Card | None, config: Any) -> tuple[str, 
             f"{name}: trained on the base at {trained.precision}; "
             "its verdict was not measured at this precision."
         )
-    if card.adapter.chat and card.adapter.chat != base.chat_template.record():
+    task = card.adapter.declared_task
+    if card.adapter.chat and task and card.adapter.chat != template_of(base, task).record():
         notes.append(
             f"{name}: trained with another chat template than that of {base.id}; its verdict was "
             "not measured with this one."

@@ -119,8 +119,14 @@ def _training(entry: AdapterEntry) -> list[str]:
         f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",
         "",
         *([f"{chosen}.", ""] if (chosen := chosen_among(training)) else []),
-        *([TEMPLATES[entry.chat["template"]], ""] if entry.chat else []),
+        *([_rendered(entry.chat), ""] if entry.chat else []),
     ]
+
+
+def _rendered(chat: Mapping[str, str]) -> str:
+    """What renders the prompts."""
+    direct = "It is asked for answers without reasoning: `enable_thinking=False`."
+    return " ".join([TEMPLATES[chat["template"]], *([direct] if "thinking" in chat else [])])
 
 
 def _headed(entry: AdapterEntry) -> bool:

@@ -321,7 +321,7 @@ def declared_by(
     }
 
 
-ASKED = ("chat", "instruction", "per_token", "max_new_tokens", "until", "judge",
+ASKED = ("chat", "instruction", "thinking", "per_token", "max_new_tokens", "until", "judge",
          "tune_thresholds")  # fmt: skip
 """Settings of tasks that change an answer or how it is compared, and neither columns nor labels."""
 
@@ -341,7 +341,7 @@ def asked_by(dataset: Dataset, base: Base) -> str:
             task.template,
             task.answer_column,
             labels if task.head else [pair for pair in labels if pair[0] != pair[1].strip()],
-            {name: record[name] for name in ASKED if name in record},
+            {k: v for k, v in record.items() if k in ASKED and (v or k != "thinking")},
             dataset.tokenization.max_length,
             base.identity,
             dataset.domain.training.seed,

@@ -23,6 +23,7 @@ from lora_domains.modeling.base import Base
 from lora_domains.report.card import Card
 from lora_domains.tasks import Task
 from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.training.checkpoints import checkpoint_path
 from lora_domains.training.estimate import total_in_words
 from lora_domains.training.fit import (
     estimated,
@@ -174,7 +175,11 @@ def fit_all(
             bank, datasets, out, display, resume=resume, tracker=tracker, together=together
         )
     if dry_run is None:
-        return [fit(bank, one, out, display, resume=resume, tracker=tracker) for one in datasets]
+        cards = [_over(bank.base, one, out, display) if resume else None for one in datasets]
+        return [
+            card or fit(bank, one, out, display, resume=resume, tracker=tracker)
+            for one, card in zip(datasets, cards, strict=True)
+        ]
     estimates = []
     for dataset in datasets:
         if len(datasets) > 1:
@@ -275,6 +280,17 @@ def _resumed(
     elif resume and not checkpoint.together:
         display.note("Nothing to resume: starting at the beginning.")
     return checkpoint, cards
+
+
+def _over(base: Base, dataset: Dataset, out: Path, display: Display) -> Card | None:
+    """``over`` of a run that was alone, once it left no checkpoint."""
+    name = dataset.domain.name
+    if distributed.on_main(checkpoint_path(out, name).exists):
+        return None
+    card = distributed.on_main(partial(over, out, dataset, base))
+    if card is not None:
+        display.note(f"Trained before, and not again: {name}.")
+    return card
 
 
 def over(out: Path, dataset: Dataset, base: Base) -> Card | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lora_domains.errors import DataError, DomainError
 from lora_domains.modeling.base import Base
 from lora_domains.tasks import Example, Task
+from lora_domains.tokenization.chat_template import ChatTemplate
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -249,13 +250,20 @@ def row_limit(base: Base, max_length: int | None) -> int:
 def tokenization_of(
     base: Base, task: Task, max_length: int, window: int | None = None, start: int | None = None
 ) -> Tokenization:
-    """How examples of ``task`` are tokenised for ``base``; its chat template renders those of a
+    """How examples of ``task`` are tokenised for ``base``; a chat template renders those of a
     chat. Windows of plain text begin with ``start`` where the tokenizer adds no BOS."""
     return Tokenization(
         base.tokenizer, max_length, head=task.head, bidirectional=base.bidirectional,
-        window=window, template=base.chat_template if task.chat else None,
+        window=window, template=template_of(base, task) if task.chat else None,
         start=start,
     )  # fmt: skip
+
+
+def template_of(base: Base, task: Task) -> ChatTemplate:
+    """The chat template that renders examples of ``task``, if one does. The base is asked for
+    answers at once unless the task has reasoning before them: in so few tokens it would give none.
+    """
+    return base.chat_template if task.thinking else base.chat_template.direct
 
 
 def window_limit(base: Base, max_length: int | None) -> int:

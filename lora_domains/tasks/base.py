@@ -33,8 +33,7 @@ class Task(ABC):
     """How a row becomes an :class:`Example`, and how answers to it are scored.
 
     Subclasses are frozen dataclasses whose fields are what a user declares. They implement
-    ``metric``, ``template``, ``answer_column`` and ``example``, and override what
-    differs from the defaults below.
+    ``metric``, ``template``, ``answer_column`` and ``example``, and override other defaults.
     """
 
     kind: ClassVar[str]
@@ -178,6 +177,11 @@ class Task(ABC):
     def chat(self) -> bool | None:
         """Whether the base's chat template renders the prompts; None: where the base was trained
         on chats."""
+        return False
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the assistant may think first, where the chat template has a switch for it."""
         return False
 
     def with_chat(self, chat: bool) -> Self:
@@ -352,7 +356,7 @@ def task_record(task: Task) -> dict[str, Any]:
     return {"kind": task.kind, **asdict(task)}
 
 
-LATER = ("chat", "instruction", "generate")
+LATER = ("chat", "instruction", "generate", "thinking")
 """Fields that digests are older than; they count where they say something."""
 
 
@@ -367,9 +371,8 @@ def upgraded_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of an older card with the current names of fields."""
     kind = KINDS.get(str(record.get("kind")))
     renamed: Mapping[str, str] = kind.renamed if kind else {}
-    # Cards without ``chat`` are older than chat templates, which they did not use.
+    # Cards without ``chat`` did not use chat templates. ``loss_unit`` follows from the kind.
     older = {"chat": False} if kind and "chat" in {field.name for field in fields(kind)} else {}
-    # ``loss_unit`` follows from the kind; it was stored nonetheless.
     return older | {renamed.get(k, k): v for k, v in record.items() if k != "loss_unit"}
 
 

@@ -55,6 +55,7 @@ class Chat(Task):
     ``system`` is a column with the system's text, and ``tools`` one with the JSON schemas of the
     functions that the assistant may call. With ``generate`` an evaluation also generates the last
     answer of each conversation, of ``max_new_tokens`` at most, and compares it with the reference.
+    With ``thinking`` the template lets the assistant think first, where it has a switch for that.
     """
 
     messages: str = "messages"
@@ -64,6 +65,7 @@ class Chat(Task):
     tools: str | None = None
     max_new_tokens: int = 256
     generate: bool = False
+    thinking: bool = False
 
     kind = "chat"
     aliases: ClassVar = {"text": "user", "label": "assistant"}

@@ -25,7 +25,8 @@ class Generation(TextTask):
     A generated answer ends before ``until``. ``judge`` says what is compared: the words, or the
     last number in each text (for calculations whose steps may differ). With ``chat`` the base's
     chat template renders the text as a turn of the user, after an ``instruction`` if one is given;
-    by default (None) it does on a base that was trained on chats, unless there is a prompt.
+    by default (None) it does on a base that was trained on chats, unless there is a prompt. With
+    ``thinking`` the template lets it think first, where it has a switch for that.
     """
 
     text: str | tuple[str, ...] = "question"
@@ -36,6 +37,7 @@ class Generation(TextTask):
     until: str = ""
     chat: bool | None = None
     instruction: str | None = None
+    thinking: bool = False
 
     kind = "generation"
     aliases: ClassVar = {"label": "answer"}

@@ -13,7 +13,7 @@ from the clock is fixed, so that a run can be repeated.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, partial
@@ -23,26 +23,18 @@ from typing import Any
 from lora_domains.errors import ChatTemplateError
 from lora_domains.tasks.chat import Message, answer_places, answers_in
 from lora_domains.tokenization.encoded import shared
-from lora_domains.tokenization.turns import roles, says_all, variants
+from lora_domains.tokenization.special_tokens import SpecialTokens
+from lora_domains.tokenization.turns import PLAIN, roles, says_all, variants
 
-PLAIN = (
-    "{% for message in messages %}"
-    "{{ message['role'] | capitalize }}:"
-    "{% if message['content'] %}{{ ' ' + message['content'] | trim }}{% endif %}"
-    "{% if message['tool_calls'] %}{{ ' ' }}{{ message['tool_calls'] | tojson }}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-"""The template of a base without one: ``User: …``, ``Assistant: …``, a line for each turn."""
-GUARD = "\ufdd0"
-"""Breaks the name of a special token in a text. A noncharacter: no text of a language has it."""
 GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 DAY = date(2024, 7, 26)
 """What templates read from the clock; Llama 3's own default."""
 SAMPLE = "yes"
 """The answer from which the end of a turn is learned."""
+SAMPLE_TURNS = {"role": "user", "content": "?"}, {"role": "assistant", "content": SAMPLE}
+SWITCH = "enable_thinking"
+"""What templates call whether the assistant may think before it answers."""
 
 
 @dataclass(frozen=True)
@@ -70,29 +62,42 @@ class _Answer:
 class ChatTemplate:
     """Renders conversations for one tokenizer, by its own template or by ``PLAIN``.
 
+    Without ``thinking`` a template that lets the assistant think first (as Qwen3's does by default)
+    asks for the answer at once.
+
     ``messages`` are turns with a ``role`` and a ``content``; ``tools`` are JSON schemas of the
     functions that the assistant may call; ``where`` names the row in errors. Methods raise
     ChatTemplateError for a conversation that cannot be rendered.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, thinking: bool = True) -> None:
         self.tokenizer = tokenizer
         self.own = bool(getattr(tokenizer, "chat_template", None))
         self.adapted = 0
         """Conversations whose turns were joined because the template refuses them as they are."""
-        self._special = special_names(tokenizer)
-        self._special_ids = frozenset(
-            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-        ) | frozenset(tokenizer.all_special_ids)
-        guarded = "|".join(re.escape(_broken(name)) for name in _names(tokenizer)) or "(?!)"
-        self._pieces = re.compile(f"({guarded})|{GUARD}")
+        self.reasoned = 0
+        """Answers with reasoning, whose prompts ask for it all the same."""
+        self._options = {} if thinking else {SWITCH: False}
+        self._special = SpecialTokens(tokenizer)
+        self._ids = self._special.encode
         self._sources: dict[bool, str] = {}
 
     def record(self) -> dict[str, str]:
         """The ``chat`` entry of a card: whose template it is, and its digest."""
         source = self.tokenizer.chat_template if self.own else PLAIN
         digest = sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
-        return {"template": "own" if self.own else "plain", "sha256": digest}
+        thinking = {"thinking": "off"} if self._options else {}
+        return {"template": "own" if self.own else "plain", "sha256": digest, **thinking}
+
+    @cached_property
+    def direct(self) -> "ChatTemplate":
+        """This template without ``thinking``; itself where it has no switch for that, or renders
+        answers otherwise than it asks for them."""
+        if not self.own or SWITCH not in self._source(()):
+            return self
+        direct = ChatTemplate(self.tokenizer, thinking=False)
+        answer = direct._rendered(SAMPLE_TURNS, (), "", direct._options)
+        return self if answer is None else direct
 
     # ── Token ids ───────────────────────────────────────────────────────────────────────────────
 
@@ -161,7 +166,7 @@ class ChatTemplate:
             end = self.end
         except ChatTemplateError:
             return None
-        return next((token for token in end if token in self._special_ids), end[-1])
+        return next((token for token in end if token in self._special.ids), end[-1])
 
     @cached_property
     def _tail(self) -> str:
@@ -170,7 +175,7 @@ class ChatTemplate:
         return text[text.rfind(SAMPLE) + len(SAMPLE) :]
 
     def _sampled(self, text: str) -> _Answer:
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+        turns = [SAMPLE_TURNS[0], {"role": "assistant", "content": text}]
         (turns, _), where = self._accepted(turns, (), ""), "the chat template of the base"
         answer = self._answer(turns, (), "")
         if answer is not None:
@@ -178,7 +183,7 @@ class ChatTemplate:
         if not GENERATION.search(self._source(())):
             raise self._unstable(where)
         whole, ((start, end),) = self._marks(turns, (), where)
-        specials = list(self._special.finditer(whole, start, end))
+        specials = list(self._special.names.finditer(whole, start, end))
         closed = bool(specials) and specials[-1].end() == end
         return _Answer(whole[:start], whole[:end], closed, len(specials))
 
@@ -187,16 +192,32 @@ class ChatTemplate:
     def _answer(
         self, messages: Sequence[Message], tools: Sequence[Any], where: str
     ) -> _Answer | None:
-        """The last of ``messages``; None where its rendering does not begin with its prompt."""
+        """The last of ``messages``; None where its rendering does not begin with its prompt.
+
+        Reasoning in an answer has a prompt that asks for it.
+        """
+        found = self._rendered(messages, tools, where, self._options)
+        if found is None and self._options:
+            found = self._rendered(messages, tools, where, {})
+            self.reasoned += found is not None
+        return found
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        where: str,
+        options: Mapping[str, Any],
+    ) -> _Answer | None:
         try:
-            prompt = self._render(messages[:-1], tools, where, prompt=True)
-            text = self._render(messages, tools, where)
+            prompt = self._render(messages[:-1], tools, where, prompt=True, options=options)
+            text = self._render(messages, tools, where, options=options)
         except ChatTemplateError:
             return None
         if not text.startswith(prompt):
             return None
         turn = text[len(prompt) :]
-        specials = list(self._special.finditer(turn))
+        specials = list(self._special.names.finditer(turn))
         closed = bool(specials) and not turn[specials[-1].end() :].strip()
         turn = turn[: specials[-1].end()] if closed else turn.rstrip()
         return _Answer(prompt, prompt + turn, closed, len(specials))
@@ -207,7 +228,7 @@ class ChatTemplate:
         if not answer.closed:
             (before,) = self._ids(answer.text)
             return len(before) if ids[: len(before)] == before else None
-        places = [i for i in range(start, len(ids)) if ids[i] in self._special_ids]
+        places = [i for i in range(start, len(ids)) if ids[i] in self._special.ids]
         return places[answer.specials - 1] + 1
 
     def _alone(self, answer: _Answer | None, where: str) -> Conversation:
@@ -242,7 +263,7 @@ class ChatTemplate:
         ids, *before = self._ids(text, *(text[:edge] for mark in marks for edge in mark))
         places = [shared(part, ids) for part in before]
         spans = list(zip(places[::2], places[1::2], strict=True))
-        return self._ended(ids, spans, ids[spans[-1][1] - 1] in self._special_ids)
+        return self._ended(ids, spans, ids[spans[-1][1] - 1] in self._special.ids)
 
     def _marks(
         self, messages: Sequence[Message], tools: Sequence[Any], where: str
@@ -254,14 +275,14 @@ class ChatTemplate:
         (text,), (found,) = render_jinja_template(
             conversations=[[dict(message) for message in messages]], tools=list(tools) or None,
             chat_template=self._source(tools), return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
+            **self.tokenizer.special_tokens_map, **self._options,
         )  # fmt: skip
         if not found:
             raise self._unstable(where)
         marks = []
         for start, end in found:
-            inside = list(self._special.finditer(text, start, end))
-            after = self._special.match(text, end)
+            inside = list(self._special.names.finditer(text, start, end))
+            after = self._special.names.match(text, end)
             ended = bool(inside) and inside[-1].end() == end
             marks.append((start, after.end() if after and not ended else end))
         return text, marks
@@ -286,13 +307,14 @@ class ChatTemplate:
         have no calls of functions: the system's text is then put before the user's, turns of one
         role become one, an opening turn of the assistant is left out, and calls become text.
         """
+        guarded = self._special.guarded
         wanted = [
-            {key: self._guarded(value) for key, value in message.items() if value is not None}
+            {key: guarded(value) for key, value in message.items() if value is not None}
             for message in messages
         ]
         error: ChatTemplateError | None = None
         silent: tuple[list[dict[str, Any]], Sequence[Any]] | None = None
-        for n, variant in enumerate(variants(wanted, self._guarded(tools))):
+        for n, variant in enumerate(variants(wanted, guarded(tools))):
             prompt = variant[0][-1]["role"] != "assistant"
             try:
                 if says_all(partial(self._render, where=where, prompt=prompt), *variant):
@@ -307,8 +329,9 @@ class ChatTemplate:
         return silent
 
     def _render(
-        self, messages: Sequence[Message], tools: Sequence[Any], where: str, *, prompt: bool = False
-    ) -> str:
+        self, messages: Sequence[Message], tools: Sequence[Any], where: str, *,
+        prompt: bool = False, options: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
         from jinja2 import TemplateError
 
         source = ""
@@ -317,6 +340,7 @@ class ChatTemplate:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tools=list(tools) or None,
                 chat_template=source, add_generation_prompt=prompt, tokenize=False,
+                **(self._options if options is None else options),
             )  # fmt: skip
         except (
             TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
@@ -343,56 +367,3 @@ class ChatTemplate:
                 source = "{{ bos_token }}" + PLAIN
             self._sources[key] = CLOCK.sub(lambda m: repr(DAY.strftime(m[2])), source)
         return self._sources[key]
-
-    # ── Text that spells a special token ────────────────────────────────────────────────────────
-
-    def _guarded(self, value: Any) -> Any:
-        """``value`` with the names of special tokens broken by ``GUARD`` in all of its texts."""
-        if isinstance(value, str):
-            return self._special.sub(lambda m: _broken(m[0]), value.replace(GUARD, ""))
-        if isinstance(value, Mapping):
-            return {self._guarded(key): self._guarded(part) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._guarded(part) for part in value]
-        return value
-
-    def _ids(self, *texts: str) -> list[tuple[int, ...]]:
-        """The token ids of each text; a broken name is text, whatever it spells."""
-        if not any(GUARD in text for text in texts):
-            return [tuple(ids) for ids in self._tokenised(list(texts), special=True)]
-        return [tuple(self._guarded_ids(text)) for text in texts]
-
-    def _guarded_ids(self, text: str) -> Iterator[int]:
-        for n, piece in enumerate(self._pieces.split(text)):
-            if piece:  # every second one is a broken name
-                name = piece.replace(GUARD, "")
-                yield from self._piece(name, special=n % 2 == 0, first=n == 0)
-
-    def _piece(self, piece: str, *, special: bool, first: bool) -> list[int]:
-        """A part of a text. Where it is not the ``first``, no space is put before it, as
-        sentencepiece does at the beginning of a text."""
-        newline, after, alone = self._tokenised(["\n", "\n" + piece, piece], special=special)
-        return after[len(newline) :] if not first and after[: len(newline)] == newline else alone
-
-    def _tokenised(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=not special
-        )["input_ids"]
-        return ids
-
-
-# ── Special tokens ──────────────────────────────────────────────────────────────────────────────
-
-
-def special_names(tokenizer: Any) -> re.Pattern[str]:
-    """What the names of special tokens match, the longest first; without any, nothing."""
-    return re.compile("|".join(map(re.escape, _names(tokenizer))) or "(?!)")
-
-
-def _names(tokenizer: Any) -> list[str]:
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted(filter(None, added | {*tokenizer.all_special_tokens}), key=len, reverse=True)
-
-
-def _broken(name: str) -> str:
-    return name[0] + GUARD + name[1:]

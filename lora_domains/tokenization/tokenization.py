@@ -3,8 +3,7 @@
 A prompt is never supervised. An answer is never truncated: a row that is too long loses tokens
 from the middle of its prompt, because beginnings and ends matter most (Sun et al. 2019, "How to
 Fine-Tune BERT for Text Classification", section 5.3.1, head + tail). Each answer ends with EOS. A
-chat template renders the turns of an example in place of its prompt; only what the assistant says
-is supervised (``chat_template``).
+chat template renders the turns of an example in place of its prompt (``chat_template``).
 
 With a trained head, an encoded example is its prompt, and its target is the label. A bidirectional
 base reads general text with some of its tokens masked and predicts those.
@@ -21,8 +20,9 @@ import numpy as np
 from lora_domains.errors import AnswerTooLong, ChatTemplateError, DataError, listed
 from lora_domains.tasks.chat import answers_in
 from lora_domains.tasks.rows import Example
-from lora_domains.tokenization.chat_template import ChatTemplate, Conversation, special_names
+from lora_domains.tokenization.chat_template import ChatTemplate, Conversation
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow, shared, without_middle
+from lora_domains.tokenization.special_tokens import special_names
 from lora_domains.tokenization.turns import NO_SHOTS, Shots
 
 MASKED_SHARE = 0.15
@@ -252,8 +252,8 @@ class Tokenization:
         or where it is too long: then each answer is encoded alone, its prompt without the middle.
         """
         assert self.template is not None
-        answers = len(answers_in(example.messages))
-        turns, learned = shots.before(example.messages), answers if shots else None
+        learned = len(answers_in(example.messages)) if shots else None
+        turns = shots.before(example.messages)
         parts = self.template.conversation(turns, example.tools, example.place, learned)
         short: list[Conversation] = []
         for part in parts:
@@ -269,11 +269,11 @@ class Tokenization:
             same = part.id == encoded.id and part.unsupervised == encoded.unsupervised
             if same and part.answer == encoded.answer:
                 return part
-        expected = "a chat template that renders answers the same after other turns"
-        hint = "Choose another base, or do without few-shot examples."
         raise ChatTemplateError(
-            where=example.place, expected=expected, found="another rendering", hint=hint
-        )
+            where=example.place, found="another rendering",
+            expected="a chat template that renders answers the same after other turns",
+            hint="Choose another base, or do without few-shot examples.",
+        )  # fmt: skip
 
     # ── Plain text ──────────────────────────────────────────────────────────────────────────────
 

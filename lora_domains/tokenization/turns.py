@@ -8,6 +8,17 @@ from typing import Any
 
 from lora_domains.tasks.chat import JOINED, Message, said
 
+PLAIN = (
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize }}:"
+    "{% if message['content'] %}{{ ' ' + message['content'] | trim }}{% endif %}"
+    "{% if message['tool_calls'] %}{{ ' ' }}{{ message['tool_calls'] | tojson }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""The template of a base without one: ``User: …``, ``Assistant: …``, a line for each turn."""
+
 
 def variants(
     messages: list[dict[str, Any]], tools: Sequence[Any] = ()

@@ -91,6 +91,13 @@ QWEN = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """Earlier answers are rendered without their reasoning, the last one always with it."""
+SWITCHED = QWEN.replace(
+    "{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+)
+"""It lets the assistant think first unless told otherwise, as Qwen3's does."""
 OPEN = (
     "{% for message in messages %}"
     "{{ '### ' + message['role'] + ':\n' + message['content'] + '\n\n' }}"

@@ -17,6 +17,7 @@ from support.chat_templates import (
     NO_SYSTEM,
     SPECIAL,
     STABLE,
+    SWITCHED,
     UNSTABLE,
     UNSTABLE_MARKED,
     chat_tokenizer,
@@ -328,6 +329,35 @@ def test_an_answer_without_weight_is_read_and_not_learned(name: str) -> None:
         text for _, text in answers(whole) if "world" not in template.tokenizer.decode(text)
     ]
     assert len(answers(parts)) == 2
+
+
+def test_reasoning_is_asked_for_only_where_an_answer_has_some() -> None:
+    asked = ChatTemplate(chat_tokenizer(SWITCHED))
+    template, decode = asked.direct, asked.tokenizer.decode
+    messages = turns("hello", "fine", "how", "I am")
+    nothing = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert decode(asked.prompt(messages[:1])).endswith("<|im_start|>assistant\n")
+    assert decode(template.prompt(messages[:1])).endswith(nothing)
+    assert [decode(text) for _, text in answers(template.conversation(messages))] == [
+        "fine<|im_end|>", "I am<|im_end|>",
+    ]  # fmt: skip
+    assert (decode(template.answer("fine")), template.end) == ("fine", asked.end)
+    assert template.reasoned == 0
+    messages[-1]["content"] = "<think>well</think>fine"
+    *_, last = template.conversation(messages)
+    start, end = last.spans[-1]
+    assert decode(last.ids[:start]).endswith("<|im_start|>assistant\n")
+    assert decode(last.ids[start:end]) == "<think>\nwell\n</think>\n\nfine<|im_end|>"
+    assert template.reasoned == 1
+    assert asked.record().keys() < template.record().keys()
+
+
+@pytest.mark.parametrize(
+    "source", [*ALL.values(), None, UNSTABLE.replace("<think>", "{{ enable_thinking }}")]
+)
+def test_a_template_without_a_switch_is_left_as_it_is(source: str | None) -> None:
+    template = ChatTemplate(chat_tokenizer(source))
+    assert template.direct is template
 
 
 def test_several_templates_without_a_default_are_a_named_error() -> None:

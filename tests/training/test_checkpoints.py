@@ -200,6 +200,20 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert not (tmp_path / ".spam.checkpoint").exists()
 
 
+def test_a_finished_run_is_not_trained_again(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job that is queued again after its end."""
+    spam = declared(rows[:40], epochs=1)
+    first = model_in(tmp_path, tiny_base).fit(spam)
+    again = DomainModel.from_pretrained(tiny_base, out=tmp_path)
+    assert again.fit(spam, resume=True) == first
+    assert "Trained before, and not again: spam." in capsys.readouterr().out
+    assert again.domains == ("spam",)
+    other = again.fit(declared(rows[:40], epochs=1, seed=1), resume=True)
+    assert other.adapter.sha256 != first.adapter.sha256
+
+
 def validated_within_epochs(rows: list[dict[str, Any]]) -> Domain:
     return declared(rows[:100], epochs=3, validate_every=2, max_steps=9, dropout=0.3)
 
