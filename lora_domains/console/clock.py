@@ -51,14 +51,16 @@ def phases_in_words(seconds: dict[str, float]) -> str:
 
 
 def estimated_phases(
-    items: Sequence[T], run: Callable[[list[T], Clock], object], size: Callable[[Sequence[T]], int]
-) -> dict[str, float]:
+    items: Sequence[T], run: Callable[[list[T], Clock], object],
+    size: Callable[[Sequence[T]], int], first: int = FIRST,
+) -> dict[str, float]:  # fmt: skip
     """Seconds of each phase that ``run`` would take for all ``items``, from parts of them.
 
     ``run`` is called with a part and the clock that it keeps. Parts are spread over ``items`` and
-    doubled until one takes ``ENOUGH``; ``size`` of a part is what its time is proportional to.
+    doubled from ``first`` of them until one takes ``ENOUGH``; ``size`` of a part is what its time
+    is proportional to.
     """
-    count = FIRST
+    count = first
     while items:
         part, clock = spread(items, count), Clock({})
         run(part, clock)

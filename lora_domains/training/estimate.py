@@ -124,8 +124,9 @@ def _training(run: Run) -> Estimate:
 
     every = run.gradients.general_every
     general = [run.gradients.texts_of(step) for step in range(0, len(batches), every)]
-    add(estimated_phases(batches, partial(_steps, run), tokens))
-    add(estimated_phases([rows for rows in general if rows], partial(_general_steps, run), tokens))
+    # A step says what others take: it is no cheaper beside them, as rows of one pass are.
+    for work, parts in ((_steps, batches), (_general_steps, [rows for rows in general if rows])):
+        add(estimated_phases(parts, partial(work, run), tokens, first=1))
     if "reference" in vars(run.general):  # the steps have read it
         add(estimated_phases(texts, partial(_read, run), size))
     if pairs is not None:
