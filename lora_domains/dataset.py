@@ -32,6 +32,7 @@ from lora_domains.probes.general_text import GeneralText
 from lora_domains.probes.own_text import text_of
 from lora_domains.report.card import Card
 from lora_domains.tasks import Example
+from lora_domains.tasks.answers import reasons
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -52,6 +53,12 @@ class Dataset:
     general: GeneralText
     parent: Parent | None = None
 
+    @property
+    def chat(self) -> dict[str, str]:
+        """The ``chat`` entry of a card; {} where no chat template renders the rows."""
+        template = self.tokenization.template
+        return template.record() if template is not None else {}
+
     def __repr__(self) -> str:
         counts = f"{len(self.train)} training, {len(self.validation)} validation"
         return f"<Dataset {self.domain.name}: {counts} and {len(self.test)} test rows>"
@@ -60,8 +67,9 @@ class Dataset:
         """The same rows with the gates and settings of ``domain``; None if it reads other rows."""
         own_task = self.domain.task
         task = domain.task.with_default_labels(own_task.labels).with_scale(own_task.scale)
-        if self.prepared.declared[0].chat is None:
-            task = task.with_chat(bool(own_task.chat))
+        declared = self.prepared.declared[0]
+        if declared.chat is None or declared.thinking is None:
+            task = task.with_chat(bool(own_task.chat), bool(own_task.thinking))
         seed, length = domain.training.seed, domain.training.max_length
         own = self.domain.training
         if (task, domain.data, seed, length) != (
@@ -87,7 +95,8 @@ def load_dataset(
         prepared = prepare(domain.task, domain.data, domain.training.seed)
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
-    domain = replace(domain, task=prepared.task.with_chat(base.chats))
+    thinking = mostly_reasoned(prepared.train or prepared.test)
+    domain = replace(domain, task=prepared.task.with_chat(base.chats, thinking))
     _check_floors(domain)
     tokenization = _tokenization(domain, base, prepared)
     encoded = {s: tokenization.encode_fitting(getattr(prepared, s)) for s in SPLITS}
@@ -173,6 +182,8 @@ def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenizatio
     tokenization = tokenization_of(
         base, task, row_limit(base, length), window_limit(base, length), start_of_text(base)
     )
+    if tokenization.template is not None:  # the base's, which rendered other rows before
+        tokenization.template.adapted = tokenization.template.reasoned = 0
     if task.scored_by == "choices" and task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
         where = f"{file_of(first.place)}, column {task.answer_column!r}"
@@ -194,10 +205,21 @@ def _chat_warnings(tokenization: Tokenization) -> list[str]:
         )
     if template is not None and template.reasoned:
         warnings.append(
-            f"answers with reasoning: {template.reasoned}. Prompts to predict ask for none unless "
-            "--set task.thinking=true lets the base and the adapter think first."
+            f"reasoning is left out (rows: {template.reasoned}), since answers are asked for "
+            "without it. With --set task.thinking=true it is learned, and base and adapter may "
+            "think first."
         )
     return warnings
+
+
+def mostly_reasoned(rows: Sequence[Example]) -> bool:
+    """Whether most answers have reasoning before them."""
+    found = sum(
+        reasons(row.answer.strip())
+        or any("reasoning_content" in turn for turn in row.messages[-1:])
+        for row in rows
+    )
+    return 2 * found > len(rows)
 
 
 def _drop_long(errors: Sequence[AnswerTooLong], domain: Domain, display: Display) -> None:

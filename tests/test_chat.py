@@ -17,9 +17,10 @@ from lora_domains.errors import ChatTemplateError
 from lora_domains.evaluation.baselines import SHOTS, with_shots
 from lora_domains.evaluation.scorer import Part, Scorer, reference_of
 from lora_domains.inference.generation import generate
-from lora_domains.inference.predict import Prediction
+from lora_domains.inference.predict import Prediction, task_of
 from lora_domains.model import DomainModel
 from lora_domains.modeling.base import load_base
+from lora_domains.modeling.batching import tokenization_of
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
 from lora_domains.tasks import Chat, Classification, Generation, MultipleChoice
@@ -175,29 +176,41 @@ def test_a_base_without_a_template_gets_a_plain_one_and_the_card_says_so(
     assert "another chat template" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("thinking", [False, True])
-def test_a_base_that_thinks_answers_at_once_unless_told_otherwise(
-    thinking: bool, chat_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("reasoned", "given", "found"),
+    [(1, None, "off"), (1, True, "on"), (40, None, "on"), (40, False, "off")],
+)
+def test_a_base_may_think_first_where_most_answers_do(
+    reasoned: int, given: bool | None, found: str, chat_base: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     folder = shutil.copytree(chat_base, tmp_path / "base")
     (folder / "chat_template.jinja").write_text(THINKING)
     rows = chats(40)
-    rows[3]["messages"][-1]["content"] = "<think>red</think>blue"
-    domain = declared(rows, "chats", Chat(thinking=thinking), epochs=1, retention="none")
+    for row in rows[1 : reasoned + 1]:
+        row["messages"][-1]["content"] = "<think>red</think>blue"
+    domain = declared(rows, "chats", Chat(thinking=given), epochs=1, retention="none")
     model = DomainModel.from_pretrained(folder, out=tmp_path, display=Display(), device="cpu")
     card = model.fit(domain)
     shown = " ".join(capsys.readouterr().out.split())
-    assert ("answers with reasoning: 1." in shown) is not thinking
-    assert card.adapter.chat.get("thinking") == (None if thinking else "off")
-    readme = (tmp_path / "chats" / "README.md").read_text()
-    assert ("enable_thinking=False" in readme) is not thinking
-    other = DomainModel.from_pretrained(folder, out=tmp_path, display=Display(), device="cpu")
-    other.load_adapter("chats")
+    assert ("reasoning is left out" in shown) is (found == "off")
+    assert card.adapter.chat["thinking"] == found
+    assert f"enable_thinking={found == 'on'}" in (tmp_path / "chats" / "README.md").read_text()
+    fresh = DomainModel.from_pretrained(folder, out=tmp_path, display=Display(), device="cpu")
+    fresh.load_adapter("chats")
     assert "another chat template" not in capsys.readouterr().out
-    tokenization = other.dataset(domain).tokenization
-    prompt = tokenization.encode(domain.task.to_predict("red", 0)).prompt
-    text = other.tokenizer.decode(prompt)
-    assert text.endswith("assistant " if thinking else "assistant <think></think>")
+    tokenization = tokenization_of(fresh.base, task_of(fresh.bank, "chats"), 512)
+    decode = fresh.tokenizer.decode
+    asks = "assistant " if found == "on" else "assistant <think></think>"
+    assert decode(tokenization.encode(Chat().to_predict("red", 0)).prompt).endswith(asks)
+    tested = fresh.dataset(domain).test[-1].encoded
+    assert decode(tested.prompt).endswith(asks)
+    assert ("red" in decode(tested.last_answer)) is ((found, reasoned) == ("on", 40))
+    served = tmp_path / "served"
+    assert run("export", str(tmp_path / "chats"), "--to", "vllm", "--base", str(folder), "--out",
+               str(served)) == 0  # fmt: skip
+    told = json.dumps({"enable_thinking": found == "on", "thinking": found == "on"})
+    assert f"--default-chat-template-kwargs '{told}'" in (served / "serve.sh").read_text()
 
 
 def test_rows_that_a_template_refuses_stop_the_run_in_one_error(

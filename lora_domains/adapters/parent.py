@@ -82,7 +82,7 @@ def as_trained(card: Card | None, task: Task) -> Task:
     trained = card.adapter.declared_task if card else None
     if trained is None:
         return task
-    task = task.with_chat(bool(trained.chat))
+    task = task.with_chat(bool(trained.chat), bool(trained.thinking))
     if not trained.head or not task.head:
         return task
     return task.with_default_labels(trained.labels).with_scale(trained.scale)

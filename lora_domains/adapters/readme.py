@@ -125,8 +125,13 @@ def _training(entry: AdapterEntry) -> list[str]:
 
 def _rendered(chat: Mapping[str, str]) -> str:
     """What renders the prompts."""
-    direct = "It is asked for answers without reasoning: `enable_thinking=False`."
-    return " ".join([TEMPLATES[chat["template"]], *([direct] if "thinking" in chat else [])])
+    told = {
+        "on": "It is told to let the assistant think first: `enable_thinking=True`.",
+        "off": "It is told to ask for answers without reasoning: `enable_thinking=False`.",
+    }
+    return " ".join(
+        [TEMPLATES[chat["template"]], *filter(None, [told.get(chat.get("thinking", ""))])]
+    )
 
 
 def _headed(entry: AdapterEntry) -> bool:

@@ -184,7 +184,8 @@ def add_run_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> No
         "default: what suits the base (docs/general-knowledge.md)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="seed of splits, batches and initialisation")
     add("--init-from", metavar="ADAPTER", help="continue from a saved adapter")
-    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--resume", action="store_true", help="continue an interrupted run; a finished one is not "
+        "trained again")  # fmt: skip
     add("--gradient-checkpointing", action="store_true", help="use less memory and more time")
     add("--tracker", metavar="NAME", help="log to tensorboard, wandb or trackio")
     add("--dry-run", action="store_true", help="check the rows, print the plan and an estimate, "

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from hashlib import sha256
 from html import unescape
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lora_domains.atomic import write_text
 from lora_domains.errors import AdapterError
@@ -236,11 +236,18 @@ def _text_in(row: Row, column: str) -> str:
 
 
 def digest_of(rows: Sequence[Example]) -> str:
-    """sha256 of the exact text of the rows, in order: other tokens train another adapter."""
+    """sha256 of the exact text of the rows, in order: other tokens train another adapter.
+
+    Of a chat, tools, reasoning and answers that are not learned count beside the text of its turns.
+    """
     state, with_choices = sha256(), has_own_choices(rows)
     for row in rows:
-        texts = [row.prompt, row.answer, *(row.choices if with_choices else ())]
-        state.update(json.dumps(texts).encode() + b"\n")
+        texts: list[Any] = [row.prompt, row.answer, *(row.choices if with_choices else ())]
+        beside = [[turn.get(key) for key in ("weight", "reasoning_content")]
+                  for turn in row.messages]  # fmt: skip
+        texts += [row.tools] if row.tools else []
+        texts += [beside] if any(any(part is not None for part in turn) for turn in beside) else []
+        state.update(json.dumps(texts, default=str).encode() + b"\n")
     return state.hexdigest()
 
 

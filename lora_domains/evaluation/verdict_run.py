@@ -333,7 +333,7 @@ def asked_by(dataset: Dataset, base: Base) -> str:
     which draws the examples of the few-shot baseline. Labels count where a head has them, by their
     order; elsewhere the training rows may name more of them.
     """
-    task, record = dataset.domain.task, as_record(dataset.domain)["task"]
+    task, record = dataset.domain.task, as_record(dataset.domain)["task"] | dataset.chat
     labels = list(zip(task.labels or (), task.label_texts, strict=False))
     return _short_digest(
         [

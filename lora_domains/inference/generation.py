@@ -26,10 +26,13 @@ from lora_domains.modeling.base_check import context_of
 from lora_domains.modeling.batching import padded
 from lora_domains.modeling.routing import narrowed
 from lora_domains.tasks import Task
+from lora_domains.tasks.answers import BEGIN
 from lora_domains.tokenization.encoded import EncodedExample
 
 NEW_TOKENS = 64
 """Tokens of an answer, at most, unless options say otherwise."""
+OPENED = 8
+"""Tokens at the end of a prompt that may spell ``<think>``."""
 TEXTS_ONLY = (
     "return_dict_in_generate", "output_scores", "output_logits", "output_attentions",
     "output_hidden_states",
@@ -105,7 +108,8 @@ def generate_in_batches(
     max_new_tokens: int,
     progress: Progress = no_progress,
 ) -> list[str]:
-    """Greedy answers to ``examples``, without surrounding whitespace.
+    """Greedy answers to ``examples``, without surrounding whitespace; with ``<think>`` before them
+    where it ends the prompt, so that one that ends within its reasoning is known.
 
     An answer ends where the context does; such examples are answered one at a time, so that the
     others do not depend on them.
@@ -128,7 +132,7 @@ def generate_in_batches(
                 else:
                     answers = generate(model, tokenizer, prompts, **options)
             for row, text in zip(rows, answers, strict=True):
-                texts[row] = text.strip()
+                texts[row] = _opened(tokenizer, prompts[0]) + text.strip()
         return texts
 
     def size(example: EncodedExample) -> Size:
@@ -136,6 +140,12 @@ def generate_in_batches(
         return whole._replace(tokens=whole.tokens + before // 8)
 
     return in_batches(model, examples, answer, progress, size)
+
+
+def _opened(tokenizer: Any, prompt: Sequence[int]) -> str:
+    """The beginning of reasoning with which a prompt ends, or nothing."""
+    end = str(tokenizer.decode(prompt[-OPENED:])).rstrip()
+    return BEGIN if end.endswith(BEGIN) else ""
 
 
 def decoding(base: Base, task: Task) -> dict[str, Any]:

@@ -305,6 +305,7 @@ def over(out: Path, dataset: Dataset, base: Base) -> Card | None:
     entry, record = card.adapter, base.record()
     trained = entry.recipe_digest, entry.data, entry.parent and entry.parent.sha256
     alike = all(getattr(card.base, key) == record[key] for key in TRAINED_ON)
+    alike = alike and entry.chat == dataset.chat
     return card if alike and trained == own else None
 
 

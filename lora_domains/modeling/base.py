@@ -115,7 +115,7 @@ class Base:
         if self.bidirectional or not self.chat_template.own:
             return False
         ends = answer_ends(self.tokenizer, self.generation_config, self.model.config)
-        return self.chat_template.stop in ends
+        return self.chat_template.asked(thinking=False).stop in ends
 
     @property
     def dtype(self) -> torch.dtype:

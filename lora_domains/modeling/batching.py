@@ -260,10 +260,14 @@ def tokenization_of(
 
 
 def template_of(base: Base, task: Task) -> ChatTemplate:
-    """The chat template that renders examples of ``task``, if one does. The base is asked for
-    answers at once unless the task has reasoning before them: in so few tokens it would give none.
+    """The chat template that renders examples of ``task``, if one does.
+
+    A base that can think first is asked for its answer at once unless the task has reasoning: it
+    would not reach one within the tokens of an answer. A task that leaves this open is asked as the
+    template does by default.
     """
-    return base.chat_template if task.thinking else base.chat_template.direct
+    template, thinking = base.chat_template, task.thinking
+    return template if thinking is None else template.asked(thinking=thinking)
 
 
 def window_limit(base: Base, max_length: int | None) -> int:

@@ -308,7 +308,8 @@ def _frame(base: Base) -> _Frame | None:
     turns and answers do not fit into its context."""
     if not base.chats:
         return None
-    one, other = (base.chat_template.prompt([{"role": "user", "content": text}])
+    template = base.chat_template.asked(thinking=False)
+    one, other = (template.prompt([{"role": "user", "content": text}])
                   for text in ("yes", "no"))  # fmt: skip
     before, after = shared(one, other), shared(one[::-1], other[::-1])
     frame = _Frame(one[:before], one[len(one) - after :])

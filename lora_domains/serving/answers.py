@@ -100,7 +100,7 @@ def conversation_prompt(
     base = bank.base
     check_generates(base)
     trained = name is not None and bank[name].card is not None
-    task: Task = task_of(bank, name) if trained and name is not None else Chat(thinking=True)
+    task: Task = task_of(bank, name) if trained and name is not None else Chat()
     if not trained and not base.chat_template.own:
         raise ChatTemplateError(
             where=base.id,

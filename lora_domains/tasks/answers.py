@@ -73,6 +73,7 @@ def token_f1(text: str, reference: str) -> float:
 
 # ── Reasoning ───────────────────────────────────────────────────────────────────────────────────
 
+BEGIN = "<think>"
 REASONING = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
 """What Qwen3, DeepSeek-R1 and others write before an answer; it may begin in the prompt."""
 
@@ -82,9 +83,14 @@ def without_reasoning(text: str) -> str:
     return REASONING.sub("", text)
 
 
+def reasons(text: str) -> bool:
+    """Whether ``text`` begins with reasoning."""
+    return REASONING.match(text) is not None
+
+
 def unfinished(text: str) -> bool:
     """Whether ``text`` ends within its reasoning."""
-    return text.lstrip().startswith("<think>") and "</think>" not in text
+    return text.lstrip().startswith(BEGIN) and "</think>" not in text
 
 
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────

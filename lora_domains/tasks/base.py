@@ -180,14 +180,14 @@ class Task(ABC):
         return False
 
     @property
-    def thinking(self) -> bool:
-        """Whether the assistant may think first, where the chat template has a switch for it."""
+    def thinking(self) -> bool | None:
+        """Whether the assistant may think first; None: if most answers to learn have reasoning."""
         return False
 
-    def with_chat(self, chat: bool) -> Self:
-        """This task with ``chat`` where it leaves that open."""
-        options: dict[str, Any] = {"chat": chat}
-        return self if self.chat is not None else replace(self, **options)
+    def with_chat(self, chat: bool, thinking: bool = False) -> Self:
+        """This task with ``chat`` and ``thinking`` where it leaves them open."""
+        options: dict[str, Any] = {"chat": chat, "thinking": thinking}
+        return replace(self, **{k: v for k, v in options.items() if getattr(self, k) is None})
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:

@@ -55,7 +55,7 @@ class Chat(Task):
     ``system`` is a column with the system's text, and ``tools`` one with the JSON schemas of the
     functions that the assistant may call. With ``generate`` an evaluation also generates the last
     answer of each conversation, of ``max_new_tokens`` at most, and compares it with the reference.
-    With ``thinking`` the template lets the assistant think first, where it has a switch for that.
+    With ``thinking`` it may think first, as in ``Generation``.
     """
 
     messages: str = "messages"
@@ -65,7 +65,7 @@ class Chat(Task):
     tools: str | None = None
     max_new_tokens: int = 256
     generate: bool = False
-    thinking: bool = False
+    thinking: bool | None = None
 
     kind = "chat"
     aliases: ClassVar = {"text": "user", "label": "assistant"}
@@ -252,7 +252,7 @@ def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
         content = json.dumps(content, ensure_ascii=False, default=str)
     message: dict[str, Any] = {"role": role, "content": _text(content, where)}
     message |= {key: value for key in KEPT if isinstance(value := stored.get(key), str)}
-    if not is_null(weight := stored.get("weight")) and weight != 1:
+    if role == "assistant" and not is_null(weight := stored.get("weight")) and weight != 1:
         if weight != 0:
             raise DataError(
                 where=where,

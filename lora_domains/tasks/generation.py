@@ -26,7 +26,8 @@ class Generation(TextTask):
     last number in each text (for calculations whose steps may differ). With ``chat`` the base's
     chat template renders the text as a turn of the user, after an ``instruction`` if one is given;
     by default (None) it does on a base that was trained on chats, unless there is a prompt. With
-    ``thinking`` the template lets it think first, where it has a switch for that.
+    ``thinking`` it may think first, where the template has a switch for that; by default (None)
+    where most answers to learn do.
     """
 
     text: str | tuple[str, ...] = "question"
@@ -37,7 +38,7 @@ class Generation(TextTask):
     until: str = ""
     chat: bool | None = None
     instruction: str | None = None
-    thinking: bool = False
+    thinking: bool | None = None
 
     kind = "generation"
     aliases: ClassVar = {"label": "answer"}

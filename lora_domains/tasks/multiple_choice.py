@@ -71,8 +71,8 @@ class MultipleChoice(Task):
     def from_columns(cls, columns: Collection[str]) -> Self | None:
         return cls() if {"question", "choices", "answer"} <= {*columns} else None
 
-    def with_chat(self, chat: bool) -> Self:
-        return super().with_chat(chat and self.prompt == QUESTION)
+    def with_chat(self, chat: bool, thinking: bool = False) -> Self:
+        return super().with_chat(chat and self.prompt == QUESTION, thinking)
 
     def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:
         if self.chat is False:
@@ -155,8 +155,8 @@ class Preference(Task):
     The adapter learns to prefer the chosen answer more than the base does (direct preference
     optimisation, Rafailov et al. 2023, arXiv 2305.18290); the frozen base is the reference. The
     smaller ``beta``, the further it may move from the base. Without a ``prompt`` both columns hold
-    whole conversations that differ in their last answer. ``system`` and ``tools`` are as in
-    ``Chat``, and ``max_new_tokens`` are those of a predicted answer.
+    whole conversations that differ in their last answer. ``system``, ``tools`` and ``thinking`` are
+    as in ``Chat``, and ``max_new_tokens`` are those of a predicted answer.
     """
 
     prompt: str | tuple[str, ...] | None = "prompt"
@@ -166,6 +166,7 @@ class Preference(Task):
     tools: str | None = None
     beta: float = 0.1
     max_new_tokens: int = 256
+    thinking: bool | None = None
 
     kind = "preference"
     aliases: ClassVar = {"text": "prompt", "label": "chosen"}

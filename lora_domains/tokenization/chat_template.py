@@ -13,7 +13,7 @@ from the clock is fixed, so that a run can be repeated.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, partial
@@ -24,7 +24,15 @@ from lora_domains.errors import ChatTemplateError
 from lora_domains.tasks.chat import Message, answer_places, answers_in
 from lora_domains.tokenization.encoded import shared
 from lora_domains.tokenization.special_tokens import SpecialTokens
-from lora_domains.tokenization.turns import PLAIN, roles, says_all, variants
+from lora_domains.tokenization.turns import (
+    PLAIN,
+    SWITCHES,
+    roles,
+    says_all,
+    switches,
+    variants,
+    without_thoughts,
+)
 
 GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -33,8 +41,6 @@ DAY = date(2024, 7, 26)
 SAMPLE = "yes"
 """The answer from which the end of a turn is learned."""
 SAMPLE_TURNS = {"role": "user", "content": "?"}, {"role": "assistant", "content": SAMPLE}
-SWITCH = "enable_thinking"
-"""What templates call whether the assistant may think before it answers."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +68,25 @@ class _Answer:
 class ChatTemplate:
     """Renders conversations for one tokenizer, by its own template or by ``PLAIN``.
 
-    Without ``thinking`` a template that lets the assistant think first (as Qwen3's does by default)
-    asks for the answer at once.
+    ``thinking`` is what a template is told about reasoning before an answer, if it asks (as Qwen3's
+    does, which has the assistant think by default); without it answers are rendered without theirs.
 
     ``messages`` are turns with a ``role`` and a ``content``; ``tools`` are JSON schemas of the
     functions that the assistant may call; ``where`` names the row in errors. Methods raise
     ChatTemplateError for a conversation that cannot be rendered.
     """
 
-    def __init__(self, tokenizer: Any, *, thinking: bool = True) -> None:
+    def __init__(self, tokenizer: Any, *, thinking: bool | None = None) -> None:
         self.tokenizer = tokenizer
         self.own = bool(getattr(tokenizer, "chat_template", None))
         self.adapted = 0
         """Conversations whose turns were joined because the template refuses them as they are."""
         self.reasoned = 0
-        """Answers with reasoning, whose prompts ask for it all the same."""
-        self._options = {} if thinking else {SWITCH: False}
+        """Conversations whose reasoning was left out."""
+        self.thinking = thinking
+        self.options = {} if thinking is None else switches(thinking)
+        """What the template is told."""
+        self._asked: dict[bool, ChatTemplate] = {}
         self._special = SpecialTokens(tokenizer)
         self._ids = self._special.encode
         self._sources: dict[bool, str] = {}
@@ -86,18 +95,24 @@ class ChatTemplate:
         """The ``chat`` entry of a card: whose template it is, and its digest."""
         source = self.tokenizer.chat_template if self.own else PLAIN
         digest = sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
-        thinking = {"thinking": "off"} if self._options else {}
-        return {"template": "own" if self.own else "plain", "sha256": digest, **thinking}
+        told = {} if self.thinking is None else {"thinking": "on" if self.thinking else "off"}
+        return {"template": "own" if self.own else "plain", "sha256": digest, **told}
 
-    @cached_property
-    def direct(self) -> "ChatTemplate":
-        """This template without ``thinking``; itself where it has no switch for that, or renders
-        answers otherwise than it asks for them."""
-        if not self.own or SWITCH not in self._source(()):
-            return self
-        direct = ChatTemplate(self.tokenizer, thinking=False)
-        answer = direct._rendered(SAMPLE_TURNS, (), "", direct._options)
-        return self if answer is None else direct
+    def asked(self, *, thinking: bool) -> "ChatTemplate":
+        """This template told whether the assistant may think first; itself where that changes
+        nothing, or where answers cannot be rendered then."""
+        if thinking not in self._asked:
+            on, off = (ChatTemplate(self.tokenizer, thinking=told) for told in (True, False))
+            self._asked[thinking] = (on if thinking else off) if self._switched(on, off) else self
+        return self._asked[thinking]
+
+    def _switched(self, on: "ChatTemplate", off: "ChatTemplate") -> bool:
+        if not self.own or not any(switch in self._source(()) for switch in SWITCHES):
+            return False
+        try:
+            return on.prompt(SAMPLE_TURNS[:1]) != off.prompt(SAMPLE_TURNS[:1]) and bool(off.end)
+        except ChatTemplateError:
+            return False
 
     # ── Token ids ───────────────────────────────────────────────────────────────────────────────
 
@@ -192,26 +207,15 @@ class ChatTemplate:
     def _answer(
         self, messages: Sequence[Message], tools: Sequence[Any], where: str
     ) -> _Answer | None:
-        """The last of ``messages``; None where its rendering does not begin with its prompt.
-
-        Reasoning in an answer has a prompt that asks for it.
-        """
-        found = self._rendered(messages, tools, where, self._options)
-        if found is None and self._options:
-            found = self._rendered(messages, tools, where, {})
-            self.reasoned += found is not None
-        return found
-
-    def _rendered(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Any],
-        where: str,
-        options: Mapping[str, Any],
-    ) -> _Answer | None:
+        """The last of ``messages``; None where its rendering does not begin with its prompt."""
         try:
-            prompt = self._render(messages[:-1], tools, where, prompt=True, options=options)
-            text = self._render(messages, tools, where, options=options)
+            prompt = self._render(messages[:-1], tools, where, prompt=True)
+            text = self._render(messages, tools, where)
+            if self.thinking is False and not text.startswith(prompt):
+                # Some write an empty thought into the prompt alone.
+                open_ = self._render(messages[:-1], tools, where, prompt=True, thinking=True)
+                if prompt.startswith(open_) and text.startswith(open_):
+                    text = prompt + text[len(open_) :]
         except ChatTemplateError:
             return None
         if not text.startswith(prompt):
@@ -275,7 +279,7 @@ class ChatTemplate:
         (text,), (found,) = render_jinja_template(
             conversations=[[dict(message) for message in messages]], tools=list(tools) or None,
             chat_template=self._source(tools), return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map, **self._options,
+            **self.tokenizer.special_tokens_map, **self.options,
         )  # fmt: skip
         if not found:
             raise self._unstable(where)
@@ -307,6 +311,10 @@ class ChatTemplate:
         have no calls of functions: the system's text is then put before the user's, turns of one
         role become one, an opening turn of the assistant is left out, and calls become text.
         """
+        if self.thinking is False:
+            answered = without_thoughts(messages)
+            self.reasoned += answered != [*messages]
+            messages = answered
         guarded = self._special.guarded
         wanted = [
             {key: guarded(value) for key, value in message.items() if value is not None}
@@ -330,7 +338,7 @@ class ChatTemplate:
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Any], where: str, *,
-        prompt: bool = False, options: Mapping[str, Any] | None = None,
+        prompt: bool = False, thinking: bool | None = None,
     ) -> str:  # fmt: skip
         from jinja2 import TemplateError
 
@@ -340,7 +348,7 @@ class ChatTemplate:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tools=list(tools) or None,
                 chat_template=source, add_generation_prompt=prompt, tokenize=False,
-                **(self._options if options is None else options),
+                **(self.options if thinking is None else switches(thinking)),
             )  # fmt: skip
         except (
             TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from lora_domains.tasks.answers import without_reasoning
 from lora_domains.tasks.chat import JOINED, Message, said
 
 PLAIN = (
@@ -18,6 +19,19 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 """The template of a base without one: ``User: …``, ``Assistant: …``, a line for each turn."""
+
+SWITCHES = ("enable_thinking", "thinking")
+"""What templates call whether the assistant may think before it answers."""
+
+
+def switches(thinking: bool) -> dict[str, bool]:
+    """The options by which a template is told whether the assistant may think first."""
+    return dict.fromkeys(SWITCHES, thinking)
+
+
+def chat_options(record: Mapping[str, str]) -> dict[str, bool]:
+    """What the template is told where a card has the ``chat`` entry ``record``."""
+    return switches(record["thinking"] == "on") if "thinking" in record else {}
 
 
 def variants(
@@ -111,17 +125,28 @@ def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Consecutive turns of one role as one."""
+    """Consecutive turns of one role as one; of answers, those that are learned if some are."""
     turns: list[dict[str, Any]] = []
     for message in messages:
-        plain = message.keys() <= {"role", "content"}
-        if turns and plain and turns[-1].keys() <= {"role", "content"}:
-            last = turns[-1]
-            if last["role"] == message["role"]:
-                turns[-1] = {**last, "content": last["content"] + JOINED + message["content"]}
-                continue
-        turns.append(message)
+        last: dict[str, Any] = turns[-1] if turns else {"role": ""}
+        plain = all(turn.keys() <= {"role", "content", "weight"} for turn in (last, message))
+        if not plain or last["role"] != message["role"]:
+            turns.append(message)
+        elif last.get("weight") == message.get("weight"):
+            turns[-1] = {**last, "content": last["content"] + JOINED + message["content"]}
+        elif "weight" in last:
+            turns[-1] = message
     return turns
+
+
+def without_thoughts(messages: Sequence[Message]) -> list[Message]:
+    """The answers in ``messages`` without the reasoning before them."""
+    return [
+        {key: part for key, part in turn.items() if key != "reasoning_content"}
+        | {"content": without_reasoning(turn["content"]) or turn["content"]}
+        if turn["role"] == "assistant" else turn
+        for turn in messages
+    ]  # fmt: skip
 
 
 def roles(messages: Sequence[Message]) -> list[str]:

@@ -24,7 +24,6 @@ from lora_domains.errors import OutOfMemory, UsageError, check_installed, did_yo
 from lora_domains.inference.cache import cache_limit
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import template_of
 from lora_domains.modeling.heads import FEATURES
 from lora_domains.placement import check_trainable
 from lora_domains.probes.general_text import POOL, SELECTION
@@ -252,7 +251,7 @@ def save(
         recipe_digest=domain.digest(),
         parent=dataset.parent.record() if dataset.parent else None,
         pooling=head.layout.pooling if head and head.layout.task == FEATURES else None,
-        chat=template_of(base, domain.task).record() if domain.task.chat else {},
+        chat=dataset.chat,
         settings=as_record(domain),
         data=dict(dataset.prepared.digests),
         trained_rows=rows,

@@ -1,5 +1,6 @@
 """What makes two rows the same, and the digests of rows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tables import SPAM, examples, table
 
-from lora_domains.data.identity import digest_key, identity, keyed_digest, normalise
+from lora_domains.data.identity import digest_key, digest_of, identity, keyed_digest, normalise
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
 from lora_domains.errors import AdapterError
+from lora_domains.tasks import Example
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,16 @@ def test_a_keyed_digest_depends_on_text_and_key() -> None:
     assert keyed_digest("a", b"k") != keyed_digest("b", b"k")
     assert keyed_digest("a", b"k") == keyed_digest("a", b"k")
     assert len(keyed_digest("\ud800", b"")) == 64
+
+
+@pytest.mark.parametrize("change", [{"weight": 0}, {"reasoning_content": "well"}])
+def test_a_digest_depends_on_what_is_learned_of_a_chat(change: dict[str, Any]) -> None:
+    turns = ({"role": "user", "content": "why"}, {"role": "assistant", "content": "so"})
+    row = Example("1", "user: why\nassistant:", " so", messages=turns)
+    changed = replace(row, messages=(turns[0], turns[1] | change))
+    with_tools = replace(row, tools=({"name": "say"},))
+    assert len({digest_of([one]) for one in (row, changed, with_tools)}) == 3
+    assert digest_of([row]) == digest_of([replace(row, messages=())])
 
 
 def test_digests_depend_on_rows_and_their_order() -> None:

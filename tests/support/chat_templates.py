@@ -98,6 +98,18 @@ SWITCHED = QWEN.replace(
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
 )
 """It lets the assistant think first unless told otherwise, as Qwen3's does."""
+SWITCHED_OFF = SWITCHED.replace(
+    "enable_thinking is defined and enable_thinking is false", "not enable_thinking"
+)
+"""It lets the assistant think first only if told so."""
+SWITCHED_OTHERWISE = SWITCHED_OFF.replace("enable_thinking", "thinking")
+"""The same by another name, as DeepSeek-V3.1's."""
+SWITCHED_IN_PROMPT = CHATML.replace(
+    "{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+)
+"""Its answers have no empty thought, which it writes into the prompt alone."""
 OPEN = (
     "{% for message in messages %}"
     "{{ '### ' + message['role'] + ':\n' + message['content'] + '\n\n' }}"

@@ -14,10 +14,14 @@ from support.bases import FOLDER as BASES
 from support.chat_templates import (
     ALL,
     GEMMA,
+    MARKED,
     NO_SYSTEM,
     SPECIAL,
     STABLE,
     SWITCHED,
+    SWITCHED_IN_PROMPT,
+    SWITCHED_OFF,
+    SWITCHED_OTHERWISE,
     UNSTABLE,
     UNSTABLE_MARKED,
     chat_tokenizer,
@@ -331,33 +335,51 @@ def test_an_answer_without_weight_is_read_and_not_learned(name: str) -> None:
     assert len(answers(parts)) == 2
 
 
-def test_reasoning_is_asked_for_only_where_an_answer_has_some() -> None:
-    asked = ChatTemplate(chat_tokenizer(SWITCHED))
-    template, decode = asked.direct, asked.tokenizer.decode
-    messages = turns("hello", "fine", "how", "I am")
-    nothing = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    assert decode(asked.prompt(messages[:1])).endswith("<|im_start|>assistant\n")
-    assert decode(template.prompt(messages[:1])).endswith(nothing)
-    assert [decode(text) for _, text in answers(template.conversation(messages))] == [
+ASKS = "<|im_start|>assistant\n"
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize("source", [SWITCHED, SWITCHED_OFF, SWITCHED_IN_PROMPT, SWITCHED_OTHERWISE])
+def test_a_template_is_told_whether_the_assistant_may_think(source: str) -> None:
+    own = ChatTemplate(chat_tokenizer(source))
+    on, off = (own.asked(thinking=told) for told in (True, False))
+    decode, messages = own.tokenizer.decode, turns("hello", "fine", "how", "I am")
+    assert decode(on.prompt(messages[:1])).endswith(ASKS)
+    assert decode(off.prompt(messages[:1])).endswith(ASKS + NO_THOUGHT)
+    assert [decode(text) for _, text in answers(off.conversation(messages))] == [
         "fine<|im_end|>", "I am<|im_end|>",
     ]  # fmt: skip
-    assert (decode(template.answer("fine")), template.end) == ("fine", asked.end)
-    assert template.reasoned == 0
+    assert (decode(off.answer("fine")), off.end) == ("fine", own.end)
+    assert off.reasoned == 0
     messages[-1]["content"] = "<think>well</think>fine"
-    *_, last = template.conversation(messages)
-    start, end = last.spans[-1]
-    assert decode(last.ids[:start]).endswith("<|im_start|>assistant\n")
-    assert decode(last.ids[start:end]) == "<think>\nwell\n</think>\n\nfine<|im_end|>"
-    assert template.reasoned == 1
-    assert asked.record().keys() < template.record().keys()
+    *_, (prompt, answer) = answers(off.conversation(messages))
+    assert decode(prompt).endswith(ASKS + NO_THOUGHT)
+    assert decode(answer) == "fine<|im_end|>"
+    assert off.reasoned == 1
+    *_, (prompt, answer) = answers(on.conversation(messages))
+    assert decode(prompt).endswith(ASKS)
+    assert decode(answer).startswith("<think>")
+    assert "well" in decode(answer)
+    assert [one.record().get("thinking") for one in (own, on, off)] == [None, "on", "off"]
 
 
-@pytest.mark.parametrize(
-    "source", [*ALL.values(), None, UNSTABLE.replace("<think>", "{{ enable_thinking }}")]
-)
-def test_a_template_without_a_switch_is_left_as_it_is(source: str | None) -> None:
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("source", [*ALL.values(), None, "{# enable_thinking #}" + MARKED])
+def test_a_template_without_a_switch_is_left_as_it_is(source: str | None, thinking: bool) -> None:
     template = ChatTemplate(chat_tokenizer(source))
-    assert template.direct is template
+    assert template.asked(thinking=thinking) is template
+
+
+@pytest.mark.parametrize("name", ["gemma", "mistral"])
+def test_answers_in_a_row_are_one_or_the_one_that_is_learned(name: str) -> None:
+    template = ChatTemplate(chat_tokenizer(ALL[name]))
+    messages = turns("hello", "fine")
+    again = {"role": "assistant", "content": "I am"}
+    ((_, joined),) = answers(template.conversation([*messages, again]))
+    assert template.tokenizer.decode(joined).startswith(("fine\n\nI am", " fine\n\nI am"))
+    messages[-1]["weight"] = 0
+    ((_, learned),) = answers(template.conversation([*messages, again]))
+    assert template.tokenizer.decode(learned).strip().startswith("I am")
 
 
 def test_several_templates_without_a_default_are_a_named_error() -> None:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -22,6 +23,7 @@ from lora_domains.embedded import BASE_PATH
 from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, UsageError, listed
 from lora_domains.report.card import CARD, Card
 from lora_domains.tasks import task_from_record
+from lora_domains.tokenization.turns import chat_options
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
@@ -103,7 +105,11 @@ def export(flags: argparse.Namespace) -> int:
         error = export_gguf_adapter(model.bank, name, Path(flags.out), dtype)
         found = "it has no effect" if error is None else f"error {error:.1e} of its effect"
         model.display.stage("adapter", None, None, f"{name} in {dtype}; {found}")
-        model.display.line(f"Saved: {file}\nServe: llama-server -m BASE.gguf --lora {file}")
+        card = model.bank[name].card
+        told = chat_options(card.adapter.chat) if card is not None else {}
+        command = ["llama-server", "-m", "BASE.gguf", "--lora", str(file)]
+        command += ["--chat-template-kwargs", json.dumps(told)] if told else []
+        model.display.line(f"Saved: {file}\nServe: {shlex.join(command)}")
         return 0
     ollama = flags.to == "ollama"
     merged = export_gguf(
@@ -132,7 +138,7 @@ def modelfile(model: "DomainModel", name: str) -> str:
     """
     from lora_domains.inference.predict import length_of, task_of
     from lora_domains.modeling.base_check import answer_ends
-    from lora_domains.modeling.batching import tokenization_of
+    from lora_domains.modeling.batching import template_of, tokenization_of
 
     base, task = model.base, task_of(model.bank, name)
     tokenizer, length = base.tokenizer, length_of(model.bank, name)
@@ -143,7 +149,8 @@ def modelfile(model: "DomainModel", name: str) -> str:
     stops = tokenizer.convert_ids_to_tokens(sorted(ends))
     lines += [f"PARAMETER stop {json.dumps(stop)}" for stop in sorted(stops)]
     if task.converses:
-        template, system = conversation(tokenizer, name)
+        told = template_of(base, task).options
+        template, system = conversation(tokenizer, name, told)
         lines += [f"SYSTEM {_tripled(system)}"] if system else []
     elif len({*task.input_columns}) > 1:
         lines.append(f"# A prompt has several columns; give all of it: {json.dumps(task.template)}")
@@ -159,9 +166,12 @@ def modelfile(model: "DomainModel", name: str) -> str:
     return "\n".join([*lines, f"TEMPLATE {_tripled(template)}"])
 
 
-def conversation(tokenizer: Any, name: str) -> tuple[str, str]:
+def conversation(
+    tokenizer: Any, name: str, options: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, str]:
     """(the template of Ollama that renders chats as the tokenizer's own, its default system turn).
 
+    ``options`` are those of the tokenizer's template.
     Raises AdapterUnsupported where turns are not rendered one after the other.
     """
     from lora_domains.tokenization.tokenization import Tokenization
@@ -172,7 +182,9 @@ def conversation(tokenizer: Any, name: str) -> tuple[str, str]:
 
     def render(texts: Sequence[str], first: int = 0, prompt: bool = False) -> str:
         turns = [{"role": roles[first + n], "content": text} for n, text in enumerate(texts)]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=prompt, **options
+        )
         return str(text).removeprefix(begins)
 
     texts = [SYSTEM, USER, ANSWER, AGAIN]
@@ -255,6 +267,9 @@ def for_vllm(folders: Sequence[Path], out: Path, base: str | None, display: Disp
         "--max-lora-rank", str(next(most for most in RANKS if most >= rank)),
         "--lora-modules", *(f"{name}=./{name}" for name in names),
     ]  # fmt: skip
+    told = [chat_options(_chat_of(folder)) for folder in folders]
+    if told[0] and all(one == told[0] for one in told):
+        command += ["--default-chat-template-kwargs", json.dumps(told[0])]
     with replacing(out, SERVE) as fresh:
         for folder, name in zip(folders, names, strict=True):
             (fresh / name).mkdir()
@@ -313,4 +328,13 @@ def _prompt(folder: Path) -> list[str]:
         return []
     task = task_from_record(Card.read(folder, measured=False).adapter.task)
     how = "chats" if task.chat else f"completions of {json.dumps(task.template)}"
+    told = chat_options(_chat_of(folder))
+    how += f", with the chat template options {json.dumps(told)}" if told else ""
     return [f"# {adapter_name(folder)} was trained on {how}"]
+
+
+def _chat_of(folder: Path) -> Mapping[str, str]:
+    """The ``chat`` entry of an adapter's card; {} without a card."""
+    if not (folder / CARD).is_file():
+        return {}
+    return Card.read(folder, measured=False).adapter.chat
