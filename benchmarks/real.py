@@ -93,8 +93,12 @@ def train(name: str, rows: Path, bases: Path, more: list[str]) -> dict[str, Any]
         command += [f"--{part}={path}" for part, path in files.items()]
         command += ["--base", str((bases / run.base).resolve())]
         adapter, seconds = finished(command, folder / "out")
-        card = Card.read(adapter)
-    entry = card.adapter
+        return figures(run, more, Card.read(adapter), seconds)
+
+
+def figures(run: Run, more: list[str], card: Card, seconds: float) -> dict[str, Any]:
+    """The figures of a card."""
+    entry, flags = card.adapter, ["fit", "--name", run.rows, *run.flags.split(), *more]
     return {
         "command": " ".join(["lora-domains", *flags, "--base", run.base]), "base": run.base,
         "published": run.published, "verdict": entry.verdict,
@@ -147,6 +151,8 @@ def main() -> None:
     add("--bases", type=Path, help="folder of the bases, as `make bases` fills it")
     add("--only", nargs="*", choices=RUNS, default=list(RUNS), help="names of runs")
     add("--workers", type=int, default=1, help="runs at a time, each with one thread")
+    add("--adapter", type=Path, help="one that the command of --only trained, evaluated by itself")
+    add("--seconds", type=float, help="what --adapter took to train and evaluate")
     add("--out", type=Path, default=RESULTS, help="the file of the results")
     add("--table", action="store_true", help="print the stored results as a table")
     flags, more = parser.parse_known_args()
@@ -154,9 +160,15 @@ def main() -> None:
     if flags.table:
         print(table(stored))
         return
+    where = device()
+    if flags.adapter is not None:
+        (name,), card = flags.only, Card.read(flags.adapter)
+        stored[name] = figures(RUNS[name], more, card, flags.seconds)
+        flags.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        print(table({name: stored[name]}).splitlines()[-1])
+        return
     if flags.rows is None or flags.bases is None:
         parser.error("--rows and --bases are required")
-    where = device()
     with ThreadPoolExecutor(flags.workers) as pool:
         names = {
             pool.submit(train, name, flags.rows, flags.bases, more): name for name in flags.only
