@@ -13,7 +13,7 @@ from support.commands import FAST, run
 from support.models import QUIET, SUITE, declared, model_in, stopped_after
 
 from lora_domains.console import Display
-from lora_domains.errors import ChatTemplateError
+from lora_domains.errors import ChatTemplateError, UsageError
 from lora_domains.evaluation.baselines import SHOTS, with_shots
 from lora_domains.evaluation.scorer import Part, Scorer, reference_of
 from lora_domains.inference.generation import generate
@@ -23,6 +23,7 @@ from lora_domains.modeling.base import load_base
 from lora_domains.modeling.batching import tokenization_of
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
+from lora_domains.serving.answers import conversation_prompt
 from lora_domains.tasks import Chat, Classification, Generation, MultipleChoice
 from lora_domains.tasks.answers import token_f1
 
@@ -206,6 +207,12 @@ def test_a_base_may_think_first_where_most_answers_do(
     tested = fresh.dataset(domain).test[-1].encoded
     assert decode(tested.prompt).endswith(asks)
     assert ("red" in decode(tested.last_answer)) is ((found, reasoned) == ("on", 40))
+    asked = [{"role": "user", "content": "red"}]
+    for name in ("chats", None):
+        prompt = conversation_prompt(fresh.bank, name, asked, thinking=found == "on")
+        assert decode(prompt.ids).endswith(asks)
+    with pytest.raises(UsageError, match=r"chat_template_kwargs.*what chats was trained with"):
+        conversation_prompt(fresh.bank, "chats", asked, thinking=found == "off")
     served = tmp_path / "served"
     assert run("export", str(tmp_path / "chats"), "--to", "vllm", "--base", str(folder), "--out",
                str(served)) == 0  # fmt: skip

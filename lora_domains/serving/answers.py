@@ -89,18 +89,20 @@ def label_text(answer: Predicted) -> str:
 
 
 def conversation_prompt(
-    bank: Bank, name: str | None, messages: Sequence[Mapping[str, Any]]
-) -> Prompt:
+    bank: Bank, name: str | None, messages: Sequence[Mapping[str, Any]],
+    thinking: bool | None = None,
+) -> Prompt:  # fmt: skip
     """The prompt of a conversation for the adapter ``name``, or for the base (None).
 
     An adapter reads what it was trained on: turns in the chat template, or one text in the prompt
-    of its task. Raises UsageError where it answers no conversation, ChatTemplateError where the
-    base has no template, and DataError for messages that cannot be rendered.
+    of its task. ``thinking`` is what the template is to be told. Raises UsageError where an adapter
+    answers no conversation or was trained otherwise, ChatTemplateError where the base has no
+    template, and DataError for messages that cannot be rendered.
     """
     base = bank.base
     check_generates(base)
     trained = name is not None and bank[name].card is not None
-    task: Task = task_of(bank, name) if trained and name is not None else Chat()
+    task: Task = task_of(bank, name) if trained and name is not None else Chat(thinking=thinking)
     if not trained and not base.chat_template.own:
         raise ChatTemplateError(
             where=base.id,
@@ -111,6 +113,14 @@ def conversation_prompt(
         )
     example = task.to_answer(messages)
     tokenization = tokenization_of(base, task, base.context)
+    own = tokenization.template.thinking if tokenization.template is not None else None
+    if thinking is not None and own not in (None, thinking):
+        raise UsageError(
+            where="chat_template_kwargs",
+            expected=f"what {name} was trained with: enable_thinking={own}",
+            found=f"enable_thinking={thinking}",
+            hint="Leave it out.",
+        )
     ids = (*tokenization.start, *tokenization.prompt_tokens(example))
     check_embedded(base, [("messages", EncodedExample("", ids, ()))])
     return Prompt(ids, (task.max_new_tokens or None) if trained else None, task.ends)

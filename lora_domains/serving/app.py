@@ -271,6 +271,7 @@ def _generation(
         temperature=float(given.get("temperature", 0.0)), top_p=float(given.get("top_p", 1.0)),
         seed=given.get("seed"), stop=(stop,) if isinstance(stop, str) else tuple(stop),
         count=count, stream=given.get("stream", False),
+        thinking=next(iter(given.get("chat_template_kwargs", {}).values()), None),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from traceback import format_tb
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_domains.errors import LoraDomainsError, TrainingError, did_you_mean, listed
+from lora_domains.tokenization.turns import SWITCHES
 
 if TYPE_CHECKING:
     from lora_domains.inference.predict import Answer
@@ -81,7 +82,7 @@ def refused(error: LoraDomainsError) -> ApiError:
     if isinstance(error, TrainingError):  # no memory
         return failed(error)
     code = "context_length_exceeded" if "context of" in error.expected else None
-    fields = ("messages", "prompt", "max_tokens", "input")
+    fields = ("messages", "prompt", "max_tokens", "input", "chat_template_kwargs")
     param = next((name for name in fields if name in error.where), None)
     return ApiError(400, str(error), param=param, code=code)
 
@@ -157,6 +158,14 @@ def _is_input(value: Any) -> bool:
     return 0 < len(rows) <= MOST_TEXTS and all(isinstance(row, str | dict) for row in rows)
 
 
+def _is_switch(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() <= {*SWITCHES}
+        and all(map(_is_bool, value.values()))
+    )
+
+
 MODEL = {"model": _Field(_is_text, "the name of a model")}
 SAMPLED = MODEL | {
     "max_tokens": _Field(_whole(1, 2**31), "a whole number, at least 1"),
@@ -175,6 +184,7 @@ SAMPLED = MODEL | {
 CHAT = SAMPLED | {
     "messages": _Field(lambda value: isinstance(value, list) and bool(value), "a list of messages"),
     "max_completion_tokens": SAMPLED["max_tokens"],
+    "chat_template_kwargs": _Field(_is_switch, 'like {"enable_thinking": false}'),
 }
 COMPLETION = SAMPLED | {
     "prompt": _Field(_is_prompt, "a text, token ids, or a list of them, not empty"),
@@ -314,6 +324,8 @@ class Generate(Job):
     stop: tuple[str, ...] = ()
     count: int = 1
     stream: bool = False
+    thinking: bool | None = None
+    """What the chat template is told about reasoning before the answer."""
 
 
 @dataclass(eq=False)

@@ -202,7 +202,7 @@ class Scheduler:
             if job.name is not None and prompts.labels(self.bank, job.name):
                 self._label(job, [prompts.conversation_text(self.bank, job.name, job.messages)])
                 return
-            found = [prompts.conversation_prompt(self.bank, job.name, job.messages)]
+            found = [prompts.conversation_prompt(self.bank, job.name, job.messages, job.thinking)]
         route = self.bank.route(job.name)
         adapter = None if route is None else route.rows[0]
         rows = [

@@ -215,6 +215,8 @@ WRONG: dict[str, tuple[str, Any, int, str]] = {
                           "'logprobs' is not supported"),
     "tools": ("chat/completions", {"model": "d1", "messages": HELLO, "tools": [{}]}, 400,
               "'tools' is not supported"),
+    "an option of a template": ("chat/completions", {"model": "d1", "messages": HELLO,
+                                "chat_template_kwargs": {"documents": []}}, 400, "enable_thinking"),
     "hot": ("completions", {"model": "d1", "prompt": "x", "temperature": 3}, 400, "from 0 to 2"),
     "no number": ("completions", {"model": "d1", "prompt": "x", "temperature": True}, 400,
                   "found true"),
@@ -246,7 +248,8 @@ def test_other_requests_have_openais_shape_too(server: Server) -> None:
     assert error(server.send("GET", "/nope"))[0] == 404
     assert error(server.send("GET", "/v1/completions"))[0] == 405
     assert error(server.send("POST", "/v1/adapters/reload"))[0] == 403
-    neutral = {"frequency_penalty": 0, "logit_bias": {}, "tools": [], "user": "someone",
+    neutral = {"chat_template_kwargs": {"enable_thinking": False}, "frequency_penalty": 0,
+               "logit_bias": {}, "tools": [], "user": "someone",
                "response_format": {"type": "text"}, "logprobs": False, "n": None}  # fmt: skip
     assert server.chat("d1", "red", max_tokens=2, **neutral)[0] == 200
 
