@@ -86,9 +86,9 @@ def _ignored(name: str, keys: Sequence[str]) -> Iterator[str]:
 def _read(
     name: str, folder: Path, base: Base, config: Any, card: Card | None, pages: bytes | mmap
 ) -> Adapter:
-    notes = _notes(name, base, card, config)  # PEFT writes this base's name into the config
     stored = _tensors(folder, pages)
     classes = _classes(config, stored, base, card, folder)
+    notes = _notes(name, base, card, config)  # PEFT writes this base's name into the config
     expected, scales = targets_of(config, base, folder, classes)
     layout = layout_of(base, config.task_type)
     shapes = {} if classes is None else head_shapes(base, layout, classes)

@@ -348,6 +348,7 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "until": ("\\n\\n", "\n\n"),
         "chat": ("true", True),
         "instruction": ("Which?", "Which?"),
+        "thinking": ("true", True),
     }),
     (MultiLabel(head=True), {
         "text": ("q", "q"),
@@ -388,6 +389,7 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "tools": ("functions", "functions"),
         "max_new_tokens": ("9", 9),
         "generate": ("true", True),
+        "thinking": ("true", True),
     }),
     (Preference(), {
         "prompt": ("c,q", ("c", "q")),
@@ -397,6 +399,7 @@ OF_TASKS: list[tuple[Task, dict[str, tuple[str, Any]]]] = [
         "tools": ("functions", "functions"),
         "beta": ("0.3", 0.3),
         "max_new_tokens": ("9", 9),
+        "thinking": ("false", False),
     }),
 ]  # fmt: skip
 

@@ -186,6 +186,7 @@ def test_an_adapter_of_a_pretrained_base_learns(
     assert model.base.state_digest() == digest
 
 
+@pytest.mark.long
 def test_smollm2_knows_a_capital_and_begins_texts_as_in_its_pretraining(
     smollm2: Path, tmp_path: Path
 ) -> None:
