@@ -1,7 +1,8 @@
 """A domain's rows as training and evaluation use them: read, checked, split and tokenised once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 
 from lora_domains.adapters.parent import Parent
 from lora_domains.console import Display
@@ -95,7 +96,8 @@ def load_dataset(
         prepared = prepare(domain.task, domain.data, domain.training.seed)
     for stage in prepared.stages:
         display.stage(stage.name, stage.rows_in, stage.rows_out, stage.what)
-    thinking = mostly_reasoned(prepared.train or prepared.test)
+    learned = prepared.train or prepared.test
+    thinking = prepared.task.thinking is None and 2 * sum(map(reasoned, learned)) > len(learned)
     domain = replace(domain, task=prepared.task.with_chat(base.chats, thinking))
     _check_floors(domain)
     tokenization = _tokenization(domain, base, prepared)
@@ -108,6 +110,8 @@ def load_dataset(
         _drop_long(errors, domain, display)
         prepared = prepared.only({row.example.id for rows, _ in encoded.values() for row in rows})
     train, validation, test = (encoded[split][0] for split in SPLITS)
+    if domain.task.beta is not None:
+        _check_pairs([*train, *validation, *test])
     for rows in (train, validation, test):
         check_spelled(base, (row.example for row in rows))
         check_embedded(base, ((row.example.place, row.encoded) for row in rows))
@@ -123,7 +127,8 @@ def load_dataset(
                 f"{truncated} of {len(rows)} {split} rows are longer than "
                 f"{tokenization.max_length} tokens; the middle of their prompt is left out."
             )
-    for warning in (*prepared.warnings, *_chat_warnings(tokenization)):
+    read = chain(prepared.train, prepared.validation, prepared.test)
+    for warning in (*prepared.warnings, *_chat_warnings(tokenization, read)):
         display.warn(warning)
     general = text_of(base, domain.data.general, display)
     if domain.data.general is not None and base.language_head:
@@ -183,7 +188,7 @@ def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenizatio
         base, task, row_limit(base, length), window_limit(base, length), start_of_text(base)
     )
     if tokenization.template is not None:  # the base's, which rendered other rows before
-        tokenization.template.adapted = tokenization.template.reasoned = 0
+        tokenization.template.adapted = 0
     if task.scored_by == "choices" and task.has_labels and not task.head:
         first = (prepared.train or prepared.test)[0]
         where = f"{file_of(first.place)}, column {task.answer_column!r}"
@@ -191,7 +196,7 @@ def _tokenization(domain: Domain, base: Base, prepared: Prepared) -> Tokenizatio
     return tokenization
 
 
-def _chat_warnings(tokenization: Tokenization) -> list[str]:
+def _chat_warnings(tokenization: Tokenization, rows: Iterable[Example]) -> list[str]:
     """Warnings about the chat template that renders the rows."""
     template, warnings = tokenization.template, []
     if template is not None and not template.own:
@@ -203,23 +208,35 @@ def _chat_warnings(tokenization: Tokenization) -> list[str]:
             "are joined, an opening turn of the assistant is left out, or calls of functions and "
             "tools are written as JSON in the text."
         )
-    if template is not None and template.reasoned:
+    left_out = 0
+    if template is not None and template.thinking is False:
+        left_out = sum(map(reasoned, rows))
+    if left_out:
         warnings.append(
-            f"reasoning is left out (rows: {template.reasoned}), since answers are asked for "
-            "without it. With --set task.thinking=true it is learned, and base and adapter may "
-            "think first."
+            f"reasoning is left out (rows: {left_out}), since answers are asked for without it. "
+            "With --set task.thinking=true it is learned, and base and adapter may think first."
         )
     return warnings
 
 
-def mostly_reasoned(rows: Sequence[Example]) -> bool:
-    """Whether most answers have reasoning before them."""
-    found = sum(
-        reasons(row.answer.strip())
-        or any("reasoning_content" in turn for turn in row.messages[-1:])
-        for row in rows
+def reasoned(row: Example) -> bool:
+    """Whether the answer to learn has reasoning before it."""
+    last = row.messages[-1] if row.messages else {}
+    return "reasoning_content" in last or any(
+        reasons(text.strip()) for text in (row.answer, *row.choices[:1])
     )
-    return 2 * found > len(rows)
+
+
+def _check_pairs(rows: Sequence[EncodedRow]) -> None:
+    """Raise DataError for answers that differ in what is left out only."""
+    same = [row.example.place for row in rows if len({*row.encoded.choices}) < 2]
+    if same:
+        raise DataError(
+            where=f"{len(same)} rows, the first: {same[0]}",
+            expected="a chosen and a rejected answer that differ beside their reasoning",
+            found="the same answer",
+            hint="Delete the rows, or learn the reasoning too: --set task.thinking=true.",
+        )
 
 
 def _drop_long(errors: Sequence[AnswerTooLong], domain: Domain, display: Display) -> None:

@@ -13,7 +13,8 @@ from support.commands import FAST, run
 from support.models import QUIET, SUITE, declared, model_in, stopped_after
 
 from lora_domains.console import Display
-from lora_domains.errors import ChatTemplateError, UsageError
+from lora_domains.dataset import reasoned
+from lora_domains.errors import ChatTemplateError, DataError, UsageError
 from lora_domains.evaluation.baselines import SHOTS, with_shots
 from lora_domains.evaluation.scorer import Part, Scorer, reference_of
 from lora_domains.inference.generation import generate
@@ -24,8 +25,9 @@ from lora_domains.modeling.batching import tokenization_of
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
 from lora_domains.serving.answers import conversation_prompt
-from lora_domains.tasks import Chat, Classification, Generation, MultipleChoice
+from lora_domains.tasks import Chat, Classification, Generation, MultipleChoice, Preference
 from lora_domains.tasks.answers import token_f1
+from lora_domains.tasks.rows import Row
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -218,6 +220,32 @@ def test_a_base_may_think_first_where_most_answers_do(
                str(served)) == 0  # fmt: skip
     told = json.dumps({"enable_thinking": found == "on", "thinking": found == "on"})
     assert f"--default-chat-template-kwargs '{told}'" in (served / "serve.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [({"content": "yes", "reasoning_content": ""}, False), ({"content": "yes"}, False),
+     ({"content": "<think>\n\n</think>\n\nyes"}, False),
+     ({"content": "<think>well</think>yes"}, True),
+     ({"content": "yes", "reasoning_content": "well"}, True)],
+)  # fmt: skip
+def test_an_empty_thought_is_no_reasoning(answer: dict[str, str], found: bool) -> None:
+    turns = [{"role": "user", "content": "why"}, {"role": "assistant", **answer}]
+    row = Row({"messages": turns}, "row", 0, "row 1")
+    assert reasoned(Chat().example(row)) is found
+
+
+def test_pairs_that_differ_in_their_reasoning_only_are_refused(
+    chat_base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(chat_base, tmp_path / "base")
+    (folder / "chat_template.jinja").write_text(THINKING)
+    rows = [{"prompt": f"red {n}", "chosen": f"<think>a</think>yes {n}",
+             "rejected": f"<think>b</think>yes {n}"} for n in range(40)]  # fmt: skip
+    model = DomainModel.from_pretrained(folder, out=tmp_path, display=QUIET, device="cpu")
+    with pytest.raises(DataError, match=r"40 rows, the first: .*differ beside their reasoning"):
+        model.dataset(declared(rows, "pairs", Preference(thinking=False)))
+    model.dataset(declared(rows, "others", Preference()))
 
 
 def test_rows_that_a_template_refuses_stop_the_run_in_one_error(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lora_domains.adapters.folder import fingerprint, is_adapter
@@ -82,7 +82,8 @@ def as_trained(card: Card | None, task: Task) -> Task:
     trained = card.adapter.declared_task if card else None
     if trained is None:
         return task
-    task = task.with_chat(bool(trained.chat), bool(trained.thinking))
+    told = any(field.name == "thinking" for field in fields(trained))
+    task = task.with_chat(bool(trained.chat), trained.thinking if told else None)
     if not trained.head or not task.head:
         return task
     return task.with_default_labels(trained.labels).with_scale(trained.scale)

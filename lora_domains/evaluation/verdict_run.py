@@ -86,7 +86,7 @@ def evaluate(
     with continued_from as parent:
         items, judged = score_adapter(scorer, dataset, suite, name, key, parent)
     use_settings(entry, dataset.domain)
-    entry.leaks = leaks
+    entry.leaks, entry.chat = leaks, dataset.chat
     entry.judged = {**judged, "base_changed": base_changed()}
     if path is not None and not dataset.domain.task.tuned:
         items += _validation_items(path)
@@ -190,11 +190,10 @@ def use_settings(entry: AdapterEntry, domain: Domain) -> None:
 def check_fits(
     bank: Bank, name: str, entry: AdapterEntry, dataset: Dataset, display: Display
 ) -> None:
-    """Raise an error unless ``dataset`` fits the training of the adapter ``name``.
-
-    Its head must have the same classes, and the training rows and their length must be the same.
-    Warns of other general text.
-    """
+    """Raise an error unless classes, training rows and their length are those of the training of
+    the adapter ``name``; warn of other prompts or general text."""
+    if entry.chat != dataset.chat:
+        display.warn(f"prompts are rendered otherwise than in the training of {name}.")
     check_head(bank[name].head, dataset.domain.task, entry.declared_task, name)
     check_same_rows(name, entry, dataset.prepared, "train")
     check_same_length(name, length_of(bank, name), dataset.tokenization.max_length)

@@ -84,8 +84,9 @@ def without_reasoning(text: str) -> str:
 
 
 def reasons(text: str) -> bool:
-    """Whether ``text`` begins with reasoning."""
-    return REASONING.match(text) is not None
+    """Whether ``text`` begins with reasoning that is not empty."""
+    found = REASONING.match(text) if "</think>" in text else None
+    return found is not None and bool(found[0].replace(BEGIN, "").replace("</think>", "").strip())
 
 
 def unfinished(text: str) -> bool:

@@ -184,7 +184,7 @@ class Task(ABC):
         """Whether the assistant may think first; None: if most answers to learn have reasoning."""
         return False
 
-    def with_chat(self, chat: bool, thinking: bool = False) -> Self:
+    def with_chat(self, chat: bool, thinking: bool | None = False) -> Self:
         """This task with ``chat`` and ``thinking`` where it leaves them open."""
         options: dict[str, Any] = {"chat": chat, "thinking": thinking}
         return replace(self, **{k: v for k, v in options.items() if getattr(self, k) is None})

@@ -251,7 +251,7 @@ def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
     if role == "tool" and isinstance(content, Mapping):
         content = json.dumps(content, ensure_ascii=False, default=str)
     message: dict[str, Any] = {"role": role, "content": _text(content, where)}
-    message |= {key: value for key in KEPT if isinstance(value := stored.get(key), str)}
+    message |= {key: value for key in KEPT if isinstance(value := stored.get(key), str) and value}
     if role == "assistant" and not is_null(weight := stored.get("weight")) and weight != 1:
         if weight != 0:
             raise DataError(

@@ -67,7 +67,7 @@ class TextTask(Task):
         bare = self.head or self.prompt is not None
         return self.content if bare else prompt_from(self.texts, self.answer_column)
 
-    def with_chat(self, chat: bool, thinking: bool = False) -> Self:
+    def with_chat(self, chat: bool, thinking: bool | None = False) -> Self:
         return super().with_chat(chat and not self.head and self.prompt is None, thinking)
 
     def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:

@@ -71,7 +71,7 @@ class MultipleChoice(Task):
     def from_columns(cls, columns: Collection[str]) -> Self | None:
         return cls() if {"question", "choices", "answer"} <= {*columns} else None
 
-    def with_chat(self, chat: bool, thinking: bool = False) -> Self:
+    def with_chat(self, chat: bool, thinking: bool | None = False) -> Self:
         return super().with_chat(chat and self.prompt == QUESTION, thinking)
 
     def turns(self, row: Row) -> tuple[Mapping[str, Any], ...]:

@@ -21,6 +21,7 @@ from hashlib import sha256
 from typing import Any
 
 from lora_domains.errors import ChatTemplateError
+from lora_domains.tasks.answers import reasons
 from lora_domains.tasks.chat import Message, answer_places, answers_in
 from lora_domains.tokenization.encoded import shared
 from lora_domains.tokenization.special_tokens import SpecialTokens
@@ -63,6 +64,8 @@ class _Answer:
     """Whether a special token ends the turn."""
     specials: int
     """How many special tokens the answer has, the end among them."""
+    spliced: bool = False
+    """Whether its prompt ends with an empty thought that its rendering lacks."""
 
 
 class ChatTemplate:
@@ -81,8 +84,6 @@ class ChatTemplate:
         self.own = bool(getattr(tokenizer, "chat_template", None))
         self.adapted = 0
         """Conversations whose turns were joined because the template refuses them as they are."""
-        self.reasoned = 0
-        """Conversations whose reasoning was left out."""
         self.thinking = thinking
         self.options = {} if thinking is None else switches(thinking)
         """What the template is told."""
@@ -102,15 +103,18 @@ class ChatTemplate:
         """This template told whether the assistant may think first; itself where that changes
         nothing, or where answers cannot be rendered then."""
         if thinking not in self._asked:
-            on, off = (ChatTemplate(self.tokenizer, thinking=told) for told in (True, False))
-            self._asked[thinking] = (on if thinking else off) if self._switched(on, off) else self
+            made, other = (
+                ChatTemplate(self.tokenizer, thinking=is_) for is_ in (thinking, not thinking)
+            )
+            self._asked[thinking] = made if self._differ(made, other) else self
         return self._asked[thinking]
 
-    def _switched(self, on: "ChatTemplate", off: "ChatTemplate") -> bool:
+    def _differ(self, made: "ChatTemplate", other: "ChatTemplate") -> bool:
         if not self.own or not any(switch in self._source(()) for switch in SWITCHES):
             return False
+        asked = SAMPLE_TURNS[:1]
         try:
-            return on.prompt(SAMPLE_TURNS[:1]) != off.prompt(SAMPLE_TURNS[:1]) and bool(off.end)
+            return made.prompt(asked) != other.prompt(asked) and bool(made.end)
         except ChatTemplateError:
             return False
 
@@ -151,7 +155,8 @@ class ChatTemplate:
                 continue
             spans.append((len(prompt), end))
             closed = answer.closed or place + 1 < len(messages)
-        if alone and GENERATION.search(self._source(tools)):
+        spliced = any(answer is not None and answer.spliced for answer in alone)
+        if alone and not spliced and GENERATION.search(self._source(tools)):
             return [self._marked(messages, tools, where, places)]
         found = [self._alone(answer, where) for answer in alone]
         return [*found, self._ended(ids, spans, closed)] if spans else found
@@ -208,14 +213,16 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[Any], where: str
     ) -> _Answer | None:
         """The last of ``messages``; None where its rendering does not begin with its prompt."""
+        spliced = False
         try:
             prompt = self._render(messages[:-1], tools, where, prompt=True)
             text = self._render(messages, tools, where)
             if self.thinking is False and not text.startswith(prompt):
                 # Some write an empty thought into the prompt alone.
                 open_ = self._render(messages[:-1], tools, where, prompt=True, thinking=True)
-                if prompt.startswith(open_) and text.startswith(open_):
-                    text = prompt + text[len(open_) :]
+                rest = text.removeprefix(open_)
+                if prompt.startswith(open_) and rest != text and not reasons(rest):
+                    text, spliced = prompt + rest, True
         except ChatTemplateError:
             return None
         if not text.startswith(prompt):
@@ -224,7 +231,7 @@ class ChatTemplate:
         specials = list(self._special.names.finditer(turn))
         closed = bool(specials) and not turn[specials[-1].end() :].strip()
         turn = turn[: specials[-1].end()] if closed else turn.rstrip()
-        return _Answer(prompt, prompt + turn, closed, len(specials))
+        return _Answer(prompt, prompt + turn, closed, len(specials), spliced)
 
     def _end(self, ids: tuple[int, ...], start: int, answer: _Answer) -> int | None:
         """Where the tokens of ``answer`` end, which start at ``start`` of ``ids``; None where a
@@ -312,9 +319,7 @@ class ChatTemplate:
         role become one, an opening turn of the assistant is left out, and calls become text.
         """
         if self.thinking is False:
-            answered = without_thoughts(messages)
-            self.reasoned += answered != [*messages]
-            messages = answered
+            messages = without_thoughts(messages)
         guarded = self._special.guarded
         wanted = [
             {key: guarded(value) for key, value in message.items() if value is not None}

@@ -143,7 +143,8 @@ def without_thoughts(messages: Sequence[Message]) -> list[Message]:
     """The answers in ``messages`` without the reasoning before them."""
     return [
         {key: part for key, part in turn.items() if key != "reasoning_content"}
-        | {"content": without_reasoning(turn["content"]) or turn["content"]}
+        | {"content": without_reasoning(turn["content"])
+           or ("" if turn.get("tool_calls") else turn["content"])}
         if turn["role"] == "assistant" else turn
         for turn in messages
     ]  # fmt: skip

@@ -39,7 +39,9 @@ def chosen(runs: list[Planned], kind: str = "llama") -> Choice:
     return choose(base, runs)
 
 
-@pytest.mark.parametrize(("tokens", "rows", "count"), [(64, 1, 4), (256, 1, 4), (512, 32, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "count"), [(64, 1, 4), (128, 1, 4), (256, 1, 1), (512, 32, 1)]
+)
 def test_short_steps_share_passes_and_long_ones_do_not(tokens: int, rows: int, count: int) -> None:
     choice = chosen([Planned(tokens, rows, seed=n) for n in range(4)])
     assert choice.together == count

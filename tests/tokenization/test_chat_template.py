@@ -350,17 +350,52 @@ def test_a_template_is_told_whether_the_assistant_may_think(source: str) -> None
         "fine<|im_end|>", "I am<|im_end|>",
     ]  # fmt: skip
     assert (decode(off.answer("fine")), off.end) == ("fine", own.end)
-    assert off.reasoned == 0
     messages[-1]["content"] = "<think>well</think>fine"
     *_, (prompt, answer) = answers(off.conversation(messages))
     assert decode(prompt).endswith(ASKS + NO_THOUGHT)
     assert decode(answer) == "fine<|im_end|>"
-    assert off.reasoned == 1
     *_, (prompt, answer) = answers(on.conversation(messages))
     assert decode(prompt).endswith(ASKS)
     assert decode(answer).startswith("<think>")
     assert "well" in decode(answer)
     assert [one.record().get("thinking") for one in (own, on, off)] == [None, "on", "off"]
+
+
+def test_reasoning_before_a_call_is_left_out_and_an_answer_of_nothing_else_is_refused() -> None:
+    off = ChatTemplate(chat_tokenizer(SWITCHED)).asked(thinking=False)
+    call = {"type": "function", "function": {"name": "say", "arguments": {}}}
+    thought = {"role": "assistant", "content": "<think>well</think>"}
+    messages = [*turns("hello"), thought | {"tool_calls": [call]}]
+    ((prompt, answer),) = answers(off.conversation(messages))
+    assert off.tokenizer.decode(prompt).endswith(ASKS + NO_THOUGHT)
+    assert off.tokenizer.decode(answer).startswith('[{"type": "function"')
+    with pytest.raises(ChatTemplateError):
+        off.conversation([*turns("hello"), thought])
+
+
+def test_an_empty_thought_that_the_prompt_alone_has_is_learned_after_in_marked_templates() -> None:
+    marked = SWITCHED_IN_PROMPT.replace(
+        "message['content'] + '<|im_end|>\n' }}",
+        "'' }}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}",
+    )
+    off = ChatTemplate(chat_tokenizer(marked)).asked(thinking=False)
+    ((prompt, answer),) = answers(off.conversation(turns("hello", "fine")))
+    assert off.tokenizer.decode(prompt).endswith(ASKS + NO_THOUGHT)
+    assert off.tokenizer.decode(answer) == "fine<|im_end|>"
+
+
+def test_a_template_that_cannot_render_thoughts_is_not_told_to_ask_for_them() -> None:
+    source = (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['role'] == 'assistant' %}{{ '</think>' }}{% endif %}"
+        "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{{ '<think>' if thinking else '</think>' }}{% endif %}"
+    )
+    template = ChatTemplate(chat_tokenizer(source))
+    assert template.asked(thinking=True) is template
+    assert template.asked(thinking=False) is not template
 
 
 @pytest.mark.parametrize("thinking", [True, False])

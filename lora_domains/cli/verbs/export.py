@@ -95,8 +95,13 @@ def export(flags: argparse.Namespace) -> int:
     # On the CPU in float32, so that the reported error is that of the saved weights.
     model = open_model(flags, out=ADAPTERS, adapter=folders[0], device="cpu", dtype="float32")
     name, dtype = model.load_adapter(folders[0]), flags.dtype or "float32"
+    card = model.bank[name].card
+    told = json.dumps(chat_options(card.adapter.chat)) if card and card.adapter.chat else "{}"
+    options = ["--chat-template-kwargs", told] if told != "{}" else []
     if flags.to == "merged":
         model.export(name, flags.out, dtype=dtype)
+        if options:
+            model.display.line(f"It was trained with the chat template options {told}.")
         return 0
     from lora_domains.adapters.merging import export_gguf, export_gguf_adapter
 
@@ -105,10 +110,7 @@ def export(flags: argparse.Namespace) -> int:
         error = export_gguf_adapter(model.bank, name, Path(flags.out), dtype)
         found = "it has no effect" if error is None else f"error {error:.1e} of its effect"
         model.display.stage("adapter", None, None, f"{name} in {dtype}; {found}")
-        card = model.bank[name].card
-        told = chat_options(card.adapter.chat) if card is not None else {}
-        command = ["llama-server", "-m", "BASE.gguf", "--lora", str(file)]
-        command += ["--chat-template-kwargs", json.dumps(told)] if told else []
+        command = ["llama-server", "-m", "BASE.gguf", "--lora", str(file), *options]
         model.display.line(f"Saved: {file}\nServe: {shlex.join(command)}")
         return 0
     ollama = flags.to == "ollama"
@@ -121,6 +123,9 @@ def export(flags: argparse.Namespace) -> int:
     if ollama:
         made = shlex.join(["ollama", "create", name, "-f", str(Path(flags.out) / MODELFILE)])
         model.display.line(f"Serve: {made}; ollama run {name}")
+    elif options:
+        command = ["llama-server", "-m", str(file), *options]
+        model.display.line(f"Serve: {shlex.join(command)}")
     return 0
 
 
@@ -268,8 +273,9 @@ def for_vllm(folders: Sequence[Path], out: Path, base: str | None, display: Disp
         "--lora-modules", *(f"{name}=./{name}" for name in names),
     ]  # fmt: skip
     told = [chat_options(_chat_of(folder)) for folder in folders]
-    if told[0] and all(one == told[0] for one in told):
-        command += ["--default-chat-template-kwargs", json.dumps(told[0])]
+    options = [one for one in told if one]
+    if options and all(one == options[0] for one in options):
+        command += ["--default-chat-template-kwargs", json.dumps(options[0])]
     with replacing(out, SERVE) as fresh:
         for folder, name in zip(folders, names, strict=True):
             (fresh / name).mkdir()
