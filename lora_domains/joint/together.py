@@ -27,13 +27,13 @@ SAMPLE = 24
 """Steps whose cost is counted."""
 MIXED = 4
 """Cost of each further adapter in a pass, in tokens."""
-SHARED = {True: 1.35, False: 1.0}
+SHARED = {True: 1.5, False: 1.0}
 """What a token costs in a pass that adapters share, on a CPU and elsewhere: activations of a larger
 pass leave the CPU's caches, and products of several adapters are batched.
 
 Fitted to one thread of an EPYC without AVX-512, where joint steps of four adapters over separate
 ones were 1.45 times as fast with 64 tokens each, 1.26 with 128, 1.04 with 256 and 0.81 with 640 on
-the embedded base, and 1.24 with 64 and 0.89 with 256 on one of 55 million parameters.
+the embedded base, and 1.33 with 64 and 0.94 with 256 on one of 55 million parameters.
 """
 STATE = 24
 """Bytes for each parameter of an adapter in training: itself, its gradient and its copy for the
