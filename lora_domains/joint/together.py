@@ -32,8 +32,9 @@ SHARED = {True: 1.5, False: 1.0}
 pass leave the CPU's caches, and products of several adapters are batched.
 
 Fitted to one thread of an EPYC without AVX-512, where joint steps of four adapters over separate
-ones were 1.45 times as fast with 64 tokens each, 1.26 with 128, 1.04 with 256 and 0.81 with 640 on
-the embedded base, and 1.33 with 64 and 0.94 with 256 on one of 55 million parameters.
+ones were 1.52 times as fast with 64 tokens each, 1.25 with 128, 0.94 with 256 and 0.77 with 640 on
+the embedded base (``benchmarks/speed/joint_embedded.py``), and 1.43 with 64 and 0.91 to 0.97 with
+256 on one of 55 million parameters (``joint.py``).
 """
 STATE = 24
 """Bytes for each parameter of an adapter in training: itself, its gradient and its copy for the
