@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[1]
-EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency", "training", "joint", "joint_embedded", "growth",
-               "evaluation", "beginning")  # fmt: skip
+EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency", "training", "joint",
+               "joint_embedded", "growth", "evaluation", "beginning")  # fmt: skip
 BEGIN, END = "<!-- speed: from report.py -->", "<!-- end of speed -->"
 PLOT = "speed.svg"
 

@@ -126,12 +126,10 @@ def _training(entry: AdapterEntry) -> list[str]:
 def _rendered(chat: Mapping[str, str]) -> str:
     """What renders the prompts."""
     told = {
-        "on": "It is told to let the assistant think first: `enable_thinking=True`.",
-        "off": "It is told to ask for answers without reasoning: `enable_thinking=False`.",
+        "on": " It is told to let the assistant think first: `enable_thinking=True`.",
+        "off": " It is told to ask for answers without reasoning: `enable_thinking=False`.",
     }
-    return " ".join(
-        [TEMPLATES[chat["template"]], *filter(None, [told.get(chat.get("thinking", ""))])]
-    )
+    return TEMPLATES[chat["template"]] + told.get(chat.get("thinking", ""), "")
 
 
 def _headed(entry: AdapterEntry) -> bool:

@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -96,12 +95,12 @@ def export(flags: argparse.Namespace) -> int:
     model = open_model(flags, out=ADAPTERS, adapter=folders[0], device="cpu", dtype="float32")
     name, dtype = model.load_adapter(folders[0]), flags.dtype or "float32"
     card = model.bank[name].card
-    told = json.dumps(chat_options(card.adapter.chat)) if card and card.adapter.chat else "{}"
-    options = ["--chat-template-kwargs", told] if told != "{}" else []
+    told = chat_options(card.adapter.chat) if card else {}
+    options = ["--chat-template-kwargs", json.dumps(told)] if told else []
     if flags.to == "merged":
         model.export(name, flags.out, dtype=dtype)
         if options:
-            model.display.line(f"It was trained with the chat template options {told}.")
+            model.display.line(f"It was trained with the chat template options {options[1]}.")
         return 0
     from lora_domains.adapters.merging import export_gguf, export_gguf_adapter
 
@@ -154,8 +153,7 @@ def modelfile(model: "DomainModel", name: str) -> str:
     stops = tokenizer.convert_ids_to_tokens(sorted(ends))
     lines += [f"PARAMETER stop {json.dumps(stop)}" for stop in sorted(stops)]
     if task.converses:
-        told = template_of(base, task).options
-        template, system = conversation(tokenizer, name, told)
+        template, system = conversation(tokenizer, name, **template_of(base, task).options)
         lines += [f"SYSTEM {_tripled(system)}"] if system else []
     elif len({*task.input_columns}) > 1:
         lines.append(f"# A prompt has several columns; give all of it: {json.dumps(task.template)}")
@@ -171,13 +169,11 @@ def modelfile(model: "DomainModel", name: str) -> str:
     return "\n".join([*lines, f"TEMPLATE {_tripled(template)}"])
 
 
-def conversation(
-    tokenizer: Any, name: str, options: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[str, str]:
+def conversation(tokenizer: Any, name: str, **options: bool) -> tuple[str, str]:
     """(the template of Ollama that renders chats as the tokenizer's own, its default system turn).
 
-    ``options`` are those of the tokenizer's template.
-    Raises AdapterUnsupported where turns are not rendered one after the other.
+    ``options`` are those of the tokenizer's template. Raises AdapterUnsupported where
+    turns are not rendered one after the other.
     """
     from lora_domains.tokenization.tokenization import Tokenization
 
@@ -272,10 +268,9 @@ def for_vllm(folders: Sequence[Path], out: Path, base: str | None, display: Disp
         "--max-lora-rank", str(next(most for most in RANKS if most >= rank)),
         "--lora-modules", *(f"{name}=./{name}" for name in names),
     ]  # fmt: skip
-    told = [chat_options(_chat_of(folder)) for folder in folders]
-    options = [one for one in told if one]
-    if options and all(one == options[0] for one in options):
-        command += ["--default-chat-template-kwargs", json.dumps(options[0])]
+    told = {json.dumps(options) for folder in folders if (options := _told(folder))}
+    if len(told) == 1:
+        command += ["--default-chat-template-kwargs", *told]
     with replacing(out, SERVE) as fresh:
         for folder, name in zip(folders, names, strict=True):
             (fresh / name).mkdir()
@@ -334,13 +329,13 @@ def _prompt(folder: Path) -> list[str]:
         return []
     task = task_from_record(Card.read(folder, measured=False).adapter.task)
     how = "chats" if task.chat else f"completions of {json.dumps(task.template)}"
-    told = chat_options(_chat_of(folder))
+    told = _told(folder)
     how += f", with the chat template options {json.dumps(told)}" if told else ""
     return [f"# {adapter_name(folder)} was trained on {how}"]
 
 
-def _chat_of(folder: Path) -> Mapping[str, str]:
-    """The ``chat`` entry of an adapter's card; {} without a card."""
+def _told(folder: Path) -> dict[str, bool]:
+    """What the chat template was told in the training of an adapter; {} without a card."""
     if not (folder / CARD).is_file():
         return {}
-    return Card.read(folder, measured=False).adapter.chat
+    return chat_options(Card.read(folder, measured=False).adapter.chat)
