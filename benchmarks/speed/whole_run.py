@@ -2,7 +2,7 @@
 
     python benchmarks/speed/whole_run.py --rows DIR --bases .bases     # an hour on a quiet machine
     python benchmarks/speed/whole_run.py --rows DIR --bases .bases --only banking77 --rounds 1
-    python benchmarks/speed/whole_run.py --rows DIR --bases .bases --train 300   # a shorter one
+    python benchmarks/speed/whole_run.py --rows DIR --bases .bases --train 300 --test 300
 
 The peer is ``user_script.py``: the same rows, epochs, batch size and rank, and the same test rows
 scored by base and adapter. Ours is ``lora-domains fit`` with default settings but for these: in its
@@ -42,6 +42,8 @@ def flags_of(add: Callable[..., Any]) -> None:
     add("--bases", type=Path, help="folder with smollm2 and minilm; not needed if quick")
     add("--only", choices=[*SETS], nargs="*", default=[*SETS])
     add("--train", type=int, help="training rows of a set, at most; the figures name their number")
+    add("--test", type=int, help="test rows of a set, at most; the figures name their number")
+    add("--padding", choices=[*GOALS], nargs="*", default=[*GOALS], help="of the script's rows")
 
 
 def finished(experiment: Experiment, command: list[str], folder: Path) -> tuple[float, str]:
@@ -86,13 +88,14 @@ def phases(folder: Path, seconds: float) -> dict[str, float]:
 
 def compare(experiment: Experiment, name: str, files: dict[str, Path], base: Path) -> None:
     """Add the figures of one set of rows."""
-    rows = count(files["train"])
-    label = f"{name}, {rows:,} training rows" if experiment.flags.train else name
+    flags = experiment.flags
+    rows = " and ".join(f"{count(path):,} {split} rows" for split, path in files.items())
+    label = f"{name}, {rows}" if flags.train or flags.test else name
     head = ["--head"] if SETS[name][0] == "minilm" and not experiment.quick else []
     script = [str(ROOT / "benchmarks" / "speed" / "user_script.py"), *map(str, files.values()),
               str(base), *head]  # fmt: skip
     contenders = {"ours": [*ours(files, base), *head]}
-    contenders |= {padding: [*script, "--padding", padding] for padding in GOALS}
+    contenders |= {padding: [*script, "--padding", padding] for padding in flags.padding}
     runs: dict[str, list[float]] = {who: [] for who in contenders}
     parts: dict[str, list[float]] = {}
     for round_ in range(experiment.rounds):
@@ -105,11 +108,11 @@ def compare(experiment: Experiment, name: str, files: dict[str, Path], base: Pat
                         parts.setdefault(phase, []).append(spent)
             last = "" if who == "ours" else printed.splitlines()[-1]
             experiment.say(f"{label}, round {round_ + 1}, {who}: {seconds:.1f} s {last}")
-    for padding, goal in GOALS.items():
+    for padding in flags.padding:
         over = ratios(runs[padding], runs["ours"])
         experiment.figure(f"{label}: time of a script padding to the {padding}, over ours", "×",
-                          over, at_least=goal)  # fmt: skip
-    experiment.figure(f"{label}: a whole run", "s", runs["ours"], runs["longest"])
+                          over, at_least=GOALS[padding])  # fmt: skip
+    experiment.figure(f"{label}: a whole run", "s", runs["ours"], runs.get("longest"))
     for phase, spent in parts.items():
         experiment.figure(f"{label}: our {phase}", "s", spent)
 
@@ -150,7 +153,7 @@ def main() -> None:
             else:
                 source, place = flags.rows / name, flags.bases
             files = {"train": drawn(source / "train.jsonl", flags.train or most, Path(folder)),
-                     "test": drawn(source / "test.jsonl", None, Path(folder))}  # fmt: skip
+                     "test": drawn(source / "test.jsonl", flags.test, Path(folder))}  # fmt: skip
             rows[name] = {"base": base, **{split: count(path) for split, path in files.items()}}
             compare(experiment, name, files, (place / base).resolve())
     experiment.save({"epochs": EPOCHS, "batch": BATCH, "rank": RANK, "rows": rows,

@@ -4,17 +4,25 @@ A conversation is a tuple of messages, as chat templates read them: each has a `
 user, assistant or tool) and a ``content``; an assistant may have ``tool_calls`` instead.
 """
 
-import ast
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from lora_domains.errors import DataError, DomainError, EmptyCell, listed
 from lora_domains.tasks.answers import answer_scores
 from lora_domains.tasks.base import ScoredBy, Task, register
-from lora_domains.tasks.rows import Example, Row, check_encodable, is_null, plain_text, text_of
+from lora_domains.tasks.rows import (
+    Example,
+    Row,
+    answers_in,
+    check_encodable,
+    is_null,
+    parsed,
+    plain_text,
+    said,
+    text_of,
+)
 
 Message = Mapping[str, Any]
 """A turn of a conversation."""
@@ -40,6 +48,8 @@ SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
 """Columns of rows with one question and one answer: (those of the user, that of the assistant)."""
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Columns that hold all turns of a conversation."""
+BESIDE = ("system", "history", "tools")
+"""Columns that are read with a conversation where a file has them."""
 JOINED = "\n\n"
 """Between two texts that become one turn."""
 
@@ -52,16 +62,19 @@ class Chat(Task):
     ``messages`` is a column with all turns: a list of ``{"role": …, "content": …}`` (or ``from``
     and ``value``, as ShareGPT has them), or its JSON. Where ``user`` and ``assistant`` are given, a
     row is one question and its answer in these columns; several columns of the user are one turn.
-    ``system`` is a column with the system's text, and ``tools`` one with the JSON schemas of the
-    functions that the assistant may call. With ``generate`` an evaluation also generates the last
-    answer of each conversation, of ``max_new_tokens`` at most, and compares it with the reference.
-    With ``thinking`` it may think first, as in ``Generation``.
+    ``system`` is a column with the system's text, ``history`` one with the turns before (pairs of a
+    question and its answer, as LLaMA-Factory has them, or messages; these answers are learned too),
+    and ``tools`` one with the JSON schemas of the functions that the assistant may call. With
+    ``generate`` an evaluation also generates the last answer of each conversation, of
+    ``max_new_tokens`` at most, and compares it with the reference. With ``thinking`` it may think
+    first, as in ``Generation``.
     """
 
     messages: str = "messages"
     user: str | tuple[str, ...] | None = None
     assistant: str | None = None
     system: str | None = None
+    history: str | None = None
     tools: str | None = None
     max_new_tokens: int = 256
     generate: bool = False
@@ -92,7 +105,7 @@ class Chat(Task):
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        more = (name for name in (self.system, self.tools) if name is not None)
+        more = (name for name in (self.system, self.history, self.tools) if name is not None)
         return (*(self.users or (self.messages,)), *more)
 
     @property
@@ -108,7 +121,7 @@ class Chat(Task):
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:
-        more: dict[str, Any] = {name: name for name in ("system", "tools") if name in columns}
+        more: dict[str, Any] = {name: name for name in BESIDE if name in columns}
         for name in CONVERSATIONS:
             if name in columns and not {"chosen", "rejected"} <= {*columns}:
                 return cls(messages=name, **more)
@@ -177,6 +190,8 @@ class Chat(Task):
         turns = []
         if self.system is not None and not _is_empty(row.values.get(self.system)):
             turns = _part(row, self.system, "system")
+        if self.history is not None:
+            turns += _history(row, self.history)
         if self.user is None:
             return turns + messages_of(row, self.messages)
         filled = [name for name in self.users if not _is_empty(row.values.get(name))]
@@ -190,15 +205,15 @@ class Chat(Task):
         value = row.values.get(self.tools) if self.tools is not None else None
         if _is_empty(value):
             return ()
-        parsed = _parsed(value)
-        if not isinstance(parsed, list) or not all(isinstance(one, Mapping) for one in parsed):
+        tools = parsed(value)
+        if not isinstance(tools, list) or not all(isinstance(one, Mapping) for one in tools):
             raise DataError(
                 where=f"{row.place}, column {self.tools!r}",
                 expected="a list of functions as JSON schemas",
                 found=type(value).__name__,
                 hint='Write [{"type": "function", "function": {"name": …, "parameters": …}}].',
             )
-        return tuple(parsed if isinstance(value, str) else map(_without_nulls, parsed))
+        return tuple(tools if isinstance(value, str) else map(_without_nulls, tools))
 
 
 # ── Messages as they are stored ─────────────────────────────────────────────────────────────────
@@ -216,12 +231,12 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
         raise EmptyCell(
             where=where, expected="messages", found="none", hint="Delete the row (--drop-empty)."
         )
-    parsed = _parsed(value)
-    if isinstance(parsed, Mapping) and parsed:  # ``Sequence`` of datasets: a list for each key
-        lists = [_parsed(part) for part in parsed.values()]
+    stored = parsed(value)
+    if isinstance(stored, Mapping) and stored:  # ``Sequence`` of datasets: a list for each key
+        lists = [parsed(part) for part in stored.values()]
         if all(isinstance(one, list) and len(one) == len(lists[0]) for one in lists):
-            parsed = [dict(zip(parsed, parts, strict=True)) for parts in zip(*lists, strict=True)]
-    if not isinstance(parsed, list) or not all(isinstance(one, Mapping) for one in parsed):
+            stored = [dict(zip(stored, parts, strict=True)) for parts in zip(*lists, strict=True)]
+    if not isinstance(stored, list) or not all(isinstance(one, Mapping) for one in stored):
         raise DataError(
             where=where,
             expected="a list of messages, each with a role and a content",
@@ -229,7 +244,28 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
             hint='Write [{"role": "user", "content": …}, {"role": "assistant", "content": …}], or '
             "name the columns of the user and of the assistant (--text, --label).",
         )
-    return [_message(one, f"{where}, message {n}") for n, one in enumerate(parsed, 1)]
+    return [_message(one, f"{where}, message {n}") for n, one in enumerate(stored, 1)]
+
+
+def _history(row: Row, column: str) -> list[dict[str, Any]]:
+    """The turns in ``column``: messages, or pairs of a question and its answer; [] for none."""
+    value, where = parsed(row.values.get(column)), f"{row.place}, column {column!r}"
+    if _is_empty(value) or _are_messages(value):
+        return [] if _is_empty(value) else messages_of(row, column)
+    pairs = [*map(parsed, value)] if isinstance(value, list) else [value]
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise DataError(
+            where=where,
+            expected="the turns before, as pairs of a question and its answer, or messages",
+            found="a text that is no JSON list" if isinstance(value, str) else "another form",
+            hint='Write [["first question", "its answer"], …], or leave the column out '
+            "(--set task.history=null).",
+        )
+    return [
+        _message({"role": role, "content": text}, f"{where}, pair {n}")
+        for n, pair in enumerate(pairs, 1)
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]  # fmt: skip
 
 
 def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -242,11 +278,11 @@ def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
             found="another" if isinstance(named, str) else "none",
             hint="Rename the role.",
         )
-    content, calls = _first(stored, "content", "value"), _parsed(stored.get("tool_calls"))
+    content, calls = _first(stored, "content", "value"), parsed(stored.get("tool_calls"))
     if named in CALLS:  # as ShareGPT stores calls
-        calls, content = _parsed(content), None
+        calls, content = parsed(content), None
     elif not is_null(stored.get("function_call")) and not calls:
-        calls = _parsed(stored["function_call"])
+        calls = parsed(stored["function_call"])
     calls = [calls] if calls and isinstance(calls, Mapping | str) else calls
     if role == "tool" and isinstance(content, Mapping):
         content = json.dumps(content, ensure_ascii=False, default=str)
@@ -308,7 +344,7 @@ def _call(call: object, where: str) -> dict[str, Any]:
             hint="Write the name of the function and its arguments.",
         )
     given = function.get("arguments", {})
-    arguments = _parsed(given) if isinstance(given, str) else _without_nulls(given)
+    arguments = parsed(given) if isinstance(given, str) else _without_nulls(given)
     made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     name = call.get("id") if isinstance(call, Mapping) else None
     return {"id": name, **made} if isinstance(name, str) else made
@@ -319,7 +355,7 @@ def _part(row: Row, column: str, role: str) -> list[dict[str, Any]]:
     value = row.values.get(column)
     # Text that begins with a bracket is seldom a list of messages.
     plain = isinstance(value, str) and not value.lstrip().startswith("[")
-    stored = None if plain else _parsed(value)
+    stored = None if plain else parsed(value)
     if _are_messages(stored) if isinstance(value, str) else isinstance(stored, list):
         return messages_of(row, column)
     return [{"role": role, "content": text_of(row, column).strip()}]
@@ -346,21 +382,6 @@ def _first(stored: Mapping[str, Any], *names: str) -> Any:
     return next((stored[name] for name in names if not is_null(stored.get(name))), None)
 
 
-def _parsed(value: Any) -> Any:
-    """``value``, or what it says where it is JSON or a Python literal, as pandas writes lists into
-    CSV files; tuples and arrays as lists."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return json.loads(value)
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            literal = ast.literal_eval(value.strip())
-            return literal if isinstance(literal, list | dict) else value
-        return value
-    if isinstance(value, tuple) or type(value).__name__ == "ndarray":
-        return list(value)
-    return value
-
-
 def _without_nulls(value: Any) -> Any:
     """``value`` without keys that are null: a Parquet file gives every row the keys of all."""
     if isinstance(value, Mapping):
@@ -374,25 +395,3 @@ def _is_empty(value: object) -> bool:
     return is_null(value) or (isinstance(value, str | list | tuple) and not (
         value.strip() if isinstance(value, str) else value
     ))  # fmt: skip
-
-
-def answers_in(messages: Sequence[Message]) -> list[int]:
-    """The places of the assistant's turns that answer the user or a tool, and are to be learned."""
-    names = [message["role"] for message in messages]
-    asked = [n for n, name in enumerate(names) if name in ("user", "tool")]
-    return [
-        n for n in answer_places(messages)
-        if asked and n > asked[0] and messages[n].get("weight") != 0
-    ]  # fmt: skip
-
-
-def answer_places(messages: Sequence[Message]) -> list[int]:
-    """The places of the assistant's turns."""
-    return [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-
-
-def said(message: Message) -> str:
-    """The text of a message, with the calls of the assistant as JSON."""
-    calls = message.get("tool_calls")
-    written = json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
-    return " ".join(filter(None, (message["content"].strip(), written)))

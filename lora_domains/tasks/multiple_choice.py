@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from lora_domains.errors import DataError, DomainError
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.chat import Chat
+from lora_domains.tasks.chat import BESIDE, Chat
 from lora_domains.tasks.rows import (
     Example,
     Row,
@@ -155,14 +155,15 @@ class Preference(Task):
     The adapter learns to prefer the chosen answer more than the base does (direct preference
     optimisation, Rafailov et al. 2023, arXiv 2305.18290); the frozen base is the reference. The
     smaller ``beta``, the further it may move from the base. Without a ``prompt`` both columns hold
-    whole conversations that differ in their last answer. ``system``, ``tools`` and ``thinking`` are
-    as in ``Chat``, and ``max_new_tokens`` are those of a predicted answer.
+    whole conversations that differ in their last answer. ``system``, ``history``, ``tools`` and
+    ``thinking`` are as in ``Chat``, and ``max_new_tokens`` are those of a predicted answer.
     """
 
     prompt: str | tuple[str, ...] | None = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
     system: str | None = None
+    history: str | None = None
     tools: str | None = None
     beta: float = 0.1
     max_new_tokens: int = 256
@@ -204,7 +205,7 @@ class Preference(Task):
     def from_columns(cls, columns: Collection[str]) -> Self | None:
         if not {"chosen", "rejected"} <= {*columns}:
             return None
-        more: dict[str, Any] = {name: name for name in ("system", "tools") if name in columns}
+        more: dict[str, Any] = {name: name for name in BESIDE if name in columns}
         return cls(prompt=next((name for name in PROMPTS if name in columns), None), **more)
 
     def example(self, row: Row) -> Example:
@@ -242,6 +243,7 @@ class Preference(Task):
 
     def _conversation(self, answer: str) -> Chat:
         """The rows with the answer in one column, as a chat."""
+        beside = {name: getattr(self, name) for name in BESIDE}
         if self.prompt is None:
-            return Chat(messages=answer, system=self.system, tools=self.tools)
-        return Chat(user=self.prompt, assistant=answer, system=self.system, tools=self.tools)
+            return Chat(messages=answer, **beside)
+        return Chat(user=self.prompt, assistant=answer, **beside)

@@ -1,5 +1,6 @@
 """Rows as read, examples as scored and encoded, and the prompt templates from one to the other."""
 
+import ast
 import datetime
 import decimal
 import json
@@ -8,6 +9,7 @@ import numbers
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -81,9 +83,46 @@ class Example:
         return labels_in(self.target, self.truth)
 
 
+def answers_in(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The places of the assistant's turns that answer the user or a tool, and are to be learned."""
+    names = [message["role"] for message in messages]
+    asked = [n for n, name in enumerate(names) if name in ("user", "tool")]
+    return [
+        n for n in answer_places(messages)
+        if asked and n > asked[0] and messages[n].get("weight") != 0
+    ]  # fmt: skip
+
+
+def answer_places(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The places of the assistant's turns."""
+    return [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def said(message: Mapping[str, Any]) -> str:
+    """The text of a message, with the calls of the assistant as JSON."""
+    calls = message.get("tool_calls")
+    written = json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
+    return " ".join(filter(None, (message["content"].strip(), written)))
+
+
 def labels_in(target: int, truth: Sequence[float]) -> tuple[int, ...]:
     """The numbers of the labels of a row: ``target``, or those whose ``truth`` is 1."""
     return (target,) if target >= 0 else tuple(n for n, has in enumerate(truth) if has)
+
+
+def parsed(value: Any) -> Any:
+    """``value``, or what it says where it is JSON or a Python literal, as pandas writes lists into
+    CSV files; tuples and arrays as lists."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return json.loads(value)
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            literal = ast.literal_eval(value.strip())
+            return literal if isinstance(literal, list | dict) else value
+        return value
+    if isinstance(value, tuple) or type(value).__name__ == "ndarray":
+        return list(value)
+    return value
 
 
 def is_null(value: object) -> bool:

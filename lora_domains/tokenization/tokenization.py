@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from lora_domains.errors import AnswerTooLong, ChatTemplateError, DataError, listed
-from lora_domains.tasks.chat import answers_in
-from lora_domains.tasks.rows import Example
+from lora_domains.tasks.rows import Example, answers_in
 from lora_domains.tokenization.chat_template import ChatTemplate, Conversation
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow, shared, without_middle
 from lora_domains.tokenization.special_tokens import special_names

@@ -7,7 +7,8 @@ from itertools import count
 from typing import Any
 
 from lora_domains.tasks.answers import without_reasoning
-from lora_domains.tasks.chat import JOINED, Message, said
+from lora_domains.tasks.chat import JOINED, Message
+from lora_domains.tasks.rows import said
 
 PLAIN = (
     "{% for message in messages %}"

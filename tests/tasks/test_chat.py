@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from support.rows import SECRET, row
 
@@ -13,10 +14,12 @@ from lora_domains.tasks import (
     Classification,
     Generation,
     MultipleChoice,
+    Preference,
     plain_text,
     task_from_record,
     task_record,
 )
+from lora_domains.tasks.rows import answers_in
 
 ASKED = {"role": "user", "content": "why"}
 SAID = {"role": "assistant", "content": "so"}
@@ -177,6 +180,43 @@ def test_what_is_no_conversation_is_refused_without_its_text(
         Chat().example(row(messages=value))
     assert SECRET not in str(caught.value)
     assert "b.csv, line 2" in str(caught.value)
+
+
+PAIRS = [["who", "me"], ["where", "here"]]
+BEFORE = [("user", "who"), ("assistant", "me"), ("user", "where"), ("assistant", "here")]
+
+
+@pytest.mark.parametrize("stored", [
+    PAIRS, json.dumps(PAIRS), str(PAIRS), [tuple(pair) for pair in PAIRS], np.array(PAIRS),
+    np.array([*map(np.array, PAIRS)], dtype=object), [{"role": r, "content": c} for r, c in BEFORE],
+])  # fmt: skip
+def test_turns_before_the_question_in_a_column(stored: Any) -> None:
+    task = Chat.from_columns(["instruction", "input", "output", "system", "history"])
+    assert task is not None
+    values = {"instruction": "why", "input": "", "output": "so", "system": "Be brief."}
+    example = task.example(row(**values, history=stored))
+    turns = [(turn["role"], turn["content"]) for turn in example.messages]
+    system, last = ("system", "Be brief."), [("user", "why"), ("assistant", "so")]
+    assert turns == [system, *BEFORE, *last]
+    assert len(answers_in(example.messages)) == 3
+    for none in ([], "", None, "[]", np.array([])):
+        assert len(task.example(row(**values, history=none)).messages) == 3
+    without = task.to_predict({"instruction": "why", "history": stored}, 0)
+    assert [turn["content"] for turn in without.messages][-2:] == ["here", "why"]
+
+
+@pytest.mark.parametrize("stored", ["of an illness", [["who"]], [1, 2], {"a": 1}, [["a", {"b": 1}]]])
+def test_what_is_no_history_is_refused(stored: Any) -> None:
+    task = Chat(user="q", assistant="a", history="history")
+    with pytest.raises(DataError, match=r"b\.csv, line 2, column 'history'"):
+        task.example(row(q="why", a="so", history=stored))
+
+
+def test_a_pair_of_answers_has_a_history() -> None:
+    task = Preference.from_columns(["instruction", "history", "chosen", "rejected"])
+    assert task is not None
+    example = task.example(row(instruction="why", history=PAIRS, chosen="so", rejected="no"))
+    assert [turn["content"] for turn in example.messages] == ["who", "me", "where", "here", "why"]
 
 
 def test_questions_and_answers_in_columns() -> None:
