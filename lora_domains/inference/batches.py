@@ -242,16 +242,20 @@ _cached: "weakref.WeakKeyDictionary[nn.Module, float]" = weakref.WeakKeyDictiona
 def trial_examples(
     rows: int, length: int, answer: int = 0, *, masked: bool = False
 ) -> list[EncodedExample]:
-    """Texts of nearly the same ``length``: they are padded, which takes an attention mask.
+    """Texts of nearly the same ``length``: they are padded, which takes an attention mask. They do
+    not begin alike, which would be read once.
 
     ``answer`` of their tokens are predicted, of a ``masked`` text in place.
     """
     lengths = [length - row % 2 - (0 if masked else answer) for row in range(rows)]
     places = tuple(range(answer)) if masked else ()
     return [
-        EncodedExample(f"trial {row}", (1,) * length, (1,) * answer, target=0, masked=places)
+        EncodedExample(
+            f"trial {row}", (1 + row % 2, *(1,) * length)[:length], (1,) * answer, target=0,
+            masked=places,
+        )
         for row, length in enumerate(lengths)
-    ]
+    ]  # fmt: skip
 
 
 @torch.no_grad()

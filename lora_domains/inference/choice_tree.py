@@ -6,7 +6,8 @@ ancestors only (tree attention; Miao et al. 2024, "SpecInfer", section 4.2), at 
 would have in its choice alone. The last token of a choice is predicted and never read.
 
 An instruction or few-shot examples before all texts are read once for each adapter; the texts
-attend to their keys and values, as to those of a cache in generation.
+attend to their keys and values, as to those of a cache in generation. In training they are read
+once in each pass, and the gradients of all texts flow back through them.
 """
 
 import inspect
@@ -24,8 +25,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lora_domains.inference.batches import TOKENS, Size, cached_bytes, text_size
 from lora_domains.inference.memory import TRIAL, pass_limit
-from lora_domains.modeling.batching import Batch, collate, padded
+from lora_domains.modeling.batching import PASS, Batch, collate, padded
 from lora_domains.modeling.routing import Mixed, current_route, entered, narrowed
+from lora_domains.placement import is_sharded
 from lora_domains.tokenization.encoded import EncodedExample, shared
 
 Choices = tuple[tuple[int, ...], ...]
@@ -200,7 +202,8 @@ def _logits(
 # ── The beginning of all prompts ────────────────────────────────────────────────────────────────
 
 LEAST_SHARED, LEAST_SAVED = 16, 512
-"""Tokens that all prompts share, and tokens that this saves, from which they are read once."""
+"""Tokens that all prompts share, and tokens that this saves, from which they are read once; in a
+pass of training from those that a pass costs (``PASS``)."""
 _whole: ContextVar[bool] = ContextVar("lora_domains_whole", default=False)
 _agrees: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
@@ -278,31 +281,48 @@ def whole_prompts() -> Iterator[None]:
 
 
 def begun(
-    model: Any, examples: Sequence[EncodedExample]
+    model: Any, examples: Sequence[EncodedExample], least: int = LEAST_SAVED
 ) -> tuple[Sequence[EncodedExample], Beginning | None]:
     """The rest of ``examples`` and the beginning of all their prompts, which is read here for each
-    adapter of the current route; ``examples`` and None where that saves little or is not possible.
+    adapter of the current route; ``examples`` and None where that saves less than ``least`` tokens
+    or is not possible.
     """
     size = _shared(examples)
     route = current_route(model)
     names = route.domains if isinstance(route, Mixed) else (None,) * len(examples)
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
     saved = size * (len(examples) - len(number))
-    possible = takes_logits_to_keep(model) and not _whole.get()
-    if not possible or size < LEAST_SHARED or saved < LEAST_SAVED:
-        return examples, None
-    longest = max(len(e) + max(map(len, e.choices), default=0) for e in examples)
-    kept = len(number) * size
-    if (
-        kept > TOKENS or kept * cached_bytes(model) > pass_limit(model) / 2
-        or not attends_by_mask(model, longest) or not reads_on(model)
-    ):  # fmt: skip
+    if _whole.get() or saved < least or not _goes_on(model, examples, size, len(number)):
         return examples, None
     rest = [replace(example, prompt=example.prompt[size:]) for example in examples]
     adapters = {id(example): number[name] for example, name in zip(rest, names, strict=True)}
     with narrowed(model, [names.index(name) for name in number]):
         read = _read(model, [examples[0].prompt[:size]] * len(number))
     return rest, Beginning(examples[0].prompt[:size], read, adapters)
+
+
+def saved_in_pass(
+    model: Any, examples: Sequence[EncodedExample], rows: float | None = None
+) -> float:
+    """Tokens that a pass of training over ``rows`` of ``examples``, by default all, saves by
+    reading their beginning once, less what one more pass costs; 0 where it reads whole prompts."""
+    size, launch = _shared(examples), PASS[model.device.type == "cpu"]
+    saved = size * ((rows or len(examples)) - 1) - launch
+    goes_on = saved > 0 and not is_sharded(model) and _goes_on(model, examples, size, 1)
+    return saved if goes_on else 0.0
+
+
+def _goes_on(model: Any, examples: Sequence[EncodedExample], size: int, adapters: int) -> bool:
+    """Whether ``model`` can read ``examples`` on after their first ``size`` tokens, which it keeps
+    for each of the ``adapters``."""
+    if size < LEAST_SHARED or not takes_logits_to_keep(model):
+        return False
+    longest = max(len(e) + max(map(len, e.choices), default=0) for e in examples)
+    kept = adapters * size
+    return (
+        kept <= TOKENS and kept * cached_bytes(model) <= pass_limit(model) / 2
+        and attends_by_mask(model, longest) and reads_on(model)
+    )  # fmt: skip
 
 
 def _shared(examples: Sequence[EncodedExample]) -> int:
@@ -319,7 +339,6 @@ def _shared(examples: Sequence[EncodedExample]) -> int:
     return size
 
 
-@torch.no_grad()
 def _read(model: Any, texts: Sequence[Sequence[int]]) -> dict[int, tuple[Tensor, Tensor]]:
     """The keys and values of each layer after reading ``texts``, all of one length."""
     read: dict[int, tuple[Tensor, Tensor]] = {}

@@ -25,9 +25,10 @@ from lora_domains.inference.choice_tree import (
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import IGNORED, Batch, chunks, collate
+from lora_domains.modeling.batching import IGNORED, PASS, Batch, chunks, collate
 from lora_domains.modeling.heads import Head, features, head_logits, head_logprobs
 from lora_domains.modeling.routing import entered, narrowed
+from lora_domains.placement import is_sharded
 from lora_domains.tasks import Outputs
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
@@ -122,6 +123,20 @@ def text_output(model: Any, examples: Sequence[EncodedExample], pad: int) -> Tex
     return batch, tail_logits(model, batch)
 
 
+def training_output(model: Any, examples: Sequence[EncodedExample], pad: int) -> TextOutput:
+    """``text_output`` for steps of one adapter: what all prompts begin with is read once.
+
+    Not of a sharded base, whose processes make the same passes over other rows.
+    """
+    least, beginning = PASS[model.device.type == "cpu"], None
+    if not is_sharded(model):
+        rest, beginning = begun(model, examples, least)
+    if beginning is None:
+        return text_output(model, examples, pad)
+    batch = collate(rest, pad, model.device)
+    return batch, beginning.tail(model, rest, batch)
+
+
 def text_nats(
     model: Any, examples: Sequence[EncodedExample], pad: int, weights: Tensor | None = None,
     output: TextOutput | None = None,
@@ -131,7 +146,7 @@ def text_nats(
     With ``weights`` (classes,) those of an answer are multiplied by that of its class. ``output``
     is that of ``text_output``, if the examples were read before.
     """
-    batch, logits = output or text_output(model, examples, pad)
+    batch, logits = output or training_output(model, examples, pad)
     nats = answer_nll(logits, batch)
     if weights is not None:
         of_rows = weights[[example.target for example in examples]]

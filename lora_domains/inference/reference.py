@@ -32,6 +32,7 @@ from lora_domains.inference.likelihoods import (
     answer_nll,
     choice_logprobs,
     text_output,
+    training_output,
 )
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -334,7 +335,7 @@ class Pairs:
         """The weighted nats of ``answers``, whose gradient is that of the loss of their pairs;
         ``output`` is that of ``text_output``, if they were read before."""
         base = self.bank.base
-        batch, logits = output or text_output(base.model, answers, base.pad)
+        batch, logits = output or training_output(base.model, answers, base.pad)
         nats = answer_nll(logits, batch).sum(1)
         weights = [self._weights.get(one.id, 1.0) for one in answers]
         return nats @ torch.tensor(weights, dtype=nats.dtype, device=nats.device)

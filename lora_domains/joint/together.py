@@ -2,17 +2,16 @@
 
 The cost of a step is counted in tokens: those of its passes with their padding, and for each pass
 what launching it and reading the base's weights takes (``batching.PASS``). Sharing passes saves the
-latter. Unlike a time, which benchmarks/speed/joint.py measures for comparison, the count is the
-same whenever a run is repeated.
+latter; a pass of one adapter reads once what all its prompts begin with. Unlike a time, which
+benchmarks/speed/joint.py measures for comparison, the count is the same whenever a run is repeated.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
-
-import torch
+from typing import Any, NamedTuple, Protocol
 
 from lora_domains.inference.batches import micro_batches
+from lora_domains.inference.choice_tree import saved_in_pass
 from lora_domains.inference.memory import free_bytes
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import SHARED_POSITIONS
@@ -92,7 +91,7 @@ def choose(base: Base, runs: Sequence[Planned]) -> Choice:
     room = int(FREE * free_bytes(base.device) / (STATE * largest))
     most = max(1, min(len(runs), MOST, room))
     steps = [_first_steps(run) for run in runs[:most]]
-    counted = {count: speed_up(base.device, steps[:count]) for count in range(2, most + 1)}
+    counted = {count: speed_up(base.model, steps[:count]) for count in range(2, most + 1)}
     together = max(counted, key=counted.__getitem__, default=1)
     limited = f"; memory for {most} at a time" if most == room < min(len(runs), MOST) else ""
     if counted.get(together, 0.0) < WORTHWHILE:
@@ -109,23 +108,26 @@ def choose(base: Base, runs: Sequence[Planned]) -> Choice:
     )
 
 
-def speed_up(device: torch.device, runs: Sequence[Sequence[Step]]) -> float:
+def speed_up(model: Any, runs: Sequence[Sequence[Step]]) -> float:
     """The cost of the first steps of ``runs``, one after another, over that of joint ones."""
     steps = list(zip(*runs, strict=True))
-    alone = sum(cost(device, [one]) for step in steps for one in step)
-    return alone / max(1e-9, sum(cost(device, step) for step in steps))
+    alone = sum(cost(model, [one]) for step in steps for one in step)
+    return alone / max(1e-9, sum(cost(model, step) for step in steps))
 
 
-def cost(device: torch.device, steps: Sequence[Step]) -> float:
+def cost(model: Any, steps: Sequence[Step]) -> float:
     """The cost in tokens of ``steps`` that are taken together: rows that are read alike share
     passes."""
-    total = 0.0
+    total, device = 0.0, model.device
     for head in {step.head for step in steps}:
         alike = [step.rows for step in steps if step.head == head]
         launch = PASS[device.type == "cpu"] + MIXED * (len(alike) - 1)
         token = SHARED[device.type == "cpu"] if len(alike) > 1 else 1.0
         passes = micro_batches([row for rows in alike for row in rows], device)
-        total += sum(token * len(part) * max(map(len, part)) + launch for part in passes)
+        for part in passes:
+            total += token * len(part) * max(map(len, part)) + launch
+            if len(alike) == 1 and not head:
+                total -= saved_in_pass(model, part)
     return total
 
 

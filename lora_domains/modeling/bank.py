@@ -336,6 +336,9 @@ def watch_calls(model: nn.Module) -> None:
 
     A route may outlive its calls, and the keys and values of a cache belong to the adapters that
     computed them. A call that continues a cache with other domains raises UsageError.
+
+    The output layer reads the last tokens of all rows as one matrix: torch multiplies a slice of a
+    tensor with frozen weights row by row, reading them anew for each (ten times as long on a CPU).
     """
     if getattr(model, "_lora_domains_watched", False):
         return
@@ -353,6 +356,9 @@ def watch_calls(model: nn.Module) -> None:
         if route is not None:
             route.release()
 
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if output is not None:
+        output.register_forward_pre_hook(lambda _, states: (states[0].contiguous(), *states[1:]))
     # Features are read from the model below the head, which is then called by itself.
     for module in {model, getattr(model, "base_model", model)}:
         module.register_forward_pre_hook(before, with_kwargs=True)

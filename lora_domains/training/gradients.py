@@ -5,7 +5,7 @@ row is relative to the tokens of the whole batch from the start.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,6 +20,7 @@ from lora_domains.distributed import ran_out
 from lora_domains.domain import Domain, Training
 from lora_domains.errors import OutOfMemory, UsageError
 from lora_domains.inference.batches import micro_batches, trial_examples
+from lora_domains.inference.choice_tree import whole_prompts
 from lora_domains.inference.likelihoods import TextOutput, text_nats, text_output
 from lora_domains.inference.memory import (
     TRIAL,
@@ -88,9 +89,8 @@ class Gradients:
         """Leave this process's share of the gradients in ``grad``; returns the nats of its rows.
 
         ``total`` is the number of supervised tokens of all ``rows``; ``texts`` are general texts,
-        by default those of the current step. When memory runs out, the
-        whole share is computed again in passes of half the size. Raises OutOfMemory when a single
-        row does not fit.
+        by default those of the current step. When memory runs out, the whole share is computed
+        again in passes of half the size. Raises OutOfMemory when a single row does not fit.
         """
         step, seed = self.state.total_steps, self.domain.training.seed
         texts = self.texts() if texts is None else texts
@@ -155,14 +155,12 @@ class Gradients:
         self, part: Sequence[EncodedExample], general: bool = False
     ) -> AbstractContextManager[None]:
         """Inside, a pass over ``part`` begins above the layers that read it before."""
-        inputs = self.inputs
-        if inputs is None:
+        if self.inputs is None:
             return nullcontext()
-        return inputs.of([self._tokens(row, general) for row in part])
+        return self.inputs.of([self._tokens(row, general) for row in part])
 
     def units(self, rows: Sequence[EncodedExample]) -> int:
-        """What the loss of a step is averaged over: pairs where answers are compared, else the
-        supervised tokens."""
+        """What the loss of a step is averaged over: compared pairs, or supervised tokens."""
         return len(rows) if self.pairs is not None else sum(row.supervised for row in rows)
 
     def texts(self) -> list[EncodedExample]:
@@ -212,21 +210,23 @@ class Gradients:
             torch.autograd.backward(self.general_loss(part, read) / total)
 
     def general_loss(
-        self, texts: Sequence[EncodedExample], text: TextOutput | None = None,
-        _features: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, texts: Sequence[EncodedExample], text: TextOutput | None = None, _: object = None
+    ) -> Tensor:
         """The loss on general ``texts``; ``text`` is what the model gives for them, if they were
-        read before. Read in every n-th step, it counts n times: the mean gradient is that of every
-        step."""
+        read before. In every n-th step it counts n times: the mean gradient is as in every step."""
         self.general.output = text
         try:
             return self.general_every * self.retention.loss(self.general, texts)
         finally:
             self.general.output = None
 
-    def _recomputing(self) -> AbstractContextManager[None]:
-        on = self.domain.training.gradient_checkpointing
-        return recomputing(self.model) if on else nullcontext()
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        if not self.domain.training.gradient_checkpointing:
+            yield
+            return
+        with whole_prompts(), recomputing(self.model):  # keys and values leave the layers
+            yield
 
     def _passes(
         self, rows: Sequence[EncodedExample], cost: PassCost | None

@@ -10,7 +10,7 @@ from lora_domains.adapters.peft import adapted_layers, new_adapter
 from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
 from lora_domains.domain import EPOCHS, Domain, Lora, Training
-from lora_domains.inference.choice_tree import tree
+from lora_domains.inference.choice_tree import saved_in_pass, tree
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import SENTENCE, own_layout
@@ -329,8 +329,9 @@ def _general_steps(
     """In every how many steps ``rows`` of the general ``texts`` are read, and the reason.
 
     As often as adds at most ``general_cost`` (``GENERAL_COST``) to what the domain's own tokens
-    cost, by their number alone and with the cost of one more pass (``PASS``). A token that is
-    predicted also costs its logits, as many multiplications as the output layer has weights.
+    cost, by their number alone and with the cost of one more pass (``PASS``). What all prompts
+    begin with counts once for a step. A token that is predicted also costs its logits, as many
+    multiplications as the output layer has weights.
     """
     layers = base.model.get_input_embeddings(), base.model.get_output_embeddings()
     tables = {id(p) for layer in layers if layer is not None for p in layer.parameters()}
@@ -342,6 +343,8 @@ def _general_steps(
 
     own = [row.encoded for row in dataset.train]
     step = cost(own, 0.0 if dataset.domain.task.head else logits) / steps
+    if not dataset.domain.task.head and not dataset.domain.training.gradient_checkpointing:
+        step -= saved_in_pass(base.model, own, len(own) / steps)
     general = rows * cost(texts, logits) / len(texts)
     launch, share = PASS[base.device.type == "cpu"], dataset.domain.training.general_cost
     if share is None:  # the embedded base's settings were measured without a limit

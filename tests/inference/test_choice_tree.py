@@ -1,5 +1,6 @@
 """Choices scored as one tree against each choice alone, over architectures and random trees."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +15,14 @@ from lora_domains.inference.batches import Budget
 from lora_domains.inference.choice_tree import (
     begun,
     choices_at_once,
+    saved_in_pass,
     takes_trees,
     tree,
     tree_size,
     whole_prompts,
 )
-from lora_domains.inference.likelihoods import answer_nats, choice_logprobs
-from lora_domains.modeling.batching import chunks
+from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, text_nats
+from lora_domains.modeling.batching import PASS, chunks
 from lora_domains.tokenization.encoded import EncodedExample
 
 EXACT = 1e-4
@@ -210,6 +212,41 @@ def test_a_beginning_that_is_read_once_changes_no_score(kind: str, attention: st
         whole = choice_logprobs(model, choices, 0), *answer_nats(model, answered, 0)
     for found, expected in zip(shared, whole, strict=True):
         np.testing.assert_allclose(found, expected, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize(("kind", "attention"), [
+    ("llama", "sdpa"), ("llama", "eager"), ("qwen3", "sdpa"), ("gpt2", "eager"),
+])  # fmt: skip
+def test_gradients_of_a_step_flow_back_through_its_beginning(kind: str, attention: str) -> None:
+    model, rows = made(kind, attention), with_beginning(answered=True, count=9)
+    parameters = [p.requires_grad_() for p in model.parameters()]
+    passes, ways = [], [nullcontext(), whole_prompts()]
+    model.register_forward_pre_hook(
+        lambda _, __, given: passes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    found = []
+    for way in ways:
+        with way:
+            nats = text_nats(model, rows, 0)
+        found.append((nats, *torch.autograd.grad(nats, parameters, allow_unused=True)))
+    longest = max(map(len, rows))
+    assert passes == [*passes[:-3], (1, 20), (9, longest - 20), (9, longest)]  # after a trial
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert found[0][1].abs().max() > 0.01
+
+
+def test_a_step_reads_whole_prompts_where_that_costs_no_more() -> None:
+    model, rows = made("llama", "sdpa"), with_beginning(answered=True, count=9)
+    assert saved_in_pass(model, rows) == 8 * 20 - PASS[True]
+    assert saved_in_pass(model, rows, 16.5) == 15.5 * 20 - PASS[True]
+    assert begun(model, rows, PASS[True])[1] is not None
+    for other in (rows[:5], with_beginning(answered=True, length=9)):
+        assert saved_in_pass(model, other) == 0
+        assert begun(model, other, PASS[True]) == (other, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice_tree, "is_sharded", lambda _: True)
+        assert saved_in_pass(model, rows) == 0
 
 
 @pytest.mark.parametrize(("rows", "why"), [

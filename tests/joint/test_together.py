@@ -1,6 +1,7 @@
 """How many runs share a pass: as many as save more than sharing costs, and as memory allows."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,21 @@ import torch
 from lora_domains.inference.batches import trial_examples
 from lora_domains.joint import together
 from lora_domains.joint.together import STATE, Choice, choose
+from lora_domains.modeling.base import load_base
+from lora_domains.modeling.batching import PASS
 from lora_domains.tokenization.encoded import EncodedExample
+
+CPU = torch.device("cpu")
+
+
+@dataclass(eq=False)
+class Whole:
+    """A model that reads whole prompts."""
+
+    config: Any = None
+    device: torch.device = CPU
+
+    def forward(self) -> None: ...
 
 
 @dataclass
@@ -35,7 +50,7 @@ class Planned:
 
 def chosen(runs: list[Planned], kind: str = "llama") -> Choice:
     config = SimpleNamespace(model_type=kind)
-    base: Any = SimpleNamespace(device=torch.device("cpu"), model=SimpleNamespace(config=config))
+    base: Any = SimpleNamespace(device=CPU, model=Whole(config))
     return choose(base, runs)
 
 
@@ -56,8 +71,19 @@ def test_only_rows_that_are_read_alike_share_passes() -> None:
     assert alone.together == 1
     assert "one has a head, and shares no pass with the other" in alone.reason
     step = [together._first_steps(run)[0] for run in (*headed, prompted)]
-    cpu = torch.device("cpu")
-    assert together.cost(cpu, step) == together.cost(cpu, step[:2]) + together.cost(cpu, step[2:])
+    model = Whole()
+    parts = together.cost(model, step[:2]), together.cost(model, step[2:])
+    assert together.cost(model, step) == sum(parts)
+
+
+def test_what_the_prompts_of_one_adapter_begin_with_costs_once(tiny_base: Path) -> None:
+    base = load_base(tiny_base, device="cpu").model
+    prompts = [(7,) * 40 + (8 + n,) * 5 for n in range(16)]
+    rows = [EncodedExample(str(n), prompt, (1,)) for n, prompt in enumerate(prompts)]
+    step = together.Step(False, rows)
+    launch = PASS[True]
+    assert together.cost(base, [step]) == 16 * 46 - 15 * 40 + 2 * launch
+    assert together.cost(base, [step, step]) > 2 * together.cost(base, [step])
 
 
 def test_both_answers_of_a_pair_count() -> None:

@@ -187,3 +187,15 @@ def test_the_tensors_of_the_last_few_configs_are_cached(
     scales = load_adapter(folders[0], base).scales
     scales.clear()
     assert load_adapter(folders[0], base).scales, "an adapter's scales are its own"
+
+
+def test_the_output_layer_reads_the_last_tokens_of_all_rows_at_once(bank: Bank) -> None:
+    """A slice of a tensor would be multiplied row by row."""
+    read: list[bool] = []
+    layer = bank.base.model.get_output_embeddings()
+    hook = layer.register_forward_pre_hook(lambda _, given: read.append(given[0].is_contiguous()))
+    with hook, torch.no_grad():
+        kept = bank.base.model(input_ids=token_ids(), logits_to_keep=2).logits
+    whole = bank.base.model(input_ids=token_ids()).logits
+    assert read == [True]
+    torch.testing.assert_close(kept, whole[:, -2:])

@@ -205,7 +205,9 @@ def test_turns_before_the_question_in_a_column(stored: Any) -> None:
     assert [turn["content"] for turn in without.messages][-2:] == ["here", "why"]
 
 
-@pytest.mark.parametrize("stored", ["of an illness", [["who"]], [1, 2], {"a": 1}, [["a", {"b": 1}]]])
+@pytest.mark.parametrize(
+    "stored", ["of an illness", [["who"]], [1, 2], {"a": 1}, [["a", {"b": 1}]]]
+)
 def test_what_is_no_history_is_refused(stored: Any) -> None:
     task = Chat(user="q", assistant="a", history="history")
     with pytest.raises(DataError, match=r"b\.csv, line 2, column 'history'"):

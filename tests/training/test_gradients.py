@@ -483,3 +483,32 @@ def test_a_run_ends_with_the_same_weights_with_and_without_recomputing(
     ]  # fmt: skip
     for name, wanted in weights[0].items():
         torch.testing.assert_close(weights[1][name], wanted, atol=1e-5, rtol=1e-4)
+
+
+# ── The beginning of all prompts ──────────────────────────────────────────────────────────────────
+
+
+def test_a_step_that_reads_a_beginning_once_has_the_gradients_of_whole_prompts(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    begin = tuple(7 + n % 50 for n in range(40))
+    rows = [
+        EncodedExample(f"{n}", (*begin, *(9 + n,) * (1 + n % 5)), (11 + n % 3, 2)) for n in range(8)
+    ]
+    found, passes = [], []
+    for on in (False, True):
+        domain = declared(make_rows(20), retention="none", gradient_checkpointing=on)
+        run = make_run(tmp_path / str(on), tiny_base, domain)
+        random = torch.Generator().manual_seed(0)
+        for lora in run.bank.trainable(run.adapter_name).values():
+            lora.b.data.copy_(torch.randn(lora.b.shape, generator=random) * 0.05)
+        hook = run.model.register_forward_pre_hook(
+            lambda _, __, given: passes.append(given["input_ids"].shape[1]), with_kwargs=True
+        )
+        found.append(one_step(run, rows))
+        hook.remove()
+        # Layers that are computed again keep no keys and values for another pass.
+        assert passes[-2:] == ([16, 47] if on else [40, 7])  # the memory of 16 tokens is measured
+    for name, wanted in found[1].items():
+        assert wanted.abs().max() > 1e-4
+        torch.testing.assert_close(found[0][name], wanted, atol=1e-6, rtol=1e-4)
