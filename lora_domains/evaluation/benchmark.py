@@ -22,7 +22,6 @@ from lora_domains.evaluation.contenders import (
     DomainScores,
     GeneralScores,
     general_knowledge,
-    largest_feature_move,
     rules,
     score_domain,
     score_general,
@@ -167,7 +166,7 @@ def _entry(bank: Bank, name: str, datasets: Mapping[str, Dataset]) -> AdapterEnt
         entry = foreign_card(bank[name], bank.base, domain, dataset.prepared).adapter
         # Of use where no text is scored (``_set_general``).
         scorer = Scorer(bank, Display(quiet=True))
-        move = largest_feature_move(scorer, name, scored_rows(dataset))
+        move = scorer.largest_move(scored_rows(dataset), name)
         entry.judged = {"base_changed": False, "largest_move": finite(move)}
         return entry
     card = bank[name].card

@@ -258,7 +258,8 @@ class GeneralScores:
 
     items: Items
     largest_move: float
-    """The largest absolute difference of a logit between adapter and base on the texts."""
+    """The largest absolute difference of a logit between adapter and base on the texts, or of a
+    feature; 0 without texts."""
 
 
 def score_general(
@@ -288,8 +289,9 @@ def score_general(
             pair = {"base": scores[None], "adapter": scores[name]}
             items[name] += question_items(rows, parts, pair, key)
     if general_knowledge(base) == "features":
-        for name, own in feature_items(scorer, max_length, adapters, key).items():
-            items[name] += own
+        for name, own in feature_scores(scorer, max_length, adapters, key).items():
+            items[name] += own.items
+            largest[name] = own.largest_move
     texts = drift_rows(base, suite, tokenization, scorer.display, in_part=scorer.in_part)
     if texts:
         moved = scorer.drift(Part("general text", LanguageModelling(), texts), adapters)
@@ -323,9 +325,9 @@ def general_knowledge(base: Base) -> str:
     return "masked tokens" if base.language_head else "features"
 
 
-def feature_items(
+def feature_scores(
     scorer: Scorer, max_length: int, adapters: Sequence[str], key: bytes
-) -> dict[str, Items]:
+) -> dict[str, GeneralScores]:
     """The items of each of ``adapters`` on ``feature_sets``: what linear probes of its features,
     and of the base's, predict."""
     base, items = scorer.bank.base, {name: Items() for name in adapters}
@@ -333,10 +335,12 @@ def feature_items(
     pooling, sets = own_layout(base).pooling, feature_sets()
     rows = [tokenization.encode_rows(one.examples()) for one in sets]
     every, ends = [row for part in rows for row in part], np.cumsum([len(part) for part in rows])
+    features: dict[str | None, np.ndarray] = {}
     predicted: dict[str | None, list[list[int]]] = {}
     for route in (None, *adapters):
         with scorer.bank.routed(route):
-            parts = np.split(scorer.features(every, pooling).numpy(), ends[:-1])
+            features[route] = scorer.features(every, pooling).numpy()
+        parts = np.split(features[route], ends[:-1])
         predicted[route] = distributed.on_main(partial(probed, parts))
     for n, (one, part) in enumerate(zip(sets, rows, strict=True)):
         scores: dict[str | None, Scores] = {
@@ -346,16 +350,8 @@ def feature_items(
         for name in adapters:
             pair = {"base": scores[None], "adapter": scores[name]}
             items[name] += question_items(part, [f"features/{one.name}"] * len(part), pair, key)
-    return items
-
-
-def largest_feature_move(scorer: Scorer, adapter: str, rows: Sequence[EncodedRow]) -> float:
-    """The largest change of a feature by the adapter, for a base without logits."""
-    features, pooling = [], own_layout(scorer.bank.base).pooling
-    for route in (None, adapter):
-        with scorer.bank.routed(route):
-            features.append(scorer.features(rows, pooling))
-    return float((features[0] - features[1]).abs().max())
+    moves = {name: float(np.abs(features[name] - features[None]).max()) for name in adapters}
+    return {name: GeneralScores(items[name], moves[name]) for name in adapters}
 
 
 # ── Everything ──────────────────────────────────────────────────────────────────────────────────
@@ -371,7 +367,7 @@ def score_adapter(
         general = score_general(scorer, suite, length, [name], key)[name]
         largest_move = general.largest_move
         if not largest_move:  # no text was scored
-            largest_move = largest_feature_move(scorer, name, scored_rows(dataset))
+            largest_move = scorer.largest_move(scored_rows(dataset), name)
     return own.items + general.items, {
         **rules(dataset.domain, scorer.bank.base),
         "largest_move": finite(largest_move),

@@ -32,6 +32,7 @@ from lora_domains.inference.scores import (
     without_text,
 )
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.heads import own_layout
 from lora_domains.probes.features import base_features
 from lora_domains.tasks import Task, task_record, without_reasoning
 from lora_domains.tasks.answers import unfinished
@@ -160,6 +161,14 @@ class Scorer:
         if self.shares and self.bank.current() is None:
             return base_features(base, encoded, pooling, progress)
         return text_features(base.model, encoded, base.pad, progress, pooling)
+
+    def largest_move(self, rows: Sequence[EncodedRow], adapter: str) -> float:
+        """The largest change of a feature of ``rows`` by the adapter."""
+        features, pooling = [], own_layout(self.bank.base).pooling
+        for route in (None, adapter):
+            with self.bank.routed(route):
+                features.append(self.features(rows, pooling))
+        return float((features[0] - features[1]).abs().max())
 
     def drift(self, part: Part, adapters: Sequence[str]) -> dict[str, list[dict[str, float]]]:
         """For each adapter the fields of ``likelihoods.drift`` of every row of ``part``."""
