@@ -354,13 +354,13 @@ def _modules(model: Any, where: str) -> tuple[list[nn.Module], nn.Module | None]
             found=type(model).__name__,
             hint="Leave --shard-base out; --load-in-4bit saves memory too.",
         )
-    embedding, output = model.get_input_embeddings(), _output_layer(model)
+    embedding, output = model.get_input_embeddings(), output_layer(model)
     tied = output is not None and output.weight is embedding.weight
     modules = [embedding, *layers, *([] if tied or output is None else [output])]
     return modules, output if tied else None
 
 
-def _output_layer(model: Any) -> Any:
+def output_layer(model: Any) -> Any:
     """The output layer of ``model``; None for an encoder whose untrained one was left out."""
     try:
         return model.get_output_embeddings()

@@ -34,6 +34,7 @@ from lora_domains.modeling.routing import (
     entered,
     mixed,
 )
+from lora_domains.placement import output_layer
 
 Domains = str | None | Sequence[str | None]
 """One adapter for a whole call, or one for each row; None is the base."""
@@ -356,8 +357,7 @@ def watch_calls(model: nn.Module) -> None:
         if route is not None:
             route.release()
 
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    if output is not None:
+    if (output := output_layer(model)) is not None:
         output.register_forward_pre_hook(lambda _, states: (states[0].contiguous(), *states[1:]))
     # Features are read from the model below the head, which is then called by itself.
     for module in {model, getattr(model, "base_model", model)}:
