@@ -507,8 +507,8 @@ def test_a_step_that_reads_a_beginning_once_has_the_gradients_of_whole_prompts(
         )
         found.append(one_step(run, rows))
         hook.remove()
-        # Layers that are computed again keep no keys and values for another pass.
-        assert passes[-2:] == ([16, 47] if on else [40, 7])  # the memory of 16 tokens is measured
+        # Before them the memory of a few tokens may be measured.
+        assert (passes[-1], 40 in passes) == ((47, False) if on else (7, True))
     for name, wanted in found[1].items():
         assert wanted.abs().max() > 1e-4
         torch.testing.assert_close(found[0][name], wanted, atol=1e-6, rtol=1e-4)
