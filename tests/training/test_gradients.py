@@ -505,6 +505,7 @@ def test_a_step_that_reads_a_beginning_once_has_the_gradients_of_whole_prompts(
         hook = run.model.register_forward_pre_hook(
             lambda _, __, given: passes.append(given["input_ids"].shape[1]), with_kwargs=True
         )
+        passes.clear()
         found.append(one_step(run, rows))
         hook.remove()
         # Before them the memory of a few tokens may be measured.
