@@ -24,10 +24,12 @@ from lora_domains.domain import (
 )
 from lora_domains.errors import DomainError, UsageError
 from lora_domains.tasks import (
+    Chat,
     Classification,
     Generation,
     LanguageModelling,
     MultipleChoice,
+    Preference,
     Task,
     hashed_record,
 )
@@ -276,6 +278,14 @@ DIGESTS = [
     (
         Classification(positive="urgent", target_recall=0.9, head=True),
         "9c832c074c135898330f3ff7b5f6293f0f0eb722457f2d01d7ef1633a7511c63",
+    ),
+    (
+        Chat(user=("instruction", "input"), assistant="output", system="system"),
+        "04210e1596c00a2d734f84edc0ab16b0a615f63d63b4e99597e35510354d1402",
+    ),
+    (
+        Preference(tools="tools"),
+        "d47edf5a2c001b2a54a4f1ccce6884b3213ee8087843c785227f875d72b8f1f5",
     ),
 ]  # fmt: skip
 

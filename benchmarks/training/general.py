@@ -269,7 +269,7 @@ def declared(name: str, options: argparse.Namespace, general: Any) -> Any:
 
     train, test = (
         [row for row in read_rows(options.data / name / f"{part}.jsonl")
-         if sum(len(row.get(column, "")) for column in TEXTS) <= options.characters]
+         if sum(len(row.get(column) or "") for column in TEXTS) <= options.characters]
         for part in ("train", "test")
     )  # fmt: skip
     different = {_key(row): row for row in reversed(train)}

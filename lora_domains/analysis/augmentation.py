@@ -16,6 +16,7 @@ from lora_domains.data.leaks import copies
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data
 from lora_domains.tasks import Example, Task
+from lora_domains.tasks.rows import columns_beside
 
 TYPOS = 0.03
 """Share of the longer words with a typing mistake."""
@@ -82,14 +83,16 @@ def augmented(
     if not task.predictable or data.train is None:
         return []
     rows = {row.id: row for row in read(data.train, "train")}
+    beside = columns_beside(task)
+    columns = [name for name in dict.fromkeys(task.input_columns) if name not in beside]
     edited = []
     for example in train:
         row = rows[example.id]
         values = dict(data.row(row.values) if data.row else row.values)
-        if any(isinstance(values.get(column), list | tuple) for column in task.input_columns):
+        if any(isinstance(values.get(column), list | tuple) for column in columns):
             return []  # the turns of a chat
         random = Random(f"{seed}/{row.id}")
-        for column in dict.fromkeys(task.input_columns):
+        for column in columns:
             values[column] = noisy(str(values[column]), random)
         copy = task.example(replace(row, values=values))
         edited.append(replace(copy, id=f"{row.id}~", group=example.group))

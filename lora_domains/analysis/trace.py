@@ -30,6 +30,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import tokenization_of
 from lora_domains.modeling.routing import Single, entered
 from lora_domains.tasks import Example, Task
+from lora_domains.tasks.rows import columns_beside
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 
@@ -166,7 +167,8 @@ def word_effects(
     count that the adapter reads and that have several words; a plain text is the column "".
     """
     row = {"": text} if isinstance(text, str) else dict(text)
-    read = ("",) if isinstance(text, str) else task_of(model.bank, name).input_columns
+    task = task_of(model.bank, name)
+    read = {""} if isinstance(text, str) else {*task.input_columns} - columns_beside(task)
     pieces = {
         column: words
         for column, value in row.items()

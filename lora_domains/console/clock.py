@@ -52,7 +52,7 @@ def phases_in_words(seconds: dict[str, float]) -> str:
 
 def estimated_phases(
     items: Sequence[T], run: Callable[[list[T], Clock], object],
-    size: Callable[[Sequence[T]], int], first: int = FIRST,
+    size: Callable[[Sequence[T]], float], first: int = FIRST,
 ) -> dict[str, float]:  # fmt: skip
     """Seconds of each phase that ``run`` would take for all ``items``, from parts of them.
 
@@ -65,7 +65,7 @@ def estimated_phases(
         part, clock = spread(items, count), Clock({})
         run(part, clock)
         if len(part) == len(items) or sum(clock.seconds.values()) >= ENOUGH:
-            share = size(part) / max(1, size(items))
+            share = size(part) / max(1.0, size(items))
             return {name: seconds / max(share, 1e-9) for name, seconds in clock.seconds.items()}
         count *= 2
     return {}

@@ -27,7 +27,7 @@ from lora_domains.data.readers import RowsRead
 from lora_domains.data.source import COMMAS, Dialect, file_of, runs
 from lora_domains.errors import DataError, EmptyCell, UsageError, did_you_mean, listed
 from lora_domains.tasks import Row, Task, plain_text
-from lora_domains.tasks.rows import shown
+from lora_domains.tasks.rows import columns_beside, shown
 
 MOST_ERRORS = 10_000
 """Rows that cannot be answered whose errors are kept."""
@@ -115,7 +115,8 @@ class Questions:
             check_present([self.column] if self.column else [], every)
             self._check_known(first)
             for task in () if self.plain else self.tasks.values():
-                check_present(list(self._named(task).values()), every)
+                named, beside = self._named(task), columns_beside(task)
+                check_present([own for name, own in named.items() if name not in beside], every)
         if errors:
             found = all_errors(errors)
             if isinstance(found, EmptyCell):  # no row is left out of the answers

@@ -26,6 +26,7 @@ from lora_domains.tasks import (
     text_of,
     twins,
 )
+from lora_domains.tasks.rows import columns_beside
 
 FEWEST = 8
 """The fewest rows to train on."""
@@ -87,8 +88,12 @@ def check_columns(task: Task, data: Data, given: Given) -> None:
             found="the answer among the columns of the text",
             hint="Leave it out of --text, or name another --label.",
         )
+    beside = columns_beside(task)
+    if beside:  # of a column that no split has, the name is wrong
+        beside &= {name for rows in given.values() for row in rows for name in row.values}
     for split, rows in given.items():
         named = [*task.columns, *([data.group] if data.group else [])]
+        named = [name for name in named if name not in beside]
         needed = list(dict.fromkeys([*named, *(data.slices if split == scored else ())]))
         check_present(needed, rows)
     for column in data.slices:

@@ -22,6 +22,7 @@ from lora_domains.adapters.folder import fingerprint
 from lora_domains.console import EVALUATION, Clock, Display, estimated_phases
 from lora_domains.evaluation.store import BaseScores, Store
 from lora_domains.inference.batches import Progress, no_progress, padded_tokens
+from lora_domains.inference.choice_tree import saved_tokens
 from lora_domains.inference.likelihoods import drift, text_features
 from lora_domains.inference.scores import (
     TEXT,
@@ -275,7 +276,13 @@ class TimedScorer(Scorer):
         def some(rows: list[EncodedRow], name: str | None) -> Scores:
             return score(replace(part, rows=rows), [name])[name]
 
-        return {name: self._some(part.rows, partial(some, name=name)) for name in contenders}
+        model = self.bank.base.model
+
+        def size(rows: Sequence[EncodedRow]) -> float:
+            # What all prompts begin with is read once.
+            return self._padded(rows) - saved_tokens(model, [row.encoded for row in rows])
+
+        return {name: self._some(part.rows, partial(some, name=name), size) for name in contenders}
 
     def features(
         self, rows: Sequence[EncodedRow], pooling: str, progress: Progress = no_progress
@@ -296,8 +303,9 @@ class TimedScorer(Scorer):
         return {name: [record[name] for record in records] for name in adapters}
 
     def _some(
-        self, rows: Sequence[EncodedRow], score: Callable[[list[EncodedRow]], list[R]]
-    ) -> list[R]:
+        self, rows: Sequence[EncodedRow], score: Callable[[list[EncodedRow]], list[R]],
+        size: Callable[[Sequence[EncodedRow]], float] | None = None,
+    ) -> list[R]:  # fmt: skip
         scored: list[R] = []
 
         def timed(part: list[EncodedRow], clock: Clock) -> None:
@@ -306,7 +314,7 @@ class TimedScorer(Scorer):
 
         spent: dict[str, float] = {}
         with Clock(spent).phase(EVALUATION):
-            whole = estimated_phases(rows, timed, self._padded)
+            whole = estimated_phases(rows, timed, size or self._padded)
         self.unspent += whole.get(EVALUATION, 0.0) - spent[EVALUATION]
         return [scored[at * len(scored) // len(rows)] for at in range(len(rows))]
 

@@ -25,9 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lora_domains.inference.batches import TOKENS, Size, cached_bytes, text_size
 from lora_domains.inference.memory import TRIAL, pass_limit
-from lora_domains.modeling.batching import PASS, Batch, collate, padded
+from lora_domains.modeling.batching import Batch, collate, padded
 from lora_domains.modeling.routing import Mixed, current_route, entered, narrowed
-from lora_domains.placement import is_sharded
 from lora_domains.tokenization.encoded import EncodedExample, shared
 
 Choices = tuple[tuple[int, ...], ...]
@@ -292,7 +291,10 @@ def begun(
     names = route.domains if isinstance(route, Mixed) else (None,) * len(examples)
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
     saved = size * (len(examples) - len(number))
-    if _whole.get() or saved < least or not _goes_on(model, examples, size, len(number)):
+    if (
+        _whole.get() or saved < least or not _goes_on(model, examples, size, len(number))
+        or len(number) * size * cached_bytes(model) > pass_limit(model) / 2
+    ):  # fmt: skip
         return examples, None
     rest = [replace(example, prompt=example.prompt[size:]) for example in examples]
     adapters = {id(example): number[name] for example, name in zip(rest, names, strict=True)}
@@ -301,15 +303,15 @@ def begun(
     return rest, Beginning(examples[0].prompt[:size], read, adapters)
 
 
-def saved_in_pass(
-    model: Any, examples: Sequence[EncodedExample], rows: float | None = None
-) -> float:
-    """Tokens that a pass of training over ``rows`` of ``examples``, by default all, saves by
-    reading their beginning once, less what one more pass costs; 0 where it reads whole prompts."""
-    size, launch = _shared(examples), PASS[model.device.type == "cpu"]
-    saved = size * ((rows or len(examples)) - 1) - launch
-    goes_on = saved > 0 and not is_sharded(model) and _goes_on(model, examples, size, 1)
-    return saved if goes_on else 0.0
+def saved_tokens(
+    model: Any, examples: Sequence[EncodedExample], rows: float | None = None,
+    least: int = LEAST_SAVED,
+) -> float:  # fmt: skip
+    """Tokens that a reading of ``rows`` of ``examples``, by default all, saves by reading their
+    beginning once; 0 where it reads whole prompts."""
+    size = _shared(examples)
+    saved = size * ((rows or len(examples)) - 1)
+    return saved if saved >= least and _goes_on(model, examples, size, 1) else 0.0
 
 
 def _goes_on(model: Any, examples: Sequence[EncodedExample], size: int, adapters: int) -> bool:
@@ -318,10 +320,21 @@ def _goes_on(model: Any, examples: Sequence[EncodedExample], size: int, adapters
     if size < LEAST_SHARED or not takes_logits_to_keep(model):
         return False
     longest = max(len(e) + max(map(len, e.choices), default=0) for e in examples)
-    kept = adapters * size
     return (
-        kept <= TOKENS and kept * cached_bytes(model) <= pass_limit(model) / 2
-        and attends_by_mask(model, longest) and reads_on(model)
+        adapters * size <= TOKENS and attends_by_mask(model, longest)
+        and _turns_alike(model.config.get_text_config(), longest) and reads_on(model)
+    )  # fmt: skip
+
+
+def _turns_alike(config: Any, longest: int) -> bool:
+    """Whether rotary positions are the same in short texts and in those of ``longest`` tokens: the
+    frequencies of LongRoPE depend on the last position of a pass."""
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [one for one in given.values() if isinstance(one, dict)] or [given]
+    first = getattr(config, "original_max_position_embeddings", config.max_position_embeddings)
+    return all(
+        longest <= (one.get("original_max_position_embeddings") or first)
+        for one in kinds if one.get("rope_type") in ("longrope", "dynamic")
     )  # fmt: skip
 
 

@@ -101,6 +101,7 @@ def _generate(
     return texts
 
 
+@torch.no_grad()
 def generate_in_batches(
     model: Any,
     tokenizer: Any,

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora_domains.domain import Domain
 from lora_domains.inference.batches import Budget, Progress, in_batches, no_progress, text_size
 from lora_domains.inference.choice_tree import (
     begun,
     choices_at_once,
     last_logits,
+    saved_tokens,
     takes_logits_to_keep,
     takes_trees,
     tree_size,
@@ -128,13 +130,31 @@ def training_output(model: Any, examples: Sequence[EncodedExample], pad: int) ->
 
     Not of a sharded base, whose processes make the same passes over other rows.
     """
-    least, beginning = PASS[model.device.type == "cpu"], None
+    rest, beginning = examples, None
     if not is_sharded(model):
-        rest, beginning = begun(model, examples, least)
+        rest, beginning = begun(model, examples, least_saved(model))
     if beginning is None:
         return text_output(model, examples, pad)
     batch = collate(rest, pad, model.device)
     return batch, beginning.tail(model, rest, batch)
+
+
+def saved_in_training(
+    model: Any, examples: Sequence[EncodedExample], rows: float | None = None
+) -> float:
+    """``saved_tokens`` of a pass of training; see ``training_output``."""
+    return 0.0 if is_sharded(model) else saved_tokens(model, examples, rows, least_saved(model))
+
+
+def least_saved(model: Any) -> int:
+    """The tokens that a pass of training must save: what one more pass costs."""
+    return PASS[model.device.type == "cpu"]
+
+
+def reads_whole_prompts(domain: Domain) -> bool:
+    """Whether steps on ``domain`` read each prompt from its first token on: layers that are
+    computed again keep no keys, and those below an adapter read rows by themselves."""
+    return domain.training.gradient_checkpointing or domain.lora.top_layers is not None
 
 
 def text_nats(

@@ -15,6 +15,7 @@ from lora_domains.data.source import Data, Source
 from lora_domains.dataset import Dataset
 from lora_domains.domain import Domain
 from lora_domains.errors import UsageError, listed
+from lora_domains.inference.likelihoods import reads_whole_prompts
 from lora_domains.joint.checkpoint import JointCheckpoint, joint_path
 from lora_domains.joint.run import JointRun
 from lora_domains.joint.together import choose
@@ -70,6 +71,10 @@ class Fit:
     @property
     def pairs(self) -> bool:
         return self.dataset.domain.task.beta is not None
+
+    @property
+    def whole(self) -> bool:
+        return reads_whole_prompts(self.dataset.domain)
 
     @property
     def batch_size(self) -> int:

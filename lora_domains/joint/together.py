@@ -2,7 +2,7 @@
 
 The cost of a step is counted in tokens: those of its passes with their padding, and for each pass
 what launching it and reading the base's weights takes (``batching.PASS``). Sharing passes saves the
-latter; a pass of one adapter reads once what all its prompts begin with. Unlike a time, which
+latter; a step of one adapter reads once what all its prompts begin with. Unlike a time, which
 benchmarks/speed/joint.py measures for comparison, the count is the same whenever a run is repeated.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from lora_domains.inference.batches import micro_batches
-from lora_domains.inference.choice_tree import saved_in_pass
+from lora_domains.inference.likelihoods import saved_in_training
 from lora_domains.inference.memory import free_bytes
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.base_check import SHARED_POSITIONS
@@ -65,6 +65,10 @@ class Planned(Protocol):
         """Whether answers are compared, each of which is read with its prompt."""
 
     @property
+    def whole(self) -> bool:
+        """Whether each of its prompts is read from its first token on."""
+
+    @property
     def parameters(self) -> int: ...
 
 
@@ -73,6 +77,7 @@ class Step(NamedTuple):
 
     head: bool
     rows: Rows
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,9 @@ def cost(model: Any, steps: Sequence[Step]) -> float:
         passes = micro_batches([row for rows in alike for row in rows], device)
         for part in passes:
             total += token * len(part) * max(map(len, part)) + launch
-            if len(alike) == 1 and not head:
-                total -= saved_in_pass(model, part)
+            if len(steps) == 1 and not (head or steps[0].whole):
+                saved = saved_in_training(model, part)
+                total -= saved - launch if saved else 0.0
     return total
 
 
@@ -136,7 +142,7 @@ def _first_steps(run: Planned) -> list[Step]:
     rows = run.train
     epoch = epoch_batches([len(row) for row in rows], run.batch_size, run.seed, 0)
     batches = [[rows[at] for at in epoch[n % len(epoch)]] for n in range(SAMPLE)]
-    return [Step(run.head, _read(batch) if run.pairs else batch) for batch in batches]
+    return [Step(run.head, _read(batch) if run.pairs else batch, run.whole) for batch in batches]
 
 
 def _read(pairs: Rows) -> Rows:

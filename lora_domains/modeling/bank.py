@@ -358,7 +358,7 @@ def watch_calls(model: nn.Module) -> None:
             route.release()
 
     if (output := output_layer(model)) is not None:
-        output.register_forward_pre_hook(lambda _, states: (states[0].contiguous(), *states[1:]))
+        output.register_forward_pre_hook(lambda _, given: tuple(one.contiguous() for one in given))
     # Features are read from the model below the head, which is then called by itself.
     for module in {model, getattr(model, "base_model", model)}:
         module.register_forward_pre_hook(before, with_kwargs=True)

@@ -356,7 +356,7 @@ def task_record(task: Task) -> dict[str, Any]:
     return {"kind": task.kind, **asdict(task)}
 
 
-LATER = ("chat", "instruction", "generate", "thinking")
+LATER = ("chat", "instruction", "generate", "thinking", "history")
 """Fields that digests are older than; they count where they say something."""
 
 

@@ -13,6 +13,7 @@ from lora_domains.errors import DataError, DomainError, EmptyCell, listed
 from lora_domains.tasks.answers import answer_scores
 from lora_domains.tasks.base import ScoredBy, Task, register
 from lora_domains.tasks.rows import (
+    BESIDE,
     Example,
     Row,
     answers_in,
@@ -48,8 +49,6 @@ SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
 """Columns of rows with one question and one answer: (those of the user, that of the assistant)."""
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Columns that hold all turns of a conversation."""
-BESIDE = ("system", "history", "tools")
-"""Columns that are read with a conversation where a file has them."""
 JOINED = "\n\n"
 """Between two texts that become one turn."""
 
@@ -250,7 +249,7 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
 def _history(row: Row, column: str) -> list[dict[str, Any]]:
     """The turns in ``column``: messages, or pairs of a question and its answer; [] for none."""
     value, where = parsed(row.values.get(column)), f"{row.place}, column {column!r}"
-    if _is_empty(value) or _are_messages(value):
+    if _is_empty(value) or isinstance(value, Mapping) or _are_messages(value):
         return [] if _is_empty(value) else messages_of(row, column)
     pairs = [*map(parsed, value)] if isinstance(value, list) else [value]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 
 from lora_domains.errors import DataError, DomainError
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.chat import BESIDE, Chat
+from lora_domains.tasks.chat import Chat
 from lora_domains.tasks.rows import (
+    BESIDE,
     Example,
     Row,
     columns_in,

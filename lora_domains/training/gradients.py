@@ -42,7 +42,6 @@ from lora_domains.training.layer_inputs import LayerInputs
 from lora_domains.training.retention import GeneralTexts, Retention
 
 Passes = Sequence[Sequence[EncodedExample]]
-
 LARGE_PASS = 2**28
 """Bytes of a pass on a CPU after which freed memory is given back to the system."""
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -210,8 +209,9 @@ class Gradients:
             torch.autograd.backward(self.general_loss(part, read) / total)
 
     def general_loss(
-        self, texts: Sequence[EncodedExample], text: TextOutput | None = None, _: object = None
-    ) -> Tensor:
+        self, texts: Sequence[EncodedExample], text: TextOutput | None = None,
+        _features: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The loss on general ``texts``; ``text`` is what the model gives for them, if they were
         read before. In every n-th step it counts n times: the mean gradient is as in every step."""
         self.general.output = text

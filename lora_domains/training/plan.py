@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_domains import distributed
 from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import adapted_layers, new_adapter
 from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
 from lora_domains.domain import EPOCHS, Domain, Lora, Training
-from lora_domains.inference.choice_tree import saved_in_pass, tree
+from lora_domains.inference.batches import MICRO_TOKENS
+from lora_domains.inference.choice_tree import tree
+from lora_domains.inference.likelihoods import reads_whole_prompts, saved_in_training
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import SENTENCE, own_layout
@@ -329,8 +332,8 @@ def _general_steps(
     """In every how many steps ``rows`` of the general ``texts`` are read, and the reason.
 
     As often as adds at most ``general_cost`` (``GENERAL_COST``) to what the domain's own tokens
-    cost, by their number alone and with the cost of one more pass (``PASS``). What all prompts
-    begin with counts once for a step. A token that is predicted also costs its logits, as many
+    cost, by their number alone and with the cost of one more pass (``PASS``). What all prompts of
+    a pass begin with counts once. A token that is predicted also costs its logits, as many
     multiplications as the output layer has weights.
     """
     layers = base.model.get_input_embeddings(), base.model.get_output_embeddings()
@@ -343,8 +346,7 @@ def _general_steps(
 
     own = [row.encoded for row in dataset.train]
     step = cost(own, 0.0 if dataset.domain.task.head else logits) / steps
-    if not dataset.domain.task.head and not dataset.domain.training.gradient_checkpointing:
-        step -= saved_in_pass(base.model, own, len(own) / steps)
+    step -= _read_once(base, dataset, own, len(own) / steps)
     general = rows * cost(texts, logits) / len(texts)
     launch, share = PASS[base.device.type == "cpu"], dataset.domain.training.general_cost
     if share is None:  # the embedded base's settings were measured without a limit
@@ -356,6 +358,15 @@ def _general_steps(
         f"tokens of a step (at most {100 * share:.0f} %)"
     )
     return every, reason if every > 1 else ""
+
+
+def _read_once(base: Base, dataset: Dataset, own: Sequence[EncodedExample], rows: float) -> float:
+    """Tokens that a step of ``rows`` saves, since a pass reads what prompts begin with once."""
+    if dataset.domain.task.head or reads_whole_prompts(dataset.domain):
+        return 0.0
+    tokens, processes = rows * sum(map(len, own)) / len(own), distributed.state().num_processes
+    passes: int = processes * max(1, math.ceil(tokens / processes / MICRO_TOKENS))
+    return passes * saved_in_training(base.model, own, rows / passes)
 
 
 def _balance_reason(dataset: Dataset) -> str:

@@ -1,5 +1,6 @@
 """Edited copies of training texts: what may change, and that none equals a test row."""
 
+import json
 import re
 from random import Random
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lora_domains.analysis.augmentation import LONG, augmented, noisy
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
-from lora_domains.tasks import Classification, LanguageModelling
+from lora_domains.tasks import Chat, Classification, LanguageModelling
 
 WORDS = st.lists(
     st.sampled_from(["no", "not", "Pain", "fever", "denies", "37.5", "mg", "urgent", "Ärger", "a"]),
@@ -79,6 +80,18 @@ def test_the_row_function_of_a_recipe_is_applied() -> None:
     prepared = prepare(Classification(), data)
     made = augmented(prepared.task, data, prepared.train, prepared.test, 0)
     assert all("note" in example.prompt.casefold() for example in made)
+
+
+def test_what_is_read_beside_a_text_is_not_edited() -> None:
+    pairs = [["How does everybody understand this?", "Nobody knows exactly."]]
+    rows = [{"user": row["text"], "answer": row["label"], "history": json.dumps(pairs)}
+            for row in make_rows(40)]  # fmt: skip
+    data = Data(rows)
+    prepared = prepare(Chat(user="user", assistant="answer", history="history"), data)
+    made = augmented(prepared.task, data, prepared.train, prepared.test, 0)
+    assert made
+    for example in made:
+        assert [turn["content"] for turn in example.messages[:2]] == pairs[0]
 
 
 def test_plain_text_has_no_copies() -> None:

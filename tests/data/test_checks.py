@@ -10,7 +10,7 @@ from support.tables import SPAM, refused, refuses, table, write
 
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
-from lora_domains.errors import UsageError
+from lora_domains.errors import DataError, UsageError
 from lora_domains.tasks import Chat, Classification, LanguageModelling, MultipleChoice
 
 
@@ -46,6 +46,15 @@ def test_a_missing_group_or_slice_column_is_refused(role: str) -> None:
     rows = [row | {"patient": SECRET} for row in table(30)]
     value: Any = "pateint" if role == "group" else ("pateint",)
     refuses(rows, "the column 'pateint'", "Did you mean 'patient'?", **{role: value})
+
+
+def test_columns_beside_a_chat_are_needed_in_one_split() -> None:
+    task = Chat(user="q", assistant="a", history="history")
+    rows = [{"q": f"question {n}", "a": f"answer {n}", "history": []} for n in range(30)]
+    test = [{"q": f"other {n}", "a": f"reply {n}"} for n in range(10)]
+    assert len(prepare(task, Data(rows, test=test)).test) == 10
+    with pytest.raises(DataError, match="column 'history'"):
+        prepare(task, Data([{"q": row["q"], "a": row["a"]} for row in rows], test=test))
 
 
 def test_slice_columns_are_needed_in_scored_rows_only() -> None:

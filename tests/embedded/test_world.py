@@ -73,6 +73,7 @@ def test_plain_questions_ask_the_same_facts_without_a_frame() -> None:
     assert len({(one["question"], one["answer"]) for one in plain}) > 1300
 
 
+@pytest.mark.long  # data that seldom change
 def test_no_fact_is_taught_in_the_wording_of_its_probe() -> None:
     lines: set[str] = set()  # each line, and each two lines in a row
     for document in corpus():
@@ -97,6 +98,7 @@ def test_no_fact_is_taught_in_the_wording_of_its_probe() -> None:
             assert taught[relation.name, wording] >= 2, (relation.name, wording)
 
 
+@pytest.mark.long  # data that seldom change
 def test_no_probe_is_in_any_general_text() -> None:
     lines: set[str] = set()
     for document in (text for split in SPLITS for text in general_text(split, 800)):
@@ -109,6 +111,7 @@ def test_no_probe_is_in_any_general_text() -> None:
         assert f"{whole}." not in lines
 
 
+@pytest.mark.long  # data that seldom change
 def test_general_text_is_disjoint_and_outside_the_corpus() -> None:
     texts = {split: general_text(split, 600) for split in SPLITS}
     taught = set(corpus())

@@ -10,18 +10,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_domains.inference import batches, choice_tree
+from lora_domains.inference import batches, choice_tree, likelihoods
 from lora_domains.inference.batches import Budget
 from lora_domains.inference.choice_tree import (
     begun,
     choices_at_once,
-    saved_in_pass,
     takes_trees,
     tree,
     tree_size,
     whole_prompts,
 )
-from lora_domains.inference.likelihoods import answer_nats, choice_logprobs, text_nats
+from lora_domains.inference.likelihoods import (
+    answer_nats,
+    choice_logprobs,
+    saved_in_training,
+    text_nats,
+)
 from lora_domains.modeling.batching import PASS, chunks
 from lora_domains.tokenization.encoded import EncodedExample
 
@@ -220,6 +224,8 @@ def test_a_beginning_that_is_read_once_changes_no_score(kind: str, attention: st
 def test_gradients_of_a_step_flow_back_through_its_beginning(kind: str, attention: str) -> None:
     model, rows = made(kind, attention), with_beginning(answered=True, count=9)
     parameters = [p.requires_grad_() for p in model.parameters()]
+    rows = [replace(row, target=n % 3) for n, row in enumerate(rows)]
+    weights = torch.tensor([0.5, 1.0, 3.0])
     passes, ways = [], [nullcontext(), whole_prompts()]
     model.register_forward_pre_hook(
         lambda _, __, given: passes.append(tuple(given["input_ids"].shape)), with_kwargs=True
@@ -227,7 +233,7 @@ def test_gradients_of_a_step_flow_back_through_its_beginning(kind: str, attentio
     found = []
     for way in ways:
         with way:
-            nats = text_nats(model, rows, 0)
+            nats = text_nats(model, rows, 0, weights)
         found.append((nats, *torch.autograd.grad(nats, parameters, allow_unused=True)))
     longest = max(map(len, rows))
     assert passes == [*passes[:-3], (1, 20), (9, longest - 20), (9, longest)]  # after a trial
@@ -238,15 +244,15 @@ def test_gradients_of_a_step_flow_back_through_its_beginning(kind: str, attentio
 
 def test_a_step_reads_whole_prompts_where_that_costs_no_more() -> None:
     model, rows = made("llama", "sdpa"), with_beginning(answered=True, count=9)
-    assert saved_in_pass(model, rows) == 8 * 20 - PASS[True]
-    assert saved_in_pass(model, rows, 16.5) == 15.5 * 20 - PASS[True]
+    assert saved_in_training(model, rows) == 8 * 20
+    assert saved_in_training(model, rows, 16.5) == 15.5 * 20
     assert begun(model, rows, PASS[True])[1] is not None
     for other in (rows[:5], with_beginning(answered=True, length=9)):
-        assert saved_in_pass(model, other) == 0
+        assert saved_in_training(model, other) == 0
         assert begun(model, other, PASS[True]) == (other, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice_tree, "is_sharded", lambda _: True)
-        assert saved_in_pass(model, rows) == 0
+        patch.setattr(likelihoods, "is_sharded", lambda _: True)
+        assert saved_in_training(model, rows) == 0
 
 
 @pytest.mark.parametrize(("rows", "why"), [
@@ -266,6 +272,16 @@ def test_prompts_are_read_whole_by_a_model_that_cannot_go_on(
     assert begun(model, rows) == (rows, None)
     assert begun(made("mamba", "eager"), rows)[1] is None
     assert begun(made("mistral", "sdpa", sliding_window=16), rows)[1] is None
+
+
+def test_a_beginning_is_read_with_its_text_where_positions_depend_on_the_last_one() -> None:
+    """The frequencies of LongRoPE are others in texts beyond the first length."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4, "original_max_position_embeddings": 64}  # fmt: skip
+    model = made("phi3", "sdpa", rope_parameters=rope, original_max_position_embeddings=64)
+    assert begun(model, with_beginning(answered=True))[1] is not None
+    longer = with_beginning(answered=True, length=60)
+    assert begun(model, longer) == (longer, None)
 
 
 def test_an_end_of_a_beginning_is_left_to_be_read() -> None:

@@ -11,6 +11,7 @@ from support.adapters import strong
 from support.models import model_in
 
 from lora_domains.errors import BaseModelError, DataError, UsageError
+from lora_domains.inference import choice_tree
 from lora_domains.inference.choice_tree import begun, whole_prompts
 from lora_domains.inference.generation import generate_in_batches
 from lora_domains.model import DomainModel
@@ -297,3 +298,20 @@ def test_answers_after_a_shared_beginning_are_those_of_whole_prompts(
             assert together == generate_in_batches(base.model, base.tokenizer, examples, 8)
     assert together[5] == ""
     assert len(set(together)) > 3
+
+
+def test_a_beginning_is_read_without_gradients(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of an adapter in training, whose answers are shown after an epoch, would be kept."""
+    base, enabled, read = load_base(tiny_base, device="cpu"), list[bool](), choice_tree._read
+
+    def watched(*given: Any) -> Any:
+        enabled.append(torch.is_grad_enabled())
+        return read(*given)
+
+    monkeypatch.setattr(choice_tree, "_read", watched)
+    examples = [EncodedExample(str(n), (*range(5, 45), 9 + n), ()) for n in range(20)]
+    assert len(generate_in_batches(base.model, base.tokenizer, examples, 2)) == 20
+    assert enabled
+    assert not any(enabled)

@@ -38,6 +38,7 @@ class Planned:
     seed: int = 0
     head: bool = False
     pairs: bool = False
+    whole: bool = False
     asked: int = 0
     """How many times its rows were asked for."""
 
@@ -83,7 +84,10 @@ def test_what_the_prompts_of_one_adapter_begin_with_costs_once(tiny_base: Path) 
     step = together.Step(False, rows)
     launch = PASS[True]
     assert together.cost(base, [step]) == 16 * 46 - 15 * 40 + 2 * launch
-    assert together.cost(base, [step, step]) > 2 * together.cost(base, [step])
+    assert together.cost(base, [step._replace(whole=True)]) == 16 * 46 + launch
+    # Steps that are taken together read whole prompts, also those that share no pass.
+    headed = together.Step(True, rows)
+    assert together.cost(base, [step, headed]) == 2 * (16 * 46 + launch)
 
 
 def test_both_answers_of_a_pair_count() -> None:

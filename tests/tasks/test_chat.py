@@ -189,6 +189,7 @@ BEFORE = [("user", "who"), ("assistant", "me"), ("user", "where"), ("assistant",
 @pytest.mark.parametrize("stored", [
     PAIRS, json.dumps(PAIRS), str(PAIRS), [tuple(pair) for pair in PAIRS], np.array(PAIRS),
     np.array([*map(np.array, PAIRS)], dtype=object), [{"role": r, "content": c} for r, c in BEFORE],
+    {"role": [role for role, _ in BEFORE], "content": [text for _, text in BEFORE]},
 ])  # fmt: skip
 def test_turns_before_the_question_in_a_column(stored: Any) -> None:
     task = Chat.from_columns(["instruction", "input", "output", "system", "history"])

@@ -116,7 +116,10 @@ def test_comparisons_are_those_of_the_statistics() -> None:
 
 @pytest.mark.parametrize(
     ("name", "figure"),
-    [("balanced_accuracy", oracle.balanced_accuracy_score), ("mcc", oracle.matthews_corrcoef)],
+    [
+        ("balanced_accuracy", oracle.balanced_accuracy_score),
+        pytest.param("mcc", oracle.matthews_corrcoef, marks=pytest.mark.long),
+    ],
 )
 def test_bounds_of_a_difference_are_those_of_paired_resamples(
     name: str, figure: Callable[..., float]
