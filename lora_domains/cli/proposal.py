@@ -14,6 +14,7 @@ from pathlib import Path
 from lora_domains.cli.columns import Column, columns_of, told_by, without_header
 from lora_domains.cli.flags import columns as columns_named
 from lora_domains.cli.flags import configured, domain_name, reading
+from lora_domains.console import Display
 from lora_domains.data.readers import read
 from lora_domains.data.source import FEWEST_READ, Data, file_of
 from lora_domains.domain import Domain
@@ -63,8 +64,8 @@ def proposed(flags: argparse.Namespace, *, whole: bool = False) -> Proposal:
     """The domain for the training rows in ``flags``.
 
     Where the columns were not both named, or for the ``whole`` of a recipe, a positive class and a
-    group are proposed too. Raises
-    DataError where no column of a text or of an answer can be told.
+    group are proposed too; otherwise a column that looks like one is warned of. Raises DataError
+    where no column of a text or of an answer can be told.
     """
     given = _beginning(flags)
     columns = columns_of(given)
@@ -72,6 +73,11 @@ def proposed(flags: argparse.Namespace, *, whole: bool = False) -> Proposal:
     name = domain_name(Path(flags.train)) if flags.name is None else flags.name
     domain = configured(Domain(name, task, Data(flags.train)), flags)
     if flags.text and flags.label and not whole:
+        if owner := _owner(domain, columns, len(given)):
+            Display().warn(
+                f"column {owner.name!r} ({owner.in_words}): rows with the same value may be among "
+                f"both training and test rows. Keep them together: --group {owner.name}"
+            )
         return Proposal(domain, reasons, columns)
     more = dict(reasons)
     if flags.positive is None:
@@ -336,11 +342,18 @@ def _with_positive(domain: Domain, given: Sequence[Row]) -> tuple[Domain, str]:
 
 def _with_group(domain: Domain, columns: Mapping[str, Column], rows: int) -> tuple[Domain, str]:
     """The domain with the column that says whose a row is as its group, where there is one."""
+    owner = _owner(domain, columns, rows)
+    if owner is None:
+        return domain, ""
+    why = f"{owner.name}: {owner.in_words}; rows with the same value stay in one split"
+    return replace(domain, data=replace(domain.data, group=owner.name)), why
+
+
+def _owner(domain: Domain, columns: Mapping[str, Column], rows: int) -> Column | None:
+    """The column that says whose a row is; None where there is none, or a group is named."""
     read = {*domain.task.columns}
     owners = [column for column in columns.values()
               if column.repeats and column.filled == rows and column.name not in read]  # fmt: skip
     if not owners or domain.data.group:
-        return domain, ""
-    owner = min(owners, key=lambda column: column.distinct)
-    why = f"{owner.name}: {owner.in_words}; rows with the same value stay in one split"
-    return replace(domain, data=replace(domain.data, group=owner.name)), why
+        return None
+    return min(owners, key=lambda column: column.distinct)

@@ -59,7 +59,9 @@ def test_an_attribute_of_the_person_comes_after_what_the_text_hardly_tells(tmp_p
     assert proposal(tmp_path, topics).domain.task == MultiLabel("Notiz", "themen")
 
 
-def test_flags_decide_before_the_proposal(tmp_path: Path) -> None:
+def test_flags_decide_before_the_proposal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = visits()
     found = proposal(tmp_path, rows, "--label", "ICD", "--group", "Fallnr")
     assert found.domain.task == Classification("Notiz", "ICD")
@@ -68,6 +70,9 @@ def test_flags_decide_before_the_proposal(tmp_path: Path) -> None:
     both = proposal(tmp_path, rows, "--text", "Notiz", "--label", "Dringlich")
     assert both.domain.task == Classification("Notiz", "Dringlich")
     assert (both.domain.data.group, both.reasons) == (None, {})
+    assert "Keep them together: --group Fallnr" in " ".join(capsys.readouterr().err.split())
+    proposal(tmp_path, rows, "--text", "Notiz", "--label", "Dringlich", "--group", "Fallnr")
+    assert capsys.readouterr().err == ""
     text = proposal(tmp_path, rows, "--text", "Notiz,Alter", "--positive", "none")
     assert text.domain.task == Classification(("Notiz", "Alter"), "Dringlich")
     number = proposal(tmp_path, rows, "--task", "number", "--label", "Alter")
