@@ -11,7 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parents[1]
 EXPERIMENTS = ("swap", "mixed_batch", "overhead", "residency", "training", "joint",
-               "joint_embedded", "growth", "evaluation", "beginning")  # fmt: skip
+               "joint_embedded", "growth", "evaluation", "beginning", "whole_run")  # fmt: skip
 BEGIN, END = "<!-- speed: from report.py -->", "<!-- end of speed -->"
 PLOT = "speed.svg"
 
@@ -28,7 +28,7 @@ def stored(folder: Path) -> list[dict[str, Any]]:
 
 def title(result: dict[str, Any]) -> str:
     where, dtypes = result["environment"]["device"], " and ".join(result["settings"]["dtypes"])
-    return f"{result['experiment']}, {dtypes}, {where}"
+    return ", ".join(filter(None, (result["experiment"], dtypes, where)))
 
 
 def table(result: dict[str, Any]) -> str:

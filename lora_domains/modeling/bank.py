@@ -339,7 +339,7 @@ def watch_calls(model: nn.Module) -> None:
     computed them. A call that continues a cache with other domains raises UsageError.
 
     The output layer reads the last tokens of all rows as one matrix: torch multiplies a slice of a
-    tensor with frozen weights row by row, reading them anew for each (ten times as long on a CPU).
+    tensor with frozen weights row by row, reading them anew for each.
     """
     if getattr(model, "_lora_domains_watched", False):
         return
