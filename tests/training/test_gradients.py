@@ -488,8 +488,9 @@ def test_a_run_ends_with_the_same_weights_with_and_without_recomputing(
 # ── The beginning of all prompts ──────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("more", [{}, {"dora": True}], ids=str)
 def test_a_step_that_reads_a_beginning_once_has_the_gradients_of_whole_prompts(
-    tmp_path: Path, tiny_base: Path
+    tmp_path: Path, tiny_base: Path, more: dict[str, Any]
 ) -> None:
     begin = tuple(7 + n % 50 for n in range(40))
     rows = [
@@ -497,7 +498,7 @@ def test_a_step_that_reads_a_beginning_once_has_the_gradients_of_whole_prompts(
     ]
     found, passes = [], []
     for on in (False, True):
-        domain = declared(make_rows(20), retention="none", gradient_checkpointing=on)
+        domain = declared(make_rows(20), retention="none", gradient_checkpointing=on, **more)
         run = make_run(tmp_path / str(on), tiny_base, domain)
         random = torch.Generator().manual_seed(0)
         for lora in run.bank.trainable(run.adapter_name).values():
@@ -511,5 +512,5 @@ def test_a_step_that_reads_a_beginning_once_has_the_gradients_of_whole_prompts(
         # Before them the memory of a few tokens may be measured.
         assert (passes[-1], 40 in passes) == ((47, False) if on else (7, True))
     for name, wanted in found[1].items():
-        assert wanted.abs().max() > 1e-4
-        torch.testing.assert_close(found[0][name], wanted, atol=1e-6, rtol=1e-4)
+        assert wanted.abs().max() > 1e-5
+        assert (found[0][name] - wanted).norm() <= 1e-4 * wanted.norm(), name
