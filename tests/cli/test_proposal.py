@@ -70,9 +70,9 @@ def test_flags_decide_before_the_proposal(
     both = proposal(tmp_path, rows, "--text", "Notiz", "--label", "Dringlich")
     assert both.domain.task == Classification("Notiz", "Dringlich")
     assert (both.domain.data.group, both.reasons) == (None, {})
-    assert "Keep them together: --group Fallnr" in " ".join(capsys.readouterr().err.split())
+    assert "Keep them together: --group PatID" in capsys.readouterr().out
     proposal(tmp_path, rows, "--text", "Notiz", "--label", "Dringlich", "--group", "Fallnr")
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     text = proposal(tmp_path, rows, "--text", "Notiz,Alter", "--positive", "none")
     assert text.domain.task == Classification(("Notiz", "Alter"), "Dringlich")
     number = proposal(tmp_path, rows, "--task", "number", "--label", "Alter")
