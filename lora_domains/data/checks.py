@@ -346,8 +346,8 @@ def _listed_cells(errors: Sequence[EmptyCell]) -> list[str]:
 
 def left_empty(task: Task, given: Given) -> list[str]:
     """Warnings for columns of the text that are empty in some rows, which do without them."""
-    warnings = []
-    for column in dict.fromkeys(task.input_columns):
+    warnings, beside = [], columns_beside(task)
+    for column in dict.fromkeys(name for name in task.input_columns if name not in beside):
         rows = [row for rows in given.values() for row in rows]
         texts = [plain_text(row.values.get(column)) for row in rows]  # None of a list
         empty = sum(text is not None and not text.strip() for text in texts)

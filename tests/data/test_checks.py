@@ -52,7 +52,9 @@ def test_columns_beside_a_chat_are_needed_in_one_split() -> None:
     task = Chat(user="q", assistant="a", history="history")
     rows = [{"q": f"question {n}", "a": f"answer {n}", "history": []} for n in range(30)]
     test = [{"q": f"other {n}", "a": f"reply {n}"} for n in range(10)]
-    assert len(prepare(task, Data(rows, test=test)).test) == 10
+    prepared = prepare(task, Data(rows, test=test))
+    assert len(prepared.test) == 10
+    assert not [warning for warning in prepared.warnings if "history" in warning]
     with pytest.raises(DataError, match="column 'history'"):
         prepare(task, Data([{"q": row["q"], "a": row["a"]} for row in rows], test=test))
 
