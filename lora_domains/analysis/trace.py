@@ -167,8 +167,10 @@ def word_effects(
     count that the adapter reads and that have several words; a plain text is the column "".
     """
     row = {"": text} if isinstance(text, str) else dict(text)
-    task = task_of(model.bank, name)
-    read = {""} if isinstance(text, str) else {*task.input_columns} - columns_beside(task)
+    read = {""}
+    if not isinstance(text, str):
+        task = task_of(model.bank, name)
+        read = {*task.input_columns} - columns_beside(task)
     pieces = {
         column: words
         for column, value in row.items()

@@ -331,9 +331,10 @@ def _turns_alike(config: Any, longest: int) -> bool:
     frequencies of LongRoPE depend on the last position of a pass."""
     given = getattr(config, "rope_parameters", None) or {}
     kinds = [one for one in given.values() if isinstance(one, dict)] or [given]
-    first = getattr(config, "original_max_position_embeddings", config.max_position_embeddings)
+    name = "original_max_position_embeddings"
+    first = getattr(config, name, None) or config.max_position_embeddings
     return all(
-        longest <= (one.get("original_max_position_embeddings") or first)
+        longest <= (one.get(name) or first)
         for one in kinds if one.get("rope_type") in ("longrope", "dynamic")
     )  # fmt: skip
 

@@ -80,6 +80,7 @@ class Bank:
         self._kept = 2 if base.device.type == "cpu" else 1
         self._lock = threading.RLock()
         watch_calls(base.model)
+        read_rows_at_once(base.model)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -330,6 +331,8 @@ def _own(adapter: Adapter, device: torch.device) -> tuple[Tensor, Weights]:
 
 CACHE_ROUTE = "_lora_domains_route"
 """Attribute of a key-value cache: the domains that it was computed with."""
+AT_ONCE = "_lora_domains_at_once"
+"""Attribute of an output layer that reads rows at once."""
 
 
 def watch_calls(model: nn.Module) -> None:
@@ -337,9 +340,6 @@ def watch_calls(model: nn.Module) -> None:
 
     A route may outlive its calls, and the keys and values of a cache belong to the adapters that
     computed them. A call that continues a cache with other domains raises UsageError.
-
-    The output layer reads the last tokens of all rows as one matrix: torch multiplies a slice of a
-    tensor with frozen weights row by row, reading them anew for each.
     """
     if getattr(model, "_lora_domains_watched", False):
         return
@@ -357,12 +357,19 @@ def watch_calls(model: nn.Module) -> None:
         if route is not None:
             route.release()
 
-    if (output := output_layer(model)) is not None:
-        output.register_forward_pre_hook(lambda _, given: tuple(one.contiguous() for one in given))
     # Features are read from the model below the head, which is then called by itself.
     for module in {model, getattr(model, "base_model", model)}:
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after, with_kwargs=True, always_call=True)
+
+
+def read_rows_at_once(model: nn.Module) -> None:
+    """Let the output layer read the last tokens of all rows as one matrix: torch multiplies a slice
+    of a tensor with frozen weights row by row, and reads the weights for each."""
+    if (output := output_layer(model)) is None or getattr(output, AT_ONCE, False):
+        return
+    setattr(output, AT_ONCE, True)
+    output.register_forward_pre_hook(lambda _, given: tuple(one.contiguous() for one in given))
 
 
 def _check_cache(cache: Any, route: Route | None) -> None:

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_domains import distributed
 from lora_domains.adapters.parent import Parent
 from lora_domains.adapters.peft import adapted_layers, new_adapter
 from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
 from lora_domains.domain import EPOCHS, Domain, Lora, Training
 from lora_domains.inference.batches import MICRO_TOKENS
-from lora_domains.inference.choice_tree import tree
-from lora_domains.inference.likelihoods import reads_whole_prompts, saved_in_training
+from lora_domains.inference.choice_tree import saved_tokens, tree
+from lora_domains.inference.likelihoods import least_saved, reads_whole_prompts
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import SENTENCE, own_layout
@@ -361,12 +360,14 @@ def _general_steps(
 
 
 def _read_once(base: Base, dataset: Dataset, own: Sequence[EncodedExample], rows: float) -> float:
-    """Tokens that a step of ``rows`` saves, since a pass reads what prompts begin with once."""
+    """Tokens that a step of ``rows`` saves, since a pass reads what prompts begin with once.
+
+    On one process and an unsharded base: a run that is resumed on others has the same plan.
+    """
     if dataset.domain.task.head or reads_whole_prompts(dataset.domain):
         return 0.0
-    tokens, processes = rows * sum(map(len, own)) / len(own), distributed.state().num_processes
-    passes: int = processes * max(1, math.ceil(tokens / processes / MICRO_TOKENS))
-    return passes * saved_in_training(base.model, own, rows / passes)
+    passes = max(1, math.ceil(rows * sum(map(len, own)) / len(own) / MICRO_TOKENS))
+    return passes * saved_tokens(base.model, own, rows / passes, least_saved(base.model))
 
 
 def _balance_reason(dataset: Dataset) -> str:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,30 @@ def test_general_text_costs_at_most_two_fifths_of_the_domains_tokens(
     if every > 1:  # a little more often would cost more
         cheaper = make_run(tmp_path, tiny_base, with_settings(spam, general_cost=0.2))
         assert cheaper.plan.general_every > every
+
+
+def test_what_prompts_begin_with_counts_once_wherever_the_run_goes_on(
+    tmp_path: Path, tiny_base: Path, own_texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be resumed on other processes, or on a base that is sharded: its plan may not
+    change."""
+    rows = [{"text": "river " * 40 + f"{n}", "label": "ab"[n % 2]} for n in range(160)]
+    domain = declared(rows, task=Classification(), batch_size=16)
+    model = model_in(tmp_path, tiny_base)
+
+    def every(**settings: Any) -> int:
+        dataset = model.dataset(with_settings(domain, general_cost=0.1, **settings))
+        return make_plan(model.base, dataset).general_every
+
+    once = every()
+    assert once > every(gradient_checkpointing=True)  # which reads whole prompts
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_domains.inference.likelihoods.is_sharded", lambda _: True)
+        assert every() == once
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_domains.distributed.state", lambda: SimpleNamespace(
+            num_processes=2, process_index=0, is_main_process=True))  # fmt: skip
+        assert every() == once
 
 
 def test_the_embedded_base_reads_general_text_in_every_step(tmp_path: Path) -> None:
