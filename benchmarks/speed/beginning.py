@@ -1,6 +1,6 @@
 """Rows whose prompts begin alike: the beginning read once, and read with every row.
 
-    python benchmarks/speed/beginning.py --base .bases/smollm2 --threads 2 --rows 32   # 9 minutes
+    python benchmarks/speed/beginning.py --base .bases/smollm2 --threads 2 --rows 32   # 14 minutes
     python benchmarks/speed/beginning.py                                     # on the embedded base
 
 Both score the same test rows of the embedded domain *spam* by the base: in its chat template, where

@@ -1,6 +1,6 @@
 """A whole run, from the command to the verdict, beside the script that a user would write.
 
-    python benchmarks/speed/whole_run.py --rows DIR --bases .bases     # an hour on a quiet machine
+    python benchmarks/speed/whole_run.py --rows DIR --bases .bases     # many hours on a CPU
     python benchmarks/speed/whole_run.py --rows DIR --bases .bases --only banking77 --rounds 1
     python benchmarks/speed/whole_run.py --rows DIR --bases .bases --train 300 --test 300
 

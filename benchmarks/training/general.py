@@ -5,7 +5,7 @@
     python benchmarks/training/general.py --table                        # of the stored runs
     python benchmarks/training/general.py --tiny --data DATA             # a trial, on the CPU
 
-On two cores of a CPU a run takes seven minutes with short rows, fewer epochs and fewer questions:
+On two cores of a CPU runs are shorter with short rows, fewer epochs and fewer questions:
 ``--domains sms_spam twitter_financial_news medquad --characters 500 --epochs 2 --questions 300``.
 Such runs are stored elsewhere (``--out``).
 

@@ -28,6 +28,7 @@ def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DomainMo
     tasks = {
         "labels": Classification(labels=LABELS), "columns": columns,
         "answers": Generation(max_new_tokens=4), "chat": Chat(max_new_tokens=4),
+        "history": Chat(user="user", assistant="answer", history="before", max_new_tokens=4),
     }  # fmt: skip
     for name, task in tasks.items():
         made.bank.add(with_task(strong(made.base, name), made.base, task))
@@ -87,6 +88,12 @@ def test_each_column_of_a_row_has_its_words(model: DomainModel) -> None:
     # A column of one word cannot be left out: its cell would be empty.
     row["title"] = "red"
     assert list(word_effects(model, row, "columns", answer)) == ["body"]
+
+
+def test_no_word_is_left_out_of_what_is_read_beside_a_text(model: DomainModel) -> None:
+    row = {"user": "red stone", "before": '[["green river", "alpha beta"]]'}
+    (answer,) = model.predict(row, "history")
+    assert list(word_effects(model, row, "history", answer)) == ["user"]
 
 
 def test_a_text_of_one_word_has_no_effects(model: DomainModel) -> None:

@@ -21,9 +21,13 @@ from support.models import Fitted
 from lora_domains import atomic
 from lora_domains.cli.verbs import predict as verb
 from lora_domains.console import files
+from lora_domains.console.files import Questions
 from lora_domains.console.rows import read_blocks
+from lora_domains.data.readers import RowsRead
+from lora_domains.errors import DataError
 from lora_domains.inference import batches
 from lora_domains.inference.predict import Prediction
+from lora_domains.tasks import Chat, Row
 
 ROWS = [{"id": f"a-{n:03}", "text": f"red alpha {n}\nbeta"} for n in range(50)]
 ROWS_OF_ONE_LINE = [{"id": f"a-{n}", "text": f"red {n}"} for n in range(50)]
@@ -487,3 +491,16 @@ def test_adapters_of_several_bases_do_not_answer_together(
     assert run("predict", "--out", str(wards), "--domain-column", "ward", "--input", path) == 2
     assert "adapters of one base" in capsys.readouterr().err
     assert not model.loaded
+
+
+def test_rows_to_predict_may_lack_a_column_beside_their_text() -> None:
+    task = Chat(user="question", assistant="answer", history="before")
+    rows = [Row({"question": f"question {n}"}, "input", n, f"row {n}") for n in range(3)]
+    found = Questions(lambda: iter([RowsRead(rows)]), lambda _: task, "support")
+    found.check(lambda _: None)
+    assert [one.text for one in found] == [
+        {"question": f"question {n}", "before": None} for n in range(3)
+    ]
+    lacking = [Row({"before": "[]"}, "input", 0, "row 0")]
+    with pytest.raises(DataError, match="column 'question'"):
+        Questions(lambda: iter([RowsRead(lacking)]), lambda _: task, "support").check(print)

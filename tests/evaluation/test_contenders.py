@@ -3,14 +3,20 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
 from support.adapters import strong
 from support.models import QUIET, SUITE
 
+from lora_domains.console import Clock
+from lora_domains.evaluation import scorer
 from lora_domains.evaluation.contenders import score_general
-from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.evaluation.scorer import Part, Scorer, TimedScorer
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
+from lora_domains.tasks import Classification, Example
+from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 
 
 def test_a_nan_after_the_first_move_is_kept(tiny_base: Path) -> None:
@@ -28,3 +34,26 @@ def test_a_nan_after_the_first_move_is_kept(tiny_base: Path) -> None:
     ]
     assert 0 < moves[0] < math.inf
     assert math.isnan(moves[1])
+
+
+def test_an_estimate_knows_that_a_beginning_is_read_once(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[float] = []
+
+    def estimated(rows: Any, run: Any, size: Any) -> dict[str, float]:
+        sizes.append(size(rows))
+        run(rows[:1], Clock({}))
+        return {}
+
+    monkeypatch.setattr(scorer, "estimated_phases", estimated)
+    bank = Bank(load_base(tiny_base, device="cpu"))
+    task = Classification(labels=("a", "b"))
+    for begin in (40, 0):
+        rows = [
+            EncodedRow(Example(f"{n}", "", ""), EncodedExample(
+                f"{n}", (*(7,) * begin, *(9 + n,) * (60 - begin)), (), ((11,), (12,)), 0))
+            for n in range(20)
+        ]  # fmt: skip
+        TimedScorer(bank, QUIET).scores(Part("rows", task, rows), [None])
+    assert sizes[1] - sizes[0] == 19 * 40
