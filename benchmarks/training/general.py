@@ -163,6 +163,7 @@ class Worker:
         from lora_domains.evaluation.scorer import Scorer
         from lora_domains.inference.likelihoods import answer_nats, choices_and_nats
         from lora_domains.inference.reference import Reference
+        from lora_domains.inference.scores import choice_score
         from lora_domains.training.validation import validation_figures
 
         model = self.model
@@ -170,13 +171,15 @@ class Worker:
         rows = [row.encoded for row in dataset.test]
         found: dict[str, float] = {}
         with model.bank.routed(adapter):
-            logprobs = None
+            records = None
             if rows[0].choices:
                 logprobs, nats, tokens = choices_and_nats(core, rows, pad)
+                records = [choice_score(dataset.domain.task, row, example)
+                           for row, example in zip(logprobs, rows, strict=True)]  # fmt: skip
             else:
                 nats, tokens = answer_nats(core, rows, pad)
             found["nats"] = float(nats.sum() / tokens.sum())
-            figures = validation_figures(dataset.domain, rows, logprobs, found["nats"])
+            figures = validation_figures(dataset.domain, rows, records, found["nats"])
             found["score"] = float(figures["score"])
             nats, tokens = answer_nats(core, self.wikitext, pad)
             found["wikitext"] = float(nats.sum() / tokens.sum())
